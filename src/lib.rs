@@ -1,14 +1,25 @@
-pub fn add(left: u64, right: u64) -> u64 {
-    left + right
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn it_works() {
-        let result = add(2, 2);
-        assert_eq!(result, 4);
-    }
-}
+//! imgsnap: block-level incremental snapshots of disk images. See README.md, DESIGN.md and FORMAT.md.
+pub mod chain;
+pub mod codec;
+pub mod delta;
+pub mod diff;
+pub mod digest;
+pub mod error;
+pub mod format;
+pub mod head;
+pub mod manifest;
+pub mod pipeline;
+pub mod progress;
+pub mod repository;
+pub mod restore;
+pub mod rollback;
+pub mod scan;
+pub mod snapshot;
+pub mod source;
+pub mod store;
+#[expect(unsafe_code, reason = "the one file; see its contract")]
+mod sys;
+pub mod target;
+pub mod units;
+pub mod verify;
+pub mod view;

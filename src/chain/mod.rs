@@ -1,0 +1,178 @@
+//! A snapshot and its ancestors, opened and checked against each other: the index of an image.
+//!
+//! ```text
+//! layer 0, the snapshot     ..DD....Z...      D data, Z zero, . not in this file
+//! layer 1, its parent       .D.....DD...
+//! layer 2, the base         DDDDDDDD....
+//! as the cursor sees it     DDDDDDDDZ       each block by its newest layer; zero if none has it
+//! ```
+
+mod compare;
+mod cursor;
+
+pub use compare::Comparison;
+pub use cursor::{ChainCursor, Span, State};
+
+use crate::delta::{Caches, Delta};
+use crate::digest::{Hasher, ImageDigest};
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::Lineage;
+use crate::manifest::{Manifest, Snapshot};
+use crate::store::Store;
+use crate::units::Geometry;
+use std::sync::Arc;
+use uuid::Uuid;
+
+/// A snapshot with all its ancestors.
+#[derive(Clone)]
+pub struct Chain {
+    /// Newest first, the base last; never empty.
+    layers: Vec<Arc<Delta>>,
+    tip: Arc<Delta>,
+    geometry: Geometry,
+}
+
+impl Chain {
+    /// Opens the chain of a snapshot and checks its links (FORMAT.md section 5).
+    ///
+    /// # Errors
+    /// `Corrupt` if a file is damaged, missing, or not the one that the manifest or its child names.
+    pub fn open(
+        store: &Arc<dyn Store>,
+        manifest: &Manifest,
+        id: Uuid,
+        caches: &Caches,
+    ) -> Result<Self> {
+        let mut layers = Vec::new();
+        for snapshot in manifest.lineage(id)? {
+            let delta = open_delta(store, manifest, snapshot, caches)?;
+            layers.push(Arc::new(delta));
+        }
+        Self::link(layers)
+    }
+
+    /// Checks the links of open files, newest first.
+    pub fn link(layers: Vec<Arc<Delta>>) -> Result<Self> {
+        for (child, parent) in layers.iter().zip(layers.iter().skip(1)) {
+            check_link(child, parent)?;
+        }
+        let (Some(tip), Some(base)) = (layers.first().cloned(), layers.last()) else {
+            return Err(Error::new(ErrorKind::InvalidInput, "a chain without snapshots"));
+        };
+        if base.footer().parent.is_some() {
+            return Err(Error::corrupt(format!("{}: its parent is missing", base.location())));
+        }
+        let geometry = Geometry::new(tip.header().block_size, tip.footer().image_bytes)?;
+        Ok(Self { layers, tip, geometry })
+    }
+
+    /// The newest file.
+    pub fn tip(&self) -> &Arc<Delta> {
+        &self.tip
+    }
+
+    /// Newest first.
+    pub fn layers(&self) -> &[Arc<Delta>] {
+        &self.layers
+    }
+
+    /// Block size of the chain and length of the image at the tip.
+    pub fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    /// The keyed function of the chain.
+    pub fn hasher(&self) -> &Hasher {
+        self.tip.hasher()
+    }
+
+    /// Digest of the image at the tip.
+    pub fn image_digest(&self) -> ImageDigest {
+        self.tip.footer().image_digest
+    }
+
+    /// What a child of the tip says of it.
+    pub fn as_parent(&self) -> Lineage {
+        Lineage {
+            parent_id: self.tip.footer().snapshot_id,
+            image_bytes: self.geometry.image_bytes,
+            image_digest: self.image_digest(),
+        }
+    }
+
+    /// Fails if a snapshot must not be built on this chain (FORMAT.md H4).
+    pub fn check_extendable(&self) -> Result<()> {
+        match self.layers.iter().find(|d| d.header().features.read_compatible != 0) {
+            None => Ok(()),
+            Some(delta) => {
+                let what = format!("{}: unknown feature bits", delta.location());
+                Err(Error::new(ErrorKind::Unsupported, what)
+                    .hint("a later imgsnap wrote this; use that one, or take a --full snapshot"))
+            }
+        }
+    }
+
+    /// True if equal digests mean equal blocks in both: one algorithm, key and block size.
+    pub fn is_comparable(&self, other: &Self) -> bool {
+        let key = |c: &Self| (c.hasher().algorithm(), c.hasher().key().0, c.geometry.block_size);
+        key(self) == key(other)
+    }
+
+    /// Walks the index from block 0.
+    pub fn cursor(&self) -> Result<ChainCursor> {
+        ChainCursor::new(&self.layers)
+    }
+}
+
+/// Opens the delta file of a snapshot and checks that it is the one that the manifest names.
+pub fn open_delta(
+    store: &Arc<dyn Store>,
+    manifest: &Manifest,
+    snapshot: &Snapshot,
+    caches: &Caches,
+) -> Result<Delta> {
+    let place = format!("{}@{}", manifest.name, snapshot.number);
+    let file = format!("{}/{}", manifest.name, snapshot.file);
+    let delta = Delta::open(store.clone(), &file, caches).map_err(|e| match e.kind() {
+        ErrorKind::NotFound => {
+            let what = format!("{place}: its file {} is missing", store.location(&file));
+            Error::corrupt(what).hint("put the file back, or restore another snapshot")
+        }
+        _ => e.at(&place),
+    })?;
+    let footer = delta.footer();
+    let same = delta.footer_digest() == snapshot.footer_digest
+        && footer.file_bytes == snapshot.file_bytes
+        && footer.snapshot_id == snapshot.id
+        && footer.parent.map(|p| p.parent_id) == snapshot.parent
+        && footer.image_digest == snapshot.image_digest
+        && delta.header().image_id == manifest.image_id;
+    if !same {
+        let what = format!("{place}: {} is not the file of this snapshot", delta.location());
+        return Err(
+            Error::corrupt(what).hint("the file was renamed or replaced; put the right one back")
+        );
+    }
+    Ok(delta)
+}
+
+fn check_link(child: &Delta, parent: &Delta) -> Result<()> {
+    let (lower, upper) = (parent.header(), child.header());
+    let link = child.footer().parent;
+    let wrong = if link.map(|p| p.parent_id) != Some(parent.footer().snapshot_id) {
+        "its parent is another snapshot"
+    } else if upper.image_id != lower.image_id {
+        "its parent is of another image"
+    } else if (upper.block_size, upper.algorithm, upper.key)
+        != (lower.block_size, lower.algorithm, lower.key)
+    {
+        "its parent has another block size, digest or key"
+    } else if link.map(|p| (p.image_bytes, p.image_digest))
+        != Some((parent.footer().image_bytes, parent.footer().image_digest))
+    {
+        "its parent had another content"
+    } else {
+        return Ok(());
+    };
+    Err(Error::corrupt(format!("{}: {wrong} than {}", child.location(), parent.location())))
+}

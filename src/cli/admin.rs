@@ -1,0 +1,148 @@
+//! `imgsnap delete`, `label`, `forget`, `repair` and `relink`
+
+use super::printer::Printer;
+use super::{exit, list, output, repo};
+use imgsnap::error::{Error, ErrorKind, Result};
+use imgsnap::progress::Context;
+use imgsnap::repository::{Reference, Repaired, Repository};
+use serde_json::json;
+use std::io::{BufRead, IsTerminal, Write};
+use std::path::Path;
+use std::process::ExitCode;
+
+pub fn delete(
+    repository: &Repository,
+    reference: &Reference,
+    printer: &Printer,
+    context: &Context,
+) -> Result<ExitCode> {
+    let name = &reference.name;
+    let deleted = repository.delete(name, &reference.at, context)?;
+    if printer.is_json() {
+        printer.json(&json!({
+            "name": name,
+            "number": deleted.number,
+            "ref": format!("{name}@{}", deleted.number),
+            "freed_bytes": deleted.file_bytes,
+        }))?;
+    } else {
+        let what = repo::with_size(name, deleted.number, deleted.file_bytes);
+        printer.line(&format!("deleted {what}"))?;
+    }
+    Ok(exit::DONE)
+}
+
+pub fn label(
+    repository: &Repository,
+    reference: &Reference,
+    label: Option<&str>,
+    printer: &Printer,
+    context: &Context,
+) -> Result<ExitCode> {
+    let name = &reference.name;
+    let snapshot = repository.label(name, &reference.at, label, context)?;
+    if printer.is_json() {
+        printer.json(&list::snapshot_json(name, &snapshot, None))?;
+    } else {
+        let what = label.map_or("has no label".into(), |label| format!("is \"{label}\""));
+        printer.line(&format!("{name}@{} {what}", snapshot.number))?;
+    }
+    Ok(exit::DONE)
+}
+
+pub fn forget(
+    repository: &Repository,
+    name: &str,
+    yes: bool,
+    printer: &Printer,
+    context: &Context,
+) -> Result<ExitCode> {
+    let count = repository.list(name, context)?.manifest.snapshots.len() as u64;
+    if !yes && std::io::stdin().is_terminal() && std::io::stderr().is_terminal() {
+        let what = output::plural(count, "snapshot");
+        if !confirm(&format!("remove \"{name}\" with {what} for ever? [y/N] "))? {
+            return Err(Error::new(ErrorKind::Interrupted, "nothing was removed"));
+        }
+    }
+    let (snapshots, freed) = repository.forget(name, context)?;
+    if printer.is_json() {
+        printer.json(&json!({"name": name, "snapshots": snapshots, "freed_bytes": freed}))?;
+    } else {
+        let what = output::plural(snapshots, "snapshot");
+        printer.line(&format!("forgot \"{name}\": {what}, {} freed", output::bytes(freed)))?;
+    }
+    Ok(exit::DONE)
+}
+
+fn confirm(question: &str) -> Result<bool> {
+    let failed = |e| Error::io("cannot ask", e);
+    let mut err = std::io::stderr().lock();
+    err.write_all(question.as_bytes()).and_then(|()| err.flush()).map_err(failed)?;
+    let mut answer = String::new();
+    std::io::stdin().lock().read_line(&mut answer).map_err(failed)?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+}
+
+pub fn repair(
+    repository: &Repository,
+    name: Option<&str>,
+    printer: &Printer,
+    context: &Context,
+) -> Result<ExitCode> {
+    let names = match name {
+        Some(name) => vec![name.to_owned()],
+        None => repository.names()?,
+    };
+    for name in names {
+        match repository.repair(&name, context)? {
+            Repaired::Nothing if printer.is_json() => {
+                printer.json(&json!({"name": name, "rebuilt": false}))?;
+            }
+            Repaired::Nothing => {
+                printer.line(&format!("{name}: the manifest is sound, nothing to repair"))?;
+            }
+            Repaired::Rebuilt { snapshots, unused, source } if printer.is_json() => {
+                let unused: Vec<_> = unused
+                    .iter()
+                    .map(|(file, reason)| json!({"file": file, "reason": reason}))
+                    .collect();
+                printer.json(&json!({
+                    "name": name,
+                    "rebuilt": true,
+                    "snapshots": snapshots,
+                    "unused": unused,
+                    "source": source,
+                }))?;
+            }
+            Repaired::Rebuilt { snapshots, unused, source } => {
+                let what = output::plural(snapshots, "snapshot");
+                printer.line(&format!("{name}: rebuilt the manifest with {what}"))?;
+                for (file, reason) in &unused {
+                    printer.line(&format!("  not used, kept: {file}: {reason}"))?;
+                }
+                if source.is_none() {
+                    let hint = format!("\"imgsnap relink {name} IMAGE\"");
+                    printer.line(&format!("  the live file is not known any more: {hint}"))?;
+                }
+                printer.line(&format!("  now check it with \"imgsnap verify {name}\""))?;
+            }
+        }
+    }
+    Ok(exit::DONE)
+}
+
+pub fn relink(
+    repository: &Repository,
+    name: &str,
+    image: &Path,
+    printer: &Printer,
+    context: &Context,
+) -> Result<ExitCode> {
+    let path = repository.relink(name, image, context)?;
+    if printer.is_json() {
+        printer.json(&json!({"name": name, "source": path}))?;
+    } else {
+        printer.line(&format!("the live file of \"{name}\" is {}", path.display()))?;
+    }
+    Ok(exit::DONE)
+}

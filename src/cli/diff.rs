@@ -1,0 +1,104 @@
+//! `imgsnap diff`
+
+use super::printer::Printer;
+use super::{exit, output, repo};
+use imgsnap::diff::{Difference, MAP_REGIONS, Side, diff};
+use imgsnap::error::{ErrorKind, Result};
+use imgsnap::progress::Context;
+use imgsnap::repository::{Reader, Reference, Repository};
+use imgsnap::source::RawFile;
+use serde_json::json;
+use std::path::Path;
+use std::process::ExitCode;
+
+pub fn run(
+    place: Option<&Path>,
+    before: &str,
+    after: &str,
+    printer: &Printer,
+    context: &Context,
+) -> Result<ExitCode> {
+    // Two images can be compared without any repository.
+    let repository = match repo::open(place) {
+        Ok(repository) => Some(repository),
+        Err(e)
+            if e.kind() == ErrorKind::NotFound && !before.contains('@') && !after.contains('@') =>
+        {
+            None
+        }
+        Err(e) => return Err(e),
+    };
+    let mut readers = Vec::new();
+    let one = side(repository.as_ref(), before, &mut readers, context)?;
+    let other = side(repository.as_ref(), after, &mut readers, context)?;
+    let difference = diff(one, other, context)?;
+    if printer.is_json() {
+        let extents: Vec<_> = difference
+            .extents
+            .iter()
+            .map(|(offset, bytes)| json!({"offset": offset, "bytes": bytes}))
+            .collect();
+        printer.json(&json!({
+            "before": before,
+            "after": after,
+            "before_bytes": difference.image_bytes.0,
+            "after_bytes": difference.image_bytes.1,
+            "block_bytes": difference.block_size.bytes(),
+            "changed_blocks": difference.changed_blocks,
+            "changed_bytes": difference.changed_bytes,
+            "extent_count": difference.extent_count,
+            "extents": extents,
+            "from_tables": difference.from_tables,
+        }))?;
+    } else {
+        printer.line(&describe(before, after, &difference))?;
+    }
+    Ok(exit::DONE)
+}
+
+fn side(
+    repository: Option<&Repository>,
+    text: &str,
+    readers: &mut Vec<Reader>,
+    context: &Context,
+) -> Result<Side> {
+    let reference = text.parse::<Reference>();
+    match (repository, reference) {
+        (Some(repository), Ok(reference)) if !Path::new(text).exists() => {
+            let reader = repository.read(&reference.name, context)?;
+            let chain = repository.chain(&reader, reader.find(&reference.at)?.id)?;
+            // It holds the lock that keeps the files of the chain.
+            readers.push(reader);
+            Ok(Side::Snapshot(chain))
+        }
+        _ => Ok(Side::Image(Box::new(RawFile::open(Path::new(text))?))),
+    }
+}
+
+fn describe(before: &str, after: &str, d: &Difference) -> String {
+    let longer = d.image_bytes.0.max(d.image_bytes.1);
+    let mut text = format!("{before} -> {after}");
+    if d.image_bytes.0 != d.image_bytes.1 {
+        let (from, to) = (output::bytes(d.image_bytes.0), output::bytes(d.image_bytes.1));
+        text.push_str(&format!("\n  image      {from} -> {to}"));
+    }
+    if d.changed_blocks == 0 {
+        return format!("{text}\n  identical  {} compared", output::bytes(longer));
+    }
+    text.push_str(&format!(
+        "\n  changed    {}, {} of {} ({} of the image)\n  extents    {}, {} on average",
+        output::bytes(d.changed_bytes),
+        output::plural(d.changed_blocks, "block"),
+        output::bytes(d.block_size.bytes().into()),
+        output::percent(d.changed_bytes, longer),
+        output::count(d.extent_count),
+        output::bytes(d.changed_bytes / d.extent_count.max(1)),
+    ));
+    if let Some((offset, bytes)) = d.extents.iter().max_by_key(|(_, bytes)| bytes) {
+        let (bytes, offset) = (output::bytes(*bytes), output::bytes(*offset));
+        text.push_str(&format!("\n  largest    {bytes} at {offset}"));
+    }
+    let region = longer.div_ceil(MAP_REGIONS as u64).max(1);
+    let shares: Vec<f64> = d.map.iter().map(|bytes| *bytes as f64 / region as f64).collect();
+    format!("{text}\n  map        one cell is {}\n{}", output::bytes(region), output::map(&shares))
+}

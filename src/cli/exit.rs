@@ -1,0 +1,24 @@
+//! Exit codes: all of them stand here, and in the README.
+
+use imgsnap::error::ErrorKind;
+use std::process::ExitCode;
+
+/// Done.
+pub const DONE: ExitCode = ExitCode::SUCCESS;
+/// Failed; nothing is lost.
+pub const FAILED: ExitCode = ExitCode::FAILURE;
+
+/// Damage found.
+pub fn damaged() -> ExitCode {
+    ExitCode::from(3)
+}
+
+/// The code for a kind of error. 2, wrong usage, is clap's.
+pub fn code(kind: ErrorKind) -> ExitCode {
+    match kind {
+        ErrorKind::Corrupt => damaged(),
+        ErrorKind::Busy => ExitCode::from(4),
+        ErrorKind::Interrupted => ExitCode::from(130),
+        _ => FAILED,
+    }
+}

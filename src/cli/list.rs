@@ -1,0 +1,228 @@
+//! `imgsnap list` and `imgsnap show`
+
+use super::printer::Printer;
+use super::{exit, output};
+use imgsnap::error::Result;
+use imgsnap::manifest::Snapshot;
+use imgsnap::progress::Context;
+use imgsnap::repository::{Listing, Reference, Repository};
+use serde_json::{Value, json};
+use std::process::ExitCode;
+
+/// A snapshot for programs: the same everywhere.
+pub fn snapshot_json(name: &str, s: &Snapshot, parent_number: Option<u64>) -> Value {
+    json!({
+        "name": name,
+        "number": s.number,
+        "ref": format!("{name}@{}", s.number),
+        "id": s.id,
+        "parent": s.parent,
+        "parent_number": parent_number,
+        "kind": if s.parent.is_none() { "base" } else { "delta" },
+        "label": s.label,
+        "time": s.time.to_string(),
+        "image_bytes": s.image_bytes,
+        "image_digest": s.image_digest.to_hex(),
+        "block_bytes": s.block_bytes,
+        "read_bytes": s.read_bytes,
+        "changed_blocks": s.changed_blocks,
+        "changed_bytes": s.changed_bytes,
+        "data_blocks": s.data_blocks,
+        "zero_blocks": s.zero_blocks,
+        "unread_blocks": s.unread_blocks,
+        "stored_bytes": s.file_bytes,
+        "seconds": s.seconds,
+    })
+}
+
+pub fn list(
+    repository: &Repository,
+    name: Option<&str>,
+    printer: &Printer,
+    context: &Context,
+) -> Result<ExitCode> {
+    let names = match name {
+        Some(name) => vec![name.to_owned()],
+        None => repository.names()?,
+    };
+    let mut values = Vec::new();
+    let mut damage = None;
+    if names.is_empty() && !printer.is_json() {
+        printer.line(&format!("no images in {} yet", repository.location()))?;
+    }
+    for (index, name) in names.iter().enumerate() {
+        let listing = match repository.list(name, context) {
+            Ok(listing) => listing,
+            // One damaged image does not hide the others.
+            Err(e) if names.len() > 1 => {
+                context.progress().warn(&e.to_string());
+                damage = Some(exit::code(e.kind()));
+                continue;
+            }
+            Err(e) => return Err(e),
+        };
+        warn_of_mixture(&listing, context);
+        if printer.is_json() {
+            let manifest = &listing.manifest;
+            let parent =
+                |s: &Snapshot| s.parent.and_then(|id| manifest.by_id(id)).map(|p| p.number);
+            for s in &manifest.snapshots {
+                let mut value = snapshot_json(name, s, parent(s));
+                if let Some(object) = value.as_object_mut() {
+                    object.insert("head".into(), (listing.head.snapshot == Some(s.id)).into());
+                }
+                values.push(value);
+            }
+        } else {
+            let gap = if index == 0 { "" } else { "\n" };
+            printer.line(&format!("{gap}{}", describe(&listing)))?;
+        }
+    }
+    if printer.is_json() {
+        printer.json(&Value::Array(values))?;
+    }
+    Ok(damage.unwrap_or(exit::DONE))
+}
+
+fn warn_of_mixture(listing: &Listing, context: &Context) {
+    let manifest = &listing.manifest;
+    if let Some(intent) = listing.head.intent {
+        let name = &manifest.name;
+        let target = manifest.by_id(intent.target).map_or("?".into(), |s| s.number.to_string());
+        context.progress().warn(&format!(
+            "a rollback of \"{name}\" to {name}@{target} was interrupted: its live image is a mixture; \
+             finish it with \"imgsnap rollback {name} --to {name}@{target}\""
+        ));
+    }
+}
+
+fn describe(listing: &Listing) -> String {
+    let manifest = &listing.manifest;
+    let stored: u64 = manifest.snapshots.iter().map(|s| s.file_bytes).sum();
+    let source = manifest.source.as_ref();
+    let source = source.map_or("(live file unknown)".into(), |p| p.display().to_string());
+    let title = format!(
+        "{}  {source}  {}, {} stored",
+        manifest.name,
+        output::plural(manifest.snapshots.len() as u64, "snapshot"),
+        output::bytes(stored)
+    );
+    if manifest.snapshots.is_empty() {
+        return title;
+    }
+    let rows: Vec<Vec<String>> = manifest.snapshots.iter().map(|s| row(listing, s)).collect();
+    let headings =
+        [">#", "TIME", "AGE", "FROM", ">IMAGE", ">CHANGED", ">STORED", ">RATIO", "LABEL"];
+    format!("{title}\n{}", output::table(&headings, &rows))
+}
+
+fn row(listing: &Listing, s: &Snapshot) -> Vec<String> {
+    let manifest = &listing.manifest;
+    let parent = s.parent.and_then(|id| manifest.by_id(id));
+    let is_head = listing.head.snapshot == Some(s.id);
+    let mut notes: Vec<String> = s.label.iter().cloned().collect();
+    notes.extend(is_head.then(|| "(head)".to_owned()));
+    notes.extend((s.unread_blocks > 0).then(|| "(incomplete: unread blocks)".to_owned()));
+    vec![
+        s.number.to_string(),
+        output::time(s.time),
+        output::age(s.time),
+        parent.map_or("base".into(), |p| format!("@{}", p.number)),
+        output::bytes(s.image_bytes),
+        output::bytes(s.changed_bytes),
+        output::bytes(s.file_bytes),
+        output::percent(s.file_bytes, s.changed_bytes),
+        notes.join(" "),
+    ]
+}
+
+pub fn show(
+    repository: &Repository,
+    reference: &Reference,
+    printer: &Printer,
+    context: &Context,
+) -> Result<ExitCode> {
+    let listing = repository.list(&reference.name, context)?;
+    let reader = repository.read(&reference.name, context)?;
+    let s = reader.find(&reference.at)?;
+    let manifest = &listing.manifest;
+    let chain = repository.chain(&reader, s.id)?;
+    let ancestors = reader.manifest().lineage(s.id)?;
+    let stored: u64 = ancestors.iter().map(|a| a.file_bytes).sum();
+    let name = &reference.name;
+    let parent = s.parent.and_then(|id| manifest.by_id(id)).map(|p| p.number);
+    let children: Vec<u64> = manifest.children(s.id).map(|c| c.number).collect();
+    let is_head = listing.head.snapshot == Some(s.id);
+    let counts = chain.tip().footer().counts;
+    if printer.is_json() {
+        let mut value = snapshot_json(name, s, parent);
+        if let Some(object) = value.as_object_mut() {
+            object.insert("head".into(), is_head.into());
+            object.insert("file".into(), chain.tip().location().into());
+            object.insert("digest".into(), chain.hasher().algorithm().to_string().into());
+            object.insert("frames".into(), counts.frames.into());
+            object.insert("frame_bytes".into(), counts.frame_bytes.into());
+            object.insert("chain".into(), ancestors.iter().map(|a| a.number).collect());
+            object.insert("chain_bytes".into(), stored.into());
+            object.insert("children".into(), children.into());
+        }
+        printer.json(&value)?;
+        return Ok(exit::DONE);
+    }
+    let refs = |numbers: &[u64]| match numbers {
+        [] => "none".to_owned(),
+        some => some.iter().map(|n| format!("{name}@{n}")).collect::<Vec<_>>().join(", "),
+    };
+    let block_bytes = u64::from(s.block_bytes);
+    let rows: Vec<(&str, String)> = vec![
+        ("label", s.label.clone().unwrap_or("none".into())),
+        ("time", format!("{}, {}", output::time(s.time), output::age(s.time))),
+        ("parent", parent.map_or("none: this is a base".into(), |p| refs(&[p]))),
+        ("children", refs(&children)),
+        (
+            "head",
+            if is_head { "yes: the live image last equalled this snapshot" } else { "no" }.into(),
+        ),
+        (
+            "image",
+            format!("{} ({} bytes)", output::bytes(s.image_bytes), output::count(s.image_bytes)),
+        ),
+        (
+            "changed",
+            format!(
+                "{} in {} of {} ({} stored, {} became zero)",
+                output::bytes(s.changed_bytes),
+                output::plural(s.changed_blocks, "block"),
+                output::bytes(block_bytes),
+                output::count(s.data_blocks),
+                output::count(s.zero_blocks)
+            ),
+        ),
+        (
+            "stored",
+            format!(
+                "{} ({} of what changed) in {}",
+                output::bytes(s.file_bytes),
+                output::percent(s.file_bytes, s.changed_bytes),
+                output::plural(counts.frames, "frame")
+            ),
+        ),
+        (
+            "chain",
+            format!(
+                "{}, {} in all",
+                output::plural(ancestors.len() as u64, "file"),
+                output::bytes(stored)
+            ),
+        ),
+        ("digest", format!("{}, image {}", chain.hasher().algorithm(), s.image_digest.to_hex())),
+        ("id", s.id.to_string()),
+        ("file", chain.tip().location()),
+    ];
+    let mut text = format!("{name}@{}", s.number);
+    for (noun, value) in rows {
+        text.push_str(&format!("\n  {noun:<9} {value}"));
+    }
+    printer.line(&text)?;
+    Ok(exit::DONE)
+}

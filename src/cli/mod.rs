@@ -1,0 +1,103 @@
+//! The command line. One file per verb; each turns arguments into a call of the library and its result into
+//! text or JSON.
+
+mod admin;
+mod args;
+mod diff;
+mod exit;
+mod init;
+mod list;
+mod output;
+mod printer;
+mod repo;
+mod restore;
+mod rollback;
+mod snapshot;
+mod verify;
+
+use args::{Args, Command};
+use clap::{CommandFactory, Parser};
+use imgsnap::error::{Error, ErrorKind, Result};
+use imgsnap::progress::Context;
+use printer::Printer;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+/// Parses, runs, reports; the only place that decides on the exit code.
+pub fn run() -> ExitCode {
+    let args = Args::parse();
+    let printer = Printer::new(args.json, args.quiet, args.verbose);
+    let outcome = stop_flag().and_then(|stop| dispatch(&args, &printer, stop));
+    match outcome {
+        Ok(code) => code,
+        // Whoever reads our output has seen enough.
+        Err(e) if e.is_broken_pipe() => exit::FAILED,
+        Err(e) => {
+            printer.error(&e);
+            exit::code(e.kind())
+        }
+    }
+}
+
+/// Set by the first Ctrl-C or SIGTERM; a second one ends the process at once.
+fn stop_flag() -> Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        let failed = |e| Error::io("cannot handle signals", e);
+        signal_hook::flag::register_conditional_shutdown(signal, 130, stop.clone())
+            .map_err(failed)?;
+        signal_hook::flag::register(signal, stop.clone()).map_err(failed)?;
+    }
+    Ok(stop)
+}
+
+fn dispatch(args: &Args, printer: &Printer, stop: Arc<AtomicBool>) -> Result<ExitCode> {
+    let mut context = Context::new(printer.progress(), stop);
+    if let Some(threads) = args.threads {
+        context = context.with_threads(threads);
+    }
+    let place = args.repo.as_deref();
+    let open = || repo::open(place);
+    match &args.command {
+        Command::Init(verb) => init::run(place, verb, printer),
+        Command::Snapshot(verb) => snapshot::run(
+            &repo::open_or_create(place, verb.dry_run, printer)?,
+            verb,
+            printer,
+            &context,
+        ),
+        Command::List { name } => list::list(&open()?, name.as_deref(), printer, &context),
+        Command::Show { reference } => list::show(&open()?, reference, printer, &context),
+        Command::Diff { before, after } => diff::run(place, before, after, printer, &context),
+        Command::Restore(verb) => restore::run(&open()?, verb, printer, &context),
+        Command::Rollback(verb) => rollback::run(&open()?, verb, printer, &context),
+        Command::Verify { what, quick } => {
+            verify::run(&open()?, what.as_deref(), *quick, printer, &context)
+        }
+        Command::Delete { reference } => admin::delete(&open()?, reference, printer, &context),
+        Command::Label { reference, label } => {
+            admin::label(&open()?, reference, label.as_deref(), printer, &context)
+        }
+        Command::Forget { name, yes } => admin::forget(&open()?, name, *yes, printer, &context),
+        Command::Repair { name } => admin::repair(&open()?, name.as_deref(), printer, &context),
+        Command::Relink { name, image } => admin::relink(&open()?, name, image, printer, &context),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(*shell, &mut Args::command(), "imgsnap", &mut script);
+            printer.bytes(&script)?;
+            Ok(exit::DONE)
+        }
+        Command::Man { folder } => {
+            let failed = |e| Error::io(format!("cannot write to {}", folder.display()), e);
+            std::fs::create_dir_all(folder).map_err(failed)?;
+            clap_mangen::generate_to(Args::command(), folder).map_err(failed)?;
+            Ok(exit::DONE)
+        }
+    }
+}
+
+/// For arguments that clap cannot judge.
+fn usage(message: impl Into<String>) -> Error {
+    Error::new(ErrorKind::InvalidInput, message)
+}

@@ -1,0 +1,163 @@
+//! Numbers and times as people read them.
+
+use jiff::{Timestamp, tz::TimeZone};
+
+/// Bytes in binary units, three digits: `1.50 GiB`.
+pub fn bytes(bytes: u64) -> String {
+    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    if bytes < 1024 {
+        return format!("{bytes} B");
+    }
+    let mut value = bytes as f64 / 1024.0;
+    let mut unit = "KiB";
+    for larger in UNITS.iter().skip(1) {
+        if value < 999.5 {
+            break;
+        }
+        value /= 1024.0;
+        unit = larger;
+    }
+    let digits = if value < 9.995 { 2 } else { usize::from(value < 99.95) };
+    format!("{value:.digits$} {unit}")
+}
+
+/// A count with a comma between thousands.
+pub fn count(count: u64) -> String {
+    let digits = count.to_string();
+    let mut text = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// A count with its noun: `1 snapshot`, `2 snapshots`.
+pub fn plural(number: u64, noun: &str) -> String {
+    format!("{} {noun}{}", count(number), if number == 1 { "" } else { "s" })
+}
+
+/// A share in percent; a dash where there is no whole.
+pub fn percent(part: u64, whole: u64) -> String {
+    if whole == 0 {
+        return "-".into();
+    }
+    let share = part as f64 * 100.0 / whole as f64;
+    if share > 0.0 && share < 0.1 { "<0.1 %".into() } else { format!("{share:.1} %") }
+}
+
+/// Seconds, and bytes a second where that means something.
+pub fn duration(seconds: f64) -> String {
+    if seconds < 0.0995 {
+        format!("{:.0} ms", seconds * 1000.0)
+    } else if seconds < 100.0 {
+        format!("{seconds:.2} s")
+    } else {
+        format!("{:.0} min {:02.0} s", (seconds / 60.0).floor(), seconds % 60.0)
+    }
+}
+
+/// Throughput.
+pub fn rate(amount: u64, seconds: f64) -> String {
+    format!("{}/s", bytes((amount as f64 / seconds.max(1e-6)) as u64))
+}
+
+/// Local time to the second.
+pub fn time(time: Timestamp) -> String {
+    time.to_zoned(TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S").to_string()
+}
+
+/// How long ago.
+pub fn age(time: Timestamp) -> String {
+    let seconds = Timestamp::now().as_second() - time.as_second();
+    match seconds {
+        ..0 => "in the future".into(),
+        0..60 => format!("{seconds} s ago"),
+        60..3600 => format!("{} min ago", seconds / 60),
+        3600..172_800 => format!("{} h ago", seconds / 3600),
+        172_800..63_072_000 => format!("{} days ago", seconds / 86_400),
+        _ => format!("{} years ago", seconds / 31_557_600),
+    }
+}
+
+/// Rows under headings; columns as wide as they need to be. `>` before a heading: to the right.
+pub fn table(headings: &[&str], rows: &[Vec<String>]) -> String {
+    let mut widths: Vec<usize> =
+        headings.iter().map(|h| h.trim_start_matches('>').chars().count()).collect();
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let line = |cells: Vec<&str>| {
+        let mut text = String::new();
+        for ((cell, width), heading) in cells.iter().zip(&widths).zip(headings) {
+            let padding = " ".repeat(width.saturating_sub(cell.chars().count()));
+            let to_right = heading.starts_with('>');
+            let (before, after) =
+                if to_right { (padding.as_str(), "") } else { ("", padding.as_str()) };
+            text.push_str(&format!("  {before}{cell}{after}"));
+        }
+        text.trim_end().to_owned()
+    };
+    let mut lines = vec![line(headings.iter().map(|h| h.trim_start_matches('>')).collect())];
+    lines.extend(rows.iter().map(|row| line(row.iter().map(String::as_str).collect())));
+    lines.join("\n")
+}
+
+/// A disk as rows of characters, darker where more changed. `shares` are from 0 to 1.
+pub fn map(shares: &[f64]) -> String {
+    const SHADES: [char; 6] = ['·', '░', '▒', '▓', '█', '█'];
+    let shade = |share: &f64| match *share {
+        s if s <= 0.0 => ' ',
+        s => *SHADES.get((s.sqrt() * 5.0) as usize).unwrap_or(&'█'),
+    };
+    let rows = shares.chunks(64).map(|row| {
+        let cells: String = row.iter().map(shade).collect();
+        format!("  |{cells}|")
+    });
+    rows.collect::<Vec<_>>().join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_have_three_digits() {
+        for (value, text) in [
+            (0, "0 B"),
+            (1023, "1023 B"),
+            (1024, "1.00 KiB"),
+            (10_240, "10.0 KiB"),
+            (102_400, "100 KiB"),
+            (1 << 20, "1.00 MiB"),
+            (1_023 << 10, "1.00 MiB"),
+            (8 << 30, "8.00 GiB"),
+            (u64::MAX, "16.0 EiB"),
+        ] {
+            assert_eq!(bytes(value), text);
+        }
+    }
+
+    #[test]
+    fn counts_are_grouped_and_nouns_agree() {
+        assert_eq!(
+            (count(1), count(1000), count(1_234_567)),
+            ("1".into(), "1,000".into(), "1,234,567".into())
+        );
+        assert_eq!((plural(1, "block"), plural(2, "block")), ("1 block".into(), "2 blocks".into()));
+        assert_eq!(
+            (percent(1, 0), percent(1, 100_000), percent(1, 8)),
+            ("-".into(), "<0.1 %".into(), "12.5 %".into())
+        );
+    }
+
+    #[test]
+    fn tables_are_aligned() {
+        let rows = vec![vec!["1".into(), "x".into()], vec!["10".into(), "yy".into()]];
+        assert_eq!(table(&[">#", "NAME"], &rows), "   #  NAME\n   1  x\n  10  yy");
+    }
+}

@@ -1,0 +1,120 @@
+//! Where text goes: results to stdout, everything else to stderr; quiet, verbose, JSON and bars in one value.
+
+use imgsnap::error::{Error, Result};
+use imgsnap::progress::Progress;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::io::{IsTerminal, Write};
+use std::sync::{Arc, Mutex};
+
+/// How the user wants to be told.
+pub struct Printer {
+    json: bool,
+    quiet: bool,
+    bars: Arc<Bars>,
+}
+
+impl Printer {
+    pub fn new(json: bool, quiet: bool, verbose: bool) -> Self {
+        let bars = Arc::new(Bars { quiet, verbose, bar: Mutex::new(ProgressBar::hidden()) });
+        Self { json, quiet, bars }
+    }
+
+    /// True if results are to be JSON.
+    pub fn is_json(&self) -> bool {
+        self.json
+    }
+
+    /// What the library tells of its work.
+    pub fn progress(&self) -> Arc<dyn Progress> {
+        self.bars.clone()
+    }
+
+    /// A result for people.
+    pub fn line(&self, text: &str) -> Result<()> {
+        self.bytes(format!("{text}\n").as_bytes())
+    }
+
+    /// A result for programs.
+    pub fn json(&self, value: &serde_json::Value) -> Result<()> {
+        self.line(&value.to_string())
+    }
+
+    /// A result as it is.
+    pub fn bytes(&self, bytes: &[u8]) -> Result<()> {
+        let mut out = std::io::stdout().lock();
+        let written = out.write_all(bytes).and_then(|()| out.flush());
+        written.map_err(|e| Error::io("cannot write to stdout", e))
+    }
+
+    /// Something that happened by the way.
+    pub fn say(&self, text: &str) {
+        if !self.quiet {
+            to_stderr(&format!("imgsnap: {text}"));
+        }
+    }
+
+    pub fn error(&self, error: &Error) {
+        to_stderr(&format!("imgsnap: error: {error}"));
+    }
+}
+
+fn to_stderr(line: &str) {
+    if writeln!(std::io::stderr().lock(), "{line}").is_err() {
+        // There is nobody left to tell.
+    }
+}
+
+struct Bars {
+    quiet: bool,
+    verbose: bool,
+    bar: Mutex<ProgressBar>,
+}
+
+impl Bars {
+    fn bar(&self) -> ProgressBar {
+        self.bar.lock().map_or_else(|_| ProgressBar::hidden(), |bar| bar.clone())
+    }
+
+    fn set(&self, bar: ProgressBar) {
+        if let Ok(mut current) = self.bar.lock() {
+            *current = bar;
+        }
+    }
+}
+
+impl Progress for Bars {
+    fn begin(&self, phase: &str, total_bytes: u64) {
+        if self.quiet || !std::io::stderr().is_terminal() {
+            return;
+        }
+        let template = "{prefix:>10} [{bar:32}] {percent:>3} %  {binary_bytes} of {binary_total_bytes}  \
+                        {binary_bytes_per_sec}  {eta} left";
+        let style = ProgressStyle::with_template(template)
+            .unwrap_or_else(|_| ProgressStyle::default_bar())
+            .progress_chars("=> ");
+        let target = ProgressDrawTarget::stderr_with_hz(10);
+        let bar = ProgressBar::with_draw_target(Some(total_bytes), target);
+        bar.set_style(style);
+        bar.set_prefix(phase.to_owned());
+        self.set(bar);
+    }
+
+    fn advance(&self, bytes: u64) {
+        self.bar().inc(bytes);
+    }
+
+    fn end(&self) {
+        self.bar().finish_and_clear();
+        self.set(ProgressBar::hidden());
+    }
+
+    fn warn(&self, message: &str) {
+        self.bar().suspend(|| to_stderr(&format!("imgsnap: warning: {message}")));
+    }
+
+    fn note(&self, message: &str) {
+        if self.verbose {
+            self.bar().suspend(|| to_stderr(&format!("imgsnap: {message}")));
+        }
+    }
+}

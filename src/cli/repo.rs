@@ -1,0 +1,71 @@
+//! Which repository.
+
+use super::output;
+use super::printer::Printer;
+use imgsnap::error::{Error, ErrorKind, Result};
+use imgsnap::repository::{Defaults, Repository};
+use imgsnap::store::{LocalStore, OsDisk, Store};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// `--repo`, else `IMGSNAP_REPO`, else the user's data folder.
+fn place(repo: Option<&Path>) -> Result<PathBuf> {
+    let variable = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    if let Some(path) = repo.map(Path::to_owned).or_else(|| variable("IMGSNAP_REPO")) {
+        return std::path::absolute(&path)
+            .map_err(|e| Error::io(format!("cannot use {}", path.display()), e));
+    }
+    if nix::unistd::geteuid().is_root() {
+        return Ok("/var/lib/imgsnap".into());
+    }
+    let data = variable("XDG_DATA_HOME").filter(|p| p.is_absolute());
+    let data = data.or_else(|| variable("HOME").map(|home| home.join(".local/share")));
+    data.map(|data| data.join("imgsnap")).ok_or_else(|| {
+        Error::new(ErrorKind::NotFound, "no repository is named, and there is no home folder")
+            .hint("name one with --repo")
+    })
+}
+
+fn store(path: PathBuf) -> Arc<dyn Store> {
+    Arc::new(LocalStore::new(Arc::new(OsDisk::new(path))))
+}
+
+/// Opens the repository.
+pub fn open(repo: Option<&Path>) -> Result<Repository> {
+    Repository::open(store(place(repo)?))
+}
+
+/// Opens the repository, and makes it if there is nothing yet.
+pub fn open_or_create(repo: Option<&Path>, dry_run: bool, printer: &Printer) -> Result<Repository> {
+    let path = place(repo)?;
+    let store = store(path.clone());
+    match Repository::open(store.clone()) {
+        Err(e) if e.kind() == ErrorKind::NotFound && Repository::is_vacant(store.as_ref()) => {
+            if dry_run {
+                return Err(e);
+            }
+            let repository = create(repo, Defaults::default())?;
+            let defaults = repository.defaults();
+            printer.say(&format!("made a repository in {} ({defaults})", path.display()));
+            Ok(repository)
+        }
+        other => other,
+    }
+}
+
+/// Makes the repository.
+pub fn create(repo: Option<&Path>, defaults: Defaults) -> Result<Repository> {
+    let path = place(repo)?;
+    let failed = |e| Error::io(format!("cannot make the repository {}", path.display()), e);
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&path).map_err(failed)?;
+    if let Some(parent) = path.parent() {
+        std::fs::File::open(parent).and_then(|folder| folder.sync_all()).map_err(failed)?;
+    }
+    Repository::init(store(path), defaults)
+}
+
+/// The snapshot `NAME@WHICH` with the size of its file, for a line.
+pub fn with_size(name: &str, number: u64, file_bytes: u64) -> String {
+    format!("{name}@{number} ({})", output::bytes(file_bytes))
+}

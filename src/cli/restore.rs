@@ -1,0 +1,110 @@
+//! `imgsnap restore`
+
+use super::args::Restore;
+use super::printer::Printer;
+use super::{exit, output};
+use imgsnap::error::{Error, ErrorKind, Result};
+use imgsnap::progress::Context;
+use imgsnap::repository::Repository;
+use imgsnap::restore::{ByteRange, restore};
+use imgsnap::source::{RawFile, Source};
+use imgsnap::target::{InPlace, NewFile, Stream};
+use serde_json::json;
+use std::io::IsTerminal;
+use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Instant;
+
+pub fn run(
+    repository: &Repository,
+    verb: &Restore,
+    printer: &Printer,
+    context: &Context,
+) -> Result<ExitCode> {
+    let begun = Instant::now();
+    let reader = repository.read(&verb.reference.name, context)?;
+    let snapshot = reader.find(&verb.reference.at)?.clone();
+    let chain = repository.chain(&reader, snapshot.id)?;
+    let name = format!("{}@{}", verb.reference.name, snapshot.number);
+    let bytes = verb.range.map_or(snapshot.image_bytes, |range| range.bytes);
+    check_range(verb.range, snapshot.image_bytes)?;
+    let to_stdout = verb.output == Path::new("-");
+    let restored = if to_stdout {
+        if std::io::stdout().is_terminal() {
+            let what = "an image is nothing for a terminal";
+            return Err(Error::new(ErrorKind::InvalidInput, what)
+                .hint("redirect stdout to a file or a pipe"));
+        }
+        let mut target = Stream::new(std::io::stdout().lock(), "stdout");
+        restore(&chain, verb.range, &mut target, context)?
+    } else if is_device(&verb.output) {
+        if !verb.force {
+            let what =
+                format!("{} is a device: what is on it would be lost", verb.output.display());
+            return Err(
+                Error::new(ErrorKind::AlreadyExists, what).hint("use --force to write to it")
+            );
+        }
+        let device = RawFile::open_to_write(&verb.output)?;
+        let mut target = InPlace::new(&device);
+        target.check_room(bytes)?;
+        let restored = restore(&chain, verb.range, &mut target, context)?;
+        if device.image_bytes() > bytes {
+            let rest = output::bytes(device.image_bytes() - bytes);
+            printer.say(&format!("{} is larger: its last {rest} were not touched", device.name()));
+        }
+        restored
+    } else {
+        let mut target = NewFile::create(&verb.output, bytes, verb.force)?;
+        restore(&chain, verb.range, &mut target, context)?
+    };
+    let seconds = begun.elapsed().as_secs_f64();
+    let proof = match restored.proved {
+        true => "each block and the image digest checked",
+        false => "each block checked",
+    };
+    let line = format!(
+        "{name} -> {}  {} ({} data) in {}, {}; {proof}",
+        verb.output.display(),
+        output::bytes(restored.bytes),
+        output::bytes(restored.data_bytes),
+        output::duration(seconds),
+        output::rate(restored.bytes, seconds),
+    );
+    if to_stdout {
+        // Stdout is the image.
+        printer.say(&line);
+    } else if printer.is_json() {
+        printer.json(&json!({
+            "name": verb.reference.name,
+            "number": snapshot.number,
+            "ref": name,
+            "output": verb.output,
+            "image_bytes": snapshot.image_bytes,
+            "restored_bytes": restored.bytes,
+            "data_bytes": restored.data_bytes,
+            "proved": restored.proved,
+            "seconds": seconds,
+        }))?;
+    } else {
+        printer.line(&line)?;
+    }
+    Ok(exit::DONE)
+}
+
+/// Before a target of that length is made.
+fn check_range(range: Option<ByteRange>, image_bytes: u64) -> Result<()> {
+    let Some(ByteRange { offset, bytes }) = range else { return Ok(()) };
+    if offset.checked_add(bytes).is_none_or(|end| end > image_bytes) {
+        let what = format!("the range {offset}+{bytes} is not within the image");
+        return Err(
+            Error::new(ErrorKind::InvalidInput, what).hint(format!("it has {image_bytes} bytes"))
+        );
+    }
+    Ok(())
+}
+
+fn is_device(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|meta| meta.file_type().is_block_device())
+}

@@ -1,0 +1,89 @@
+//! `imgsnap rollback`
+
+use super::args::Rollback;
+use super::printer::Printer;
+use super::{exit, output, usage};
+use imgsnap::error::Result;
+use imgsnap::progress::Context;
+use imgsnap::repository::{At, Reference, Repository, RollbackOutcome, RollbackRequest};
+use serde_json::json;
+use std::process::ExitCode;
+use std::time::Instant;
+
+pub fn run(
+    repository: &Repository,
+    verb: &Rollback,
+    printer: &Printer,
+    context: &Context,
+) -> Result<ExitCode> {
+    let begun = Instant::now();
+    let name = repository.image_named(&verb.image)?;
+    let request = RollbackRequest {
+        to: target(&name, &verb.to)?,
+        name: name.clone(),
+        save: !verb.no_save,
+        prove: verb.prove,
+        dry_run: verb.dry_run,
+    };
+    let done = repository.rollback(&request, context)?;
+    let seconds = begun.elapsed().as_secs_f64();
+    if printer.is_json() {
+        printer.json(&json!({
+            "name": name,
+            "number": done.number,
+            "ref": format!("{name}@{}", done.number),
+            "image": done.image,
+            "written_bytes": done.work.written_bytes,
+            "read_bytes": done.work.read_bytes,
+            "scanned": done.scanned,
+            "proved": done.proved,
+            "saved": done.saved.map(|number| format!("{name}@{number}")),
+            "resumed": done.resumed,
+            "dry_run": done.dry_run,
+            "seconds": seconds,
+        }))?;
+    } else {
+        printer.line(&describe(&name, &done, seconds))?;
+    }
+    Ok(exit::DONE)
+}
+
+/// `NAME@WHICH`, or `@WHICH`.
+fn target(name: &str, text: &str) -> Result<At> {
+    if let Some(at) = text.strip_prefix('@') {
+        return at.parse();
+    }
+    let reference: Reference = text.parse()?;
+    if reference.name != name {
+        return Err(usage(format!("{text} is a snapshot of another image than \"{name}\"")));
+    }
+    Ok(reference.at)
+}
+
+fn describe(name: &str, done: &RollbackOutcome, seconds: f64) -> String {
+    let image = done.image.display();
+    let to = format!("{name}@{}", done.number);
+    let written = output::bytes(done.work.written_bytes);
+    let found = if done.scanned {
+        format!("by a scan of the image ({} read)", output::bytes(done.work.read_bytes))
+    } else {
+        "from the tables alone: the file is unchanged since the last snapshot or rollback".into()
+    };
+    if done.dry_run {
+        return format!(
+            "{image} would be brought to {to}  (dry run: nothing was changed)\n  would write  {written}\n  \
+             found        {found}"
+        );
+    }
+    let resumed = if done.resumed { ", finishing an interrupted rollback" } else { "" };
+    let saved = match done.saved {
+        Some(number) => format!("the state before is {name}@{number}"),
+        None => "the state before was not saved".into(),
+    };
+    let proved = if done.proved { "yes, by a scan" } else { "not by a scan (--prove does that)" };
+    format!(
+        "{image} is {to} again{resumed}\n  written  {written} in {}\n  found    {found}\n  saved    {saved}\n  \
+         proved   {proved}",
+        output::duration(seconds)
+    )
+}

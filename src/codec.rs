@@ -1,0 +1,174 @@
+//! Compression of frames. A frame is stored as it is where compression does not pay.
+
+use crate::error::{Error, ErrorKind, Result};
+use std::fmt;
+use std::str::FromStr;
+
+/// How the bytes of a frame are encoded (FORMAT.md R2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Codec {
+    /// As they are.
+    Stored = 0,
+    /// One LZ4 block.
+    Lz4 = 1,
+    /// One zstd frame.
+    Zstd = 2,
+}
+
+impl Codec {
+    /// From the byte in the record header.
+    pub fn from_byte(byte: u8) -> Option<Self> {
+        match byte {
+            0 => Some(Self::Stored),
+            1 => Some(Self::Lz4),
+            2 => Some(Self::Zstd),
+            _ => None,
+        }
+    }
+}
+
+/// What the user wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Compression {
+    /// Store frames as they are.
+    None,
+    /// LZ4: the default, fast both ways.
+    #[default]
+    Lz4,
+    /// zstd at a level from 1 to 19: smaller, slower to read.
+    Zstd(i32),
+}
+
+impl fmt::Display for Compression {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::None => f.write_str("none"),
+            Self::Lz4 => f.write_str("lz4"),
+            Self::Zstd(level) => write!(f, "zstd:{level}"),
+        }
+    }
+}
+
+impl FromStr for Compression {
+    type Err = Error;
+    fn from_str(text: &str) -> Result<Self> {
+        let level = |n: &str| n.parse::<i32>().ok().filter(|n| (1..=19).contains(n));
+        match text.split_once(':') {
+            None if text == "none" => Ok(Self::None),
+            None if text == "lz4" => Ok(Self::Lz4),
+            None if text == "zstd" => Ok(Self::Zstd(1)),
+            Some(("zstd", n)) if level(n).is_some() => Ok(Self::Zstd(level(n).unwrap_or(1))),
+            _ => {
+                let what = format!("\"{text}\" is not a compression");
+                Err(Error::new(ErrorKind::InvalidInput, what)
+                    .hint("use lz4, zstd, zstd:1 to zstd:19, or none"))
+            }
+        }
+    }
+}
+
+/// Encodes a frame into `out` and says how. `out` holds the payload afterwards.
+///
+/// Compression must save at least 1/64 of the frame: less is not worth the time to undo it at every read.
+pub fn encode(compression: Compression, raw: &[u8], out: &mut Vec<u8>) -> Result<Codec> {
+    let (codec, length) = match compression {
+        Compression::None => (Codec::Stored, raw.len()),
+        Compression::Lz4 => {
+            out.resize(lz4_flex::block::get_maximum_output_size(raw.len()), 0);
+            let length = lz4_flex::block::compress_into(raw, out).map_err(|e| failed(&e))?;
+            (Codec::Lz4, length)
+        }
+        Compression::Zstd(level) => {
+            out.resize(zstd::zstd_safe::compress_bound(raw.len()), 0);
+            let length = zstd::bulk::compress_to_buffer(raw, out.as_mut_slice(), level)
+                .map_err(|e| failed(&e))?;
+            (Codec::Zstd, length)
+        }
+    };
+    if codec == Codec::Stored || length + raw.len() / 64 > raw.len() {
+        out.clear();
+        out.extend_from_slice(raw);
+        return Ok(Codec::Stored);
+    }
+    out.truncate(length);
+    Ok(codec)
+}
+
+fn failed(error: &dyn fmt::Display) -> Error {
+    Error::new(ErrorKind::Io, format!("compression failed: {error}"))
+}
+
+/// Decodes a payload to exactly `raw_bytes` bytes.
+///
+/// # Errors
+/// `Corrupt` if the payload does not decode to that length.
+pub fn decode(codec: Codec, payload: Vec<u8>, raw_bytes: usize) -> Result<Vec<u8>> {
+    let length = |n: usize| {
+        let what = format!("the frame decodes to {n} bytes instead of {raw_bytes}");
+        if n == raw_bytes { Ok(()) } else { Err(Error::corrupt(what)) }
+    };
+    match codec {
+        Codec::Stored => {
+            length(payload.len())?;
+            Ok(payload)
+        }
+        Codec::Lz4 => {
+            let mut raw = vec![0; raw_bytes];
+            let got = lz4_flex::block::decompress_into(&payload, &mut raw)
+                .map_err(|e| Error::corrupt(format!("the frame does not decode: {e}")))?;
+            length(got)?;
+            Ok(raw)
+        }
+        Codec::Zstd => {
+            let mut raw = vec![0; raw_bytes];
+            let got = zstd::bulk::decompress_to_buffer(&payload, raw.as_mut_slice())
+                .map_err(|e| Error::corrupt(format!("the frame does not decode: {e}")))?;
+            length(got)?;
+            Ok(raw)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_come_back_and_incompressible_ones_are_stored() {
+        let text: Vec<u8> = (0..65536u32).map(|i| (i / 97) as u8).collect();
+        let mut noise = vec![0; 65536];
+        blake3::Hasher::new().finalize_xof().fill(&mut noise);
+        for compression in ["none", "lz4", "zstd", "zstd:3"] {
+            let compression: Compression = compression.parse().unwrap();
+            for (raw, squeezable) in [(&text, true), (&noise, false)] {
+                let mut out = Vec::new();
+                let codec = encode(compression, raw, &mut out).unwrap();
+                let stored = compression == Compression::None || !squeezable;
+                assert_eq!(codec == Codec::Stored, stored);
+                assert_eq!(&decode(codec, out, raw.len()).unwrap(), raw);
+            }
+        }
+    }
+
+    #[test]
+    fn wrong_length_and_garbage_are_corrupt() {
+        let mut out = Vec::new();
+        for compression in [Compression::Lz4, Compression::Zstd(1)] {
+            let codec = encode(compression, &[7; 8192], &mut out).unwrap();
+            for length in [4096, 8191, 8193, 100_000] {
+                let error = decode(codec, out.clone(), length).unwrap_err();
+                assert_eq!(error.kind(), ErrorKind::Corrupt);
+            }
+            assert!(decode(codec, vec![0xff; 50], 8192).is_err());
+        }
+    }
+
+    #[test]
+    fn compression_is_parsed_strictly() {
+        for text in ["gzip", "zstd:0", "zstd:20", "zstd:", "lz4:1", ""] {
+            assert!(text.parse::<Compression>().is_err(), "{text}");
+        }
+        assert_eq!("zstd:7".parse::<Compression>().unwrap().to_string(), "zstd:7");
+    }
+}

@@ -1,0 +1,96 @@
+//! Walks the runs of one delta file in ascending order, reading only the pages on its way.
+
+use super::reader::{Delta, Page};
+use crate::error::Result;
+use crate::format::{IndexPage, Run, TablePage};
+use std::sync::Arc;
+
+/// A place in the table of one delta file.
+pub struct TableCursor {
+    delta: Arc<Delta>,
+    /// From the root down: a page, its level, and which of its children we are in.
+    path: Vec<(Arc<IndexPage>, u32, usize)>,
+    leaf: Option<(Arc<TablePage>, usize)>,
+    started: bool,
+}
+
+impl TableCursor {
+    /// Before the first run.
+    pub fn new(delta: Arc<Delta>) -> Self {
+        Self { delta, path: Vec::new(), leaf: None, started: false }
+    }
+
+    /// The file that it walks.
+    pub fn delta(&self) -> &Arc<Delta> {
+        &self.delta
+    }
+
+    /// The run that it is at, in its page; none at the end.
+    pub fn run(&self) -> Option<(&Arc<TablePage>, Run)> {
+        let (page, index) = self.leaf.as_ref()?;
+        Some((page, *page.runs.get(*index)?))
+    }
+
+    /// Goes to the first run that ends after `block`. Only forward.
+    pub fn seek(&mut self, block: u64) -> Result<()> {
+        if let Some((page, index)) = &mut self.leaf {
+            if page.bounds().end() > block {
+                let rest = page.runs.get(*index..).unwrap_or_default();
+                *index += rest.partition_point(|run| run.blocks.end() <= block);
+                return Ok(());
+            }
+        } else if self.started {
+            return Ok(());
+        }
+        self.descend(block)
+    }
+
+    /// Goes to the next run.
+    pub fn advance(&mut self) -> Result<()> {
+        let Some((page, index)) = &mut self.leaf else { return Ok(()) };
+        *index += 1;
+        if *index < page.runs.len() {
+            return Ok(());
+        }
+        let end = page.bounds().end();
+        self.descend(end)
+    }
+
+    /// Finds the leaf in which the first run that ends after `block` is.
+    fn descend(&mut self, block: u64) -> Result<()> {
+        self.leaf = None;
+        if !self.started {
+            self.started = true;
+            match self.delta.root()? {
+                None => return Ok(()),
+                Some(Page::Table(page)) => {
+                    self.enter_leaf(page, block);
+                    return Ok(());
+                }
+                Some(Page::Index(page, level)) => self.path.push((page, level, 0)),
+            }
+        }
+        // Up to the page that reaches far enough, then down again.
+        while let Some((page, level, at)) = self.path.last_mut() {
+            let rest = page.children.get(*at..).unwrap_or_default();
+            *at += rest.partition_point(|child| child.blocks.end() <= block);
+            let Some(child) = page.children.get(*at) else {
+                self.path.pop();
+                continue;
+            };
+            match self.delta.child(child, *level)? {
+                Page::Table(page) => {
+                    self.enter_leaf(page, block);
+                    return Ok(());
+                }
+                Page::Index(page, level) => self.path.push((page, level, 0)),
+            }
+        }
+        Ok(())
+    }
+
+    fn enter_leaf(&mut self, page: Arc<TablePage>, block: u64) {
+        let index = page.runs.partition_point(|run| run.blocks.end() <= block);
+        self.leaf = (index < page.runs.len()).then_some((page, index));
+    }
+}

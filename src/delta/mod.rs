@@ -1,0 +1,18 @@
+//! One snapshot's file: cutting frames and pages, writing them, reading them back.
+//!
+//! ```text
+//! entries -> Segmenter -> Piece -> (compression, by many threads) -> DeltaWriter -> bytes
+//! bytes -> Delta -> TableCursor -> entries; Delta::frame -> blocks
+//! ```
+
+mod cursor;
+mod reader;
+mod scrub;
+mod segment;
+mod writer;
+
+pub use cursor::TableCursor;
+pub use reader::{Caches, Delta};
+pub use scrub::scrub;
+pub use segment::{Piece, Segmenter};
+pub use writer::{DeltaWriter, EncodedFrame, Identity, Written};

@@ -1,0 +1,230 @@
+//! Opens a delta file and reads its records, each checked against its checksum and its place.
+
+use crate::codec;
+use crate::digest::{Digest, Hasher};
+use crate::error::{Error, Result};
+use crate::format::footer::FOOTER_BYTES;
+use crate::format::header::HEADER_BYTES;
+use crate::format::record::RECORD_HEAD_BYTES;
+use crate::format::{
+    ChildRef, Footer, FrameRef, Header, IndexPage, RecordHead, RecordKind, RootRef, TablePage,
+};
+use crate::store::Store;
+use quick_cache::Weighter;
+use quick_cache::sync::Cache;
+use std::sync::Arc;
+use uuid::Uuid;
+
+/// Decoded frames and pages, each within a fixed budget, shared by all files that are open.
+#[derive(Clone)]
+pub struct Caches {
+    pages: Arc<WeighedCache<Page>>,
+    frames: Arc<WeighedCache<Arc<Vec<u8>>>>,
+}
+
+/// By file and offset.
+type WeighedCache<T> = Cache<(Uuid, u64), T, Weigh>;
+
+const PAGE_BUDGET_BYTES: u64 = 12 << 20;
+const FRAME_BUDGET_BYTES: u64 = 24 << 20;
+
+impl Default for Caches {
+    fn default() -> Self {
+        Self {
+            pages: Arc::new(Cache::with_weighter(500, PAGE_BUDGET_BYTES, Weigh)),
+            frames: Arc::new(Cache::with_weighter(200, FRAME_BUDGET_BYTES, Weigh)),
+        }
+    }
+}
+
+/// A page of the tree.
+#[derive(Clone)]
+pub(super) enum Page {
+    Table(Arc<TablePage>),
+    Index(Arc<IndexPage>, u32),
+}
+
+#[derive(Clone)]
+struct Weigh;
+
+impl Weighter<(Uuid, u64), Page> for Weigh {
+    fn weight(&self, _: &(Uuid, u64), page: &Page) -> u64 {
+        match page {
+            Page::Table(page) => page.memory_bytes(),
+            Page::Index(page, _) => (page.children.len() * size_of::<ChildRef>()) as u64,
+        }
+    }
+}
+
+impl Weighter<(Uuid, u64), Arc<Vec<u8>>> for Weigh {
+    fn weight(&self, _: &(Uuid, u64), frame: &Arc<Vec<u8>>) -> u64 {
+        frame.len() as u64
+    }
+}
+
+/// An open delta file. Its header and footer are valid; each record is checked when it is read.
+pub struct Delta {
+    store: Arc<dyn Store>,
+    name: String,
+    header: Header,
+    footer: Footer,
+    footer_digest: Digest,
+    hasher: Hasher,
+    caches: Caches,
+}
+
+impl Delta {
+    /// Opens the file `name`.
+    ///
+    /// # Errors
+    /// `Corrupt` if it is not a whole delta file, `Unsupported` if it is one of a later version.
+    pub fn open(store: Arc<dyn Store>, name: &str, caches: &Caches) -> Result<Self> {
+        let place = store.location(name);
+        let size = store.size(name)?;
+        if size < (HEADER_BYTES + FOOTER_BYTES) as u64 {
+            let what = format!("{place}: only {size} bytes: truncated, or not a delta file");
+            return Err(Error::corrupt(what));
+        }
+        let mut head = [0; HEADER_BYTES];
+        store.read_at(name, 0, &mut head)?;
+        let header = Header::decode(&head).map_err(|e| e.at(&place))?;
+        let mut foot = [0; FOOTER_BYTES];
+        store.read_at(name, size - FOOTER_BYTES as u64, &mut foot)?;
+        let footer = Footer::decode(&foot, size).map_err(|e| e.at(&place))?;
+        let hasher = Hasher::new(header.algorithm, header.key);
+        Ok(Self {
+            store,
+            name: name.into(),
+            footer_digest: hasher.digest(&foot),
+            header,
+            footer,
+            hasher,
+            caches: caches.clone(),
+        })
+    }
+
+    /// The header.
+    pub fn header(&self) -> &Header {
+        &self.header
+    }
+
+    /// The footer.
+    pub fn footer(&self) -> &Footer {
+        &self.footer
+    }
+
+    /// The digest of the footer, by which the manifest knows the file.
+    pub fn footer_digest(&self) -> Digest {
+        self.footer_digest
+    }
+
+    /// The keyed function of its chain.
+    pub fn hasher(&self) -> &Hasher {
+        &self.hasher
+    }
+
+    /// What to call it in a message.
+    pub fn location(&self) -> String {
+        self.store.location(&self.name)
+    }
+
+    /// Fills `buffer` from a place of the file.
+    pub(super) fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        self.store.read_at(&self.name, offset, buffer)
+    }
+
+    /// The decoded blocks of a frame, one after the other; from the cache if they are there.
+    pub fn frame(&self, place: FrameRef) -> Result<Arc<Vec<u8>>> {
+        self.caches
+            .frames
+            .get_or_insert_with(&(self.header.file_id, place.offset), || {
+                self.read_frame(place).map(Arc::new)
+            })
+            .map_err(|e: Error| e.at(self.record_place("frame", place.offset)))
+    }
+
+    fn read_frame(&self, place: FrameRef) -> Result<Vec<u8>> {
+        let (head, payload) = self.read_record(place)?;
+        let RecordKind::Frame { codec, block_count } = head.kind else {
+            return Err(Error::corrupt("no frame where one should be"));
+        };
+        if u32::from(block_count) > self.header.frame_blocks {
+            return Err(Error::corrupt("more blocks than a frame of this file holds"));
+        }
+        let raw_bytes = usize::from(block_count) * self.header.block_size.in_memory();
+        codec::decode(codec, payload, raw_bytes)
+    }
+
+    /// The root page; none if the file has no entries.
+    pub(super) fn root(&self) -> Result<Option<Page>> {
+        let Some(RootRef { offset, record_bytes, checksum }) = self.footer.root else {
+            return Ok(None);
+        };
+        self.page(FrameRef { offset, record_bytes, checksum }).map(Some)
+    }
+
+    /// A child of an index page of level `parent_level`.
+    pub(super) fn child(&self, child: &ChildRef, parent_level: u32) -> Result<Page> {
+        let ChildRef { blocks, offset, record_bytes, checksum } = *child;
+        let page = self.page(FrameRef { offset, record_bytes, checksum })?;
+        let (bounds, level) = match &page {
+            Page::Table(page) => (page.bounds(), 0),
+            Page::Index(page, level) => (page.bounds(), *level),
+        };
+        if bounds != blocks || level + 1 != parent_level {
+            let what = "the page is not the one that its index page names";
+            return Err(Error::corrupt(what).at(self.record_place("page", offset)));
+        }
+        Ok(page)
+    }
+
+    fn page(&self, place: FrameRef) -> Result<Page> {
+        let read = || {
+            let (head, payload) = self.read_record(place)?;
+            self.decode_page(head.kind, &payload, place.offset)
+        };
+        self.caches
+            .pages
+            .get_or_insert_with(&(self.header.file_id, place.offset), read)
+            .map_err(|e: Error| e.at(self.record_place("page", place.offset)))
+    }
+
+    pub(super) fn decode_page(&self, kind: RecordKind, payload: &[u8], at: u64) -> Result<Page> {
+        match kind {
+            RecordKind::Table => {
+                let page = TablePage::decode(payload, at, self.header.frame_blocks)?;
+                Ok(Page::Table(Arc::new(page)))
+            }
+            RecordKind::Index { level } => {
+                Ok(Page::Index(Arc::new(IndexPage::decode(payload, at)?), level))
+            }
+            RecordKind::Frame { .. } => Err(Error::corrupt("a frame where a page should be")),
+        }
+    }
+
+    fn read_record(&self, place: FrameRef) -> Result<(RecordHead, Vec<u8>)> {
+        let end = place.offset.checked_add(place.record_bytes.into());
+        let records_end = self.footer.file_bytes - FOOTER_BYTES as u64;
+        let length = (place.record_bytes as usize).checked_sub(RECORD_HEAD_BYTES);
+        let (Some(length), true) = (length, end.is_some_and(|e| e <= records_end)) else {
+            return Err(Error::corrupt("a record beyond the end of the file"));
+        };
+        if length > crate::format::record::MAX_PAYLOAD_BYTES as usize {
+            return Err(Error::corrupt(format!("a record of {length} bytes")));
+        }
+        let mut bytes = vec![0; RECORD_HEAD_BYTES + length];
+        self.read_at(place.offset, &mut bytes)?;
+        let payload = bytes.split_off(RECORD_HEAD_BYTES);
+        let head = bytes.as_slice().try_into().map_err(|_| Error::corrupt("a short record"))?;
+        let head = RecordHead::decode(head)?;
+        head.verify(self.header.file_id, place.offset, &payload)?;
+        if head.checksum != place.checksum {
+            return Err(Error::corrupt("not the record that its page names"));
+        }
+        Ok((head, payload))
+    }
+
+    fn record_place(&self, what: &str, offset: u64) -> String {
+        format!("{}: {what} at byte {offset}", self.location())
+    }
+}

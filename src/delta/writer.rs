@@ -1,0 +1,189 @@
+//! Writes a delta file front to back: bytes go out as they come, memory is the depth of the index.
+
+use crate::codec::Codec;
+use crate::digest::{Digest, Hasher, ImageDigest, StreamHasher};
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::footer::FOOTER_BYTES;
+use crate::format::record::MAX_LEVEL;
+use crate::format::{
+    ChildRef, Counts, Footer, FrameRef, Header, IndexPage, Lineage, RecordHead, RecordKind,
+    RootRef, RunKind, TablePage,
+};
+use crate::units::BlockRange;
+use uuid::Uuid;
+
+/// Entries of a level before it is written as an index page.
+const INDEX_FANOUT: usize = 256;
+
+/// A frame, ready to be written.
+pub struct EncodedFrame {
+    /// How it is encoded.
+    pub codec: Codec,
+    /// The encoded bytes.
+    pub payload: Vec<u8>,
+    /// How many blocks it holds.
+    pub block_count: u16,
+}
+
+/// What a snapshot is called: everything in its footer that does not come from the image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// Its id.
+    pub snapshot_id: Uuid,
+    /// Its number.
+    pub number: u64,
+    /// Its label.
+    pub label: Option<String>,
+    /// When it was taken: seconds since 1970 UTC.
+    pub time_seconds: i64,
+    /// And nanoseconds.
+    pub time_nanoseconds: u32,
+}
+
+/// What was written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Written {
+    /// The footer.
+    pub footer: Footer,
+    /// Its digest.
+    pub footer_digest: Digest,
+}
+
+/// Writes one delta file to `out`.
+pub struct DeltaWriter<'a> {
+    out: &'a mut dyn FnMut(&[u8]) -> Result<()>,
+    hasher: Hasher,
+    content: StreamHasher,
+    file_id: Uuid,
+    offset: u64,
+    pending: Vec<FrameRef>,
+    levels: Vec<Vec<ChildRef>>,
+    counts: Counts,
+}
+
+impl<'a> DeltaWriter<'a> {
+    /// Begins a file.
+    pub fn new(header: &Header, out: &'a mut dyn FnMut(&[u8]) -> Result<()>) -> Result<Self> {
+        let hasher = Hasher::new(header.algorithm, header.key);
+        let mut writer = Self {
+            content: hasher.stream(),
+            hasher,
+            out,
+            file_id: header.file_id,
+            offset: 0,
+            pending: Vec::new(),
+            levels: Vec::new(),
+            counts: Counts::default(),
+        };
+        writer.emit(&header.encode())?;
+        Ok(writer)
+    }
+
+    /// Adds a frame of the current segment.
+    pub fn frame(&mut self, frame: &EncodedFrame) -> Result<()> {
+        let EncodedFrame { codec, block_count, .. } = *frame;
+        let place = self.record(RecordKind::Frame { codec, block_count }, &frame.payload)?;
+        self.counts.frames += 1;
+        self.counts.frame_bytes += u64::from(place.record_bytes);
+        self.pending.push(place);
+        Ok(())
+    }
+
+    /// Ends the current segment with its page.
+    pub fn table(&mut self, mut page: TablePage) -> Result<()> {
+        page.frames = std::mem::take(&mut self.pending);
+        for run in &page.runs {
+            let counter = match run.kind {
+                RunKind::Data => &mut self.counts.data_blocks,
+                RunKind::Zero => &mut self.counts.zero_blocks,
+                RunKind::Unread => &mut self.counts.unread_blocks,
+            };
+            *counter += run.blocks.count;
+        }
+        let place = self.record(RecordKind::Table, &page.encode())?;
+        self.counts.tables += 1;
+        self.child(0, page.bounds(), place)
+    }
+
+    /// Ends the file.
+    pub fn finish(
+        mut self,
+        identity: &Identity,
+        parent: Option<Lineage>,
+        image_bytes: u64,
+        image_digest: ImageDigest,
+    ) -> Result<Written> {
+        let root = self.close_levels()?;
+        let footer = Footer {
+            file_bytes: self.offset + FOOTER_BYTES as u64,
+            snapshot_id: identity.snapshot_id,
+            parent,
+            number: identity.number,
+            image_bytes,
+            image_digest,
+            content_digest: self.content.digest(),
+            counts: self.counts,
+            root,
+            time_seconds: identity.time_seconds,
+            time_nanoseconds: identity.time_nanoseconds,
+            label: identity.label.clone(),
+        };
+        let bytes = footer.encode();
+        let footer_digest = self.hasher.digest(&bytes);
+        (self.out)(&bytes)?;
+        Ok(Written { footer, footer_digest })
+    }
+
+    fn emit(&mut self, bytes: &[u8]) -> Result<()> {
+        self.content.update(bytes);
+        self.offset += bytes.len() as u64;
+        (self.out)(bytes)
+    }
+
+    fn record(&mut self, kind: RecordKind, payload: &[u8]) -> Result<FrameRef> {
+        let offset = self.offset;
+        let head = RecordHead::seal(kind, self.file_id, offset, payload);
+        self.emit(&head.encode())?;
+        self.emit(payload)?;
+        Ok(FrameRef { offset, record_bytes: head.record_bytes(), checksum: head.checksum })
+    }
+
+    fn child(&mut self, level: usize, blocks: BlockRange, place: FrameRef) -> Result<()> {
+        if self.levels.len() <= level {
+            self.levels.resize_with(level + 1, Vec::new);
+        }
+        let FrameRef { offset, record_bytes, checksum } = place;
+        let Some(entries) = self.levels.get_mut(level) else { return Ok(()) };
+        entries.push(ChildRef { blocks, offset, record_bytes, checksum });
+        if entries.len() == INDEX_FANOUT { self.close_level(level) } else { Ok(()) }
+    }
+
+    /// Writes the entries of a level as a page, which becomes an entry of the level above.
+    fn close_level(&mut self, level: usize) -> Result<()> {
+        if level as u32 + 1 > MAX_LEVEL {
+            return Err(Error::new(ErrorKind::LimitExceeded, "the index of the delta is too deep"));
+        }
+        let children = self.levels.get_mut(level).map(std::mem::take).unwrap_or_default();
+        let page = IndexPage { children };
+        let place = self.record(RecordKind::Index { level: level as u32 + 1 }, &page.encode())?;
+        self.counts.indexes += 1;
+        self.child(level + 1, page.bounds(), place)
+    }
+
+    fn close_levels(&mut self) -> Result<Option<RootRef>> {
+        let mut level = 0;
+        while let Some(entries) = self.levels.get(level) {
+            let is_top = level + 1 == self.levels.len();
+            match entries.as_slice() {
+                [] => {}
+                [root] if is_top => {
+                    let ChildRef { offset, record_bytes, checksum, .. } = *root;
+                    return Ok(Some(RootRef { offset, record_bytes, checksum }));
+                }
+                _ => self.close_level(level)?,
+            }
+            level += 1;
+        }
+        Ok(None)
+    }
+}

@@ -1,0 +1,261 @@
+//! The last 512 bytes of a delta file (FORMAT.md section 2.2): without them it is not a snapshot.
+
+use super::crc32;
+use super::header::HEADER_BYTES;
+use crate::digest::{Digest, ImageDigest};
+use crate::error::{Error, Result};
+use crate::units::MAX_IMAGE_BYTES;
+use uuid::Uuid;
+use zerocopy::little_endian::{I64, U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+/// Length of the footer in bytes.
+pub const FOOTER_BYTES: usize = 512;
+/// Its first eight bytes.
+pub const FOOTER_MAGIC: [u8; 8] = *b"PANSGMI\n";
+/// The longest label in bytes.
+pub const MAX_LABEL_BYTES: usize = 128;
+
+/// The footer on the wire.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+#[expect(missing_docs, reason = "FORMAT.md section 2.2 documents each field")]
+pub struct FooterWire {
+    pub magic: [u8; 8],
+    pub file_bytes: U64,
+    pub snapshot_id: [u8; 16],
+    pub parent_id: [u8; 16],
+    pub number: U64,
+    pub image_bytes: U64,
+    pub parent_image_bytes: U64,
+    pub image_digest: [u8; 16],
+    pub parent_image_digest: [u8; 16],
+    pub content_digest: Digest,
+    pub data_blocks: U64,
+    pub zero_blocks: U64,
+    pub unread_blocks: U64,
+    pub frame_count: U64,
+    pub frame_bytes: U64,
+    pub table_count: U64,
+    pub index_count: U64,
+    pub root_offset: U64,
+    pub root_bytes: U32,
+    pub root_checksum: U32,
+    pub time_seconds: I64,
+    pub time_nanoseconds: U32,
+    pub label_bytes: U32,
+    pub label: [u8; MAX_LABEL_BYTES],
+    pub reserved: [u8; 172],
+    pub checksum: U32,
+}
+
+const _: () = assert!(size_of::<FooterWire>() == FOOTER_BYTES);
+const _: () = assert!(std::mem::offset_of!(FooterWire, checksum) == FOOTER_BYTES - 4);
+
+/// What a snapshot comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lineage {
+    /// The parent snapshot.
+    pub parent_id: Uuid,
+    /// Length of the image there.
+    pub image_bytes: u64,
+    /// Its image digest there.
+    pub image_digest: ImageDigest,
+}
+
+/// How many of what a delta file holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counts {
+    /// Blocks in data runs.
+    pub data_blocks: u64,
+    /// Blocks in zero runs.
+    pub zero_blocks: u64,
+    /// Blocks in unread runs.
+    pub unread_blocks: u64,
+    /// FRAM records.
+    pub frames: u64,
+    /// Their bytes.
+    pub frame_bytes: u64,
+    /// TABL records.
+    pub tables: u64,
+    /// INDX records.
+    pub indexes: u64,
+}
+
+/// Where the root page is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RootRef {
+    /// Offset of its record.
+    pub offset: u64,
+    /// Length of its record.
+    pub record_bytes: u32,
+    /// Checksum in its record header.
+    pub checksum: u32,
+}
+
+/// The footer of a delta file, checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Footer {
+    /// Length of the whole file.
+    pub file_bytes: u64,
+    /// Identity of the snapshot.
+    pub snapshot_id: Uuid,
+    /// Its parent; none in a base.
+    pub parent: Option<Lineage>,
+    /// Number of the snapshot in its image, from 1.
+    pub number: u64,
+    /// Length of the image.
+    pub image_bytes: u64,
+    /// Digest of the image.
+    pub image_digest: ImageDigest,
+    /// Digest of the file before the footer.
+    pub content_digest: Digest,
+    /// How many of what.
+    pub counts: Counts,
+    /// The root page; none if the file has no entries.
+    pub root: Option<RootRef>,
+    /// When the snapshot was taken: seconds since 1970 UTC.
+    pub time_seconds: i64,
+    /// And nanoseconds.
+    pub time_nanoseconds: u32,
+    /// The label it was taken with.
+    pub label: Option<String>,
+}
+
+impl Footer {
+    /// The bytes of the footer. The label must have been checked with [`check_label`].
+    pub fn encode(&self) -> [u8; FOOTER_BYTES] {
+        let parent = self.parent.unwrap_or(Lineage {
+            parent_id: Uuid::nil(),
+            image_bytes: 0,
+            image_digest: ImageDigest(0),
+        });
+        let root = self.root.unwrap_or(RootRef { offset: 0, record_bytes: 0, checksum: 0 });
+        let text = self.label.as_deref().unwrap_or_default().as_bytes();
+        let mut label = [0; MAX_LABEL_BYTES];
+        label.iter_mut().zip(text).for_each(|(to, from)| *to = *from);
+        let mut wire = FooterWire {
+            magic: FOOTER_MAGIC,
+            file_bytes: U64::new(self.file_bytes),
+            snapshot_id: self.snapshot_id.into_bytes(),
+            parent_id: parent.parent_id.into_bytes(),
+            number: U64::new(self.number),
+            image_bytes: U64::new(self.image_bytes),
+            parent_image_bytes: U64::new(parent.image_bytes),
+            image_digest: self.image_digest.0.to_le_bytes(),
+            parent_image_digest: parent.image_digest.0.to_le_bytes(),
+            content_digest: self.content_digest,
+            data_blocks: U64::new(self.counts.data_blocks),
+            zero_blocks: U64::new(self.counts.zero_blocks),
+            unread_blocks: U64::new(self.counts.unread_blocks),
+            frame_count: U64::new(self.counts.frames),
+            frame_bytes: U64::new(self.counts.frame_bytes),
+            table_count: U64::new(self.counts.tables),
+            index_count: U64::new(self.counts.indexes),
+            root_offset: U64::new(root.offset),
+            root_bytes: U32::new(root.record_bytes),
+            root_checksum: U32::new(root.checksum),
+            time_seconds: I64::new(self.time_seconds),
+            time_nanoseconds: U32::new(self.time_nanoseconds),
+            label_bytes: U32::new(text.len().min(MAX_LABEL_BYTES) as u32),
+            label,
+            reserved: [0; 172],
+            checksum: U32::ZERO,
+        };
+        let (covered, _) = wire.as_bytes().split_at(FOOTER_BYTES - 4);
+        wire.checksum = U32::new(crc32(covered));
+        zerocopy::transmute!(wire)
+    }
+
+    /// Checks and decodes the footer of a file of `file_bytes` bytes.
+    pub fn decode(bytes: &[u8; FOOTER_BYTES], file_bytes: u64) -> Result<Self> {
+        let wire: &FooterWire = zerocopy::transmute_ref!(bytes);
+        let (covered, _) = bytes.split_at(FOOTER_BYTES - 4);
+        if wire.magic != FOOTER_MAGIC || wire.checksum.get() != crc32(covered) {
+            return Err(Error::corrupt("no valid footer: the file is truncated or damaged"));
+        }
+        if wire.file_bytes.get() != file_bytes {
+            let what = format!("the footer is of a file of {} bytes", wire.file_bytes);
+            return Err(Error::corrupt(what));
+        }
+        if wire.reserved.iter().any(|&b| b != 0) {
+            return Err(Error::corrupt("footer: reserved bytes are not zero"));
+        }
+        let image_bytes = wire.image_bytes.get();
+        if image_bytes == 0 || image_bytes > MAX_IMAGE_BYTES {
+            return Err(Error::corrupt(format!("footer: an image of {image_bytes} bytes")));
+        }
+        if wire.number.get() == 0 || wire.time_nanoseconds.get() >= 1_000_000_000 {
+            return Err(Error::corrupt("footer: number or time is not valid"));
+        }
+        Ok(Self {
+            file_bytes,
+            snapshot_id: Uuid::from_bytes(wire.snapshot_id),
+            parent: decode_parent(wire)?,
+            number: wire.number.get(),
+            image_bytes,
+            image_digest: ImageDigest(u128::from_le_bytes(wire.image_digest)),
+            content_digest: wire.content_digest,
+            counts: Counts {
+                data_blocks: wire.data_blocks.get(),
+                zero_blocks: wire.zero_blocks.get(),
+                unread_blocks: wire.unread_blocks.get(),
+                frames: wire.frame_count.get(),
+                frame_bytes: wire.frame_bytes.get(),
+                tables: wire.table_count.get(),
+                indexes: wire.index_count.get(),
+            },
+            root: decode_root(wire, file_bytes)?,
+            time_seconds: wire.time_seconds.get(),
+            time_nanoseconds: wire.time_nanoseconds.get(),
+            label: decode_label(wire)?,
+        })
+    }
+}
+
+fn decode_parent(wire: &FooterWire) -> Result<Option<Lineage>> {
+    let parent_id = Uuid::from_bytes(wire.parent_id);
+    let image_bytes = wire.parent_image_bytes.get();
+    let image_digest = ImageDigest(u128::from_le_bytes(wire.parent_image_digest));
+    if parent_id.is_nil() {
+        if image_bytes != 0 || image_digest.0 != 0 || wire.zero_blocks.get() != 0 {
+            return Err(Error::corrupt("footer: a base with traces of a parent"));
+        }
+        return Ok(None);
+    }
+    if image_bytes == 0 || image_bytes > MAX_IMAGE_BYTES {
+        return Err(Error::corrupt(format!("footer: a parent of {image_bytes} bytes")));
+    }
+    Ok(Some(Lineage { parent_id, image_bytes, image_digest }))
+}
+
+fn decode_root(wire: &FooterWire, file_bytes: u64) -> Result<Option<RootRef>> {
+    let (offset, record_bytes) = (wire.root_offset.get(), wire.root_bytes.get());
+    let checksum = wire.root_checksum.get();
+    let records_end = file_bytes.saturating_sub(FOOTER_BYTES as u64);
+    let empty = wire.table_count.get() == 0;
+    if empty && offset == 0 && record_bytes == 0 && checksum == 0 {
+        if records_end != HEADER_BYTES as u64 {
+            return Err(Error::corrupt("footer: records without a root"));
+        }
+        return Ok(None);
+    }
+    // The root is the last record: this also binds the footer to the length of the file.
+    let ends = offset.checked_add(record_bytes.into());
+    if empty || offset < HEADER_BYTES as u64 || ends != Some(records_end) {
+        return Err(Error::corrupt("footer: the root page is not the last record"));
+    }
+    Ok(Some(RootRef { offset, record_bytes, checksum }))
+}
+
+fn decode_label(wire: &FooterWire) -> Result<Option<String>> {
+    let bad = || Error::corrupt("footer: the label is not valid");
+    let length = wire.label_bytes.get() as usize;
+    let text = wire.label.get(..length).ok_or_else(bad)?;
+    let rest = wire.label.get(length..).ok_or_else(bad)?;
+    let text = std::str::from_utf8(text).map_err(|_| bad())?;
+    if rest.iter().any(|&b| b != 0) || text.chars().any(char::is_control) {
+        return Err(bad());
+    }
+    Ok((!text.is_empty()).then(|| text.to_owned()))
+}

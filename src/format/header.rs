@@ -1,0 +1,160 @@
+//! The first 256 bytes of a delta file (FORMAT.md section 2.1).
+
+use super::crc32;
+use crate::digest::{DigestAlgorithm, DigestKey};
+use crate::error::{Error, ErrorKind, Result};
+use crate::units::BlockSize;
+use uuid::Uuid;
+use zerocopy::little_endian::{U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+/// Length of the header in bytes.
+pub const HEADER_BYTES: usize = 256;
+/// The first eight bytes.
+pub const MAGIC: [u8; 8] = *b"IMGSNAP\n";
+/// The version that this program writes.
+pub const VERSION: u32 = 1;
+/// The most bytes that a decoded frame may have, unless a single block is larger (FORMAT.md H7).
+pub const MAX_FRAME_BYTES: u32 = 256 << 10;
+
+/// The header on the wire.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+#[expect(missing_docs, reason = "FORMAT.md section 2.1 documents each field")]
+pub struct HeaderWire {
+    pub magic: [u8; 8],
+    pub version: U32,
+    pub header_bytes: U32,
+    pub incompatible: U64,
+    pub read_compatible: U64,
+    pub compatible: U64,
+    pub file_id: [u8; 16],
+    pub image_id: [u8; 16],
+    pub block_bytes: U32,
+    pub frame_blocks: U32,
+    pub digest_algorithm: U32,
+    pub key: [u8; 32],
+    pub reserved: [u8; 136],
+    pub checksum: U32,
+}
+
+const _: () = assert!(size_of::<HeaderWire>() == HEADER_BYTES);
+const _: () = assert!(std::mem::offset_of!(HeaderWire, checksum) == HEADER_BYTES - 4);
+
+/// The three sets of feature bits. None is defined in version 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Features {
+    /// Known, or the file is refused.
+    pub incompatible: u64,
+    /// Known, or nothing is built on the file.
+    pub read_compatible: u64,
+    /// Ignored where unknown.
+    pub compatible: u64,
+}
+
+/// The header of a delta file, checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Header {
+    /// Feature bits.
+    pub features: Features,
+    /// Identity of this file.
+    pub file_id: Uuid,
+    /// Identity of the image.
+    pub image_id: Uuid,
+    /// Block size of the chain.
+    pub block_size: BlockSize,
+    /// The most blocks in a frame of this file.
+    pub frame_blocks: u32,
+    /// Digest algorithm of the chain.
+    pub algorithm: DigestAlgorithm,
+    /// Digest key of the chain.
+    pub key: DigestKey,
+}
+
+impl Header {
+    /// The most blocks in a frame of up to `frame_bytes` bytes, at least 1.
+    pub fn frame_blocks_for(block_size: BlockSize, frame_bytes: u32) -> u32 {
+        (frame_bytes / block_size.bytes()).max(1)
+    }
+
+    /// The bytes of the header.
+    pub fn encode(&self) -> [u8; HEADER_BYTES] {
+        let mut wire = HeaderWire {
+            magic: MAGIC,
+            version: U32::new(VERSION),
+            header_bytes: U32::new(HEADER_BYTES as u32),
+            incompatible: U64::new(self.features.incompatible),
+            read_compatible: U64::new(self.features.read_compatible),
+            compatible: U64::new(self.features.compatible),
+            file_id: self.file_id.into_bytes(),
+            image_id: self.image_id.into_bytes(),
+            block_bytes: U32::new(self.block_size.bytes()),
+            frame_blocks: U32::new(self.frame_blocks),
+            digest_algorithm: U32::new(match self.algorithm {
+                DigestAlgorithm::Xxh3 => 1,
+                DigestAlgorithm::Blake3 => 2,
+            }),
+            key: self.key.0,
+            reserved: [0; 136],
+            checksum: U32::ZERO,
+        };
+        let (covered, _) = wire.as_bytes().split_at(HEADER_BYTES - 4);
+        wire.checksum = U32::new(crc32(covered));
+        zerocopy::transmute!(wire)
+    }
+
+    /// Checks and decodes a header.
+    ///
+    /// # Errors
+    /// `Corrupt` if the bytes are not a header, `Unsupported` if they are one of a later version.
+    pub fn decode(bytes: &[u8; HEADER_BYTES]) -> Result<Self> {
+        let wire: &HeaderWire = zerocopy::transmute_ref!(bytes);
+        if wire.magic != MAGIC {
+            return Err(Error::corrupt("not a delta file (its first bytes are not IMGSNAP)"));
+        }
+        if wire.version.get() != VERSION || wire.header_bytes.get() != HEADER_BYTES as u32 {
+            let what = format!("delta format version {}, this program knows 1", wire.version);
+            return Err(later(what));
+        }
+        let (covered, _) = bytes.split_at(HEADER_BYTES - 4);
+        if wire.checksum.get() != crc32(covered) {
+            return Err(Error::corrupt("header: checksum differs"));
+        }
+        let features = Features {
+            incompatible: wire.incompatible.get(),
+            read_compatible: wire.read_compatible.get(),
+            compatible: wire.compatible.get(),
+        };
+        if features.incompatible != 0 {
+            return Err(later(format!("unknown feature bits {:#x}", features.incompatible)));
+        }
+        if wire.reserved.iter().any(|&b| b != 0) {
+            return Err(Error::corrupt("header: reserved bytes are not zero"));
+        }
+        let block_size = BlockSize::new(wire.block_bytes.get())
+            .map_err(|e| Error::corrupt(format!("header: {e}")))?;
+        let frame_blocks = wire.frame_blocks.get();
+        let frame_bytes = u64::from(frame_blocks) * u64::from(block_size.bytes());
+        if frame_blocks == 0 || (frame_blocks > 1 && frame_bytes > u64::from(MAX_FRAME_BYTES)) {
+            return Err(Error::corrupt(format!("header: {frame_blocks} blocks in a frame")));
+        }
+        let algorithm = match wire.digest_algorithm.get() {
+            1 => DigestAlgorithm::Xxh3,
+            2 => DigestAlgorithm::Blake3,
+            other => return Err(later(format!("unknown digest algorithm {other}"))),
+        };
+        Ok(Self {
+            features,
+            file_id: Uuid::from_bytes(wire.file_id),
+            image_id: Uuid::from_bytes(wire.image_id),
+            block_size,
+            frame_blocks,
+            algorithm,
+            key: DigestKey(wire.key),
+        })
+    }
+}
+
+fn later(what: String) -> Error {
+    Error::new(ErrorKind::Unsupported, what).hint("a later imgsnap wrote this; use that one")
+}

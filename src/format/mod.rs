@@ -1,0 +1,56 @@
+//! The delta file's bytes, as FORMAT.md specifies them: bytes in, checked types out, and back. No I/O.
+//!
+//! ```text
+//! header | FRAM FRAM .. TABL | FRAM .. TABL | .. INDX .. | footer
+//! ```
+//!
+//! Everything that is read is hostile: each decoder checks every length and count before it calculates with
+//! it or allocates, and never panics. Each module keeps a structure of the wire, its decoder and its encoder
+//! side by side.
+
+pub mod footer;
+pub mod header;
+pub mod index;
+pub mod record;
+pub mod table;
+
+pub use footer::{Counts, Footer, Lineage, RootRef};
+pub use header::{Features, Header};
+pub use index::{ChildRef, IndexPage};
+pub use record::{RecordHead, RecordKind};
+pub use table::{FrameRef, Run, RunKind, TablePage};
+
+use crate::error::{Error, Result};
+use zerocopy::FromBytes;
+
+/// One past the highest block that a table can name (FORMAT.md T1).
+pub const MAX_BLOCKS: u64 = 1 << 50;
+
+/// CRC-32 of some bytes (FORMAT.md K1).
+fn crc32(bytes: &[u8]) -> u32 {
+    crc32fast::hash(bytes)
+}
+
+/// Takes `count` items of type `T` from the front of `bytes`; what is left stays in `bytes`.
+fn take<'a, T>(bytes: &mut &'a [u8], count: usize, what: &str) -> Result<&'a [T]>
+where
+    T: zerocopy::FromBytes + zerocopy::KnownLayout + zerocopy::Immutable + zerocopy::Unaligned,
+{
+    let whole = *bytes;
+    let (items, rest) = <[T]>::ref_from_prefix_with_elems(whole, count)
+        .map_err(|_| Error::corrupt(format!("the page ends within its {what}")))?;
+    *bytes = rest;
+    Ok(items)
+}
+
+/// Takes one structure from the front of `bytes`.
+fn take_one<'a, T>(bytes: &mut &'a [u8], what: &str) -> Result<&'a T>
+where
+    T: zerocopy::FromBytes + zerocopy::KnownLayout + zerocopy::Immutable + zerocopy::Unaligned,
+{
+    let whole = *bytes;
+    let (item, rest) = T::ref_from_prefix(whole)
+        .map_err(|_| Error::corrupt(format!("the page ends within its {what}")))?;
+    *bytes = rest;
+    Ok(item)
+}

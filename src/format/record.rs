@@ -1,0 +1,136 @@
+//! The 16 bytes before each frame and page (FORMAT.md section 3.1), and the checksum that ties a record to
+//! its place.
+
+use crate::codec::Codec;
+use crate::error::{Error, Result};
+use uuid::Uuid;
+use zerocopy::little_endian::U32;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+/// Length of a record header in bytes.
+pub const RECORD_HEAD_BYTES: usize = 16;
+/// The longest payload in bytes (FORMAT.md R1).
+pub const MAX_PAYLOAD_BYTES: u32 = 1280 << 10;
+/// The highest level of an index page (FORMAT.md R4).
+pub const MAX_LEVEL: u32 = 15;
+
+/// A record header on the wire.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned, Clone, Copy)]
+#[repr(C)]
+#[expect(missing_docs, reason = "FORMAT.md section 3.1 documents each field")]
+pub struct RecordWire {
+    pub tag: [u8; 4],
+    pub payload_bytes: U32,
+    pub detail: U32,
+    pub checksum: U32,
+}
+
+const _: () = assert!(size_of::<RecordWire>() == RECORD_HEAD_BYTES);
+
+/// What a record is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RecordKind {
+    /// Encoded blocks.
+    Frame {
+        /// How they are encoded.
+        codec: Codec,
+        /// How many, at least 1.
+        block_count: u16,
+    },
+    /// Entries of the table.
+    Table,
+    /// An index page over tables (level 1) or over index pages.
+    Index {
+        /// 1 to [`MAX_LEVEL`].
+        level: u32,
+    },
+}
+
+/// A record header, checked but for the checksum over the payload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RecordHead {
+    /// What the record is.
+    pub kind: RecordKind,
+    /// Length of its payload in bytes.
+    pub payload_bytes: u32,
+    /// CRC-32 over place, header and payload.
+    pub checksum: u32,
+}
+
+impl RecordHead {
+    /// Makes the header for a payload at an offset of a file, checksum included.
+    pub fn seal(kind: RecordKind, file_id: Uuid, offset: u64, payload: &[u8]) -> Self {
+        let mut head = Self { kind, payload_bytes: payload.len() as u32, checksum: 0 };
+        head.checksum = head.checksum_over(file_id, offset, payload);
+        head
+    }
+
+    /// Length of header and payload in bytes.
+    pub fn record_bytes(&self) -> u32 {
+        self.payload_bytes + RECORD_HEAD_BYTES as u32
+    }
+
+    /// The bytes of the header.
+    pub fn encode(&self) -> [u8; RECORD_HEAD_BYTES] {
+        let (tag, detail) = match self.kind {
+            RecordKind::Frame { codec, block_count } => {
+                (*b"FRAM", u32::from(codec as u8) | u32::from(block_count) << 16)
+            }
+            RecordKind::Table => (*b"TABL", 0),
+            RecordKind::Index { level } => (*b"INDX", level),
+        };
+        zerocopy::transmute!(RecordWire {
+            tag,
+            payload_bytes: U32::new(self.payload_bytes),
+            detail: U32::new(detail),
+            checksum: U32::new(self.checksum),
+        })
+    }
+
+    /// Checks and decodes a record header.
+    pub fn decode(bytes: &[u8; RECORD_HEAD_BYTES]) -> Result<Self> {
+        let wire: &RecordWire = zerocopy::transmute_ref!(bytes);
+        let detail = wire.detail.get();
+        let kind = match &wire.tag {
+            b"FRAM" => {
+                let [codec, zero, ..] = detail.to_le_bytes();
+                let block_count = (detail >> 16) as u16;
+                let codec = Codec::from_byte(codec)
+                    .ok_or_else(|| Error::corrupt(format!("unknown codec {codec}")))?;
+                if zero != 0 || block_count == 0 {
+                    return Err(Error::corrupt("frame header is not valid"));
+                }
+                RecordKind::Frame { codec, block_count }
+            }
+            b"TABL" if detail == 0 => RecordKind::Table,
+            b"INDX" if (1..=MAX_LEVEL).contains(&detail) => RecordKind::Index { level: detail },
+            _ => return Err(Error::corrupt("no record where one should be")),
+        };
+        let payload_bytes = wire.payload_bytes.get();
+        if payload_bytes == 0 || payload_bytes > MAX_PAYLOAD_BYTES {
+            return Err(Error::corrupt(format!("a record of {payload_bytes} bytes")));
+        }
+        Ok(Self { kind, payload_bytes, checksum: wire.checksum.get() })
+    }
+
+    /// Checks the checksum against the place and the payload.
+    pub fn verify(&self, file_id: Uuid, offset: u64, payload: &[u8]) -> Result<()> {
+        if payload.len() != self.payload_bytes as usize
+            || self.checksum != self.checksum_over(file_id, offset, payload)
+        {
+            return Err(Error::corrupt("checksum differs"));
+        }
+        Ok(())
+    }
+
+    fn checksum_over(&self, file_id: Uuid, offset: u64, payload: &[u8]) -> u32 {
+        let encoded = self.encode();
+        let (covered, _) = encoded.split_at(RECORD_HEAD_BYTES - 4);
+        let mut crc = crc32fast::Hasher::new();
+        crc.update(file_id.as_bytes());
+        crc.update(&offset.to_le_bytes());
+        crc.update(covered);
+        crc.update(payload);
+        crc.finalize()
+    }
+}

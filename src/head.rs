@@ -1,0 +1,59 @@
+//! What is known of the live image (FORMAT.md section 9): which snapshot it last equalled, and whether a
+//! rollback was begun and not ended. A hint: nothing is lost without it.
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::source::FileStat;
+use crate::store::{Store, read_small};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// The head state of an image.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Head {
+    /// The snapshot that the live image last equalled.
+    pub snapshot: Option<Uuid>,
+    /// What the image file looked like then; none if that is not to be believed.
+    pub stat: Option<FileStat>,
+    /// A rollback has begun: until it ends, the image is a mixture.
+    pub intent: Option<RollbackIntent>,
+}
+
+/// A rollback that has begun.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RollbackIntent {
+    /// Where to.
+    pub target: Uuid,
+    /// The snapshot that holds the state before, if one was taken.
+    pub saved: Option<Uuid>,
+}
+
+fn file(name: &str) -> String {
+    format!("{name}/head.json")
+}
+
+impl Head {
+    /// Reads the head state of an image; empty if there is none.
+    ///
+    /// A damaged one counts as none, but for `true`: it might have held the intent of a rollback.
+    pub fn load(store: &dyn Store, name: &str) -> (Self, bool) {
+        match read_small(store, &file(name), 1 << 20) {
+            Ok(bytes) => {
+                serde_json::from_slice(&bytes).map_or((Self::default(), true), |h| (h, false))
+            }
+            Err(e) => (Self::default(), e.kind() != ErrorKind::NotFound),
+        }
+    }
+
+    /// Writes the head state, durably.
+    pub fn save(&self, store: &dyn Store, name: &str) -> Result<()> {
+        let bytes = serde_json::to_vec_pretty(self).map_err(|e| {
+            Error::new(ErrorKind::InvalidInput, format!("cannot write the head state: {e}"))
+        })?;
+        store.replace(&file(name), &bytes)
+    }
+
+    /// Forgets the head state.
+    pub fn forget(store: &dyn Store, name: &str) -> Result<()> {
+        store.remove(&file(name))
+    }
+}

@@ -1,0 +1,341 @@
+//! The catalogue of an image: which snapshots live, and in which files (FORMAT.md section 8).
+//!
+//! A manifest is the only thing that is ever replaced, by publishing one with the next sequence number: that
+//! is the commit. The highest number rules; if it is damaged, that is an error, never a silent step back.
+
+use crate::digest::{Digest, ImageDigest};
+use crate::error::{Error, ErrorKind, Result};
+use crate::store::{Store, read_small};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
+use uuid::Uuid;
+
+/// A manifest larger than this cannot be right (a snapshot takes about 700 bytes).
+const MAX_MANIFEST_BYTES: u64 = 256 << 20;
+const VERSION: &str = "1";
+
+/// What lives of an image.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// Number of the commit.
+    pub sequence: u64,
+    /// Name of the image.
+    pub name: String,
+    /// Identity of the image.
+    pub image_id: Uuid,
+    /// Where the live image is.
+    pub source: Option<PathBuf>,
+    /// The number of the next snapshot.
+    pub next_number: u64,
+    /// Ascending by number.
+    pub snapshots: Vec<Snapshot>,
+    /// Delta files that a repair could not use. They are not removed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub kept: Vec<String>,
+}
+
+/// One snapshot, as the manifest knows it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// Its number, from 1.
+    pub number: u64,
+    /// Its identity.
+    pub id: Uuid,
+    /// Its parent; none in a base.
+    pub parent: Option<Uuid>,
+    /// Its label.
+    pub label: Option<String>,
+    /// When it was taken.
+    pub time: Timestamp,
+    /// Name of its delta file.
+    pub file: String,
+    /// Length of its delta file.
+    pub file_bytes: u64,
+    /// Digest of its footer.
+    #[serde(with = "digest_hex")]
+    pub footer_digest: Digest,
+    /// Block size of its chain.
+    pub block_bytes: u32,
+    /// Length of the image.
+    pub image_bytes: u64,
+    /// Digest of the image.
+    #[serde(with = "image_digest_hex")]
+    pub image_digest: ImageDigest,
+    /// Blocks in data runs.
+    pub data_blocks: u64,
+    /// Blocks in zero runs.
+    pub zero_blocks: u64,
+    /// Blocks in unread runs.
+    pub unread_blocks: u64,
+    /// Blocks of the image that have a run.
+    pub changed_blocks: u64,
+    /// Bytes of the image in them.
+    pub changed_bytes: u64,
+    /// Bytes of frames.
+    pub frame_bytes: u64,
+    /// Bytes read to take it.
+    pub read_bytes: Option<u64>,
+    /// How long that took.
+    pub seconds: Option<f64>,
+}
+
+mod digest_hex {
+    use super::Digest;
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub fn serialize<S: Serializer>(digest: &Digest, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&digest.to_hex())
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Digest, D::Error> {
+        let text = String::deserialize(from)?;
+        Digest::from_hex(&text).ok_or_else(|| D::Error::custom("a digest has 32 hex digits"))
+    }
+}
+
+mod image_digest_hex {
+    use super::ImageDigest;
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub fn serialize<S: Serializer>(digest: &ImageDigest, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&digest.to_hex())
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<ImageDigest, D::Error> {
+        let text = String::deserialize(from)?;
+        ImageDigest::from_hex(&text).ok_or_else(|| D::Error::custom("a digest has 32 hex digits"))
+    }
+}
+
+impl Manifest {
+    /// An image without snapshots.
+    pub fn new(name: &str, source: Option<PathBuf>) -> Self {
+        Self {
+            sequence: 0,
+            name: name.into(),
+            image_id: Uuid::new_v4(),
+            source,
+            next_number: 1,
+            snapshots: Vec::new(),
+            kept: Vec::new(),
+        }
+    }
+
+    /// The snapshot with an id.
+    pub fn by_id(&self, id: Uuid) -> Option<&Snapshot> {
+        self.snapshots.iter().find(|s| s.id == id)
+    }
+
+    /// The snapshot with the highest number.
+    pub fn latest(&self) -> Option<&Snapshot> {
+        self.snapshots.last()
+    }
+
+    /// The chain of a snapshot, from it back to its base.
+    ///
+    /// # Errors
+    /// `Corrupt` if a parent is missing.
+    pub fn lineage(&self, id: Uuid) -> Result<Vec<&Snapshot>> {
+        let by_id: HashMap<Uuid, &Snapshot> = self.snapshots.iter().map(|s| (s.id, s)).collect();
+        let mut chain = Vec::new();
+        let mut next = Some(id);
+        while let Some(id) = next {
+            let Some(snapshot) = by_id.get(&id).filter(|_| chain.len() < by_id.len()) else {
+                let what = format!("{}: the parent {id} of a snapshot is missing", self.name);
+                return Err(Error::corrupt(what));
+            };
+            chain.push(*snapshot);
+            next = snapshot.parent;
+        }
+        Ok(chain)
+    }
+
+    /// Snapshots whose parent is `id`.
+    pub fn children(&self, id: Uuid) -> impl Iterator<Item = &Snapshot> {
+        self.snapshots.iter().filter(move |s| s.parent == Some(id))
+    }
+
+    /// The bytes of the file.
+    pub fn encode(&self) -> Result<Vec<u8>> {
+        let mut body = serde_json::to_vec_pretty(self).map_err(|e| {
+            Error::new(ErrorKind::InvalidInput, format!("cannot write the manifest: {e}"))
+        })?;
+        body.push(b'\n');
+        let digest = xxhash_rust::xxh3::xxh3_128(&body);
+        let mut bytes = format!("imgsnap-manifest {VERSION} {digest:032x}\n").into_bytes();
+        bytes.append(&mut body);
+        Ok(bytes)
+    }
+
+    /// Checks and decodes the bytes of a file.
+    ///
+    /// # Errors
+    /// `Corrupt`, or `Unsupported` if a later version wrote it.
+    pub fn decode(bytes: &[u8]) -> Result<Self> {
+        let damaged = || Error::corrupt("the manifest is damaged");
+        let end = bytes.iter().position(|&b| b == b'\n').ok_or_else(damaged)?;
+        let (line, body) = bytes.split_at(end);
+        let line = std::str::from_utf8(line).map_err(|_| damaged())?;
+        let rest = line.strip_prefix("imgsnap-manifest ").ok_or_else(damaged)?;
+        let (version, digest) = rest.split_once(' ').ok_or_else(damaged)?;
+        if version != VERSION && version.parse::<u32>().is_ok_and(|v| v > 1) {
+            let what = format!("manifest version {version}, this program knows 1");
+            return Err(Error::new(ErrorKind::Unsupported, what)
+                .hint("a later imgsnap wrote this; use that one"));
+        }
+        let body = body.split_first().map_or(body, |(_, rest)| rest);
+        let sum = format!("{:032x}", xxhash_rust::xxh3::xxh3_128(body));
+        if version != VERSION || digest != sum {
+            return Err(damaged());
+        }
+        let manifest: Self = serde_json::from_slice(body)
+            .map_err(|e| Error::corrupt(format!("the manifest is not valid: {e}")))?;
+        manifest.check()?;
+        Ok(manifest)
+    }
+
+    /// The rules that hold in every manifest (FORMAT.md J4).
+    fn check(&self) -> Result<()> {
+        let bad = |what: String| Err(Error::corrupt(format!("the manifest is not valid: {what}")));
+        let (mut ids, mut labels, mut last) = (HashMap::new(), HashSet::new(), 0);
+        for snapshot in &self.snapshots {
+            let number = snapshot.number;
+            if number <= last || number >= self.next_number {
+                return bad(format!("number {number} is out of order"));
+            }
+            last = number;
+            if snapshot.parent.is_some_and(|p| !ids.contains_key(&p)) {
+                return bad(format!("the parent of {number} is missing or newer"));
+            }
+            if ids.insert(snapshot.id, number).is_some() {
+                return bad(format!("the id of {number} stands twice"));
+            }
+            if let Some(label) = &snapshot.label
+                && !labels.insert(label)
+            {
+                return bad(format!("the label \"{label}\" stands twice"));
+            }
+            if snapshot.file.contains('/') || !snapshot.file.ends_with(".delta") {
+                return bad(format!("\"{}\" is no name of a delta file", snapshot.file));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The file name of a manifest.
+pub fn file_name(sequence: u64) -> String {
+    format!("manifest.{sequence:06}")
+}
+
+/// The sequence number in a file name.
+pub fn sequence_of(file: &str) -> Option<u64> {
+    let sequence = file.strip_prefix("manifest.")?.parse().ok()?;
+    (file_name(sequence) == file).then_some(sequence)
+}
+
+/// The sequence number of the ruling manifest of an image; none if the image has none.
+pub fn ruling(store: &dyn Store, name: &str) -> Result<Option<u64>> {
+    Ok(store.list(name)?.iter().filter_map(|file| sequence_of(file)).max())
+}
+
+/// Reads the ruling manifest of an image.
+///
+/// # Errors
+/// `NotFound` if there is no such image; `Corrupt` if the manifest is damaged, or gone though there are deltas.
+pub fn load(store: &dyn Store, name: &str) -> Result<Manifest> {
+    let hint = format!("run \"imgsnap repair {name}\" to rebuild it from the delta files");
+    let Some(sequence) = ruling(store, name)? else {
+        if store.list(name)?.iter().any(|file| file.ends_with(".delta")) {
+            let what = format!("{name}: the manifest is missing");
+            return Err(Error::corrupt(what).hint(hint));
+        }
+        return Err(Error::new(
+            ErrorKind::NotFound,
+            format!("no image \"{name}\" in the repository"),
+        )
+        .hint("\"imgsnap list\" shows what there is"));
+    };
+    let file = format!("{name}/{}", file_name(sequence));
+    let bytes = read_small(store, &file, MAX_MANIFEST_BYTES)?;
+    let manifest = Manifest::decode(&bytes).map_err(|e| {
+        let later = e.kind() == ErrorKind::Unsupported;
+        let e = e.at(store.location(&file));
+        if later { e } else { e.hint(hint) }
+    })?;
+    if manifest.sequence != sequence || manifest.name != name {
+        let what = format!("{}: the manifest of another image", store.location(&file));
+        return Err(Error::corrupt(what).hint("the file was renamed or copied; put it back"));
+    }
+    Ok(manifest)
+}
+
+/// Commits `next` as the successor of the ruling manifest with sequence number `next.sequence`.
+///
+/// # Errors
+/// `Busy` if somebody else committed in the meantime. After any other error the caller must take the commit
+/// as undecided: if the last sync failed, it may stand.
+pub fn commit(store: &dyn Store, next: &mut Manifest) -> Result<()> {
+    next.sequence += 1;
+    next.check()?;
+    let file = format!("{}/{}", next.name, file_name(next.sequence));
+    let mut upload = store.create(&file)?;
+    upload.write(&next.encode()?)?;
+    upload.publish().map_err(|e| match e.kind() {
+        ErrorKind::AlreadyExists => {
+            let what = format!("somebody else changed \"{}\" at the same time", next.name);
+            Error::new(ErrorKind::Busy, what).hint("run the command again")
+        }
+        _ => e,
+    })
+}
+
+/// Checks the name of an image (FORMAT.md P2).
+pub fn check_name(name: &str) -> Result<()> {
+    let bad = |c: char| c.is_control() || c.is_whitespace() || c == '/' || c == '@';
+    if name.is_empty() || name.len() > 128 || name.starts_with(['.', '-']) || name.contains(bad) {
+        let what = format!("\"{}\" cannot be the name of an image", name.escape_debug());
+        return Err(Error::new(ErrorKind::InvalidInput, what)
+            .hint("choose one with --name: up to 128 letters, digits, '-', '_' or '.'"));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_checked() {
+        for name in ["vm", "web-01", "a.b", "größe"] {
+            assert!(check_name(name).is_ok(), "{name}");
+        }
+        for name in ["", ".", "..", ".x", "-x", "a/b", "a@b", "a b", "a\nb", &"x".repeat(129)] {
+            assert!(check_name(name).is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn each_changed_byte_of_a_manifest_is_found() {
+        let manifest = Manifest::new("vm", Some("/x/vm.img".into()));
+        let bytes = manifest.encode().unwrap();
+        assert_eq!(Manifest::decode(&bytes).unwrap(), manifest);
+        for at in 0..bytes.len() {
+            let mut bad = bytes.clone();
+            bad[at] ^= 0x04;
+            assert!(Manifest::decode(&bad).is_err(), "byte {at}");
+            assert!(Manifest::decode(&bytes[..at]).is_err(), "cut at {at}");
+        }
+    }
+
+    #[test]
+    fn only_canonical_file_names_are_manifests() {
+        assert_eq!(sequence_of("manifest.000042"), Some(42));
+        assert_eq!(sequence_of("manifest.1234567"), Some(1_234_567));
+        for name in ["manifest.42", "manifest.+00042", "manifest.", "manifest.000042.tmp"] {
+            assert_eq!(sequence_of(name), None, "{name}");
+        }
+    }
+}

@@ -1,0 +1,235 @@
+//! An ordered parallel map with bounded memory: the one shape of concurrency in this program.
+//!
+//! ```text
+//! produce (one at a time, in order) -> work (many threads) -> consume (the caller's thread, in order)
+//! ```
+//!
+//! At most `in_flight` items exist between `produce` and the end of `consume`. The result does not depend on
+//! the number of threads: `consume` sees items in the order in which they were produced, and the first error
+//! in that order ends the work.
+
+use crate::error::{Error, ErrorKind, Result};
+use std::collections::BTreeMap;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+struct State<P, T> {
+    produce: P,
+    next: u64,
+    consumed: u64,
+    /// No more is to be produced: the end, an error, or the consumer is gone.
+    ended: bool,
+    done: BTreeMap<u64, Result<T>>,
+}
+
+struct Shared<P, T> {
+    state: Mutex<State<P, T>>,
+    changed: Condvar,
+}
+
+impl<P, T> Shared<P, T> {
+    fn lock(&self) -> MutexGuard<'_, State<P, T>> {
+        // A worker that panicked took its item with it; `Bereaved` reports that, so the lock stays usable.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait<'a>(&self, guard: MutexGuard<'a, State<P, T>>) -> MutexGuard<'a, State<P, T>> {
+        self.changed.wait(guard).unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Delivers an error for the item of a worker that panics, so that nobody waits for it for ever.
+struct Bereaved<'a, P, T> {
+    shared: &'a Shared<P, T>,
+    sequence: u64,
+    delivered: bool,
+}
+
+impl<P, T> Drop for Bereaved<'_, P, T> {
+    fn drop(&mut self) {
+        if !self.delivered {
+            let mut state = self.shared.lock();
+            state.ended = true;
+            let lost =
+                Error::new(ErrorKind::Io, "a worker thread failed; this is a fault of imgsnap");
+            state.done.insert(self.sequence, Err(lost));
+            self.shared.changed.notify_all();
+        }
+    }
+}
+
+/// Ends the work when the consumer goes away, by an error or a panic.
+struct Leave<'a, P, T>(&'a Shared<P, T>);
+
+impl<P, T> Drop for Leave<'_, P, T> {
+    fn drop(&mut self) {
+        self.0.lock().ended = true;
+        self.0.changed.notify_all();
+    }
+}
+
+/// Maps what `produce` gives through `work` on `threads` threads and gives the results to `consume`, in order.
+///
+/// # Errors
+/// The first error in the order of the items, of whichever of the three.
+pub fn ordered_map<J: Send, T: Send>(
+    threads: usize,
+    in_flight: usize,
+    produce: impl FnMut() -> Result<Option<J>> + Send,
+    work: impl Fn(J) -> Result<T> + Sync,
+    mut consume: impl FnMut(T) -> Result<()>,
+) -> Result<()> {
+    let state = State { produce, next: 0, consumed: 0, ended: false, done: BTreeMap::new() };
+    let shared = Shared { state: Mutex::new(state), changed: Condvar::new() };
+    let in_flight = in_flight.max(threads) as u64;
+    std::thread::scope(|scope| {
+        let leave = Leave(&shared);
+        for _ in 0..threads.max(1) {
+            scope.spawn(|| run_worker(&shared, in_flight, &work));
+        }
+        loop {
+            let mut state = shared.lock();
+            let result = loop {
+                let wanted = state.consumed;
+                if let Some(result) = state.done.remove(&wanted) {
+                    break result;
+                }
+                if state.ended && wanted == state.next {
+                    drop(state);
+                    drop(leave);
+                    return Ok(());
+                }
+                state = shared.wait(state);
+            };
+            drop(state);
+            consume(result?)?;
+            shared.lock().consumed += 1;
+            shared.changed.notify_all();
+        }
+    })
+}
+
+fn run_worker<J, T, P: FnMut() -> Result<Option<J>>>(
+    shared: &Shared<P, T>,
+    in_flight: u64,
+    work: &impl Fn(J) -> Result<T>,
+) {
+    loop {
+        let mut state = shared.lock();
+        while !state.ended && state.next - state.consumed >= in_flight {
+            state = shared.wait(state);
+        }
+        if state.ended {
+            return;
+        }
+        let sequence = state.next;
+        let job = match (state.produce)() {
+            Ok(Some(job)) => job,
+            Ok(None) => {
+                state.ended = true;
+                shared.changed.notify_all();
+                return;
+            }
+            Err(error) => {
+                state.ended = true;
+                state.next += 1;
+                state.done.insert(sequence, Err(error));
+                shared.changed.notify_all();
+                return;
+            }
+        };
+        state.next += 1;
+        drop(state);
+        let mut bereaved = Bereaved { shared, sequence, delivered: false };
+        let result = work(job);
+        let mut state = shared.lock();
+        state.done.insert(sequence, result);
+        bereaved.delivered = true;
+        drop(state);
+        shared.changed.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    fn counter(end: u32) -> impl FnMut() -> Result<Option<u32>> + Send {
+        let mut next = 0;
+        move || {
+            next += 1;
+            Ok((next <= end).then_some(next - 1))
+        }
+    }
+
+    #[test]
+    fn results_come_in_order_whatever_the_threads() {
+        for threads in [1, 2, 7] {
+            let mut seen = Vec::new();
+            ordered_map(
+                threads,
+                8,
+                counter(1000),
+                |i| Ok(i * 2),
+                |i| {
+                    seen.push(i);
+                    Ok(())
+                },
+            )
+            .unwrap();
+            assert_eq!(seen, (0..1000).map(|i| i * 2).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn no_more_than_the_limit_is_in_flight() {
+        let (made, eaten) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let mut source = counter(500);
+        ordered_map(
+            3,
+            5,
+            || {
+                let ahead = made.load(Ordering::SeqCst) - eaten.load(Ordering::SeqCst);
+                assert!(ahead < 6, "{ahead}");
+                made.fetch_add(1, Ordering::SeqCst);
+                source()
+            },
+            Ok,
+            |_| {
+                eaten.fetch_add(1, Ordering::SeqCst);
+                Ok(())
+            },
+        )
+        .unwrap();
+        assert_eq!(eaten.load(Ordering::SeqCst), 500);
+    }
+
+    #[test]
+    fn first_error_in_order_ends_the_work() {
+        let fail = |what: u32| Error::new(ErrorKind::Io, format!("{what}"));
+        let mut seen = 0;
+        let work = |i| if i >= 40 { Err(fail(i)) } else { Ok(i) };
+        let error = ordered_map(4, 8, counter(100), work, |_| {
+            seen += 1;
+            Ok(())
+        });
+        assert_eq!((error.unwrap_err().to_string().as_str(), seen), ("40", 40));
+        let error =
+            ordered_map(4, 8, counter(100), Ok, |i| if i == 7 { Err(fail(7)) } else { Ok(()) });
+        assert_eq!(error.unwrap_err().to_string(), "7");
+    }
+
+    #[test]
+    fn a_panicking_worker_does_not_hang_the_caller() {
+        let outcome = std::panic::catch_unwind(|| {
+            ordered_map(
+                2,
+                4,
+                counter(10),
+                |i| if i == 3 { panic!("on purpose") } else { Ok(i) },
+                |_| Ok(()),
+            )
+        });
+        assert!(outcome.is_err() || outcome.unwrap().is_err());
+    }
+}

@@ -1,0 +1,92 @@
+//! The small verbs: delete, label, forget, relink.
+
+use super::snapshot::absolute;
+use super::{At, Repository, check_label, reference};
+use crate::error::{Error, ErrorKind, Result};
+use crate::head::Head;
+use crate::manifest::{self, Snapshot};
+use crate::progress::Context;
+use crate::source::RawFile;
+use std::path::{Path, PathBuf};
+
+impl Repository {
+    /// Removes a snapshot that no other one rests on.
+    ///
+    /// # Errors
+    /// `InvalidInput` if another snapshot has it as its parent.
+    pub fn delete(&self, name: &str, at: &At, context: &Context) -> Result<Snapshot> {
+        let mut writer = self.write(name, context)?;
+        let snapshot = reference::find(&writer.manifest, &writer.head, at)?.clone();
+        let children: Vec<String> =
+            writer.manifest.children(snapshot.id).map(|s| format!("{name}@{}", s.number)).collect();
+        if !children.is_empty() {
+            let what =
+                format!("{name}@{} is the parent of {}", snapshot.number, children.join(", "));
+            return Err(Error::new(ErrorKind::InvalidInput, what).hint(
+                "only a snapshot that nothing rests on can be deleted; taking others out of the chain is \
+                 the work of \"imgsnap prune\", which this version does not have yet",
+            ));
+        }
+        let mut next = writer.manifest.clone();
+        next.snapshots.retain(|s| s.id != snapshot.id);
+        manifest::commit(self.store.as_ref(), &mut next)?;
+        writer.manifest = next.clone();
+        if writer.head.snapshot == Some(snapshot.id) {
+            Head::forget(self.store.as_ref(), name)?;
+        }
+        drop(writer);
+        // It is not listed any more. If somebody reads now, the next writer removes the file.
+        let _write = self.lock_to_write(name)?;
+        self.reap(&manifest::load(self.store.as_ref(), name)?)?;
+        Ok(snapshot)
+    }
+
+    /// Gives a snapshot a label, or takes it away.
+    pub fn label(
+        &self,
+        name: &str,
+        at: &At,
+        label: Option<&str>,
+        context: &Context,
+    ) -> Result<Snapshot> {
+        label.map_or(Ok(()), check_label)?;
+        let writer = self.write(name, context)?;
+        let id = reference::find(&writer.manifest, &writer.head, at)?.id;
+        let mut next = writer.manifest.clone();
+        let taken = next.snapshots.iter().find(|s| s.id != id && s.label.as_deref() == label);
+        if let (Some(taken), Some(label)) = (taken, label) {
+            let what = format!("{name}@{} has the label \"{label}\"", taken.number);
+            return Err(Error::new(ErrorKind::AlreadyExists, what).hint("choose another label"));
+        }
+        for snapshot in next.snapshots.iter_mut().filter(|s| s.id == id) {
+            snapshot.label = label.map(str::to_owned);
+        }
+        manifest::commit(self.store.as_ref(), &mut next)?;
+        let changed = next.by_id(id).cloned();
+        changed.ok_or_else(|| Error::corrupt(format!("{name}: the snapshot is gone")))
+    }
+
+    /// Removes an image with all its snapshots. Gives their number and the bytes of their files.
+    pub fn forget(&self, name: &str, context: &Context) -> Result<(u64, u64)> {
+        let writer = self.write(name, context)?;
+        let snapshots = &writer.manifest.snapshots;
+        let freed = (snapshots.len() as u64, snapshots.iter().map(|s| s.file_bytes).sum());
+        self.remove_image(writer)?;
+        Ok(freed)
+    }
+
+    /// Says where the live file of an image is now. What was known of it is forgotten, an interrupted rollback
+    /// included.
+    pub fn relink(&self, name: &str, image: &Path, context: &Context) -> Result<PathBuf> {
+        let path = absolute(image)?;
+        drop(RawFile::open(&path)?);
+        let writer = self.write(name, context)?;
+        // First the head: with the old one, the new file could be believed to be what it is not.
+        let head = Head { snapshot: writer.head.snapshot, stat: None, intent: None };
+        head.save(self.store.as_ref(), name)?;
+        let mut next = writer.manifest.clone();
+        next.source = Some(path.clone());
+        manifest::commit(self.store.as_ref(), &mut next)?;
+        Ok(path)
+    }
+}

@@ -1,0 +1,137 @@
+//! What a user opens: names to ids, locks, and the verbs wired to a store.
+//!
+//! ```text
+//! Repository -> Reader (reap lock, shared)            -> Chain -> restore, diff, verify
+//!            -> Writer (write lock, reap lock shared) -> publish a delta, commit a manifest, note the head
+//! ```
+
+mod admin;
+mod config;
+mod reference;
+mod repair;
+mod rollback;
+mod session;
+mod snapshot;
+mod verify;
+
+pub use config::Defaults;
+pub use reference::{At, Reference, check_label};
+pub use repair::Repaired;
+pub use rollback::{RollbackOutcome, RollbackRequest};
+pub use session::Reader;
+pub use snapshot::{Outcome, ParentChoice, SnapshotOutcome, SnapshotRequest};
+pub use verify::{Damage, Verified, VerifyScope};
+
+use crate::delta::Caches;
+use crate::error::{Error, ErrorKind, Result};
+use crate::head::Head;
+use crate::manifest::{self, Manifest};
+use crate::progress::Context;
+use crate::store::Store;
+use config::Config;
+use std::sync::Arc;
+use uuid::Uuid;
+
+/// An open repository.
+pub struct Repository {
+    store: Arc<dyn Store>,
+    config: Config,
+    caches: Caches,
+}
+
+/// An image and what is known of its live file.
+pub struct Listing {
+    /// Its snapshots.
+    pub manifest: Manifest,
+    /// The head state.
+    pub head: Head,
+}
+
+impl Repository {
+    /// Makes a repository.
+    ///
+    /// # Errors
+    /// `AlreadyExists` if there is one, or the folder holds something else.
+    pub fn init(store: Arc<dyn Store>, defaults: Defaults) -> Result<Self> {
+        let place = store.location("");
+        if let Ok(there) = Self::open(store.clone()) {
+            let what = format!("{place} is a repository already (new bases: {})", there.defaults());
+            return Err(Error::new(ErrorKind::AlreadyExists, what)
+                .hint("choose another folder with --repo"));
+        }
+        let foreign = store.list("")?.into_iter().find(|name| !crate::store::is_temporary(name));
+        if let Some(name) = foreign {
+            let what = format!("{place} is not empty (it holds \"{name}\")");
+            return Err(Error::new(ErrorKind::AlreadyExists, what).hint("choose an empty folder"));
+        }
+        let config = Config::new(defaults);
+        let mut upload = store.create(config::FILE)?;
+        upload.write(config.encode()?.as_bytes())?;
+        upload.publish()?;
+        Ok(Self { store, config, caches: Caches::default() })
+    }
+
+    /// Opens a repository.
+    ///
+    /// # Errors
+    /// `NotFound` if there is none, `Unsupported` if a later version made it.
+    pub fn open(store: Arc<dyn Store>) -> Result<Self> {
+        let config = Config::load(store.as_ref())?;
+        Ok(Self { store, config, caches: Caches::default() })
+    }
+
+    /// True if there is nothing at all where `store` is: a repository can be made there.
+    pub fn is_vacant(store: &dyn Store) -> bool {
+        store.list("").is_ok_and(|names| names.iter().all(|name| crate::store::is_temporary(name)))
+    }
+
+    /// Its identity.
+    pub fn id(&self) -> Uuid {
+        self.config.id
+    }
+
+    /// With what new bases are made.
+    pub fn defaults(&self) -> Defaults {
+        self.config.defaults()
+    }
+
+    /// Where it is.
+    pub fn location(&self) -> String {
+        self.store.location("")
+    }
+
+    /// The names of its images, sorted.
+    pub fn names(&self) -> Result<Vec<String>> {
+        let mut names = Vec::new();
+        for name in self.store.list("")? {
+            let known = || -> Result<bool> {
+                let files = self.store.list(&name)?;
+                let is_ours =
+                    |f: &String| manifest::sequence_of(f).is_some() || f.ends_with(".delta");
+                Ok(files.iter().any(is_ours))
+            };
+            if manifest::check_name(&name).is_ok() && name != config::FILE && known()? {
+                names.push(name);
+            }
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    /// An image with its snapshots.
+    pub fn list(&self, name: &str, context: &Context) -> Result<Listing> {
+        let reader = self.read(name, context)?;
+        let (head, _) = Head::load(self.store.as_ref(), name);
+        Ok(Listing { manifest: reader.manifest().clone(), head })
+    }
+
+    /// The image whose live file is `path`.
+    pub fn name_of_source(&self, path: &std::path::Path) -> Result<Option<String>> {
+        for name in self.names()? {
+            if manifest::load(self.store.as_ref(), &name)?.source.as_deref() == Some(path) {
+                return Ok(Some(name));
+            }
+        }
+        Ok(None)
+    }
+}

@@ -1,0 +1,220 @@
+//! Rebuilding a lost or damaged manifest: every delta file describes itself.
+
+use super::Repository;
+use crate::chain::Chain;
+use crate::delta::Delta;
+use crate::error::{Error, ErrorKind, Result};
+use crate::manifest::{self, Manifest, Snapshot};
+use crate::progress::Context;
+use crate::store::{Store, read_small};
+use crate::units::{BlockRange, Geometry};
+use jiff::Timestamp;
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use uuid::Uuid;
+
+/// What a repair did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Repaired {
+    /// The manifest was sound.
+    Nothing,
+    /// It was rebuilt.
+    Rebuilt {
+        /// How many snapshots it names.
+        snapshots: u64,
+        /// Files that could not be used, and why. They are kept.
+        unused: Vec<(String, String)>,
+        /// Where the live file is, if that was still to be found.
+        source: Option<PathBuf>,
+    },
+}
+
+impl Repository {
+    /// Rebuilds the manifest of an image if it is lost or damaged.
+    ///
+    /// # Errors
+    /// `NotFound` if there is nothing of that image at all; `Corrupt` if no delta file can be used.
+    pub fn repair(&self, name: &str, context: &Context) -> Result<Repaired> {
+        manifest::check_name(name)?;
+        let store = self.store.as_ref();
+        if store.list(name)?.is_empty() {
+            manifest::load(store, name)?;
+        }
+        let _write = self.lock_to_write(name)?;
+        match manifest::load(store, name) {
+            Ok(_) => return Ok(Repaired::Nothing),
+            Err(e) if e.kind() == ErrorKind::Corrupt => context.progress().note(&e.to_string()),
+            Err(e) => return Err(e),
+        }
+        let mut unused = Vec::new();
+        let deltas = self.open_all(name, &mut unused)?;
+        let old = older_manifest(store, name)?;
+        let mut manifest = Manifest::new(name, old.as_ref().and_then(|m| m.source.clone()));
+        manifest.image_id =
+            most_common_image(&deltas).or(old.as_ref().map(|m| m.image_id)).ok_or_else(|| {
+                let what = format!("{name}: no delta file can be read");
+                Error::corrupt(what).hint("put the files of the repository back from a copy")
+            })?;
+        manifest.sequence = manifest::ruling(store, name)?.unwrap_or(0);
+        collect(deltas, &mut manifest, &mut unused)?;
+        if let Some(old) = &old {
+            remember(&mut manifest, old);
+        }
+        manifest.kept = unused.iter().map(|(file, _)| file.clone()).collect();
+        manifest::commit(store, &mut manifest)?;
+        Ok(Repaired::Rebuilt {
+            snapshots: manifest.snapshots.len() as u64,
+            unused,
+            source: manifest.source,
+        })
+    }
+
+    fn open_all(
+        &self,
+        name: &str,
+        unused: &mut Vec<(String, String)>,
+    ) -> Result<Vec<(String, Arc<Delta>)>> {
+        let mut deltas = Vec::new();
+        for file in self.store.list(name)?.into_iter().filter(|f| f.ends_with(".delta")) {
+            match Delta::open(self.store.clone(), &format!("{name}/{file}"), &self.caches) {
+                Ok(delta) => deltas.push((file, Arc::new(delta))),
+                Err(e) => unused.push((file, e.to_string())),
+            }
+        }
+        // Parents have lower numbers; of two with one number the newer comes first.
+        deltas.sort_by_key(|(file, delta)| {
+            let footer = delta.footer();
+            let time = (footer.time_seconds, footer.time_nanoseconds);
+            (footer.number, std::cmp::Reverse(time), file.clone())
+        });
+        Ok(deltas)
+    }
+}
+
+/// The newest manifest that can still be read: it may know labels and the place of the live image.
+fn older_manifest(store: &dyn Store, name: &str) -> Result<Option<Manifest>> {
+    let mut sequences: Vec<u64> =
+        store.list(name)?.iter().filter_map(|file| manifest::sequence_of(file)).collect();
+    sequences.sort_unstable_by(|a, b| b.cmp(a));
+    for sequence in sequences {
+        let file = format!("{name}/{}", manifest::file_name(sequence));
+        let bytes = read_small(store, &file, 256 << 20)?;
+        if let Ok(manifest) = Manifest::decode(&bytes)
+            && manifest.name == name
+        {
+            return Ok(Some(manifest));
+        }
+    }
+    Ok(None)
+}
+
+fn most_common_image(deltas: &[(String, Arc<Delta>)]) -> Option<Uuid> {
+    let mut counts: HashMap<Uuid, usize> = HashMap::new();
+    for (_, delta) in deltas {
+        *counts.entry(delta.header().image_id).or_default() += 1;
+    }
+    counts.into_iter().max_by_key(|(id, count)| (*count, *id)).map(|(id, _)| id)
+}
+
+/// Adds every snapshot whose chain is whole.
+fn collect(
+    deltas: Vec<(String, Arc<Delta>)>,
+    manifest: &mut Manifest,
+    unused: &mut Vec<(String, String)>,
+) -> Result<()> {
+    let mut chains: HashMap<Uuid, Vec<Arc<Delta>>> = HashMap::new();
+    for (file, delta) in deltas {
+        let footer = delta.footer().clone();
+        let mut layers = vec![delta.clone()];
+        let parent = footer.parent.map(|p| p.parent_id);
+        let ancestors = parent.map_or(Some(Vec::new()), |id| chains.get(&id).cloned());
+        let wrong = match ancestors {
+            None => Some("its parent is missing".to_owned()),
+            Some(_) if delta.header().image_id != manifest.image_id => {
+                Some("it is of another image".to_owned())
+            }
+            Some(_) if footer.number < manifest.next_number => {
+                Some("another file has its number".to_owned())
+            }
+            Some(ancestors) => {
+                layers.extend(ancestors);
+                Chain::link(layers.clone()).err().map(|e| e.to_string())
+            }
+        };
+        if let Some(wrong) = wrong {
+            unused.push((file, wrong));
+            continue;
+        }
+        manifest.snapshots.push(entry(&delta, file, &layers)?);
+        manifest.next_number = footer.number.saturating_add(1);
+        chains.insert(footer.snapshot_id, layers);
+    }
+    Ok(())
+}
+
+fn entry(delta: &Arc<Delta>, file: String, layers: &[Arc<Delta>]) -> Result<Snapshot> {
+    let footer = delta.footer();
+    let geometry = Geometry::new(delta.header().block_size, footer.image_bytes)?;
+    let (changed_blocks, changed_bytes) = changed(delta, geometry)?;
+    let nanoseconds = i32::try_from(footer.time_nanoseconds).unwrap_or(0);
+    Ok(Snapshot {
+        number: footer.number,
+        id: footer.snapshot_id,
+        parent: layers.get(1).map(|parent| parent.footer().snapshot_id),
+        label: footer.label.clone(),
+        time: Timestamp::new(footer.time_seconds, nanoseconds).unwrap_or_default(),
+        file,
+        file_bytes: footer.file_bytes,
+        footer_digest: delta.footer_digest(),
+        block_bytes: geometry.block_size.bytes(),
+        image_bytes: footer.image_bytes,
+        image_digest: footer.image_digest,
+        data_blocks: footer.counts.data_blocks,
+        zero_blocks: footer.counts.zero_blocks,
+        unread_blocks: footer.counts.unread_blocks,
+        changed_blocks,
+        changed_bytes,
+        frame_bytes: footer.counts.frame_bytes,
+        read_bytes: None,
+        seconds: None,
+    })
+}
+
+/// Blocks within the image that have a run, and their bytes. A damaged table is found by `verify`.
+fn changed(delta: &Arc<Delta>, geometry: Geometry) -> Result<(u64, u64)> {
+    let mut cursor = crate::delta::TableCursor::new(delta.clone());
+    let (mut blocks, mut bytes) = (0, 0);
+    let inside = BlockRange::between(0, geometry.block_count());
+    if cursor.seek(0).is_err() {
+        return Ok((0, 0));
+    }
+    while let Some((_, run)) = cursor.run() {
+        let end = run.blocks.end().min(inside.end());
+        blocks += end.saturating_sub(run.blocks.first);
+        bytes += geometry.bytes_in(run.blocks);
+        if cursor.advance().is_err() {
+            break;
+        }
+    }
+    Ok((blocks, bytes))
+}
+
+/// Takes over what only a manifest knows.
+fn remember(manifest: &mut Manifest, old: &Manifest) {
+    manifest.next_number = manifest.next_number.max(old.next_number);
+    for snapshot in &mut manifest.snapshots {
+        if let Some(known) = old.by_id(snapshot.id) {
+            snapshot.label = known.label.clone();
+            snapshot.read_bytes = known.read_bytes;
+            snapshot.seconds = known.seconds;
+        }
+    }
+    // Labels moved since then could stand twice.
+    let mut seen = std::collections::HashSet::new();
+    for snapshot in &mut manifest.snapshots {
+        if snapshot.label.as_ref().is_some_and(|label| !seen.insert(label.clone())) {
+            snapshot.label = None;
+        }
+    }
+}

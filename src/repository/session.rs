@@ -1,0 +1,190 @@
+//! Readers and writers of one image, with the locks that they hold.
+//!
+//! | lock | held by | |
+//! | --- | --- | --- |
+//! | `write` | whoever commits, exclusively | nobody waits: the second one is told that it is busy |
+//! | `reap` | readers and writers for their life, shared; exclusively only to unlink | so what is read stays |
+
+use super::{Repository, reference};
+use crate::chain::Chain;
+use crate::error::{Error, ErrorKind, Result};
+use crate::head::Head;
+use crate::manifest::{self, Manifest, Snapshot};
+use crate::progress::Context;
+use crate::store::{LockGuard, LockKind, Store, is_temporary};
+use std::time::Duration;
+use uuid::Uuid;
+
+/// Reads an image: while it lives, no file that its manifest names is unlinked.
+pub struct Reader {
+    manifest: Manifest,
+    head: Head,
+    _reap: Option<LockGuard>,
+}
+
+impl Reader {
+    /// The snapshots.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// The snapshot that is meant.
+    pub fn find(&self, at: &reference::At) -> Result<&Snapshot> {
+        reference::find(&self.manifest, &self.head, at)
+    }
+}
+
+/// Changes an image: the only one to do so while it lives.
+pub(super) struct Writer {
+    pub(super) manifest: Manifest,
+    pub(super) head: Head,
+    /// The head state was there but could not be read: it may have held the intent of a rollback.
+    pub(super) head_was_damaged: bool,
+    _write: LockGuard,
+    reap: Option<LockGuard>,
+}
+
+fn write_lock(name: &str) -> String {
+    format!("{name}/write.lock")
+}
+
+fn reap_lock(name: &str) -> String {
+    format!("{name}/reap.lock")
+}
+
+impl Repository {
+    /// Opens an image for reading.
+    ///
+    /// # Errors
+    /// `NotFound` if there is no such image, `Corrupt` if its manifest is damaged.
+    pub fn read(&self, name: &str, context: &Context) -> Result<Reader> {
+        let store = self.store.as_ref();
+        if store.list(name)?.is_empty() {
+            // Say so before a lock file is made in a folder that does not exist.
+            manifest::load(store, name)?;
+        }
+        let reap = share_reap_lock(store, name, context)?;
+        let manifest = manifest::load(store, name)?;
+        let (head, _) = Head::load(store, name);
+        Ok(Reader { manifest, head, _reap: reap })
+    }
+
+    /// Opens the chain of a snapshot that a reader found.
+    pub fn chain(&self, reader: &Reader, id: Uuid) -> Result<Chain> {
+        self.open_chain(&reader.manifest, id)
+    }
+
+    pub(super) fn open_chain(&self, manifest: &Manifest, id: Uuid) -> Result<Chain> {
+        Chain::open(&self.store, manifest, id, &self.caches)
+    }
+
+    /// Takes the write lock of an image, whose folder exists.
+    pub(super) fn lock_to_write(&self, name: &str) -> Result<LockGuard> {
+        let lock = self.store.lock(&write_lock(name), LockKind::Exclusive)?;
+        lock.ok_or_else(|| {
+            let what = format!("another imgsnap is working on \"{name}\"");
+            Error::new(ErrorKind::Busy, what).hint("run the command again when it is done")
+        })
+    }
+
+    /// Opens an image for changing it, and removes what earlier writers left behind.
+    pub(super) fn write(&self, name: &str, context: &Context) -> Result<Writer> {
+        let store = self.store.as_ref();
+        if store.list(name)?.is_empty() {
+            manifest::load(store, name)?;
+        }
+        let write = self.lock_to_write(name)?;
+        let manifest = manifest::load(store, name)?;
+        self.writer(write, manifest, context)
+    }
+
+    /// The same for an image that may not exist yet.
+    pub(super) fn write_or_create(
+        &self,
+        name: &str,
+        source: &std::path::Path,
+        context: &Context,
+    ) -> Result<Writer> {
+        let store = self.store.as_ref();
+        manifest::check_name(name)?;
+        store.create_folder(name)?;
+        let write = self.lock_to_write(name)?;
+        let manifest = match manifest::load(store, name) {
+            Err(e) if e.kind() == ErrorKind::NotFound => {
+                // An empty manifest before the first delta: deltas without one are then a loss, not a beginning.
+                let mut manifest = Manifest::new(name, Some(source.into()));
+                manifest::commit(store, &mut manifest)?;
+                manifest
+            }
+            other => other?,
+        };
+        self.writer(write, manifest, context)
+    }
+
+    fn writer(&self, write: LockGuard, manifest: Manifest, context: &Context) -> Result<Writer> {
+        let store = self.store.as_ref();
+        self.reap(&manifest)?;
+        let reap = share_reap_lock(store, &manifest.name, context)?;
+        let (head, head_was_damaged) = Head::load(store, &manifest.name);
+        Ok(Writer { manifest, head, head_was_damaged, _write: write, reap })
+    }
+
+    /// Removes what the ruling manifest does not name, unless somebody reads. The caller holds the write lock.
+    pub(super) fn reap(&self, manifest: &Manifest) -> Result<()> {
+        let store = self.store.as_ref();
+        let name = &manifest.name;
+        let Some(_alone) = store.lock(&reap_lock(name), LockKind::Exclusive)? else {
+            return Ok(());
+        };
+        for file in store.list(name)? {
+            let is_old_manifest =
+                manifest::sequence_of(&file).is_some_and(|n| n < manifest.sequence);
+            let is_unnamed = file.ends_with(".delta")
+                && !manifest.kept.contains(&file)
+                && !manifest.snapshots.iter().any(|snapshot| snapshot.file == file);
+            if is_temporary(&file) || is_old_manifest || is_unnamed {
+                store.remove(&format!("{name}/{file}"))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes an image and everything in its folder.
+    pub(super) fn remove_image(&self, mut writer: Writer) -> Result<()> {
+        let store = self.store.as_ref();
+        let name = writer.manifest.name.clone();
+        writer.reap = None;
+        let Some(_alone) = store.lock(&reap_lock(&name), LockKind::Exclusive)? else {
+            return Err(Error::new(ErrorKind::Busy, format!("somebody is reading \"{name}\""))
+                .hint("run the command again when that is done"));
+        };
+        // The commit comes first: from here on nothing of the image is listed, whatever is still there.
+        writer.manifest.snapshots.clear();
+        manifest::commit(store, &mut writer.manifest)?;
+        let (manifests, rest): (Vec<_>, Vec<_>) =
+            store.list(&name)?.into_iter().partition(|f| manifest::sequence_of(f).is_some());
+        // The manifest goes after the deltas: without it they would look like a loss.
+        for file in rest.into_iter().filter(|f| !f.ends_with(".lock")).chain(manifests) {
+            store.remove(&format!("{name}/{file}"))?;
+        }
+        store.remove_folder(&name)
+    }
+}
+
+fn share_reap_lock(store: &dyn Store, name: &str, context: &Context) -> Result<Option<LockGuard>> {
+    // It is held exclusively only while files are unlinked: a moment.
+    for _ in 0..500 {
+        match store.lock(&reap_lock(name), LockKind::Shared) {
+            Ok(Some(guard)) => return Ok(Some(guard)),
+            Ok(None) => std::thread::sleep(Duration::from_millis(20)),
+            Err(e) if e.kind() == ErrorKind::Unsupported => {
+                context.progress().warn(&format!("{e}; reading without a lock"));
+                return Ok(None);
+            }
+            Err(e) => return Err(e),
+        }
+        context.check()?;
+    }
+    Err(Error::new(ErrorKind::Busy, format!("another imgsnap is removing files of \"{name}\""))
+        .hint("run the command again when it is done"))
+}

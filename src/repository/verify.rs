@@ -1,0 +1,190 @@
+//! Verifying a repository: each file, each block, each image; and what damage means for which snapshots.
+
+use super::{At, Repository};
+use crate::chain::{Chain, open_delta};
+use crate::delta::Delta;
+use crate::error::{Error, ErrorKind, Result};
+use crate::manifest::{Manifest, Snapshot};
+use crate::progress::Context;
+use crate::verify::{verify_blocks, verify_image, verify_stored};
+use std::collections::HashMap;
+use std::sync::Arc;
+use uuid::Uuid;
+
+/// What is to be verified.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum VerifyScope {
+    /// All images.
+    All,
+    /// One image.
+    Image(String),
+    /// One snapshot, with all that it rests on.
+    Snapshot(String, At),
+}
+
+/// Something that is damaged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Damage {
+    /// The snapshot whose file it is: `NAME@N`.
+    pub snapshot: String,
+    /// What is wrong, and where.
+    pub message: String,
+    /// The snapshots that may need it: `NAME@N`, this one first.
+    pub affects: Vec<String>,
+}
+
+/// The outcome of a verification.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Verified {
+    /// Snapshots looked at.
+    pub snapshots: u64,
+    /// Blocks decoded and compared with their digest; none in a quick verification.
+    pub blocks: u64,
+    /// Bytes of delta files read.
+    pub stored_bytes: u64,
+    /// What is damaged.
+    pub damaged: Vec<Damage>,
+}
+
+impl Repository {
+    /// Verifies stored bytes and, unless `quick`, every block and every image digest.
+    ///
+    /// # Errors
+    /// Damage is no error here: it is in the outcome.
+    pub fn verify(&self, scope: &VerifyScope, quick: bool, context: &Context) -> Result<Verified> {
+        let mut verified = Verified::default();
+        let names = match scope {
+            VerifyScope::All => self.names()?,
+            VerifyScope::Image(name) | VerifyScope::Snapshot(name, _) => vec![name.clone()],
+        };
+        for name in names {
+            let reader = match self.read(&name, context) {
+                Ok(reader) => reader,
+                Err(e) if e.kind() == ErrorKind::Corrupt => {
+                    let message = e.to_string();
+                    let damage = Damage { snapshot: name, message, affects: Vec::new() };
+                    verified.damaged.push(damage);
+                    continue;
+                }
+                Err(e) => return Err(e),
+            };
+            let manifest = reader.manifest();
+            let mut snapshots: Vec<&Snapshot> = match scope {
+                VerifyScope::Snapshot(_, at) => manifest.lineage(reader.find(at)?.id)?,
+                _ => manifest.snapshots.iter().collect(),
+            };
+            snapshots.sort_by_key(|s| s.number);
+            let mut image = ImageCheck { repository: self, manifest, open: HashMap::new() };
+            let work = |s: &&Snapshot| {
+                s.file_bytes + if quick { 0 } else { s.data_blocks * u64::from(s.block_bytes) }
+            };
+            context.progress().begin("verify", snapshots.iter().map(work).sum());
+            for snapshot in snapshots {
+                let outcome = image.check(snapshot, quick, &mut verified, context);
+                if outcome.is_err() {
+                    context.progress().end();
+                }
+                outcome?;
+            }
+            context.progress().end();
+        }
+        Ok(verified)
+    }
+}
+
+struct ImageCheck<'a> {
+    repository: &'a Repository,
+    manifest: &'a Manifest,
+    /// Files that could be opened.
+    open: HashMap<Uuid, Arc<Delta>>,
+}
+
+impl ImageCheck<'_> {
+    fn check(
+        &mut self,
+        snapshot: &Snapshot,
+        quick: bool,
+        verified: &mut Verified,
+        context: &Context,
+    ) -> Result<()> {
+        verified.snapshots += 1;
+        let store = &self.repository.store;
+        let delta = match open_delta(store, self.manifest, snapshot, &self.repository.caches) {
+            Ok(delta) => Arc::new(delta),
+            Err(e) => return self.found(snapshot, e, verified),
+        };
+        self.open.insert(snapshot.id, delta.clone());
+        verified.stored_bytes += snapshot.file_bytes;
+        let stored = verify_stored(&delta, context);
+        let is_sound = stored.is_ok();
+        if let Err(e) = stored {
+            self.found(snapshot, e, verified)?;
+        }
+        if quick {
+            return Ok(());
+        }
+        let mut named = 0;
+        match verify_blocks(&delta, context) {
+            Ok((blocks, findings)) => {
+                verified.blocks += blocks;
+                named = findings.len();
+                findings.into_iter().try_for_each(|e| self.found(snapshot, e, verified))?;
+            }
+            Err(e) if is_sound => self.found(snapshot, e, verified)?,
+            Err(e) => self.only_damage(e)?,
+        }
+        match self.parent_chain(snapshot) {
+            // What the parent lacks was reported with the parent.
+            Err(e) => self.only_damage(e),
+            Ok(parent) => match verify_image(&delta, parent.as_ref(), context) {
+                Err(e) if is_sound && named == 0 => self.found(snapshot, e, verified),
+                Err(e) => self.only_damage(e),
+                Ok(()) => Ok(()),
+            },
+        }
+    }
+
+    fn parent_chain(&self, snapshot: &Snapshot) -> Result<Option<Chain>> {
+        let Some(parent) = snapshot.parent else { return Ok(None) };
+        let mut layers = Vec::new();
+        for ancestor in self.manifest.lineage(parent)? {
+            let delta = self.open.get(&ancestor.id).cloned();
+            layers.push(delta.ok_or_else(|| Error::corrupt("an ancestor is damaged"))?);
+        }
+        // The link of the snapshot itself is checked as well.
+        let mut whole = layers.clone();
+        whole.splice(0..0, self.open.get(&snapshot.id).cloned());
+        Chain::link(whole)?;
+        Chain::link(layers).map(Some)
+    }
+
+    /// Passes on what is no damage: a stop, a device that fails.
+    fn only_damage(&self, error: Error) -> Result<()> {
+        match error.kind() {
+            ErrorKind::Interrupted => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    fn found(&self, snapshot: &Snapshot, error: Error, verified: &mut Verified) -> Result<()> {
+        if error.kind() == ErrorKind::Interrupted {
+            return Err(error);
+        }
+        let mut affected = vec![snapshot.id];
+        // Parents come before children in a manifest.
+        for other in &self.manifest.snapshots {
+            if other.parent.is_some_and(|parent| affected.contains(&parent)) {
+                affected.push(other.id);
+            }
+        }
+        let name = |id: &Uuid| {
+            self.manifest.by_id(*id).map(|s| format!("{}@{}", self.manifest.name, s.number))
+        };
+        verified.damaged.push(Damage {
+            snapshot: format!("{}@{}", self.manifest.name, snapshot.number),
+            message: error.to_string(),
+            affects: affected.iter().filter_map(name).collect(),
+        });
+        Ok(())
+    }
+}

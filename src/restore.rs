@@ -1,0 +1,138 @@
+//! The verb *restore*: copy a snapshot, or a part of it, to a target. Every block is checked against its digest
+//! before it is written, and the whole against the image digest before the target is made visible.
+
+use crate::chain::{Chain, State};
+use crate::digest::ImageDigest;
+use crate::error::{Error, ErrorKind, Result};
+use crate::pipeline::ordered_map;
+use crate::progress::Context;
+use crate::target::Target;
+use crate::units::{BlockRange, Geometry};
+use crate::view::{Decoded, decode_batch, next_batch};
+
+/// A part of an image, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ByteRange {
+    /// Where it begins.
+    pub offset: u64,
+    /// How long it is, at least 1.
+    pub bytes: u64,
+}
+
+/// What a restore did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Restored {
+    /// Length of what was restored.
+    pub bytes: u64,
+    /// Bytes of it that were data.
+    pub data_bytes: u64,
+    /// True if the image digest was compared: for a whole image, not for a part.
+    pub proved: bool,
+}
+
+/// Restores the snapshot at the tip of `chain`, or the part `range` of it, to `target`, which it finishes.
+///
+/// # Errors
+/// `Corrupt` if a block or the image is not what its digest says; then the target is not finished.
+pub fn restore(
+    chain: &Chain,
+    range: Option<ByteRange>,
+    target: &mut dyn Target,
+    context: &Context,
+) -> Result<Restored> {
+    let geometry = chain.geometry();
+    let part = check_range(range, geometry)?;
+    let size = u64::from(geometry.block_size.bytes());
+    let blocks = BlockRange::between(part.offset / size, (part.offset + part.bytes).div_ceil(size));
+    let mut cursor = chain.cursor()?;
+    cursor.seek(blocks.first);
+    context.progress().begin("restore", part.bytes);
+    let (mut terms, mut data_bytes) = (0u128, 0);
+    let outcome = ordered_map(
+        context.threads(),
+        context.threads() * 2,
+        || {
+            context.check()?;
+            next_batch(&mut cursor, blocks.end(), geometry)
+        },
+        |batch| decode_batch(geometry, batch),
+        |decoded| {
+            terms = terms.wrapping_add(decoded.terms);
+            data_bytes += write_decoded(&decoded, geometry, part, target)?;
+            for span in &decoded.spans {
+                context.progress().advance(geometry.bytes_in(span.blocks));
+            }
+            Ok(())
+        },
+    );
+    context.progress().end();
+    outcome.map_err(|e| e.at(chain.tip().location()))?;
+    let whole = part.offset == 0 && part.bytes == geometry.image_bytes;
+    if whole {
+        prove(chain, terms)?;
+    }
+    target.finish()?;
+    Ok(Restored { bytes: part.bytes, data_bytes, proved: whole })
+}
+
+fn check_range(range: Option<ByteRange>, geometry: Geometry) -> Result<ByteRange> {
+    let image_bytes = geometry.image_bytes;
+    let Some(range) = range else { return Ok(ByteRange { offset: 0, bytes: image_bytes }) };
+    let end = range.offset.checked_add(range.bytes);
+    if range.bytes == 0 || end.is_none_or(|end| end > image_bytes) {
+        let what = format!("the range {}+{} is not within the image", range.offset, range.bytes);
+        return Err(
+            Error::new(ErrorKind::InvalidInput, what).hint(format!("it has {image_bytes} bytes"))
+        );
+    }
+    Ok(range)
+}
+
+fn prove(chain: &Chain, terms: u128) -> Result<()> {
+    let hasher = chain.hasher();
+    let digest: ImageDigest = hasher.empty_image(chain.geometry().image_bytes).plus(terms);
+    if digest != chain.image_digest() {
+        let what = format!("{}: the image digest differs", chain.tip().location());
+        return Err(Error::corrupt(what).hint("run \"imgsnap verify\" to see what is damaged"));
+    }
+    Ok(())
+}
+
+/// Writes a decoded batch, neighbours in one piece, cut to `part`. Gives the number of data bytes.
+pub fn write_decoded(
+    decoded: &Decoded,
+    geometry: Geometry,
+    part: ByteRange,
+    target: &mut dyn Target,
+) -> Result<u64> {
+    let size = geometry.block_size.in_memory();
+    let (mut data, mut written) = (decoded.bytes.as_slice(), 0);
+    let mut spans = decoded.spans.iter().peekable();
+    while let Some(span) = spans.next() {
+        let mut blocks = span.blocks;
+        let is_data = |state: &State| matches!(state, State::Data { .. });
+        let kind = is_data(&span.state);
+        while let Some(next) =
+            spans.next_if(|next| is_data(&next.state) == kind && next.blocks.first == blocks.end())
+        {
+            blocks.count += next.blocks.count;
+        }
+        // The part of these blocks that was asked for.
+        let start = geometry.offset(blocks.first).max(part.offset);
+        let end = geometry.offset(blocks.end()).min(part.offset + part.bytes);
+        let bytes = end.saturating_sub(start);
+        if kind {
+            let (now, rest) = data.split_at((blocks.count as usize * size).min(data.len()));
+            data = rest;
+            let skip = (start - geometry.offset(blocks.first)) as usize;
+            let now = now.get(skip..skip + bytes as usize).unwrap_or_default();
+            written += bytes;
+            if !now.is_empty() {
+                target.write(start - part.offset, now)?;
+            }
+        } else if bytes > 0 {
+            target.zero(start - part.offset, bytes)?;
+        }
+    }
+    Ok(written)
+}

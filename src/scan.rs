@@ -1,0 +1,422 @@
+//! Source and index in, changes out: the digest of each block against the one that the index has for it.
+//!
+//! ```text
+//! one at a time: the next window, and the index over it   (Plan)
+//! many threads:  map, digest, compare, copy what differs  (examine)
+//! in order:      the changes of each window               (the caller)
+//! ```
+//!
+//! What is stored is decided on a copy: a mapped image can change underfoot, so a block that looks changed is
+//! copied first, and whether it is zero, whether it is the parent's after all, and its digest are found on the
+//! copy.
+
+use crate::chain::{Chain, ChainCursor, Span, State};
+use crate::digest::{Digest, Hasher, ImageDigest, is_zero};
+use crate::error::{Error, ErrorKind, Result};
+use crate::pipeline::ordered_map;
+use crate::progress::Context;
+use crate::source::Source;
+use crate::units::{BlockRange, BlockSize, ExtentKind, Geometry};
+
+/// Large enough for readahead and few system calls, small enough to stay in a core's cache.
+const WINDOW_BYTES: u64 = 2 << 20;
+/// Holes smaller than this within a window are read with it: a mapping costs more than zeros.
+const SMALL_HOLE_BYTES: u64 = 64 << 10;
+/// Spans of the index that one job takes, where there is nothing to read.
+const SPANS_PER_JOB: usize = 256;
+/// Windows between two looks at whether somebody else wants the image.
+const CHECK_EVERY: u64 = 16;
+
+/// What an image is compared with.
+pub enum Index<'a> {
+    /// The snapshot at the tip of a chain.
+    Parent(&'a Chain),
+    /// Nothing: all zeros.
+    Nothing(&'a Hasher, BlockSize),
+}
+
+impl Index<'_> {
+    /// The keyed function of the chain.
+    pub fn hasher(&self) -> &Hasher {
+        match self {
+            Self::Parent(chain) => chain.hasher(),
+            Self::Nothing(hasher, _) => hasher,
+        }
+    }
+
+    fn block_size(&self) -> BlockSize {
+        match self {
+            Self::Parent(chain) => chain.geometry().block_size,
+            Self::Nothing(_, block_size) => *block_size,
+        }
+    }
+
+    fn image_bytes(&self) -> u64 {
+        match self {
+            Self::Parent(chain) => chain.geometry().image_bytes,
+            Self::Nothing(..) => 0,
+        }
+    }
+}
+
+/// What one block, or run of blocks, became.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    /// A block with other bytes; they are the next ones of [`Changes::bytes`].
+    Data(u64, Digest),
+    /// Blocks that became zero.
+    Zero(BlockRange),
+}
+
+/// The changes of one window, in ascending order.
+#[derive(Default)]
+pub struct Changes {
+    /// What changed.
+    pub list: Vec<Change>,
+    /// The bytes of the changed blocks, whole blocks one after the other.
+    pub bytes: Vec<u8>,
+    new_terms: u128,
+    old_terms: u128,
+    read_bytes: u64,
+}
+
+/// What a scan found out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Scanned {
+    /// Digest of the image as it is.
+    pub image_digest: ImageDigest,
+    /// Bytes read from the source.
+    pub read_bytes: u64,
+}
+
+/// Compares all of `source` with `index` and gives the changes to `consume`, window by window, in order.
+///
+/// If the image is shorter than the index, the zero run that FORMAT.md M5 asks for is among them.
+///
+/// # Errors
+/// Of the source, of `consume`; `Corrupt` if the index is not what its image digest says.
+pub fn scan(
+    source: &dyn Source,
+    index: &Index<'_>,
+    context: &Context,
+    mut consume: impl FnMut(Changes) -> Result<()>,
+) -> Result<Scanned> {
+    let geometry = Geometry::new(index.block_size(), source.image_bytes())?;
+    let mut plan = Plan::new(source, index, geometry, context)?;
+    let examiner = Examiner { source, hasher: index.hasher(), geometry };
+    let (mut new_terms, mut old_terms, mut read_bytes) = (0u128, 0u128, 0);
+    let in_flight = context.threads() * 2;
+    ordered_map(
+        context.threads(),
+        in_flight,
+        || plan.next(),
+        |job| {
+            let covered = geometry.bytes_in(job.blocks);
+            let changes = examiner.examine(&job)?;
+            context.progress().advance(covered);
+            Ok(changes)
+        },
+        |changes| {
+            new_terms = new_terms.wrapping_add(changes.new_terms);
+            old_terms = old_terms.wrapping_add(changes.old_terms);
+            read_bytes += changes.read_bytes;
+            if changes.list.is_empty() { Ok(()) } else { consume(changes) }
+        },
+    )?;
+    source.check()?;
+    prove(index, old_terms)?;
+    let image_digest = index.hasher().empty_image(geometry.image_bytes).plus(new_terms);
+    Ok(Scanned { image_digest, read_bytes })
+}
+
+/// A full scan passes every digest of the index: their sum proves it (DESIGN.md, "Image digest").
+fn prove(index: &Index<'_>, old_terms: u128) -> Result<()> {
+    let Index::Parent(chain) = index else { return Ok(()) };
+    let passed = chain.hasher().empty_image(chain.geometry().image_bytes).plus(old_terms);
+    if passed != chain.image_digest() {
+        let what = format!("{}: the index of its chain is damaged", chain.tip().location());
+        return Err(Error::corrupt(what)
+            .hint("run \"imgsnap verify\" to see where, and take a --full snapshot"));
+    }
+    Ok(())
+}
+
+/// What one worker does at a time.
+struct Job {
+    blocks: BlockRange,
+    /// What to read of it, ascending.
+    read: Vec<BlockRange>,
+    /// The index over all of it; empty if there is none.
+    spans: Vec<Span>,
+}
+
+/// Cuts the image into jobs, in order.
+struct Plan<'a> {
+    source: &'a dyn Source,
+    context: &'a Context,
+    geometry: Geometry,
+    cursor: Option<ChainCursor>,
+    /// The longer of image and index, in blocks.
+    end: u64,
+    position: u64,
+    /// The last extent that was asked for, in blocks.
+    extent: Option<(BlockRange, ExtentKind)>,
+    jobs: u64,
+}
+
+impl<'a> Plan<'a> {
+    fn new(
+        source: &'a dyn Source,
+        index: &Index<'_>,
+        geometry: Geometry,
+        context: &'a Context,
+    ) -> Result<Self> {
+        let cursor = match index {
+            Index::Parent(chain) => Some(chain.cursor()?),
+            Index::Nothing(..) => None,
+        };
+        let old_count = geometry.block_size.count(index.image_bytes());
+        let end = geometry.block_count().max(old_count);
+        Ok(Self { source, context, geometry, cursor, end, position: 0, extent: None, jobs: 0 })
+    }
+
+    fn next(&mut self) -> Result<Option<Job>> {
+        if self.position >= self.end {
+            return Ok(None);
+        }
+        self.context.check()?;
+        if self.jobs.is_multiple_of(CHECK_EVERY) {
+            self.source.check()?;
+        }
+        self.jobs += 1;
+        let first = self.position;
+        if first >= self.geometry.block_count() {
+            return self.idle_job(self.end).map(Some);
+        }
+        let (extent, kind) = self.extent_at(first)?;
+        if kind == ExtentKind::Hole {
+            return self.idle_job(extent.end()).map(Some);
+        }
+        let window = WINDOW_BYTES / u64::from(self.geometry.block_size.bytes());
+        let end = ((first / window + 1) * window).min(self.geometry.block_count());
+        let read = self.data_until(end)?;
+        let mut spans = Vec::new();
+        if let Some(cursor) = &mut self.cursor {
+            while let Some(span) = cursor.next(end)? {
+                spans.push(span);
+            }
+        }
+        self.position = end;
+        Ok(Some(Job { blocks: BlockRange::between(first, end), read, spans }))
+    }
+
+    /// A job with nothing to read, up to `end` or until it has enough spans.
+    fn idle_job(&mut self, end: u64) -> Result<Job> {
+        let first = self.position;
+        let mut spans = Vec::new();
+        self.position = end;
+        if let Some(cursor) = &mut self.cursor {
+            while spans.len() < SPANS_PER_JOB
+                && let Some(span) = cursor.next(end)?
+            {
+                spans.push(span);
+            }
+            self.position = cursor.position();
+        }
+        Ok(Job { blocks: BlockRange::between(first, self.position), read: Vec::new(), spans })
+    }
+
+    /// What is data from the position up to `end`; small holes are taken along.
+    fn data_until(&mut self, end: u64) -> Result<Vec<BlockRange>> {
+        let small = SMALL_HOLE_BYTES / u64::from(self.geometry.block_size.bytes());
+        let mut ranges: Vec<BlockRange> = Vec::new();
+        let mut at = self.position;
+        while at < end {
+            let (extent, kind) = self.extent_at(at)?;
+            let part = BlockRange::between(at, extent.end().min(end));
+            at = part.end();
+            if kind == ExtentKind::Hole {
+                continue;
+            }
+            match ranges.last_mut() {
+                Some(last) if part.first - last.end() <= small => {
+                    last.count = part.end() - last.first
+                }
+                _ => ranges.push(part),
+            }
+        }
+        Ok(ranges)
+    }
+
+    /// The extent in which a block is, in whole blocks: a block with any data is data.
+    fn extent_at(&mut self, block: u64) -> Result<(BlockRange, ExtentKind)> {
+        if let Some((range, kind)) = self.extent
+            && (range.first..range.end()).contains(&block)
+        {
+            return Ok((range, kind));
+        }
+        let size = u64::from(self.geometry.block_size.bytes());
+        let count = self.geometry.block_count();
+        let extent = self.source.extent_at(self.geometry.offset(block))?;
+        let extent_end = extent.offset + extent.bytes;
+        let is_last = extent_end >= self.geometry.image_bytes;
+        let whole = if is_last { count } else { extent_end / size };
+        let (end, kind) = match extent.kind {
+            ExtentKind::Hole if whole > block => (whole, ExtentKind::Hole),
+            // The hole ends within its first block: there is data in it.
+            ExtentKind::Hole => (block + 1, ExtentKind::Data),
+            ExtentKind::Data => (extent_end.div_ceil(size).min(count), ExtentKind::Data),
+        };
+        let range = BlockRange::between(block, end);
+        self.extent = Some((range, kind));
+        Ok((range, kind))
+    }
+}
+
+struct Examiner<'a> {
+    source: &'a dyn Source,
+    hasher: &'a Hasher,
+    geometry: Geometry,
+}
+
+impl Examiner<'_> {
+    fn examine(&self, job: &Job) -> Result<Changes> {
+        let mut changes = Changes::default();
+        let mut buffer = Vec::new();
+        let mut at = job.blocks.first;
+        for &range in &job.read {
+            self.zeros(job, BlockRange::between(at, range.first), &mut changes);
+            self.data(job, range, &mut buffer, &mut changes)?;
+            at = range.end();
+        }
+        self.zeros(job, BlockRange::between(at, job.blocks.end()), &mut changes);
+        Ok(changes)
+    }
+
+    /// Blocks that are zero without a look: what the index has for them is gone.
+    fn zeros(&self, job: &Job, range: BlockRange, changes: &mut Changes) {
+        let image_end = self.geometry.block_count();
+        for span in job.spans.iter().filter_map(|span| span.within(range)) {
+            self.pass(&span, changes);
+            if !matches!(span.state, State::Zero) || span.blocks.first >= image_end {
+                changes.zero(span.blocks);
+            }
+        }
+    }
+
+    /// Adds the terms of a span of the index that is gone.
+    fn pass(&self, span: &Span, changes: &mut Changes) {
+        let mut add = |block, digest| {
+            changes.old_terms = changes.old_terms.wrapping_add(self.hasher.term(block, digest));
+        };
+        match &span.state {
+            State::Zero => {}
+            State::Unread => {
+                (span.blocks.first..span.blocks.end()).for_each(|b| add(b, Digest::UNREAD));
+            }
+            State::Data { .. } => {
+                let blocks = span.blocks.first..;
+                blocks.zip(span.digests()).for_each(|(block, digest)| add(block, *digest));
+            }
+        }
+    }
+
+    fn data(
+        &self,
+        job: &Job,
+        range: BlockRange,
+        buffer: &mut Vec<u8>,
+        changes: &mut Changes,
+    ) -> Result<()> {
+        let size = self.geometry.block_size.in_memory();
+        let bytes = self.geometry.bytes_in(range);
+        let window = self.source.read(self.geometry.offset(range.first), bytes as usize, buffer)?;
+        changes.read_bytes += bytes;
+        let nothing = [Span { blocks: range, state: State::Zero }];
+        let spans = if job.spans.is_empty() { nothing.as_slice() } else { &job.spans };
+        let mut blocks = window.bytes().chunks(size);
+        for span in spans.iter().filter_map(|span| span.within(range)) {
+            let mut digests = span.digests().iter();
+            for block in span.blocks.first..span.blocks.end() {
+                let bytes = blocks.next().unwrap_or_default();
+                let was = match &span.state {
+                    State::Zero => Was::Zero,
+                    State::Unread => Was::Unread,
+                    State::Data { .. } => digests.next().map_or(Was::Unread, |d| Was::Data(*d)),
+                };
+                self.block(block, bytes, was, changes);
+            }
+        }
+        if !window.is_valid() {
+            let what = format!("{} became shorter while it was read", self.source.name());
+            return Err(Error::new(ErrorKind::Busy, what)
+                .hint("run the command again when nobody changes it"));
+        }
+        Ok(())
+    }
+
+    fn block(&self, block: u64, bytes: &[u8], was: Was, changes: &mut Changes) {
+        let size = self.geometry.block_size.in_memory();
+        match was {
+            Was::Zero if is_zero(bytes) => return,
+            Was::Data(digest) if bytes.len() == size && self.hasher.digest(bytes) == digest => {
+                changes.unchanged(self.hasher.term(block, digest));
+                return;
+            }
+            _ => {}
+        }
+        // From here on only the copy counts.
+        let start = changes.bytes.len();
+        changes.bytes.extend_from_slice(bytes);
+        changes.bytes.resize(start + size, 0);
+        let copy = changes.bytes.get(start..).unwrap_or_default();
+        let is = (!is_zero(copy)).then(|| self.hasher.digest(copy));
+        let old = match was {
+            Was::Zero => None,
+            Was::Unread => Some(Digest::UNREAD),
+            Was::Data(digest) => Some(digest),
+        };
+        if is == old {
+            changes.bytes.truncate(start);
+            if let Some(digest) = is {
+                changes.unchanged(self.hasher.term(block, digest));
+            }
+            return;
+        }
+        if let Some(digest) = old {
+            changes.old_terms = changes.old_terms.wrapping_add(self.hasher.term(block, digest));
+        }
+        match is {
+            None => {
+                changes.bytes.truncate(start);
+                changes.zero(BlockRange { first: block, count: 1 });
+            }
+            Some(digest) => {
+                changes.new_terms = changes.new_terms.wrapping_add(self.hasher.term(block, digest));
+                changes.list.push(Change::Data(block, digest));
+            }
+        }
+    }
+}
+
+/// What the index has for a block.
+#[derive(Clone, Copy)]
+enum Was {
+    Zero,
+    Unread,
+    Data(Digest),
+}
+
+impl Changes {
+    fn unchanged(&mut self, term: u128) {
+        self.old_terms = self.old_terms.wrapping_add(term);
+        self.new_terms = self.new_terms.wrapping_add(term);
+    }
+
+    fn zero(&mut self, blocks: BlockRange) {
+        match self.list.last_mut() {
+            Some(Change::Zero(last)) if last.end() == blocks.first => last.count += blocks.count,
+            _ => self.list.push(Change::Zero(blocks)),
+        }
+    }
+}

@@ -1,0 +1,230 @@
+//! Nobody else writes: what is done so that an image does not change while it is read or written, and how a
+//! file is recognised as unchanged.
+//!
+//! Three means, as far as each is to be had: a lease (the kernel refuses it if somebody has the file open for
+//! writing, and tells us when somebody wants to), the lock bytes of QEMU (held for as long as we work, so that
+//! a virtual machine refuses to start), and the file's size and times before and after.
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::sys::{self, Lease};
+use nix::fcntl::{FcntlArg, fcntl};
+use serde::{Deserialize, Serialize};
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::Duration;
+use uuid::Uuid;
+
+/// What we are going to do with the image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Intent {
+    /// Read it: others may read too.
+    Read,
+    /// Write it: nobody else may use it.
+    Write,
+}
+
+/// Holds others off an image for as long as it lives; it goes with the file's descriptor.
+#[derive(Debug, Clone, Copy)]
+pub struct ImageGuard {
+    lease: Option<Lease>,
+}
+
+/// QEMU's permissions (its block/file-posix.c): one byte each, from 100 for "I use it", from 200 for "others
+/// must not".
+const USED: i64 = 100;
+const UNSHARED: i64 = 200;
+const CONSISTENT_READ: i64 = 0;
+const WRITE: i64 = 1;
+const WRITE_UNCHANGED: i64 = 2;
+const RESIZE: i64 = 3;
+
+impl ImageGuard {
+    /// Takes what can be had on `file`.
+    ///
+    /// # Errors
+    /// `Busy` if somebody uses the image in a way that does not go together with ours.
+    pub fn take(file: &File, path: &Path, intent: Intent) -> Result<Self> {
+        let lease = match intent {
+            Intent::Read => Lease::Read,
+            Intent::Write => Lease::Write,
+        };
+        let lease = match sys::take_lease(file, lease) {
+            Ok(()) => Some(lease),
+            Err(e) if e.raw_os_error() == Some(libc::EAGAIN) => {
+                return Err(in_use(file, path, intent));
+            }
+            // Not our file, or a file system without leases: the other two means have to do.
+            Err(_) => None,
+        };
+        qemu_locks(file, path, intent)?;
+        Ok(Self { lease })
+    }
+
+    /// Fails once somebody has asked for the image.
+    pub fn check(&self, file: &File, path: &Path) -> Result<()> {
+        match self.lease {
+            Some(lease) if !sys::holds_lease(file, lease) => {
+                let what = format!("{}: another program opened it meanwhile", path.display());
+                Err(Error::new(ErrorKind::Busy, what)
+                    .hint("nothing was changed; run the command again when that program is done"))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+fn in_use(file: &File, path: &Path, intent: Intent) -> Error {
+    let how = match intent {
+        Intent::Read => "open for writing by",
+        Intent::Write => "in use by",
+    };
+    let who = find_user(file).unwrap_or_else(|| "another program".into());
+    Error::new(ErrorKind::Busy, format!("{} is {how} {who}", path.display()))
+        .hint("shut the virtual machine down, or close the file, and run the command again")
+}
+
+fn qemu_locks(file: &File, path: &Path, intent: Intent) -> Result<()> {
+    let (conflicts, held): (&[i64], &[i64]) = match intent {
+        Intent::Read => (
+            &[USED + WRITE, USED + RESIZE, UNSHARED + CONSISTENT_READ],
+            &[USED + CONSISTENT_READ, UNSHARED + WRITE, UNSHARED + RESIZE],
+        ),
+        Intent::Write => (
+            &[
+                USED + CONSISTENT_READ,
+                USED + WRITE,
+                USED + WRITE_UNCHANGED,
+                USED + RESIZE,
+                UNSHARED + CONSISTENT_READ,
+                UNSHARED + WRITE,
+                UNSHARED + RESIZE,
+            ],
+            &[
+                USED + CONSISTENT_READ,
+                USED + WRITE,
+                USED + RESIZE,
+                UNSHARED + CONSISTENT_READ,
+                UNSHARED + WRITE,
+                UNSHARED + WRITE_UNCHANGED,
+                UNSHARED + RESIZE,
+            ],
+        ),
+    };
+    // First held, then looked: two that do this at the same time both see the other.
+    for &byte in held {
+        let lock = lock_byte(byte, libc::F_RDLCK);
+        match fcntl(file, FcntlArg::F_OFD_SETLK(&lock)) {
+            Ok(_) => {}
+            Err(nix::Error::EAGAIN | nix::Error::EACCES) => return Err(in_use(file, path, intent)),
+            // A file system without such locks: QEMU goes without them there, too.
+            Err(_) => return Ok(()),
+        }
+    }
+    for &byte in conflicts {
+        let mut lock = lock_byte(byte, libc::F_WRLCK);
+        if fcntl(file, FcntlArg::F_OFD_GETLK(&mut lock)).is_ok()
+            && lock.l_type != libc::F_UNLCK as libc::c_short
+        {
+            return Err(in_use(file, path, intent));
+        }
+    }
+    Ok(())
+}
+
+fn lock_byte(byte: i64, kind: libc::c_int) -> libc::flock {
+    libc::flock {
+        l_type: kind as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: byte,
+        l_len: 1,
+        l_pid: 0,
+    }
+}
+
+/// The first other process that has the file open, as far as we may see: "qemu-system-x86 (process 42)".
+fn find_user(file: &File) -> Option<String> {
+    let ours = file.metadata().ok()?;
+    let own_id = std::process::id();
+    for process in std::fs::read_dir("/proc").ok()?.flatten() {
+        let Some(id) = process.file_name().to_str().and_then(|n| n.parse::<u32>().ok()) else {
+            continue;
+        };
+        let Ok(descriptors) = std::fs::read_dir(process.path().join("fd")) else { continue };
+        for descriptor in descriptors.flatten() {
+            let Ok(other) = std::fs::metadata(descriptor.path()) else { continue };
+            if (other.dev(), other.ino()) == (ours.dev(), ours.ino()) && id != own_id {
+                let name = std::fs::read_to_string(process.path().join("comm")).ok()?;
+                return Some(format!("{} (process {id})", name.trim_end()));
+            }
+        }
+    }
+    None
+}
+
+/// By what a regular file is recognised as unchanged (DESIGN.md, "When the head is believed").
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileStat {
+    /// Device number.
+    pub device: u64,
+    /// Inode number.
+    pub inode: u64,
+    /// Length.
+    pub bytes: u64,
+    /// Time of the last modification, in nanoseconds since 1970.
+    pub mtime_ns: i64,
+    /// Time of the last change of the inode, in nanoseconds since 1970.
+    pub ctime_ns: i64,
+    /// The kernel's id of this boot: times from before a crash prove nothing.
+    pub boot_id: Uuid,
+    /// The file system's magic number.
+    pub filesystem: i64,
+}
+
+impl FileStat {
+    /// Reads it from a file; none if the file is not a regular one on a local file system whose times can be
+    /// believed (ext2/3/4, XFS, btrfs, F2FS), or the system does not tell.
+    pub fn of(file: &File) -> Option<Self> {
+        /// From linux/magic.h.
+        const BELIEVED: [i64; 4] = [0xef53, 0x5846_5342, 0x9123_683e, 0xf2f5_2010];
+        let meta = file.metadata().ok().filter(std::fs::Metadata::is_file)?;
+        let filesystem = nix::sys::statfs::fstatfs(file).ok()?.filesystem_type().0 as i64;
+        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+        let time = |s: i64, ns: i64| s.checked_mul(1_000_000_000)?.checked_add(ns);
+        BELIEVED.contains(&filesystem).then_some(Self {
+            device: meta.dev(),
+            inode: meta.ino(),
+            bytes: meta.len(),
+            mtime_ns: time(meta.mtime(), meta.mtime_nsec())?,
+            ctime_ns: time(meta.ctime(), meta.ctime_nsec())?,
+            boot_id: Uuid::parse_str(boot.trim()).ok()?,
+            filesystem,
+        })
+    }
+
+    /// The stat of a file whose content is settled: it is on disk, and any later write will change the times.
+    ///
+    /// Dirty pages are flushed first (a page that is mapped and already dirty is written to without a new
+    /// time), and then the clock must have moved on since the last change, by more than its granularity.
+    pub fn settled(file: &File) -> Option<Self> {
+        file.sync_all().ok()?;
+        for _ in 0..100 {
+            let stat = Self::of(file)?;
+            if clock_ns()? - stat.mtime_ns.max(stat.ctime_ns) > GRANULARITY_NS {
+                return Some(stat);
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        // Somebody writes all the time, or the times lie in the future.
+        None
+    }
+}
+
+/// Kernels keep file times by a clock that ticks every 1 to 10 ms.
+const GRANULARITY_NS: i64 = 25_000_000;
+
+fn clock_ns() -> Option<i64> {
+    use nix::time::{ClockId, clock_gettime};
+    let now = clock_gettime(ClockId::CLOCK_REALTIME_COARSE).ok()?;
+    now.tv_sec().checked_mul(1_000_000_000)?.checked_add(now.tv_nsec())
+}

@@ -1,0 +1,62 @@
+//! Where images are read from. One trait; an implementation per file.
+//!
+//! A source is a flat run of bytes with a map of extents (data or hole, ascending, contiguous) and reads that
+//! may be made from many threads. What a source promises about holes it promises for ever: a hole is zeros.
+
+mod guard;
+mod raw;
+
+pub use guard::{FileStat, ImageGuard, Intent};
+pub use raw::{Forget, RawFile};
+
+use crate::error::Result;
+use crate::sys::MappedWindow;
+use crate::units::Extent;
+
+/// A readable disk: an image file, a block device, or a snapshot.
+pub trait Source: Sync {
+    /// Length in bytes.
+    fn image_bytes(&self) -> u64;
+
+    /// The rest, from `offset` on, of the extent that `offset` is in. `offset` is within the image.
+    fn extent_at(&self, offset: u64) -> Result<Extent>;
+
+    /// Reads `bytes` bytes from `offset` on, all within the image. `buffer` is used if they have to be copied.
+    ///
+    /// # Errors
+    /// With the offset of the first byte that could not be read.
+    fn read<'a>(&'a self, offset: u64, bytes: usize, buffer: &'a mut Vec<u8>)
+    -> Result<Window<'a>>;
+
+    /// Fails if the source is no longer what it was when it was opened.
+    fn check(&self) -> Result<()>;
+
+    /// What to call it in a message.
+    fn name(&self) -> String;
+}
+
+/// Bytes that were read. [`Window::is_valid`] must be asked after the last look at them.
+pub enum Window<'a> {
+    /// Mapped from a file, and what to let go of when it is unmapped.
+    Mapped(MappedWindow, Option<Forget<'a>>),
+    /// Copied.
+    Copied(&'a [u8]),
+}
+
+impl Window<'_> {
+    /// The bytes.
+    pub fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Mapped(window, _) => window.bytes(),
+            Self::Copied(bytes) => bytes,
+        }
+    }
+
+    /// False if the bytes were no bytes of the source, because it was truncated meanwhile.
+    pub fn is_valid(&self) -> bool {
+        match self {
+            Self::Mapped(window, _) => !window.is_poisoned(),
+            Self::Copied(_) => true,
+        }
+    }
+}

@@ -1,0 +1,236 @@
+//! Raw images: regular files and block devices, read through mapped windows.
+
+use super::{FileStat, ImageGuard, Intent, Source, Window};
+use crate::error::{Error, ErrorKind, Result};
+use crate::sys::{self, MappedWindow};
+use crate::units::{Extent, ExtentKind};
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+use nix::unistd::{Whence, lseek64};
+use std::fs::{File, OpenOptions};
+use std::io::{Seek, SeekFrom};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// A raw image, held against writers for as long as it is open.
+pub struct RawFile {
+    file: File,
+    path: PathBuf,
+    image_bytes: u64,
+    is_device: bool,
+    intent: Intent,
+    guard: ImageGuard,
+    opened: (i64, i64, i64, i64),
+    can_populate: AtomicBool,
+}
+
+impl RawFile {
+    /// Opens an image for reading.
+    ///
+    /// # Errors
+    /// `NotFound`, `InvalidInput` for a folder, an empty file or anything else that is not an image, `Busy` if
+    /// somebody has it open for writing, `Io` if it cannot be opened.
+    pub fn open(path: &Path) -> Result<Self> {
+        Self::open_for(path, Intent::Read)
+    }
+
+    /// Opens an image to change it in place.
+    pub fn open_to_write(path: &Path) -> Result<Self> {
+        Self::open_for(path, Intent::Write)
+    }
+
+    fn open_for(path: &Path, intent: Intent) -> Result<Self> {
+        let place = path.display();
+        let meta = std::fs::metadata(path)
+            .map_err(|e| Error::io(format!("cannot open image {place}"), e))?;
+        let is_device = meta.file_type().is_block_device();
+        if !meta.is_file() && !is_device {
+            let what = if meta.is_dir() { "a folder" } else { "no file and no block device" };
+            return Err(Error::new(ErrorKind::InvalidInput, format!("{place} is {what}"))
+                .hint("name a raw disk image or a block device"));
+        }
+        let mut options = OpenOptions::new();
+        options.read(true).write(intent == Intent::Write).custom_flags(libc::O_NONBLOCK);
+        if is_device {
+            options.custom_flags(libc::O_EXCL);
+        }
+        let mut file = options.open(path).map_err(|e| open_error(path, e))?;
+        let image_bytes = file
+            .seek(SeekFrom::End(0))
+            .map_err(|e| Error::io(format!("cannot find the length of {place}"), e))?;
+        if image_bytes == 0 {
+            return Err(Error::new(ErrorKind::InvalidInput, format!("{place} is empty (0 bytes)"))
+                .hint("name a raw disk image"));
+        }
+        let guard = ImageGuard::take(&file, path, intent)?;
+        let opened = times(&file, path)?;
+        let can_populate = AtomicBool::new(true);
+        let path = path.into();
+        Ok(Self { file, path, image_bytes, is_device, intent, guard, opened, can_populate })
+    }
+
+    /// The open file, for a target that writes the same image.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// True for a block device.
+    pub fn is_device(&self) -> bool {
+        self.is_device
+    }
+
+    /// What identifies its present content, if that can be believed.
+    pub fn settled_stat(&self) -> Option<FileStat> {
+        FileStat::settled(&self.file)
+    }
+
+    /// Reads by plain reads, which tell which byte fails.
+    fn read_plain<'a>(
+        &self,
+        offset: u64,
+        bytes: usize,
+        buffer: &'a mut Vec<u8>,
+    ) -> Result<Window<'a>> {
+        buffer.resize(bytes, 0);
+        let (mut at, mut rest) = (offset, buffer.as_mut_slice());
+        while !rest.is_empty() {
+            match self.file.read_at(rest, at) {
+                Ok(0) => return Err(self.truncated(at)),
+                Ok(n) => {
+                    at += n as u64;
+                    rest = rest.split_at_mut(n).1;
+                }
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(e) => {
+                    let what = format!("cannot read {} at byte {at}", self.path.display());
+                    return Err(Error::io(what, e));
+                }
+            }
+        }
+        Ok(Window::Copied(buffer))
+    }
+
+    fn truncated(&self, at: u64) -> Error {
+        let what = format!("{} became shorter while it was read", self.path.display());
+        Error::new(ErrorKind::Busy, format!("{what} (no byte at {at})"))
+            .hint("run the command again when nobody changes it")
+    }
+}
+
+fn open_error(path: &Path, error: std::io::Error) -> Error {
+    if matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EAGAIN | libc::ETXTBSY)) {
+        let what = format!("{} is mounted or in use", path.display());
+        return Error::new(ErrorKind::Busy, what)
+            .hint("unmount it, or wait for its user, and run the command again");
+    }
+    Error::io(format!("cannot open image {}", path.display()), error)
+}
+
+fn times(file: &File, path: &Path) -> Result<(i64, i64, i64, i64)> {
+    let meta =
+        file.metadata().map_err(|e| Error::io(format!("cannot stat {}", path.display()), e))?;
+    Ok((meta.mtime(), meta.mtime_nsec(), meta.ctime(), meta.ctime_nsec()))
+}
+
+impl Source for RawFile {
+    fn image_bytes(&self) -> u64 {
+        self.image_bytes
+    }
+
+    fn extent_at(&self, offset: u64) -> Result<Extent> {
+        let rest = self.image_bytes - offset;
+        let all = |kind| Ok(Extent { offset, bytes: rest, kind });
+        if self.is_device {
+            return all(ExtentKind::Data);
+        }
+        let until = |end: i64, kind| {
+            let end = (end as u64).clamp(offset + 1, self.image_bytes);
+            Ok(Extent { offset, bytes: end - offset, kind })
+        };
+        match lseek64(&self.file, offset as i64, Whence::SeekData) {
+            Ok(data) if data as u64 > offset => until(data, ExtentKind::Hole),
+            Ok(_) => match lseek64(&self.file, offset as i64, Whence::SeekHole) {
+                Ok(hole) => until(hole, ExtentKind::Data),
+                // Not to be had here: everything has to be read.
+                Err(_) => all(ExtentKind::Data),
+            },
+            // No data from here on; or the file was truncated, which `check` finds.
+            Err(nix::Error::ENXIO) => all(ExtentKind::Hole),
+            Err(_) => all(ExtentKind::Data),
+        }
+    }
+
+    fn read<'a>(
+        &'a self,
+        offset: u64,
+        bytes: usize,
+        buffer: &'a mut Vec<u8>,
+    ) -> Result<Window<'a>> {
+        if self.can_populate.load(Ordering::Relaxed) {
+            let forget = Forget::unless_cached(&self.file, offset, bytes as u64);
+            match MappedWindow::new(&self.file, offset, bytes) {
+                Ok(window) => return Ok(Window::Mapped(window, forget)),
+                Err(e) if e.raw_os_error() == Some(libc::EINVAL) => {
+                    self.can_populate.store(false, Ordering::Relaxed);
+                }
+                Err(_) => {}
+            }
+        }
+        self.read_plain(offset, bytes, buffer)
+    }
+
+    fn check(&self) -> Result<()> {
+        self.guard.check(&self.file, &self.path)?;
+        // What we write ourselves changes the times.
+        if self.is_device || self.intent == Intent::Write {
+            return Ok(());
+        }
+        let bytes = self.file.metadata().map_or(0, |m| m.len());
+        if bytes != self.image_bytes || times(&self.file, &self.path)? != self.opened {
+            let what = format!("{} changed while it was read", self.path.display());
+            return Err(Error::new(ErrorKind::Busy, what)
+                .hint("nothing was stored; run the command again when nobody writes to it"));
+        }
+        Ok(())
+    }
+
+    fn name(&self) -> String {
+        self.path.display().to_string()
+    }
+}
+
+/// The page cache is left as it was found: what others had cached stays, what only we read goes. A backup
+/// that throws the working set of the host out of memory is a bad guest.
+///
+/// Drops a range from the cache when it is dropped itself, which must be after the range was unmapped.
+pub struct Forget<'a> {
+    file: &'a File,
+    offset: u64,
+    bytes: u64,
+}
+
+impl<'a> Forget<'a> {
+    /// None if the range was cached before. Looks only at its end, where readahead for the range before
+    /// does not reach: on a warm image this must cost nothing next to reading it.
+    fn unless_cached(file: &'a File, offset: u64, bytes: u64) -> Option<Self> {
+        const LOOK: u64 = 64 << 10;
+        let look = LOOK.min(bytes);
+        let cached = sys::cached_pages(file, offset + bytes - look, look)?;
+        (cached == 0).then_some(Self { file, offset, bytes })
+    }
+}
+
+impl Drop for Forget<'_> {
+    fn drop(&mut self) {
+        let advice = PosixFadviseAdvice::POSIX_FADV_DONTNEED;
+        let (offset, bytes) = (self.offset as i64, self.bytes as i64);
+        if posix_fadvise(self.file, offset, bytes, advice).is_err() {
+            // Only advice: a file system that does not take it keeps the pages.
+        }
+    }
+}

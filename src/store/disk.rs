@@ -1,0 +1,184 @@
+//! The operations on a folder from which [`super::LocalStore`] is made: the seam for tests of faults and crashes.
+//!
+//! Only what is said to be durable is: the bytes of a file after [`DiskFile::sync`], names after
+//! [`Disk::sync_folder`].
+
+use quick_cache::sync::Cache;
+use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Who may hold a lock at the same time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LockKind {
+    /// Any number of these.
+    Shared,
+    /// Only one, and no shared one.
+    Exclusive,
+}
+
+/// A folder. Paths are relative to it.
+pub trait Disk: Send + Sync {
+    /// Names in a folder.
+    fn list(&self, folder: &str) -> io::Result<Vec<String>>;
+    /// Length of a file.
+    fn size(&self, path: &str) -> io::Result<u64>;
+    /// Fills `buffer` from `offset` on.
+    fn read_at(&self, path: &str, offset: u64, buffer: &mut [u8]) -> io::Result<()>;
+    /// Makes a file that does not exist yet.
+    fn create(&self, path: &str) -> io::Result<Box<dyn DiskFile>>;
+    /// Renames a file, without replacing another one.
+    fn rename_new(&self, from: &str, to: &str) -> io::Result<()>;
+    /// Renames a file, replacing another one.
+    fn rename_over(&self, from: &str, to: &str) -> io::Result<()>;
+    /// Removes a file.
+    fn remove(&self, path: &str) -> io::Result<()>;
+    /// Makes a folder.
+    fn create_folder(&self, folder: &str) -> io::Result<()>;
+    /// Removes an empty folder.
+    fn remove_folder(&self, folder: &str) -> io::Result<()>;
+    /// Makes the names in a folder durable.
+    fn sync_folder(&self, folder: &str) -> io::Result<()>;
+    /// Tries to lock a file, which is made if it does not exist.
+    fn lock(&self, path: &str, kind: LockKind) -> io::Result<Option<super::LockGuard>>;
+    /// What to call a path in a message.
+    fn location(&self, path: &str) -> String;
+}
+
+/// A file that is being written.
+pub trait DiskFile: Send {
+    /// Adds bytes.
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()>;
+    /// Makes all bytes durable.
+    fn sync(&mut self) -> io::Result<()>;
+}
+
+/// A folder of the operating system.
+pub struct OsDisk {
+    root: PathBuf,
+    /// Open files, so that a chain of a thousand deltas works with few descriptors. Safe because what is
+    /// read more than once is immutable, and is not unlinked while a reader holds the `reap` lock.
+    open: Cache<String, Arc<File>>,
+}
+
+/// Of the 1024 that a process may have by default.
+const OPEN_FILES: usize = 200;
+
+impl OsDisk {
+    /// The folder at `root`, which need not exist yet.
+    pub fn new(root: PathBuf) -> Self {
+        Self { root, open: Cache::new(OPEN_FILES) }
+    }
+
+    fn path(&self, path: &str) -> PathBuf {
+        if path.is_empty() { self.root.clone() } else { self.root.join(path) }
+    }
+
+    fn opened(&self, path: &str) -> io::Result<Arc<File>> {
+        self.open.get_or_insert_with(path, || Ok(Arc::new(File::open(self.path(path))?)))
+    }
+}
+
+impl Disk for OsDisk {
+    fn list(&self, folder: &str) -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(self.path(folder))? {
+            // A name that is not UTF-8 is none of ours.
+            names.extend(entry?.file_name().into_string());
+        }
+        Ok(names)
+    }
+
+    fn size(&self, path: &str) -> io::Result<u64> {
+        let meta = std::fs::metadata(self.path(path))?;
+        if meta.is_file() { Ok(meta.len()) } else { Err(io::ErrorKind::IsADirectory.into()) }
+    }
+
+    fn read_at(&self, path: &str, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.opened(path)?.read_exact_at(buffer, offset)
+    }
+
+    fn create(&self, path: &str) -> io::Result<Box<dyn DiskFile>> {
+        let file =
+            OpenOptions::new().write(true).create_new(true).mode(0o600).open(self.path(path))?;
+        Ok(Box::new(OsFile(io::BufWriter::with_capacity(1 << 20, file))))
+    }
+
+    fn rename_new(&self, from: &str, to: &str) -> io::Result<()> {
+        use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+        let (old, new) = (self.path(from), self.path(to));
+        match renameat2(AT_FDCWD, &old, AT_FDCWD, &new, RenameFlags::RENAME_NOREPLACE) {
+            // A file system that cannot: a hard link does not replace either.
+            Err(nix::Error::EINVAL | nix::Error::ENOSYS) => {
+                std::fs::hard_link(&old, &new)?;
+                std::fs::remove_file(&old)
+            }
+            other => other.map_err(io::Error::from),
+        }
+    }
+
+    fn rename_over(&self, from: &str, to: &str) -> io::Result<()> {
+        self.open.remove(to);
+        std::fs::rename(self.path(from), self.path(to))
+    }
+
+    fn remove(&self, path: &str) -> io::Result<()> {
+        self.open.remove(path);
+        std::fs::remove_file(self.path(path))
+    }
+
+    fn create_folder(&self, folder: &str) -> io::Result<()> {
+        // Images are secrets: nobody else reads them.
+        DirBuilder::new().mode(0o700).create(self.path(folder))
+    }
+
+    fn remove_folder(&self, folder: &str) -> io::Result<()> {
+        std::fs::remove_dir(self.path(folder))
+    }
+
+    fn sync_folder(&self, folder: &str) -> io::Result<()> {
+        File::open(self.path(folder))?.sync_all()
+    }
+
+    fn lock(&self, path: &str, kind: LockKind) -> io::Result<Option<super::LockGuard>> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false).mode(0o600);
+        let identity = |meta: std::fs::Metadata| (meta.dev(), meta.ino());
+        loop {
+            let file = options.open(self.path(path))?;
+            let outcome = match kind {
+                LockKind::Shared => file.try_lock_shared(),
+                LockKind::Exclusive => file.try_lock(),
+            };
+            match outcome {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => return Ok(None),
+                Err(TryLockError::Error(e)) => return Err(e),
+            }
+            // The lock of a file that was removed in between is worth nothing.
+            let here = std::fs::metadata(self.path(path)).map(identity);
+            if here.ok() == Some(identity(file.metadata()?)) {
+                return Ok(Some(Box::new(file)));
+            }
+        }
+    }
+
+    fn location(&self, path: &str) -> String {
+        self.path(path).display().to_string()
+    }
+}
+
+struct OsFile(io::BufWriter<File>);
+
+impl DiskFile for OsFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.0.write_all(bytes)
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        self.0.flush()?;
+        self.0.get_ref().sync_all()
+    }
+}

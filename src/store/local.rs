@@ -1,0 +1,168 @@
+//! A store in an ordinary folder. Here stands the publish protocol (FORMAT.md P3): temporary name, fsync,
+//! rename without replacing, fsync of the folder.
+
+use super::{Disk, DiskFile, LockGuard, LockKind, Store, Upload};
+use crate::error::{Error, ErrorKind, Result};
+use std::io;
+use std::sync::Arc;
+
+/// Objects in a folder.
+pub struct LocalStore {
+    disk: Arc<dyn Disk>,
+}
+
+impl LocalStore {
+    /// The store in the folder that `disk` stands for.
+    pub fn new(disk: Arc<dyn Disk>) -> Self {
+        Self { disk }
+    }
+
+    fn error(&self, verb: &str, name: &str, error: io::Error) -> Error {
+        Error::io(format!("cannot {verb} {}", self.disk.location(name)), error)
+    }
+
+    fn upload(&self, name: &str) -> Result<LocalUpload> {
+        let (folder, file) = name.rsplit_once('/').unwrap_or(("", name));
+        let slash = if folder.is_empty() { "" } else { "/" };
+        let random = uuid::Uuid::new_v4().simple().to_string();
+        let short = random.get(..12).unwrap_or_default();
+        let temporary = format!("{folder}{slash}.{file}.{short}.tmp");
+        let out = self.disk.create(&temporary).map_err(|e| self.error("create", &temporary, e))?;
+        Ok(LocalUpload {
+            disk: self.disk.clone(),
+            out: Some(out),
+            name: name.into(),
+            folder: folder.into(),
+            temporary,
+        })
+    }
+}
+
+impl Store for LocalStore {
+    fn list(&self, folder: &str) -> Result<Vec<String>> {
+        match self.disk.list(folder) {
+            Ok(names) => Ok(names),
+            Err(e)
+                if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) =>
+            {
+                Ok(Vec::new())
+            }
+            Err(e) => Err(self.error("list", folder, e)),
+        }
+    }
+
+    fn size(&self, name: &str) -> Result<u64> {
+        self.disk.size(name).map_err(|e| self.error("open", name, e))
+    }
+
+    fn read_at(&self, name: &str, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        self.disk.read_at(name, offset, buffer).map_err(|e| {
+            if e.kind() == io::ErrorKind::UnexpectedEof {
+                let what = format!("{} ends before byte {}", self.disk.location(name), offset);
+                return Error::corrupt(what);
+            }
+            self.error("read", name, e).at(format!("byte {offset}"))
+        })
+    }
+
+    fn create(&self, name: &str) -> Result<Box<dyn Upload>> {
+        Ok(Box::new(self.upload(name)?))
+    }
+
+    fn replace(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        let mut upload = self.upload(name)?;
+        upload.write(bytes)?;
+        upload.finish(true)
+    }
+
+    fn remove(&self, name: &str) -> Result<()> {
+        match self.disk.remove(name) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(self.error("remove", name, e)),
+            _ => Ok(()),
+        }
+    }
+
+    fn create_folder(&self, folder: &str) -> Result<()> {
+        match self.disk.create_folder(folder) {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(e) => return Err(self.error("create folder", folder, e)),
+            Ok(()) => {}
+        }
+        // Also where it existed: a crash may have come between the two.
+        let (above, _) = folder.rsplit_once('/').unwrap_or(("", folder));
+        self.disk.sync_folder(above).map_err(|e| self.error("sync", above, e))
+    }
+
+    fn remove_folder(&self, folder: &str) -> Result<()> {
+        for name in self.list(folder)? {
+            self.remove(&format!("{folder}/{name}"))?;
+        }
+        match self.disk.remove_folder(folder) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                Err(self.error("remove folder", folder, e))
+            }
+            _ => self.disk.sync_folder("").map_err(|e| self.error("sync", "", e)),
+        }
+    }
+
+    fn lock(&self, name: &str, kind: LockKind) -> Result<Option<LockGuard>> {
+        self.disk.lock(name, kind).map_err(|e| match e.kind() {
+            io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied => {
+                let what = format!("cannot lock {}", self.disk.location(name));
+                Error::new(ErrorKind::Unsupported, what)
+            }
+            _ => self.error("lock", name, e),
+        })
+    }
+
+    fn location(&self, name: &str) -> String {
+        self.disk.location(name)
+    }
+}
+
+struct LocalUpload {
+    disk: Arc<dyn Disk>,
+    out: Option<Box<dyn DiskFile>>,
+    name: String,
+    folder: String,
+    temporary: String,
+}
+
+impl LocalUpload {
+    fn error(&self, verb: &str, error: io::Error) -> Error {
+        Error::io(format!("cannot {verb} {}", self.disk.location(&self.name)), error)
+    }
+
+    fn finish(mut self, replace: bool) -> Result<()> {
+        if let Some(out) = &mut self.out {
+            out.sync().map_err(|e| self.error("sync", e))?;
+        }
+        let renamed = if replace {
+            self.disk.rename_over(&self.temporary, &self.name)
+        } else {
+            self.disk.rename_new(&self.temporary, &self.name)
+        };
+        renamed.map_err(|e| self.error("publish", e))?;
+        self.out = None;
+        self.disk.sync_folder(&self.folder).map_err(|e| self.error("sync the folder of", e))
+    }
+}
+
+impl Upload for LocalUpload {
+    fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        let outcome = self.out.as_mut().map_or(Ok(()), |out| out.write(bytes));
+        outcome.map_err(|e| self.error("write", e))
+    }
+
+    fn publish(self: Box<Self>) -> Result<()> {
+        self.finish(false)
+    }
+}
+
+impl Drop for LocalUpload {
+    fn drop(&mut self) {
+        if self.out.take().is_some() && self.disk.remove(&self.temporary).is_err() {
+            // It stays behind; the next writer removes it.
+        }
+    }
+}

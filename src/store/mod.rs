@@ -1,0 +1,85 @@
+//! Where the objects of a repository lie: immutable objects that appear whole or not at all.
+//!
+//! Names are `IMAGE/object` or, at the top, `object`. The trait is what an object store can do as well: put if
+//! absent, get a range, list, delete. [`LocalStore`] is an ordinary folder; below it [`Disk`] is the seam
+//! through which every operation on the folder passes, so that tests can make each of them fail or crash.
+
+mod disk;
+mod local;
+
+pub use disk::{Disk, DiskFile, LockKind, OsDisk};
+pub use local::LocalStore;
+
+use crate::error::Result;
+
+/// Objects by name.
+pub trait Store: Send + Sync {
+    /// Names of the objects, or folders, in `folder` (empty for the top), without the path before them.
+    /// A folder that does not exist is empty.
+    fn list(&self, folder: &str) -> Result<Vec<String>>;
+
+    /// Length of an object in bytes.
+    fn size(&self, name: &str) -> Result<u64>;
+
+    /// Fills `buffer` from `offset` on; it is an error if the object ends before.
+    fn read_at(&self, name: &str, offset: u64, buffer: &mut [u8]) -> Result<()>;
+
+    /// Begins a new object. Nobody sees it before it is published.
+    fn create(&self, name: &str) -> Result<Box<dyn Upload>>;
+
+    /// Replaces a small object that is only a hint. Everything else is immutable.
+    fn replace(&self, name: &str, bytes: &[u8]) -> Result<()>;
+
+    /// Removes an object; it is no error if it does not exist.
+    fn remove(&self, name: &str) -> Result<()>;
+
+    /// Makes a folder, durably; it is no error if it exists.
+    fn create_folder(&self, folder: &str) -> Result<()>;
+
+    /// Removes a folder and all that is in it.
+    fn remove_folder(&self, folder: &str) -> Result<()>;
+
+    /// Takes a lock. None if it is not to be had now.
+    ///
+    /// # Errors
+    /// `Unsupported` if nothing can be locked here (read-only media).
+    fn lock(&self, name: &str, kind: LockKind) -> Result<Option<LockGuard>>;
+
+    /// What to call an object in a message.
+    fn location(&self, name: &str) -> String;
+}
+
+/// Holds a lock until it is dropped. A dead process holds none.
+pub type LockGuard = Box<dyn Send>;
+
+/// An object that is being written, front to back. Dropped without `publish`, nothing is left of it.
+pub trait Upload: Send {
+    /// Adds bytes.
+    fn write(&mut self, bytes: &[u8]) -> Result<()>;
+
+    /// Makes the object durable and then visible.
+    ///
+    /// # Errors
+    /// `AlreadyExists` if there is an object of this name: it is not replaced.
+    fn publish(self: Box<Self>) -> Result<()>;
+}
+
+/// True for the name of a file that was being written (FORMAT.md section 7).
+pub fn is_temporary(name: &str) -> bool {
+    name.starts_with('.') && name.ends_with(".tmp")
+}
+
+/// Reads a small object whole.
+///
+/// # Errors
+/// `Corrupt` if it is longer than `limit` bytes.
+pub fn read_small(store: &dyn Store, name: &str, limit: u64) -> Result<Vec<u8>> {
+    let size = store.size(name)?;
+    if size > limit {
+        let what = format!("{} has {size} bytes, which cannot be right", store.location(name));
+        return Err(crate::error::Error::corrupt(what));
+    }
+    let mut bytes = vec![0; size as usize];
+    store.read_at(name, 0, &mut bytes)?;
+    Ok(bytes)
+}

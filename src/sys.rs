@@ -1,0 +1,269 @@
+//! What the operating system offers only behind `unsafe`, each behind a safe function: the one file of this
+//! program in which `unsafe` stands.
+//!
+//! # The contract of a mapped window
+//!
+//! The bytes of a [`MappedWindow`] are those of a file that other processes can write and truncate at any
+//! time. Therefore:
+//!
+//! - A write by somebody else while we read gives *some* bytes. Nothing may be concluded from two reads of
+//!   the same place; whoever stores a block copies it first and looks only at the copy.
+//! - A truncation would raise SIGBUS at the next access. The handler installed here puts a page of zeros
+//!   under the window and marks it *poisoned*; [`MappedWindow::is_poisoned`] must be asked after the last
+//!   access, and what was read from a poisoned window must be thrown away. A SIGBUS anywhere else is passed
+//!   to the handler that was there before.
+//!
+//! The Rust memory model does not know bytes that change underfoot. As in every program that maps files, we
+//! rely on the compiler reading each byte at most a few times and never inventing a value: the digest of a
+//! racing read is some number, and is used for nothing but "look closer".
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::sync::Once;
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
+
+/// A read-only window on a file, populated when it is made and unmapped when it is dropped.
+pub struct MappedWindow {
+    map: memmap2::Mmap,
+    slot: &'static Slot,
+}
+
+/// A registered window: the SIGBUS handler helps only within these.
+struct Slot {
+    start: AtomicUsize,
+    end: AtomicUsize,
+    poisoned: AtomicBool,
+}
+
+const FREE: usize = 0;
+const CLAIMED: usize = 1;
+
+/// Two windows for each of the most threads that work, and room to spare.
+static SLOTS: [Slot; 64] = [const {
+    Slot {
+        start: AtomicUsize::new(FREE),
+        end: AtomicUsize::new(0),
+        poisoned: AtomicBool::new(false),
+    }
+}; 64];
+
+impl MappedWindow {
+    /// Maps `bytes` bytes of `file` from `offset` on and reads them in (MADV_POPULATE_READ).
+    ///
+    /// # Errors
+    /// `InvalidInput` if the kernel has no MADV_POPULATE_READ (before 5.14): read instead. Otherwise a page
+    /// could not be read: the file is shorter, or its device failed; a plain read tells where.
+    pub fn new(file: &File, offset: u64, bytes: usize) -> io::Result<Self> {
+        install_guard();
+        let slot = SLOTS
+            .iter()
+            .find(|s| {
+                let claim = (Ordering::AcqRel, Ordering::Relaxed);
+                s.start.compare_exchange(FREE, CLAIMED, claim.0, claim.1).is_ok()
+            })
+            .ok_or_else(|| io::Error::from(io::ErrorKind::OutOfMemory))?;
+        let free = FreeOnDrop(slot);
+        // SAFETY: the module's contract: the bytes may change, and the guard turns a truncation into
+        // zeros. The map is private to this value and lives as long as it.
+        let map = unsafe { memmap2::MmapOptions::new().offset(offset).len(bytes).map(file)? };
+        let start = map.as_ptr() as usize;
+        slot.poisoned.store(false, Ordering::Relaxed);
+        slot.end.store(start + map.len(), Ordering::Release);
+        slot.start.store(start, Ordering::Release);
+        map.advise(memmap2::Advice::PopulateRead)?;
+        std::mem::forget(free);
+        Ok(Self { map, slot })
+    }
+
+    /// The bytes, under the module's contract.
+    pub fn bytes(&self) -> &[u8] {
+        &self.map
+    }
+
+    /// True if the file was truncated under the window; then its bytes mean nothing.
+    pub fn is_poisoned(&self) -> bool {
+        self.slot.poisoned.load(Ordering::Acquire)
+    }
+}
+
+impl Drop for MappedWindow {
+    fn drop(&mut self) {
+        // Before the map goes: an address must not look registered when something else is mapped there.
+        self.slot.start.store(FREE, Ordering::Release);
+    }
+}
+
+struct FreeOnDrop(&'static Slot);
+
+impl Drop for FreeOnDrop {
+    fn drop(&mut self) {
+        self.0.start.store(FREE, Ordering::Release);
+    }
+}
+
+static GUARD: Once = Once::new();
+/// The handler before ours. Written once before ours is installed, never freed.
+static PREVIOUS: AtomicPtr<libc::sigaction> = AtomicPtr::new(std::ptr::null_mut());
+
+fn install_guard() {
+    GUARD.call_once(|| {
+        // SAFETY: all-zero bytes are a valid `sigaction`; both pointers are valid for the calls; the
+        // handler only does what a signal handler may (atomics and system calls).
+        unsafe {
+            let previous: *mut libc::sigaction = Box::into_raw(Box::new(std::mem::zeroed()));
+            libc::sigaction(libc::SIGBUS, std::ptr::null(), previous);
+            PREVIOUS.store(previous, Ordering::Release);
+            let mut ours: libc::sigaction = std::mem::zeroed();
+            ours.sa_sigaction = on_sigbus as *const () as usize;
+            ours.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+            libc::sigaction(libc::SIGBUS, &ours, std::ptr::null_mut());
+        }
+    });
+}
+
+extern "C" fn on_sigbus(signal: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
+    // SAFETY: the kernel passes a valid `siginfo_t`; for SIGBUS it has an address.
+    let address = unsafe { (*info).si_addr() } as usize;
+    for slot in &SLOTS {
+        let start = slot.start.load(Ordering::Acquire);
+        let end = slot.end.load(Ordering::Acquire);
+        if start > CLAIMED && (start..end).contains(&address) {
+            slot.poisoned.store(true, Ordering::Release);
+            let base = start & !(page_bytes() - 1);
+            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
+            // SAFETY: [base, end) is our own mapping, registered by its owner, who is the one that is
+            // interrupted here or still holds it; zeros take its place, and the owner unmaps the range.
+            let zeros =
+                unsafe { libc::mmap(base as *mut _, end - base, libc::PROT_READ, flags, -1, 0) };
+            if zeros != libc::MAP_FAILED {
+                return;
+            }
+        }
+    }
+    // Not ours: put the previous handler back and return, so that the access faults again under it.
+    // SAFETY: `PREVIOUS` is null or points to a `sigaction` that is never freed.
+    unsafe {
+        libc::sigaction(signal, PREVIOUS.load(Ordering::Acquire), std::ptr::null_mut());
+    }
+}
+
+fn page_bytes() -> usize {
+    // SAFETY: no pointers; always answers on Linux.
+    unsafe { libc::sysconf(libc::_SC_PAGESIZE) as usize }
+}
+
+/// What a lease forbids to others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lease {
+    /// Nobody opens the file for writing.
+    Read,
+    /// Nobody else opens the file.
+    Write,
+}
+
+/// Takes a lease on a file (`F_SETLEASE`); it goes when the file is closed.
+///
+/// # Errors
+/// `EAGAIN` if somebody has the file open in a way that the lease would forbid. `EACCES`, `EINVAL`,
+/// `ENOTSUP`: this user or file system cannot have leases.
+pub fn take_lease(file: &File, lease: Lease) -> io::Result<()> {
+    // The kernel announces a lease break with SIGIO, whose default is to end the process.
+    static IGNORE_SIGIO: Once = Once::new();
+    IGNORE_SIGIO.call_once(|| {
+        // SAFETY: SIG_IGN is always a valid disposition.
+        unsafe {
+            libc::signal(libc::SIGIO, libc::SIG_IGN);
+        }
+    });
+    let kind = match lease {
+        Lease::Read => libc::F_RDLCK,
+        Lease::Write => libc::F_WRLCK,
+    };
+    // SAFETY: a valid descriptor and an integer argument.
+    let result = unsafe { libc::fcntl(file.as_fd().as_raw_fd(), libc::F_SETLEASE, kind) };
+    if result == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// True if the lease still stands: nobody waits for the file and it was not taken from us.
+pub fn holds_lease(file: &File, lease: Lease) -> bool {
+    let kind = match lease {
+        Lease::Read => libc::F_RDLCK,
+        Lease::Write => libc::F_WRLCK,
+    };
+    // SAFETY: a valid descriptor and no argument.
+    unsafe { libc::fcntl(file.as_fd().as_raw_fd(), libc::F_GETLEASE) == kind }
+}
+
+#[repr(C)]
+struct CacheRange {
+    offset: u64,
+    bytes: u64,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct CacheStat {
+    cached: u64,
+    dirty: u64,
+    writeback: u64,
+    evicted: u64,
+    recently_evicted: u64,
+}
+
+/// How many pages of a range of a file are in the page cache; none if the kernel cannot tell (before 6.5).
+pub fn cached_pages(file: &File, offset: u64, bytes: u64) -> Option<u64> {
+    /// The same number on every architecture.
+    const SYS_CACHESTAT: libc::c_long = 451;
+    let range = CacheRange { offset, bytes };
+    let mut stat = CacheStat::default();
+    let fd = libc::c_long::from(file.as_fd().as_raw_fd());
+    // SAFETY: both structures have the layout of the kernel's and live through the call.
+    let result = unsafe {
+        libc::syscall(SYS_CACHESTAT, fd, &raw const range, &raw mut stat, 0 as libc::c_long)
+    };
+    (result == 0).then_some(stat.cached)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    #[test]
+    fn truncation_under_a_window_poisons_it_and_does_not_kill() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&[7; 1 << 16]).unwrap();
+        let window = MappedWindow::new(&file, 0, 1 << 16).unwrap();
+        assert!(window.bytes().iter().all(|&b| b == 7));
+        assert!(!window.is_poisoned());
+        file.set_len(4096).unwrap();
+        assert_eq!(window.bytes()[20_000], 0);
+        assert!(window.is_poisoned());
+        drop(window);
+        assert!(MappedWindow::new(&file, 0, 1 << 16).is_err(), "beyond the end");
+        let window = MappedWindow::new(&file, 0, 4096).unwrap();
+        assert_eq!((window.bytes()[4095], window.is_poisoned()), (7, false));
+    }
+
+    #[test]
+    fn windows_may_begin_anywhere_and_slots_come_back() {
+        let mut file = tempfile::tempfile().unwrap();
+        let bytes: Vec<u8> = (0..20_000u32).map(|i| i as u8).collect();
+        file.write_all(&bytes).unwrap();
+        for offset in 0..200 {
+            let window = MappedWindow::new(&file, offset, 10_000).unwrap();
+            assert_eq!(window.bytes(), &bytes[offset as usize..][..10_000]);
+        }
+    }
+
+    #[test]
+    fn a_read_lease_is_refused_while_somebody_writes() {
+        let named = tempfile::NamedTempFile::new().unwrap();
+        let reader = File::open(named.path()).unwrap();
+        match take_lease(&reader, Lease::Read) {
+            Err(e) if e.raw_os_error() == Some(libc::EAGAIN) => {}
+            other => println!("skipped: no leases here: {other:?}"),
+        }
+    }
+}

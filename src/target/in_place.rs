@@ -1,0 +1,88 @@
+//! A disk that exists: a block device, or the live image of a rollback. Nothing is assumed of what is on it.
+
+use super::{Target, ZEROS};
+use crate::error::{Error, ErrorKind, Result};
+use crate::source::{RawFile, Source};
+use nix::fcntl::{FallocateFlags, fallocate};
+use std::io;
+use std::os::unix::fs::FileExt;
+
+/// An image that is changed where it lies.
+pub struct InPlace<'a> {
+    image: &'a RawFile,
+    can_punch: bool,
+    written_bytes: u64,
+}
+
+impl<'a> InPlace<'a> {
+    /// Writes to an image that was opened to be written.
+    pub fn new(image: &'a RawFile) -> Self {
+        Self { image, can_punch: true, written_bytes: 0 }
+    }
+
+    /// Fails if an image of `bytes` bytes has no place there.
+    pub fn check_room(&self, bytes: u64) -> Result<()> {
+        if self.image.is_device() && self.image.image_bytes() < bytes {
+            let what = format!(
+                "{} has {} bytes, the image {bytes}",
+                self.image.path().display(),
+                self.image.image_bytes()
+            );
+            return Err(Error::new(ErrorKind::InvalidInput, what).hint("use a larger device"));
+        }
+        Ok(())
+    }
+
+    /// Gives a file its length; what is added reads as zeros.
+    pub fn set_length(&mut self, bytes: u64) -> Result<()> {
+        self.image.file().set_len(bytes).map_err(|e| self.failed("set the length of", e))
+    }
+
+    /// Bytes written or zeroed so far.
+    pub fn written_bytes(&self) -> u64 {
+        self.written_bytes
+    }
+
+    fn failed(&self, what: &str, error: io::Error) -> Error {
+        Error::io(format!("cannot {what} {}", self.image.path().display()), error)
+    }
+}
+
+impl Target for InPlace<'_> {
+    fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
+        self.written_bytes += bytes.len() as u64;
+        self.image.file().write_all_at(bytes, offset).map_err(|e| self.failed("write", e))
+    }
+
+    fn zero(&mut self, offset: u64, bytes: u64) -> Result<()> {
+        self.written_bytes += bytes;
+        if self.can_punch {
+            let mode = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+            match fallocate(self.image.file(), mode, offset as i64, bytes as i64) {
+                Ok(()) => return Ok(()),
+                // Not to be had here: write them.
+                Err(nix::Error::EOPNOTSUPP | nix::Error::ENOSYS | nix::Error::ENODEV) => {
+                    self.can_punch = false;
+                }
+                Err(e) => return Err(self.failed("punch a hole into", e.into())),
+            }
+        }
+        let mut done = 0;
+        while done < bytes {
+            let now = (bytes - done).min(ZEROS.len() as u64);
+            let zeros = ZEROS.get(..now as usize).unwrap_or_default();
+            let written = self.image.file().write_all_at(zeros, offset + done);
+            written.map_err(|e| self.failed("write", e))?;
+            done += now;
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self) -> Result<()> {
+        self.image.file().sync_all().map_err(|e| self.failed("sync", e))
+    }
+
+    fn name(&self) -> String {
+        self.image.path().display().to_string()
+    }
+}

@@ -1,0 +1,33 @@
+//! Where images are written to. One trait; an implementation per file.
+//!
+//! On a target that existed before, zeros are written or punched, never assumed; only a file that we made
+//! keeps its holes.
+
+mod in_place;
+mod new_file;
+mod stream;
+
+pub use in_place::InPlace;
+pub use new_file::NewFile;
+pub use stream::Stream;
+
+use crate::error::Result;
+
+/// To write where holes are not to be had.
+static ZEROS: [u8; 1 << 16] = [0; 1 << 16];
+
+/// A disk that is being written, in ascending order.
+pub trait Target {
+    /// Writes bytes at an offset.
+    fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<()>;
+
+    /// Makes a range read as zeros.
+    fn zero(&mut self, offset: u64, bytes: u64) -> Result<()>;
+
+    /// Makes everything durable, and visible where it was not. Without it, nothing new is left behind, as far
+    /// as the kind of target allows.
+    fn finish(&mut self) -> Result<()>;
+
+    /// What to call it in a message.
+    fn name(&self) -> String;
+}

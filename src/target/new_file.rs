@@ -1,0 +1,140 @@
+//! A new sparse file: written under a temporary name beside its own, and renamed when it is proved.
+
+use super::Target;
+use crate::error::{Error, ErrorKind, Result};
+use crate::source::{ImageGuard, Intent};
+use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt, fchown};
+use std::path::{Path, PathBuf};
+
+/// A file that does not exist under its name yet.
+pub struct NewFile {
+    file: File,
+    path: PathBuf,
+    temporary: PathBuf,
+    /// The file that will be replaced, held against other users.
+    replaced: Option<File>,
+    finished: bool,
+}
+
+impl NewFile {
+    /// Makes a file of `bytes` zeros that will be called `path`.
+    ///
+    /// # Errors
+    /// `AlreadyExists` if there is such a file and `replace` is false; `Busy` if it is in use.
+    pub fn create(path: &Path, bytes: u64, replace: bool) -> Result<Self> {
+        let place = path.display();
+        let failed = |what: &str, e| Error::io(format!("cannot {what} {place}"), e);
+        // A link stays a link: what it points to is replaced.
+        let path =
+            if replace { std::fs::canonicalize(path).unwrap_or(path.into()) } else { path.into() };
+        let replaced = match std::fs::symlink_metadata(&path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+            Err(e) => return Err(failed("look at", e)),
+            Ok(_) if !replace => {
+                return Err(Error::new(ErrorKind::AlreadyExists, format!("{place} exists"))
+                    .hint("choose another name, or --force to replace it"));
+            }
+            Ok(meta) if !meta.is_file() => {
+                return Err(Error::new(ErrorKind::InvalidInput, format!("{place} is no file")));
+            }
+            Ok(_) => {
+                let options = OpenOptions::new()
+                    .read(true)
+                    .write(true)
+                    .custom_flags(libc::O_NONBLOCK)
+                    .open(&path);
+                let old = options.map_err(|e| match e.raw_os_error() {
+                    Some(libc::EAGAIN | libc::ETXTBSY) => {
+                        Error::new(ErrorKind::Busy, format!("{place} is in use"))
+                            .hint("close it and run the command again")
+                    }
+                    _ => failed("replace", e),
+                })?;
+                ImageGuard::take(&old, &path, Intent::Write)?;
+                Some(old)
+            }
+        };
+        let name = path.file_name().ok_or_else(|| {
+            Error::new(ErrorKind::InvalidInput, format!("{place} is no name of a file"))
+        })?;
+        let random = uuid::Uuid::new_v4().simple().to_string();
+        let mut hidden = std::ffi::OsString::from(".");
+        hidden.push(name);
+        hidden.push(format!(".{}.tmp", random.get(..12).unwrap_or_default()));
+        let temporary = path.with_file_name(hidden);
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create_new(true).mode(0o600);
+        let file = options.open(&temporary).map_err(|e| failed("create", e))?;
+        let target = Self { file, path, temporary, replaced, finished: false };
+        target.file.set_len(bytes).map_err(|e| target.failed("set the length of", e))?;
+        Ok(target)
+    }
+
+    fn failed(&self, what: &str, error: io::Error) -> Error {
+        Error::io(format!("cannot {what} {}", self.path.display()), error)
+    }
+
+    /// A replaced file keeps its owner and mode; a new one gets what other programs give it.
+    fn set_owner_and_mode(&self) -> io::Result<()> {
+        match &self.replaced {
+            Some(old) => {
+                let meta = old.metadata()?;
+                fchown(&self.file, Some(meta.uid()), Some(meta.gid()))?;
+                self.file.set_permissions(meta.permissions())
+            }
+            // Images are secrets: only the owner, whatever the umask would allow.
+            None => self.file.set_permissions(PermissionsExt::from_mode(0o600)),
+        }
+    }
+}
+
+impl Target for NewFile {
+    fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
+        self.file.write_all_at(bytes, offset).map_err(|e| self.failed("write", e))
+    }
+
+    fn zero(&mut self, _: u64, _: u64) -> Result<()> {
+        Ok(())
+    }
+
+    fn finish(&mut self) -> Result<()> {
+        self.set_owner_and_mode().map_err(|e| self.failed("set the owner of", e))?;
+        self.file.sync_all().map_err(|e| self.failed("sync", e))?;
+        if self.replaced.is_some() {
+            std::fs::rename(&self.temporary, &self.path).map_err(|e| self.failed("replace", e))?;
+        } else {
+            let flags = RenameFlags::RENAME_NOREPLACE;
+            match renameat2(AT_FDCWD, &self.temporary, AT_FDCWD, &self.path, flags) {
+                Err(nix::Error::EINVAL | nix::Error::ENOSYS) => {
+                    std::fs::hard_link(&self.temporary, &self.path)
+                        .and_then(|()| std::fs::remove_file(&self.temporary))
+                }
+                other => other.map_err(io::Error::from),
+            }
+            .map_err(|e| self.failed("name", e))?;
+        }
+        self.finished = true;
+        let folder = match self.path.parent() {
+            Some(folder) if !folder.as_os_str().is_empty() => folder,
+            _ => Path::new("."),
+        };
+        let synced = File::open(folder).and_then(|folder| folder.sync_all());
+        synced.map_err(|e| self.failed("sync the folder of", e))
+    }
+
+    fn name(&self) -> String {
+        self.path.display().to_string()
+    }
+}
+
+impl Drop for NewFile {
+    fn drop(&mut self) {
+        if !self.finished && std::fs::remove_file(&self.temporary).is_err() {
+            // A hidden file stays behind; it is not the user's file, and nothing more can be done.
+        }
+    }
+}

@@ -1,0 +1,208 @@
+//! The small nouns: block sizes, ranges of blocks, extents of bytes, and the geometry of an image.
+//!
+//! All arithmetic between bytes and blocks stands here.
+
+use crate::error::{Error, ErrorKind, Result};
+use std::fmt;
+use std::str::FromStr;
+
+/// The longest image, in bytes: 2^62 (FORMAT.md C5).
+pub const MAX_IMAGE_BYTES: u64 = 1 << 62;
+
+/// The unit of comparison: a power of two from 4 KiB to 1 MiB.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct BlockSize(u32);
+
+impl BlockSize {
+    /// The smallest block, in bytes: the unit in which guest file systems write.
+    pub const MIN: u32 = 4096;
+    /// The largest block, in bytes.
+    pub const MAX: u32 = 1 << 20;
+    /// 4 KiB.
+    pub const DEFAULT: Self = Self(4096);
+
+    /// Checks `bytes` against the limits.
+    pub fn new(bytes: u32) -> Result<Self> {
+        if bytes.is_power_of_two() && (Self::MIN..=Self::MAX).contains(&bytes) {
+            return Ok(Self(bytes));
+        }
+        Err(Error::new(
+            ErrorKind::InvalidInput,
+            format!("block size {bytes} is not a power of two from 4K to 1M"),
+        ))
+    }
+
+    /// In bytes.
+    pub fn bytes(self) -> u32 {
+        self.0
+    }
+
+    /// In bytes, for lengths in memory.
+    pub fn in_memory(self) -> usize {
+        self.0 as usize
+    }
+
+    /// Blocks needed for `bytes`.
+    pub fn count(self, bytes: u64) -> u64 {
+        bytes.div_ceil(u64::from(self.0))
+    }
+}
+
+impl fmt::Display for BlockSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0 < 1 << 20 {
+            write!(f, "{}K", self.0 >> 10)
+        } else {
+            write!(f, "{}M", self.0 >> 20)
+        }
+    }
+}
+
+impl FromStr for BlockSize {
+    type Err = Error;
+    fn from_str(text: &str) -> Result<Self> {
+        Self::new(u32::try_from(parse_bytes(text)?).unwrap_or(u32::MAX))
+    }
+}
+
+/// Parses a number of bytes with an optional binary suffix: `4096`, `4K`, `64KiB`, `1.5G`.
+pub fn parse_bytes(text: &str) -> Result<u64> {
+    let bad = || {
+        let what = format!("\"{text}\" is not a number of bytes");
+        Error::new(ErrorKind::InvalidInput, what).hint("write it like 4096, 64K, 10M or 1G")
+    };
+    let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (digits, suffix) = text.split_at(split);
+    let suffix = suffix.trim().to_ascii_uppercase();
+    let shift = match suffix.trim_end_matches("IB").trim_end_matches('B') {
+        "" => 0,
+        "K" => 10,
+        "M" => 20,
+        "G" => 30,
+        "T" => 40,
+        "P" => 50,
+        _ => return Err(bad()),
+    };
+    if let Ok(whole) = digits.parse::<u64>() {
+        return whole.checked_mul(1 << shift).filter(|&v| v <= MAX_IMAGE_BYTES).ok_or_else(bad);
+    }
+    let value = digits.parse::<f64>().map_err(|_| bad())? * (1u64 << shift) as f64;
+    if shift > 0 && value <= MAX_IMAGE_BYTES as f64 { Ok(value as u64) } else { Err(bad()) }
+}
+
+/// A run of blocks: `first` to `first + count - 1`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BlockRange {
+    /// The first block.
+    pub first: u64,
+    /// How many.
+    pub count: u64,
+}
+
+impl BlockRange {
+    /// From `first` up to, and without, `end`.
+    pub fn between(first: u64, end: u64) -> Self {
+        Self { first, count: end.saturating_sub(first) }
+    }
+
+    /// One past the last block.
+    pub fn end(self) -> u64 {
+        self.first.saturating_add(self.count)
+    }
+}
+
+/// What an extent of a source holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExtentKind {
+    /// Bytes that have to be read.
+    Data,
+    /// Zeros, known without reading.
+    Hole,
+}
+
+/// A run of bytes of one kind. The extents of a source are ascending and contiguous.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extent {
+    /// Where it begins, in bytes.
+    pub offset: u64,
+    /// Its length in bytes, never 0.
+    pub bytes: u64,
+    /// Data or hole.
+    pub kind: ExtentKind,
+}
+
+/// Block size and length of an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Geometry {
+    /// The unit of comparison.
+    pub block_size: BlockSize,
+    /// Length of the image in bytes.
+    pub image_bytes: u64,
+}
+
+impl Geometry {
+    /// Checks the length against the limits of the format.
+    pub fn new(block_size: BlockSize, image_bytes: u64) -> Result<Self> {
+        if image_bytes == 0 {
+            return Err(Error::new(ErrorKind::InvalidInput, "the image is empty (0 bytes)"));
+        }
+        if image_bytes > MAX_IMAGE_BYTES {
+            return Err(Error::new(
+                ErrorKind::LimitExceeded,
+                "the image is longer than 2^62 bytes",
+            ));
+        }
+        Ok(Self { block_size, image_bytes })
+    }
+
+    /// Number of blocks, the last one perhaps partial.
+    pub fn block_count(self) -> u64 {
+        self.block_size.count(self.image_bytes)
+    }
+
+    /// Where a block begins, in bytes.
+    pub fn offset(self, block: u64) -> u64 {
+        block.saturating_mul(u64::from(self.block_size.bytes()))
+    }
+
+    /// Bytes of the image in a range of blocks (the last block may be partial, or beyond the end).
+    pub fn bytes_in(self, range: BlockRange) -> u64 {
+        let end = self.offset(range.end()).min(self.image_bytes);
+        end.saturating_sub(self.offset(range.first))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_are_parsed_with_binary_suffixes() {
+        for (text, bytes) in
+            [("4096", 4096), ("4K", 4096), ("64KiB", 65536), ("1.5M", 3 << 19), ("2tb", 2 << 40)]
+        {
+            assert_eq!(parse_bytes(text).unwrap(), bytes, "{text}");
+        }
+        for text in ["", "K", "1.5", "-1", "4X", "9999999P", "1e3", "NaN"] {
+            assert!(parse_bytes(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn block_size_is_a_power_of_two_within_limits() {
+        for text in ["4K", "64K", "1M"] {
+            assert_eq!(text.parse::<BlockSize>().unwrap().to_string(), text);
+        }
+        for text in ["0", "2K", "5000", "2M", "16G"] {
+            assert!(text.parse::<BlockSize>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn last_block_may_be_partial() {
+        let geometry = Geometry::new(BlockSize::DEFAULT, 10_000).unwrap();
+        assert_eq!(geometry.block_count(), 3);
+        assert_eq!(geometry.bytes_in(BlockRange { first: 1, count: 2 }), 10_000 - 4096);
+        assert_eq!(geometry.bytes_in(BlockRange { first: 3, count: 9 }), 0);
+    }
+}
