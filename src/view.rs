@@ -9,6 +9,7 @@
 //! once, as long as the frames that it is in fit the cache.
 
 use crate::chain::{Chain, ChainCursor, Span, State};
+use crate::digest::is_zero;
 use crate::error::{Error, ErrorKind, Result};
 use crate::source::{Source, Window};
 use crate::units::{BlockRange, Extent, ExtentKind, Geometry};
@@ -142,6 +143,12 @@ fn decode_span(
         if delta.hasher().digest(content) != *digest {
             let offset = geometry.offset(block);
             let what = format!("block {block} (byte {offset} of the image) is damaged");
+            return Err(Error::corrupt(what).at(delta.location()));
+        }
+        // FORMAT.md C4: what lies beyond the end of the image must not come back when it grows.
+        let inside = geometry.bytes_in(BlockRange { first: block, count: 1 }) as usize;
+        if !content.get(inside..).is_none_or(is_zero) {
+            let what = format!("block {block} has bytes beyond the end of the image");
             return Err(Error::corrupt(what).at(delta.location()));
         }
         *terms = terms.wrapping_add(delta.hasher().term(block, *digest));

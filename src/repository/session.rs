@@ -161,12 +161,15 @@ impl Repository {
         // The commit comes first: from here on nothing of the image is listed, whatever is still there.
         writer.manifest.snapshots.clear();
         manifest::commit(store, &mut writer.manifest)?;
-        let (manifests, rest): (Vec<_>, Vec<_>) =
-            store.list(&name)?.into_iter().partition(|f| manifest::sequence_of(f).is_some());
-        // The manifest goes after the deltas: without it they would look like a loss.
-        for file in rest.into_iter().filter(|f| !f.ends_with(".lock")).chain(manifests) {
-            store.remove(&format!("{name}/{file}"))?;
+        // The ruling manifest goes last: without it an older one would rule, or deltas look like a loss.
+        let ruling = manifest::file_name(writer.manifest.sequence);
+        for file in store.list(&name)? {
+            if file != ruling && !file.ends_with(".lock") {
+                store.remove(&format!("{name}/{file}"))?;
+            }
         }
+        store.flush(&name)?;
+        store.remove(&format!("{name}/{ruling}"))?;
         store.remove_folder(&name)
     }
 }

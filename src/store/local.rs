@@ -82,6 +82,10 @@ impl Store for LocalStore {
         }
     }
 
+    fn flush(&self, folder: &str) -> Result<()> {
+        self.disk.sync_folder(folder).map_err(|e| self.error("sync", folder, e))
+    }
+
     fn create_folder(&self, folder: &str) -> Result<()> {
         match self.disk.create_folder(folder) {
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}

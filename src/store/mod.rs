@@ -33,6 +33,9 @@ pub trait Store: Send + Sync {
     /// Removes an object; it is no error if it does not exist.
     fn remove(&self, name: &str) -> Result<()>;
 
+    /// Makes the removals in a folder durable: what is removed afterwards does not go before them.
+    fn flush(&self, folder: &str) -> Result<()>;
+
     /// Makes a folder, durably; it is no error if it exists.
     fn create_folder(&self, folder: &str) -> Result<()>;
 

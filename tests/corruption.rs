@@ -1,0 +1,165 @@
+//! Each byte flipped, each length cut: an error or the right bytes; never wrong bytes, never a panic.
+
+#![allow(missing_docs)]
+
+mod support;
+
+use imgsnap::codec::Compression;
+use imgsnap::digest::DigestAlgorithm;
+use imgsnap::error::ErrorKind;
+use support::{ChainMaker, Recipe, naive_reader, open_chain, restore_chain, text};
+
+/// A base, a delta with data and zero runs, and one that shrinks.
+fn images() -> Vec<Vec<u8>> {
+    let first = text(5 * 4096 + 100, 1);
+    let mut second = first.clone();
+    second[4096..8192].fill(0);
+    second[9000..9100].fill(7);
+    let third = second[..2 * 4096 + 900].to_vec();
+    vec![first, second, third]
+}
+
+fn recipes() -> [Recipe; 3] {
+    let usual = Recipe { threads: 1, ..Recipe::default() };
+    let blake3 = DigestAlgorithm::Blake3;
+    [
+        usual,
+        Recipe { compression: Compression::None, ..usual },
+        Recipe { compression: Compression::Zstd(1), algorithm: blake3, ..usual },
+    ]
+}
+
+fn make(recipe: Recipe) -> Vec<Vec<u8>> {
+    let mut maker = ChainMaker::new(recipe);
+    images().iter().for_each(|image| drop(maker.snapshot(image)));
+    maker.files
+}
+
+/// Opens and restores; a difference to the right bytes is the failure that must not be.
+fn check(files: &[Vec<u8>], image: &[u8], what: &str) -> bool {
+    match open_chain(files).and_then(|chain| restore_chain(&chain)) {
+        Ok(bytes) => {
+            assert!(bytes == image, "{what}: wrong bytes were restored");
+            true
+        }
+        Err(error) => {
+            let kind = error.kind();
+            let expected = matches!(kind, ErrorKind::Corrupt | ErrorKind::Unsupported);
+            assert!(expected, "{what}: {error} is of kind {kind:?}");
+            assert!(!error.to_string().contains('\n'), "{what}: more than one line");
+            false
+        }
+    }
+}
+
+#[test]
+fn every_flipped_byte_gives_an_error_or_the_right_bytes() {
+    for recipe in recipes() {
+        let files = make(recipe);
+        let image = images().pop().unwrap();
+        let (mut survived, mut flips) = (0, 0);
+        for (index, file) in files.iter().enumerate() {
+            for at in 0..file.len() {
+                for mask in [0x01, 0x80] {
+                    let mut bad = files.clone();
+                    bad[index][at] ^= mask;
+                    flips += 1;
+                    let what = format!("file {index} byte {at} mask {mask:#x}");
+                    survived += u32::from(check(&bad, &image, &what));
+                }
+            }
+        }
+        // What is superseded is not read: damage there does not keep a snapshot from being restored.
+        assert!(survived < flips / 2, "{survived} of {flips} went unnoticed and did no harm");
+    }
+}
+
+#[test]
+fn every_flipped_byte_is_found_by_a_scrub() {
+    let context = imgsnap::progress::Context::silent().with_threads(1);
+    for recipe in recipes() {
+        let files = make(recipe);
+        for (index, file) in files.iter().enumerate() {
+            for at in 0..file.len() {
+                let mut bad = files.clone();
+                bad[index][at] ^= 0x10;
+                let found = match open_chain(&bad) {
+                    Err(_) => true,
+                    Ok(chain) => chain
+                        .layers()
+                        .iter()
+                        .any(|delta| imgsnap::verify::verify_stored(delta, &context).is_err()),
+                };
+                assert!(found, "file {index} byte {at}");
+            }
+        }
+    }
+}
+
+#[test]
+fn every_truncation_is_an_error() {
+    for recipe in recipes() {
+        let files = make(recipe);
+        let image = images().pop().unwrap();
+        for (index, file) in files.iter().enumerate() {
+            for length in 0..file.len() {
+                let mut bad = files.clone();
+                bad[index].truncate(length);
+                assert!(!check(&bad, &image, &format!("file {index} cut at {length}")), "{length}");
+            }
+            let mut bad = files.clone();
+            bad[index].push(0);
+            assert!(!check(&bad, &image, "a byte more"), "a byte more");
+        }
+    }
+}
+
+/// The same bytes with their checksums put right again: what a careful enemy, or a bug, would write.
+#[test]
+fn flips_under_a_right_checksum_never_panic_and_never_give_wrong_bytes() {
+    let files = make(recipes()[1]);
+    let image = images().pop().unwrap();
+    for (index, file) in files.iter().enumerate() {
+        for at in 0..file.len() {
+            for mask in [0x01, 0x40, 0xff] {
+                let mut bad = files.clone();
+                bad[index][at] ^= mask;
+                mend_checksums(&mut bad[index]);
+                if let Ok(bytes) = open_chain(&bad).and_then(|chain| restore_chain(&chain)) {
+                    assert!(bytes == image, "file {index} byte {at} mask {mask:#x}: wrong bytes");
+                }
+                // The second reader must not panic either; it may be stricter.
+                drop(naive_reader::restore(&bad));
+            }
+        }
+    }
+}
+
+/// Puts the checksums of header, records and footer right, as far as the records can still be followed.
+fn mend_checksums(file: &mut [u8]) {
+    let crc = crc32fast::hash(&file[..252]);
+    file[252..256].copy_from_slice(&crc.to_le_bytes());
+    let end = file.len() - 512;
+    let mut at = 256;
+    let mut last = None;
+    while at + 16 <= end {
+        let length = u32::from_le_bytes(file[at + 4..at + 8].try_into().unwrap()) as usize;
+        if at + 16 + length > end {
+            break;
+        }
+        let mut hasher = crc32fast::Hasher::new();
+        hasher.update(&file[40..56]);
+        hasher.update(&(at as u64).to_le_bytes());
+        hasher.update(&file[at..at + 12]);
+        hasher.update(&file[at + 16..at + 16 + length]);
+        let crc = hasher.finalize();
+        file[at + 12..at + 16].copy_from_slice(&crc.to_le_bytes());
+        last = Some(crc);
+        at += 16 + length;
+    }
+    if let Some(crc) = last {
+        file[end + 188..end + 192].copy_from_slice(&crc.to_le_bytes());
+    }
+    let crc = crc32fast::hash(&file[end..end + 508]);
+    file[end + 508..end + 512].copy_from_slice(&crc.to_le_bytes());
+}

@@ -1,0 +1,425 @@
+//! A store that fails, then one that crashes, at every operation N of every verb: afterwards the repository is in
+//! the state before or in the state after, every listed snapshot restores, and a second run succeeds.
+//!
+//! (FORMAT.md P3, P4, P5, S1, S2, J1)
+
+#![allow(missing_docs)]
+
+mod support;
+
+use imgsnap::error::{Error, ErrorKind, Result};
+use imgsnap::progress::{Context, Progress};
+use imgsnap::repository::{
+    At, Defaults, Outcome, Repaired, Repository, RollbackRequest, SnapshotRequest, VerifyScope,
+};
+use imgsnap::restore::restore;
+use imgsnap::store::{Disk, LocalStore};
+use imgsnap::target::Stream;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use support::crash_disk::CrashDisk;
+use support::{Numbers, text};
+
+/// What a repository holds, as a user sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Visible {
+    /// Label and content of each snapshot.
+    snapshots: BTreeMap<u64, (Option<String>, Vec<u8>)>,
+}
+
+fn open(disk: &CrashDisk) -> Result<Repository> {
+    Repository::open(Arc::new(LocalStore::new(Arc::new(disk.clone()))))
+}
+
+fn context() -> Context {
+    Context::silent().with_threads(1)
+}
+
+fn visible(disk: &CrashDisk) -> Result<Visible> {
+    let repository = open(disk)?;
+    let mut snapshots = BTreeMap::new();
+    for name in repository.names()? {
+        let reader = repository.read(&name, &context())?;
+        for s in &reader.manifest().snapshots {
+            let chain = repository.chain(&reader, s.id)?;
+            let mut bytes = Vec::new();
+            restore(&chain, None, &mut Stream::new(&mut bytes, "memory"), &context())?;
+            snapshots.insert(s.number, (s.label.clone(), bytes));
+        }
+    }
+    let verified = repository.verify(&VerifyScope::All, false, &context())?;
+    match verified.damaged.first() {
+        None => Ok(Visible { snapshots }),
+        Some(damage) => Err(Error::corrupt(damage.message.clone())),
+    }
+}
+
+/// An image with three snapshots, the second of them labelled; the live image is what `live` gives.
+struct Scene {
+    folder: tempfile::TempDir,
+    disk: CrashDisk,
+}
+
+fn image_of(day: u64) -> Vec<u8> {
+    let mut image = text(70_000, 1);
+    for change in 0..day {
+        image[change as usize * 9000..][..5000].copy_from_slice(&text(5000, 50 + change));
+    }
+    image.truncate(70_000 - day as usize * 1000);
+    image
+}
+
+impl Scene {
+    fn empty() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let disk = CrashDisk::default();
+        Repository::init(Arc::new(LocalStore::new(Arc::new(disk.clone()))), Defaults::default())
+            .unwrap();
+        let scene = Self { folder, disk };
+        scene.write_live(0);
+        scene
+    }
+
+    fn new() -> Self {
+        let scene = Self::empty();
+        for day in 0..3 {
+            scene.write_live(day);
+            take(&scene.disk, &scene.image()).unwrap();
+        }
+        open(&scene.disk).unwrap().label("vm", &At::Number(2), Some("two"), &context()).unwrap();
+        scene.write_live(3);
+        scene
+    }
+
+    fn image(&self) -> PathBuf {
+        self.folder.path().join("vm.img")
+    }
+
+    fn write_live(&self, day: u64) {
+        std::fs::write(self.image(), image_of(day)).unwrap();
+    }
+}
+
+fn take(disk: &CrashDisk, image: &Path) -> Result<()> {
+    let request =
+        SnapshotRequest { image: image.into(), full_scan: true, ..SnapshotRequest::default() };
+    open(disk)?.snapshot(&request, &context()).map(|_| ())
+}
+
+type Verb<'a> = &'a dyn Fn(&CrashDisk) -> Result<()>;
+
+/// Runs a verb with a fault at each of its operations, in every way, and holds the outcome against the states
+/// before and after. `may_differ`: the verb cannot be run twice (a snapshot twice is two snapshots).
+fn survive(scene: &Scene, verb: Verb<'_>) {
+    let before = visible(&scene.disk).unwrap();
+    let done = scene.disk.survivor();
+    verb(&done).unwrap();
+    let after = visible(&done).unwrap();
+    let count = done.operations();
+    assert!(count > 2, "a verb with {count} operations");
+    let mut numbers = Numbers(7);
+    for operation in 1..=count {
+        let failing = scene.disk.survivor();
+        failing.fail_at(operation);
+        let outcome = verb(&failing);
+        let place = format!("{:?}", failing.log().last());
+        check(&failing.survivor(), &before, &after, outcome.is_ok(), &format!("failed at {place}"));
+        run_again(&failing.survivor(), verb, &format!("failed at {place}"));
+
+        let crashing = scene.disk.survivor();
+        crashing.crash_at(operation);
+        let outcome = verb(&crashing);
+        let is_done = outcome.is_ok();
+        let place = format!("{:?}", crashing.log().get(operation as usize - 1));
+        check(&crashing.survivor(), &before, &after, is_done, &format!("killed at {place}"));
+        run_again(&crashing.survivor(), verb, &format!("killed at {place}"));
+        for round in 0..6 {
+            let lost = crashing.after_power_loss(&mut |_| match round {
+                0 => false,
+                1 => true,
+                _ => numbers.below(2) == 0,
+            });
+            let what = format!("power lost at {place}, round {round}");
+            check(&lost, &before, &after, is_done, &what);
+            run_again(&lost, verb, &what);
+        }
+    }
+    // What was reported as done stays, whatever is lost.
+    let lost = done.after_power_loss(&mut |_| false);
+    assert_eq!(visible(&lost).unwrap(), after, "power lost after the end");
+}
+
+fn check(disk: &CrashDisk, before: &Visible, after: &Visible, is_done: bool, what: &str) {
+    match visible(disk) {
+        Ok(now) => {
+            let expected = now == *after || (!is_done && now == *before);
+            assert!(
+                expected,
+                "{what}: neither the state before nor the one after (done: {is_done})"
+            );
+        }
+        Err(e) => panic!("{what}: {e}"),
+    }
+}
+
+/// The verb succeeds the next time, or says that it was done; and leaves no temporary file.
+fn run_again(disk: &CrashDisk, verb: Verb<'_>, what: &str) {
+    match verb(disk) {
+        Ok(()) => {
+            let left: Vec<_> = disk.files().into_iter().filter(|f| f.ends_with(".tmp")).collect();
+            assert!(left.iter().all(|f| !f.starts_with("vm/")), "{what}: left behind: {left:?}");
+        }
+        Err(e) => assert_eq!(e.kind(), ErrorKind::NotFound, "{what}, again: {e}"),
+    }
+    visible(disk).unwrap_or_else(|e| panic!("{what}, after the second run: {e}"));
+}
+
+#[test]
+fn first_snapshot_survives_every_fault() {
+    let scene = Scene::empty();
+    let image = scene.image();
+    survive(&scene, &|disk| take(disk, &image));
+}
+
+#[test]
+fn snapshot_survives_every_fault() {
+    let scene = Scene::new();
+    let image = scene.image();
+    survive(&scene, &|disk| take(disk, &image));
+}
+
+#[test]
+fn delete_survives_every_fault() {
+    survive(&Scene::new(), &|disk| {
+        open(disk)?.delete("vm", &At::Number(3), &context()).map(|_| ())
+    });
+}
+
+#[test]
+fn label_survives_every_fault() {
+    survive(&Scene::new(), &|disk| {
+        open(disk)?.label("vm", &At::Number(1), Some("one"), &context()).map(|_| ())
+    });
+}
+
+#[test]
+fn forget_survives_every_fault() {
+    survive(&Scene::new(), &|disk| open(disk)?.forget("vm", &context()).map(|_| ()));
+}
+
+#[test]
+fn relink_survives_every_fault() {
+    let scene = Scene::new();
+    let other = scene.folder.path().join("moved.img");
+    std::fs::copy(scene.image(), &other).unwrap();
+    survive(&scene, &|disk| open(disk)?.relink("vm", &other, &context()).map(|_| ()));
+}
+
+/// A repair that fails leaves the image refused, as it was, and can be run again.
+#[test]
+fn repair_survives_every_fault() {
+    let scene = Scene::new();
+    let want = visible(&scene.disk).unwrap();
+    let damaged = scene.disk.survivor();
+    let manifest = newest_manifest(&damaged);
+    let mut bytes = damaged.get(&manifest).unwrap();
+    bytes[100] ^= 1;
+    damaged.put(&manifest, &bytes);
+    assert_eq!(visible(&damaged).unwrap_err().kind(), ErrorKind::Corrupt);
+    let counting = damaged.survivor();
+    let repaired = open(&counting).unwrap().repair("vm", &context()).unwrap();
+    assert!(matches!(repaired, Repaired::Rebuilt { snapshots: 3, .. }), "{repaired:?}");
+    for operation in 1..=counting.operations() {
+        let crashing = damaged.survivor();
+        crashing.crash_at(operation);
+        drop(open(&crashing).unwrap().repair("vm", &context()));
+        for keep in [false, true] {
+            let lost = crashing.after_power_loss(&mut |_| keep);
+            match visible(&lost) {
+                Ok(now) => assert_eq!(numbers_of(&now), numbers_of(&want)),
+                Err(e) => assert_eq!(e.kind(), ErrorKind::Corrupt),
+            }
+            open(&lost).unwrap().repair("vm", &context()).unwrap();
+            assert_eq!(numbers_of(&visible(&lost).unwrap()), numbers_of(&want));
+        }
+    }
+}
+
+fn numbers_of(visible: &Visible) -> BTreeMap<u64, Vec<u8>> {
+    visible.snapshots.iter().map(|(number, (_, bytes))| (*number, bytes.clone())).collect()
+}
+
+fn newest_manifest(disk: &CrashDisk) -> String {
+    disk.files().into_iter().rfind(|file| file.starts_with("vm/manifest.")).unwrap()
+}
+
+fn roll(disk: &CrashDisk, number: u64, context: &Context) -> Result<()> {
+    let request = RollbackRequest {
+        name: "vm".into(),
+        to: At::Number(number),
+        save: true,
+        prove: false,
+        dry_run: false,
+    };
+    open(disk)?.rollback(&request, context).map(|_| ())
+}
+
+#[test]
+fn rollback_survives_every_fault_of_the_store() {
+    let scene = Scene::new();
+    let before = visible(&scene.disk).unwrap();
+    let counting = scene.disk.survivor();
+    roll(&counting, 1, &context()).unwrap();
+    for operation in 1..=counting.operations() {
+        for power in [false, true] {
+            scene.write_live(3);
+            let disk = scene.disk.survivor();
+            disk.crash_at(operation);
+            let outcome = roll(&disk, 1, &context());
+            let later = if power { disk.after_power_loss(&mut |_| false) } else { disk.survivor() };
+            let what = format!("{:?}, power lost: {power}", disk.log().get(operation as usize - 1));
+            let now = visible(&later).unwrap_or_else(|e| panic!("{what}: {e}"));
+            for (number, snapshot) in &before.snapshots {
+                assert_eq!(now.snapshots.get(number), Some(snapshot), "{what}");
+            }
+            let live = std::fs::read(scene.image()).unwrap();
+            let is_saved = now.snapshots.values().any(|(_, bytes)| *bytes == image_of(3));
+            assert!(is_saved || live == image_of(3), "{what}: the state before is lost");
+            assert!(outcome.is_err() || live == image_of(0), "{what}");
+            roll(&later, 1, &context()).unwrap_or_else(|e| panic!("{what}, again: {e}"));
+            assert!(std::fs::read(scene.image()).unwrap() == image_of(0), "{what}, again");
+            let now = visible(&later).unwrap();
+            assert!(
+                now.snapshots.values().any(|(_, bytes)| *bytes == image_of(3)),
+                "{what}, again"
+            );
+        }
+    }
+}
+
+/// Asks to stop after so many reports of progress: an interruption between two writes to the image.
+struct StopAfter {
+    left: AtomicI64,
+    stop: Arc<AtomicBool>,
+}
+
+impl Progress for StopAfter {
+    fn begin(&self, phase: &str, _: u64) {
+        if phase != "roll back" {
+            self.left.fetch_add(0, Ordering::SeqCst);
+        }
+    }
+    fn advance(&self, _: u64) {
+        if self.left.fetch_sub(1, Ordering::SeqCst) <= 1 {
+            self.stop.store(true, Ordering::SeqCst);
+        }
+    }
+    fn end(&self) {}
+    fn warn(&self, _: &str) {}
+    fn note(&self, _: &str) {}
+}
+
+#[test]
+fn interrupted_rollback_is_known_refuses_snapshots_and_completes_when_run_again() {
+    let scene = Scene::new();
+    let mut mixtures = 0;
+    for after in 1..40 {
+        scene.write_live(3);
+        let disk = scene.disk.survivor();
+        let stop = Arc::new(AtomicBool::new(false));
+        let progress = StopAfter { left: AtomicI64::new(after), stop: stop.clone() };
+        let interrupted = Context::new(Arc::new(progress), stop).with_threads(1);
+        let outcome = roll(&disk, 1, &interrupted);
+        if outcome.is_ok() {
+            break;
+        }
+        assert_eq!(outcome.unwrap_err().kind(), ErrorKind::Interrupted);
+        let listing = open(&disk).unwrap().list("vm", &context()).unwrap();
+        if listing.head.intent.is_some() {
+            mixtures += 1;
+            let refused = take(&disk, &scene.image()).unwrap_err();
+            assert!(refused.to_string().contains("imgsnap rollback vm --to vm@1"), "{refused}");
+        }
+        let count = listing.manifest.snapshots.len();
+        roll(&disk, 1, &context()).unwrap();
+        assert!(std::fs::read(scene.image()).unwrap() == image_of(0));
+        let listing = open(&disk).unwrap().list("vm", &context()).unwrap();
+        assert_eq!(listing.head.intent, None);
+        // The mixture was not saved; the state before was.
+        assert!(listing.manifest.snapshots.len() <= count.max(4));
+        assert!(visible(&disk).unwrap().snapshots[&4].1 == image_of(3));
+    }
+    assert!(mixtures > 0, "no interruption came between intent and end");
+}
+
+/// P4 and J1: a damaged ruling manifest is an error that names the way out, never a step back.
+#[test]
+fn damaged_manifest_is_never_a_silent_step_back() {
+    let scene = Scene::new();
+    let manifest = newest_manifest(&scene.disk);
+    let good = scene.disk.get(&manifest).unwrap();
+    scene.disk.put("vm/manifest.000001", &good);
+    for at in [0, 20, 60, 200, good.len() - 1] {
+        let disk = scene.disk.survivor();
+        let mut bytes = good.clone();
+        bytes[at] ^= 1;
+        disk.put(&manifest, &bytes);
+        let error = visible(&disk).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+        assert!(error.to_string().contains("imgsnap repair vm"), "{error}");
+        assert!(take(&disk, &scene.image()).is_err());
+    }
+    let disk = scene.disk.survivor();
+    let lost: Vec<_> = disk.files().into_iter().filter(|f| f.contains("manifest")).collect();
+    lost.iter().for_each(|file| disk.remove(file).unwrap());
+    let error = visible(&disk).unwrap_err();
+    assert!(error.to_string().contains("imgsnap repair vm"), "{error}");
+    open(&disk).unwrap().repair("vm", &context()).unwrap();
+    assert_eq!(numbers_of(&visible(&disk).unwrap()), numbers_of(&visible(&scene.disk).unwrap()));
+}
+
+/// P5: one writer at a time, readers beside it; files that are read are not unlinked.
+#[test]
+fn locks_keep_writers_apart_and_files_for_readers() {
+    let scene = Scene::new();
+    let repository = open(&scene.disk).unwrap();
+    let write = scene.disk.lock("vm/write.lock", imgsnap::store::LockKind::Exclusive).unwrap();
+    let busy = take(&scene.disk, &scene.image()).unwrap_err();
+    assert_eq!(busy.kind(), ErrorKind::Busy);
+    drop(write);
+    let reader = repository.read("vm", &context()).unwrap();
+    let last = reader.manifest().latest().unwrap().clone();
+    repository.delete("vm", &At::Latest, &context()).unwrap();
+    let chain = repository.chain(&reader, last.id).unwrap();
+    let mut bytes = Vec::new();
+    restore(&chain, None, &mut Stream::new(&mut bytes, "memory"), &context()).unwrap();
+    assert!(bytes == image_of(2), "a reader keeps what it reads");
+    drop(reader);
+    take(&scene.disk, &scene.image()).unwrap();
+    assert_eq!(scene.disk.get(&format!("vm/{}", last.file)), None, "the next writer removes it");
+}
+
+/// S2: without the head state, and with a damaged one, everything is found by a scan.
+#[test]
+fn head_state_is_only_a_hint() {
+    let scene = Scene::new();
+    for damage in [None, Some(&b"{\"snapshot\": 7"[..])] {
+        scene.write_live(3);
+        let disk = scene.disk.survivor();
+        match damage {
+            None => disk.remove("vm/head.json").unwrap(),
+            Some(bytes) => disk.put("vm/head.json", bytes),
+        }
+        roll(&disk, 2, &context()).unwrap();
+        assert!(std::fs::read(scene.image()).unwrap() == image_of(1));
+        let request = SnapshotRequest {
+            image: scene.image(),
+            skip_unchanged: true,
+            ..SnapshotRequest::default()
+        };
+        let taken = open(&disk).unwrap().snapshot(&request, &context()).unwrap();
+        assert_eq!((taken.outcome, taken.snapshot.number), (Outcome::Skipped, 2));
+    }
+}
