@@ -70,7 +70,8 @@ impl FromStr for Compression {
 
 /// Encodes a frame into `out` and says how. `out` holds the payload afterwards.
 ///
-/// Compression must save at least 1/64 of the frame: less is not worth the time to undo it at every read.
+/// Compression must save at least 1/64 of the frame: less is not worth the time to undo it at every
+/// read.
 pub fn encode(compression: Compression, raw: &[u8], out: &mut Vec<u8>) -> Result<Codec> {
     let (codec, length) = match compression {
         Compression::None => (Codec::Stored, raw.len()),

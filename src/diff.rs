@@ -94,7 +94,8 @@ impl Difference {
     }
 }
 
-/// Compares two disks: from tables where that can be, by digests where one is a snapshot, else byte by byte.
+/// Compares two disks: from tables where that can be, by digests where one is a snapshot, else byte
+/// by byte.
 pub fn diff(before: Side, after: Side, context: &Context) -> Result<Difference> {
     match (before, after) {
         (Side::Snapshot(one), Side::Snapshot(other)) if one.is_comparable(&other) => {
@@ -206,7 +207,8 @@ fn by_bytes(one: &dyn Source, other: &dyn Source, context: &Context) -> Result<D
     Ok(difference)
 }
 
-/// The next block from `at` on where one of the two has data; the end of the longer one if none has.
+/// The next block from `at` on where one of the two has data; the end of the longer one if none
+/// has.
 fn skip_common_hole(one: &dyn Source, other: &dyn Source, at: u64) -> Result<u64> {
     let hole_end = |source: &dyn Source, at: u64| -> Result<Option<u64>> {
         if at >= source.image_bytes() {

@@ -1,7 +1,7 @@
 //! Digests of content: of a block, and of a whole image (FORMAT.md section 1.1).
 //!
-//! The image digest is a sum over blocks, so that threads add up their own parts and it can be updated in
-//! time proportional to a change.
+//! The image digest is a sum over blocks, so that threads add up their own parts and it can be
+//! updated in time proportional to a change.
 
 use crate::error::{Error, ErrorKind, Result};
 use std::fmt;

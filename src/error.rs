@@ -1,10 +1,11 @@
-//! The one error type: a small stable kind, one line that says what, where and what to do, and the cause.
+//! The one error type: a small stable kind, one line that says what, where and what to do, and the
+//! cause.
 
 use std::fmt;
 use std::io;
 
-/// What class of thing went wrong. The set is small and stable; a program decides by it, a person reads
-/// the message.
+/// What class of thing went wrong. The set is small and stable; a program decides by it, a person
+/// reads the message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {

@@ -1,5 +1,5 @@
-//! What is known of the live image (FORMAT.md section 9): which snapshot it last equalled, and whether a
-//! rollback was begun and not ended. A hint: nothing is lost without it.
+//! What is known of the live image (FORMAT.md section 9): which snapshot it last equalled, and
+//! whether a rollback was begun and not ended. A hint: nothing is lost without it.
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::source::FileStat;

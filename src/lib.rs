@@ -1,4 +1,5 @@
-//! imgsnap: block-level incremental snapshots of disk images. See README.md, DESIGN.md and FORMAT.md.
+//! imgsnap: block-level incremental snapshots of disk images. See README.md, DESIGN.md and
+//! FORMAT.md.
 pub mod chain;
 pub mod codec;
 pub mod delta;

@@ -1,4 +1,5 @@
-//! The command line: arguments in, a call into the library, results on stdout, everything else on stderr.
+//! The command line: arguments in, a call into the library, results on stdout, everything else on
+//! stderr.
 
 mod cli;
 

@@ -1,7 +1,8 @@
 //! The catalogue of an image: which snapshots live, and in which files (FORMAT.md section 8).
 //!
-//! A manifest is the only thing that is ever replaced, by publishing one with the next sequence number: that
-//! is the commit. The highest number rules; if it is damaged, that is an error, never a silent step back.
+//! A manifest is the only thing that is ever replaced, by publishing one with the next sequence
+//! number: that is the commit. The highest number rules; if it is damaged, that is an error, never
+//! a silent step back.
 
 use crate::digest::{Digest, ImageDigest};
 use crate::error::{Error, ErrorKind, Result};
@@ -244,7 +245,8 @@ pub fn ruling(store: &dyn Store, name: &str) -> Result<Option<u64>> {
 /// Reads the ruling manifest of an image.
 ///
 /// # Errors
-/// `NotFound` if there is no such image; `Corrupt` if the manifest is damaged, or gone though there are deltas.
+/// `NotFound` if there is no such image; `Corrupt` if the manifest is damaged, or gone though there
+/// are deltas.
 pub fn load(store: &dyn Store, name: &str) -> Result<Manifest> {
     let hint = format!("run \"imgsnap repair {name}\" to rebuild it from the delta files");
     let Some(sequence) = ruling(store, name)? else {
@@ -275,8 +277,8 @@ pub fn load(store: &dyn Store, name: &str) -> Result<Manifest> {
 /// Commits `next` as the successor of the ruling manifest with sequence number `next.sequence`.
 ///
 /// # Errors
-/// `Busy` if somebody else committed in the meantime. After any other error the caller must take the commit
-/// as undecided: if the last sync failed, it may stand.
+/// `Busy` if somebody else committed in the meantime. After any other error the caller must take
+/// the commit as undecided: if the last sync failed, it may stand.
 pub fn commit(store: &dyn Store, next: &mut Manifest) -> Result<()> {
     next.sequence += 1;
     next.check()?;

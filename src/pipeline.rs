@@ -4,9 +4,9 @@
 //! produce (one at a time, in order) -> work (many threads) -> consume (the caller's thread, in order)
 //! ```
 //!
-//! At most `in_flight` items exist between `produce` and the end of `consume`. The result does not depend on
-//! the number of threads: `consume` sees items in the order in which they were produced, and the first error
-//! in that order ends the work.
+//! At most `in_flight` items exist between `produce` and the end of `consume`. The result does not
+//! depend on the number of threads: `consume` sees items in the order in which they were produced,
+//! and the first error in that order ends the work.
 
 use crate::error::{Error, ErrorKind, Result};
 use std::collections::BTreeMap;
@@ -28,7 +28,8 @@ struct Shared<P, T> {
 
 impl<P, T> Shared<P, T> {
     fn lock(&self) -> MutexGuard<'_, State<P, T>> {
-        // A worker that panicked took its item with it; `Bereaved` reports that, so the lock stays usable.
+        // A worker that panicked took its item with it; `Bereaved` reports that, so the lock stays
+        // usable.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -67,7 +68,8 @@ impl<P, T> Drop for Leave<'_, P, T> {
     }
 }
 
-/// Maps what `produce` gives through `work` on `threads` threads and gives the results to `consume`, in order.
+/// Maps what `produce` gives through `work` on `threads` threads and gives the results to
+/// `consume`, in order.
 ///
 /// # Errors
 /// The first error in the order of the items, of whichever of the three.

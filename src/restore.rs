@@ -1,5 +1,6 @@
-//! The verb *restore*: copy a snapshot, or a part of it, to a target. Every block is checked against its digest
-//! before it is written, and the whole against the image digest before the target is made visible.
+//! The verb *restore*: copy a snapshot, or a part of it, to a target. Every block is checked
+//! against its digest before it is written, and the whole against the image digest before the
+//! target is made visible.
 
 use crate::chain::{Chain, State};
 use crate::digest::ImageDigest;
@@ -30,7 +31,8 @@ pub struct Restored {
     pub proved: bool,
 }
 
-/// Restores the snapshot at the tip of `chain`, or the part `range` of it, to `target`, which it finishes.
+/// Restores the snapshot at the tip of `chain`, or the part `range` of it, to `target`, which it
+/// finishes.
 ///
 /// # Errors
 /// `Corrupt` if a block or the image is not what its digest says; then the target is not finished.

@@ -1,7 +1,8 @@
-//! The verb *rollback*: bring an image, where it lies, to a snapshot, writing only the blocks that differ.
+//! The verb *rollback*: bring an image, where it lies, to a snapshot, writing only the blocks that
+//! differ.
 //!
-//! Running it again after it was interrupted at any point completes it: what is written is what the snapshot
-//! has, whatever was there.
+//! Running it again after it was interrupted at any point completes it: what is written is what the
+//! snapshot has, whatever was there.
 
 use crate::chain::{Chain, ChainCursor, Comparison, Span, State};
 use crate::error::{Error, Result};
@@ -30,7 +31,8 @@ pub struct RolledBack {
     pub read_bytes: u64,
 }
 
-/// True if `image` is already what `target` is, by the tables or a scan; otherwise bytes that differ are counted.
+/// True if `image` is already what `target` is, by the tables or a scan; otherwise bytes that
+/// differ are counted.
 pub fn plan(
     image: &RawFile,
     target: &Chain,
@@ -105,8 +107,8 @@ fn flush(batch: &mut Batch, geometry: Geometry, disk: &mut InPlace<'_>) -> Resul
     write_decoded(&decoded, geometry, whole, disk).map(|_| ())
 }
 
-/// Gives `each` the spans of `target`, within its image, that the image differs from, in order; and how much
-/// was read to find them.
+/// Gives `each` the spans of `target`, within its image, that the image differs from, in order; and
+/// how much was read to find them.
 fn differences(
     image: &RawFile,
     target: &Chain,

@@ -1,4 +1,5 @@
-//! Source and index in, changes out: the digest of each block against the one that the index has for it.
+//! Source and index in, changes out: the digest of each block against the one that the index has
+//! for it.
 //!
 //! ```text
 //! one at a time: the next window, and the index over it   (Plan)
@@ -6,9 +7,9 @@
 //! in order:      the changes of each window               (the caller)
 //! ```
 //!
-//! What is stored is decided on a copy: a mapped image can change underfoot, so a block that looks changed is
-//! copied first, and whether it is zero, whether it is the parent's after all, and its digest are found on the
-//! copy.
+//! What is stored is decided on a copy: a mapped image can change underfoot, so a block that looks
+//! changed is copied first, and whether it is zero, whether it is the parent's after all, and its
+//! digest are found on the copy.
 
 use crate::chain::{Chain, ChainCursor, Span, State};
 use crate::digest::{Digest, Hasher, ImageDigest, is_zero};
@@ -89,7 +90,8 @@ pub struct Scanned {
     pub read_bytes: u64,
 }
 
-/// Compares all of `source` with `index` and gives the changes to `consume`, window by window, in order.
+/// Compares all of `source` with `index` and gives the changes to `consume`, window by window, in
+/// order.
 ///
 /// If the image is shorter than the index, the zero run that FORMAT.md M5 asks for is among them.
 ///

@@ -111,7 +111,8 @@ impl Plan {
 /// Takes a snapshot of `source` and writes its delta file to `out`.
 ///
 /// # Errors
-/// Of the source, of `out`; `Corrupt` if the parent's index is damaged. Then `out` holds no snapshot.
+/// Of the source, of `out`; `Corrupt` if the parent's index is damaged. Then `out` holds no
+/// snapshot.
 pub fn take(
     source: &dyn Source,
     plan: &Plan,
@@ -222,7 +223,8 @@ fn write_pieces<'a>(
     Ok(writer)
 }
 
-/// Writes the delta file of a snapshot whose image is known to be what it was at the tip of `chain`.
+/// Writes the delta file of a snapshot whose image is known to be what it was at the tip of
+/// `chain`.
 pub fn take_unchanged(
     chain: &Chain,
     plan: &Plan,

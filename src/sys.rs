@@ -1,21 +1,21 @@
-//! What the operating system offers only behind `unsafe`, each behind a safe function: the one file of this
-//! program in which `unsafe` stands.
+//! What the operating system offers only behind `unsafe`, each behind a safe function: the one file
+//! of this program in which `unsafe` stands.
 //!
 //! # The contract of a mapped window
 //!
-//! The bytes of a [`MappedWindow`] are those of a file that other processes can write and truncate at any
-//! time. Therefore:
+//! The bytes of a [`MappedWindow`] are those of a file that other processes can write and truncate
+//! at any time. Therefore:
 //!
-//! - A write by somebody else while we read gives *some* bytes. Nothing may be concluded from two reads of
-//!   the same place; whoever stores a block copies it first and looks only at the copy.
-//! - A truncation would raise SIGBUS at the next access. The handler installed here puts a page of zeros
-//!   under the window and marks it *poisoned*; [`MappedWindow::is_poisoned`] must be asked after the last
-//!   access, and what was read from a poisoned window must be thrown away. A SIGBUS anywhere else is passed
-//!   to the handler that was there before.
+//! - A write by somebody else while we read gives *some* bytes. Nothing may be concluded from two
+//!   reads of the same place; whoever stores a block copies it first and looks only at the copy.
+//! - A truncation would raise SIGBUS at the next access. The handler installed here puts a page of
+//!   zeros under the window and marks it *poisoned*; [`MappedWindow::is_poisoned`] must be asked
+//!   after the last access, and what was read from a poisoned window must be thrown away. A SIGBUS
+//!   anywhere else is passed to the handler that was there before.
 //!
-//! The Rust memory model does not know bytes that change underfoot. As in every program that maps files, we
-//! rely on the compiler reading each byte at most a few times and never inventing a value: the digest of a
-//! racing read is some number, and is used for nothing but "look closer".
+//! The Rust memory model does not know bytes that change underfoot. As in every program that maps
+//! files, we rely on the compiler reading each byte at most a few times and never inventing a
+//! value: the digest of a racing read is some number, and is used for nothing but "look closer".
 
 use std::fs::File;
 use std::io;
@@ -52,8 +52,9 @@ impl MappedWindow {
     /// Maps `bytes` bytes of `file` from `offset` on and reads them in (MADV_POPULATE_READ).
     ///
     /// # Errors
-    /// `InvalidInput` if the kernel has no MADV_POPULATE_READ (before 5.14): read instead. Otherwise a page
-    /// could not be read: the file is shorter, or its device failed; a plain read tells where.
+    /// `InvalidInput` if the kernel has no MADV_POPULATE_READ (before 5.14): read instead.
+    /// Otherwise a page could not be read: the file is shorter, or its device failed; a plain
+    /// read tells where.
     pub fn new(file: &File, offset: u64, bytes: usize) -> io::Result<Self> {
         install_guard();
         let slot = SLOTS
@@ -64,8 +65,8 @@ impl MappedWindow {
             })
             .ok_or_else(|| io::Error::from(io::ErrorKind::OutOfMemory))?;
         let free = FreeOnDrop(slot);
-        // SAFETY: the module's contract: the bytes may change, and the guard turns a truncation into
-        // zeros. The map is private to this value and lives as long as it.
+        // SAFETY: the module's contract: the bytes may change, and the guard turns a truncation
+        // into zeros. The map is private to this value and lives as long as it.
         let map = unsafe { memmap2::MmapOptions::new().offset(offset).len(bytes).map(file)? };
         let start = map.as_ptr() as usize;
         slot.poisoned.store(false, Ordering::Relaxed);
@@ -89,7 +90,8 @@ impl MappedWindow {
 
 impl Drop for MappedWindow {
     fn drop(&mut self) {
-        // Before the map goes: an address must not look registered when something else is mapped there.
+        // Before the map goes: an address must not look registered when something else is mapped
+        // there.
         self.slot.start.store(FREE, Ordering::Release);
     }
 }
@@ -108,8 +110,8 @@ static PREVIOUS: AtomicPtr<libc::sigaction> = AtomicPtr::new(std::ptr::null_mut(
 
 fn install_guard() {
     GUARD.call_once(|| {
-        // SAFETY: all-zero bytes are a valid `sigaction`; both pointers are valid for the calls; the
-        // handler only does what a signal handler may (atomics and system calls).
+        // SAFETY: all-zero bytes are a valid `sigaction`; both pointers are valid for the calls;
+        // the handler only does what a signal handler may (atomics and system calls).
         unsafe {
             let previous: *mut libc::sigaction = Box::into_raw(Box::new(std::mem::zeroed()));
             libc::sigaction(libc::SIGBUS, std::ptr::null(), previous);
@@ -132,8 +134,9 @@ extern "C" fn on_sigbus(signal: libc::c_int, info: *mut libc::siginfo_t, _: *mut
             slot.poisoned.store(true, Ordering::Release);
             let base = start & !(page_bytes() - 1);
             let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
-            // SAFETY: [base, end) is our own mapping, registered by its owner, who is the one that is
-            // interrupted here or still holds it; zeros take its place, and the owner unmaps the range.
+            // SAFETY: [base, end) is our own mapping, registered by its owner, who is the one that
+            // is interrupted here or still holds it; zeros take its place, and the
+            // owner unmaps the range.
             let zeros =
                 unsafe { libc::mmap(base as *mut _, end - base, libc::PROT_READ, flags, -1, 0) };
             if zeros != libc::MAP_FAILED {
@@ -211,7 +214,8 @@ struct CacheStat {
     recently_evicted: u64,
 }
 
-/// How many pages of a range of a file are in the page cache; none if the kernel cannot tell (before 6.5).
+/// How many pages of a range of a file are in the page cache; none if the kernel cannot tell
+/// (before 6.5).
 pub fn cached_pages(file: &File, offset: u64, bytes: u64) -> Option<u64> {
     /// The same number on every architecture.
     const SYS_CACHESTAT: libc::c_long = 451;

@@ -1,4 +1,5 @@
-//! The verb *verify*: is every stored byte what was written, and does it give the images that were taken?
+//! The verb *verify*: is every stored byte what was written, and does it give the images that were
+//! taken?
 
 use crate::chain::{Chain, Span, State};
 use crate::delta::{Delta, TableCursor, scrub};
@@ -22,8 +23,8 @@ pub fn verify_stored(delta: &Delta, context: &Context) -> Result<()> {
     scrub(delta, context)
 }
 
-/// Decodes every block of one file and checks it against its digest. Gives the number of blocks, and what is
-/// damaged.
+/// Decodes every block of one file and checks it against its digest. Gives the number of blocks,
+/// and what is damaged.
 pub fn verify_blocks(delta: &Arc<Delta>, context: &Context) -> Result<(u64, Vec<Error>)> {
     let geometry = Geometry::new(delta.header().block_size, delta.footer().image_bytes)?;
     let mut cursor = TableCursor::new(delta.clone());
@@ -107,8 +108,8 @@ fn verify_batch(geometry: Geometry, batch: Batch) -> Vec<Error> {
     found
 }
 
-/// Computes the image digest of a snapshot from that of its parent and the entries of its file, and checks the
-/// rules about runs beyond the end (FORMAT.md M5).
+/// Computes the image digest of a snapshot from that of its parent and the entries of its file, and
+/// checks the rules about runs beyond the end (FORMAT.md M5).
 ///
 /// # Errors
 /// `Corrupt` if it is not the one in the footer.
@@ -134,7 +135,8 @@ pub fn verify_image(delta: &Arc<Delta>, parent: Option<&Chain>, context: &Contex
                 return wrong("a run beyond the end");
             }
             RunKind::Zero => {
-                // The last stretch of zeros, which must reach the parent's end if the image is shorter.
+                // The last stretch of zeros, which must reach the parent's end if the image is
+                // shorter.
                 zeroed_from = match zeroed_from {
                     Some((from, until)) if until == blocks.first => Some((from, blocks.end())),
                     _ => Some((blocks.first, blocks.end())),

@@ -1,12 +1,12 @@
-//! A snapshot as a readable disk: each block from its newest owner, checked against its digest before anybody
-//! sees it.
+//! A snapshot as a readable disk: each block from its newest owner, checked against its digest
+//! before anybody sees it.
 //!
 //! ```text
 //! ChainCursor -> Batch (spans of up to 2 MiB of data) -> frames from the cache -> checked blocks
 //! ```
 //!
-//! Batches are in block order, and so are the frames of each file: a walk over the disk decodes each live frame
-//! once, as long as the frames that it is in fit the cache.
+//! Batches are in block order, and so are the frames of each file: a walk over the disk decodes
+//! each live frame once, as long as the frames that it is in fit the cache.
 
 use crate::chain::{Chain, ChainCursor, Span, State};
 use crate::digest::is_zero;
@@ -169,7 +169,8 @@ impl SnapshotView {
         &self.chain
     }
 
-    /// Takes the cursor of the last call if it is not beyond `block`: a walk does not begin anew each time.
+    /// Takes the cursor of the last call if it is not beyond `block`: a walk does not begin anew
+    /// each time.
     fn cursor_at(&self, block: u64) -> Result<ChainCursor> {
         let mut kept = self.walk.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let mut cursor = match kept.take() {

@@ -1,4 +1,5 @@
-//! Each byte flipped, each length cut: an error or the right bytes; never wrong bytes, never a panic.
+//! Each byte flipped, each length cut: an error or the right bytes; never wrong bytes, never a
+//! panic.
 
 #![allow(missing_docs)]
 
@@ -69,7 +70,8 @@ fn every_flipped_byte_gives_an_error_or_the_right_bytes() {
                 }
             }
         }
-        // What is superseded is not read: damage there does not keep a snapshot from being restored.
+        // What is superseded is not read: damage there does not keep a snapshot from being
+        // restored.
         assert!(survived < flips / 2, "{survived} of {flips} went unnoticed and did no harm");
     }
 }
@@ -114,7 +116,8 @@ fn every_truncation_is_an_error() {
     }
 }
 
-/// The same bytes with their checksums put right again: what a careful enemy, or a bug, would write.
+/// The same bytes with their checksums put right again: what a careful enemy, or a bug, would
+/// write.
 #[test]
 fn flips_under_a_right_checksum_never_panic_and_never_give_wrong_bytes() {
     let files = make(recipes()[1]);
@@ -135,7 +138,8 @@ fn flips_under_a_right_checksum_never_panic_and_never_give_wrong_bytes() {
     }
 }
 
-/// Puts the checksums of header, records and footer right, as far as the records can still be followed.
+/// Puts the checksums of header, records and footer right, as far as the records can still be
+/// followed.
 fn mend_checksums(file: &mut [u8]) {
     let crc = crc32fast::hash(&file[..252]);
     file[252..256].copy_from_slice(&crc.to_le_bytes());

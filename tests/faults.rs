@@ -1,5 +1,6 @@
-//! A store that fails, then one that crashes, at every operation N of every verb: afterwards the repository is in
-//! the state before or in the state after, every listed snapshot restores, and a second run succeeds.
+//! A store that fails, then one that crashes, at every operation N of every verb: afterwards the
+//! repository is in the state before or in the state after, every listed snapshot restores, and a
+//! second run succeeds.
 //!
 //! (FORMAT.md P3, P4, P5, S1, S2, J1)
 
@@ -110,8 +111,9 @@ fn take(disk: &CrashDisk, image: &Path) -> Result<()> {
 
 type Verb<'a> = &'a dyn Fn(&CrashDisk) -> Result<()>;
 
-/// Runs a verb with a fault at each of its operations, in every way, and holds the outcome against the states
-/// before and after. `may_differ`: the verb cannot be run twice (a snapshot twice is two snapshots).
+/// Runs a verb with a fault at each of its operations, in every way, and holds the outcome against
+/// the states before and after. `may_differ`: the verb cannot be run twice (a snapshot twice is two
+/// snapshots).
 fn survive(scene: &Scene, verb: Verb<'_>) {
     let before = visible(&scene.disk).unwrap();
     let done = scene.disk.survivor();

@@ -1,5 +1,5 @@
-//! FORMAT.md held against the program: its tables against the structures, its rules against the tests, its
-//! golden files against writer, reader and second reader.
+//! FORMAT.md held against the program: its tables against the structures, its rules against the
+//! tests, its golden files against writer, reader and second reader.
 
 #![allow(missing_docs)]
 
@@ -111,7 +111,8 @@ fn every_rule_of_the_specification_is_cited_by_a_test() {
     assert!(missing.is_empty(), "rules that no test cites: {missing:?}");
 }
 
-/// Images that grow, shrink, grow again, lose blocks to zero, and are no multiple of the block size.
+/// Images that grow, shrink, grow again, lose blocks to zero, and are no multiple of the block
+/// size.
 fn history() -> Vec<Vec<u8>> {
     let mut first = text(10 * 4096 + 123, 1);
     first[4096..3 * 4096].fill(0);
@@ -180,8 +181,8 @@ fn with_unread(maker: &ChainMaker) -> Vec<u8> {
     bytes
 }
 
-/// The golden chains: folder, recipe, and whether the writer must give the same bytes for ever (not where a
-/// compressor of another crate has its say).
+/// The golden chains: folder, recipe, and whether the writer must give the same bytes for ever (not
+/// where a compressor of another crate has its say).
 fn golden() -> Vec<(&'static str, Recipe, bool)> {
     let stored = Recipe { compression: Compression::None, ..Recipe::default() };
     let blake3 = DigestAlgorithm::Blake3;
@@ -197,7 +198,8 @@ fn golden() -> Vec<(&'static str, Recipe, bool)> {
     ]
 }
 
-/// C4, C5, D1, D2, D3, D4, F1, F3, M1, M3, M5, N1, N2: the second reader checks each of them as it restores.
+/// C4, C5, D1, D2, D3, D4, F1, F3, M1, M3, M5, N1, N2: the second reader checks each of them as it
+/// restores.
 #[test]
 fn golden_chains_are_read_by_both_readers_and_written_again() {
     for (name, recipe, is_exact) in golden() {
@@ -317,7 +319,8 @@ fn an_index_of_several_levels_is_read_back() {
     }
 }
 
-/// M4: an unread block is no zero, and not the parent's; it is a candidate when the next snapshot is taken.
+/// M4: an unread block is no zero, and not the parent's; it is a candidate when the next snapshot
+/// is taken.
 #[test]
 fn unread_blocks_are_never_given_and_always_taken_again() {
     let mut maker = make(Recipe { compression: Compression::None, ..Recipe::default() });

@@ -1,4 +1,5 @@
-//! Random histories of write, resize, snapshot, restore, rollback and delete, held against plain byte vectors.
+//! Random histories of write, resize, snapshot, restore, rollback and delete, held against plain
+//! byte vectors.
 
 #![allow(missing_docs)]
 
@@ -294,7 +295,8 @@ fn bytes_beyond_a_cut_do_not_come_back_when_the_image_grows_again() {
     bench.check();
 }
 
-/// Two chains have two keys: their digests cannot be compared, and a rollback across them must not try.
+/// Two chains have two keys: their digests cannot be compared, and a rollback across them must not
+/// try.
 #[test]
 fn rollback_across_chains_scans() {
     let mut bench = Bench::new(Defaults::default());

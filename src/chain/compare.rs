@@ -19,7 +19,8 @@ impl Comparison {
         Ok(Self { before: before.cursor()?, after: after.cursor()?, end })
     }
 
-    /// The next part of the walk: how far it got, and what `after` has where the two differ. None at the end.
+    /// The next part of the walk: how far it got, and what `after` has where the two differ. None
+    /// at the end.
     ///
     /// Unread blocks differ from everything.
     pub fn step(&mut self) -> Result<Option<(u64, Vec<Span>)>> {

@@ -1,8 +1,10 @@
-//! The newest-first merge of the tables of a chain: a k-way merge of sorted runs in which the newest wins.
+//! The newest-first merge of the tables of a chain: a k-way merge of sorted runs in which the
+//! newest wins.
 //!
-//! Each layer is in exactly one of three places: *upcoming* (its run begins later), *active* (its run began) or
-//! at its end. Only the newest active layer matters; the others are brought up to date when they become the
-//! newest, so a run that is hidden by newer ones is never looked at, and its pages are skipped.
+//! Each layer is in exactly one of three places: *upcoming* (its run begins later), *active* (its
+//! run began) or at its end. Only the newest active layer matters; the others are brought up to
+//! date when they become the newest, so a run that is hidden by newer ones is never looked at, and
+//! its pages are skipped.
 
 use crate::delta::{Delta, TableCursor};
 use crate::digest::Digest;
@@ -102,11 +104,13 @@ impl ChainCursor {
 
     /// Goes back to `block`, which is in the span that was given last, or its end.
     pub fn rewind(&mut self, block: u64) {
-        // The owner of that span is still the newest active layer: nothing was brought up to date since.
+        // The owner of that span is still the newest active layer: nothing was brought up to date
+        // since.
         self.position = self.position.min(block);
     }
 
-    /// The next span, cut at `end`; none if it is there already. Spans follow each other without a gap.
+    /// The next span, cut at `end`; none if it is there already. Spans follow each other without a
+    /// gap.
     pub fn next(&mut self, end: u64) -> Result<Option<Span>> {
         if self.position >= end {
             return Ok(None);
@@ -146,7 +150,8 @@ impl ChainCursor {
         Span { blocks, state }
     }
 
-    /// Where a newer layer than `layer` takes over, at most `end`. Older ones that begin before join the active.
+    /// Where a newer layer than `layer` takes over, at most `end`. Older ones that begin before
+    /// join the active.
     fn end_of_rule(&mut self, layer: usize, end: u64) -> u64 {
         while let Some(&Reverse((first, other))) = self.upcoming.peek() {
             if first >= end {

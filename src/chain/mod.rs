@@ -36,7 +36,8 @@ impl Chain {
     /// Opens the chain of a snapshot and checks its links (FORMAT.md section 5).
     ///
     /// # Errors
-    /// `Corrupt` if a file is damaged, missing, or not the one that the manifest or its child names.
+    /// `Corrupt` if a file is damaged, missing, or not the one that the manifest or its child
+    /// names.
     pub fn open(
         store: &Arc<dyn Store>,
         manifest: &Manifest,

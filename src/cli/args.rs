@@ -10,8 +10,8 @@ use std::path::PathBuf;
 
 /// Block-level incremental snapshots of disk images.
 ///
-/// A snapshot is named NAME@NUMBER, NAME@latest, NAME@head (the one that the live image last equalled),
-/// NAME@LABEL, or NAME@2026-11-20 or a longer time (the newest one at or before it).
+/// A snapshot is named NAME@NUMBER, NAME@latest, NAME@head (the one that the live image last
+/// equalled), NAME@LABEL, or NAME@2026-11-20 or a longer time (the newest one at or before it).
 #[derive(Parser)]
 #[command(name = "imgsnap", version, max_term_width = 100, arg_required_else_help = true)]
 pub struct Args {

@@ -1,5 +1,5 @@
-//! The command line. One file per verb; each turns arguments into a call of the library and its result into
-//! text or JSON.
+//! The command line. One file per verb; each turns arguments into a call of the library and its
+//! result into text or JSON.
 
 mod admin;
 mod args;

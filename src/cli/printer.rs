@@ -1,4 +1,5 @@
-//! Where text goes: results to stdout, everything else to stderr; quiet, verbose, JSON and bars in one value.
+//! Where text goes: results to stdout, everything else to stderr; quiet, verbose, JSON and bars in
+//! one value.
 
 use imgsnap::error::{Error, Result};
 use imgsnap::progress::Progress;

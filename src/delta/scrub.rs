@@ -1,5 +1,5 @@
-//! Reads one delta file front to back and checks every stored byte: the path that `verify --quick` takes, and
-//! independent of the tree, which is read from the back.
+//! Reads one delta file front to back and checks every stored byte: the path that `verify --quick`
+//! takes, and independent of the tree, which is read from the back.
 
 use super::reader::{Delta, Page};
 use crate::error::{Error, Result};
@@ -9,8 +9,8 @@ use crate::format::record::{RECORD_HEAD_BYTES, RecordHead};
 use crate::format::{Counts, FrameRef, RecordKind, RunKind};
 use crate::progress::Context;
 
-/// Checks the checksum of each record, that records follow each other and agree with the pages and with the
-/// footer, and the digest of the whole file.
+/// Checks the checksum of each record, that records follow each other and agree with the pages and
+/// with the footer, and the digest of the whole file.
 ///
 /// # Errors
 /// `Corrupt` with the offset of the first record that is wrong.

@@ -1,4 +1,5 @@
-//! Cuts a stream of entries into frames and pages: a function of the entries alone (FORMAT.md section 6).
+//! Cuts a stream of entries into frames and pages: a function of the entries alone (FORMAT.md
+//! section 6).
 
 use crate::digest::Digest;
 use crate::format::table::MAX_RUN_BLOCKS;

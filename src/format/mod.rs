@@ -1,12 +1,13 @@
-//! The delta file's bytes, as FORMAT.md specifies them: bytes in, checked types out, and back. No I/O.
+//! The delta file's bytes, as FORMAT.md specifies them: bytes in, checked types out, and back. No
+//! I/O.
 //!
 //! ```text
 //! header | FRAM FRAM .. TABL | FRAM .. TABL | .. INDX .. | footer
 //! ```
 //!
-//! Everything that is read is hostile: each decoder checks every length and count before it calculates with
-//! it or allocates, and never panics. Each module keeps a structure of the wire, its decoder and its encoder
-//! side by side.
+//! Everything that is read is hostile: each decoder checks every length and count before it
+//! calculates with it or allocates, and never panics. Each module keeps a structure of the wire,
+//! its decoder and its encoder side by side.
 
 pub mod footer;
 pub mod header;

@@ -1,5 +1,5 @@
-//! The 16 bytes before each frame and page (FORMAT.md section 3.1), and the checksum that ties a record to
-//! its place.
+//! The 16 bytes before each frame and page (FORMAT.md section 3.1), and the checksum that ties a
+//! record to its place.
 
 use crate::codec::Codec;
 use crate::error::{Error, Result};

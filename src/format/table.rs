@@ -1,5 +1,5 @@
-//! A table page: the entries of one segment, where its frames are, and the digest of each data block
-//! (FORMAT.md section 3.3).
+//! A table page: the entries of one segment, where its frames are, and the digest of each data
+//! block (FORMAT.md section 3.3).
 
 use super::{MAX_BLOCKS, take, take_one};
 use crate::digest::Digest;

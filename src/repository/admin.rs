@@ -75,8 +75,8 @@ impl Repository {
         Ok(freed)
     }
 
-    /// Says where the live file of an image is now. What was known of it is forgotten, an interrupted rollback
-    /// included.
+    /// Says where the live file of an image is now. What was known of it is forgotten, an
+    /// interrupted rollback included.
     pub fn relink(&self, name: &str, image: &Path, context: &Context) -> Result<PathBuf> {
         let path = absolute(image)?;
         drop(RawFile::open(&path)?);

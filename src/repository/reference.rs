@@ -29,8 +29,8 @@ pub enum At {
     Head,
     /// By label.
     Label(String),
-    /// The newest one at or before a time. A date means the end of that day, a minute the end of that
-    /// minute: whoever types what `list` shows gets that snapshot.
+    /// The newest one at or before a time. A date means the end of that day, a minute the end of
+    /// that minute: whoever types what `list` shows gets that snapshot.
     Time(Timestamp),
 }
 
@@ -72,7 +72,8 @@ fn looks_like_time(text: &str) -> bool {
         && bytes.get(4).is_some_and(|&b| b == b'-')
 }
 
-/// The last moment of what is written: of a day, a minute, a second; local time unless an offset is written.
+/// The last moment of what is written: of a day, a minute, a second; local time unless an offset is
+/// written.
 fn parse_time(text: &str) -> Result<Timestamp> {
     let bad = |_| {
         Error::new(ErrorKind::InvalidInput, format!("\"{text}\" is not a time"))

@@ -4,8 +4,9 @@
 //! save the present state -> intent (durable) -> write what differs, fsync -> head = target, no intent
 //! ```
 //!
-//! Interrupted before the intent, nothing has happened. Interrupted after it, the image is a mixture, and the
-//! intent says so: the next rollback does not save it, and finds what differs by a scan.
+//! Interrupted before the intent, nothing has happened. Interrupted after it, the image is a
+//! mixture, and the intent says so: the next rollback does not save it, and finds what differs by a
+//! scan.
 
 use super::snapshot::{absolute, is_believed};
 use super::{At, Repository, SnapshotRequest, reference};

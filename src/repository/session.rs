@@ -111,7 +111,8 @@ impl Repository {
         let write = self.lock_to_write(name)?;
         let manifest = match manifest::load(store, name) {
             Err(e) if e.kind() == ErrorKind::NotFound => {
-                // An empty manifest before the first delta: deltas without one are then a loss, not a beginning.
+                // An empty manifest before the first delta: deltas without one are then a loss, not
+                // a beginning.
                 let mut manifest = Manifest::new(name, Some(source.into()));
                 manifest::commit(store, &mut manifest)?;
                 manifest
@@ -129,7 +130,8 @@ impl Repository {
         Ok(Writer { manifest, head, head_was_damaged, _write: write, reap })
     }
 
-    /// Removes what the ruling manifest does not name, unless somebody reads. The caller holds the write lock.
+    /// Removes what the ruling manifest does not name, unless somebody reads. The caller holds the
+    /// write lock.
     pub(super) fn reap(&self, manifest: &Manifest) -> Result<()> {
         let store = self.store.as_ref();
         let name = &manifest.name;
@@ -158,10 +160,12 @@ impl Repository {
             return Err(Error::new(ErrorKind::Busy, format!("somebody is reading \"{name}\""))
                 .hint("run the command again when that is done"));
         };
-        // The commit comes first: from here on nothing of the image is listed, whatever is still there.
+        // The commit comes first: from here on nothing of the image is listed, whatever is still
+        // there.
         writer.manifest.snapshots.clear();
         manifest::commit(store, &mut writer.manifest)?;
-        // The ruling manifest goes last: without it an older one would rule, or deltas look like a loss.
+        // The ruling manifest goes last: without it an older one would rule, or deltas look like a
+        // loss.
         let ruling = manifest::file_name(writer.manifest.sequence);
         for file in store.list(&name)? {
             if file != ruling && !file.ends_with(".lock") {

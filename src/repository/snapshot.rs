@@ -1,4 +1,5 @@
-//! Taking a snapshot: which parent, is the image believed unchanged, publish, commit, note the head.
+//! Taking a snapshot: which parent, is the image believed unchanged, publish, commit, note the
+//! head.
 
 use super::session::Writer;
 use super::{At, Repository, check_label, reference};
@@ -166,7 +167,8 @@ impl Repository {
         next.next_number = snapshot.number + 1;
         let committed = manifest::commit(store, &mut next);
         if let Err(error) = committed {
-            // If it certainly does not stand, its file is garbage now: a full disk gets its room back.
+            // If it certainly does not stand, its file is garbage now: a full disk gets its room
+            // back.
             let ruling = manifest::ruling(store, &next.name);
             if ruling.is_ok_and(|n| n.is_some_and(|n| n < next.sequence)) {
                 store.remove(&format!("{}/{}", next.name, snapshot.file))?;
@@ -297,8 +299,8 @@ impl Prepared {
     }
 }
 
-/// True if the image file is, byte for byte, what it was when the head was noted (DESIGN.md, "When the head is
-/// believed").
+/// True if the image file is, byte for byte, what it was when the head was noted (DESIGN.md, "When
+/// the head is believed").
 pub(super) fn is_believed(head: &Head, image: &RawFile) -> bool {
     head.intent.is_none() && head.stat.is_some() && head.stat == image.settled_stat()
 }
@@ -339,8 +341,8 @@ fn name_of(path: &Path) -> Result<String> {
     manifest::check_name(&stem).map(|()| stem)
 }
 
-/// The path by which an image is known: of a file the real one; of a device the one that was given, because
-/// what it points to may be another one after the next boot.
+/// The path by which an image is known: of a file the real one; of a device the one that was given,
+/// because what it points to may be another one after the next boot.
 pub(super) fn absolute(path: &Path) -> Result<PathBuf> {
     let failed = |e| Error::io(format!("cannot open image {}", path.display()), e);
     let real = std::fs::canonicalize(path).map_err(failed)?;

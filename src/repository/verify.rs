@@ -1,4 +1,5 @@
-//! Verifying a repository: each file, each block, each image; and what damage means for which snapshots.
+//! Verifying a repository: each file, each block, each image; and what damage means for which
+//! snapshots.
 
 use super::{At, Repository};
 use crate::chain::{Chain, open_delta};

@@ -1,9 +1,10 @@
-//! Nobody else writes: what is done so that an image does not change while it is read or written, and how a
-//! file is recognised as unchanged.
+//! Nobody else writes: what is done so that an image does not change while it is read or written,
+//! and how a file is recognised as unchanged.
 //!
-//! Three means, as far as each is to be had: a lease (the kernel refuses it if somebody has the file open for
-//! writing, and tells us when somebody wants to), the lock bytes of QEMU (held for as long as we work, so that
-//! a virtual machine refuses to start), and the file's size and times before and after.
+//! Three means, as far as each is to be had: a lease (the kernel refuses it if somebody has the
+//! file open for writing, and tells us when somebody wants to), the lock bytes of QEMU (held for as
+//! long as we work, so that a virtual machine refuses to start), and the file's size and times
+//! before and after.
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::{self, Lease};
@@ -30,8 +31,8 @@ pub struct ImageGuard {
     lease: Option<Lease>,
 }
 
-/// QEMU's permissions (its block/file-posix.c): one byte each, from 100 for "I use it", from 200 for "others
-/// must not".
+/// QEMU's permissions (its block/file-posix.c): one byte each, from 100 for "I use it", from 200
+/// for "others must not".
 const USED: i64 = 100;
 const UNSHARED: i64 = 200;
 const CONSISTENT_READ: i64 = 0;
@@ -142,7 +143,8 @@ fn lock_byte(byte: i64, kind: libc::c_int) -> libc::flock {
     }
 }
 
-/// The first other process that has the file open, as far as we may see: "qemu-system-x86 (process 42)".
+/// The first other process that has the file open, as far as we may see: "qemu-system-x86 (process
+/// 42)".
 fn find_user(file: &File) -> Option<String> {
     let ours = file.metadata().ok()?;
     let own_id = std::process::id();
@@ -182,8 +184,8 @@ pub struct FileStat {
 }
 
 impl FileStat {
-    /// Reads it from a file; none if the file is not a regular one on a local file system whose times can be
-    /// believed (ext2/3/4, XFS, btrfs, F2FS), or the system does not tell.
+    /// Reads it from a file; none if the file is not a regular one on a local file system whose
+    /// times can be believed (ext2/3/4, XFS, btrfs, F2FS), or the system does not tell.
     pub fn of(file: &File) -> Option<Self> {
         /// From linux/magic.h.
         const BELIEVED: [i64; 4] = [0xef53, 0x5846_5342, 0x9123_683e, 0xf2f5_2010];
@@ -202,10 +204,12 @@ impl FileStat {
         })
     }
 
-    /// The stat of a file whose content is settled: it is on disk, and any later write will change the times.
+    /// The stat of a file whose content is settled: it is on disk, and any later write will change
+    /// the times.
     ///
-    /// Dirty pages are flushed first (a page that is mapped and already dirty is written to without a new
-    /// time), and then the clock must have moved on since the last change, by more than its granularity.
+    /// Dirty pages are flushed first (a page that is mapped and already dirty is written to without
+    /// a new time), and then the clock must have moved on since the last change, by more than
+    /// its granularity.
     pub fn settled(file: &File) -> Option<Self> {
         file.sync_all().ok()?;
         for _ in 0..100 {

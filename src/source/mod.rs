@@ -1,7 +1,8 @@
 //! Where images are read from. One trait; an implementation per file.
 //!
-//! A source is a flat run of bytes with a map of extents (data or hole, ascending, contiguous) and reads that
-//! may be made from many threads. What a source promises about holes it promises for ever: a hole is zeros.
+//! A source is a flat run of bytes with a map of extents (data or hole, ascending, contiguous) and
+//! reads that may be made from many threads. What a source promises about holes it promises for
+//! ever: a hole is zeros.
 
 mod guard;
 mod raw;
@@ -21,7 +22,8 @@ pub trait Source: Sync {
     /// The rest, from `offset` on, of the extent that `offset` is in. `offset` is within the image.
     fn extent_at(&self, offset: u64) -> Result<Extent>;
 
-    /// Reads `bytes` bytes from `offset` on, all within the image. `buffer` is used if they have to be copied.
+    /// Reads `bytes` bytes from `offset` on, all within the image. `buffer` is used if they have to
+    /// be copied.
     ///
     /// # Errors
     /// With the offset of the first byte that could not be read.

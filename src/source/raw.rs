@@ -28,8 +28,8 @@ impl RawFile {
     /// Opens an image for reading.
     ///
     /// # Errors
-    /// `NotFound`, `InvalidInput` for a folder, an empty file or anything else that is not an image, `Busy` if
-    /// somebody has it open for writing, `Io` if it cannot be opened.
+    /// `NotFound`, `InvalidInput` for a folder, an empty file or anything else that is not an
+    /// image, `Busy` if somebody has it open for writing, `Io` if it cannot be opened.
     pub fn open(path: &Path) -> Result<Self> {
         Self::open_for(path, Intent::Read)
     }
@@ -204,10 +204,11 @@ impl Source for RawFile {
     }
 }
 
-/// The page cache is left as it was found: what others had cached stays, what only we read goes. A backup
-/// that throws the working set of the host out of memory is a bad guest.
+/// The page cache is left as it was found: what others had cached stays, what only we read goes. A
+/// backup that throws the working set of the host out of memory is a bad guest.
 ///
-/// Drops a range from the cache when it is dropped itself, which must be after the range was unmapped.
+/// Drops a range from the cache when it is dropped itself, which must be after the range was
+/// unmapped.
 pub struct Forget<'a> {
     file: &'a File,
     offset: u64,
@@ -215,8 +216,8 @@ pub struct Forget<'a> {
 }
 
 impl<'a> Forget<'a> {
-    /// None if the range was cached before. Looks only at its end, where readahead for the range before
-    /// does not reach: on a warm image this must cost nothing next to reading it.
+    /// None if the range was cached before. Looks only at its end, where readahead for the range
+    /// before does not reach: on a warm image this must cost nothing next to reading it.
     fn unless_cached(file: &'a File, offset: u64, bytes: u64) -> Option<Self> {
         const LOOK: u64 = 64 << 10;
         let look = LOOK.min(bytes);

@@ -1,4 +1,5 @@
-//! The operations on a folder from which [`super::LocalStore`] is made: the seam for tests of faults and crashes.
+//! The operations on a folder from which [`super::LocalStore`] is made: the seam for tests of
+//! faults and crashes.
 //!
 //! Only what is said to be durable is: the bytes of a file after [`DiskFile::sync`], names after
 //! [`Disk::sync_folder`].
@@ -58,8 +59,9 @@ pub trait DiskFile: Send {
 /// A folder of the operating system.
 pub struct OsDisk {
     root: PathBuf,
-    /// Open files, so that a chain of a thousand deltas works with few descriptors. Safe because what is
-    /// read more than once is immutable, and is not unlinked while a reader holds the `reap` lock.
+    /// Open files, so that a chain of a thousand deltas works with few descriptors. Safe because
+    /// what is read more than once is immutable, and is not unlinked while a reader holds the
+    /// `reap` lock.
     open: Cache<String, Arc<File>>,
 }
 

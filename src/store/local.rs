@@ -1,5 +1,5 @@
-//! A store in an ordinary folder. Here stands the publish protocol (FORMAT.md P3): temporary name, fsync,
-//! rename without replacing, fsync of the folder.
+//! A store in an ordinary folder. Here stands the publish protocol (FORMAT.md P3): temporary name,
+//! fsync, rename without replacing, fsync of the folder.
 
 use super::{Disk, DiskFile, LockGuard, LockKind, Store, Upload};
 use crate::error::{Error, ErrorKind, Result};

@@ -1,8 +1,9 @@
 //! Where the objects of a repository lie: immutable objects that appear whole or not at all.
 //!
-//! Names are `IMAGE/object` or, at the top, `object`. The trait is what an object store can do as well: put if
-//! absent, get a range, list, delete. [`LocalStore`] is an ordinary folder; below it [`Disk`] is the seam
-//! through which every operation on the folder passes, so that tests can make each of them fail or crash.
+//! Names are `IMAGE/object` or, at the top, `object`. The trait is what an object store can do as
+//! well: put if absent, get a range, list, delete. [`LocalStore`] is an ordinary folder; below it
+//! [`Disk`] is the seam through which every operation on the folder passes, so that tests can make
+//! each of them fail or crash.
 
 mod disk;
 mod local;
@@ -14,8 +15,8 @@ use crate::error::Result;
 
 /// Objects by name.
 pub trait Store: Send + Sync {
-    /// Names of the objects, or folders, in `folder` (empty for the top), without the path before them.
-    /// A folder that does not exist is empty.
+    /// Names of the objects, or folders, in `folder` (empty for the top), without the path before
+    /// them. A folder that does not exist is empty.
     fn list(&self, folder: &str) -> Result<Vec<String>>;
 
     /// Length of an object in bytes.
@@ -55,7 +56,8 @@ pub trait Store: Send + Sync {
 /// Holds a lock until it is dropped. A dead process holds none.
 pub type LockGuard = Box<dyn Send>;
 
-/// An object that is being written, front to back. Dropped without `publish`, nothing is left of it.
+/// An object that is being written, front to back. Dropped without `publish`, nothing is left of
+/// it.
 pub trait Upload: Send {
     /// Adds bytes.
     fn write(&mut self, bytes: &[u8]) -> Result<()>;

@@ -1,4 +1,5 @@
-//! A disk that exists: a block device, or the live image of a rollback. Nothing is assumed of what is on it.
+//! A disk that exists: a block device, or the live image of a rollback. Nothing is assumed of what
+//! is on it.
 
 use super::{Target, ZEROS};
 use crate::error::{Error, ErrorKind, Result};

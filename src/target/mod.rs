@@ -1,7 +1,7 @@
 //! Where images are written to. One trait; an implementation per file.
 //!
-//! On a target that existed before, zeros are written or punched, never assumed; only a file that we made
-//! keeps its holes.
+//! On a target that existed before, zeros are written or punched, never assumed; only a file that
+//! we made keeps its holes.
 
 mod in_place;
 mod new_file;
@@ -24,8 +24,8 @@ pub trait Target {
     /// Makes a range read as zeros.
     fn zero(&mut self, offset: u64, bytes: u64) -> Result<()>;
 
-    /// Makes everything durable, and visible where it was not. Without it, nothing new is left behind, as far
-    /// as the kind of target allows.
+    /// Makes everything durable, and visible where it was not. Without it, nothing new is left
+    /// behind, as far as the kind of target allows.
     fn finish(&mut self) -> Result<()>;
 
     /// What to call it in a message.

@@ -1,8 +1,8 @@
 //! A disk in memory that fails or crashes at a chosen operation.
 //!
-//! The model of durability: the bytes of a file are durable up to its last sync, its name since the last sync of
-//! its folder; everything else a crash loses. A folder's sync makes the creations, renames and removals in it
-//! durable, in whatever order they were made.
+//! The model of durability: the bytes of a file are durable up to its last sync, its name since the
+//! last sync of its folder; everything else a crash loses. A folder's sync makes the creations,
+//! renames and removals in it durable, in whatever order they were made.
 
 use imgsnap::store::{Disk, DiskFile, LockGuard, LockKind};
 use std::collections::{BTreeMap, BTreeSet};
@@ -81,7 +81,8 @@ impl CrashDisk {
         state.fail_at = Some(operation);
     }
 
-    /// The disk as it was left, without faults to come: what a later process finds if the machine stayed up.
+    /// The disk as it was left, without faults to come: what a later process finds if the machine
+    /// stayed up.
     pub fn survivor(&self) -> CrashDisk {
         let state = self.state.lock().unwrap();
         let copy = |files: &BTreeMap<String, Inode>| {
@@ -98,8 +99,8 @@ impl CrashDisk {
         CrashDisk { state: Arc::new(Mutex::new(next)) }
     }
 
-    /// The disk after power was lost: what is durable, and of the rest whatever `keep` says. `keep` is asked for
-    /// each name that differs between what is live and what is durable.
+    /// The disk after power was lost: what is durable, and of the rest whatever `keep` says. `keep`
+    /// is asked for each name that differs between what is live and what is durable.
     pub fn after_power_loss(&self, keep: &mut dyn FnMut(&str) -> bool) -> CrashDisk {
         let state = self.state.lock().unwrap();
         let mut files: BTreeMap<String, Inode> = BTreeMap::new();

@@ -1,4 +1,5 @@
-//! What several kinds of test share: images in memory, snapshots with fixed ids, a disk that crashes.
+//! What several kinds of test share: images in memory, snapshots with fixed ids, a disk that
+//! crashes.
 
 #![allow(
     dead_code,

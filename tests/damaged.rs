@@ -1,0 +1,379 @@
+//! A catalogue of damaged files: one named file per class of failure, and the exact error that it
+//! gives.
+//!
+//! The files are made from the golden chain "tiny" by the functions here (`IMGSNAP_BLESS=1`
+//! writes those that are missing), and stay as they are.
+
+#![allow(missing_docs)]
+
+mod support;
+
+use imgsnap::codec::Compression;
+use imgsnap::error::ErrorKind;
+use support::{
+    ChainMaker, Recipe, fixtures, is_blessing, naive_reader, open_chain, restore_chain, text,
+};
+
+type Edit = fn(&mut Vec<u8>);
+
+/// Name, which file of the chain, what is done to it, the kind of the error, and what it says.
+fn catalogue() -> Vec<(&'static str, usize, Edit, ErrorKind, &'static str)> {
+    use ErrorKind::{Corrupt, Unsupported};
+    vec![
+        ("empty", 1, |f| f.clear(), Corrupt, "only 0 bytes: truncated, or not a delta file"),
+        (
+            "header-only",
+            1,
+            |f| f.truncate(256),
+            Corrupt,
+            "only 256 bytes: truncated, or not a delta file",
+        ),
+        (
+            "other-file-type",
+            1,
+            |f| f[..8].copy_from_slice(b"QFI\xfb\0\0\0\x03"),
+            Corrupt,
+            "not a delta file (its first bytes are not IMGSNAP)",
+        ),
+        (
+            "later-version",
+            1,
+            |f| {
+                f[8] = 2;
+                mend(f)
+            },
+            Unsupported,
+            "delta format version 2, this program knows 1; a later imgsnap wrote this; use that one",
+        ),
+        (
+            "unknown-feature",
+            1,
+            |f| {
+                f[16] = 4;
+                mend(f)
+            },
+            Unsupported,
+            "unknown feature bits 0x4; a later imgsnap wrote this; use that one",
+        ),
+        ("header-checksum", 1, |f| f[50] ^= 1, Corrupt, "header: checksum differs"),
+        (
+            "header-reserved",
+            1,
+            |f| {
+                f[200] = 1;
+                mend(f)
+            },
+            Corrupt,
+            "header: reserved bytes are not zero",
+        ),
+        (
+            "odd-block-size",
+            1,
+            |f| {
+                f[72..76].copy_from_slice(&5000u32.to_le_bytes());
+                mend(f)
+            },
+            Corrupt,
+            "header: block size 5000 is not a power of two from 4K to 1M",
+        ),
+        (
+            "no-blocks-in-frame",
+            1,
+            |f| {
+                f[76] = 0;
+                mend(f)
+            },
+            Corrupt,
+            "header: 0 blocks in a frame",
+        ),
+        (
+            "huge-frame",
+            1,
+            |f| {
+                f[78] = 1;
+                mend(f)
+            },
+            Corrupt,
+            "header: 65552 blocks in a frame",
+        ),
+        (
+            "unknown-digest",
+            1,
+            |f| {
+                f[80] = 9;
+                mend(f)
+            },
+            Unsupported,
+            "unknown digest algorithm 9; a later imgsnap wrote this; use that one",
+        ),
+        (
+            "cut-footer",
+            1,
+            |f| {
+                let n = f.len() - 1;
+                f.truncate(n)
+            },
+            Corrupt,
+            "no valid footer: the file is truncated or damaged",
+        ),
+        (
+            "footer-bit",
+            1,
+            |f| {
+                let n = f.len() - 300;
+                f[n] ^= 8
+            },
+            Corrupt,
+            "no valid footer: the file is truncated or damaged",
+        ),
+        (
+            "length-lies",
+            1,
+            |f| {
+                let n = f.len() - 512;
+                f[n + 8] ^= 1;
+                mend(f)
+            },
+            Corrupt,
+            "the footer is of a file of",
+        ),
+        (
+            "empty-image",
+            1,
+            |f| {
+                let n = f.len() - 512;
+                f[n + 56..n + 64].fill(0);
+                mend(f)
+            },
+            Corrupt,
+            "footer: an image of 0 bytes",
+        ),
+        (
+            "endless-image",
+            1,
+            |f| {
+                let n = f.len() - 512;
+                f[n + 56..n + 64].fill(0xff);
+                mend(f)
+            },
+            Corrupt,
+            "footer: an image of 18446744073709551615 bytes",
+        ),
+        (
+            "number-zero",
+            1,
+            |f| {
+                let n = f.len() - 512;
+                f[n + 48] = 0;
+                mend(f)
+            },
+            Corrupt,
+            "footer: number or time is not valid",
+        ),
+        (
+            "root-elsewhere",
+            1,
+            |f| {
+                let n = f.len() - 512;
+                f[n + 176] ^= 16;
+                mend(f)
+            },
+            Corrupt,
+            "footer: the root page is not the last record",
+        ),
+        (
+            "label-not-text",
+            1,
+            |f| {
+                let n = f.len() - 512;
+                f[n + 208] = 0xff;
+                mend(f)
+            },
+            Corrupt,
+            "footer: the label is not valid",
+        ),
+        (
+            "base-with-parent-digest",
+            1,
+            |f| {
+                let n = f.len() - 512;
+                f[n + 88] = 1;
+                mend(f)
+            },
+            Corrupt,
+            "footer: a base with traces of a parent",
+        ),
+        ("frame-bit", 1, |f| f[300] ^= 1, Corrupt, "frame at byte 256: checksum differs"),
+        (
+            "frame-zeroed",
+            1,
+            |f| f[256..4000].fill(0),
+            Corrupt,
+            "frame at byte 256: no record where one should be",
+        ),
+        (
+            "frame-moved",
+            1,
+            |f| {
+                let moved = f[256..300].to_vec();
+                f[272..316].copy_from_slice(&moved)
+            },
+            Corrupt,
+            "frame at byte 256: checksum differs",
+        ),
+        (
+            "page-bit",
+            1,
+            |f| {
+                let n = f.len() - 520;
+                f[n] ^= 1
+            },
+            Corrupt,
+            "checksum differs",
+        ),
+        (
+            "block-of-other-content",
+            1,
+            |f| {
+                f[5000] ^= 1;
+                mend(f);
+                relink_frame(f)
+            },
+            Corrupt,
+            "block 1 (byte 4096 of the image) is damaged",
+        ),
+        (
+            "other-parent",
+            2,
+            |f| {
+                let n = f.len() - 512;
+                f[n + 32] ^= 1;
+                mend(f)
+            },
+            Corrupt,
+            "its parent is another snapshot than disk:0.delta",
+        ),
+        (
+            "other-image",
+            2,
+            |f| {
+                f[56] ^= 1;
+                mend(f)
+            },
+            Corrupt,
+            "its parent is of another image than disk:0.delta",
+        ),
+        (
+            "other-key",
+            2,
+            |f| {
+                f[84] ^= 1;
+                mend(f)
+            },
+            Corrupt,
+            "its parent has another block size, digest or key than disk:0.delta",
+        ),
+        (
+            "parent-changed",
+            2,
+            |f| {
+                let n = f.len() - 512;
+                f[n + 88] ^= 1;
+                mend(f)
+            },
+            Corrupt,
+            "its parent had another content than disk:0.delta",
+        ),
+        (
+            "image-digest",
+            2,
+            |f| {
+                let n = f.len() - 512;
+                f[n + 72] ^= 1;
+                mend(f)
+            },
+            Corrupt,
+            "the image digest differs; run \"imgsnap verify\" to see what is damaged",
+        ),
+    ]
+}
+
+/// Puts the checksums of header and footer right: the damage is what they cover.
+fn mend(file: &mut [u8]) {
+    let crc = crc32fast::hash(&file[..252]);
+    file[252..256].copy_from_slice(&crc.to_le_bytes());
+    let end = file.len() - 512;
+    let crc = crc32fast::hash(&file[end..end + 508]);
+    file[end + 508..].copy_from_slice(&crc.to_le_bytes());
+}
+
+/// Puts the checksum of the first frame and of the page over it right.
+fn relink_frame(file: &mut [u8]) {
+    let footer = file.len() - 512;
+    let crc = |file: &[u8], at: usize| {
+        let length = u32::from_le_bytes(file[at + 4..at + 8].try_into().unwrap()) as usize;
+        let mut hasher = crc32fast::Hasher::new();
+        hasher.update(&file[40..56]);
+        hasher.update(&(at as u64).to_le_bytes());
+        hasher.update(&file[at..at + 12]);
+        hasher.update(&file[at + 16..at + 16 + length]);
+        hasher.finalize().to_le_bytes()
+    };
+    let frame = crc(file, 256);
+    file[268..272].copy_from_slice(&frame);
+    let page = u64::from_le_bytes(file[footer + 176..footer + 184].try_into().unwrap()) as usize;
+    let runs = u32::from_le_bytes(file[page + 32..page + 36].try_into().unwrap()) as usize;
+    let entry = page + 16 + 32 + runs * 8;
+    file[entry + 12..entry + 16].copy_from_slice(&frame);
+    let root = crc(file, page);
+    file[page + 12..page + 16].copy_from_slice(&root);
+    file[footer + 188..footer + 192].copy_from_slice(&root);
+    mend(file);
+}
+
+/// A base of three blocks, the last one partial, and a delta in which one changed.
+fn golden(number: usize) -> Vec<u8> {
+    let path = fixtures().join(format!("format/v1/tiny/{number}.delta"));
+    if is_blessing() && !path.exists() {
+        let recipe = Recipe { compression: Compression::None, ..Recipe::default() };
+        let mut maker = ChainMaker::new(recipe);
+        let mut image = text(8292, 1);
+        maker.snapshot(&image);
+        image[0] ^= 1;
+        maker.snapshot(&image);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, &maker.files[number - 1]).unwrap();
+    }
+    std::fs::read(path).unwrap()
+}
+
+/// F2, H1 to H8, C2, C5, K1, K2, E1, E3, E4, E5, R1, D1, D3, N1: what a reader refuses, and how it
+/// says so.
+#[test]
+fn each_damaged_file_gives_its_error() {
+    let folder = fixtures().join("damaged/v1");
+    for (name, number, edit, kind, message) in catalogue() {
+        let path = folder.join(format!("{name}.delta"));
+        if is_blessing() && !path.exists() {
+            std::fs::create_dir_all(&folder).unwrap();
+            let mut file = golden(number);
+            edit(&mut file);
+            std::fs::write(&path, file).unwrap();
+        }
+        let mut files: Vec<Vec<u8>> = (1..number).map(golden).collect();
+        files.push(std::fs::read(&path).unwrap());
+        let error = open_chain(&files).and_then(|chain| restore_chain(&chain)).unwrap_err();
+        assert_eq!(error.kind(), kind, "{name}: {error}");
+        assert!(error.to_string().contains(message), "{name}: {error}");
+        assert!(naive_reader::restore(&files).is_err(), "{name}: the second reader takes it");
+    }
+}
+
+#[test]
+fn every_file_of_the_catalogue_is_in_it() {
+    let names: Vec<String> = catalogue().iter().map(|entry| format!("{}.delta", entry.0)).collect();
+    for entry in std::fs::read_dir(fixtures().join("damaged/v1")).unwrap().flatten() {
+        let name = entry.file_name().into_string().unwrap();
+        assert!(names.contains(&name), "{name} has no expected error");
+    }
+}

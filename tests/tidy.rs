@@ -1,0 +1,169 @@
+//! Style as a test: the layers of DESIGN.md, the one file with `unsafe`, sizes and habits.
+
+#![allow(missing_docs)]
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// All Rust files below a folder: path from the root, and text.
+fn sources(folder: &str) -> Vec<(String, String)> {
+    let mut files = Vec::new();
+    let mut folders = vec![root().join(folder)];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap().flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|e| e == "rs") {
+                let name = path.strip_prefix(root()).unwrap().to_str().unwrap().to_owned();
+                files.push((name, std::fs::read_to_string(&path).unwrap()));
+            }
+        }
+    }
+    files.sort();
+    assert!(!files.is_empty());
+    files
+}
+
+/// The rows of the table of layers in DESIGN.md: module to row.
+fn layers() -> BTreeMap<String, usize> {
+    let design = std::fs::read_to_string(root().join("DESIGN.md")).unwrap();
+    let (_, rest) = design.split_once("<!-- layers -->").expect("the table of layers");
+    let (table, _) = rest.split_once("<!-- end of layers -->").unwrap();
+    let mut layers = BTreeMap::new();
+    let rows = table.lines().filter(|line| line.starts_with("| ") && !line.contains("---"));
+    for (row, line) in rows.enumerate().skip(1) {
+        let cell = line.split('|').nth(1).unwrap();
+        for module in cell.split('`').skip(1).step_by(2) {
+            assert!(layers.insert(module.to_owned(), row).is_none(), "{module} stands twice");
+        }
+    }
+    assert!(layers.len() > 20, "{layers:?}");
+    layers
+}
+
+fn module_of(path: &str) -> String {
+    let inside = Path::new(path).strip_prefix("src").unwrap();
+    let first = inside.components().next().unwrap().as_os_str().to_str().unwrap();
+    first.trim_end_matches(".rs").to_owned()
+}
+
+/// The modules of the crate that a file names: `crate::x`, in the binary `imgsnap::x`.
+fn uses(text: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    let code: Vec<&str> = text.lines().filter(|l| !l.trim_start().starts_with("//")).collect();
+    let code = code.join("\n");
+    for marker in ["crate::", "imgsnap::"] {
+        for (at, _) in code.match_indices(marker) {
+            let rest = &code[at + marker.len()..];
+            found.push(rest.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect());
+        }
+    }
+    found
+}
+
+#[test]
+fn a_file_uses_only_what_stands_above_it_in_the_table_of_layers() {
+    let layers = layers();
+    let mut wrong = Vec::new();
+    let mut seen = Vec::new();
+    for (path, text) in sources("src") {
+        let module = module_of(&path);
+        if module == "lib" {
+            continue;
+        }
+        let row = *layers.get(&module).unwrap_or_else(|| panic!("{path} is in no row"));
+        seen.push(module.clone());
+        for used in uses(&text) {
+            let Some(&other) = layers.get(&used) else { continue };
+            let is_verb_beside = other == row && used != module && is_verb_row(&layers, row);
+            if other > row || is_verb_beside {
+                wrong.push(format!("{path} (row {row}) uses {used} (row {other})"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    let unknown: Vec<_> = layers.keys().filter(|module| !seen.contains(module)).collect();
+    assert!(unknown.is_empty(), "in the table, but not in src: {unknown:?}");
+}
+
+/// Verbs do not use each other.
+fn is_verb_row(layers: &BTreeMap<String, usize>, row: usize) -> bool {
+    layers.get("snapshot") == Some(&row)
+}
+
+#[test]
+fn bytes_are_decoded_without_io_and_the_command_line_uses_the_public_interface_alone() {
+    for (path, text) in sources("src/format") {
+        assert!(!text.contains("std::io") && !text.contains("std::fs"), "{path} knows of I/O");
+    }
+    for (path, text) in sources("src/cli") {
+        assert!(!text.contains("crate::"), "{path} reaches into the crate");
+    }
+}
+
+#[test]
+fn unsafe_code_stands_in_one_file_and_is_argued() {
+    for (path, text) in sources("src") {
+        let code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
+        let blocks = code.filter(|l| l.contains("unsafe {") || l.contains("unsafe fn")).count();
+        if path == "src/sys.rs" {
+            assert!(blocks > 0 && text.matches("// SAFETY:").count() >= blocks, "{path}");
+        } else {
+            assert_eq!(blocks, 0, "{path} has unsafe code");
+        }
+    }
+}
+
+#[test]
+fn files_stay_small_and_say_what_they_own() {
+    for (path, text) in sources("src") {
+        let lines = text.lines().count();
+        assert!(lines <= 500, "{path} has {lines} lines: would two files be clearer?");
+        assert!(text.starts_with("//!"), "{path} does not say what it owns");
+        let long = text.lines().find(|line| line.chars().count() > 110);
+        assert_eq!(long, None, "{path} has a line that is too long");
+    }
+}
+
+#[test]
+fn errors_are_not_dropped_and_nothing_is_left_for_later() {
+    for (path, text) in sources("src") {
+        for word in ["let _ =", "todo!", "unimplemented!", "FIXME", "XXX"] {
+            assert!(!text.contains(word), "{path} has {word}");
+        }
+    }
+}
+
+#[test]
+fn every_matches_stands_in_an_assertion_or_a_condition() {
+    for (path, text) in sources("tests") {
+        for (number, line) in text.lines().enumerate() {
+            let bare = line.trim_start().starts_with("matches!(");
+            assert!(!bare, "{path}:{}: a matches! that nobody looks at", number + 1);
+        }
+    }
+}
+
+#[test]
+fn the_change_log_knows_the_version() {
+    let log = std::fs::read_to_string(root().join("CHANGELOG.md")).unwrap();
+    assert!(log.contains(&format!("## {}", env!("CARGO_PKG_VERSION"))));
+}
+
+#[test]
+fn dependencies_are_argued_in_the_design() {
+    let design = std::fs::read_to_string(root().join("DESIGN.md")).unwrap();
+    let manifest = std::fs::read_to_string(root().join("Cargo.toml")).unwrap();
+    let (_, rest) = manifest.split_once("[dependencies]").unwrap();
+    let (table, _) = rest.split_once("[lints").unwrap();
+    for line in table.lines() {
+        if let Some((name, _)) = line.split_once(" = ") {
+            assert!(design.contains(&format!("`{name}`")), "{name} is not argued");
+        }
+    }
+}
