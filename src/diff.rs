@@ -175,7 +175,7 @@ fn by_bytes(one: &dyn Source, other: &dyn Source, context: &Context) -> Result<D
     context.progress().begin("compare", geometry.image_bytes);
     let outcome = ordered_map(
         context.threads(),
-        context.threads() * 2,
+        context.threads() + 2,
         || {
             context.check()?;
             let start = skip_common_hole(one, other, at)?;

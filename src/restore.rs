@@ -52,7 +52,7 @@ pub fn restore(
     let (mut terms, mut data_bytes) = (0u128, 0);
     let outcome = ordered_map(
         context.threads(),
-        context.threads() * 2,
+        context.threads() + 2,
         || {
             context.check()?;
             next_batch(&mut cursor, blocks.end(), geometry)

@@ -24,8 +24,8 @@ use uuid::Uuid;
 const BASE_FRAME_BYTES: u32 = 64 << 10;
 /// And in a delta: smaller files.
 const DELTA_FRAME_BYTES: u32 = 128 << 10;
-/// Pieces between the scan and the compression: two frames for each of the most threads.
-const CHANNEL_PIECES: usize = 32;
+/// Pieces between the scan and the compression: one frame for each of the most threads.
+const CHANNEL_PIECES: usize = 16;
 
 /// What a new chain is made with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -209,7 +209,7 @@ fn write_pieces<'a>(
             Ok(Ready::Frame(EncodedFrame { codec, payload, block_count }))
         }
     };
-    let in_flight = context.threads() * 4;
+    let in_flight = context.threads() * 2;
     ordered_map(
         context.threads(),
         in_flight,

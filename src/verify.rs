@@ -33,7 +33,7 @@ pub fn verify_blocks(delta: &Arc<Delta>, context: &Context) -> Result<(u64, Vec<
     let (mut blocks, mut findings) = (0, Vec::new());
     ordered_map(
         context.threads(),
-        context.threads() * 2,
+        context.threads() + 2,
         || {
             context.check()?;
             next_spans(delta, &mut cursor, &mut rest, geometry)

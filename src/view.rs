@@ -2,7 +2,7 @@
 //! before anybody sees it.
 //!
 //! ```text
-//! ChainCursor -> Batch (spans of up to 2 MiB of data) -> frames from the cache -> checked blocks
+//! ChainCursor -> Batch (spans of up to 1 MiB of data) -> frames from the cache -> checked blocks
 //! ```
 //!
 //! Batches are in block order, and so are the frames of each file: a walk over the disk decodes
@@ -16,7 +16,7 @@ use crate::units::{BlockRange, Extent, ExtentKind, Geometry};
 use std::sync::{Arc, Mutex};
 
 /// Data blocks of a batch, in bytes: the unit of work of one thread.
-const BATCH_BYTES: u64 = 2 << 20;
+const BATCH_BYTES: u64 = 1 << 20;
 /// Spans of a batch, so that zeros and scattered blocks do not fill the memory.
 const BATCH_SPANS: usize = 512;
 
