@@ -392,3 +392,36 @@ fn frames_hold_what_the_block_size_allows() {
         assert_eq!(Header::frame_blocks_for(block_size, frame_bytes), blocks);
     }
 }
+
+/// Sets feature bits of a file, and its checksum.
+fn with_features(file: &[u8], at: usize, bits: u8) -> Vec<u8> {
+    let mut file = file.to_vec();
+    file[at] |= bits;
+    let crc = crc32fast::hash(&file[..252]);
+    file[252..256].copy_from_slice(&crc.to_le_bytes());
+    // The content digest covers the header, but a read does not compute it (E2).
+    file
+}
+
+/// H4: readable, but nothing is built on it. H5: as if it were not there.
+#[test]
+fn unknown_compatible_features_are_read_and_only_some_are_built_on() {
+    let image = history().remove(0);
+    let file = make(Recipe::default()).files.remove(0);
+    for (at, may_extend) in [(24, false), (32, true)] {
+        let chain = open_chain(&[with_features(&file, at, 2)]).unwrap();
+        assert!(restore_chain(&chain).unwrap() == image);
+        assert_eq!(chain.check_extendable().is_ok(), may_extend, "byte {at}");
+    }
+}
+
+/// C1 (least significant byte first) and D5 (the key is no secret: it stands in the header).
+#[test]
+fn integers_are_little_endian_and_the_key_stands_in_the_header() {
+    let file = make(Recipe::default()).files.remove(0);
+    assert_eq!(file[8..12], [1, 0, 0, 0]);
+    assert_eq!(file[72..76], [0, 0x10, 0, 0]);
+    assert_eq!(file[84..116], [0x5a; 32]);
+    let length = u64::from_le_bytes(file[file.len() - 504..][..8].try_into().unwrap());
+    assert_eq!(length, file.len() as u64);
+}

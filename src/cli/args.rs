@@ -28,13 +28,11 @@ pub struct Args {
     #[arg(short, long, global = true)]
     pub verbose: bool,
     /// Threads that work [default: one for each core, at most 16]
-    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=16).map(usize::from))]
+    #[arg(long, global = true, value_name = "N", value_parser = parse_threads)]
     pub threads: Option<usize>,
     #[command(subcommand)]
     pub command: Command,
 }
-
-use clap::builder::TypedValueParser as _;
 
 #[derive(Subcommand)]
 pub enum Command {
@@ -203,6 +201,11 @@ pub struct Rollback {
     /// Change nothing, only tell
     #[arg(long)]
     pub dry_run: bool,
+}
+
+fn parse_threads(text: &str) -> Result<usize, String> {
+    let threads = text.parse().ok().filter(|n| (1..=16).contains(n));
+    threads.ok_or_else(|| format!("\"{text}\" is not a number from 1 to 16"))
 }
 
 fn parse_range(text: &str) -> Result<ByteRange, String> {

@@ -45,7 +45,11 @@ pub fn percent(part: u64, whole: u64) -> String {
         return "-".into();
     }
     let share = part as f64 * 100.0 / whole as f64;
-    if share > 0.0 && share < 0.1 { "<0.1 %".into() } else { format!("{share:.1} %") }
+    match share {
+        s if s > 0.0 && s < 0.1 => "<0.1 %".into(),
+        s if s >= 1000.0 => ">999 %".into(),
+        s => format!("{s:.1} %"),
+    }
 }
 
 /// Seconds, and bytes a second where that means something.

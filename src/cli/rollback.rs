@@ -70,10 +70,12 @@ fn describe(name: &str, done: &RollbackOutcome, seconds: f64) -> String {
         "from the tables alone: the file is unchanged since the last snapshot or rollback".into()
     };
     if done.dry_run {
-        return format!(
-            "{image} would be brought to {to}  (dry run: nothing was changed)\n  would write  {written}\n  \
-             found        {found}"
-        );
+        return [
+            format!("{image} would be brought to {to}  (dry run: nothing was changed)"),
+            format!("  write    {written}"),
+            format!("  found    {found}"),
+        ]
+        .join("\n");
     }
     let resumed = if done.resumed { ", finishing an interrupted rollback" } else { "" };
     let saved = match done.saved {
@@ -81,9 +83,12 @@ fn describe(name: &str, done: &RollbackOutcome, seconds: f64) -> String {
         None => "the state before was not saved".into(),
     };
     let proved = if done.proved { "yes, by a scan" } else { "not by a scan (--prove does that)" };
-    format!(
-        "{image} is {to} again{resumed}\n  written  {written} in {}\n  found    {found}\n  saved    {saved}\n  \
-         proved   {proved}",
-        output::duration(seconds)
-    )
+    [
+        format!("{image} is {to} again{resumed}"),
+        format!("  written  {written} in {}", output::duration(seconds)),
+        format!("  found    {found}"),
+        format!("  saved    {saved}"),
+        format!("  proved   {proved}"),
+    ]
+    .join("\n")
 }

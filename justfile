@@ -1,0 +1,24 @@
+# What a contributor runs. CI runs `just check` and nothing else.
+
+# Formatting, lints, documentation and tests
+check: fmt-check lint doc test
+
+fmt-check:
+    cargo fmt --check
+
+lint:
+    cargo clippy --all-targets -- -D warnings
+
+doc:
+    RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --document-private-items
+
+test:
+    cargo test
+
+# Put the formatting right
+fmt:
+    cargo fmt
+
+# Write the golden files that are missing; those that exist are never touched
+bless:
+    IMGSNAP_BLESS=1 cargo test --test format_spec --test damaged --test compatibility
