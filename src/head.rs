@@ -51,9 +51,4 @@ impl Head {
         })?;
         store.replace(&file(name), &bytes)
     }
-
-    /// Forgets the head state.
-    pub fn forget(store: &dyn Store, name: &str) -> Result<()> {
-        store.remove(&file(name))
-    }
 }

@@ -68,7 +68,7 @@ pub fn restore(
         },
     );
     context.progress().end();
-    outcome.map_err(|e| e.at(chain.tip().location()))?;
+    outcome?;
     let whole = part.offset == 0 && part.bytes == geometry.image_bytes;
     if whole {
         prove(chain, terms)?;

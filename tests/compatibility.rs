@@ -1,6 +1,6 @@
 //! Every released version's repository restores for ever (FORMAT.md P1, P2, J1 to J5).
 
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
 mod support;
 

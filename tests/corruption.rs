@@ -1,7 +1,7 @@
 //! Each byte flipped, each length cut: an error or the right bytes; never wrong bytes, never a
 //! panic.
 
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
 mod support;
 

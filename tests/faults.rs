@@ -4,7 +4,7 @@
 //!
 //! (FORMAT.md P3, P4, P5, S1, S2, J1)
 
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
 mod support;
 

@@ -1,7 +1,7 @@
 //! FORMAT.md held against the program: its tables against the structures, its rules against the
 //! tests, its golden files against writer, reader and second reader.
 
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
 mod support;
 

@@ -1,7 +1,7 @@
 //! Random histories of write, resize, snapshot, restore, rollback and delete, held against plain
 //! byte vectors.
 
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
 mod support;
 

@@ -1,6 +1,6 @@
 //! Style as a test: the layers of DESIGN.md, the one file with `unsafe`, sizes and habits.
 
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

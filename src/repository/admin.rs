@@ -17,6 +17,14 @@ impl Repository {
     pub fn delete(&self, name: &str, at: &At, context: &Context) -> Result<Snapshot> {
         let mut writer = self.write(name, context)?;
         let snapshot = reference::find(&writer.manifest, &writer.head, at)?.clone();
+        if writer.head.intent.is_some_and(|intent| intent.target == snapshot.id) {
+            let place = format!("{name}@{}", snapshot.number);
+            let what = format!("a rollback of \"{name}\" to {place} was interrupted");
+            return Err(Error::new(ErrorKind::Mismatch, what).hint(format!(
+                "finish it with \"imgsnap rollback {name} --to {place}\", or roll back to another \
+                 snapshot, before this one is deleted"
+            )));
+        }
         let children: Vec<String> =
             writer.manifest.children(snapshot.id).map(|s| format!("{name}@{}", s.number)).collect();
         if !children.is_empty() {
@@ -32,7 +40,9 @@ impl Repository {
         manifest::commit(self.store.as_ref(), &mut next)?;
         writer.manifest = next.clone();
         if writer.head.snapshot == Some(snapshot.id) {
-            Head::forget(self.store.as_ref(), name)?;
+            // What an interrupted rollback left behind stays known.
+            let head = Head { snapshot: None, stat: None, intent: writer.head.intent };
+            head.save(self.store.as_ref(), name)?;
         }
         drop(writer);
         // It is not listed any more. If somebody reads now, the next writer removes the file.

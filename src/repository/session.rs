@@ -3,7 +3,7 @@
 //! | lock | held by | |
 //! | --- | --- | --- |
 //! | `write` | whoever commits, exclusively | nobody waits: the second one is told that it is busy |
-//! | `reap` | readers and writers for their life, shared; exclusively only to unlink | so what is read stays |
+//! | `reap` | readers and writers, shared; exclusively to unlink | what is read stays |
 
 use super::{Repository, reference};
 use crate::chain::Chain;

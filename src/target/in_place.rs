@@ -15,6 +15,9 @@ pub struct InPlace<'a> {
     written_bytes: u64,
 }
 
+/// The largest sector in use.
+const SECTOR_BYTES: u64 = 4096;
+
 impl<'a> InPlace<'a> {
     /// Writes to an image that was opened to be written.
     pub fn new(image: &'a RawFile) -> Self {
@@ -44,6 +47,35 @@ impl<'a> InPlace<'a> {
         self.written_bytes
     }
 
+    /// True if the range reads as zeros now; false if that is not to be had here.
+    fn punch(&mut self, offset: u64, bytes: u64) -> Result<bool> {
+        use nix::Error as E;
+        if !self.can_punch {
+            return Ok(false);
+        }
+        let mode = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        match fallocate(self.image.file(), mode, offset as i64, bytes as i64) {
+            Ok(()) => Ok(true),
+            Err(E::EOPNOTSUPP | E::ENOSYS | E::ENODEV | E::EINVAL) => {
+                self.can_punch = false;
+                Ok(false)
+            }
+            Err(e) => Err(self.failed("punch a hole into", e.into())),
+        }
+    }
+
+    fn write_zeros(&self, offset: u64, bytes: u64) -> Result<()> {
+        let mut done = 0;
+        while done < bytes {
+            let now = (bytes - done).min(ZEROS.len() as u64);
+            let zeros = ZEROS.get(..now as usize).unwrap_or_default();
+            let written = self.image.file().write_all_at(zeros, offset + done);
+            written.map_err(|e| self.failed("write", e))?;
+            done += now;
+        }
+        Ok(())
+    }
+
     fn failed(&self, what: &str, error: io::Error) -> Error {
         Error::io(format!("cannot {what} {}", self.image.path().display()), error)
     }
@@ -57,26 +89,16 @@ impl Target for InPlace<'_> {
 
     fn zero(&mut self, offset: u64, bytes: u64) -> Result<()> {
         self.written_bytes += bytes;
-        if self.can_punch {
-            let mode = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-            match fallocate(self.image.file(), mode, offset as i64, bytes as i64) {
-                Ok(()) => return Ok(()),
-                // Not to be had here: write them.
-                Err(nix::Error::EOPNOTSUPP | nix::Error::ENOSYS | nix::Error::ENODEV) => {
-                    self.can_punch = false;
-                }
-                Err(e) => return Err(self.failed("punch a hole into", e.into())),
-            }
+        // A device punches whole sectors; what is ragged at the ends is written.
+        let align = if self.image.is_device() { SECTOR_BYTES } else { 1 };
+        let end = offset + bytes;
+        let first = offset.next_multiple_of(align).min(end);
+        let last = (end / align * align).max(first);
+        if last > first && self.punch(first, last - first)? {
+            self.write_zeros(offset, first - offset)?;
+            return self.write_zeros(last, end - last);
         }
-        let mut done = 0;
-        while done < bytes {
-            let now = (bytes - done).min(ZEROS.len() as u64);
-            let zeros = ZEROS.get(..now as usize).unwrap_or_default();
-            let written = self.image.file().write_all_at(zeros, offset + done);
-            written.map_err(|e| self.failed("write", e))?;
-            done += now;
-        }
-        Ok(())
+        self.write_zeros(offset, bytes)
     }
 
     fn finish(&mut self) -> Result<()> {

@@ -1,11 +1,14 @@
-//! A new sparse file: written under a temporary name beside its own, and renamed when it is proved.
+//! A new sparse file: written without a name, or under a temporary one where the file system wants
+//! a name, and given its own when it is proved. Killed before, it leaves nothing behind.
 
 use super::Target;
 use crate::error::{Error, ErrorKind, Result};
 use crate::source::{ImageGuard, Intent};
-use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+use nix::fcntl::{AT_FDCWD, AtFlags, RenameFlags, renameat2};
+use nix::unistd::linkat;
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
@@ -14,7 +17,9 @@ use std::path::{Path, PathBuf};
 pub struct NewFile {
     file: File,
     path: PathBuf,
+    /// Under which it can be found until then.
     temporary: PathBuf,
+    has_temporary_name: bool,
     /// The file that will be replaced, held against other users.
     replaced: Option<File>,
     finished: bool,
@@ -66,16 +71,47 @@ impl NewFile {
         hidden.push(name);
         hidden.push(format!(".{}.tmp", random.get(..12).unwrap_or_default()));
         let temporary = path.with_file_name(hidden);
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).create_new(true).mode(0o600);
-        let file = options.open(&temporary).map_err(|e| failed("create", e))?;
-        let target = Self { file, path, temporary, replaced, finished: false };
+        let (file, has_temporary_name) = match open_nameless(folder_of(&path)) {
+            Some(file) => (file, false),
+            None => {
+                let mut options = OpenOptions::new();
+                options.read(true).write(true).create_new(true).mode(0o600);
+                (options.open(&temporary).map_err(|e| failed("create", e))?, true)
+            }
+        };
+        let finished = false;
+        let target = Self { file, path, temporary, has_temporary_name, replaced, finished };
         target.file.set_len(bytes).map_err(|e| target.failed("set the length of", e))?;
         Ok(target)
     }
 
     fn failed(&self, what: &str, error: io::Error) -> Error {
         Error::io(format!("cannot {what} {}", self.path.display()), error)
+    }
+
+    /// The commit.
+    fn give_name(&mut self) -> io::Result<()> {
+        let is_new = self.replaced.is_none();
+        if !self.has_temporary_name {
+            let to = if is_new { &self.path } else { &self.temporary };
+            let link = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+            linkat(AT_FDCWD, link.as_str(), AT_FDCWD, to, AtFlags::AT_SYMLINK_FOLLOW)?;
+            self.has_temporary_name = !is_new;
+            if is_new {
+                return Ok(());
+            }
+        }
+        if !is_new {
+            return std::fs::rename(&self.temporary, &self.path);
+        }
+        let flags = RenameFlags::RENAME_NOREPLACE;
+        match renameat2(AT_FDCWD, &self.temporary, AT_FDCWD, &self.path, flags) {
+            Err(nix::Error::EINVAL | nix::Error::ENOSYS) => {
+                std::fs::hard_link(&self.temporary, &self.path)?;
+                std::fs::remove_file(&self.temporary)
+            }
+            other => Ok(other?),
+        }
     }
 
     /// A replaced file keeps its owner and mode; a new one gets what other programs give it.
@@ -92,6 +128,18 @@ impl NewFile {
     }
 }
 
+/// A file without a name (O_TMPFILE), where it can be given one later.
+fn open_nameless(folder: &Path) -> Option<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).mode(0o600).custom_flags(libc::O_TMPFILE);
+    let file = options.open(folder).ok()?;
+    Path::new(&format!("/proc/self/fd/{}", file.as_raw_fd())).exists().then_some(file)
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
 impl Target for NewFile {
     fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
         self.file.write_all_at(bytes, offset).map_err(|e| self.failed("write", e))
@@ -104,25 +152,9 @@ impl Target for NewFile {
     fn finish(&mut self) -> Result<()> {
         self.set_owner_and_mode().map_err(|e| self.failed("set the owner of", e))?;
         self.file.sync_all().map_err(|e| self.failed("sync", e))?;
-        if self.replaced.is_some() {
-            std::fs::rename(&self.temporary, &self.path).map_err(|e| self.failed("replace", e))?;
-        } else {
-            let flags = RenameFlags::RENAME_NOREPLACE;
-            match renameat2(AT_FDCWD, &self.temporary, AT_FDCWD, &self.path, flags) {
-                Err(nix::Error::EINVAL | nix::Error::ENOSYS) => {
-                    std::fs::hard_link(&self.temporary, &self.path)
-                        .and_then(|()| std::fs::remove_file(&self.temporary))
-                }
-                other => other.map_err(io::Error::from),
-            }
-            .map_err(|e| self.failed("name", e))?;
-        }
+        self.give_name().map_err(|e| self.failed("name", e))?;
         self.finished = true;
-        let folder = match self.path.parent() {
-            Some(folder) if !folder.as_os_str().is_empty() => folder,
-            _ => Path::new("."),
-        };
-        let synced = File::open(folder).and_then(|folder| folder.sync_all());
+        let synced = File::open(folder_of(&self.path)).and_then(|folder| folder.sync_all());
         synced.map_err(|e| self.failed("sync the folder of", e))
     }
 
@@ -133,7 +165,8 @@ impl Target for NewFile {
 
 impl Drop for NewFile {
     fn drop(&mut self) {
-        if !self.finished && std::fs::remove_file(&self.temporary).is_err() {
+        let is_left = self.has_temporary_name && !self.finished;
+        if is_left && std::fs::remove_file(&self.temporary).is_err() {
             // A hidden file stays behind; it is not the user's file, and nothing more can be done.
         }
     }

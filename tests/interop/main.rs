@@ -1,0 +1,17 @@
+//! The real binary against real parts: ext4 images, loop devices, QEMU, other file systems, full
+//! and read-only disks, kill -9 and truncation.
+//!
+//! Each test checks for its tools, and otherwise says on stderr that it is skipped, and why. What
+//! it mounts, attaches and starts is undone by guards, also when it fails.
+
+mod bytes;
+mod devices;
+mod ext4;
+mod filesystems;
+mod full_disk;
+mod killed;
+mod kit;
+mod qemu;
+mod read_only;
+mod sparse;
+mod truncated;
