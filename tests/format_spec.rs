@@ -22,8 +22,11 @@ use support::{ChainMaker, Recipe, fixtures, is_blessing, open_chain, restore_cha
 
 const SPECIFICATION: &str = include_str!("../FORMAT.md");
 
+/// Length of a structure, and name, offset and length of each of its fields.
+type Layout = (usize, Vec<(String, usize, usize)>);
+
 /// Name and offset of each field, and the length of the structure, of every table in FORMAT.md.
-fn tables() -> BTreeMap<String, (usize, Vec<(String, usize, usize)>)> {
+fn tables() -> BTreeMap<String, Layout> {
     let mut tables = BTreeMap::new();
     let mut current: Option<String> = None;
     for line in SPECIFICATION.lines() {
