@@ -47,7 +47,7 @@ impl Repository {
         drop(writer);
         // It is not listed any more. If somebody reads now, the next writer removes the file.
         let _write = self.lock_to_write(name)?;
-        self.reap(&manifest::load(self.store.as_ref(), name)?)?;
+        self.reap(&manifest::load(self.store.as_ref(), name)?, context)?;
         Ok(snapshot)
     }
 

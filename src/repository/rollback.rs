@@ -135,6 +135,7 @@ impl Repository {
         let basis = self.basis(&writer.manifest, known, &chain)?;
         outcome.scanned |= basis.is_scan();
         self.intend(&mut writer, &target.id, outcome.saved)?;
+        context.progress().note("the intent is noted; from here on the image is a mixture");
         let work = execute(&image, &chain, &basis.as_basis(), context).map_err(|e| {
             let to = format!("{}@{}", request.name, target.number);
             e.hint(format!(

@@ -124,7 +124,7 @@ impl Repository {
 
     fn writer(&self, write: LockGuard, manifest: Manifest, context: &Context) -> Result<Writer> {
         let store = self.store.as_ref();
-        self.reap(&manifest)?;
+        self.reap(&manifest, context)?;
         let reap = share_reap_lock(store, &manifest.name, context)?;
         let (head, head_was_damaged) = Head::load(store, &manifest.name);
         Ok(Writer { manifest, head, head_was_damaged, _write: write, reap })
@@ -132,7 +132,7 @@ impl Repository {
 
     /// Removes what the ruling manifest does not name, unless somebody reads. The caller holds the
     /// write lock.
-    pub(super) fn reap(&self, manifest: &Manifest) -> Result<()> {
+    pub(super) fn reap(&self, manifest: &Manifest, context: &Context) -> Result<()> {
         let store = self.store.as_ref();
         let name = &manifest.name;
         let Some(_alone) = store.lock(&reap_lock(name), LockKind::Exclusive)? else {
@@ -145,6 +145,9 @@ impl Repository {
                 && !manifest.kept.contains(&file)
                 && !manifest.snapshots.iter().any(|snapshot| snapshot.file == file);
             if is_temporary(&file) || is_old_manifest || is_unnamed {
+                context
+                    .progress()
+                    .note(&format!("removing {name}/{file}, which is not needed any more"));
                 store.remove(&format!("{name}/{file}"))?;
             }
         }

@@ -120,6 +120,7 @@ impl Repository {
         context: &Context,
     ) -> Result<SnapshotOutcome> {
         let prepared = self.prepare(&manifest, head, image, request)?;
+        prepared.tell(&manifest, context);
         let begun = Instant::now();
         let taken = prepared.take(image, context, &mut |_| Ok(()))?;
         let snapshot = prepared.entry(&taken, begun);
@@ -139,6 +140,7 @@ impl Repository {
         let begun = Instant::now();
         let stat = image.settled_stat();
         let prepared = self.prepare(&writer.manifest, &writer.head, image, request)?;
+        prepared.tell(&writer.manifest, context);
         let mut upload = store.create(&format!("{name}/{}.delta", prepared.plan.file_id))?;
         let taken = prepared.take(image, context, &mut |bytes| upload.write(bytes))?;
         // Only what was the same before and after the scan is believed later.
@@ -262,6 +264,20 @@ impl Prepared {
             Parent::Tip(chain) if self.believed => take_unchanged(chain, &self.plan, out),
             _ => take(image, &self.plan, context, out),
         }
+    }
+
+    /// For somebody who wants to see what happens.
+    fn tell(&self, manifest: &Manifest, context: &Context) {
+        let how = match (&self.plan.parent, self.believed) {
+            (Parent::None(_), _) => "all of it is stored".to_owned(),
+            (Parent::Tip(_), true) => "its file is unchanged since the head was noted".to_owned(),
+            (Parent::Tip(chain), false) => {
+                let files = chain.layers().len();
+                format!("scanned against the tables of a chain of {files}")
+            }
+        };
+        let (name, number) = (&manifest.name, self.plan.identity.number);
+        context.progress().note(&format!("{name}@{number}: {how}"));
     }
 
     fn entry(&self, taken: &Taken, begun: Instant) -> Snapshot {
