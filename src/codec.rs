@@ -1,8 +1,10 @@
 //! Compression of frames. A frame is stored as it is where compression does not pay.
 
 use crate::error::{Error, ErrorKind, Result};
+use std::cell::RefCell;
 use std::fmt;
 use std::str::FromStr;
+use zstd::bulk::Compressor;
 
 /// How the bytes of a frame are encoded (FORMAT.md R2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,6 +70,17 @@ impl FromStr for Compression {
     }
 }
 
+impl Compression {
+    /// How many threads may compress at once: at its high levels zstd takes tens of megabytes each.
+    pub fn most_threads(self) -> usize {
+        match self {
+            Self::Zstd(13..) => 1,
+            Self::Zstd(6..) => 4,
+            _ => usize::MAX,
+        }
+    }
+}
+
 /// Encodes a frame into `out` and says how. `out` holds the payload afterwards.
 ///
 /// Compression must save at least 1/64 of the frame: less is not worth the time to undo it at every
@@ -82,9 +95,7 @@ pub fn encode(compression: Compression, raw: &[u8], out: &mut Vec<u8>) -> Result
         }
         Compression::Zstd(level) => {
             out.resize(zstd::zstd_safe::compress_bound(raw.len()), 0);
-            let length = zstd::bulk::compress_to_buffer(raw, out.as_mut_slice(), level)
-                .map_err(|e| failed(&e))?;
-            (Codec::Zstd, length)
+            (Codec::Zstd, zstd_into(level, raw, out).map_err(|e| failed(&e))?)
         }
     };
     if codec == Codec::Stored || length + raw.len() / 64 > raw.len() {
@@ -94,6 +105,22 @@ pub fn encode(compression: Compression, raw: &[u8], out: &mut Vec<u8>) -> Result
     }
     out.truncate(length);
     Ok(codec)
+}
+
+/// With one context for each thread: making one costs more than a frame, and fragments the memory.
+fn zstd_into(level: i32, raw: &[u8], out: &mut [u8]) -> std::io::Result<usize> {
+    thread_local! {
+        static CONTEXT: RefCell<Option<(i32, Compressor<'static>)>> = const { RefCell::new(None) };
+    }
+    CONTEXT.with_borrow_mut(|kept| {
+        let mut context = match kept.take() {
+            Some((of, context)) if of == level => context,
+            _ => Compressor::new(level)?,
+        };
+        let length = context.compress_to_buffer(raw, out);
+        *kept = Some((level, context));
+        length
+    })
 }
 
 fn failed(error: &dyn fmt::Display) -> Error {

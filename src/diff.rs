@@ -39,9 +39,10 @@ pub struct Difference {
     pub map: Vec<u64>,
     /// True if only tables were compared.
     pub from_tables: bool,
+    last_end: u64,
 }
 
-const MAX_EXTENTS: usize = 1_000_000;
+const MAX_EXTENTS: u64 = 1_000_000;
 /// Bytes that are compared at a time where both sides have to be read.
 const STEP_BYTES: u64 = 2 << 20;
 
@@ -56,6 +57,7 @@ impl Difference {
             extent_count: 0,
             map: vec![0; MAP_REGIONS],
             from_tables: false,
+            last_end: 0,
         };
         (difference, geometry)
     }
@@ -68,13 +70,13 @@ impl Difference {
         }
         self.changed_blocks += blocks.count;
         self.changed_bytes += bytes;
-        match self.extents.last_mut() {
-            Some((start, length)) if *start + *length == offset => *length += bytes,
-            _ => {
-                self.extent_count += 1;
-                if self.extents.len() < MAX_EXTENTS {
-                    self.extents.push((offset, bytes));
-                }
+        let is_next = self.extent_count > 0 && self.last_end == offset;
+        self.last_end = offset + bytes;
+        self.extent_count += u64::from(!is_next);
+        if self.extent_count <= MAX_EXTENTS {
+            match self.extents.last_mut() {
+                Some((_, length)) if is_next => *length += bytes,
+                _ => self.extents.push((offset, bytes)),
             }
         }
         self.mark(geometry, offset, bytes);
@@ -175,7 +177,7 @@ fn by_bytes(one: &dyn Source, other: &dyn Source, context: &Context) -> Result<D
     context.progress().begin("compare", geometry.image_bytes);
     let outcome = ordered_map(
         context.threads(),
-        context.threads() + 2,
+        context.in_flight(2 * STEP_BYTES),
         || {
             context.check()?;
             let start = skip_common_hole(one, other, at)?;

@@ -35,13 +35,25 @@ impl Head {
     /// Reads the head state of an image; empty if there is none.
     ///
     /// A damaged one counts as none, but for `true`: it might have held the intent of a rollback.
-    pub fn load(store: &dyn Store, name: &str) -> (Self, bool) {
+    ///
+    /// # Errors
+    /// If it is there but cannot be read.
+    pub fn load(store: &dyn Store, name: &str) -> Result<(Self, bool)> {
         match read_small(store, &file(name), 1 << 20) {
             Ok(bytes) => {
-                serde_json::from_slice(&bytes).map_or((Self::default(), true), |h| (h, false))
+                let head = serde_json::from_slice(&bytes);
+                Ok(head.map_or((Self::default(), true), |head| (head, false)))
             }
-            Err(e) => (Self::default(), e.kind() != ErrorKind::NotFound),
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok((Self::default(), false)),
+            Err(e) if e.kind() == ErrorKind::Corrupt => Ok((Self::default(), true)),
+            Err(e) => Err(e),
         }
+    }
+
+    /// Removes the head state, durably. Needs no room.
+    pub fn forget(store: &dyn Store, name: &str) -> Result<()> {
+        store.remove(&file(name))?;
+        store.flush(name)
     }
 
     /// Writes the head state, durably.

@@ -10,6 +10,7 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 struct State<P, T> {
@@ -38,6 +39,11 @@ impl<P, T> Shared<P, T> {
     }
 }
 
+/// What a panic becomes.
+fn fault() -> Error {
+    Error::new(ErrorKind::Io, "a worker thread failed; this is a fault of imgsnap")
+}
+
 /// Delivers an error for the item of a worker that panics, so that nobody waits for it for ever.
 struct Bereaved<'a, P, T> {
     shared: &'a Shared<P, T>,
@@ -50,8 +56,7 @@ impl<P, T> Drop for Bereaved<'_, P, T> {
         if !self.delivered {
             let mut state = self.shared.lock();
             state.ended = true;
-            let lost =
-                Error::new(ErrorKind::Io, "a worker thread failed; this is a fault of imgsnap");
+            let lost = fault();
             state.done.insert(self.sequence, Err(lost));
             self.shared.changed.notify_all();
         }
@@ -82,7 +87,7 @@ pub fn ordered_map<J: Send, T: Send>(
 ) -> Result<()> {
     let state = State { produce, next: 0, consumed: 0, ended: false, done: BTreeMap::new() };
     let shared = Shared { state: Mutex::new(state), changed: Condvar::new() };
-    let in_flight = in_flight.max(threads) as u64;
+    let in_flight = in_flight.max(2) as u64;
     std::thread::scope(|scope| {
         let leave = Leave(&shared);
         for _ in 0..threads.max(1) {
@@ -124,7 +129,8 @@ fn run_worker<J, T, P: FnMut() -> Result<Option<J>>>(
             return;
         }
         let sequence = state.next;
-        let job = match (state.produce)() {
+        let produced = catch_unwind(AssertUnwindSafe(&mut state.produce));
+        let job = match produced.unwrap_or_else(|_| Err(fault())) {
             Ok(Some(job)) => job,
             Ok(None) => {
                 state.ended = true;
@@ -223,6 +229,8 @@ mod tests {
 
     #[test]
     fn a_panicking_worker_does_not_hang_the_caller() {
+        let produce = || -> Result<Option<u32>> { panic!("on purpose") };
+        assert!(ordered_map(1, 4, produce, Ok, |_| Ok(())).is_err());
         let outcome = std::panic::catch_unwind(|| {
             ordered_map(
                 2,

@@ -53,6 +53,14 @@ impl Context {
         self.threads
     }
 
+    /// How many items of up to `item_bytes` bytes may be under way at once: enough for the threads,
+    /// within a budget, so that memory does not grow with them.
+    pub fn in_flight(&self, item_bytes: u64) -> usize {
+        const BUDGET_BYTES: u64 = 14 << 20;
+        let fit = BUDGET_BYTES / item_bytes.max(1);
+        (fit.max(2) as usize).min(self.threads + 2)
+    }
+
     /// Whom to tell.
     pub fn progress(&self) -> &dyn Progress {
         self.progress.as_ref()

@@ -9,7 +9,7 @@ use crate::pipeline::ordered_map;
 use crate::progress::Context;
 use crate::target::Target;
 use crate::units::{BlockRange, Geometry};
-use crate::view::{Decoded, decode_batch, next_batch};
+use crate::view::{BATCH_BYTES, Decoded, decode_batch, next_batch};
 
 /// A part of an image, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,7 +52,7 @@ pub fn restore(
     let (mut terms, mut data_bytes) = (0u128, 0);
     let outcome = ordered_map(
         context.threads(),
-        context.threads() + 2,
+        context.in_flight(BATCH_BYTES),
         || {
             context.check()?;
             next_batch(&mut cursor, blocks.end(), geometry)
@@ -127,7 +127,8 @@ pub fn write_decoded(
             let (now, rest) = data.split_at((blocks.count as usize * size).min(data.len()));
             data = rest;
             let skip = (start - geometry.offset(blocks.first)) as usize;
-            let now = now.get(skip..skip + bytes as usize).unwrap_or_default();
+            let short = || Error::corrupt("fewer bytes were decoded than the blocks have");
+            let now = now.get(skip..skip + bytes as usize).ok_or_else(short)?;
             written += bytes;
             if !now.is_empty() {
                 target.write(start - part.offset, now)?;

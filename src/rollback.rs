@@ -1,18 +1,22 @@
 //! The verb *rollback*: bring an image, where it lies, to a snapshot, writing only the blocks that
 //! differ.
 //!
-//! Running it again after it was interrupted at any point completes it: what is written is what the
-//! snapshot has, whatever was there.
+//! Two passes over the differences: the first decodes and proves every block that will be written
+//! and writes nothing ([`rehearse`]), so that damage in the repository is found while the image is
+//! still whole; the second writes ([`execute`]). Running it again after it was interrupted at any
+//! point completes it: what is written is what the snapshot has, whatever was there.
 
 use crate::chain::{Chain, ChainCursor, Comparison, Span, State};
 use crate::error::{Error, Result};
+use crate::pipeline::ordered_map;
 use crate::progress::Context;
 use crate::restore::{ByteRange, write_decoded};
 use crate::scan::{Change, Index, scan};
 use crate::source::{RawFile, Source};
 use crate::target::{InPlace, Target};
 use crate::units::{BlockRange, Geometry};
-use crate::view::{Batch, decode_batch};
+use crate::view::{BATCH_BYTES, Batch, Decoded, decode_batch};
+use std::collections::VecDeque;
 
 /// How the blocks that differ are found.
 pub enum Basis<'a> {
@@ -31,69 +35,61 @@ pub struct RolledBack {
     pub read_bytes: u64,
 }
 
-/// True if `image` is already what `target` is, by the tables or a scan; otherwise bytes that
-/// differ are counted.
-pub fn plan(
+/// Decodes and proves every block that would be written, and counts them. Writes nothing.
+///
+/// # Errors
+/// `Corrupt` if one of them is damaged.
+pub fn rehearse(
     image: &RawFile,
     target: &Chain,
     basis: &Basis<'_>,
     context: &Context,
 ) -> Result<RolledBack> {
-    let mut counted = RolledBack::default();
+    let mut written_bytes = 0;
     let geometry = target.geometry();
-    let read = differences(image, target, basis, context, "compare", &mut |span| {
-        counted.written_bytes += geometry.bytes_in(span.blocks);
+    let read_bytes = differences(image, target, basis, context, "check", &mut |decoded| {
+        written_bytes += decoded.spans.iter().map(|s| geometry.bytes_in(s.blocks)).sum::<u64>();
         Ok(())
     })?;
-    counted.read_bytes = read;
-    Ok(counted)
+    Ok(RolledBack { written_bytes, read_bytes })
 }
 
-/// Brings `image` to the tip of `target`, durably.
+/// Brings the image under `disk` to the tip of `target`, durably.
+///
+/// # Errors
+/// `Busy` if somebody else wanted the image meanwhile: then it is a mixture, and more than that.
 pub fn execute(
     image: &RawFile,
+    disk: &mut InPlace<'_>,
     target: &Chain,
     basis: &Basis<'_>,
     context: &Context,
 ) -> Result<RolledBack> {
     let geometry = target.geometry();
-    let mut disk = InPlace::new(image);
+    let whole = ByteRange { offset: 0, bytes: geometry.image_bytes };
     disk.check_room(geometry.image_bytes)?;
     if !image.is_device() && image.image_bytes() < geometry.image_bytes {
         disk.set_length(geometry.image_bytes)?;
     }
-    let mut batch = Batch::default();
-    let read_bytes = differences(image, target, basis, context, "roll back", &mut |span| {
-        let mut rest = Some(span);
-        while let Some(span) = rest.take() {
-            let room = batch.room_from(span.blocks.first, geometry);
-            rest = span.within(BlockRange::between(room, u64::MAX));
-            if let Some(part) = span.within(BlockRange::between(0, room)) {
-                batch.push(part);
-            }
-            if batch.is_full(geometry) {
-                flush(&mut batch, geometry, &mut disk)?;
-            }
-        }
-        Ok(())
+    let read_bytes = differences(image, target, basis, context, "roll back", &mut |decoded| {
+        image.check()?;
+        write_decoded(&decoded, geometry, whole, disk).map(|_| ())
     })?;
-    flush(&mut batch, geometry, &mut disk)?;
-    if !image.is_device() {
+    if !image.is_device() && image.image_bytes() > geometry.image_bytes {
         disk.set_length(geometry.image_bytes)?;
     }
     disk.finish()?;
+    image.check()?;
     Ok(RolledBack { written_bytes: disk.written_bytes(), read_bytes })
 }
 
 /// Reads all of `image` and fails unless it is the tip of `target`.
 pub fn prove(image: &RawFile, target: &Chain, context: &Context) -> Result<()> {
-    let mut different = 0;
-    differences(image, target, &Basis::Scan, context, "prove", &mut |span| {
-        different += span.blocks.count;
-        Ok(())
-    })?;
-    if different > 0 {
-        let what = format!("{}: {different} blocks are not what was written", image.name());
+    let found = rehearse(image, target, &Basis::Scan, context)?;
+    let lengths = (image.image_bytes(), target.geometry().image_bytes);
+    if found.written_bytes > 0 || lengths.0 != lengths.1 {
+        let bytes = found.written_bytes;
+        let what = format!("{}: {bytes} bytes are not what was written", image.name());
         return Err(
             Error::corrupt(what).hint("check the disk that it lies on, and roll back again")
         );
@@ -101,34 +97,20 @@ pub fn prove(image: &RawFile, target: &Chain, context: &Context) -> Result<()> {
     Ok(())
 }
 
-fn flush(batch: &mut Batch, geometry: Geometry, disk: &mut InPlace<'_>) -> Result<()> {
-    let whole = ByteRange { offset: 0, bytes: geometry.image_bytes };
-    let decoded = decode_batch(geometry, std::mem::take(batch))?;
-    write_decoded(&decoded, geometry, whole, disk).map(|_| ())
-}
-
-/// Gives `each` the spans of `target`, within its image, that the image differs from, in order; and
-/// how much was read to find them.
+/// Gives `each` what `target` has where the image differs from it, within its length, in order,
+/// decoded and proved; and tells how much was read to find it.
 fn differences(
     image: &RawFile,
     target: &Chain,
     basis: &Basis<'_>,
     context: &Context,
     phase: &str,
-    each: &mut dyn FnMut(Span) -> Result<()>,
+    each: &mut dyn FnMut(Decoded) -> Result<()>,
 ) -> Result<u64> {
-    let geometry = target.geometry();
-    let end = geometry.block_count();
-    // What a longer image has beyond the end is cut off, not written.
-    let inside = BlockRange::between(0, end);
-    context.progress().begin(phase, geometry.image_bytes);
+    context.progress().begin(phase, target.geometry().image_bytes);
     let outcome = match basis {
-        Basis::Tables(current) => by_tables(current, target, context, |span| {
-            span.within(inside).map_or(Ok(()), &mut *each)
-        }),
-        Basis::Scan => {
-            by_scan(image, target, context, |span| span.within(inside).map_or(Ok(()), &mut *each))
-        }
+        Basis::Tables(current) => by_tables(current, target, context, each).map(|()| 0),
+        Basis::Scan => by_scan(image, target, context, each),
     };
     context.progress().end();
     outcome
@@ -138,53 +120,110 @@ fn by_tables(
     current: &Chain,
     target: &Chain,
     context: &Context,
-    mut each: impl FnMut(Span) -> Result<()>,
-) -> Result<u64> {
+    each: &mut dyn FnMut(Decoded) -> Result<()>,
+) -> Result<()> {
+    let geometry = target.geometry();
     let mut comparison = Comparison::new(current, target)?;
+    let mut found = Found::new(geometry);
     let mut covered = 0;
-    while let Some((position, spans)) = comparison.step()? {
-        context.check()?;
-        spans.into_iter().try_for_each(&mut each)?;
-        let so_far = target.geometry().bytes_in(BlockRange::between(0, position));
-        context.progress().advance(so_far - covered);
-        covered = so_far;
-    }
-    Ok(0)
+    ordered_map(
+        context.threads(),
+        context.in_flight(BATCH_BYTES),
+        || {
+            loop {
+                context.check()?;
+                if let Some(batch) = found.full_batch() {
+                    return Ok(Some(batch));
+                }
+                let Some((position, spans)) = comparison.step()? else {
+                    return Ok(found.last_batch());
+                };
+                found.extend(spans);
+                let so_far = geometry.bytes_in(BlockRange::between(0, position));
+                context.progress().advance(so_far - covered);
+                covered = so_far;
+            }
+        },
+        |batch| decode_batch(geometry, batch),
+        each,
+    )
 }
 
 fn by_scan(
     image: &RawFile,
     target: &Chain,
     context: &Context,
-    mut each: impl FnMut(Span) -> Result<()>,
+    each: &mut dyn FnMut(Decoded) -> Result<()>,
 ) -> Result<u64> {
+    let geometry = target.geometry();
     let mut cursor = target.cursor()?;
-    let image_end = target.geometry().block_size.count(image.image_bytes());
+    let mut found = Found::new(geometry);
+    let image_end = geometry.block_size.count(image.image_bytes());
     let scanned = scan(image, &Index::Parent(target), context, |changes| {
         for change in &changes.list {
             let range = match *change {
                 Change::Data(block, _) => BlockRange { first: block, count: 1 },
                 Change::Zero(range) => range,
             };
-            spans_of(&mut cursor, range, &mut |span| {
-                // Where the file was longer made, zeros are there already.
-                let is_new = span.blocks.first >= image_end;
-                if is_new && matches!(span.state, State::Zero) { Ok(()) } else { each(span) }
-            })?;
+            let mut spans = spans_of(&mut cursor, range)?;
+            // Where the file is made longer, zeros are there already.
+            let is_there = |s: &Span| s.blocks.first >= image_end && matches!(s.state, State::Zero);
+            spans.retain(|span| !is_there(span));
+            found.extend(spans);
+            while let Some(batch) = found.full_batch() {
+                each(decode_batch(geometry, batch)?)?;
+            }
         }
         Ok(())
     })?;
+    if let Some(batch) = found.last_batch() {
+        each(decode_batch(geometry, batch)?)?;
+    }
     Ok(scanned.read_bytes)
 }
 
-fn spans_of(
-    cursor: &mut ChainCursor,
-    range: BlockRange,
-    each: &mut dyn FnMut(Span) -> Result<()>,
-) -> Result<()> {
+fn spans_of(cursor: &mut ChainCursor, range: BlockRange) -> Result<Vec<Span>> {
+    let mut spans = Vec::new();
     cursor.seek(range.first);
     while let Some(span) = cursor.next(range.end())? {
-        each(span)?;
+        spans.push(span);
     }
-    Ok(())
+    Ok(spans)
+}
+
+/// Spans that differ, on their way into batches.
+struct Found {
+    geometry: Geometry,
+    waiting: VecDeque<Span>,
+    batch: Batch,
+}
+
+impl Found {
+    fn new(geometry: Geometry) -> Self {
+        Self { geometry, waiting: VecDeque::new(), batch: Batch::default() }
+    }
+
+    /// Takes what lies within the image; what a longer one has beyond is cut off, not written.
+    fn extend(&mut self, spans: Vec<Span>) {
+        let inside = BlockRange::between(0, self.geometry.block_count());
+        self.waiting.extend(spans.into_iter().filter_map(|span| span.within(inside)));
+    }
+
+    fn full_batch(&mut self) -> Option<Batch> {
+        while !self.batch.is_full(self.geometry)
+            && let Some(span) = self.waiting.pop_front()
+        {
+            if let Some(rest) = self.batch.push_fitting(span, self.geometry) {
+                self.waiting.push_front(rest);
+            }
+        }
+        self.batch.is_full(self.geometry).then(|| std::mem::take(&mut self.batch))
+    }
+
+    fn last_batch(&mut self) -> Option<Batch> {
+        self.full_batch().or_else(|| {
+            let batch = std::mem::take(&mut self.batch);
+            (!batch.is_empty()).then_some(batch)
+        })
+    }
 }

@@ -107,7 +107,7 @@ pub fn scan(
     let mut plan = Plan::new(source, index, geometry, context)?;
     let examiner = Examiner { source, hasher: index.hasher(), geometry };
     let (mut new_terms, mut old_terms, mut read_bytes) = (0u128, 0u128, 0);
-    let in_flight = context.threads() + 2;
+    let in_flight = context.in_flight(WINDOW_BYTES);
     ordered_map(
         context.threads(),
         in_flight,

@@ -24,9 +24,6 @@ use uuid::Uuid;
 const BASE_FRAME_BYTES: u32 = 64 << 10;
 /// And in a delta: smaller files.
 const DELTA_FRAME_BYTES: u32 = 128 << 10;
-/// Pieces between the scan and the compression: one frame for each of the most threads.
-const CHANNEL_PIECES: usize = 16;
-
 /// What a new chain is made with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ChainParameters {
@@ -130,7 +127,7 @@ pub fn take(
         }
     };
     context.progress().begin("scan", geometry.image_bytes);
-    let (sender, receiver) = sync_channel(CHANNEL_PIECES);
+    let (sender, receiver) = sync_channel(context.in_flight(header.frame_memory()));
     let outcome = std::thread::scope(|scope| {
         let scanner = scope.spawn(|| scan_into(source, &index, geometry, &header, context, sender));
         let written = write_pieces(&header, plan.compression, context, receiver, out);

@@ -64,10 +64,12 @@ impl MappedWindow {
                 s.start.compare_exchange(FREE, CLAIMED, claim.0, claim.1).is_ok()
             })
             .ok_or_else(|| io::Error::from(io::ErrorKind::OutOfMemory))?;
-        let free = FreeOnDrop(slot);
         // SAFETY: the module's contract: the bytes may change, and the guard turns a truncation
         // into zeros. The map is private to this value and lives as long as it.
-        let map = unsafe { memmap2::MmapOptions::new().offset(offset).len(bytes).map(file)? };
+        let map = unsafe { memmap2::MmapOptions::new().offset(offset).len(bytes).map(file) };
+        let map = map.inspect_err(|_| slot.start.store(FREE, Ordering::Release))?;
+        // Declared after the map: the slot is free before the map goes.
+        let free = FreeOnDrop(slot);
         let start = map.as_ptr() as usize;
         slot.poisoned.store(false, Ordering::Relaxed);
         slot.end.store(start + map.len(), Ordering::Release);
@@ -130,7 +132,9 @@ extern "C" fn on_sigbus(signal: libc::c_int, info: *mut libc::siginfo_t, _: *mut
     for slot in &SLOTS {
         let start = slot.start.load(Ordering::Acquire);
         let end = slot.end.load(Ordering::Acquire);
-        if start > CLAIMED && (start..end).contains(&address) {
+        // The slot may have been given to another window between the two reads.
+        let is_same = slot.start.load(Ordering::Acquire) == start;
+        if is_same && start > CLAIMED && (start..end).contains(&address) {
             slot.poisoned.store(true, Ordering::Release);
             let base = start & !(page_bytes() - 1);
             let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;

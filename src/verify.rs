@@ -9,7 +9,7 @@ use crate::format::{Run, RunKind};
 use crate::pipeline::ordered_map;
 use crate::progress::Context;
 use crate::units::{BlockRange, Geometry};
-use crate::view::{Batch, decode_batch};
+use crate::view::{BATCH_BYTES, Batch, decode_batch};
 use std::sync::Arc;
 
 /// Findings of one file, at most; a file with more is lost anyway.
@@ -33,7 +33,7 @@ pub fn verify_blocks(delta: &Arc<Delta>, context: &Context) -> Result<(u64, Vec<
     let (mut blocks, mut findings) = (0, Vec::new());
     ordered_map(
         context.threads(),
-        context.threads() + 2,
+        context.in_flight(BATCH_BYTES),
         || {
             context.check()?;
             next_spans(delta, &mut cursor, &mut rest, geometry)
@@ -69,9 +69,7 @@ fn next_spans(
         }) else {
             break;
         };
-        let room = batch.room_from(span.blocks.first, geometry);
-        *rest = span.within(BlockRange::between(room, u64::MAX));
-        span.within(BlockRange::between(0, room)).into_iter().for_each(|part| batch.push(part));
+        *rest = batch.push_fitting(span, geometry);
     }
     Ok((!batch.is_empty()).then_some(batch))
 }

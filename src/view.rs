@@ -16,7 +16,7 @@ use crate::units::{BlockRange, Extent, ExtentKind, Geometry};
 use std::sync::{Arc, Mutex};
 
 /// Data blocks of a batch, in bytes: the unit of work of one thread.
-const BATCH_BYTES: u64 = 1 << 20;
+pub const BATCH_BYTES: u64 = 1 << 20;
 /// Spans of a batch, so that zeros and scattered blocks do not fill the memory.
 const BATCH_SPANS: usize = 512;
 
@@ -44,14 +44,21 @@ impl Batch {
         self.spans.push(span);
     }
 
+    /// Adds as much of a span as fits, and gives back the rest.
+    pub fn push_fitting(&mut self, span: Span, geometry: Geometry) -> Option<Span> {
+        let first = span.blocks.first;
+        let room = match span.state {
+            State::Data { .. } => Self::limit(geometry).saturating_sub(self.data_blocks).max(1),
+            _ => u64::MAX,
+        };
+        let cut = first.saturating_add(room);
+        span.within(BlockRange::between(first, cut)).into_iter().for_each(|part| self.push(part));
+        span.within(BlockRange::between(cut, u64::MAX))
+    }
+
     /// True if it should be decoded before more is added.
     pub fn is_full(&self, geometry: Geometry) -> bool {
         self.spans.len() >= BATCH_SPANS || self.data_blocks >= Self::limit(geometry)
-    }
-
-    /// The end of a span that begins at `block` and still fits.
-    pub fn room_from(&self, block: u64, geometry: Geometry) -> u64 {
-        block.saturating_add(Self::limit(geometry).saturating_sub(self.data_blocks).max(1))
     }
 
     /// True if it has no spans.
@@ -70,14 +77,9 @@ pub fn next_batch(cursor: &mut ChainCursor, end: u64, geometry: Geometry) -> Res
     while !batch.is_full(geometry)
         && let Some(span) = cursor.next(end)?
     {
-        let room = batch.room_from(span.blocks.first, geometry);
-        match (&span.state, span.within(BlockRange::between(span.blocks.first, room))) {
-            // Too much for this batch: take a part and come back for the rest.
-            (State::Data { .. }, Some(part)) if part.blocks.count < span.blocks.count => {
-                cursor.rewind(part.blocks.end());
-                batch.push(part);
-            }
-            _ => batch.push(span),
+        // Too much for this batch: come back for the rest.
+        if let Some(rest) = batch.push_fitting(span, geometry) {
+            cursor.rewind(rest.blocks.first);
         }
     }
     Ok((!batch.is_empty()).then_some(batch))
@@ -134,11 +136,13 @@ fn decode_span(
             Some((index, frame)) if index == wanted => frame,
             _ => {
                 let place = page.frames.get(wanted as usize).copied();
-                delta.frame(place.ok_or_else(|| Error::corrupt("a block without a frame"))?)?
+                let place = place.ok_or_else(|| Error::corrupt("a block without a frame"))?;
+                delta.frame(place, page.blocks_in_frame(wanted, per_frame))?
             }
         };
         let start = (ordinal % per_frame) as usize * size;
-        let content = frame.get(start..start + size).unwrap_or_default();
+        let content = frame.get(start..start + size);
+        let content = content.ok_or_else(|| Error::corrupt("a frame without its block"))?;
         // The one place where a stored block is proved before anybody uses it.
         if delta.hasher().digest(content) != *digest {
             let offset = geometry.offset(block);
@@ -247,7 +251,8 @@ impl Source for SnapshotView {
             }
         }
         let start = (offset - geometry.offset(first)) as usize;
-        Ok(Window::Copied(buffer.get(start..start + bytes).unwrap_or_default()))
+        let short = || Error::corrupt("fewer bytes were decoded than the blocks have");
+        Ok(Window::Copied(buffer.get(start..start + bytes).ok_or_else(short)?))
     }
 
     fn check(&self) -> Result<()> {

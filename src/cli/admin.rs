@@ -42,7 +42,9 @@ pub fn label(
     let name = &reference.name;
     let snapshot = repository.label(name, &reference.at, label, context)?;
     if printer.is_json() {
-        printer.json(&list::snapshot_json(name, &snapshot, None))?;
+        let manifest = repository.list(name, context)?.manifest;
+        let parent = snapshot.parent.and_then(|id| manifest.by_id(id)).map(|p| p.number);
+        printer.json(&list::snapshot_json(name, &snapshot, parent))?;
     } else {
         let what = label.map_or("has no label".into(), |label| format!("is \"{label}\""));
         printer.line(&format!("{name}@{} {what}", snapshot.number))?;

@@ -82,6 +82,9 @@ fn describe(before: &str, after: &str, d: &Difference) -> String {
         let (from, to) = (output::bytes(d.image_bytes.0), output::bytes(d.image_bytes.1));
         text.push_str(&format!("\n  image      {from} -> {to}"));
     }
+    if d.changed_blocks == 0 && d.image_bytes.0 != d.image_bytes.1 {
+        return format!("{text}\n  changed    only the length: what one has more is zeros");
+    }
     if d.changed_blocks == 0 {
         return format!("{text}\n  identical  {} compared", output::bytes(longer));
     }

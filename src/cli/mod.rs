@@ -61,12 +61,9 @@ fn dispatch(args: &Args, printer: &Printer, stop: Arc<AtomicBool>) -> Result<Exi
     let open = || repo::open(place);
     match &args.command {
         Command::Init(verb) => init::run(place, verb, printer),
-        Command::Snapshot(verb) => snapshot::run(
-            &repo::open_or_create(place, verb.dry_run, printer)?,
-            verb,
-            printer,
-            &context,
-        ),
+        Command::Snapshot(verb) => {
+            snapshot::run(&repo::open_or_create(place, verb, printer)?, verb, printer, &context)
+        }
         Command::List { name } => list::list(&open()?, name.as_deref(), printer, &context),
         Command::Show { reference } => list::show(&open()?, reference, printer, &context),
         Command::Diff { before, after } => diff::run(place, before, after, printer, &context),

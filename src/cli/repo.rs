@@ -4,6 +4,7 @@ use super::output;
 use super::printer::Printer;
 use imgsnap::error::{Error, ErrorKind, Result};
 use imgsnap::repository::{Defaults, Repository};
+use imgsnap::source::RawFile;
 use imgsnap::store::{LocalStore, OsDisk, Store};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -37,14 +38,20 @@ pub fn open(repo: Option<&Path>) -> Result<Repository> {
 }
 
 /// Opens the repository, and makes it if there is nothing yet.
-pub fn open_or_create(repo: Option<&Path>, dry_run: bool, printer: &Printer) -> Result<Repository> {
+pub fn open_or_create(
+    repo: Option<&Path>,
+    verb: &super::args::Snapshot,
+    printer: &Printer,
+) -> Result<Repository> {
     let path = place(repo)?;
     let store = store(path.clone());
     match Repository::open(store.clone()) {
         Err(e) if e.kind() == ErrorKind::NotFound && Repository::is_vacant(store.as_ref()) => {
-            if dry_run {
+            if verb.dry_run {
                 return Err(e);
             }
+            // Nothing is made for an image that cannot be taken.
+            drop(RawFile::open(&verb.image)?);
             let repository = create(repo, Defaults::default())?;
             let defaults = repository.defaults();
             printer.say(&format!("made a repository in {} ({defaults})", path.display()));

@@ -17,7 +17,7 @@ pub fn run(
     context: &Context,
 ) -> Result<ExitCode> {
     let begun = Instant::now();
-    let name = repository.image_named(&verb.image)?;
+    let name = repository.image_named(&verb.image, context)?;
     let request = RollbackRequest {
         to: target(&name, &verb.to)?,
         name: name.clone(),

@@ -6,7 +6,7 @@ use super::{exit, list, output, usage};
 use imgsnap::error::Result;
 use imgsnap::progress::Context;
 use imgsnap::repository::{
-    At, Outcome, ParentChoice, Reference, Repository, SnapshotOutcome, SnapshotRequest,
+    At, Outcome, ParentChoice, Reference, Repository, SnapshotOutcome, SnapshotRequest, name_of,
 };
 use std::process::ExitCode;
 
@@ -53,8 +53,8 @@ fn parent_of(text: &str, verb: &Verb) -> Result<At> {
         return at.parse();
     }
     let reference: Reference = text.parse()?;
-    let stem = verb.image.file_stem().and_then(|s| s.to_str()).unwrap_or_default();
-    if reference.name != verb.name.as_deref().unwrap_or(stem) {
+    let name = verb.name.clone().map_or_else(|| name_of(&verb.image), Ok)?;
+    if reference.name != name {
         return Err(usage(format!("{text} is a snapshot of another image")));
     }
     Ok(reference.at)

@@ -25,8 +25,8 @@ pub struct Caches {
 /// By file and offset.
 type WeighedCache<T> = Cache<(Uuid, u64), T, Weigh>;
 
-const PAGE_BUDGET_BYTES: u64 = 12 << 20;
-const FRAME_BUDGET_BYTES: u64 = 24 << 20;
+const PAGE_BUDGET_BYTES: u64 = 8 << 20;
+const FRAME_BUDGET_BYTES: u64 = 16 << 20;
 
 impl Default for Caches {
     fn default() -> Self {
@@ -133,23 +133,25 @@ impl Delta {
         self.store.read_at(&self.name, offset, buffer)
     }
 
-    /// The decoded blocks of a frame, one after the other; from the cache if they are there.
-    pub fn frame(&self, place: FrameRef) -> Result<Arc<Vec<u8>>> {
+    /// The decoded blocks of a frame that holds `blocks` of them, one after the other; from the
+    /// cache if they are there.
+    pub fn frame(&self, place: FrameRef, blocks: u32) -> Result<Arc<Vec<u8>>> {
         self.caches
             .frames
             .get_or_insert_with(&(self.header.file_id, place.offset), || {
-                self.read_frame(place).map(Arc::new)
+                self.read_frame(place, blocks).map(Arc::new)
             })
             .map_err(|e: Error| e.at(self.record_place("frame", place.offset)))
     }
 
-    fn read_frame(&self, place: FrameRef) -> Result<Vec<u8>> {
+    fn read_frame(&self, place: FrameRef, blocks: u32) -> Result<Vec<u8>> {
         let (head, payload) = self.read_record(place)?;
         let RecordKind::Frame { codec, block_count } = head.kind else {
             return Err(Error::corrupt("no frame where one should be"));
         };
-        if u32::from(block_count) > self.header.frame_blocks {
-            return Err(Error::corrupt("more blocks than a frame of this file holds"));
+        if u32::from(block_count) != blocks {
+            let what = format!("a frame of {block_count} blocks, its page says {blocks}");
+            return Err(Error::corrupt(what));
         }
         let raw_bytes = usize::from(block_count) * self.header.block_size.in_memory();
         codec::decode(codec, payload, raw_bytes)

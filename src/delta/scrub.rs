@@ -54,23 +54,29 @@ struct Walk<'a> {
     delta: &'a Delta,
     counts: Counts,
     pending: Vec<FrameRef>,
+    /// Blocks of each pending frame.
+    blocks: Vec<u32>,
     end_block: u64,
 }
 
 impl<'a> Walk<'a> {
     fn new(delta: &'a Delta) -> Self {
-        Self { delta, counts: Counts::default(), pending: Vec::new(), end_block: 0 }
+        Self {
+            delta,
+            counts: Counts::default(),
+            pending: Vec::new(),
+            blocks: Vec::new(),
+            end_block: 0,
+        }
     }
 
     fn record(&mut self, head: &RecordHead, payload: &[u8], offset: u64) -> Result<()> {
         let (record_bytes, checksum) = (head.record_bytes(), head.checksum);
         if let RecordKind::Frame { block_count, .. } = head.kind {
-            if u32::from(block_count) > self.delta.header().frame_blocks {
-                return Err(Error::corrupt("more blocks than a frame of this file holds"));
-            }
             self.counts.frames += 1;
             self.counts.frame_bytes += u64::from(record_bytes);
             self.pending.push(FrameRef { offset, record_bytes, checksum });
+            self.blocks.push(block_count.into());
             return Ok(());
         }
         match self.delta.decode_page(head.kind, payload, offset)? {
@@ -78,6 +84,12 @@ impl<'a> Walk<'a> {
             Page::Table(page) => {
                 if page.frames != std::mem::take(&mut self.pending) {
                     return Err(Error::corrupt("the page names other frames than stand before it"));
+                }
+                let per_frame = self.delta.header().frame_blocks;
+                let want = (0..).map(|index| page.blocks_in_frame(index, per_frame));
+                let blocks = std::mem::take(&mut self.blocks);
+                if blocks.iter().zip(want).any(|(have, want)| *have != want) {
+                    return Err(Error::corrupt("frames hold other blocks than their page says"));
                 }
                 if page.bounds().first < self.end_block {
                     return Err(Error::corrupt("pages are not in order"));

@@ -77,6 +77,11 @@ impl Header {
         (frame_bytes / block_size.bytes()).max(1)
     }
 
+    /// The most bytes that a decoded frame has.
+    pub fn frame_memory(&self) -> u64 {
+        u64::from(self.frame_blocks) * u64::from(self.block_size.bytes())
+    }
+
     /// The bytes of the header.
     pub fn encode(&self) -> [u8; HEADER_BYTES] {
         let mut wire = HeaderWire {

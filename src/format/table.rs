@@ -100,6 +100,12 @@ impl TablePage {
         BlockRange::between(first, self.runs.last().map_or(0, |r| r.blocks.end()))
     }
 
+    /// How many blocks the frame with an index holds (FORMAT.md T3).
+    pub fn blocks_in_frame(&self, index: u32, frame_blocks: u32) -> u32 {
+        let before = u64::from(index) * u64::from(frame_blocks);
+        (self.digests.len() as u64).saturating_sub(before).min(frame_blocks.into()) as u32
+    }
+
     /// About how much memory it takes, in bytes.
     pub fn memory_bytes(&self) -> u64 {
         (self.runs.len() * size_of::<Run>()

@@ -44,10 +44,11 @@ impl Repository {
             let head = Head { snapshot: None, stat: None, intent: writer.head.intent };
             head.save(self.store.as_ref(), name)?;
         }
-        drop(writer);
         // It is not listed any more. If somebody reads now, the next writer removes the file.
-        let _write = self.lock_to_write(name)?;
-        self.reap(&manifest::load(self.store.as_ref(), name)?, context)?;
+        writer.stop_reading();
+        if let Err(error) = self.reap(&writer.manifest, context) {
+            context.progress().warn(&format!("{error}; the next snapshot tries again"));
+        }
         Ok(snapshot)
     }
 
@@ -91,12 +92,13 @@ impl Repository {
         let path = absolute(image)?;
         drop(RawFile::open(&path)?);
         let writer = self.write(name, context)?;
-        // First the head: with the old one, the new file could be believed to be what it is not.
-        let head = Head { snapshot: writer.head.snapshot, stat: None, intent: None };
-        head.save(self.store.as_ref(), name)?;
         let mut next = writer.manifest.clone();
         next.source = Some(path.clone());
         manifest::commit(self.store.as_ref(), &mut next)?;
+        // After the commit: an intent must not be forgotten if that failed. What the old head says of
+        // the old file cannot be true of the new one, which is another inode.
+        let head = Head { snapshot: writer.head.snapshot, stat: None, intent: None };
+        head.save(self.store.as_ref(), name)?;
         Ok(path)
     }
 }

@@ -19,7 +19,7 @@ pub use reference::{At, Reference, check_label};
 pub use repair::Repaired;
 pub use rollback::{RollbackOutcome, RollbackRequest};
 pub use session::Reader;
-pub use snapshot::{Outcome, ParentChoice, SnapshotOutcome, SnapshotRequest};
+pub use snapshot::{Outcome, ParentChoice, SnapshotOutcome, SnapshotRequest, name_of};
 pub use verify::{Damage, Verified, VerifyScope};
 
 use crate::delta::Caches;
@@ -121,15 +121,24 @@ impl Repository {
     /// An image with its snapshots.
     pub fn list(&self, name: &str, context: &Context) -> Result<Listing> {
         let reader = self.read(name, context)?;
-        let (head, _) = Head::load(self.store.as_ref(), name);
+        let head = reader.head().clone();
         Ok(Listing { manifest: reader.manifest().clone(), head })
     }
 
     /// The image whose live file is `path`.
-    pub fn name_of_source(&self, path: &std::path::Path) -> Result<Option<String>> {
+    pub fn name_of_source(
+        &self,
+        path: &std::path::Path,
+        context: &Context,
+    ) -> Result<Option<String>> {
         for name in self.names()? {
-            if manifest::load(self.store.as_ref(), &name)?.source.as_deref() == Some(path) {
-                return Ok(Some(name));
+            match self.read(&name, context) {
+                Ok(reader) if reader.manifest().source.as_deref() == Some(path) => {
+                    return Ok(Some(name));
+                }
+                // Damage of another image is no reason to refuse this one.
+                Err(e) if e.kind() != ErrorKind::Corrupt => return Err(e),
+                _ => {}
             }
         }
         Ok(None)

@@ -44,7 +44,10 @@ impl Repository {
         let _write = self.lock_to_write(name)?;
         match manifest::load(store, name) {
             Ok(_) => return Ok(Repaired::Nothing),
-            Err(e) if e.kind() == ErrorKind::Corrupt => context.progress().note(&e.to_string()),
+            // A manifest that cannot be read is as good as a damaged one.
+            Err(e) if matches!(e.kind(), ErrorKind::Corrupt | ErrorKind::Io) => {
+                context.progress().note(&e.to_string());
+            }
             Err(e) => return Err(e),
         }
         let mut unused = Vec::new();
@@ -99,8 +102,8 @@ fn older_manifest(store: &dyn Store, name: &str) -> Result<Option<Manifest>> {
     sequences.sort_unstable_by(|a, b| b.cmp(a));
     for sequence in sequences {
         let file = format!("{name}/{}", manifest::file_name(sequence));
-        let bytes = read_small(store, &file, 256 << 20)?;
-        if let Ok(manifest) = Manifest::decode(&bytes)
+        if let Ok(bytes) = read_small(store, &file, 256 << 20)
+            && let Ok(manifest) = Manifest::decode(&bytes)
             && manifest.name == name
         {
             return Ok(Some(manifest));

@@ -13,10 +13,11 @@ use super::{At, Repository, SnapshotRequest, reference};
 use crate::chain::Chain;
 use crate::error::{Error, ErrorKind, Result};
 use crate::head::{Head, RollbackIntent};
-use crate::manifest;
+use crate::manifest::{self, Snapshot};
 use crate::progress::Context;
-use crate::rollback::{Basis, RolledBack, execute, plan, prove};
+use crate::rollback::{Basis, RolledBack, execute, prove, rehearse};
 use crate::source::{RawFile, Source};
+use crate::target::InPlace;
 use std::path::{Path, PathBuf};
 use uuid::Uuid;
 
@@ -58,7 +59,7 @@ pub struct RollbackOutcome {
 
 impl Repository {
     /// The image that a user means: by name, or by the path of its live file.
-    pub fn image_named(&self, image: &str) -> Result<String> {
+    pub fn image_named(&self, image: &str, context: &Context) -> Result<String> {
         if !image.contains('/') && self.names()?.iter().any(|name| name == image) {
             return Ok(image.into());
         }
@@ -68,7 +69,7 @@ impl Repository {
                 Error::new(ErrorKind::NotFound, what).hint("\"imgsnap list\" shows what there is")
             );
         }
-        self.name_of_source(&absolute(Path::new(image))?)?.ok_or_else(|| {
+        self.name_of_source(&absolute(Path::new(image))?, context)?.ok_or_else(|| {
             let what = format!("{image} is not the live file of an image in the repository");
             Error::new(ErrorKind::NotFound, what)
                 .hint("name the image, or run \"imgsnap relink NAME IMAGE\" if it was moved")
@@ -107,19 +108,22 @@ impl Repository {
         let is_believed = !request.prove && !suspicious && is_believed(&writer.head, &image);
         let current = writer.head.snapshot.filter(|id| writer.manifest.by_id(*id).is_some());
         let mut known = if is_believed { current } else { None };
+        // Of an interrupted one: what it had saved.
+        let intended = writer.head.intent.and_then(|intent| intent.saved);
+        let intended = intended.and_then(|id| writer.manifest.by_id(id));
         let mut outcome = RollbackOutcome {
             number: target.number,
             image: path,
             work: RolledBack::default(),
             scanned: false,
             proved: false,
-            saved: None,
+            saved: intended.map(|s| s.number),
             dry_run: request.dry_run,
             resumed,
         };
         if request.dry_run {
             let basis = self.basis(&writer.manifest, known, &chain)?;
-            outcome.work = plan(&image, &chain, &basis.as_basis(), context)?;
+            outcome.work = rehearse(&image, &chain, &basis.as_basis(), context)?;
             outcome.scanned = basis.is_scan();
             return Ok(outcome);
         }
@@ -134,15 +138,16 @@ impl Repository {
         }
         let basis = self.basis(&writer.manifest, known, &chain)?;
         outcome.scanned |= basis.is_scan();
-        self.intend(&mut writer, &target.id, outcome.saved)?;
-        context.progress().note("the intent is noted; from here on the image is a mixture");
-        let work = execute(&image, &chain, &basis.as_basis(), context).map_err(|e| {
-            let to = format!("{}@{}", request.name, target.number);
-            e.hint(format!(
-                "the image is a mixture now: run \"imgsnap rollback {} --to {to}\" again",
-                request.name
-            ))
-        })?;
+        if !resumed {
+            // Damage in the repository must show while the image is still whole.
+            let found = rehearse(&image, &chain, &basis.as_basis(), context)?;
+            outcome.work.read_bytes += found.read_bytes;
+        }
+        let saved =
+            outcome.saved.and_then(|n| writer.manifest.snapshots.iter().find(|s| s.number == n));
+        let saved = saved.map(|s| s.id);
+        let step = Step { image: &image, target: &target, chain: &chain, basis: &basis, saved };
+        let work = self.write_image(&mut writer, &step, context)?;
         outcome.work.written_bytes = work.written_bytes;
         outcome.work.read_bytes += work.read_bytes;
         if request.prove {
@@ -151,12 +156,65 @@ impl Repository {
             drop(image);
             let image = RawFile::open_to_write(&outcome.image)?;
             prove(&image, &chain, context)?;
-            self.note_head(&mut writer, target.id, image.settled_stat(), context);
+            self.end_rollback(&mut writer, target.id, &image, context)?;
         } else {
-            self.note_head(&mut writer, target.id, image.settled_stat(), context);
+            self.end_rollback(&mut writer, target.id, &image, context)?;
         }
         outcome.proved = outcome.scanned || request.prove;
         Ok(outcome)
+    }
+
+    /// From the intent to the last byte.
+    fn write_image(
+        &self,
+        writer: &mut super::session::Writer,
+        step: &Step<'_>,
+        context: &Context,
+    ) -> Result<RolledBack> {
+        let Step { image, target, chain, basis, saved } = *step;
+        let before = writer.head.clone();
+        self.intend(writer, &target.id, saved)?;
+        context.progress().note("the intent is noted; from here on the image is a mixture");
+        let mut disk = InPlace::new(image);
+        let work = execute(image, &mut disk, chain, &basis.as_basis(), context);
+        let error = match work {
+            Ok(work) => return Ok(work),
+            Err(error) => error,
+        };
+        let name = &writer.manifest.name;
+        if !disk.is_begun() && before.intent.is_none() {
+            // Nothing was written: nothing happened.
+            before.save(self.store.as_ref(), name)?;
+            writer.head = before;
+            return Err(error);
+        }
+        let saved = writer.head.intent.and_then(|intent| intent.saved);
+        let saved = saved.and_then(|id| writer.manifest.by_id(id));
+        let saved =
+            saved.map_or(String::new(), |s| format!(" (the state before is {name}@{})", s.number));
+        Err(error.hint(format!(
+            "the image is a mixture now{saved}: run \"imgsnap rollback {name} --to {name}@{}\" again",
+            target.number
+        )))
+    }
+
+    /// Notes that the image is the snapshot now. An intent that stays would be taken for a mixture, and
+    /// later work for something that need not be saved.
+    fn end_rollback(
+        &self,
+        writer: &mut super::session::Writer,
+        id: Uuid,
+        image: &RawFile,
+        context: &Context,
+    ) -> Result<()> {
+        let stat = image.settled_stat();
+        image.check()?;
+        let name = writer.manifest.name.clone();
+        let store = self.store.as_ref();
+        writer.head = Head { snapshot: Some(id), stat, intent: None };
+        let Err(error) = writer.head.save(store, &name) else { return Ok(()) };
+        context.progress().warn(&format!("{error}; what is known of the image is forgotten"));
+        Head::forget(store, &name)
     }
 
     /// Saves the present state; gives the snapshot that holds it, and how much was read.
@@ -168,7 +226,7 @@ impl Repository {
     ) -> Result<(Uuid, u64)> {
         let request =
             SnapshotRequest { full_scan: true, skip_unchanged: true, ..SnapshotRequest::default() };
-        let saved = self.snapshot_into(writer, image, &request, context)?;
+        let saved = self.snapshot_into(writer, image, &request, true, context)?;
         let read = saved.snapshot.read_bytes.unwrap_or(0);
         Ok((saved.snapshot.id, read))
     }
@@ -189,10 +247,8 @@ impl Repository {
         &self,
         writer: &mut super::session::Writer,
         target: &Uuid,
-        saved: Option<u64>,
+        saved: Option<Uuid>,
     ) -> Result<()> {
-        let saved = writer.manifest.snapshots.iter().find(|s| Some(s.number) == saved);
-        let saved = saved.map(|s| s.id);
         let before = writer.head.intent.and_then(|intent| intent.saved);
         writer.head = Head {
             snapshot: writer.head.snapshot,
@@ -201,6 +257,15 @@ impl Repository {
         };
         writer.head.save(self.store.as_ref(), &writer.manifest.name)
     }
+}
+
+/// What is to be written, and where.
+struct Step<'a> {
+    image: &'a RawFile,
+    target: &'a Snapshot,
+    chain: &'a Chain,
+    basis: &'a OwnedBasis,
+    saved: Option<Uuid>,
 }
 
 struct OwnedBasis(Option<Chain>);

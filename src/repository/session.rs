@@ -28,6 +28,11 @@ impl Reader {
         &self.manifest
     }
 
+    /// What is known of the live image.
+    pub fn head(&self) -> &Head {
+        &self.head
+    }
+
     /// The snapshot that is meant.
     pub fn find(&self, at: &reference::At) -> Result<&Snapshot> {
         reference::find(&self.manifest, &self.head, at)
@@ -44,6 +49,13 @@ pub(super) struct Writer {
     reap: Option<LockGuard>,
 }
 
+impl Writer {
+    /// Lets go of what keeps files from being unlinked.
+    pub(super) fn stop_reading(&mut self) {
+        self.reap = None;
+    }
+}
+
 fn write_lock(name: &str) -> String {
     format!("{name}/write.lock")
 }
@@ -58,6 +70,7 @@ impl Repository {
     /// # Errors
     /// `NotFound` if there is no such image, `Corrupt` if its manifest is damaged.
     pub fn read(&self, name: &str, context: &Context) -> Result<Reader> {
+        manifest::check_name(name)?;
         let store = self.store.as_ref();
         if store.list(name)?.is_empty() {
             // Say so before a lock file is made in a folder that does not exist.
@@ -65,7 +78,10 @@ impl Repository {
         }
         let reap = share_reap_lock(store, name, context)?;
         let manifest = manifest::load(store, name)?;
-        let (head, _) = Head::load(store, name);
+        let (head, is_damaged) = Head::load(store, name)?;
+        if is_damaged {
+            context.progress().warn(&damaged_head(name));
+        }
         Ok(Reader { manifest, head, _reap: reap })
     }
 
@@ -89,6 +105,7 @@ impl Repository {
 
     /// Opens an image for changing it, and removes what earlier writers left behind.
     pub(super) fn write(&self, name: &str, context: &Context) -> Result<Writer> {
+        manifest::check_name(name)?;
         let store = self.store.as_ref();
         if store.list(name)?.is_empty() {
             manifest::load(store, name)?;
@@ -98,35 +115,37 @@ impl Repository {
         self.writer(write, manifest, context)
     }
 
-    /// The same for an image that may not exist yet.
+    /// The same for an image that may not exist yet. True if this made it.
     pub(super) fn write_or_create(
         &self,
         name: &str,
         source: &std::path::Path,
         context: &Context,
-    ) -> Result<Writer> {
+    ) -> Result<(Writer, bool)> {
         let store = self.store.as_ref();
         manifest::check_name(name)?;
         store.create_folder(name)?;
         let write = self.lock_to_write(name)?;
+        let mut is_new = false;
         let manifest = match manifest::load(store, name) {
             Err(e) if e.kind() == ErrorKind::NotFound => {
                 // An empty manifest before the first delta: deltas without one are then a loss, not
                 // a beginning.
                 let mut manifest = Manifest::new(name, Some(source.into()));
                 manifest::commit(store, &mut manifest)?;
+                is_new = true;
                 manifest
             }
             other => other?,
         };
-        self.writer(write, manifest, context)
+        Ok((self.writer(write, manifest, context)?, is_new))
     }
 
     fn writer(&self, write: LockGuard, manifest: Manifest, context: &Context) -> Result<Writer> {
         let store = self.store.as_ref();
         self.reap(&manifest, context)?;
         let reap = share_reap_lock(store, &manifest.name, context)?;
-        let (head, head_was_damaged) = Head::load(store, &manifest.name);
+        let (head, head_was_damaged) = Head::load(store, &manifest.name)?;
         Ok(Writer { manifest, head, head_was_damaged, _write: write, reap })
     }
 
@@ -138,13 +157,21 @@ impl Repository {
         let Some(_alone) = store.lock(&reap_lock(name), LockKind::Exclusive)? else {
             return Ok(());
         };
-        for file in store.list(name)? {
+        // The manifest that rules may not be durable yet: its writer may have died before the sync.
+        store.flush(name)?;
+        let files = store.list(name)?;
+        let is_named = |file: &String| manifest.snapshots.iter().any(|s| s.file == *file);
+        // If a file that is named is missing, another one may be it, under another name: keep all.
+        let is_whole = manifest.snapshots.iter().all(|s| files.contains(&s.file));
+        for file in &files {
             let is_old_manifest =
-                manifest::sequence_of(&file).is_some_and(|n| n < manifest.sequence);
-            let is_unnamed = file.ends_with(".delta")
-                && !manifest.kept.contains(&file)
-                && !manifest.snapshots.iter().any(|snapshot| snapshot.file == file);
-            if is_temporary(&file) || is_old_manifest || is_unnamed {
+                manifest::sequence_of(file).is_some_and(|n| n < manifest.sequence);
+            let is_ours = |stem: &str| Uuid::parse_str(stem).is_ok();
+            let is_unnamed = file.strip_suffix(".delta").is_some_and(is_ours)
+                && is_whole
+                && !manifest.kept.contains(file)
+                && !is_named(file);
+            if is_temporary(file) || is_old_manifest || is_unnamed {
                 context
                     .progress()
                     .note(&format!("removing {name}/{file}, which is not needed any more"));
@@ -158,7 +185,7 @@ impl Repository {
     pub(super) fn remove_image(&self, mut writer: Writer) -> Result<()> {
         let store = self.store.as_ref();
         let name = writer.manifest.name.clone();
-        writer.reap = None;
+        writer.stop_reading();
         let Some(_alone) = store.lock(&reap_lock(&name), LockKind::Exclusive)? else {
             return Err(Error::new(ErrorKind::Busy, format!("somebody is reading \"{name}\""))
                 .hint("run the command again when that is done"));
@@ -179,6 +206,14 @@ impl Repository {
         store.remove(&format!("{name}/{ruling}"))?;
         store.remove_folder(&name)
     }
+}
+
+/// What to say of a head state that cannot be read.
+pub(super) fn damaged_head(name: &str) -> String {
+    format!(
+        "the head state of \"{name}\" is damaged: if a rollback was interrupted, its live image is a \
+         mixture"
+    )
 }
 
 fn share_reap_lock(store: &dyn Store, name: &str, context: &Context) -> Result<Option<LockGuard>> {

@@ -1,7 +1,7 @@
 //! Taking a snapshot: which parent, is the image believed unchanged, publish, commit, note the
 //! head.
 
-use super::session::Writer;
+use super::session::{Writer, damaged_head};
 use super::{At, Repository, check_label, reference};
 use crate::codec::Compression;
 use crate::delta::Identity;
@@ -94,17 +94,20 @@ impl Repository {
         request.label.as_deref().map_or(Ok(()), check_label)?;
         let image = RawFile::open(&path)?;
         if request.dry_run {
-            let manifest = match manifest::load(self.store.as_ref(), &name) {
-                Err(e) if e.kind() == ErrorKind::NotFound => Manifest::new(&name, Some(path)),
-                other => other.and_then(|m| check_source(m, &path))?,
+            let (manifest, head) = match self.read(&name, context) {
+                Err(e) if e.kind() == ErrorKind::NotFound => {
+                    (Manifest::new(&name, Some(path)), Head::default())
+                }
+                Err(e) => return Err(e),
+                Ok(reader) => {
+                    (check_source(reader.manifest().clone(), &path)?, reader.head().clone())
+                }
             };
-            let (head, _) = Head::load(self.store.as_ref(), &name);
             return self.try_snapshot(manifest, &head, &image, request, context);
         }
-        let mut writer = self.write_or_create(&name, &path, context)?;
-        let is_new = writer.manifest.next_number == 1;
+        let (mut writer, is_new) = self.write_or_create(&name, &path, context)?;
         let outcome = check_source(writer.manifest.clone(), &path)
-            .and_then(|_| self.snapshot_into(&mut writer, &image, request, context));
+            .and_then(|_| self.snapshot_into(&mut writer, &image, request, false, context));
         if outcome.is_err() && is_new && self.remove_image(writer).is_err() {
             // An image without snapshots stays behind; the next snapshot fills it.
         }
@@ -127,16 +130,24 @@ impl Repository {
         Ok(prepared.outcome(&manifest.name, snapshot, Outcome::DryRun))
     }
 
-    /// Takes a snapshot of an open image into a repository that is open for writing.
+    /// Takes a snapshot of an open image into a repository that is open for writing. `is_saving`: before
+    /// a rollback, which wants it whatever is known of the image.
     pub(super) fn snapshot_into(
         &self,
         writer: &mut Writer,
         image: &RawFile,
         request: &SnapshotRequest,
+        is_saving: bool,
         context: &Context,
     ) -> Result<SnapshotOutcome> {
         let store = self.store.as_ref();
         let name = writer.manifest.name.clone();
+        if writer.head_was_damaged && !is_saving {
+            return Err(Error::new(ErrorKind::Mismatch, damaged_head(&name)).hint(format!(
+                "run \"imgsnap rollback {name} --to REF\", or, if you know that the image is sound, \
+                 \"imgsnap relink {name} IMAGE\""
+            )));
+        }
         let begun = Instant::now();
         let stat = image.settled_stat();
         let prepared = self.prepare(&writer.manifest, &writer.head, image, request)?;
@@ -350,7 +361,10 @@ fn choose_parent(manifest: &Manifest, head: &Head, choice: &ParentChoice) -> Res
 }
 
 /// The name of an image: its file name without extension.
-fn name_of(path: &Path) -> Result<String> {
+///
+/// # Errors
+/// `InvalidInput` if that is no name of an image.
+pub fn name_of(path: &Path) -> Result<String> {
     let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
     let stem: String =
         stem.chars().map(|c| if c.is_whitespace() || c == '@' { '-' } else { c }).collect();
@@ -375,6 +389,12 @@ fn check_source(manifest: Manifest, path: &Path) -> Result<Manifest> {
                  {name} {}\"",
                 path.display()
             )))
+        }
+        None => {
+            let name = &manifest.name;
+            let what = format!("it is not known which file \"{name}\" is the name of");
+            let hint = format!("run \"imgsnap relink {name} {}\" first", path.display());
+            Err(Error::new(ErrorKind::Mismatch, what).hint(hint))
         }
         _ => Ok(manifest),
     }

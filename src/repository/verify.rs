@@ -8,7 +8,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::manifest::{Manifest, Snapshot};
 use crate::progress::Context;
 use crate::verify::{verify_blocks, verify_image, verify_stored};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use uuid::Uuid;
 
@@ -75,7 +75,12 @@ impl Repository {
                 _ => manifest.snapshots.iter().collect(),
             };
             snapshots.sort_by_key(|s| s.number);
-            let mut image = ImageCheck { repository: self, manifest, open: HashMap::new() };
+            let mut image = ImageCheck {
+                repository: self,
+                manifest,
+                open: HashMap::new(),
+                damaged: HashSet::new(),
+            };
             let work = |s: &&Snapshot| {
                 s.file_bytes + if quick { 0 } else { s.data_blocks * u64::from(s.block_bytes) }
             };
@@ -98,6 +103,8 @@ struct ImageCheck<'a> {
     manifest: &'a Manifest,
     /// Files that could be opened.
     open: HashMap<Uuid, Arc<Delta>>,
+    /// Snapshots whose own file is damaged.
+    damaged: HashSet<Uuid>,
 }
 
 impl ImageCheck<'_> {
@@ -138,11 +145,18 @@ impl ImageCheck<'_> {
             // What the parent lacks was reported with the parent.
             Err(e) => self.only_damage(e),
             Ok(parent) => match verify_image(&delta, parent.as_ref(), context) {
-                Err(e) if is_sound && named == 0 => self.found(snapshot, e, verified),
+                Err(e) if is_sound && named == 0 && !self.has_damaged_ancestor(snapshot)? => {
+                    self.found(snapshot, e, verified)
+                }
                 Err(e) => self.only_damage(e),
                 Ok(()) => Ok(()),
             },
         }
+    }
+
+    fn has_damaged_ancestor(&self, snapshot: &Snapshot) -> Result<bool> {
+        let lineage = self.manifest.lineage(snapshot.id)?;
+        Ok(lineage.iter().any(|ancestor| self.damaged.contains(&ancestor.id)))
     }
 
     fn parent_chain(&self, snapshot: &Snapshot) -> Result<Option<Chain>> {
@@ -167,10 +181,11 @@ impl ImageCheck<'_> {
         }
     }
 
-    fn found(&self, snapshot: &Snapshot, error: Error, verified: &mut Verified) -> Result<()> {
+    fn found(&mut self, snapshot: &Snapshot, error: Error, verified: &mut Verified) -> Result<()> {
         if error.kind() == ErrorKind::Interrupted {
             return Err(error);
         }
+        self.damaged.insert(snapshot.id);
         let mut affected = vec![snapshot.id];
         // Parents come before children in a manifest.
         for other in &self.manifest.snapshots {

@@ -62,13 +62,18 @@ impl ImageGuard {
         Ok(Self { lease })
     }
 
+    /// True if the kernel keeps others off, and still does.
+    pub fn is_held(&self, file: &File) -> bool {
+        self.lease.is_some_and(|lease| sys::holds_lease(file, lease))
+    }
+
     /// Fails once somebody has asked for the image.
     pub fn check(&self, file: &File, path: &Path) -> Result<()> {
         match self.lease {
             Some(lease) if !sys::holds_lease(file, lease) => {
                 let what = format!("{}: another program opened it meanwhile", path.display());
                 Err(Error::new(ErrorKind::Busy, what)
-                    .hint("nothing was changed; run the command again when that program is done"))
+                    .hint("run the command again when that program is done"))
             }
             _ => Ok(()),
         }
@@ -80,7 +85,7 @@ fn in_use(file: &File, path: &Path, intent: Intent) -> Error {
         Intent::Read => "open for writing by",
         Intent::Write => "in use by",
     };
-    let who = find_user(file).unwrap_or_else(|| "another program".into());
+    let who = find_user(file, intent).unwrap_or_else(|| "another program".into());
     Error::new(ErrorKind::Busy, format!("{} is {how} {who}", path.display()))
         .hint("shut the virtual machine down, or close the file, and run the command again")
 }
@@ -143,9 +148,8 @@ fn lock_byte(byte: i64, kind: libc::c_int) -> libc::flock {
     }
 }
 
-/// The first other process that has the file open, as far as we may see: "qemu-system-x86 (process
-/// 42)".
-fn find_user(file: &File) -> Option<String> {
+/// The first other process that is in the way, as far as we may see: "qemu-system-x86 (process 42)".
+fn find_user(file: &File, intent: Intent) -> Option<String> {
     let ours = file.metadata().ok()?;
     let own_id = std::process::id();
     for process in std::fs::read_dir("/proc").ok()?.flatten() {
@@ -155,13 +159,25 @@ fn find_user(file: &File) -> Option<String> {
         let Ok(descriptors) = std::fs::read_dir(process.path().join("fd")) else { continue };
         for descriptor in descriptors.flatten() {
             let Ok(other) = std::fs::metadata(descriptor.path()) else { continue };
-            if (other.dev(), other.ino()) == (ours.dev(), ours.ino()) && id != own_id {
+            let is_same = (other.dev(), other.ino()) == (ours.dev(), ours.ino());
+            let number = descriptor.file_name();
+            let info = process.path().join("fdinfo").join(number);
+            let in_the_way = || intent == Intent::Write || is_open_to_write(&info);
+            if is_same && id != own_id && in_the_way() {
                 let name = std::fs::read_to_string(process.path().join("comm")).ok()?;
                 return Some(format!("{} (process {id})", name.trim_end()));
             }
         }
     }
     None
+}
+
+/// From `/proc/PID/fdinfo/N`: the flags that the file was opened with, in octal.
+fn is_open_to_write(info: &Path) -> bool {
+    let text = std::fs::read_to_string(info).unwrap_or_default();
+    let flags = text.lines().find_map(|line| line.strip_prefix("flags:"));
+    let flags = flags.and_then(|flags| i32::from_str_radix(flags.trim(), 8).ok());
+    flags.is_some_and(|flags| flags & libc::O_ACCMODE != libc::O_RDONLY)
 }
 
 /// By what a regular file is recognised as unchanged (DESIGN.md, "When the head is believed").
@@ -204,6 +220,14 @@ impl FileStat {
         })
     }
 
+    /// Within how long two changes can have the same time. ext2, ext3 and ext4 with small inodes keep
+    /// whole seconds, and nothing but such times tells.
+    fn granularity_ns(&self) -> i64 {
+        let is_whole = |time: i64| time % SECOND_NS == 0;
+        let seconds = is_whole(self.mtime_ns) && is_whole(self.ctime_ns);
+        if seconds { SECOND_NS + TICK_NS } else { TICK_NS }
+    }
+
     /// The stat of a file whose content is settled: it is on disk, and any later write will change
     /// the times.
     ///
@@ -212,12 +236,12 @@ impl FileStat {
     /// its granularity.
     pub fn settled(file: &File) -> Option<Self> {
         file.sync_all().ok()?;
-        for _ in 0..100 {
+        for _ in 0..150 {
             let stat = Self::of(file)?;
-            if clock_ns()? - stat.mtime_ns.max(stat.ctime_ns) > GRANULARITY_NS {
+            if clock_ns()? - stat.mtime_ns.max(stat.ctime_ns) > stat.granularity_ns() {
                 return Some(stat);
             }
-            std::thread::sleep(Duration::from_millis(5));
+            std::thread::sleep(Duration::from_millis(10));
         }
         // Somebody writes all the time, or the times lie in the future.
         None
@@ -225,7 +249,8 @@ impl FileStat {
 }
 
 /// Kernels keep file times by a clock that ticks every 1 to 10 ms.
-const GRANULARITY_NS: i64 = 25_000_000;
+const TICK_NS: i64 = 25_000_000;
+const SECOND_NS: i64 = 1_000_000_000;
 
 fn clock_ns() -> Option<i64> {
     use nix::time::{ClockId, clock_gettime};

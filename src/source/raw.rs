@@ -18,10 +18,11 @@ pub struct RawFile {
     path: PathBuf,
     image_bytes: u64,
     is_device: bool,
-    intent: Intent,
     guard: ImageGuard,
     opened: (i64, i64, i64, i64),
     can_populate: AtomicBool,
+    /// We wrote to it ourselves: its times say nothing about others any more.
+    is_written: AtomicBool,
 }
 
 impl RawFile {
@@ -66,7 +67,8 @@ impl RawFile {
         let opened = times(&file, path)?;
         let can_populate = AtomicBool::new(true);
         let path = path.into();
-        Ok(Self { file, path, image_bytes, is_device, intent, guard, opened, can_populate })
+        let is_written = AtomicBool::new(false);
+        Ok(Self { file, path, image_bytes, is_device, guard, opened, can_populate, is_written })
     }
 
     /// The open file, for a target that writes the same image.
@@ -84,9 +86,21 @@ impl RawFile {
         self.is_device
     }
 
-    /// What identifies its present content, if that can be believed.
+    /// What identifies its present content, if that can be believed: only while the kernel keeps
+    /// writers off. (One long write sets the times once, at its beginning.)
     pub fn settled_stat(&self) -> Option<FileStat> {
-        FileStat::settled(&self.file)
+        let stat = FileStat::settled(&self.file)?;
+        self.guard.is_held(&self.file).then_some(stat)
+    }
+
+    /// To be called before the first write of our own.
+    ///
+    /// # Errors
+    /// `Busy` if the image is no longer what it was when it was opened.
+    pub fn begin_writing(&self) -> Result<()> {
+        self.check()?;
+        self.is_written.store(true, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Reads by plain reads, which tell which byte fails.
@@ -186,15 +200,14 @@ impl Source for RawFile {
 
     fn check(&self) -> Result<()> {
         self.guard.check(&self.file, &self.path)?;
-        // What we write ourselves changes the times.
-        if self.is_device || self.intent == Intent::Write {
+        if self.is_device || self.is_written.load(Ordering::Relaxed) {
             return Ok(());
         }
         let bytes = self.file.metadata().map_or(0, |m| m.len());
         if bytes != self.image_bytes || times(&self.file, &self.path)? != self.opened {
             let what = format!("{} changed while it was read", self.path.display());
             return Err(Error::new(ErrorKind::Busy, what)
-                .hint("nothing was stored; run the command again when nobody writes to it"));
+                .hint("run the command again when nobody writes to it"));
         }
         Ok(())
     }

@@ -59,9 +59,9 @@ pub trait DiskFile: Send {
 /// A folder of the operating system.
 pub struct OsDisk {
     root: PathBuf,
-    /// Open files, so that a chain of a thousand deltas works with few descriptors. Safe because
-    /// what is read more than once is immutable, and is not unlinked while a reader holds the
-    /// `reap` lock.
+    /// Open delta files, so that a chain of a thousand works with few descriptors. Delta files are
+    /// immutable, have names of their own, and are not unlinked while a reader holds the `reap` lock.
+    /// Others, such as the head state, may be another file each time.
     open: Cache<String, Arc<File>>,
 }
 
@@ -79,6 +79,9 @@ impl OsDisk {
     }
 
     fn opened(&self, path: &str) -> io::Result<Arc<File>> {
+        if !path.ends_with(".delta") {
+            return Ok(Arc::new(File::open(self.path(path))?));
+        }
         self.open.get_or_insert_with(path, || Ok(Arc::new(File::open(self.path(path))?)))
     }
 }

@@ -12,6 +12,7 @@ use std::os::unix::fs::FileExt;
 pub struct InPlace<'a> {
     image: &'a RawFile,
     can_punch: bool,
+    is_begun: bool,
     written_bytes: u64,
 }
 
@@ -21,7 +22,7 @@ const SECTOR_BYTES: u64 = 4096;
 impl<'a> InPlace<'a> {
     /// Writes to an image that was opened to be written.
     pub fn new(image: &'a RawFile) -> Self {
-        Self { image, can_punch: true, written_bytes: 0 }
+        Self { image, can_punch: true, is_begun: false, written_bytes: 0 }
     }
 
     /// Fails if an image of `bytes` bytes has no place there.
@@ -39,7 +40,22 @@ impl<'a> InPlace<'a> {
 
     /// Gives a file its length; what is added reads as zeros.
     pub fn set_length(&mut self, bytes: u64) -> Result<()> {
+        self.begin()?;
         self.image.file().set_len(bytes).map_err(|e| self.failed("set the length of", e))
+    }
+
+    /// Before the first change: is the image still what it was?
+    fn begin(&mut self) -> Result<()> {
+        if !self.is_begun {
+            self.image.begin_writing()?;
+            self.is_begun = true;
+        }
+        Ok(())
+    }
+
+    /// True if anything was changed, or may have been.
+    pub fn is_begun(&self) -> bool {
+        self.is_begun
     }
 
     /// Bytes written or zeroed so far.
@@ -83,11 +99,13 @@ impl<'a> InPlace<'a> {
 
 impl Target for InPlace<'_> {
     fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
+        self.begin()?;
         self.written_bytes += bytes.len() as u64;
         self.image.file().write_all_at(bytes, offset).map_err(|e| self.failed("write", e))
     }
 
     fn zero(&mut self, offset: u64, bytes: u64) -> Result<()> {
+        self.begin()?;
         self.written_bytes += bytes;
         // A device punches whole sectors; what is ragged at the ends is written.
         let align = if self.image.is_device() { SECTOR_BYTES } else { 1 };

@@ -21,7 +21,7 @@ pub struct NewFile {
     temporary: PathBuf,
     has_temporary_name: bool,
     /// The file that will be replaced, held against other users.
-    replaced: Option<File>,
+    replaced: Option<(File, ImageGuard)>,
     finished: bool,
 }
 
@@ -59,8 +59,8 @@ impl NewFile {
                     }
                     _ => failed("replace", e),
                 })?;
-                ImageGuard::take(&old, &path, Intent::Write)?;
-                Some(old)
+                let guard = ImageGuard::take(&old, &path, Intent::Write)?;
+                Some((old, guard))
             }
         };
         let name = path.file_name().ok_or_else(|| {
@@ -117,7 +117,7 @@ impl NewFile {
     /// A replaced file keeps its owner and mode; a new one gets what other programs give it.
     fn set_owner_and_mode(&self) -> io::Result<()> {
         match &self.replaced {
-            Some(old) => {
+            Some((old, _)) => {
                 let meta = old.metadata()?;
                 fchown(&self.file, Some(meta.uid()), Some(meta.gid()))?;
                 self.file.set_permissions(meta.permissions())
@@ -152,6 +152,9 @@ impl Target for NewFile {
     fn finish(&mut self) -> Result<()> {
         self.set_owner_and_mode().map_err(|e| self.failed("set the owner of", e))?;
         self.file.sync_all().map_err(|e| self.failed("sync", e))?;
+        if let Some((old, guard)) = &self.replaced {
+            guard.check(old, &self.path)?;
+        }
         self.give_name().map_err(|e| self.failed("name", e))?;
         self.finished = true;
         let synced = File::open(folder_of(&self.path)).and_then(|folder| folder.sync_all());

@@ -1,0 +1,19 @@
+//! The command line, verb by verb: the real binary on small images, what it prints, what it exits
+//! with, and that a command that fails leaves everything as it was.
+//!
+//! What needs other programs and real devices is in `tests/interop`.
+
+#![allow(missing_docs)]
+
+mod admin;
+mod bad_input;
+mod diff;
+mod init;
+mod list;
+mod restore;
+mod rollback;
+mod shared;
+mod snapshot;
+mod support;
+mod usage;
+mod verify;

@@ -1,0 +1,470 @@
+//! What all these tests need: a folder with images and a repository, the binary, and bytes that are
+//! the same in every run.
+
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that fails says where")]
+
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Write;
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard};
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+pub const KIB: usize = 1 << 10;
+pub const MIB: usize = 1 << 20;
+pub const BLOCK: usize = 4096;
+
+/// What the program exits with.
+pub const DONE: i32 = 0;
+pub const FAILED: i32 = 1;
+pub const USAGE: i32 = 2;
+pub const DAMAGE: i32 = 3;
+pub const BUSY: i32 = 4;
+pub const INTERRUPTED: i32 = 130;
+
+/// The user without rights as which some tests run the binary.
+pub const NOBODY: u32 = 65534;
+
+/// Says that a test could not be made here. Not by a macro: those are captured, and nobody would
+/// see it.
+pub fn skipped(test: &str, reason: &str) {
+    writeln!(std::io::stderr().lock(), "skipped: {test}: {reason}").unwrap();
+}
+
+/// Held for reading while this process has a file open, for writing while it starts another one. A
+/// child has all our descriptors until it becomes another program: for a moment it would look as if
+/// somebody used the image.
+static FORKS: RwLock<()> = RwLock::new(());
+
+pub fn no_fork() -> RwLockReadGuard<'static, ()> {
+    FORKS.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+pub fn spawn(command: &mut Command) -> Child {
+    let _alone = FORKS.write().unwrap_or_else(PoisonError::into_inner);
+    command.spawn().unwrap()
+}
+
+/// A folder to work in, removed at the end. Its repository is `repo`, and need not be there yet.
+pub struct Lab {
+    folder: TempDir,
+}
+
+impl Lab {
+    /// Without a repository.
+    pub fn bare() -> Self {
+        Self { folder: tempfile::Builder::new().prefix("imgsnap-cli-").tempdir().unwrap() }
+    }
+
+    /// With an empty repository.
+    pub fn new() -> Self {
+        let lab = Self::bare();
+        lab.done(&["init"]);
+        lab
+    }
+
+    /// With `disk.img` (512 KiB) and that many snapshots of it, each with a few changed blocks;
+    /// gives what the image was at each.
+    pub fn with_snapshots(count: usize) -> (Self, Vec<Vec<u8>>) {
+        let lab = Self::new();
+        let states = lab.grow_history("disk.img", count);
+        (lab, states)
+    }
+
+    /// Makes an image and that many snapshots of it.
+    pub fn grow_history(&self, image: &str, count: usize) -> Vec<Vec<u8>> {
+        let mut bytes = disk(image.len() as u64, 512 * KIB);
+        let mut states = Vec::new();
+        for number in 1..=count {
+            if number > 1 {
+                change(&mut bytes, number as u64, 3);
+            }
+            self.write(image, &bytes);
+            let taken = self.json(&["snapshot", image]);
+            assert_eq!(taken["number"], number, "{taken}");
+            states.push(bytes.clone());
+        }
+        states
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// The same as text.
+    pub fn at(&self, name: &str) -> String {
+        self.path(name).to_str().unwrap().to_owned()
+    }
+
+    /// Writes a file, in place if it is there.
+    pub fn write(&self, name: &str, bytes: &[u8]) {
+        let _calm = no_fork();
+        let file = File::options().write(true).create(true).truncate(false).open(self.path(name));
+        let file = file.unwrap();
+        file.write_all_at(bytes, 0).unwrap();
+        file.set_len(bytes.len() as u64).unwrap();
+    }
+
+    pub fn read(&self, name: &str) -> Vec<u8> {
+        let _calm = no_fork();
+        std::fs::read(self.path(name)).unwrap()
+    }
+
+    pub fn exists(&self, name: &str) -> bool {
+        self.path(name).symlink_metadata().is_ok()
+    }
+
+    pub fn copy(&self, from: &str, to: &str) {
+        self.write(to, &self.read(from));
+    }
+
+    pub fn rename(&self, from: &str, to: &str) {
+        std::fs::rename(self.path(from), self.path(to)).unwrap();
+    }
+
+    pub fn remove(&self, name: &str) {
+        std::fs::remove_file(self.path(name)).unwrap();
+    }
+
+    /// Bytes that a file takes up on its disk.
+    pub fn allocated(&self, name: &str) -> u64 {
+        std::fs::metadata(self.path(name)).unwrap().blocks() * 512
+    }
+
+    pub fn command(&self, args: &[&str]) -> Command {
+        self.prepare(Command::new(assert_cmd::cargo::cargo_bin!("imgsnap")), args)
+    }
+
+    /// The same as nobody, from a copy of the binary that nobody may run; none if that cannot be
+    /// had here.
+    pub fn command_of_nobody(&self, args: &[&str]) -> Option<Command> {
+        std::fs::set_permissions(self.folder.path(), PermissionsExt::from_mode(0o755)).unwrap();
+        let program = self.path("imgsnap-of-nobody");
+        if !program.exists() {
+            let _calm = no_fork();
+            std::fs::copy(assert_cmd::cargo::cargo_bin!("imgsnap"), &program).unwrap();
+        }
+        let drop_to = |args: &[&str]| {
+            let id = NOBODY.to_string();
+            let mut command = Command::new("setpriv");
+            command.args(["--reuid", &id, "--clear-groups"]).arg(&program);
+            self.prepare(command, args)
+        };
+        let mut trial = drop_to(&["--version"]);
+        trial.stdout(Stdio::null()).stderr(Stdio::null());
+        let found = std::env::var_os("PATH").is_some_and(|path| {
+            std::env::split_paths(&path).any(|folder| folder.join("setpriv").exists())
+        });
+        let works = found && spawn(&mut trial).wait().unwrap().success();
+        works.then(|| drop_to(args))
+    }
+
+    fn prepare(&self, mut command: Command, args: &[&str]) -> Command {
+        command.args(args).current_dir(self.folder.path());
+        command.env("IMGSNAP_REPO", self.path("repo")).env("HOME", self.path("home"));
+        command.env("TZ", "UTC").env_remove("XDG_DATA_HOME").env_remove("COLUMNS");
+        command
+    }
+
+    /// Runs imgsnap to its end, whatever that is.
+    pub fn run(&self, args: &[&str]) -> Run {
+        Run::of(&mut self.command(args))
+    }
+
+    /// It must work; gives its stdout as text.
+    #[track_caller]
+    pub fn done(&self, args: &[&str]) -> String {
+        self.run(args).done().text()
+    }
+
+    /// It must work with `--json`; gives the one value that it printed.
+    #[track_caller]
+    pub fn json(&self, args: &[&str]) -> Value {
+        self.run(&[args, &["--json"]].concat()).done().json()
+    }
+
+    /// It must fail with one line, with that code, and leave everything as it was. Gives the line.
+    #[track_caller]
+    pub fn fails(&self, code: i32, args: &[&str]) -> String {
+        self.fails_as(code, &mut self.command(args))
+    }
+
+    /// The same for a command that was prepared.
+    #[track_caller]
+    pub fn fails_as(&self, code: i32, command: &mut Command) -> String {
+        let before = self.everything();
+        let line = Run::of(command).failed(code);
+        self.ensure_untouched(&before, &line);
+        line
+    }
+
+    /// All files in the lab: images, targets and the repository. Without lock files, which say
+    /// nothing, and without manifests that a newer one has replaced, which any writer clears away.
+    pub fn everything(&self) -> Files {
+        let mut files = Files::new();
+        let mut folders = vec![self.folder.path().to_owned()];
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(&folder).unwrap().map(Result::unwrap) {
+                let path = entry.path();
+                let name = path.strip_prefix(self.folder.path()).unwrap().to_owned();
+                let kind = entry.file_type().unwrap();
+                if kind.is_dir() {
+                    files.insert(name, None);
+                    folders.push(path);
+                } else if kind.is_symlink() {
+                    let target = std::fs::read_link(&path).unwrap();
+                    files.insert(name, Some(target.into_os_string().into_encoded_bytes()));
+                } else if kind.is_file() && path.extension().is_none_or(|e| e != "lock") {
+                    let _calm = no_fork();
+                    files.insert(name, Some(std::fs::read(&path).unwrap()));
+                }
+            }
+        }
+        let superseded: Vec<PathBuf> =
+            files.keys().filter(|p| is_superseded(p, &files)).cloned().collect();
+        files.retain(|path, _| !superseded.contains(path));
+        files
+    }
+
+    #[track_caller]
+    pub fn ensure_untouched(&self, before: &Files, what: &str) {
+        let after = self.everything();
+        let mut differing: Vec<&PathBuf> = Vec::new();
+        differing.extend(before.iter().filter(|(p, b)| after.get(*p) != Some(b)).map(|(p, _)| p));
+        differing.extend(after.keys().filter(|p| !before.contains_key(*p)));
+        assert!(differing.is_empty(), "{differing:?} changed by: {what}");
+    }
+
+    /// Fails unless a snapshot gives back these bytes.
+    #[track_caller]
+    pub fn restores(&self, reference: &str, bytes: &[u8]) {
+        let out = format!("restored-{}", reference.replace([':', '/'], "-"));
+        std::fs::remove_file(self.path(&out)).ok();
+        self.done(&["restore", reference, "-o", &out]);
+        same(&self.read(&out), bytes, reference);
+        self.remove(&out);
+    }
+
+    /// The delta files of an image, by number.
+    pub fn delta(&self, name: &str, number: u64) -> String {
+        let shown = self.json(&["show", &format!("{name}@{number}")]);
+        let file = PathBuf::from(shown["file"].as_str().unwrap());
+        format!("repo/{name}/{}", file.file_name().unwrap().to_str().unwrap())
+    }
+
+    /// Names of the files of an image in the repository, sorted.
+    pub fn stored(&self, name: &str) -> Vec<String> {
+        let entries = std::fs::read_dir(self.path("repo").join(name)).unwrap();
+        let mut names: Vec<String> =
+            entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    /// The path of the manifest that rules.
+    pub fn manifest(&self, name: &str) -> String {
+        let files = self.stored(name);
+        let newest = files.iter().rfind(|f| f.starts_with("manifest.")).unwrap();
+        format!("repo/{name}/{newest}")
+    }
+
+    /// Turns some bits of a byte of a file around.
+    pub fn flip(&self, name: &str, at: usize) {
+        let mut bytes = self.read(name);
+        bytes[at] ^= 0x5a;
+        self.write(name, &bytes);
+    }
+}
+
+pub type Files = BTreeMap<PathBuf, Option<Vec<u8>>>;
+
+fn is_superseded(path: &Path, files: &Files) -> bool {
+    let is_manifest = |path: &Path| {
+        path.file_name().is_some_and(|n| n.to_string_lossy().starts_with("manifest."))
+    };
+    let is_newer = |other: &PathBuf| {
+        is_manifest(other) && other.parent() == path.parent() && other.as_path() > path
+    };
+    is_manifest(path) && files.keys().any(is_newer)
+}
+
+/// A run of imgsnap that has ended.
+pub struct Run {
+    what: String,
+    pub code: Option<i32>,
+    pub out: Vec<u8>,
+    pub err: String,
+}
+
+impl Run {
+    pub fn of(command: &mut Command) -> Self {
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let child = spawn(command);
+        Self::ended(command, child.wait_with_output().unwrap())
+    }
+
+    pub fn ended(command: &Command, output: Output) -> Self {
+        let args: Vec<_> = command.get_args().map(|a| a.to_string_lossy().into_owned()).collect();
+        Self {
+            what: format!("imgsnap {}", args.join(" ")),
+            code: output.status.code(),
+            out: output.stdout,
+            err: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+
+    #[track_caller]
+    pub fn done(self) -> Self {
+        assert_eq!(self.code, Some(DONE), "{}: {}", self.what, self.err);
+        self
+    }
+
+    /// It failed with that code, one line on stderr and nothing on stdout. Gives the line.
+    #[track_caller]
+    pub fn failed(self, code: i32) -> String {
+        let Self { what, err, .. } = &self;
+        assert_eq!(self.code, Some(code), "{what}: {err}");
+        assert_eq!(String::from_utf8_lossy(&self.out), "", "{what}: a result on stdout");
+        assert_eq!(err.lines().count(), 1, "{what}: not one line: {err}");
+        assert!(err.starts_with("imgsnap: error: "), "{what}: {err}");
+        assert!(err.ends_with('\n'), "{what}: {err}");
+        let message = err.trim_start_matches("imgsnap: error: ").trim_end();
+        assert!(!message.is_empty() && !message.contains("(os error"), "{what}: {err}");
+        message.to_owned()
+    }
+
+    /// It was refused as wrong usage.
+    #[track_caller]
+    pub fn misused(self) -> String {
+        assert_eq!(self.code, Some(USAGE), "{}: {}", self.what, self.err);
+        assert_eq!(String::from_utf8_lossy(&self.out), "", "{}", self.what);
+        self.err
+    }
+
+    pub fn text(&self) -> String {
+        String::from_utf8(self.out.clone()).unwrap()
+    }
+
+    /// The one value on stdout, on a line of its own.
+    #[track_caller]
+    pub fn json(&self) -> Value {
+        let text = self.text();
+        assert_eq!(text.lines().count(), 1, "{}: not one line: {text}", self.what);
+        serde_json::from_str(&text).unwrap_or_else(|e| panic!("{}: {e}: {text}", self.what))
+    }
+}
+
+/// A process that is killed at the end if it still runs.
+pub struct Started {
+    pub child: Child,
+}
+
+impl Started {
+    pub fn new(command: &mut Command) -> Self {
+        // A group of its own: a shell and what it starts.
+        Self { child: spawn(command.stdin(Stdio::null()).process_group(0)) }
+    }
+}
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+/// True as soon as it is so; false after a while.
+pub fn wait_until(mut is_so: impl FnMut() -> bool) -> bool {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while Instant::now() < deadline {
+        if is_so() {
+            return true;
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    false
+}
+
+/// A whole number in JSON, as byte counts must be.
+#[track_caller]
+pub fn integer(value: &Value, name: &str) -> u64 {
+    value[name].as_u64().unwrap_or_else(|| panic!("{name} is no whole number: {value}"))
+}
+
+#[track_caller]
+pub fn string<'a>(value: &'a Value, name: &str) -> &'a str {
+    value[name].as_str().unwrap_or_else(|| panic!("{name} is no text: {value}"))
+}
+
+/// Fails with the place of the first difference.
+#[track_caller]
+pub fn same(found: &[u8], wanted: &[u8], what: &str) {
+    assert_eq!(found.len(), wanted.len(), "{what}: length");
+    if let Some(at) = found.iter().zip(wanted).position(|(a, b)| a != b) {
+        panic!("{what}: byte {at} is {:#x}, not {:#x}", found[at], wanted[at]);
+    }
+}
+
+/// A seeded sequence of numbers (SplitMix64).
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+}
+
+/// Bytes that do not compress.
+pub fn noise(seed: u64, bytes: usize) -> Vec<u8> {
+    let mut random = Random(seed);
+    let words = (0..bytes.div_ceil(8)).flat_map(|_| random.next().to_le_bytes());
+    words.take(bytes).collect()
+}
+
+/// A disk: of each 32 KiB a part is noise, a part text, a part zeros.
+pub fn disk(seed: u64, bytes: usize) -> Vec<u8> {
+    let mut disk = noise(seed, bytes);
+    for (number, piece) in disk.chunks_mut(32 * KIB).enumerate() {
+        match number % 4 {
+            1 => piece.fill(0),
+            2 => {
+                const WORDS: &[u8] =
+                    b"it was the best of times, it was the worst of times, it was the end";
+                for word in piece.chunks_mut(16) {
+                    let at = usize::from(word[0]) % 48;
+                    word.copy_from_slice(&WORDS[at..][..word.len()]);
+                }
+            }
+            _ => {}
+        }
+    }
+    disk
+}
+
+/// Writes noise to that many blocks, never two of them neighbours; gives their numbers.
+pub fn change(disk: &mut [u8], seed: u64, blocks: usize) -> Vec<usize> {
+    let stride = disk.len() / BLOCK / blocks;
+    assert!(stride >= 3, "too small for {blocks} changes");
+    let chosen =
+        (0..blocks).map(|n| n * stride + (seed as usize) % (stride - 1)).collect::<Vec<_>>();
+    for &block in &chosen {
+        let bytes = noise(seed.wrapping_mul(1000) + block as u64, BLOCK);
+        disk[block * BLOCK..][..BLOCK].copy_from_slice(&bytes);
+    }
+    chosen
+}
+
+/// True if the times of files are believed where the lab is: then an unchanged image is not read.
+pub fn is_believed(path: &Path) -> bool {
+    let kind = nix::sys::statfs::statfs(path).unwrap().filesystem_type().0;
+    [0xef53, 0x5846_5342, 0x9123_683e, 0xf2f5_2010].contains(&kind)
+}

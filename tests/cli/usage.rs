@@ -1,0 +1,277 @@
+//! What can be typed, what cannot, and what the program says of itself.
+
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that fails says where")]
+
+use crate::support::{DONE, FAILED, Lab, Run, USAGE, no_fork};
+use std::fs::File;
+use std::process::{Command, Stdio};
+
+const VERBS: [&str; 15] = [
+    "init",
+    "snapshot",
+    "list",
+    "show",
+    "diff",
+    "restore",
+    "rollback",
+    "verify",
+    "delete",
+    "label",
+    "forget",
+    "repair",
+    "relink",
+    "completions",
+    "man",
+];
+
+#[test]
+fn help_is_exactly_this() {
+    insta::assert_snapshot!(Lab::bare().done(&["--help"]), @r#"
+    Block-level incremental snapshots of disk images.
+
+    A snapshot is named NAME@NUMBER, NAME@latest, NAME@head (the one that the live image last equalled),
+    NAME@LABEL, or NAME@2026-11-20 or a longer time (the newest one at or before it).
+
+    Usage: imgsnap [OPTIONS] <COMMAND>
+
+    Commands:
+      init         Make a repository
+      snapshot     Take a snapshot of an image file or block device
+      list         List images and their snapshots
+      show         Show all that is known of a snapshot
+      diff         Show how much two snapshots or images differ, and where
+      restore      Write a snapshot, or a part of it, to a file, a device or stdout
+      rollback     Bring the live image back to a snapshot, in place, writing only what differs
+      verify       Check that what is stored gives back every image
+      delete       Remove a snapshot that no other one rests on
+      label        Give a snapshot a label, or take it away
+      forget       Remove an image with all its snapshots from the repository
+      repair       Rebuild a lost or damaged manifest from the delta files
+      relink       Say where the live file of an image is now
+      completions  Print a completion script
+      man          Write manual pages
+      help         Print this message or the help of the given subcommand(s)
+
+    Options:
+      -r, --repo <DIR>
+              The repository; otherwise IMGSNAP_REPO, otherwise the user's data folder
+
+          --json
+              Print results as JSON, one object each
+
+      -q, --quiet
+              Print results, warnings and errors only
+
+      -v, --verbose
+              Say what is done
+
+          --threads <N>
+              Threads that work [default: one for each core, at most 16]
+
+      -h, --help
+              Print help (see a summary with '-h')
+
+      -V, --version
+              Print version
+    "#);
+}
+
+#[test]
+fn every_verb_explains_itself() {
+    let lab = Lab::bare();
+    let overview = lab.done(&["-h"]);
+    for verb in VERBS {
+        let help = lab.done(&[verb, "--help"]);
+        assert!(help.contains(&format!("Usage: imgsnap {verb}")), "{help}");
+        // The first line is the one of the overview.
+        let line = format!("{verb:<13}{}", help.lines().next().unwrap());
+        assert!(overview.contains(&line), "\"{line}\" is not in {overview}");
+        assert!(help.contains("--json") && help.contains("--repo"), "{help}");
+        assert_eq!(lab.done(&["help", verb]), help);
+    }
+}
+
+#[test]
+fn version_is_that_of_the_package() {
+    let lab = Lab::bare();
+    assert_eq!(lab.done(&["--version"]), concat!("imgsnap ", env!("CARGO_PKG_VERSION"), "\n"));
+    assert_eq!(lab.done(&["-V"]), lab.done(&["--version"]));
+}
+
+#[test]
+fn no_arguments_give_the_help_as_wrong_usage() {
+    let lab = Lab::bare();
+    let said = lab.run(&[]).misused();
+    assert!(said.contains("Usage: imgsnap [OPTIONS] <COMMAND>"), "{said}");
+}
+
+#[test]
+fn wrong_usage_exits_2_and_touches_nothing() {
+    let (lab, _) = Lab::with_snapshots(2);
+    let before = lab.everything();
+    // What is typed, and what of it the answer must name.
+    for (args, named) in [
+        (&["frobnicate"][..], "frobnicate"),
+        (&["snapshot"], "<IMAGE>"),
+        (&["snapshot", "disk.img", "--nonsense"], "--nonsense"),
+        (&["snapshot", "disk.img", "--full", "--differential"], "--differential"),
+        (&["snapshot", "disk.img", "--full", "--parent", "@1"], "--parent"),
+        (&["snapshot", "disk.img", "--differential", "--parent", "@1"], "--parent"),
+        (&["snapshot", "disk.img", "--compression", "gzip"], "gzip"),
+        (&["snapshot", "disk.img", "--compression", "zstd:99"], "zstd:99"),
+        (&["snapshot", "disk.img", "more.img"], "more.img"),
+        (&["list", "disk", "more"], "more"),
+        (&["list", "--quiet", "--verbose"], "--verbose"),
+        (&["list", "--threads", "0"], "--threads"),
+        (&["list", "--threads", "17"], "--threads"),
+        (&["list", "--threads", "many"], "many"),
+        (&["show"], "<REF>"),
+        (&["show", "disk"], "does not name a snapshot"),
+        (&["show", "disk@"], "after the @"),
+        (&["show", "@1"], "@1"),
+        (&["show", "disk@2026-13-01"], "2026-13-01"),
+        (&["show", "disk@99999999999999999999"], "99999999999999999999"),
+        (&["diff", "disk@1"], "<REF|IMAGE>"),
+        (&["restore", "disk@1"], "--output"),
+        (&["restore", "-o", "x"], "<REF>"),
+        (&["restore", "disk", "-o", "x"], "does not name a snapshot"),
+        (&["restore", "disk@1", "-o", "x", "--range", "1M"], "OFFSET+LENGTH"),
+        (&["restore", "disk@1", "-o", "x", "--range", "+1"], "OFFSET+LENGTH"),
+        (&["restore", "disk@1", "-o", "x", "--range", "1x+1"], "OFFSET+LENGTH"),
+        (&["restore", "disk@1", "-o", "x", "--range", "1+0"], "0 bytes"),
+        (&["rollback", "disk"], "--to"),
+        (&["rollback", "--to", "@1"], "<IMAGE|NAME>"),
+        (&["delete", "disk"], "does not name a snapshot"),
+        (&["label"], "<REF>"),
+        (&["forget"], "<NAME>"),
+        (&["relink", "disk"], "<IMAGE>"),
+        (&["completions", "cmd"], "cmd"),
+        (&["man"], "<DIR>"),
+    ] {
+        let said = lab.run(args).misused();
+        assert!(said.contains(named), "{args:?}: \"{named}\" is not in: {said}");
+        lab.ensure_untouched(&before, &args.join(" "));
+    }
+}
+
+#[test]
+fn general_options_stand_before_or_after_the_verb() {
+    let (lab, _) = Lab::with_snapshots(1);
+    let after = lab.done(&["list", "--json", "--threads", "1"]);
+    assert_eq!(lab.done(&["--json", "--threads", "16", "list"]), after);
+    assert!(after.starts_with('['), "{after}");
+}
+
+#[test]
+fn quiet_says_nothing_but_the_result_and_verbose_more() {
+    let lab = Lab::bare();
+    lab.write("disk.img", &[7; 8192]);
+    let quiet = lab.run(&["snapshot", "disk.img", "--quiet"]).done();
+    assert_eq!(quiet.err, "");
+    assert!(quiet.text().starts_with("disk@1  a base"), "{}", quiet.text());
+    // A restore to stdout has its line on stderr, and none if it is to be quiet.
+    let told = lab.run(&["restore", "disk@1", "-o", "-"]).done();
+    assert_eq!(told.err.lines().count(), 1, "{}", told.err);
+    assert!(told.err.starts_with("imgsnap: disk@1 -> -  8.00 KiB"), "{}", told.err);
+    assert_eq!(lab.run(&["restore", "disk@1", "-o", "-", "-q"]).done().err, "");
+    // A repair that finds damage says what it found, if it is asked to.
+    lab.flip(&lab.manifest("disk"), 200);
+    let damaged = lab.read(&lab.manifest("disk"));
+    assert_eq!(lab.run(&["repair", "disk"]).done().err, "");
+    lab.write(&lab.manifest("disk"), &damaged);
+    let more = lab.run(&["repair", "disk", "--verbose"]).done();
+    assert!(more.err.contains("the manifest is damaged"), "{}", more.err);
+}
+
+#[test]
+fn no_progress_bar_is_drawn_where_there_is_no_terminal() {
+    let (lab, _) = Lab::with_snapshots(1);
+    for args in [
+        &["snapshot", "disk.img", "--full-scan"][..],
+        &["verify"],
+        &["restore", "disk@1", "-o", "out"],
+        &["diff", "disk@1", "disk.img"],
+        &["rollback", "disk", "--to", "@1", "--prove"],
+    ] {
+        assert_eq!(lab.run(args).done().err, "", "{args:?}");
+    }
+}
+
+#[test]
+fn completions_know_every_verb_in_every_shell() {
+    let lab = Lab::bare();
+    for shell in ["bash", "elvish", "fish", "powershell", "zsh"] {
+        let script = lab.done(&["completions", shell]);
+        for word in VERBS.into_iter().chain(["skip-unchanged", "differential"]) {
+            assert!(script.contains(word), "{shell}: no {word}");
+        }
+    }
+    assert!(!lab.exists("repo"), "completions need no repository");
+}
+
+#[test]
+fn completions_for_bash_are_a_script_that_bash_accepts() {
+    let lab = Lab::bare();
+    lab.write("imgsnap.bash", lab.done(&["completions", "bash"]).as_bytes());
+    let try_it = ". ./imgsnap.bash && complete -p imgsnap && COMP_WORDS=(imgsnap roll) \
+                  COMP_CWORD=1 && _imgsnap imgsnap roll imgsnap && echo \"${COMPREPLY[@]}\"";
+    let mut bash = Command::new("bash");
+    bash.args(["--norc", "-c", try_it]).current_dir(lab.path(""));
+    let run = Run::of(&mut bash);
+    assert_eq!(run.code, Some(DONE), "{}", run.err);
+    assert_eq!(run.text().lines().last(), Some("rollback"), "{}", run.text());
+}
+
+#[test]
+fn man_writes_a_page_for_the_program_and_for_each_verb() {
+    let lab = Lab::bare();
+    assert_eq!(lab.done(&["man", "new/pages"]), "");
+    for verb in VERBS {
+        let page = String::from_utf8(lab.read(&format!("new/pages/imgsnap-{verb}.1"))).unwrap();
+        assert!(page.contains(".TH"), "{verb}: {page}");
+        assert!(page.contains(".SH SYNOPSIS"), "{verb}: {page}");
+    }
+    let page = String::from_utf8(lab.read("new/pages/imgsnap.1")).unwrap();
+    for words in [".TH", "imgsnap", "NAME@latest", "rollback"] {
+        assert!(page.contains(words), "{words}: {page}");
+    }
+    assert!(!lab.exists("repo"), "man needs no repository");
+}
+
+#[test]
+fn man_into_a_file_is_refused() {
+    let lab = Lab::bare();
+    lab.write("file", b"mine");
+    let line = lab.fails(FAILED, &["man", "file"]);
+    assert!(line.contains("cannot write to file"), "{line}");
+}
+
+#[test]
+fn a_result_that_cannot_be_written_is_a_failure() {
+    let (lab, _) = Lab::with_snapshots(1);
+    for args in [&["list"][..], &["list", "--json"], &["completions", "bash"], &["verify"]] {
+        let full = {
+            let _calm = no_fork();
+            File::options().write(true).open("/dev/full").unwrap()
+        };
+        let mut command = lab.command(args);
+        command.stdin(Stdio::null()).stdout(full).stderr(Stdio::piped());
+        let child = crate::support::spawn(&mut command);
+        let run = Run::ended(&command, child.wait_with_output().unwrap());
+        let line = run.failed(FAILED);
+        assert!(line.contains("cannot write to stdout"), "{line}");
+    }
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_is_no_error_to_complain_of() {
+    let (lab, _) = Lab::with_snapshots(1);
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut command = lab.command(&["restore", "disk@1", "-o", "-"]);
+    command.stdin(Stdio::null()).stdout(writer).stderr(Stdio::piped());
+    let child = crate::support::spawn(&mut command);
+    let run = Run::ended(&command, child.wait_with_output().unwrap());
+    assert_eq!((run.code, run.err.as_str()), (Some(FAILED), ""));
+    assert_ne!(run.code, Some(USAGE));
+}
