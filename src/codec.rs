@@ -71,11 +71,12 @@ impl FromStr for Compression {
 }
 
 impl Compression {
-    /// How many threads may compress at once: at its high levels zstd takes tens of megabytes each.
-    pub fn most_threads(self) -> usize {
+    /// How many threads may compress frames of a length at once: on large ones zstd takes tens of
+    /// megabytes each.
+    pub fn most_threads(self, frame_bytes: u64) -> usize {
         match self {
-            Self::Zstd(13..) => 1,
-            Self::Zstd(6..) => 4,
+            Self::Zstd(6..) if frame_bytes > 256 << 10 => 1,
+            Self::Zstd(_) if frame_bytes > 256 << 10 => 4,
             _ => usize::MAX,
         }
     }

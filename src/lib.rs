@@ -21,6 +21,7 @@ pub mod store;
 #[expect(unsafe_code, reason = "the one file; see its contract")]
 mod sys;
 pub mod target;
+pub use sys::share_heaps;
 pub mod units;
 pub mod verify;
 pub mod view;

@@ -206,10 +206,10 @@ fn write_pieces<'a>(
             Ok(Ready::Frame(EncodedFrame { codec, payload, block_count }))
         }
     };
-    let in_flight = context.threads() * 2;
+    let frame_bytes = header.frame_memory();
     ordered_map(
-        context.threads(),
-        in_flight,
+        context.threads().min(compression.most_threads(frame_bytes)),
+        context.in_flight(2 * frame_bytes),
         move || Ok(receiver.recv().ok()),
         encode,
         |ready| match ready {

@@ -160,6 +160,18 @@ fn page_bytes() -> usize {
     unsafe { libc::sysconf(libc::_SC_PAGESIZE) as usize }
 }
 
+/// Lets all threads share two heaps of the C library instead of one each: buffers are made by one
+/// thread and freed by another here, and each heap keeps what was once freed in it.
+///
+/// For programs, at their start; a library must not decide this for others.
+pub fn share_heaps() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: no pointers; a parameter that is not known is refused without effect.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 2);
+    }
+}
+
 /// What a lease forbids to others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lease {

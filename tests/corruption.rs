@@ -167,3 +167,44 @@ fn mend_checksums(file: &mut [u8]) {
     let crc = crc32fast::hash(&file[end..end + 508]);
     file[end + 508..end + 512].copy_from_slice(&crc.to_le_bytes());
 }
+
+/// T5: a frame with fewer blocks than its page says is damage for every path through the data.
+#[test]
+fn a_frame_that_is_too_short_is_damage() {
+    use imgsnap::delta::{DeltaWriter, EncodedFrame, Piece, Segmenter};
+    use imgsnap::digest::Hasher;
+    let maker = ChainMaker::new(recipes()[1]);
+    let (_, file) = maker.try_snapshot(&images()[0]);
+    let header = imgsnap::format::Header::decode(file[..256].try_into().unwrap()).unwrap();
+    let hasher = Hasher::new(header.algorithm, header.key);
+    let mut bytes = Vec::new();
+    let mut out = |piece: &[u8]| {
+        bytes.extend_from_slice(piece);
+        Ok(())
+    };
+    let mut writer = DeltaWriter::new(&header, &mut out).unwrap();
+    let mut segmenter = Segmenter::new(header.block_size, header.frame_blocks);
+    let mut digest = hasher.empty_image(4 * 4096);
+    for block in 0..4 {
+        // The digest of nothing, for blocks that are not there.
+        let of_block = if block == 0 { hasher.digest(&[1; 4096]) } else { hasher.digest(&[]) };
+        segmenter.data(block, of_block, &[1; 4096]);
+        digest = digest.plus(hasher.term(block, of_block));
+    }
+    for piece in segmenter.finish() {
+        match piece {
+            Piece::Table(page) => writer.table(page).unwrap(),
+            Piece::Frame { raw, .. } => {
+                let payload = raw[..4096].to_vec();
+                let codec = imgsnap::codec::Codec::Stored;
+                writer.frame(&EncodedFrame { codec, payload, block_count: 1 }).unwrap();
+            }
+        }
+    }
+    writer.finish(&maker.plan().identity, None, 4 * 4096, digest).unwrap();
+    let chain = open_chain(&[bytes]).unwrap();
+    assert_eq!(restore_chain(&chain).unwrap_err().kind(), ErrorKind::Corrupt);
+    let context = imgsnap::progress::Context::silent();
+    assert!(imgsnap::verify::verify_stored(chain.tip(), &context).is_err());
+    assert!(!imgsnap::verify::verify_blocks(chain.tip(), &context).unwrap().1.is_empty());
+}

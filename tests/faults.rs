@@ -425,3 +425,105 @@ fn head_state_is_only_a_hint() {
         assert_eq!((taken.outcome, taken.snapshot.number), (Outcome::Skipped, 2));
     }
 }
+
+/// What a repair could not use stays, whatever fails afterwards.
+#[test]
+fn files_that_a_repair_keeps_survive_a_failing_snapshot() {
+    let scene = Scene::new();
+    let disk = &scene.disk;
+    let files = disk.files();
+    let base = open(disk).unwrap().read("vm", &context()).unwrap().manifest().snapshots[0].clone();
+    disk.remove(&format!("vm/{}", base.file)).unwrap();
+    files.iter().filter(|f| f.contains("manifest.")).for_each(|f| disk.remove(f).unwrap());
+    let repaired = open(disk).unwrap().repair("vm", &context()).unwrap();
+    assert!(matches!(repaired, Repaired::Rebuilt { snapshots: 0, ref unused, .. } if unused.len() == 2));
+    let kept = || disk.files().into_iter().filter(|f| f.ends_with(".delta")).count();
+    assert_eq!(kept(), 2);
+    // Refused because it is not known which file is the live one; then because of a bad parent.
+    assert!(take(disk, &scene.image()).is_err());
+    open(disk).unwrap().relink("vm", &scene.image(), &context()).unwrap();
+    let parent = imgsnap::repository::ParentChoice::Of(At::Number(7));
+    let request = SnapshotRequest { image: scene.image(), parent, ..SnapshotRequest::default() };
+    assert!(open(disk).unwrap().snapshot(&request, &context()).is_err());
+    assert_eq!(kept(), 2);
+    take(disk, &scene.image()).unwrap();
+    assert_eq!(kept(), 3);
+}
+
+/// A delta under another name may be the only copy of a snapshot: it is no garbage.
+#[test]
+fn a_renamed_delta_file_is_never_removed() {
+    let scene = Scene::new();
+    let disk = &scene.disk;
+    let base = open(disk).unwrap().read("vm", &context()).unwrap().manifest().snapshots[0].clone();
+    let other = format!("vm/{}.delta", uuid::Uuid::from_bytes([7; 16]));
+    disk.rename_new(&format!("vm/{}", base.file), &other).unwrap();
+    open(disk).unwrap().label("vm", &At::Number(3), Some("x"), &context()).unwrap();
+    assert!(disk.get(&other).is_some());
+}
+
+/// S1: while nobody knows whether a rollback was interrupted, the image is not taken for good.
+#[test]
+fn a_damaged_head_state_refuses_a_snapshot_until_it_is_cleared() {
+    let scene = Scene::new();
+    scene.disk.put("vm/head.json", b"{\"snap");
+    let refused = take(&scene.disk, &scene.image()).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Mismatch, "{refused}");
+    assert!(refused.to_string().contains("imgsnap relink vm"), "{refused}");
+    open(&scene.disk).unwrap().relink("vm", &scene.image(), &context()).unwrap();
+    take(&scene.disk, &scene.image()).unwrap();
+}
+
+/// An open repository sees what other processes note.
+#[test]
+fn an_open_repository_sees_the_head_state_of_other_processes() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = || {
+        let disk = imgsnap::store::OsDisk::new(folder.path().join("repo"));
+        Arc::new(LocalStore::new(Arc::new(disk)))
+    };
+    std::fs::create_dir(folder.path().join("repo")).unwrap();
+    let image = folder.path().join("vm.img");
+    std::fs::write(&image, image_of(0)).unwrap();
+    let ours = Repository::init(store(), Defaults::default()).unwrap();
+    let theirs = Repository::open(store()).unwrap();
+    let request = SnapshotRequest { image: image.clone(), full_scan: true, ..SnapshotRequest::default() };
+    for _ in 0..3 {
+        let taken = theirs.snapshot(&request, &context()).unwrap();
+        assert_eq!(ours.list("vm", &context()).unwrap().head.snapshot, Some(taken.snapshot.id));
+    }
+}
+
+/// Damage in the repository is found while the image is still whole.
+#[test]
+fn a_rollback_to_a_damaged_snapshot_leaves_the_image_alone() {
+    let scene = Scene::new();
+    let manifest = open(&scene.disk).unwrap().read("vm", &context()).unwrap().manifest().clone();
+    let file = format!("vm/{}", manifest.snapshots[0].file);
+    let good = scene.disk.get(&file).unwrap();
+    let live = std::fs::read(scene.image()).unwrap();
+    let mut refused = 0;
+    for at in (256..good.len() - 512).step_by(997) {
+        for save in [false, true] {
+            let disk = scene.disk.survivor();
+            let mut bad = good.clone();
+            bad[at] ^= 1;
+            disk.put(&file, &bad);
+            let to = At::Number(1);
+            let request = RollbackRequest { name: "vm".into(), to, save, prove: false, dry_run: false };
+            match open(&disk).unwrap().rollback(&request, &context()) {
+                Err(e) => {
+                    refused += 1;
+                    assert_eq!(e.kind(), ErrorKind::Corrupt, "{e}");
+                    assert!(!e.to_string().contains("mixture"), "{e}");
+                    let head = open(&disk).unwrap().list("vm", &context()).unwrap().head;
+                    assert_eq!(head.intent, None, "byte {at}");
+                    assert!(std::fs::read(scene.image()).unwrap() == live, "byte {at}");
+                }
+                Ok(_) => assert!(std::fs::read(scene.image()).unwrap() == image_of(0), "byte {at}"),
+            }
+            scene.write_live(3);
+        }
+    }
+    assert!(refused > 10, "{refused}");
+}

@@ -80,7 +80,6 @@ fn json_of_a_label_is_the_snapshot_as_it_is_listed() {
     let (lab, _) = Lab::with_snapshots(2);
     let labelled = lab.json(&["label", "disk@2", "new"]);
     let listed = &lab.json(&["list"])[1];
-    // BUG: cli/admin.rs leaves parent_number null in what `label --json` prints.
     for (name, value) in labelled.as_object().unwrap() {
         assert_eq!(&listed[name], value, "{name}");
     }

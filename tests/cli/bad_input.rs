@@ -49,7 +49,6 @@ fn what_is_no_image_is_not_snapshotted() {
     }
 }
 
-// BUG: cli/repo.rs makes the repository before anything is known of the image.
 #[test]
 fn a_first_snapshot_that_fails_makes_no_repository() {
     let lab = Lab::bare();
@@ -235,8 +234,6 @@ fn a_renamed_delta_file_is_not_found_under_its_new_name() {
     lab.restores("disk@2", &states[1]);
 }
 
-// BUG: repository/session.rs, `reap`: any writer (here a dry run) takes the renamed file for garbage
-// and unlinks the only copy of the snapshot.
 #[test]
 fn a_renamed_delta_file_is_not_removed_by_a_writer() {
     let (lab, states) = Lab::with_snapshots(2);

@@ -232,8 +232,6 @@ fn a_reference_that_leads_out_of_the_repository_is_wrong_usage() {
     lab.ensure_untouched(&before, "a reference that leads out");
 }
 
-// BUG: repository/session.rs, `read` and `write`, do not check the name: `list ../outside` makes
-// reap.lock (and `forget` write.lock) in a folder that is not the repository's.
 #[test]
 fn a_name_that_leads_out_of_the_repository_is_refused_and_nothing_is_made_there() {
     let lab = lab();
@@ -254,7 +252,6 @@ fn a_name_that_leads_out_of_the_repository_is_refused_and_nothing_is_made_there(
     }
 }
 
-// BUG: for the same reason "disk/../disk" is called damage.
 #[test]
 fn a_name_that_is_no_name_is_not_called_damage() {
     let lab = lab();

@@ -203,7 +203,6 @@ fn parent_takes_any_snapshot_by_any_reference() {
     lab.fails(FAILED, &["snapshot", "disk.img", "--parent", "@"]);
 }
 
-// BUG: cli/snapshot.rs compares with the raw file stem, not with the name made of it.
 #[test]
 fn a_parent_by_name_is_found_for_a_file_whose_name_has_spaces() {
     let lab = Lab::new();

@@ -106,8 +106,6 @@ fn a_flipped_byte_names_the_snapshot_and_all_that_rest_on_it() {
     assert_eq!(lab.json(&["verify"])["damaged"], json!([]));
 }
 
-// BUG: repository/verify.rs reports damage of an ancestor's table page again as damage of each
-// descendant (`verify_image` reads the parent's pages).
 #[test]
 fn a_flipped_byte_in_a_table_names_the_snapshot_whose_table_it_is() {
     let (lab, _) = Lab::with_snapshots(3);
