@@ -436,7 +436,9 @@ fn files_that_a_repair_keeps_survive_a_failing_snapshot() {
     disk.remove(&format!("vm/{}", base.file)).unwrap();
     files.iter().filter(|f| f.contains("manifest.")).for_each(|f| disk.remove(f).unwrap());
     let repaired = open(disk).unwrap().repair("vm", &context()).unwrap();
-    assert!(matches!(repaired, Repaired::Rebuilt { snapshots: 0, ref unused, .. } if unused.len() == 2));
+    assert!(
+        matches!(repaired, Repaired::Rebuilt { snapshots: 0, ref unused, .. } if unused.len() == 2)
+    );
     let kept = || disk.files().into_iter().filter(|f| f.ends_with(".delta")).count();
     assert_eq!(kept(), 2);
     // Refused because it is not known which file is the live one; then because of a bad parent.
@@ -487,7 +489,8 @@ fn an_open_repository_sees_the_head_state_of_other_processes() {
     std::fs::write(&image, image_of(0)).unwrap();
     let ours = Repository::init(store(), Defaults::default()).unwrap();
     let theirs = Repository::open(store()).unwrap();
-    let request = SnapshotRequest { image: image.clone(), full_scan: true, ..SnapshotRequest::default() };
+    let request =
+        SnapshotRequest { image: image.clone(), full_scan: true, ..SnapshotRequest::default() };
     for _ in 0..3 {
         let taken = theirs.snapshot(&request, &context()).unwrap();
         assert_eq!(ours.list("vm", &context()).unwrap().head.snapshot, Some(taken.snapshot.id));
@@ -510,7 +513,8 @@ fn a_rollback_to_a_damaged_snapshot_leaves_the_image_alone() {
             bad[at] ^= 1;
             disk.put(&file, &bad);
             let to = At::Number(1);
-            let request = RollbackRequest { name: "vm".into(), to, save, prove: false, dry_run: false };
+            let request =
+                RollbackRequest { name: "vm".into(), to, save, prove: false, dry_run: false };
             match open(&disk).unwrap().rollback(&request, &context()) {
                 Err(e) => {
                     refused += 1;
