@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use support::crash_disk::CrashDisk;
-use support::{Numbers, text};
+use support::{Random, text};
 
 /// What a repository holds, as a user sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -121,7 +121,7 @@ fn survive(scene: &Scene, verb: Verb<'_>) {
     let after = visible(&done).unwrap();
     let count = done.operations();
     assert!(count > 2, "a verb with {count} operations");
-    let mut numbers = Numbers(7);
+    let mut numbers = Random(7);
     for operation in 1..=count {
         let failing = scene.disk.survivor();
         failing.fail_at(operation);
@@ -436,9 +436,8 @@ fn files_that_a_repair_keeps_survive_a_failing_snapshot() {
     disk.remove(&format!("vm/{}", base.file)).unwrap();
     files.iter().filter(|f| f.contains("manifest.")).for_each(|f| disk.remove(f).unwrap());
     let repaired = open(disk).unwrap().repair("vm", &context()).unwrap();
-    assert!(
-        matches!(repaired, Repaired::Rebuilt { snapshots: 0, ref unused, .. } if unused.len() == 2)
-    );
+    let Repaired::Rebuilt { snapshots: 0, unused, .. } = repaired else { panic!("{repaired:?}") };
+    assert_eq!(unused.len(), 2);
     let kept = || disk.files().into_iter().filter(|f| f.ends_with(".delta")).count();
     assert_eq!(kept(), 2);
     // Refused because it is not known which file is the live one; then because of a bad parent.

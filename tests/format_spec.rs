@@ -271,7 +271,7 @@ fn the_writer_cuts_as_the_specification_says() {
     }
     let base = ChainMaker::new(Recipe::default());
     let mut scattered = vec![0; 4096 * 9000];
-    let mut numbers = support::Numbers(5);
+    let mut numbers = support::Random(5);
     for block in (0..9000).filter(|b| b % 3 != 0) {
         scattered[block * 4096..block * 4096 + 8].copy_from_slice(&numbers.next().to_le_bytes());
     }

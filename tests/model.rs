@@ -198,7 +198,7 @@ impl Bench {
     fn run(&mut self, step: &Step) {
         match *step {
             Step::Write { at, blocks, seed } => {
-                let bytes = support::Numbers(seed.into()).bytes(1 + blocks as usize * 4000);
+                let bytes = support::Random(seed.into()).bytes(1 + blocks as usize * 4000);
                 self.write(at, &bytes);
             }
             Step::Zero { at, blocks } => self.write(at, &vec![0; 1 + blocks as usize * 4096]),

@@ -91,10 +91,7 @@ pub fn repair(
     printer: &Printer,
     context: &Context,
 ) -> Result<ExitCode> {
-    let names = match name {
-        Some(name) => vec![name.to_owned()],
-        None => repository.names()?,
-    };
+    let names = repo::names(repository, name)?;
     for name in names {
         match repository.repair(&name, context)? {
             Repaired::Nothing if printer.is_json() => {

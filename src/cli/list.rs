@@ -1,7 +1,7 @@
 //! `imgsnap list` and `imgsnap show`
 
 use super::printer::Printer;
-use super::{exit, output};
+use super::{exit, output, repo};
 use imgsnap::error::Result;
 use imgsnap::manifest::Snapshot;
 use imgsnap::progress::Context;
@@ -41,10 +41,7 @@ pub fn list(
     printer: &Printer,
     context: &Context,
 ) -> Result<ExitCode> {
-    let names = match name {
-        Some(name) => vec![name.to_owned()],
-        None => repository.names()?,
-    };
+    let names = repo::names(repository, name)?;
     let mut values = Vec::new();
     let mut damage = None;
     if names.is_empty() && !printer.is_json() {

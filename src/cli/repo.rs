@@ -72,6 +72,14 @@ pub fn create(repo: Option<&Path>, defaults: Defaults) -> Result<Repository> {
     Repository::init(store(path), defaults)
 }
 
+/// The image that is named, or all of them.
+pub fn names(repository: &Repository, name: Option<&str>) -> Result<Vec<String>> {
+    match name {
+        Some(name) => Ok(vec![name.to_owned()]),
+        None => repository.names(),
+    }
+}
+
 /// The snapshot `NAME@WHICH` with the size of its file, for a line.
 pub fn with_size(name: &str, number: u64, file_bytes: u64) -> String {
     format!("{name}@{number} ({})", output::bytes(file_bytes))

@@ -10,6 +10,8 @@ mod bad_input;
 mod diff;
 mod init;
 mod list;
+#[path = "../support/random.rs"]
+mod random;
 mod restore;
 mod rollback;
 mod shared;

@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that fails says where")]
 
+pub use crate::random::{Random, wait_until};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -12,7 +13,6 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
-use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 pub const KIB: usize = 1 << 10;
@@ -378,18 +378,6 @@ impl Drop for Started {
     }
 }
 
-/// True as soon as it is so; false after a while.
-pub fn wait_until(mut is_so: impl FnMut() -> bool) -> bool {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while Instant::now() < deadline {
-        if is_so() {
-            return true;
-        }
-        std::thread::sleep(Duration::from_millis(2));
-    }
-    false
-}
-
 /// A whole number in JSON, as byte counts must be.
 #[track_caller]
 pub fn integer(value: &Value, name: &str) -> u64 {
@@ -410,24 +398,9 @@ pub fn same(found: &[u8], wanted: &[u8], what: &str) {
     }
 }
 
-/// A seeded sequence of numbers (SplitMix64).
-pub struct Random(pub u64);
-
-impl Random {
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-}
-
 /// Bytes that do not compress.
 pub fn noise(seed: u64, bytes: usize) -> Vec<u8> {
-    let mut random = Random(seed);
-    let words = (0..bytes.div_ceil(8)).flat_map(|_| random.next().to_le_bytes());
-    words.take(bytes).collect()
+    Random(seed).bytes(bytes)
 }
 
 /// A disk: of each 32 KiB a part is noise, a part text, a part zeros.

@@ -3,38 +3,20 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that fails says where")]
 
 use crate::kit::no_fork;
+pub use crate::random::Random;
 use nix::unistd::{Whence, lseek64};
 use std::fs::File;
 use std::io::{Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, MetadataExt};
 
-/// A seeded sequence of numbers (SplitMix64).
-pub struct Random(pub u64);
-
-impl Random {
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// One of 0..bound.
-    pub fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
-    }
-
-    pub fn pick<T: Copy>(&mut self, of: &[T]) -> T {
-        of[usize::try_from(self.below(of.len() as u64)).unwrap()]
-    }
-}
-
 /// Bytes that do not compress.
 pub fn noise(seed: u64, bytes: u64) -> Vec<u8> {
-    let mut random = Random(seed);
-    let words = (0..bytes.div_ceil(8)).flat_map(|_| random.next().to_le_bytes());
-    words.take(usize::try_from(bytes).unwrap()).collect()
+    Random(seed).bytes(usize::try_from(bytes).unwrap())
+}
+
+/// One of them.
+pub fn pick<T: Copy>(random: &mut Random, of: &[T]) -> T {
+    of[usize::try_from(random.below(of.len() as u64)).unwrap()]
 }
 
 /// Bytes that compress, slowly.

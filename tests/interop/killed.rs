@@ -138,7 +138,7 @@ impl Trial {
 
     fn any_known(&mut self) -> u64 {
         let numbers: Vec<u64> = self.known.keys().copied().collect();
-        self.random.pick(&numbers)
+        pick(&mut self.random, &numbers)
     }
 
     fn snapshot(&mut self) {

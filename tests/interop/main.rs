@@ -13,6 +13,8 @@ mod full_disk;
 mod killed;
 mod kit;
 mod qemu;
+#[path = "../support/random.rs"]
+mod random;
 mod read_only;
 mod sparse;
 mod truncated;

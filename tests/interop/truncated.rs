@@ -36,8 +36,8 @@ fn image_truncated_by_somebody_who_has_it_open_is_not_stored() {
     for round in 0..24 {
         file.set_len(BYTES).unwrap();
         file.write_all_at(&bytes, 0).unwrap();
-        let threads = random.pick(&["1", "2", "4"]);
-        let cut = random.pick(&[BYTES - 1, BYTES / 2, 4096, 0]);
+        let threads = pick(&mut random, &["1", "2", "4"]);
+        let cut = pick(&mut random, &[BYTES - 1, BYTES / 2, 4096, 0]);
         let mut snapshot = lab.start(&["snapshot", &image, "--full-scan", "--threads", threads]);
         assert!(snapshot.stop_when_it_locks("OFDLCK", &image), "it holds no lock bytes");
         snapshot.signal(Signal::SIGCONT);

@@ -11,6 +11,9 @@
 
 pub mod crash_disk;
 pub mod naive_reader;
+pub mod random;
+
+pub use random::Random;
 
 use imgsnap::chain::Chain;
 use imgsnap::codec::Compression;
@@ -70,30 +73,9 @@ impl Source for MemorySource {
     }
 }
 
-/// Numbers that look random and are the same every time.
-pub struct Numbers(pub u64);
-
-impl Numbers {
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    pub fn below(&mut self, limit: u64) -> u64 {
-        self.next() % limit.max(1)
-    }
-
-    pub fn bytes(&mut self, length: usize) -> Vec<u8> {
-        (0..length.div_ceil(8)).flat_map(|_| self.next().to_le_bytes()).take(length).collect()
-    }
-}
-
 /// Words of text: compressible, and no two blocks alike.
 pub fn text(length: usize, seed: u64) -> Vec<u8> {
-    let mut numbers = Numbers(seed);
+    let mut numbers = Random(seed);
     let mut out = Vec::with_capacity(length + 16);
     while out.len() < length {
         out.extend_from_slice(format!("word{} ", numbers.below(500)).as_bytes());
