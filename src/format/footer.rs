@@ -123,7 +123,7 @@ pub struct Footer {
 }
 
 impl Footer {
-    /// The bytes of the footer. The label must have been checked with [`check_label`].
+    /// The bytes of the footer. The label must have at most [`MAX_LABEL_BYTES`].
     pub fn encode(&self) -> [u8; FOOTER_BYTES] {
         let parent = self.parent.unwrap_or(Lineage {
             parent_id: Uuid::nil(),
