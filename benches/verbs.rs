@@ -65,6 +65,8 @@ fn verbs(c: &mut Criterion) {
     for index in 0..IMAGE_BYTES / 4096 {
         file.write_all_at(&block(index), index * 4096).unwrap();
     }
+    // An image that is open for writing is refused.
+    drop(file);
     std::fs::create_dir(folder.path().join("repo")).unwrap();
     let disk = Arc::new(OsDisk::new(folder.path().join("repo")));
     let repository =
