@@ -11,6 +11,7 @@ use std::io::{Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 /// A raw image, held against writers for as long as it is open.
 pub struct RawFile {
@@ -21,6 +22,7 @@ pub struct RawFile {
     guard: ImageGuard,
     opened: (i64, i64, i64, i64),
     can_populate: AtomicBool,
+    cold: Cold,
     /// We wrote to it ourselves: its times say nothing about others any more.
     is_written: AtomicBool,
 }
@@ -68,7 +70,18 @@ impl RawFile {
         let can_populate = AtomicBool::new(true);
         let path = path.into();
         let is_written = AtomicBool::new(false);
-        Ok(Self { file, path, image_bytes, is_device, guard, opened, can_populate, is_written })
+        let cold = Cold::default();
+        Ok(Self {
+            file,
+            path,
+            image_bytes,
+            is_device,
+            guard,
+            opened,
+            can_populate,
+            cold,
+            is_written,
+        })
     }
 
     /// The open file, for a target that writes the same image.
@@ -186,7 +199,8 @@ impl Source for RawFile {
         buffer: &'a mut Vec<u8>,
     ) -> Result<Window<'a>> {
         if self.can_populate.load(Ordering::Relaxed) {
-            let forget = Forget::unless_cached(&self.file, offset, bytes as u64);
+            let cold = self.cold.is_cold(&self.file, offset, self.image_bytes);
+            let forget = cold.then(|| Forget { file: &self.file, offset, bytes: bytes as u64 });
             match MappedWindow::new(&self.file, offset, bytes) {
                 Ok(window) => return Ok(Window::Mapped(window, forget)),
                 Err(e) if e.raw_os_error() == Some(libc::EINVAL) => {
@@ -220,22 +234,39 @@ impl Source for RawFile {
 /// The page cache is left as it was found: what others had cached stays, what only we read goes. A
 /// backup that throws the working set of the host out of memory is a bad guest.
 ///
-/// Drops a range from the cache when it is dropped itself, which must be after the range was
-/// unmapped.
+/// Drops a range from the cache when it is dropped itself, which must be after the range was unmapped.
 pub struct Forget<'a> {
     file: &'a File,
     offset: u64,
     bytes: u64,
 }
 
-impl<'a> Forget<'a> {
-    /// None if the range was cached before. Looks only at its end, where readahead for the range
-    /// before does not reach: on a warm image this must cost nothing next to reading it.
-    fn unless_cached(file: &'a File, offset: u64, bytes: u64) -> Option<Self> {
-        const LOOK: u64 = 64 << 10;
-        let look = LOOK.min(bytes);
-        let cached = sys::cached_pages(file, offset + bytes - look, look)?;
-        (cached == 0).then_some(Self { file, offset, bytes })
+/// In which parts of the file nothing was cached before we came. It is decided once for each part,
+/// when its first byte is read, by a look at places that readahead for what we read before (some
+/// megabytes) does not reach; looking everywhere would cost more than reading.
+#[derive(Default)]
+struct Cold(Mutex<Vec<(u64, bool)>>);
+
+impl Cold {
+    const PART_BYTES: u64 = 128 << 20;
+    const LOOK_BYTES: u64 = 64 << 10;
+
+    fn is_cold(&self, file: &File, offset: u64, image_bytes: u64) -> bool {
+        let part = offset / Self::PART_BYTES;
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, cold)) = known.iter().find(|(number, _)| *number == part) {
+            return *cold;
+        }
+        let start = part * Self::PART_BYTES;
+        let bytes = Self::PART_BYTES.min(image_bytes - start);
+        let looks =
+            [bytes / 2, bytes / 8 * 5, bytes / 4 * 3, bytes.saturating_sub(Self::LOOK_BYTES)];
+        let is_empty = |at: &u64| sys::cached_pages(file, start + at, Self::LOOK_BYTES) == Some(0);
+        let cold = looks.iter().all(is_empty);
+        // The threads are never far apart.
+        known.truncate(3);
+        known.insert(0, (part, cold));
+        cold
     }
 }
 
@@ -246,5 +277,45 @@ impl Drop for Forget<'_> {
         if posix_fadvise(self.file, offset, bytes, advice).is_err() {
             // Only advice: a file system that does not take it keeps the pages.
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    #[test]
+    fn the_page_cache_is_left_as_it_was_found() {
+        const BYTES: u64 = 4 << 20;
+        let mut named = tempfile::NamedTempFile::new().unwrap();
+        named.write_all(&vec![7; BYTES as usize]).unwrap();
+        named.as_file().sync_all().unwrap();
+        let path = named.into_temp_path();
+        let cached = || sys::cached_pages(&File::open(&path).unwrap(), 0, BYTES);
+        let Some(1..) = cached() else {
+            println!("skipped: this kernel does not tell what is cached");
+            return;
+        };
+        let warm = cached();
+        let source = RawFile::open(&path).unwrap();
+        let mut buffer = Vec::new();
+        let window = source.read(0, BYTES as usize / 2, &mut buffer).unwrap();
+        assert_eq!(cached(), warm, "what was cached stays, already before it is read");
+        drop(window);
+        assert_eq!(cached(), warm, "and after it was read");
+        let source = RawFile::open(&path).unwrap();
+        let drop_all = PosixFadviseAdvice::POSIX_FADV_DONTNEED;
+        posix_fadvise(&source.file, 0, 0, drop_all).unwrap();
+        if cached() != Some(0) {
+            println!("skipped: this file system keeps its pages");
+            return;
+        }
+        for offset in [0, BYTES / 2] {
+            let window = source.read(offset, BYTES as usize / 2, &mut buffer).unwrap();
+            assert!(window.bytes().iter().all(|&b| b == 7));
+        }
+        let left = cached().unwrap();
+        assert!(left < BYTES / 4096 / 2, "{left} pages were left behind");
     }
 }
