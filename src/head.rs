@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 /// The head state of an image.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Head {
     /// The snapshot that the live image last equalled.
     pub snapshot: Option<Uuid>,
@@ -20,6 +21,7 @@ pub struct Head {
 
 /// A rollback that has begun.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct RollbackIntent {
     /// Where to.
     pub target: Uuid,

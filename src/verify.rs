@@ -99,7 +99,10 @@ fn verify_batch(geometry: Geometry, batch: Batch) -> Vec<Error> {
             let range = BlockRange { first: block, count: 1 };
             span.within(range).into_iter().for_each(|part| one.push(part));
             if let Err(error) = decode_batch(geometry, one) {
-                found.push(error);
+                // A damaged frame is one finding, not one for each of its blocks.
+                if found.last().map(Error::to_string) != Some(error.to_string()) {
+                    found.push(error);
+                }
             }
         }
     }

@@ -179,7 +179,7 @@ pub struct Restore {
     /// Replace an existing file; write to a device
     #[arg(short, long)]
     pub force: bool,
-    /// Only a part of the image, as in 1M+64K
+    /// Only a part of the image, as in 1M+64K; it begins where the output begins
     #[arg(long, value_name = "OFFSET+LENGTH", value_parser = parse_range)]
     pub range: Option<ByteRange>,
 }

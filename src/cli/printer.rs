@@ -88,8 +88,8 @@ impl Progress for Bars {
         if self.quiet || !std::io::stderr().is_terminal() {
             return;
         }
-        let template = "{prefix:>10} [{bar:32}] {percent:>3} %  {binary_bytes} of {binary_total_bytes}  \
-                        {binary_bytes_per_sec}  {eta} left";
+        let template =
+            "{prefix:>9} [{wide_bar}] {percent:>3} %  {binary_bytes_per_sec}  {eta} left";
         let style = ProgressStyle::with_template(template)
             .unwrap_or_else(|_| ProgressStyle::default_bar())
             .progress_chars("=> ");

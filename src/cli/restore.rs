@@ -70,7 +70,7 @@ pub fn run(
         output::bytes(restored.bytes),
         output::bytes(restored.data_bytes),
         output::duration(seconds),
-        output::rate(restored.bytes, seconds),
+        output::rate(restored.data_bytes, seconds),
     );
     if to_stdout {
         // Stdout is the image.

@@ -82,11 +82,7 @@ fn describe(taken: &SnapshotOutcome) -> String {
             taken.parent_number.unwrap_or(0)
         ),
         0 => format!("nothing to read in {took}"),
-        read => format!(
-            "{} read, {took}, {}",
-            output::bytes(read),
-            output::rate(s.image_bytes, seconds)
-        ),
+        read => format!("{} read, {took}, {}", output::bytes(read), output::rate(read, seconds)),
     };
     let blocks = output::plural(s.changed_blocks, "block");
     let rows = [

@@ -117,7 +117,12 @@ impl Header {
         if wire.magic != MAGIC {
             return Err(Error::corrupt("not a delta file (its first bytes are not IMGSNAP)"));
         }
-        if wire.version.get() != VERSION || wire.header_bytes.get() != HEADER_BYTES as u32 {
+        if wire.version.get() < VERSION
+            || (wire.version.get() == VERSION && wire.header_bytes.get() != HEADER_BYTES as u32)
+        {
+            return Err(Error::corrupt("header: its version is damaged"));
+        }
+        if wire.version.get() > VERSION {
             let what = format!("delta format version {}, this program knows 1", wire.version);
             return Err(later(what));
         }

@@ -8,7 +8,7 @@
 //! mixture, and the intent says so: the next rollback does not save it, and finds what differs by a
 //! scan.
 
-use super::snapshot::{absolute, is_believed};
+use super::snapshot::{absolute, is_believed, warn_if_unguarded};
 use super::{At, Repository, SnapshotRequest, reference};
 use crate::chain::Chain;
 use crate::error::{Error, ErrorKind, Result};
@@ -98,6 +98,7 @@ impl Repository {
             )),
             _ => e,
         })?;
+        warn_if_unguarded(&image, context);
         let chain = self.open_chain(&writer.manifest, target.id)?;
         check_device(&image, &chain)?;
         let resumed = writer.head.intent.is_some();
@@ -155,7 +156,9 @@ impl Repository {
             // The file may have another length than when it was opened.
             drop(image);
             let image = RawFile::open_to_write(&outcome.image)?;
-            prove(&image, &chain, context)?;
+            prove(&image, &chain, context).map_err(|e| {
+                e.hint("all was written, but it is not proved; run the rollback again")
+            })?;
             self.end_rollback(&mut writer, target.id, &image, context)?;
         } else {
             self.end_rollback(&mut writer, target.id, &image, context)?;

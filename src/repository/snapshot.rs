@@ -93,6 +93,7 @@ impl Repository {
         manifest::check_name(&name)?;
         request.label.as_deref().map_or(Ok(()), check_label)?;
         let image = RawFile::open(&path)?;
+        warn_if_unguarded(&image, context);
         if request.dry_run {
             let (manifest, head) = match self.read(&name, context) {
                 Err(e) if e.kind() == ErrorKind::NotFound => {
@@ -323,6 +324,17 @@ impl Prepared {
     fn outcome(&self, name: &str, snapshot: Snapshot, outcome: Outcome) -> SnapshotOutcome {
         let (believed, parent_number) = (self.believed, self.parent_number);
         SnapshotOutcome { name: name.into(), snapshot, outcome, believed, parent_number }
+    }
+}
+
+/// Who does not own a file cannot ask the kernel whether others write to it.
+pub(super) fn warn_if_unguarded(image: &RawFile, context: &Context) {
+    if !image.is_guarded() {
+        context.progress().warn(&format!(
+            "{}: no lease is to be had (another owner, or the file system), so a program that has it \
+             open for writing is noticed only by the file's times",
+            image.path().display()
+        ));
     }
 }
 

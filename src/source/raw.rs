@@ -106,6 +106,11 @@ impl RawFile {
         self.guard.is_held(&self.file).then_some(stat)
     }
 
+    /// True if the system keeps writers off: then nobody can have changed it unnoticed.
+    pub fn is_guarded(&self) -> bool {
+        self.is_device || self.guard.is_held(&self.file)
+    }
+
     /// To be called before the first write of our own.
     ///
     /// # Errors
