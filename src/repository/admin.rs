@@ -91,6 +91,11 @@ impl Repository {
     pub fn relink(&self, name: &str, image: &Path, context: &Context) -> Result<PathBuf> {
         let path = absolute(image)?;
         drop(RawFile::open(&path)?);
+        if let Some(other) = self.name_of_source(&path, context)?.filter(|other| other != name) {
+            let what = format!("{} is the live file of \"{other}\"", path.display());
+            return Err(Error::new(ErrorKind::AlreadyExists, what)
+                .hint("a rollback of one would destroy the other; name another file"));
+        }
         let writer = self.write(name, context)?;
         let mut next = writer.manifest.clone();
         next.source = Some(path.clone());
