@@ -43,7 +43,7 @@ pub fn restore(
     context: &Context,
 ) -> Result<Restored> {
     let geometry = chain.geometry();
-    let part = check_range(range, geometry)?;
+    let part = check_range(range, geometry.image_bytes)?;
     let size = u64::from(geometry.block_size.bytes());
     let blocks = BlockRange::between(part.offset / size, (part.offset + part.bytes).div_ceil(size));
     let mut cursor = chain.cursor()?;
@@ -77,8 +77,11 @@ pub fn restore(
     Ok(Restored { bytes: part.bytes, data_bytes, proved: whole })
 }
 
-fn check_range(range: Option<ByteRange>, geometry: Geometry) -> Result<ByteRange> {
-    let image_bytes = geometry.image_bytes;
+/// The part of an image of `image_bytes` bytes that is meant: all of it if none is named.
+///
+/// # Errors
+/// `InvalidInput` if it is empty or not within the image.
+pub fn check_range(range: Option<ByteRange>, image_bytes: u64) -> Result<ByteRange> {
     let Some(range) = range else { return Ok(ByteRange { offset: 0, bytes: image_bytes }) };
     let end = range.offset.checked_add(range.bytes);
     if range.bytes == 0 || end.is_none_or(|end| end > image_bytes) {

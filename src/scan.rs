@@ -299,26 +299,9 @@ impl Examiner<'_> {
     fn zeros(&self, job: &Job, range: BlockRange, changes: &mut Changes) {
         let image_end = self.geometry.block_count();
         for span in job.spans.iter().filter_map(|span| span.within(range)) {
-            self.pass(&span, changes);
+            changes.old_terms = changes.old_terms.wrapping_add(span.terms(self.hasher));
             if !matches!(span.state, State::Zero) || span.blocks.first >= image_end {
                 changes.zero(span.blocks);
-            }
-        }
-    }
-
-    /// Adds the terms of a span of the index that is gone.
-    fn pass(&self, span: &Span, changes: &mut Changes) {
-        let mut add = |block, digest| {
-            changes.old_terms = changes.old_terms.wrapping_add(self.hasher.term(block, digest));
-        };
-        match &span.state {
-            State::Zero => {}
-            State::Unread => {
-                (span.blocks.first..span.blocks.end()).for_each(|b| add(b, Digest::UNREAD));
-            }
-            State::Data { .. } => {
-                let blocks = span.blocks.first..;
-                blocks.zip(span.digests()).for_each(|(block, digest)| add(block, *digest));
             }
         }
     }

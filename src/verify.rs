@@ -159,7 +159,7 @@ pub fn verify_image(delta: &Arc<Delta>, parent: Option<&Chain>, context: &Contex
         if let Some(before) = &mut before {
             before.seek(blocks.first);
             while let Some(span) = before.next(blocks.end())? {
-                digest = digest.minus(terms_of(&span, hasher));
+                digest = digest.minus(span.terms(hasher));
             }
         }
         cursor.advance()?;
@@ -172,22 +172,4 @@ pub fn verify_image(delta: &Arc<Delta>, parent: Option<&Chain>, context: &Contex
         return wrong("the image digest differs");
     }
     Ok(())
-}
-
-fn terms_of(span: &Span, hasher: &crate::digest::Hasher) -> u128 {
-    let mut sum = 0u128;
-    match &span.state {
-        State::Zero => {}
-        State::Unread => {
-            for block in span.blocks.first..span.blocks.end() {
-                sum = sum.wrapping_add(hasher.term(block, Digest::UNREAD));
-            }
-        }
-        State::Data { .. } => {
-            for (block, digest) in (span.blocks.first..).zip(span.digests()) {
-                sum = sum.wrapping_add(hasher.term(block, *digest));
-            }
-        }
-    }
-    sum
 }

@@ -7,7 +7,7 @@
 //! its pages are skipped.
 
 use crate::delta::{Delta, TableCursor};
-use crate::digest::Digest;
+use crate::digest::{Digest, Hasher};
 use crate::error::Result;
 use crate::format::{RunKind, TablePage};
 use crate::units::BlockRange;
@@ -51,6 +51,17 @@ impl Span {
                 page.digests.get(first..first + self.blocks.count as usize).unwrap_or_default()
             }
             _ => &[],
+        }
+    }
+
+    /// The sum of the terms of its blocks (FORMAT.md D2, D4).
+    pub fn terms(&self, hasher: &Hasher) -> u128 {
+        let blocks = self.blocks.first..self.blocks.end();
+        let add = |sum: u128, (block, digest)| sum.wrapping_add(hasher.term(block, digest));
+        match &self.state {
+            State::Zero => 0,
+            State::Unread => blocks.map(|block| (block, Digest::UNREAD)).fold(0, add),
+            State::Data { .. } => blocks.zip(self.digests().iter().copied()).fold(0, add),
         }
     }
 

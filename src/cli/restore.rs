@@ -6,7 +6,7 @@ use super::{exit, output};
 use imgsnap::error::{Error, ErrorKind, Result};
 use imgsnap::progress::Context;
 use imgsnap::repository::Repository;
-use imgsnap::restore::{ByteRange, restore};
+use imgsnap::restore::{check_range, restore};
 use imgsnap::source::{RawFile, Source};
 use imgsnap::target::{InPlace, NewFile, Stream};
 use serde_json::json;
@@ -27,8 +27,8 @@ pub fn run(
     let snapshot = reader.find(&verb.reference.at)?.clone();
     let chain = repository.chain(&reader, snapshot.id)?;
     let name = format!("{}@{}", verb.reference.name, snapshot.number);
-    let bytes = verb.range.map_or(snapshot.image_bytes, |range| range.bytes);
-    check_range(verb.range, snapshot.image_bytes)?;
+    // Before a target of that length is made.
+    let bytes = check_range(verb.range, snapshot.image_bytes)?.bytes;
     let to_stdout = verb.output == Path::new("-");
     let restored = if to_stdout {
         if std::io::stdout().is_terminal() {
@@ -91,18 +91,6 @@ pub fn run(
         printer.line(&line)?;
     }
     Ok(exit::DONE)
-}
-
-/// Before a target of that length is made.
-fn check_range(range: Option<ByteRange>, image_bytes: u64) -> Result<()> {
-    let Some(ByteRange { offset, bytes }) = range else { return Ok(()) };
-    if offset.checked_add(bytes).is_none_or(|end| end > image_bytes) {
-        let what = format!("the range {offset}+{bytes} is not within the image");
-        return Err(
-            Error::new(ErrorKind::InvalidInput, what).hint(format!("it has {image_bytes} bytes"))
-        );
-    }
-    Ok(())
 }
 
 fn is_device(path: &Path) -> bool {

@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::format::footer::FOOTER_BYTES;
 use crate::format::header::HEADER_BYTES;
 use crate::format::record::{RECORD_HEAD_BYTES, RecordHead};
-use crate::format::{Counts, FrameRef, RecordKind, RunKind};
+use crate::format::{Counts, FrameRef, RecordKind};
 use crate::progress::Context;
 
 /// Checks the checksum of each record, that records follow each other and agree with the pages and
@@ -96,14 +96,7 @@ impl<'a> Walk<'a> {
                 }
                 self.end_block = page.bounds().end();
                 self.counts.tables += 1;
-                for run in &page.runs {
-                    let counter = match run.kind {
-                        RunKind::Data => &mut self.counts.data_blocks,
-                        RunKind::Zero => &mut self.counts.zero_blocks,
-                        RunKind::Unread => &mut self.counts.unread_blocks,
-                    };
-                    *counter += run.blocks.count;
-                }
+                page.runs.iter().for_each(|run| self.counts.add_run(run));
             }
         }
         Ok(())

@@ -7,7 +7,7 @@ use crate::format::footer::FOOTER_BYTES;
 use crate::format::record::MAX_LEVEL;
 use crate::format::{
     ChildRef, Counts, Footer, FrameRef, Header, IndexPage, Lineage, RecordHead, RecordKind,
-    RootRef, RunKind, TablePage,
+    RootRef, TablePage,
 };
 use crate::units::BlockRange;
 use uuid::Uuid;
@@ -92,14 +92,7 @@ impl<'a> DeltaWriter<'a> {
     /// Ends the current segment with its page.
     pub fn table(&mut self, mut page: TablePage) -> Result<()> {
         page.frames = std::mem::take(&mut self.pending);
-        for run in &page.runs {
-            let counter = match run.kind {
-                RunKind::Data => &mut self.counts.data_blocks,
-                RunKind::Zero => &mut self.counts.zero_blocks,
-                RunKind::Unread => &mut self.counts.unread_blocks,
-            };
-            *counter += run.blocks.count;
-        }
+        page.runs.iter().for_each(|run| self.counts.add_run(run));
         let place = self.record(RecordKind::Table, &page.encode())?;
         self.counts.tables += 1;
         self.child(0, page.bounds(), place)

@@ -2,6 +2,7 @@
 
 use super::crc32;
 use super::header::HEADER_BYTES;
+use super::table::{Run, RunKind};
 use crate::digest::{Digest, ImageDigest};
 use crate::error::{Error, Result};
 use crate::units::MAX_IMAGE_BYTES;
@@ -80,6 +81,18 @@ pub struct Counts {
     pub tables: u64,
     /// INDX records.
     pub indexes: u64,
+}
+
+impl Counts {
+    /// Adds the blocks of a run.
+    pub fn add_run(&mut self, run: &Run) {
+        let counter = match run.kind {
+            RunKind::Data => &mut self.data_blocks,
+            RunKind::Zero => &mut self.zero_blocks,
+            RunKind::Unread => &mut self.unread_blocks,
+        };
+        *counter += run.blocks.count;
+    }
 }
 
 /// Where the root page is.
