@@ -133,30 +133,35 @@ fn failed(error: &dyn fmt::Display) -> Error {
 /// # Errors
 /// `Corrupt` if the payload does not decode to that length.
 pub fn decode(codec: Codec, payload: Vec<u8>, raw_bytes: usize) -> Result<Vec<u8>> {
-    let length = |n: usize| {
-        let what = format!("the frame decodes to {n} bytes instead of {raw_bytes}");
-        if n == raw_bytes { Ok(()) } else { Err(Error::corrupt(what)) }
-    };
-    match codec {
-        Codec::Stored => {
-            length(payload.len())?;
-            Ok(payload)
-        }
-        Codec::Lz4 => {
-            let mut raw = vec![0; raw_bytes];
-            let got = lz4_flex::block::decompress_into(&payload, &mut raw)
-                .map_err(|e| Error::corrupt(format!("the frame does not decode: {e}")))?;
-            length(got)?;
-            Ok(raw)
-        }
-        Codec::Zstd => {
-            let mut raw = vec![0; raw_bytes];
-            let got = zstd::bulk::decompress_to_buffer(&payload, raw.as_mut_slice())
-                .map_err(|e| Error::corrupt(format!("the frame does not decode: {e}")))?;
-            length(got)?;
-            Ok(raw)
-        }
+    if codec == Codec::Stored && payload.len() == raw_bytes {
+        return Ok(payload);
     }
+    let mut raw = vec![0; raw_bytes];
+    decode_into(codec, &payload, &mut raw)?;
+    Ok(raw)
+}
+
+/// Decodes a payload to exactly the length of `raw`.
+///
+/// # Errors
+/// `Corrupt` if the payload does not decode to that length.
+pub fn decode_into(codec: Codec, payload: &[u8], raw: &mut [u8]) -> Result<()> {
+    let failed = |e: &dyn fmt::Display| Error::corrupt(format!("the frame does not decode: {e}"));
+    let length = match codec {
+        Codec::Stored => {
+            if payload.len() == raw.len() {
+                raw.copy_from_slice(payload);
+            }
+            payload.len()
+        }
+        Codec::Lz4 => lz4_flex::block::decompress_into(payload, raw).map_err(|e| failed(&e))?,
+        Codec::Zstd => zstd::bulk::decompress_to_buffer(payload, raw).map_err(|e| failed(&e))?,
+    };
+    if length != raw.len() {
+        let what = format!("the frame decodes to {length} bytes instead of {}", raw.len());
+        return Err(Error::corrupt(what));
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -119,10 +119,10 @@ fn by_tables(one: &Chain, other: &Chain, context: &Context) -> Result<Difference
     let longer = Geometry::new(one.geometry().block_size, sizes.0.max(sizes.1))?;
     let (mut difference, geometry) = Difference::new(longer, sizes);
     difference.from_tables = true;
-    let mut comparison = Comparison::new(one, other)?;
-    while let Some((_, spans)) = comparison.step()? {
+    let mut comparison = Comparison::new(one, other);
+    while let Some((_, different)) = comparison.step()? {
         context.check()?;
-        for span in spans {
+        for span in different.spans {
             difference.add(geometry, span.blocks);
         }
     }
@@ -141,7 +141,7 @@ fn by_digest(
     let ordered = if swapped { (sizes.1, sizes.0) } else { sizes };
     let (mut difference, geometry) = Difference::new(longer, ordered);
     let source_end = geometry.block_size.count(source.image_bytes());
-    let mut cursor = snapshot.cursor()?;
+    let mut walk = snapshot.walk();
     context.progress().begin("compare", source.image_bytes());
     let outcome = scan(source, &Index::Parent(snapshot), context, |changes| {
         for change in &changes.list {
@@ -152,8 +152,8 @@ fn by_digest(
                 Change::Zero(range) if range.end() <= source_end => difference.add(geometry, range),
                 // Beyond the end of the shorter one a scan gives everything; only data differs.
                 Change::Zero(range) => {
-                    cursor.seek(range.first);
-                    while let Some(span) = cursor.next(range.end())? {
+                    walk.seek(range.first);
+                    while let Some(span) = walk.next(range.end())? {
                         if !matches!(span.state, crate::chain::State::Zero) {
                             difference.add(geometry, span.blocks);
                         }

@@ -2,14 +2,14 @@
 //! against its digest before it is written, and the whole against the image digest before the
 //! target is made visible.
 
-use crate::chain::{Chain, State};
+use crate::chain::Chain;
 use crate::digest::ImageDigest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::pipeline::ordered_map;
 use crate::progress::Context;
 use crate::target::Target;
 use crate::units::{BlockRange, Geometry};
-use crate::view::{BATCH_BYTES, Decoded, decode_batch, next_batch};
+use crate::view::{BATCH_BYTES, Batches, Decoded, Order, Part, decode_batch};
 
 /// A part of an image, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,8 +46,8 @@ pub fn restore(
     let part = check_range(range, geometry.image_bytes)?;
     let size = u64::from(geometry.block_size.bytes());
     let blocks = BlockRange::between(part.offset / size, (part.offset + part.bytes).div_ceil(size));
-    let mut cursor = chain.cursor()?;
-    cursor.seek(blocks.first);
+    let order = if target.is_sequential() { Order::Ascending } else { Order::ByFrame };
+    let mut batches = Batches::new(chain, blocks.first, blocks.end(), order);
     context.progress().begin("restore", part.bytes);
     let (mut terms, mut data_bytes) = (0u128, 0);
     let outcome = ordered_map(
@@ -55,16 +55,16 @@ pub fn restore(
         context.in_flight(BATCH_BYTES),
         || {
             context.check()?;
-            next_batch(&mut cursor, blocks.end(), geometry)
+            batches.next()
         },
         |batch| decode_batch(geometry, batch),
         |decoded| {
             terms = terms.wrapping_add(decoded.terms);
             data_bytes += write_decoded(&decoded, geometry, part, target)?;
-            for span in &decoded.spans {
-                context.progress().advance(geometry.bytes_in(span.blocks));
+            for of in &decoded.parts {
+                context.progress().advance(geometry.bytes_in(of.blocks));
             }
-            Ok(())
+            target.settled(geometry.offset(decoded.settled).saturating_sub(part.offset))
         },
     );
     context.progress().end();
@@ -112,14 +112,12 @@ pub fn write_decoded(
 ) -> Result<u64> {
     let size = geometry.block_size.in_memory();
     let (mut data, mut written) = (decoded.bytes.as_slice(), 0);
-    let mut spans = decoded.spans.iter().peekable();
-    while let Some(span) = spans.next() {
-        let mut blocks = span.blocks;
-        let is_data = |state: &State| matches!(state, State::Data { .. });
-        let kind = is_data(&span.state);
-        while let Some(next) =
-            spans.next_if(|next| is_data(&next.state) == kind && next.blocks.first == blocks.end())
-        {
+    let mut parts = decoded.parts.iter().peekable();
+    while let Some(first) = parts.next() {
+        let mut blocks = first.blocks;
+        let kind = first.is_data();
+        let follows = |next: &Part, end: u64| next.is_data() == kind && next.blocks.first == end;
+        while let Some(next) = parts.next_if(|next| follows(next, blocks.end())) {
             blocks.count += next.blocks.count;
         }
         // The part of these blocks that was asked for.

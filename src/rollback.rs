@@ -6,7 +6,7 @@
 //! still whole; the second writes ([`execute`]). Running it again after it was interrupted at any
 //! point completes it: what is written is what the snapshot has, whatever was there.
 
-use crate::chain::{Chain, ChainCursor, Comparison, Span, State};
+use crate::chain::{Chain, Comparison, State};
 use crate::error::{Error, Result};
 use crate::pipeline::ordered_map;
 use crate::progress::Context;
@@ -14,9 +14,8 @@ use crate::restore::{ByteRange, write_decoded};
 use crate::scan::{Change, Index, scan};
 use crate::source::{RawFile, Source};
 use crate::target::{InPlace, Target};
-use crate::units::{BlockRange, Geometry};
-use crate::view::{BATCH_BYTES, Batch, Decoded, decode_batch};
-use std::collections::VecDeque;
+use crate::units::BlockRange;
+use crate::view::{BATCH_BYTES, Decoded, Gather, Order, decode_batch};
 
 /// How the blocks that differ are found.
 pub enum Basis<'a> {
@@ -48,7 +47,7 @@ pub fn rehearse(
     let mut written_bytes = 0;
     let geometry = target.geometry();
     let read_bytes = differences(image, target, basis, context, "check", &mut |decoded| {
-        written_bytes += decoded.spans.iter().map(|s| geometry.bytes_in(s.blocks)).sum::<u64>();
+        written_bytes += decoded.parts.iter().map(|p| geometry.bytes_in(p.blocks)).sum::<u64>();
         Ok(())
     })?;
     Ok(RolledBack { written_bytes, read_bytes })
@@ -73,7 +72,8 @@ pub fn execute(
     }
     let read_bytes = differences(image, target, basis, context, "roll back", &mut |decoded| {
         image.check()?;
-        write_decoded(&decoded, geometry, whole, disk).map(|_| ())
+        write_decoded(&decoded, geometry, whole, disk)?;
+        disk.settled(geometry.offset(decoded.settled))
     })?;
     if !image.is_device() && image.image_bytes() > geometry.image_bytes {
         disk.set_length(geometry.image_bytes)?;
@@ -123,22 +123,28 @@ fn by_tables(
     each: &mut dyn FnMut(Decoded) -> Result<()>,
 ) -> Result<()> {
     let geometry = target.geometry();
-    let mut comparison = Comparison::new(current, target)?;
-    let mut found = Found::new(geometry);
-    let mut covered = 0;
+    // What a longer image has beyond the end of the target is cut off, not written.
+    let inside = BlockRange::between(0, geometry.block_count());
+    let mut comparison = Comparison::new(current, target);
+    let mut gather = Gather::new(geometry, target.layers(), Order::ByFrame);
+    let (mut covered, mut ended) = (0, false);
     ordered_map(
         context.threads(),
         context.in_flight(BATCH_BYTES),
         || {
             loop {
                 context.check()?;
-                if let Some(batch) = found.full_batch() {
-                    return Ok(Some(batch));
+                let ready = gather.next();
+                if ready.is_some() || ended {
+                    return Ok(ready);
                 }
-                let Some((position, spans)) = comparison.step()? else {
-                    return Ok(found.last_batch());
+                let Some((position, different)) = comparison.step()? else {
+                    gather.finish();
+                    ended = true;
+                    continue;
                 };
-                found.extend(spans);
+                let spans = different.spans.iter().filter_map(|span| span.within(inside));
+                spans.into_iter().try_for_each(|span| gather.add(&different, span))?;
                 let so_far = geometry.bytes_in(BlockRange::between(0, position));
                 context.progress().advance(so_far - covered);
                 covered = so_far;
@@ -156,74 +162,32 @@ fn by_scan(
     each: &mut dyn FnMut(Decoded) -> Result<()>,
 ) -> Result<u64> {
     let geometry = target.geometry();
-    let mut cursor = target.cursor()?;
-    let mut found = Found::new(geometry);
+    let inside = BlockRange::between(0, geometry.block_count());
     let image_end = geometry.block_size.count(image.image_bytes());
+    let mut walk = target.walk();
+    let mut gather = Gather::new(geometry, target.layers(), Order::ByFrame);
+    let mut write = |gather: &mut Gather| {
+        std::iter::from_fn(|| gather.next()).try_for_each(|b| each(decode_batch(geometry, b)?))
+    };
     let scanned = scan(image, &Index::Parent(target), context, |changes| {
         for change in &changes.list {
             let range = match *change {
                 Change::Data(block, _) => BlockRange { first: block, count: 1 },
                 Change::Zero(range) => range,
             };
-            let mut spans = spans_of(&mut cursor, range)?;
-            // Where the file is made longer, zeros are there already.
-            let is_there = |s: &Span| s.blocks.first >= image_end && matches!(s.state, State::Zero);
-            spans.retain(|span| !is_there(span));
-            found.extend(spans);
-            while let Some(batch) = found.full_batch() {
-                each(decode_batch(geometry, batch)?)?;
+            walk.seek(range.first);
+            while let Some(span) = walk.next(range.end())? {
+                // Where the file is made longer, zeros are there already.
+                let is_there = span.blocks.first >= image_end && span.state == State::Zero;
+                if let Some(span) = span.within(inside).filter(|_| !is_there) {
+                    gather.add(walk.stretch(), span)?;
+                }
             }
+            write(&mut gather)?;
         }
         Ok(())
     })?;
-    if let Some(batch) = found.last_batch() {
-        each(decode_batch(geometry, batch)?)?;
-    }
+    gather.finish();
+    write(&mut gather)?;
     Ok(scanned.read_bytes)
-}
-
-fn spans_of(cursor: &mut ChainCursor, range: BlockRange) -> Result<Vec<Span>> {
-    let mut spans = Vec::new();
-    cursor.seek(range.first);
-    while let Some(span) = cursor.next(range.end())? {
-        spans.push(span);
-    }
-    Ok(spans)
-}
-
-/// Spans that differ, on their way into batches.
-struct Found {
-    geometry: Geometry,
-    waiting: VecDeque<Span>,
-    batch: Batch,
-}
-
-impl Found {
-    fn new(geometry: Geometry) -> Self {
-        Self { geometry, waiting: VecDeque::new(), batch: Batch::default() }
-    }
-
-    /// Takes what lies within the image; what a longer one has beyond is cut off, not written.
-    fn extend(&mut self, spans: Vec<Span>) {
-        let inside = BlockRange::between(0, self.geometry.block_count());
-        self.waiting.extend(spans.into_iter().filter_map(|span| span.within(inside)));
-    }
-
-    fn full_batch(&mut self) -> Option<Batch> {
-        while !self.batch.is_full(self.geometry)
-            && let Some(span) = self.waiting.pop_front()
-        {
-            if let Some(rest) = self.batch.push_fitting(span, self.geometry) {
-                self.waiting.push_front(rest);
-            }
-        }
-        self.batch.is_full(self.geometry).then(|| std::mem::take(&mut self.batch))
-    }
-
-    fn last_batch(&mut self) -> Option<Batch> {
-        self.full_batch().or_else(|| {
-            let batch = std::mem::take(&mut self.batch);
-            (!batch.is_empty()).then_some(batch)
-        })
-    }
 }

@@ -11,7 +11,7 @@
 //! changed is copied first, and whether it is zero, whether it is the parent's after all, and its
 //! digest are found on the copy.
 
-use crate::chain::{Chain, ChainCursor, Span, State};
+use crate::chain::{Chain, ChainCursor, Span, State, Stretch};
 use crate::digest::{Digest, Hasher, ImageDigest, is_zero};
 use crate::error::{Error, ErrorKind, Result};
 use crate::pipeline::ordered_map;
@@ -19,14 +19,17 @@ use crate::progress::Context;
 use crate::source::Source;
 use crate::units::{BlockRange, BlockSize, ExtentKind, Geometry};
 
-/// Large enough for readahead and few system calls, small enough to stay in a core's cache.
-const WINDOW_BYTES: u64 = 2 << 20;
+/// What is mapped at once, by all threads together. Each mapping that goes interrupts the other
+/// cores, so few large windows are faster than many small ones.
+const MAPPED_BYTES: u64 = 16 << 20;
+/// What may be copied at once.
+const COPIED_BYTES: u64 = 24 << 20;
 /// Holes smaller than this within a window are read with it: a mapping costs more than zeros.
 const SMALL_HOLE_BYTES: u64 = 64 << 10;
 /// Spans of the index that one job takes, where there is nothing to read.
 const SPANS_PER_JOB: usize = 256;
 /// Windows between two looks at whether somebody else wants the image.
-const CHECK_EVERY: u64 = 16;
+const CHECK_EVERY: u64 = 8;
 
 /// What an image is compared with.
 pub enum Index<'a> {
@@ -90,6 +93,11 @@ pub struct Scanned {
     pub read_bytes: u64,
 }
 
+/// How much a thread maps at a time: a power of two from 2 to 8 MiB.
+pub fn window_bytes(threads: usize) -> u64 {
+    (MAPPED_BYTES / threads.max(1).next_power_of_two() as u64).clamp(2 << 20, 8 << 20)
+}
+
 /// Compares all of `source` with `index` and gives the changes to `consume`, window by window, in
 /// order.
 ///
@@ -107,10 +115,10 @@ pub fn scan(
     let mut plan = Plan::new(source, index, geometry, context)?;
     let examiner = Examiner { source, hasher: index.hasher(), geometry };
     let (mut new_terms, mut old_terms, mut read_bytes) = (0u128, 0u128, 0);
-    let in_flight = context.in_flight(WINDOW_BYTES);
+    let in_flight = (COPIED_BYTES / window_bytes(context.threads())) as usize;
     ordered_map(
         context.threads(),
-        in_flight,
+        in_flight.clamp(2, context.threads() + 2),
         || plan.next(),
         |job| {
             let covered = geometry.bytes_in(job.blocks);
@@ -148,8 +156,8 @@ struct Job {
     blocks: BlockRange,
     /// What to read of it, ascending.
     read: Vec<BlockRange>,
-    /// The index over all of it; empty if there is none.
-    spans: Vec<Span>,
+    /// The index over all of it, if there is one.
+    index: Option<Stretch>,
 }
 
 /// Cuts the image into jobs, in order.
@@ -174,7 +182,7 @@ impl<'a> Plan<'a> {
         context: &'a Context,
     ) -> Result<Self> {
         let cursor = match index {
-            Index::Parent(chain) => Some(chain.cursor()?),
+            Index::Parent(chain) => Some(chain.cursor()),
             Index::Nothing(..) => None,
         };
         let old_count = geometry.block_size.count(index.image_bytes());
@@ -199,33 +207,21 @@ impl<'a> Plan<'a> {
         if kind == ExtentKind::Hole {
             return self.idle_job(extent.end()).map(Some);
         }
-        let window = WINDOW_BYTES / u64::from(self.geometry.block_size.bytes());
+        let window =
+            window_bytes(self.context.threads()) / u64::from(self.geometry.block_size.bytes());
         let end = ((first / window + 1) * window).min(self.geometry.block_count());
         let read = self.data_until(end)?;
-        let mut spans = Vec::new();
-        if let Some(cursor) = &mut self.cursor {
-            while let Some(span) = cursor.next(end)? {
-                spans.push(span);
-            }
-        }
+        let index = self.cursor.as_mut().map(|c| c.stretch(end, usize::MAX)).transpose()?;
         self.position = end;
-        Ok(Some(Job { blocks: BlockRange::between(first, end), read, spans }))
+        Ok(Some(Job { blocks: BlockRange::between(first, end), read, index }))
     }
 
     /// A job with nothing to read, up to `end` or until it has enough spans.
     fn idle_job(&mut self, end: u64) -> Result<Job> {
         let first = self.position;
-        let mut spans = Vec::new();
-        self.position = end;
-        if let Some(cursor) = &mut self.cursor {
-            while spans.len() < SPANS_PER_JOB
-                && let Some(span) = cursor.next(end)?
-            {
-                spans.push(span);
-            }
-            self.position = cursor.position();
-        }
-        Ok(Job { blocks: BlockRange::between(first, self.position), read: Vec::new(), spans })
+        let index = self.cursor.as_mut().map(|c| c.stretch(end, SPANS_PER_JOB)).transpose()?;
+        self.position = self.cursor.as_ref().map_or(end, ChainCursor::position);
+        Ok(Job { blocks: BlockRange::between(first, self.position), read: Vec::new(), index })
     }
 
     /// What is data from the position up to `end`; small holes are taken along.
@@ -298,8 +294,9 @@ impl Examiner<'_> {
     /// Blocks that are zero without a look: what the index has for them is gone.
     fn zeros(&self, job: &Job, range: BlockRange, changes: &mut Changes) {
         let image_end = self.geometry.block_count();
-        for span in job.spans.iter().filter_map(|span| span.within(range)) {
-            changes.old_terms = changes.old_terms.wrapping_add(span.terms(self.hasher));
+        let Some(index) = &job.index else { return };
+        for span in spans_within(index, range) {
+            changes.old_terms = changes.old_terms.wrapping_add(index.terms(span, self.hasher));
             if !matches!(span.state, State::Zero) || span.blocks.first >= image_end {
                 changes.zero(span.blocks);
             }
@@ -317,23 +314,28 @@ impl Examiner<'_> {
         let bytes = self.geometry.bytes_in(range);
         let window = self.source.read(self.geometry.offset(range.first), bytes as usize, buffer)?;
         changes.read_bytes += bytes;
-        let nothing = [Span { blocks: range, state: State::Zero }];
-        let spans = if job.spans.is_empty() { nothing.as_slice() } else { &job.spans };
         let mut blocks = window.bytes().chunks(size);
-        for span in spans.iter().filter_map(|span| span.within(range)) {
-            let mut digests = span.digests().iter();
+        let mut compare = |span: Span, digests: &[Digest]| {
+            let mut digests = digests.iter();
             for block in span.blocks.first..span.blocks.end() {
                 let bytes = blocks.next().unwrap_or_default();
-                let was = match &span.state {
+                let was = match span.state {
                     State::Zero => Was::Zero,
                     State::Unread => Was::Unread,
                     State::Data { .. } => digests.next().map_or(Was::Unread, |d| Was::Data(*d)),
                 };
                 self.block(block, bytes, was, changes);
             }
+        };
+        match &job.index {
+            None => compare(Span { blocks: range, state: State::Zero }, &[]),
+            Some(index) => {
+                spans_within(index, range).for_each(|span| compare(span, index.digests(span)));
+            }
         }
         if !window.is_valid() {
-            let what = format!("{} became shorter while it was read", self.source.name());
+            let what =
+                format!("{} became shorter or unreadable while it was read", self.source.name());
             return Err(Error::new(ErrorKind::Busy, what)
                 .hint("run the command again when nobody changes it"));
         }
@@ -382,6 +384,13 @@ impl Examiner<'_> {
             }
         }
     }
+}
+
+/// The parts of the spans of a stretch that are in a range.
+fn spans_within(index: &Stretch, range: BlockRange) -> impl Iterator<Item = Span> + '_ {
+    let first = index.spans.partition_point(|span| span.blocks.end() <= range.first);
+    let rest = index.spans.iter().skip(first);
+    rest.map_while(move |span| span.within(range))
 }
 
 /// What the index has for a block.

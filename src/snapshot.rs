@@ -21,7 +21,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use uuid::Uuid;
 
 /// Decoded bytes of a frame in a base: cheap scattered reads.
-const BASE_FRAME_BYTES: u32 = 64 << 10;
+pub const BASE_FRAME_BYTES: u32 = 64 << 10;
 /// And in a delta: smaller files.
 const DELTA_FRAME_BYTES: u32 = 128 << 10;
 /// What a new chain is made with.

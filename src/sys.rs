@@ -13,6 +13,11 @@
 //!   after the last access, and what was read from a poisoned window must be thrown away. A SIGBUS
 //!   anywhere else is passed to the handler that was there before.
 //!
+//! A window is populated when it is made (MADV_POPULATE_READ), so that a page which cannot be read is
+//! an error with an offset; unless all of it is in the page cache. Then its pages are mapped as they
+//! are touched, sixteen at a fault, which is a third faster (DESIGN.md, "Speed"); should one be gone
+//! by then and not be readable, the handler poisons the window, as above.
+//!
 //! The Rust memory model does not know bytes that change underfoot. As in every program that maps
 //! files, we rely on the compiler reading each byte at most a few times and never inventing a
 //! value: the digest of a racing read is some number, and is used for nothing but "look closer".
@@ -23,7 +28,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Once;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 
-/// A read-only window on a file, populated when it is made and unmapped when it is dropped.
+/// A read-only window on a file, unmapped when it is dropped.
 pub struct MappedWindow {
     map: memmap2::Mmap,
     slot: &'static Slot,
@@ -49,13 +54,18 @@ static SLOTS: [Slot; 64] = [const {
 }; 64];
 
 impl MappedWindow {
-    /// Maps `bytes` bytes of `file` from `offset` on and reads them in (MADV_POPULATE_READ).
+    /// Maps `bytes` bytes of `file` from `offset` on, and reads in (MADV_POPULATE_READ) what is not in
+    /// the page cache.
     ///
     /// # Errors
     /// `InvalidInput` if the kernel has no MADV_POPULATE_READ (before 5.14): read instead.
     /// Otherwise a page could not be read: the file is shorter, or its device failed; a plain
     /// read tells where.
     pub fn new(file: &File, offset: u64, bytes: usize) -> io::Result<Self> {
+        let meta = file.metadata()?;
+        if meta.is_file() && meta.len() < offset.saturating_add(bytes as u64) {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
         install_guard();
         let slot = SLOTS
             .iter()
@@ -74,7 +84,9 @@ impl MappedWindow {
         slot.poisoned.store(false, Ordering::Relaxed);
         slot.end.store(start + map.len(), Ordering::Release);
         slot.start.store(start, Ordering::Release);
-        map.advise(memmap2::Advice::PopulateRead)?;
+        if !is_cached(file, offset, bytes) {
+            map.advise(memmap2::Advice::PopulateRead)?;
+        }
         std::mem::forget(free);
         Ok(Self { map, slot })
     }
@@ -155,6 +167,37 @@ extern "C" fn on_sigbus(signal: libc::c_int, info: *mut libc::siginfo_t, _: *mut
     }
 }
 
+/// Begins to write the dirty pages of a range of a file to its device, and does not wait.
+///
+/// # Errors
+/// Of the device. Once reported here, the kernel does not report it at the next fsync.
+pub fn begin_writeback(file: &File, offset: u64, bytes: u64) -> io::Result<()> {
+    sync_range(file, offset, bytes, libc::SYNC_FILE_RANGE_WRITE)
+}
+
+/// Waits until the pages of a range of a file are written to its device. Not a sync: neither what
+/// the device holds back nor the file's metadata is made durable.
+///
+/// # Errors
+/// Of the device. Once reported here, the kernel does not report it at the next fsync.
+pub fn await_writeback(file: &File, offset: u64, bytes: u64) -> io::Result<()> {
+    let flags = libc::SYNC_FILE_RANGE_WAIT_BEFORE
+        | libc::SYNC_FILE_RANGE_WRITE
+        | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+    sync_range(file, offset, bytes, flags)
+}
+
+fn sync_range(file: &File, offset: u64, bytes: u64, flags: libc::c_uint) -> io::Result<()> {
+    let (offset, bytes) = (offset as i64, bytes as i64);
+    // SAFETY: a valid descriptor and integer arguments.
+    let result = unsafe { libc::sync_file_range(file.as_fd().as_raw_fd(), offset, bytes, flags) };
+    let error = io::Error::last_os_error();
+    // Where it is not to be had, the fsync does all of the work.
+    let is_missing =
+        matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EINVAL | libc::ESPIPE));
+    if result == 0 || is_missing { Ok(()) } else { Err(error) }
+}
+
 fn page_bytes() -> usize {
     // SAFETY: no pointers; always answers on Linux.
     unsafe { libc::sysconf(libc::_SC_PAGESIZE) as usize }
@@ -212,6 +255,14 @@ pub fn holds_lease(file: &File, lease: Lease) -> bool {
     };
     // SAFETY: a valid descriptor and no argument.
     unsafe { libc::fcntl(file.as_fd().as_raw_fd(), libc::F_GETLEASE) == kind }
+}
+
+/// True if all pages of a range of a file are in the page cache, as far as the kernel tells.
+fn is_cached(file: &File, offset: u64, bytes: usize) -> bool {
+    let page = page_bytes() as u64;
+    let first = offset / page;
+    let pages = (offset + bytes as u64).div_ceil(page) - first;
+    cached_pages(file, first * page, pages * page).is_some_and(|cached| cached >= pages)
 }
 
 #[repr(C)]

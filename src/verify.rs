@@ -1,15 +1,15 @@
 //! The verb *verify*: is every stored byte what was written, and does it give the images that were
 //! taken?
 
-use crate::chain::{Chain, Span, State};
-use crate::delta::{Delta, TableCursor, scrub};
+use crate::chain::{Chain, Span, State, Stretch};
+use crate::delta::{Delta, Depth, TableCursor, scrub};
 use crate::digest::{Digest, ImageDigest};
 use crate::error::{Error, Result};
 use crate::format::{Run, RunKind};
 use crate::pipeline::ordered_map;
 use crate::progress::Context;
 use crate::units::{BlockRange, Geometry};
-use crate::view::{BATCH_BYTES, Batch, decode_batch};
+use crate::view::{BATCH_BYTES, Gather, Order, decode_batch};
 use std::sync::Arc;
 
 /// Findings of one file, at most; a file with more is lost anyway.
@@ -20,29 +20,36 @@ const MAX_FINDINGS: usize = 1000;
 /// # Errors
 /// `Corrupt` with what is wrong first; others if the file cannot be read.
 pub fn verify_stored(delta: &Delta, context: &Context) -> Result<()> {
-    scrub(delta, context)
+    scrub(delta, Depth::Stored, context).map(|_| ())
 }
 
-/// Decodes every block of one file and checks it against its digest. Gives the number of blocks,
-/// and what is damaged.
-pub fn verify_blocks(delta: &Arc<Delta>, context: &Context) -> Result<(u64, Vec<Error>)> {
+/// Checks the stored bytes of one file and every block in it, in one walk from front to back. Gives
+/// the number of blocks.
+///
+/// # Errors
+/// `Corrupt` if anything is wrong; [`verify_stored`] and [`find_damage`] tell what.
+pub fn verify_all(delta: &Delta, context: &Context) -> Result<u64> {
+    scrub(delta, Depth::Blocks, context)
+}
+
+/// Decodes every block of one file through its tree and checks it against its digest. Gives the
+/// number of blocks, and each of those that are damaged.
+pub fn find_damage(delta: &Arc<Delta>, context: &Context) -> Result<(u64, Vec<Error>)> {
     let geometry = Geometry::new(delta.header().block_size, delta.footer().image_bytes)?;
     let mut cursor = TableCursor::new(delta.clone());
     cursor.seek(0)?;
-    let mut rest: Option<Span> = None;
     let (mut blocks, mut findings) = (0, Vec::new());
     ordered_map(
         context.threads(),
         context.in_flight(BATCH_BYTES),
         || {
             context.check()?;
-            next_spans(delta, &mut cursor, &mut rest, geometry)
+            next_data_run(delta, &mut cursor)
         },
-        |batch| {
-            let count: u64 = batch.spans.iter().map(|s| s.blocks.count).sum();
-            let bytes: u64 = batch.spans.iter().map(|s| geometry.bytes_in(s.blocks)).sum();
+        |(stretch, span)| {
+            let bytes = geometry.bytes_in(span.blocks);
             context.progress().advance(bytes);
-            Ok((count, verify_batch(geometry, batch)))
+            Ok((span.blocks.count, damage_in(geometry, &stretch, span)))
         },
         |(count, found)| {
             blocks += count;
@@ -54,55 +61,41 @@ pub fn verify_blocks(delta: &Arc<Delta>, context: &Context) -> Result<(u64, Vec<
     Ok((blocks, findings))
 }
 
-/// The data runs of one file, as batches.
-fn next_spans(
-    delta: &Arc<Delta>,
-    cursor: &mut TableCursor,
-    rest: &mut Option<Span>,
-    geometry: Geometry,
-) -> Result<Option<Batch>> {
-    let mut batch = Batch::default();
-    while !batch.is_full(geometry) {
-        let Some(span) = (match rest.take() {
-            Some(span) => Some(span),
-            None => next_data_run(delta, cursor)?,
-        }) else {
-            break;
-        };
-        *rest = batch.push_fitting(span, geometry);
-    }
-    Ok((!batch.is_empty()).then_some(batch))
-}
-
-fn next_data_run(delta: &Arc<Delta>, cursor: &mut TableCursor) -> Result<Option<Span>> {
+/// The next data run of one file, as a stretch of it alone.
+fn next_data_run(delta: &Arc<Delta>, cursor: &mut TableCursor) -> Result<Option<(Stretch, Span)>> {
     while let Some((page, run)) = cursor.run() {
         let Run { blocks, kind, ordinal } = run;
-        let state = State::Data { delta: delta.clone(), page: page.clone(), ordinal };
+        let mut stretch = Stretch::new(Arc::new([delta.clone()]));
+        let page = stretch.add_page(0, page.clone());
         cursor.advance()?;
         if kind == RunKind::Data {
-            return Ok(Some(Span { blocks, state }));
+            return Ok(Some((stretch, Span { blocks, state: State::Data { page, ordinal } })));
         }
     }
     Ok(None)
 }
 
-/// If the batch fails, its blocks are tried one by one, so that each damaged one is named.
-fn verify_batch(geometry: Geometry, batch: Batch) -> Vec<Error> {
-    let spans = batch.spans.clone();
-    if decode_batch(geometry, batch).is_ok() {
+/// If a run fails, its blocks are tried one by one, so that each damaged one is named.
+fn damage_in(geometry: Geometry, stretch: &Stretch, span: Span) -> Vec<Error> {
+    let decode = |span: Span| -> Result<()> {
+        let mut gather = Gather::new(geometry, stretch.layers(), Order::Ascending);
+        gather.add(stretch, span)?;
+        gather.finish();
+        while let Some(batch) = gather.next() {
+            decode_batch(geometry, batch)?;
+        }
+        Ok(())
+    };
+    if decode(span).is_ok() {
         return Vec::new();
     }
-    let mut found = Vec::new();
-    for span in &spans {
-        for block in span.blocks.first..span.blocks.end() {
-            let mut one = Batch::default();
-            let range = BlockRange { first: block, count: 1 };
-            span.within(range).into_iter().for_each(|part| one.push(part));
-            if let Err(error) = decode_batch(geometry, one) {
-                // A damaged frame is one finding, not one for each of its blocks.
-                if found.last().map(Error::to_string) != Some(error.to_string()) {
-                    found.push(error);
-                }
+    let mut found: Vec<Error> = Vec::new();
+    for block in span.blocks.first..span.blocks.end() {
+        let one = span.within(BlockRange { first: block, count: 1 });
+        if let Some(Err(error)) = one.map(decode) {
+            // A damaged frame is one finding, not one for each of its blocks.
+            if found.last().map(Error::to_string) != Some(error.to_string()) {
+                found.push(error);
             }
         }
     }
@@ -118,7 +111,7 @@ pub fn verify_image(delta: &Arc<Delta>, parent: Option<&Chain>, context: &Contex
     let footer = delta.footer();
     let hasher = delta.hasher();
     let end = delta.header().block_size.count(footer.image_bytes);
-    let mut before = parent.map(Chain::cursor).transpose()?;
+    let mut before = parent.map(Chain::walk);
     let mut digest = match parent {
         None => ImageDigest(0),
         Some(chain) => chain.image_digest().minus(hasher.size_term(chain.geometry().image_bytes)),
@@ -159,7 +152,7 @@ pub fn verify_image(delta: &Arc<Delta>, parent: Option<&Chain>, context: &Contex
         if let Some(before) = &mut before {
             before.seek(blocks.first);
             while let Some(span) = before.next(blocks.end())? {
-                digest = digest.minus(span.terms(hasher));
+                digest = digest.minus(before.stretch().terms(span, hasher));
             }
         }
         cursor.advance()?;

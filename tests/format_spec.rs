@@ -156,9 +156,9 @@ fn with_unread(maker: &ChainMaker) -> Vec<u8> {
     segmenter.run(RunKind::Unread, BlockRange { first: 2, count: 2 });
     segmenter.run(RunKind::Zero, BlockRange { first: 4, count: 1 });
     let mut digest = chain.image_digest();
-    let mut cursor = chain.cursor().unwrap();
-    while let Some(span) = cursor.next(5).unwrap() {
-        for (block, old) in (span.blocks.first..).zip(span.digests()) {
+    let mut walk = chain.walk();
+    while let Some(span) = walk.next(5).unwrap() {
+        for (block, old) in (span.blocks.first..).zip(walk.stretch().digests(span)) {
             if block != 1 {
                 digest = digest.minus(hasher.term(block, *old));
             }
@@ -313,10 +313,10 @@ fn an_index_of_several_levels_is_read_back() {
         let mut files = maker.files.clone();
         files.push(bytes);
         let chain = open_chain(&files).unwrap();
-        let mut cursor = chain.cursor().unwrap();
+        let mut walk = chain.walk();
         for run in [0, 1, 1023, 1024, pages * 512, pages * 1024 - 1] {
-            cursor.seek(run * 2);
-            let span = cursor.next(run * 2 + 1).unwrap().unwrap();
+            walk.seek(run * 2);
+            let span = walk.next(run * 2 + 1).unwrap().unwrap();
             assert!(matches!(span.state, imgsnap::chain::State::Unread), "{pages} {run}");
         }
     }

@@ -1,52 +1,63 @@
 //! Where two snapshots of one chain, or of two branches of it, differ: from their tables alone.
 
-use super::{Chain, ChainCursor, Span, State};
+use super::{Chain, ChainCursor, Span, SpanWalk, State, Stretch};
 use crate::error::Result;
 use crate::units::BlockRange;
 use std::sync::Arc;
 
+/// Spans that are compared in a step, about.
+const STEP_SPANS: usize = 512;
+
 /// Walks two indexes side by side.
 pub struct Comparison {
-    before: ChainCursor,
+    before: SpanWalk,
     after: ChainCursor,
     end: u64,
 }
 
 impl Comparison {
     /// Of two comparable chains ([`Chain::is_comparable`]), over the longer of the two images.
-    pub fn new(before: &Chain, after: &Chain) -> Result<Self> {
+    pub fn new(before: &Chain, after: &Chain) -> Self {
         let end = before.geometry().block_count().max(after.geometry().block_count());
-        Ok(Self { before: before.cursor()?, after: after.cursor()?, end })
+        Self { before: before.walk(), after: after.cursor(), end }
     }
 
     /// The next part of the walk: how far it got, and what `after` has where the two differ. None
     /// at the end.
     ///
     /// Unread blocks differ from everything.
-    pub fn step(&mut self) -> Result<Option<(u64, Vec<Span>)>> {
-        let Some(before) = self.before.next(self.end)? else { return Ok(None) };
+    pub fn step(&mut self) -> Result<Option<(u64, Stretch)>> {
+        let mut after = self.after.stretch(self.end, STEP_SPANS)?;
+        if after.spans.is_empty() {
+            return Ok(None);
+        }
+        let spans = std::mem::take(&mut after.spans);
         let mut different = Vec::new();
-        while let Some(after) = self.after.next(before.blocks.end())? {
-            if let Some(before) = before.within(after.blocks) {
-                differences(&before, after, &mut different);
+        for span in spans {
+            while let Some(before) = self.before.next(span.blocks.end())? {
+                if let Some(part) = span.within(before.blocks) {
+                    differences(self.before.stretch(), before, &after, part, &mut different);
+                }
             }
         }
-        Ok(Some((before.blocks.end(), different)))
+        after.spans = different;
+        Ok(Some((self.after.position(), after)))
     }
 }
 
 /// Adds the parts of `after` that differ from `before`, which covers the same blocks.
-fn differences(before: &Span, after: Span, different: &mut Vec<Span>) {
-    match (&before.state, &after.state) {
+fn differences(old: &Stretch, before: Span, new: &Stretch, after: Span, different: &mut Vec<Span>) {
+    match (before.state, after.state) {
         (State::Zero, State::Zero) => {}
-        (
-            State::Data { delta: a, ordinal: i, page: p },
-            State::Data { delta: b, ordinal: j, page: q },
-        ) => {
-            if Arc::ptr_eq(a, b) && Arc::ptr_eq(p, q) && i == j {
+        (State::Data { page: p, ordinal: i }, State::Data { page: q, ordinal: j }) => {
+            let is_same = |p, q| match (old.page(p), new.page(q)) {
+                (Some(p), Some(q)) => Arc::ptr_eq(&p.page, &q.page),
+                _ => false,
+            };
+            if i == j && is_same(p, q) {
                 return;
             }
-            let pairs = before.digests().iter().zip(after.digests());
+            let pairs = old.digests(before).iter().zip(new.digests(after));
             let mut run: Option<BlockRange> = None;
             for (block, (one, other)) in (after.blocks.first..).zip(pairs) {
                 match &mut run {

@@ -1,106 +1,58 @@
 //! The newest-first merge of the tables of a chain: a k-way merge of sorted runs in which the
 //! newest wins.
 //!
-//! Each layer is in exactly one of three places: *upcoming* (its run begins later), *active* (its
-//! run began) or at its end. Only the newest active layer matters; the others are brought up to
-//! date when they become the newest, so a run that is hidden by newer ones is never looked at, and
-//! its pages are skipped.
+//! ```text
+//! upcoming   layers by the block at which they go on
+//! taken      those of them that have something in the next 4096 blocks, newest first
+//! canvas     what each of these blocks is; the newest layer paints first, none paints over another
+//! ```
+//!
+//! A layer is looked at once for each canvas in which it has runs, not once for each run, so a
+//! thousand layers with scattered blocks cost little more than one. Once a canvas is full, older
+//! layers are left where they are: what newer ones hide is not looked at, and its pages are skipped.
+//! A run that covers more than a canvas needs none.
 
+use super::stretch::{Span, State, Stretch};
 use crate::delta::{Delta, TableCursor};
-use crate::digest::{Digest, Hasher};
 use crate::error::Result;
-use crate::format::{RunKind, TablePage};
+use crate::format::{Run, RunKind, TablePage};
 use crate::units::BlockRange;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::sync::Arc;
 
-/// A run of blocks that come from one place.
-#[derive(Clone)]
-pub struct Span {
-    /// Which blocks.
-    pub blocks: BlockRange,
-    /// What they are.
-    pub state: State,
-}
-
-/// What the blocks of a span are.
-#[derive(Clone)]
-pub enum State {
-    /// All zeros.
-    Zero,
-    /// Could not be read when the snapshot was taken.
-    Unread,
-    /// Stored in a delta file.
-    Data {
-        /// In which.
-        delta: Arc<Delta>,
-        /// In which page of it.
-        page: Arc<TablePage>,
-        /// Ordinal within the page of the first block of the span.
-        ordinal: u32,
-    },
-}
-
-impl Span {
-    /// One digest for each block of a data span; otherwise none.
-    pub fn digests(&self) -> &[Digest] {
-        match &self.state {
-            State::Data { page, ordinal, .. } => {
-                let first = *ordinal as usize;
-                page.digests.get(first..first + self.blocks.count as usize).unwrap_or_default()
-            }
-            _ => &[],
-        }
-    }
-
-    /// The sum of the terms of its blocks (FORMAT.md D2, D4).
-    pub fn terms(&self, hasher: &Hasher) -> u128 {
-        let blocks = self.blocks.first..self.blocks.end();
-        let add = |sum: u128, (block, digest)| sum.wrapping_add(hasher.term(block, digest));
-        match &self.state {
-            State::Zero => 0,
-            State::Unread => blocks.map(|block| (block, Digest::UNREAD)).fold(0, add),
-            State::Data { .. } => blocks.zip(self.digests().iter().copied()).fold(0, add),
-        }
-    }
-
-    /// The part of the span within `range`, if any.
-    pub fn within(&self, range: BlockRange) -> Option<Self> {
-        let first = self.blocks.first.max(range.first);
-        let end = self.blocks.end().min(range.end());
-        (first < end).then(|| {
-            let mut span = self.clone();
-            if let State::Data { ordinal, .. } = &mut span.state {
-                *ordinal += (first - self.blocks.first) as u32;
-            }
-            span.blocks = BlockRange::between(first, end);
-            span
-        })
-    }
-}
+const CANVAS_BLOCKS: u64 = 4096;
+/// Codes of the canvas; others are `page << 32 | ordinal`.
+const EMPTY: u64 = u64::MAX;
+const ZERO: u64 = u64::MAX - 1;
+const UNREAD: u64 = u64::MAX - 2;
 
 /// A place in the index of a snapshot.
 pub struct ChainCursor {
-    /// Newest first.
-    layers: Vec<TableCursor>,
+    layers: Arc<[Arc<Delta>]>,
+    /// One for each layer, newest first.
+    cursors: Vec<TableCursor>,
     position: u64,
-    upcoming: BinaryHeap<Reverse<(u64, usize)>>,
-    active: BinaryHeap<Reverse<usize>>,
+    upcoming: BinaryHeap<Reverse<(u64, u32)>>,
+    taken: Vec<u32>,
+    canvas: Vec<u64>,
+    /// For each layer, the number that its page had last in a stretch.
+    page_numbers: Vec<u32>,
 }
 
 impl ChainCursor {
-    pub(super) fn new(layers: &[Arc<Delta>]) -> Result<Self> {
-        let mut cursor = Self {
-            layers: layers.iter().map(|delta| TableCursor::new(delta.clone())).collect(),
+    pub(super) fn new(layers: &Arc<[Arc<Delta>]>) -> Self {
+        let count = layers.len() as u32;
+        Self {
+            layers: layers.clone(),
+            cursors: layers.iter().map(|delta| TableCursor::new(delta.clone())).collect(),
             position: 0,
-            upcoming: BinaryHeap::new(),
-            active: BinaryHeap::new(),
-        };
-        for layer in 0..layers.len() {
-            cursor.renew(layer)?;
+            // Where they begin is found when they are taken.
+            upcoming: (0..count).map(|layer| Reverse((0, layer))).collect(),
+            taken: Vec::new(),
+            canvas: Vec::new(),
+            page_numbers: vec![0; layers.len()],
         }
-        Ok(cursor)
     }
 
     /// Where it is.
@@ -113,86 +65,165 @@ impl ChainCursor {
         self.position = self.position.max(block);
     }
 
-    /// Goes back to `block`, which is in the span that was given last, or its end.
-    pub fn rewind(&mut self, block: u64) {
-        // The owner of that span is still the newest active layer: nothing was brought up to date
-        // since.
-        self.position = self.position.min(block);
+    /// The spans from the position on, up to `end`; fewer once there are about `most_spans`. Spans
+    /// follow each other without a gap; there are none only at `end`.
+    pub fn stretch(&mut self, end: u64, most_spans: usize) -> Result<Stretch> {
+        let mut out = Stretch::new(self.layers.clone());
+        while self.position < end && out.spans.len() < most_spans {
+            self.step(end, &mut out)?;
+        }
+        Ok(out)
     }
 
-    /// The next span, cut at `end`; none if it is there already. Spans follow each other without a
-    /// gap.
-    pub fn next(&mut self, end: u64) -> Result<Option<Span>> {
-        if self.position >= end {
-            return Ok(None);
-        }
-        loop {
-            self.activate_up_to(self.position);
-            let Some(&Reverse(layer)) = self.active.peek() else {
-                let next = self.upcoming.peek().map_or(end, |Reverse((first, _))| *first);
-                return Ok(Some(self.take(next.min(end), State::Zero)));
-            };
-            let found = self.layers.get(layer).and_then(|cursor| {
-                let (page, run) = cursor.run()?;
-                Some((cursor.delta().clone(), page.clone(), run))
-            });
-            let Some((delta, page, run)) = found.filter(|f| f.2.blocks.end() > self.position)
-            else {
-                self.active.pop();
-                self.renew(layer)?;
-                continue;
-            };
-            let span_end = self.end_of_rule(layer, run.blocks.end().min(end));
-            let state = match run.kind {
-                RunKind::Zero => State::Zero,
-                RunKind::Unread => State::Unread,
-                RunKind::Data => {
-                    let ordinal = run.ordinal + (self.position - run.blocks.first) as u32;
-                    State::Data { delta, page, ordinal }
+    /// Adds the spans of the next canvas, or one that is longer.
+    fn step(&mut self, end: u64, out: &mut Stretch) -> Result<()> {
+        let canvas_end = end.min(self.position + CANVAS_BLOCKS);
+        self.take(canvas_end)?;
+        // At or beyond the end of the canvas.
+        let next = self.upcoming.peek().map_or(u64::MAX, |Reverse((first, _))| *first);
+        match self.taken.as_slice() {
+            [] => self.emit(out, end.min(next), State::Zero),
+            &[layer] => {
+                let rule = self.rule_of(layer, end.min(next), out);
+                self.emit(out, rule.0, rule.1);
+                self.put_back();
+            }
+            &[newest, ..] => {
+                let rule = self.rule_of(newest, end.min(next), out);
+                if rule.0 >= canvas_end && rule.2 {
+                    self.emit(out, rule.0, rule.1);
+                    self.put_back();
+                } else {
+                    self.paint(canvas_end, out)?;
                 }
-            };
-            return Ok(Some(self.take(span_end, state)));
-        }
-    }
-
-    fn take(&mut self, end: u64, state: State) -> Span {
-        let blocks = BlockRange::between(self.position, end);
-        self.position = end;
-        Span { blocks, state }
-    }
-
-    /// Where a newer layer than `layer` takes over, at most `end`. Older ones that begin before
-    /// join the active.
-    fn end_of_rule(&mut self, layer: usize, end: u64) -> u64 {
-        while let Some(&Reverse((first, other))) = self.upcoming.peek() {
-            if first >= end {
-                break;
             }
-            if other < layer {
-                return first;
-            }
-            self.upcoming.pop();
-            self.active.push(Reverse(other));
-        }
-        end
-    }
-
-    fn activate_up_to(&mut self, block: u64) {
-        while let Some(&Reverse((first, layer))) = self.upcoming.peek()
-            && first <= block
-        {
-            self.upcoming.pop();
-            self.active.push(Reverse(layer));
-        }
-    }
-
-    /// Brings a layer to the position and puts it among the upcoming, unless it is at its end.
-    fn renew(&mut self, layer: usize) -> Result<()> {
-        let Some(cursor) = self.layers.get_mut(layer) else { return Ok(()) };
-        cursor.seek(self.position)?;
-        if let Some((_, run)) = cursor.run() {
-            self.upcoming.push(Reverse((run.blocks.first, layer)));
         }
         Ok(())
     }
+
+    /// Takes the layers that have something before `canvas_end`, newest first.
+    fn take(&mut self, canvas_end: u64) -> Result<()> {
+        self.taken.clear();
+        while let Some(&Reverse((first, layer))) = self.upcoming.peek()
+            && first < canvas_end
+        {
+            self.upcoming.pop();
+            let Some(cursor) = self.cursors.get_mut(layer as usize) else { continue };
+            cursor.seek(self.position)?;
+            match cursor.run() {
+                Some((_, run)) if run.blocks.first < canvas_end => self.taken.push(layer),
+                Some((_, run)) => self.upcoming.push(Reverse((run.blocks.first, layer))),
+                None => {}
+            }
+        }
+        self.taken.sort_unstable();
+        Ok(())
+    }
+
+    /// Until where one layer alone says what is at the position, at most `end`; what that is; and
+    /// whether a run of it is there.
+    fn rule_of(&mut self, layer: u32, end: u64, out: &mut Stretch) -> (u64, State, bool) {
+        let found = self.cursors.get(layer as usize).and_then(TableCursor::run);
+        let Some((page, run)) = found else { return (end, State::Zero, false) };
+        if run.blocks.first > self.position {
+            return (end.min(run.blocks.first), State::Zero, false);
+        }
+        let number = number_of(&mut self.page_numbers, layer, page, out);
+        let state = state_of(code_of(run, number, self.position));
+        (end.min(run.blocks.end()), state, true)
+    }
+
+    /// Puts back what was taken, each where it is.
+    fn put_back(&mut self) {
+        for layer in self.taken.drain(..) {
+            if let Some((_, run)) = self.cursors.get(layer as usize).and_then(TableCursor::run) {
+                self.upcoming.push(Reverse((run.blocks.first, layer)));
+            }
+        }
+    }
+
+    fn emit(&mut self, out: &mut Stretch, end: u64, state: State) {
+        out.push(Span { blocks: BlockRange::between(self.position, end), state });
+        self.position = end;
+    }
+
+    fn paint(&mut self, end: u64, out: &mut Stretch) -> Result<()> {
+        let first = self.position;
+        let mut bare = (end - first) as usize;
+        self.canvas.clear();
+        self.canvas.resize(bare, EMPTY);
+        for &layer in &self.taken {
+            let Some(cursor) = self.cursors.get_mut(layer as usize) else { continue };
+            while bare > 0
+                && let Some((page, run)) = cursor.run()
+                && run.blocks.first < end
+            {
+                let from = run.blocks.first.max(first);
+                let to = run.blocks.end().min(end);
+                let number = number_of(&mut self.page_numbers, layer, page, out);
+                let code = code_of(run, number, from);
+                let step = u64::from(run.kind == RunKind::Data);
+                let part = self.canvas.get_mut((from - first) as usize..(to - first) as usize);
+                for (index, place) in (0..).zip(part.unwrap_or_default()) {
+                    if *place == EMPTY {
+                        *place = code + index * step;
+                        bare -= 1;
+                    }
+                }
+                if run.blocks.end() > end {
+                    break;
+                }
+                cursor.advance()?;
+            }
+        }
+        self.put_back();
+        self.read_canvas(out);
+        self.position = end;
+        Ok(())
+    }
+
+    /// The canvas as spans.
+    fn read_canvas(&self, out: &mut Stretch) {
+        let mut at = 0;
+        while let Some(&code) = self.canvas.get(at) {
+            let rest = self.canvas.get(at..).unwrap_or_default();
+            let step = u64::from(code < UNREAD);
+            let same = (0..).zip(rest).take_while(|(i, c)| **c == code + i * step);
+            let count = same.count();
+            let blocks = BlockRange { first: self.position + at as u64, count: count as u64 };
+            out.push(Span { blocks, state: state_of(code) });
+            at += count;
+        }
+    }
+}
+
+/// What a run has for `block`, which is in it.
+fn code_of(run: Run, page: u32, block: u64) -> u64 {
+    match run.kind {
+        RunKind::Zero => ZERO,
+        RunKind::Unread => UNREAD,
+        RunKind::Data => {
+            let ordinal = run.ordinal + (block - run.blocks.first) as u32;
+            u64::from(page) << 32 | u64::from(ordinal)
+        }
+    }
+}
+
+fn state_of(code: u64) -> State {
+    match code {
+        EMPTY | ZERO => State::Zero,
+        UNREAD => State::Unread,
+        data => State::Data { page: (data >> 32) as u32, ordinal: data as u32 },
+    }
+}
+
+/// The number of a page in a stretch, to which it is added if it is not there yet.
+fn number_of(numbers: &mut [u32], layer: u32, page: &Arc<TablePage>, out: &mut Stretch) -> u32 {
+    let Some(number) = numbers.get_mut(layer as usize) else { return 0 };
+    let is_it =
+        out.page(*number).is_some_and(|of| of.layer == layer && Arc::ptr_eq(&of.page, page));
+    if !is_it {
+        *number = out.add_page(layer, page.clone());
+    }
+    *number
 }

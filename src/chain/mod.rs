@@ -9,9 +9,13 @@
 
 mod compare;
 mod cursor;
+mod stretch;
+mod walk;
 
 pub use compare::Comparison;
-pub use cursor::{ChainCursor, Span, State};
+pub use cursor::ChainCursor;
+pub use stretch::{PageOf, Span, State, Stretch};
+pub use walk::SpanWalk;
 
 use crate::delta::{Caches, Delta};
 use crate::digest::{Hasher, ImageDigest};
@@ -27,7 +31,7 @@ use uuid::Uuid;
 #[derive(Clone)]
 pub struct Chain {
     /// Newest first, the base last; never empty.
-    layers: Vec<Arc<Delta>>,
+    layers: Arc<[Arc<Delta>]>,
     tip: Arc<Delta>,
     geometry: Geometry,
 }
@@ -64,7 +68,7 @@ impl Chain {
             return Err(Error::corrupt(format!("{}: its parent is missing", base.location())));
         }
         let geometry = Geometry::new(tip.header().block_size, tip.footer().image_bytes)?;
-        Ok(Self { layers, tip, geometry })
+        Ok(Self { layers: layers.into(), tip, geometry })
     }
 
     /// The newest file.
@@ -73,7 +77,7 @@ impl Chain {
     }
 
     /// Newest first.
-    pub fn layers(&self) -> &[Arc<Delta>] {
+    pub fn layers(&self) -> &Arc<[Arc<Delta>]> {
         &self.layers
     }
 
@@ -119,9 +123,15 @@ impl Chain {
         key(self) == key(other)
     }
 
-    /// Walks the index from block 0.
-    pub fn cursor(&self) -> Result<ChainCursor> {
+    /// The index from block 0 on, in stretches.
+    pub fn cursor(&self) -> ChainCursor {
         ChainCursor::new(&self.layers)
+    }
+
+    /// The index from block 0 on, span by span.
+    pub fn walk(&self) -> SpanWalk {
+        let empty = Stretch::new(self.layers.clone());
+        SpanWalk::new(self.cursor(), self.geometry.block_count(), empty)
     }
 }
 

@@ -12,7 +12,7 @@ mod segment;
 mod writer;
 
 pub use cursor::TableCursor;
-pub use reader::{Caches, Delta};
-pub use scrub::scrub;
+pub use reader::{Caches, Delta, Traffic};
+pub use scrub::{Depth, scrub};
 pub use segment::{Piece, Segmenter};
 pub use writer::{DeltaWriter, EncodedFrame, Identity, Written};

@@ -13,6 +13,7 @@ use crate::store::Store;
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use uuid::Uuid;
 
 /// Decoded frames and pages, each within a fixed budget, shared by all files that are open.
@@ -20,6 +21,32 @@ use uuid::Uuid;
 pub struct Caches {
     pages: Arc<WeighedCache<Page>>,
     frames: Arc<WeighedCache<Arc<Vec<u8>>>>,
+    traffic: Arc<Counters>,
+}
+
+/// What went through open files so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Traffic {
+    /// Bytes read from files.
+    pub read_bytes: u64,
+    /// Bytes that frames were decoded to.
+    pub decoded_bytes: u64,
+}
+
+#[derive(Default)]
+struct Counters {
+    read_bytes: AtomicU64,
+    decoded_bytes: AtomicU64,
+}
+
+impl Caches {
+    /// What went through the files that share these caches.
+    pub fn traffic(&self) -> Traffic {
+        Traffic {
+            read_bytes: self.traffic.read_bytes.load(Ordering::Relaxed),
+            decoded_bytes: self.traffic.decoded_bytes.load(Ordering::Relaxed),
+        }
+    }
 }
 
 /// By file and offset.
@@ -33,6 +60,7 @@ impl Default for Caches {
         Self {
             pages: Arc::new(Cache::with_weighter(500, PAGE_BUDGET_BYTES, Weigh)),
             frames: Arc::new(Cache::with_weighter(200, FRAME_BUDGET_BYTES, Weigh)),
+            traffic: Arc::default(),
         }
     }
 }
@@ -130,6 +158,8 @@ impl Delta {
 
     /// Fills `buffer` from a place of the file.
     pub(super) fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        let read_bytes = buffer.len() as u64;
+        self.caches.traffic.read_bytes.fetch_add(read_bytes, Ordering::Relaxed);
         self.store.read_at(&self.name, offset, buffer)
     }
 
@@ -144,6 +174,11 @@ impl Delta {
             .map_err(|e: Error| e.at(self.record_place("frame", place.offset)))
     }
 
+    /// The same, for whoever needs it only once: it is not put into the cache.
+    pub fn frame_once(&self, place: FrameRef, blocks: u32) -> Result<Vec<u8>> {
+        self.read_frame(place, blocks).map_err(|e| e.at(self.record_place("frame", place.offset)))
+    }
+
     fn read_frame(&self, place: FrameRef, blocks: u32) -> Result<Vec<u8>> {
         let (head, payload) = self.read_record(place)?;
         let RecordKind::Frame { codec, block_count } = head.kind else {
@@ -154,7 +189,12 @@ impl Delta {
             return Err(Error::corrupt(what));
         }
         let raw_bytes = usize::from(block_count) * self.header.block_size.in_memory();
+        self.count_decoded(raw_bytes);
         codec::decode(codec, payload, raw_bytes)
+    }
+
+    pub(super) fn count_decoded(&self, bytes: usize) {
+        self.caches.traffic.decoded_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
     /// The root page; none if the file has no entries.
@@ -205,6 +245,19 @@ impl Delta {
     }
 
     fn read_record(&self, place: FrameRef) -> Result<(RecordHead, Vec<u8>)> {
+        let (head, payload) = self.load_record(place)?;
+        head.verify(self.header.file_id, place.offset, &payload)?;
+        if head.checksum != place.checksum {
+            return Err(Error::corrupt("not the record that its page names"));
+        }
+        Ok((head, payload))
+    }
+
+    /// Reads a record without a look at its checksum: for whoever measures what reading costs alone.
+    ///
+    /// # Errors
+    /// `Corrupt` if there is no record of that length at that place.
+    pub fn load_record(&self, place: FrameRef) -> Result<(RecordHead, Vec<u8>)> {
         let end = place.offset.checked_add(place.record_bytes.into());
         let records_end = self.footer.file_bytes - FOOTER_BYTES as u64;
         let length = (place.record_bytes as usize).checked_sub(RECORD_HEAD_BYTES);
@@ -218,12 +271,7 @@ impl Delta {
         self.read_at(place.offset, &mut bytes)?;
         let payload = bytes.split_off(RECORD_HEAD_BYTES);
         let head = bytes.as_slice().try_into().map_err(|_| Error::corrupt("a short record"))?;
-        let head = RecordHead::decode(head)?;
-        head.verify(self.header.file_id, place.offset, &payload)?;
-        if head.checksum != place.checksum {
-            return Err(Error::corrupt("not the record that its page names"));
-        }
-        Ok((head, payload))
+        Ok((RecordHead::decode(head)?, payload))
     }
 
     fn record_place(&self, what: &str, offset: u64) -> String {

@@ -1,110 +1,298 @@
-//! Reads one delta file front to back and checks every stored byte: the path that `verify --quick`
-//! takes, and independent of the tree, which is read from the back.
+//! Reads one delta file front to back and checks every stored byte, and on demand every block: the
+//! path that `verify` takes, independent of the tree, which is read from the back.
+//!
+//! ```text
+//! one at a time: a piece of the file, digested        (Feed)
+//! many threads:  its records checked, frames decoded  (check)
+//! in order:      records against pages and footer     (Walk)
+//! ```
 
 use super::reader::{Delta, Page};
+use crate::codec;
+use crate::digest::{Digest, StreamHasher};
 use crate::error::{Error, Result};
 use crate::format::footer::FOOTER_BYTES;
 use crate::format::header::HEADER_BYTES;
-use crate::format::record::{RECORD_HEAD_BYTES, RecordHead};
-use crate::format::{Counts, FrameRef, RecordKind};
+use crate::format::record::{MAX_PAYLOAD_BYTES, RECORD_HEAD_BYTES, RecordHead};
+use crate::format::{ChildRef, Counts, FrameRef, RecordKind, RunKind, TablePage};
+use crate::pipeline::ordered_map;
 use crate::progress::Context;
+use crate::units::Geometry;
+
+/// How far a scrub goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Depth {
+    /// Every stored byte: checksums, order, counts, and the digest of the whole.
+    Stored,
+    /// Also every block: frames are decoded, and each block is held against its digest.
+    Blocks,
+}
+
+/// The longest record fits.
+const PIECE_BYTES: u64 = (RECORD_HEAD_BYTES as u64) + (MAX_PAYLOAD_BYTES as u64);
 
 /// Checks the checksum of each record, that records follow each other and agree with the pages and
-/// with the footer, and the digest of the whole file.
+/// with the footer, the digest of the whole file, and the blocks if `depth` says so. Gives the number
+/// of blocks that were held against their digest.
 ///
 /// # Errors
 /// `Corrupt` with the offset of the first record that is wrong.
-pub fn scrub(delta: &Delta, context: &Context) -> Result<()> {
-    let mut walk = Walk::new(delta);
-    let end = delta.footer().file_bytes - FOOTER_BYTES as u64;
-    let mut header = vec![0; HEADER_BYTES];
-    delta.read_at(0, &mut header)?;
-    let mut content = delta.hasher().stream();
-    content.update(&header);
-    let mut offset = HEADER_BYTES as u64;
-    let mut payload = Vec::new();
-    while offset < end {
-        context.check()?;
-        let place = |e: Error| e.at(format!("{}: record at byte {offset}", delta.location()));
-        let mut head = [0; RECORD_HEAD_BYTES];
-        if end - offset < RECORD_HEAD_BYTES as u64 {
-            return Err(place(Error::corrupt("the records do not end at the footer")));
-        }
-        delta.read_at(offset, &mut head)?;
-        content.update(&head);
-        let head = RecordHead::decode(&head).map_err(place)?;
-        if u64::from(head.record_bytes()) > end - offset {
-            return Err(place(Error::corrupt("the record is longer than the file")));
-        }
-        payload.resize(head.payload_bytes as usize, 0);
-        delta.read_at(offset + RECORD_HEAD_BYTES as u64, &mut payload)?;
-        content.update(&payload);
-        head.verify(delta.header().file_id, offset, &payload).map_err(place)?;
-        walk.record(&head, &payload, offset).map_err(place)?;
-        offset += u64::from(head.record_bytes());
-        context.progress().advance(u64::from(head.record_bytes()));
-    }
-    if content.digest() != delta.footer().content_digest {
+pub fn scrub(delta: &Delta, depth: Depth, context: &Context) -> Result<u64> {
+    let mut feed = Feed::new(delta)?;
+    let mut walk = Walk::new(delta)?;
+    let block_bytes = u64::from(delta.header().block_size.bytes());
+    let mut blocks = 0;
+    ordered_map(
+        context.threads(),
+        context.in_flight(3 * PIECE_BYTES),
+        || {
+            context.check()?;
+            feed.next()
+        },
+        |piece| check(delta, depth, &piece),
+        |records| {
+            for record in records {
+                let decoded = record.digests.len() as u64;
+                blocks += decoded;
+                context.progress().advance(record.head.record_bytes().into());
+                context.progress().advance(decoded * block_bytes);
+                let offset = record.offset;
+                walk.record(record).map_err(|e| e.at(record_place(delta, offset)))?;
+            }
+            Ok(())
+        },
+    )?;
+    if feed.content.digest() != delta.footer().content_digest {
         return Err(Error::corrupt("the digest of the file differs").at(delta.location()));
     }
-    walk.finish().map_err(|e| e.at(delta.location()))
+    walk.finish().map_err(|e| e.at(delta.location()))?;
+    Ok(blocks)
 }
 
+fn record_place(delta: &Delta, offset: u64) -> String {
+    format!("{}: record at byte {offset}", delta.location())
+}
+
+/// Some whole records of the file.
+struct FilePiece {
+    bytes: Vec<u8>,
+    /// Offset in the file of each, its header, and where its payload begins in `bytes`.
+    records: Vec<(u64, RecordHead, usize)>,
+}
+
+/// Reads the file front to back.
+struct Feed<'a> {
+    delta: &'a Delta,
+    content: StreamHasher,
+    offset: u64,
+    end: u64,
+}
+
+impl<'a> Feed<'a> {
+    fn new(delta: &'a Delta) -> Result<Self> {
+        let mut header = [0; HEADER_BYTES];
+        delta.read_at(0, &mut header)?;
+        let mut content = delta.hasher().stream();
+        content.update(&header);
+        let end = delta.footer().file_bytes - FOOTER_BYTES as u64;
+        Ok(Self { delta, content, offset: HEADER_BYTES as u64, end })
+    }
+
+    /// The next records; none at the end.
+    fn next(&mut self) -> Result<Option<FilePiece>> {
+        if self.offset >= self.end {
+            return Ok(None);
+        }
+        let mut bytes = vec![0; PIECE_BYTES.min(self.end - self.offset) as usize];
+        self.delta.read_at(self.offset, &mut bytes)?;
+        let (mut records, mut at) = (Vec::new(), 0);
+        while at < bytes.len() {
+            let offset = self.offset + at as u64;
+            let place = |what: &str| Error::corrupt(what).at(record_place(self.delta, offset));
+            let rest = bytes.get(at..).unwrap_or_default();
+            let Some(head) = rest.first_chunk() else {
+                // Cut by the end of the piece, or by that of the file.
+                if offset + rest.len() as u64 == self.end {
+                    return Err(place("the records do not end at the footer"));
+                }
+                break;
+            };
+            let head =
+                RecordHead::decode(head).map_err(|e| e.at(record_place(self.delta, offset)))?;
+            if u64::from(head.record_bytes()) > self.end - offset {
+                return Err(place("the record is longer than the file"));
+            }
+            if head.record_bytes() as usize > rest.len() {
+                break;
+            }
+            records.push((offset, head, at + RECORD_HEAD_BYTES));
+            at += head.record_bytes() as usize;
+        }
+        bytes.truncate(at);
+        self.content.update(&bytes);
+        self.offset += at as u64;
+        Ok(Some(FilePiece { bytes, records }))
+    }
+}
+
+/// A record whose bytes are what was written.
+struct Checked {
+    offset: u64,
+    head: RecordHead,
+    page: Option<Page>,
+    /// Of the blocks of a frame that was decoded.
+    digests: Vec<Digest>,
+    /// How many zeros its last block ends with.
+    zeros_at_end: usize,
+}
+
+fn check(delta: &Delta, depth: Depth, piece: &FilePiece) -> Result<Vec<Checked>> {
+    let mut raw = Vec::new();
+    let mut records = Vec::with_capacity(piece.records.len());
+    for &(offset, head, start) in &piece.records {
+        let payload = piece.bytes.get(start..start + head.payload_bytes as usize);
+        let payload = payload.unwrap_or_default();
+        let place = |e: Error| e.at(record_place(delta, offset));
+        head.verify(delta.header().file_id, offset, payload).map_err(place)?;
+        let mut record = Checked { offset, head, page: None, digests: Vec::new(), zeros_at_end: 0 };
+        match head.kind {
+            RecordKind::Frame { codec, block_count } if depth == Depth::Blocks => {
+                let size = delta.header().block_size.in_memory();
+                raw.resize(usize::from(block_count) * size, 0);
+                delta.count_decoded(raw.len());
+                codec::decode_into(codec, payload, &mut raw).map_err(place)?;
+                record.digests.extend(raw.chunks(size).map(|b| delta.hasher().digest(b)));
+                let zeros = raw.iter().rev().take(size).take_while(|&&b| b == 0);
+                record.zeros_at_end = zeros.count();
+            }
+            RecordKind::Frame { .. } => {}
+            kind => record.page = Some(delta.decode_page(kind, payload, offset).map_err(place)?),
+        }
+        records.push(record);
+    }
+    Ok(records)
+}
+
+/// Records in the order of the file, held against each other.
 struct Walk<'a> {
     delta: &'a Delta,
+    geometry: Geometry,
     counts: Counts,
-    pending: Vec<FrameRef>,
-    /// Blocks of each pending frame.
-    blocks: Vec<u32>,
+    /// Frames since the last page, and how many blocks each holds.
+    frames: Vec<(FrameRef, u32)>,
+    /// Of the blocks in them, if they were decoded.
+    digests: Vec<Digest>,
+    zeros_at_end: usize,
+    /// Pages that no index page names yet, by level.
+    orphans: Vec<Vec<ChildRef>>,
     end_block: u64,
 }
 
 impl<'a> Walk<'a> {
-    fn new(delta: &'a Delta) -> Self {
-        Self {
+    fn new(delta: &'a Delta) -> Result<Self> {
+        let geometry = Geometry::new(delta.header().block_size, delta.footer().image_bytes)?;
+        Ok(Self {
             delta,
+            geometry,
             counts: Counts::default(),
-            pending: Vec::new(),
-            blocks: Vec::new(),
+            frames: Vec::new(),
+            digests: Vec::new(),
+            zeros_at_end: 0,
+            orphans: Vec::new(),
             end_block: 0,
-        }
+        })
     }
 
-    fn record(&mut self, head: &RecordHead, payload: &[u8], offset: u64) -> Result<()> {
-        let (record_bytes, checksum) = (head.record_bytes(), head.checksum);
-        if let RecordKind::Frame { block_count, .. } = head.kind {
-            self.counts.frames += 1;
-            self.counts.frame_bytes += u64::from(record_bytes);
-            self.pending.push(FrameRef { offset, record_bytes, checksum });
-            self.blocks.push(block_count.into());
-            return Ok(());
-        }
-        match self.delta.decode_page(head.kind, payload, offset)? {
-            Page::Index(..) => self.counts.indexes += 1,
-            Page::Table(page) => {
-                if page.frames != std::mem::take(&mut self.pending) {
-                    return Err(Error::corrupt("the page names other frames than stand before it"));
-                }
-                let per_frame = self.delta.header().frame_blocks;
-                let want = (0..).map(|index| page.blocks_in_frame(index, per_frame));
-                let blocks = std::mem::take(&mut self.blocks);
-                if blocks.iter().zip(want).any(|(have, want)| *have != want) {
-                    return Err(Error::corrupt("frames hold other blocks than their page says"));
-                }
-                if page.bounds().first < self.end_block {
-                    return Err(Error::corrupt("pages are not in order"));
-                }
-                self.end_block = page.bounds().end();
-                self.counts.tables += 1;
-                page.runs.iter().for_each(|run| self.counts.add_run(run));
+    fn record(&mut self, record: Checked) -> Result<()> {
+        let (record_bytes, checksum) = (record.head.record_bytes(), record.head.checksum);
+        let place = FrameRef { offset: record.offset, record_bytes, checksum };
+        let (level, bounds) = match (record.head.kind, &record.page) {
+            (RecordKind::Frame { block_count, .. }, _) => {
+                self.counts.frames += 1;
+                self.counts.frame_bytes += u64::from(record_bytes);
+                self.frames.push((place, block_count.into()));
+                self.digests.extend(record.digests);
+                self.zeros_at_end = record.zeros_at_end;
+                return Ok(());
             }
+            (_, Some(Page::Table(page))) => {
+                self.table(page)?;
+                (0, page.bounds())
+            }
+            (_, Some(Page::Index(page, level))) => {
+                self.counts.indexes += 1;
+                let below = self.orphans.get_mut(*level as usize - 1).map(std::mem::take);
+                if below.unwrap_or_default() != page.children {
+                    return Err(Error::corrupt("the page names other pages than stand before it"));
+                }
+                (*level, page.bounds())
+            }
+            _ => return Err(Error::corrupt("a page that was not decoded")),
+        };
+        let level = level as usize;
+        if self.orphans.len() <= level {
+            self.orphans.resize_with(level + 1, Vec::new);
+        }
+        if let Some(orphans) = self.orphans.get_mut(level) {
+            orphans.push(ChildRef {
+                blocks: bounds,
+                offset: record.offset,
+                record_bytes,
+                checksum,
+            });
+        }
+        Ok(())
+    }
+
+    fn table(&mut self, page: &TablePage) -> Result<()> {
+        let frames = std::mem::take(&mut self.frames);
+        if !page.frames.iter().eq(frames.iter().map(|(place, _)| place)) {
+            return Err(Error::corrupt("the page names other frames than stand before it"));
+        }
+        let per_frame = self.delta.header().frame_blocks;
+        let want = (0..).map(|index| page.blocks_in_frame(index, per_frame));
+        if frames.iter().zip(want).any(|((_, have), want)| *have != want) {
+            return Err(Error::corrupt("frames hold other blocks than their page says"));
+        }
+        if page.bounds().first < self.end_block {
+            return Err(Error::corrupt("pages are not in order"));
+        }
+        let digests = std::mem::take(&mut self.digests);
+        if !digests.is_empty() {
+            if digests != page.digests {
+                return Err(Error::corrupt("a block is not what its digest says"));
+            }
+            self.check_end(page)?;
+        }
+        self.end_block = page.bounds().end();
+        self.counts.tables += 1;
+        page.runs.iter().for_each(|run| self.counts.add_run(run));
+        Ok(())
+    }
+
+    /// FORMAT.md C4: what lies beyond the end of the image must not come back when it grows. Only the
+    /// last data block of a page can reach beyond it.
+    fn check_end(&self, page: &TablePage) -> Result<()> {
+        let last = page.runs.iter().rev().find(|run| run.kind == RunKind::Data);
+        let Some(last) = last else { return Ok(()) };
+        let block = crate::units::BlockRange { first: last.blocks.end() - 1, count: 1 };
+        let beyond = u64::from(self.geometry.block_size.bytes())
+            .saturating_sub(self.geometry.bytes_in(block));
+        if (self.zeros_at_end as u64) < beyond {
+            return Err(Error::corrupt("a block has bytes beyond the end of the image"));
         }
         Ok(())
     }
 
     fn finish(self) -> Result<()> {
-        if !self.pending.is_empty() || self.counts != self.delta.footer().counts {
+        if !self.frames.is_empty() || self.counts != self.delta.footer().counts {
             return Err(Error::corrupt("the records are not those that the footer counts"));
+        }
+        let roots: Vec<ChildRef> = self.orphans.into_iter().flatten().collect();
+        let named = self.delta.footer().root.map(|r| (r.offset, r.record_bytes, r.checksum));
+        let last = roots.last().map(|r| (r.offset, r.record_bytes, r.checksum));
+        if roots.len() > 1 || last != named {
+            return Err(Error::corrupt("the footer names another root than the file has"));
         }
         Ok(())
     }

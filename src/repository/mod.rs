@@ -22,7 +22,7 @@ pub use session::Reader;
 pub use snapshot::{Outcome, ParentChoice, SnapshotOutcome, SnapshotRequest, name_of};
 pub use verify::{Damage, Verified, VerifyScope};
 
-use crate::delta::Caches;
+use crate::delta::{Caches, Traffic};
 use crate::error::{Error, ErrorKind, Result};
 use crate::head::Head;
 use crate::manifest::{self, Manifest};
@@ -93,6 +93,11 @@ impl Repository {
     /// With what new bases are made.
     pub fn defaults(&self) -> Defaults {
         self.config.defaults()
+    }
+
+    /// What was read and decoded through it so far.
+    pub fn traffic(&self) -> Traffic {
+        self.caches.traffic()
     }
 
     /// Where it is.

@@ -7,7 +7,7 @@ use crate::delta::Delta;
 use crate::error::{Error, ErrorKind, Result};
 use crate::manifest::{Manifest, Snapshot};
 use crate::progress::Context;
-use crate::verify::{verify_blocks, verify_image, verify_stored};
+use crate::verify::{find_damage, verify_all, verify_image, verify_stored};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use uuid::Uuid;
@@ -123,23 +123,22 @@ impl ImageCheck<'_> {
         };
         self.open.insert(snapshot.id, delta.clone());
         verified.stored_bytes += snapshot.file_bytes;
-        let stored = verify_stored(&delta, context);
-        let is_sound = stored.is_ok();
-        if let Err(e) = stored {
-            self.found(snapshot, e, verified)?;
+        let (mut is_sound, mut named) = (true, 0);
+        let whole = if quick {
+            verify_stored(&delta, context).map(|()| 0)
+        } else {
+            verify_all(&delta, context)
+        };
+        match whole {
+            Ok(blocks) => verified.blocks += blocks,
+            Err(e) if quick => self.found(snapshot, e, verified)?,
+            Err(e) => {
+                self.only_damage(e)?;
+                (is_sound, named) = self.name_damage(snapshot, &delta, verified, context)?;
+            }
         }
         if quick {
             return Ok(());
-        }
-        let mut named = 0;
-        match verify_blocks(&delta, context) {
-            Ok((blocks, findings)) => {
-                verified.blocks += blocks;
-                named = findings.len();
-                findings.into_iter().try_for_each(|e| self.found(snapshot, e, verified))?;
-            }
-            Err(e) if is_sound => self.found(snapshot, e, verified)?,
-            Err(e) => self.only_damage(e)?,
         }
         match self.parent_chain(snapshot) {
             // What the parent lacks was reported with the parent.
@@ -171,6 +170,33 @@ impl ImageCheck<'_> {
         whole.splice(0..0, self.open.get(&snapshot.id).cloned());
         Chain::link(whole)?;
         Chain::link(layers).map(Some)
+    }
+
+    /// Tells everything that is damaged in a file. Gives whether its stored bytes are sound, and how
+    /// many blocks were named.
+    fn name_damage(
+        &mut self,
+        snapshot: &Snapshot,
+        delta: &Arc<Delta>,
+        verified: &mut Verified,
+        context: &Context,
+    ) -> Result<(bool, usize)> {
+        let stored = verify_stored(delta, context);
+        let is_sound = stored.is_ok();
+        if let Err(e) = stored {
+            self.found(snapshot, e, verified)?;
+        }
+        let mut named = 0;
+        match find_damage(delta, context) {
+            Ok((blocks, findings)) => {
+                verified.blocks += blocks;
+                named = findings.len();
+                findings.into_iter().try_for_each(|e| self.found(snapshot, e, verified))?;
+            }
+            Err(e) if is_sound => self.found(snapshot, e, verified)?,
+            Err(e) => self.only_damage(e)?,
+        }
+        Ok((is_sound, named))
     }
 
     /// Passes on what is no damage: a stop, a device that fails.

@@ -4,6 +4,7 @@
 //! Only what is said to be durable is: the bytes of a file after [`DiskFile::sync`], names after
 //! [`Disk::sync_folder`].
 
+use crate::writeback::Writeback;
 use quick_cache::sync::Cache;
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
@@ -108,7 +109,8 @@ impl Disk for OsDisk {
     fn create(&self, path: &str) -> io::Result<Box<dyn DiskFile>> {
         let file =
             OpenOptions::new().write(true).create_new(true).mode(0o600).open(self.path(path))?;
-        Ok(Box::new(OsFile(io::BufWriter::with_capacity(1 << 20, file))))
+        let out = io::BufWriter::with_capacity(1 << 20, file);
+        Ok(Box::new(OsFile { out, bytes: 0, writeback: Writeback::default() }))
     }
 
     fn rename_new(&self, from: &str, to: &str) -> io::Result<()> {
@@ -175,15 +177,22 @@ impl Disk for OsDisk {
     }
 }
 
-struct OsFile(io::BufWriter<File>);
+struct OsFile {
+    out: io::BufWriter<File>,
+    bytes: u64,
+    writeback: Writeback,
+}
 
 impl DiskFile for OsFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.0.write_all(bytes)
+        self.out.write_all(bytes)?;
+        self.bytes += bytes.len() as u64;
+        let written = self.bytes - self.out.buffer().len() as u64;
+        self.writeback.advance(self.out.get_ref(), written)
     }
 
     fn sync(&mut self) -> io::Result<()> {
-        self.0.flush()?;
-        self.0.get_ref().sync_all()
+        self.out.flush()?;
+        self.out.get_ref().sync_all()
     }
 }

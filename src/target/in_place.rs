@@ -4,6 +4,7 @@
 use super::{Target, ZEROS};
 use crate::error::{Error, ErrorKind, Result};
 use crate::source::{RawFile, Source};
+use crate::writeback::Writeback;
 use nix::fcntl::{FallocateFlags, fallocate};
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -14,6 +15,7 @@ pub struct InPlace<'a> {
     can_punch: bool,
     is_begun: bool,
     written_bytes: u64,
+    writeback: Writeback,
 }
 
 /// The largest sector in use.
@@ -22,7 +24,9 @@ const SECTOR_BYTES: u64 = 4096;
 impl<'a> InPlace<'a> {
     /// Writes to an image that was opened to be written.
     pub fn new(image: &'a RawFile) -> Self {
-        Self { image, can_punch: true, is_begun: false, written_bytes: 0 }
+        let writeback =
+            if image.is_device() { Writeback::default() } else { Writeback::keeping_cache() };
+        Self { image, can_punch: true, is_begun: false, written_bytes: 0, writeback }
     }
 
     /// Fails if an image of `bytes` bytes has no place there.
@@ -117,6 +121,11 @@ impl Target for InPlace<'_> {
             return self.write_zeros(last, end - last);
         }
         self.write_zeros(offset, bytes)
+    }
+
+    fn settled(&mut self, offset: u64) -> Result<()> {
+        let advanced = self.writeback.advance(self.image.file(), offset);
+        advanced.map_err(|e| self.failed("write", e))
     }
 
     fn finish(&mut self) -> Result<()> {

@@ -16,13 +16,21 @@ use crate::error::Result;
 /// To write where holes are not to be had.
 static ZEROS: [u8; 1 << 16] = [0; 1 << 16];
 
-/// A disk that is being written, in ascending order.
+/// A disk that is being written.
 pub trait Target {
     /// Writes bytes at an offset.
     fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<()>;
 
     /// Makes a range read as zeros.
     fn zero(&mut self, offset: u64, bytes: u64) -> Result<()>;
+
+    /// All before `offset` is written, and will not be written again: it can go to the device.
+    fn settled(&mut self, offset: u64) -> Result<()>;
+
+    /// True if it is written in ascending order only.
+    fn is_sequential(&self) -> bool {
+        false
+    }
 
     /// Makes everything durable, and visible where it was not. Without it, nothing new is left
     /// behind, as far as the kind of target allows.

@@ -4,6 +4,7 @@
 use super::Target;
 use crate::error::{Error, ErrorKind, Result};
 use crate::source::{ImageGuard, Intent};
+use crate::writeback::Writeback;
 use nix::fcntl::{AT_FDCWD, AtFlags, RenameFlags, renameat2};
 use nix::unistd::linkat;
 use std::fs::{File, OpenOptions};
@@ -23,6 +24,7 @@ pub struct NewFile {
     /// The file that will be replaced, held against other users.
     replaced: Option<(File, ImageGuard)>,
     finished: bool,
+    writeback: Writeback,
 }
 
 impl NewFile {
@@ -79,8 +81,9 @@ impl NewFile {
                 (options.open(&temporary).map_err(|e| failed("create", e))?, true)
             }
         };
-        let finished = false;
-        let target = Self { file, path, temporary, has_temporary_name, replaced, finished };
+        let (finished, writeback) = (false, Writeback::default());
+        let target =
+            Self { file, path, temporary, has_temporary_name, replaced, finished, writeback };
         target.file.set_len(bytes).map_err(|e| target.failed("set the length of", e))?;
         Ok(target)
     }
@@ -147,6 +150,11 @@ impl Target for NewFile {
 
     fn zero(&mut self, _: u64, _: u64) -> Result<()> {
         Ok(())
+    }
+
+    fn settled(&mut self, offset: u64) -> Result<()> {
+        let advanced = self.writeback.advance(&self.file, offset);
+        advanced.map_err(|e| self.failed("write", e))
     }
 
     fn finish(&mut self) -> Result<()> {

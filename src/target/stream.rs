@@ -49,6 +49,14 @@ impl<W: Write> Target for Stream<W> {
         Ok(())
     }
 
+    fn settled(&mut self, _: u64) -> Result<()> {
+        Ok(())
+    }
+
+    fn is_sequential(&self) -> bool {
+        true
+    }
+
     fn finish(&mut self) -> Result<()> {
         let name = &self.name;
         self.out.flush().map_err(|e| Error::io(format!("cannot write to {name}"), e))

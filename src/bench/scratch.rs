@@ -1,0 +1,102 @@
+//! The scratch folder of a benchmark: large, and gone afterwards, also after Ctrl-C.
+
+use crate::error::{Error, ErrorKind, Result};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+const PREFIX: &str = "imgsnap-bench-";
+const LOCK: &str = "lock";
+
+/// A folder that is removed with all that is in it.
+pub struct Scratch {
+    path: PathBuf,
+    /// Held as long as we live: a folder whose lock is free was left by a run that was killed.
+    _lock: File,
+}
+
+impl Scratch {
+    /// Makes one in `folder`, after removing what killed runs left there.
+    ///
+    /// # Errors
+    /// `LimitExceeded` if there is less room than `needed_bytes`.
+    pub fn new(folder: &Path, needed_bytes: u64) -> Result<Self> {
+        let failed = |what: &str, e| Error::io(format!("cannot {what} {}", folder.display()), e);
+        for entry in std::fs::read_dir(folder).map_err(|e| failed("read", e))?.flatten() {
+            let is_ours = entry.file_name().to_str().is_some_and(|n| n.starts_with(PREFIX));
+            if is_ours && is_abandoned(&entry.path()) {
+                std::fs::remove_dir_all(entry.path()).map_err(|e| failed("clean", e))?;
+            }
+        }
+        let room = nix::sys::statvfs::statvfs(folder).map_err(|e| failed("ask", e.into()))?;
+        let free = (room.blocks_available() as u64).saturating_mul(room.fragment_size() as u64);
+        if free < needed_bytes {
+            let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+            let what = format!(
+                "{} has {} MiB left; the benchmark needs {} MiB ({needed_bytes} bytes)",
+                folder.display(),
+                mib(free),
+                mib(needed_bytes)
+            );
+            return Err(Error::new(ErrorKind::LimitExceeded, what)
+                .hint("choose another folder with --dir, or a smaller image with --size"));
+        }
+        let name = uuid::Uuid::new_v4().simple().to_string();
+        let path = folder.join(format!("{PREFIX}{}", name.get(..12).unwrap_or_default()));
+        std::fs::create_dir(&path).map_err(|e| failed("make a folder in", e))?;
+        let lock = File::create_new(path.join(LOCK)).and_then(|lock| lock.lock().map(|()| lock));
+        let lock = lock.map_err(|e| {
+            // Nobody else knows of it yet.
+            std::fs::remove_dir_all(&path).err();
+            failed("lock a file in", e)
+        })?;
+        Ok(Self { path, _lock: lock })
+    }
+
+    /// A name in it.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if std::fs::remove_dir_all(&self.path).is_err() {
+            // The next run removes it.
+        }
+    }
+}
+
+/// True if its maker is dead. One whose lock is not there yet is being made.
+fn is_abandoned(folder: &Path) -> bool {
+    File::open(folder.join(LOCK)).is_ok_and(|lock| lock.try_lock().is_ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_goes_with_all_that_is_in_it_and_takes_what_killed_runs_left() {
+        let folder = tempfile::tempdir().unwrap();
+        let left = folder.path().join("imgsnap-bench-dead");
+        std::fs::create_dir(&left).unwrap();
+        std::fs::write(left.join(LOCK), "").unwrap();
+        std::fs::write(folder.path().join("other"), "").unwrap();
+        let first = Scratch::new(folder.path(), 1).unwrap();
+        assert!(!left.exists());
+        std::fs::write(first.file("x"), "x").unwrap();
+        let second = Scratch::new(folder.path(), 1).unwrap();
+        assert!(first.file("x").exists(), "the first still lives");
+        drop((first, second));
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn too_little_room_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let error = Scratch::new(folder.path(), 1 << 60).err().unwrap();
+        assert_eq!(error.kind(), ErrorKind::LimitExceeded);
+        assert!(error.to_string().contains("1152921504606846976 bytes"), "{error}");
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+}

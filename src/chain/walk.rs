@@ -1,0 +1,69 @@
+//! Span by span through an index.
+
+use super::cursor::ChainCursor;
+use super::stretch::{Span, Stretch};
+use crate::error::Result;
+use crate::units::BlockRange;
+use std::sync::Arc;
+
+/// Spans that are fetched at a time.
+const FETCH: usize = 512;
+
+/// A walk that can be cut anywhere, span by span.
+pub struct SpanWalk {
+    cursor: ChainCursor,
+    stretch: Arc<Stretch>,
+    /// The next one of its spans.
+    index: usize,
+    position: u64,
+    /// As far as it is fetched ahead: the end of the image.
+    end: u64,
+}
+
+impl SpanWalk {
+    pub(super) fn new(cursor: ChainCursor, end: u64, empty: Stretch) -> Self {
+        Self { cursor, stretch: Arc::new(empty), index: 0, position: 0, end }
+    }
+
+    /// Where it is.
+    pub fn position(&self) -> u64 {
+        self.position
+    }
+
+    /// Goes on at `block`, which is not before where it is.
+    pub fn seek(&mut self, block: u64) {
+        self.position = self.position.max(block);
+    }
+
+    /// Goes back to `block`, which is in the span that was given last.
+    pub fn rewind(&mut self, block: u64) {
+        self.position = self.position.min(block);
+    }
+
+    /// The stretch that the span which was given last belongs to.
+    pub fn stretch(&self) -> &Arc<Stretch> {
+        &self.stretch
+    }
+
+    /// The next span, cut at `end`; none if it is there already. Spans follow each other without a
+    /// gap. Beyond the end of the image is nothing but zeros, and what a child has zeroed there.
+    pub fn next(&mut self, end: u64) -> Result<Option<Span>> {
+        if self.position >= end {
+            return Ok(None);
+        }
+        loop {
+            let range = BlockRange::between(self.position, end);
+            while let Some(span) = self.stretch.spans.get(self.index) {
+                if let Some(part) = span.within(range) {
+                    self.position = part.blocks.end();
+                    return Ok(Some(part));
+                }
+                self.index += 1;
+            }
+            self.cursor.seek(self.position);
+            let end = self.end.max(end);
+            self.stretch = Arc::new(self.cursor.stretch(end, FETCH)?);
+            self.index = 0;
+        }
+    }
+}

@@ -1,0 +1,255 @@
+//! What is to be decoded, cut into batches: the unit of work of one thread.
+//!
+//! ```text
+//! spans -> Gather -> Batch (about 1 MiB of data) -> decode_batch -> checked blocks
+//! ```
+//!
+//! In ascending order, for whoever can only write so, each batch is complete in itself, and a frame
+//! that two of them need is kept in a cache. Otherwise spans are gathered, as many as memory allows,
+//! and handed out frame by frame, the frames in the order of their first block: then each frame is
+//! decoded once however its blocks are scattered, and what is written still moves forward.
+
+use crate::chain::{PageOf, Span, State, Stretch};
+use crate::delta::Delta;
+use crate::error::{Error, Result};
+use crate::units::{BlockRange, Geometry};
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+/// Data blocks of a batch, in bytes.
+pub const BATCH_BYTES: u64 = 1 << 20;
+/// Parts of a batch, so that zeros and scattered blocks do not fill the memory.
+const BATCH_PARTS: usize = 512;
+/// What is gathered at most: parts, and bytes of the pages that they are in.
+const GATHER_PARTS: usize = 512 << 10;
+const GATHER_PAGE_BYTES: u64 = 32 << 20;
+
+/// In which order blocks are handed out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// By their place in the image.
+    Ascending,
+    /// Each frame once.
+    ByFrame,
+}
+
+/// Blocks that come from one frame, or are zero.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Part {
+    /// Which blocks.
+    pub blocks: BlockRange,
+    /// Where they are; none for zeros.
+    pub(super) from: Option<Place>,
+}
+
+impl Part {
+    /// True if the blocks are stored; false if they are zero.
+    pub fn is_data(&self) -> bool {
+        self.from.is_some()
+    }
+}
+
+/// A place in a page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Place {
+    /// Number of the page.
+    pub(super) page: u32,
+    /// Of the first block.
+    pub(super) ordinal: u32,
+}
+
+/// The pages that parts are in.
+pub(super) struct Pages {
+    pub(super) layers: Arc<[Arc<Delta>]>,
+    pub(super) pages: Vec<PageOf>,
+}
+
+/// Parts that are decoded in one go.
+pub struct Batch {
+    pub(super) pages: Arc<Pages>,
+    pub(super) parts: Vec<Part>,
+    pub(super) order: Order,
+    /// When this batch is written, everything before this block is.
+    pub(super) settled: u64,
+}
+
+/// Collects spans and cuts them into batches.
+pub struct Gather {
+    geometry: Geometry,
+    order: Order,
+    layers: Arc<[Arc<Delta>]>,
+    pages: Vec<PageOf>,
+    /// Numbers of the pages, by address.
+    known: HashMap<usize, u32>,
+    page_bytes: u64,
+    parts: Vec<Part>,
+    data_blocks: u64,
+    /// Where the last span ended.
+    end: u64,
+    ready: VecDeque<Batch>,
+}
+
+impl Gather {
+    /// For spans of a chain with these layers.
+    pub fn new(geometry: Geometry, layers: &Arc<[Arc<Delta>]>, order: Order) -> Self {
+        Self {
+            geometry,
+            order,
+            layers: layers.clone(),
+            pages: Vec::new(),
+            known: HashMap::new(),
+            page_bytes: 0,
+            parts: Vec::new(),
+            data_blocks: 0,
+            end: 0,
+            ready: VecDeque::new(),
+        }
+    }
+
+    /// Adds a span of a stretch, which is not before the last one.
+    ///
+    /// # Errors
+    /// `Corrupt` if its blocks were never read from the image.
+    pub fn add(&mut self, stretch: &Stretch, span: Span) -> Result<()> {
+        let mut span = span;
+        self.end = span.blocks.end();
+        let (page, ordinal) = match span.state {
+            State::Unread => return Err(unread(self.geometry, span.blocks)),
+            State::Zero => {
+                self.parts.push(Part { blocks: span.blocks, from: None });
+                self.cut();
+                return Ok(());
+            }
+            State::Data { page, ordinal } => (page, ordinal),
+        };
+        let missing = || Error::corrupt("a span without a page");
+        let of = stretch.page(page).ok_or_else(missing)?;
+        let delta = self.layers.get(of.layer as usize).ok_or_else(missing)?;
+        let per_frame = delta.header().frame_blocks;
+        let mut ordinal = ordinal;
+        while span.blocks.count > 0 {
+            // Not beyond the frame, nor beyond a batch.
+            let room = u64::from(per_frame - ordinal % per_frame).min(self.room());
+            let count = span.blocks.count.min(room);
+            // A batch may have been cut since: it took the pages along.
+            let page = self.number_of(of);
+            let blocks = BlockRange { first: span.blocks.first, count };
+            self.parts.push(Part { blocks, from: Some(Place { page, ordinal }) });
+            self.data_blocks += count;
+            ordinal += count as u32;
+            span.blocks = BlockRange::between(blocks.end(), span.blocks.end());
+            self.cut();
+        }
+        Ok(())
+    }
+
+    /// The next batch, if there is enough for one.
+    pub fn next(&mut self) -> Option<Batch> {
+        self.ready.pop_front()
+    }
+
+    /// Cuts what is left: there are no more spans.
+    pub fn finish(&mut self) {
+        match self.order {
+            Order::Ascending => self.close_batch(),
+            Order::ByFrame => self.close_frames(),
+        }
+    }
+
+    /// Data blocks that fit the batch; for frames there is no such limit yet.
+    fn room(&self) -> u64 {
+        match self.order {
+            Order::Ascending => self.batch_blocks().saturating_sub(self.data_blocks).max(1),
+            Order::ByFrame => u64::MAX,
+        }
+    }
+
+    fn batch_blocks(&self) -> u64 {
+        (BATCH_BYTES / u64::from(self.geometry.block_size.bytes())).max(1)
+    }
+
+    fn cut(&mut self) {
+        match self.order {
+            Order::Ascending => {
+                if self.parts.len() >= BATCH_PARTS || self.data_blocks >= self.batch_blocks() {
+                    self.close_batch();
+                }
+            }
+            Order::ByFrame => {
+                if self.parts.len() >= GATHER_PARTS || self.page_bytes >= GATHER_PAGE_BYTES {
+                    self.close_frames();
+                }
+            }
+        }
+    }
+
+    fn number_of(&mut self, of: &PageOf) -> u32 {
+        let address = Arc::as_ptr(&of.page) as usize;
+        *self.known.entry(address).or_insert_with(|| {
+            self.page_bytes += of.page.memory_bytes();
+            self.pages.push(of.clone());
+            self.pages.len() as u32 - 1
+        })
+    }
+
+    fn take(&mut self) -> (Arc<Pages>, Vec<Part>) {
+        self.known.clear();
+        (self.page_bytes, self.data_blocks) = (0, 0);
+        let pages = std::mem::take(&mut self.pages);
+        (Arc::new(Pages { layers: self.layers.clone(), pages }), std::mem::take(&mut self.parts))
+    }
+
+    /// All parts as one batch.
+    fn close_batch(&mut self) {
+        let (pages, parts) = self.take();
+        if !parts.is_empty() {
+            self.ready.push_back(Batch { pages, parts, order: self.order, settled: self.end });
+        }
+    }
+
+    /// All parts as batches of whole frames; zeros first.
+    fn close_frames(&mut self) {
+        let (pages, mut parts) = self.take();
+        let frame_of = |part: &Part| {
+            part.from.map(|place| {
+                let of = pages.pages.get(place.page as usize);
+                let delta = of.and_then(|of| pages.layers.get(of.layer as usize));
+                let per_frame = delta.map_or(1, |delta| delta.header().frame_blocks);
+                (place.page, place.ordinal / per_frame)
+            })
+        };
+        parts.sort_unstable_by_key(|part| (frame_of(part), part.blocks.first));
+        let groups = parts.chunk_by(|a, b| frame_of(a) == frame_of(b));
+        let mut groups: Vec<(u64, &[Part])> = groups
+            .filter_map(|group| {
+                let first = group.first()?;
+                Some((if first.is_data() { first.blocks.first } else { 0 }, group))
+            })
+            .collect();
+        groups.sort_unstable_by_key(|(first, group)| (*first, group.first().map(Part::is_data)));
+        let most = self.batch_blocks();
+        let mut batch = Vec::new();
+        let mut blocks = 0;
+        for (first, group) in groups {
+            if blocks >= most || batch.len() >= BATCH_PARTS {
+                let parts = std::mem::take(&mut batch);
+                let (pages, order) = (pages.clone(), self.order);
+                self.ready.push_back(Batch { pages, parts, order, settled: first });
+                blocks = 0;
+            }
+            batch.extend_from_slice(group);
+            let data = group.iter().filter(|part| part.is_data());
+            blocks += data.map(|part| part.blocks.count).sum::<u64>();
+        }
+        if !batch.is_empty() {
+            let (parts, order, settled) = (batch, self.order, self.end);
+            self.ready.push_back(Batch { pages, parts, order, settled });
+        }
+    }
+}
+
+fn unread(geometry: Geometry, blocks: BlockRange) -> Error {
+    let (offset, bytes) = (geometry.offset(blocks.first), geometry.bytes_in(blocks));
+    let what = format!("{bytes} bytes at {offset} could not be read when the snapshot was taken");
+    Error::corrupt(what)
+}

@@ -1,0 +1,99 @@
+//! From a batch to checked blocks.
+
+use super::batch::{Batch, Order, Part, Place};
+use crate::delta::Delta;
+use crate::digest::is_zero;
+use crate::error::{Error, Result};
+use crate::format::TablePage;
+use crate::units::{BlockRange, Geometry};
+use std::sync::Arc;
+
+/// A batch, decoded and checked.
+pub struct Decoded {
+    /// Its parts.
+    pub parts: Vec<Part>,
+    /// The whole blocks of its data parts, one after the other.
+    pub bytes: Vec<u8>,
+    /// The sum of the terms of these blocks.
+    pub terms: u128,
+    /// When it is written, everything before this block is.
+    pub settled: u64,
+}
+
+/// Decodes the data blocks of a batch and checks each against its digest.
+///
+/// # Errors
+/// `Corrupt` if a block is not what its digest says.
+pub fn decode_batch(geometry: Geometry, batch: Batch) -> Result<Decoded> {
+    let size = geometry.block_size.in_memory();
+    let data = batch.parts.iter().filter(|part| part.is_data());
+    let blocks = data.map(|part| part.blocks.count as usize).sum::<usize>();
+    let mut decoder =
+        Decoder { geometry, bytes: Vec::with_capacity(blocks * size), terms: 0, frame: None };
+    for part in &batch.parts {
+        let Some(place) = part.from else { continue };
+        let missing = || Error::corrupt("a block without a page");
+        let of = batch.pages.pages.get(place.page as usize).ok_or_else(missing)?;
+        let delta = batch.pages.layers.get(of.layer as usize).ok_or_else(missing)?;
+        decoder.part(delta, &of.page, place, part.blocks, batch.order)?;
+    }
+    let Decoder { bytes, terms, .. } = decoder;
+    Ok(Decoded { parts: batch.parts, bytes, terms, settled: batch.settled })
+}
+
+struct Decoder {
+    geometry: Geometry,
+    bytes: Vec<u8>,
+    terms: u128,
+    /// The frame that was decoded last: its page, its index, its blocks.
+    frame: Option<(u32, u32, Arc<Vec<u8>>)>,
+}
+
+impl Decoder {
+    fn part(
+        &mut self,
+        delta: &Delta,
+        page: &TablePage,
+        place: Place,
+        blocks: BlockRange,
+        order: Order,
+    ) -> Result<()> {
+        let size = self.geometry.block_size.in_memory();
+        let per_frame = delta.header().frame_blocks;
+        let index = place.ordinal / per_frame;
+        let frame = match self.frame.take() {
+            Some((page, same, frame)) if (page, same) == (place.page, index) => frame,
+            _ => {
+                let at = page.frames.get(index as usize).copied();
+                let at = at.ok_or_else(|| Error::corrupt("a block without a frame"))?;
+                let count = page.blocks_in_frame(index, per_frame);
+                match order {
+                    Order::Ascending => delta.frame(at, count)?,
+                    Order::ByFrame => Arc::new(delta.frame_once(at, count)?),
+                }
+            }
+        };
+        let first = (place.ordinal % per_frame) as usize * size;
+        let content = frame.get(first..first + blocks.count as usize * size);
+        let content = content.ok_or_else(|| Error::corrupt("a frame without its block"))?;
+        let digests = page.digests.iter().skip(place.ordinal as usize);
+        for ((block, content), digest) in (blocks.first..).zip(content.chunks(size)).zip(digests) {
+            // The one place where a stored block is proved before anybody uses it.
+            if delta.hasher().digest(content) != *digest {
+                let offset = self.geometry.offset(block);
+                let what = format!("block {block} (byte {offset} of the image) is damaged");
+                return Err(Error::corrupt(what).at(delta.location()));
+            }
+            // FORMAT.md C4: what lies beyond the end of the image must not come back when it grows.
+            let inside = self.geometry.bytes_in(BlockRange { first: block, count: 1 }) as usize;
+            if !content.get(inside..).is_none_or(is_zero) {
+                let what = format!("block {block} has bytes beyond the end of the image");
+                return Err(Error::corrupt(what).at(delta.location()));
+            }
+            self.terms = self.terms.wrapping_add(delta.hasher().term(block, *digest));
+        }
+        self.bytes.extend_from_slice(content);
+        self.frame = Some((place.page, index, frame));
+        Ok(())
+    }
+}

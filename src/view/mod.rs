@@ -1,0 +1,156 @@
+//! A snapshot as a readable disk: each block from its newest owner, checked against its digest
+//! before anybody sees it.
+
+mod batch;
+mod decode;
+
+pub use batch::{BATCH_BYTES, Batch, Gather, Order, Part};
+pub use decode::{Decoded, decode_batch};
+
+use crate::chain::{Chain, SpanWalk, State};
+use crate::error::{Error, ErrorKind, Result};
+use crate::source::{Source, Window};
+use crate::units::{Extent, ExtentKind, Geometry};
+use std::sync::{Mutex, PoisonError};
+
+/// A part of a chain's image, batch by batch.
+pub struct Batches {
+    walk: SpanWalk,
+    gather: Gather,
+    end: u64,
+    ended: bool,
+}
+
+impl Batches {
+    /// The blocks from `first` up to `end`.
+    pub fn new(chain: &Chain, first: u64, end: u64, order: Order) -> Self {
+        let mut walk = chain.walk();
+        walk.seek(first);
+        let gather = Gather::new(chain.geometry(), chain.layers(), order);
+        Self { walk, gather, end, ended: false }
+    }
+
+    /// The next batch; none at the end.
+    pub fn next(&mut self) -> Result<Option<Batch>> {
+        loop {
+            let ready = self.gather.next();
+            if ready.is_some() || self.ended {
+                return Ok(ready);
+            }
+            match self.walk.next(self.end)? {
+                Some(span) => self.gather.add(self.walk.stretch(), span)?,
+                None => {
+                    self.gather.finish();
+                    self.ended = true;
+                }
+            }
+        }
+    }
+}
+
+/// A snapshot that can be read.
+pub struct SnapshotView {
+    chain: Chain,
+    /// For the extents: they are asked for in ascending order, mostly.
+    walk: Mutex<Option<SpanWalk>>,
+}
+
+impl SnapshotView {
+    /// The snapshot at the tip of `chain`.
+    pub fn new(chain: Chain) -> Self {
+        Self { chain, walk: Mutex::new(None) }
+    }
+
+    /// Its chain.
+    pub fn chain(&self) -> &Chain {
+        &self.chain
+    }
+
+    /// Takes the walk of the last call if it is not beyond `block`: it does not begin anew each time.
+    fn walk_at(&self, block: u64) -> SpanWalk {
+        let mut kept = self.walk.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut walk = match kept.take() {
+            Some(walk) if walk.position() <= block => walk,
+            _ => self.chain.walk(),
+        };
+        walk.seek(block);
+        walk
+    }
+
+    fn geometry(&self) -> Geometry {
+        self.chain.geometry()
+    }
+}
+
+impl Source for SnapshotView {
+    fn image_bytes(&self) -> u64 {
+        self.geometry().image_bytes
+    }
+
+    fn extent_at(&self, offset: u64) -> Result<Extent> {
+        let geometry = self.geometry();
+        let first = offset / u64::from(geometry.block_size.bytes());
+        let count = geometry.block_count();
+        let mut walk = self.walk_at(first);
+        let mut kind = None;
+        let mut end = first;
+        while let Some(span) = walk.next(count)? {
+            let is = match span.state {
+                State::Zero => ExtentKind::Hole,
+                _ => ExtentKind::Data,
+            };
+            if *kind.get_or_insert(is) != is {
+                walk.rewind(span.blocks.first);
+                break;
+            }
+            end = span.blocks.end();
+        }
+        *self.walk.lock().unwrap_or_else(PoisonError::into_inner) = Some(walk);
+        let end = geometry.offset(end).min(geometry.image_bytes);
+        let kind = kind.unwrap_or(ExtentKind::Hole);
+        Ok(Extent { offset, bytes: end.saturating_sub(offset), kind })
+    }
+
+    fn read<'a>(
+        &'a self,
+        offset: u64,
+        bytes: usize,
+        buffer: &'a mut Vec<u8>,
+    ) -> Result<Window<'a>> {
+        let geometry = self.geometry();
+        let size = u64::from(geometry.block_size.bytes());
+        let end = offset.saturating_add(bytes as u64);
+        if end > geometry.image_bytes {
+            let what = format!("byte {end} is beyond the end of the snapshot");
+            return Err(Error::new(ErrorKind::InvalidInput, what));
+        }
+        let first = offset / size;
+        let mut batches = Batches::new(&self.chain, first, end.div_ceil(size), Order::Ascending);
+        buffer.clear();
+        while let Some(batch) = batches.next().map_err(|e| e.at(self.name()))? {
+            let decoded = decode_batch(geometry, batch).map_err(|e| e.at(self.name()))?;
+            let mut data = decoded.bytes.as_slice();
+            for part in &decoded.parts {
+                let length = (part.blocks.count * size) as usize;
+                if part.is_data() {
+                    let (now, rest) = data.split_at(length.min(data.len()));
+                    buffer.extend_from_slice(now);
+                    data = rest;
+                } else {
+                    buffer.resize(buffer.len() + length, 0);
+                }
+            }
+        }
+        let start = (offset - geometry.offset(first)) as usize;
+        let short = || Error::corrupt("fewer bytes were decoded than the blocks have");
+        Ok(Window::Copied(buffer.get(start..start + bytes).ok_or_else(short)?))
+    }
+
+    fn check(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn name(&self) -> String {
+        self.chain.tip().location()
+    }
+}
