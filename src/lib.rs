@@ -1,5 +1,6 @@
 //! imgsnap: block-level incremental snapshots of disk images. See README.md, DESIGN.md and
 //! FORMAT.md.
+pub mod bench;
 pub mod chain;
 pub mod codec;
 pub mod delta;

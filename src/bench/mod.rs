@@ -1,0 +1,62 @@
+//! Benchmarks of the verbs, each against the ceiling of the machine, measured in the same run.
+//!
+//! ```text
+//! ImagePlan -> image file in a scratch folder -> rounds of (work, ceiling) -> Report
+//! ```
+//!
+//! A machine is noisy, and shared: a run of the work and a run of its ceiling follow each other, so
+//! that the same noise hits both, and what is reported is the fraction of the two.
+
+mod report;
+
+pub use report::{Cache, Machine, Point, Report, Row, Sample, Setting, Sweep, Work, median};
+
+use crate::codec::Compression;
+use crate::error::Result;
+use crate::progress::Context;
+use std::path::PathBuf;
+
+/// Which blocks of the image change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Pattern {
+    /// Single blocks anywhere.
+    #[default]
+    Random,
+    /// Runs of 512 KiB anywhere.
+    Clustered,
+    /// As in a virtual machine: rewritten files, scattered records of a database, an appended log,
+    /// freed blocks; and 40 % of the image was never written.
+    Vm,
+}
+
+/// What is to be measured.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// An image of the user's, which is copied; otherwise one is made.
+    pub image: Option<PathBuf>,
+    /// Length of the one that is made.
+    pub image_bytes: u64,
+    /// Block size, change, threads; of the first point of a sweep where that varies them.
+    pub setting: Setting,
+    /// Which blocks change.
+    pub pattern: Pattern,
+    /// The share by which LZ4 shortens the image that is made, about; 0 to 1.
+    pub compressible: f64,
+    /// How frames are compressed.
+    pub compression: Compression,
+    /// Where the scratch folder is made.
+    pub folder: PathBuf,
+    /// How often each work is run.
+    pub runs: usize,
+    /// Also from the device.
+    pub cold: bool,
+    /// What varies.
+    pub sweep: Option<Sweep>,
+}
+
+/// Measures.
+pub fn run(request: &Request, context: &Context) -> Result<Report> {
+    // Placeholder of this branch only: the real one comes from elsewhere.
+    drop((request, context));
+    Err(crate::error::Error::new(crate::error::ErrorKind::Unsupported, "not there yet"))
+}
