@@ -55,7 +55,7 @@ pub fn restore(
         context.in_flight(BATCH_BYTES),
         || {
             context.check()?;
-            batches.next()
+            batches.next_batch()
         },
         |batch| decode_batch(geometry, batch),
         |decoded| {

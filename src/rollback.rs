@@ -134,7 +134,7 @@ fn by_tables(
         || {
             loop {
                 context.check()?;
-                let ready = gather.next();
+                let ready = gather.next_batch();
                 if ready.is_some() || ended {
                     return Ok(ready);
                 }
@@ -167,7 +167,8 @@ fn by_scan(
     let mut walk = target.walk();
     let mut gather = Gather::new(geometry, target.layers(), Order::ByFrame);
     let mut write = |gather: &mut Gather| {
-        std::iter::from_fn(|| gather.next()).try_for_each(|b| each(decode_batch(geometry, b)?))
+        std::iter::from_fn(|| gather.next_batch())
+            .try_for_each(|b| each(decode_batch(geometry, b)?))
     };
     let scanned = scan(image, &Index::Parent(target), context, |changes| {
         for change in &changes.list {

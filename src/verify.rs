@@ -81,7 +81,7 @@ fn damage_in(geometry: Geometry, stretch: &Stretch, span: Span) -> Vec<Error> {
         let mut gather = Gather::new(geometry, stretch.layers(), Order::Ascending);
         gather.add(stretch, span)?;
         gather.finish();
-        while let Some(batch) = gather.next() {
+        while let Some(batch) = gather.next_batch() {
             decode_batch(geometry, batch)?;
         }
         Ok(())

@@ -192,7 +192,10 @@ impl Setting {
     pub fn label(&self, sweep: Sweep) -> String {
         match sweep {
             Sweep::BlockSize => self.block_size.to_string(),
-            Sweep::Change => format!("{} %", self.change * 100.0),
+            Sweep::Change => {
+                // No digits that only the binary form of the number has.
+                format!("{} %", (self.change * 1e7).round() / 1e5)
+            }
             Sweep::Threads => self.threads.to_string(),
             Sweep::Chain => self.chain.to_string(),
         }

@@ -382,7 +382,7 @@ impl<'a> Rounds<'a> {
     fn scattered_ranges(&self) -> Pieces {
         let places = (self.plan.image_bytes / RANGE_BYTES).max(1);
         // A stride that shares no factor with the number of places comes by each of them.
-        let stride = places * 5 / 8 | 1;
+        let stride = (places * 5 / 8) | 1;
         (0..RANGES)
             .map(|index| (index.wrapping_mul(stride) % places * RANGE_BYTES, RANGE_BYTES))
             .collect()

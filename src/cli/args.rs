@@ -1,5 +1,6 @@
 //! What can be typed.
 
+use super::bench::args::Bench;
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueHint};
 use imgsnap::codec::Compression;
 use imgsnap::digest::DigestAlgorithm;
@@ -108,6 +109,8 @@ pub enum Command {
         #[arg(value_hint = ValueHint::FilePath)]
         image: PathBuf,
     },
+    /// Measure every verb against the ceiling of this machine
+    Bench(Bench),
     /// Print a completion script
     Completions {
         /// Which shell

@@ -3,6 +3,7 @@
 
 mod admin;
 mod args;
+mod bench;
 mod diff;
 mod exit;
 mod init;
@@ -27,6 +28,11 @@ use std::sync::atomic::AtomicBool;
 /// Parses, runs, reports; the only place that decides on the exit code.
 pub fn run() -> ExitCode {
     let args = Args::parse();
+    if let Command::Bench(verb) = &args.command
+        && let Err(message) = verb.check()
+    {
+        Args::command().error(clap::error::ErrorKind::ArgumentConflict, message).exit();
+    }
     let printer = Printer::new(args.json, args.quiet, args.verbose);
     let outcome = stop_flag().and_then(|stop| dispatch(&args, &printer, stop));
     match outcome {
@@ -79,6 +85,7 @@ fn dispatch(args: &Args, printer: &Printer, stop: Arc<AtomicBool>) -> Result<Exi
         Command::Forget { name, yes } => admin::forget(&open()?, name, *yes, printer, &context),
         Command::Repair { name } => admin::repair(&open()?, name.as_deref(), printer, &context),
         Command::Relink { name, image } => admin::relink(&open()?, name, image, printer, &context),
+        Command::Bench(verb) => bench::run(verb, printer, &context),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(*shell, &mut Args::command(), "imgsnap", &mut script);

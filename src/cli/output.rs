@@ -17,8 +17,13 @@ pub fn bytes(bytes: u64) -> String {
         value /= 1024.0;
         unit = larger;
     }
+    format!("{} {unit}", digits(value))
+}
+
+/// Three digits, or as many as stand before the point: `0.25`, `12.5`, `1250`.
+pub fn digits(value: f64) -> String {
     let digits = if value < 9.995 { 2 } else { usize::from(value < 99.95) };
-    format!("{value:.digits$} {unit}")
+    format!("{value:.digits$}")
 }
 
 /// A count with a comma between thousands.
@@ -52,7 +57,21 @@ pub fn percent(part: u64, whole: u64) -> String {
     }
 }
 
-/// Seconds, and bytes a second where that means something.
+/// A share that somebody chose, in percent: `1 %`, `0.1 %`.
+pub fn share(share: f64) -> String {
+    format!("{} %", (share * 1e8).round() / 1e6)
+}
+
+/// A time to compare with others, three digits and never long: `1.25 ms`, `125 s`.
+pub fn seconds(seconds: f64) -> String {
+    match seconds {
+        ..0.000_999_5 => format!("{} µs", digits(seconds * 1e6)),
+        ..0.999_5 => format!("{} ms", digits(seconds * 1e3)),
+        _ => format!("{} s", digits(seconds)),
+    }
+}
+
+/// Seconds, and minutes where there are many.
 pub fn duration(seconds: f64) -> String {
     if seconds < 0.0995 {
         format!("{:.0} ms", seconds * 1000.0)
@@ -157,6 +176,33 @@ mod tests {
             (percent(1, 0), percent(1, 100_000), percent(1, 8)),
             ("-".into(), "<0.1 %".into(), "12.5 %".into())
         );
+    }
+
+    #[test]
+    fn times_and_numbers_have_three_digits() {
+        for (value, text) in [
+            (0.0, "0.00 µs"),
+            (0.000_5, "500 µs"),
+            (0.000_999_9, "1.00 ms"),
+            (0.012_345, "12.3 ms"),
+            (0.999_4, "999 ms"),
+            (0.999_9, "1.00 s"),
+            (99.94, "99.9 s"),
+            (1234.5, "1234 s"),
+        ] {
+            assert_eq!(seconds(value), text);
+        }
+        assert_eq!(
+            (digits(0.123), digits(9.996), digits(1250.0)),
+            ("0.12".into(), "10.0".into(), "1250".into())
+        );
+    }
+
+    #[test]
+    fn a_chosen_share_is_told_as_it_was_typed() {
+        for (value, text) in [(0.07, "7 %"), (0.001, "0.1 %"), (1.0, "100 %"), (1e-6, "0.0001 %")] {
+            assert_eq!(share(value), text);
+        }
     }
 
     #[test]

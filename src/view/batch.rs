@@ -144,7 +144,7 @@ impl Gather {
     }
 
     /// The next batch, if there is enough for one.
-    pub fn next(&mut self) -> Option<Batch> {
+    pub fn next_batch(&mut self) -> Option<Batch> {
         self.ready.pop_front()
     }
 

@@ -31,9 +31,9 @@ impl Batches {
     }
 
     /// The next batch; none at the end.
-    pub fn next(&mut self) -> Result<Option<Batch>> {
+    pub fn next_batch(&mut self) -> Result<Option<Batch>> {
         loop {
-            let ready = self.gather.next();
+            let ready = self.gather.next_batch();
             if ready.is_some() || self.ended {
                 return Ok(ready);
             }
@@ -127,7 +127,7 @@ impl Source for SnapshotView {
         let first = offset / size;
         let mut batches = Batches::new(&self.chain, first, end.div_ceil(size), Order::Ascending);
         buffer.clear();
-        while let Some(batch) = batches.next().map_err(|e| e.at(self.name()))? {
+        while let Some(batch) = batches.next_batch().map_err(|e| e.at(self.name()))? {
             let decoded = decode_batch(geometry, batch).map_err(|e| e.at(self.name()))?;
             let mut data = decoded.bytes.as_slice();
             for part in &decoded.parts {

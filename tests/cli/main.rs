@@ -7,6 +7,7 @@
 
 mod admin;
 mod bad_input;
+mod bench;
 mod diff;
 mod init;
 mod list;

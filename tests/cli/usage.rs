@@ -6,7 +6,7 @@ use crate::support::{DONE, FAILED, Lab, Run, USAGE, no_fork};
 use std::fs::File;
 use std::process::{Command, Stdio};
 
-const VERBS: [&str; 15] = [
+const VERBS: [&str; 16] = [
     "init",
     "snapshot",
     "list",
@@ -20,6 +20,7 @@ const VERBS: [&str; 15] = [
     "forget",
     "repair",
     "relink",
+    "bench",
     "completions",
     "man",
 ];
@@ -48,6 +49,7 @@ fn help_is_exactly_this() {
       forget       Remove an image with all its snapshots from the repository
       repair       Rebuild a lost or damaged manifest from the delta files
       relink       Say where the live file of an image is now
+      bench        Measure every verb against the ceiling of this machine
       completions  Print a completion script
       man          Write manual pages
       help         Print this message or the help of the given subcommand(s)
@@ -202,7 +204,7 @@ fn completions_know_every_verb_in_every_shell() {
     let lab = Lab::bare();
     for shell in ["bash", "elvish", "fish", "powershell", "zsh"] {
         let script = lab.done(&["completions", shell]);
-        for word in VERBS.into_iter().chain(["skip-unchanged", "differential"]) {
+        for word in VERBS.into_iter().chain(["skip-unchanged", "differential", "export-markdown"]) {
             assert!(script.contains(word), "{shell}: no {word}");
         }
     }
