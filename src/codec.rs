@@ -82,30 +82,34 @@ impl Compression {
     }
 }
 
-/// Encodes a frame into `out` and says how. `out` holds the payload afterwards.
+/// Encodes a frame and says how. The payload is the frame itself or in `out`, whose memory is used
+/// again and again.
 ///
 /// Compression must save at least 1/64 of the frame: less is not worth the time to undo it at every
 /// read.
-pub fn encode(compression: Compression, raw: &[u8], out: &mut Vec<u8>) -> Result<Codec> {
+pub fn encode<'a>(
+    compression: Compression,
+    raw: &'a [u8],
+    out: &'a mut Vec<u8>,
+) -> Result<(Codec, &'a [u8])> {
+    let most = match compression {
+        Compression::None => return Ok((Codec::Stored, raw)),
+        Compression::Lz4 => lz4_flex::block::get_maximum_output_size(raw.len()),
+        Compression::Zstd(_) => zstd::zstd_safe::compress_bound(raw.len()),
+    };
+    if out.len() < most {
+        out.resize(most, 0);
+    }
     let (codec, length) = match compression {
-        Compression::None => (Codec::Stored, raw.len()),
-        Compression::Lz4 => {
-            out.resize(lz4_flex::block::get_maximum_output_size(raw.len()), 0);
-            let length = lz4_flex::block::compress_into(raw, out).map_err(|e| failed(&e))?;
-            (Codec::Lz4, length)
-        }
         Compression::Zstd(level) => {
-            out.resize(zstd::zstd_safe::compress_bound(raw.len()), 0);
             (Codec::Zstd, zstd_into(level, raw, out).map_err(|e| failed(&e))?)
         }
+        _ => (Codec::Lz4, lz4_flex::block::compress_into(raw, out).map_err(|e| failed(&e))?),
     };
-    if codec == Codec::Stored || length + raw.len() / 64 > raw.len() {
-        out.clear();
-        out.extend_from_slice(raw);
-        return Ok(Codec::Stored);
+    match out.get(..length) {
+        Some(payload) if length + raw.len() / 64 <= raw.len() => Ok((codec, payload)),
+        _ => Ok((Codec::Stored, raw)),
     }
-    out.truncate(length);
-    Ok(codec)
 }
 
 /// With one context for each thread: making one costs more than a frame, and fragments the memory.
@@ -177,10 +181,10 @@ mod tests {
             let compression: Compression = compression.parse().unwrap();
             for (raw, squeezable) in [(&text, true), (&noise, false)] {
                 let mut out = Vec::new();
-                let codec = encode(compression, raw, &mut out).unwrap();
+                let (codec, payload) = encode(compression, raw, &mut out).unwrap();
                 let stored = compression == Compression::None || !squeezable;
                 assert_eq!(codec == Codec::Stored, stored);
-                assert_eq!(&decode(codec, out, raw.len()).unwrap(), raw);
+                assert_eq!(&decode(codec, payload.to_vec(), raw.len()).unwrap(), raw);
             }
         }
     }
@@ -189,9 +193,9 @@ mod tests {
     fn wrong_length_and_garbage_are_corrupt() {
         let mut out = Vec::new();
         for compression in [Compression::Lz4, Compression::Zstd(1)] {
-            let codec = encode(compression, &[7; 8192], &mut out).unwrap();
+            let (codec, payload) = encode(compression, &[7; 8192], &mut out).unwrap();
             for length in [4096, 8191, 8193, 100_000] {
-                let error = decode(codec, out.clone(), length).unwrap_err();
+                let error = decode(codec, payload.to_vec(), length).unwrap_err();
                 assert_eq!(error.kind(), ErrorKind::Corrupt);
             }
             assert!(decode(codec, vec![0xff; 50], 8192).is_err());

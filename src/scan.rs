@@ -18,6 +18,7 @@ use crate::pipeline::ordered_map;
 use crate::progress::Context;
 use crate::source::Source;
 use crate::units::{BlockRange, BlockSize, ExtentKind, Geometry};
+use std::sync::{Mutex, PoisonError};
 
 /// What is mapped at once, by all threads together. Each mapping that goes interrupts the other
 /// cores, so few large windows are faster than many small ones.
@@ -109,11 +110,14 @@ pub fn scan(
     source: &dyn Source,
     index: &Index<'_>,
     context: &Context,
-    mut consume: impl FnMut(Changes) -> Result<()>,
+    mut consume: impl FnMut(&Changes) -> Result<()>,
 ) -> Result<Scanned> {
     let geometry = Geometry::new(index.block_size(), source.image_bytes())?;
     let mut plan = Plan::new(source, index, geometry, context)?;
     let examiner = Examiner { source, hasher: index.hasher(), geometry };
+    // Used again and again: fresh memory costs more than what is done with it.
+    let pool = Mutex::new(Vec::<Changes>::new());
+    let pool = || pool.lock().unwrap_or_else(PoisonError::into_inner);
     let (mut new_terms, mut old_terms, mut read_bytes) = (0u128, 0u128, 0);
     let in_flight = (COPIED_BYTES / window_bytes(context.threads())) as usize;
     ordered_map(
@@ -122,7 +126,8 @@ pub fn scan(
         || plan.next(),
         |job| {
             let covered = geometry.bytes_in(job.blocks);
-            let changes = examiner.examine(&job)?;
+            let mut changes = pool().pop().unwrap_or_default();
+            examiner.examine(&job, &mut changes)?;
             context.progress().advance(covered);
             Ok(changes)
         },
@@ -130,7 +135,11 @@ pub fn scan(
             new_terms = new_terms.wrapping_add(changes.new_terms);
             old_terms = old_terms.wrapping_add(changes.old_terms);
             read_bytes += changes.read_bytes;
-            if changes.list.is_empty() { Ok(()) } else { consume(changes) }
+            if !changes.list.is_empty() {
+                consume(&changes)?;
+            }
+            pool().push(changes.emptied());
+            Ok(())
         },
     )?;
     source.check()?;
@@ -278,17 +287,16 @@ struct Examiner<'a> {
 }
 
 impl Examiner<'_> {
-    fn examine(&self, job: &Job) -> Result<Changes> {
-        let mut changes = Changes::default();
+    fn examine(&self, job: &Job, changes: &mut Changes) -> Result<()> {
         let mut buffer = Vec::new();
         let mut at = job.blocks.first;
         for &range in &job.read {
-            self.zeros(job, BlockRange::between(at, range.first), &mut changes);
-            self.data(job, range, &mut buffer, &mut changes)?;
+            self.zeros(job, BlockRange::between(at, range.first), changes);
+            self.data(job, range, &mut buffer, changes)?;
             at = range.end();
         }
-        self.zeros(job, BlockRange::between(at, job.blocks.end()), &mut changes);
-        Ok(changes)
+        self.zeros(job, BlockRange::between(at, job.blocks.end()), changes);
+        Ok(())
     }
 
     /// Blocks that are zero without a look: what the index has for them is gone.
@@ -402,6 +410,13 @@ enum Was {
 }
 
 impl Changes {
+    /// The same memory with nothing in it.
+    fn emptied(mut self) -> Self {
+        self.list.clear();
+        self.bytes.clear();
+        Self { list: self.list, bytes: self.bytes, ..Self::default() }
+    }
+
     fn unchanged(&mut self, term: u128) {
         self.old_terms = self.old_terms.wrapping_add(term);
         self.new_terms = self.new_terms.wrapping_add(term);

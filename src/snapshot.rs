@@ -127,7 +127,7 @@ pub fn take(
         }
     };
     context.progress().begin("scan", geometry.image_bytes);
-    let (sender, receiver) = sync_channel(context.in_flight(header.frame_memory()));
+    let (sender, receiver) = sync_channel(context.in_flight(group_memory(&header)));
     let outcome = std::thread::scope(|scope| {
         let scanner = scope.spawn(|| scan_into(source, &index, geometry, &header, context, sender));
         let written = write_pieces(&header, plan.compression, context, receiver, out);
@@ -154,15 +154,16 @@ fn scan_into(
     geometry: Geometry,
     header: &Header,
     context: &Context,
-    sender: SyncSender<Piece>,
+    sender: SyncSender<Vec<Piece>>,
 ) -> Result<(Scanned, (u64, u64))> {
     let mut segmenter = Segmenter::new(header.block_size, header.frame_blocks);
     let (mut changed_blocks, mut changed_bytes) = (0, 0);
-    let send = |piece| {
+    let send = |group| {
         let gone = |_| Error::new(ErrorKind::Interrupted, "the delta cannot be written");
-        sender.send(piece).map_err(gone)
+        sender.send(group).map_err(gone)
     };
-    let scanned = scan(source, index, context, |changes: Changes| {
+    let (mut group, mut group_bytes) = (Vec::new(), 0);
+    let scanned = scan(source, index, context, |changes: &Changes| {
         let mut blocks = changes.bytes.chunks_exact(header.block_size.in_memory());
         for change in &changes.list {
             let range = match *change {
@@ -177,12 +178,28 @@ fn scan_into(
             };
             changed_blocks += range.end().min(geometry.block_count()).saturating_sub(range.first);
             changed_bytes += geometry.bytes_in(range);
-            segmenter.pieces().try_for_each(send)?;
+            for piece in segmenter.pieces() {
+                group_bytes += piece.raw_bytes();
+                group.push(piece);
+            }
+            if group_bytes >= GROUP_BYTES {
+                group_bytes = 0;
+                send(std::mem::take(&mut group))?;
+            }
         }
         Ok(())
     })?;
-    segmenter.finish().into_iter().try_for_each(send)?;
+    group.extend(segmenter.finish());
+    send(group)?;
     Ok((scanned, (changed_blocks, changed_bytes)))
+}
+
+/// Frames that one thread compresses in a row: to hand over each one costs a tenth of the work.
+const GROUP_BYTES: u64 = 1 << 20;
+
+/// The most that the raw frames of a group take, in bytes.
+fn group_memory(header: &Header) -> u64 {
+    GROUP_BYTES + header.frame_memory()
 }
 
 enum Ready {
@@ -194,27 +211,32 @@ fn write_pieces<'a>(
     header: &Header,
     compression: Compression,
     context: &Context,
-    receiver: Receiver<Piece>,
+    receiver: Receiver<Vec<Piece>>,
     out: &'a mut dyn FnMut(&[u8]) -> Result<()>,
 ) -> Result<DeltaWriter<'a>> {
     let mut writer = DeltaWriter::new(header, out)?;
-    let encode = |piece| match piece {
-        Piece::Table(page) => Ok(Ready::Table(page)),
-        Piece::Frame { raw, block_count } => {
-            let mut payload = Vec::new();
-            let codec = codec::encode(compression, &raw, &mut payload)?;
-            Ok(Ready::Frame(EncodedFrame { codec, payload, block_count }))
-        }
+    let encode = |group: Vec<Piece>| {
+        let mut out = Vec::new();
+        let encode = |piece| match piece {
+            Piece::Table(page) => Ok(Ready::Table(page)),
+            Piece::Frame { raw, block_count } => {
+                let (codec, payload) = codec::encode(compression, &raw, &mut out)?;
+                let payload = payload.to_vec();
+                Ok(Ready::Frame(EncodedFrame { codec, payload, block_count }))
+            }
+        };
+        group.into_iter().map(encode).collect::<Result<Vec<_>>>()
     };
-    let frame_bytes = header.frame_memory();
     ordered_map(
-        context.threads().min(compression.most_threads(frame_bytes)),
-        context.in_flight(2 * frame_bytes),
+        context.threads().min(compression.most_threads(header.frame_memory())),
+        context.in_flight(2 * group_memory(header)),
         move || Ok(receiver.recv().ok()),
         encode,
-        |ready| match ready {
-            Ready::Frame(frame) => writer.frame(&frame),
-            Ready::Table(page) => writer.table(page),
+        |group| {
+            group.into_iter().try_for_each(|ready| match ready {
+                Ready::Frame(frame) => writer.frame(&frame),
+                Ready::Table(page) => writer.table(page),
+            })
         },
     )?;
     Ok(writer)

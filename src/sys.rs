@@ -204,7 +204,9 @@ fn page_bytes() -> usize {
 }
 
 /// Lets all threads share two heaps of the C library instead of one each: buffers are made by one
-/// thread and freed by another here, and each heap keeps what was once freed in it.
+/// thread and freed by another here, and each heap keeps what was once freed in it. And lets them
+/// keep what is freed, up to some megabytes, instead of giving it back at once: to get it again costs
+/// a fault for each page.
 ///
 /// For programs, at their start; a library must not decide this for others.
 pub fn share_heaps() {
@@ -212,6 +214,8 @@ pub fn share_heaps() {
     // SAFETY: no pointers; a parameter that is not known is refused without effect.
     unsafe {
         libc::mallopt(libc::M_ARENA_MAX, 2);
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 32 << 20);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, 64 << 20);
     }
 }
 

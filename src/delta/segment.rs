@@ -25,6 +25,16 @@ pub enum Piece {
     Table(TablePage),
 }
 
+impl Piece {
+    /// Bytes of the blocks in it.
+    pub fn raw_bytes(&self) -> u64 {
+        match self {
+            Self::Frame { raw, .. } => raw.len() as u64,
+            Self::Table(_) => 0,
+        }
+    }
+}
+
 /// Takes entries in ascending order and gives pieces.
 pub struct Segmenter {
     block_size: BlockSize,
