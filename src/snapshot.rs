@@ -8,10 +8,10 @@
 
 use crate::chain::Chain;
 use crate::codec::{self, Compression};
-use crate::delta::{DeltaWriter, EncodedFrame, Identity, Piece, Segmenter, Written};
+use crate::delta::{DeltaWriter, EncodedFrames, Identity, Piece, Segmenter, Written};
 use crate::digest::{DigestAlgorithm, DigestKey, Hasher};
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::{Features, Header, RunKind};
+use crate::format::{Features, Header, RunKind, TablePage};
 use crate::pipeline::ordered_map;
 use crate::progress::Context;
 use crate::scan::{Change, Changes, Index, Scanned, scan};
@@ -202,9 +202,29 @@ fn group_memory(header: &Header) -> u64 {
     GROUP_BYTES + header.frame_memory()
 }
 
+/// What is to be written next.
 enum Ready {
-    Frame(EncodedFrame),
-    Table(crate::format::TablePage),
+    Frames(EncodedFrames),
+    Table(TablePage),
+}
+
+/// Compresses a group of pieces, in their order.
+fn encode(compression: Compression, group: Vec<Piece>) -> Result<Vec<Ready>> {
+    let (mut ready, mut frames, mut out) = (Vec::new(), EncodedFrames::default(), Vec::new());
+    for piece in group {
+        match piece {
+            Piece::Frame { raw, block_count } => {
+                let (codec, payload) = codec::encode(compression, &raw, &mut out)?;
+                frames.push(codec, payload, block_count);
+            }
+            Piece::Table(page) => {
+                ready.push(Ready::Frames(std::mem::take(&mut frames)));
+                ready.push(Ready::Table(page));
+            }
+        }
+    }
+    ready.push(Ready::Frames(frames));
+    Ok(ready)
 }
 
 fn write_pieces<'a>(
@@ -215,26 +235,14 @@ fn write_pieces<'a>(
     out: &'a mut dyn FnMut(&[u8]) -> Result<()>,
 ) -> Result<DeltaWriter<'a>> {
     let mut writer = DeltaWriter::new(header, out)?;
-    let encode = |group: Vec<Piece>| {
-        let mut out = Vec::new();
-        let encode = |piece| match piece {
-            Piece::Table(page) => Ok(Ready::Table(page)),
-            Piece::Frame { raw, block_count } => {
-                let (codec, payload) = codec::encode(compression, &raw, &mut out)?;
-                let payload = payload.to_vec();
-                Ok(Ready::Frame(EncodedFrame { codec, payload, block_count }))
-            }
-        };
-        group.into_iter().map(encode).collect::<Result<Vec<_>>>()
-    };
     ordered_map(
         context.threads().min(compression.most_threads(header.frame_memory())),
         context.in_flight(2 * group_memory(header)),
         move || Ok(receiver.recv().ok()),
-        encode,
+        |group| encode(compression, group),
         |group| {
             group.into_iter().try_for_each(|ready| match ready {
-                Ready::Frame(frame) => writer.frame(&frame),
+                Ready::Frames(frames) => writer.frames(frames),
                 Ready::Table(page) => writer.table(page),
             })
         },

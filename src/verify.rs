@@ -1,9 +1,9 @@
 //! The verb *verify*: is every stored byte what was written, and does it give the images that were
 //! taken?
 
-use crate::chain::{Chain, Span, State, Stretch};
+use crate::chain::{Chain, Span, State, Stretch, digest_steps};
 use crate::delta::{Delta, Depth, TableCursor, scrub};
-use crate::digest::{Digest, ImageDigest};
+use crate::digest::ImageDigest;
 use crate::error::{Error, Result};
 use crate::format::{Run, RunKind};
 use crate::pipeline::ordered_map;
@@ -102,67 +102,62 @@ fn damage_in(geometry: Geometry, stretch: &Stretch, span: Span) -> Vec<Error> {
     found
 }
 
-/// Computes the image digest of a snapshot from that of its parent and the entries of its file, and
-/// checks the rules about runs beyond the end (FORMAT.md M5).
+/// Checks the rules for the runs of one file, whose parent has `parent_end` blocks if there is one:
+/// none beyond the end, and zeros where the parent was longer (FORMAT.md M5).
 ///
 /// # Errors
-/// `Corrupt` if it is not the one in the footer.
-pub fn verify_image(delta: &Arc<Delta>, parent: Option<&Chain>, context: &Context) -> Result<()> {
-    let footer = delta.footer();
-    let hasher = delta.hasher();
-    let end = delta.header().block_size.count(footer.image_bytes);
-    let mut before = parent.map(Chain::walk);
-    let mut digest = match parent {
-        None => ImageDigest(0),
-        Some(chain) => chain.image_digest().minus(hasher.size_term(chain.geometry().image_bytes)),
-    };
+/// `Corrupt` if they are broken.
+pub fn verify_runs(delta: &Arc<Delta>, parent_end: Option<u64>, context: &Context) -> Result<()> {
+    let end = delta.header().block_size.count(delta.footer().image_bytes);
     let wrong = |what: &str| Err(Error::corrupt(what).at(delta.location()));
-    let parent_end = parent.map_or(0, |chain| chain.geometry().block_count());
-    let (mut cursor, mut zeroed_from) = (TableCursor::new(delta.clone()), None);
+    let before = parent_end.unwrap_or(0);
+    let (mut cursor, mut zeroed) = (TableCursor::new(delta.clone()), None);
     cursor.seek(0)?;
-    while let Some((page, run)) = cursor.run() {
+    while let Some((_, run)) = cursor.run() {
         context.check()?;
-        let Run { blocks, kind, ordinal } = run;
-        match kind {
-            RunKind::Zero if parent.is_none() => return wrong("a base with a zero run"),
-            RunKind::Zero if blocks.end() > end.max(parent_end) => {
+        match run.kind {
+            RunKind::Zero if parent_end.is_none() => return wrong("a base with a zero run"),
+            RunKind::Zero if run.blocks.end() > end.max(before) => {
                 return wrong("a run beyond the end");
             }
             RunKind::Zero => {
                 // The last stretch of zeros, which must reach the parent's end if the image is
                 // shorter.
-                zeroed_from = match zeroed_from {
-                    Some((from, until)) if until == blocks.first => Some((from, blocks.end())),
-                    _ => Some((blocks.first, blocks.end())),
+                zeroed = match zeroed {
+                    Some((from, until)) if until == run.blocks.first => {
+                        Some((from, run.blocks.end()))
+                    }
+                    _ => Some((run.blocks.first, run.blocks.end())),
                 };
             }
-            _ if blocks.end() > end => return wrong("a run beyond the end"),
-            RunKind::Unread => {
-                for block in blocks.first..blocks.end() {
-                    digest = digest.plus(hasher.term(block, Digest::UNREAD));
-                }
-            }
-            RunKind::Data => {
-                let digests = page.digests.iter().skip(ordinal as usize);
-                for (block, of_block) in (blocks.first..blocks.end()).zip(digests) {
-                    digest = digest.plus(hasher.term(block, *of_block));
-                }
-            }
-        }
-        if let Some(before) = &mut before {
-            before.seek(blocks.first);
-            while let Some(span) = before.next(blocks.end())? {
-                digest = digest.minus(before.stretch().terms(span, hasher));
-            }
+            _ if run.blocks.end() > end => return wrong("a run beyond the end"),
+            _ => {}
         }
         cursor.advance()?;
     }
-    if parent_end > end && zeroed_from.is_none_or(|(from, until)| from > end || until != parent_end)
-    {
+    if before > end && zeroed.is_none_or(|(from, until)| from > end || until != before) {
         return wrong("blocks beyond the end of the image are not zeroed");
     }
-    if digest.plus(hasher.size_term(footer.image_bytes)) != footer.image_digest {
-        return wrong("the image digest differs");
-    }
     Ok(())
+}
+
+/// Computes the image digest of each snapshot of a chain from its parent's and the entries of its
+/// file. Gives, newest first, whether it is the one in the footer.
+///
+/// # Errors
+/// `Corrupt` if a table cannot be read.
+pub fn verify_digests(chain: &Chain, context: &Context) -> Result<Vec<bool>> {
+    let steps = digest_steps(chain, context)?;
+    let hasher = chain.hasher();
+    let mut parent = ImageDigest(0);
+    let mut sound = Vec::with_capacity(steps.len());
+    for (delta, step) in chain.layers().iter().zip(steps).rev() {
+        let footer = delta.footer();
+        // Without what the length of the image adds to it.
+        let digest = footer.image_digest.minus(hasher.size_term(footer.image_bytes));
+        sound.push(parent.plus(step) == digest);
+        parent = digest;
+    }
+    sound.reverse();
+    Ok(sound)
 }

@@ -171,7 +171,7 @@ fn mend_checksums(file: &mut [u8]) {
 /// T5: a frame with fewer blocks than its page says is damage for every path through the data.
 #[test]
 fn a_frame_that_is_too_short_is_damage() {
-    use imgsnap::delta::{DeltaWriter, EncodedFrame, Piece, Segmenter};
+    use imgsnap::delta::{DeltaWriter, EncodedFrames, Piece, Segmenter};
     use imgsnap::digest::Hasher;
     let maker = ChainMaker::new(recipes()[1]);
     let (_, file) = maker.try_snapshot(&images()[0]);
@@ -195,9 +195,9 @@ fn a_frame_that_is_too_short_is_damage() {
         match piece {
             Piece::Table(page) => writer.table(page).unwrap(),
             Piece::Frame { raw, .. } => {
-                let payload = raw[..4096].to_vec();
-                let codec = imgsnap::codec::Codec::Stored;
-                writer.frame(&EncodedFrame { codec, payload, block_count: 1 }).unwrap();
+                let mut frames = EncodedFrames::default();
+                frames.push(imgsnap::codec::Codec::Stored, &raw[..4096], 1);
+                writer.frames(frames).unwrap();
             }
         }
     }

@@ -169,13 +169,11 @@ fn with_unread(maker: &ChainMaker) -> Vec<u8> {
     for piece in segmenter.finish() {
         match piece {
             Piece::Table(page) => writer.table(page).unwrap(),
-            Piece::Frame { raw, block_count } => writer
-                .frame(&imgsnap::delta::EncodedFrame {
-                    codec: imgsnap::codec::Codec::Stored,
-                    payload: raw,
-                    block_count,
-                })
-                .unwrap(),
+            Piece::Frame { raw, block_count } => {
+                let mut frames = imgsnap::delta::EncodedFrames::default();
+                frames.push(imgsnap::codec::Codec::Stored, &raw, block_count);
+                writer.frames(frames).unwrap();
+            }
         }
     }
     let identity = maker.plan().identity;

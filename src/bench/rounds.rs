@@ -259,11 +259,11 @@ impl<'a> Rounds<'a> {
         let cache = self.cache;
         self.context.check()?;
         self.context.progress().note(&format!("{work}, {cache}"));
-        self.set_cache(work)?;
+        self.set_cache()?;
         let before = self.repository.traffic();
         let of_work = metered(|| run(self))?;
         let after = self.repository.traffic();
-        self.set_cache(work)?;
+        self.set_cache()?;
         let of_ceiling = metered(|| ceiling(self))?;
         let sample = Sample { seconds: of_work.seconds, ceiling_seconds: of_ceiling.seconds };
         let done = of_work.value;
@@ -290,15 +290,11 @@ impl<'a> Rounds<'a> {
         Ok(done)
     }
 
-    /// Brings what a piece of work reads into the page cache, or everything out of it.
-    fn set_cache(&self, work: Work) -> Result<()> {
-        let reads_frames =
-            matches!(work, Work::Restore | Work::Verify | Work::Range | Work::Rollback);
+    /// Brings image and repository into the page cache, or out of it.
+    fn set_cache(&self) -> Result<()> {
         let mut files = vec![self.image.clone()];
         let folder = self.scratch.file("repository").join(NAME);
-        if let Ok(entries) = std::fs::read_dir(folder)
-            && (reads_frames || self.cache == Cache::Cold)
-        {
+        if let Ok(entries) = std::fs::read_dir(folder) {
             files.extend(entries.flatten().map(|entry| entry.path()));
         }
         for path in files {

@@ -9,11 +9,13 @@
 
 mod compare;
 mod cursor;
+mod history;
 mod stretch;
 mod walk;
 
 pub use compare::Comparison;
 pub use cursor::ChainCursor;
+pub use history::digest_steps;
 pub use stretch::{PageOf, Span, State, Stretch};
 pub use walk::SpanWalk;
 

@@ -5,11 +5,16 @@ use crate::error::Result;
 use crate::format::{IndexPage, Run, TablePage};
 use std::sync::Arc;
 
+/// Tables that are asked for ahead.
+const PREFETCH: usize = 32;
+
 /// A place in the table of one delta file.
 pub struct TableCursor {
     delta: Arc<Delta>,
     /// From the root down: a page, its level, and which of its children we are in.
     path: Vec<(Arc<IndexPage>, u32, usize)>,
+    /// Up to which child of the lowest index page the tables were asked for ahead.
+    prefetched: usize,
     leaf: Option<(Arc<TablePage>, usize)>,
     started: bool,
 }
@@ -17,7 +22,7 @@ pub struct TableCursor {
 impl TableCursor {
     /// Before the first run.
     pub fn new(delta: Arc<Delta>) -> Self {
-        Self { delta, path: Vec::new(), leaf: None, started: false }
+        Self { delta, path: Vec::new(), prefetched: 0, leaf: None, started: false }
     }
 
     /// The file that it walks.
@@ -78,12 +83,23 @@ impl TableCursor {
                 self.path.pop();
                 continue;
             };
+            if *level == 1 && *at > 0 && *at + PREFETCH / 2 >= self.prefetched {
+                // The second table in a row: whoever walks needs the next ones, too, and they lie
+                // apart, each behind its frames.
+                let (from, to) = (self.prefetched.max(*at + 1), *at + 1 + PREFETCH);
+                let ahead = page.children.iter().take(to).skip(from);
+                ahead.for_each(|child| self.delta.prefetch(child));
+                self.prefetched = to;
+            }
             match self.delta.child(child, *level)? {
                 Page::Table(page) => {
                     self.enter_leaf(page, block);
                     return Ok(());
                 }
-                Page::Index(page, level) => self.path.push((page, level, 0)),
+                Page::Index(page, level) => {
+                    self.prefetched = 0;
+                    self.path.push((page, level, 0));
+                }
             }
         }
         Ok(())

@@ -15,4 +15,4 @@ pub use cursor::TableCursor;
 pub use reader::{Caches, Delta, Traffic};
 pub use scrub::{Depth, scrub};
 pub use segment::{Piece, Segmenter};
-pub use writer::{DeltaWriter, EncodedFrame, Identity, Written};
+pub use writer::{DeltaWriter, EncodedFrames, Identity, Written};

@@ -220,6 +220,13 @@ impl Delta {
         Ok(page)
     }
 
+    /// Says that a child will be read soon.
+    pub(super) fn prefetch(&self, child: &ChildRef) {
+        if self.caches.pages.peek(&(self.header.file_id, child.offset)).is_none() {
+            self.store.prefetch(&self.name, child.offset, child.record_bytes.into());
+        }
+    }
+
     fn page(&self, place: FrameRef) -> Result<Page> {
         let read = || {
             let (head, payload) = self.read_record(place)?;

@@ -4,7 +4,7 @@ use crate::codec::Codec;
 use crate::digest::{Digest, Hasher, ImageDigest, StreamHasher};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::footer::FOOTER_BYTES;
-use crate::format::record::MAX_LEVEL;
+use crate::format::record::{MAX_LEVEL, RECORD_HEAD_BYTES};
 use crate::format::{
     ChildRef, Counts, Footer, FrameRef, Header, IndexPage, Lineage, RecordHead, RecordKind,
     RootRef, TablePage,
@@ -15,14 +15,22 @@ use uuid::Uuid;
 /// Entries of a level before it is written as an index page.
 const INDEX_FANOUT: usize = 256;
 
-/// A frame, ready to be written.
-pub struct EncodedFrame {
-    /// How it is encoded.
-    pub codec: Codec,
-    /// The encoded bytes.
-    pub payload: Vec<u8>,
-    /// How many blocks it holds.
-    pub block_count: u16,
+/// Frames of one segment, ready to be written: one behind the other, with room for their headers,
+/// so that they are handed on in one piece.
+#[derive(Default)]
+pub struct EncodedFrames {
+    bytes: Vec<u8>,
+    /// How each is encoded, how many blocks it holds, and the length of its payload.
+    frames: Vec<(Codec, u16, usize)>,
+}
+
+impl EncodedFrames {
+    /// Adds a frame of `block_count` blocks.
+    pub fn push(&mut self, codec: Codec, payload: &[u8], block_count: u16) {
+        self.bytes.extend_from_slice(&[0; RECORD_HEAD_BYTES]);
+        self.bytes.extend_from_slice(payload);
+        self.frames.push((codec, block_count, payload.len()));
+    }
 }
 
 /// What a snapshot is called: everything in its footer that does not come from the image.
@@ -79,14 +87,24 @@ impl<'a> DeltaWriter<'a> {
         Ok(writer)
     }
 
-    /// Adds a frame of the current segment.
-    pub fn frame(&mut self, frame: &EncodedFrame) -> Result<()> {
-        let EncodedFrame { codec, block_count, .. } = *frame;
-        let place = self.record(RecordKind::Frame { codec, block_count }, &frame.payload)?;
-        self.counts.frames += 1;
-        self.counts.frame_bytes += u64::from(place.record_bytes);
-        self.pending.push(place);
-        Ok(())
+    /// Adds frames of the current segment.
+    pub fn frames(&mut self, frames: EncodedFrames) -> Result<()> {
+        let EncodedFrames { mut bytes, frames } = frames;
+        let (mut rest, mut offset) = (bytes.as_mut_slice(), self.offset);
+        for (codec, block_count, payload_bytes) in frames {
+            let (head, after) = rest.split_at_mut(RECORD_HEAD_BYTES);
+            let (payload, after) = after.split_at_mut(payload_bytes);
+            let kind = RecordKind::Frame { codec, block_count };
+            let sealed = RecordHead::seal(kind, self.file_id, offset, payload);
+            head.copy_from_slice(&sealed.encode());
+            let record_bytes = sealed.record_bytes();
+            self.pending.push(FrameRef { offset, record_bytes, checksum: sealed.checksum });
+            self.counts.frames += 1;
+            self.counts.frame_bytes += u64::from(record_bytes);
+            offset += u64::from(record_bytes);
+            rest = after;
+        }
+        self.emit(&bytes)
     }
 
     /// Ends the current segment with its page.

@@ -7,7 +7,7 @@ use crate::delta::Delta;
 use crate::error::{Error, ErrorKind, Result};
 use crate::manifest::{Manifest, Snapshot};
 use crate::progress::Context;
-use crate::verify::{find_damage, verify_all, verify_image, verify_stored};
+use crate::verify::{find_damage, verify_all, verify_digests, verify_runs, verify_stored};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use uuid::Uuid;
@@ -85,14 +85,15 @@ impl Repository {
                 s.file_bytes + if quick { 0 } else { s.data_blocks * u64::from(s.block_bytes) }
             };
             context.progress().begin("verify", snapshots.iter().map(work).sum());
-            for snapshot in snapshots {
-                let outcome = image.check(snapshot, quick, &mut verified, context);
-                if outcome.is_err() {
-                    context.progress().end();
-                }
-                outcome?;
-            }
+            let mut files = snapshots.iter();
+            let outcome = files
+                .try_for_each(|snapshot| image.check(snapshot, quick, &mut verified, context))
+                .and_then(|()| match quick {
+                    true => Ok(()),
+                    false => image.check_digests(&snapshots, &mut verified, context),
+                });
             context.progress().end();
+            outcome?;
         }
         Ok(verified)
     }
@@ -140,36 +141,56 @@ impl ImageCheck<'_> {
         if quick {
             return Ok(());
         }
-        match self.parent_chain(snapshot) {
-            // What the parent lacks was reported with the parent.
-            Err(e) => self.only_damage(e),
-            Ok(parent) => match verify_image(&delta, parent.as_ref(), context) {
-                Err(e) if is_sound && named == 0 && !self.has_damaged_ancestor(snapshot)? => {
-                    self.found(snapshot, e, verified)
-                }
-                Err(e) => self.only_damage(e),
-                Ok(()) => Ok(()),
+        let end_of =
+            |delta: &Arc<Delta>| delta.header().block_size.count(delta.footer().image_bytes);
+        let parent_end = match snapshot.parent {
+            None => None,
+            Some(id) => match self.open.get(&id) {
+                Some(parent) => Some(end_of(parent)),
+                // That was reported with the parent.
+                None => return Ok(()),
             },
+        };
+        match verify_runs(&delta, parent_end, context) {
+            Err(e) if is_sound && named == 0 => self.found(snapshot, e, verified),
+            Err(e) => self.only_damage(e),
+            Ok(()) => Ok(()),
         }
     }
 
-    fn has_damaged_ancestor(&self, snapshot: &Snapshot) -> Result<bool> {
-        let lineage = self.manifest.lineage(snapshot.id)?;
-        Ok(lineage.iter().any(|ancestor| self.damaged.contains(&ancestor.id)))
-    }
-
-    fn parent_chain(&self, snapshot: &Snapshot) -> Result<Option<Chain>> {
-        let Some(parent) = snapshot.parent else { return Ok(None) };
-        let mut layers = Vec::new();
-        for ancestor in self.manifest.lineage(parent)? {
-            let delta = self.open.get(&ancestor.id).cloned();
-            layers.push(delta.ok_or_else(|| Error::corrupt("an ancestor is damaged"))?);
+    /// Checks the image digest of each snapshot, chain by chain, the longest first.
+    fn check_digests(
+        &mut self,
+        snapshots: &[&Snapshot],
+        verified: &mut Verified,
+        context: &Context,
+    ) -> Result<()> {
+        let mut done: HashSet<Uuid> = HashSet::new();
+        // Parents come before children.
+        for tip in snapshots.iter().rev() {
+            let lineage = self.manifest.lineage(tip.id)?;
+            let is_damaged = lineage.iter().any(|ancestor| self.damaged.contains(&ancestor.id));
+            // What it lacks was reported, and nothing more can be said; but its sound ancestors are
+            // looked at when it is their turn.
+            if is_damaged || done.contains(&tip.id) {
+                continue;
+            }
+            done.extend(lineage.iter().map(|s| s.id));
+            let layers: Vec<_> = lineage.iter().filter_map(|s| self.open.get(&s.id)).collect();
+            let sound = Chain::link(layers.into_iter().cloned().collect())
+                .and_then(|chain| verify_digests(&chain, context));
+            match sound {
+                Err(e) => self.found(tip, e, verified)?,
+                Ok(sound) => {
+                    for (snapshot, _) in lineage.iter().zip(sound).filter(|(_, sound)| !sound) {
+                        let place = self.open.get(&snapshot.id).map(|delta| delta.location());
+                        let error = Error::corrupt("the image digest differs");
+                        self.found(snapshot, error.at(place.unwrap_or_default()), verified)?;
+                    }
+                }
+            }
         }
-        // The link of the snapshot itself is checked as well.
-        let mut whole = layers.clone();
-        whole.splice(0..0, self.open.get(&snapshot.id).cloned());
-        Chain::link(whole)?;
-        Chain::link(layers).map(Some)
+        Ok(())
     }
 
     /// Tells everything that is damaged in a file. Gives whether its stored bytes are sound, and how

@@ -29,6 +29,8 @@ pub trait Disk: Send + Sync {
     fn size(&self, path: &str) -> io::Result<u64>;
     /// Fills `buffer` from `offset` on.
     fn read_at(&self, path: &str, offset: u64, buffer: &mut [u8]) -> io::Result<()>;
+    /// Begins to read what will be asked for soon, if that is to be had.
+    fn prefetch(&self, _path: &str, _offset: u64, _bytes: u64) {}
     /// Makes a file that does not exist yet.
     fn create(&self, path: &str) -> io::Result<Box<dyn DiskFile>>;
     /// Renames a file, without replacing another one.
@@ -106,10 +108,19 @@ impl Disk for OsDisk {
         self.opened(path)?.read_exact_at(buffer, offset)
     }
 
+    fn prefetch(&self, path: &str, offset: u64, bytes: u64) {
+        use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+        let (offset, bytes) = (offset as i64, bytes as i64);
+        let advice = PosixFadviseAdvice::POSIX_FADV_WILLNEED;
+        if self.opened(path).is_ok_and(|f| posix_fadvise(f, offset, bytes, advice).is_err()) {
+            // Only advice; the read tells what is wrong.
+        }
+    }
+
     fn create(&self, path: &str) -> io::Result<Box<dyn DiskFile>> {
         let file =
             OpenOptions::new().write(true).create_new(true).mode(0o600).open(self.path(path))?;
-        let out = io::BufWriter::with_capacity(1 << 20, file);
+        let out = io::BufWriter::with_capacity(BUFFER_BYTES, file);
         Ok(Box::new(OsFile { out, bytes: 0, writeback: Writeback::default() }))
     }
 
@@ -176,6 +187,9 @@ impl Disk for OsDisk {
         self.path(path).display().to_string()
     }
 }
+
+/// For headers and pages; groups of frames are longer and pass by it.
+const BUFFER_BYTES: usize = 64 << 10;
 
 struct OsFile {
     out: io::BufWriter<File>,

@@ -65,6 +65,10 @@ impl Store for LocalStore {
         })
     }
 
+    fn prefetch(&self, name: &str, offset: u64, bytes: u64) {
+        self.disk.prefetch(name, offset, bytes);
+    }
+
     fn create(&self, name: &str) -> Result<Box<dyn Upload>> {
         Ok(Box::new(self.upload(name)?))
     }

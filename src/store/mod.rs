@@ -25,6 +25,9 @@ pub trait Store: Send + Sync {
     /// Fills `buffer` from `offset` on; it is an error if the object ends before.
     fn read_at(&self, name: &str, offset: u64, buffer: &mut [u8]) -> Result<()>;
 
+    /// Says that a part of an object will be read soon.
+    fn prefetch(&self, _name: &str, _offset: u64, _bytes: u64) {}
+
     /// Begins a new object. Nobody sees it before it is published.
     fn create(&self, name: &str) -> Result<Box<dyn Upload>>;
 
