@@ -18,7 +18,7 @@ use crate::pipeline::ordered_map;
 use crate::progress::Context;
 use crate::source::Source;
 use crate::units::{BlockRange, BlockSize, ExtentKind, Geometry};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// What is mapped at once, by all threads together. Each mapping that goes interrupts the other
 /// cores, so few large windows are faster than many small ones.
@@ -27,6 +27,8 @@ const MAPPED_BYTES: u64 = 16 << 20;
 const COPIED_BYTES: u64 = 24 << 20;
 /// Holes smaller than this within a window are read with it: a mapping costs more than zeros.
 const SMALL_HOLE_BYTES: u64 = 64 << 10;
+/// Windows over which the index is merged at once.
+const WINDOWS_AHEAD: u64 = 8;
 /// Spans of the index that one job takes, where there is nothing to read.
 const SPANS_PER_JOB: usize = 256;
 /// Windows between two looks at whether somebody else wants the image.
@@ -166,7 +168,7 @@ struct Job {
     /// What to read of it, ascending.
     read: Vec<BlockRange>,
     /// The index over all of it, if there is one.
-    index: Option<Stretch>,
+    index: Option<Arc<Stretch>>,
 }
 
 /// Cuts the image into jobs, in order.
@@ -175,6 +177,10 @@ struct Plan<'a> {
     context: &'a Context,
     geometry: Geometry,
     cursor: Option<ChainCursor>,
+    /// The index as far as it was merged ahead, and where that ends: a long chain is not looked
+    /// through for each window.
+    ahead: Option<Arc<Stretch>>,
+    ahead_end: u64,
     /// The longer of image and index, in blocks.
     end: u64,
     position: u64,
@@ -196,7 +202,18 @@ impl<'a> Plan<'a> {
         };
         let old_count = geometry.block_size.count(index.image_bytes());
         let end = geometry.block_count().max(old_count);
-        Ok(Self { source, context, geometry, cursor, end, position: 0, extent: None, jobs: 0 })
+        Ok(Self {
+            source,
+            context,
+            geometry,
+            cursor,
+            ahead: None,
+            ahead_end: 0,
+            end,
+            position: 0,
+            extent: None,
+            jobs: 0,
+        })
     }
 
     fn next(&mut self) -> Result<Option<Job>> {
@@ -220,16 +237,36 @@ impl<'a> Plan<'a> {
             window_bytes(self.context.threads()) / u64::from(self.geometry.block_size.bytes());
         let end = ((first / window + 1) * window).min(self.geometry.block_count());
         let read = self.data_until(end)?;
-        let index = self.cursor.as_mut().map(|c| c.stretch(end, usize::MAX)).transpose()?;
+        let index = self.index_over(window)?;
         self.position = end;
         Ok(Some(Job { blocks: BlockRange::between(first, end), read, index }))
+    }
+
+    /// The index over the window at the position, and some more.
+    fn index_over(&mut self, window: u64) -> Result<Option<Arc<Stretch>>> {
+        if self.position >= self.ahead_end
+            && let Some(cursor) = &mut self.cursor
+        {
+            // Ends where a window does.
+            let ahead = window * WINDOWS_AHEAD;
+            self.ahead_end = ((self.position / ahead + 1) * ahead).min(self.end);
+            self.ahead = Some(Arc::new(cursor.stretch(self.ahead_end, usize::MAX)?));
+        }
+        Ok(self.ahead.clone())
     }
 
     /// A job with nothing to read, up to `end` or until it has enough spans.
     fn idle_job(&mut self, end: u64) -> Result<Job> {
         let first = self.position;
-        let index = self.cursor.as_mut().map(|c| c.stretch(end, SPANS_PER_JOB)).transpose()?;
-        self.position = self.cursor.as_ref().map_or(end, ChainCursor::position);
+        let (end, index) = if first < self.ahead_end {
+            (end.min(self.ahead_end), self.ahead.clone())
+        } else if let Some(cursor) = &mut self.cursor {
+            let index = cursor.stretch(end, SPANS_PER_JOB)?;
+            (cursor.position(), Some(Arc::new(index)))
+        } else {
+            (end, None)
+        };
+        self.position = end;
         Ok(Job { blocks: BlockRange::between(first, self.position), read: Vec::new(), index })
     }
 

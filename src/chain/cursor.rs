@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! upcoming   layers by the block at which they go on
-//! taken      those of them that have something in the next 4096 blocks, newest first
+//! taken      those of them that have something in the next 16384 blocks, newest first
 //! canvas     what each of these blocks is; the newest layer paints first, none paints over another
 //! ```
 //!
@@ -21,7 +21,7 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::sync::Arc;
 
-const CANVAS_BLOCKS: u64 = 4096;
+const CANVAS_BLOCKS: u64 = 16 << 10;
 /// Codes of the canvas; others are `page << 32 | ordinal`.
 const EMPTY: u64 = u64::MAX;
 const ZERO: u64 = u64::MAX - 1;

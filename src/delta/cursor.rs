@@ -5,6 +5,8 @@ use crate::error::Result;
 use crate::format::{IndexPage, Run, TablePage};
 use std::sync::Arc;
 
+/// Runs that are looked at one after the other before a search.
+const NEAR: usize = 4;
 /// Tables that are asked for ahead.
 const PREFETCH: usize = 32;
 
@@ -39,8 +41,14 @@ impl TableCursor {
     /// Goes to the first run that ends after `block`. Only forward.
     pub fn seek(&mut self, block: u64) -> Result<()> {
         if let Some((page, index)) = &mut self.leaf {
+            let rest = page.runs.get(*index..).unwrap_or_default();
+            // Mostly it is there already, or nearly: a search looks at places far apart.
+            let near = rest.iter().take(NEAR).position(|run| run.blocks.end() > block);
+            if let Some(near) = near {
+                *index += near;
+                return Ok(());
+            }
             if page.bounds().end() > block {
-                let rest = page.runs.get(*index..).unwrap_or_default();
                 *index += rest.partition_point(|run| run.blocks.end() <= block);
                 return Ok(());
             }
