@@ -32,7 +32,7 @@ const WINDOWS_AHEAD: u64 = 8;
 /// Spans of the index that one job takes, where there is nothing to read.
 const SPANS_PER_JOB: usize = 256;
 /// Windows between two looks at whether somebody else wants the image.
-const CHECK_EVERY: u64 = 8;
+const CHECK_EVERY: u64 = 4;
 
 /// What an image is compared with.
 pub enum Index<'a> {
