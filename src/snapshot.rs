@@ -12,7 +12,7 @@ use crate::delta::{DeltaWriter, EncodedFrame, Identity, Piece, Segmenter, Writte
 use crate::digest::{DigestAlgorithm, DigestKey, Hasher};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{Features, Header, RunKind};
-use crate::pipeline::ordered_map;
+use crate::pipeline::{Allowance, growing_map};
 use crate::progress::Context;
 use crate::scan::{Change, Changes, Index, Scanned, scan};
 use crate::source::Source;
@@ -227,9 +227,12 @@ fn write_pieces<'a>(
         };
         group.into_iter().map(encode).collect::<Result<Vec<_>>>()
     };
-    ordered_map(
-        context.threads().min(compression.most_threads(header.frame_memory())),
-        context.in_flight(2 * group_memory(header)),
+    let most_threads = compression.most_threads(header.frame_memory()) as u64;
+    growing_map(
+        || Allowance {
+            threads: context.threads().min(context.share_of(most_threads) as usize),
+            in_flight: context.in_flight(2 * group_memory(header)),
+        },
         move || Ok(receiver.recv().ok()),
         encode,
         |group| {
