@@ -50,11 +50,13 @@ pub fn run(
     })?;
     tally.end()
 }
+
 /// No image can be opened, so no repository was made.
 fn refuse_all(verb: &Verb, why: Vec<Error>, printer: &Printer) -> Result<ExitCode> {
     let mut tally = Tally::default();
     for (image, error) in verb.images.iter().zip(why) {
         if verb.images.len() == 1 {
+            // As any verb fails: the message names the image.
             return Err(error);
         }
         tally.failed(image, error, printer);

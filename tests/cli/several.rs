@@ -23,7 +23,7 @@ fn lab() -> (Lab, Vec<Vec<u8>>) {
 }
 
 fn write_all(lab: &Lab, seed: u64) -> Vec<Vec<u8>> {
-    let states: Vec<_> = (0..3).map(|n| disk(seed + n, 300 * KIB << (2 * n))).collect();
+    let states: Vec<_> = (0..3).map(|n| disk(seed + n, (300 * KIB) << (2 * n))).collect();
     IMAGES.iter().zip(&states).for_each(|(image, bytes)| lab.write(image, bytes));
     states
 }
@@ -230,11 +230,11 @@ fn a_reader_that_went_away_does_not_stop_the_snapshots() {
 #[test]
 fn ctrl_c_stops_all_and_leaves_each_as_it_was() {
     let lab = Lab::new();
-    // The first has a snapshot already. All take minutes.
+    // The first has a snapshot already. All take long enough to be met at work.
     lab.write("c.img", &disk(1, 64 * KIB));
     lab.done(&["snapshot", "c.img"]);
     for (seed, image) in IMAGES.iter().enumerate() {
-        lab.write(image, &noise(seed as u64, 64 * MIB));
+        lab.write(image, &noise(seed as u64, 32 * MIB));
     }
     let before = lab.everything();
     for (signal, threads) in [(Signal::SIGINT, "1"), (Signal::SIGTERM, "2"), (Signal::SIGINT, "16")]
@@ -248,7 +248,7 @@ fn ctrl_c_stops_all_and_leaves_each_as_it_was() {
             let name = image.trim_end_matches(".img");
             lab.exists(&format!("repo/{name}")) && lab.stored(name).iter().any(is_temporary)
         };
-        let have_begun = || IMAGES.iter().take(at_work).all(|image| begun(image));
+        let have_begun = || IMAGES.iter().take(at_work).all(begun);
         assert!(wait_until(have_begun), "{threads}: not all have begun");
         kill(Pid::from_raw(started.child.id() as i32), signal).unwrap();
         let has_ended = || started.child.try_wait().unwrap().is_some();
