@@ -73,6 +73,15 @@ impl<P, T> Drop for Leave<'_, P, T> {
     }
 }
 
+/// How much a map may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Allowance {
+    /// Threads that work.
+    pub threads: usize,
+    /// Items between `produce` and the end of `consume`, at least 2.
+    pub in_flight: usize,
+}
+
 /// Maps what `produce` gives through `work` on `threads` threads and gives the results to
 /// `consume`, in order.
 ///
@@ -83,17 +92,32 @@ pub fn ordered_map<J: Send, T: Send>(
     in_flight: usize,
     produce: impl FnMut() -> Result<Option<J>> + Send,
     work: impl Fn(J) -> Result<T> + Sync,
+    consume: impl FnMut(T) -> Result<()>,
+) -> Result<()> {
+    growing_map(|| Allowance { threads, in_flight }, produce, work, consume)
+}
+
+/// The same with an allowance that may become larger meanwhile, and never smaller: it is asked for
+/// with each item.
+///
+/// # Errors
+/// The first error in the order of the items, of whichever of the three.
+pub fn growing_map<J: Send, T: Send>(
+    allowed: impl Fn() -> Allowance + Sync,
+    produce: impl FnMut() -> Result<Option<J>> + Send,
+    work: impl Fn(J) -> Result<T> + Sync,
     mut consume: impl FnMut(T) -> Result<()>,
 ) -> Result<()> {
     let state = State { produce, next: 0, consumed: 0, ended: false, done: BTreeMap::new() };
     let shared = Shared { state: Mutex::new(state), changed: Condvar::new() };
-    let in_flight = in_flight.max(2) as u64;
     std::thread::scope(|scope| {
         let leave = Leave(&shared);
-        for _ in 0..threads.max(1) {
-            scope.spawn(|| run_worker(&shared, in_flight, &work));
-        }
+        let mut threads = 0;
         loop {
+            while threads < allowed().threads.max(1) {
+                scope.spawn(|| run_worker(&shared, &allowed, &work));
+                threads += 1;
+            }
             let mut state = shared.lock();
             let result = loop {
                 let wanted = state.consumed;
@@ -117,12 +141,12 @@ pub fn ordered_map<J: Send, T: Send>(
 
 fn run_worker<J, T, P: FnMut() -> Result<Option<J>>>(
     shared: &Shared<P, T>,
-    in_flight: u64,
+    allowed: &impl Fn() -> Allowance,
     work: &impl Fn(J) -> Result<T>,
 ) {
     loop {
         let mut state = shared.lock();
-        while !state.ended && state.next - state.consumed >= in_flight {
+        while !state.ended && state.next - state.consumed >= allowed().in_flight.max(2) as u64 {
             state = shared.wait(state);
         }
         if state.ended {
@@ -210,6 +234,38 @@ mod tests {
         )
         .unwrap();
         assert_eq!(eaten.load(Ordering::SeqCst), 500);
+    }
+
+    #[test]
+    fn an_allowance_that_grows_is_taken() {
+        let consumed = AtomicUsize::new(0);
+        let (at_work, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let grown = || consumed.load(Ordering::SeqCst) >= 50;
+        let mut before = 0;
+        growing_map(
+            || Allowance {
+                threads: if grown() { 4 } else { 1 },
+                in_flight: if grown() { 8 } else { 2 },
+            },
+            counter(200),
+            |i| {
+                let now = at_work.fetch_add(1, Ordering::SeqCst) + 1;
+                most.fetch_max(now, Ordering::SeqCst);
+                std::thread::sleep(std::time::Duration::from_millis(1));
+                at_work.fetch_sub(1, Ordering::SeqCst);
+                Ok(i)
+            },
+            |_| {
+                if consumed.fetch_add(1, Ordering::SeqCst) == 48 {
+                    before = most.load(Ordering::SeqCst);
+                }
+                Ok(())
+            },
+        )
+        .unwrap();
+        let most = most.into_inner();
+        assert_eq!(before, 1);
+        assert!((2..=4).contains(&most), "{most}");
     }
 
     #[test]

@@ -14,7 +14,7 @@
 use crate::chain::{Chain, ChainCursor, Span, State, Stretch};
 use crate::digest::{Digest, Hasher, ImageDigest, is_zero};
 use crate::error::{Error, ErrorKind, Result};
-use crate::pipeline::ordered_map;
+use crate::pipeline::{Allowance, growing_map};
 use crate::progress::Context;
 use crate::source::Source;
 use crate::units::{BlockRange, BlockSize, ExtentKind, Geometry};
@@ -23,7 +23,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// What is mapped at once, by all threads together. Each mapping that goes interrupts the other
 /// cores, so few large windows are faster than many small ones.
 const MAPPED_BYTES: u64 = 16 << 20;
-/// What may be copied at once.
+/// What may be copied at once, by all that share.
 const COPIED_BYTES: u64 = 24 << 20;
 /// Holes smaller than this within a window are read with it: a mapping costs more than zeros.
 const SMALL_HOLE_BYTES: u64 = 64 << 10;
@@ -121,10 +121,12 @@ pub fn scan(
     let pool = Mutex::new(Vec::<Changes>::new());
     let pool = || pool.lock().unwrap_or_else(PoisonError::into_inner);
     let (mut new_terms, mut old_terms, mut read_bytes) = (0u128, 0u128, 0);
-    let in_flight = (COPIED_BYTES / window_bytes(context.threads())) as usize;
-    ordered_map(
-        context.threads(),
-        in_flight.clamp(2, context.threads() + 2),
+    let window = window_bytes(context.all_threads());
+    growing_map(
+        || Allowance {
+            threads: context.threads(),
+            in_flight: context.in_flight_of(COPIED_BYTES, window),
+        },
         || plan.next(),
         |job| {
             let covered = geometry.bytes_in(job.blocks);
@@ -234,7 +236,7 @@ impl<'a> Plan<'a> {
             return self.idle_job(extent.end()).map(Some);
         }
         let window =
-            window_bytes(self.context.threads()) / u64::from(self.geometry.block_size.bytes());
+            window_bytes(self.context.all_threads()) / u64::from(self.geometry.block_size.bytes());
         let end = ((first / window + 1) * window).min(self.geometry.block_count());
         let read = self.data_until(end)?;
         let index = self.index_over(window)?;

@@ -12,7 +12,7 @@ use crate::delta::{DeltaWriter, EncodedFrames, Identity, Piece, Segmenter, Writt
 use crate::digest::{DigestAlgorithm, DigestKey, Hasher};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{Features, Header, RunKind, TablePage};
-use crate::pipeline::ordered_map;
+use crate::pipeline::{Allowance, growing_map};
 use crate::progress::Context;
 use crate::scan::{Change, Changes, Index, Scanned, scan};
 use crate::source::Source;
@@ -235,9 +235,12 @@ fn write_pieces<'a>(
     out: &'a mut dyn FnMut(&[u8]) -> Result<()>,
 ) -> Result<DeltaWriter<'a>> {
     let mut writer = DeltaWriter::new(header, out)?;
-    ordered_map(
-        context.threads().min(compression.most_threads(header.frame_memory())),
-        context.in_flight(2 * group_memory(header)),
+    let most_threads = compression.most_threads(header.frame_memory()) as u64;
+    growing_map(
+        || Allowance {
+            threads: context.threads().min(context.share_of(most_threads) as usize),
+            in_flight: context.in_flight(2 * group_memory(header)),
+        },
         move || Ok(receiver.recv().ok()),
         |group| encode(compression, group),
         |group| {

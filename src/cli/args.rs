@@ -39,7 +39,7 @@ pub struct Args {
 pub enum Command {
     /// Make a repository
     Init(Init),
-    /// Take a snapshot of an image file or block device
+    /// Take a snapshot of an image file or block device, or of several
     Snapshot(Snapshot),
     /// List images and their snapshots
     List {
@@ -139,9 +139,9 @@ pub struct Init {
 
 #[derive(ClapArgs)]
 pub struct Snapshot {
-    /// The raw image file or block device
-    #[arg(value_hint = ValueHint::FilePath)]
-    pub image: PathBuf,
+    /// The raw image file or block device; several share the threads
+    #[arg(required = true, value_name = "IMAGE", value_hint = ValueHint::FilePath)]
+    pub images: Vec<PathBuf>,
     /// Name of the image in the repository [default: its file name without extension]
     #[arg(short, long)]
     pub name: Option<String>,

@@ -28,9 +28,12 @@ use std::sync::atomic::AtomicBool;
 /// Parses, runs, reports; the only place that decides on the exit code.
 pub fn run() -> ExitCode {
     let args = Args::parse();
-    if let Command::Bench(verb) = &args.command
-        && let Err(message) = verb.check()
-    {
+    let checked = match &args.command {
+        Command::Bench(verb) => verb.check(),
+        Command::Snapshot(verb) => snapshot::check(verb),
+        _ => Ok(()),
+    };
+    if let Err(message) = checked {
         Args::command().error(clap::error::ErrorKind::ArgumentConflict, message).exit();
     }
     let printer = Printer::new(args.json, args.quiet, args.verbose);
@@ -67,9 +70,7 @@ fn dispatch(args: &Args, printer: &Printer, stop: Arc<AtomicBool>) -> Result<Exi
     let open = || repo::open(place);
     match &args.command {
         Command::Init(verb) => init::run(place, verb, printer),
-        Command::Snapshot(verb) => {
-            snapshot::run(&repo::open_or_create(place, verb, printer)?, verb, printer, &context)
-        }
+        Command::Snapshot(verb) => snapshot::run(place, verb, printer, &context),
         Command::List { name } => list::list(&open()?, name.as_deref(), printer, &context),
         Command::Show { reference } => list::show(&open()?, reference, printer, &context),
         Command::Diff { before, after } => diff::run(place, before, after, printer, &context),

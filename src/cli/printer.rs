@@ -42,20 +42,22 @@ impl Printer {
 
     /// A result as it is.
     pub fn bytes(&self, bytes: &[u8]) -> Result<()> {
-        let mut out = std::io::stdout().lock();
-        let written = out.write_all(bytes).and_then(|()| out.flush());
+        let written = self.bars.bar().suspend(|| {
+            let mut out = std::io::stdout().lock();
+            out.write_all(bytes).and_then(|()| out.flush())
+        });
         written.map_err(|e| Error::io("cannot write to stdout", e))
     }
 
     /// Something that happened by the way.
     pub fn say(&self, text: &str) {
         if !self.quiet {
-            to_stderr(&format!("imgsnap: {text}"));
+            self.bars.bar().suspend(|| to_stderr(&format!("imgsnap: {text}")));
         }
     }
 
     pub fn error(&self, error: &Error) {
-        to_stderr(&format!("imgsnap: error: {error}"));
+        self.bars.bar().suspend(|| to_stderr(&format!("imgsnap: error: {error}")));
     }
 }
 

@@ -37,12 +37,13 @@ pub fn open(repo: Option<&Path>) -> Result<Repository> {
     Repository::open(store(place(repo)?))
 }
 
-/// Opens the repository, and makes it if there is nothing yet.
+/// Opens the repository, and makes it if there is nothing yet and one of the images can be opened.
+/// If none can, gives why, for each.
 pub fn open_or_create(
     repo: Option<&Path>,
     verb: &super::args::Snapshot,
     printer: &Printer,
-) -> Result<Repository> {
+) -> Result<Result<Repository, Vec<Error>>> {
     let path = place(repo)?;
     let store = store(path.clone());
     match Repository::open(store.clone()) {
@@ -51,13 +52,17 @@ pub fn open_or_create(
                 return Err(e);
             }
             // Nothing is made for an image that cannot be taken.
-            drop(RawFile::open(&verb.image)?);
+            let why: Vec<Error> =
+                verb.images.iter().map_while(|image| RawFile::open(image).err()).collect();
+            if why.len() == verb.images.len() {
+                return Ok(Err(why));
+            }
             let repository = create(repo, Defaults::default())?;
             let defaults = repository.defaults();
             printer.say(&format!("made a repository in {} ({defaults})", path.display()));
-            Ok(repository)
+            Ok(Ok(repository))
         }
-        other => other,
+        other => other.map(Ok),
     }
 }
 

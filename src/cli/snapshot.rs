@@ -2,28 +2,112 @@
 
 use super::args::Snapshot as Verb;
 use super::printer::Printer;
-use super::{exit, list, output, usage};
-use imgsnap::error::Result;
+use super::{exit, list, output, repo, usage};
+use imgsnap::error::{Error, ErrorKind, Result};
 use imgsnap::progress::Context;
 use imgsnap::repository::{
-    At, Outcome, ParentChoice, Reference, Repository, SnapshotOutcome, SnapshotRequest, name_of,
+    At, Outcome, ParentChoice, Reference, SnapshotOutcome, SnapshotRequest, check_distinct, name_of,
 };
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+/// What clap cannot judge: of several images, each must be one of its own.
+pub fn check(verb: &Verb) -> Result<(), String> {
+    if verb.images.len() < 2 {
+        return Ok(());
+    }
+    for (option, is_given) in [("--name", verb.name.is_some()), ("--parent", verb.parent.is_some())]
+    {
+        if is_given {
+            return Err(format!("{option} is of one image; snapshot it by itself"));
+        }
+    }
+    let of = |image: &PathBuf| SnapshotRequest { image: image.clone(), ..Default::default() };
+    let requests: Vec<_> = verb.images.iter().map(of).collect();
+    check_distinct(&requests).map_err(|error| error.to_string())
+}
+
 pub fn run(
-    repository: &Repository,
+    place: Option<&Path>,
     verb: &Verb,
     printer: &Printer,
     context: &Context,
 ) -> Result<ExitCode> {
+    let repository = match repo::open_or_create(place, verb, printer)? {
+        Ok(repository) => repository,
+        Err(why) => return refuse_all(verb, why, printer),
+    };
+    if let [image] = verb.images.as_slice() {
+        let taken = repository.snapshot(&request(image, verb)?, context)?;
+        print(&taken, printer)?;
+        return Ok(exit::DONE);
+    }
+    let requests: Result<Vec<_>> = verb.images.iter().map(|image| request(image, verb)).collect();
+    let mut tally = Tally::default();
+    repository.snapshot_all(&requests?, context, |request, result| match result {
+        Ok(taken) => tally.printed(print(&taken, printer)),
+        Err(error) => tally.failed(&request.image, error, printer),
+    })?;
+    tally.end()
+}
+
+/// No image can be opened, so no repository was made.
+fn refuse_all(verb: &Verb, why: Vec<Error>, printer: &Printer) -> Result<ExitCode> {
+    let mut tally = Tally::default();
+    for (image, error) in verb.images.iter().zip(why) {
+        if verb.images.len() == 1 {
+            // As any verb fails: the message names the image.
+            return Err(error);
+        }
+        tally.failed(image, error, printer);
+    }
+    tally.end()
+}
+
+/// What became of several images.
+#[derive(Default)]
+struct Tally {
+    first_failure: Option<ErrorKind>,
+    interrupted: Option<Error>,
+    unprinted: Option<Error>,
+}
+
+impl Tally {
+    fn failed(&mut self, image: &Path, error: Error, printer: &Printer) {
+        if error.kind() == ErrorKind::Interrupted {
+            // Once for all is enough.
+            self.interrupted = Some(error);
+            return;
+        }
+        let kind = error.kind();
+        printer.error(&error.at(image.display()));
+        self.first_failure.get_or_insert(kind);
+    }
+
+    /// That nobody reads what is printed does not stop the snapshots.
+    fn printed(&mut self, outcome: Result<()>) {
+        if let Err(error) = outcome {
+            self.unprinted.get_or_insert(error);
+        }
+    }
+
+    fn end(self) -> Result<ExitCode> {
+        match (self.interrupted, self.first_failure, self.unprinted) {
+            (Some(error), ..) | (None, None, Some(error)) => Err(error),
+            (None, first, _) => Ok(first.map_or(exit::DONE, exit::code)),
+        }
+    }
+}
+
+fn request(image: &Path, verb: &Verb) -> Result<SnapshotRequest> {
     let parent = match &verb.parent {
-        Some(text) => ParentChoice::Of(parent_of(text, verb)?),
+        Some(text) => ParentChoice::Of(parent_of(text, image, verb)?),
         None if verb.full => ParentChoice::Full,
         None if verb.differential => ParentChoice::Differential,
         None => ParentChoice::Incremental,
     };
-    let request = SnapshotRequest {
-        image: verb.image.clone(),
+    Ok(SnapshotRequest {
+        image: image.into(),
         name: verb.name.clone(),
         label: verb.label.clone(),
         parent,
@@ -31,8 +115,10 @@ pub fn run(
         skip_unchanged: verb.skip_unchanged,
         compression: verb.compression,
         dry_run: verb.dry_run,
-    };
-    let taken = repository.snapshot(&request, context)?;
+    })
+}
+
+fn print(taken: &SnapshotOutcome, printer: &Printer) -> Result<()> {
     if printer.is_json() {
         let mut value = list::snapshot_json(&taken.name, &taken.snapshot, taken.parent_number);
         if let Some(object) = value.as_object_mut() {
@@ -40,20 +126,19 @@ pub fn run(
             object.insert("skipped".into(), (taken.outcome == Outcome::Skipped).into());
             object.insert("believed".into(), taken.believed.into());
         }
-        printer.json(&value)?;
+        printer.json(&value)
     } else {
-        printer.line(&describe(&taken))?;
+        printer.line(&describe(taken))
     }
-    Ok(exit::DONE)
 }
 
 /// `NAME@WHICH`, or `@WHICH`: of the image itself, in either case.
-fn parent_of(text: &str, verb: &Verb) -> Result<At> {
+fn parent_of(text: &str, image: &Path, verb: &Verb) -> Result<At> {
     if let Some(at) = text.strip_prefix('@') {
         return at.parse();
     }
     let reference: Reference = text.parse()?;
-    let name = verb.name.clone().map_or_else(|| name_of(&verb.image), Ok)?;
+    let name = verb.name.clone().map_or_else(|| name_of(image), Ok)?;
     if reference.name != name {
         return Err(usage(format!("{text} is a snapshot of another image")));
     }

@@ -11,6 +11,7 @@ mod reference;
 mod repair;
 mod rollback;
 mod session;
+mod several;
 mod snapshot;
 mod verify;
 
@@ -19,6 +20,7 @@ pub use reference::{At, Reference, check_label};
 pub use repair::Repaired;
 pub use rollback::{RollbackOutcome, RollbackRequest};
 pub use session::Reader;
+pub use several::check_distinct;
 pub use snapshot::{Outcome, ParentChoice, SnapshotOutcome, SnapshotRequest, name_of};
 pub use verify::{Damage, Verified, VerifyScope};
 

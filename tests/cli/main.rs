@@ -15,6 +15,7 @@ mod list;
 mod random;
 mod restore;
 mod rollback;
+mod several;
 mod shared;
 mod snapshot;
 mod support;

@@ -37,7 +37,7 @@ fn help_is_exactly_this() {
 
     Commands:
       init         Make a repository
-      snapshot     Take a snapshot of an image file or block device
+      snapshot     Take a snapshot of an image file or block device, or of several
       list         List images and their snapshots
       show         Show all that is known of a snapshot
       diff         Show how much two snapshots or images differ, and where
@@ -121,7 +121,9 @@ fn wrong_usage_exits_2_and_touches_nothing() {
         (&["snapshot", "disk.img", "--differential", "--parent", "@1"], "--parent"),
         (&["snapshot", "disk.img", "--compression", "gzip"], "gzip"),
         (&["snapshot", "disk.img", "--compression", "zstd:99"], "zstd:99"),
-        (&["snapshot", "disk.img", "more.img"], "more.img"),
+        (&["snapshot", "disk.img", "disk.img"], "disk.img is given twice"),
+        (&["snapshot", "disk.img", "more.img", "--name", "x"], "--name is of one image"),
+        (&["snapshot", "disk.img", "more.img", "--parent", "@1"], "--parent is of one image"),
         (&["list", "disk", "more"], "more"),
         (&["list", "--quiet", "--verbose"], "--verbose"),
         (&["list", "--threads", "0"], "--threads"),
