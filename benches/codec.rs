@@ -1,4 +1,5 @@
-//! Frames compressed and decompressed, as long as those of a base (64 KiB) and of a delta (128 KiB).
+//! Frames compressed and decompressed, of the length that they have in a base (64 KiB) and in a
+//! delta (128 KiB).
 //!
 //! The ceiling is a frame copied. Both ways the memory that is written to is there already. Rates
 //! are those of the decoded bytes.

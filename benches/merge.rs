@@ -1,5 +1,5 @@
-//! The index of an image of 1 GiB, merged from the tables of its chain: a base, and layers in each of
-//! which 0.1 % of the blocks changed, scattered. And two branches compared.
+//! The index of an image of 1 GiB, merged from the tables of its chain: a base, and layers in each
+//! of which 0.1 % of the blocks changed, scattered. And two branches compared.
 //!
 //! The chain is opened anew before each run, so that its pages are read and checked, from the page
 //! cache of the system. The ceiling is that for the base alone: its pages read, no run looked at.

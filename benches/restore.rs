@@ -1,8 +1,8 @@
 //! An image of 128 MiB restored by all threads: from a base, from a base that is mostly zeros, and
 //! from chains of 100 in each layer of which 0.1 % of the blocks changed.
 //!
-//! To a stream (ascending) that throws the bytes away; the ceiling is the same bytes copied once, by
-//! one thread: to throw them away costs nothing. And to a new file (frame by frame), synced; the
+//! To a stream (ascending) that throws the bytes away; the ceiling is the same bytes copied once,
+//! by one thread: to throw them away costs nothing. And to a new file (frame by frame), synced; the
 //! ceiling is the same bytes written to such a file. To remove the file is not measured.
 
 #![allow(missing_docs, clippy::unwrap_used, clippy::indexing_slicing)]

@@ -3,7 +3,7 @@
 use super::{BLOCK_BYTES, Image};
 use imgsnap::chain::Chain;
 use imgsnap::codec::{self, Codec, Compression};
-use imgsnap::delta::{Caches, Delta, DeltaWriter, EncodedFrame, Identity, Piece, Segmenter};
+use imgsnap::delta::{Caches, Delta, DeltaWriter, EncodedFrames, Identity, Piece, Segmenter};
 use imgsnap::digest::{Digest, DigestAlgorithm, DigestKey, Hasher, ImageDigest};
 use imgsnap::format::{Features, Header, Lineage, RunKind};
 use imgsnap::store::{LocalStore, OsDisk, Store};
@@ -139,17 +139,17 @@ impl ChainMaker {
 }
 
 fn write(writer: &mut DeltaWriter<'_>, piece: Piece, content: Content) {
+    let mut frames = EncodedFrames::default();
     match (piece, content) {
-        (Piece::Table(page), _) => writer.table(page).unwrap(),
+        (Piece::Table(page), _) => return writer.table(page).unwrap(),
         (Piece::Frame { block_count, .. }, Content::Tables) => {
-            let payload = vec![0];
-            writer.frame(&EncodedFrame { codec: Codec::Stored, payload, block_count }).unwrap();
+            frames.push(Codec::Stored, &[0], block_count);
         }
         (Piece::Frame { raw, block_count }, Content::All) => {
             let mut out = Vec::new();
             let (codec, payload) = codec::encode(Compression::Lz4, &raw, &mut out).unwrap();
-            let payload = payload.to_vec();
-            writer.frame(&EncodedFrame { codec, payload, block_count }).unwrap();
+            frames.push(codec, payload, block_count);
         }
     }
+    writer.frames(frames).unwrap();
 }

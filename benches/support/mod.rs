@@ -1,8 +1,8 @@
 //! What the benchmarks share: data that are the same every time, images of it that change as asked,
 //! and how long a row is measured.
 //!
-//! Absolute figures mean little on a shared machine. Each group has its ceiling as a row of its own:
-//! divide by it, within one run.
+//! Absolute figures mean little on a shared machine. Each group has its ceiling as a row of its
+//! own: divide by it, within one run.
 
 #![allow(dead_code, missing_docs, clippy::unwrap_used, clippy::indexing_slicing)]
 

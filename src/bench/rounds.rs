@@ -21,11 +21,13 @@ use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 const NAME: &str = "image";
 /// Of a scattered read.
 const RANGE_BYTES: u64 = 64 << 10;
 const RANGES: u64 = 1000;
+const SETTLE: Duration = Duration::from_millis(150);
 
 /// What a piece of work says of itself.
 #[derive(Default, Clone, Copy)]
@@ -292,6 +294,10 @@ impl<'a> Rounds<'a> {
 
     /// Brings image and repository into the page cache, or out of it.
     fn set_cache(&self) -> Result<()> {
+        // What the step before has left to the kernel (writing back, discarding) shall not be counted
+        // here.
+        nix::unistd::sync();
+        std::thread::sleep(SETTLE);
         let mut files = vec![self.image.clone()];
         let folder = self.scratch.file("repository").join(NAME);
         if let Ok(entries) = std::fs::read_dir(folder) {
