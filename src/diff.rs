@@ -248,6 +248,7 @@ fn read_padded<'a>(
     if have > 0 {
         let window: Window<'a> = source.read(start, have as usize, buffer)?;
         bytes.extend_from_slice(window.bytes());
+        window.check(source)?;
     }
     bytes.resize((end - start) as usize, 0);
     Ok(bytes)

@@ -13,7 +13,7 @@
 
 use crate::chain::{Chain, ChainCursor, Span, State, Stretch};
 use crate::digest::{Digest, Hasher, ImageDigest, is_zero};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::pipeline::{Allowance, growing_map};
 use crate::progress::Context;
 use crate::source::Source;
@@ -380,13 +380,7 @@ impl Examiner<'_> {
                 spans_within(index, range).for_each(|span| compare(span, index.digests(span)));
             }
         }
-        if !window.is_valid() {
-            let what =
-                format!("{} became shorter or unreadable while it was read", self.source.name());
-            return Err(Error::new(ErrorKind::Busy, what)
-                .hint("run the command again when nobody changes it"));
-        }
-        Ok(())
+        window.check(self.source)
     }
 
     fn block(&self, block: u64, bytes: &[u8], was: Was, changes: &mut Changes) {

@@ -377,3 +377,14 @@ fn every_file_of_the_catalogue_is_in_it() {
         assert!(names.contains(&name), "{name} has no expected error");
     }
 }
+
+/// D2: the digest of each snapshot follows from its parent's and its own entries.
+#[test]
+fn a_wrong_image_digest_is_told_from_right_ones() {
+    let damaged = std::fs::read(fixtures().join("damaged/v1/image-digest.delta")).unwrap();
+    let context = imgsnap::progress::Context::silent();
+    for (tip, sound) in [(golden(2), [true, true]), (damaged, [false, true])] {
+        let chain = open_chain(&[golden(1), tip]).unwrap();
+        assert_eq!(imgsnap::verify::verify_digests(&chain, &context).unwrap(), sound);
+    }
+}

@@ -5,7 +5,9 @@
 
 mod support;
 
+use imgsnap::chain::Chain;
 use imgsnap::codec::Compression;
+use imgsnap::delta::{Caches, Delta};
 use imgsnap::digest::DigestAlgorithm;
 use imgsnap::error::ErrorKind;
 use imgsnap::progress::Context;
@@ -13,15 +15,15 @@ use imgsnap::repository::{
     At, Defaults, Outcome, ParentChoice, Repository, RollbackRequest, SnapshotRequest, VerifyScope,
 };
 use imgsnap::restore::{ByteRange, restore};
-use imgsnap::store::{LocalStore, OsDisk};
-use imgsnap::target::Stream;
+use imgsnap::store::{LocalStore, OsDisk, Store};
+use imgsnap::target::{NewFile, Stream};
 use imgsnap::units::BlockSize;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
-use support::naive_reader;
+use support::{ChainMaker, Random, Recipe, naive_reader, text};
 
 #[derive(Debug, Clone)]
 enum Step {
@@ -307,4 +309,39 @@ fn rollback_across_chains_scans() {
     bench.rollback(1, true, false);
     bench.rollback(2, true, false);
     bench.check();
+}
+
+/// Frames of deltas hold blocks from all over the image: in the order of the image, 200 of them are
+/// in use at a time, more than the cache has room for.
+#[test]
+fn restoring_a_long_chain_decodes_each_frame_once_and_verify_sums_up_each_image() {
+    const DELTAS: u64 = 200;
+    const CHANGES: u64 = 64;
+    let mut maker = ChainMaker::new(Recipe::default());
+    let mut image = text(8 << 20, 1);
+    let mut random = Random(9);
+    maker.snapshot(&image);
+    for _ in 0..DELTAS {
+        for _ in 0..CHANGES {
+            let at = random.below(2048) as usize * 4096;
+            image[at..at + 4096].copy_from_slice(&text(4096, random.below(1 << 40)));
+        }
+        maker.snapshot(&image);
+    }
+    let store: Arc<dyn Store> = Arc::new(LocalStore::new(maker.disk.clone()));
+    let caches = Caches::default();
+    let open = |number: usize| {
+        Arc::new(Delta::open(store.clone(), &format!("vm/{number}.delta"), &caches).unwrap())
+    };
+    let chain = Chain::link((0..maker.files.len()).rev().map(open).collect()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("restored");
+    let mut target = NewFile::create(&path, image.len() as u64, false).unwrap();
+    let context = Context::silent();
+    assert!(restore(&chain, None, &mut target, &context).unwrap().proved);
+    assert!(std::fs::read(&path).unwrap() == image);
+    let frames = (8 << 20) + DELTAS * CHANGES * 4096;
+    let decoded = caches.traffic().decoded_bytes;
+    assert!(decoded <= frames, "{decoded} bytes decoded of frames of {frames}");
+    assert_eq!(imgsnap::verify::verify_digests(&chain, &context).unwrap(), vec![true; 201]);
 }

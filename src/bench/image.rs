@@ -205,7 +205,9 @@ pub fn copy(image: &RawFile, path: &Path, context: &Context) -> Result<()> {
         |(offset, bytes)| {
             let mut buffer = Vec::new();
             let window = image.read(offset, bytes, &mut buffer)?;
-            Ok((offset, window.bytes().to_vec()))
+            let bytes = window.bytes().to_vec();
+            window.check(image)?;
+            Ok((offset, bytes))
         },
         |(offset, bytes)| {
             context.progress().advance(bytes.len() as u64);

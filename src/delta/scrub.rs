@@ -28,6 +28,8 @@ pub enum Depth {
     Blocks,
 }
 
+/// Pages of a level that may wait for their index page: many times more than one can name.
+const MAX_ORPHANS: usize = 1 << 16;
 /// The longest record fits.
 const PIECE_BYTES: u64 = (RECORD_HEAD_BYTES as u64) + (MAX_PAYLOAD_BYTES as u64);
 
@@ -221,8 +223,16 @@ impl<'a> Walk<'a> {
             }
             (_, Some(Page::Index(page, level))) => {
                 self.counts.indexes += 1;
-                let below = self.orphans.get_mut(*level as usize - 1).map(std::mem::take);
-                if below.unwrap_or_default() != page.children {
+                // FORMAT.md I2: each page has one parent, and comes before it; in order, so these are
+                // the first ones that have none yet.
+                let count = page.children.len();
+                let below = self.orphans.get_mut((*level as usize).saturating_sub(1));
+                let is_below = below.is_some_and(|below| {
+                    let are_first = below.get(..count) == Some(page.children.as_slice());
+                    below.drain(..count.min(below.len()));
+                    are_first
+                });
+                if !is_below {
                     return Err(Error::corrupt("the page names other pages than stand before it"));
                 }
                 (*level, page.bounds())
@@ -234,6 +244,9 @@ impl<'a> Walk<'a> {
             self.orphans.resize_with(level + 1, Vec::new);
         }
         if let Some(orphans) = self.orphans.get_mut(level) {
+            if orphans.len() >= MAX_ORPHANS {
+                return Err(Error::corrupt("too many pages that no index page names"));
+            }
             orphans.push(ChildRef {
                 blocks: bounds,
                 offset: record.offset,

@@ -10,7 +10,7 @@ mod raw;
 pub use guard::{FileStat, ImageGuard, Intent};
 pub use raw::{Forget, RawFile};
 
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::sys::MappedWindow;
 use crate::units::Extent;
 
@@ -37,7 +37,7 @@ pub trait Source: Sync {
     fn name(&self) -> String;
 }
 
-/// Bytes that were read. [`Window::is_valid`] must be asked after the last look at them.
+/// Bytes that were read. [`Window::check`] must be asked after the last look at them.
 pub enum Window<'a> {
     /// Mapped from a file, and what to let go of when it is unmapped.
     Mapped(MappedWindow, Option<Forget<'a>>),
@@ -54,11 +54,19 @@ impl Window<'_> {
         }
     }
 
-    /// False if the bytes were no bytes of the source, because it was truncated meanwhile.
-    pub fn is_valid(&self) -> bool {
+    /// To be asked after the last look at the bytes.
+    ///
+    /// # Errors
+    /// `Busy` if they were no bytes of the source: it was truncated meanwhile, or could not be read.
+    pub fn check(&self, source: &dyn Source) -> Result<()> {
         match self {
-            Self::Mapped(window, _) => !window.is_poisoned(),
-            Self::Copied(_) => true,
+            Self::Mapped(window, _) if window.is_poisoned() => {
+                let what =
+                    format!("{} became shorter or unreadable while it was read", source.name());
+                Err(Error::new(ErrorKind::Busy, what)
+                    .hint("run the command again when nobody changes it, and check its disk"))
+            }
+            _ => Ok(()),
         }
     }
 }
