@@ -4,6 +4,7 @@
 use crate::codec::{self, Compression};
 use crate::delta::{Delta, TableCursor};
 use crate::error::{Error, Result};
+use crate::format::record::RECORD_HEAD_BYTES;
 use crate::format::{FrameRef, RecordKind};
 use crate::pipeline::ordered_map;
 use crate::progress::Context;
@@ -115,12 +116,13 @@ pub fn decode(deltas: &[Arc<Delta>], context: &Context) -> Result<()> {
     for delta in deltas {
         let size = delta.header().block_size.in_memory();
         on_threads(&frames_of(delta)?, 16, context, |group| {
-            let mut raw = Vec::new();
+            let (mut raw, mut record) = (Vec::new(), Vec::new());
             for &place in group {
-                let (head, payload) = delta.load_record(place)?;
+                let head = delta.load_record(place, &mut record)?;
                 let RecordKind::Frame { codec, block_count } = head.kind else { continue };
                 raw.resize(usize::from(block_count) * size, 0);
-                codec::decode_into(codec, &payload, &mut raw)?;
+                let payload = record.get(RECORD_HEAD_BYTES..).unwrap_or_default();
+                codec::decode(codec, payload, &mut raw)?;
                 raw.chunks(size).for_each(|block| {
                     black_box(delta.hasher().digest(block));
                 });

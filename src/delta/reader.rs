@@ -169,28 +169,32 @@ impl Delta {
         self.caches
             .frames
             .get_or_insert_with(&(self.header.file_id, place.offset), || {
-                self.read_frame(place, blocks).map(Arc::new)
+                let mut raw = vec![0; blocks as usize * self.header.block_size.in_memory()];
+                self.read_frame(place, &mut raw, &mut Vec::new())?;
+                Ok(Arc::new(raw))
             })
             .map_err(|e: Error| e.at(self.record_place("frame", place.offset)))
     }
 
-    /// The same, for whoever needs it only once: it is not put into the cache.
-    pub fn frame_once(&self, place: FrameRef, blocks: u32) -> Result<Vec<u8>> {
-        self.read_frame(place, blocks).map_err(|e| e.at(self.record_place("frame", place.offset)))
+    /// The same, for whoever needs it only once: into `raw`, which is as long as the blocks, by way of
+    /// `record`, whose memory is used again. It is not put into the cache.
+    pub fn frame_into(&self, place: FrameRef, raw: &mut [u8], record: &mut Vec<u8>) -> Result<()> {
+        self.read_frame(place, raw, record)
+            .map_err(|e| e.at(self.record_place("frame", place.offset)))
     }
 
-    fn read_frame(&self, place: FrameRef, blocks: u32) -> Result<Vec<u8>> {
-        let (head, payload) = self.read_record(place)?;
+    fn read_frame(&self, place: FrameRef, raw: &mut [u8], record: &mut Vec<u8>) -> Result<()> {
+        let head = self.read_record(place, record)?;
         let RecordKind::Frame { codec, block_count } = head.kind else {
             return Err(Error::corrupt("no frame where one should be"));
         };
-        if u32::from(block_count) != blocks {
+        let blocks = raw.len() / self.header.block_size.in_memory();
+        if usize::from(block_count) != blocks {
             let what = format!("a frame of {block_count} blocks, its page says {blocks}");
             return Err(Error::corrupt(what));
         }
-        let raw_bytes = usize::from(block_count) * self.header.block_size.in_memory();
-        self.count_decoded(raw_bytes);
-        codec::decode(codec, payload, raw_bytes)
+        self.count_decoded(raw.len());
+        codec::decode(codec, payload_of(record), raw)
     }
 
     pub(super) fn count_decoded(&self, bytes: usize) {
@@ -229,8 +233,9 @@ impl Delta {
 
     fn page(&self, place: FrameRef) -> Result<Page> {
         let read = || {
-            let (head, payload) = self.read_record(place)?;
-            self.decode_page(head.kind, &payload, place.offset)
+            let mut record = Vec::new();
+            let head = self.read_record(place, &mut record)?;
+            self.decode_page(head.kind, payload_of(&record), place.offset)
         };
         self.caches
             .pages
@@ -251,20 +256,22 @@ impl Delta {
         }
     }
 
-    fn read_record(&self, place: FrameRef) -> Result<(RecordHead, Vec<u8>)> {
-        let (head, payload) = self.load_record(place)?;
-        head.verify(self.header.file_id, place.offset, &payload)?;
+    /// Reads a record, header and payload, into `record` and checks it.
+    fn read_record(&self, place: FrameRef, record: &mut Vec<u8>) -> Result<RecordHead> {
+        let head = self.load_record(place, record)?;
+        head.verify(self.header.file_id, place.offset, payload_of(record))?;
         if head.checksum != place.checksum {
             return Err(Error::corrupt("not the record that its page names"));
         }
-        Ok((head, payload))
+        Ok(head)
     }
 
-    /// Reads a record without a look at its checksum: for whoever measures what reading costs alone.
+    /// Reads a record, header and payload, without a look at its checksum: for whoever measures what
+    /// reading costs alone.
     ///
     /// # Errors
     /// `Corrupt` if there is no record of that length at that place.
-    pub fn load_record(&self, place: FrameRef) -> Result<(RecordHead, Vec<u8>)> {
+    pub fn load_record(&self, place: FrameRef, record: &mut Vec<u8>) -> Result<RecordHead> {
         let end = place.offset.checked_add(place.record_bytes.into());
         let records_end = self.footer.file_bytes - FOOTER_BYTES as u64;
         let length = (place.record_bytes as usize).checked_sub(RECORD_HEAD_BYTES);
@@ -274,14 +281,18 @@ impl Delta {
         if length > crate::format::record::MAX_PAYLOAD_BYTES as usize {
             return Err(Error::corrupt(format!("a record of {length} bytes")));
         }
-        let mut bytes = vec![0; RECORD_HEAD_BYTES + length];
-        self.read_at(place.offset, &mut bytes)?;
-        let payload = bytes.split_off(RECORD_HEAD_BYTES);
-        let head = bytes.as_slice().try_into().map_err(|_| Error::corrupt("a short record"))?;
-        Ok((RecordHead::decode(head)?, payload))
+        record.resize(RECORD_HEAD_BYTES + length, 0);
+        self.read_at(place.offset, record)?;
+        let head = record.first_chunk().ok_or_else(|| Error::corrupt("a short record"))?;
+        RecordHead::decode(head)
     }
 
     fn record_place(&self, what: &str, offset: u64) -> String {
         format!("{}: {what} at byte {offset}", self.location())
     }
+}
+
+/// What stands behind the header of a record.
+fn payload_of(record: &[u8]) -> &[u8] {
+    record.get(RECORD_HEAD_BYTES..).unwrap_or_default()
 }

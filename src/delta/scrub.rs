@@ -162,7 +162,7 @@ fn check(delta: &Delta, depth: Depth, piece: &FilePiece) -> Result<Vec<Checked>>
                 let size = delta.header().block_size.in_memory();
                 raw.resize(usize::from(block_count) * size, 0);
                 delta.count_decoded(raw.len());
-                codec::decode_into(codec, payload, &mut raw).map_err(place)?;
+                codec::decode(codec, payload, &mut raw).map_err(place)?;
                 record.digests.extend(raw.chunks(size).map(|b| delta.hasher().digest(b)));
                 let zeros = raw.iter().rev().take(size).take_while(|&&b| b == 0);
                 record.zeros_at_end = zeros.count();

@@ -2,7 +2,7 @@
 
 use super::batch::{Batch, Order, Part, Place};
 use crate::delta::Delta;
-use crate::digest::is_zero;
+use crate::digest::{Digest, is_zero};
 use crate::error::{Error, Result};
 use crate::format::TablePage;
 use crate::units::{BlockRange, Geometry};
@@ -28,8 +28,13 @@ pub fn decode_batch(geometry: Geometry, batch: Batch) -> Result<Decoded> {
     let size = geometry.block_size.in_memory();
     let data = batch.parts.iter().filter(|part| part.is_data());
     let blocks = data.map(|part| part.blocks.count as usize).sum::<usize>();
-    let mut decoder =
-        Decoder { geometry, bytes: Vec::with_capacity(blocks * size), terms: 0, frame: None };
+    let mut decoder = Decoder {
+        geometry,
+        bytes: Vec::with_capacity(blocks * size),
+        terms: 0,
+        frame: None,
+        record: Vec::new(),
+    };
     for part in &batch.parts {
         let Some(place) = part.from else { continue };
         let missing = || Error::corrupt("a block without a page");
@@ -47,6 +52,8 @@ struct Decoder {
     terms: u128,
     /// The frame that was decoded last: its page, its index, its blocks.
     frame: Option<(u32, u32, Arc<Vec<u8>>)>,
+    /// For records that are read.
+    record: Vec<u8>,
 }
 
 impl Decoder {
@@ -61,22 +68,47 @@ impl Decoder {
         let size = self.geometry.block_size.in_memory();
         let per_frame = delta.header().frame_blocks;
         let index = place.ordinal / per_frame;
-        let frame = match self.frame.take() {
-            Some((page, same, frame)) if (page, same) == (place.page, index) => frame,
-            _ => {
-                let at = page.frames.get(index as usize).copied();
-                let at = at.ok_or_else(|| Error::corrupt("a block without a frame"))?;
-                let count = page.blocks_in_frame(index, per_frame);
-                match order {
-                    Order::Ascending => delta.frame(at, count)?,
-                    Order::ByFrame => Arc::new(delta.frame_once(at, count)?),
+        let (start, length) = (self.bytes.len(), blocks.count as usize * size);
+        let count = page.blocks_in_frame(index, per_frame);
+        let at = page.frames.get(index as usize).copied();
+        let at = at.ok_or_else(|| Error::corrupt("a block without a frame"))?;
+        if order == Order::ByFrame && blocks.count == u64::from(count) {
+            // All of it: where it will stay.
+            self.bytes.resize(start + length, 0);
+            let raw = self.bytes.get_mut(start..).unwrap_or_default();
+            delta.frame_into(at, raw, &mut self.record)?;
+        } else {
+            let frame = match self.frame.take() {
+                Some((page, same, frame)) if (page, same) == (place.page, index) => frame,
+                _ if order == Order::ByFrame => {
+                    let mut raw = vec![0; count as usize * size];
+                    delta.frame_into(at, &mut raw, &mut self.record)?;
+                    Arc::new(raw)
                 }
-            }
-        };
-        let first = (place.ordinal % per_frame) as usize * size;
-        let content = frame.get(first..first + blocks.count as usize * size);
-        let content = content.ok_or_else(|| Error::corrupt("a frame without its block"))?;
-        let digests = page.digests.iter().skip(place.ordinal as usize);
+                _ => delta.frame(at, count)?,
+            };
+            let first = (place.ordinal % per_frame) as usize * size;
+            let content = frame.get(first..first + length);
+            let content = content.ok_or_else(|| Error::corrupt("a frame without its block"))?;
+            self.bytes.extend_from_slice(content);
+            self.frame = Some((place.page, index, frame));
+        }
+        let first = place.ordinal as usize;
+        let digests = page.digests.get(first..first + blocks.count as usize);
+        let digests = digests.ok_or_else(|| Error::corrupt("a block without a digest"))?;
+        self.check(delta, blocks, digests, start)
+    }
+
+    /// Checks the blocks that were put at `start`.
+    fn check(
+        &mut self,
+        delta: &Delta,
+        blocks: BlockRange,
+        digests: &[Digest],
+        start: usize,
+    ) -> Result<()> {
+        let size = self.geometry.block_size.in_memory();
+        let content = self.bytes.get(start..).unwrap_or_default();
         for ((block, content), digest) in (blocks.first..).zip(content.chunks(size)).zip(digests) {
             // The one place where a stored block is proved before anybody uses it.
             if delta.hasher().digest(content) != *digest {
@@ -92,8 +124,6 @@ impl Decoder {
             }
             self.terms = self.terms.wrapping_add(delta.hasher().term(block, *digest));
         }
-        self.bytes.extend_from_slice(content);
-        self.frame = Some((place.page, index, frame));
         Ok(())
     }
 }
