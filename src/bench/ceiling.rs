@@ -14,7 +14,7 @@ use crate::target::{NewFile, Target};
 use crate::units::ExtentKind;
 use std::fs::File;
 use std::hint::black_box;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -62,28 +62,6 @@ pub fn read_mapped(path: &Path, context: &Context) -> Result<()> {
             let window = image.read(offset, bytes as usize, &mut buffer)?;
             let words = window.bytes().chunks(64).filter_map(<[u8]>::first_chunk::<8>);
             black_box(words.fold(0u64, |sum, word| sum.wrapping_add(u64::from_le_bytes(*word))));
-        }
-        Ok(())
-    })
-}
-
-/// The image read from its device in large pieces past the page cache, where that can be had.
-pub fn read_device(path: &Path, context: &Context) -> Result<()> {
-    const PIECE_BYTES: u64 = 2 << 20;
-    /// No device has larger sectors.
-    const ALIGN: usize = 4096;
-    let failed = |e| Error::io(format!("cannot read {}", path.display()), e);
-    let direct = File::options().read(true).custom_flags(libc::O_DIRECT).open(path);
-    let file = direct.or_else(|_| File::open(path)).map_err(failed)?;
-    let pieces = data_of(&RawFile::open(path)?, PIECE_BYTES)?;
-    on_threads(&pieces, 8, context, |group| {
-        let mut buffer = vec![0; PIECE_BYTES as usize + ALIGN];
-        let skip = buffer.as_ptr().align_offset(ALIGN).min(ALIGN);
-        for &(offset, bytes) in group {
-            let length = (bytes as usize).next_multiple_of(ALIGN);
-            let into = buffer.get_mut(skip..skip + length).unwrap_or_default();
-            let read = file.read_at(into, offset).map_err(failed)?;
-            black_box(read);
         }
         Ok(())
     })

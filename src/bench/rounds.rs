@@ -334,10 +334,7 @@ impl<'a> Rounds<'a> {
     }
 
     fn read_image(&self) -> Result<()> {
-        match self.cache {
-            Cache::Warm => ceiling::read_mapped(&self.image, &self.context),
-            Cache::Cold => ceiling::read_device(&self.image, &self.context),
-        }
+        ceiling::read_mapped(&self.image, &self.context)
     }
 
     /// The chain of the newest snapshot.
