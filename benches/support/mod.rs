@@ -7,6 +7,10 @@
 #![allow(dead_code, missing_docs, clippy::unwrap_used, clippy::indexing_slicing)]
 
 pub mod chain;
+#[path = "../../tests/support/random.rs"]
+mod random;
+
+pub use random::Random;
 
 use criterion::Criterion;
 use std::fs::File;
@@ -33,34 +37,9 @@ pub fn criterion() -> Criterion {
         .measurement_time(Duration::from_millis(800))
 }
 
-/// SplitMix64: Steele, Lea, Flood, "Fast splittable pseudorandom number generators" (2014).
-pub struct Random(pub u64);
-
-impl Random {
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    pub fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
-    }
-
-    pub fn fill(&mut self, bytes: &mut [u8]) {
-        for piece in bytes.chunks_mut(8) {
-            piece.copy_from_slice(&self.next().to_le_bytes()[..piece.len()]);
-        }
-    }
-}
-
 /// Does not compress.
 pub fn noise(bytes: usize) -> Vec<u8> {
-    let mut out = vec![0; bytes];
-    Random(1).fill(&mut out);
-    out
+    Random(1).bytes(bytes)
 }
 
 /// Words of a small vocabulary.
@@ -149,7 +128,7 @@ impl Image {
         }
         let mut random = Random(number << 32 | changes);
         let (noise, text) = out.split_at_mut(BLOCK_BYTES / 2);
-        random.fill(noise);
+        noise.copy_from_slice(&random.bytes(noise.len()));
         let start = random.below((self.text.len() - text.len()) as u64) as usize;
         text.copy_from_slice(&self.text[start..start + text.len()]);
         true

@@ -2,11 +2,11 @@
 //! repeated.
 
 use super::Pattern;
+use super::ceiling::data_of;
 use crate::error::{Error, Result};
 use crate::pipeline::ordered_map;
 use crate::progress::Context;
 use crate::source::{RawFile, Source};
-use crate::units::ExtentKind;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -76,33 +76,17 @@ impl Random {
 impl ImagePlan {
     /// Makes the image at `path`, which does not exist, and syncs it.
     pub fn make(&self, path: &Path, context: &Context) -> Result<()> {
-        let file = create(path, self.image_bytes)?;
-        let mut pieces =
-            (0..self.image_bytes.div_ceil(PIECE_BYTES)).filter(|p| self.is_written(*p));
-        context.progress().begin("make image", self.image_bytes);
-        let outcome = ordered_map(
-            context.threads(),
-            context.in_flight(PIECE_BYTES),
-            || {
-                context.check()?;
-                Ok(pieces.next())
-            },
-            |piece| {
-                let offset = piece * PIECE_BYTES;
-                let mut bytes = vec![0; PIECE_BYTES.min(self.image_bytes - offset) as usize];
-                for (unit, bytes) in (piece * UNITS_PER_PIECE..).zip(bytes.chunks_mut(4096)) {
-                    self.unit(unit, 0, bytes);
-                }
-                Ok((offset, bytes))
-            },
-            |(offset, bytes)| {
-                context.progress().advance(bytes.len() as u64);
-                file.write_all_at(&bytes, offset).map_err(|e| failed("write", path, e))
-            },
-        );
-        context.progress().end();
-        outcome?;
-        file.sync_all().map_err(|e| failed("sync", path, e))
+        let piece_bytes = |piece| PIECE_BYTES.min(self.image_bytes - piece * PIECE_BYTES);
+        let pieces = (0..self.image_bytes.div_ceil(PIECE_BYTES))
+            .filter(|piece| self.is_written(*piece))
+            .map(|piece| (piece * PIECE_BYTES, piece_bytes(piece)));
+        write_image(path, self.image_bytes, "make image", pieces, context, |offset, bytes| {
+            let mut piece = vec![0; bytes as usize];
+            for (unit, bytes) in (offset / UNIT_BYTES..).zip(piece.chunks_mut(4096)) {
+                self.unit(unit, 0, bytes);
+            }
+            Ok(piece)
+        })
     }
 
     /// Changes a share of the units, those of round `round` (from 1 on), and syncs.
@@ -182,33 +166,35 @@ impl ImagePlan {
 
 /// Copies the data of the user's image to a file of our own, sparse, and syncs it.
 pub fn copy(image: &RawFile, path: &Path, context: &Context) -> Result<()> {
-    let file = create(path, image.image_bytes())?;
-    let mut position = 0;
-    context.progress().begin("copy image", image.image_bytes());
+    let pieces = data_of(image, PIECE_BYTES)?.into_iter();
+    write_image(path, image.image_bytes(), "copy image", pieces, context, |offset, bytes| {
+        let mut buffer = Vec::new();
+        let window = image.read(offset, bytes as usize, &mut buffer)?;
+        let bytes = window.bytes().to_vec();
+        window.check(image)?;
+        Ok(bytes)
+    })?;
+    image.check()
+}
+
+/// Makes a file of `image_bytes` bytes whose pieces (offset and length) are what `fill` gives for
+/// them, and syncs it.
+fn write_image(
+    path: &Path,
+    image_bytes: u64,
+    phase: &str,
+    mut pieces: impl Iterator<Item = (u64, u64)> + Send,
+    context: &Context,
+    fill: impl Fn(u64, u64) -> Result<Vec<u8>> + Sync,
+) -> Result<()> {
+    let file = File::create_new(path).map_err(|e| failed("create", path, e))?;
+    file.set_len(image_bytes).map_err(|e| failed("set the length of", path, e))?;
+    context.progress().begin(phase, image_bytes);
     let outcome = ordered_map(
         context.threads(),
         context.in_flight(PIECE_BYTES),
-        || {
-            context.check()?;
-            while position < image.image_bytes() {
-                let extent = image.extent_at(position)?;
-                let bytes = extent.bytes.min(PIECE_BYTES);
-                let offset = position;
-                if extent.kind == ExtentKind::Data {
-                    position += bytes;
-                    return Ok(Some((offset, bytes as usize)));
-                }
-                position += extent.bytes;
-            }
-            Ok(None)
-        },
-        |(offset, bytes)| {
-            let mut buffer = Vec::new();
-            let window = image.read(offset, bytes, &mut buffer)?;
-            let bytes = window.bytes().to_vec();
-            window.check(image)?;
-            Ok((offset, bytes))
-        },
+        || context.check().map(|()| pieces.next()),
+        |(offset, bytes)| Ok((offset, fill(offset, bytes)?)),
         |(offset, bytes)| {
             context.progress().advance(bytes.len() as u64);
             file.write_all_at(&bytes, offset).map_err(|e| failed("write", path, e))
@@ -216,14 +202,7 @@ pub fn copy(image: &RawFile, path: &Path, context: &Context) -> Result<()> {
     );
     context.progress().end();
     outcome?;
-    image.check()?;
     file.sync_all().map_err(|e| failed("sync", path, e))
-}
-
-fn create(path: &Path, bytes: u64) -> Result<File> {
-    let file = File::create_new(path).map_err(|e| failed("create", path, e))?;
-    file.set_len(bytes).map_err(|e| failed("set the length of", path, e))?;
-    Ok(file)
 }
 
 fn failed(what: &str, path: &Path, error: std::io::Error) -> Error {

@@ -65,11 +65,7 @@ impl<'a> Rounds<'a> {
         context: &Context,
     ) -> Result<Self> {
         let context = context.clone().with_threads(setting.threads);
-        let folder = scratch.file("repository");
-        if folder.exists() {
-            remove_folder(&folder)?;
-        }
-        let repository = new_repository(request, setting, &folder)?;
+        let repository = new_repository(request, setting, &scratch.file("repository"))?;
         let (changed_bytes, base_bytes, delta_bytes) = (0, 0, 0);
         let point = Point { setting, changed_bytes, base_bytes, delta_bytes, rows: Vec::new() };
         Ok(Self {
@@ -109,7 +105,8 @@ impl<'a> Rounds<'a> {
     /// Every piece of work once. A long chain is made only once.
     fn round(&mut self) -> Result<()> {
         if self.tip == 0 || self.setting.chain == 1 {
-            self.begin_anew()?;
+            let folder = self.scratch.file("repository");
+            self.repository = new_repository(self.request, self.setting, &folder)?;
             self.base()?;
             self.grow_chain()?;
         }
@@ -122,13 +119,6 @@ impl<'a> Rounds<'a> {
         self.verify()?;
         self.ranges()?;
         self.rollback()
-    }
-
-    fn begin_anew(&mut self) -> Result<()> {
-        let folder = self.scratch.file("repository");
-        remove_folder(&folder)?;
-        self.repository = new_repository(self.request, self.setting, &folder)?;
-        Ok(())
     }
 
     fn base(&mut self) -> Result<()> {
@@ -243,7 +233,7 @@ impl<'a> Rounds<'a> {
     }
 
     fn rollback(&mut self) -> Result<()> {
-        let pieces = self.changed_pieces()?;
+        let pieces = self.changed_pieces();
         let to = self.tip;
         let copy = self.scratch.file("restored");
         self.measure(
@@ -376,7 +366,7 @@ impl<'a> Rounds<'a> {
     }
 
     /// What the round changed in the image.
-    fn changed_pieces(&self) -> Result<Pieces> {
+    fn changed_pieces(&self) -> Pieces {
         let units = self.plan.image_bytes / UNIT_BYTES;
         let round = self.links + 1;
         let is_changed = |unit: &u64| self.plan.changes(*unit, round, self.setting.change);
@@ -390,7 +380,7 @@ impl<'a> Rounds<'a> {
                 _ => pieces.push((offset, UNIT_BYTES)),
             }
         }
-        Ok(pieces)
+        pieces
     }
 
     fn scattered_ranges(&self) -> Pieces {
@@ -403,7 +393,12 @@ impl<'a> Rounds<'a> {
     }
 }
 
+/// An empty repository, in the place of one that may be there.
 fn new_repository(request: &Request, setting: Setting, folder: &Path) -> Result<Repository> {
+    if folder.exists() {
+        std::fs::remove_dir_all(folder)
+            .map_err(|e| Error::io(format!("cannot remove {}", folder.display()), e))?;
+    }
     std::fs::create_dir(folder)
         .map_err(|e| Error::io(format!("cannot make {}", folder.display()), e))?;
     let store = LocalStore::new(Arc::new(OsDisk::new(folder.into())));
@@ -422,11 +417,6 @@ fn pieces_of(bytes: u64) -> Pieces {
 
 fn len(file: &File) -> Result<u64> {
     file.metadata().map(|meta| meta.len()).map_err(|e| Error::io("cannot stat a file", e))
-}
-
-fn remove_folder(path: &Path) -> Result<()> {
-    std::fs::remove_dir_all(path)
-        .map_err(|e| Error::io(format!("cannot remove {}", path.display()), e))
 }
 
 fn remove(path: &Path) -> Result<()> {
