@@ -1,5 +1,6 @@
 //! imgsnap: block-level incremental snapshots of disk images. See README.md, DESIGN.md and
 //! FORMAT.md.
+pub mod apply;
 pub mod bench;
 pub mod chain;
 pub mod codec;
@@ -10,14 +11,18 @@ pub mod error;
 pub mod format;
 pub mod head;
 pub mod manifest;
+pub mod merge;
 pub mod pipeline;
 pub mod progress;
 pub mod repository;
 pub mod restore;
+pub mod retention;
 pub mod rollback;
+pub mod room;
 pub mod scan;
 pub mod snapshot;
 pub mod source;
+pub mod stats;
 pub mod store;
 #[expect(unsafe_code, reason = "the one file; see its contract")]
 mod sys;

@@ -15,7 +15,10 @@ use uuid::Uuid;
 
 /// A manifest larger than this cannot be right (a snapshot takes about 700 bytes).
 const MAX_MANIFEST_BYTES: u64 = 256 << 20;
-const VERSION: &str = "1";
+/// What is written; with snapshots that are dropped it is the next one, because a program that does not
+/// know of them would list them, or miss them.
+const VERSION: u32 = 1;
+const VERSION_WITH_DROPPED: u32 = 2;
 
 /// What lives of an image.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -32,6 +35,9 @@ pub struct Manifest {
     pub next_number: u64,
     /// Ascending by number.
     pub snapshots: Vec<Snapshot>,
+    /// Snapshots that are gone for the user, but whose files others rest on. Ascending by number.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub dropped: Vec<Snapshot>,
     /// Delta files that a repair could not use. They are not removed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub kept: Vec<String>,
@@ -80,6 +86,9 @@ pub struct Snapshot {
     pub read_bytes: Option<u64>,
     /// How long that took.
     pub seconds: Option<f64>,
+    /// The file that its blocks are in, if they are not in its delta file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base_image: Option<PathBuf>,
 }
 
 mod digest_hex {
@@ -120,13 +129,44 @@ impl Manifest {
             source,
             next_number: 1,
             snapshots: Vec::new(),
+            dropped: Vec::new(),
             kept: Vec::new(),
         }
     }
 
-    /// The snapshot with an id.
+    /// The snapshot with an id, unless it is dropped.
     pub fn by_id(&self, id: Uuid) -> Option<&Snapshot> {
         self.snapshots.iter().find(|s| s.id == id)
+    }
+
+    /// All snapshots that have a file, dropped or not, ascending by number.
+    pub fn stored(&self) -> Vec<&Snapshot> {
+        let mut all: Vec<&Snapshot> = self.snapshots.iter().chain(&self.dropped).collect();
+        all.sort_by_key(|s| s.number);
+        all
+    }
+
+    /// True if the snapshot with an id is dropped.
+    pub fn is_dropped(&self, id: Uuid) -> bool {
+        self.dropped.iter().any(|s| s.id == id)
+    }
+
+    /// The parent of a snapshot, dropped or not.
+    pub fn stored_parent_of(&self, snapshot: &Snapshot) -> Option<&Snapshot> {
+        let id = snapshot.parent?;
+        self.snapshots.iter().chain(&self.dropped).find(|s| s.id == id)
+    }
+
+    /// The nearest ancestor of a snapshot that is not dropped.
+    pub fn parent_of(&self, snapshot: &Snapshot) -> Option<&Snapshot> {
+        let mut next = snapshot.parent;
+        while let Some(id) = next {
+            if let Some(parent) = self.by_id(id) {
+                return Some(parent);
+            }
+            next = self.dropped.iter().find(|s| s.id == id).and_then(|s| s.parent);
+        }
+        None
     }
 
     /// The snapshot with the highest number.
@@ -134,12 +174,13 @@ impl Manifest {
         self.snapshots.last()
     }
 
-    /// The chain of a snapshot, from it back to its base.
+    /// The chain of a snapshot, from it back to its base, dropped ones included.
     ///
     /// # Errors
     /// `Corrupt` if a parent is missing.
     pub fn lineage(&self, id: Uuid) -> Result<Vec<&Snapshot>> {
-        let by_id: HashMap<Uuid, &Snapshot> = self.snapshots.iter().map(|s| (s.id, s)).collect();
+        let by_id: HashMap<Uuid, &Snapshot> =
+            self.stored().into_iter().map(|s| (s.id, s)).collect();
         let mut chain = Vec::new();
         let mut next = Some(id);
         while let Some(id) = next {
@@ -153,9 +194,9 @@ impl Manifest {
         Ok(chain)
     }
 
-    /// Snapshots whose parent is `id`.
+    /// Snapshots that are not dropped and have `id` as their nearest ancestor that is not.
     pub fn children(&self, id: Uuid) -> impl Iterator<Item = &Snapshot> {
-        self.snapshots.iter().filter(move |s| s.parent == Some(id))
+        self.snapshots.iter().filter(move |s| self.parent_of(s).is_some_and(|p| p.id == id))
     }
 
     /// The bytes of the file.
@@ -165,7 +206,8 @@ impl Manifest {
         })?;
         body.push(b'\n');
         let digest = xxhash_rust::xxh3::xxh3_128(&body);
-        let mut bytes = format!("imgsnap-manifest {VERSION} {digest:032x}\n").into_bytes();
+        let version = if self.dropped.is_empty() { VERSION } else { VERSION_WITH_DROPPED };
+        let mut bytes = format!("imgsnap-manifest {version} {digest:032x}\n").into_bytes();
         bytes.append(&mut body);
         Ok(bytes)
     }
@@ -181,18 +223,23 @@ impl Manifest {
         let line = std::str::from_utf8(line).map_err(|_| damaged())?;
         let rest = line.strip_prefix("imgsnap-manifest ").ok_or_else(damaged)?;
         let (version, digest) = rest.split_once(' ').ok_or_else(damaged)?;
-        if version != VERSION && version.parse::<u32>().is_ok_and(|v| v > 1) {
-            let what = format!("manifest version {version}, this program knows 1");
+        let version: u32 = version.parse().map_err(|_| damaged())?;
+        if version > VERSION_WITH_DROPPED {
+            let what =
+                format!("manifest version {version}, this program knows {VERSION_WITH_DROPPED}");
             return Err(Error::new(ErrorKind::Unsupported, what)
                 .hint("a later imgsnap wrote this; use that one"));
         }
         let body = body.split_first().map_or(body, |(_, rest)| rest);
         let sum = format!("{:032x}", xxhash_rust::xxh3::xxh3_128(body));
-        if version != VERSION || digest != sum {
+        if version < VERSION || digest != sum {
             return Err(damaged());
         }
         let manifest: Self = serde_json::from_slice(body)
             .map_err(|e| Error::corrupt(format!("the manifest is not valid: {e}")))?;
+        if version == VERSION && !manifest.dropped.is_empty() {
+            return Err(damaged());
+        }
         manifest.check()?;
         Ok(manifest)
     }
@@ -201,10 +248,18 @@ impl Manifest {
     fn check(&self) -> Result<()> {
         let bad = |what: String| Err(Error::corrupt(format!("the manifest is not valid: {what}")));
         let (mut ids, mut labels, mut last) = (HashMap::new(), HashSet::new(), 0);
-        for snapshot in &self.snapshots {
+        if !self.dropped.is_sorted_by_key(|s| s.number)
+            || self.dropped.iter().any(|s| s.label.is_some())
+        {
+            return bad("the dropped snapshots are out of order, or have labels".into());
+        }
+        if !self.snapshots.is_sorted_by_key(|s| s.number) {
+            return bad("the snapshots are out of order".into());
+        }
+        for snapshot in self.stored() {
             let number = snapshot.number;
             if number <= last || number >= self.next_number {
-                return bad(format!("number {number} is out of order"));
+                return bad(format!("number {number} stands twice, or is not below the next one"));
             }
             last = number;
             if snapshot.parent.is_some_and(|p| !ids.contains_key(&p)) {

@@ -2,11 +2,12 @@
 //! against its digest before it is written, and the whole against the image digest before the
 //! target is made visible.
 
-use crate::chain::Chain;
+use crate::chain::{Chain, State};
 use crate::digest::ImageDigest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::pipeline::ordered_map;
 use crate::progress::Context;
+use crate::room::check_room;
 use crate::target::Target;
 use crate::units::{BlockRange, Geometry};
 use crate::view::{BATCH_BYTES, Batches, Decoded, Order, Part, decode_batch};
@@ -75,6 +76,32 @@ pub fn restore(
     }
     target.finish()?;
     Ok(Restored { bytes: part.bytes, data_bytes, proved: whole })
+}
+
+/// Fails unless what a restore will write fits into `room` bytes, if that is known; holes take none.
+///
+/// # Errors
+/// `LimitExceeded` if not, with `place`.
+pub fn check_room_for(
+    chain: &Chain,
+    range: Option<ByteRange>,
+    room: Option<u64>,
+    place: &str,
+) -> Result<()> {
+    let geometry = chain.geometry();
+    let part = check_range(range, geometry.image_bytes)?;
+    // Only who may have too little has to look into the tables.
+    let Some(room) = room.filter(|room| *room < part.bytes) else { return Ok(()) };
+    let size = u64::from(geometry.block_size.bytes());
+    let (mut walk, end) = (chain.walk(), (part.offset + part.bytes).div_ceil(size));
+    walk.seek(part.offset / size);
+    let mut needed = 0;
+    while let Some(span) = walk.next(end)? {
+        if span.state != State::Zero {
+            needed += geometry.bytes_in(span.blocks);
+        }
+    }
+    check_room(Some(room), needed.min(part.bytes), place, "the restore")
 }
 
 /// The part of an image of `image_bytes` bytes that is meant: all of it if none is named.

@@ -87,6 +87,17 @@ pub struct Changes {
     read_bytes: u64,
 }
 
+impl Changes {
+    /// How many blocks changed.
+    pub fn block_count(&self) -> u64 {
+        let blocks = self.list.iter().map(|change| match change {
+            Change::Data(..) => 1,
+            Change::Zero(range) => range.count,
+        });
+        blocks.sum()
+    }
+}
+
 /// What a scan found out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Scanned {

@@ -7,23 +7,22 @@
 //! The file is the same, byte for byte, however many threads made it.
 
 use crate::chain::Chain;
-use crate::codec::{self, Compression};
-use crate::delta::{DeltaWriter, EncodedFrames, Identity, Piece, Segmenter, Written};
+use crate::codec::Compression;
+use crate::delta::{
+    BASE_FRAME_BYTES, DELTA_FRAME_BYTES, DeltaWriter, GROUP_BYTES, Identity, Piece, Segmenter,
+    Written, group_memory, write_pieces,
+};
 use crate::digest::{DigestAlgorithm, DigestKey, Hasher};
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::{Features, Header, RunKind, TablePage};
-use crate::pipeline::{Allowance, growing_map};
+use crate::format::header::BASE_IMAGE;
+use crate::format::{Features, FrameLayout, Header, RunKind};
 use crate::progress::Context;
 use crate::scan::{Change, Changes, Index, Scanned, scan};
 use crate::source::Source;
 use crate::units::{BlockRange, BlockSize, Geometry};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{SyncSender, sync_channel};
 use uuid::Uuid;
 
-/// Decoded bytes of a frame in a base: cheap scattered reads.
-pub const BASE_FRAME_BYTES: u32 = 64 << 10;
-/// And in a delta: smaller files.
-const DELTA_FRAME_BYTES: u32 = 128 << 10;
 /// What a new chain is made with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ChainParameters {
@@ -56,6 +55,8 @@ pub struct Plan {
     pub image_id: Uuid,
     /// How to compress.
     pub compression: Compression,
+    /// Store no blocks: the source is a base image, which stays where it is. Only of a base.
+    pub is_by_reference: bool,
 }
 
 /// A snapshot that was taken.
@@ -93,8 +94,9 @@ impl Plan {
             ),
         };
         let ChainParameters { block_size, algorithm, key } = parameters;
+        let bits = if self.is_by_reference { BASE_IMAGE } else { 0 };
         Header {
-            features: Features::default(),
+            features: Features::incompatible(bits),
             file_id: self.file_id,
             image_id: self.image_id,
             block_size,
@@ -130,7 +132,7 @@ pub fn take(
     let (sender, receiver) = sync_channel(context.in_flight(group_memory(&header)));
     let outcome = std::thread::scope(|scope| {
         let scanner = scope.spawn(|| scan_into(source, &index, geometry, &header, context, sender));
-        let written = write_pieces(&header, plan.compression, context, receiver, out);
+        let written = write_pieces(&header, plan.compression, context, receiver, out, &mut |_| {});
         let scanned = scanner.join().unwrap_or_else(|_| {
             Err(Error::new(ErrorKind::Io, "the scan failed; this is a fault of imgsnap"))
         });
@@ -156,7 +158,10 @@ fn scan_into(
     context: &Context,
     sender: SyncSender<Vec<Piece>>,
 ) -> Result<(Scanned, (u64, u64))> {
-    let mut segmenter = Segmenter::new(header.block_size, header.frame_blocks);
+    let mut segmenter = match header.layout() {
+        FrameLayout::Absent => Segmenter::of_tables(header.block_size),
+        _ => Segmenter::new(header.block_size, header.frame_blocks),
+    };
     let (mut changed_blocks, mut changed_bytes) = (0, 0);
     let send = |group| {
         let gone = |_| Error::new(ErrorKind::Interrupted, "the delta cannot be written");
@@ -179,7 +184,7 @@ fn scan_into(
             changed_blocks += range.end().min(geometry.block_count()).saturating_sub(range.first);
             changed_bytes += geometry.bytes_in(range);
             for piece in segmenter.pieces() {
-                group_bytes += piece.raw_bytes();
+                group_bytes += piece.memory_bytes();
                 group.push(piece);
             }
             if group_bytes >= GROUP_BYTES {
@@ -192,65 +197,6 @@ fn scan_into(
     group.extend(segmenter.finish());
     send(group)?;
     Ok((scanned, (changed_blocks, changed_bytes)))
-}
-
-/// Frames that one thread compresses in a row: to hand over each one costs a tenth of the work.
-const GROUP_BYTES: u64 = 1 << 20;
-
-/// The most that the raw frames of a group take, in bytes.
-fn group_memory(header: &Header) -> u64 {
-    GROUP_BYTES + header.frame_memory()
-}
-
-/// What is to be written next.
-enum Ready {
-    Frames(EncodedFrames),
-    Table(TablePage),
-}
-
-/// Compresses a group of pieces, in their order.
-fn encode(compression: Compression, group: Vec<Piece>) -> Result<Vec<Ready>> {
-    let (mut ready, mut frames, mut out) = (Vec::new(), EncodedFrames::default(), Vec::new());
-    for piece in group {
-        match piece {
-            Piece::Frame { raw, block_count } => {
-                let (codec, payload) = codec::encode(compression, &raw, &mut out)?;
-                frames.push(codec, payload, block_count);
-            }
-            Piece::Table(page) => {
-                ready.push(Ready::Frames(std::mem::take(&mut frames)));
-                ready.push(Ready::Table(page));
-            }
-        }
-    }
-    ready.push(Ready::Frames(frames));
-    Ok(ready)
-}
-
-fn write_pieces<'a>(
-    header: &Header,
-    compression: Compression,
-    context: &Context,
-    receiver: Receiver<Vec<Piece>>,
-    out: &'a mut dyn FnMut(&[u8]) -> Result<()>,
-) -> Result<DeltaWriter<'a>> {
-    let mut writer = DeltaWriter::new(header, out)?;
-    let most_threads = compression.most_threads(header.frame_memory()) as u64;
-    growing_map(
-        || Allowance {
-            threads: context.threads().min(context.share_of(most_threads) as usize),
-            in_flight: context.in_flight(2 * group_memory(header)),
-        },
-        move || Ok(receiver.recv().ok()),
-        |group| encode(compression, group),
-        |group| {
-            group.into_iter().try_for_each(|ready| match ready {
-                Ready::Frames(frames) => writer.frames(frames),
-                Ready::Table(page) => writer.table(page),
-            })
-        },
-    )?;
-    Ok(writer)
 }
 
 /// Writes the delta file of a snapshot whose image is known to be what it was at the tip of

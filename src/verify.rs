@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::format::{Run, RunKind};
 use crate::pipeline::ordered_map;
 use crate::progress::Context;
+use crate::source::BaseImage;
 use crate::units::{BlockRange, Geometry};
 use crate::view::{BATCH_BYTES, Gather, Order, decode_batch};
 use std::sync::Arc;
@@ -20,7 +21,9 @@ const MAX_FINDINGS: usize = 1000;
 /// # Errors
 /// `Corrupt` with what is wrong first; others if the file cannot be read.
 pub fn verify_stored(delta: &Delta, context: &Context) -> Result<()> {
-    scrub(delta, Depth::Stored, context).map(|_| ())
+    scrub(delta, Depth::Stored, context)?;
+    let image_bytes = delta.footer().image_bytes;
+    delta.base_image().map_or(Ok(()), |image| image.check_size(image_bytes))
 }
 
 /// Checks the stored bytes of one file and every block in it, in one walk from front to back. Gives
@@ -28,13 +31,73 @@ pub fn verify_stored(delta: &Delta, context: &Context) -> Result<()> {
 ///
 /// # Errors
 /// `Corrupt` if anything is wrong; [`verify_stored`] and [`find_damage`] tell what.
-pub fn verify_all(delta: &Delta, context: &Context) -> Result<u64> {
-    scrub(delta, Depth::Blocks, context)
+pub fn verify_all(delta: &Arc<Delta>, context: &Context) -> Result<u64> {
+    let blocks = scrub(delta, Depth::Blocks, context)?;
+    let Some(image) = delta.base_image() else { return Ok(blocks) };
+    image.check_size(delta.footer().image_bytes)?;
+    let (blocks, findings) = find_changed(delta, image, context)?;
+    findings.into_iter().next().map_or(Ok(blocks), Err)
+}
+
+/// Holds the blocks of a base image against their digests. Gives the number of blocks, and the runs of
+/// those that are not what they were.
+fn find_changed(
+    delta: &Arc<Delta>,
+    image: &BaseImage,
+    context: &Context,
+) -> Result<(u64, Vec<Error>)> {
+    let geometry = Geometry::new(delta.header().block_size, delta.footer().image_bytes)?;
+    let size = geometry.block_size.in_memory();
+    let mut cursor = TableCursor::new(delta.clone());
+    cursor.seek(0)?;
+    let (mut blocks, mut changed) = (0, Vec::<BlockRange>::new());
+    ordered_map(
+        context.threads(),
+        context.in_flight(BATCH_BYTES),
+        || {
+            context.check()?;
+            next_data_run(delta, &mut cursor)
+        },
+        |(stretch, span)| {
+            let (mut found, mut buffer) = (Vec::new(), Vec::new());
+            let mut block = span.blocks.first;
+            // By the megabyte: a run may have a gigabyte.
+            for digests in stretch.digests(span).chunks((BATCH_BYTES as usize / size).max(1)) {
+                buffer.resize(digests.len() * size, 0);
+                image.read_at(geometry.offset(block), &mut buffer)?;
+                for (content, digest) in buffer.chunks(size).zip(digests) {
+                    if delta.hasher().digest(content) != *digest {
+                        found.push(block);
+                    }
+                    block += 1;
+                }
+            }
+            context.progress().advance(geometry.bytes_in(span.blocks));
+            Ok((span.blocks.count, found))
+        },
+        |(count, found)| {
+            blocks += count;
+            for block in found {
+                let one = BlockRange { first: block, count: 1 };
+                match changed.last_mut() {
+                    Some(last) if last.end() == block => last.count += 1,
+                    _ => changed.push(one),
+                }
+                changed.truncate(MAX_FINDINGS);
+            }
+            Ok(())
+        },
+    )?;
+    let finding = |range: BlockRange| image.changed(range, geometry.offset(range.first));
+    Ok((blocks, changed.into_iter().map(finding).collect()))
 }
 
 /// Decodes every block of one file through its tree and checks it against its digest. Gives the
 /// number of blocks, and each of those that are damaged.
 pub fn find_damage(delta: &Arc<Delta>, context: &Context) -> Result<(u64, Vec<Error>)> {
+    if let Some(image) = delta.base_image() {
+        return find_changed(delta, image, context);
+    }
     let geometry = Geometry::new(delta.header().block_size, delta.footer().image_bytes)?;
     let mut cursor = TableCursor::new(delta.clone());
     cursor.seek(0)?;

@@ -5,11 +5,13 @@
 mod support;
 
 use imgsnap::progress::Context;
-use imgsnap::repository::{Defaults, Repository, SnapshotRequest, VerifyScope};
+use imgsnap::repository::{At, Defaults, PruneRequest, Repository, SnapshotRequest, VerifyScope};
 use imgsnap::restore::restore;
+use imgsnap::retention::{Count, Rules};
 use imgsnap::store::{LocalStore, OsDisk};
 use imgsnap::target::Stream;
 use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
 use support::{fixtures, is_blessing, naive_reader, text};
 
@@ -54,6 +56,95 @@ fn bless(folder: &Path) {
     std::fs::remove_file(folder.join("vm/head.json")).unwrap();
 }
 
+/// Both readers give these snapshots of a repository, and it has no others.
+fn check(folder: &Path, numbers: &[u64]) {
+    let context = Context::silent();
+    let repository = Repository::open(store(folder)).unwrap();
+    let reader = repository.read("vm", &context).unwrap();
+    let listed: Vec<u64> = reader.manifest().snapshots.iter().map(|s| s.number).collect();
+    assert_eq!(listed, numbers);
+    for snapshot in &reader.manifest().snapshots {
+        let image = &images()[snapshot.number as usize - 1];
+        let chain = repository.chain(&reader, snapshot.id).unwrap();
+        let mut bytes = Vec::new();
+        restore(&chain, None, &mut Stream::new(&mut bytes, "memory"), &context).unwrap();
+        assert!(bytes == *image, "{folder:?} {}", snapshot.number);
+        assert!(naive_reader::restore_from(&folder.join("vm"), snapshot.number).unwrap() == *image);
+    }
+    let verified = repository.verify(&VerifyScope::All, false, &context).unwrap();
+    assert!(verified.damaged.is_empty());
+}
+
+/// Files of dropped snapshots stay as they are, unless all of them is garbage.
+fn merge_nothing(folder: &Path) {
+    let file = folder.join("repository.toml");
+    let text = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, format!("{text}\n[prune]\ngarbage = 100\n")).unwrap();
+}
+
+/// The version in the first line of the ruling manifest.
+fn manifest_version(folder: &Path) -> String {
+    let text = std::fs::read_to_string(ruling(&folder.join("vm"))).unwrap();
+    text.split(' ').nth(1).unwrap().to_owned()
+}
+
+fn ruling(folder: &Path) -> PathBuf {
+    let files = std::fs::read_dir(folder).unwrap().flatten().map(|entry| entry.path());
+    files.filter(|path| path.to_str().unwrap().contains("manifest.")).max().unwrap()
+}
+
+/// P1 (no rules in repository.toml), J2: old files are merged, and the manifest has the first version
+/// again once nothing is dropped.
+#[test]
+fn repositories_of_every_version_are_pruned_flattened_and_extended() {
+    let context = Context::silent();
+    for version in std::fs::read_dir(fixtures().join("repos")).unwrap().flatten() {
+        let in_copy = |merges: bool, work: &dyn Fn(&Repository, &Path)| {
+            let place = tempfile::tempdir().unwrap();
+            copy(&version.path(), place.path());
+            if !merges {
+                merge_nothing(place.path());
+            }
+            work(&Repository::open(store(place.path())).unwrap(), place.path());
+        };
+        let prune = |repository: &Repository, last, compact| {
+            let rules = Rules { last: Some(Count::Most(last)), ..Rules::default() };
+            let request = PruneRequest { rules: Some(rules), compact, dry_run: false };
+            repository.prune("vm", &request, &context).unwrap()
+        };
+        in_copy(true, &|repository, folder| {
+            assert!(repository.prune("vm", &PruneRequest::default(), &context).is_err());
+            prune(repository, 2, false);
+            check(folder, &[2, 3]);
+            prune(repository, 1, true);
+            check(folder, &[3]);
+            assert_eq!(manifest_version(folder), "1");
+        });
+        for number in [1, 2, 3] {
+            for (compact, merges) in [(false, true), (false, false), (true, false)] {
+                in_copy(merges, &|repository, folder| {
+                    repository.delete("vm", &At::Number(number), compact, &context).unwrap();
+                    let left: Vec<u64> = (1..=3).filter(|n| *n != number).collect();
+                    check(folder, &left);
+                    let listed = repository.list("vm", &context).unwrap().manifest;
+                    let version = if listed.dropped.is_empty() { "1" } else { "2" };
+                    assert_eq!(manifest_version(folder), version);
+                    let stays = !merges && !compact && number < 3;
+                    assert_eq!(!listed.dropped.is_empty(), stays, "{number} {compact}");
+                });
+            }
+            in_copy(true, &|repository, folder| {
+                repository.flatten("vm", &At::Number(number), &context).unwrap();
+                check(folder, &[1, 2, 3]);
+                for other in (1..=3).filter(|n| *n != number) {
+                    repository.delete("vm", &At::Number(other), true, &context).unwrap();
+                }
+                check(folder, &[number]);
+            });
+        }
+    }
+}
+
 #[test]
 fn repositories_of_every_version_restore() {
     let versions = fixtures().join("repos");
@@ -66,20 +157,9 @@ fn repositories_of_every_version_restore() {
         copy(&version.path(), place.path());
         let repository = Repository::open(store(place.path())).unwrap();
         assert_eq!(repository.names().unwrap(), ["vm"]);
-        let context = Context::silent();
-        let reader = repository.read("vm", &context).unwrap();
-        assert_eq!(reader.manifest().snapshots.len(), images().len());
+        check(place.path(), &[1, 2, 3]);
+        let reader = repository.read("vm", &Context::silent()).unwrap();
         assert_eq!(reader.manifest().snapshots[1].label.as_deref(), Some("second"));
-        for (snapshot, image) in reader.manifest().snapshots.iter().zip(images()) {
-            let chain = repository.chain(&reader, snapshot.id).unwrap();
-            let mut bytes = Vec::new();
-            restore(&chain, None, &mut Stream::new(&mut bytes, "memory"), &context).unwrap();
-            assert!(bytes == image, "{version:?} {}", snapshot.number);
-            let files = naive_reader::chain_of(&place.path().join("vm"), snapshot.number).unwrap();
-            assert!(naive_reader::restore(&files).unwrap() == image);
-        }
-        let verified = repository.verify(&VerifyScope::All, false, &context).unwrap();
-        assert!(verified.damaged.is_empty());
         count += 1;
     }
     assert!(count > 0);
@@ -90,13 +170,7 @@ fn a_manifest_of_a_later_version_is_refused_and_unknown_keys_are_not() {
     let place = tempfile::tempdir().unwrap();
     copy(&fixtures().join("repos/0.1.0"), place.path());
     let folder = place.path().join("vm");
-    let file = std::fs::read_dir(&folder)
-        .unwrap()
-        .flatten()
-        .map(|entry| entry.path())
-        .filter(|path| path.to_str().unwrap().contains("manifest."))
-        .max()
-        .unwrap();
+    let file = ruling(&folder);
     let text = std::fs::read_to_string(&file).unwrap();
     let (_, body) = text.split_once('\n').unwrap();
     let seal = |version: u32, body: &str| {
@@ -107,9 +181,17 @@ fn a_manifest_of_a_later_version_is_refused_and_unknown_keys_are_not() {
     let context = Context::silent();
     seal(1, &body.replacen('{', "{\"of_tomorrow\": [1, 2],", 1));
     assert_eq!(repository.read("vm", &context).unwrap().manifest().snapshots.len(), 3);
-    seal(2, body);
+    assert_eq!(naive_reader::read_manifest(&folder).unwrap().snapshots.len(), 3);
+    for version in [3, 4, 1000] {
+        seal(version, body);
+        let error = repository.read("vm", &context).err().unwrap();
+        assert_eq!(error.kind(), imgsnap::error::ErrorKind::Unsupported, "{error}");
+        assert!(naive_reader::read_manifest(&folder).unwrap_err().starts_with("J5"));
+    }
+    seal(0, body);
     let error = repository.read("vm", &context).err().unwrap();
-    assert_eq!(error.kind(), imgsnap::error::ErrorKind::Unsupported, "{error}");
+    assert_eq!(error.kind(), imgsnap::error::ErrorKind::Corrupt, "{error}");
+    assert!(naive_reader::read_manifest(&folder).unwrap_err().starts_with("J5"));
     // J4: a parent that is missing, a number that stands twice.
     for (from, to) in
         [("\"number\": 2", "\"number\": 1"), ("\"next_number\": 4", "\"next_number\": 3")]
@@ -118,5 +200,52 @@ fn a_manifest_of_a_later_version_is_refused_and_unknown_keys_are_not() {
         seal(1, &body.replacen(from, to, 1));
         let error = repository.read("vm", &context).err().unwrap();
         assert_eq!(error.kind(), imgsnap::error::ErrorKind::Corrupt, "{error}");
+    }
+}
+
+/// J2 to J5, P4: what is dropped.
+#[test]
+fn a_manifest_with_dropped_snapshots_is_refused_where_it_is_wrong() {
+    let place = tempfile::tempdir().unwrap();
+    copy(&fixtures().join("repos/0.1.0"), place.path());
+    merge_nothing(place.path());
+    let folder = place.path().join("vm");
+    let repository = Repository::open(store(place.path())).unwrap();
+    let context = Context::silent();
+    repository.delete("vm", &At::Number(2), false, &context).unwrap();
+    let file = ruling(&folder);
+    let text = std::fs::read_to_string(&file).unwrap();
+    let (first, body) = text.split_once('\n').unwrap();
+    assert!(first.starts_with("imgsnap-manifest 2 "), "{first}");
+    let good: serde_json::Value = serde_json::from_str(body).unwrap();
+    type Edit = fn(&mut serde_json::Value);
+    let edits: [(&str, u32, Edit); 8] = [
+        // The second version is what tells an older program that it must not read on.
+        ("version", 1, |_| {}),
+        ("label", 2, |json| json["dropped"][0]["label"] = "x".into()),
+        ("number", 2, |json| json["dropped"][0]["number"] = 3.into()),
+        ("number of a parent", 2, |json| json["dropped"][0]["number"] = 9.into()),
+        ("next number", 2, |json| json["next_number"] = 3.into()),
+        ("id", 2, |json| json["dropped"][0]["id"] = json["snapshots"][0]["id"].clone()),
+        ("missing parent", 2, |json| json["dropped"][0]["id"] = json["image_id"].clone()),
+        ("order", 2, |json| {
+            let listed = json["snapshots"].as_array_mut().unwrap();
+            listed.reverse();
+        }),
+    ];
+    let seal = |version: u32, json: &serde_json::Value| {
+        let body = format!("{json:#}\n");
+        let digest = xxhash_rust::xxh3::xxh3_128(body.as_bytes());
+        std::fs::write(&file, format!("imgsnap-manifest {version} {digest:032x}\n{body}")).unwrap();
+    };
+    seal(2, &good);
+    check(place.path(), &[1, 3]);
+    for (name, version, edit) in edits {
+        let mut json = good.clone();
+        edit(&mut json);
+        seal(version, &json);
+        let error = repository.read("vm", &context).err().unwrap();
+        assert_eq!(error.kind(), imgsnap::error::ErrorKind::Corrupt, "{name}: {error}");
+        assert!(naive_reader::read_manifest(&folder).is_err(), "{name}");
     }
 }

@@ -10,13 +10,16 @@ mod support;
 
 use imgsnap::codec::Compression;
 use imgsnap::error::ErrorKind;
+use imgsnap::progress::Context;
+use imgsnap::snapshot::{Plan, take};
 use support::{
-    ChainMaker, Recipe, fixtures, is_blessing, naive_reader, open_chain, restore_chain, text,
+    ChainMaker, MemorySource, Recipe, fixtures, is_blessing, naive_reader, open_chain,
+    restore_chain, text,
 };
 
 type Edit = fn(&mut Vec<u8>);
 
-/// Name, which file of the chain, what is done to it, the kind of the error, and what it says.
+/// Name, which of the golden files, what is done to it, the kind of the error, and what it says.
 fn catalogue() -> Vec<(&'static str, usize, Edit, ErrorKind, &'static str)> {
     use ErrorKind::{Corrupt, Unsupported};
     vec![
@@ -295,7 +298,112 @@ fn catalogue() -> Vec<(&'static str, usize, Edit, ErrorKind, &'static str)> {
             Corrupt,
             "the image digest differs; run \"imgsnap verify\" to see what is damaged",
         ),
+        (
+            "count-too-small",
+            3,
+            |f| set_count(f, 2),
+            Corrupt,
+            "page at byte 12560: the frames hold other blocks than the runs say",
+        ),
+        (
+            "count-too-large",
+            3,
+            |f| set_count(f, 4),
+            Corrupt,
+            "page at byte 12560: the frames hold other blocks than the runs say",
+        ),
+        (
+            "count-of-zero",
+            3,
+            |f| set_count(f, 0),
+            Corrupt,
+            "page at byte 12560: a frame of 0 blocks",
+        ),
+        (
+            "count-above-frame-blocks",
+            3,
+            |f| {
+                // As many as there are: only the header says that it is one too many.
+                f[76] = 2;
+                relink_page(f)
+            },
+            Corrupt,
+            "page at byte 12560: a frame of 3 blocks",
+        ),
+        (
+            "counts-not-announced",
+            3,
+            |f| {
+                f[16] = 0;
+                mend(f)
+            },
+            Corrupt,
+            "page at byte 12560: the page is longer than its entries",
+        ),
+        (
+            "more-frames-than-blocks",
+            3,
+            |f| {
+                f[12560 + 16 + 20] = 4;
+                relink_page(f)
+            },
+            Corrupt,
+            "page at byte 12560: the number of frames does not fit that of blocks",
+        ),
+        (
+            "frame-of-other-count",
+            3,
+            |f| {
+                f[256 + 10] = 2;
+                relink_frame(f)
+            },
+            Corrupt,
+            "frame at byte 256: a frame of 2 blocks, its page says 3",
+        ),
+        (
+            "base-image-with-frame",
+            4,
+            |f| {
+                f[256 + 16 + 20] = 1;
+                relink_page(f)
+            },
+            Corrupt,
+            "page at byte 256: the number of frames does not fit that of blocks",
+        ),
+        (
+            "base-image-with-counts",
+            4,
+            |f| {
+                f[16] = 3;
+                mend(f)
+            },
+            Corrupt,
+            "header: frames in a file whose blocks are elsewhere",
+        ),
+        (
+            "counts-and-base-image",
+            3,
+            |f| {
+                f[16] = 3;
+                mend(f)
+            },
+            Corrupt,
+            "header: frames in a file whose blocks are elsewhere",
+        ),
     ]
+}
+
+/// Sets the count of the only frame of a merged file.
+fn set_count(file: &mut [u8], count: u8) {
+    let page = root_of(file);
+    let runs = u32::from_le_bytes(file[page + 32..page + 36].try_into().unwrap()) as usize;
+    file[page + 16 + 32 + runs * 8 + 16] = count;
+    relink_page(file);
+}
+
+fn root_of(file: &[u8]) -> usize {
+    let at = file.len() - 512 + 176;
+    u64::from_le_bytes(file[at..at + 8].try_into().unwrap()) as usize
 }
 
 /// Puts the checksums of header and footer right: the damage is what they cover.
@@ -307,48 +415,78 @@ fn mend(file: &mut [u8]) {
     file[end + 508..].copy_from_slice(&crc.to_le_bytes());
 }
 
+/// The checksum of the record at `at`.
+fn record_checksum(file: &[u8], at: usize) -> [u8; 4] {
+    let length = u32::from_le_bytes(file[at + 4..at + 8].try_into().unwrap()) as usize;
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&file[40..56]);
+    hasher.update(&(at as u64).to_le_bytes());
+    hasher.update(&file[at..at + 12]);
+    hasher.update(&file[at + 16..at + 16 + length]);
+    hasher.finalize().to_le_bytes()
+}
+
 /// Puts the checksum of the first frame and of the page over it right.
 fn relink_frame(file: &mut [u8]) {
-    let footer = file.len() - 512;
-    let crc = |file: &[u8], at: usize| {
-        let length = u32::from_le_bytes(file[at + 4..at + 8].try_into().unwrap()) as usize;
-        let mut hasher = crc32fast::Hasher::new();
-        hasher.update(&file[40..56]);
-        hasher.update(&(at as u64).to_le_bytes());
-        hasher.update(&file[at..at + 12]);
-        hasher.update(&file[at + 16..at + 16 + length]);
-        hasher.finalize().to_le_bytes()
-    };
-    let frame = crc(file, 256);
+    let frame = record_checksum(file, 256);
     file[268..272].copy_from_slice(&frame);
-    let page = u64::from_le_bytes(file[footer + 176..footer + 184].try_into().unwrap()) as usize;
+    let page = root_of(file);
     let runs = u32::from_le_bytes(file[page + 32..page + 36].try_into().unwrap()) as usize;
     let entry = page + 16 + 32 + runs * 8;
     file[entry + 12..entry + 16].copy_from_slice(&frame);
-    let root = crc(file, page);
+    relink_page(file);
+}
+
+/// Puts the checksum of the only page right.
+fn relink_page(file: &mut [u8]) {
+    let (footer, page) = (file.len() - 512, root_of(file));
+    let root = record_checksum(file, page);
     file[page + 12..page + 16].copy_from_slice(&root);
     file[footer + 188..footer + 192].copy_from_slice(&root);
     mend(file);
 }
 
-/// A base of three blocks, the last one partial, and a delta in which one changed.
+/// 1: a base of three blocks, the last one partial; 2: a delta in which one changed; 3: both merged
+/// into a base; 4: the first one as a base whose blocks are in a base image.
 fn golden(number: usize) -> Vec<u8> {
     let path = fixtures().join(format!("format/v1/tiny/{number}.delta"));
     if is_blessing() && !path.exists() {
         let recipe = Recipe { compression: Compression::None, ..Recipe::default() };
         let mut maker = ChainMaker::new(recipe);
         let mut image = text(8292, 1);
-        maker.snapshot(&image);
-        image[0] ^= 1;
-        maker.snapshot(&image);
+        let file = match number {
+            4 => by_reference(&maker, &image),
+            _ => {
+                maker.snapshot(&image);
+                image[0] ^= 1;
+                maker.snapshot(&image);
+                if number == 3 { maker.merged(2, None) } else { maker.files[number - 1].clone() }
+            }
+        };
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(&path, &maker.files[number - 1]).unwrap();
+        std::fs::write(&path, file).unwrap();
     }
     std::fs::read(path).unwrap()
 }
 
-/// F2, H1 to H8, C2, C5, K1, K2, E1, E3, E4, E5, R1, D1, D3, N1: what a reader refuses, and how it
-/// says so.
+fn by_reference(maker: &ChainMaker, image: &[u8]) -> Vec<u8> {
+    let plan = Plan { is_by_reference: true, ..maker.plan() };
+    let mut bytes = Vec::new();
+    let taken = take(&MemorySource(image.to_vec()), &plan, &Context::silent(), &mut |piece| {
+        bytes.extend_from_slice(piece);
+        Ok(())
+    });
+    assert!(taken.is_ok());
+    bytes
+}
+
+/// The files below one of the golden ones.
+fn below(number: usize) -> Vec<Vec<u8>> {
+    if number == 2 { vec![golden(1)] } else { Vec::new() }
+}
+
+/// F2, H1 to H8, C2, C5, K1, K2, E1, E3, E4, E5, R1, D1, D3, N1, T3, T4, M6: what a reader refuses,
+/// and how it says so.
 #[test]
 fn each_damaged_file_gives_its_error() {
     let folder = fixtures().join("damaged/v1");
@@ -360,12 +498,32 @@ fn each_damaged_file_gives_its_error() {
             edit(&mut file);
             std::fs::write(&path, file).unwrap();
         }
-        let mut files: Vec<Vec<u8>> = (1..number).map(golden).collect();
+        let mut files = below(number);
         files.push(std::fs::read(&path).unwrap());
         let error = open_chain(&files).and_then(|chain| restore_chain(&chain)).unwrap_err();
         assert_eq!(error.kind(), kind, "{name}: {error}");
         assert!(error.to_string().contains(message), "{name}: {error}");
         assert!(naive_reader::restore(&files).is_err(), "{name}: the second reader takes it");
+    }
+}
+
+/// Without the damage they are read: it is the damage that gives the error.
+#[test]
+fn what_the_damaged_files_are_made_from_is_sound() {
+    let image = text(8292, 1);
+    let mut changed = image.clone();
+    changed[0] ^= 1;
+    for (number, image) in [(1, &image), (2, &changed), (3, &changed), (4, &image)] {
+        let mut files = below(number);
+        files.push(golden(number));
+        let parsed = naive_reader::parse(&files[files.len() - 1]).unwrap();
+        assert_eq!(parsed.incompatible, [0, 0, 1, 2][number - 1]);
+        let place = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(place.path(), image).unwrap();
+        let chain = support::open_chain_on(&files, Some(place.path().to_owned())).unwrap();
+        assert!(restore_chain(&chain).unwrap() == *image, "{number}");
+        let images = std::collections::BTreeMap::from([(parsed.file_id, image.clone())]);
+        assert!(naive_reader::restore_on(&files, &images).unwrap() == *image, "{number}");
     }
 }
 

@@ -11,9 +11,11 @@ mod support;
 use imgsnap::error::{Error, ErrorKind, Result};
 use imgsnap::progress::{Context, Progress};
 use imgsnap::repository::{
-    At, Defaults, Outcome, Repaired, Repository, RollbackRequest, SnapshotRequest, VerifyScope,
+    At, Defaults, Outcome, ParentChoice, PruneRequest, Repaired, Repository, RollbackRequest,
+    SnapshotRequest, VerifyScope,
 };
 use imgsnap::restore::restore;
+use imgsnap::retention::{Count, Rules};
 use imgsnap::store::{Disk, LocalStore};
 use imgsnap::target::Stream;
 use std::collections::BTreeMap;
@@ -94,6 +96,28 @@ impl Scene {
         scene
     }
 
+    /// Another snapshot of the state of a day.
+    fn take(&self, day: u64, parent: ParentChoice) {
+        self.write_live(day);
+        let image = self.image();
+        let request =
+            SnapshotRequest { image, parent, full_scan: true, ..SnapshotRequest::default() };
+        open(&self.disk).unwrap().snapshot(&request, &context()).unwrap();
+    }
+
+    /// Drops snapshots whose files stay, because nothing is worth a merge.
+    fn drop_only(&self, numbers: &[u64]) {
+        let good = self.disk.get("repository.toml").unwrap();
+        let text = String::from_utf8(good.clone()).unwrap();
+        self.disk.put("repository.toml", format!("{text}\n[prune]\ngarbage = 100\n").as_bytes());
+        for number in numbers {
+            delete(&self.disk, *number, false).unwrap();
+        }
+        let manifest = open(&self.disk).unwrap().list("vm", &context()).unwrap().manifest;
+        assert_eq!(manifest.dropped.len(), numbers.len());
+        self.disk.put("repository.toml", &good);
+    }
+
     fn image(&self) -> PathBuf {
         self.folder.path().join("vm.img")
     }
@@ -166,15 +190,30 @@ fn check(disk: &CrashDisk, before: &Visible, after: &Visible, is_done: bool, wha
     }
 }
 
-/// The verb succeeds the next time, or says that it was done; and leaves no temporary file.
+/// The verb succeeds the next time, or says that it was done; and leaves nothing behind, neither of
+/// its own nor of the run before.
 fn run_again(disk: &CrashDisk, verb: Verb<'_>, what: &str) {
-    match verb(disk) {
-        Ok(()) => {
-            let left: Vec<_> = disk.files().into_iter().filter(|f| f.ends_with(".tmp")).collect();
-            assert!(left.iter().all(|f| !f.starts_with("vm/")), "{what}: left behind: {left:?}");
-        }
-        Err(e) => assert_eq!(e.kind(), ErrorKind::NotFound, "{what}, again: {e}"),
+    if let Err(e) = verb(disk) {
+        assert_eq!(e.kind(), ErrorKind::NotFound, "{what}, again: {e}");
     }
+    let named: Vec<String> = match open(disk).unwrap().list("vm", &context()) {
+        Ok(listing) => listing.manifest.stored().into_iter().map(|s| s.file.clone()).collect(),
+        Err(e) => {
+            assert_eq!(e.kind(), ErrorKind::NotFound, "{what}, again: {e}");
+            Vec::new()
+        }
+    };
+    let (mut manifests, mut deltas) = (0, 0);
+    for file in disk.files().iter().filter_map(|file| file.strip_prefix("vm/")) {
+        manifests += usize::from(file.starts_with("manifest."));
+        deltas += usize::from(file.ends_with(".delta"));
+        let is_garbage = file.ends_with(".tmp")
+            || (file.ends_with(".delta") && !named.iter().any(|name| name == file));
+        assert!(!is_garbage, "{what}: left behind: {file}");
+    }
+    assert_eq!(deltas, named.len(), "{what}: a file is missing");
+    // The one that ruled before this run goes with the next one.
+    assert!(manifests <= 2, "{what}: {manifests} manifests");
     visible(disk).unwrap_or_else(|e| panic!("{what}, after the second run: {e}"));
 }
 
@@ -194,9 +233,215 @@ fn snapshot_survives_every_fault() {
 
 #[test]
 fn delete_survives_every_fault() {
-    survive(&Scene::new(), &|disk| {
-        open(disk)?.delete("vm", &At::Number(3), &context()).map(|_| ())
+    survive(&Scene::new(), &|disk| delete(disk, 3, false));
+}
+
+fn delete(disk: &CrashDisk, number: u64, compact: bool) -> Result<()> {
+    open(disk)?.delete("vm", &At::Number(number), compact, &context()).map(|_| ())
+}
+
+fn prune(disk: &CrashDisk, last: u64, compact: bool) -> Result<()> {
+    let rules = Rules { last: Some(Count::Most(last)), ..Rules::default() };
+    let request = PruneRequest { rules: Some(rules), compact, dry_run: false };
+    open(disk)?.prune("vm", &request, &context()).map(|_| ())
+}
+
+/// How many files the chain of a snapshot has.
+fn depth(disk: &CrashDisk, number: u64) -> usize {
+    let repository = open(disk).unwrap();
+    let reader = repository.read("vm", &context()).unwrap();
+    let id = reader.find(&At::Number(number)).unwrap().id;
+    repository.chain(&reader, id).unwrap().layers().len()
+}
+
+/// In the middle, and at the base of the chain: what rests on it is merged with it.
+#[test]
+fn delete_with_a_merge_survives_every_fault() {
+    for number in [1, 2] {
+        let scene = Scene::new();
+        survive(&scene, &|disk| delete(disk, number, true));
+        delete(&scene.disk, number, true).unwrap();
+        assert_eq!(depth(&scene.disk, 3), 2, "{number}");
+    }
+}
+
+/// P4: the file stays, because another one rests on it, and the manifest knows that.
+#[test]
+fn delete_without_a_merge_survives_every_fault() {
+    let scene = Scene::new();
+    let text = String::from_utf8(scene.disk.get("repository.toml").unwrap()).unwrap();
+    scene.disk.put("repository.toml", format!("{text}\n[prune]\ngarbage = 100\n").as_bytes());
+    survive(&scene, &|disk| delete(disk, 2, false));
+    delete(&scene.disk, 2, false).unwrap();
+    assert_eq!(depth(&scene.disk, 3), 3);
+    // And what nothing rests on any more goes.
+    survive(&scene, &|disk| delete(disk, 3, false));
+}
+
+/// Two snapshots rest on the second one, which is dropped: below it is merged into it, then one more
+/// into each of the two others.
+#[test]
+fn prune_with_merges_survives_every_fault() {
+    let scene = Scene::new();
+    scene.take(4, ParentChoice::Of(At::Number(2)));
+    scene.take(5, ParentChoice::Incremental);
+    scene.take(6, ParentChoice::Of(At::Number(3)));
+    let keep = |disk: &CrashDisk| prune(disk, 2, true);
+    survive(&scene, &keep);
+    keep(&scene.disk).unwrap();
+    let manifest = open(&scene.disk).unwrap().list("vm", &context()).unwrap().manifest;
+    let numbers = |snapshots: &[imgsnap::manifest::Snapshot]| -> Vec<u64> {
+        snapshots.iter().map(|s| s.number).collect()
+    };
+    assert_eq!((numbers(&manifest.snapshots), numbers(&manifest.dropped)), (vec![5, 6], vec![2]));
+    assert_eq!((depth(&scene.disk, 5), depth(&scene.disk, 6)), (2, 2));
+}
+
+/// Old and new files of one snapshot lie side by side, and nothing but the files tells what is what.
+#[test]
+fn a_repair_after_an_interrupted_prune_finds_every_snapshot_that_is_kept() {
+    let scene = Scene::new();
+    scene.take(4, ParentChoice::Of(At::Number(2)));
+    scene.take(5, ParentChoice::Incremental);
+    let want = visible(&scene.disk).unwrap().snapshots;
+    let counting = scene.disk.survivor();
+    prune(&counting, 2, true).unwrap();
+    for operation in 1..=counting.operations() {
+        let crashing = scene.disk.survivor();
+        crashing.crash_at(operation);
+        drop(prune(&crashing, 2, true));
+        for forget_all in [false, true] {
+            let disk = crashing.survivor();
+            let manifest = newest_manifest(&disk);
+            let mut bytes = disk.get(&manifest).unwrap();
+            bytes[100] ^= 1;
+            disk.put(&manifest, &bytes);
+            let manifests = disk.files().into_iter().filter(|file| file.contains("/manifest."));
+            if forget_all {
+                manifests.for_each(|file| disk.remove(&file).unwrap());
+            }
+            let what = format!("{:?} {forget_all}", crashing.log().get(operation as usize - 1));
+            let repaired = open(&disk).unwrap().repair("vm", &context());
+            repaired.unwrap_or_else(|e| panic!("{what}: {e}"));
+            let now = visible(&disk).unwrap_or_else(|e| panic!("{what}: {e}"));
+            for number in [4, 5] {
+                let found = now.snapshots.get(&number).map(|(_, bytes)| bytes);
+                assert!(found == Some(&want[&number].1), "{what}: {number}");
+            }
+            let is_right = |(n, (_, bytes)): (&u64, &(_, Vec<u8>))| want[n].1 == *bytes;
+            assert!(now.snapshots.iter().all(is_right), "{what}");
+            // And the work goes on.
+            prune(&disk, 2, true).unwrap_or_else(|e| panic!("{what}: {e}"));
+            let now = visible(&disk).unwrap_or_else(|e| panic!("{what}: {e}"));
+            assert_eq!(now.snapshots.len(), 2, "{what}");
+        }
+    }
+}
+
+/// What was dropped long ago is merged by a prune that drops nothing more.
+#[test]
+fn a_prune_that_only_merges_survives_every_fault() {
+    let scene = Scene::new();
+    scene.drop_only(&[1, 2]);
+    assert_eq!(depth(&scene.disk, 3), 3);
+    let keep = |disk: &CrashDisk| prune(disk, 1, true);
+    survive(&scene, &keep);
+    keep(&scene.disk).unwrap();
+    assert_eq!(depth(&scene.disk, 3), 1);
+}
+
+/// Also where its ancestors are dropped, so that they go with it.
+#[test]
+fn flatten_survives_every_fault() {
+    let flatten = |disk: &CrashDisk| {
+        open(disk)?.flatten("vm", &At::Number(3), &context())?;
+        assert_eq!(depth(disk, 3), 1);
+        Ok(())
+    };
+    survive(&Scene::new(), &flatten);
+    let scene = Scene::new();
+    scene.drop_only(&[1, 2]);
+    survive(&scene, &flatten);
+}
+
+/// Both snapshots are there, or none of them.
+#[test]
+fn snapshot_with_a_base_image_survives_every_fault() {
+    for scene in [Scene::empty(), Scene::new()] {
+        let base_image = scene.folder.path().join("template.img");
+        std::fs::write(&base_image, image_of(1)).unwrap();
+        scene.write_live(4);
+        let with_base = |disk: &CrashDisk| {
+            let request = SnapshotRequest {
+                image: scene.image(),
+                parent: ParentChoice::Full,
+                base_image: Some(base_image.clone()),
+                full_scan: true,
+                ..SnapshotRequest::default()
+            };
+            open(disk)?.snapshot(&request, &context()).map(|_| ())
+        };
+        survive(&scene, &with_base);
+        let before = visible(&scene.disk).unwrap().snapshots.len();
+        with_base(&scene.disk).unwrap();
+        let after = visible(&scene.disk).unwrap().snapshots;
+        assert_eq!(after.len(), before + 2);
+        let images: Vec<_> = after.into_values().map(|(_, bytes)| bytes).skip(before).collect();
+        assert!(images == [image_of(1), image_of(4)]);
+        // Its own base: the blocks come from the base image, which can then go.
+        let number = before as u64 + 2;
+        let flatten = |disk: &CrashDisk| {
+            open(disk)?.flatten("vm", &At::Number(number), &context())?;
+            assert_eq!(depth(disk, number), 1);
+            Ok(())
+        };
+        if before > 0 {
+            survive(&scene, &flatten);
+        }
+        flatten(&scene.disk).unwrap();
+        delete(&scene.disk, number - 1, false).unwrap();
+        std::fs::remove_file(&base_image).unwrap();
+        assert!(visible(&scene.disk).unwrap().snapshots[&number].1 == image_of(4));
+    }
+}
+
+fn exported(disk: &CrashDisk, number: u64, since: Option<u64>) -> Vec<u8> {
+    let repository = open(disk).unwrap();
+    let reader = repository.read("vm", &context()).unwrap();
+    let id = |number| reader.find(&At::Number(number)).unwrap().id;
+    let mut bytes = Vec::new();
+    let written = repository.export(&reader, id(number), since.map(id), &context(), &mut |piece| {
+        bytes.extend_from_slice(piece);
+        Ok(())
     });
+    assert_eq!(written.unwrap().footer.file_bytes, bytes.len() as u64);
+    bytes
+}
+
+fn import(disk: &CrashDisk, bytes: &[u8]) -> Result<()> {
+    open(disk)?.import(&mut &bytes[..], "a file", Some("vm"), &context()).map(|_| ())
+}
+
+/// A full one that makes the image, a delta on top of it, and one whose parent is what a merge made of
+/// it.
+#[test]
+fn import_survives_every_fault() {
+    let origin = Scene::new();
+    let full = exported(&origin.disk, 1, None);
+    let delta = exported(&origin.disk, 3, Some(1));
+    let scene = Scene::empty();
+    survive(&scene, &|disk| import(disk, &full));
+    import(&scene.disk, &full).unwrap();
+    survive(&scene, &|disk| import(disk, &delta));
+    import(&scene.disk, &delta).unwrap();
+    let now = visible(&scene.disk).unwrap();
+    assert_eq!(now.snapshots.keys().copied().collect::<Vec<_>>(), [1, 3]);
+    assert_eq!(now.snapshots[&3], visible(&origin.disk).unwrap().snapshots[&3]);
+
+    origin.take(4, ParentChoice::Incremental);
+    let newest = exported(&origin.disk, 4, Some(3));
+    delete(&scene.disk, 1, true).unwrap();
+    survive(&scene, &|disk| import(disk, &newest));
 }
 
 #[test]
@@ -393,7 +638,7 @@ fn locks_keep_writers_apart_and_files_for_readers() {
     drop(write);
     let reader = repository.read("vm", &context()).unwrap();
     let last = reader.manifest().latest().unwrap().clone();
-    repository.delete("vm", &At::Latest, &context()).unwrap();
+    repository.delete("vm", &At::Latest, false, &context()).unwrap();
     let chain = repository.chain(&reader, last.id).unwrap();
     let mut bytes = Vec::new();
     restore(&chain, None, &mut Stream::new(&mut bytes, "memory"), &context()).unwrap();

@@ -14,11 +14,16 @@ use imgsnap::format::index::{ChildWire, IndexWire};
 use imgsnap::format::record::RecordWire;
 use imgsnap::format::table::{FrameWire, RunWire, TableWire};
 use imgsnap::format::{Footer, Header, IndexPage, RunKind, TablePage};
+use imgsnap::progress::Context;
+use imgsnap::snapshot::{Plan, take};
 use imgsnap::units::{BlockRange, BlockSize};
 use std::collections::BTreeMap;
 use std::mem::offset_of;
 use support::naive_reader::{self, Body, Kind};
-use support::{ChainMaker, Recipe, fixtures, is_blessing, open_chain, restore_chain, text};
+use support::{
+    ChainMaker, MemorySource, Recipe, fixtures, is_blessing, merge_chain, open_chain,
+    open_chain_on, restore_chain, text,
+};
 
 const SPECIFICATION: &str = include_str!("../FORMAT.md");
 
@@ -169,6 +174,7 @@ fn with_unread(maker: &ChainMaker) -> Vec<u8> {
     for piece in segmenter.finish() {
         match piece {
             Piece::Table(page) => writer.table(page).unwrap(),
+            Piece::Copy { .. } => unreachable!("nothing is copied here"),
             Piece::Frame { raw, block_count } => {
                 let mut frames = imgsnap::delta::EncodedFrames::default();
                 frames.push(imgsnap::codec::Codec::Stored, &raw, block_count);
@@ -232,7 +238,10 @@ fn golden_chains_are_read_by_both_readers_and_written_again() {
 #[test]
 fn decoded_structures_encode_to_the_same_bytes() {
     for (name, recipe, _) in golden() {
-        for file in &make(recipe).files {
+        let mut files = make(recipe).files;
+        files.extend(merged_files(1).1.into_values());
+        files.push(by_reference(1).files.remove(0));
+        for file in &files {
             let header = Header::decode(file[..256].try_into().unwrap()).unwrap();
             assert_eq!(header.encode(), file[..256], "{name}");
             let footer =
@@ -243,8 +252,8 @@ fn decoded_structures_encode_to_the_same_bytes() {
                 let payload = &file[start..record.offset as usize + record.bytes as usize];
                 match record.body {
                     Body::Table(_) => {
-                        let page = TablePage::decode(payload, record.offset, header.frame_blocks);
-                        assert_eq!(page.unwrap().encode(), payload);
+                        let page = TablePage::decode(payload, record.offset, header.layout());
+                        assert_eq!(page.unwrap().encode(header.layout()), payload);
                     }
                     Body::Index { .. } => {
                         assert_eq!(
@@ -425,4 +434,320 @@ fn integers_are_little_endian_and_the_key_stands_in_the_header() {
     assert_eq!(file[84..116], [0x5a; 32]);
     let length = u64::from_le_bytes(file[file.len() - 504..][..8].try_into().unwrap());
     assert_eq!(length, file.len() as u64);
+}
+
+// -------------------------------------------------------------------------------------------------
+// Merged files and base images
+
+/// As `history`, but large enough for frames that live on as a whole.
+fn long_history() -> Vec<Vec<u8>> {
+    let mut first = text(30 * 4096 + 123, 1);
+    first[3 * 4096..5 * 4096].fill(0);
+    // A frame of 17 blocks, with a gap.
+    let mut second = first.clone();
+    second.resize(34 * 4096, 0);
+    second[10 * 4096..26 * 4096].copy_from_slice(&text(16 * 4096, 2));
+    second[27 * 4096..28 * 4096].copy_from_slice(&text(4096, 3));
+    // Blocks here and there, and zeros, also in the gap.
+    let mut third = second.clone();
+    third[7 * 4096..8 * 4096].fill(0);
+    third[26 * 4096..27 * 4096].fill(0);
+    third[28 * 4096] ^= 1;
+    third[29 * 4096..30 * 4096].copy_from_slice(&text(4096, 4));
+    third[32 * 4096..33 * 4096].copy_from_slice(&text(4096, 5));
+    let shrunk = third[..28 * 4096 + 1000].to_vec();
+    let mut regrown = shrunk.clone();
+    regrown.resize(33 * 4096 + 1, 0);
+    regrown[33 * 4096] = 9;
+    vec![first, second, third, shrunk, regrown]
+}
+
+/// Snapshots 1 to 5 are of `long_history`, 6 has blocks that could not be read, 7 is as 5 again.
+fn long_chain(threads: usize) -> ChainMaker {
+    let recipe = Recipe { compression: Compression::None, threads, ..Recipe::default() };
+    let mut maker = ChainMaker::new(recipe);
+    long_history().iter().for_each(|image| drop(maker.snapshot(image)));
+    maker.add(with_unread(&maker));
+    maker.snapshot(&long_history()[4]);
+    maker
+}
+
+/// The chain, and files that take the place of some of it: by name.
+fn merged_files(threads: usize) -> (ChainMaker, BTreeMap<String, Vec<u8>>) {
+    let maker = long_chain(threads);
+    let mut files = BTreeMap::new();
+    files.insert("1".to_owned(), maker.files[0].clone());
+    files.insert("4-as-taken".to_owned(), maker.files[3].clone());
+    for (number, parent) in
+        [(3, 1), (4, 3), (5, 3), (6, 3), (6, 4), (7, 6), (7, 3), (7, 5), (1, 3), (2, 5)]
+    {
+        files.insert(format!("{number}-on-{parent}"), maker.merged(number, Some(parent)));
+    }
+    for number in [3, 6] {
+        files.insert(format!("{number}-full"), maker.merged(number, None));
+    }
+    (maker, files)
+}
+
+/// O5, M1 to M5, N1, T3, T4, T5: merged files are the same for ever, whatever the number of threads,
+/// and give the same snapshots to both readers.
+#[test]
+fn merged_chains_are_read_by_both_readers_and_written_again() {
+    let folder = fixtures().join("format/v1/merged");
+    let (maker, files) = merged_files(1);
+    if is_blessing() && !folder.exists() {
+        std::fs::create_dir_all(&folder).unwrap();
+        for (name, file) in &files {
+            std::fs::write(folder.join(format!("{name}.delta")), file).unwrap();
+        }
+    }
+    assert_eq!(std::fs::read_dir(&folder).unwrap().count(), files.len());
+    let golden = |name: &str| std::fs::read(folder.join(format!("{name}.delta"))).unwrap();
+    for threads in [1, 2, 7] {
+        for (name, file) in merged_files(threads).1 {
+            assert!(golden(&name) == file, "{name}, {threads} threads: the writer changed");
+        }
+    }
+    let images = long_history();
+    for (chain, image) in [
+        (&["1", "3-on-1"][..], Some(2)),
+        (&["1", "3-on-1", "4-as-taken"], Some(3)),
+        (&["1", "3-on-1", "4-on-3"], Some(3)),
+        (&["1", "3-on-1", "5-on-3"], Some(4)),
+        (&["1", "3-on-1", "5-on-3", "7-on-5"], Some(4)),
+        (&["1", "3-on-1", "4-as-taken", "6-on-4"], None),
+        (&["1", "3-on-1", "4-on-3", "6-on-4", "7-on-6"], Some(4)),
+        (&["1", "3-on-1", "6-on-3"], None),
+        (&["1", "3-on-1", "7-on-3"], Some(4)),
+        (&["3-full"], Some(2)),
+        (&["3-full", "1-on-3"], Some(0)),
+        (&["3-full", "5-on-3", "2-on-5"], Some(1)),
+        (&["3-full", "7-on-3"], Some(4)),
+        (&["6-full"], None),
+        (&["6-full", "7-on-6"], Some(4)),
+    ] {
+        let files: Vec<Vec<u8>> = chain.iter().map(|name| golden(name)).collect();
+        let (ours, theirs) = (
+            open_chain(&files).and_then(|chain| restore_chain(&chain)),
+            naive_reader::restore(&files),
+        );
+        match image {
+            Some(index) => {
+                assert!(ours.unwrap() == images[index], "{chain:?}");
+                assert!(theirs.unwrap() == images[index], "{chain:?}, second reader");
+            }
+            None => {
+                let error = ours.unwrap_err().to_string();
+                assert!(error.contains("8192 bytes at 8192 could not be read"), "{error}");
+                assert!(theirs.unwrap_err().starts_with("M4"), "{chain:?}");
+            }
+        }
+    }
+    for (name, file) in files.iter().filter(|(name, _)| *name != "1" && *name != "4-as-taken") {
+        let newest = name[..1].parse().unwrap();
+        // Against a later snapshot its files may be read, too.
+        let sources = maker.files[..newest].to_vec();
+        naive_reader::check_merged_layout(file, &sources).unwrap_or_else(|e| panic!("{name}: {e}"));
+    }
+}
+
+/// Number of blocks of each frame of a file, and whether a source has it, byte for byte.
+fn frames_of(file: &[u8], sources: &[Vec<u8>]) -> Vec<(usize, bool)> {
+    let frames = |file: &[u8]| -> Vec<Vec<Vec<u8>>> {
+        let records = naive_reader::parse(file).unwrap().records.into_iter();
+        let blocks = records.filter_map(|record| match record.body {
+            Body::Frame { blocks, .. } => Some(blocks),
+            _ => None,
+        });
+        blocks.collect()
+    };
+    let known: Vec<_> = sources.iter().flat_map(|file| frames(file)).collect();
+    frames(file).iter().map(|blocks| (blocks.len(), known.contains(blocks))).collect()
+}
+
+/// O5, O4: what is copied, and what is packed.
+#[test]
+fn frames_that_live_on_as_a_whole_are_copied_and_others_packed() {
+    let (maker, files) = merged_files(1);
+    let merged = naive_reader::parse(&files["3-on-1"]).unwrap();
+    assert_eq!((merged.incompatible, merged.frame_blocks), (1, 48));
+    let frames = |name: &str| frames_of(&files[name], &maker.files);
+    // Three blocks are too few to be copied; packed, they are what they were.
+    assert_eq!(frames("3-on-1"), [(17, true), (3, true)]);
+    // A full one has smaller frames, but those that it copies may be larger. The seven blocks before
+    // the one that is copied are enough for a frame.
+    let full = naive_reader::parse(&files["3-full"]).unwrap();
+    assert_eq!((full.incompatible, full.frame_blocks, full.is_base()), (1, 32, true));
+    assert_eq!(frames("3-full"), [(7, false), (17, true), (4, false)]);
+    let kinds = |name: &str| {
+        let runs = naive_reader::parse(&files[name]).unwrap().runs;
+        [Kind::Data, Kind::Zero, Kind::Unread].map(|kind| runs.iter().any(|run| run.kind == kind))
+    };
+    assert_eq!(kinds("3-on-1"), [true, true, false]);
+    assert_eq!(kinds("6-on-3"), [true, true, true]);
+    assert_eq!(kinds("6-full"), [true, false, true]);
+    // Nothing changed: header and footer alone.
+    assert_eq!(files["7-on-5"].len(), 768);
+}
+
+/// O2, O3, O5: many pages, index pages, frames of many files; at every number of threads.
+#[test]
+fn large_merged_files_are_cut_as_the_specification_says() {
+    let recipe = Recipe { threads: 1, ..Recipe::default() };
+    let mut maker = ChainMaker::new(recipe);
+    let mut numbers = support::Random(11);
+    let blocks = 6000;
+    let mut image = vec![0; blocks * 4096];
+    let put = |image: &mut Vec<u8>, block: usize, number: u64| {
+        image[block * 4096..block * 4096 + 8].copy_from_slice(&number.to_le_bytes());
+    };
+    for block in (0..blocks).filter(|block| block % 5 != 0) {
+        put(&mut image, block, numbers.next() | 1);
+    }
+    maker.snapshot(&image);
+    for snapshot in 0..7 {
+        // Whole stretches, and blocks here and there.
+        for _ in 0..12 {
+            let from = numbers.below(blocks as u64 - 100) as usize;
+            for block in from..from + numbers.below(100) as usize {
+                let number = if numbers.below(12) == 0 { 0 } else { numbers.next() | 1 };
+                put(&mut image, block, number);
+            }
+        }
+        for _ in 0..[10, 1500][snapshot % 2] {
+            let number = if numbers.below(4) == 0 { 0 } else { numbers.next() | 1 };
+            put(&mut image, numbers.below(blocks as u64) as usize, number);
+        }
+        maker.snapshot(&image);
+    }
+    let mut copied = 0;
+    for (number, parent) in
+        [(8, None), (8, Some(1)), (8, Some(4)), (5, Some(2)), (2, Some(7)), (4, None), (7, Some(6))]
+    {
+        let file = maker.merged(number, parent);
+        let sources = &maker.files[..number];
+        naive_reader::check_merged_layout(&file, sources)
+            .unwrap_or_else(|e| panic!("{number} on {parent:?}: {e}"));
+        copied += frames_of(&file, sources).iter().filter(|(_, copied)| *copied).count();
+        for threads in [2, 7] {
+            let recipe = Recipe { threads, ..recipe };
+            let chain = |number: usize| open_chain(&maker.files[..number]).unwrap();
+            let id = ChainMaker::id(0xe0, number * 16 + parent.unwrap_or(0));
+            let again = merge_chain(chain(number), parent.map(chain), id, recipe);
+            assert!(again == file, "{number} on {parent:?}, {threads} threads");
+        }
+    }
+    assert!(copied > 50, "{copied} frames were copied");
+    let full = maker.merged(8, None);
+    assert!(naive_reader::restore(&[full]).unwrap() == image);
+}
+
+/// Bases in a base image, and one snapshot on top of it.
+fn by_reference(threads: usize) -> ChainMaker {
+    let recipe = Recipe { compression: Compression::None, threads, ..Recipe::default() };
+    let mut maker = ChainMaker::new(recipe);
+    let mut image = history().remove(0);
+    let plan = Plan { is_by_reference: true, ..maker.plan() };
+    let context = Context::silent().with_threads(threads);
+    let mut bytes = Vec::new();
+    let source = MemorySource(image.clone());
+    let taken = take(&source, &plan, &context, &mut |piece| {
+        bytes.extend_from_slice(piece);
+        Ok(())
+    });
+    assert_eq!(taken.unwrap().written.footer.counts.frames, 0);
+    maker.add(bytes);
+    image[6 * 4096..7 * 4096].copy_from_slice(&text(4096, 7));
+    image.truncate(9 * 4096 + 5);
+    maker.snapshot(&image);
+    maker
+}
+
+/// M6, T4, O1 to O3: a base without blocks, what is taken on top of it, and that made full.
+#[test]
+fn bases_in_a_base_image_are_read_by_both_readers_and_written_again() {
+    let place = tempfile::tempdir().unwrap();
+    let path = place.path().join("base.img");
+    let base = history().remove(0);
+    std::fs::write(&path, &base).unwrap();
+    let full_of = |files: &[Vec<u8>], threads| {
+        let chain = open_chain_on(files, Some(path.clone())).unwrap();
+        let recipe = Recipe { compression: Compression::None, threads, ..Recipe::default() };
+        merge_chain(chain, None, ChainMaker::id(0xe0, 32), recipe)
+    };
+    let folder = fixtures().join("format/v1/base-image");
+    if is_blessing() && !folder.exists() {
+        std::fs::create_dir_all(&folder).unwrap();
+        let files = by_reference(1).files;
+        std::fs::write(folder.join("1.delta"), &files[0]).unwrap();
+        std::fs::write(folder.join("2.delta"), &files[1]).unwrap();
+        std::fs::write(folder.join("2-full.delta"), full_of(&files, 1)).unwrap();
+    }
+    let golden = |name: &str| std::fs::read(folder.join(format!("{name}.delta"))).unwrap();
+    let files = vec![golden("1"), golden("2")];
+    for threads in [1, 2, 7] {
+        assert!(by_reference(threads).files == files, "{threads} threads: the writer changed");
+        assert!(full_of(&files, threads) == golden("2-full"), "{threads} threads");
+    }
+    naive_reader::check_layout(&files[0]).unwrap();
+    naive_reader::check_merged_layout(&golden("2-full"), &files).unwrap();
+    let parsed = naive_reader::parse(&files[0]).unwrap();
+    assert_eq!((parsed.incompatible, parsed.frame_count, parsed.data_blocks), (2, 0, 9));
+
+    let mut tip = base.clone();
+    tip[6 * 4096..7 * 4096].copy_from_slice(&text(4096, 7));
+    tip.truncate(9 * 4096 + 5);
+    let both = |files: &[Vec<u8>], bytes: &[u8]| {
+        std::fs::write(&path, bytes).unwrap();
+        let images = BTreeMap::from([(parsed.file_id, bytes.to_vec())]);
+        let ours = open_chain_on(files, Some(path.clone())).and_then(|c| restore_chain(&c));
+        (ours.map_err(|e| e.to_string()), naive_reader::restore_on(files, &images))
+    };
+    for (files, image) in [(&files[..1], &base), (&files[..], &tip)] {
+        let (ours, theirs) = both(files, &base);
+        assert!(ours.unwrap() == *image && theirs.unwrap() == *image);
+    }
+    assert!(restore_chain(&open_chain(&[golden("2-full")]).unwrap()).unwrap() == tip);
+    assert!(naive_reader::restore(&[golden("2-full")]).unwrap() == tip);
+
+    // What a newer file has is not missed in the base image; what it does not have is.
+    let mut other = base.clone();
+    other[6 * 4096 + 1] ^= 1;
+    let (ours, theirs) = both(&files, &other);
+    assert!(ours.unwrap() == tip && theirs.unwrap() == tip);
+    let (ours, theirs) = both(&files[..1], &other);
+    let error = ours.unwrap_err();
+    assert!(error.contains("block 6 (byte 24576) is not what it was"), "{error}");
+    assert!(theirs.unwrap_err().starts_with("M6: block 6"));
+    // A shorter one has not the blocks at its end, a longer one not the last, which is cut.
+    for (length, from) in [(9 * 4096 + 4, 9), (10 * 4096 + 200, 10)] {
+        let mut other = base.clone();
+        other.resize(length, 1);
+        let (ours, theirs) = both(&files[..1], &other);
+        assert!(ours.unwrap_err().contains(&format!("block {from} ")), "{length}");
+        assert!(theirs.unwrap_err().starts_with(&format!("M6: block {from} ")), "{length}");
+    }
+    let error = restore_chain(&open_chain(&files).unwrap()).unwrap_err().to_string();
+    assert!(error.contains("it is not known where its base image is"), "{error}");
+    assert!(naive_reader::restore(&files).unwrap_err().starts_with("M6"));
+}
+
+/// H3: two features are known, but not together.
+#[test]
+fn incompatible_features_are_known_or_refused() {
+    use imgsnap::error::ErrorKind;
+    let file = make(Recipe::default()).files.remove(0);
+    for bits in 1..=u8::MAX {
+        let changed = with_features(&file, 16, bits);
+        let header = Header::decode(changed[..256].try_into().unwrap());
+        let kind = header.as_ref().err().map(imgsnap::error::Error::kind);
+        let expected = match bits {
+            1 | 2 => None,
+            3 => Some(ErrorKind::Corrupt),
+            _ => Some(ErrorKind::Unsupported),
+        };
+        assert_eq!(kind, expected, "{bits:#x}");
+        let second = naive_reader::parse(&changed).unwrap_err();
+        assert_eq!(second.starts_with("H3"), bits > 2, "{bits:#x}: {second}");
+    }
 }

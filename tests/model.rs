@@ -9,12 +9,13 @@ use imgsnap::chain::Chain;
 use imgsnap::codec::Compression;
 use imgsnap::delta::{Caches, Delta};
 use imgsnap::digest::DigestAlgorithm;
-use imgsnap::error::ErrorKind;
 use imgsnap::progress::Context;
 use imgsnap::repository::{
-    At, Defaults, Outcome, ParentChoice, Repository, RollbackRequest, SnapshotRequest, VerifyScope,
+    At, Defaults, Outcome, ParentChoice, PruneRequest, Repository, RollbackRequest,
+    SnapshotRequest, VerifyScope,
 };
 use imgsnap::restore::{ByteRange, restore};
+use imgsnap::retention::{Count, Rules};
 use imgsnap::store::{LocalStore, OsDisk, Store};
 use imgsnap::target::{NewFile, Stream};
 use imgsnap::units::BlockSize;
@@ -32,8 +33,11 @@ enum Step {
     Punch { at: u16, blocks: u8 },
     Resize { bytes: u32 },
     Snapshot { how: u8, which: u8 },
+    Clone { at: u16, blocks: u8 },
     Rollback { which: u8, save: bool, prove: bool },
-    Delete { which: u8 },
+    Delete { which: u8, compact: bool },
+    Prune { last: u8, compact: bool },
+    Flatten { which: u8 },
     Range { which: u8, offset: u16, bytes: u16 },
     Reopen,
 }
@@ -45,8 +49,11 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (any::<u16>(), 1..9u8).prop_map(|(at, blocks)| Step::Punch { at, blocks }),
         2 => (1..200_000u32).prop_map(|bytes| Step::Resize { bytes }),
         6 => (any::<u8>(), any::<u8>()).prop_map(|(how, which)| Step::Snapshot { how, which }),
+        1 => (any::<u16>(), 0..4u8).prop_map(|(at, blocks)| Step::Clone { at, blocks }),
         3 => (any::<u8>(), any::<bool>(), any::<bool>()).prop_map(|(which, save, prove)| Step::Rollback { which, save, prove }),
-        1 => any::<u8>().prop_map(|which| Step::Delete { which }),
+        2 => (any::<u8>(), any::<bool>()).prop_map(|(which, compact)| Step::Delete { which, compact }),
+        1 => (1..5u8, any::<bool>()).prop_map(|(last, compact)| Step::Prune { last, compact }),
+        1 => any::<u8>().prop_map(|which| Step::Flatten { which }),
         1 => (any::<u8>(), any::<u16>(), any::<u16>()).prop_map(|(which, offset, bytes)| Step::Range { which, offset, bytes }),
         1 => Just(Step::Reopen),
     ]
@@ -63,6 +70,8 @@ struct Bench {
     snapshots: BTreeMap<u64, Vec<u8>>,
     parents: BTreeMap<u64, Option<u64>>,
     head: Option<u64>,
+    /// How many base images were made.
+    templates: u64,
 }
 
 impl Bench {
@@ -81,6 +90,7 @@ impl Bench {
             snapshots: BTreeMap::new(),
             parents: BTreeMap::new(),
             head: None,
+            templates: 0,
         }
     }
 
@@ -156,6 +166,32 @@ impl Bench {
         self.head = Some(number);
     }
 
+    /// A snapshot whose base stays in a base image, from which the image differs in some places.
+    fn snapshot_of_clone(&mut self, at: u16, blocks: u8) {
+        let mut template = self.live.clone();
+        let start = at as usize * 16 % template.len();
+        let end = (start + blocks as usize * 4096).min(template.len());
+        template[start..end].iter_mut().for_each(|byte| *byte ^= 0x55);
+        let base_image = self.folder.path().join(format!("template-{}.img", self.templates));
+        self.templates += 1;
+        std::fs::write(&base_image, &template).unwrap();
+        let request = SnapshotRequest {
+            image: self.image(),
+            parent: ParentChoice::Full,
+            base_image: Some(base_image),
+            ..SnapshotRequest::default()
+        };
+        let taken = self.repository.snapshot(&request, &self.context).unwrap();
+        let number = taken.snapshot.number;
+        let base = number - 1;
+        assert_eq!(taken.parent_number, Some(base));
+        self.snapshots.insert(base, template);
+        self.parents.insert(base, None);
+        self.snapshots.insert(number, self.live.clone());
+        self.parents.insert(number, Some(base));
+        self.head = Some(number);
+    }
+
     fn rollback(&mut self, number: u64, save: bool, prove: bool) {
         let to = At::Number(number);
         let request = RollbackRequest { name: "vm".into(), to, save, prove, dry_run: false };
@@ -175,16 +211,36 @@ impl Bench {
         self.head = Some(number);
     }
 
-    fn delete(&mut self, number: u64) {
-        let is_leaf = !self.parents.values().any(|parent| *parent == Some(number));
-        let outcome = self.repository.delete("vm", &At::Number(number), &self.context);
-        assert_eq!(outcome.is_ok(), is_leaf);
-        match outcome {
-            Ok(_) => {
-                self.snapshots.remove(&number);
-                self.parents.remove(&number);
+    fn delete(&mut self, number: u64, compact: bool) {
+        let at = At::Number(number);
+        self.repository.delete("vm", &at, compact, &self.context).unwrap();
+        self.forget(number);
+    }
+
+    /// What rested on a snapshot that is gone rests on its parent.
+    fn forget(&mut self, number: u64) {
+        self.snapshots.remove(&number);
+        let above = self.parents.remove(&number).flatten();
+        self.parents.values_mut().filter(|p| **p == Some(number)).for_each(|p| *p = above);
+    }
+
+    fn prune(&mut self, last: u64, compact: bool) {
+        if self.snapshots.is_empty() {
+            return;
+        }
+        let rules = Rules { last: Some(Count::Most(last)), ..Rules::default() };
+        let request = PruneRequest { rules: Some(rules), compact, dry_run: false };
+        let pruned = self.repository.prune("vm", &request, &self.context).unwrap();
+        if compact {
+            let left = pruned.compaction.garbage_bytes;
+            assert_eq!(left, 0, "garbage is left though everything was to be merged");
+        }
+        let newest: Vec<u64> = self.snapshots.keys().rev().take(last as usize).copied().collect();
+        let numbers: Vec<u64> = self.snapshots.keys().copied().collect();
+        for number in numbers {
+            if !newest.contains(&number) && self.head != Some(number) {
+                self.forget(number);
             }
-            Err(e) => assert_eq!(e.kind(), ErrorKind::InvalidInput),
         }
     }
 
@@ -211,14 +267,22 @@ impl Bench {
                 file.set_len(bytes.into()).unwrap();
             }
             Step::Snapshot { how, which } => self.snapshot(how, which),
+            Step::Clone { at, blocks } => self.snapshot_of_clone(at, blocks),
             Step::Rollback { which, save, prove } => {
                 if let Some(number) = self.pick(which) {
                     self.rollback(number, save, prove);
                 }
             }
-            Step::Delete { which } => {
+            Step::Delete { which, compact } => {
                 if let Some(number) = self.pick(which) {
-                    self.delete(number);
+                    self.delete(number, compact);
+                }
+            }
+            Step::Prune { last, compact } => self.prune(last.into(), compact),
+            Step::Flatten { which } => {
+                if let Some(number) = self.pick(which) {
+                    self.repository.flatten("vm", &At::Number(number), &self.context).unwrap();
+                    self.parents.insert(number, None);
                 }
             }
             Step::Range { which, offset, bytes } => {
@@ -248,9 +312,9 @@ impl Bench {
     fn check(&self) {
         for (number, image) in &self.snapshots {
             assert!(self.read(*number, None) == *image, "snapshot {number} gives other bytes");
-            let files =
-                naive_reader::chain_of(&self.folder.path().join("repo/vm"), *number).unwrap();
-            assert!(naive_reader::restore(&files).unwrap() == *image, "second reader, {number}");
+            let folder = self.folder.path().join("repo/vm");
+            let second = naive_reader::restore_from(&folder, *number).unwrap();
+            assert!(second == *image, "second reader, {number}");
         }
         let verified = self.repository.verify(&VerifyScope::All, false, &self.context).unwrap();
         assert!(verified.damaged.is_empty(), "{:?}", verified.damaged);

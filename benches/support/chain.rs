@@ -150,6 +150,7 @@ fn write(writer: &mut DeltaWriter<'_>, piece: Piece, content: Content) {
             let (codec, payload) = codec::encode(Compression::Lz4, &raw, &mut out).unwrap();
             frames.push(codec, payload, block_count);
         }
+        (Piece::Copy { .. }, _) => unreachable!("nothing is copied here"),
     }
     writer.frames(frames).unwrap();
 }

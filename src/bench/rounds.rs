@@ -6,13 +6,14 @@ use super::meter::metered;
 use super::scratch::Scratch;
 use super::{Cache, Point, Request, Row, Sample, Setting, Work};
 use crate::chain::Chain;
+use crate::delta::BASE_FRAME_BYTES;
 use crate::error::{Error, Result};
 use crate::manifest::Snapshot;
 use crate::progress::Context;
 use crate::repository::{At, Defaults, Repository, RollbackRequest, SnapshotRequest, VerifyScope};
 use crate::restore::restore;
 use crate::scan::{Index, scan};
-use crate::snapshot::BASE_FRAME_BYTES;
+
 use crate::source::{RawFile, Source};
 use crate::store::{LocalStore, OsDisk};
 use crate::target::NewFile;
@@ -153,7 +154,7 @@ impl<'a> Rounds<'a> {
         let request = SnapshotRequest { full_scan: true, ..self.snapshot_request() };
         self.measure(Work::Unchanged, |it| it.take(&request), Self::read_image)?;
         // The next one shall have the tip as its parent.
-        self.repository.delete(NAME, &At::Latest, &self.context).map(|_| ())
+        self.repository.delete(NAME, &At::Latest, false, &self.context).map(|_| ())
     }
 
     fn scan(&mut self) -> Result<()> {
@@ -242,7 +243,7 @@ impl<'a> Rounds<'a> {
             |_| ceiling::write_over(&copy, &pieces),
         )?;
         remove(&copy)?;
-        self.repository.delete(NAME, &At::Latest, &self.context).map(|_| ())
+        self.repository.delete(NAME, &At::Latest, false, &self.context).map(|_| ())
     }
 
     /// Runs a piece of work and its ceiling, both from the same state of the page cache. Which comes

@@ -1,6 +1,7 @@
 //! The scratch folder of a benchmark: large, and gone afterwards, also after Ctrl-C.
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
+use crate::room::{check_room, room_in};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
@@ -27,19 +28,11 @@ impl Scratch {
                 std::fs::remove_dir_all(entry.path()).map_err(|e| failed("clean", e))?;
             }
         }
-        let room = nix::sys::statvfs::statvfs(folder).map_err(|e| failed("ask", e.into()))?;
-        let free = (room.blocks_available() as u64).saturating_mul(room.fragment_size() as u64);
-        if free < needed_bytes {
-            let mib = |bytes: u64| bytes.div_ceil(1 << 20);
-            let what = format!(
-                "{} has {} MiB left; the benchmark needs {} MiB ({needed_bytes} bytes)",
-                folder.display(),
-                mib(free),
-                mib(needed_bytes)
-            );
-            return Err(Error::new(ErrorKind::LimitExceeded, what)
-                .hint("choose another folder with --dir, or a smaller image with --size"));
-        }
+        let room = room_in(folder).map_err(|e| failed("ask", e))?;
+        let place = folder.display().to_string();
+        check_room(Some(room), needed_bytes, &place, "the benchmark").map_err(|e| {
+            e.hint("choose another folder with --dir, or a smaller image with --size")
+        })?;
         let name = uuid::Uuid::new_v4().simple().to_string();
         let path = folder.join(format!("{PREFIX}{}", name.get(..12).unwrap_or_default()));
         std::fs::create_dir(&path).map_err(|e| failed("make a folder in", e))?;
@@ -74,6 +67,7 @@ fn is_abandoned(folder: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::ErrorKind;
 
     #[test]
     fn it_goes_with_all_that_is_in_it_and_takes_what_killed_runs_left() {

@@ -46,7 +46,13 @@ impl Comparison {
 }
 
 /// Adds the parts of `after` that differ from `before`, which covers the same blocks.
-fn differences(old: &Stretch, before: Span, new: &Stretch, after: Span, different: &mut Vec<Span>) {
+pub(super) fn differences(
+    old: &Stretch,
+    before: Span,
+    new: &Stretch,
+    after: Span,
+    different: &mut Vec<Span>,
+) {
     match (before.state, after.state) {
         (State::Zero, State::Zero) => {}
         (State::Data { page: p, ordinal: i }, State::Data { page: q, ordinal: j }) => {

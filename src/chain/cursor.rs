@@ -38,6 +38,8 @@ pub struct ChainCursor {
     canvas: Vec<u64>,
     /// For each layer, the number that its page had last in a stretch.
     page_numbers: Vec<u32>,
+    /// What is in no layer is left out; otherwise it is zero.
+    has_gaps: bool,
 }
 
 impl ChainCursor {
@@ -52,7 +54,13 @@ impl ChainCursor {
             taken: Vec::new(),
             canvas: Vec::new(),
             page_numbers: vec![0; layers.len()],
+            has_gaps: false,
         }
+    }
+
+    /// The same for layers that do not end at a base: blocks in none of them are left out.
+    pub fn with_gaps(layers: &Arc<[Arc<Delta>]>) -> Self {
+        Self { has_gaps: true, ..Self::new(layers) }
     }
 
     /// Where it is.
@@ -65,8 +73,8 @@ impl ChainCursor {
         self.position = self.position.max(block);
     }
 
-    /// The spans from the position on, up to `end`; fewer once there are about `most_spans`. Spans
-    /// follow each other without a gap; there are none only at `end`.
+    /// The spans from the position on, up to `end`; fewer once there are about `most_spans`. In a whole
+    /// chain they follow each other without a gap, and there are none only at `end`.
     pub fn stretch(&mut self, end: u64, most_spans: usize) -> Result<Stretch> {
         let mut out = Stretch::new(self.layers.clone());
         while self.position < end && out.spans.len() < most_spans {
@@ -82,16 +90,16 @@ impl ChainCursor {
         // At or beyond the end of the canvas.
         let next = self.upcoming.peek().map_or(u64::MAX, |Reverse((first, _))| *first);
         match self.taken.as_slice() {
-            [] => self.emit(out, end.min(next), State::Zero),
+            [] => self.emit(out, end.min(next), None),
             &[layer] => {
-                let rule = self.rule_of(layer, end.min(next), out);
-                self.emit(out, rule.0, rule.1);
+                let (until, state) = self.rule_of(layer, end.min(next), out);
+                self.emit(out, until, state);
                 self.put_back();
             }
             &[newest, ..] => {
-                let rule = self.rule_of(newest, end.min(next), out);
-                if rule.0 >= canvas_end && rule.2 {
-                    self.emit(out, rule.0, rule.1);
+                let (until, state) = self.rule_of(newest, end.min(next), out);
+                if until >= canvas_end && state.is_some() {
+                    self.emit(out, until, state);
                     self.put_back();
                 } else {
                     self.paint(canvas_end, out)?;
@@ -120,17 +128,16 @@ impl ChainCursor {
         Ok(())
     }
 
-    /// Until where one layer alone says what is at the position, at most `end`; what that is; and
-    /// whether a run of it is there.
-    fn rule_of(&mut self, layer: u32, end: u64, out: &mut Stretch) -> (u64, State, bool) {
+    /// Until where one layer alone says what is at the position, at most `end`; and what that is if a
+    /// run of it is there.
+    fn rule_of(&mut self, layer: u32, end: u64, out: &mut Stretch) -> (u64, Option<State>) {
         let found = self.cursors.get(layer as usize).and_then(TableCursor::run);
-        let Some((page, run)) = found else { return (end, State::Zero, false) };
+        let Some((page, run)) = found else { return (end, None) };
         if run.blocks.first > self.position {
-            return (end.min(run.blocks.first), State::Zero, false);
+            return (end.min(run.blocks.first), None);
         }
         let number = number_of(&mut self.page_numbers, layer, page, out);
-        let state = state_of(code_of(run, number, self.position));
-        (end.min(run.blocks.end()), state, true)
+        (end.min(run.blocks.end()), state_of(code_of(run, number, self.position)))
     }
 
     /// Puts back what was taken, each where it is.
@@ -142,9 +149,16 @@ impl ChainCursor {
         }
     }
 
-    fn emit(&mut self, out: &mut Stretch, end: u64, state: State) {
-        out.push(Span { blocks: BlockRange::between(self.position, end), state });
+    /// Goes on to `end`; `state` is what is there if any layer has it.
+    fn emit(&mut self, out: &mut Stretch, end: u64, state: Option<State>) {
+        self.push(out, BlockRange::between(self.position, end), state);
         self.position = end;
+    }
+
+    fn push(&self, out: &mut Stretch, blocks: BlockRange, state: Option<State>) {
+        if let Some(state) = state.or((!self.has_gaps).then_some(State::Zero)) {
+            out.push(Span { blocks, state });
+        }
     }
 
     fn paint(&mut self, end: u64, out: &mut Stretch) -> Result<()> {
@@ -191,7 +205,7 @@ impl ChainCursor {
             let same = (0..).zip(rest).take_while(|(i, c)| **c == code + i * step);
             let count = same.count();
             let blocks = BlockRange { first: self.position + at as u64, count: count as u64 };
-            out.push(Span { blocks, state: state_of(code) });
+            self.push(out, blocks, state_of(code));
             at += count;
         }
     }
@@ -209,12 +223,13 @@ fn code_of(run: Run, page: u32, block: u64) -> u64 {
     }
 }
 
-fn state_of(code: u64) -> State {
-    match code {
-        EMPTY | ZERO => State::Zero,
+fn state_of(code: u64) -> Option<State> {
+    Some(match code {
+        EMPTY => return None,
+        ZERO => State::Zero,
         UNREAD => State::Unread,
         data => State::Data { page: (data >> 32) as u32, ordinal: data as u32 },
-    }
+    })
 }
 
 /// The number of a page in a stretch, to which it is added if it is not there yet.

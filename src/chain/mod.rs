@@ -9,12 +9,14 @@
 
 mod compare;
 mod cursor;
+mod fork;
 mod history;
 mod stretch;
 mod walk;
 
 pub use compare::Comparison;
 pub use cursor::ChainCursor;
+pub use fork::{Difference, Differences, Fork};
 pub use history::digest_steps;
 pub use stretch::{PageOf, Span, State, Stretch};
 pub use walk::SpanWalk;
@@ -60,9 +62,7 @@ impl Chain {
 
     /// Checks the links of open files, newest first.
     pub fn link(layers: Vec<Arc<Delta>>) -> Result<Self> {
-        for (child, parent) in layers.iter().zip(layers.iter().skip(1)) {
-            check_link(child, parent)?;
-        }
+        check_links(&layers)?;
         let (Some(tip), Some(base)) = (layers.first().cloned(), layers.last()) else {
             return Err(Error::new(ErrorKind::InvalidInput, "a chain without snapshots"));
         };
@@ -146,13 +146,14 @@ pub fn open_delta(
 ) -> Result<Delta> {
     let place = format!("{}@{}", manifest.name, snapshot.number);
     let file = format!("{}/{}", manifest.name, snapshot.file);
-    let delta = Delta::open(store.clone(), &file, caches).map_err(|e| match e.kind() {
+    let mut delta = Delta::open(store.clone(), &file, caches).map_err(|e| match e.kind() {
         ErrorKind::NotFound => {
             let what = format!("{place}: its file {} is missing", store.location(&file));
             Error::corrupt(what).hint("put the file back, or restore another snapshot")
         }
         _ => e.at(&place),
     })?;
+    delta.set_base_image(&place, snapshot.base_image.clone());
     let footer = delta.footer();
     let same = delta.footer_digest() == snapshot.footer_digest
         && footer.file_bytes == snapshot.file_bytes
@@ -167,6 +168,17 @@ pub fn open_delta(
         );
     }
     Ok(delta)
+}
+
+/// Checks that each of some open files, newest first, is the child of the next one.
+///
+/// # Errors
+/// `Corrupt` if one is not.
+pub fn check_links(layers: &[Arc<Delta>]) -> Result<()> {
+    layers
+        .iter()
+        .zip(layers.iter().skip(1))
+        .try_for_each(|(child, parent)| check_link(child, parent))
 }
 
 fn check_link(child: &Delta, parent: &Delta) -> Result<()> {

@@ -1,4 +1,4 @@
-//! `imgsnap delete`, `label`, `forget`, `repair` and `relink`
+//! `imgsnap label`, `forget`, `repair` and `relink`
 
 use super::printer::Printer;
 use super::{exit, list, output, repo};
@@ -9,28 +9,6 @@ use serde_json::json;
 use std::io::{BufRead, IsTerminal, Write};
 use std::path::Path;
 use std::process::ExitCode;
-
-pub fn delete(
-    repository: &Repository,
-    reference: &Reference,
-    printer: &Printer,
-    context: &Context,
-) -> Result<ExitCode> {
-    let name = &reference.name;
-    let deleted = repository.delete(name, &reference.at, context)?;
-    if printer.is_json() {
-        printer.json(&json!({
-            "name": name,
-            "number": deleted.number,
-            "ref": format!("{name}@{}", deleted.number),
-            "freed_bytes": deleted.file_bytes,
-        }))?;
-    } else {
-        let what = repo::with_size(name, deleted.number, deleted.file_bytes);
-        printer.line(&format!("deleted {what}"))?;
-    }
-    Ok(exit::DONE)
-}
 
 pub fn label(
     repository: &Repository,
@@ -43,7 +21,7 @@ pub fn label(
     let snapshot = repository.label(name, &reference.at, label, context)?;
     if printer.is_json() {
         let manifest = repository.list(name, context)?.manifest;
-        let parent = snapshot.parent.and_then(|id| manifest.by_id(id)).map(|p| p.number);
+        let parent = manifest.stored_parent_of(&snapshot).map(|p| p.number);
         printer.json(&list::snapshot_json(name, &snapshot, parent))?;
     } else {
         let what = label.map_or("has no label".into(), |label| format!("is \"{label}\""));
@@ -133,15 +111,34 @@ pub fn repair(
 pub fn relink(
     repository: &Repository,
     name: &str,
-    image: &Path,
+    image: Option<&Path>,
+    base_image: Option<&Path>,
     printer: &Printer,
     context: &Context,
 ) -> Result<ExitCode> {
-    let path = repository.relink(name, image, context)?;
+    let mut value = json!({"name": name});
+    // What has to be proved comes first.
+    if let Some(base_image) = base_image {
+        let (path, numbers) = repository.relink_base_image(name, base_image, context)?;
+        let refs: Vec<String> = numbers.iter().map(|n| format!("{name}@{n}")).collect();
+        if !printer.is_json() {
+            let refs = refs.join(", ");
+            printer.line(&format!("the base image of {refs} is {}, proved", path.display()))?;
+        } else if let Some(object) = value.as_object_mut() {
+            object.insert("base_image".into(), json!(path));
+            object.insert("bases".into(), json!(refs));
+        }
+    }
+    if let Some(image) = image {
+        let path = repository.relink(name, image, context)?;
+        if !printer.is_json() {
+            printer.line(&format!("the live file of \"{name}\" is {}", path.display()))?;
+        } else if let Some(object) = value.as_object_mut() {
+            object.insert("source".into(), json!(path));
+        }
+    }
     if printer.is_json() {
-        printer.json(&json!({"name": name, "source": path}))?;
-    } else {
-        printer.line(&format!("the live file of \"{name}\" is {}", path.display()))?;
+        printer.json(&value)?;
     }
     Ok(exit::DONE)
 }

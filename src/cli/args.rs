@@ -6,6 +6,7 @@ use imgsnap::codec::Compression;
 use imgsnap::digest::DigestAlgorithm;
 use imgsnap::repository::Reference;
 use imgsnap::restore::ByteRange;
+use imgsnap::retention::{Count, LabelGlob, Period};
 use imgsnap::units::{BlockSize, parse_bytes};
 use std::path::PathBuf;
 
@@ -74,12 +75,41 @@ pub enum Command {
         #[arg(long)]
         quick: bool,
     },
-    /// Remove a snapshot that no other one rests on
+    /// Show what snapshots cost, how much is added day by day, and where images change
+    Stats {
+        /// Only this image, with all details
+        name: Option<String>,
+    },
+    /// Drop the snapshots that no rule keeps, and get their room back
+    Prune(Prune),
+    /// Remove a snapshot; those that rest on it stay as they are
     Delete {
         /// NAME@WHICH
         #[arg(value_name = "REF")]
         reference: Reference,
+        /// Merge its file into those that rest on it, even where that frees little
+        #[arg(long)]
+        compact: bool,
     },
+    /// Make a snapshot a base that rests on no other, without reading the image
+    Flatten {
+        /// NAME@WHICH
+        #[arg(value_name = "REF")]
+        reference: Reference,
+    },
+    /// Write a snapshot to one self-contained delta file: all of it, or what changed since another
+    Export(Export),
+    /// Take delta files into the repository, which can then continue their chain
+    Import {
+        /// Delta files, or - for one from stdin
+        #[arg(required = true, value_name = "FILE|-", value_hint = ValueHint::FilePath)]
+        files: Vec<PathBuf>,
+        /// Name of the image, if it is not in the repository yet
+        #[arg(short, long)]
+        name: Option<String>,
+    },
+    /// Make an image from delta files and the image that they begin from, without a repository
+    Apply(Apply),
     /// Give a snapshot a label, or take it away
     Label {
         /// NAME@WHICH
@@ -101,13 +131,16 @@ pub enum Command {
         /// The image; otherwise all
         name: Option<String>,
     },
-    /// Say where the live file of an image is now
+    /// Say where the live file of an image is now, or its base image
     Relink {
         /// The image
         name: String,
         /// Its file or device
-        #[arg(value_hint = ValueHint::FilePath)]
-        image: PathBuf,
+        #[arg(value_hint = ValueHint::FilePath, required_unless_present = "base_image")]
+        image: Option<PathBuf>,
+        /// The base image of its chain, which is proved to be the same
+        #[arg(long, value_name = "IMAGE", value_hint = ValueHint::FilePath)]
+        base_image: Option<PathBuf>,
     },
     /// Measure every verb against the ceiling of this machine
     Bench(Bench),
@@ -157,6 +190,9 @@ pub struct Snapshot {
     /// Take this snapshot as the parent
     #[arg(long, group = "against", value_name = "REF")]
     pub parent: Option<String>,
+    /// Take this raw image as the base, without a copy: the image is a clone of it
+    #[arg(long, value_name = "IMAGE", value_hint = ValueHint::FilePath, conflicts_with = "dry_run")]
+    pub base_image: Option<PathBuf>,
     /// Read the image even if its file looks unchanged
     #[arg(long)]
     pub full_scan: bool,
@@ -167,6 +203,84 @@ pub struct Snapshot {
     #[arg(long)]
     pub compression: Option<Compression>,
     /// Change nothing, only tell
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+#[derive(ClapArgs)]
+pub struct Export {
+    /// NAME@WHICH
+    #[arg(value_name = "REF")]
+    pub reference: Reference,
+    /// Only what differs from this snapshot, which may be a later one [default: all of it]
+    #[arg(long, value_name = "REF")]
+    pub since: Option<String>,
+    /// A new file, or - for stdout
+    #[arg(short, long, value_name = "FILE|-", value_hint = ValueHint::FilePath)]
+    pub output: PathBuf,
+    /// Replace an existing file
+    #[arg(short, long)]
+    pub force: bool,
+}
+
+#[derive(ClapArgs)]
+pub struct Apply {
+    /// Delta files, from the oldest to the newest
+    #[arg(required = true, value_name = "DELTA", value_hint = ValueHint::FilePath)]
+    pub deltas: Vec<PathBuf>,
+    /// The image that the first one begins from; without, it must be a full one
+    #[arg(long, value_name = "IMAGE", value_hint = ValueHint::FilePath)]
+    pub base: Option<PathBuf>,
+    /// Write the image that they give to a new file, or - for stdout
+    #[arg(short, long, value_name = "FILE|-", value_hint = ValueHint::FilePath)]
+    #[arg(required_unless_present = "in_place", conflicts_with = "in_place")]
+    pub output: Option<PathBuf>,
+    /// Change the base image itself, writing only what differs
+    #[arg(long, requires = "base")]
+    pub in_place: bool,
+    /// Replace an existing file
+    #[arg(short, long)]
+    pub force: bool,
+}
+
+/// N is a number from 1, or "unlimited". The newest snapshot of each of the last N periods that have
+/// any is kept; rules unite. Without rules, those in repository.toml hold.
+#[derive(ClapArgs)]
+pub struct Prune {
+    /// The image
+    #[arg(required_unless_present = "all")]
+    pub name: Option<String>,
+    /// All images
+    #[arg(long, conflicts_with = "name")]
+    pub all: bool,
+    /// Keep the newest N
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    pub keep_last: Option<Count>,
+    /// Keep one of each of the last N hours
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    pub keep_hourly: Option<Count>,
+    /// Keep one of each of the last N days
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    pub keep_daily: Option<Count>,
+    /// Keep one of each of the last N weeks
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    pub keep_weekly: Option<Count>,
+    /// Keep one of each of the last N months
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    pub keep_monthly: Option<Count>,
+    /// Keep one of each of the last N years
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    pub keep_yearly: Option<Count>,
+    /// Keep all that are at most so much older than the newest, as in 30d or 1y6m
+    #[arg(long, value_name = "PERIOD")]
+    pub keep_within: Option<Period>,
+    /// Keep all whose label fits, as in "pre-*"; can be given several times
+    #[arg(long, value_name = "GLOB")]
+    pub keep_label: Vec<LabelGlob>,
+    /// Merge files even where that frees little
+    #[arg(long)]
+    pub compact: bool,
+    /// Change nothing, only tell what would be kept, and why
     #[arg(long)]
     pub dry_run: bool,
 }

@@ -19,6 +19,7 @@ pub fn snapshot_json(name: &str, s: &Snapshot, parent_number: Option<u64>) -> Va
         "parent": s.parent,
         "parent_number": parent_number,
         "kind": if s.parent.is_none() { "base" } else { "delta" },
+        "base_image": s.base_image,
         "label": s.label,
         "time": s.time.to_string(),
         "image_bytes": s.image_bytes,
@@ -61,10 +62,9 @@ pub fn list(
         warn_of_mixture(&listing, context);
         if printer.is_json() {
             let manifest = &listing.manifest;
-            let parent =
-                |s: &Snapshot| s.parent.and_then(|id| manifest.by_id(id)).map(|p| p.number);
             for s in &manifest.snapshots {
-                let mut value = snapshot_json(name, s, parent(s));
+                let parent = manifest.stored_parent_of(s).map(|p| p.number);
+                let mut value = snapshot_json(name, s, parent);
                 if let Some(object) = value.as_object_mut() {
                     object.insert("head".into(), (listing.head.snapshot == Some(s.id)).into());
                 }
@@ -95,11 +95,16 @@ fn warn_of_mixture(listing: &Listing, context: &Context) {
 
 fn describe(listing: &Listing) -> String {
     let manifest = &listing.manifest;
-    let stored: u64 = manifest.snapshots.iter().map(|s| s.file_bytes).sum();
+    let stored: u64 = manifest.stored().iter().map(|s| s.file_bytes).sum();
+    let dropped: u64 = manifest.dropped.iter().map(|s| s.file_bytes).sum();
+    let held = match dropped {
+        0 => String::new(),
+        bytes => format!(" ({} of dropped ones)", output::bytes(bytes)),
+    };
     let source = manifest.source.as_ref();
     let source = source.map_or("(live file unknown)".into(), |p| p.display().to_string());
     let title = format!(
-        "{}  {source}  {}, {} stored",
+        "{}  {source}  {}, {} stored{held}",
         manifest.name,
         output::plural(manifest.snapshots.len() as u64, "snapshot"),
         output::bytes(stored)
@@ -115,16 +120,22 @@ fn describe(listing: &Listing) -> String {
 
 fn row(listing: &Listing, s: &Snapshot) -> Vec<String> {
     let manifest = &listing.manifest;
-    let parent = s.parent.and_then(|id| manifest.by_id(id));
+    let parent = manifest.stored_parent_of(s);
+    let from = |p: &Snapshot| match manifest.is_dropped(p.id) {
+        true => format!("(@{})", p.number),
+        false => format!("@{}", p.number),
+    };
     let is_head = listing.head.snapshot == Some(s.id);
     let mut notes: Vec<String> = s.label.iter().cloned().collect();
+    let file = s.base_image.as_ref().and_then(|path| path.file_name());
+    notes.extend(file.map(|file| format!("(in {})", file.to_string_lossy())));
     notes.extend(is_head.then(|| "(head)".to_owned()));
     notes.extend((s.unread_blocks > 0).then(|| "(incomplete: unread blocks)".to_owned()));
     vec![
         s.number.to_string(),
         output::time(s.time),
         output::age(s.time),
-        parent.map_or("base".into(), |p| format!("@{}", p.number)),
+        parent.map_or("base".into(), from),
         output::bytes(s.image_bytes),
         output::bytes(s.changed_bytes),
         output::bytes(s.file_bytes),
@@ -147,12 +158,12 @@ pub fn show(
     let ancestors = reader.manifest().lineage(s.id)?;
     let stored: u64 = ancestors.iter().map(|a| a.file_bytes).sum();
     let name = &reference.name;
-    let parent = s.parent.and_then(|id| manifest.by_id(id)).map(|p| p.number);
+    let parent = manifest.stored_parent_of(s);
     let children: Vec<u64> = manifest.children(s.id).map(|c| c.number).collect();
     let is_head = listing.head.snapshot == Some(s.id);
     let counts = chain.tip().footer().counts;
     if printer.is_json() {
-        let mut value = snapshot_json(name, s, parent);
+        let mut value = snapshot_json(name, s, parent.map(|p| p.number));
         if let Some(object) = value.as_object_mut() {
             object.insert("head".into(), is_head.into());
             object.insert("file".into(), chain.tip().location().into());
@@ -174,7 +185,7 @@ pub fn show(
     let rows: Vec<(&str, String)> = vec![
         ("label", s.label.clone().unwrap_or("none".into())),
         ("time", format!("{}, {}", output::time(s.time), output::age(s.time))),
-        ("parent", parent.map_or("none: this is a base".into(), |p| refs(&[p]))),
+        ("parent", parent_text(manifest, s, parent, &refs)),
         ("children", refs(&children)),
         (
             "head",
@@ -222,4 +233,22 @@ pub fn show(
     }
     printer.line(&text)?;
     Ok(exit::DONE)
+}
+
+fn parent_text(
+    manifest: &imgsnap::manifest::Manifest,
+    s: &Snapshot,
+    parent: Option<&Snapshot>,
+    refs: &dyn Fn(&[u64]) -> String,
+) -> String {
+    match (parent, &s.base_image) {
+        (Some(parent), _) if manifest.is_dropped(parent.id) => {
+            format!("{} (dropped)", refs(&[parent.number]))
+        }
+        (Some(parent), _) => refs(&[parent.number]),
+        (None, Some(path)) => {
+            format!("none: this is a base, whose blocks are in {}", path.display())
+        }
+        (None, None) => "none: this is a base".into(),
+    }
 }

@@ -10,10 +10,13 @@ mod init;
 mod list;
 mod output;
 mod printer;
+mod prune;
 mod repo;
 mod restore;
 mod rollback;
 mod snapshot;
+mod stats;
+mod travel;
 mod verify;
 
 use args::{Args, Command};
@@ -79,13 +82,26 @@ fn dispatch(args: &Args, printer: &Printer, stop: Arc<AtomicBool>) -> Result<Exi
         Command::Verify { what, quick } => {
             verify::run(&open()?, what.as_deref(), *quick, printer, &context)
         }
-        Command::Delete { reference } => admin::delete(&open()?, reference, printer, &context),
+        Command::Prune(verb) => prune::run(&open()?, verb, printer, &context),
+        Command::Delete { reference, compact } => {
+            prune::delete(&open()?, reference, *compact, printer, &context)
+        }
+        Command::Flatten { reference } => prune::flatten(&open()?, reference, printer, &context),
+        Command::Stats { name } => stats::run(&open()?, name.as_deref(), printer, &context),
+        Command::Export(verb) => travel::export(&open()?, verb, printer, &context),
+        Command::Import { files, name } => {
+            travel::import(place, files, name.as_deref(), printer, &context)
+        }
+        Command::Apply(verb) => travel::apply(verb, printer, &context),
         Command::Label { reference, label } => {
             admin::label(&open()?, reference, label.as_deref(), printer, &context)
         }
         Command::Forget { name, yes } => admin::forget(&open()?, name, *yes, printer, &context),
         Command::Repair { name } => admin::repair(&open()?, name.as_deref(), printer, &context),
-        Command::Relink { name, image } => admin::relink(&open()?, name, image, printer, &context),
+        Command::Relink { name, image, base_image } => {
+            let (image, base_image) = (image.as_deref(), base_image.as_deref());
+            admin::relink(&open()?, name, image, base_image, printer, &context)
+        }
         Command::Bench(verb) => bench::run(verb, printer, &context),
         Command::Completions { shell } => {
             let mut script = Vec::new();

@@ -1,6 +1,5 @@
 //! Which repository.
 
-use super::output;
 use super::printer::Printer;
 use imgsnap::error::{Error, ErrorKind, Result};
 use imgsnap::repository::{Defaults, Repository};
@@ -57,12 +56,24 @@ pub fn open_or_create(
             if why.len() == verb.images.len() {
                 return Ok(Err(why));
             }
+            open_or_make(repo, printer).map(Ok)
+        }
+        other => other.map(Ok),
+    }
+}
+
+/// Opens the repository, and makes it if there is nothing yet.
+pub fn open_or_make(repo: Option<&Path>, printer: &Printer) -> Result<Repository> {
+    let path = place(repo)?;
+    let store = store(path.clone());
+    match Repository::open(store.clone()) {
+        Err(e) if e.kind() == ErrorKind::NotFound && Repository::is_vacant(store.as_ref()) => {
             let repository = create(repo, Defaults::default())?;
             let defaults = repository.defaults();
             printer.say(&format!("made a repository in {} ({defaults})", path.display()));
-            Ok(Ok(repository))
+            Ok(repository)
         }
-        other => other.map(Ok),
+        other => other,
     }
 }
 
@@ -83,9 +94,4 @@ pub fn names(repository: &Repository, name: Option<&str>) -> Result<Vec<String>>
         Some(name) => Ok(vec![name.to_owned()]),
         None => repository.names(),
     }
-}
-
-/// The snapshot `NAME@WHICH` with the size of its file, for a line.
-pub fn with_size(name: &str, number: u64, file_bytes: u64) -> String {
-    format!("{name}@{number} ({})", output::bytes(file_bytes))
 }

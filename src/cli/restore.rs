@@ -6,7 +6,8 @@ use super::{exit, output};
 use imgsnap::error::{Error, ErrorKind, Result};
 use imgsnap::progress::Context;
 use imgsnap::repository::Repository;
-use imgsnap::restore::{check_range, restore};
+use imgsnap::restore::{check_range, check_room_for, restore};
+use imgsnap::room::room_for;
 use imgsnap::source::{RawFile, Source};
 use imgsnap::target::{InPlace, NewFile, Stream};
 use serde_json::json;
@@ -56,7 +57,9 @@ pub fn run(
         }
         restored
     } else {
+        let place = verb.output.display().to_string();
         let mut target = NewFile::create(&verb.output, bytes, verb.force)?;
+        check_room_for(&chain, verb.range, room_for(&verb.output), &place)?;
         restore(&chain, verb.range, &mut target, context)?
     };
     let seconds = begun.elapsed().as_secs_f64();

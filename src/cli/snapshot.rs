@@ -16,8 +16,8 @@ pub fn check(verb: &Verb) -> Result<(), String> {
     if verb.images.len() < 2 {
         return Ok(());
     }
-    for (option, is_given) in [("--name", verb.name.is_some()), ("--parent", verb.parent.is_some())]
-    {
+    let of_one = [("--name", verb.name.is_some()), ("--parent", verb.parent.is_some())];
+    for (option, is_given) in of_one {
         if is_given {
             return Err(format!("{option} is of one image; snapshot it by itself"));
         }
@@ -111,6 +111,7 @@ fn request(image: &Path, verb: &Verb) -> Result<SnapshotRequest> {
         name: verb.name.clone(),
         label: verb.label.clone(),
         parent,
+        base_image: verb.base_image.clone(),
         full_scan: verb.full_scan,
         skip_unchanged: verb.skip_unchanged,
         compression: verb.compression,

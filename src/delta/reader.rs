@@ -1,17 +1,20 @@
 //! Opens a delta file and reads its records, each checked against its checksum and its place.
 
-use crate::codec;
+use crate::codec::{self, Codec};
 use crate::digest::{Digest, Hasher};
 use crate::error::{Error, Result};
 use crate::format::footer::FOOTER_BYTES;
 use crate::format::header::HEADER_BYTES;
 use crate::format::record::RECORD_HEAD_BYTES;
 use crate::format::{
-    ChildRef, Footer, FrameRef, Header, IndexPage, RecordHead, RecordKind, RootRef, TablePage,
+    ChildRef, Footer, FrameLayout, FrameRef, Header, IndexPage, RecordHead, RecordKind, RootRef,
+    TablePage,
 };
+use crate::source::BaseImage;
 use crate::store::Store;
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use uuid::Uuid;
@@ -99,6 +102,7 @@ pub struct Delta {
     footer_digest: Digest,
     hasher: Hasher,
     caches: Caches,
+    base_image: Option<BaseImage>,
 }
 
 impl Delta {
@@ -124,11 +128,26 @@ impl Delta {
             store,
             name: name.into(),
             footer_digest: hasher.digest(&foot),
+            base_image: (header.layout() == FrameLayout::Absent)
+                .then(|| BaseImage::new(&place, footer.counts.data_blocks, None)),
             header,
             footer,
             hasher,
             caches: caches.clone(),
         })
+    }
+
+    /// Says where the blocks of the snapshot `NAME@N` are, if they are not in this file.
+    pub fn set_base_image(&mut self, snapshot: &str, path: Option<PathBuf>) {
+        if self.base_image.is_some() {
+            let block_count = self.footer.counts.data_blocks;
+            self.base_image = Some(BaseImage::new(snapshot, block_count, path));
+        }
+    }
+
+    /// Where the blocks are, if not in this file.
+    pub fn base_image(&self) -> Option<&BaseImage> {
+        self.base_image.as_ref()
     }
 
     /// The header.
@@ -197,6 +216,26 @@ impl Delta {
         codec::decode(codec, payload_of(record), raw)
     }
 
+    /// The payload of a frame that holds `block_count` blocks, as it is stored, by way of `record`.
+    ///
+    /// # Errors
+    /// `Corrupt` if its checksum differs: nothing damaged gets a new checksum.
+    pub fn frame_payload<'a>(
+        &self,
+        place: FrameRef,
+        block_count: u16,
+        record: &'a mut Vec<u8>,
+    ) -> Result<(Codec, &'a [u8])> {
+        let at = |e: Error| e.at(self.record_place("frame", place.offset));
+        let head = self.read_record(place, record).map_err(at)?;
+        match head.kind {
+            RecordKind::Frame { codec, block_count: have } if have == block_count => {
+                Ok((codec, payload_of(record)))
+            }
+            _ => Err(at(Error::corrupt("not the frame that its page names"))),
+        }
+    }
+
     pub(super) fn count_decoded(&self, bytes: usize) {
         self.caches.traffic.decoded_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
     }
@@ -246,7 +285,7 @@ impl Delta {
     pub(super) fn decode_page(&self, kind: RecordKind, payload: &[u8], at: u64) -> Result<Page> {
         match kind {
             RecordKind::Table => {
-                let page = TablePage::decode(payload, at, self.header.frame_blocks)?;
+                let page = TablePage::decode(payload, at, self.header.layout())?;
                 Ok(Page::Table(Arc::new(page)))
             }
             RecordKind::Index { level } => {

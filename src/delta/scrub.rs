@@ -262,8 +262,7 @@ impl<'a> Walk<'a> {
         if !page.frames.iter().eq(frames.iter().map(|(place, _)| place)) {
             return Err(Error::corrupt("the page names other frames than stand before it"));
         }
-        let per_frame = self.delta.header().frame_blocks;
-        let want = (0..).map(|index| page.blocks_in_frame(index, per_frame));
+        let want = (0..).map(|index| page.ordinals_of(index).len() as u32);
         if frames.iter().zip(want).any(|((_, have), want)| *have != want) {
             return Err(Error::corrupt("frames hold other blocks than their page says"));
         }

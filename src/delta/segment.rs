@@ -1,10 +1,12 @@
 //! Cuts a stream of entries into frames and pages: a function of the entries alone (FORMAT.md
 //! section 6).
 
+use super::reader::Delta;
 use crate::digest::Digest;
 use crate::format::table::MAX_RUN_BLOCKS;
-use crate::format::{Run, RunKind, TablePage};
+use crate::format::{FrameRef, Run, RunKind, TablePage};
 use crate::units::{BlockRange, BlockSize};
+use std::sync::Arc;
 
 /// The most data blocks, and the most runs, of a page that is written.
 const PAGE_ITEMS: usize = 1024;
@@ -12,7 +14,6 @@ const PAGE_ITEMS: usize = 1024;
 const PAGE_SPAN: u64 = 1 << 32;
 
 /// What comes out, in the order of the file.
-#[derive(Debug)]
 pub enum Piece {
     /// Blocks that become one frame.
     Frame {
@@ -21,15 +22,25 @@ pub enum Piece {
         /// How many.
         block_count: u16,
     },
+    /// Blocks that are a frame of another file already, and become one as they are.
+    Copy {
+        /// The file.
+        delta: Arc<Delta>,
+        /// Where the frame is in it.
+        place: FrameRef,
+        /// How many blocks.
+        block_count: u16,
+    },
     /// The page over the frames since the last page; where they are is not known yet.
     Table(TablePage),
 }
 
 impl Piece {
-    /// Bytes of the blocks in it.
-    pub fn raw_bytes(&self) -> u64 {
+    /// Bytes that it takes until it is written.
+    pub fn memory_bytes(&self) -> u64 {
         match self {
             Self::Frame { raw, .. } => raw.len() as u64,
+            Self::Copy { place, .. } => place.record_bytes.into(),
             Self::Table(_) => 0,
         }
     }
@@ -38,7 +49,8 @@ impl Piece {
 /// Takes entries in ascending order and gives pieces.
 pub struct Segmenter {
     block_size: BlockSize,
-    frame_blocks: u32,
+    /// None if the blocks stay where they are.
+    frame_blocks: Option<u32>,
     page: TablePage,
     raw: Vec<u8>,
     out: Vec<Piece>,
@@ -49,23 +61,30 @@ impl Segmenter {
     pub fn new(block_size: BlockSize, frame_blocks: u32) -> Self {
         Self {
             block_size,
-            frame_blocks,
+            frame_blocks: Some(frame_blocks),
             page: TablePage::default(),
             raw: Vec::new(),
             out: Vec::new(),
         }
     }
 
+    /// For a file whose blocks are in a base image.
+    pub fn of_tables(block_size: BlockSize) -> Self {
+        Self { frame_blocks: None, ..Self::new(block_size, 1) }
+    }
+
     /// Adds a data block: its whole bytes, padded.
     pub fn data(&mut self, block: u64, digest: Digest, bytes: &[u8]) {
         self.add_run(RunKind::Data, BlockRange { first: block, count: 1 });
-        if self.raw.capacity() == 0 {
-            self.raw.reserve_exact(self.frame_blocks as usize * self.block_size.in_memory());
-        }
-        self.raw.extend_from_slice(bytes);
         self.page.digests.push(digest);
-        if self.raw_blocks() == self.frame_blocks as usize {
-            self.close_frame();
+        if let Some(frame_blocks) = self.frame_blocks {
+            if self.raw.capacity() == 0 {
+                self.raw.reserve_exact(frame_blocks as usize * self.block_size.in_memory());
+            }
+            self.raw.extend_from_slice(bytes);
+            if self.raw_blocks() == frame_blocks as usize {
+                self.close_frame();
+            }
         }
         if self.page.digests.len() == PAGE_ITEMS {
             self.close_page();
@@ -137,6 +156,7 @@ mod tests {
     fn shapes(pieces: &[Piece]) -> Vec<String> {
         let shape = |p: &Piece| match p {
             Piece::Frame { block_count, .. } => format!("f{block_count}"),
+            Piece::Copy { block_count, .. } => format!("c{block_count}"),
             Piece::Table(t) => format!("t{}/{}", t.runs.len(), t.digests.len()),
         };
         pieces.iter().map(shape).collect()

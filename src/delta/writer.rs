@@ -6,8 +6,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::footer::FOOTER_BYTES;
 use crate::format::record::{MAX_LEVEL, RECORD_HEAD_BYTES};
 use crate::format::{
-    ChildRef, Counts, Footer, FrameRef, Header, IndexPage, Lineage, RecordHead, RecordKind,
-    RootRef, TablePage,
+    ChildRef, Counts, Footer, FrameLayout, FrameRef, Header, IndexPage, Lineage, RecordHead,
+    RecordKind, RootRef, TablePage,
 };
 use crate::units::BlockRange;
 use uuid::Uuid;
@@ -64,7 +64,10 @@ pub struct DeltaWriter<'a> {
     content: StreamHasher,
     file_id: Uuid,
     offset: u64,
+    layout: FrameLayout,
+    /// The frames of the current segment, and one past the ordinal of the last block of each.
     pending: Vec<FrameRef>,
+    pending_ends: Vec<u32>,
     levels: Vec<Vec<ChildRef>>,
     counts: Counts,
 }
@@ -79,7 +82,9 @@ impl<'a> DeltaWriter<'a> {
             out,
             file_id: header.file_id,
             offset: 0,
+            layout: header.layout(),
             pending: Vec::new(),
+            pending_ends: Vec::new(),
             levels: Vec::new(),
             counts: Counts::default(),
         };
@@ -99,6 +104,8 @@ impl<'a> DeltaWriter<'a> {
             head.copy_from_slice(&sealed.encode());
             let record_bytes = sealed.record_bytes();
             self.pending.push(FrameRef { offset, record_bytes, checksum: sealed.checksum });
+            let before = self.pending_ends.last().copied().unwrap_or(0);
+            self.pending_ends.push(before + u32::from(block_count));
             self.counts.frames += 1;
             self.counts.frame_bytes += u64::from(record_bytes);
             offset += u64::from(record_bytes);
@@ -110,8 +117,9 @@ impl<'a> DeltaWriter<'a> {
     /// Ends the current segment with its page.
     pub fn table(&mut self, mut page: TablePage) -> Result<()> {
         page.frames = std::mem::take(&mut self.pending);
+        page.ends = std::mem::take(&mut self.pending_ends);
         page.runs.iter().for_each(|run| self.counts.add_run(run));
-        let place = self.record(RecordKind::Table, &page.encode())?;
+        let place = self.record(RecordKind::Table, &page.encode(self.layout))?;
         self.counts.tables += 1;
         self.child(0, page.bounds(), place)
     }

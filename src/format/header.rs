@@ -41,7 +41,12 @@ pub struct HeaderWire {
 const _: () = assert!(size_of::<HeaderWire>() == HEADER_BYTES);
 const _: () = assert!(std::mem::offset_of!(HeaderWire, checksum) == HEADER_BYTES - 4);
 
-/// The three sets of feature bits. None is defined in version 1.
+/// Incompatible feature: the pages say how many blocks each of their frames has (FORMAT.md H3).
+pub const FRAME_COUNTS: u64 = 1 << 0;
+/// Incompatible feature: the blocks are not in this file but in a base image (FORMAT.md H3).
+pub const BASE_IMAGE: u64 = 1 << 1;
+
+/// The three sets of feature bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Features {
     /// Known, or the file is refused.
@@ -50,6 +55,24 @@ pub struct Features {
     pub read_compatible: u64,
     /// Ignored where unknown.
     pub compatible: u64,
+}
+
+impl Features {
+    /// With these incompatible features alone.
+    pub fn incompatible(bits: u64) -> Self {
+        Self { incompatible: bits, ..Self::default() }
+    }
+}
+
+/// How the data blocks of a page are spread over its frames (FORMAT.md T3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FrameLayout {
+    /// Each frame has this many blocks, but the last one of a page.
+    Even(u32),
+    /// The page says how many each has; this many at most.
+    Counted(u32),
+    /// There are no frames: the blocks are in a base image.
+    Absent,
 }
 
 /// The header of a delta file, checked.
@@ -75,6 +98,15 @@ impl Header {
     /// The most blocks in a frame of up to `frame_bytes` bytes, at least 1.
     pub fn frame_blocks_for(block_size: BlockSize, frame_bytes: u32) -> u32 {
         (frame_bytes / block_size.bytes()).max(1)
+    }
+
+    /// How blocks are spread over frames in this file.
+    pub fn layout(&self) -> FrameLayout {
+        match self.features.incompatible {
+            bits if bits & BASE_IMAGE != 0 => FrameLayout::Absent,
+            bits if bits & FRAME_COUNTS != 0 => FrameLayout::Counted(self.frame_blocks),
+            _ => FrameLayout::Even(self.frame_blocks),
+        }
     }
 
     /// The most bytes that a decoded frame has.
@@ -135,8 +167,12 @@ impl Header {
             read_compatible: wire.read_compatible.get(),
             compatible: wire.compatible.get(),
         };
-        if features.incompatible != 0 {
-            return Err(later(format!("unknown feature bits {:#x}", features.incompatible)));
+        let unknown = features.incompatible & !(FRAME_COUNTS | BASE_IMAGE);
+        if unknown != 0 {
+            return Err(later(format!("unknown feature bits {unknown:#x}")));
+        }
+        if features.incompatible == FRAME_COUNTS | BASE_IMAGE {
+            return Err(Error::corrupt("header: frames in a file whose blocks are elsewhere"));
         }
         if wire.reserved.iter().any(|&b| b != 0) {
             return Err(Error::corrupt("header: reserved bytes are not zero"));

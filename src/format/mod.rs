@@ -16,7 +16,7 @@ pub mod record;
 pub mod table;
 
 pub use footer::{Counts, Footer, Lineage, RootRef};
-pub use header::{Features, Header};
+pub use header::{Features, FrameLayout, Header};
 pub use index::{ChildRef, IndexPage};
 pub use record::{RecordHead, RecordKind};
 pub use table::{FrameRef, Run, RunKind, TablePage};

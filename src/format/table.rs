@@ -1,15 +1,17 @@
 //! A table page: the entries of one segment, where its frames are, and the digest of each data
 //! block (FORMAT.md section 3.3).
 
-use super::{MAX_BLOCKS, take, take_one};
+use super::{FrameLayout, MAX_BLOCKS, take, take_one};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::units::BlockRange;
-use zerocopy::little_endian::{U32, U64};
+use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// The most runs, and the most data blocks, of a page.
 pub const MAX_PAGE_ITEMS: u32 = 4096;
+/// Blocks that are treated as one frame where there are none.
+const PIECE_BLOCKS: u32 = 16;
 /// The most blocks of one run.
 pub const MAX_RUN_BLOCKS: u64 = (1 << 30) - 1;
 
@@ -87,8 +89,10 @@ pub struct FrameRef {
 pub struct TablePage {
     /// Ascending, not overlapping, at least one.
     pub runs: Vec<Run>,
-    /// The frames that hold the data blocks.
+    /// The frames that hold the data blocks; none if these are in a base image.
     pub frames: Vec<FrameRef>,
+    /// For each frame, one past the ordinal of its last block.
+    pub ends: Vec<u32>,
     /// One for each data block, by ordinal.
     pub digests: Vec<Digest>,
 }
@@ -100,21 +104,34 @@ impl TablePage {
         BlockRange::between(first, self.runs.last().map_or(0, |r| r.blocks.end()))
     }
 
-    /// How many blocks the frame with an index holds (FORMAT.md T3).
-    pub fn blocks_in_frame(&self, index: u32, frame_blocks: u32) -> u32 {
-        let before = u64::from(index) * u64::from(frame_blocks);
-        (self.digests.len() as u64).saturating_sub(before).min(frame_blocks.into()) as u32
+    /// The frame that holds the data block with an ordinal: its index, and the ordinals in it. Where
+    /// there are no frames, a piece of convenient length stands for one.
+    pub fn frame_of(&self, ordinal: u32) -> (u32, std::ops::Range<u32>) {
+        if self.ends.is_empty() {
+            let index = ordinal / PIECE_BLOCKS;
+            let end = ((index + 1) * PIECE_BLOCKS).min(self.digests.len() as u32);
+            return (index, index * PIECE_BLOCKS..end);
+        }
+        let index = self.ends.partition_point(|&end| end <= ordinal) as u32;
+        (index, self.ordinals_of(index))
+    }
+
+    /// The ordinals of the blocks in a frame.
+    pub fn ordinals_of(&self, frame: u32) -> std::ops::Range<u32> {
+        let end_of = |index: Option<usize>| index.and_then(|i| self.ends.get(i)).copied();
+        let index = frame as usize;
+        end_of(index.checked_sub(1)).unwrap_or(0)..end_of(Some(index)).unwrap_or(0)
     }
 
     /// About how much memory it takes, in bytes.
     pub fn memory_bytes(&self) -> u64 {
         (self.runs.len() * size_of::<Run>()
-            + self.frames.len() * size_of::<FrameRef>()
+            + self.frames.len() * (size_of::<FrameRef>() + size_of::<u32>())
             + self.digests.len() * size_of::<Digest>()) as u64
     }
 
     /// The payload of the page.
-    pub fn encode(&self) -> Vec<u8> {
+    pub fn encode(&self, layout: FrameLayout) -> Vec<u8> {
         let bounds = self.bounds();
         let head = TableWire {
             first_block: U64::new(bounds.first),
@@ -145,26 +162,47 @@ impl TablePage {
             };
             bytes.extend_from_slice(wire.as_bytes());
         }
+        if let FrameLayout::Counted(_) = layout {
+            for index in 0..self.ends.len() as u32 {
+                let count = self.ordinals_of(index).len() as u16;
+                bytes.extend_from_slice(U16::new(count).as_bytes());
+            }
+        }
         bytes.extend_from_slice(self.digests.as_bytes());
         bytes
     }
 
     /// Checks and decodes the payload of the page whose record is at `offset` of its file.
-    pub fn decode(mut payload: &[u8], offset: u64, frame_blocks: u32) -> Result<Self> {
+    pub fn decode(mut payload: &[u8], offset: u64, layout: FrameLayout) -> Result<Self> {
         let bytes = &mut payload;
         let head: &TableWire = take_one(bytes, "head")?;
         let (run_count, data_count) = (head.run_count.get(), head.data_count.get());
         if run_count == 0 || run_count > MAX_PAGE_ITEMS || data_count > MAX_PAGE_ITEMS {
             return Err(Error::corrupt(format!("a page of {run_count} runs, {data_count} blocks")));
         }
-        if head.frame_count.get() != data_count.div_ceil(frame_blocks.max(1)) {
+        let frame_count = head.frame_count.get();
+        let fits = match layout {
+            FrameLayout::Even(blocks) => frame_count == data_count.div_ceil(blocks.max(1)),
+            FrameLayout::Counted(_) => frame_count <= data_count,
+            FrameLayout::Absent => frame_count == 0,
+        };
+        if !fits {
             return Err(Error::corrupt("the number of frames does not fit that of blocks"));
         }
         if head.reserved.get() != 0 {
             return Err(Error::corrupt("reserved bytes are not zero"));
         }
         let runs: &[RunWire] = take(bytes, run_count as usize, "runs")?;
-        let frames: &[FrameWire] = take(bytes, head.frame_count.get() as usize, "frame entries")?;
+        let frames: &[FrameWire] = take(bytes, frame_count as usize, "frame entries")?;
+        let ends = match layout {
+            FrameLayout::Counted(most) => {
+                decode_counts(take(bytes, frame_count as usize, "frame counts")?, most, data_count)?
+            }
+            FrameLayout::Even(blocks) => {
+                (1..=frame_count).map(|i| i.saturating_mul(blocks).min(data_count)).collect()
+            }
+            FrameLayout::Absent => Vec::new(),
+        };
         let digests: &[Digest] = take(bytes, data_count as usize, "digests")?;
         if !bytes.is_empty() {
             return Err(Error::corrupt("the page is longer than its entries"));
@@ -172,6 +210,7 @@ impl TablePage {
         Ok(Self {
             runs: decode_runs(head, runs)?,
             frames: decode_frames(frames, offset)?,
+            ends,
             digests: digests.to_vec(),
         })
     }
@@ -211,6 +250,24 @@ fn decode_runs(head: &TableWire, wires: &[RunWire]) -> Result<Vec<Run>> {
         return Err(Error::corrupt("runs do not add up to the page"));
     }
     Ok(runs)
+}
+
+/// Where each frame ends, from how many blocks each has.
+fn decode_counts(counts: &[U16], most: u32, data_count: u32) -> Result<Vec<u32>> {
+    let mut end = 0;
+    let mut ends = Vec::with_capacity(counts.len());
+    for count in counts {
+        let count = u32::from(count.get());
+        if count == 0 || count > most {
+            return Err(Error::corrupt(format!("a frame of {count} blocks")));
+        }
+        end += count;
+        ends.push(end);
+    }
+    if end != data_count {
+        return Err(Error::corrupt("the frames hold other blocks than the runs say"));
+    }
+    Ok(ends)
 }
 
 fn decode_frames(wires: &[FrameWire], table_offset: u64) -> Result<Vec<FrameRef>> {

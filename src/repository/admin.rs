@@ -1,4 +1,4 @@
-//! The small verbs: delete, label, forget, relink.
+//! The small verbs: label, forget, relink.
 
 use super::snapshot::absolute;
 use super::{At, Repository, check_label, reference};
@@ -10,48 +10,6 @@ use crate::source::RawFile;
 use std::path::{Path, PathBuf};
 
 impl Repository {
-    /// Removes a snapshot that no other one rests on.
-    ///
-    /// # Errors
-    /// `InvalidInput` if another snapshot has it as its parent.
-    pub fn delete(&self, name: &str, at: &At, context: &Context) -> Result<Snapshot> {
-        let mut writer = self.write(name, context)?;
-        let snapshot = reference::find(&writer.manifest, &writer.head, at)?.clone();
-        if writer.head.intent.is_some_and(|intent| intent.target == snapshot.id) {
-            let place = format!("{name}@{}", snapshot.number);
-            let what = format!("a rollback of \"{name}\" to {place} was interrupted");
-            return Err(Error::new(ErrorKind::Mismatch, what).hint(format!(
-                "finish it with \"imgsnap rollback {name} --to {place}\", or roll back to another \
-                 snapshot, before this one is deleted"
-            )));
-        }
-        let children: Vec<String> =
-            writer.manifest.children(snapshot.id).map(|s| format!("{name}@{}", s.number)).collect();
-        if !children.is_empty() {
-            let what =
-                format!("{name}@{} is the parent of {}", snapshot.number, children.join(", "));
-            return Err(Error::new(ErrorKind::InvalidInput, what).hint(
-                "only a snapshot that nothing rests on can be deleted; taking others out of the chain is \
-                 the work of \"imgsnap prune\", which this version does not have yet",
-            ));
-        }
-        let mut next = writer.manifest.clone();
-        next.snapshots.retain(|s| s.id != snapshot.id);
-        manifest::commit(self.store.as_ref(), &mut next)?;
-        writer.manifest = next.clone();
-        if writer.head.snapshot == Some(snapshot.id) {
-            // What an interrupted rollback left behind stays known.
-            let head = Head { snapshot: None, stat: None, intent: writer.head.intent };
-            head.save(self.store.as_ref(), name)?;
-        }
-        // It is not listed any more. If somebody reads now, the next writer removes the file.
-        writer.stop_reading();
-        if let Err(error) = self.reap(&writer.manifest, context) {
-            context.progress().warn(&format!("{error}; the next snapshot tries again"));
-        }
-        Ok(snapshot)
-    }
-
     /// Gives a snapshot a label, or takes it away.
     pub fn label(
         &self,

@@ -1,16 +1,20 @@
-//! `repository.toml`: version, identity and the defaults for new bases (FORMAT.md P1).
+//! `repository.toml`: version, identity, the defaults for new bases and the rules of `prune`
+//! (FORMAT.md P1).
 
 use crate::codec::Compression;
 use crate::digest::DigestAlgorithm;
 use crate::error::{Error, ErrorKind, Result};
+use crate::retention::{Count, LabelGlob, Rules};
 use crate::store::{Store, read_small};
 use crate::units::BlockSize;
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use toml::{Table, Value};
 use uuid::Uuid;
 
 pub(super) const FILE: &str = "repository.toml";
 const VERSION: u32 = 1;
+const DEFAULT_GARBAGE: f64 = 0.05;
 
 /// With what a new base is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,9 +43,28 @@ impl fmt::Display for Defaults {
     }
 }
 
+/// What `prune` keeps of an image.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Policy {
+    /// The rules; none if repository.toml has none for it.
+    pub rules: Option<Rules>,
+    /// The share of garbage that is left where it is, 0 to 1.
+    pub garbage: f64,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self { rules: None, garbage: DEFAULT_GARBAGE }
+    }
+}
+
 pub(super) struct Config {
     pub(super) id: Uuid,
     defaults: Defaults,
+    /// `[prune]` and `[images]` as they stand: a mistake in them concerns `prune` alone, so they are
+    /// looked at only when they are asked for.
+    prune: Option<Value>,
+    images: Option<Value>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -49,6 +72,10 @@ struct Wire {
     version: u32,
     id: Option<Uuid>,
     new: Option<WireNew>,
+    #[serde(skip_serializing)]
+    prune: Option<Value>,
+    #[serde(skip_serializing)]
+    images: Option<Value>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -60,7 +87,7 @@ struct WireNew {
 
 impl Config {
     pub(super) fn new(defaults: Defaults) -> Self {
-        Self { id: Uuid::new_v4(), defaults }
+        Self { id: Uuid::new_v4(), defaults, prune: None, images: None }
     }
 
     pub(super) fn defaults(&self) -> Defaults {
@@ -74,7 +101,8 @@ impl Config {
             digest: digest.to_string(),
             compression: compression.to_string(),
         };
-        let wire = Wire { version: VERSION, id: Some(self.id), new: Some(new) };
+        let wire =
+            Wire { version: VERSION, id: Some(self.id), new: Some(new), prune: None, images: None };
         let body = toml::to_string(&wire).map_err(|e| {
             Error::new(ErrorKind::InvalidInput, format!("cannot write {FILE}: {e}"))
         })?;
@@ -119,13 +147,116 @@ impl Config {
                 compression: new.compression.parse()?,
             };
         }
-        Ok(Self { id: wire.id.unwrap_or_default(), defaults })
+        let Wire { prune, images, .. } = wire;
+        Ok(Self { id: wire.id.unwrap_or_default(), defaults, prune, images })
     }
+
+    /// The rules for an image.
+    ///
+    /// # Errors
+    /// `InvalidInput` if `[prune]` or the table of this image is wrong.
+    pub(super) fn policy(&self, name: &str) -> Result<Policy> {
+        self.own_or_common(name).map_err(|e| e.hint("correct it by hand"))
+    }
+
+    fn own_or_common(&self, name: &str) -> Result<Policy> {
+        let read = |value: Option<&Value>, place: &str| {
+            table_at(value, place)?
+                .map(|table| PruneTable::read(table).map_err(|e| e.at(place)))
+                .transpose()
+        };
+        let common = read(self.prune.as_ref(), "[prune]")?;
+        let images = table_at(self.images.as_ref(), "[images]")?;
+        let place = format!("images.\"{name}\"");
+        let image = table_at(images.and_then(|t| t.get(name)), &format!("[{place}]"))?;
+        if let Some(key) = image.and_then(|table| table.keys().find(|key| *key != "prune")) {
+            return Err(invalid("there is no such key").at(key.escape_debug()).at(&place));
+        }
+        let own = read(image.and_then(|t| t.get("prune")), &format!("[{place}.prune]"))?;
+        let garbage = [&own, &common].into_iter().flatten().find_map(|table| table.garbage);
+        // The rules of an image stand alone: nobody has to add up two tables to see what goes.
+        let tables = [own, common].into_iter().flatten();
+        let rules = tables.map(|table| table.rules).find(|rules| !rules.is_empty());
+        Ok(Policy { rules, garbage: garbage.unwrap_or(DEFAULT_GARBAGE) })
+    }
+}
+
+/// One `prune` table.
+#[derive(Default)]
+struct PruneTable {
+    rules: Rules,
+    garbage: Option<f64>,
+}
+
+impl PruneTable {
+    fn read(table: &Table) -> Result<Self> {
+        let mut read = Self::default();
+        let rules = &mut read.rules;
+        for (key, value) in table {
+            let done = match key.as_str() {
+                "keep_last" => count(value).map(|n| rules.last = Some(n)),
+                "keep_hourly" => count(value).map(|n| rules.hourly = Some(n)),
+                "keep_daily" => count(value).map(|n| rules.daily = Some(n)),
+                "keep_weekly" => count(value).map(|n| rules.weekly = Some(n)),
+                "keep_monthly" => count(value).map(|n| rules.monthly = Some(n)),
+                "keep_yearly" => count(value).map(|n| rules.yearly = Some(n)),
+                "keep_within" => text(value).and_then(str::parse).map(|p| rules.within = Some(p)),
+                "keep_label" => labels(value).map(|labels| rules.labels = labels),
+                "garbage" => share(value).map(|share| read.garbage = Some(share)),
+                // A misspelt rule would be one that is missing, and what it should keep would go.
+                _ => Err(invalid("there is no such key")),
+            };
+            done.map_err(|e| e.at(key.escape_debug()))?;
+        }
+        Ok(read)
+    }
+}
+
+fn invalid(what: &str) -> Error {
+    Error::new(ErrorKind::InvalidInput, what)
+}
+
+fn table_at<'a>(value: Option<&'a Value>, place: &str) -> Result<Option<&'a Table>> {
+    let table = |value: &'a Value| value.as_table().ok_or_else(|| invalid("it is no table"));
+    value.map(table).transpose().map_err(|e| e.at(place))
+}
+
+fn text(value: &Value) -> Result<&str> {
+    value.as_str().ok_or_else(|| invalid("it is no string"))
+}
+
+fn count(value: &Value) -> Result<Count> {
+    match value {
+        Value::Integer(number @ 1..) => Ok(Count::Most(number.unsigned_abs())),
+        Value::String(text) if text == "unlimited" => Ok(Count::Unlimited),
+        _ => Err(invalid("it is neither an integer from 1 nor \"unlimited\"")),
+    }
+}
+
+fn labels(value: &Value) -> Result<Vec<LabelGlob>> {
+    match value {
+        Value::Array(list) => list.iter().map(|value| text(value)?.parse()).collect(),
+        _ => Ok(vec![text(value)?.parse()?]),
+    }
+}
+
+/// Percent to a share.
+fn share(value: &Value) -> Result<f64> {
+    let percent = match value {
+        Value::Integer(number) => i32::try_from(*number).map(f64::from).ok(),
+        Value::Float(number) => Some(*number),
+        _ => None,
+    };
+    let percent = percent.filter(|percent| (0.0..=100.0).contains(percent));
+    percent.map(|p| p / 100.0).ok_or_else(|| invalid("it is no number from 0 to 100"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::repository::Repository;
+    use crate::store::{LocalStore, OsDisk};
+    use std::sync::Arc;
 
     #[test]
     fn config_comes_back_and_bad_ones_are_refused() {
@@ -138,5 +269,107 @@ mod tests {
         }
         let odd = text.replace("4096", "5000");
         assert!(Config::decode(odd.as_bytes()).is_err());
+    }
+
+    fn with(policies: &str) -> Config {
+        let text = Config::new(Defaults::default()).encode().unwrap();
+        Config::decode(format!("{text}\n{policies}").as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn an_image_has_its_own_rules_or_the_common_ones() {
+        let config = with(
+            r#"[prune]
+            keep_last = 7
+            keep_hourly = 24
+            keep_daily = "unlimited"
+            keep_weekly = 1
+            keep_monthly = 12
+            keep_yearly = 3
+            keep_within = "1y6m"
+            keep_label = ["pre-*", "v[0-9]"]
+            garbage = 2.5
+            [images."vm".prune]
+            keep_label = "gold"
+            [images."db"]
+            prune = { garbage = 100 }
+            [later]
+            key = 7"#,
+        );
+        let common = Rules {
+            last: Some(Count::Most(7)),
+            hourly: Some(Count::Most(24)),
+            daily: Some(Count::Unlimited),
+            weekly: Some(Count::Most(1)),
+            monthly: Some(Count::Most(12)),
+            yearly: Some(Count::Most(3)),
+            within: Some("1y6m".parse().unwrap()),
+            labels: vec!["pre-*".parse().unwrap(), "v[0-9]".parse().unwrap()],
+        };
+        let policy = |name: &str| config.policy(name).unwrap();
+        assert_eq!(policy("web"), Policy { rules: Some(common.clone()), garbage: 0.025 });
+        let own = Rules { labels: vec!["gold".parse().unwrap()], ..Rules::default() };
+        assert_eq!(policy("vm"), Policy { rules: Some(own), garbage: 0.025 });
+        assert_eq!(policy("db"), Policy { rules: Some(common), garbage: 1.0 });
+        assert_eq!(Policy::default(), Policy { rules: None, garbage: 0.05 });
+        for none in ["", "[prune]", "[prune]\nkeep_label = []", "[images.web]"] {
+            assert_eq!(with(none).policy("web").unwrap(), Policy::default(), "{none}");
+        }
+    }
+
+    #[test]
+    fn a_mistake_in_the_rules_is_named_and_concerns_them_alone() {
+        for (text, place) in [
+            ("[prune]\nkeep_dialy = 7", "[prune]: keep_dialy: there is no such key"),
+            ("[prune]\n\"a\\nb\" = 7", "[prune]: a\\nb: there is no such key"),
+            (
+                "[images.vm.prune]\ngarbige = 7",
+                "[images.\"vm\".prune]: garbige: there is no such key",
+            ),
+            ("[prune]\nkeep_last = 0", "[prune]: keep_last: it is neither an integer from 1"),
+            ("[prune]\nkeep_last = -1", "[prune]: keep_last: it is neither an integer from 1"),
+            ("[prune]\nkeep_last = \"7\"", "[prune]: keep_last: it is neither an integer from 1"),
+            ("[prune]\nkeep_daily = 1.5", "[prune]: keep_daily: it is neither an integer from 1"),
+            ("[prune]\nkeep_within = 30", "[prune]: keep_within: it is no string"),
+            ("[prune]\nkeep_within = \"30\"", "[prune]: keep_within: \"30\" is not a period"),
+            ("[prune]\nkeep_label = [7]", "[prune]: keep_label: it is no string"),
+            ("[prune]\nkeep_label = \"[\"", "[prune]: keep_label: \"[\" is not a pattern"),
+            ("[prune]\ngarbage = 101", "[prune]: garbage: it is no number from 0 to 100"),
+            ("[prune]\ngarbage = nan", "[prune]: garbage: it is no number from 0 to 100"),
+            ("[prune]\ngarbage = -0.5", "[prune]: garbage: it is no number from 0 to 100"),
+            ("[prune]\ngarbage = \"5\"", "[prune]: garbage: it is no number from 0 to 100"),
+            ("[[prune]]\nkeep_last = 7", "[prune]: it is no table"),
+            ("[images.vm]\nkeep_last = 7", "images.\"vm\": keep_last: there is no such key"),
+            ("[[images]]", "[images]: it is no table"),
+            ("[images]\nvm = 7", "[images.\"vm\"]: it is no table"),
+            ("[images.vm]\nprune = 7", "[images.\"vm\".prune]: it is no table"),
+        ] {
+            let config = with(text);
+            assert_eq!(config.defaults(), Defaults::default());
+            let error = config.policy("vm").unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidInput);
+            let line = error.to_string();
+            assert!(line.starts_with(place), "{line}");
+            assert!(line.ends_with("; correct it by hand") && !line.contains('\n'), "{line}");
+        }
+        // What is wrong with one image does not keep another one from being pruned.
+        let config = with("[prune]\nkeep_last = 1\n[images.vm.prune]\nkeep_lats = 2");
+        assert!(config.policy("vm").is_err());
+        assert!(config.policy("web").unwrap().rules.is_some());
+    }
+
+    #[test]
+    fn a_repository_with_a_mistake_in_the_rules_opens_and_names_the_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = || Arc::new(LocalStore::new(Arc::new(OsDisk::new(folder.path().into()))));
+        Repository::init(store(), Defaults::default()).unwrap();
+        let file = folder.path().join(FILE);
+        let text = std::fs::read_to_string(&file).unwrap() + "\n[prune]\nkeep_lats = 7\n";
+        std::fs::write(&file, text).unwrap();
+        let repository = Repository::open(store()).unwrap();
+        assert!(repository.names().unwrap().is_empty());
+        let line = repository.policy("vm").unwrap_err().to_string();
+        let why = "[prune]: keep_lats: there is no such key; correct it by hand";
+        assert_eq!(line, format!("{}: {why}", file.display()));
     }
 }

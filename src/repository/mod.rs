@@ -6,22 +6,31 @@
 //! ```
 
 mod admin;
+mod base_image;
+mod compact;
 mod config;
+mod prune;
 mod reference;
 mod repair;
 mod rollback;
 mod session;
 mod several;
 mod snapshot;
+mod stats;
+mod travel;
 mod verify;
 
-pub use config::Defaults;
+pub use compact::{Compaction, Merging};
+pub use config::{Defaults, Policy};
+pub use prune::{Flattened, PruneRequest, Pruned};
 pub use reference::{At, Reference, check_label};
 pub use repair::Repaired;
 pub use rollback::{RollbackOutcome, RollbackRequest};
 pub use session::Reader;
 pub use several::check_distinct;
 pub use snapshot::{Outcome, ParentChoice, SnapshotOutcome, SnapshotRequest, name_of};
+pub use stats::{CELLS, Cost, Day, Stats};
+pub use travel::Imported;
 pub use verify::{Damage, Verified, VerifyScope};
 
 use crate::delta::{Caches, Traffic};
@@ -95,6 +104,14 @@ impl Repository {
     /// With what new bases are made.
     pub fn defaults(&self) -> Defaults {
         self.config.defaults()
+    }
+
+    /// What `prune` keeps of an image.
+    ///
+    /// # Errors
+    /// `InvalidInput` if the tables for it in repository.toml are wrong. Nothing else fails then.
+    pub fn policy(&self, name: &str) -> Result<Policy> {
+        self.config.policy(name).map_err(|e| e.at(self.store.location(config::FILE)))
     }
 
     /// What was read and decoded through it so far.

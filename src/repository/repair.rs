@@ -156,7 +156,7 @@ fn collect(
     Ok(())
 }
 
-fn entry(delta: &Arc<Delta>, file: String, layers: &[Arc<Delta>]) -> Result<Snapshot> {
+pub(super) fn entry(delta: &Arc<Delta>, file: String, layers: &[Arc<Delta>]) -> Result<Snapshot> {
     let footer = delta.footer();
     let geometry = Geometry::new(delta.header().block_size, footer.image_bytes)?;
     let (changed_blocks, changed_bytes) = changed(delta, geometry)?;
@@ -181,6 +181,7 @@ fn entry(delta: &Arc<Delta>, file: String, layers: &[Arc<Delta>]) -> Result<Snap
         frame_bytes: footer.counts.frame_bytes,
         read_bytes: None,
         seconds: None,
+        base_image: None,
     })
 }
 
@@ -212,7 +213,16 @@ fn remember(manifest: &mut Manifest, old: &Manifest) {
             snapshot.read_bytes = known.read_bytes;
             snapshot.seconds = known.seconds;
         }
+        let stored = old.stored();
+        if let Some(known) = stored.iter().find(|s| s.id == snapshot.id) {
+            snapshot.base_image = known.base_image.clone();
+        }
     }
+    let (dropped, listed) = std::mem::take(&mut manifest.snapshots)
+        .into_iter()
+        .partition(|snapshot| old.is_dropped(snapshot.id));
+    (manifest.dropped, manifest.snapshots) = (dropped, listed);
+    manifest.dropped.iter_mut().for_each(|snapshot| snapshot.label = None);
     // Labels moved since then could stand twice.
     let mut seen = std::collections::HashSet::new();
     for snapshot in &mut manifest.snapshots {

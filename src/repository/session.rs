@@ -141,12 +141,51 @@ impl Repository {
         Ok((self.writer(write, manifest, context)?, is_new))
     }
 
+    /// Opens an image that does not exist yet, of an identity that comes from elsewhere.
+    pub(super) fn write_new(
+        &self,
+        name: &str,
+        image_id: Uuid,
+        context: &Context,
+    ) -> Result<Writer> {
+        let store = self.store.as_ref();
+        store.create_folder(name)?;
+        let write = self.lock_to_write(name)?;
+        if manifest::ruling(store, name)?.is_some() {
+            let what = format!("somebody else made \"{name}\" at the same time");
+            return Err(Error::new(ErrorKind::Busy, what).hint("run the command again"));
+        }
+        let mut manifest = Manifest { image_id, ..Manifest::new(name, None) };
+        manifest::commit(store, &mut manifest)?;
+        self.writer(write, manifest, context)
+    }
+
     fn writer(&self, write: LockGuard, manifest: Manifest, context: &Context) -> Result<Writer> {
         let store = self.store.as_ref();
         self.reap(&manifest, context)?;
         let reap = share_reap_lock(store, &manifest.name, context)?;
         let (head, head_was_damaged) = Head::load(store, &manifest.name)?;
         Ok(Writer { manifest, head, head_was_damaged, _write: write, reap })
+    }
+
+    /// Commits `next`, which names a new file.
+    pub(super) fn commit_file(
+        &self,
+        writer: &mut Writer,
+        mut next: Manifest,
+        file: &str,
+    ) -> Result<()> {
+        let store = self.store.as_ref();
+        if let Err(error) = manifest::commit(store, &mut next) {
+            // If it certainly does not stand, its file is garbage now: a full disk gets its room back.
+            let ruling = manifest::ruling(store, &next.name);
+            if ruling.is_ok_and(|n| n.is_some_and(|n| n < next.sequence)) {
+                store.remove(&format!("{}/{file}", next.name))?;
+            }
+            return Err(error);
+        }
+        writer.manifest = next;
+        Ok(())
     }
 
     /// Removes what the ruling manifest does not name, unless somebody reads. The caller holds the
@@ -160,9 +199,10 @@ impl Repository {
         // The manifest that rules may not be durable yet: its writer may have died before the sync.
         store.flush(name)?;
         let files = store.list(name)?;
-        let is_named = |file: &String| manifest.snapshots.iter().any(|s| s.file == *file);
+        let stored = manifest.stored();
+        let is_named = |file: &String| stored.iter().any(|s| s.file == *file);
         // If a file that is named is missing, another one may be it, under another name: keep all.
-        let is_whole = manifest.snapshots.iter().all(|s| files.contains(&s.file));
+        let is_whole = stored.iter().all(|s| files.contains(&s.file));
         for file in &files {
             let is_old_manifest =
                 manifest::sequence_of(file).is_some_and(|n| n < manifest.sequence);
@@ -193,6 +233,7 @@ impl Repository {
         // The commit comes first: from here on nothing of the image is listed, whatever is still
         // there.
         writer.manifest.snapshots.clear();
+        writer.manifest.dropped.clear();
         manifest::commit(store, &mut writer.manifest)?;
         // The ruling manifest goes last: without it an older one would rule, or deltas look like a
         // loss.

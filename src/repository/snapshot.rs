@@ -42,6 +42,8 @@ pub struct SnapshotRequest {
     pub label: Option<String>,
     /// Against what.
     pub parent: ParentChoice,
+    /// The image is a clone of this one, which becomes its base and stays where it is.
+    pub base_image: Option<PathBuf>,
     /// Read the image even if it is believed to be unchanged.
     pub full_scan: bool,
     /// Publish nothing if the image is unchanged.
@@ -151,6 +153,15 @@ impl Repository {
         }
         let begun = Instant::now();
         let stat = image.settled_stat();
+        let staged = match writer.manifest.next_number {
+            number if request.base_image.is_some() => {
+                self.stage_base_image(writer, image, request, context)?;
+                let parent = ParentChoice::Of(At::Number(number));
+                Some(SnapshotRequest { parent, ..request.clone() })
+            }
+            _ => None,
+        };
+        let request = staged.as_ref().unwrap_or(request);
         let prepared = self.prepare(&writer.manifest, &writer.head, image, request)?;
         prepared.tell(&writer.manifest, context);
         let mut upload = store.create(&format!("{name}/{}.delta", prepared.plan.file_id))?;
@@ -175,22 +186,10 @@ impl Repository {
     }
 
     fn commit_snapshot(&self, writer: &mut Writer, snapshot: &Snapshot) -> Result<()> {
-        let store = self.store.as_ref();
         let mut next = writer.manifest.clone();
         next.snapshots.push(snapshot.clone());
         next.next_number = snapshot.number + 1;
-        let committed = manifest::commit(store, &mut next);
-        if let Err(error) = committed {
-            // If it certainly does not stand, its file is garbage now: a full disk gets its room
-            // back.
-            let ruling = manifest::ruling(store, &next.name);
-            if ruling.is_ok_and(|n| n.is_some_and(|n| n < next.sequence)) {
-                store.remove(&format!("{}/{}", next.name, snapshot.file))?;
-            }
-            return Err(error);
-        }
-        writer.manifest = next;
-        Ok(())
+        self.commit_file(writer, next, &snapshot.file)
     }
 
     /// The snapshot stands already: failing to note the head only costs a scan.
@@ -207,7 +206,7 @@ impl Repository {
         }
     }
 
-    fn prepare(
+    pub(super) fn prepare(
         &self,
         manifest: &Manifest,
         head: &Head,
@@ -250,6 +249,7 @@ impl Repository {
             file_id: Uuid::new_v4(),
             image_id: manifest.image_id,
             compression: request.compression.unwrap_or(self.defaults().compression),
+            is_by_reference: false,
         };
         let parent_number = parent_id.and_then(|id| manifest.by_id(id)).map(|s| s.number);
         Ok(Prepared { plan, believed, parent_id, parent_number, time: now })
@@ -257,8 +257,8 @@ impl Repository {
 }
 
 /// A snapshot that is about to be taken.
-struct Prepared {
-    plan: Plan,
+pub(super) struct Prepared {
+    pub(super) plan: Plan,
     believed: bool,
     parent_id: Option<Uuid>,
     parent_number: Option<u64>,
@@ -266,7 +266,7 @@ struct Prepared {
 }
 
 impl Prepared {
-    fn take(
+    pub(super) fn take(
         &self,
         image: &RawFile,
         context: &Context,
@@ -292,7 +292,7 @@ impl Prepared {
         context.progress().note(&format!("{name}@{number}: {how}"));
     }
 
-    fn entry(&self, taken: &Taken, begun: Instant) -> Snapshot {
+    pub(super) fn entry(&self, taken: &Taken, begun: Instant) -> Snapshot {
         let footer = &taken.written.footer;
         let block_size = match &self.plan.parent {
             Parent::None(parameters) => parameters.block_size,
@@ -318,6 +318,7 @@ impl Prepared {
             frame_bytes: footer.counts.frame_bytes,
             read_bytes: Some(taken.scanned.read_bytes),
             seconds: Some(begun.elapsed().as_secs_f64()),
+            base_image: None,
         }
     }
 
@@ -366,7 +367,10 @@ fn choose_parent(manifest: &Manifest, head: &Head, choice: &ParentChoice) -> Res
         ParentChoice::Full => Ok(None),
         ParentChoice::Of(at) => Ok(Some(reference::find(manifest, head, at)?.id)),
         ParentChoice::Differential => match current() {
-            Some(id) => Ok(manifest.lineage(id)?.last().map(|s| s.id)),
+            Some(id) => {
+                let lineage = manifest.lineage(id)?;
+                Ok(lineage.iter().rev().find(|s| !manifest.is_dropped(s.id)).map(|s| s.id))
+            }
             None => Ok(None),
         },
     }

@@ -72,7 +72,7 @@ impl Repository {
             let manifest = reader.manifest();
             let mut snapshots: Vec<&Snapshot> = match scope {
                 VerifyScope::Snapshot(_, at) => manifest.lineage(reader.find(at)?.id)?,
-                _ => manifest.snapshots.iter().collect(),
+                _ => manifest.stored(),
             };
             snapshots.sort_by_key(|s| s.number);
             let mut image = ImageCheck {
@@ -116,7 +116,8 @@ impl ImageCheck<'_> {
         verified: &mut Verified,
         context: &Context,
     ) -> Result<()> {
-        verified.snapshots += 1;
+        // A dropped one is looked at for those that rest on it.
+        verified.snapshots += u64::from(!self.manifest.is_dropped(snapshot.id));
         let store = &self.repository.store;
         let delta = match open_delta(store, self.manifest, snapshot, &self.repository.caches) {
             Ok(delta) => Arc::new(delta),
@@ -235,16 +236,22 @@ impl ImageCheck<'_> {
         self.damaged.insert(snapshot.id);
         let mut affected = vec![snapshot.id];
         // Parents come before children in a manifest.
-        for other in &self.manifest.snapshots {
+        for other in self.manifest.stored() {
             if other.parent.is_some_and(|parent| affected.contains(&parent)) {
                 affected.push(other.id);
             }
         }
+        // Those that are dropped affect nobody.
         let name = |id: &Uuid| {
             self.manifest.by_id(*id).map(|s| format!("{}@{}", self.manifest.name, s.number))
         };
         verified.damaged.push(Damage {
-            snapshot: format!("{}@{}", self.manifest.name, snapshot.number),
+            snapshot: format!(
+                "{}@{}{}",
+                self.manifest.name,
+                snapshot.number,
+                if self.manifest.is_dropped(snapshot.id) { " (dropped)" } else { "" }
+            ),
             message: error.to_string(),
             affects: affected.iter().filter_map(name).collect(),
         });

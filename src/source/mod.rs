@@ -4,9 +4,11 @@
 //! reads that may be made from many threads. What a source promises about holes it promises for
 //! ever: a hole is zeros.
 
+mod base_image;
 mod guard;
 mod raw;
 
+pub use base_image::BaseImage;
 pub use guard::{FileStat, ImageGuard, Intent};
 pub use raw::{Forget, RawFile};
 

@@ -47,6 +47,10 @@ pub trait Disk: Send + Sync {
     fn sync_folder(&self, folder: &str) -> io::Result<()>;
     /// Tries to lock a file, which is made if it does not exist.
     fn lock(&self, path: &str, kind: LockKind) -> io::Result<Option<super::LockGuard>>;
+    /// How many bytes can still be written, if that is known.
+    fn room(&self) -> Option<u64> {
+        None
+    }
     /// What to call a path in a message.
     fn location(&self, path: &str) -> String;
 }
@@ -181,6 +185,10 @@ impl Disk for OsDisk {
                 return Ok(Some(Box::new(file)));
             }
         }
+    }
+
+    fn room(&self) -> Option<u64> {
+        crate::room::room_in(&self.root).ok()
     }
 
     fn location(&self, path: &str) -> String {

@@ -123,6 +123,10 @@ impl Store for LocalStore {
         })
     }
 
+    fn room(&self) -> Option<u64> {
+        self.disk.room()
+    }
+
     fn location(&self, name: &str) -> String {
         self.disk.location(name)
     }

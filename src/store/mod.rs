@@ -52,6 +52,11 @@ pub trait Store: Send + Sync {
     /// `Unsupported` if nothing can be locked here (read-only media).
     fn lock(&self, name: &str, kind: LockKind) -> Result<Option<LockGuard>>;
 
+    /// How many bytes can still be written, if that is known.
+    fn room(&self) -> Option<u64> {
+        None
+    }
+
     /// What to call an object in a message.
     fn location(&self, name: &str) -> String;
 }

@@ -54,6 +54,8 @@ impl Part {
 pub(super) struct Place {
     /// Number of the page.
     pub(super) page: u32,
+    /// Index of the frame in the page.
+    pub(super) frame: u32,
     /// Of the first block.
     pub(super) ordinal: u32,
 }
@@ -124,17 +126,19 @@ impl Gather {
         };
         let missing = || Error::corrupt("a span without a page");
         let of = stretch.page(page).ok_or_else(missing)?;
-        let delta = self.layers.get(of.layer as usize).ok_or_else(missing)?;
-        let per_frame = delta.header().frame_blocks;
         let mut ordinal = ordinal;
         while span.blocks.count > 0 {
+            let (frame, ordinals) = of.page.frame_of(ordinal);
             // Not beyond the frame, nor beyond a batch.
-            let room = u64::from(per_frame - ordinal % per_frame).min(self.room());
+            let room = u64::from(ordinals.end.saturating_sub(ordinal)).min(self.room());
+            if room == 0 {
+                return Err(Error::corrupt("a block without a frame"));
+            }
             let count = span.blocks.count.min(room);
             // A batch may have been cut since: it took the pages along.
             let page = self.number_of(of);
             let blocks = BlockRange { first: span.blocks.first, count };
-            self.parts.push(Part { blocks, from: Some(Place { page, ordinal }) });
+            self.parts.push(Part { blocks, from: Some(Place { page, frame, ordinal }) });
             self.data_blocks += count;
             ordinal += count as u32;
             span.blocks = BlockRange::between(blocks.end(), span.blocks.end());
@@ -210,14 +214,7 @@ impl Gather {
     /// All parts as batches of whole frames; zeros first.
     fn close_frames(&mut self) {
         let (pages, mut parts) = self.take();
-        let frame_of = |part: &Part| {
-            part.from.map(|place| {
-                let of = pages.pages.get(place.page as usize);
-                let delta = of.and_then(|of| pages.layers.get(of.layer as usize));
-                let per_frame = delta.map_or(1, |delta| delta.header().frame_blocks);
-                (place.page, place.ordinal / per_frame)
-            })
-        };
+        let frame_of = |part: &Part| part.from.map(|place| (place.page, place.frame));
         parts.sort_unstable_by_key(|part| (frame_of(part), part.blocks.first));
         let groups = parts.chunk_by(|a, b| frame_of(a) == frame_of(b));
         let mut groups: Vec<(u64, &[Part])> = groups

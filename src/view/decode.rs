@@ -66,10 +66,17 @@ impl Decoder {
         order: Order,
     ) -> Result<()> {
         let size = self.geometry.block_size.in_memory();
-        let per_frame = delta.header().frame_blocks;
-        let index = place.ordinal / per_frame;
+        let index = place.frame;
+        if let Some(image) = delta.base_image() {
+            let (start, length) = (self.bytes.len(), blocks.count as usize * size);
+            self.bytes.resize(start + length, 0);
+            let into = self.bytes.get_mut(start..).unwrap_or_default();
+            image.read_at(self.geometry.offset(blocks.first), into)?;
+            return self.check_against(delta, page, place.ordinal, blocks, start);
+        }
+        let ordinals = page.ordinals_of(index);
         let (start, length) = (self.bytes.len(), blocks.count as usize * size);
-        let count = page.blocks_in_frame(index, per_frame);
+        let count = ordinals.len() as u32;
         let at = page.frames.get(index as usize).copied();
         let at = at.ok_or_else(|| Error::corrupt("a block without a frame"))?;
         if order == Order::ByFrame && blocks.count == u64::from(count) {
@@ -87,13 +94,25 @@ impl Decoder {
                 }
                 _ => delta.frame(at, count)?,
             };
-            let first = (place.ordinal % per_frame) as usize * size;
+            let first = place.ordinal.saturating_sub(ordinals.start) as usize * size;
             let content = frame.get(first..first + length);
             let content = content.ok_or_else(|| Error::corrupt("a frame without its block"))?;
             self.bytes.extend_from_slice(content);
             self.frame = Some((place.page, index, frame));
         }
-        let first = place.ordinal as usize;
+        self.check_against(delta, page, place.ordinal, blocks, start)
+    }
+
+    /// Checks the blocks that were put at `start` against the digests in the page.
+    fn check_against(
+        &mut self,
+        delta: &Delta,
+        page: &TablePage,
+        ordinal: u32,
+        blocks: BlockRange,
+        start: usize,
+    ) -> Result<()> {
+        let first = ordinal as usize;
         let digests = page.digests.get(first..first + blocks.count as usize);
         let digests = digests.ok_or_else(|| Error::corrupt("a block without a digest"))?;
         self.check(delta, blocks, digests, start)
@@ -114,7 +133,11 @@ impl Decoder {
             if delta.hasher().digest(content) != *digest {
                 let offset = self.geometry.offset(block);
                 let what = format!("block {block} (byte {offset} of the image) is damaged");
-                return Err(Error::corrupt(what).at(delta.location()));
+                let one = BlockRange { first: block, count: 1 };
+                return Err(match delta.base_image() {
+                    None => Error::corrupt(what).at(delta.location()),
+                    Some(image) => image.changed(one, offset),
+                });
             }
             // FORMAT.md C4: what lies beyond the end of the image must not come back when it grows.
             let inside = self.geometry.bytes_in(BlockRange { first: block, count: 1 }) as usize;

@@ -15,11 +15,12 @@ pub mod random;
 
 pub use random::Random;
 
-use imgsnap::chain::Chain;
+use imgsnap::chain::{Chain, Fork};
 use imgsnap::codec::Compression;
 use imgsnap::delta::{Caches, Delta, Identity};
 use imgsnap::digest::{DigestAlgorithm, DigestKey};
 use imgsnap::error::Result;
+use imgsnap::merge;
 use imgsnap::progress::Context;
 use imgsnap::snapshot::{ChainParameters, Parent, Plan, Taken, take};
 use imgsnap::source::{Source, Window};
@@ -149,6 +150,7 @@ impl ChainMaker {
             file_id: Self::id(0xf0, number),
             image_id: Self::id(0x10, 1),
             compression: self.recipe.compression,
+            is_by_reference: false,
         }
     }
 
@@ -181,12 +183,54 @@ impl ChainMaker {
     }
 
     pub fn chain(&self) -> Option<Chain> {
-        (!self.tips.is_empty()).then(|| Chain::link(self.tips.clone()).unwrap())
+        (!self.tips.is_empty()).then(|| self.chain_at(self.files.len()))
     }
+
+    /// The chain of the snapshot with a number.
+    pub fn chain_at(&self, number: usize) -> Chain {
+        Chain::link(self.tips[self.files.len() - number..].to_vec()).unwrap()
+    }
+
+    /// The file of a snapshot against another one, or a full one.
+    pub fn merged(&self, number: usize, parent: Option<usize>) -> Vec<u8> {
+        let parent_chain = parent.map(|number| self.chain_at(number));
+        let id = Self::id(0xe0, number * 16 + parent.unwrap_or(0));
+        merge_chain(self.chain_at(number), parent_chain, id, self.recipe)
+    }
+}
+
+/// Merges the files of `tip` into one against `parent`, with the identity of a file that is given.
+pub fn merge_chain(tip: Chain, parent: Option<Chain>, file_id: Uuid, recipe: Recipe) -> Vec<u8> {
+    let footer = tip.tip().footer().clone();
+    let plan = merge::Plan {
+        fork: Fork::new(tip, parent).unwrap(),
+        identity: Identity {
+            snapshot_id: footer.snapshot_id,
+            number: footer.number,
+            label: footer.label,
+            time_seconds: footer.time_seconds,
+            time_nanoseconds: footer.time_nanoseconds,
+        },
+        file_id,
+        compression: recipe.compression,
+    };
+    let context = Context::silent().with_threads(recipe.threads);
+    let mut bytes = Vec::new();
+    let merged = merge::merge(&plan, &context, &mut |piece| {
+        bytes.extend_from_slice(piece);
+        Ok(())
+    });
+    assert_eq!(merged.unwrap().written.footer.file_bytes, bytes.len() as u64);
+    bytes
 }
 
 /// Opens a chain of files, base first, that are held in memory.
 pub fn open_chain(files: &[Vec<u8>]) -> Result<Chain> {
+    open_chain_on(files, None)
+}
+
+/// The same where the blocks of the base are in a base image.
+pub fn open_chain_on(files: &[Vec<u8>], base_image: Option<PathBuf>) -> Result<Chain> {
     let disk = Arc::new(crash_disk::CrashDisk::default());
     let store: Arc<dyn Store> = Arc::new(LocalStore::new(disk.clone()));
     let mut layers = Vec::new();
@@ -194,7 +238,9 @@ pub fn open_chain(files: &[Vec<u8>]) -> Result<Chain> {
     for (index, bytes) in files.iter().enumerate() {
         let name = format!("{index}.delta");
         disk.put(&name, bytes);
-        layers.insert(0, Arc::new(Delta::open(store.clone(), &name, &caches)?));
+        let mut delta = Delta::open(store.clone(), &name, &caches)?;
+        delta.set_base_image("vm@1", base_image.clone());
+        layers.insert(0, Arc::new(delta));
     }
     Chain::link(layers)
 }

@@ -8,13 +8,16 @@
 #![allow(dead_code, missing_docs, clippy::unwrap_used, clippy::indexing_slicing)]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
 const HEADER: usize = 256;
 const FOOTER: usize = 512;
 const RECORD: usize = 16;
+/// The features of H3.
+const FRAME_COUNTS: u64 = 1;
+const BASE_IMAGE: u64 = 2;
 /// `restore` holds the image in memory, and refuses larger ones.
 const LIMIT: u64 = 1 << 30;
 
@@ -62,6 +65,8 @@ pub struct Table {
     pub end_block: u64,
     pub runs: Vec<Run>,
     pub frames: Vec<FrameEntry>,
+    /// How many blocks each frame holds, whether the page says so or not.
+    pub counts: Vec<u64>,
     pub digests: Vec<[u8; 16]>,
 }
 
@@ -121,7 +126,7 @@ pub struct Delta {
     pub records: Vec<Record>,
     /// The runs of all pages, in ascending order.
     pub runs: Vec<Run>,
-    /// The data blocks, decoded.
+    /// The data blocks, decoded; none where they are in a base image.
     pub blocks: BTreeMap<u64, Vec<u8>>,
     /// Their digests as the pages have them.
     pub digests: BTreeMap<u64, [u8; 16]>,
@@ -131,6 +136,11 @@ pub struct Delta {
 impl Delta {
     pub fn is_base(&self) -> bool {
         self.parent_id == [0; 16]
+    }
+
+    /// M6: whether the blocks are in another file.
+    pub fn has_base_image(&self) -> bool {
+        self.incompatible & BASE_IMAGE != 0
     }
 
     pub fn block_count(&self) -> u64 {
@@ -309,7 +319,12 @@ pub fn parse(file: &[u8]) -> Result<Delta, String> {
         }
         let data = table.runs.iter().filter(|run| run.kind == Kind::Data);
         let numbers: Vec<u64> = data.flat_map(|run| run.first..run.end()).collect();
-        ensure(numbers.len() == contents.len() && numbers.len() == table.digests.len(), || {
+        ensure(numbers.len() == table.digests.len(), || {
+            format!("T2: {} data blocks, {} digests", numbers.len(), table.digests.len())
+        })?;
+        digests.extend(numbers.iter().copied().zip(table.digests.iter().copied()));
+        let in_frames = if delta.has_base_image() { 0 } else { numbers.len() };
+        ensure(contents.len() == in_frames, || {
             format!("T3: {} data blocks, {} in frames", numbers.len(), contents.len())
         })?;
         for ((number, content), digest) in numbers.into_iter().zip(contents).zip(&table.digests) {
@@ -318,7 +333,6 @@ pub fn parse(file: &[u8]) -> Result<Delta, String> {
                 format!("C4: block {number} is not padded with zeros")
             })?;
             blocks.insert(number, content.clone());
-            digests.insert(number, *digest);
         }
         runs.extend(table.runs.iter().copied());
     }
@@ -388,8 +402,10 @@ fn header_and_footer(header: &[u8], footer: &[u8]) -> Result<Delta, String> {
         hash: Keyed::new(algorithm, key),
     };
 
-    ensure(delta.incompatible == 0, || {
-        format!("H3: unknown incompatible features {:#x}", delta.incompatible)
+    let unknown = delta.incompatible & !(FRAME_COUNTS | BASE_IMAGE);
+    ensure(unknown == 0, || format!("H3: unknown incompatible features {unknown:#x}"))?;
+    ensure(delta.incompatible != FRAME_COUNTS | BASE_IMAGE, || {
+        "H3: frame counts in a file that has no frames".to_owned()
     })?;
     ensure(all_zero(&header[116..252]), || "C2: reserved bytes of the header".to_owned())?;
     ensure(all_zero(&footer[336..508]), || "C2: reserved bytes of the footer".to_owned())?;
@@ -413,6 +429,9 @@ fn header_and_footer(header: &[u8], footer: &[u8]) -> Result<Delta, String> {
     ensure(delta.number >= 1, || "E3: number is 0".to_owned())?;
     ensure(delta.time_nanoseconds < 1_000_000_000, || {
         format!("E3: time_nanoseconds is {}", delta.time_nanoseconds)
+    })?;
+    ensure(delta.is_base() || !delta.has_base_image(), || {
+        "M6: a base image under a file that is not a base".to_owned()
     })?;
     if delta.is_base() {
         let nothing = delta.parent_image_bytes == 0 && delta.parent_image_digest == 0;
@@ -516,13 +535,19 @@ fn read_table(payload: &[u8], delta: &Delta) -> Result<Table, String> {
     ensure(u32_at(payload, 28)? == 0, || "C2: a reserved field of a page".to_owned())?;
     ensure((1..=4096).contains(&run_count), || format!("T1: run_count is {run_count}"))?;
     ensure(data_count <= 4096, || format!("T2: data_count is {data_count}"))?;
-    ensure(frame_count == data_count.div_ceil(delta.frame_blocks), || {
-        format!("T4: {frame_count} frames for {data_count} data blocks")
-    })?;
+    let has_counts = delta.incompatible & FRAME_COUNTS != 0;
+    let fits = match delta.incompatible {
+        _ if delta.has_base_image() => frame_count == 0,
+        // As many as there are counts, of which each is at least 1.
+        _ if has_counts => frame_count <= data_count,
+        _ => frame_count == data_count.div_ceil(delta.frame_blocks),
+    };
+    ensure(fits, || format!("T4: {frame_count} frames for {data_count} data blocks"))?;
     let (run_count, frame_count) = (run_count as usize, frame_count as usize);
     let data_count = data_count as usize;
     let frames_at = 32 + 8 * run_count;
-    let digests_at = frames_at + 16 * frame_count;
+    let counts_at = frames_at + 16 * frame_count;
+    let digests_at = counts_at + if has_counts { 2 * frame_count } else { 0 };
     let end = digests_at + 16 * data_count;
     ensure(payload.len() == end, || format!("T1: {} bytes, not {end}", payload.len()))?;
 
@@ -560,18 +585,34 @@ fn read_table(payload: &[u8], delta: &Delta) -> Result<Table, String> {
     })?;
 
     let mut frames = Vec::new();
-    for at in (frames_at..digests_at).step_by(16) {
+    for at in (frames_at..counts_at).step_by(16) {
         frames.push(FrameEntry {
             offset: u64_at(payload, at)?,
             record_bytes: u32_at(payload, at + 8)?,
             checksum: u32_at(payload, at + 12)?,
         });
     }
+    let most = u64::from(delta.frame_blocks);
+    let counts: Vec<u64> = if has_counts {
+        let counts = (counts_at..digests_at).step_by(2);
+        let counts = counts.map(|at| Ok(u16::from_le_bytes(array(payload, at)?).into()));
+        counts.collect::<Result<_, String>>()?
+    } else {
+        let before = |frame: usize| frame as u64 * most;
+        (0..frame_count).map(|frame| most.min(data - before(frame).min(data))).collect()
+    };
+    for count in &counts {
+        ensure((1..=most).contains(count), || format!("T3: {count} blocks in a frame"))?;
+    }
+    let counted = sum(counts.iter().copied())?;
+    ensure(counted == data || delta.has_base_image(), || {
+        format!("T3: {counted} blocks in the frames of a page of {data} data blocks")
+    })?;
     let mut digests = Vec::new();
     for at in (digests_at..end).step_by(16) {
         digests.push(array(payload, at)?);
     }
-    Ok(Table { first_block, end_block, runs, frames, digests })
+    Ok(Table { first_block, end_block, runs, frames, counts, digests })
 }
 
 /// Section 3.4, except what needs the children
@@ -617,19 +658,17 @@ fn check_frames(delta: &Delta) -> Result<(), String> {
                 ensure(table.frames.len() == pending.len(), || {
                     format!("T5: {} frames before the page at {}", pending.len(), record.offset)
                 })?;
-                let mut left = table.digests.len();
-                for (entry, (frame, blocks)) in table.frames.iter().zip(&pending) {
+                let entries = table.frames.iter().zip(&table.counts);
+                for ((entry, share), (frame, blocks)) in entries.zip(&pending) {
                     let same = entry.offset == frame.offset
                         && entry.record_bytes == frame.bytes
                         && entry.checksum == frame.checksum;
                     ensure(same, || {
                         format!("T5: {entry:?}, but the frame is at {}", frame.offset)
                     })?;
-                    let share = left.min(delta.frame_blocks as usize);
-                    ensure(*blocks == share, || {
+                    ensure(*blocks as u64 == *share, || {
                         format!("T3: {blocks} blocks, not {share}, at {}", frame.offset)
                     })?;
-                    left -= share;
                 }
                 pending.clear();
             }
@@ -770,12 +809,29 @@ fn check_runs(delta: &Delta) -> Result<(), String> {
 // -------------------------------------------------------------------------------------------------
 // Section 5
 
+/// What a chain has of a block that is not zero.
+enum Content {
+    Block(Vec<u8>),
+    Unread,
+    /// M6: the base image does not have it any more. Its digest is known.
+    Lost([u8; 16]),
+}
+
 /// The image at the last of `files`, which are a chain, base first. The image digest of every
 /// snapshot in it is computed anew from all its blocks.
 pub fn restore(files: &[Vec<u8>]) -> Result<Vec<u8>, String> {
+    restore_on(files, &BTreeMap::new())
+}
+
+/// The same where the base may have its blocks in a base image: the bytes of each, by the `file_id`
+/// of the file.
+pub fn restore_on(
+    files: &[Vec<u8>],
+    base_images: &BTreeMap<[u8; 16], Vec<u8>>,
+) -> Result<Vec<u8>, String> {
     let mut deltas: Vec<Delta> = Vec::new();
-    // The blocks that are not zero; None is one that could not be read.
-    let mut blocks: BTreeMap<u64, Option<Vec<u8>>> = BTreeMap::new();
+    // The blocks that are not zero.
+    let mut blocks: BTreeMap<u64, Content> = BTreeMap::new();
     for file in files {
         let delta = parse(file)?;
         ensure(delta.image_bytes <= LIMIT, || {
@@ -793,11 +849,21 @@ pub fn restore(files: &[Vec<u8>]) -> Result<Vec<u8>, String> {
             }
             // M5 has shown that these are within the image.
             if run.kind == Kind::Unread {
-                blocks.extend((run.first..run.end()).map(|number| (number, None)));
+                blocks.extend((run.first..run.end()).map(|number| (number, Content::Unread)));
             }
         }
         for (number, block) in &delta.blocks {
-            blocks.insert(*number, Some(block.clone()));
+            blocks.insert(*number, Content::Block(block.clone()));
+        }
+        if delta.has_base_image() {
+            let image = base_images.get(&delta.file_id);
+            for (number, digest) in &delta.digests {
+                let content = match image {
+                    Some(image) => in_base_image(&delta, image, *number, *digest)?,
+                    None => Content::Lost(*digest),
+                };
+                blocks.insert(*number, content);
+            }
         }
         check_image(&delta, &blocks)?;
         deltas.push(delta);
@@ -806,14 +872,39 @@ pub fn restore(files: &[Vec<u8>]) -> Result<Vec<u8>, String> {
     let tip = deltas.last().ok_or("N2: a chain of no files")?;
     let block_bytes = u64::from(tip.block_bytes);
     let mut image = vec![0; index(tip.block_count() * block_bytes)?];
-    for (number, block) in blocks {
-        let block = block.ok_or_else(|| format!("M4: block {number} could not be read"))?;
+    for (number, content) in blocks {
+        let block = match content {
+            Content::Block(block) => block,
+            Content::Unread => return Err(format!("M4: block {number} could not be read")),
+            Content::Lost(_) => return Err(format!("M6: block {number} is not in the base image")),
+        };
         let at = index(number * block_bytes)?;
         let place = image.get_mut(at..at + block.len()).ok_or("M5: a block beyond the image")?;
         place.copy_from_slice(&block);
     }
     image.truncate(index(tip.image_bytes)?);
     Ok(image)
+}
+
+/// M6: a block of a base image, if it is still what it was.
+fn in_base_image(
+    delta: &Delta,
+    image: &[u8],
+    number: u64,
+    digest: [u8; 16],
+) -> Result<Content, String> {
+    let mut block = vec![0; delta.block_bytes as usize];
+    // Below 2^70: a block number is below 2^50.
+    let at = u128::from(number) * u128::from(delta.block_bytes);
+    let at = usize::try_from(at).unwrap_or(usize::MAX).min(image.len());
+    let have = image.get(at..).unwrap_or_default();
+    let have = have.get(..block.len()).unwrap_or(have);
+    block[..have.len()].copy_from_slice(have);
+    if delta.h(&block) != digest {
+        return Ok(Content::Lost(digest));
+    }
+    ensure(!all_zero(&block), || format!("D4: block {number} is all zero, but has a digest"))?;
+    Ok(Content::Block(block))
 }
 
 /// N1 and H8
@@ -835,7 +926,7 @@ fn check_child(parent: &Delta, child: &Delta) -> Result<(), String> {
 }
 
 /// C4, C5 and D3
-fn check_image(delta: &Delta, blocks: &BTreeMap<u64, Option<Vec<u8>>>) -> Result<(), String> {
+fn check_image(delta: &Delta, blocks: &BTreeMap<u64, Content>) -> Result<(), String> {
     let size = u128::from(delta.image_bytes).to_le_bytes();
     let mut digest = delta.hash.term(u64::MAX, size);
     for (number, block) in blocks {
@@ -843,8 +934,9 @@ fn check_image(delta: &Delta, blocks: &BTreeMap<u64, Option<Vec<u8>>>) -> Result
             format!("M5: block {number} is not zero, but beyond the end of the image")
         })?;
         let block_digest = match block {
-            None => [0xFF; 16],
-            Some(block) => {
+            Content::Unread => [0xFF; 16],
+            Content::Lost(digest) => *digest,
+            Content::Block(block) => {
                 ensure(padded(*number, block, delta.image_bytes), || {
                     format!("C4: block {number} is not zero beyond the end of the image")
                 })?;
@@ -861,25 +953,50 @@ fn check_image(delta: &Delta, blocks: &BTreeMap<u64, Option<Vec<u8>>>) -> Result
 // -------------------------------------------------------------------------------------------------
 // Section 6
 
-/// Checks that the pages and records are cut as imgsnap cuts them.
+/// Checks that the pages and records of a snapshot that was taken are cut as imgsnap cuts them.
 pub fn check_layout(file: &[u8]) -> Result<(), String> {
     let delta = parse(file)?;
-
-    let size = if delta.is_base() { 65536 } else { 131072 };
-    let frame_blocks = (size / delta.block_bytes).max(1);
-    ensure(delta.frame_blocks == frame_blocks, || {
+    ensure(delta.incompatible & FRAME_COUNTS == 0, || "O5: this was merged".to_owned())?;
+    let frame_blocks = frame_blocks_of(&delta);
+    ensure(u64::from(delta.frame_blocks) == frame_blocks, || {
         format!("O4: frame_blocks is {}, not {frame_blocks}", delta.frame_blocks)
     })?;
 
     // O1 and O2: what the pages should be, from the joined runs.
-    let pages: Vec<&Table> = delta
-        .records
-        .iter()
+    let pages = pages_of(&delta);
+    check_joined(&pages)?;
+    let expected = cut(&join(&delta.runs));
+    ensure(pages.len() == expected.len(), || {
+        format!("O2: {} pages, not {}", pages.len(), expected.len())
+    })?;
+    for (page, runs) in pages.iter().zip(&expected) {
+        ensure(page.runs == *runs, || {
+            format!("O2: the page of block {} is cut in another way", page.first_block)
+        })?;
+    }
+
+    check_order(&delta)
+}
+
+/// O4
+fn frame_blocks_of(delta: &Delta) -> u64 {
+    let size = if delta.is_base() { 65536 } else { 131072 };
+    (size / u64::from(delta.block_bytes)).max(1)
+}
+
+/// The pages, in the order of the file.
+fn pages_of(delta: &Delta) -> Vec<&Table> {
+    let records = delta.records.iter();
+    records
         .filter_map(|record| match &record.body {
             Body::Table(table) => Some(table),
             _ => None,
         })
-        .collect();
+        .collect()
+}
+
+/// O1, as far as it is about what stands beside each other
+fn check_joined(pages: &[&Table]) -> Result<(), String> {
     for pair in pages.windows(2) {
         ensure(pair[0].end_block <= pair[1].first_block, || {
             format!("O1: the page of block {} is not in order", pair[1].first_block)
@@ -891,20 +1008,14 @@ pub fn check_layout(file: &[u8]) -> Result<(), String> {
             format!("O1: {:?} and {:?} are not joined", run[0], run[1])
         })?;
     }
-    let expected = cut(&join(&delta.runs));
-    ensure(pages.len() == expected.len(), || {
-        format!("O2: {} pages, not {}", pages.len(), expected.len())
-    })?;
-    for (page, runs) in pages.iter().zip(&expected) {
-        ensure(page.runs == *runs, || {
-            format!("O2: the page of block {} is cut in another way", page.first_block)
-        })?;
-    }
+    Ok(())
+}
 
-    // O3: the order of the records. T5 has placed the frames already.
+/// O3: the order of the records. T5 has placed the frames already.
+fn check_order(delta: &Delta) -> Result<(), String> {
     let mut records = delta.records.iter().filter(|r| !matches!(r.body, Body::Frame { .. }));
     let mut levels: Vec<Vec<u64>> = vec![Vec::new(); 17];
-    for _ in &pages {
+    for _ in pages_of(delta) {
         let record = records.next().ok_or("O3: a page is missing")?;
         ensure(matches!(record.body, Body::Table(_)), || {
             format!("O3: no page at {}", record.offset)
@@ -985,6 +1096,243 @@ fn cut(joined: &[Run]) -> Vec<Vec<Run>> {
     pages
 }
 
+/// Checks that a merged file is cut as O5 says, of a small number of runs between the blocks of a frame.
+/// `sources` are the files that it was merged from, and perhaps others below them, base first.
+pub fn check_merged_layout(file: &[u8], sources: &[Vec<u8>]) -> Result<(), String> {
+    let delta = parse(file)?;
+    ensure(delta.incompatible == FRAME_COUNTS, || "O5: there are no frame counts".to_owned())?;
+    let frame_blocks = frame_blocks_of(&delta);
+    let mut most = frame_blocks + frame_blocks / 2;
+    let mut homes: BTreeMap<u64, Home> = BTreeMap::new();
+    for (source, bytes) in sources.iter().enumerate() {
+        let source_delta = parse(bytes)?;
+        most = most.max(source_delta.frame_blocks.into());
+        add_homes(source, &source_delta, &mut homes);
+    }
+    ensure(u64::from(delta.frame_blocks) == most, || {
+        format!("O5: frame_blocks is {}, not {most}", delta.frame_blocks)
+    })?;
+
+    let pages = pages_of(&delta);
+    check_joined(&pages)?;
+    let mut cutter = Cutter { frame_blocks, ..Cutter::default() };
+    for part in parts_of(&join(&delta.runs), &homes)? {
+        cutter.take(&part);
+    }
+    cutter.close_page();
+    ensure(pages.len() == cutter.pages.len(), || {
+        format!("O5: {} pages, not {}", pages.len(), cutter.pages.len())
+    })?;
+    for (page, expected) in pages.iter().zip(&cutter.pages) {
+        ensure(page.runs == expected.runs, || {
+            format!("O5: the page of block {} is cut in another way", page.first_block)
+        })?;
+        let counts: Vec<u64> = expected.frames.iter().map(|(count, _)| *count).collect();
+        ensure(page.counts == counts, || {
+            let (first, counted) = (page.first_block, &page.counts);
+            format!("O5: the frames of the page of block {first} have {counted:?}, not {counts:?}")
+        })?;
+        for (entry, (_, home)) in page.frames.iter().zip(&expected.frames) {
+            let Some(home) = home else { continue };
+            let payload = |bytes: &[u8], at: u64, count: u32| {
+                // What the records say was checked by `parse`. The codec, the blocks, the payload.
+                let record = slice(bytes, index(at)?, count as usize)?;
+                Ok::<_, String>([slice(record, 4, 8)?, &record[RECORD..]].concat())
+            };
+            let copied = payload(file, entry.offset, entry.record_bytes)?;
+            let original = payload(&sources[home.source], home.frame, home.record_bytes)?;
+            ensure(copied == original, || {
+                format!("O5: the frame at {} is not the one that it was", entry.offset)
+            })?;
+        }
+    }
+    check_order(&delta)
+}
+
+/// Where a data block was.
+#[derive(Clone, Copy, Debug)]
+struct Home {
+    source: usize,
+    /// Offset and length of the record of its frame.
+    frame: u64,
+    record_bytes: u32,
+    /// Which block of the frame it is, of how many.
+    place: u64,
+    count: u64,
+}
+
+/// M3: what a file has takes the place of what older ones have.
+fn add_homes(source: usize, delta: &Delta, homes: &mut BTreeMap<u64, Home>) {
+    for page in pages_of(delta) {
+        let frames = page.frames.iter().zip(&page.counts);
+        let mut places = frames.flat_map(|(frame, count)| {
+            let home = Home {
+                source,
+                frame: frame.offset,
+                record_bytes: frame.record_bytes,
+                place: 0,
+                count: *count,
+            };
+            (0..*count).map(move |place| Home { place, ..home })
+        });
+        for run in &page.runs {
+            let old: Vec<u64> =
+                homes.range(run.first..run.end()).map(|(block, _)| *block).collect();
+            for block in old {
+                homes.remove(&block);
+            }
+            if run.kind == Kind::Data {
+                // Those of a base image are in no frame.
+                homes.extend((run.first..run.end()).zip(&mut places));
+            }
+        }
+    }
+}
+
+/// What the merged file is made of: a frame that lives on as a whole, with the runs between its
+/// blocks, or else a block or run alone.
+#[derive(Debug)]
+struct Part {
+    /// Data runs have one block here.
+    runs: Vec<Run>,
+    whole: Option<Home>,
+}
+
+fn parts_of(joined: &[Run], homes: &BTreeMap<u64, Home>) -> Result<Vec<Part>, String> {
+    let mut pieces: Vec<Run> = Vec::new();
+    for run in joined {
+        let most = if run.kind == Kind::Data { 1 } else { MOST };
+        let (mut first, end) = (run.first, run.end());
+        while first < end {
+            let count = most.min(end - first);
+            pieces.push(Run { first, count, kind: run.kind });
+            first += count;
+        }
+    }
+    let mut parts = Vec::new();
+    let mut rest = pieces.as_slice();
+    while let Some(piece) = rest.first() {
+        let home = homes.get(&piece.first).filter(|_| piece.kind == Kind::Data);
+        let whole = home.and_then(|home| Some((*home, whole_frame(rest, home, homes)?)));
+        let (whole, count) = match whole {
+            Some((home, count)) => (Some(home), count),
+            None => (None, 1),
+        };
+        let (runs, after) = rest.split_at(count);
+        parts.push(Part { runs: runs.to_vec(), whole });
+        rest = after;
+    }
+    Ok(parts)
+}
+
+/// How many pieces the frame takes whose first block is the first of them, if it is whole.
+fn whole_frame(pieces: &[Run], home: &Home, homes: &BTreeMap<u64, Home>) -> Option<usize> {
+    let mut next = 0;
+    for (at, piece) in pieces.iter().enumerate() {
+        if piece.kind != Kind::Data {
+            continue;
+        }
+        let here = homes.get(&piece.first)?;
+        if (here.source, here.frame, here.place) != (home.source, home.frame, next) {
+            return None;
+        }
+        next += 1;
+        if next == home.count {
+            return Some(at + 1);
+        }
+    }
+    None
+}
+
+/// Cuts frames and pages as O5 says.
+#[derive(Default)]
+struct Cutter {
+    /// F
+    frame_blocks: u64,
+    page: Cut,
+    /// Data blocks since the last frame.
+    pending: u64,
+    pages: Vec<Cut>,
+}
+
+#[derive(Default)]
+struct Cut {
+    runs: Vec<Run>,
+    data: u64,
+    /// How many blocks each has, and where it is copied from.
+    frames: Vec<(u64, Option<Home>)>,
+}
+
+impl Cutter {
+    fn take(&mut self, part: &Part) {
+        let few = self.pending > 0 && 4 * self.pending < self.frame_blocks;
+        match part.whole {
+            Some(home) if 2 * home.count >= self.frame_blocks && !few => {
+                self.pack(self.pending);
+                if self.page.data + home.count > 1024 {
+                    self.close_page();
+                }
+                self.make_room(&part.runs[0]);
+                for run in &part.runs {
+                    self.add(*run);
+                }
+                self.page.frames.push((home.count, Some(home)));
+            }
+            _ => {
+                for run in &part.runs {
+                    if run.kind == Kind::Data && self.page.data == 1024 {
+                        self.close_page();
+                    }
+                    self.make_room(run);
+                    self.add(*run);
+                    self.pending += if run.kind == Kind::Data { 1 } else { 0 };
+                    while self.pending >= self.frame_blocks + self.frame_blocks / 2 {
+                        self.pack(self.frame_blocks);
+                    }
+                }
+            }
+        }
+    }
+
+    fn pack(&mut self, count: u64) {
+        if count > 0 {
+            self.page.frames.push((count, None));
+            self.pending -= count;
+        }
+    }
+
+    fn joins(&self, run: &Run) -> bool {
+        let last = self.page.runs.last();
+        last.is_some_and(|last| {
+            last.kind == run.kind && last.end() == run.first && last.count + run.count <= MOST
+        })
+    }
+
+    /// O2, of the runs
+    fn make_room(&mut self, run: &Run) {
+        let far = self.page.runs.first().is_some_and(|begin| run.first - begin.first >= 1 << 32);
+        if far || (self.page.runs.len() >= 1024 && !self.joins(run)) {
+            self.close_page();
+        }
+    }
+
+    fn add(&mut self, run: Run) {
+        self.page.data += if run.kind == Kind::Data { 1 } else { 0 };
+        let joins = self.joins(&run);
+        match self.page.runs.last_mut() {
+            Some(last) if joins => last.count += run.count,
+            _ => self.page.runs.push(run),
+        }
+    }
+
+    fn close_page(&mut self) {
+        self.pack(self.pending);
+        if !self.page.runs.is_empty() {
+            self.pages.push(std::mem::take(&mut self.page));
+        }
+    }
+}
+
 // -------------------------------------------------------------------------------------------------
 // Sections 7 and 8
 
@@ -996,8 +1344,17 @@ pub struct Manifest {
     pub next_number: u64,
     /// Ascending by number.
     pub snapshots: Vec<Snapshot>,
+    /// Those that are gone, but whose files others rest on. Ascending by number.
+    pub dropped: Vec<Snapshot>,
     /// Everything that it holds.
     pub json: Value,
+}
+
+impl Manifest {
+    /// All snapshots that have a file.
+    fn stored(&self) -> impl Iterator<Item = &Snapshot> {
+        self.snapshots.iter().chain(&self.dropped)
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -1006,6 +1363,8 @@ pub struct Snapshot {
     pub id: String,
     pub parent: Option<String>,
     pub file: String,
+    /// Where its blocks are, if they are not in its file.
+    pub base_image: Option<PathBuf>,
     /// Everything that the manifest says of it.
     pub json: Value,
 }
@@ -1049,7 +1408,9 @@ pub fn parse_manifest(bytes: &[u8]) -> Result<Manifest, String> {
     ensure(words.first() == Some(&"imgsnap-manifest") && words.len() >= 2, || {
         format!("J2: the first line is {first:?}")
     })?;
-    ensure(words[1] == "1", || format!("J5: version {:?} is not supported", words[1]))?;
+    ensure(["1", "2"].contains(&words[1]), || {
+        format!("J5: version {:?} is not supported", words[1])
+    })?;
     let digest = format!("{:032x}", xxhash_rust::xxh3::xxh3_128(rest));
     ensure(words[2..] == [digest.as_str()], || format!("J2: {first:?}, but it is {digest}"))?;
 
@@ -1062,48 +1423,90 @@ pub fn parse_manifest(bytes: &[u8]) -> Result<Manifest, String> {
     if let Some(source) = optional_text_of(&json, "source")? {
         ensure(Path::new(&source).is_absolute(), || format!("J3: source is {source:?}"))?;
     }
-    let entries = json.get("snapshots").and_then(Value::as_array).ok_or("J3: no snapshots")?;
+    let has_dropped = json.get("dropped").is_some();
+    ensure(has_dropped == (words[1] == "2"), || {
+        format!("J2: version {}, and the key dropped: {has_dropped}", words[1])
+    })?;
+    let snapshots = read_snapshots(&json, "snapshots")?;
+    let dropped = if has_dropped { read_snapshots(&json, "dropped")? } else { Vec::new() };
+    ensure(!has_dropped || !dropped.is_empty(), || "J3: dropped is empty".to_owned())?;
+    if let Some(kept) = json.get("kept") {
+        let names = kept.as_array().is_some_and(|names| names.iter().all(Value::is_string));
+        ensure(names, || format!("J3: kept is {kept}"))?;
+    }
 
-    let mut snapshots: Vec<Snapshot> = Vec::new();
-    let (mut ids, mut labels, mut files) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
-    for entry in entries {
-        let snapshot = Snapshot {
-            number: number_of(entry, "number")?,
-            id: text_of(entry, "id")?,
-            parent: optional_text_of(entry, "parent")?,
-            file: text_of(entry, "file")?,
-            json: entry.clone(),
-        };
-        check_keys(entry)?;
-        ensure(snapshot.number >= 1 && snapshot.number < next_number, || {
-            format!("J3: number {}, next_number is {next_number}", snapshot.number)
+    let (mut numbers, mut parents) = (BTreeMap::new(), BTreeSet::new());
+    let (mut labels, mut files) = (BTreeSet::new(), BTreeSet::new());
+    let mut all: Vec<&Snapshot> = snapshots.iter().chain(&dropped).collect();
+    all.sort_by_key(|snapshot| snapshot.number);
+    for pair in all.windows(2) {
+        ensure(pair[0].number != pair[1].number, || {
+            format!("J4: number {} twice", pair[0].number)
         })?;
-        if let Some(before) = snapshots.last() {
-            ensure(before.number != snapshot.number, || {
-                format!("J4: number {} twice", snapshot.number)
-            })?;
-            ensure(before.number < snapshot.number, || {
-                format!("J3: number {} after {}", snapshot.number, before.number)
-            })?;
-        }
-        ensure(ids.insert(uuid(&snapshot.id)?), || format!("J4: id {} twice", snapshot.id))?;
-        if let Some(label) = optional_text_of(entry, "label")? {
+    }
+    for snapshot in &all {
+        let number = snapshot.number;
+        ensure(number >= 1 && number < next_number, || {
+            format!("J4: number {number}, next_number is {next_number}")
+        })?;
+        ensure(numbers.insert(uuid(&snapshot.id)?, number).is_none(), || {
+            format!("J4: id {} twice", snapshot.id)
+        })?;
+        if let Some(label) = optional_text_of(&snapshot.json, "label")? {
             ensure(labels.insert(label.clone()), || format!("J4: label {label:?} twice"))?;
         }
         ensure(files.insert(file_id_of(&snapshot.file)?), || {
             format!("J4: file {:?} twice", snapshot.file)
         })?;
-        snapshots.push(snapshot);
-    }
-    for snapshot in &snapshots {
         if let Some(parent) = &snapshot.parent {
-            ensure(ids.contains(&uuid(parent)?), || {
-                format!("J4: the parent {parent} of number {}", snapshot.number)
+            // In ascending order: those that stand there have lower numbers.
+            ensure(numbers.contains_key(&uuid(parent)?) && *parent != snapshot.id, || {
+                format!("J4: the parent {parent} of number {number}")
             })?;
+            parents.insert(uuid(parent)?);
         }
     }
+    for snapshot in &dropped {
+        ensure(optional_text_of(&snapshot.json, "label")?.is_none(), || {
+            format!("J4: number {} is dropped and has a label", snapshot.number)
+        })?;
+        ensure(parents.contains(&uuid(&snapshot.id)?), || {
+            format!("J3: number {} is dropped, and nothing rests on it", snapshot.number)
+        })?;
+    }
     let sequence = number_of(&json, "sequence")?;
-    Ok(Manifest { sequence, name, image_id, next_number, snapshots, json })
+    Ok(Manifest { sequence, name, image_id, next_number, snapshots, dropped, json })
+}
+
+/// An array of snapshots, each with what it alone can show.
+fn read_snapshots(json: &Value, key: &str) -> Result<Vec<Snapshot>, String> {
+    let entries = json.get(key).and_then(Value::as_array);
+    let mut snapshots: Vec<Snapshot> = Vec::new();
+    for entry in entries.ok_or_else(|| format!("J3: {key} is not an array"))? {
+        check_keys(entry)?;
+        let base_image = match entry.get("base_image") {
+            None => None,
+            Some(_) => Some(PathBuf::from(text_of(entry, "base_image")?)),
+        };
+        ensure(base_image.as_ref().is_none_or(|path| path.is_absolute()), || {
+            format!("J3: base_image is {base_image:?}")
+        })?;
+        let snapshot = Snapshot {
+            number: number_of(entry, "number")?,
+            id: text_of(entry, "id")?,
+            parent: optional_text_of(entry, "parent")?,
+            file: text_of(entry, "file")?,
+            base_image,
+            json: entry.clone(),
+        };
+        if let Some(before) = snapshots.last() {
+            ensure(before.number <= snapshot.number, || {
+                format!("J3: number {} after {}", snapshot.number, before.number)
+            })?;
+        }
+        snapshots.push(snapshot);
+    }
+    Ok(snapshots)
 }
 
 /// The keys of a snapshot that nothing else here looks at
@@ -1125,6 +1528,7 @@ fn check_keys(entry: &Value) -> Result<(), String> {
         hex(&text_of(entry, key)?)?;
     }
     text_of(entry, "time")?;
+    optional_text_of(entry, "label")?;
     for key in ["read_bytes", "seconds"] {
         let number_or_null =
             entry.get(key).is_some_and(|value| value.is_number() || value.is_null());
@@ -1187,29 +1591,52 @@ fn file_id_of(name: &str) -> Result<[u8; 16], String> {
 /// The delta files, base first, of snapshot `number` in the folder REPO/NAME.
 pub fn chain_of(folder: &Path, number: u64) -> Result<Vec<Vec<u8>>, String> {
     let manifest = read_manifest(folder)?;
+    let chain = lineage(&manifest, number)?;
+    chain.into_iter().map(|snapshot| read_snapshot(folder, &manifest, snapshot)).collect()
+}
+
+/// The image of snapshot `number` in the folder REPO/NAME. What is in a base image is read from it.
+pub fn restore_from(folder: &Path, number: u64) -> Result<Vec<u8>, String> {
+    let manifest = read_manifest(folder)?;
+    let (mut files, mut base_images) = (Vec::new(), BTreeMap::new());
+    for snapshot in lineage(&manifest, number)? {
+        files.push(read_snapshot(folder, &manifest, snapshot)?);
+        // One that cannot be read gives no blocks, and that is an error only if one is needed.
+        if let Some(bytes) = snapshot.base_image.as_ref().and_then(|path| std::fs::read(path).ok())
+        {
+            base_images.insert(file_id_of(&snapshot.file)?, bytes);
+        }
+    }
+    restore_on(&files, &base_images)
+}
+
+/// The snapshot with a number and its ancestors, dropped ones included; base first.
+fn lineage(manifest: &Manifest, number: u64) -> Result<Vec<&Snapshot>, String> {
     let tip = manifest.snapshots.iter().find(|snapshot| snapshot.number == number);
-    let mut next = Some(tip.ok_or_else(|| format!("P4: there is no snapshot {number}"))?);
-    let mut files = Vec::new();
-    while let Some(snapshot) = next {
-        ensure(files.len() < manifest.snapshots.len(), || {
+    let mut chain = vec![tip.ok_or_else(|| format!("P4: there is no snapshot {number}"))?];
+    while let Some(parent) = chain.last().and_then(|snapshot| snapshot.parent.as_ref()) {
+        ensure(chain.len() < manifest.stored().count(), || {
             format!("N2: the chain of number {number} goes round in a circle")
         })?;
-        let path = folder.join(&snapshot.file);
-        let file = std::fs::read(&path).map_err(|error| format!("P4: {path:?}: {error}"))?;
-        check_snapshot(&manifest, snapshot, &file)
-            .map_err(|error| format!("{error} (number {})", snapshot.number))?;
-        files.push(file);
-        next = match &snapshot.parent {
-            None => None,
-            Some(parent) => {
-                let id = uuid(parent)?;
-                let found = manifest.snapshots.iter().find(|other| uuid(&other.id) == Ok(id));
-                Some(found.ok_or_else(|| format!("N2: the parent {parent} is missing"))?)
-            }
-        };
+        let id = uuid(parent)?;
+        let found = manifest.stored().find(|other| uuid(&other.id) == Ok(id));
+        chain.push(found.ok_or_else(|| format!("N2: the parent {parent} is missing"))?);
     }
-    files.reverse();
-    Ok(files)
+    chain.reverse();
+    Ok(chain)
+}
+
+/// The file of a snapshot, held against what the manifest says of it.
+fn read_snapshot(
+    folder: &Path,
+    manifest: &Manifest,
+    snapshot: &Snapshot,
+) -> Result<Vec<u8>, String> {
+    let path = folder.join(&snapshot.file);
+    let file = std::fs::read(&path).map_err(|error| format!("P4: {path:?}: {error}"))?;
+    check_snapshot(manifest, snapshot, &file)
+        .map_err(|error| format!("{error} (number {})", snapshot.number))?;
+    Ok(file)
 }
 
 /// Holds what the manifest says of a snapshot against its delta file.
@@ -1230,6 +1657,18 @@ fn check_snapshot(manifest: &Manifest, snapshot: &Snapshot, file: &[u8]) -> Resu
         Some(parent) => uuid(parent)?,
     };
     ensure(parent == delta.parent_id, || "J3: another parent_id".to_owned())?;
+    ensure(snapshot.base_image.is_none() || delta.has_base_image(), || {
+        "J3: a base_image, but its blocks are in its file".to_owned()
+    })?;
+    let (mut changed_blocks, mut changed_bytes) = (0, 0);
+    for run in &delta.runs {
+        let end = run.end().min(delta.block_count());
+        changed_blocks += end.saturating_sub(run.first);
+        let block_bytes = u64::from(delta.block_bytes);
+        // Below 2^50 blocks of at most 2^20 bytes.
+        let bytes = delta.image_bytes.min(end.saturating_mul(block_bytes));
+        changed_bytes += bytes.saturating_sub(run.first.saturating_mul(block_bytes));
+    }
     for (key, value) in [
         ("number", delta.number),
         ("block_bytes", u64::from(delta.block_bytes)),
@@ -1238,6 +1677,8 @@ fn check_snapshot(manifest: &Manifest, snapshot: &Snapshot, file: &[u8]) -> Resu
         ("zero_blocks", delta.zero_blocks),
         ("unread_blocks", delta.unread_blocks),
         ("frame_bytes", delta.frame_bytes),
+        ("changed_blocks", changed_blocks),
+        ("changed_bytes", changed_bytes),
     ] {
         let said = number_of(json, key)?;
         ensure(said == value, || format!("J3: {key} is {said}, in the file {value}"))?;

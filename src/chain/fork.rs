@@ -1,0 +1,240 @@
+//! Two snapshots, and in what the one differs from the other, found from the tables of the files that
+//! only one of them rests on.
+//!
+//! ```text
+//! tip      t3 - t2 \
+//!                    common - common - base
+//! parent        p1 /
+//! touched  runs of t3, t2 and p1: nothing else can differ
+//! ```
+//!
+//! What lies beside these runs is not looked at: to compare two snapshots of a large disk costs what
+//! was changed between them.
+
+use super::Chain;
+use super::compare::differences;
+use super::cursor::ChainCursor;
+use super::stretch::{Span, State, Stretch};
+use super::walk::SpanWalk;
+use crate::delta::Delta;
+use crate::digest::ImageDigest;
+use crate::error::{Error, ErrorKind, Result};
+use crate::units::BlockRange;
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+/// Spans that are looked at in one go.
+const FETCH: usize = 4096;
+
+/// A snapshot, and another one that it is held against.
+pub struct Fork {
+    tip: Chain,
+    parent: Option<Chain>,
+    /// Files that only the tip rests on, newest first.
+    own: Arc<[Arc<Delta>]>,
+    /// Files that only the parent rests on.
+    other: Arc<[Arc<Delta>]>,
+}
+
+impl Fork {
+    /// Of the snapshot at the tip of `tip` against that of `parent`, or against nothing.
+    ///
+    /// # Errors
+    /// `InvalidInput` if digests of the one say nothing of the other ([`Chain::is_comparable`]).
+    pub fn new(tip: Chain, parent: Option<Chain>) -> Result<Self> {
+        if parent.as_ref().is_some_and(|parent| !parent.is_comparable(&tip)) {
+            let what = "the snapshots are of two chains, whose digests cannot be compared";
+            return Err(Error::new(ErrorKind::InvalidInput, what));
+        }
+        let ids = |chain: &Chain| -> Vec<_> {
+            chain.layers().iter().map(|delta| delta.header().file_id).collect()
+        };
+        let below = parent.as_ref().map(ids).unwrap_or_default();
+        let common =
+            ids(&tip).iter().rev().zip(below.iter().rev()).take_while(|(a, b)| a == b).count();
+        let own = |chain: &Chain| -> Arc<[Arc<Delta>]> {
+            let count = chain.layers().len() - common;
+            chain.layers().iter().take(count).cloned().collect()
+        };
+        let other = parent.as_ref().map_or(Arc::from([]), own);
+        Ok(Self { own: own(&tip), other, tip, parent })
+    }
+
+    /// The snapshot.
+    pub fn tip(&self) -> &Chain {
+        &self.tip
+    }
+
+    /// The other one.
+    pub fn parent(&self) -> Option<&Chain> {
+        self.parent.as_ref()
+    }
+
+    /// The files that the content of blocks which differ is in, newest first: layers of the stretches
+    /// of [`Fork::differences`].
+    pub fn sources(&self) -> &Arc<[Arc<Delta>]> {
+        // What only the parent's files have is as the common ones have it.
+        if self.other.is_empty() { &self.own } else { self.tip.layers() }
+    }
+
+    /// In what they differ, from block 0 on.
+    pub fn differences(&self) -> Differences {
+        let sources = self.sources();
+        // Not beyond what is asked for: the next place that is touched may be far away.
+        let narrow = |cursor| SpanWalk::new(cursor, 0, Stretch::new(sources.clone()));
+        let touched = self.parent.as_ref().map(|_| {
+            let both: Arc<[Arc<Delta>]> = self.own.iter().chain(&*self.other).cloned().collect();
+            ChainCursor::with_gaps(&both)
+        });
+        let end = self.tip.geometry().block_count();
+        let ranges = match touched {
+            None => VecDeque::from([BlockRange::between(0, end)]),
+            Some(_) => VecDeque::new(),
+        };
+        Differences {
+            tip: self.tip.clone(),
+            parent: self.parent.clone(),
+            touched,
+            ranges,
+            range: BlockRange::between(0, 0),
+            content: narrow(ChainCursor::new(sources)),
+            before: self.parent.as_ref().map(|parent| narrow(parent.cursor())),
+            current: None,
+            found: VecDeque::new(),
+            step: 0,
+            is_tail_done: false,
+        }
+    }
+}
+
+/// Blocks that are not what they were.
+#[derive(Clone)]
+pub struct Difference {
+    /// What they are now.
+    pub span: Span,
+    /// Where the pages of the span are.
+    pub stretch: Arc<Stretch>,
+}
+
+/// In what a snapshot differs from its parent, in ascending order. Zeros beyond the end of the
+/// snapshot, where the parent was longer, come last (FORMAT.md M5).
+pub struct Differences {
+    tip: Chain,
+    parent: Option<Chain>,
+    touched: Option<ChainCursor>,
+    /// Ranges that may differ.
+    ranges: VecDeque<BlockRange>,
+    range: BlockRange,
+    content: SpanWalk,
+    before: Option<SpanWalk>,
+    /// What is being held against the parent.
+    current: Option<Difference>,
+    found: VecDeque<Difference>,
+    /// Sum of the terms of what there is, less those of what there was.
+    step: u128,
+    is_tail_done: bool,
+}
+
+impl Differences {
+    /// The next blocks that differ.
+    ///
+    /// # Errors
+    /// `Corrupt` if a table is damaged.
+    pub fn next_difference(&mut self) -> Result<Option<Difference>> {
+        loop {
+            if let Some(found) = self.found.pop_front() {
+                return Ok(Some(found));
+            }
+            if let Some(current) = self.current.take() {
+                self.hold_against_parent(current)?;
+            } else if let Some(span) = self.content.next(self.range.end())? {
+                self.current = Some(Difference { span, stretch: self.content.stretch().clone() });
+            } else if let Some(range) = self.next_range()? {
+                self.range = range;
+                self.content.seek(range.first);
+            } else if let Some(tail) = self.tail()? {
+                return Ok(Some(tail));
+            } else {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// The image digest of the snapshot as it follows from the parent's and from all differences, which
+    /// were asked for: it proves the tables that were passed.
+    pub fn image_digest(&self) -> ImageDigest {
+        let hasher = self.tip.hasher();
+        let before = self.parent.as_ref().map_or(ImageDigest(0), |parent| {
+            parent.image_digest().minus(hasher.size_term(parent.geometry().image_bytes))
+        });
+        let size_term = hasher.size_term(self.tip.geometry().image_bytes);
+        before.plus(self.step).plus(size_term)
+    }
+
+    fn next_range(&mut self) -> Result<Option<BlockRange>> {
+        let end = self.tip.geometry().block_count();
+        while self.ranges.is_empty()
+            && let Some(touched) = self.touched.as_mut().filter(|touched| touched.position() < end)
+        {
+            for span in touched.stretch(end, FETCH)?.spans {
+                match self.ranges.back_mut() {
+                    Some(last) if last.end() == span.blocks.first => {
+                        last.count += span.blocks.count;
+                    }
+                    _ => self.ranges.push_back(span.blocks),
+                }
+            }
+        }
+        Ok(self.ranges.pop_front())
+    }
+
+    /// Takes the part of `now` for which the parent has one span.
+    fn hold_against_parent(&mut self, now: Difference) -> Result<()> {
+        let old = match &mut self.before {
+            None => Span { blocks: now.span.blocks, state: State::Zero },
+            Some(before) => {
+                before.seek(now.span.blocks.first);
+                match before.next(now.span.blocks.end())? {
+                    Some(old) => old,
+                    None => return Err(Error::corrupt("an index that ends before the image")),
+                }
+            }
+        };
+        let rest = BlockRange::between(old.blocks.end(), now.span.blocks.end());
+        if let Some(span) = now.span.within(rest) {
+            self.current = Some(Difference { span, stretch: now.stretch.clone() });
+        }
+        let Some(span) = now.span.within(old.blocks) else { return Ok(()) };
+        let empty = Stretch::new(Arc::from([]));
+        let before = self.before.as_ref().map_or(&empty, |before| before.stretch());
+        let mut different = Vec::new();
+        differences(before, old, &now.stretch, span, &mut different);
+        let hasher = self.tip.hasher();
+        for span in different {
+            let terms = now.stretch.terms(span, hasher);
+            let old_terms = old.within(span.blocks).map_or(0, |old| before.terms(old, hasher));
+            self.step = self.step.wrapping_add(terms).wrapping_sub(old_terms);
+            self.found.push_back(Difference { span, stretch: now.stretch.clone() });
+        }
+        Ok(())
+    }
+
+    /// Zeros where the parent was longer.
+    fn tail(&mut self) -> Result<Option<Difference>> {
+        let first = self.tip.geometry().block_count();
+        let end = self.parent.as_ref().map_or(0, |parent| parent.geometry().block_count());
+        if self.is_tail_done || end <= first {
+            return Ok(None);
+        }
+        self.is_tail_done = true;
+        if let Some(before) = &mut self.before {
+            before.seek(first);
+            while let Some(old) = before.next(end)? {
+                let terms = before.stretch().terms(old, self.tip.hasher());
+                self.step = self.step.wrapping_sub(terms);
+            }
+        }
+        let span = Span { blocks: BlockRange::between(first, end), state: State::Zero };
+        Ok(Some(Difference { span, stretch: self.content.stretch().clone() }))
+    }
+}

@@ -1,0 +1,247 @@
+//! `imgsnap prune`, `delete` and `flatten`
+
+use super::args::Prune;
+use super::printer::Printer;
+use super::{exit, list, output, repo};
+use imgsnap::error::{ErrorKind, Result};
+use imgsnap::progress::Context;
+use imgsnap::repository::{Compaction, PruneRequest, Pruned, Reference, Repository};
+use imgsnap::retention::Rules;
+use serde_json::{Value, json};
+use std::process::ExitCode;
+
+pub fn run(
+    repository: &Repository,
+    verb: &Prune,
+    printer: &Printer,
+    context: &Context,
+) -> Result<ExitCode> {
+    let names = repo::names(repository, verb.name.as_deref())?;
+    let rules = rules(verb);
+    let request = PruneRequest {
+        rules: (!rules.is_empty()).then_some(rules),
+        compact: verb.compact,
+        dry_run: verb.dry_run,
+    };
+    let (mut values, mut failed) = (Vec::new(), None);
+    for name in &names {
+        match repository.prune(name, &request, context) {
+            Ok(pruned) if printer.is_json() => values.push(to_json(&pruned, verb.dry_run)),
+            Ok(pruned) => {
+                warn_of_room(&pruned.compaction, context);
+                printer.line(&describe(&pruned, verb.dry_run))?;
+            }
+            // One image that cannot be pruned does not keep the others from it.
+            Err(e) if names.len() > 1 && e.kind() != ErrorKind::Interrupted => {
+                failed.get_or_insert(e.kind());
+                printer.error(&e);
+            }
+            Err(e) => return Err(e),
+        }
+    }
+    if printer.is_json() {
+        printer.json(&Value::Array(values))?;
+    }
+    Ok(failed.map_or(exit::DONE, exit::code))
+}
+
+fn rules(verb: &Prune) -> Rules {
+    Rules {
+        last: verb.keep_last,
+        hourly: verb.keep_hourly,
+        daily: verb.keep_daily,
+        weekly: verb.keep_weekly,
+        monthly: verb.keep_monthly,
+        yearly: verb.keep_yearly,
+        within: verb.keep_within,
+        labels: verb.keep_label.clone(),
+    }
+}
+
+fn warn_of_room(compaction: &Compaction, context: &Context) {
+    for reason in &compaction.no_room {
+        context.progress().warn(&format!("{reason}; the next prune tries again"));
+    }
+}
+
+fn compaction_json(compaction: &Compaction) -> Value {
+    let merged: Vec<Value> = compaction
+        .merged
+        .iter()
+        .map(|m| {
+            json!({
+                "number": m.number,
+                "absorbed": m.absorbed,
+                "before_bytes": m.before_bytes,
+                "after_bytes": m.after_bytes,
+            })
+        })
+        .collect();
+    json!({
+        "removed_files": compaction.removed_files,
+        "removed_bytes": compaction.removed_bytes,
+        "merged": merged,
+        "freed_bytes": compaction.freed_bytes(),
+        "garbage_bytes": compaction.garbage_bytes,
+        "held_files": compaction.held_files,
+        "no_room": compaction.no_room,
+    })
+}
+
+fn to_json(pruned: &Pruned, dry_run: bool) -> Value {
+    let name = &pruned.name;
+    let snapshots: Vec<Value> = pruned
+        .decisions
+        .iter()
+        .map(|(s, keep)| {
+            json!({
+                "ref": format!("{name}@{}", s.number),
+                "number": s.number,
+                "id": s.id,
+                "label": s.label,
+                "time": s.time.to_string(),
+                "kept": !keep.is_empty(),
+                "reasons": keep,
+            })
+        })
+        .collect();
+    let kept = pruned.decisions.iter().filter(|(_, keep)| !keep.is_empty()).count();
+    let mut value = json!({
+        "name": name,
+        "dry_run": dry_run,
+        "kept": kept,
+        "dropped": pruned.decisions.len() - kept,
+        "snapshots": snapshots,
+    });
+    if let (Some(object), Value::Object(more)) =
+        (value.as_object_mut(), compaction_json(&pruned.compaction))
+    {
+        object.extend(more);
+    }
+    value
+}
+
+fn describe(pruned: &Pruned, dry_run: bool) -> String {
+    let kept = pruned.decisions.iter().filter(|(_, keep)| !keep.is_empty()).count() as u64;
+    let dropped = pruned.decisions.len() as u64 - kept;
+    let would = if dry_run { "  (dry run: nothing was changed)" } else { "" };
+    let mut text = format!(
+        "{}  {} kept, {} dropped{would}",
+        pruned.name,
+        output::plural(kept, "snapshot"),
+        output::count(dropped)
+    );
+    if dry_run && !pruned.decisions.is_empty() {
+        let row = |(s, keep): &(imgsnap::manifest::Snapshot, Vec<String>)| {
+            let fate = if keep.is_empty() { "drop" } else { "keep" };
+            let label = s.label.clone().unwrap_or_default();
+            vec![s.number.to_string(), output::time(s.time), fate.into(), keep.join(", "), label]
+        };
+        let rows: Vec<Vec<String>> = pruned.decisions.iter().map(row).collect();
+        text.push('\n');
+        text.push_str(&output::table(&[">#", "TIME", "FATE", "BECAUSE", "LABEL"], &rows));
+    }
+    for line in lines(&pruned.compaction, dry_run) {
+        text.push_str(&format!("\n  {line}"));
+    }
+    text
+}
+
+/// What became of the room, or would.
+fn lines(compaction: &Compaction, dry_run: bool) -> Vec<String> {
+    let mut lines = Vec::new();
+    let about = if dry_run { "about " } else { "" };
+    if compaction.removed_files > 0 {
+        let files = output::plural(compaction.removed_files, "file");
+        lines.push(format!("removed  {files}, {}", output::bytes(compaction.removed_bytes)));
+    }
+    if !compaction.merged.is_empty() {
+        let files: u64 = compaction.merged.iter().map(|m| m.absorbed.len() as u64 + 1).sum();
+        let before: u64 = compaction.merged.iter().map(|m| m.before_bytes).sum();
+        let after: u64 = compaction.merged.iter().map(|m| m.after_bytes).sum();
+        lines.push(format!(
+            "merged   {} into {}, {} into {about}{}",
+            output::plural(files, "file"),
+            output::count(compaction.merged.len() as u64),
+            output::bytes(before),
+            output::bytes(after)
+        ));
+    }
+    let freed = compaction.freed_bytes();
+    if freed > 0 {
+        lines.push(format!("freed    {about}{}", output::bytes(freed)));
+    }
+    if compaction.held_files > 0 {
+        lines.push(format!(
+            "held     {} of dropped snapshots that others rest on; about {} of garbage (--compact frees \
+             what can be freed)",
+            output::plural(compaction.held_files, "file"),
+            output::bytes(compaction.garbage_bytes)
+        ));
+    }
+    lines
+}
+
+pub fn delete(
+    repository: &Repository,
+    reference: &Reference,
+    compact: bool,
+    printer: &Printer,
+    context: &Context,
+) -> Result<ExitCode> {
+    let name = &reference.name;
+    let (deleted, compaction) = repository.delete(name, &reference.at, compact, context)?;
+    warn_of_room(&compaction, context);
+    if printer.is_json() {
+        let mut value = json!({
+            "name": name,
+            "number": deleted.number,
+            "ref": format!("{name}@{}", deleted.number),
+        });
+        if let (Some(object), Value::Object(more)) =
+            (value.as_object_mut(), compaction_json(&compaction))
+        {
+            object.extend(more);
+        }
+        printer.json(&value)?;
+    } else {
+        let freed = output::bytes(compaction.freed_bytes());
+        printer.line(&format!("deleted {name}@{}: {freed} freed", deleted.number))?;
+        if compaction.held_files > 0 {
+            lines(&compaction, false)
+                .iter()
+                .filter(|line| line.starts_with("held"))
+                .try_for_each(|line| printer.line(&format!("  {line}")))?;
+        }
+    }
+    Ok(exit::DONE)
+}
+
+pub fn flatten(
+    repository: &Repository,
+    reference: &Reference,
+    printer: &Printer,
+    context: &Context,
+) -> Result<ExitCode> {
+    let name = &reference.name;
+    let done = repository.flatten(name, &reference.at, context)?;
+    let (before, after) = (&done.before, &done.after);
+    if printer.is_json() {
+        let mut value = list::snapshot_json(name, after, None);
+        if let Some(object) = value.as_object_mut() {
+            object.insert("freed_bytes".into(), done.freed_bytes.into());
+        }
+        printer.json(&value)?;
+    } else if before == after {
+        printer.line(&format!("{name}@{} is a base already", after.number))?;
+    } else {
+        printer.line(&format!(
+            "{name}@{} is a base now  {} in its file instead of {}, {} freed",
+            after.number,
+            output::bytes(after.file_bytes),
+            output::bytes(before.file_bytes),
+            output::bytes(done.freed_bytes)
+        ))?;
+    }
+    Ok(exit::DONE)
+}

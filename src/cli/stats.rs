@@ -1,0 +1,226 @@
+//! `imgsnap stats`
+
+use super::printer::Printer;
+use super::{exit, output, repo};
+use imgsnap::error::{ErrorKind, Result};
+use imgsnap::progress::Context;
+use imgsnap::repository::{Repository, Stats};
+use serde_json::{Value, json};
+use std::process::ExitCode;
+
+/// Days, and regions, that are shown; JSON has all.
+const MOST_DAYS: usize = 14;
+const MOST_REGIONS: usize = 5;
+
+pub fn run(
+    repository: &Repository,
+    name: Option<&str>,
+    printer: &Printer,
+    context: &Context,
+) -> Result<ExitCode> {
+    let names = repo::names(repository, name)?;
+    let (mut all, mut failed) = (Vec::new(), None);
+    for name in &names {
+        match repository.stats(name, context) {
+            Ok(stats) => all.push(stats),
+            // One damaged image does not hide the others.
+            Err(e) if names.len() > 1 && e.kind() != ErrorKind::Interrupted => {
+                failed.get_or_insert(e.kind());
+                printer.error(&e);
+            }
+            Err(e) => return Err(e),
+        }
+    }
+    if printer.is_json() {
+        printer.json(&Value::Array(all.iter().map(to_json).collect()))?;
+    } else if let (Some(_), [stats]) = (name, all.as_slice()) {
+        printer.line(&describe(stats))?;
+    } else if names.is_empty() {
+        printer.line(&format!("no images in {} yet", repository.location()))?;
+    } else {
+        printer.line(&overview(&all))?;
+    }
+    Ok(failed.map_or(exit::DONE, exit::code))
+}
+
+fn to_json(stats: &Stats) -> Value {
+    let name = &stats.manifest.name;
+    let snapshots: Vec<Value> = stats
+        .costs
+        .iter()
+        .map(|cost| {
+            let s = &cost.snapshot;
+            json!({
+                "ref": format!("{name}@{}", s.number),
+                "number": s.number,
+                "time": s.time.to_string(),
+                "label": s.label,
+                "changed_bytes": s.changed_bytes,
+                "stored_bytes": s.file_bytes,
+                "frees_bytes": cost.frees_bytes,
+            })
+        })
+        .collect();
+    let days: Vec<Value> = stats
+        .days
+        .iter()
+        .map(|day| {
+            json!({
+                "date": day.date.to_string(),
+                "snapshots": day.snapshots,
+                "changed_bytes": day.changed_bytes,
+                "stored_bytes": day.stored_bytes,
+            })
+        })
+        .collect();
+    json!({
+        "name": name,
+        "snapshots": snapshots,
+        "stored_bytes": stats.stored_bytes(),
+        "dropped_files": stats.manifest.dropped.len(),
+        "dropped_bytes": stats.dropped_bytes,
+        "garbage_bytes": stats.garbage_bytes,
+        "raw_bytes": stats.raw_bytes(),
+        "frame_bytes": stats.frame_bytes(),
+        "days": days,
+        "cell_bytes": stats.cell_bytes,
+        "heat": stats.heat,
+    })
+}
+
+fn overview(all: &[Stats]) -> String {
+    let row = |stats: &Stats| {
+        let latest = stats.manifest.latest();
+        vec![
+            stats.manifest.name.clone(),
+            output::count(stats.manifest.snapshots.len() as u64),
+            latest.map_or("-".into(), |s| output::bytes(s.image_bytes)),
+            output::bytes(stats.stored_bytes()),
+            output::percent(stats.frame_bytes(), stats.raw_bytes()),
+            output::bytes(stats.dropped_bytes),
+            output::bytes(stats.garbage_bytes),
+            latest.map_or("-".into(), |s| output::age(s.time)),
+        ]
+    };
+    let rows: Vec<Vec<String>> = all.iter().map(row).collect();
+    let headings = [
+        "NAME",
+        ">SNAPSHOTS",
+        ">IMAGE",
+        ">STORED",
+        ">COMPRESSED",
+        ">DROPPED",
+        ">GARBAGE",
+        "NEWEST",
+    ];
+    let stored: u64 = all.iter().map(Stats::stored_bytes).sum();
+    format!(
+        "{}, {} stored\n{}",
+        output::plural(all.len() as u64, "image"),
+        output::bytes(stored),
+        output::table(&headings, &rows)
+    )
+}
+
+fn describe(stats: &Stats) -> String {
+    let manifest = &stats.manifest;
+    let images: u64 = manifest.snapshots.iter().map(|s| s.image_bytes).sum();
+    let mut text = format!(
+        "{}  {}, {} stored for {} of images",
+        manifest.name,
+        output::plural(manifest.snapshots.len() as u64, "snapshot"),
+        output::bytes(stats.stored_bytes()),
+        output::bytes(images)
+    );
+    let compressed = format!(
+        "{} into {} ({})",
+        output::bytes(stats.raw_bytes()),
+        output::bytes(stats.frame_bytes()),
+        output::percent(stats.frame_bytes(), stats.raw_bytes())
+    );
+    let dropped = match manifest.dropped.len() as u64 {
+        0 => "none".to_owned(),
+        files => format!(
+            "{}, {}, on which others rest",
+            output::plural(files, "snapshot"),
+            output::bytes(stats.dropped_bytes)
+        ),
+    };
+    let garbage = format!("about {}, not freed yet", output::bytes(stats.garbage_bytes));
+    for (noun, value) in [("compressed", compressed), ("dropped", dropped), ("garbage", garbage)] {
+        text.push_str(&format!("\n  {noun:<10} {value}"));
+    }
+    if manifest.snapshots.is_empty() {
+        return text;
+    }
+    text.push_str("\n\nsnapshots, and what would be free without each\n");
+    text.push_str(&snapshots(stats));
+    text.push_str("\n\ngrowth by day\n");
+    text.push_str(&days(stats));
+    if stats.heat.iter().any(|bytes| *bytes > 0) {
+        text.push_str("\n\nwhere it changes\n");
+        text.push_str(&regions(stats));
+    }
+    text
+}
+
+fn snapshots(stats: &Stats) -> String {
+    let row = |cost: &imgsnap::repository::Cost| {
+        let s = &cost.snapshot;
+        vec![
+            s.number.to_string(),
+            output::time(s.time),
+            output::bytes(s.changed_bytes),
+            output::bytes(s.file_bytes),
+            output::bytes(cost.frees_bytes),
+            s.label.clone().unwrap_or_default(),
+        ]
+    };
+    let rows: Vec<Vec<String>> = stats.costs.iter().map(row).collect();
+    output::table(&[">#", "TIME", ">CHANGED", ">STORED", ">FREES", "LABEL"], &rows)
+}
+
+fn days(stats: &Stats) -> String {
+    let row = |day: &imgsnap::repository::Day| {
+        vec![
+            day.date.to_string(),
+            output::count(day.snapshots),
+            output::bytes(day.changed_bytes),
+            output::bytes(day.stored_bytes),
+        ]
+    };
+    let skipped = stats.days.len().saturating_sub(MOST_DAYS);
+    let rows: Vec<Vec<String>> = stats.days.iter().skip(skipped).map(row).collect();
+    let table = output::table(&["DAY", ">SNAPSHOTS", ">CHANGED", ">STORED"], &rows);
+    match skipped {
+        0 => table,
+        days => format!("{table}\n  ({} before are in --json)", output::plural(days as u64, "day")),
+    }
+}
+
+fn regions(stats: &Stats) -> String {
+    let most = stats.heat.iter().max().copied().unwrap_or(0).max(1);
+    let shares: Vec<f64> = stats.heat.iter().map(|bytes| *bytes as f64 / most as f64).collect();
+    let mut hottest: Vec<(u64, u64)> =
+        (0..).zip(&stats.heat).map(|(index, bytes)| (*bytes, index)).collect();
+    hottest.sort_by_key(|(bytes, index)| (std::cmp::Reverse(*bytes), *index));
+    let total: u64 = stats.heat.iter().sum();
+    let rows: Vec<Vec<String>> = hottest
+        .iter()
+        .take(MOST_REGIONS)
+        .filter(|(bytes, _)| *bytes > 0)
+        .map(|(bytes, index)| {
+            vec![
+                output::bytes(index * stats.cell_bytes),
+                output::bytes(*bytes),
+                output::percent(*bytes, total),
+            ]
+        })
+        .collect();
+    format!(
+        "{}\n  one cell is {}; the hottest:\n{}",
+        output::map(&shares),
+        output::bytes(stats.cell_bytes),
+        output::table(&[">AT", ">CHANGED", ">OF ALL"], &rows)
+    )
+}

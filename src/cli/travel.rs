@@ -1,0 +1,254 @@
+//! `imgsnap export`, `import` and `apply`
+
+use super::args::{Apply, Export};
+use super::printer::Printer;
+use super::{exit, list, output, repo, usage};
+use imgsnap::apply::{Applied, Patch, open_file};
+use imgsnap::delta::Caches;
+use imgsnap::error::{Error, ErrorKind, Result};
+use imgsnap::progress::Context;
+use imgsnap::repository::{At, Imported, Reader, Reference, Repository};
+use imgsnap::room::room_for;
+use imgsnap::source::{RawFile, Source};
+use imgsnap::target::{NewFile, Stream, Target};
+use serde_json::json;
+use std::fs::File;
+use std::io::{IsTerminal, Read, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Instant;
+
+pub fn export(
+    repository: &Repository,
+    verb: &Export,
+    printer: &Printer,
+    context: &Context,
+) -> Result<ExitCode> {
+    let begun = Instant::now();
+    let name = &verb.reference.name;
+    let reader = repository.read(name, context)?;
+    let snapshot = reader.find(&verb.reference.at)?.clone();
+    let since = match &verb.since {
+        Some(text) => Some(reader.find(&since(name, text)?)?.clone()),
+        None => None,
+    };
+    if since.as_ref().is_some_and(|since| since.id == snapshot.id) {
+        return Err(usage("a snapshot does not differ from itself"));
+    }
+    let since_id = since.as_ref().map(|since| since.id);
+    let is_stdout = verb.output == Path::new("-");
+    let bytes = if is_stdout {
+        refuse_terminal("a delta")?;
+        let mut out = std::io::stdout().lock();
+        let failed = |e| Error::io("cannot write to stdout", e);
+        let write = &mut |bytes: &[u8]| out.write_all(bytes).map_err(failed);
+        let written = repository.export(&reader, snapshot.id, since_id, context, write)?;
+        out.flush().map_err(failed)?;
+        written.footer.file_bytes
+    } else {
+        // It appears whole or not at all.
+        let mut target = NewFile::create(&verb.output, 0, verb.force)?;
+        let mut offset = 0;
+        repository.export(&reader, snapshot.id, since_id, context, &mut |bytes| {
+            target.write(offset, bytes)?;
+            offset += bytes.len() as u64;
+            target.settled(offset)
+        })?;
+        target.finish()?;
+        offset
+    };
+    let seconds = begun.elapsed().as_secs_f64();
+    let against =
+        since.as_ref().map_or("all of it".to_owned(), |s| format!("since {name}@{}", s.number));
+    let line = format!(
+        "{name}@{} ({against}) -> {}  {} in {}",
+        snapshot.number,
+        verb.output.display(),
+        output::bytes(bytes),
+        output::duration(seconds)
+    );
+    if is_stdout {
+        // Stdout is the delta.
+        printer.say(&line);
+    } else if printer.is_json() {
+        printer.json(&json!({
+            "name": name,
+            "number": snapshot.number,
+            "ref": format!("{name}@{}", snapshot.number),
+            "since": since.map(|s| format!("{name}@{}", s.number)),
+            "output": verb.output,
+            "stored_bytes": bytes,
+            "image_digest": snapshot.image_digest.to_hex(),
+            "seconds": seconds,
+        }))?;
+    } else {
+        printer.line(&line)?;
+    }
+    Ok(exit::DONE)
+}
+
+/// `NAME@WHICH`, or `@WHICH`: of the image itself, in either case.
+fn since(name: &str, text: &str) -> Result<At> {
+    if let Some(at) = text.strip_prefix('@') {
+        return at.parse();
+    }
+    let reference: Reference = text.parse()?;
+    if reference.name != name {
+        return Err(usage(format!("{text} is a snapshot of another image than \"{name}\"")));
+    }
+    Ok(reference.at)
+}
+
+fn refuse_terminal(what: &str) -> Result<()> {
+    if std::io::stdout().is_terminal() {
+        let what = format!("{what} is nothing for a terminal");
+        return Err(
+            Error::new(ErrorKind::InvalidInput, what).hint("redirect stdout to a file or a pipe")
+        );
+    }
+    Ok(())
+}
+
+pub fn import(
+    place: Option<&Path>,
+    files: &[PathBuf],
+    name: Option<&str>,
+    printer: &Printer,
+    context: &Context,
+) -> Result<ExitCode> {
+    // Before a repository is made for files that are none.
+    let files = in_order(files)?;
+    let repository = repo::open_or_make(place, printer)?;
+    for file in &files {
+        let begun = Instant::now();
+        let imported = if file == Path::new("-") {
+            repository.import(&mut std::io::stdin().lock(), "stdin", name, context)?
+        } else {
+            let failed = |e| Error::io(format!("cannot open {}", file.display()), e);
+            let mut input: Box<dyn Read> = Box::new(File::open(file).map_err(failed)?);
+            repository.import(&mut input, &file.display().to_string(), name, context)?
+        };
+        tell_import(&repository, &imported, begun.elapsed().as_secs_f64(), printer, context)?;
+    }
+    Ok(exit::DONE)
+}
+
+fn tell_import(
+    repository: &Repository,
+    imported: &Imported,
+    seconds: f64,
+    printer: &Printer,
+    context: &Context,
+) -> Result<()> {
+    let (name, snapshot) = (&imported.name, &imported.snapshot);
+    if printer.is_json() {
+        let reader: Reader = repository.read(name, context)?;
+        let parent = reader.manifest().stored_parent_of(snapshot).map(|p| p.number);
+        let mut value = list::snapshot_json(name, snapshot, parent);
+        if let Some(object) = value.as_object_mut() {
+            object.insert("imported".into(), imported.is_new.into());
+            object.insert("seconds".into(), seconds.into());
+        }
+        return printer.json(&value);
+    }
+    if !imported.is_new {
+        return printer.line(&format!("{name}@{} is here already", snapshot.number));
+    }
+    let label = snapshot.label.as_ref().map_or(String::new(), |label| format!("  \"{label}\""));
+    printer.line(&format!(
+        "{name}@{}{label}  {} imported and proved in {}",
+        snapshot.number,
+        output::bytes(snapshot.file_bytes),
+        output::duration(seconds)
+    ))
+}
+
+/// The files from the oldest snapshot to the newest, so that a pattern of the shell will do.
+fn in_order(files: &[PathBuf]) -> Result<Vec<PathBuf>> {
+    let caches = Caches::default();
+    let mut numbered = Vec::new();
+    for file in files {
+        // A pipe can be read only once.
+        let is_file = std::fs::metadata(file).is_ok_and(|meta| meta.is_file());
+        let number = match is_file {
+            true => open_file(file, &caches)?.footer().number,
+            false => 0,
+        };
+        numbered.push((number, file.clone()));
+    }
+    numbered.sort_by_key(|(number, _)| *number);
+    Ok(numbered.into_iter().map(|(_, file)| file).collect())
+}
+
+pub fn apply(verb: &Apply, printer: &Printer, context: &Context) -> Result<ExitCode> {
+    let begun = Instant::now();
+    let patch = Patch::open(&verb.deltas)?;
+    let (done, to) = match (&verb.output, &verb.base) {
+        (None, Some(base)) => {
+            let image = RawFile::open_to_write(base)?;
+            (patch.write_in_place(&image, context)?, base.clone())
+        }
+        (None, None) => return Err(usage("--in-place changes the image that --base names")),
+        (Some(output), base) => {
+            let base = base.as_ref().map(|base| RawFile::open(base)).transpose()?;
+            let base_bytes = base.as_ref().map_or(0, allocated_bytes);
+            let base = base.as_ref().map(|base| base as &dyn Source);
+            let done = if output == Path::new("-") {
+                refuse_terminal("an image")?;
+                let mut target = Stream::new(std::io::stdout().lock(), "stdout");
+                patch.write(base, &mut target, context)?
+            } else {
+                let mut target = NewFile::create(output, patch.image_bytes(), verb.force)?;
+                let place = output.display().to_string();
+                patch.check_room(base_bytes, room_for(output), &place)?;
+                patch.write(base, &mut target, context)?
+            };
+            (done, output.clone())
+        }
+    };
+    tell_apply(verb, &patch, &done, &to, begun.elapsed().as_secs_f64(), printer)
+}
+
+/// Bytes of an image that are no holes.
+fn allocated_bytes(image: &RawFile) -> u64 {
+    let blocks = image.file().metadata().map_or(u64::MAX / 512, |meta| meta.blocks());
+    if image.is_device() { image.image_bytes() } else { blocks * 512 }
+}
+
+fn tell_apply(
+    verb: &Apply,
+    patch: &Patch,
+    done: &Applied,
+    to: &Path,
+    seconds: f64,
+    printer: &Printer,
+) -> Result<ExitCode> {
+    let line = format!(
+        "{} -> {}  {} written in {}; the image of snapshot {}, image digest proved",
+        output::plural(verb.deltas.len() as u64, "delta"),
+        to.display(),
+        output::bytes(done.written_bytes),
+        output::duration(seconds),
+        patch.number()
+    );
+    if to == Path::new("-") {
+        // Stdout is the image.
+        printer.say(&line);
+    } else if printer.is_json() {
+        printer.json(&json!({
+            "number": patch.number(),
+            "deltas": verb.deltas,
+            "base": verb.base,
+            "output": to,
+            "in_place": verb.in_place,
+            "image_bytes": done.image_bytes,
+            "image_digest": done.image_digest.to_hex(),
+            "written_bytes": done.written_bytes,
+            "seconds": seconds,
+        }))?;
+    } else {
+        printer.line(&line)?;
+    }
+    Ok(exit::DONE)
+}

@@ -1,0 +1,88 @@
+//! From pieces to a file: frames are encoded by many threads, and written in their order.
+
+use super::reader::Delta;
+use super::segment::Piece;
+use super::writer::{DeltaWriter, EncodedFrames};
+use crate::codec::{self, Compression};
+use crate::error::Result;
+use crate::format::{Header, TablePage};
+use crate::pipeline::{Allowance, growing_map};
+use crate::progress::Context;
+use std::sync::mpsc::Receiver;
+
+/// Decoded bytes of a frame in a base: cheap scattered reads.
+pub const BASE_FRAME_BYTES: u32 = 64 << 10;
+/// And in a delta: smaller files.
+pub const DELTA_FRAME_BYTES: u32 = 128 << 10;
+/// Frames that one thread encodes in a row, in decoded bytes: to hand over each one costs a tenth of
+/// the work.
+pub const GROUP_BYTES: u64 = 1 << 20;
+
+/// The most that the raw frames of a group take, in bytes.
+pub fn group_memory(header: &Header) -> u64 {
+    GROUP_BYTES + header.frame_memory()
+}
+
+/// What is to be written next.
+enum Ready {
+    Frames(EncodedFrames),
+    Table(TablePage),
+}
+
+/// Writes what comes from `receiver`, until nobody sends any more, into a file that is begun with
+/// `header`; `written` is told how many blocks were.
+///
+/// # Errors
+/// Of `out`; `Corrupt` if a frame that is to be copied is damaged.
+pub fn write_pieces<'a>(
+    header: &Header,
+    compression: Compression,
+    context: &Context,
+    receiver: Receiver<Vec<Piece>>,
+    out: &'a mut dyn FnMut(&[u8]) -> Result<()>,
+    written: &mut dyn FnMut(u64),
+) -> Result<DeltaWriter<'a>> {
+    let mut writer = DeltaWriter::new(header, out)?;
+    let most_threads = compression.most_threads(header.frame_memory()) as u64;
+    growing_map(
+        || Allowance {
+            threads: context.threads().min(context.share_of(most_threads) as usize),
+            in_flight: context.in_flight(2 * group_memory(header)),
+        },
+        move || Ok(receiver.recv().ok()),
+        |group| encode(compression, group),
+        |group| {
+            group.into_iter().try_for_each(|ready| match ready {
+                Ready::Frames(frames) => writer.frames(frames),
+                Ready::Table(page) => {
+                    written(page.digests.len() as u64);
+                    writer.table(page)
+                }
+            })
+        },
+    )?;
+    Ok(writer)
+}
+
+/// Encodes a group of pieces, in their order.
+fn encode(compression: Compression, group: Vec<Piece>) -> Result<Vec<Ready>> {
+    let (mut ready, mut frames, mut out) = (Vec::new(), EncodedFrames::default(), Vec::new());
+    for piece in group {
+        match piece {
+            Piece::Frame { raw, block_count } => {
+                let (codec, payload) = codec::encode(compression, &raw, &mut out)?;
+                frames.push(codec, payload, block_count);
+            }
+            Piece::Copy { delta, place, block_count } => {
+                let (codec, payload) = Delta::frame_payload(&delta, place, block_count, &mut out)?;
+                frames.push(codec, payload, block_count);
+            }
+            Piece::Table(page) => {
+                ready.push(Ready::Frames(std::mem::take(&mut frames)));
+                ready.push(Ready::Table(page));
+            }
+        }
+    }
+    ready.push(Ready::Frames(frames));
+    Ok(ready)
+}

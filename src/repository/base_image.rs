@@ -1,0 +1,122 @@
+//! Bases whose blocks stay in an image that is there already: twenty clones of one template cost
+//! twenty deltas, and twenty tables.
+
+use super::session::Writer;
+use super::snapshot::{absolute, warn_if_unguarded};
+use super::{ParentChoice, Repository, SnapshotRequest};
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::FrameLayout;
+use crate::manifest::{self, Manifest, Snapshot};
+use crate::progress::Context;
+use crate::scan::{Index, scan};
+use crate::source::{RawFile, Source};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+impl Repository {
+    /// Publishes the table of a base image and puts the snapshot of it into the manifest in memory. The
+    /// commit of the snapshot that is taken against it is the commit of both.
+    pub(super) fn stage_base_image(
+        &self,
+        writer: &mut Writer,
+        image: &RawFile,
+        request: &SnapshotRequest,
+        context: &Context,
+    ) -> Result<()> {
+        let Some(path) = &request.base_image else { return Ok(()) };
+        let path = absolute(path)?;
+        if path == image.path() {
+            let what = format!("{} cannot be its own base image", path.display());
+            return Err(Error::new(ErrorKind::InvalidInput, what));
+        }
+        let name = writer.manifest.name.clone();
+        if !writer.manifest.snapshots.is_empty() && request.parent != ParentChoice::Full {
+            let what = format!("\"{name}\" has snapshots already, and so a base");
+            return Err(Error::new(ErrorKind::InvalidInput, what)
+                .hint("begin a new chain on the base image with --full"));
+        }
+        let begun = Instant::now();
+        let base_image = RawFile::open(&path)?;
+        warn_if_unguarded(&base_image, context);
+        let request = SnapshotRequest {
+            parent: ParentChoice::Full,
+            label: None,
+            compression: request.compression,
+            ..SnapshotRequest::default()
+        };
+        let mut prepared = self.prepare(&writer.manifest, &writer.head, &base_image, &request)?;
+        prepared.plan.is_by_reference = true;
+        let place = path.display();
+        context.progress().note(&format!("{name}: the table of {place}; its blocks stay there"));
+        let mut upload = self.store.create(&format!("{name}/{}.delta", prepared.plan.file_id))?;
+        let taken = prepared.take(&base_image, context, &mut |bytes| upload.write(bytes))?;
+        if taken.written.footer.counts.unread_blocks > 0 {
+            let what = format!("{place} cannot be read as a whole, so it can be no base image");
+            return Err(Error::new(ErrorKind::Io, what));
+        }
+        context.check()?;
+        upload.publish()?;
+        let snapshot = Snapshot { base_image: Some(path), ..prepared.entry(&taken, begun) };
+        writer.manifest.next_number = snapshot.number + 1;
+        writer.manifest.snapshots.push(snapshot);
+        Ok(())
+    }
+
+    /// Says where the base image of an image is now, after a proof that the file is what it was. Gives
+    /// the path and the numbers of the snapshots that are bases by reference to it.
+    ///
+    /// # Errors
+    /// `Mismatch` if the file is the base image of none of its snapshots, with how much of it differs.
+    pub fn relink_base_image(
+        &self,
+        name: &str,
+        base_image: &Path,
+        context: &Context,
+    ) -> Result<(PathBuf, Vec<u64>)> {
+        let path = absolute(base_image)?;
+        let mut writer = self.write(name, context)?;
+        let mut next = writer.manifest.clone();
+        let source = RawFile::open(&path)?;
+        warn_if_unguarded(&source, context);
+        let (mut found, mut differing) = (Vec::new(), None);
+        let manifest: &Manifest = &writer.manifest;
+        for base in manifest.stored().into_iter().filter(|s| s.parent.is_none()) {
+            let chain = self.open_chain(manifest, base.id)?;
+            if chain.tip().header().layout() != FrameLayout::Absent {
+                continue;
+            }
+            let mut changed = source.image_bytes().abs_diff(base.image_bytes);
+            if changed == 0 {
+                let size = u64::from(base.block_bytes);
+                context.progress().begin("scan", base.image_bytes);
+                let scanned = scan(&source, &Index::Parent(&chain), context, |changes| {
+                    changed += changes.block_count() * size;
+                    Ok(())
+                });
+                context.progress().end();
+                scanned?;
+            }
+            match changed {
+                0 => found.push((base.id, base.number)),
+                bytes => differing = differing.max(Some((bytes, base.number))),
+            }
+        }
+        if found.is_empty() {
+            let what = match differing {
+                None => format!("\"{name}\" has no base image"),
+                Some((bytes, number)) => format!(
+                    "{} is not the base image of {name}@{number}: {bytes} bytes of it differ",
+                    path.display()
+                ),
+            };
+            return Err(Error::new(ErrorKind::Mismatch, what).hint("name the original"));
+        }
+        let is_found = |s: &Snapshot| found.iter().any(|(id, _)| *id == s.id);
+        for snapshot in next.snapshots.iter_mut().chain(&mut next.dropped).filter(|s| is_found(s)) {
+            snapshot.base_image = Some(path.clone());
+        }
+        manifest::commit(self.store.as_ref(), &mut next)?;
+        writer.manifest = next;
+        Ok((path, found.into_iter().map(|(_, number)| number).collect()))
+    }
+}

@@ -1,0 +1,33 @@
+//! Room on a file system: looked at before something large is begun.
+
+use crate::error::{Error, ErrorKind, Result};
+use std::io;
+use std::path::Path;
+
+/// How many bytes this user can still write to the file system on which `path` is.
+pub fn room_in(path: &Path) -> io::Result<u64> {
+    let stat = nix::sys::statvfs::statvfs(path).map_err(io::Error::from)?;
+    Ok((stat.blocks_available() as u64).saturating_mul(stat.fragment_size() as u64))
+}
+
+/// The same for a file that does not exist yet.
+pub fn room_for(file: &Path) -> Option<u64> {
+    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty());
+    room_in(folder.unwrap_or(Path::new("."))).ok()
+}
+
+/// Fails if there is less room than `needed_bytes` in a place; `room` is none if it is not known. `what`
+/// says who needs it: "the merge".
+///
+/// # Errors
+/// `LimitExceeded`, with both numbers.
+pub fn check_room(room: Option<u64>, needed_bytes: u64, place: &str, what: &str) -> Result<()> {
+    let Some(room) = room.filter(|room| *room < needed_bytes) else { return Ok(()) };
+    let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+    let what = format!(
+        "{place} has {} MiB left; {what} needs {} MiB ({needed_bytes} bytes)",
+        mib(room),
+        mib(needed_bytes)
+    );
+    Err(Error::new(ErrorKind::LimitExceeded, what))
+}

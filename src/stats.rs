@@ -1,0 +1,51 @@
+//! The verb *stats*: what the files of an image hold, and where it changes.
+
+use crate::chain::Chain;
+use crate::delta::{Delta, TableCursor};
+use crate::error::Result;
+use crate::merge::layer_use;
+use crate::progress::Context;
+use crate::units::Geometry;
+use std::sync::Arc;
+
+/// Bytes of `parent`'s file that nothing needs any more once it is dropped, if `child` is the only one
+/// that rests on it; about.
+pub fn superseded_bytes(child: &Arc<Delta>, parent: &Arc<Delta>, context: &Context) -> Result<u64> {
+    let uses = layer_use(&[child.clone(), parent.clone()], context)?;
+    let live = uses.last().map_or(0, |of| of.live_bytes);
+    Ok(parent.footer().file_bytes.saturating_sub(live))
+}
+
+/// Adds the bytes that the deltas of a chain changed, a count for each of `cells`, which share the image
+/// among them. Files whose id is in `done` are left out, and bases: they are not changes.
+pub fn add_heat(
+    chain: &Chain,
+    cells: &mut [u64],
+    cell_bytes: u64,
+    done: &mut std::collections::HashSet<uuid::Uuid>,
+    context: &Context,
+) -> Result<()> {
+    for delta in chain.layers().iter() {
+        if delta.footer().parent.is_none() || !done.insert(delta.header().file_id) {
+            continue;
+        }
+        context.check()?;
+        let geometry = Geometry::new(delta.header().block_size, delta.footer().image_bytes)?;
+        let mut cursor = TableCursor::new(delta.clone());
+        cursor.seek(0)?;
+        while let Some((_, run)) = cursor.run() {
+            let mut offset = geometry.offset(run.blocks.first).min(geometry.image_bytes);
+            let end = geometry.offset(run.blocks.end()).min(geometry.image_bytes);
+            while offset < end {
+                let index = offset / cell_bytes.max(1);
+                let until = ((index + 1) * cell_bytes).min(end);
+                if let Some(cell) = cells.get_mut(index as usize) {
+                    *cell += until - offset;
+                }
+                offset = until;
+            }
+            cursor.advance()?;
+        }
+    }
+    Ok(())
+}
