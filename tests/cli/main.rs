@@ -7,10 +7,15 @@
 
 mod admin;
 mod bad_input;
+mod base_image;
 mod bench;
+mod delete;
 mod diff;
+mod flatten;
 mod init;
 mod list;
+mod portable;
+mod prune;
 #[path = "../support/random.rs"]
 mod random;
 mod restore;
@@ -18,6 +23,7 @@ mod rollback;
 mod several;
 mod shared;
 mod snapshot;
+mod stats;
 mod support;
 mod usage;
 mod verify;

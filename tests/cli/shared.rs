@@ -4,10 +4,12 @@
 
 use crate::support::{FAILED, Lab, Run};
 
-/// A lab with two snapshots of `disk.img`, a copy of it, and nothing in the way of an output.
+/// A lab with two snapshots of `disk.img`, a copy of it, an export of the first one, and nothing in the
+/// way of an output.
 fn lab() -> Lab {
     let (lab, _) = Lab::with_snapshots(2);
     lab.copy("disk.img", "copy.img");
+    lab.done(&["export", "disk@1", "-o", "exported.delta"]);
     lab
 }
 
@@ -139,7 +141,14 @@ every_verb! {
     restore: &["restore", "disk@1", "-o", "out.img"];
     rollback: &["rollback", "disk", "--to", "@1"];
     verify: &["verify"];
+    stats: &["stats", "disk"];
+    stats_of_all: &["stats"];
+    prune: &["prune", "disk", "--keep-last", "1", "--compact"];
+    prune_dry: &["prune", "--all", "--keep-last", "1", "--dry-run"];
     delete: &["delete", "disk@2"];
+    delete_base: &["delete", "disk@1", "--compact"];
+    flatten: &["flatten", "disk@2"];
+    export: &["export", "disk@2", "--since", "@1", "-o", "out.delta", "--force"];
     label: &["label", "disk@1", "new"];
     forget: &["forget", "disk", "--yes"];
     repair: &["repair"];
@@ -181,6 +190,82 @@ mod snapshot {
     }
 }
 
+/// `import` makes a repository where there is none, too.
+mod import {
+    use crate::support::Run;
+
+    /// Imports an export of `disk.img` into a repository: the one of the lab has it already.
+    fn with_file(test: fn(&[&str])) {
+        test(&["import", "exported.delta"]);
+    }
+
+    #[test]
+    fn refuses_a_folder_of_something_else() {
+        with_file(super::foreign_folder);
+    }
+
+    #[test]
+    fn refuses_a_file_in_place_of_the_repository() {
+        with_file(super::file_as_repository);
+    }
+
+    #[test]
+    fn refuses_a_repository_of_a_later_version() {
+        with_file(super::newer_repository);
+    }
+
+    #[test]
+    fn refuses_a_repository_with_a_damaged_configuration() {
+        with_file(super::damaged_configuration);
+    }
+
+    #[test]
+    fn prints_json_with_whole_byte_counts() {
+        with_file(super::json);
+    }
+
+    #[test]
+    fn keeps_stderr_free_of_results() {
+        with_file(super::says_nothing_on_stderr);
+    }
+
+    #[test]
+    fn tells_of_the_repository_that_it_makes_unless_it_is_to_be_quiet() {
+        let lab = super::lab();
+        let args = ["--repo", "new", "import", "exported.delta", "--name", "disk"];
+        let run: Run = lab.run(&args).done();
+        assert_eq!(run.err.lines().count(), 1, "{}", run.err);
+        assert!(run.err.starts_with("imgsnap: made a repository in "), "{}", run.err);
+        let args = ["--repo", "other", "import", "exported.delta", "--name", "disk", "--quiet"];
+        assert_eq!(lab.run(&args).done().err, "");
+    }
+}
+
+/// `apply` knows of no repository.
+mod apply {
+    const ARGS: &[&str] = &["apply", "exported.delta", "-o", "out.img"];
+
+    #[test]
+    fn needs_no_repository_and_looks_at_none() {
+        let lab = super::lab();
+        lab.write("repo/repository.toml", b"no toml at all = = =");
+        lab.done(ARGS);
+        let lab = super::lab();
+        lab.done(&super::with_repo("nowhere", ARGS));
+        assert!(!lab.exists("nowhere"));
+    }
+
+    #[test]
+    fn prints_json_with_whole_byte_counts() {
+        super::json(ARGS);
+    }
+
+    #[test]
+    fn keeps_stderr_free_of_results() {
+        super::says_nothing_on_stderr(&[ARGS, &["--force"]].concat());
+    }
+}
+
 /// Makes the tests of a verb that names an image or a snapshot.
 macro_rules! every_verb_with_a_name {
     ($($verb:ident: $image:expr, $snapshot:expr;)*) => {
@@ -209,11 +294,19 @@ every_verb_with_a_name! {
     restore: &["restore", "web@1", "-o", "out"], Some(&["restore", "disk@7", "-o", "out"]);
     rollback: &["rollback", "web", "--to", "@1"], Some(&["rollback", "disk", "--to", "@7"]);
     verify: &["verify", "web"], Some(&["verify", "disk@7"]);
+    stats: &["stats", "web"], None;
+    prune: &["prune", "web", "--keep-last", "1"], None;
+    prune_dry: &["prune", "web", "--keep-last", "1", "--dry-run"], None;
     delete: &["delete", "web@1"], Some(&["delete", "disk@7"]);
+    flatten: &["flatten", "web@1"], Some(&["flatten", "disk@7"]);
+    export: &["export", "web@1", "-o", "out"], Some(&["export", "disk@7", "-o", "out"]);
+    export_since: &["export", "web@1", "--since", "@2", "-o", "out"],
+        Some(&["export", "disk@1", "--since", "@7", "-o", "out"]);
     label: &["label", "web@1", "new"], Some(&["label", "disk@7", "new"]);
     forget: &["forget", "web", "--yes"], None;
     repair: &["repair", "web"], None;
     relink: &["relink", "web", "copy.img"], None;
+    relink_base_image: &["relink", "web", "--base-image", "copy.img"], None;
 }
 
 #[test]
@@ -222,9 +315,13 @@ fn a_reference_that_leads_out_of_the_repository_is_wrong_usage() {
     let before = lab.everything();
     for name in ["../outside", "..", ".", "", "/etc", "disk/../disk"] {
         let reference = format!("{name}@1");
-        for args in
-            [&["delete", &reference][..], &["label", &reference, "x"], &["show", &reference]]
-        {
+        for args in [
+            &["delete", &reference][..],
+            &["label", &reference, "x"],
+            &["show", &reference],
+            &["flatten", &reference],
+            &["export", &reference, "-o", "out"],
+        ] {
             let said = lab.run(args).misused();
             assert!(said.contains("cannot be the name of an image"), "{said}");
         }
@@ -244,6 +341,9 @@ fn a_name_that_leads_out_of_the_repository_is_refused_and_nothing_is_made_there(
             &["repair", name],
             &["relink", name, "copy.img"],
             &["verify", name],
+            &["stats", name],
+            &["prune", name, "--keep-last", "1"],
+            &["relink", name, "--base-image", "copy.img"],
         ] {
             lab.fails(FAILED, args);
             let files: Vec<_> = std::fs::read_dir(lab.path("outside")).unwrap().collect();
@@ -256,7 +356,13 @@ fn a_name_that_leads_out_of_the_repository_is_refused_and_nothing_is_made_there(
 fn a_name_that_is_no_name_is_not_called_damage() {
     let lab = lab();
     for name in ["disk/../disk", "disk/.", "./disk", "..", ".", ""] {
-        for args in [&["list", name][..], &["forget", name, "--yes"], &["verify", name]] {
+        for args in [
+            &["list", name][..],
+            &["forget", name, "--yes"],
+            &["verify", name],
+            &["stats", name],
+            &["prune", name, "--keep-last", "1"],
+        ] {
             lab.fails(FAILED, args);
         }
     }

@@ -250,6 +250,90 @@ impl Lab {
         self.remove(&out);
     }
 
+    /// Fails unless an image has exactly these snapshots, each gives back its bytes, and all that is
+    /// stored is sound and named.
+    #[track_caller]
+    pub fn holds(&self, name: &str, kept: &[(u64, &[u8])]) {
+        let numbers: Vec<u64> = kept.iter().map(|(number, _)| *number).collect();
+        assert_eq!(self.numbers(name), numbers, "the snapshots of {name}");
+        for (number, bytes) in kept {
+            self.restores(&format!("{name}@{number}"), bytes);
+        }
+        let verified = self.json(&["verify", name]);
+        assert_eq!(verified["damaged"], serde_json::json!([]), "{verified}");
+        self.is_tidy(name);
+    }
+
+    /// The numbers of the snapshots of an image.
+    #[track_caller]
+    pub fn numbers(&self, name: &str) -> Vec<u64> {
+        let list = self.json(&["list", name]);
+        list.as_array().unwrap().iter().map(|s| integer(s, "number")).collect()
+    }
+
+    /// Fails unless the folder of an image has the files that its manifest names and no others.
+    #[track_caller]
+    pub fn is_tidy(&self, name: &str) {
+        let mut named: Vec<String> = self.catalogue(name).into_iter().map(|(_, f)| f).collect();
+        named.sort();
+        assert_eq!(self.deltas(name), named, "files that no manifest names, or that are missing");
+        let temporary = self.stored(name).into_iter().find(|f| f.ends_with(".tmp"));
+        assert_eq!(temporary, None);
+    }
+
+    /// What the ruling manifest of an image names: numbers and files of its snapshots, and of those
+    /// that are dropped but held.
+    pub fn catalogue(&self, name: &str) -> Vec<(u64, String)> {
+        let manifest = self.manifest_json(name);
+        let lists =
+            ["snapshots", "dropped"].into_iter().filter_map(|list| manifest[list].as_array());
+        lists.flatten().map(|s| (integer(s, "number"), string(s, "file").to_owned())).collect()
+    }
+
+    /// Numbers of the snapshots that are dropped but whose files are held.
+    pub fn dropped(&self, name: &str) -> Vec<u64> {
+        let manifest = self.manifest_json(name);
+        let dropped = manifest["dropped"].as_array().into_iter().flatten();
+        dropped.map(|s| integer(s, "number")).collect()
+    }
+
+    fn manifest_json(&self, name: &str) -> Value {
+        let text = String::from_utf8(self.read(&self.manifest(name))).unwrap();
+        serde_json::from_str(text.split_once('\n').unwrap().1).unwrap()
+    }
+
+    /// Names of the delta files in the folder of an image, sorted.
+    pub fn deltas(&self, name: &str) -> Vec<String> {
+        self.stored(name).into_iter().filter(|f| f.ends_with(".delta")).collect()
+    }
+
+    /// Runs imgsnap with these bytes on its stdin.
+    pub fn run_with_input(&self, args: &[&str], input: &[u8]) -> Run {
+        let mut command = self.command(args);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = spawn(&mut command);
+        let mut stdin = child.stdin.take().unwrap();
+        // Whoever stops reading has said why on stderr.
+        let written = stdin.write_all(input);
+        drop(stdin);
+        let run = Run::ended(&command, child.wait_with_output().unwrap());
+        assert!(written.is_ok() || run.code != Some(DONE), "it worked without all of its input");
+        run
+    }
+
+    /// Adds a text to repository.toml.
+    pub fn configure(&self, text: &str) {
+        let config = String::from_utf8(self.read("repo/repository.toml")).unwrap();
+        self.write("repo/repository.toml", format!("{config}\n{text}").as_bytes());
+    }
+
+    /// Reads an image in the repository until it is dropped, as far as others can tell.
+    pub fn reader_of(&self, name: &str) -> ReaderAtWork {
+        let lock = File::open(self.path("repo").join(name).join("reap.lock")).unwrap();
+        lock.lock_shared().unwrap();
+        ReaderAtWork { lock: Some(lock) }
+    }
+
     /// The delta files of an image, by number.
     pub fn delta(&self, name: &str, number: u64) -> String {
         let shown = self.json(&["show", &format!("{name}@{number}")]);
@@ -278,6 +362,19 @@ impl Lab {
         let mut bytes = self.read(name);
         bytes[at] ^= 0x5a;
         self.write(name, &bytes);
+    }
+}
+
+/// Holds the lock that keeps files from being unlinked.
+pub struct ReaderAtWork {
+    lock: Option<File>,
+}
+
+impl Drop for ReaderAtWork {
+    fn drop(&mut self) {
+        // No child that is just being started has it, too.
+        let _calm = no_fork();
+        drop(self.lock.take());
     }
 }
 

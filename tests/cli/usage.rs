@@ -6,7 +6,7 @@ use crate::support::{DONE, FAILED, Lab, Run, USAGE, no_fork};
 use std::fs::File;
 use std::process::{Command, Stdio};
 
-const VERBS: [&str; 16] = [
+const VERBS: [&str; 22] = [
     "init",
     "snapshot",
     "list",
@@ -15,7 +15,13 @@ const VERBS: [&str; 16] = [
     "restore",
     "rollback",
     "verify",
+    "stats",
+    "prune",
     "delete",
+    "flatten",
+    "export",
+    "import",
+    "apply",
     "label",
     "forget",
     "repair",
@@ -44,11 +50,19 @@ fn help_is_exactly_this() {
       restore      Write a snapshot, or a part of it, to a file, a device or stdout
       rollback     Bring the live image back to a snapshot, in place, writing only what differs
       verify       Check that what is stored gives back every image
-      delete       Remove a snapshot that no other one rests on
+      stats        Show what snapshots cost, how much is added day by day, and where images change
+      prune        Drop the snapshots that no rule keeps, and get their room back
+      delete       Remove a snapshot; those that rest on it stay as they are
+      flatten      Make a snapshot a base that rests on no other, without reading the image
+      export       Write a snapshot to one self-contained delta file: all of it, or what changed since
+                   another
+      import       Take delta files into the repository, which can then continue their chain
+      apply        Make an image from delta files and the image that they begin from, without a
+                   repository
       label        Give a snapshot a label, or take it away
       forget       Remove an image with all its snapshots from the repository
       repair       Rebuild a lost or damaged manifest from the delta files
-      relink       Say where the live file of an image is now
+      relink       Say where the live file of an image is now, or its base image
       bench        Measure every verb against the ceiling of this machine
       completions  Print a completion script
       man          Write manual pages
@@ -85,9 +99,10 @@ fn every_verb_explains_itself() {
     for verb in VERBS {
         let help = lab.done(&[verb, "--help"]);
         assert!(help.contains(&format!("Usage: imgsnap {verb}")), "{help}");
-        // The first line is the one of the overview.
-        let line = format!("{verb:<13}{}", help.lines().next().unwrap());
-        assert!(overview.contains(&line), "\"{line}\" is not in {overview}");
+        // The first line is the one of the overview, where long ones are broken.
+        let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+        let line = words(&format!("{verb} {}", help.lines().next().unwrap()));
+        assert!(words(&overview).contains(&line), "\"{line}\" is not in {overview}");
         assert!(help.contains("--json") && help.contains("--repo"), "{help}");
         assert_eq!(lab.done(&["help", verb]), help);
     }
@@ -146,6 +161,26 @@ fn wrong_usage_exits_2_and_touches_nothing() {
         (&["rollback", "disk"], "--to"),
         (&["rollback", "--to", "@1"], "<IMAGE|NAME>"),
         (&["delete", "disk"], "does not name a snapshot"),
+        (&["flatten"], "<REF>"),
+        (&["flatten", "disk"], "does not name a snapshot"),
+        (&["prune"], "<NAME>"),
+        (&["prune", "disk", "--all", "--keep-last", "1"], "--all"),
+        (&["prune", "disk", "--keep-last", "0"], "keeps nothing; leave the rule out"),
+        (&["prune", "disk", "--keep-daily", "-2"], "is not a count"),
+        (&["prune", "disk", "--keep-weekly", "few"], "is not a count"),
+        (&["prune", "disk", "--keep-within", "30"], "is not a period"),
+        (&["prune", "disk", "--keep-label", "["], "is not a pattern for labels"),
+        (&["prune", "disk", "--keep-forever"], "--keep-forever"),
+        (&["export", "disk@1"], "--output"),
+        (&["export", "-o", "x"], "<REF>"),
+        (&["export", "disk", "-o", "x"], "does not name a snapshot"),
+        (&["import"], "<FILE|->"),
+        (&["apply"], "<DELTA>"),
+        (&["apply", "x.delta"], "--output"),
+        (&["apply", "x.delta", "--in-place"], "--base"),
+        (&["apply", "x.delta", "--in-place", "--base", "disk.img", "-o", "y"], "--output"),
+        (&["snapshot", "disk.img", "--base-image", "copy.img", "--dry-run"], "--dry-run"),
+        (&["stats", "disk", "more"], "more"),
         (&["label"], "<REF>"),
         (&["forget"], "<NAME>"),
         (&["relink", "disk"], "<IMAGE>"),
@@ -206,7 +241,9 @@ fn completions_know_every_verb_in_every_shell() {
     let lab = Lab::bare();
     for shell in ["bash", "elvish", "fish", "powershell", "zsh"] {
         let script = lab.done(&["completions", shell]);
-        for word in VERBS.into_iter().chain(["skip-unchanged", "differential", "export-markdown"]) {
+        let options =
+            ["skip-unchanged", "differential", "export-markdown", "keep-within", "in-place"];
+        for word in VERBS.into_iter().chain(options) {
             assert!(script.contains(word), "{shell}: no {word}");
         }
     }
@@ -253,7 +290,15 @@ fn man_into_a_file_is_refused() {
 #[test]
 fn a_result_that_cannot_be_written_is_a_failure() {
     let (lab, _) = Lab::with_snapshots(1);
-    for args in [&["list"][..], &["list", "--json"], &["completions", "bash"], &["verify"]] {
+    for args in [
+        &["list"][..],
+        &["list", "--json"],
+        &["completions", "bash"],
+        &["verify"],
+        &["stats"],
+        &["prune", "disk", "--keep-last", "1", "--dry-run"],
+        &["export", "disk@1", "-o", "-"],
+    ] {
         let full = {
             let _calm = no_fork();
             File::options().write(true).open("/dev/full").unwrap()
@@ -270,12 +315,20 @@ fn a_result_that_cannot_be_written_is_a_failure() {
 #[test]
 fn a_reader_that_has_seen_enough_is_no_error_to_complain_of() {
     let (lab, _) = Lab::with_snapshots(1);
-    let (reader, writer) = std::io::pipe().unwrap();
-    drop(reader);
-    let mut command = lab.command(&["restore", "disk@1", "-o", "-"]);
-    command.stdin(Stdio::null()).stdout(writer).stderr(Stdio::piped());
-    let child = crate::support::spawn(&mut command);
-    let run = Run::ended(&command, child.wait_with_output().unwrap());
-    assert_eq!((run.code, run.err.as_str()), (Some(FAILED), ""));
-    assert_ne!(run.code, Some(USAGE));
+    lab.done(&["export", "disk@1", "-o", "full.delta"]);
+    for args in [
+        &["restore", "disk@1", "-o", "-"][..],
+        &["export", "disk@1", "-o", "-"],
+        &["apply", "full.delta", "-o", "-"],
+        &["stats", "disk"],
+    ] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut command = lab.command(args);
+        command.stdin(Stdio::null()).stdout(writer).stderr(Stdio::piped());
+        let child = crate::support::spawn(&mut command);
+        let run = Run::ended(&command, child.wait_with_output().unwrap());
+        assert_eq!((run.code, run.err.as_str()), (Some(FAILED), ""), "{args:?}");
+        assert_ne!(run.code, Some(USAGE));
+    }
 }
