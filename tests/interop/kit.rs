@@ -197,14 +197,30 @@ impl Lab {
         names_in(&format!("{}/{name}", self.repo))
     }
 
+    /// What the manifest of an image that rules names: the files of its snapshots, and of those that are
+    /// dropped but held. Sorted.
+    #[track_caller]
+    pub fn named(&self, name: &str) -> Vec<String> {
+        let files = self.stored(name);
+        let ruling = files.iter().rfind(|f| f.starts_with("manifest.")).unwrap();
+        let text = std::fs::read_to_string(format!("{}/{name}/{ruling}", self.repo)).unwrap();
+        let manifest: Value = serde_json::from_str(text.split_once('\n').unwrap().1).unwrap();
+        let lists =
+            ["snapshots", "dropped"].into_iter().filter_map(|list| manifest[list].as_array());
+        let file = |s: &Value| s["file"].as_str().unwrap().to_owned();
+        let mut named: Vec<String> = lists.flatten().map(file).collect();
+        named.sort();
+        named
+    }
+
     /// Fails unless the repository has nothing but what it needs: no temporary file, no delta that
-    /// is not listed.
+    /// the manifest does not name.
     #[track_caller]
     pub fn is_tidy(&self, name: &str) {
         let files = self.stored(name);
-        let count = |end: &str| files.iter().filter(|f| f.ends_with(end)).count();
-        assert_eq!(count(".tmp"), 0, "{files:?}");
-        assert_eq!(count(".delta"), self.numbers(name).len(), "{files:?}");
+        assert_eq!(files.iter().filter(|f| f.ends_with(".tmp")).count(), 0, "{files:?}");
+        let deltas: Vec<&String> = files.iter().filter(|f| f.ends_with(".delta")).collect();
+        assert_eq!(deltas, self.named(name).iter().collect::<Vec<_>>(), "{files:?}");
         // The ruling one, and the one before it.
         assert!(files.iter().filter(|f| f.starts_with("manifest.")).count() <= 2, "{files:?}");
     }

@@ -12,6 +12,7 @@ mod filesystems;
 mod full_disk;
 mod killed;
 mod kit;
+mod no_room;
 mod qemu;
 #[path = "../support/random.rs"]
 mod random;
