@@ -125,7 +125,7 @@ impl Patch {
     /// not finished.
     pub fn write(
         &self,
-        base: Option<&dyn Source>,
+        base: Option<&RawFile>,
         target: &mut dyn Target,
         context: &Context,
     ) -> Result<Applied> {
@@ -207,7 +207,7 @@ impl Patch {
     /// what the first one begins from, and also if some or all of their runs are written already.
     fn check_base(
         &self,
-        base: &dyn Source,
+        base: &RawFile,
         context: &Context,
         kept: &mut dyn FnMut(BlockRange, &[u8]) -> Result<()>,
     ) -> Result<()> {
@@ -248,8 +248,12 @@ impl Patch {
         let scanned = scanned?;
         runs.finish()?;
         let image_bytes = self.geometry.image_bytes;
+        // An interrupted work has given a file its new length or not; a device has one of its own.
+        let lengths = [from.image_bytes, image_bytes];
+        let fits = lengths.contains(&base.image_bytes())
+            || (base.is_device() && lengths.iter().all(|bytes| *bytes <= base.image_bytes()));
         let digest = hasher.empty_image(image_bytes).plus(terms).plus(runs.terms);
-        if digest != self.newest.footer().image_digest {
+        if digest != self.newest.footer().image_digest || !fits {
             let (have, bytes) = (scanned.image_digest.to_hex(), base.image_bytes());
             let what =
                 format!("{}; {} has {bytes} bytes and {have}", self.begins_from(from), base.name());

@@ -119,6 +119,13 @@ mod image_digest_hex {
     }
 }
 
+impl Snapshot {
+    /// True if its blocks are in a base image, even if it is not known where that is.
+    pub fn is_by_reference(&self) -> bool {
+        self.base_image.is_some() || (self.data_blocks > 0 && self.frame_bytes == 0)
+    }
+}
+
 impl Manifest {
     /// An image without snapshots.
     pub fn new(name: &str, source: Option<PathBuf>) -> Self {
@@ -223,21 +230,26 @@ impl Manifest {
         let line = std::str::from_utf8(line).map_err(|_| damaged())?;
         let rest = line.strip_prefix("imgsnap-manifest ").ok_or_else(damaged)?;
         let (version, digest) = rest.split_once(' ').ok_or_else(damaged)?;
-        let version: u32 = version.parse().map_err(|_| damaged())?;
-        if version > VERSION_WITH_DROPPED {
+        // As it is written: no sign, no zeros before it.
+        let is_number = version.bytes().all(|b| b.is_ascii_digit()) && !version.starts_with('0');
+        let known = version.parse::<u32>().ok().filter(|v| *v <= VERSION_WITH_DROPPED);
+        if !is_number || version.is_empty() {
+            return Err(damaged());
+        }
+        let Some(version) = known else {
             let what =
                 format!("manifest version {version}, this program knows {VERSION_WITH_DROPPED}");
             return Err(Error::new(ErrorKind::Unsupported, what)
                 .hint("a later imgsnap wrote this; use that one"));
-        }
+        };
         let body = body.split_first().map_or(body, |(_, rest)| rest);
         let sum = format!("{:032x}", xxhash_rust::xxh3::xxh3_128(body));
-        if version < VERSION || digest != sum {
+        if digest != sum {
             return Err(damaged());
         }
         let manifest: Self = serde_json::from_slice(body)
             .map_err(|e| Error::corrupt(format!("the manifest is not valid: {e}")))?;
-        if version == VERSION && !manifest.dropped.is_empty() {
+        if (version == VERSION_WITH_DROPPED) == manifest.dropped.is_empty() {
             return Err(damaged());
         }
         manifest.check()?;

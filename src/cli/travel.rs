@@ -193,7 +193,7 @@ pub fn apply(verb: &Apply, printer: &Printer, context: &Context) -> Result<ExitC
         (Some(output), base) => {
             let base = base.as_ref().map(|base| RawFile::open(base)).transpose()?;
             let base_bytes = base.as_ref().map_or(0, allocated_bytes);
-            let base = base.as_ref().map(|base| base as &dyn Source);
+            let base = base.as_ref();
             let done = if output == Path::new("-") {
                 refuse_terminal("an image")?;
                 let mut target = Stream::new(std::io::stdout().lock(), "stdout");

@@ -123,6 +123,10 @@ impl Delta {
         let mut foot = [0; FOOTER_BYTES];
         store.read_at(name, size - FOOTER_BYTES as u64, &mut foot)?;
         let footer = Footer::decode(&foot, size).map_err(|e| e.at(&place))?;
+        if header.layout() == FrameLayout::Absent && footer.parent.is_some() {
+            let what = "a snapshot in a base image that is no base";
+            return Err(Error::corrupt(what).at(&place));
+        }
         let hasher = Hasher::new(header.algorithm, header.key);
         Ok(Self {
             store,

@@ -96,7 +96,7 @@ impl FrameFinder {
                 && (held.frame, held.next) == (frame, ordinal)
                 && held.entries.len() < MAX_ENTRIES
                 && held.entries.first().is_some_and(|first| {
-                    part.span.blocks.end() - first.span.blocks.first < PAGE_SPAN
+                    part.span.blocks.first - first.span.blocks.first < PAGE_SPAN
                 })
         };
         if let Some(held) = self.held.as_mut().filter(|held| goes_on(held)) {

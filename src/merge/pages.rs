@@ -85,11 +85,11 @@ impl PagePlanner {
         }
         self.cut(self.pending);
         let first = frame.entries.first().map_or(0, |entry| entry.span.blocks.first);
-        let end = frame.entries.last().map_or(first, |entry| entry.span.blocks.end());
+        let last = frame.entries.last().map_or(first, |entry| entry.span.blocks.first);
         if self.page.table.digests.len() + frame.block_count as usize > PAGE_ITEMS {
             self.close_page();
         }
-        self.make_room(BlockRange::between(first, end));
+        self.make_room(RunKind::Data, first, last);
         for entry in &frame.entries {
             self.add_runs(entry);
         }
@@ -98,17 +98,19 @@ impl PagePlanner {
     }
 
     fn loose(&mut self, difference: Difference) {
-        let State::Data { .. } = difference.span.state else {
-            self.make_room(BlockRange { first: difference.span.blocks.first, count: 1 });
+        let kind = kind_of(difference.span.state);
+        if kind != RunKind::Data {
+            let first = difference.span.blocks.first;
+            self.make_room(kind, first, first);
             self.add_runs(&difference);
             return;
-        };
+        }
         let mut rest = difference.span.blocks;
         while rest.count > 0 {
             if self.page.table.digests.len() >= PAGE_ITEMS {
                 self.close_page();
             }
-            self.make_room(BlockRange { first: rest.first, count: 1 });
+            self.make_room(kind, rest.first, rest.first);
             let room = PAGE_ITEMS.saturating_sub(self.page.table.digests.len()).max(1) as u64;
             let part = BlockRange { first: rest.first, count: rest.count.min(room) };
             rest = BlockRange::between(part.end(), rest.end());
@@ -132,11 +134,15 @@ impl PagePlanner {
         }
     }
 
-    /// Closes the page if these blocks cannot be in it.
-    fn make_room(&mut self, blocks: BlockRange) {
+    /// Closes the page if a run of this kind, up to one that begins at `last`, cannot be in it.
+    fn make_room(&mut self, kind: RunKind, first: u64, last: u64) {
         let table = &self.page.table;
-        let is_far = blocks.end().saturating_sub(table.bounds().first) >= PAGE_SPAN;
-        if table.runs.len() >= PAGE_ITEMS || (!table.runs.is_empty() && is_far) {
+        let joins = table.runs.last().is_some_and(|run| {
+            run.kind == kind && run.blocks.end() == first && run.blocks.count < MAX_RUN_BLOCKS
+        });
+        let is_far = last.saturating_sub(table.bounds().first) >= PAGE_SPAN;
+        let is_full = table.runs.len() >= PAGE_ITEMS && !joins;
+        if is_full || (!table.runs.is_empty() && is_far) {
             self.close_page();
         }
     }
@@ -144,11 +150,7 @@ impl PagePlanner {
     /// Adds the runs and digests of blocks, for which there is room.
     fn add_runs(&mut self, difference: &Difference) {
         let mut rest = difference.span.blocks;
-        let kind = match difference.span.state {
-            State::Zero => RunKind::Zero,
-            State::Unread => RunKind::Unread,
-            State::Data { .. } => RunKind::Data,
-        };
+        let kind = kind_of(difference.span.state);
         while rest.count > 0 {
             let blocks = BlockRange { first: rest.first, count: rest.count.min(MAX_RUN_BLOCKS) };
             rest = BlockRange::between(blocks.end(), rest.end());
@@ -181,5 +183,13 @@ impl PagePlanner {
         if !self.page.table.runs.is_empty() {
             self.out.push(std::mem::take(&mut self.page));
         }
+    }
+}
+
+fn kind_of(state: State) -> RunKind {
+    match state {
+        State::Zero => RunKind::Zero,
+        State::Unread => RunKind::Unread,
+        State::Data { .. } => RunKind::Data,
     }
 }

@@ -3,29 +3,64 @@
 
 use super::session::Writer;
 use super::snapshot::{absolute, warn_if_unguarded};
-use super::{ParentChoice, Repository, SnapshotRequest};
+use super::{At, ParentChoice, Repository, SnapshotOutcome, SnapshotRequest};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::FrameLayout;
 use crate::manifest::{self, Manifest, Snapshot};
 use crate::progress::Context;
 use crate::scan::{Index, scan};
 use crate::source::{RawFile, Source};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 impl Repository {
-    /// Publishes the table of a base image and puts the snapshot of it into the manifest in memory. The
-    /// commit of the snapshot that is taken against it is the commit of both.
-    pub(super) fn stage_base_image(
+    /// Takes a snapshot of a clone, and of the base image that it is a clone of: one commit for both.
+    pub(super) fn snapshot_on_base_image(
         &self,
         writer: &mut Writer,
         image: &RawFile,
+        base_image: &Path,
         request: &SnapshotRequest,
         context: &Context,
-    ) -> Result<()> {
-        let Some(path) = &request.base_image else { return Ok(()) };
+    ) -> Result<SnapshotOutcome> {
+        let before = writer.manifest.clone();
+        let base = self.stage_base_image(writer, image, base_image, request, context)?;
+        writer.manifest.next_number = base.number + 1;
+        writer.manifest.snapshots.push(base.clone());
+        let request = SnapshotRequest {
+            parent: ParentChoice::Of(At::Number(base.number)),
+            base_image: None,
+            // There is no snapshot of it yet, even if it is what its base is.
+            skip_unchanged: false,
+            ..request.clone()
+        };
+        let outcome = self.snapshot_into(writer, image, &request, false, context);
+        if outcome.is_err() {
+            let (store, name) = (self.store.as_ref(), &before.name);
+            let ruling = manifest::load(store, name);
+            if ruling.is_ok_and(|m| m.stored().iter().all(|s| s.file != base.file)) {
+                store.remove(&format!("{name}/{}", base.file))?;
+                writer.manifest = before;
+            }
+        }
+        outcome
+    }
+
+    /// Publishes the table of a base image. No manifest names it yet.
+    fn stage_base_image(
+        &self,
+        writer: &Writer,
+        image: &RawFile,
+        path: &Path,
+        request: &SnapshotRequest,
+        context: &Context,
+    ) -> Result<Snapshot> {
         let path = absolute(path)?;
-        if path == image.path() {
+        let base_image = RawFile::open(&path)?;
+        let identity = |image: &RawFile| image.file().metadata().map(|m| (m.dev(), m.ino())).ok();
+        if path == image.path() || (!image.is_device() && identity(&base_image) == identity(image))
+        {
             let what = format!("{} cannot be its own base image", path.display());
             return Err(Error::new(ErrorKind::InvalidInput, what));
         }
@@ -35,8 +70,14 @@ impl Repository {
             return Err(Error::new(ErrorKind::InvalidInput, what)
                 .hint("begin a new chain on the base image with --full"));
         }
+        // What would be refused later leaves nothing behind.
+        self.prepare(
+            &writer.manifest,
+            &writer.head,
+            image,
+            &SnapshotRequest { parent: ParentChoice::Full, ..request.clone() },
+        )?;
         let begun = Instant::now();
-        let base_image = RawFile::open(&path)?;
         warn_if_unguarded(&base_image, context);
         let request = SnapshotRequest {
             parent: ParentChoice::Full,
@@ -56,10 +97,7 @@ impl Repository {
         }
         context.check()?;
         upload.publish()?;
-        let snapshot = Snapshot { base_image: Some(path), ..prepared.entry(&taken, begun) };
-        writer.manifest.next_number = snapshot.number + 1;
-        writer.manifest.snapshots.push(snapshot);
-        Ok(())
+        Ok(Snapshot { base_image: Some(path), ..prepared.entry(&taken, begun) })
     }
 
     /// Says where the base image of an image is now, after a proof that the file is what it was. Gives

@@ -86,7 +86,7 @@ struct Group {
     /// What the new file will be against.
     parent: Option<Uuid>,
     before_bytes: u64,
-    needed_bytes: u64,
+    live_bytes: u64,
 }
 
 impl Group {
@@ -142,7 +142,9 @@ impl Repository {
             let name = &writer.manifest.name;
             let what = format!("merging {} files of \"{name}\"", group.absorbed.len() + 1);
             let place = self.location();
-            if let Err(e) = check_room(self.store.room(), group.needed_bytes, &place, &what) {
+            if let Err(e) =
+                check_room(self.store.room(), group.live_bytes + SPARE_BYTES, &place, &what)
+            {
                 compaction.no_room.push(e.to_string());
                 continue;
             }
@@ -177,7 +179,7 @@ impl Repository {
         compaction.count_removed(unneeded);
         let absorbed: usize = groups.iter().map(|group| group.absorbed.len()).sum();
         compaction.held_files = manifest.dropped.len().saturating_sub(absorbed) as u64;
-        compaction.merged = groups.iter().map(|group| group.merging(group.needed_bytes)).collect();
+        compaction.merged = groups.iter().map(|group| group.merging(group.live_bytes)).collect();
         Ok(compaction)
     }
 
@@ -205,7 +207,7 @@ impl Repository {
             groups.push(Group {
                 parent: absorbed.last().and_then(|s| s.parent),
                 before_bytes: taken.iter().map(|(bytes, _)| bytes).sum(),
-                needed_bytes: taken.iter().map(|(_, live)| live).sum::<u64>() + SPARE_BYTES,
+                live_bytes: taken.iter().map(|(_, live)| live).sum(),
                 top,
                 absorbed,
             });
@@ -351,7 +353,7 @@ fn paths(manifest: &Manifest) -> Vec<Vec<&Snapshot>> {
     // The blocks of a base image stay in it.
     let can_go = |id: &Uuid| {
         let only_child = children.get(id) == Some(&1);
-        dropped.get(id).copied().filter(|s| only_child && s.base_image.is_none())
+        dropped.get(id).copied().filter(|s| only_child && !s.is_by_reference())
     };
     let mut paths = Vec::new();
     for top in stored.iter().filter(|s| can_go(&s.id).is_none()) {

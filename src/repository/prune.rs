@@ -122,7 +122,7 @@ impl Repository {
     pub fn flatten(&self, name: &str, at: &At, context: &Context) -> Result<Flattened> {
         let mut writer = self.write(name, context)?;
         let before = reference::find(&writer.manifest, &writer.head, at)?.clone();
-        if before.parent.is_none() && before.base_image.is_none() {
+        if before.parent.is_none() && !before.is_by_reference() {
             return Ok(Flattened { after: before.clone(), before, freed_bytes: 0 });
         }
         let lineage = writer.manifest.lineage(before.id)?;

@@ -1,6 +1,7 @@
 //! Rebuilding a lost or damaged manifest: every delta file describes itself.
 
 use super::Repository;
+use super::compact::drop_from;
 use crate::chain::Chain;
 use crate::delta::Delta;
 use crate::error::{Error, ErrorKind, Result};
@@ -9,7 +10,7 @@ use crate::progress::Context;
 use crate::store::{Store, read_small};
 use crate::units::{BlockRange, Geometry};
 use jiff::Timestamp;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use uuid::Uuid;
@@ -223,8 +224,10 @@ fn remember(manifest: &mut Manifest, old: &Manifest) {
         .partition(|snapshot| old.is_dropped(snapshot.id));
     (manifest.dropped, manifest.snapshots) = (dropped, listed);
     manifest.dropped.iter_mut().for_each(|snapshot| snapshot.label = None);
+    // That nothing rests on them was to be found out by the writer that died.
+    drop_from(manifest, &HashSet::new());
     // Labels moved since then could stand twice.
-    let mut seen = std::collections::HashSet::new();
+    let mut seen = HashSet::new();
     for snapshot in &mut manifest.snapshots {
         if snapshot.label.as_ref().is_some_and(|label| !seen.insert(label.clone())) {
             snapshot.label = None;

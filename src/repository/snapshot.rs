@@ -151,17 +151,11 @@ impl Repository {
                  \"imgsnap relink {name} IMAGE\""
             )));
         }
+        if let Some(base_image) = &request.base_image {
+            return self.snapshot_on_base_image(writer, image, base_image, request, context);
+        }
         let begun = Instant::now();
         let stat = image.settled_stat();
-        let staged = match writer.manifest.next_number {
-            number if request.base_image.is_some() => {
-                self.stage_base_image(writer, image, request, context)?;
-                let parent = ParentChoice::Of(At::Number(number));
-                Some(SnapshotRequest { parent, ..request.clone() })
-            }
-            _ => None,
-        };
-        let request = staged.as_ref().unwrap_or(request);
         let prepared = self.prepare(&writer.manifest, &writer.head, image, request)?;
         prepared.tell(&writer.manifest, context);
         let mut upload = store.create(&format!("{name}/{}.delta", prepared.plan.file_id))?;

@@ -65,7 +65,7 @@ impl Stats {
     /// Bytes of the blocks in them before compression.
     pub fn raw_bytes(&self) -> u64 {
         let stored = self.manifest.stored();
-        let here = stored.iter().filter(|s| s.base_image.is_none());
+        let here = stored.iter().filter(|s| !s.is_by_reference());
         here.map(|s| s.data_blocks * u64::from(s.block_bytes)).sum()
     }
 
@@ -115,7 +115,7 @@ impl Repository {
                 let unneeded = super::compact::drop_from(&mut next, &ids);
                 unneeded.iter().map(|s| s.file_bytes).sum()
             }
-            [child] if snapshot.base_image.is_none() => {
+            [child] if !snapshot.is_by_reference() => {
                 superseded_bytes(&open(child)?, &open(snapshot)?, context)?
             }
             _ => 0,

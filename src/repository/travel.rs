@@ -63,6 +63,12 @@ impl Repository {
         match parent {
             // Two bases have two keys: what differs is found by reading the one as if it were an image.
             Some(parent) if !parent.is_comparable(&tip) => {
+                context.progress().warn(
+                    "the two snapshots rest on two bases: the delta is a snapshot of its own, and those \
+                     that are exported later do not follow it",
+                );
+                // Under another key it has another image digest, so it must not be taken for the same.
+                let identity = Identity { snapshot_id: Uuid::new_v4(), ..identity };
                 let image_id = reader.manifest().image_id;
                 let plan = snapshot::Plan {
                     parent: Parent::Tip(parent),

@@ -271,7 +271,6 @@ fn an_image_is_not_its_own_base() {
 }
 
 #[test]
-#[ignore = "the same file under another path is taken as the base image of itself"]
 fn an_image_is_not_its_own_base_under_another_path() {
     let lab = Lab::new();
     lab.write("disk.img", &noise(1, MIB));
@@ -368,7 +367,6 @@ fn repair_knows_where_the_base_image_is_or_asks_for_it() {
 }
 
 #[test]
-#[ignore = "a base whose base image is not known any more is taken for one with blocks of its own"]
 fn a_base_whose_base_image_is_not_known_is_none_with_blocks_of_its_own() {
     let (lab, _, _) = cloned();
     for file in lab.stored("clone").iter().filter(|f| f.starts_with("manifest.")) {
@@ -384,7 +382,6 @@ fn a_base_whose_base_image_is_not_known_is_none_with_blocks_of_its_own() {
 }
 
 #[test]
-#[ignore = "the base is only in memory when the snapshot on it is skipped"]
 fn a_clone_that_is_its_base_is_a_snapshot_even_if_unchanged_ones_are_skipped() {
     let lab = Lab::new();
     let base = noise(1, MIB);
@@ -396,7 +393,6 @@ fn a_clone_that_is_its_base_is_a_snapshot_even_if_unchanged_ones_are_skipped() {
 }
 
 #[test]
-#[ignore = "the table of the base image is published before the label is looked at"]
 fn a_refused_snapshot_on_a_base_image_leaves_nothing_behind() {
     let (lab, _, _) = cloned();
     lab.done(&["label", "clone@2", "gold"]);

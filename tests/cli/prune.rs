@@ -184,7 +184,6 @@ fn a_dry_run_plans_the_merges_that_are_then_made() {
 }
 
 #[test]
-#[ignore = "a dry run counts the spare megabyte that a merge asks for as if it were written"]
 fn a_dry_run_says_about_how_much_would_be_freed() {
     let (lab, _) = overwritten(5, 8, |_| 0);
     let rules = ["--keep-last", "1", "--compact"];
