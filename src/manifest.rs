@@ -400,6 +400,24 @@ mod tests {
     }
 
     #[test]
+    fn only_canonical_versions_are_read() {
+        let bytes = Manifest::new("vm", None).encode().unwrap();
+        let text = String::from_utf8(bytes).unwrap();
+        let kind = |version: &str| {
+            let text = text.replacen("manifest 1 ", &format!("manifest {version} "), 1);
+            Manifest::decode(text.as_bytes()).err().map(|e| e.kind())
+        };
+        assert_eq!(kind("1"), None);
+        // Two means that there are dropped ones.
+        for damaged in ["", "0", "01", "+1", "-1", "1x", "2"] {
+            assert_eq!(kind(damaged), Some(ErrorKind::Corrupt), "{damaged}");
+        }
+        for later in ["3", "10", "99999999999999999999"] {
+            assert_eq!(kind(later), Some(ErrorKind::Unsupported), "{later}");
+        }
+    }
+
+    #[test]
     fn only_canonical_file_names_are_manifests() {
         assert_eq!(sequence_of("manifest.000042"), Some(42));
         assert_eq!(sequence_of("manifest.1234567"), Some(1_234_567));

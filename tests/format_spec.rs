@@ -590,6 +590,46 @@ fn frames_that_live_on_as_a_whole_are_copied_and_others_packed() {
     assert_eq!(files["7-on-5"].len(), 768);
 }
 
+/// O2: the 1025th run closes a page, but not a block that joins the 1024th.
+#[test]
+fn a_block_that_joins_the_last_run_of_a_full_page_is_in_it() {
+    let mut maker = ChainMaker::new(Recipe::default());
+    let mut image = text(3000 * 4096, 1);
+    maker.snapshot(&image);
+    for even in (0..2046).step_by(2) {
+        image[even * 4096..(even + 1) * 4096].fill(0);
+    }
+    image[2046 * 4096] ^= 1;
+    maker.snapshot(&image);
+    image[2047 * 4096] ^= 1;
+    maker.snapshot(&image);
+    let merged = maker.merged(3, Some(1));
+    naive_reader::check_merged_layout(&merged, &maker.files[1..]).unwrap();
+    assert_eq!(naive_reader::parse(&merged).unwrap().runs.len(), 1024);
+    let tables = merged.windows(4).filter(|four| four == b"TABL").count();
+    assert_eq!(tables, 1);
+}
+
+/// M6: only a base has its blocks in a base image.
+#[test]
+fn a_delta_in_a_base_image_is_refused() {
+    let mut maker = ChainMaker::new(Recipe::default());
+    let mut image = text(10 * 4096, 1);
+    maker.snapshot(&image);
+    image[0] ^= 1;
+    let plan = Plan { is_by_reference: true, ..maker.plan() };
+    let mut bytes = Vec::new();
+    let source = support::MemorySource(image);
+    take(&source, &plan, &Context::silent(), &mut |piece| {
+        bytes.extend_from_slice(piece);
+        Ok(())
+    })
+    .unwrap();
+    let error = open_chain(&[maker.files[0].clone(), bytes.clone()]).err().unwrap();
+    assert!(error.to_string().contains("a snapshot in a base image that is no base"), "{error}");
+    assert!(naive_reader::parse(&bytes).is_err());
+}
+
 /// O2, O3, O5: many pages, index pages, frames of many files; at every number of threads.
 #[test]
 fn large_merged_files_are_cut_as_the_specification_says() {
