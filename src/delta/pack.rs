@@ -1,6 +1,5 @@
 //! From pieces to a file: frames are encoded by many threads, and written in their order.
 
-use super::reader::Delta;
 use super::segment::Piece;
 use super::writer::{DeltaWriter, EncodedFrames};
 use crate::codec::{self, Compression};
@@ -8,6 +7,7 @@ use crate::error::Result;
 use crate::format::{Header, TablePage};
 use crate::pipeline::{Allowance, growing_map};
 use crate::progress::Context;
+use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 
 /// Decoded bytes of a frame in a base: cheap scattered reads.
@@ -67,15 +67,24 @@ pub fn write_pieces<'a>(
 /// Encodes a group of pieces, in their order.
 fn encode(compression: Compression, group: Vec<Piece>) -> Result<Vec<Ready>> {
     let (mut ready, mut frames, mut out) = (Vec::new(), EncodedFrames::default(), Vec::new());
-    for piece in group {
+    let mut pieces = group.into_iter().peekable();
+    while let Some(piece) = pieces.next() {
         match piece {
             Piece::Frame { raw, block_count } => {
                 let (codec, payload) = codec::encode(compression, &raw, &mut out)?;
                 frames.push(codec, payload, block_count);
             }
             Piece::Copy { delta, place, block_count } => {
-                let (codec, payload) = Delta::frame_payload(&delta, place, block_count, &mut out)?;
-                frames.push(codec, payload, block_count);
+                // What lies side by side is read at once, to where it is written from.
+                let mut row = vec![(place, block_count)];
+                let mut end = place.offset + u64::from(place.record_bytes);
+                while let Some(Piece::Copy { place, block_count, .. }) = pieces.next_if(
+                    |next| matches!(next, Piece::Copy { delta: d, place, .. } if place.offset == end && Arc::ptr_eq(d, &delta)),
+                ) {
+                    end += u64::from(place.record_bytes);
+                    row.push((place, block_count));
+                }
+                frames.push_copies(&delta, &row)?;
             }
             Piece::Table(page) => {
                 ready.push(Ready::Frames(std::mem::take(&mut frames)));

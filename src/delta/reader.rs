@@ -220,24 +220,44 @@ impl Delta {
         codec::decode(codec, payload_of(record), raw)
     }
 
-    /// The payload of a frame that holds `block_count` blocks, as it is stored, by way of `record`.
+    /// Reads the records of frames that lie side by side into `records`, which has their length, and
+    /// checks them. Gives how each is encoded, how many blocks it has, and the length of its payload.
     ///
     /// # Errors
-    /// `Corrupt` if its checksum differs: nothing damaged gets a new checksum.
-    pub fn frame_payload<'a>(
+    /// `Corrupt` if one is not the frame that its page names.
+    pub(super) fn copy_frames(
         &self,
-        place: FrameRef,
-        block_count: u16,
-        record: &'a mut Vec<u8>,
-    ) -> Result<(Codec, &'a [u8])> {
-        let at = |e: Error| e.at(self.record_place("frame", place.offset));
-        let head = self.read_record(place, record).map_err(at)?;
-        match head.kind {
-            RecordKind::Frame { codec, block_count: have } if have == block_count => {
-                Ok((codec, payload_of(record)))
-            }
-            _ => Err(at(Error::corrupt("not the frame that its page names"))),
+        row: &[(FrameRef, u16)],
+        records: &mut [u8],
+    ) -> Result<Vec<(Codec, u16, usize)>> {
+        let Some((first, _)) = row.first() else { return Ok(Vec::new()) };
+        let records_end = self.footer.file_bytes - FOOTER_BYTES as u64;
+        if first.offset.saturating_add(records.len() as u64) > records_end {
+            return Err(Error::corrupt("a record beyond the end of the file").at(self.location()));
         }
+        self.read_at(first.offset, records)?;
+        let mut rest: &[u8] = records;
+        let mut found = Vec::with_capacity(row.len());
+        for &(place, block_count) in row {
+            let at = |e: Error| e.at(self.record_place("frame", place.offset));
+            let short = || at(Error::corrupt("a short record"));
+            let (record, after) =
+                rest.split_at_checked(place.record_bytes as usize).ok_or_else(short)?;
+            rest = after;
+            let head = RecordHead::decode(record.first_chunk().ok_or_else(short)?).map_err(at)?;
+            head.verify(self.header.file_id, place.offset, payload_of(record)).map_err(at)?;
+            match head.kind {
+                RecordKind::Frame { codec, block_count: have }
+                    if have == block_count
+                        && head.checksum == place.checksum
+                        && head.record_bytes() == place.record_bytes =>
+                {
+                    found.push((codec, block_count, head.payload_bytes as usize));
+                }
+                _ => return Err(at(Error::corrupt("not the frame that its page names"))),
+            }
+        }
+        Ok(found)
     }
 
     pub(super) fn count_decoded(&self, bytes: usize) {

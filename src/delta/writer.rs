@@ -1,5 +1,6 @@
 //! Writes a delta file front to back: bytes go out as they come, memory is the depth of the index.
 
+use super::reader::Delta;
 use crate::codec::Codec;
 use crate::digest::{Digest, Hasher, ImageDigest, StreamHasher};
 use crate::error::{Error, ErrorKind, Result};
@@ -30,6 +31,22 @@ impl EncodedFrames {
         self.bytes.extend_from_slice(&[0; RECORD_HEAD_BYTES]);
         self.bytes.extend_from_slice(payload);
         self.frames.push((codec, block_count, payload.len()));
+    }
+
+    /// Adds frames of another file as they are, which lie side by side there: where each is, and how
+    /// many blocks it has.
+    ///
+    /// # Errors
+    /// `Corrupt` if a checksum differs: nothing damaged gets a new one.
+    pub fn push_copies(&mut self, delta: &Delta, row: &[(FrameRef, u16)]) -> Result<()> {
+        let start = self.bytes.len();
+        let length: usize = row.iter().map(|(place, _)| place.record_bytes as usize).sum();
+        self.bytes.resize(start + length, 0);
+        let records = self.bytes.get_mut(start..).unwrap_or_default();
+        for (codec, block_count, payload_bytes) in delta.copy_frames(row, records)? {
+            self.frames.push((codec, block_count, payload_bytes));
+        }
+        Ok(())
     }
 }
 
