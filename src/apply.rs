@@ -7,7 +7,7 @@
 //! result        AADDBBBB.CCE      proved by its image digest before it gets a name, or is touched
 //! ```
 
-use crate::chain::{Chain, ChainCursor, Stretch, check_links};
+use crate::chain::{Chain, ChainCursor, State, Stretch, check_links};
 use crate::delta::{Caches, Delta};
 use crate::digest::ImageDigest;
 use crate::error::{Error, ErrorKind, Result};
@@ -104,7 +104,7 @@ impl Patch {
     /// # Errors
     /// `LimitExceeded` if not, with `place`.
     pub fn check_room(&self, base_bytes: u64, room: Option<u64>, place: &str) -> Result<()> {
-        let needed = (base_bytes + self.data_bytes()).min(self.image_bytes());
+        let needed = base_bytes.saturating_add(self.data_bytes()).min(self.image_bytes());
         check_room(room, needed, place, "the image")
     }
 
@@ -310,8 +310,9 @@ impl Patch {
     }
 
     fn data_bytes(&self) -> u64 {
-        let blocks: u64 = self.layers.iter().map(|d| d.footer().counts.data_blocks).sum();
-        blocks * u64::from(self.geometry.block_size.bytes())
+        let blocks = self.layers.iter().map(|d| d.footer().counts.data_blocks);
+        let blocks = blocks.fold(0, u64::saturating_add);
+        blocks.saturating_mul(self.geometry.block_size.bytes().into())
     }
 }
 
@@ -357,6 +358,12 @@ impl Runs {
             return Ok(false);
         };
         for span in &self.stretch.spans {
+            if span.state == State::Unread {
+                let (first, count) = (span.blocks.first, span.blocks.count);
+                let what =
+                    format!("{count} blocks from {first} on could not be read at the source");
+                return Err(Error::corrupt(what).at("the delta is incomplete"));
+            }
             self.terms = self.terms.wrapping_add(self.stretch.terms(*span, &hasher));
         }
         Ok(true)

@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use uuid::Uuid;
 
 /// A manifest larger than this cannot be right (a snapshot takes about 700 bytes).
-const MAX_MANIFEST_BYTES: u64 = 256 << 20;
+pub const MAX_MANIFEST_BYTES: u64 = 256 << 20;
 /// What is written; with snapshots that are dropped it is the next one, because a program that does not
 /// know of them would list them, or miss them.
 const VERSION: u32 = 1;

@@ -85,6 +85,7 @@ fn compaction_json(compaction: &Compaction) -> Value {
         "garbage_bytes": compaction.garbage_bytes,
         "held_files": compaction.held_files,
         "no_room": compaction.no_room,
+        "delayed": compaction.is_delayed,
     })
 }
 
@@ -169,7 +170,8 @@ fn lines(compaction: &Compaction, dry_run: bool) -> Vec<String> {
     }
     let freed = compaction.freed_bytes();
     if freed > 0 {
-        lines.push(format!("freed    {about}{}", output::bytes(freed)));
+        let when = if compaction.is_delayed { ", once those who read are done" } else { "" };
+        lines.push(format!("freed    {about}{}{when}", output::bytes(freed)));
     }
     if compaction.held_files > 0 {
         lines.push(format!(
@@ -206,7 +208,8 @@ pub fn delete(
         printer.json(&value)?;
     } else {
         let freed = output::bytes(compaction.freed_bytes());
-        printer.line(&format!("deleted {name}@{}: {freed} freed", deleted.number))?;
+        let when = if compaction.is_delayed { ", once those who read are done" } else { "" };
+        printer.line(&format!("deleted {name}@{}: {freed} freed{when}", deleted.number))?;
         if compaction.held_files > 0 {
             lines(&compaction, false)
                 .iter()

@@ -41,7 +41,7 @@ impl Piece {
         match self {
             Self::Frame { raw, .. } => raw.len() as u64,
             Self::Copy { place, .. } => place.record_bytes.into(),
-            Self::Table(_) => 0,
+            Self::Table(page) => page.memory_bytes(),
         }
     }
 }

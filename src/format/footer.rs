@@ -14,6 +14,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 pub const FOOTER_BYTES: usize = 512;
 /// Its first eight bytes.
 pub const FOOTER_MAGIC: [u8; 8] = *b"PANSGMI\n";
+/// One past the highest number of a snapshot.
+pub const MAX_NUMBER: u64 = 1 << 48;
 /// The longest label in bytes.
 pub const MAX_LABEL_BYTES: usize = 128;
 
@@ -198,7 +200,8 @@ impl Footer {
         if image_bytes == 0 || image_bytes > MAX_IMAGE_BYTES {
             return Err(Error::corrupt(format!("footer: an image of {image_bytes} bytes")));
         }
-        if wire.number.get() == 0 || wire.time_nanoseconds.get() >= 1_000_000_000 {
+        let number = wire.number.get();
+        if number == 0 || number >= MAX_NUMBER || wire.time_nanoseconds.get() >= 1_000_000_000 {
             return Err(Error::corrupt("footer: number or time is not valid"));
         }
         Ok(Self {

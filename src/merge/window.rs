@@ -46,7 +46,7 @@ impl Window {
         for frame in page.frames {
             match frame {
                 FramePlan::Copy { delta, place, block_count } => {
-                    self.bytes += u64::from(place.record_bytes);
+                    self.bytes += u64::from(place.record_bytes) + size_of::<Piece>() as u64;
                     self.pieces.push(Piece::Copy { delta, place, block_count });
                 }
                 FramePlan::Pack(block_count) => self.pack(block_count, &mut loose)?,
@@ -55,8 +55,10 @@ impl Window {
                 self.flush(context, send)?;
             }
         }
+        self.bytes += page.table.memory_bytes();
         self.pieces.push(Piece::Table(page.table));
-        Ok(())
+        // There may be pages without frames.
+        if self.bytes >= self.most_bytes { self.flush(context, send) } else { Ok(()) }
     }
 
     fn pack(&mut self, block_count: u16, loose: &mut VecDeque<Difference>) -> Result<()> {

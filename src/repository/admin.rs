@@ -1,5 +1,6 @@
 //! The small verbs: label, forget, relink.
 
+use super::base_image::refuse_itself;
 use super::snapshot::absolute;
 use super::{At, Repository, check_label, reference};
 use crate::error::{Error, ErrorKind, Result};
@@ -55,6 +56,11 @@ impl Repository {
                 .hint("a rollback of one would destroy the other; name another file"));
         }
         let writer = self.write(name, context)?;
+        let stored = writer.manifest.stored();
+        stored
+            .iter()
+            .filter_map(|s| s.base_image.as_ref())
+            .try_for_each(|b| refuse_itself(b, &path))?;
         let mut next = writer.manifest.clone();
         next.source = Some(path.clone());
         manifest::commit(self.store.as_ref(), &mut next)?;

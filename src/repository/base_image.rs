@@ -37,12 +37,8 @@ impl Repository {
         };
         let outcome = self.snapshot_into(writer, image, &request, false, context);
         if outcome.is_err() {
-            let (store, name) = (self.store.as_ref(), &before.name);
-            let ruling = manifest::load(store, name);
-            if ruling.is_ok_and(|m| m.stored().iter().all(|s| s.file != base.file)) {
-                store.remove(&format!("{name}/{}", base.file))?;
-                writer.manifest = before;
-            }
+            self.discard_unless_named(&before.name, &base.file)?;
+            writer.manifest = before;
         }
         outcome
     }
@@ -58,12 +54,7 @@ impl Repository {
     ) -> Result<Snapshot> {
         let path = absolute(path)?;
         let base_image = RawFile::open(&path)?;
-        let identity = |image: &RawFile| image.file().metadata().map(|m| (m.dev(), m.ino())).ok();
-        if path == image.path() || (!image.is_device() && identity(&base_image) == identity(image))
-        {
-            let what = format!("{} cannot be its own base image", path.display());
-            return Err(Error::new(ErrorKind::InvalidInput, what));
-        }
+        refuse_itself(&path, image.path())?;
         let name = writer.manifest.name.clone();
         if !writer.manifest.snapshots.is_empty() && request.parent != ParentChoice::Full {
             let what = format!("\"{name}\" has snapshots already, and so a base");
@@ -114,6 +105,9 @@ impl Repository {
         let path = absolute(base_image)?;
         let mut writer = self.write(name, context)?;
         let mut next = writer.manifest.clone();
+        if let Some(live) = &writer.manifest.source {
+            refuse_itself(&path, live)?;
+        }
         let source = RawFile::open(&path)?;
         warn_if_unguarded(&source, context);
         let (mut found, mut differing) = (Vec::new(), None);
@@ -157,4 +151,18 @@ impl Repository {
         writer.manifest = next;
         Ok((path, found.into_iter().map(|(_, number)| number).collect()))
     }
+}
+
+/// What is written to the live image would be lost to every snapshot.
+///
+/// # Errors
+/// `InvalidInput` if both are one file, under whatever path.
+pub(super) fn refuse_itself(base_image: &Path, live: &Path) -> Result<()> {
+    let identity = |path: &Path| std::fs::metadata(path).map(|meta| (meta.dev(), meta.ino())).ok();
+    let is_same = identity(base_image).is_some() && identity(base_image) == identity(live);
+    if is_same || base_image == live {
+        let what = format!("{} cannot be its own base image", live.display());
+        return Err(Error::new(ErrorKind::InvalidInput, what));
+    }
+    Ok(())
 }

@@ -68,6 +68,8 @@ pub struct Compaction {
     pub held_files: u64,
     /// Merges that did not happen for want of room: why.
     pub no_room: Vec<String>,
+    /// Somebody reads: files are removed by the next writer, not yet.
+    pub is_delayed: bool,
 }
 
 impl Compaction {
@@ -134,10 +136,11 @@ impl Repository {
     ) -> Result<Compaction> {
         // If somebody reads now, the next writer removes the files.
         writer.stop_reading();
-        self.reap(&writer.manifest, context)?;
-        let (groups, mut compaction) = self.plan_compaction(&writer.manifest, worth, context)?;
+        let is_reaped = self.reap(&writer.manifest, context)?;
+        let (groups, mut compaction, mut failed) =
+            self.plan_compaction(&writer.manifest, worth, context)?;
+        compaction.is_delayed = !is_reaped;
         compaction.count_removed(unneeded);
-        let mut failed = None;
         for group in groups {
             let name = &writer.manifest.name;
             let what = format!("merging {} files of \"{name}\"", group.absorbed.len() + 1);
@@ -152,13 +155,12 @@ impl Repository {
             match self.rewrite(writer, group.top.id, group.parent, &absorbed, context) {
                 Ok((merged, _)) => compaction.merged.push(group.merging(merged.file_bytes)),
                 Err(e) if e.kind() == ErrorKind::Interrupted => return Err(e),
-                // Damage of one file is no reason not to merge others.
                 Err(e) => {
                     failed.get_or_insert(e);
                     continue;
                 }
             }
-            self.reap(&writer.manifest, context)?;
+            compaction.is_delayed |= !self.reap(&writer.manifest, context)?;
         }
         if let Some(error) = failed {
             return Err(error);
@@ -175,7 +177,8 @@ impl Repository {
         worth: Worth,
         context: &Context,
     ) -> Result<Compaction> {
-        let (groups, mut compaction) = self.plan_compaction(manifest, worth, context)?;
+        let (groups, mut compaction, failed) = self.plan_compaction(manifest, worth, context)?;
+        failed.map_or(Ok(()), Err)?;
         compaction.count_removed(unneeded);
         let absorbed: usize = groups.iter().map(|group| group.absorbed.len()).sum();
         compaction.held_files = manifest.dropped.len().saturating_sub(absorbed) as u64;
@@ -183,18 +186,28 @@ impl Repository {
         Ok(compaction)
     }
 
-    /// The merges that are worth it, and the garbage that would be left.
+    /// The merges that are worth it, the garbage that would be left, and what damage was met first.
     fn plan_compaction(
         &self,
         manifest: &Manifest,
         worth: Worth,
         context: &Context,
-    ) -> Result<(Vec<Group>, Compaction)> {
-        let (mut groups, mut compaction) = (Vec::new(), Compaction::default());
+    ) -> Result<(Vec<Group>, Compaction, Option<Error>)> {
+        let (mut groups, mut compaction, mut failed) = (Vec::new(), Compaction::default(), None);
         for path in paths(manifest) {
-            let chain = self.open_chain(manifest, path.first().map_or(Uuid::nil(), |s| s.id))?;
-            let layers = chain.layers().get(..path.len()).unwrap_or_default();
-            let uses = layer_use(layers, context)?;
+            let chain = self.open_chain(manifest, path.first().map_or(Uuid::nil(), |s| s.id));
+            let uses = chain.and_then(|chain| {
+                layer_use(chain.layers().get(..path.len()).unwrap_or_default(), context)
+            });
+            let uses = match uses {
+                Ok(uses) => uses,
+                Err(e) if e.kind() == ErrorKind::Interrupted => return Err(e),
+                // Damage of one file is no reason not to merge others.
+                Err(e) => {
+                    failed.get_or_insert(e);
+                    continue;
+                }
+            };
             let sizes: Vec<(u64, u64)> =
                 path.iter().zip(&uses).map(|(s, u)| (s.file_bytes, u.live_bytes)).collect();
             let count = worth.count(&sizes, path.last().is_some_and(|s| s.parent.is_none()));
@@ -212,7 +225,7 @@ impl Repository {
                 absorbed,
             });
         }
-        Ok((groups, compaction))
+        Ok((groups, compaction, failed))
     }
 
     /// Puts another file in the place of a snapshot's, against `parent`, and commits that. `absorbed`
@@ -260,11 +273,7 @@ impl Repository {
         let proved = self.prove(&next, id, parent, context);
         let proved = proved.and_then(|()| self.commit_file(writer, next, &file));
         if let Err(error) = proved {
-            // Not named by the manifest that rules: it is garbage, and a full disk gets its room back.
-            if manifest::load(store, &name).is_ok_and(|m| m.stored().iter().all(|s| s.file != file))
-            {
-                store.remove(&format!("{name}/{file}"))?;
-            }
+            self.discard_unless_named(&name, &file)?;
             return Err(error);
         }
         let gone = || Error::corrupt(format!("{name}: the snapshot is gone"));

@@ -10,6 +10,7 @@ use crate::manifest::{Manifest, Snapshot};
 use crate::progress::Context;
 use crate::retention::{Rules, decide};
 use crate::room::check_room;
+use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use std::collections::HashSet;
 use uuid::Uuid;
@@ -62,6 +63,7 @@ impl Repository {
         let worth = worth(request.compact, policy.garbage);
         if request.dry_run {
             let reader = self.read(name, context)?;
+            Self::refuse_damaged_head(name, reader.head_was_damaged)?;
             let decisions = decide_all(reader.manifest(), reader.head(), &rules)?;
             let mut next = reader.manifest().clone();
             let unneeded = drop_from(&mut next, &dropped_in(&decisions));
@@ -69,6 +71,7 @@ impl Repository {
             return Ok(Pruned { name: name.into(), decisions, compaction });
         }
         let mut writer = self.write(name, context)?;
+        Self::refuse_damaged_head(name, writer.head_was_damaged)?;
         let decisions = decide_all(&writer.manifest, &writer.head, &rules)?;
         let unneeded = self.drop_snapshots(&mut writer, &dropped_in(&decisions))?;
         let dropped = dropped_in(&decisions).len();
@@ -87,6 +90,7 @@ impl Repository {
         context: &Context,
     ) -> Result<(Snapshot, Compaction)> {
         let mut writer = self.write(name, context)?;
+        Self::refuse_damaged_head(name, writer.head_was_damaged)?;
         let snapshot = reference::find(&writer.manifest, &writer.head, at)?.clone();
         if writer.head.intent.is_some_and(|intent| intent.target == snapshot.id) {
             let place = format!("{name}@{}", snapshot.number);
@@ -99,7 +103,7 @@ impl Repository {
         // A policy that cannot be read is no reason to keep what somebody wants to be gone.
         let garbage = self.policy(name).unwrap_or_default().garbage;
         let unneeded = self.drop_snapshots(&mut writer, &HashSet::from([snapshot.id]))?;
-        let compaction = self.settle(&mut writer, &unneeded, worth(compact, garbage), context);
+        let compaction = self.settle(&mut writer, &unneeded, worth(compact, garbage), context)?;
         Ok((snapshot, compaction))
     }
 
@@ -110,11 +114,14 @@ impl Repository {
         unneeded: &[Snapshot],
         worth: Worth,
         context: &Context,
-    ) -> Compaction {
-        self.compact(writer, unneeded, worth, context).unwrap_or_else(|error| {
-            context.progress().warn(&format!("{error}; the next prune tries again"));
-            Compaction::default()
-        })
+    ) -> Result<Compaction> {
+        match self.compact(writer, unneeded, worth, context) {
+            Err(e) if e.kind() != ErrorKind::Interrupted => {
+                context.progress().warn(&format!("{e}; the next prune tries again"));
+                Ok(Compaction::default())
+            }
+            other => other,
+        }
     }
 
     /// Makes a snapshot a base: a synthetic full, made from the repository without a look at the image.
@@ -126,12 +133,15 @@ impl Repository {
             return Ok(Flattened { after: before.clone(), before, freed_bytes: 0 });
         }
         let lineage = writer.manifest.lineage(before.id)?;
-        // Not more than all that it rests on.
-        let most: u64 = lineage.iter().map(|s| s.file_bytes).sum();
+        // Not more than all that it rests on, and what is in a base image.
+        let elsewhere = lineage.iter().filter(|s| s.is_by_reference());
+        let elsewhere: u64 =
+            elsewhere.map(|s| s.data_blocks.saturating_mul(s.block_bytes.into())).sum();
+        let most = lineage.iter().map(|s| s.file_bytes).sum::<u64>() + elsewhere;
         if self.store.room().is_some_and(|room| room < most) {
             let layers = self.open_chain(&writer.manifest, before.id)?.layers().clone();
             let needed = crate::merge::layer_use(&layers, context)?;
-            let needed = needed.iter().map(|of| of.live_bytes).sum::<u64>() + (1 << 20);
+            let needed = needed.iter().map(|of| of.live_bytes).sum::<u64>() + elsewhere + (1 << 20);
             check_room(self.store.room(), needed, &self.location(), "flattening")?;
         }
         let (after, unneeded) =
@@ -159,7 +169,7 @@ fn decide_all(
     head: &Head,
     rules: &Rules,
 ) -> Result<Vec<(Snapshot, Vec<String>)>> {
-    let decided = decide(rules, &manifest.snapshots, &TimeZone::system());
+    let decided = decide(rules, &manifest.snapshots, Timestamp::now(), &TimeZone::system());
     let keeps_some = decided.iter().any(|decision| !decision.keep.is_empty());
     if !keeps_some && !manifest.snapshots.is_empty() {
         let what = format!("these rules keep none of the snapshots of \"{}\"", manifest.name);

@@ -1,6 +1,7 @@
 //! Rebuilding a lost or damaged manifest: every delta file describes itself.
 
 use super::Repository;
+use super::check_label;
 use super::compact::drop_from;
 use crate::chain::Chain;
 use crate::delta::Delta;
@@ -62,10 +63,10 @@ impl Repository {
             })?;
         manifest.sequence = manifest::ruling(store, name)?.unwrap_or(0);
         collect(deltas, &mut manifest, &mut unused)?;
-        if let Some(old) = &old {
-            remember(&mut manifest, old);
-        }
-        manifest.kept = unused.iter().map(|(file, _)| file.clone()).collect();
+        // What nothing rests on now may be what a file that cannot be used rests on: nothing is removed.
+        let unneeded = old.as_ref().map_or(Vec::new(), |old| remember(&mut manifest, old));
+        let unused_files = unused.iter().map(|(file, _)| file.clone());
+        manifest.kept = unused_files.chain(unneeded.into_iter().map(|s| s.file)).collect();
         manifest::commit(store, &mut manifest)?;
         Ok(Repaired::Rebuilt {
             snapshots: manifest.snapshots.len() as u64,
@@ -103,7 +104,7 @@ fn older_manifest(store: &dyn Store, name: &str) -> Result<Option<Manifest>> {
     sequences.sort_unstable_by(|a, b| b.cmp(a));
     for sequence in sequences {
         let file = format!("{name}/{}", manifest::file_name(sequence));
-        if let Ok(bytes) = read_small(store, &file, 256 << 20)
+        if let Ok(bytes) = read_small(store, &file, manifest::MAX_MANIFEST_BYTES)
             && let Ok(manifest) = Manifest::decode(&bytes)
             && manifest.name == name
         {
@@ -166,7 +167,8 @@ pub(super) fn entry(delta: &Arc<Delta>, file: String, layers: &[Arc<Delta>]) -> 
         number: footer.number,
         id: footer.snapshot_id,
         parent: layers.get(1).map(|parent| parent.footer().snapshot_id),
-        label: footer.label.clone(),
+        // One that a user could not type is of another program.
+        label: footer.label.clone().filter(|label| check_label(label).is_ok()),
         time: Timestamp::new(footer.time_seconds, nanoseconds).unwrap_or_default(),
         file,
         file_bytes: footer.file_bytes,
@@ -206,7 +208,8 @@ fn changed(delta: &Arc<Delta>, geometry: Geometry) -> Result<(u64, u64)> {
 }
 
 /// Takes over what only a manifest knows.
-fn remember(manifest: &mut Manifest, old: &Manifest) {
+/// Gives dropped snapshots on which nothing rests any more.
+fn remember(manifest: &mut Manifest, old: &Manifest) -> Vec<Snapshot> {
     manifest.next_number = manifest.next_number.max(old.next_number);
     for snapshot in &mut manifest.snapshots {
         if let Some(known) = old.by_id(snapshot.id) {
@@ -224,8 +227,7 @@ fn remember(manifest: &mut Manifest, old: &Manifest) {
         .partition(|snapshot| old.is_dropped(snapshot.id));
     (manifest.dropped, manifest.snapshots) = (dropped, listed);
     manifest.dropped.iter_mut().for_each(|snapshot| snapshot.label = None);
-    // That nothing rests on them was to be found out by the writer that died.
-    drop_from(manifest, &HashSet::new());
+    let unneeded = drop_from(manifest, &HashSet::new());
     // Labels moved since then could stand twice.
     let mut seen = HashSet::new();
     for snapshot in &mut manifest.snapshots {
@@ -233,4 +235,5 @@ fn remember(manifest: &mut Manifest, old: &Manifest) {
             snapshot.label = None;
         }
     }
+    unneeded
 }

@@ -19,6 +19,7 @@ use uuid::Uuid;
 pub struct Reader {
     manifest: Manifest,
     head: Head,
+    pub(super) head_was_damaged: bool,
     _reap: Option<LockGuard>,
 }
 
@@ -82,7 +83,7 @@ impl Repository {
         if is_damaged {
             context.progress().warn(&damaged_head(name));
         }
-        Ok(Reader { manifest, head, _reap: reap })
+        Ok(Reader { manifest, head, head_was_damaged: is_damaged, _reap: reap })
     }
 
     /// Opens the chain of a snapshot that a reader found.
@@ -92,6 +93,18 @@ impl Repository {
 
     pub(super) fn open_chain(&self, manifest: &Manifest, id: Uuid) -> Result<Chain> {
         Chain::open(&self.store, manifest, id, &self.caches)
+    }
+
+    /// Fails if what is known of the live image is damaged: it may have said that a snapshot is all that
+    /// is left of it.
+    pub(super) fn refuse_damaged_head(name: &str, is_damaged: bool) -> Result<()> {
+        if !is_damaged {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::Mismatch, damaged_head(name)).hint(format!(
+            "run \"imgsnap rollback {name} --to REF\", or, if you know that the image is sound, \"imgsnap \
+             relink {name} IMAGE\""
+        )))
     }
 
     /// Takes the write lock of an image, whose folder exists.
@@ -168,6 +181,15 @@ impl Repository {
         Ok(Writer { manifest, head, head_was_damaged, _write: write, reap })
     }
 
+    /// Removes a file that was published, unless the ruling manifest names it: a full disk gets its room
+    /// back.
+    pub(super) fn discard_unless_named(&self, name: &str, file: &str) -> Result<()> {
+        let store = self.store.as_ref();
+        let ruling = manifest::load(store, name);
+        let is_unnamed = ruling.is_ok_and(|m| m.stored().iter().all(|s| s.file != file));
+        if is_unnamed { store.remove(&format!("{name}/{file}")) } else { Ok(()) }
+    }
+
     /// Commits `next`, which names a new file.
     pub(super) fn commit_file(
         &self,
@@ -188,13 +210,13 @@ impl Repository {
         Ok(())
     }
 
-    /// Removes what the ruling manifest does not name, unless somebody reads. The caller holds the
-    /// write lock.
-    pub(super) fn reap(&self, manifest: &Manifest, context: &Context) -> Result<()> {
+    /// Removes what the ruling manifest does not name, unless somebody reads: then false. The caller holds
+    /// the write lock.
+    pub(super) fn reap(&self, manifest: &Manifest, context: &Context) -> Result<bool> {
         let store = self.store.as_ref();
         let name = &manifest.name;
         let Some(_alone) = store.lock(&reap_lock(name), LockKind::Exclusive)? else {
-            return Ok(());
+            return Ok(false);
         };
         // The manifest that rules may not be durable yet: its writer may have died before the sync.
         store.flush(name)?;
@@ -218,7 +240,7 @@ impl Repository {
                 store.remove(&format!("{name}/{file}"))?;
             }
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Removes an image and everything in its folder.

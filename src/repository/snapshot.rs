@@ -1,7 +1,7 @@
 //! Taking a snapshot: which parent, is the image believed unchanged, publish, commit, note the
 //! head.
 
-use super::session::{Writer, damaged_head};
+use super::session::Writer;
 use super::{At, Repository, check_label, reference};
 use crate::codec::Compression;
 use crate::delta::Identity;
@@ -145,12 +145,7 @@ impl Repository {
     ) -> Result<SnapshotOutcome> {
         let store = self.store.as_ref();
         let name = writer.manifest.name.clone();
-        if writer.head_was_damaged && !is_saving {
-            return Err(Error::new(ErrorKind::Mismatch, damaged_head(&name)).hint(format!(
-                "run \"imgsnap rollback {name} --to REF\", or, if you know that the image is sound, \
-                 \"imgsnap relink {name} IMAGE\""
-            )));
-        }
+        Self::refuse_damaged_head(&name, writer.head_was_damaged && !is_saving)?;
         if let Some(base_image) = &request.base_image {
             return self.snapshot_on_base_image(writer, image, base_image, request, context);
         }

@@ -18,6 +18,8 @@ use std::io::Read;
 use std::sync::Arc;
 use uuid::Uuid;
 
+/// More blocks that could not be read are no snapshot any more: 1 TiB of the smallest.
+const MOST_UNREAD: u64 = 1 << 28;
 /// Bytes that are read from a stream at a time.
 const PIECE_BYTES: usize = 1 << 20;
 
@@ -195,11 +197,8 @@ impl Repository {
         check_place(&writer.manifest, &footer, place)?;
         upload.publish()?;
         let added = self.add(writer, header, &file, place, context);
-        if added.is_err() && !writer.manifest.stored().iter().any(|s| s.file == file) {
-            let named = manifest::load(store, &name);
-            if named.is_ok_and(|m| m.stored().iter().all(|s| s.file != file)) {
-                store.remove(&path)?;
-            }
+        if added.is_err() {
+            self.discard_unless_named(&name, &file)?;
         }
         Ok((added?, true))
     }
@@ -222,8 +221,14 @@ impl Repository {
         };
         let mut layers = vec![delta.clone()];
         layers.extend(parent.iter().flat_map(|chain| chain.layers().iter().cloned()));
-        let work = delta.footer().file_bytes
-            + delta.footer().counts.data_blocks * u64::from(header.block_size.bytes());
+        let counts = delta.footer().counts;
+        if counts.unread_blocks > MOST_UNREAD {
+            let what =
+                format!("{} blocks of it could not be read at the source", counts.unread_blocks);
+            return Err(refused(place, what));
+        }
+        let work = counts.data_blocks.saturating_mul(header.block_size.bytes().into());
+        let work = work.saturating_add(delta.footer().file_bytes);
         context.progress().begin("verify", work);
         let sound = self.prove_import(&delta, &layers, parent, context);
         context.progress().end();
@@ -235,10 +240,16 @@ impl Repository {
         let mut entry = repair::entry(&delta, file.to_owned(), &layers)?;
         let is_taken =
             |label: &String| next.snapshots.iter().any(|s| s.label.as_ref() == Some(label));
-        if let Some(label) = entry.label.clone().filter(is_taken) {
+        let lost = match (&entry.label, &delta.footer().label) {
+            (Some(label), _) if is_taken(label) => Some((label.clone(), "another snapshot has it")),
+            (None, Some(label)) => Some((label.clone(), "it cannot be one")),
+            _ => None,
+        };
+        if let Some((label, why)) = lost {
             context.progress().warn(&format!(
-                "{name}@{} comes without its label \"{label}\": another snapshot has it",
-                entry.number
+                "{name}@{} comes without its label \"{}\": {why}",
+                entry.number,
+                label.escape_debug()
             ));
             entry.label = None;
         }

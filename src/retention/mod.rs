@@ -7,8 +7,8 @@ mod rules;
 pub use rules::{Count, LabelGlob, Period, Rules};
 
 use crate::manifest::Snapshot;
-use jiff::Zoned;
 use jiff::tz::{Offset, TimeZone};
+use jiff::{Timestamp, Zoned};
 use std::cmp::Reverse;
 
 /// What becomes of a snapshot.
@@ -20,7 +20,15 @@ pub struct Decision {
 
 /// Decides on all snapshots of an image: one decision for each, in their order. Without any rule
 /// all are kept: nobody who wrote none wanted to lose everything.
-pub fn decide(rules: &Rules, snapshots: &[Snapshot], zone: &TimeZone) -> Vec<Decision> {
+///
+/// Snapshots from after `now` were taken by a wrong clock: `within` keeps them, and counts back from the
+/// newest one that is not.
+pub fn decide(
+    rules: &Rules,
+    snapshots: &[Snapshot],
+    now: Timestamp,
+    zone: &TimeZone,
+) -> Vec<Decision> {
     if rules.is_empty() {
         return vec![Decision { keep: vec!["no rules".into()] }; snapshots.len()];
     }
@@ -28,7 +36,8 @@ pub fn decide(rules: &Rules, snapshots: &[Snapshot], zone: &TimeZone) -> Vec<Dec
     let mut walk: Vec<_> = snapshots.iter().zip(&mut decisions).collect();
     walk.sort_by_key(|(snapshot, _)| Reverse((snapshot.time, snapshot.number)));
     // Not before now: an image that is no longer backed up does not lose its last snapshots.
-    let newest = walk.first().map(|(snapshot, _)| snapshot.time);
+    let newest = walk.iter().map(|(snapshot, _)| snapshot.time).find(|time| *time <= now);
+    let newest = newest.or(walk.last().map(|(snapshot, _)| snapshot.time));
     let within = rules.within.zip(newest).map(|(period, t)| (period, period.before(t, zone)));
     let mut counters = [
         Counter::new("last", Unit::Each, rules.last),
@@ -135,7 +144,7 @@ fn offset_if_twice(local: &Zoned) -> Option<Offset> {
 mod tests {
     use super::*;
     use crate::digest::{Digest, ImageDigest};
-    use jiff::{Span, Timestamp};
+    use jiff::Span;
     use uuid::Uuid;
 
     /// Rules as these tests write them: "daily=7 within=1m label=pre-*".
@@ -193,7 +202,7 @@ mod tests {
                 snapshot(number, time.parse().unwrap(), label)
             })
             .collect();
-        let decisions = decide(rules, &snapshots, &TimeZone::posix(zone).unwrap());
+        let decisions = decide(rules, &snapshots, Timestamp::MAX, &TimeZone::posix(zone).unwrap());
         decisions.into_iter().map(|decision| decision.keep.join(", ")).collect()
     }
 
@@ -209,7 +218,8 @@ mod tests {
             .collect();
         let rules = rules("daily=7 weekly=4 monthly=12");
         let kept = |snapshots: &[Snapshot]| -> Vec<(Snapshot, String)> {
-            let decisions = decide(&rules, snapshots, &zone).into_iter().zip(snapshots);
+            let decisions =
+                decide(&rules, snapshots, Timestamp::MAX, &zone).into_iter().zip(snapshots);
             let kept = decisions.filter(|(decision, _)| !decision.keep.is_empty());
             kept.map(|(decision, snapshot)| (snapshot.clone(), decision.keep.join(", "))).collect()
         };
