@@ -181,19 +181,29 @@ impl Patch {
         self.check_base(image, context, &mut |_, _| Ok(()))?;
         // Every block is decoded and proved while the image is still whole.
         self.write_runs(context, &mut |_| Ok(0))?;
+        let written = self.change(image, &mut disk, context);
+        if let Err(error) = written {
+            let what = format!("{} is half written", image.name());
+            let hint = "run the same command again to complete it";
+            return Err(if disk.is_begun() { error.at(what).hint(hint) } else { error });
+        }
+        Ok(Applied { image_bytes, written_bytes: disk.written_bytes(), image_digest })
+    }
+
+    fn change(&self, image: &RawFile, disk: &mut InPlace<'_>, context: &Context) -> Result<()> {
+        let image_bytes = self.image_bytes();
         if !image.is_device() && image.image_bytes() < image_bytes {
             disk.set_length(image_bytes)?;
         }
         self.write_runs(context, &mut |decoded| {
             image.check()?;
-            self.write_decoded(&decoded, &mut disk)
+            self.write_decoded(&decoded, disk)
         })?;
         if !image.is_device() && image.image_bytes() > image_bytes {
             disk.set_length(image_bytes)?;
         }
         disk.finish()?;
-        image.check()?;
-        Ok(Applied { image_bytes, written_bytes: disk.written_bytes(), image_digest })
+        image.check()
     }
 
     fn begins_from(&self, from: Lineage) -> String {

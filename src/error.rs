@@ -82,6 +82,12 @@ impl Error {
         self
     }
 
+    /// Says what to do, unless that was said.
+    #[must_use]
+    pub fn or_hint(self, hint: impl Into<String>) -> Self {
+        if self.hint.is_some() { self } else { self.hint(hint) }
+    }
+
     /// Puts the place before the message: `place: message`.
     #[must_use]
     pub fn at(mut self, place: impl fmt::Display) -> Self {

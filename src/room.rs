@@ -29,5 +29,5 @@ pub fn check_room(room: Option<u64>, needed_bytes: u64, place: &str, what: &str)
         mib(room),
         mib(needed_bytes)
     );
-    Err(Error::new(ErrorKind::LimitExceeded, what))
+    Err(Error::new(ErrorKind::LimitExceeded, what).hint("free some space there"))
 }

@@ -235,7 +235,7 @@ pub struct Apply {
     #[arg(short, long, value_name = "FILE|-", value_hint = ValueHint::FilePath)]
     #[arg(required_unless_present = "in_place", conflicts_with = "in_place")]
     pub output: Option<PathBuf>,
-    /// Change the base image itself, writing only what differs
+    /// Change the base image itself, writing only the blocks that the deltas have
     #[arg(long, requires = "base")]
     pub in_place: bool,
     /// Replace an existing file

@@ -17,6 +17,10 @@ pub fn run(
     context: &Context,
 ) -> Result<ExitCode> {
     let names = repo::names(repository, verb.name.as_deref())?;
+    for stranger in repository.strangers_with_rules()? {
+        let what = format!("repository.toml has rules for \"{}\"", stranger.escape_debug());
+        context.progress().warn(&format!("{what}, and there is no such image"));
+    }
     let rules = rules(verb);
     let request = PruneRequest {
         rules: (!rules.is_empty()).then_some(rules),
@@ -174,12 +178,12 @@ fn lines(compaction: &Compaction, dry_run: bool) -> Vec<String> {
         lines.push(format!("freed    {about}{}{when}", output::bytes(freed)));
     }
     if compaction.held_files > 0 {
-        lines.push(format!(
-            "held     {} of dropped snapshots that others rest on; about {} of garbage (--compact frees \
-             what can be freed)",
-            output::plural(compaction.held_files, "file"),
-            output::bytes(compaction.garbage_bytes)
-        ));
+        let garbage = match compaction.garbage_bytes {
+            0 => String::new(),
+            bytes => format!("; --compact frees about {}", output::bytes(bytes)),
+        };
+        let files = output::plural(compaction.held_files, "file");
+        lines.push(format!("held     {files} of dropped snapshots on which others rest{garbage}"));
     }
     lines
 }
@@ -238,12 +242,15 @@ pub fn flatten(
     } else if before == after {
         printer.line(&format!("{name}@{} is a base already", after.number))?;
     } else {
+        let (now, freed) = (after.file_bytes, done.freed_bytes);
+        let change = match now.checked_sub(freed) {
+            Some(more) => format!("{} more", output::bytes(more)),
+            None => format!("{} less", output::bytes(freed.saturating_sub(now))),
+        };
         printer.line(&format!(
-            "{name}@{} is a base now  {} in its file instead of {}, {} freed",
+            "{name}@{} is a base now  {} in its file, the repository has {change}",
             after.number,
-            output::bytes(after.file_bytes),
-            output::bytes(before.file_bytes),
-            output::bytes(done.freed_bytes)
+            output::bytes(now)
         ))?;
     }
     Ok(exit::DONE)

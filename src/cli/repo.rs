@@ -88,6 +88,20 @@ pub fn create(repo: Option<&Path>, defaults: Defaults) -> Result<Repository> {
     Repository::init(store(path), defaults)
 }
 
+/// Fails if a file is within the repository, where it would be taken for one of its own.
+pub fn refuse_inside(repository: &Repository, file: &Path) -> Result<()> {
+    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let folder = std::fs::canonicalize(folder.unwrap_or(Path::new(".")));
+    let place = std::fs::canonicalize(repository.location());
+    match (folder, place) {
+        (Ok(folder), Ok(place)) if folder.starts_with(&place) => {
+            let what = format!("{} is within the repository", file.display());
+            Err(Error::new(ErrorKind::InvalidInput, what).hint("choose another folder"))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// The image that is named, or all of them.
 pub fn names(repository: &Repository, name: Option<&str>) -> Result<Vec<String>> {
     match name {

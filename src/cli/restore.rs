@@ -2,7 +2,7 @@
 
 use super::args::Restore;
 use super::printer::Printer;
-use super::{exit, output};
+use super::{exit, output, repo};
 use imgsnap::error::{Error, ErrorKind, Result};
 use imgsnap::progress::Context;
 use imgsnap::repository::Repository;
@@ -57,6 +57,7 @@ pub fn run(
         }
         restored
     } else {
+        repo::refuse_inside(repository, &verb.output)?;
         let place = verb.output.display().to_string();
         let mut target = NewFile::create(&verb.output, bytes, verb.force)?;
         check_room_for(&chain, verb.range, room_for(&verb.output), &place)?;

@@ -37,15 +37,16 @@ pub fn run(
         Ok(repository) => repository,
         Err(why) => return refuse_all(verb, why, printer),
     };
+    let base_image = verb.base_image.as_deref();
     if let [image] = verb.images.as_slice() {
         let taken = repository.snapshot(&request(image, verb)?, context)?;
-        print(&taken, printer)?;
+        print(&taken, base_image, printer)?;
         return Ok(exit::DONE);
     }
     let requests: Result<Vec<_>> = verb.images.iter().map(|image| request(image, verb)).collect();
     let mut tally = Tally::default();
     repository.snapshot_all(&requests?, context, |request, result| match result {
-        Ok(taken) => tally.printed(print(&taken, printer)),
+        Ok(taken) => tally.printed(print(&taken, base_image, printer)),
         Err(error) => tally.failed(&request.image, error, printer),
     })?;
     tally.end()
@@ -119,7 +120,7 @@ fn request(image: &Path, verb: &Verb) -> Result<SnapshotRequest> {
     })
 }
 
-fn print(taken: &SnapshotOutcome, printer: &Printer) -> Result<()> {
+fn print(taken: &SnapshotOutcome, base_image: Option<&Path>, printer: &Printer) -> Result<()> {
     if printer.is_json() {
         let mut value = list::snapshot_json(&taken.name, &taken.snapshot, taken.parent_number);
         if let Some(object) = value.as_object_mut() {
@@ -129,7 +130,7 @@ fn print(taken: &SnapshotOutcome, printer: &Printer) -> Result<()> {
         }
         printer.json(&value)
     } else {
-        printer.line(&describe(taken))
+        printer.line(&describe(taken, base_image))
     }
 }
 
@@ -146,7 +147,7 @@ fn parent_of(text: &str, image: &Path, verb: &Verb) -> Result<At> {
     Ok(reference.at)
 }
 
-fn describe(taken: &SnapshotOutcome) -> String {
+fn describe(taken: &SnapshotOutcome, base_image: Option<&Path>) -> String {
     let s = &taken.snapshot;
     let name = format!("{}@{}", taken.name, s.number);
     if taken.outcome == Outcome::Skipped {
@@ -154,6 +155,10 @@ fn describe(taken: &SnapshotOutcome) -> String {
     }
     let what = match taken.parent_number {
         None => "a base".to_owned(),
+        Some(number) if base_image.is_some() => {
+            let file = base_image.and_then(Path::file_name).unwrap_or_default().to_string_lossy();
+            format!("changes since its base image {file}, which is {}@{number}", taken.name)
+        }
         Some(number) => format!("changes since {}@{number}", taken.name),
     };
     let label = s.label.as_ref().map_or(String::new(), |label| format!("  \"{label}\""));

@@ -47,6 +47,8 @@ pub fn export(
         out.flush().map_err(failed)?;
         written.footer.file_bytes
     } else {
+        repo::refuse_inside(repository, &verb.output)?;
+        refuse_live(repository, &verb.output, context)?;
         // It appears whole or not at all.
         let mut target = NewFile::create(&verb.output, 0, verb.force)?;
         let mut offset = 0;
@@ -86,6 +88,18 @@ pub fn export(
         printer.line(&line)?;
     }
     Ok(exit::DONE)
+}
+
+/// A delta in the place of a live image is never meant.
+fn refuse_live(repository: &Repository, output: &Path, context: &Context) -> Result<()> {
+    let Ok(path) = std::fs::canonicalize(output) else { return Ok(()) };
+    match repository.name_of_source(&path, context)? {
+        None => Ok(()),
+        Some(name) => {
+            let what = format!("{} is the live file of \"{name}\"", output.display());
+            Err(Error::new(ErrorKind::InvalidInput, what).hint("choose another name"))
+        }
+    }
 }
 
 /// `NAME@WHICH`, or `@WHICH`: of the image itself, in either case.

@@ -142,12 +142,7 @@ impl Repository {
         compaction.is_delayed = !is_reaped;
         compaction.count_removed(unneeded);
         for group in groups {
-            let name = &writer.manifest.name;
-            let what = format!("merging {} files of \"{name}\"", group.absorbed.len() + 1);
-            let place = self.location();
-            if let Err(e) =
-                check_room(self.store.room(), group.live_bytes + SPARE_BYTES, &place, &what)
-            {
+            if let Err(e) = self.room_for(&writer.manifest, &group) {
                 compaction.no_room.push(e.to_string());
                 continue;
             }
@@ -180,10 +175,24 @@ impl Repository {
         let (groups, mut compaction, failed) = self.plan_compaction(manifest, worth, context)?;
         failed.map_or(Ok(()), Err)?;
         compaction.count_removed(unneeded);
+        let groups: Vec<Group> = groups
+            .into_iter()
+            .filter(|group| {
+                let room = self.room_for(manifest, group);
+                compaction.no_room.extend(room.as_ref().err().map(Error::to_string));
+                room.is_ok()
+            })
+            .collect();
         let absorbed: usize = groups.iter().map(|group| group.absorbed.len()).sum();
         compaction.held_files = manifest.dropped.len().saturating_sub(absorbed) as u64;
         compaction.merged = groups.iter().map(|group| group.merging(group.live_bytes)).collect();
         Ok(compaction)
+    }
+
+    fn room_for(&self, manifest: &Manifest, group: &Group) -> Result<()> {
+        let what = format!("merging {} files of \"{}\"", group.absorbed.len() + 1, manifest.name);
+        let needed_bytes = group.live_bytes + SPARE_BYTES;
+        check_room(self.store.room(), needed_bytes, &self.location(), &what)
     }
 
     /// The merges that are worth it, the garbage that would be left, and what damage was met first.

@@ -65,6 +65,8 @@ pub(super) struct Config {
     /// looked at only when they are asked for.
     prune: Option<Value>,
     images: Option<Value>,
+    /// A name that is none of a table or key here.
+    stranger: Option<String>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -76,6 +78,9 @@ struct Wire {
     prune: Option<Value>,
     #[serde(skip_serializing)]
     images: Option<Value>,
+    /// Tables that nobody reads: perhaps a slip of the pen.
+    #[serde(flatten, skip_serializing)]
+    others: Table,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -87,7 +92,7 @@ struct WireNew {
 
 impl Config {
     pub(super) fn new(defaults: Defaults) -> Self {
-        Self { id: Uuid::new_v4(), defaults, prune: None, images: None }
+        Self { id: Uuid::new_v4(), defaults, prune: None, images: None, stranger: None }
     }
 
     pub(super) fn defaults(&self) -> Defaults {
@@ -101,8 +106,14 @@ impl Config {
             digest: digest.to_string(),
             compression: compression.to_string(),
         };
-        let wire =
-            Wire { version: VERSION, id: Some(self.id), new: Some(new), prune: None, images: None };
+        let wire = Wire {
+            version: VERSION,
+            id: Some(self.id),
+            new: Some(new),
+            prune: None,
+            images: None,
+            others: Table::new(),
+        };
         let body = toml::to_string(&wire).map_err(|e| {
             Error::new(ErrorKind::InvalidInput, format!("cannot write {FILE}: {e}"))
         })?;
@@ -147,8 +158,15 @@ impl Config {
                 compression: new.compression.parse()?,
             };
         }
-        let Wire { prune, images, .. } = wire;
-        Ok(Self { id: wire.id.unwrap_or_default(), defaults, prune, images })
+        let Wire { prune, images, others, .. } = wire;
+        let stranger = others.keys().next().cloned();
+        Ok(Self { id: wire.id.unwrap_or_default(), defaults, prune, images, stranger })
+    }
+
+    /// The images that have a table of their own.
+    pub(super) fn named_images(&self) -> Vec<String> {
+        let images = self.images.as_ref().and_then(Value::as_table);
+        images.map_or(Vec::new(), |images| images.keys().cloned().collect())
     }
 
     /// The rules for an image.
@@ -160,6 +178,10 @@ impl Config {
     }
 
     fn own_or_common(&self, name: &str) -> Result<Policy> {
+        // A rule in a table that nobody reads would be one that is missing.
+        if let Some(stranger) = &self.stranger {
+            return Err(invalid("there is no such table or key").at(stranger.escape_debug()));
+        }
         let read = |value: Option<&Value>, place: &str| {
             table_at(value, place)?
                 .map(|table| PruneTable::read(table).map_err(|e| e.at(place)))

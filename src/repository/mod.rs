@@ -124,6 +124,12 @@ impl Repository {
         self.store.location("")
     }
 
+    /// Images that have rules in repository.toml and do not exist, sorted.
+    pub fn strangers_with_rules(&self) -> Result<Vec<String>> {
+        let names = self.names()?;
+        Ok(self.config.named_images().into_iter().filter(|name| !names.contains(name)).collect())
+    }
+
     /// The names of its images, sorted.
     pub fn names(&self) -> Result<Vec<String>> {
         let mut names = Vec::new();

@@ -73,12 +73,34 @@ impl Repository {
         let mut writer = self.write(name, context)?;
         Self::refuse_damaged_head(name, writer.head_was_damaged)?;
         let decisions = decide_all(&writer.manifest, &writer.head, &rules)?;
+        self.check_kept(&writer.manifest, &dropped_in(&decisions), worth, context).map_err(
+            |e| if e.kind() == ErrorKind::Interrupted { e } else { e.at("nothing was dropped") },
+        )?;
         let unneeded = self.drop_snapshots(&mut writer, &dropped_in(&decisions))?;
         let dropped = dropped_in(&decisions).len();
         let compaction = self.compact(&mut writer, &unneeded, worth, context).map_err(|e| {
             e.at(format!("{name}: {dropped} dropped, but getting their room back failed"))
+                .or_hint("the next prune goes on with that")
         })?;
         Ok(Pruned { name: name.into(), decisions, compaction })
+    }
+
+    /// Fails if a file is missing, or a table damaged, on which something rests that is to be kept: those
+    /// that are to be dropped may be all that is left.
+    fn check_kept(
+        &self,
+        manifest: &Manifest,
+        dropped: &HashSet<Uuid>,
+        worth: Worth,
+        context: &Context,
+    ) -> Result<()> {
+        let mut next = manifest.clone();
+        drop_from(&mut next, dropped);
+        let parents: HashSet<Uuid> = next.stored().iter().filter_map(|s| s.parent).collect();
+        for tip in next.snapshots.iter().filter(|s| !parents.contains(&s.id)) {
+            self.open_chain(&next, tip.id)?;
+        }
+        self.compaction_of(&next, &[], worth, context).map(|_| ())
     }
 
     /// Deletes a snapshot. What rests on it stays as it is.

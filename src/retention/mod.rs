@@ -384,4 +384,21 @@ mod tests {
         assert!(Rules::default().is_empty() && !rules("label=x").is_empty());
         assert_eq!(reasons(BERLIN, &Rules::default(), &["2026-11-20T08:00Z"]), ["no rules"]);
     }
+
+    /// A clock that was wrong once must not cost the last month.
+    #[test]
+    fn within_counts_back_from_now_at_the_latest() {
+        let zone = TimeZone::UTC;
+        let rules = rules("within=30d");
+        let times =
+            ["2026-01-01T00:00Z", "2026-11-01T00:00Z", "2026-11-20T00:00Z", "2035-01-01T00:00Z"];
+        let snapshots: Vec<Snapshot> = (1..)
+            .zip(times)
+            .map(|(number, time)| snapshot(number, time.parse().unwrap(), None))
+            .collect();
+        let now = "2026-11-21T00:00Z".parse().unwrap();
+        let kept = decide(&rules, &snapshots, now, &zone);
+        let kept: Vec<bool> = kept.iter().map(|decision| !decision.keep.is_empty()).collect();
+        assert_eq!(kept, [false, true, true, true]);
+    }
 }

@@ -399,3 +399,18 @@ fn a_refused_snapshot_on_a_base_image_leaves_nothing_behind() {
     let line = lab.fails(FAILED, &args);
     assert!(line.contains("choose another label"), "{line}");
 }
+
+/// What the guest writes to it would be lost to every snapshot.
+#[test]
+fn the_live_image_does_not_become_its_own_base_by_relink() {
+    let (lab, base, clone) = cloned();
+    lab.write("clone.img", &base);
+    std::fs::hard_link(lab.path("clone.img"), lab.path("hard.img")).unwrap();
+    for path in ["clone.img", "hard.img"] {
+        let line = lab.fails(FAILED, &["relink", "clone", "--base-image", path]);
+        assert!(line.contains("cannot be its own base image"), "{line}");
+    }
+    let line = lab.fails(FAILED, &["relink", "clone", "base.img"]);
+    assert!(line.contains("cannot be its own base image"), "{line}");
+    lab.holds("clone", &[(1, &base), (2, &clone)]);
+}

@@ -197,3 +197,94 @@ fn repair_knows_what_was_dropped_as_long_as_it_finds_a_manifest() {
     lab.done(&["repair", "disk"]);
     lab.holds("disk", &(1..).zip(states.iter().map(Vec::as_slice)).collect::<Vec<_>>());
 }
+
+/// A file that cannot be used today may be whole again tomorrow, and rest on dropped ones.
+#[test]
+fn a_repair_keeps_dropped_ones_on_which_an_unusable_file_rests() {
+    let (lab, states) = patient(5);
+    lab.done(&["delete", "disk@2"]);
+    lab.done(&["delete", "disk@3"]);
+    assert_eq!(lab.dropped("disk"), [2, 3]);
+    let file = lab.delta("disk", 4);
+    lab.rename(&file, "elsewhere.delta");
+    // The manifest before is still there.
+    let damage_manifest = |label: &str| {
+        lab.done(&["label", "disk@1", label]);
+        lab.flip(&lab.manifest("disk"), 100);
+    };
+    damage_manifest("one");
+    lab.done(&["repair", "disk"]);
+    assert_eq!(lab.numbers("disk"), [1]);
+    // The next writer removes what is not named.
+    damage_manifest("two");
+    lab.rename("elsewhere.delta", &file);
+    lab.done(&["repair", "disk"]);
+    lab.restores("disk@4", &states[3]);
+    lab.restores("disk@5", &states[4]);
+}
+
+/// It may have said that a snapshot is all that is left of the live image.
+#[test]
+fn nothing_is_dropped_while_the_head_state_is_damaged() {
+    let (lab, states) = patient(3);
+    lab.write("repo/disk/head.json", b"{ no json");
+    for args in [&["prune", "disk", "--keep-last", "1"][..], &["delete", "disk@2"]] {
+        let line = lab.fails(FAILED, args);
+        assert!(line.contains("head state of \"disk\" is damaged"), "{line}");
+    }
+    let dry = lab.run(&["prune", "disk", "--keep-last", "1", "--dry-run"]);
+    assert_eq!(dry.code, Some(FAILED));
+    lab.done(&["relink", "disk", "disk.img"]);
+    lab.done(&["delete", "disk@2"]);
+    lab.holds("disk", &[(1, &states[0]), (3, &states[2])]);
+}
+
+#[test]
+fn what_waits_for_a_reader_is_said_to_wait() {
+    let (lab, states) = patient(4);
+    let reader = lab.reader_of("disk");
+    let pruned = lab.json(&["prune", "disk", "--keep-last", "1", "--compact"]);
+    assert_eq!(pruned[0]["delayed"], json!(true));
+    assert_eq!(lab.deltas("disk").len(), 5);
+    drop(reader);
+    let pruned = lab.json(&["prune", "disk", "--keep-last", "1", "--compact"]);
+    assert_eq!(pruned[0]["delayed"], json!(false));
+    lab.is_tidy("disk");
+    lab.holds("disk", &[(4, &states[3])]);
+}
+
+/// Those that no rule keeps may be the only sound ones.
+#[test]
+fn nothing_is_dropped_while_what_is_kept_rests_on_a_missing_file() {
+    let (lab, states) = patient(5);
+    let file = lab.delta("disk", 3);
+    lab.rename(&file, "elsewhere.delta");
+    for dry in [&["--dry-run"][..], &[]] {
+        let args = [&["prune", "disk", "--keep-last", "2"], dry].concat();
+        let line = lab.fails(3, &args);
+        assert!(line.contains("disk@3: its file"), "{line}");
+    }
+    assert_eq!(lab.numbers("disk"), [1, 2, 3, 4, 5]);
+    lab.restores("disk@2", &states[1]);
+    lab.rename("elsewhere.delta", &file);
+    lab.done(&["prune", "disk", "--keep-last", "2"]);
+    lab.holds("disk", &[(4, &states[3]), (5, &states[4])]);
+}
+
+#[test]
+fn a_table_of_rules_that_nobody_reads_is_named() {
+    let (lab, _) = Lab::with_snapshots(3);
+    for (text, said) in [
+        ("[prun]\nkeep_last = 1\n", "prun: there is no such table or key"),
+        ("[prune]\nkeep_last = 1\n[image.\"disk\".prune]\nkeep_last = 9\n", "image: there is no"),
+    ] {
+        let (lab, _) = Lab::with_snapshots(3);
+        lab.configure(text);
+        let line = lab.fails(FAILED, &["prune", "disk"]);
+        assert!(line.contains(said), "{line}");
+        assert_eq!(lab.numbers("disk").len(), 3);
+    }
+    lab.configure("\n[images.dusk.prune]\nkeep_last = 9\n");
+    let run = lab.run(&["prune", "disk", "--keep-last", "3"]).done();
+    assert!(run.err.contains("there is no such image"), "{}", run.err);
+}
