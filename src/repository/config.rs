@@ -315,8 +315,7 @@ mod tests {
             keep_label = "gold"
             [images."db"]
             prune = { garbage = 100 }
-            [later]
-            key = 7"#,
+            "#,
         );
         let common = Rules {
             last: Some(Count::Most(7)),
@@ -362,6 +361,7 @@ mod tests {
             ("[prune]\ngarbage = \"5\"", "[prune]: garbage: it is no number from 0 to 100"),
             ("[[prune]]\nkeep_last = 7", "[prune]: it is no table"),
             ("[images.vm]\nkeep_last = 7", "images.\"vm\": keep_last: there is no such key"),
+            ("[prun]\nkeep_last = 7", "prun: there is no such table or key"),
             ("[[images]]", "[images]: it is no table"),
             ("[images]\nvm = 7", "[images.\"vm\"]: it is no table"),
             ("[images.vm]\nprune = 7", "[images.\"vm\".prune]: it is no table"),
