@@ -78,9 +78,15 @@ fn encode(compression: Compression, group: Vec<Piece>) -> Result<Vec<Ready>> {
                 // What lies side by side is read at once, to where it is written from.
                 let mut row = vec![(place, block_count)];
                 let mut end = place.offset + u64::from(place.record_bytes);
-                while let Some(Piece::Copy { place, block_count, .. }) = pieces.next_if(
-                    |next| matches!(next, Piece::Copy { delta: d, place, .. } if place.offset == end && Arc::ptr_eq(d, &delta)),
-                ) {
+                let follows = |next: &Piece, end: u64| match next {
+                    Piece::Copy { delta: of, place, .. } => {
+                        place.offset == end && Arc::ptr_eq(of, &delta)
+                    }
+                    _ => false,
+                };
+                while let Some(Piece::Copy { place, block_count, .. }) =
+                    pieces.next_if(|next| follows(next, end))
+                {
                     end += u64::from(place.record_bytes);
                     row.push((place, block_count));
                 }
