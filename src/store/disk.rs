@@ -11,6 +11,8 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::JoinHandle;
 
 /// Who may hold a lock at the same time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -124,8 +126,7 @@ impl Disk for OsDisk {
     fn create(&self, path: &str) -> io::Result<Box<dyn DiskFile>> {
         let file =
             OpenOptions::new().write(true).create_new(true).mode(0o600).open(self.path(path))?;
-        let out = io::BufWriter::with_capacity(BUFFER_BYTES, file);
-        Ok(Box::new(OsFile { out, bytes: 0, writeback: Writeback::default() }))
+        Ok(Box::new(OsFile::new(file)))
     }
 
     fn rename_new(&self, from: &str, to: &str) -> io::Result<()> {
@@ -196,25 +197,95 @@ impl Disk for OsDisk {
     }
 }
 
-/// For headers and pages; groups of frames are longer and pass by it.
-const BUFFER_BYTES: usize = 64 << 10;
+/// What is handed to the thread that writes: as much as frames are handed on in one piece.
+const PIECE_BYTES: usize = 1 << 20;
+/// Pieces that may wait for it.
+const PIECES: usize = 4;
 
+/// A file that is written by a thread of its own, once it is a long one: whoever makes the bytes digests
+/// and checks them, which takes about as long as the kernel takes to copy them.
 struct OsFile {
-    out: io::BufWriter<File>,
-    bytes: u64,
-    writeback: Writeback,
+    /// Until the thread has it.
+    file: Option<File>,
+    piece: Vec<u8>,
+    thread: Option<WriterThread>,
+}
+
+/// Where pieces are sent to, and what gives the file back.
+type WriterThread = (SyncSender<Vec<u8>>, JoinHandle<io::Result<File>>);
+
+impl OsFile {
+    fn new(file: File) -> Self {
+        Self { file: Some(file), piece: Vec::new(), thread: None }
+    }
+
+    /// Hands the piece on.
+    fn pass(&mut self) -> io::Result<()> {
+        if let Some(file) = self.file.take() {
+            let (sender, receiver) = sync_channel(PIECES);
+            let thread = std::thread::Builder::new().spawn(move || write_all(file, &receiver))?;
+            self.thread = Some((sender, thread));
+        }
+        let piece = std::mem::replace(&mut self.piece, Vec::with_capacity(PIECE_BYTES));
+        match &self.thread {
+            Some((sender, _)) if sender.send(piece).is_ok() => Ok(()),
+            // It has stopped, and says why.
+            _ => self.take_back().and(Err(io::Error::other("the file is not written any more"))),
+        }
+    }
+
+    /// The file, when all that was handed on is written.
+    fn take_back(&mut self) -> io::Result<()> {
+        if let Some((sender, thread)) = self.thread.take() {
+            drop(sender);
+            let ended = thread.join();
+            let failed = |_| io::Error::other("the thread that writes failed");
+            self.file = Some(ended.map_err(failed)??);
+        }
+        Ok(())
+    }
+}
+
+/// Writes pieces until nobody sends any more.
+fn write_all(mut file: File, pieces: &Receiver<Vec<u8>>) -> io::Result<File> {
+    let (mut bytes, mut writeback) = (0, Writeback::default());
+    for piece in pieces {
+        file.write_all(&piece)?;
+        bytes += piece.len() as u64;
+        writeback.advance(&file, bytes)?;
+    }
+    Ok(file)
 }
 
 impl DiskFile for OsFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.out.write_all(bytes)?;
-        self.bytes += bytes.len() as u64;
-        let written = self.bytes - self.out.buffer().len() as u64;
-        self.writeback.advance(self.out.get_ref(), written)
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let room = PIECE_BYTES - self.piece.len();
+            let (now, later) = rest.split_at(rest.len().min(room));
+            self.piece.extend_from_slice(now);
+            rest = later;
+            if self.piece.len() == PIECE_BYTES {
+                self.pass()?;
+            }
+        }
+        Ok(())
     }
 
     fn sync(&mut self) -> io::Result<()> {
-        self.out.flush()?;
-        self.out.get_ref().sync_all()
+        self.take_back()?;
+        let gone = || io::Error::other("the file is not written any more");
+        let file = self.file.as_mut().ok_or_else(gone)?;
+        file.write_all(&self.piece)?;
+        self.piece.clear();
+        file.sync_all()
+    }
+}
+
+impl Drop for OsFile {
+    fn drop(&mut self) {
+        if self.take_back().is_err() {
+            // It was given up, for this reason or another.
+        }
     }
 }
