@@ -10,6 +10,7 @@ pub mod digest;
 pub mod error;
 pub mod format;
 pub mod head;
+pub mod hints;
 pub mod manifest;
 pub mod merge;
 pub mod pipeline;

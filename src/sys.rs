@@ -300,6 +300,106 @@ pub fn cached_pages(file: &File, offset: u64, bytes: u64) -> Option<u64> {
     (result == 0).then_some(stat.cached)
 }
 
+/// Makes `to`, an empty file on the same file system, share all extents of `from` (FICLONE): one moment
+/// of it, whoever writes meanwhile.
+///
+/// # Errors
+/// `EOPNOTSUPP` and others where the file system cannot.
+pub fn clone_file(from: &File, to: &File) -> io::Result<()> {
+    let (from, to) = (from.as_fd().as_raw_fd(), to.as_fd().as_raw_fd());
+    // SAFETY: two valid descriptors and no pointer.
+    let result = unsafe { libc::ioctl(to, libc::FICLONE, from) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// One extent of a file, as its file system tells (the kernel's `struct fiemap_extent`).
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct FileExtent {
+    /// Where it is in the file, in bytes.
+    pub logical: u64,
+    /// Where it is on the file system's device, or in its own address space.
+    pub physical: u64,
+    /// How long it is.
+    pub bytes: u64,
+    reserved64: [u64; 2],
+    /// `FIEMAP_EXTENT_*`.
+    pub flags: u32,
+    reserved: [u32; 3],
+}
+
+const _: () = assert!(size_of::<FileExtent>() == 56);
+
+/// The kernel's `struct fiemap`, and what it fills.
+#[repr(C)]
+struct ExtentRequest {
+    start: u64,
+    length: u64,
+    flags: u32,
+    mapped_extents: u32,
+    extent_count: u32,
+    reserved: u32,
+    extents: [FileExtent; EXTENTS_AT_ONCE],
+}
+
+/// `FS_IOC_FIEMAP`: `_IOWR('f', 11, struct fiemap)`, whose size is that without extents.
+const FIEMAP: libc::Ioctl = 0xC020_660B_u32 as libc::Ioctl;
+
+/// Extents that are asked for at a time.
+pub const EXTENTS_AT_ONCE: usize = 4096;
+
+/// The extents of a file from `start` on, ascending, at most [`EXTENTS_AT_ONCE`]; fewer only if there are
+/// no more. The first one may begin before `start`. What was not written to the file system yet may be
+/// missing: ask only of a file that nobody writes to, and that is synced.
+///
+/// # Errors
+/// `EOPNOTSUPP` where the file system cannot tell.
+pub fn file_extents(file: &File, start: u64) -> io::Result<Vec<FileExtent>> {
+    let mut request = Box::new(ExtentRequest {
+        start,
+        length: u64::MAX - start,
+        flags: 0,
+        mapped_extents: 0,
+        extent_count: EXTENTS_AT_ONCE as u32,
+        reserved: 0,
+        extents: [FileExtent::default(); EXTENTS_AT_ONCE],
+    });
+    let fd = file.as_fd().as_raw_fd();
+    // SAFETY: the structure has the layout of the kernel's, with room for as many extents as it says,
+    // and lives through the call.
+    let result = unsafe { libc::ioctl(fd, FIEMAP, &raw mut *request) };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let count = request.mapped_extents as usize;
+    Ok(request.extents.get(..count).unwrap_or_default().to_vec())
+}
+
+/// The kernel's `struct fiemap` without extents.
+#[repr(C)]
+#[derive(Default)]
+struct ExtentCount {
+    start: u64,
+    length: u64,
+    flags: u32,
+    mapped_extents: u32,
+    extent_count: u32,
+    reserved: u32,
+}
+
+/// How many extents a file has.
+///
+/// # Errors
+/// As [`file_extents`].
+pub fn count_file_extents(file: &File) -> io::Result<u64> {
+    // No room is offered: nothing is filled in.
+    let mut request = ExtentCount { length: u64::MAX, ..ExtentCount::default() };
+    let fd = file.as_fd().as_raw_fd();
+    // SAFETY: the structure has the layout of the kernel's, which writes no extents behind it.
+    let result = unsafe { libc::ioctl(fd, FIEMAP, &raw mut request) };
+    if result == 0 { Ok(request.mapped_extents.into()) } else { Err(io::Error::last_os_error()) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -4,17 +4,6 @@
 
 use crate::kit::*;
 
-/// A file system of that kind in a file, mounted.
-fn mounted(lab: &Lab, mkfs: &str, args: &[&str], mebibytes: u64) -> Result<(Loop, Mount), String> {
-    tools(&[mkfs, "losetup", "mount"])?;
-    let file = lab.path("filesystem");
-    make(&file, mebibytes * MIB);
-    try_tool(mkfs, &[args, &[&file]].concat())?;
-    let device = Loop::new(&[], &file)?;
-    let mount = Mount::new(&[&device.device], &lab.path("mnt"))?;
-    Ok((device, mount))
-}
-
 /// True if the file has a hole there.
 fn is_hole(path: &str, offset: u64) -> bool {
     !data_extents(path).iter().any(|&(at, bytes)| (at..at + bytes).contains(&offset))

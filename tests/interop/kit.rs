@@ -426,3 +426,19 @@ impl Drop for Loop {
         try_tool("losetup", &["-d", &self.device]).ok();
     }
 }
+
+/// A file system of that kind in a file, mounted.
+pub fn mounted(
+    lab: &Lab,
+    mkfs: &str,
+    args: &[&str],
+    mebibytes: u64,
+) -> Result<(Loop, Mount), String> {
+    tools(&[mkfs, "losetup", "mount"])?;
+    let file = lab.path("filesystem");
+    make(&file, mebibytes * MIB);
+    try_tool(mkfs, &[args, &[&file]].concat())?;
+    let device = Loop::new(&[], &file)?;
+    let mount = Mount::new(&[&device.device], &lab.path("mnt"))?;
+    Ok((device, mount))
+}

@@ -6,6 +6,7 @@
 
 mod believed;
 mod bytes;
+mod clones;
 mod devices;
 mod ext4;
 mod filesystems;

@@ -1,0 +1,16 @@
+//! What the system already knows of changes: ranges of an image that may differ from a snapshot.
+//!
+//! A hint may name too much, and must not name too little. It is relative to one snapshot; what is not
+//! named is taken to be as it was there, without a look.
+
+mod reflink;
+
+pub use reflink::{MapDifferences, clone_into, extent_count};
+
+use crate::error::Result;
+
+/// Ranges of bytes, ascending and apart, that may have changed.
+pub trait ChangeHints: Send {
+    /// The next range: its offset and its end. It may reach beyond the end of the image.
+    fn next_range(&mut self) -> Result<Option<(u64, u64)>>;
+}
