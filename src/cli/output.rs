@@ -1,6 +1,19 @@
 //! Numbers and times as people read them.
 
+use imgsnap::error::{Error, ErrorKind, Result};
 use jiff::{Timestamp, tz::TimeZone};
+use std::io::IsTerminal;
+
+/// Fails if stdout is a terminal: `what` is for a file or a pipe.
+pub fn refuse_terminal(what: &str) -> Result<()> {
+    if std::io::stdout().is_terminal() {
+        let what = format!("{what} is nothing for a terminal");
+        return Err(
+            Error::new(ErrorKind::InvalidInput, what).hint("redirect stdout to a file or a pipe")
+        );
+    }
+    Ok(())
+}
 
 /// Bytes in binary units, three digits: `1.50 GiB`.
 pub fn bytes(bytes: u64) -> String {

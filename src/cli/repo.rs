@@ -1,8 +1,9 @@
 //! Which repository.
 
 use super::printer::Printer;
+use super::usage;
 use imgsnap::error::{Error, ErrorKind, Result};
-use imgsnap::repository::{Defaults, Repository};
+use imgsnap::repository::{At, Defaults, Reference, Repository};
 use imgsnap::source::RawFile;
 use imgsnap::store::{LocalStore, OsDisk, Store};
 use std::os::unix::fs::DirBuilderExt;
@@ -86,6 +87,18 @@ pub fn create(repo: Option<&Path>, defaults: Defaults) -> Result<Repository> {
         std::fs::File::open(parent).and_then(|folder| folder.sync_all()).map_err(failed)?;
     }
     Repository::init(store(path), defaults)
+}
+
+/// `NAME@WHICH`, or `@WHICH`: of the image `name`, in either case.
+pub fn at_of(name: &str, text: &str) -> Result<At> {
+    if let Some(at) = text.strip_prefix('@') {
+        return at.parse();
+    }
+    let reference: Reference = text.parse()?;
+    if reference.name != name {
+        return Err(usage(format!("{text} is a snapshot of another image than \"{name}\"")));
+    }
+    Ok(reference.at)
 }
 
 /// Fails if a file is within the repository, where it would be taken for one of its own.

@@ -11,7 +11,6 @@ use imgsnap::room::room_for;
 use imgsnap::source::{RawFile, Source};
 use imgsnap::target::{InPlace, NewFile, Stream};
 use serde_json::json;
-use std::io::IsTerminal;
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::process::ExitCode;
@@ -32,11 +31,7 @@ pub fn run(
     let bytes = check_range(verb.range, snapshot.image_bytes)?.bytes;
     let to_stdout = verb.output == Path::new("-");
     let restored = if to_stdout {
-        if std::io::stdout().is_terminal() {
-            let what = "an image is nothing for a terminal";
-            return Err(Error::new(ErrorKind::InvalidInput, what)
-                .hint("redirect stdout to a file or a pipe"));
-        }
+        output::refuse_terminal("an image")?;
         let mut target = Stream::new(std::io::stdout().lock(), "stdout");
         restore(&chain, verb.range, &mut target, context)?
     } else if is_device(&verb.output) {

@@ -2,10 +2,10 @@
 
 use super::args::Rollback;
 use super::printer::Printer;
-use super::{exit, output, usage};
+use super::{exit, output, repo};
 use imgsnap::error::Result;
 use imgsnap::progress::Context;
-use imgsnap::repository::{At, Reference, Repository, RollbackOutcome, RollbackRequest};
+use imgsnap::repository::{Repository, RollbackOutcome, RollbackRequest};
 use serde_json::json;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -19,7 +19,7 @@ pub fn run(
     let begun = Instant::now();
     let name = repository.image_named(&verb.image, context)?;
     let request = RollbackRequest {
-        to: target(&name, &verb.to)?,
+        to: repo::at_of(&name, &verb.to)?,
         name: name.clone(),
         save: !verb.no_save,
         prove: verb.prove,
@@ -46,18 +46,6 @@ pub fn run(
         printer.line(&describe(&name, &done, seconds))?;
     }
     Ok(exit::DONE)
-}
-
-/// `NAME@WHICH`, or `@WHICH`.
-fn target(name: &str, text: &str) -> Result<At> {
-    if let Some(at) = text.strip_prefix('@') {
-        return at.parse();
-    }
-    let reference: Reference = text.parse()?;
-    if reference.name != name {
-        return Err(usage(format!("{text} is a snapshot of another image than \"{name}\"")));
-    }
-    Ok(reference.at)
 }
 
 fn describe(name: &str, done: &RollbackOutcome, seconds: f64) -> String {

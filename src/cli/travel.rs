@@ -7,13 +7,13 @@ use imgsnap::apply::{Applied, Patch, open_file};
 use imgsnap::delta::Caches;
 use imgsnap::error::{Error, ErrorKind, Result};
 use imgsnap::progress::Context;
-use imgsnap::repository::{At, Imported, Reader, Reference, Repository};
+use imgsnap::repository::{Imported, Reader, Repository};
 use imgsnap::room::room_for;
 use imgsnap::source::{RawFile, Source};
 use imgsnap::target::{NewFile, Stream, Target};
 use serde_json::json;
 use std::fs::File;
-use std::io::{IsTerminal, Read, Write};
+use std::io::{Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -30,7 +30,7 @@ pub fn export(
     let reader = repository.read(name, context)?;
     let snapshot = reader.find(&verb.reference.at)?.clone();
     let since = match &verb.since {
-        Some(text) => Some(reader.find(&since(name, text)?)?.clone()),
+        Some(text) => Some(reader.find(&repo::at_of(name, text)?)?.clone()),
         None => None,
     };
     if since.as_ref().is_some_and(|since| since.id == snapshot.id) {
@@ -39,7 +39,7 @@ pub fn export(
     let since_id = since.as_ref().map(|since| since.id);
     let is_stdout = verb.output == Path::new("-");
     let bytes = if is_stdout {
-        refuse_terminal("a delta")?;
+        output::refuse_terminal("a delta")?;
         let mut out = std::io::stdout().lock();
         let failed = |e| Error::io("cannot write to stdout", e);
         let write = &mut |bytes: &[u8]| out.write_all(bytes).map_err(failed);
@@ -100,28 +100,6 @@ fn refuse_live(repository: &Repository, output: &Path, context: &Context) -> Res
             Err(Error::new(ErrorKind::InvalidInput, what).hint("choose another name"))
         }
     }
-}
-
-/// `NAME@WHICH`, or `@WHICH`: of the image itself, in either case.
-fn since(name: &str, text: &str) -> Result<At> {
-    if let Some(at) = text.strip_prefix('@') {
-        return at.parse();
-    }
-    let reference: Reference = text.parse()?;
-    if reference.name != name {
-        return Err(usage(format!("{text} is a snapshot of another image than \"{name}\"")));
-    }
-    Ok(reference.at)
-}
-
-fn refuse_terminal(what: &str) -> Result<()> {
-    if std::io::stdout().is_terminal() {
-        let what = format!("{what} is nothing for a terminal");
-        return Err(
-            Error::new(ErrorKind::InvalidInput, what).hint("redirect stdout to a file or a pipe")
-        );
-    }
-    Ok(())
 }
 
 pub fn import(
@@ -209,7 +187,7 @@ pub fn apply(verb: &Apply, printer: &Printer, context: &Context) -> Result<ExitC
             let base_bytes = base.as_ref().map_or(0, allocated_bytes);
             let base = base.as_ref();
             let done = if output == Path::new("-") {
-                refuse_terminal("an image")?;
+                output::refuse_terminal("an image")?;
                 let mut target = Stream::new(std::io::stdout().lock(), "stdout");
                 patch.write(base, &mut target, context)?
             } else {

@@ -16,5 +16,5 @@ pub use cursor::TableCursor;
 pub use pack::{BASE_FRAME_BYTES, DELTA_FRAME_BYTES, GROUP_BYTES, group_memory, write_pieces};
 pub use reader::{Caches, Delta, Traffic};
 pub use scrub::{Depth, scrub};
-pub use segment::{Piece, Segmenter};
+pub use segment::{PAGE_ITEMS, PAGE_SPAN, Piece, Segmenter};
 pub use writer::{DeltaWriter, EncodedFrames, Identity, Written};

@@ -9,9 +9,9 @@ use crate::units::{BlockRange, BlockSize};
 use std::sync::Arc;
 
 /// The most data blocks, and the most runs, of a page that is written.
-const PAGE_ITEMS: usize = 1024;
+pub const PAGE_ITEMS: usize = 1024;
 /// The most blocks from the first one of a page to the first one of its last run.
-const PAGE_SPAN: u64 = 1 << 32;
+pub const PAGE_SPAN: u64 = 1 << 32;
 
 /// What comes out, in the order of the file.
 pub enum Piece {

@@ -6,15 +6,13 @@
 //! ```
 
 use crate::chain::{Difference, State};
-use crate::delta::Delta;
+use crate::delta::{Delta, PAGE_SPAN};
 use crate::format::{FrameRef, TablePage};
 use crate::units::BlockRange;
 use std::sync::Arc;
 
 /// Entries within one frame; one that is cut into more pieces is packed again.
 const MAX_ENTRIES: usize = 512;
-/// The blocks of a page are within this distance (FORMAT.md O2).
-pub(super) const PAGE_SPAN: u64 = 1 << 32;
 
 /// A frame of a file, all of whose blocks live.
 pub(super) struct WholeFrame {

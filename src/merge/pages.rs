@@ -5,16 +5,13 @@
 //! frames   [ pack    ] copy  copy  [pack] copy
 //! ```
 
-use super::frames::{PAGE_SPAN, Token, WholeFrame};
+use super::frames::{Token, WholeFrame};
 use crate::chain::{Difference, State};
-use crate::delta::Delta;
+use crate::delta::{Delta, PAGE_ITEMS, PAGE_SPAN};
 use crate::format::table::MAX_RUN_BLOCKS;
 use crate::format::{FrameRef, Run, RunKind, TablePage};
 use crate::units::BlockRange;
 use std::sync::Arc;
-
-/// The most data blocks of a page that is written, and runs, after which it is closed.
-const PAGE_ITEMS: usize = 1024;
 
 /// A frame of the merged file.
 pub(super) enum FramePlan {
