@@ -14,7 +14,7 @@ use imgsnap::chain::Chain;
 use imgsnap::delta::Caches;
 use imgsnap::pipeline::ordered_map;
 use imgsnap::progress::Context;
-use imgsnap::scan::{Change, Changes, Index, scan, window_bytes};
+use imgsnap::scan::{Change, Changes, Index, Scope, scan, window_bytes};
 use imgsnap::source::{RawFile, Source};
 use std::hint::black_box;
 use support::chain::{ChainMaker, Content};
@@ -42,7 +42,7 @@ fn count_changes(source: &RawFile, chain: &Chain, context: &Context) -> u64 {
         count += changes.list.iter().map(blocks_of).sum::<u64>();
         Ok(())
     };
-    scan(source, &Index::Parent(chain), context, consume).unwrap();
+    scan(source, &Index::Parent(chain), Scope::Whole, context, consume).unwrap();
     count
 }
 
@@ -81,7 +81,10 @@ fn scans(c: &mut Criterion) {
             for (threads, context) in &contexts {
                 let id = BenchmarkId::new(format!("{percent} % changed"), threads);
                 group.bench_function(id, |b| {
-                    b.iter(|| scan(&source, &Index::Parent(&chain), context, |_| Ok(())).unwrap());
+                    b.iter(|| {
+                        scan(&source, &Index::Parent(&chain), Scope::Whole, context, |_| Ok(()))
+                            .unwrap()
+                    });
                 });
             }
         }

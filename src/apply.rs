@@ -16,7 +16,7 @@ use crate::pipeline::ordered_map;
 use crate::progress::Context;
 use crate::restore::{ByteRange, restore, write_decoded};
 use crate::room::check_room;
-use crate::scan::{Change, Changes, Index, scan};
+use crate::scan::{Change, Changes, Index, Scope, scan};
 use crate::source::{RawFile, Source};
 use crate::store::{LocalStore, OsDisk, Store};
 use crate::target::{InPlace, Target};
@@ -228,7 +228,7 @@ impl Patch {
         let mut terms = 0u128;
         context.progress().begin("check", base.image_bytes());
         let index = Index::Nothing(hasher, self.geometry.block_size);
-        let scanned = scan(base, &index, context, |changes: &Changes| {
+        let scanned = scan(base, &index, Scope::Whole, context, |changes: &Changes| {
             let mut blocks = changes.bytes.chunks_exact(size);
             let mut open: Option<(BlockRange, Vec<u8>)> = None;
             for change in &changes.list {

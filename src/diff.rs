@@ -4,7 +4,7 @@ use crate::chain::{Chain, Comparison};
 use crate::error::Result;
 use crate::pipeline::ordered_map;
 use crate::progress::Context;
-use crate::scan::{Change, Index, scan};
+use crate::scan::{Change, Index, Scope, scan};
 use crate::source::{Source, Window};
 use crate::units::{BlockRange, BlockSize, Geometry};
 use crate::view::SnapshotView;
@@ -143,7 +143,7 @@ fn by_digest(
     let source_end = geometry.block_size.count(source.image_bytes());
     let mut walk = snapshot.walk();
     context.progress().begin("compare", source.image_bytes());
-    let outcome = scan(source, &Index::Parent(snapshot), context, |changes| {
+    let outcome = scan(source, &Index::Parent(snapshot), Scope::Whole, context, |changes| {
         for change in &changes.list {
             match *change {
                 Change::Data(block, _) => {

@@ -6,9 +6,11 @@
 
 use crate::digest::{Digest, ImageDigest};
 use crate::error::{Error, ErrorKind, Result};
+use crate::hints::CloneStat;
 use crate::store::{Store, read_small};
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use uuid::Uuid;
@@ -89,6 +91,59 @@ pub struct Snapshot {
     /// The file that its blocks are in, if they are not in its delta file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base_image: Option<PathBuf>,
+    /// The image was open for writing: it is what it would have been after a power failure then.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub in_use: bool,
+    /// What told where it may have changed; none if all of it was looked at.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "or_none")]
+    pub hint: Option<HintUse>,
+    /// The clone of the image that was kept.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "or_none")]
+    pub kept_clone: Option<KeptClone>,
+}
+
+/// What is only a hint, and of a shape that we do not know, is none: a later version may know more.
+fn or_none<'de, D: Deserializer<'de>, T: DeserializeOwned>(from: D) -> Result<Option<T>, D::Error> {
+    let value = serde_json::Value::deserialize(from)?;
+    Ok(serde_json::from_value(value).ok())
+}
+
+/// What a hint said, and how far it was right.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HintUse {
+    /// What it was.
+    pub kind: HintKind,
+    /// The snapshot since which it told what may have changed.
+    pub since: Uuid,
+    /// Bytes of the image that may have changed.
+    pub named_bytes: u64,
+    /// Blocks that each snapshot looks at though they are called unchanged.
+    pub recheck_blocks: u64,
+    /// Blocks among them that had changed.
+    pub missed_blocks: u64,
+}
+
+/// Who knows what changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HintKind {
+    /// The file system: extents that two clones share.
+    Extents,
+    /// A list that somebody gave.
+    List,
+    /// The times of the file: nobody wrote to it.
+    Times,
+}
+
+/// A clone beside the image, called by the id of the snapshot.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct KeptClone {
+    /// By what it is recognised.
+    pub stat: CloneStat,
+    /// How long making it took: so long writers of the image waited.
+    pub seconds: f64,
+    /// How many extents it has: the next one of them costs as much for each, about.
+    pub extents: u64,
 }
 
 mod digest_hex {
@@ -123,6 +178,11 @@ impl Snapshot {
     /// True if its blocks are in a base image, even if it is not known where that is.
     pub fn is_by_reference(&self) -> bool {
         self.base_image.is_some() || (self.data_blocks > 0 && self.frame_bytes == 0)
+    }
+
+    /// Blocks that had changed though nothing told so.
+    pub fn missed_blocks(&self) -> u64 {
+        self.hint.map_or(0, |hint| hint.missed_blocks)
     }
 }
 

@@ -6,12 +6,12 @@
 //! still whole; the second writes ([`execute`]). Running it again after it was interrupted at any
 //! point completes it: what is written is what the snapshot has, whatever was there.
 
-use crate::chain::{Chain, Comparison, State};
+use crate::chain::{Chain, Fork, State};
 use crate::error::{Error, Result};
 use crate::pipeline::ordered_map;
 use crate::progress::Context;
 use crate::restore::{ByteRange, write_decoded};
-use crate::scan::{Change, Index, scan};
+use crate::scan::{Change, Index, Missed, Scope, scan};
 use crate::source::{RawFile, Source};
 use crate::target::{InPlace, Target};
 use crate::units::BlockRange;
@@ -21,8 +21,13 @@ use crate::view::{BATCH_BYTES, Decoded, Gather, Order, decode_batch};
 pub enum Basis<'a> {
     /// From the tables: the image is known to equal the tip of this comparable chain.
     Tables(&'a Chain),
-    /// By reading all of the image.
-    Scan,
+    /// By reading the image, as much of it as the scope says. It is read twice, so it is asked for twice.
+    Scan(&'a dyn Fn() -> Result<Scope>),
+}
+
+/// The scope of a scan that believes nothing.
+pub fn whole() -> Result<Scope> {
+    Ok(Scope::Whole)
 }
 
 /// What a rollback did, or would do.
@@ -32,6 +37,8 @@ pub struct RolledBack {
     pub written_bytes: u64,
     /// Bytes read from the image to find them.
     pub read_bytes: u64,
+    /// Blocks among them that no hint had named.
+    pub missed: Missed,
 }
 
 /// Decodes and proves every block that would be written, and counts them. Writes nothing.
@@ -46,11 +53,12 @@ pub fn rehearse(
 ) -> Result<RolledBack> {
     let mut written_bytes = 0;
     let geometry = target.geometry();
-    let read_bytes = differences(image, target, basis, context, "check", &mut |decoded| {
-        written_bytes += decoded.parts.iter().map(|p| geometry.bytes_in(p.blocks)).sum::<u64>();
-        Ok(())
-    })?;
-    Ok(RolledBack { written_bytes, read_bytes })
+    let (read_bytes, missed) =
+        differences(image, target, basis, context, "check", &mut |decoded| {
+            written_bytes += decoded.parts.iter().map(|p| geometry.bytes_in(p.blocks)).sum::<u64>();
+            Ok(())
+        })?;
+    Ok(RolledBack { written_bytes, read_bytes, missed })
 }
 
 /// Brings the image under `disk` to the tip of `target`, durably.
@@ -70,22 +78,23 @@ pub fn execute(
     if !image.is_device() && image.image_bytes() < geometry.image_bytes {
         disk.set_length(geometry.image_bytes)?;
     }
-    let read_bytes = differences(image, target, basis, context, "roll back", &mut |decoded| {
+    let mut write = |decoded: Decoded| {
         image.check()?;
         write_decoded(&decoded, geometry, whole, disk)?;
         disk.settled(geometry.offset(decoded.settled))
-    })?;
+    };
+    let (read_bytes, missed) = differences(image, target, basis, context, "roll back", &mut write)?;
     if !image.is_device() && image.image_bytes() > geometry.image_bytes {
         disk.set_length(geometry.image_bytes)?;
     }
     disk.finish()?;
     image.check()?;
-    Ok(RolledBack { written_bytes: disk.written_bytes(), read_bytes })
+    Ok(RolledBack { written_bytes: disk.written_bytes(), read_bytes, missed })
 }
 
 /// Reads all of `image` and fails unless it is the tip of `target`.
 pub fn prove(image: &RawFile, target: &Chain, context: &Context) -> Result<()> {
-    let found = rehearse(image, target, &Basis::Scan, context)?;
+    let found = rehearse(image, target, &Basis::Scan(&whole), context)?;
     let lengths = (image.image_bytes(), target.geometry().image_bytes);
     if found.written_bytes > 0 || lengths.0 != lengths.1 {
         let bytes = found.written_bytes;
@@ -106,11 +115,13 @@ fn differences(
     context: &Context,
     phase: &str,
     each: &mut dyn FnMut(Decoded) -> Result<()>,
-) -> Result<u64> {
+) -> Result<(u64, Missed)> {
     context.progress().begin(phase, target.geometry().image_bytes);
     let outcome = match basis {
-        Basis::Tables(current) => by_tables(current, target, context, each).map(|()| 0),
-        Basis::Scan => by_scan(image, target, context, each),
+        Basis::Tables(current) => {
+            by_tables(current, target, context, each).map(|()| (0, Missed::default()))
+        }
+        Basis::Scan(scope) => by_scan(image, target, scope()?, context, each),
     };
     context.progress().end();
     outcome
@@ -125,8 +136,9 @@ fn by_tables(
     let geometry = target.geometry();
     // What a longer image has beyond the end of the target is cut off, not written.
     let inside = BlockRange::between(0, geometry.block_count());
-    let mut comparison = Comparison::new(current, target);
-    let mut gather = Gather::new(geometry, target.layers(), Order::ByFrame);
+    let fork = Fork::new(target.clone(), Some(current.clone()))?;
+    let mut different = fork.differences();
+    let mut gather = Gather::new(geometry, fork.sources(), Order::ByFrame);
     let (mut covered, mut ended) = (0, false);
     ordered_map(
         context.threads(),
@@ -138,14 +150,15 @@ fn by_tables(
                 if ready.is_some() || ended {
                     return Ok(ready);
                 }
-                let Some((position, different)) = comparison.step()? else {
+                let Some(found) = different.next_difference()? else {
                     gather.finish();
                     ended = true;
                     continue;
                 };
-                let spans = different.spans.iter().filter_map(|span| span.within(inside));
-                spans.into_iter().try_for_each(|span| gather.add(&different, span))?;
-                let so_far = geometry.bytes_in(BlockRange::between(0, position));
+                if let Some(span) = found.span.within(inside) {
+                    gather.add(&found.stretch, span)?;
+                }
+                let so_far = geometry.bytes_in(BlockRange::between(0, found.span.blocks.end()));
                 context.progress().advance(so_far - covered);
                 covered = so_far;
             }
@@ -158,9 +171,10 @@ fn by_tables(
 fn by_scan(
     image: &RawFile,
     target: &Chain,
+    scope: Scope,
     context: &Context,
     each: &mut dyn FnMut(Decoded) -> Result<()>,
-) -> Result<u64> {
+) -> Result<(u64, Missed)> {
     let geometry = target.geometry();
     let inside = BlockRange::between(0, geometry.block_count());
     let image_end = geometry.block_size.count(image.image_bytes());
@@ -170,7 +184,7 @@ fn by_scan(
         std::iter::from_fn(|| gather.next_batch())
             .try_for_each(|b| each(decode_batch(geometry, b)?))
     };
-    let scanned = scan(image, &Index::Parent(target), context, |changes| {
+    let scanned = scan(image, &Index::Parent(target), scope, context, |changes| {
         for change in &changes.list {
             let range = match *change {
                 Change::Data(block, _) => BlockRange { first: block, count: 1 },
@@ -190,5 +204,5 @@ fn by_scan(
     })?;
     gather.finish();
     write(&mut gather)?;
-    Ok(scanned.read_bytes)
+    Ok((scanned.read_bytes, scanned.missed))
 }

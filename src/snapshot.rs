@@ -9,15 +9,15 @@
 use crate::chain::Chain;
 use crate::codec::Compression;
 use crate::delta::{
-    BASE_FRAME_BYTES, DELTA_FRAME_BYTES, DeltaWriter, GROUP_BYTES, Identity, Piece, Segmenter,
-    Written, group_memory, write_pieces,
+    BASE_FRAME_BYTES, DELTA_FRAME_BYTES, GROUP_BYTES, Identity, Piece, Segmenter, Written,
+    group_memory, write_pieces,
 };
 use crate::digest::{DigestAlgorithm, DigestKey, Hasher};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::header::BASE_IMAGE;
 use crate::format::{Features, FrameLayout, Header, RunKind};
 use crate::progress::Context;
-use crate::scan::{Change, Changes, Index, Scanned, scan};
+use crate::scan::{Change, Changes, Index, Scanned, Scope, scan};
 use crate::source::Source;
 use crate::units::{BlockRange, BlockSize, Geometry};
 use std::sync::mpsc::{SyncSender, sync_channel};
@@ -107,7 +107,7 @@ impl Plan {
     }
 }
 
-/// Takes a snapshot of `source` and writes its delta file to `out`.
+/// Takes a snapshot of `source`, as much of it as `scope` says, and writes its delta file to `out`.
 ///
 /// # Errors
 /// Of the source, of `out`; `Corrupt` if the parent's index is damaged. Then `out` holds no
@@ -115,6 +115,7 @@ impl Plan {
 pub fn take(
     source: &dyn Source,
     plan: &Plan,
+    scope: Scope,
     context: &Context,
     out: &mut dyn FnMut(&[u8]) -> Result<()>,
 ) -> Result<Taken> {
@@ -130,8 +131,9 @@ pub fn take(
     };
     context.progress().begin("scan", geometry.image_bytes);
     let (sender, receiver) = sync_channel(context.in_flight(group_memory(&header)));
-    let outcome = std::thread::scope(|scope| {
-        let scanner = scope.spawn(|| scan_into(source, &index, geometry, &header, context, sender));
+    let outcome = std::thread::scope(|threads| {
+        let scan = || scan_into(source, &index, scope, &header, context, sender);
+        let scanner = threads.spawn(scan);
         let written = write_pieces(&header, plan.compression, context, receiver, out, &mut |_| {});
         let scanned = scanner.join().unwrap_or_else(|_| {
             Err(Error::new(ErrorKind::Io, "the scan failed; this is a fault of imgsnap"))
@@ -153,11 +155,12 @@ pub fn take(
 fn scan_into(
     source: &dyn Source,
     index: &Index<'_>,
-    geometry: Geometry,
+    scope: Scope,
     header: &Header,
     context: &Context,
     sender: SyncSender<Vec<Piece>>,
 ) -> Result<(Scanned, (u64, u64))> {
+    let geometry = Geometry::new(header.block_size, source.image_bytes())?;
     let mut segmenter = match header.layout() {
         FrameLayout::Absent => Segmenter::of_tables(header.block_size),
         _ => Segmenter::new(header.block_size, header.frame_blocks),
@@ -168,7 +171,7 @@ fn scan_into(
         sender.send(group).map_err(gone)
     };
     let (mut group, mut group_bytes) = (Vec::new(), 0);
-    let scanned = scan(source, index, context, |changes: &Changes| {
+    let scanned = scan(source, index, scope, context, |changes: &Changes| {
         let mut blocks = changes.bytes.chunks_exact(header.block_size.in_memory());
         for change in &changes.list {
             let range = match *change {
@@ -197,21 +200,4 @@ fn scan_into(
     group.extend(segmenter.finish());
     send(group)?;
     Ok((scanned, (changed_blocks, changed_bytes)))
-}
-
-/// Writes the delta file of a snapshot whose image is known to be what it was at the tip of
-/// `chain`.
-pub fn take_unchanged(
-    chain: &Chain,
-    plan: &Plan,
-    out: &mut dyn FnMut(&[u8]) -> Result<()>,
-) -> Result<Taken> {
-    chain.check_extendable()?;
-    let image_digest = chain.image_digest();
-    let image_bytes = chain.geometry().image_bytes;
-    let writer = DeltaWriter::new(&plan.header(), out)?;
-    let parent = Some(chain.as_parent());
-    let written = writer.finish(&plan.identity, parent, image_bytes, image_digest)?;
-    let scanned = Scanned { image_digest, read_bytes: 0 };
-    Ok(Taken { written, scanned, changed_blocks: 0, changed_bytes: 0 })
 }

@@ -22,6 +22,7 @@
 //! files, we rely on the compiler reading each byte at most a few times and never inventing a
 //! value: the digest of a racing read is some number, and is used for nothing but "look closer".
 
+use std::ffi::CStr;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
@@ -251,6 +252,12 @@ pub fn take_lease(file: &File, lease: Lease) -> io::Result<()> {
     if result == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// Gives a lease back. Without one nothing happens.
+pub fn release_lease(file: &File) {
+    // SAFETY: a valid descriptor and an integer argument.
+    unsafe { libc::fcntl(file.as_fd().as_raw_fd(), libc::F_SETLEASE, libc::F_UNLCK) };
+}
+
 /// True if the lease still stands: nobody waits for the file and it was not taken from us.
 pub fn holds_lease(file: &File, lease: Lease) -> bool {
     let kind = match lease {
@@ -309,6 +316,56 @@ pub fn clone_file(from: &File, to: &File) -> io::Result<()> {
     let (from, to) = (from.as_fd().as_raw_fd(), to.as_fd().as_raw_fd());
     // SAFETY: two valid descriptors and no pointer.
     let result = unsafe { libc::ioctl(to, libc::FICLONE, from) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Writes an extended attribute of a file.
+///
+/// # Errors
+/// `EOPNOTSUPP` where the file system has none.
+pub fn set_attribute(file: &File, name: &CStr, value: &[u8]) -> io::Result<()> {
+    let fd = file.as_fd().as_raw_fd();
+    // SAFETY: a valid descriptor, a string with its end, and a buffer of the length that is given.
+    let result =
+        unsafe { libc::fsetxattr(fd, name.as_ptr(), value.as_ptr().cast(), value.len(), 0) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Reads an extended attribute of a file, at most 256 bytes.
+///
+/// # Errors
+/// `ENODATA` if it has none.
+pub fn attribute(file: &File, name: &CStr) -> io::Result<Vec<u8>> {
+    let (fd, mut value) = (file.as_fd().as_raw_fd(), vec![0; 256]);
+    // SAFETY: a valid descriptor, a string with its end, and a buffer of the length that is given.
+    let length =
+        unsafe { libc::fgetxattr(fd, name.as_ptr(), value.as_mut_ptr().cast(), value.len()) };
+    value.truncate(usize::try_from(length).map_err(|_| io::Error::last_os_error())?);
+    Ok(value)
+}
+
+/// Tells btrfs not to copy an empty file on write. Other file systems may refuse.
+///
+/// # Errors
+/// Of the file system.
+pub fn set_no_copy_on_write(file: &File) -> io::Result<()> {
+    /// From linux/fs.h: `FS_IOC_GETFLAGS`, `FS_IOC_SETFLAGS`, `FS_NOCOW_FL`.
+    const GET: libc::Ioctl = 0x8008_6601_u32 as libc::Ioctl;
+    const SET: libc::Ioctl = 0x4008_6602_u32 as libc::Ioctl;
+    const NO_COW: libc::c_long = 0x0080_0000;
+    let fd = file.as_fd().as_raw_fd();
+    // The kernel reads and writes an `int`, whatever the number says; a `long` has room for both.
+    let mut flags: libc::c_long = 0;
+    // SAFETY: a valid descriptor and a pointer to a number that lives through both calls.
+    let result = unsafe {
+        match libc::ioctl(fd, GET, &raw mut flags) {
+            0 => {
+                flags |= NO_COW;
+                libc::ioctl(fd, SET, &raw const flags)
+            }
+            failed => failed,
+        }
+    };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
@@ -387,11 +444,32 @@ struct ExtentCount {
     reserved: u32,
 }
 
-/// How many extents a file has.
+/// The kernel's `struct fsxattr`.
+#[repr(C)]
+#[derive(Default)]
+struct FileAttributes {
+    flags: u32,
+    extent_hint: u32,
+    extent_count: u32,
+    project: u32,
+    clone_hint: u32,
+    reserved: [u8; 8],
+}
+
+/// `FS_IOC_FSGETXATTR`: `_IOR('X', 31, struct fsxattr)`.
+const GET_ATTRIBUTES: libc::Ioctl = 0x801C_581F_u32 as libc::Ioctl;
+
+/// How many extents a file has. XFS knows the number; others have to count.
 ///
 /// # Errors
 /// As [`file_extents`].
 pub fn count_file_extents(file: &File) -> io::Result<u64> {
+    let mut known = FileAttributes::default();
+    // SAFETY: the structure has the layout of the kernel's and lives through the call.
+    let result = unsafe { libc::ioctl(file.as_fd().as_raw_fd(), GET_ATTRIBUTES, &raw mut known) };
+    if result == 0 && known.extent_count > 0 {
+        return Ok(known.extent_count.into());
+    }
     // No room is offered: nothing is filled in.
     let mut request = ExtentCount { length: u64::MAX, ..ExtentCount::default() };
     let fd = file.as_fd().as_raw_fd();
@@ -401,44 +479,4 @@ pub fn count_file_extents(file: &File) -> io::Result<u64> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::io::Write;
-
-    #[test]
-    fn truncation_under_a_window_poisons_it_and_does_not_kill() {
-        let mut file = tempfile::tempfile().unwrap();
-        file.write_all(&[7; 1 << 16]).unwrap();
-        let window = MappedWindow::new(&file, 0, 1 << 16).unwrap();
-        assert!(window.bytes().iter().all(|&b| b == 7));
-        assert!(!window.is_poisoned());
-        file.set_len(4096).unwrap();
-        assert_eq!(window.bytes()[20_000], 0);
-        assert!(window.is_poisoned());
-        drop(window);
-        assert!(MappedWindow::new(&file, 0, 1 << 16).is_err(), "beyond the end");
-        let window = MappedWindow::new(&file, 0, 4096).unwrap();
-        assert_eq!((window.bytes()[4095], window.is_poisoned()), (7, false));
-    }
-
-    #[test]
-    fn windows_may_begin_anywhere_and_slots_come_back() {
-        let mut file = tempfile::tempfile().unwrap();
-        let bytes: Vec<u8> = (0..20_000u32).map(|i| i as u8).collect();
-        file.write_all(&bytes).unwrap();
-        for offset in 0..200 {
-            let window = MappedWindow::new(&file, offset, 10_000).unwrap();
-            assert_eq!(window.bytes(), &bytes[offset as usize..][..10_000]);
-        }
-    }
-
-    #[test]
-    fn a_read_lease_is_refused_while_somebody_writes() {
-        let named = tempfile::NamedTempFile::new().unwrap();
-        let reader = File::open(named.path()).unwrap();
-        match take_lease(&reader, Lease::Read) {
-            Err(e) if e.raw_os_error() == Some(libc::EAGAIN) => {}
-            other => println!("skipped: no leases here: {other:?}"),
-        }
-    }
-}
+mod tests;

@@ -11,6 +11,7 @@ mod support;
 use imgsnap::codec::Compression;
 use imgsnap::error::ErrorKind;
 use imgsnap::progress::Context;
+use imgsnap::scan::Scope;
 use imgsnap::snapshot::{Plan, take};
 use support::{
     ChainMaker, MemorySource, Recipe, fixtures, is_blessing, naive_reader, open_chain,
@@ -472,10 +473,16 @@ fn golden(number: usize) -> Vec<u8> {
 fn by_reference(maker: &ChainMaker, image: &[u8]) -> Vec<u8> {
     let plan = Plan { is_by_reference: true, ..maker.plan() };
     let mut bytes = Vec::new();
-    let taken = take(&MemorySource(image.to_vec()), &plan, &Context::silent(), &mut |piece| {
-        bytes.extend_from_slice(piece);
-        Ok(())
-    });
+    let taken = take(
+        &MemorySource(image.to_vec()),
+        &plan,
+        Scope::Whole,
+        &Context::silent(),
+        &mut |piece| {
+            bytes.extend_from_slice(piece);
+            Ok(())
+        },
+    );
     assert!(taken.is_ok());
     bytes
 }

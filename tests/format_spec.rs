@@ -15,6 +15,7 @@ use imgsnap::format::record::RecordWire;
 use imgsnap::format::table::{FrameWire, RunWire, TableWire};
 use imgsnap::format::{Footer, Header, IndexPage, RunKind, TablePage};
 use imgsnap::progress::Context;
+use imgsnap::scan::Scope;
 use imgsnap::snapshot::{Plan, take};
 use imgsnap::units::{BlockRange, BlockSize};
 use std::collections::BTreeMap;
@@ -620,7 +621,7 @@ fn a_delta_in_a_base_image_is_refused() {
     let plan = Plan { is_by_reference: true, ..maker.plan() };
     let mut bytes = Vec::new();
     let source = support::MemorySource(image);
-    take(&source, &plan, &Context::silent(), &mut |piece| {
+    take(&source, &plan, Scope::Whole, &Context::silent(), &mut |piece| {
         bytes.extend_from_slice(piece);
         Ok(())
     })
@@ -691,7 +692,7 @@ fn by_reference(threads: usize) -> ChainMaker {
     let context = Context::silent().with_threads(threads);
     let mut bytes = Vec::new();
     let source = MemorySource(image.clone());
-    let taken = take(&source, &plan, &context, &mut |piece| {
+    let taken = take(&source, &plan, Scope::Whole, &context, &mut |piece| {
         bytes.extend_from_slice(piece);
         Ok(())
     });

@@ -10,9 +10,11 @@ use crate::delta::BASE_FRAME_BYTES;
 use crate::error::{Error, Result};
 use crate::manifest::Snapshot;
 use crate::progress::Context;
-use crate::repository::{At, Defaults, Repository, RollbackRequest, SnapshotRequest, VerifyScope};
+use crate::repository::{
+    At, Defaults, Repository, RollbackRequest, SnapshotRequest, Track, VerifyScope,
+};
 use crate::restore::restore;
-use crate::scan::{Index, scan};
+use crate::scan::{Index, Scope, scan};
 
 use crate::source::{RawFile, Source};
 use crate::store::{LocalStore, OsDisk};
@@ -161,7 +163,8 @@ impl<'a> Rounds<'a> {
         let scan_alone = |it: &Self| {
             let image = RawFile::open(&it.image)?;
             let chain = it.newest()?;
-            let found = scan(&image, &Index::Parent(&chain), &it.context, |_| Ok(()))?;
+            let found =
+                scan(&image, &Index::Parent(&chain), Scope::Whole, &it.context, |_| Ok(()))?;
             Ok(Done { read_bytes: found.read_bytes, written_bytes: 0 })
         };
         self.measure(Work::Scan, scan_alone, Self::read_image).map(|_| ())
@@ -339,6 +342,8 @@ impl<'a> Rounds<'a> {
             image: self.image.clone(),
             name: Some(NAME.into()),
             compression: Some(self.request.compression),
+            // What it measures is the scan.
+            track: Some(Track::None),
             ..SnapshotRequest::default()
         }
     }

@@ -13,7 +13,7 @@
 //! A run that covers more than a canvas needs none.
 
 use super::stretch::{Span, State, Stretch};
-use crate::delta::{Delta, TableCursor};
+use crate::delta::{Delta, TableCursor, TableScout};
 use crate::error::Result;
 use crate::format::{Run, RunKind, TablePage};
 use crate::units::BlockRange;
@@ -63,6 +63,13 @@ impl ChainCursor {
         Self { has_gaps: true, ..Self::new(layers) }
     }
 
+    /// The same for whoever goes by [`ChainCursor::stretch_over`] and asks for tables by [`Scouts`].
+    #[must_use]
+    pub fn scattered(self) -> Self {
+        let cursors = self.cursors.into_iter().map(TableCursor::scattered).collect();
+        Self { cursors, ..self }
+    }
+
     /// Where it is.
     pub fn position(&self) -> u64 {
         self.position
@@ -79,6 +86,19 @@ impl ChainCursor {
         let mut out = Stretch::new(self.layers.clone());
         while self.position < end && out.spans.len() < most_spans {
             self.step(end, &mut out)?;
+        }
+        Ok(out)
+    }
+
+    /// The spans of some ranges, ascending and not before the position. What lies between them is not
+    /// looked at.
+    pub fn stretch_over(&mut self, ranges: impl Iterator<Item = BlockRange>) -> Result<Stretch> {
+        let mut out = Stretch::new(self.layers.clone());
+        for range in ranges {
+            self.seek(range.first);
+            while self.position < range.end() {
+                self.step(range.end(), &mut out)?;
+            }
         }
         Ok(out)
     }
@@ -208,6 +228,27 @@ impl ChainCursor {
             self.push(out, blocks, state_of(code));
             at += count;
         }
+    }
+}
+
+/// A file with fewer blocks has so few tables that they need not be asked for.
+const MANY_BLOCKS: u64 = 64 << 10;
+
+/// Ask for the tables of a chain ahead of who needs them.
+pub struct Scouts(Vec<TableScout>);
+
+impl Scouts {
+    pub(super) fn new(layers: &[Arc<Delta>]) -> Self {
+        let large = layers.iter().filter(|delta| delta.footer().counts.data_blocks >= MANY_BLOCKS);
+        Self(large.cloned().map(TableScout::new).collect())
+    }
+
+    /// Asks for the tables over a range that does not begin before the last one.
+    ///
+    /// # Errors
+    /// `Corrupt` if an index page is damaged.
+    pub fn ask(&mut self, range: BlockRange) -> Result<()> {
+        self.0.iter_mut().try_for_each(|scout| scout.ask(range))
     }
 }
 

@@ -77,26 +77,24 @@ impl Fork {
         if self.other.is_empty() { &self.own } else { self.tip.layers() }
     }
 
+    /// Where they may differ: what the files have that only one of them rests on.
+    pub fn touched(&self) -> Touched {
+        let both: Arc<[Arc<Delta>]> = self.own.iter().chain(&*self.other).cloned().collect();
+        Touched { cursor: ChainCursor::with_gaps(&both), ranges: VecDeque::new() }
+    }
+
     /// In what they differ, from block 0 on.
     pub fn differences(&self) -> Differences {
         let sources = self.sources();
         // Not beyond what is asked for: the next place that is touched may be far away.
         let narrow = |cursor| SpanWalk::new(cursor, 0, Stretch::new(sources.clone()));
-        let touched = self.parent.as_ref().map(|_| {
-            let both: Arc<[Arc<Delta>]> = self.own.iter().chain(&*self.other).cloned().collect();
-            ChainCursor::with_gaps(&both)
-        });
         let end = self.tip.geometry().block_count();
-        let ranges = match touched {
-            None => VecDeque::from([BlockRange::between(0, end)]),
-            Some(_) => VecDeque::new(),
-        };
         Differences {
             tip: self.tip.clone(),
             parent: self.parent.clone(),
-            touched,
-            ranges,
-            range: BlockRange::between(0, 0),
+            // Against nothing, all of it may differ.
+            touched: self.parent.as_ref().map(|_| self.touched()),
+            range: BlockRange::between(0, if self.parent.is_some() { 0 } else { end }),
             content: narrow(ChainCursor::new(sources)),
             before: self.parent.as_ref().map(|parent| narrow(parent.cursor())),
             current: None,
@@ -104,6 +102,32 @@ impl Fork {
             step: 0,
             is_tail_done: false,
         }
+    }
+}
+
+/// Blocks that some files have, whatever they have there.
+pub struct Touched {
+    cursor: ChainCursor,
+    ranges: VecDeque<BlockRange>,
+}
+
+impl Touched {
+    /// The next of them before `end`, in ascending order.
+    ///
+    /// # Errors
+    /// `Corrupt` if a table is damaged.
+    pub fn next_range(&mut self, end: u64) -> Result<Option<BlockRange>> {
+        while self.ranges.is_empty() && self.cursor.position() < end {
+            for span in self.cursor.stretch(end, FETCH)?.spans {
+                match self.ranges.back_mut() {
+                    Some(last) if last.end() == span.blocks.first => {
+                        last.count += span.blocks.count;
+                    }
+                    _ => self.ranges.push_back(span.blocks),
+                }
+            }
+        }
+        Ok(self.ranges.pop_front())
     }
 }
 
@@ -121,9 +145,8 @@ pub struct Difference {
 pub struct Differences {
     tip: Chain,
     parent: Option<Chain>,
-    touched: Option<ChainCursor>,
-    /// Ranges that may differ.
-    ranges: VecDeque<BlockRange>,
+    /// Where they may differ; none if that is everywhere.
+    touched: Option<Touched>,
     range: BlockRange,
     content: SpanWalk,
     before: Option<SpanWalk>,
@@ -173,19 +196,7 @@ impl Differences {
 
     fn next_range(&mut self) -> Result<Option<BlockRange>> {
         let end = self.tip.geometry().block_count();
-        while self.ranges.is_empty()
-            && let Some(touched) = self.touched.as_mut().filter(|touched| touched.position() < end)
-        {
-            for span in touched.stretch(end, FETCH)?.spans {
-                match self.ranges.back_mut() {
-                    Some(last) if last.end() == span.blocks.first => {
-                        last.count += span.blocks.count;
-                    }
-                    _ => self.ranges.push_back(span.blocks),
-                }
-            }
-        }
-        Ok(self.ranges.pop_front())
+        self.touched.as_mut().map_or(Ok(None), |touched| touched.next_range(end))
     }
 
     /// Takes the part of `now` for which the parent has one span.

@@ -15,8 +15,8 @@ mod stretch;
 mod walk;
 
 pub use compare::Comparison;
-pub use cursor::ChainCursor;
-pub use fork::{Difference, Differences, Fork};
+pub use cursor::{ChainCursor, Scouts};
+pub use fork::{Difference, Differences, Fork, Touched};
 pub use history::digest_steps;
 pub use stretch::{PageOf, Span, State, Stretch};
 pub use walk::SpanWalk;
@@ -128,6 +128,11 @@ impl Chain {
     /// The index from block 0 on, in stretches.
     pub fn cursor(&self) -> ChainCursor {
         ChainCursor::new(&self.layers)
+    }
+
+    /// Ask for tables of the index before they are needed.
+    pub fn scouts(&self) -> Scouts {
+        Scouts::new(&self.layers)
     }
 
     /// The index from block 0 on, span by span.

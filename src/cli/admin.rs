@@ -1,4 +1,4 @@
-//! `imgsnap label`, `forget`, `repair` and `relink`
+//! `imgsnap label`, `forget`, `repair`, `relink` and `untrack`
 
 use super::printer::Printer;
 use super::{exit, list, output, repo};
@@ -50,6 +50,28 @@ pub fn forget(
     } else {
         let what = output::plural(snapshots, "snapshot");
         printer.line(&format!("forgot \"{name}\": {what}, {} freed", output::bytes(freed)))?;
+    }
+    Ok(exit::DONE)
+}
+
+pub fn untrack(
+    repository: &Repository,
+    name: &str,
+    printer: &Printer,
+    context: &Context,
+) -> Result<ExitCode> {
+    let removed = repository.untrack(name, context)?;
+    let freed: u64 = removed.iter().map(|clone| clone.own_bytes).sum();
+    if printer.is_json() {
+        printer.json(&json!({"name": name, "clones": removed.len(), "freed_bytes": freed}))?;
+    } else if removed.is_empty() {
+        printer.line(&format!("there is no clone of \"{name}\""))?;
+    } else {
+        let what = output::plural(removed.len() as u64, "clone");
+        let freed = output::bytes(freed);
+        printer.line(&format!(
+            "removed {what} of \"{name}\", {freed} freed; its next snapshot reads all of it"
+        ))?;
     }
     Ok(exit::DONE)
 }

@@ -4,11 +4,13 @@ use super::bench::args::Bench;
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueHint};
 use imgsnap::codec::Compression;
 use imgsnap::digest::DigestAlgorithm;
-use imgsnap::repository::Reference;
+use imgsnap::hints::Recheck;
+use imgsnap::repository::{Reference, Track};
 use imgsnap::restore::ByteRange;
 use imgsnap::retention::{Count, LabelGlob, Period};
-use imgsnap::units::{BlockSize, parse_bytes};
+use imgsnap::units::{BlockSize, parse_bytes, parse_duration};
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Block-level incremental snapshots of disk images.
 ///
@@ -42,6 +44,8 @@ pub enum Command {
     Init(Init),
     /// Take a snapshot of an image file or block device, or of several
     Snapshot(Snapshot),
+    /// Take snapshots of images again and again, until it is told to stop
+    Watch(Watch),
     /// List images and their snapshots
     List {
         /// Only this image
@@ -79,6 +83,11 @@ pub enum Command {
     Stats {
         /// Only this image, with all details
         name: Option<String>,
+    },
+    /// Remove the clones by which the changes of an image are found; the next snapshot reads all of it
+    Untrack {
+        /// The image
+        name: String,
     },
     /// Drop the snapshots that no rule keeps, and get their room back
     Prune(Prune),
@@ -193,9 +202,19 @@ pub struct Snapshot {
     /// Take this raw image as the base, without a copy: the image is a clone of it
     #[arg(long, value_name = "IMAGE", value_hint = ValueHint::FilePath, conflicts_with = "dry_run")]
     pub base_image: Option<PathBuf>,
-    /// Read the image even if its file looks unchanged
+    /// Read all of the image, whatever is known of it
     #[arg(long)]
     pub full_scan: bool,
+    #[command(flatten)]
+    pub tracking: Tracking,
+    /// A list of what changed: "nbdinfo --map=qemu:dirty-bitmap:NAME --json", "rbd diff --format json",
+    /// or lines of "offset length" in bytes
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, requires = "changed_since")]
+    #[arg(conflicts_with = "base_image")]
+    pub changed: Option<PathBuf>,
+    /// The snapshot since which the list tells: the parent or an ancestor of it
+    #[arg(long, value_name = "REF", requires = "changed")]
+    pub changed_since: Option<String>,
     /// Make no snapshot if the image is unchanged
     #[arg(long)]
     pub skip_unchanged: bool,
@@ -205,6 +224,37 @@ pub struct Snapshot {
     /// Change nothing, only tell
     #[arg(long)]
     pub dry_run: bool,
+}
+
+/// How it is found, without reading, what changed.
+#[derive(ClapArgs)]
+pub struct Tracking {
+    /// Find changes by clones of the image (XFS, btrfs): auto, reflink or none [default: auto]
+    #[arg(long, value_name = "HOW")]
+    pub track: Option<Track>,
+    /// Read this much of what is called unchanged, another part each time [default: 1% or 64 MiB]
+    #[arg(long, value_name = "P%")]
+    pub recheck: Option<Recheck>,
+    /// How long writes of a running machine may wait while its image is cloned [default: 1s]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub max_stall: Option<Duration>,
+}
+
+#[derive(ClapArgs)]
+pub struct Watch {
+    /// Raw image files
+    #[arg(required = true, value_name = "IMAGE", value_hint = ValueHint::FilePath)]
+    pub images: Vec<PathBuf>,
+    /// How often, as in 30s, 5m or 1h
+    #[arg(long, value_name = "TIME", value_parser = parse_interval)]
+    pub every: Duration,
+    #[command(flatten)]
+    pub keep: Keep,
+    #[command(flatten)]
+    pub tracking: Tracking,
+    /// lz4, zstd[:LEVEL] or none [default: the repository's]
+    #[arg(long)]
+    pub compression: Option<Compression>,
 }
 
 #[derive(ClapArgs)]
@@ -243,16 +293,9 @@ pub struct Apply {
     pub force: bool,
 }
 
-/// N is a number from 1, or "unlimited". The newest snapshot of each of the last N periods that have
-/// any is kept; rules unite. Without rules, those in repository.toml hold.
+/// Which snapshots are kept.
 #[derive(ClapArgs)]
-pub struct Prune {
-    /// The image
-    #[arg(required_unless_present = "all")]
-    pub name: Option<String>,
-    /// All images
-    #[arg(long, conflicts_with = "name")]
-    pub all: bool,
+pub struct Keep {
     /// Keep the newest N
     #[arg(long, value_name = "N", allow_hyphen_values = true)]
     pub keep_last: Option<Count>,
@@ -277,6 +320,20 @@ pub struct Prune {
     /// Keep all whose label fits, as in "pre-*"; can be given several times
     #[arg(long, value_name = "GLOB")]
     pub keep_label: Vec<LabelGlob>,
+}
+
+/// N is a number from 1, or "unlimited". The newest snapshot of each of the last N periods that have
+/// any is kept; rules unite. Without rules, those in repository.toml hold.
+#[derive(ClapArgs)]
+pub struct Prune {
+    /// The image
+    #[arg(required_unless_present = "all")]
+    pub name: Option<String>,
+    /// All images
+    #[arg(long, conflicts_with = "name")]
+    pub all: bool,
+    #[command(flatten)]
+    pub keep: Keep,
     /// Merge files even where that frees little
     #[arg(long)]
     pub compact: bool,
@@ -318,6 +375,15 @@ pub struct Rollback {
     /// Change nothing, only tell
     #[arg(long)]
     pub dry_run: bool,
+}
+
+fn parse_interval(text: &str) -> Result<Duration, String> {
+    match parse_duration(text) {
+        Ok(every) if every < Duration::from_secs(1) => {
+            Err("it is less than a second; write it like 30s, 5m or 1h".into())
+        }
+        other => other.map_err(|e| e.to_string()),
+    }
 }
 
 fn parse_threads(text: &str) -> Result<usize, String> {

@@ -3,9 +3,10 @@
 use super::printer::Printer;
 use super::{exit, output, repo};
 use imgsnap::error::Result;
-use imgsnap::manifest::Snapshot;
+use imgsnap::hints::cycle;
+use imgsnap::manifest::{HintKind, HintUse, Manifest, Snapshot};
 use imgsnap::progress::Context;
-use imgsnap::repository::{Listing, Reference, Repository};
+use imgsnap::repository::{CloneUse, Clones, Listing, Reference, Repository};
 use serde_json::{Value, json};
 use std::process::ExitCode;
 
@@ -20,6 +21,9 @@ pub fn snapshot_json(name: &str, s: &Snapshot, parent_number: Option<u64>) -> Va
         "parent_number": parent_number,
         "kind": if s.parent.is_none() { "base" } else { "delta" },
         "base_image": s.base_image,
+        "in_use": s.in_use,
+        "hint": s.hint.map(|hint| hint_json(s, &hint)),
+        "clone_seconds": s.kept_clone.as_ref().map(|clone| clone.seconds),
         "label": s.label,
         "time": s.time.to_string(),
         "image_bytes": s.image_bytes,
@@ -34,6 +38,22 @@ pub fn snapshot_json(name: &str, s: &Snapshot, parent_number: Option<u64>) -> Va
         "stored_bytes": s.file_bytes,
         "seconds": s.seconds,
     })
+}
+
+fn hint_json(s: &Snapshot, hint: &HintUse) -> Value {
+    json!({
+        "kind": hint.kind,
+        "since": hint.since,
+        "named_bytes": hint.named_bytes,
+        "recheck_blocks": hint.recheck_blocks,
+        "recheck_cycle": recheck_cycle(s, hint),
+        "missed_blocks": hint.missed_blocks,
+    })
+}
+
+/// After how many snapshots all of the image has been read again; none if never.
+fn recheck_cycle(s: &Snapshot, hint: &HintUse) -> Option<u64> {
+    cycle(s.image_bytes.div_ceil(u64::from(s.block_bytes).max(1)), hint.recheck_blocks)
 }
 
 pub fn list(
@@ -60,6 +80,7 @@ pub fn list(
             Err(e) => return Err(e),
         };
         warn_of_mixture(&listing, context);
+        warn_of_clones(name, &listing.clones, context);
         if printer.is_json() {
             let manifest = &listing.manifest;
             for s in &manifest.snapshots {
@@ -67,6 +88,8 @@ pub fn list(
                 let mut value = snapshot_json(name, s, parent);
                 if let Some(object) = value.as_object_mut() {
                     object.insert("head".into(), (listing.head.snapshot == Some(s.id)).into());
+                    let clone = clone_of(&listing, s);
+                    object.insert("clone_bytes".into(), clone.map_or(0, |c| c.own_bytes).into());
                 }
                 values.push(value);
             }
@@ -81,6 +104,11 @@ pub fn list(
     Ok(damage.unwrap_or(exit::DONE))
 }
 
+/// The clone of a snapshot that the next one is compared with.
+fn clone_of<'a>(listing: &'a Listing, s: &Snapshot) -> Option<&'a CloneUse> {
+    listing.clones.reference.as_ref().filter(|clone| clone.number == Some(s.number))
+}
+
 fn warn_of_mixture(listing: &Listing, context: &Context) {
     let manifest = &listing.manifest;
     if let Some(intent) = listing.head.intent {
@@ -93,6 +121,27 @@ fn warn_of_mixture(listing: &Listing, context: &Context) {
     }
 }
 
+/// Clones that take room and are of no use.
+pub fn warn_of_clones(name: &str, clones: &Clones, context: &Context) {
+    for orphan in &clones.orphans {
+        let (path, bytes) = (orphan.path.display(), output::bytes(orphan.own_bytes));
+        context.progress().warn(&format!(
+            "{path} is a clone that no snapshot needs, and takes {bytes}; the next snapshot of \"{name}\" \
+             removes it, or \"imgsnap untrack {name}\""
+        ));
+    }
+    if !clones.foreign.is_empty() {
+        let bytes = clones.foreign.iter().map(|clone| clone.own_bytes).sum();
+        let first = clones.foreign.first().map(|clone| clone.path.display().to_string());
+        context.progress().note(&format!(
+            "{} beside \"{name}\" of other repositories, {} (such as {})",
+            output::plural(clones.foreign.len() as u64, "clone"),
+            output::bytes(bytes),
+            first.unwrap_or_default()
+        ));
+    }
+}
+
 fn describe(listing: &Listing) -> String {
     let manifest = &listing.manifest;
     let stored: u64 = manifest.stored().iter().map(|s| s.file_bytes).sum();
@@ -101,10 +150,13 @@ fn describe(listing: &Listing) -> String {
         0 => String::new(),
         bytes => format!(" ({} of dropped ones)", output::bytes(bytes)),
     };
+    let clone = listing.clones.reference.as_ref().map_or(String::new(), |clone| {
+        format!(", {} held by its clone", output::bytes(clone.own_bytes))
+    });
     let source = manifest.source.as_ref();
     let source = source.map_or("(live file unknown)".into(), |p| p.display().to_string());
     let title = format!(
-        "{}  {source}  {}, {} stored{held}",
+        "{}  {source}  {}, {} stored{held}{clone}",
         manifest.name,
         output::plural(manifest.snapshots.len() as u64, "snapshot"),
         output::bytes(stored)
@@ -161,11 +213,13 @@ pub fn show(
     let parent = manifest.stored_parent_of(s);
     let children: Vec<u64> = manifest.children(s.id).map(|c| c.number).collect();
     let is_head = listing.head.snapshot == Some(s.id);
+    let clone = clone_of(&listing, s);
     let counts = chain.tip().footer().counts;
     if printer.is_json() {
         let mut value = snapshot_json(name, s, parent.map(|p| p.number));
         if let Some(object) = value.as_object_mut() {
             object.insert("head".into(), is_head.into());
+            object.insert("clone_bytes".into(), clone.map_or(0, |c| c.own_bytes).into());
             object.insert("file".into(), chain.tip().location().into());
             object.insert("digest".into(), chain.hasher().algorithm().to_string().into());
             object.insert("frames".into(), counts.frames.into());
@@ -182,10 +236,12 @@ pub fn show(
         some => some.iter().map(|n| format!("{name}@{n}")).collect::<Vec<_>>().join(", "),
     };
     let block_bytes = u64::from(s.block_bytes);
-    let rows: Vec<(&str, String)> = vec![
+    let mut rows: Vec<(&str, String)> = vec![
         ("label", s.label.clone().unwrap_or("none".into())),
         ("time", format!("{}, {}", output::time(s.time), output::age(s.time))),
         ("parent", parent_text(manifest, s, parent, &refs)),
+        ("state", state_text(s)),
+        ("found", found_text(manifest, s)),
         ("children", refs(&children)),
         (
             "head",
@@ -227,6 +283,7 @@ pub fn show(
         ("id", s.id.to_string()),
         ("file", chain.tip().location()),
     ];
+    rows.extend(clone.map(|clone| ("clone", clone_text(clone))));
     let mut text = format!("{name}@{}", s.number);
     for (noun, value) in rows {
         text.push_str(&format!("\n  {noun:<9} {value}"));
@@ -235,8 +292,48 @@ pub fn show(
     Ok(exit::DONE)
 }
 
+/// What the clone of an image takes, and what for.
+pub fn clone_text(clone: &CloneUse) -> String {
+    format!("{} beside the image, to find what changes", output::bytes(clone.own_bytes))
+}
+
+fn state_text(s: &Snapshot) -> String {
+    match s.in_use {
+        true => "in use when it was taken: as after a power failure (crash-consistent)",
+        false => "nobody wrote to it when it was taken",
+    }
+    .into()
+}
+
+fn found_text(manifest: &Manifest, s: &Snapshot) -> String {
+    let Some(hint) = s.hint else { return "by reading all of it".into() };
+    let since = manifest.stored().into_iter().find(|other| other.id == hint.since);
+    let since = since.map_or("a snapshot that is gone".into(), |other| {
+        format!("{}@{}", manifest.name, other.number)
+    });
+    let named = output::bytes(hint.named_bytes);
+    let how = match hint.kind {
+        HintKind::Extents => format!("by clones of it and of {since}: {named} may have changed"),
+        HintKind::List => format!("by a list since {since}: {named} may have changed"),
+        HintKind::Times => format!("its file was not written to since {since}"),
+    };
+    let recheck = match recheck_cycle(s, &hint) {
+        None => "nothing of the rest was looked at".to_owned(),
+        Some(cycle) => format!(
+            "{} of the rest looked at, all of it every {}",
+            output::bytes(hint.recheck_blocks * u64::from(s.block_bytes)),
+            output::plural(cycle, "snapshot")
+        ),
+    };
+    let missed = match hint.missed_blocks {
+        0 => String::new(),
+        blocks => format!("; {} had changed all the same", output::plural(blocks, "block")),
+    };
+    format!("{how}; {recheck}{missed}")
+}
+
 fn parent_text(
-    manifest: &imgsnap::manifest::Manifest,
+    manifest: &Manifest,
     s: &Snapshot,
     parent: Option<&Snapshot>,
     refs: &dyn Fn(&[u64]) -> String,

@@ -18,6 +18,7 @@ mod snapshot;
 mod stats;
 mod travel;
 mod verify;
+mod watch;
 
 use args::{Args, Command};
 use clap::{CommandFactory, Parser};
@@ -34,6 +35,7 @@ pub fn run() -> ExitCode {
     let checked = match &args.command {
         Command::Bench(verb) => verb.check(),
         Command::Snapshot(verb) => snapshot::check(verb),
+        Command::Watch(verb) => watch::check(verb),
         _ => Ok(()),
     };
     if let Err(message) = checked {
@@ -87,6 +89,8 @@ fn dispatch(args: &Args, printer: &Printer, stop: Arc<AtomicBool>) -> Result<Exi
             prune::delete(&open()?, reference, *compact, printer, &context)
         }
         Command::Flatten { reference } => prune::flatten(&open()?, reference, printer, &context),
+        Command::Watch(verb) => watch::run(place, verb, printer, &context),
+        Command::Untrack { name } => admin::untrack(&open()?, name, printer, &context),
         Command::Stats { name } => stats::run(&open()?, name.as_deref(), printer, &context),
         Command::Export(verb) => travel::export(&open()?, verb, printer, &context),
         Command::Import { files, name } => {

@@ -56,6 +56,11 @@ impl Printer {
         }
     }
 
+    /// What went wrong, and is tried again.
+    pub fn failure(&self, text: &str) {
+        self.bars.bar().suspend(|| to_stderr(&format!("imgsnap: error: {text}")));
+    }
+
     pub fn error(&self, error: &Error) {
         self.bars.bar().suspend(|| to_stderr(&format!("imgsnap: error: {error}")));
     }

@@ -1,6 +1,6 @@
 //! `imgsnap prune`, `delete` and `flatten`
 
-use super::args::Prune;
+use super::args::{Keep, Prune};
 use super::printer::Printer;
 use super::{exit, list, output, repo};
 use imgsnap::error::{ErrorKind, Result};
@@ -21,7 +21,7 @@ pub fn run(
         let what = format!("repository.toml has rules for \"{}\"", stranger.escape_debug());
         context.progress().warn(&format!("{what}, and there is no such image"));
     }
-    let rules = rules(verb);
+    let rules = rules(&verb.keep);
     let request = PruneRequest {
         rules: (!rules.is_empty()).then_some(rules),
         compact: verb.compact,
@@ -49,16 +49,16 @@ pub fn run(
     Ok(failed.map_or(exit::DONE, exit::code))
 }
 
-fn rules(verb: &Prune) -> Rules {
+pub fn rules(keep: &Keep) -> Rules {
     Rules {
-        last: verb.keep_last,
-        hourly: verb.keep_hourly,
-        daily: verb.keep_daily,
-        weekly: verb.keep_weekly,
-        monthly: verb.keep_monthly,
-        yearly: verb.keep_yearly,
-        within: verb.keep_within,
-        labels: verb.keep_label.clone(),
+        last: keep.keep_last,
+        hourly: keep.keep_hourly,
+        daily: keep.keep_daily,
+        weekly: keep.keep_weekly,
+        monthly: keep.keep_monthly,
+        yearly: keep.keep_yearly,
+        within: keep.keep_within,
+        labels: keep.keep_label.clone(),
     }
 }
 

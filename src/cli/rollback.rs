@@ -4,6 +4,7 @@ use super::args::Rollback;
 use super::printer::Printer;
 use super::{exit, output, repo};
 use imgsnap::error::Result;
+use imgsnap::manifest::HintKind;
 use imgsnap::progress::Context;
 use imgsnap::repository::{Repository, RollbackOutcome, RollbackRequest};
 use serde_json::json;
@@ -36,6 +37,7 @@ pub fn run(
             "written_bytes": done.work.written_bytes,
             "read_bytes": done.work.read_bytes,
             "scanned": done.scanned,
+            "hint": done.hint,
             "proved": done.proved,
             "saved": done.saved.map(|number| format!("{name}@{number}")),
             "resumed": done.resumed,
@@ -52,8 +54,13 @@ fn describe(name: &str, done: &RollbackOutcome, seconds: f64) -> String {
     let image = done.image.display();
     let to = format!("{name}@{}", done.number);
     let written = output::bytes(done.work.written_bytes);
+    let read = output::bytes(done.work.read_bytes);
     let found = if done.scanned {
-        format!("by a scan of the image ({} read)", output::bytes(done.work.read_bytes))
+        format!("by a scan of the image ({read} read)")
+    } else if let Some(HintKind::Extents) = done.hint {
+        format!(
+            "by clones of the image, which know what changed, and from the tables ({read} read)"
+        )
     } else {
         "from the tables alone: the file is unchanged since the last snapshot or rollback".into()
     };

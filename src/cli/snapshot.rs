@@ -4,10 +4,15 @@ use super::args::Snapshot as Verb;
 use super::printer::Printer;
 use super::{exit, list, output, repo, usage};
 use imgsnap::error::{Error, ErrorKind, Result};
+use imgsnap::hints::{ChangeList, MAX_LIST_BYTES};
+use imgsnap::manifest::HintKind;
 use imgsnap::progress::Context;
 use imgsnap::repository::{
-    At, Outcome, ParentChoice, Reference, SnapshotOutcome, SnapshotRequest, check_distinct, name_of,
+    At, ChangedSince, Outcome, ParentChoice, Reference, SnapshotOutcome, SnapshotRequest,
+    check_distinct, name_of,
 };
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -16,7 +21,11 @@ pub fn check(verb: &Verb) -> Result<(), String> {
     if verb.images.len() < 2 {
         return Ok(());
     }
-    let of_one = [("--name", verb.name.is_some()), ("--parent", verb.parent.is_some())];
+    let of_one = [
+        ("--name", verb.name.is_some()),
+        ("--parent", verb.parent.is_some()),
+        ("--changed", verb.changed.is_some()),
+    ];
     for (option, is_given) in of_one {
         if is_given {
             return Err(format!("{option} is of one image; snapshot it by itself"));
@@ -107,6 +116,12 @@ fn request(image: &Path, verb: &Verb) -> Result<SnapshotRequest> {
         None if verb.differential => ParentChoice::Differential,
         None => ParentChoice::Incremental,
     };
+    let changed = match (&verb.changed, &verb.changed_since) {
+        (Some(file), Some(since)) => {
+            Some(ChangedSince { list: read_list(file)?, since: parent_of(since, image, verb)? })
+        }
+        _ => None,
+    };
     Ok(SnapshotRequest {
         image: image.into(),
         name: verb.name.clone(),
@@ -117,7 +132,24 @@ fn request(image: &Path, verb: &Verb) -> Result<SnapshotRequest> {
         skip_unchanged: verb.skip_unchanged,
         compression: verb.compression,
         dry_run: verb.dry_run,
+        track: verb.tracking.track,
+        recheck: verb.tracking.recheck,
+        max_stall: verb.tracking.max_stall,
+        changed,
     })
+}
+
+/// A list of changes, in whichever format.
+fn read_list(path: &Path) -> Result<ChangeList> {
+    let failed = |e| Error::io(format!("cannot read {}", path.display()), e);
+    let mut bytes = Vec::new();
+    let file = File::open(path).map_err(failed)?;
+    file.take(MAX_LIST_BYTES + 1).read_to_end(&mut bytes).map_err(failed)?;
+    if bytes.len() as u64 > MAX_LIST_BYTES {
+        let what = format!("{} is longer than any list of changes", path.display());
+        return Err(Error::new(ErrorKind::LimitExceeded, what).hint("merge what lies side by side"));
+    }
+    ChangeList::parse(&bytes).map_err(|e| e.at(path.display()))
 }
 
 fn print(taken: &SnapshotOutcome, base_image: Option<&Path>, printer: &Printer) -> Result<()> {
@@ -127,6 +159,9 @@ fn print(taken: &SnapshotOutcome, base_image: Option<&Path>, printer: &Printer) 
             object.insert("dry_run".into(), (taken.outcome == Outcome::DryRun).into());
             object.insert("skipped".into(), (taken.outcome == Outcome::Skipped).into());
             object.insert("believed".into(), taken.believed.into());
+            object.insert("full_scan_reason".into(), taken.full_scan_reason.clone().into());
+            object.insert("clone_seconds".into(), taken.clone_seconds.into());
+            object.insert("in_use_by".into(), taken.user.clone().into());
         }
         printer.json(&value)
     } else {
@@ -167,11 +202,7 @@ fn describe(taken: &SnapshotOutcome, base_image: Option<&Path>) -> String {
     let seconds = s.seconds.unwrap_or(0.0);
     let took = output::duration(seconds);
     let read = match s.read_bytes.unwrap_or(0) {
-        _ if taken.believed => format!(
-            "not read: its file is unchanged since {}@{}",
-            taken.name,
-            taken.parent_number.unwrap_or(0)
-        ),
+        0 if taken.believed => "not read".into(),
         0 => format!("nothing to read in {took}"),
         read => format!("{} read, {took}, {}", output::bytes(read), output::rate(read, seconds)),
     };
@@ -197,8 +228,39 @@ fn describe(taken: &SnapshotOutcome, base_image: Option<&Path>) -> String {
         ),
     ];
     let mut text = format!("{name}  {what}{label}{would}");
-    for (noun, amount, rest) in rows {
+    let notes = notes(taken);
+    for (noun, amount, rest) in rows.into_iter().chain(notes) {
         text.push_str(format!("\n  {noun:<8} {amount:>9}   {rest}").trim_end());
     }
     text
+}
+
+/// How it was found what changed, and what state of the image it is.
+fn notes(taken: &SnapshotOutcome) -> Vec<(&'static str, String, String)> {
+    let mut notes = Vec::new();
+    if let Some(hint) = taken.hint {
+        let named = output::bytes(hint.named_bytes);
+        let (amount, rest) = match hint.kind {
+            HintKind::Extents => (named, "may have changed, by the extents of two clones"),
+            HintKind::List => (named, "may have changed, by the list"),
+            HintKind::Times => (output::bytes(0), "its file was not written to since the parent"),
+        };
+        let read = taken.snapshot.read_bytes.unwrap_or(0).saturating_sub(hint.named_bytes);
+        let rest = match read {
+            0 => rest.to_owned(),
+            more => format!("{rest}; {} of the rest looked at, too", output::bytes(more)),
+        };
+        notes.push(("tracked", amount, rest));
+    } else if let Some(reason) = &taken.full_scan_reason {
+        notes.push(("tracked", "no".into(), format!("all of it was read: {reason}")));
+    }
+    if let Some(user) = &taken.user {
+        let seconds = taken.clone_seconds.unwrap_or(0.0);
+        let rest = format!(
+            "by {user}, held up for {}; taken as after a power failure (crash-consistent)",
+            output::seconds(seconds)
+        );
+        notes.push(("in use", String::new(), rest));
+    }
+    notes
 }

@@ -1,10 +1,10 @@
 //! `imgsnap stats`
 
 use super::printer::Printer;
-use super::{exit, output, repo};
+use super::{exit, list, output, repo};
 use imgsnap::error::{ErrorKind, Result};
 use imgsnap::progress::Context;
-use imgsnap::repository::{Repository, Stats};
+use imgsnap::repository::{CloneUse, Repository, Stats};
 use serde_json::{Value, json};
 use std::process::ExitCode;
 
@@ -22,7 +22,10 @@ pub fn run(
     let (mut all, mut failed) = (Vec::new(), None);
     for name in &names {
         match repository.stats(name, context) {
-            Ok(stats) => all.push(stats),
+            Ok(stats) => {
+                list::warn_of_clones(name, &stats.clones, context);
+                all.push(stats);
+            }
             // One damaged image does not hide the others.
             Err(e) if names.len() > 1 && e.kind() != ErrorKind::Interrupted => {
                 failed.get_or_insert(e.kind());
@@ -85,7 +88,14 @@ fn to_json(stats: &Stats) -> Value {
         "days": days,
         "cell_bytes": stats.cell_bytes,
         "heat": stats.heat,
+        "clone_bytes": stats.clones.reference.as_ref().map_or(0, |clone| clone.own_bytes),
+        "orphaned_clones": stats.clones.orphans.iter().map(clone_json).collect::<Vec<_>>(),
+        "foreign_clones": stats.clones.foreign.iter().map(clone_json).collect::<Vec<_>>(),
     })
+}
+
+fn clone_json(clone: &CloneUse) -> Value {
+    json!({"path": clone.path, "bytes": clone.own_bytes})
 }
 
 fn overview(all: &[Stats]) -> String {
@@ -147,7 +157,19 @@ fn describe(stats: &Stats) -> String {
         ),
     };
     let garbage = format!("about {}, not freed yet", output::bytes(stats.garbage_bytes));
-    for (noun, value) in [("compressed", compressed), ("dropped", dropped), ("garbage", garbage)] {
+    let clone = stats.clones.reference.as_ref().map_or("none".to_owned(), list::clone_text);
+    let foreign = &stats.clones.foreign;
+    let bytes = foreign.iter().map(|clone| clone.own_bytes).sum();
+    let count = output::plural(foreign.len() as u64, "clone");
+    let others = format!("{count} of other repositories beside it, {}", output::bytes(bytes));
+    let mut rows = vec![
+        ("compressed", compressed),
+        ("dropped", dropped),
+        ("garbage", garbage),
+        ("clone", clone),
+    ];
+    rows.extend((!foreign.is_empty()).then_some(("others", others)));
+    for (noun, value) in rows {
         text.push_str(&format!("\n  {noun:<10} {value}"));
     }
     if manifest.snapshots.is_empty() {

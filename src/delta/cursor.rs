@@ -3,6 +3,7 @@
 use super::reader::{Delta, Page};
 use crate::error::Result;
 use crate::format::{IndexPage, Run, TablePage};
+use crate::units::BlockRange;
 use std::sync::Arc;
 
 /// Runs that are looked at one after the other before a search.
@@ -19,12 +20,21 @@ pub struct TableCursor {
     prefetched: usize,
     leaf: Option<(Arc<TablePage>, usize)>,
     started: bool,
+    /// Somebody else asks for the tables.
+    is_asked_for: bool,
 }
 
 impl TableCursor {
     /// Before the first run.
     pub fn new(delta: Arc<Delta>) -> Self {
-        Self { delta, path: Vec::new(), prefetched: 0, leaf: None, started: false }
+        let (path, prefetched, leaf) = (Vec::new(), 0, None);
+        Self { delta, path, prefetched, leaf, started: false, is_asked_for: false }
+    }
+
+    /// The same for whoever asks for the tables by a [`TableScout`]: none is asked for on the way.
+    #[must_use]
+    pub fn scattered(self) -> Self {
+        Self { is_asked_for: true, ..self }
     }
 
     /// The file that it walks.
@@ -91,7 +101,8 @@ impl TableCursor {
                 self.path.pop();
                 continue;
             };
-            if *level == 1 && *at > 0 && *at + PREFETCH / 2 >= self.prefetched {
+            let is_walk = *at > 0 && !self.is_asked_for;
+            if *level == 1 && is_walk && *at + PREFETCH / 2 >= self.prefetched {
                 // The second table in a row: whoever walks needs the next ones, too, and they lie
                 // apart, each behind its frames.
                 let (from, to) = (self.prefetched.max(*at + 1), *at + 1 + PREFETCH);
@@ -116,5 +127,56 @@ impl TableCursor {
     fn enter_leaf(&mut self, page: Arc<TablePage>, block: u64) {
         let index = page.runs.partition_point(|run| run.blocks.end() <= block);
         self.leaf = (index < page.runs.len()).then_some((page, index));
+    }
+}
+
+/// Asks for the tables over some ranges before they are walked, so that the disk works on all of them at
+/// once.
+pub struct TableScout {
+    delta: Arc<Delta>,
+    /// From the root down to the pages above the tables.
+    path: Vec<(Arc<IndexPage>, u32, usize)>,
+    started: bool,
+    /// The end of the last table that was asked for.
+    asked: u64,
+}
+
+impl TableScout {
+    /// Before the first table.
+    pub fn new(delta: Arc<Delta>) -> Self {
+        Self { delta, path: Vec::new(), started: false, asked: 0 }
+    }
+
+    /// Asks for the tables over a range that does not begin before the last one.
+    ///
+    /// # Errors
+    /// `Corrupt` if an index page is damaged.
+    pub fn ask(&mut self, range: BlockRange) -> Result<()> {
+        if !self.started {
+            self.started = true;
+            if let Some(Page::Index(page, level)) = self.delta.root()? {
+                self.path.push((page, level, 0));
+            }
+        }
+        while let Some((page, level, at)) = self.path.last_mut() {
+            let from = range.first.max(self.asked);
+            let rest = page.children.get(*at..).unwrap_or_default();
+            *at += rest.partition_point(|child| child.blocks.end() <= from);
+            let Some(child) = page.children.get(*at) else {
+                self.path.pop();
+                continue;
+            };
+            if child.blocks.first >= range.end() || from >= range.end() {
+                return Ok(());
+            }
+            if *level == 1 {
+                self.delta.prefetch(child);
+                self.asked = child.blocks.end();
+            } else if let Page::Index(page, level) = self.delta.child(child, *level)? {
+                *at += 1;
+                self.path.push((page, level, 0));
+            }
+        }
+        Ok(())
     }
 }

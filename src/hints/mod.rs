@@ -3,8 +3,14 @@
 //! A hint may name too much, and must not name too little. It is relative to one snapshot; what is not
 //! named is taken to be as it was there, without a look.
 
+mod clones;
+mod list;
+mod recheck;
 mod reflink;
 
+pub use clones::{CloneFolder, CloneStat, FoundClone, NewClone, Owner};
+pub use list::{ChangeList, MAX_LIST_BYTES};
+pub use recheck::{Recheck, cycle};
 pub use reflink::{MapDifferences, clone_into, extent_count};
 
 use crate::error::Result;

@@ -28,7 +28,8 @@ const UNWRITTEN: u32 = 0x800;
 /// Extents with one of these have no place that says anything of their bytes.
 const UNSURE: u32 = UNKNOWN | DELAYED | ENCODED | ENCRYPTED | NOT_ALIGNED | INLINE | TAIL;
 /// Bits that change nothing: last, merged, shared. Any other is one of a later kernel.
-const HARMLESS: u32 = 0x1 | 0x1000 | 0x2000;
+const HARMLESS: u32 = 0x1 | 0x1000 | SHARED;
+const SHARED: u32 = 0x2000;
 
 const PAGE_BYTES: u64 = 4096;
 
@@ -214,4 +215,21 @@ pub fn clone_into(from: &File, to: &File) -> Result<()> {
 /// How many extents a file has: what a clone of it costs, and how long its writers wait meanwhile.
 pub fn extent_count(file: &File) -> Result<u64> {
     count_file_extents(file).map_err(|e| Error::io("cannot count the extents", e))
+}
+
+/// Bytes of a file that lie in no other one: what would be free without it.
+pub fn own_bytes(file: &File) -> Result<u64> {
+    let (mut start, mut own) = (0, 0);
+    loop {
+        let extents =
+            file_extents(file, start).map_err(|e| Error::io("cannot read the extents", e))?;
+        let of_it = extents.iter().filter(|extent| extent.flags & SHARED == 0);
+        own += of_it.map(|extent| extent.bytes).sum::<u64>();
+        match extents.last() {
+            Some(last) if extents.len() >= EXTENTS_AT_ONCE => {
+                start = last.logical.saturating_add(last.bytes).max(start + 1);
+            }
+            _ => return Ok(own),
+        }
+    }
 }

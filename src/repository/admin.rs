@@ -41,7 +41,9 @@ impl Repository {
         let writer = self.write(name, context)?;
         let snapshots = &writer.manifest.snapshots;
         let freed = (snapshots.len() as u64, snapshots.iter().map(|s| s.file_bytes).sum());
+        let manifest = writer.manifest.clone();
         self.remove_image(writer)?;
+        self.forget_clones(&manifest, context);
         Ok(freed)
     }
 
@@ -61,9 +63,14 @@ impl Repository {
             .iter()
             .filter_map(|s| s.base_image.as_ref())
             .try_for_each(|b| refuse_itself(b, &path))?;
-        let mut next = writer.manifest.clone();
+        let before = writer.manifest.clone();
+        let mut next = before.clone();
         next.source = Some(path.clone());
         manifest::commit(self.store.as_ref(), &mut next)?;
+        if before.source.as_deref().and_then(Path::parent) != path.parent() {
+            // They lie beside the file that it was: perhaps on another file system.
+            self.forget_clones(&before, context);
+        }
         // After the commit: an intent must not be forgotten if that failed. What the old head says of
         // the old file cannot be true of the new one, which is another inode.
         let head = Head { snapshot: writer.head.snapshot, stat: None, intent: None };

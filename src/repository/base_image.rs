@@ -3,12 +3,13 @@
 
 use super::session::Writer;
 use super::snapshot::{absolute, warn_if_unguarded};
+use super::tracking::{Live, Way};
 use super::{At, ParentChoice, Repository, SnapshotOutcome, SnapshotRequest};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::FrameLayout;
 use crate::manifest::{self, Manifest, Snapshot};
 use crate::progress::Context;
-use crate::scan::{Index, scan};
+use crate::scan::{Index, Scope, scan};
 use crate::source::{RawFile, Source};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -19,13 +20,13 @@ impl Repository {
     pub(super) fn snapshot_on_base_image(
         &self,
         writer: &mut Writer,
-        image: &RawFile,
+        live: &Live,
         base_image: &Path,
         request: &SnapshotRequest,
         context: &Context,
     ) -> Result<SnapshotOutcome> {
         let before = writer.manifest.clone();
-        let base = self.stage_base_image(writer, image, base_image, request, context)?;
+        let base = self.stage_base_image(writer, &live.image, base_image, request, context)?;
         writer.manifest.next_number = base.number + 1;
         writer.manifest.snapshots.push(base.clone());
         let request = SnapshotRequest {
@@ -35,7 +36,7 @@ impl Repository {
             skip_unchanged: false,
             ..request.clone()
         };
-        let outcome = self.snapshot_into(writer, image, &request, false, context);
+        let outcome = self.snapshot_into(writer, live, &request, false, context);
         if outcome.is_err() {
             self.discard_unless_named(&before.name, &base.file)?;
             writer.manifest = before;
@@ -61,11 +62,14 @@ impl Repository {
             return Err(Error::new(ErrorKind::InvalidInput, what)
                 .hint("begin a new chain on the base image with --full"));
         }
+        if request.changed.is_some() {
+            let what = format!("{} begins a chain: no list tells since when", path.display());
+            return Err(Error::new(ErrorKind::InvalidInput, what).hint("leave --changed out"));
+        }
         // What would be refused later leaves nothing behind.
         self.prepare(
             &writer.manifest,
             &writer.head,
-            image,
             &SnapshotRequest { parent: ParentChoice::Full, ..request.clone() },
         )?;
         let begun = Instant::now();
@@ -76,19 +80,20 @@ impl Repository {
             compression: request.compression,
             ..SnapshotRequest::default()
         };
-        let mut prepared = self.prepare(&writer.manifest, &writer.head, &base_image, &request)?;
+        let mut prepared = self.prepare(&writer.manifest, &writer.head, &request)?;
         prepared.plan.is_by_reference = true;
         let place = path.display();
         context.progress().note(&format!("{name}: the table of {place}; its blocks stay there"));
         let mut upload = self.store.create(&format!("{name}/{}.delta", prepared.plan.file_id))?;
-        let taken = prepared.take(&base_image, context, &mut |bytes| upload.write(bytes))?;
+        let taken =
+            prepared.take(&base_image, Scope::Whole, context, &mut |bytes| upload.write(bytes))?;
         if taken.written.footer.counts.unread_blocks > 0 {
             let what = format!("{place} cannot be read as a whole, so it can be no base image");
             return Err(Error::new(ErrorKind::Io, what));
         }
         context.check()?;
         upload.publish()?;
-        Ok(Snapshot { base_image: Some(path), ..prepared.entry(&taken, begun) })
+        Ok(Snapshot { base_image: Some(path), ..prepared.entry(&taken, &Way::whole(), begun) })
     }
 
     /// Says where the base image of an image is now, after a proof that the file is what it was. Gives
@@ -121,7 +126,8 @@ impl Repository {
             if changed == 0 {
                 let size = u64::from(base.block_bytes);
                 context.progress().begin("scan", base.image_bytes);
-                let scanned = scan(&source, &Index::Parent(&chain), context, |changes| {
+                let index = Index::Parent(&chain);
+                let scanned = scan(&source, &index, Scope::Whole, context, |changes| {
                     changed += changes.block_count() * size;
                     Ok(())
                 });

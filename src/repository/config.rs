@@ -1,10 +1,10 @@
-//! `repository.toml`: version, identity, the defaults for new bases and the rules of `prune`
+//! `repository.toml`: version, identity, the defaults for new bases, and the tables of the policies
 //! (FORMAT.md P1).
 
+use super::policy::{Policy, PruneTable, SnapshotPolicy, SnapshotTable, invalid, table_at};
 use crate::codec::Compression;
 use crate::digest::DigestAlgorithm;
 use crate::error::{Error, ErrorKind, Result};
-use crate::retention::{Count, LabelGlob, Rules};
 use crate::store::{Store, read_small};
 use crate::units::BlockSize;
 use serde::{Deserialize, Serialize};
@@ -14,7 +14,6 @@ use uuid::Uuid;
 
 pub(super) const FILE: &str = "repository.toml";
 const VERSION: u32 = 1;
-const DEFAULT_GARBAGE: f64 = 0.05;
 
 /// With what a new base is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,27 +42,13 @@ impl fmt::Display for Defaults {
     }
 }
 
-/// What `prune` keeps of an image.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Policy {
-    /// The rules; none if repository.toml has none for it.
-    pub rules: Option<Rules>,
-    /// The share of garbage that is left where it is, 0 to 1.
-    pub garbage: f64,
-}
-
-impl Default for Policy {
-    fn default() -> Self {
-        Self { rules: None, garbage: DEFAULT_GARBAGE }
-    }
-}
-
 pub(super) struct Config {
     pub(super) id: Uuid,
     defaults: Defaults,
-    /// `[prune]` and `[images]` as they stand: a mistake in them concerns `prune` alone, so they are
-    /// looked at only when they are asked for.
+    /// `[prune]`, `[snapshot]` and `[images]` as they stand: a mistake in them concerns these verbs
+    /// alone, so they are looked at only when they are asked for.
     prune: Option<Value>,
+    snapshot: Option<Value>,
     images: Option<Value>,
     /// A name that is none of a table or key here.
     stranger: Option<String>,
@@ -76,6 +61,8 @@ struct Wire {
     new: Option<WireNew>,
     #[serde(skip_serializing)]
     prune: Option<Value>,
+    #[serde(skip_serializing)]
+    snapshot: Option<Value>,
     #[serde(skip_serializing)]
     images: Option<Value>,
     /// Tables that nobody reads: perhaps a slip of the pen.
@@ -92,7 +79,8 @@ struct WireNew {
 
 impl Config {
     pub(super) fn new(defaults: Defaults) -> Self {
-        Self { id: Uuid::new_v4(), defaults, prune: None, images: None, stranger: None }
+        let id = Uuid::new_v4();
+        Self { id, defaults, prune: None, snapshot: None, images: None, stranger: None }
     }
 
     pub(super) fn defaults(&self) -> Defaults {
@@ -111,6 +99,7 @@ impl Config {
             id: Some(self.id),
             new: Some(new),
             prune: None,
+            snapshot: None,
             images: None,
             others: Table::new(),
         };
@@ -158,9 +147,10 @@ impl Config {
                 compression: new.compression.parse()?,
             };
         }
-        let Wire { prune, images, others, .. } = wire;
+        let Wire { prune, snapshot, images, others, .. } = wire;
         let stranger = others.keys().next().cloned();
-        Ok(Self { id: wire.id.unwrap_or_default(), defaults, prune, images, stranger })
+        let id = wire.id.unwrap_or_default();
+        Ok(Self { id, defaults, prune, snapshot, images, stranger })
     }
 
     /// The images that have a table of their own.
@@ -169,116 +159,66 @@ impl Config {
         images.map_or(Vec::new(), |images| images.keys().cloned().collect())
     }
 
-    /// The rules for an image.
+    /// What `prune` keeps of an image.
     ///
     /// # Errors
     /// `InvalidInput` if `[prune]` or the table of this image is wrong.
     pub(super) fn policy(&self, name: &str) -> Result<Policy> {
-        self.own_or_common(name).map_err(|e| e.hint("correct it by hand"))
+        let (own, common) = self.tables(name, "prune", self.prune.as_ref(), PruneTable::read)?;
+        Ok(PruneTable::policy(own, common))
     }
 
-    fn own_or_common(&self, name: &str) -> Result<Policy> {
-        // A rule in a table that nobody reads would be one that is missing.
-        if let Some(stranger) = &self.stranger {
-            return Err(invalid("there is no such table or key").at(stranger.escape_debug()));
-        }
-        let read = |value: Option<&Value>, place: &str| {
-            table_at(value, place)?
-                .map(|table| PruneTable::read(table).map_err(|e| e.at(place)))
-                .transpose()
-        };
-        let common = read(self.prune.as_ref(), "[prune]")?;
-        let images = table_at(self.images.as_ref(), "[images]")?;
-        let place = format!("images.\"{name}\"");
-        let image = table_at(images.and_then(|t| t.get(name)), &format!("[{place}]"))?;
-        if let Some(key) = image.and_then(|table| table.keys().find(|key| *key != "prune")) {
-            return Err(invalid("there is no such key").at(key.escape_debug()).at(&place));
-        }
-        let own = read(image.and_then(|t| t.get("prune")), &format!("[{place}.prune]"))?;
-        let garbage = [&own, &common].into_iter().flatten().find_map(|table| table.garbage);
-        // The rules of an image stand alone: nobody has to add up two tables to see what goes.
-        let tables = [own, common].into_iter().flatten();
-        let rules = tables.map(|table| table.rules).find(|rules| !rules.is_empty());
-        Ok(Policy { rules, garbage: garbage.unwrap_or(DEFAULT_GARBAGE) })
+    /// How snapshots of an image are taken.
+    ///
+    /// # Errors
+    /// `InvalidInput` if `[snapshot]` or the table of this image is wrong.
+    pub(super) fn snapshot_policy(&self, name: &str) -> Result<SnapshotPolicy> {
+        let read = SnapshotTable::read;
+        let (own, common) = self.tables(name, "snapshot", self.snapshot.as_ref(), read)?;
+        Ok(SnapshotTable::policy(own, common))
     }
-}
 
-/// One `prune` table.
-#[derive(Default)]
-struct PruneTable {
-    rules: Rules,
-    garbage: Option<f64>,
-}
-
-impl PruneTable {
-    fn read(table: &Table) -> Result<Self> {
-        let mut read = Self::default();
-        let rules = &mut read.rules;
-        for (key, value) in table {
-            let done = match key.as_str() {
-                "keep_last" => count(value).map(|n| rules.last = Some(n)),
-                "keep_hourly" => count(value).map(|n| rules.hourly = Some(n)),
-                "keep_daily" => count(value).map(|n| rules.daily = Some(n)),
-                "keep_weekly" => count(value).map(|n| rules.weekly = Some(n)),
-                "keep_monthly" => count(value).map(|n| rules.monthly = Some(n)),
-                "keep_yearly" => count(value).map(|n| rules.yearly = Some(n)),
-                "keep_within" => text(value).and_then(str::parse).map(|p| rules.within = Some(p)),
-                "keep_label" => labels(value).map(|labels| rules.labels = labels),
-                "garbage" => share(value).map(|share| read.garbage = Some(share)),
-                // A misspelt rule would be one that is missing, and what it should keep would go.
-                _ => Err(invalid("there is no such key")),
+    /// The table `key` of an image, and the one for all.
+    fn tables<T>(
+        &self,
+        name: &str,
+        key: &str,
+        common: Option<&Value>,
+        read: fn(&Table) -> Result<T>,
+    ) -> Result<(Option<T>, Option<T>)> {
+        let both = || {
+            // A rule in a table that nobody reads would be one that is missing.
+            if let Some(stranger) = self.stranger.as_ref().filter(|_| key == "prune") {
+                return Err(invalid("there is no such table or key").at(stranger.escape_debug()));
+            }
+            let read = |value: Option<&Value>, place: &str| {
+                let table = table_at(value, place)?;
+                table.map(|table| read(table).map_err(|e| e.at(place))).transpose()
             };
-            done.map_err(|e| e.at(key.escape_debug()))?;
-        }
-        Ok(read)
+            let common = read(common, &format!("[{key}]"))?;
+            let images = table_at(self.images.as_ref(), "[images]")?;
+            let place = format!("images.\"{name}\"");
+            let image = table_at(images.and_then(|t| t.get(name)), &format!("[{place}]"))?;
+            let is_known = |key: &str| matches!(key, "prune" | "snapshot");
+            if let Some(key) = image.and_then(|table| table.keys().find(|key| !is_known(key))) {
+                return Err(invalid("there is no such key").at(key.escape_debug()).at(&place));
+            }
+            let own = read(image.and_then(|t| t.get(key)), &format!("[{place}.{key}]"))?;
+            Ok((own, common))
+        };
+        both().map_err(|e: Error| e.hint("correct it by hand"))
     }
-}
-
-fn invalid(what: &str) -> Error {
-    Error::new(ErrorKind::InvalidInput, what)
-}
-
-fn table_at<'a>(value: Option<&'a Value>, place: &str) -> Result<Option<&'a Table>> {
-    let table = |value: &'a Value| value.as_table().ok_or_else(|| invalid("it is no table"));
-    value.map(table).transpose().map_err(|e| e.at(place))
-}
-
-fn text(value: &Value) -> Result<&str> {
-    value.as_str().ok_or_else(|| invalid("it is no string"))
-}
-
-fn count(value: &Value) -> Result<Count> {
-    match value {
-        Value::Integer(number @ 1..) => Ok(Count::Most(number.unsigned_abs())),
-        Value::String(text) if text == "unlimited" => Ok(Count::Unlimited),
-        _ => Err(invalid("it is neither an integer from 1 nor \"unlimited\"")),
-    }
-}
-
-fn labels(value: &Value) -> Result<Vec<LabelGlob>> {
-    match value {
-        Value::Array(list) => list.iter().map(|value| text(value)?.parse()).collect(),
-        _ => Ok(vec![text(value)?.parse()?]),
-    }
-}
-
-/// Percent to a share.
-fn share(value: &Value) -> Result<f64> {
-    let percent = match value {
-        Value::Integer(number) => i32::try_from(*number).map(f64::from).ok(),
-        Value::Float(number) => Some(*number),
-        _ => None,
-    };
-    let percent = percent.filter(|percent| (0.0..=100.0).contains(percent));
-    percent.map(|p| p / 100.0).ok_or_else(|| invalid("it is no number from 0 to 100"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::repository::Repository;
+    use crate::hints::Recheck;
+    use crate::repository::{Repository, Track};
+    use crate::retention::{Count, Rules};
     use crate::store::{LocalStore, OsDisk};
     use std::sync::Arc;
+    use std::time::Duration;
 
     #[test]
     fn config_comes_back_and_bad_ones_are_refused() {
@@ -335,6 +275,39 @@ mod tests {
         assert_eq!(Policy::default(), Policy { rules: None, garbage: 0.05 });
         for none in ["", "[prune]", "[prune]\nkeep_label = []", "[images.web]"] {
             assert_eq!(with(none).policy("web").unwrap(), Policy::default(), "{none}");
+        }
+    }
+
+    #[test]
+    fn how_snapshots_are_taken_is_said_key_by_key() {
+        let config = with(
+            r#"[snapshot]
+            track = "none"
+            recheck = 2.5
+            [images."vm".snapshot]
+            track = "reflink"
+            max_stall = "1m30s"
+            "#,
+        );
+        let common = SnapshotPolicy {
+            track: Track::None,
+            recheck: Recheck::Share(0.025),
+            ..SnapshotPolicy::default()
+        };
+        let policy = |name: &str| config.snapshot_policy(name).unwrap();
+        assert_eq!(policy("db"), common);
+        let max_stall = Duration::from_secs(90);
+        assert_eq!(policy("vm"), SnapshotPolicy { track: Track::Reflink, max_stall, ..common });
+        assert_eq!(with("").snapshot_policy("vm").unwrap(), SnapshotPolicy::default());
+        for (text, why) in [
+            ("track = \"on\"", "[snapshot]: track: \"on\" is no way to track"),
+            ("track = 1", "[snapshot]: track: it is no string"),
+            ("recheck = 101", "[snapshot]: recheck: it is no number from 0 to 100"),
+            ("max_stall = \"soon\"", "[snapshot]: max_stall: \"soon\" is no length of time"),
+            ("max_stal = \"1s\"", "[snapshot]: max_stal: there is no such key"),
+        ] {
+            let error = with(&format!("[snapshot]\n{text}")).snapshot_policy("vm").unwrap_err();
+            assert!(error.to_string().starts_with(why), "{error}");
         }
     }
 

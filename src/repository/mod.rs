@@ -7,8 +7,11 @@
 
 mod admin;
 mod base_image;
+mod clones;
 mod compact;
 mod config;
+mod policy;
+mod prepared;
 mod prune;
 mod reference;
 mod repair;
@@ -17,21 +20,28 @@ mod session;
 mod several;
 mod snapshot;
 mod stats;
+mod tracking;
 mod travel;
 mod verify;
+mod watch;
 
+pub use clones::{CloneUse, Clones};
 pub use compact::{Compaction, Merging};
-pub use config::{Defaults, Policy};
+pub use config::Defaults;
+pub use policy::{Policy, SnapshotPolicy, Track};
 pub use prune::{Flattened, PruneRequest, Pruned};
 pub use reference::{At, Reference, check_label};
 pub use repair::Repaired;
 pub use rollback::{RollbackOutcome, RollbackRequest};
 pub use session::Reader;
 pub use several::check_distinct;
-pub use snapshot::{Outcome, ParentChoice, SnapshotOutcome, SnapshotRequest, name_of};
+pub use snapshot::{
+    ChangedSince, Outcome, ParentChoice, SnapshotOutcome, SnapshotRequest, name_of,
+};
 pub use stats::{CELLS, Cost, Day, Stats};
 pub use travel::Imported;
 pub use verify::{Damage, Verified, VerifyScope};
+pub use watch::{WatchRequest, Watched};
 
 use crate::delta::{Caches, Traffic};
 use crate::error::{Error, ErrorKind, Result};
@@ -56,6 +66,8 @@ pub struct Listing {
     pub manifest: Manifest,
     /// The head state.
     pub head: Head,
+    /// The clones beside its live file.
+    pub clones: Clones,
 }
 
 impl Repository {
@@ -114,6 +126,14 @@ impl Repository {
         self.config.policy(name).map_err(|e| e.at(self.store.location(config::FILE)))
     }
 
+    /// How snapshots of an image are taken.
+    ///
+    /// # Errors
+    /// `InvalidInput` if the tables for it in repository.toml are wrong.
+    pub fn snapshot_policy(&self, name: &str) -> Result<SnapshotPolicy> {
+        self.config.snapshot_policy(name).map_err(|e| e.at(self.store.location(config::FILE)))
+    }
+
     /// What was read and decoded through it so far.
     pub fn traffic(&self) -> Traffic {
         self.caches.traffic()
@@ -152,7 +172,8 @@ impl Repository {
     pub fn list(&self, name: &str, context: &Context) -> Result<Listing> {
         let reader = self.read(name, context)?;
         let head = reader.head().clone();
-        Ok(Listing { manifest: reader.manifest().clone(), head })
+        let clones = self.clones_or_warn(reader.manifest(), context);
+        Ok(Listing { manifest: reader.manifest().clone(), head, clones })
     }
 
     /// The image whose live file is `path`.

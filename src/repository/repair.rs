@@ -185,6 +185,9 @@ pub(super) fn entry(delta: &Arc<Delta>, file: String, layers: &[Arc<Delta>]) -> 
         read_bytes: None,
         seconds: None,
         base_image: None,
+        in_use: false,
+        hint: None,
+        kept_clone: None,
     })
 }
 

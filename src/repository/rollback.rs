@@ -9,13 +9,15 @@
 //! scan.
 
 use super::snapshot::{absolute, is_believed, warn_if_unguarded};
-use super::{At, Repository, SnapshotRequest, reference};
+use super::tracking::{Live, Search};
+use super::{At, Repository, SnapshotOutcome, SnapshotPolicy, SnapshotRequest, Track, reference};
 use crate::chain::Chain;
 use crate::error::{Error, ErrorKind, Result};
 use crate::head::{Head, RollbackIntent};
-use crate::manifest::{self, Snapshot};
+use crate::manifest::{HintKind, Snapshot};
 use crate::progress::Context;
-use crate::rollback::{Basis, RolledBack, execute, prove, rehearse};
+use crate::rollback::{Basis, RolledBack, execute, prove, rehearse, whole};
+use crate::scan::{Missed, Scope};
 use crate::source::{RawFile, Source};
 use crate::target::InPlace;
 use std::path::{Path, PathBuf};
@@ -47,6 +49,8 @@ pub struct RollbackOutcome {
     pub work: RolledBack,
     /// True if the image was read in full to find what differs.
     pub scanned: bool,
+    /// Who else told where it may differ.
+    pub hint: Option<HintKind>,
     /// True if it is proved, by reading, that the image equals the snapshot.
     pub proved: bool,
     /// The snapshot that holds the state before; none if it was not to be saved.
@@ -89,6 +93,7 @@ impl Repository {
             let hint = format!("run \"imgsnap relink {} IMAGE\" first", request.name);
             Error::new(ErrorKind::NotFound, what).hint(hint)
         })?;
+        self.warn_of_policy(&request.name, context);
         let image = RawFile::open_to_write(&path).map_err(|e| match e.kind() {
             ErrorKind::NotFound => e.hint(format!(
                 "run \"imgsnap restore {}@{} -o {}\" to make it anew",
@@ -99,14 +104,16 @@ impl Repository {
             _ => e,
         })?;
         warn_if_unguarded(&image, context);
+        let live = Live::held(image);
+        let image = &live.image;
         let chain = self.open_chain(&writer.manifest, target.id)?;
-        check_device(&image, &chain)?;
+        check_device(image, &chain)?;
         let resumed = writer.head.intent.is_some();
         let suspicious = resumed || writer.head_was_damaged;
         if writer.head_was_damaged {
             context.progress().warn("the head state was damaged; the image will be scanned");
         }
-        let is_believed = !request.prove && !suspicious && is_believed(&writer.head, &image);
+        let is_believed = !request.prove && !suspicious && is_believed(&writer.head, image);
         let current = writer.head.snapshot.filter(|id| writer.manifest.by_id(*id).is_some());
         let mut known = if is_believed { current } else { None };
         // Of an interrupted one: what it had saved.
@@ -117,51 +124,59 @@ impl Repository {
             image: path,
             work: RolledBack::default(),
             scanned: false,
+            hint: None,
             proved: false,
             saved: intended.map(|s| s.number),
             dry_run: request.dry_run,
             resumed,
         };
+        let believe = !request.prove && !suspicious;
         if request.dry_run {
-            let basis = self.basis(&writer.manifest, known, &chain)?;
-            outcome.work = rehearse(&image, &chain, &basis.as_basis(), context)?;
+            let basis = self.basis(&writer, known, &live, &chain, believe, context)?;
+            outcome.work = rehearse(image, &chain, &basis.as_basis(), context)?;
             outcome.scanned = basis.is_scan();
+            outcome.hint = basis.hint;
             return Ok(outcome);
         }
         if request.save && !resumed {
             if known.is_none() {
-                let saved = self.save(&mut writer, &image, context)?;
-                outcome.scanned = true;
-                outcome.work.read_bytes += saved.1;
-                known = Some(saved.0);
+                let saved = self.save(&mut writer, &live, believe, context)?;
+                outcome.scanned = saved.hint.is_none();
+                outcome.hint = saved.hint.map(|hint| hint.kind);
+                outcome.work.read_bytes += saved.snapshot.read_bytes.unwrap_or(0);
+                known = Some(saved.snapshot.id);
             }
             outcome.saved = known.and_then(|id| writer.manifest.by_id(id)).map(|s| s.number);
         }
-        let basis = self.basis(&writer.manifest, known, &chain)?;
+        let basis = self.basis(&writer, known, &live, &chain, believe, context)?;
         outcome.scanned |= basis.is_scan();
+        outcome.hint = outcome.hint.or(basis.hint);
         if !resumed {
             // Damage in the repository must show while the image is still whole.
-            let found = rehearse(&image, &chain, &basis.as_basis(), context)?;
+            let found = rehearse(image, &chain, &basis.as_basis(), context)?;
             outcome.work.read_bytes += found.read_bytes;
         }
         let saved =
             outcome.saved.and_then(|n| writer.manifest.snapshots.iter().find(|s| s.number == n));
         let saved = saved.map(|s| s.id);
-        let step = Step { image: &image, target: &target, chain: &chain, basis: &basis, saved };
+        let step = Step { image, target: &target, chain: &chain, basis: &basis, saved };
         let work = self.write_image(&mut writer, &step, context)?;
         outcome.work.written_bytes = work.written_bytes;
         outcome.work.read_bytes += work.read_bytes;
+        warn_of_missed(&outcome, work.missed, context);
         if request.prove {
-            drop_cache(&image);
+            // What is read to prove it comes from the disk, not from memory.
+            image.forget();
             // The file may have another length than when it was opened.
-            drop(image);
+            drop(basis);
+            drop(live);
             let image = RawFile::open_to_write(&outcome.image)?;
             prove(&image, &chain, context).map_err(|e| {
                 e.hint("all was written, but it is not proved; run the rollback again")
             })?;
             self.end_rollback(&mut writer, target.id, &image, context)?;
         } else {
-            self.end_rollback(&mut writer, target.id, &image, context)?;
+            self.end_rollback(&mut writer, target.id, image, context)?;
         }
         outcome.proved = outcome.scanned || request.prove;
         Ok(outcome)
@@ -220,30 +235,61 @@ impl Repository {
         Head::forget(store, &name)
     }
 
-    /// Saves the present state; gives the snapshot that holds it, and how much was read.
+    /// How it is found what changed. That nothing can be cloned keeps nobody from going back.
+    fn rollback_policy(&self, name: &str) -> SnapshotPolicy {
+        let policy = self.policy_for(name, &SnapshotRequest::default());
+        match policy.track {
+            Track::Reflink => SnapshotPolicy { track: Track::Auto, ..policy },
+            Track::Auto | Track::None => policy,
+        }
+    }
+
+    /// Saves the present state.
     fn save(
         &self,
         writer: &mut super::session::Writer,
-        image: &RawFile,
+        live: &Live,
+        believe: bool,
         context: &Context,
-    ) -> Result<(Uuid, u64)> {
-        let request =
-            SnapshotRequest { full_scan: true, skip_unchanged: true, ..SnapshotRequest::default() };
-        let saved = self.snapshot_into(writer, image, &request, true, context)?;
-        let read = saved.snapshot.read_bytes.unwrap_or(0);
-        Ok((saved.snapshot.id, read))
+    ) -> Result<SnapshotOutcome> {
+        let request = SnapshotRequest {
+            full_scan: !believe,
+            skip_unchanged: true,
+            track: Some(self.rollback_policy(&writer.manifest.name).track),
+            ..SnapshotRequest::default()
+        };
+        self.snapshot_into(writer, live, &request, true, context)
     }
 
     /// From what the differences to `target` are found, if the image is known to equal `known`.
-    fn basis(
+    fn basis<'a>(
         &self,
-        manifest: &manifest::Manifest,
+        writer: &super::session::Writer,
         known: Option<Uuid>,
-        target: &Chain,
-    ) -> Result<OwnedBasis> {
-        let Some(id) = known else { return Ok(OwnedBasis(None)) };
-        let chain = self.open_chain(manifest, id)?;
-        Ok(OwnedBasis(chain.is_comparable(target).then_some(chain)))
+        live: &Live,
+        target: &'a Chain,
+        believe: bool,
+        context: &Context,
+    ) -> Result<OwnedBasis<'a>> {
+        let manifest = &writer.manifest;
+        if let Some(id) = known {
+            let chain = self.open_chain(manifest, id)?;
+            if chain.is_comparable(target) {
+                return Ok(OwnedBasis { hint: None, from: From::Tables(chain) });
+            }
+        }
+        if !believe {
+            return Ok(OwnedBasis { hint: None, from: From::Scan(Box::new(whole)) });
+        }
+        let request = &SnapshotRequest::default();
+        let policy = self.rollback_policy(&manifest.name);
+        let (head, against) = (&writer.head, Some(target));
+        let search = Search { manifest, head, live, against, request, policy };
+        let way = self.find_way(&search, context)?;
+        let (bytes, number) = (live.image.image_bytes(), manifest.next_number);
+        let hint = way.kind();
+        let scope = move || way.scope(Some(target), bytes, number);
+        Ok(OwnedBasis { hint, from: From::Scan(Box::new(scope)) })
     }
 
     fn intend(
@@ -267,19 +313,43 @@ struct Step<'a> {
     image: &'a RawFile,
     target: &'a Snapshot,
     chain: &'a Chain,
-    basis: &'a OwnedBasis,
+    basis: &'a OwnedBasis<'a>,
     saved: Option<Uuid>,
 }
 
-struct OwnedBasis(Option<Chain>);
+struct OwnedBasis<'a> {
+    /// Who tells where the image may differ; none if all is read, or nothing.
+    hint: Option<HintKind>,
+    from: From<'a>,
+}
 
-impl OwnedBasis {
+enum From<'a> {
+    Tables(Chain),
+    Scan(Box<dyn Fn() -> Result<Scope> + 'a>),
+}
+
+impl OwnedBasis<'_> {
     fn as_basis(&self) -> Basis<'_> {
-        self.0.as_ref().map_or(Basis::Scan, Basis::Tables)
+        match &self.from {
+            From::Tables(chain) => Basis::Tables(chain),
+            From::Scan(scope) => Basis::Scan(scope.as_ref()),
+        }
     }
 
+    /// True if all of the image is read.
     fn is_scan(&self) -> bool {
-        self.0.is_none()
+        matches!(self.from, From::Scan(_)) && self.hint.is_none()
+    }
+}
+
+fn warn_of_missed(outcome: &RollbackOutcome, missed: Missed, context: &Context) {
+    if missed.blocks > 0 {
+        context.progress().warn(&format!(
+            "{}: {} blocks that should have been unchanged had changed; they are rolled back, others may \
+             not be: roll back again with --prove",
+            outcome.image.display(),
+            missed.blocks
+        ));
     }
 }
 
@@ -291,12 +361,4 @@ fn check_device(image: &RawFile, target: &Chain) -> Result<()> {
             .hint("a device keeps its length: restore to another one"));
     }
     Ok(())
-}
-
-/// What is read to prove it comes from the disk, not from memory.
-fn drop_cache(image: &RawFile) {
-    use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
-    if posix_fadvise(image.file(), 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED).is_err() {
-        // Only advice.
-    }
 }

@@ -1,20 +1,20 @@
 //! Taking a snapshot: which parent, is the image believed unchanged, publish, commit, note the
 //! head.
 
+use super::prepared::Out;
 use super::session::Writer;
-use super::{At, Repository, check_label, reference};
+use super::tracking::{Live, Search, Way, policy_of};
+use super::{At, Repository, SnapshotPolicy, Track, check_label};
 use crate::codec::Compression;
-use crate::delta::Identity;
-use crate::digest::DigestKey;
 use crate::error::{Error, ErrorKind, Result};
 use crate::head::Head;
-use crate::manifest::{self, Manifest, Snapshot};
+use crate::hints::{ChangeList, CloneFolder, Recheck};
+use crate::manifest::{self, HintUse, KeptClone, Manifest, Snapshot};
 use crate::progress::Context;
-use crate::snapshot::{ChainParameters, Parent, Plan, Taken, take, take_unchanged};
+use crate::scan::Missed;
 use crate::source::{FileStat, RawFile};
-use jiff::Timestamp;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 /// Against what a snapshot is taken.
@@ -52,6 +52,23 @@ pub struct SnapshotRequest {
     pub compression: Option<Compression>,
     /// Change nothing, only tell.
     pub dry_run: bool,
+    /// How it is found what changed; otherwise as the policy says.
+    pub track: Option<Track>,
+    /// How much of what is called unchanged is looked at all the same; otherwise as the policy says.
+    pub recheck: Option<Recheck>,
+    /// How long whoever writes to the image may be held up; otherwise as the policy says.
+    pub max_stall: Option<Duration>,
+    /// What changed since an earlier snapshot, as somebody else knows.
+    pub changed: Option<ChangedSince>,
+}
+
+/// A list of changes, and the snapshot since which they were made.
+#[derive(Debug, Clone)]
+pub struct ChangedSince {
+    /// What may have changed.
+    pub list: ChangeList,
+    /// Since when: the parent or an ancestor of it.
+    pub since: At,
 }
 
 /// What became of it.
@@ -74,10 +91,18 @@ pub struct SnapshotOutcome {
     pub snapshot: Snapshot,
     /// What became of it.
     pub outcome: Outcome,
-    /// True if the image was believed to be unchanged and not read.
+    /// True if the image was believed to be unchanged.
     pub believed: bool,
     /// Number of the parent.
     pub parent_number: Option<u64>,
+    /// What told where it may have changed, of this scan.
+    pub hint: Option<HintUse>,
+    /// Why all of the image was read although it has a parent, if that is of interest.
+    pub full_scan_reason: Option<String>,
+    /// How long the image was held up to clone it; none if it was not.
+    pub clone_seconds: Option<f64>,
+    /// Who had the image open for writing: then it was taken as it was at one moment.
+    pub user: Option<String>,
 }
 
 impl Repository {
@@ -94,8 +119,12 @@ impl Repository {
         };
         manifest::check_name(&name)?;
         request.label.as_deref().map_or(Ok(()), check_label)?;
-        let image = RawFile::open(&path)?;
-        warn_if_unguarded(&image, context);
+        self.warn_of_policy(&name, context);
+        let policy = self.policy_for(&name, request);
+        let live = Live::open(&path, policy.track != Track::None)?;
+        if live.user.is_none() {
+            warn_if_unguarded(&live.image, context);
+        }
         if request.dry_run {
             let (manifest, head) = match self.read(&name, context) {
                 Err(e) if e.kind() == ErrorKind::NotFound => {
@@ -106,31 +135,48 @@ impl Repository {
                     (check_source(reader.manifest().clone(), &path)?, reader.head().clone())
                 }
             };
-            return self.try_snapshot(manifest, &head, &image, request, context);
+            return self.try_snapshot(manifest, &head, &live, request, context);
         }
         let (mut writer, is_new) = self.write_or_create(&name, &path, context)?;
         let outcome = check_source(writer.manifest.clone(), &path)
-            .and_then(|_| self.snapshot_into(&mut writer, &image, request, false, context));
+            .and_then(|_| self.snapshot_into(&mut writer, &live, request, false, context));
         if outcome.is_err() && is_new && self.remove_image(writer).is_err() {
             // An image without snapshots stays behind; the next snapshot fills it.
         }
         outcome
     }
 
+    /// How a snapshot is taken. A slip in repository.toml must not be the end of all snapshots.
+    pub(super) fn policy_for(&self, name: &str, request: &SnapshotRequest) -> SnapshotPolicy {
+        policy_of(request, self.snapshot_policy(name).unwrap_or_default())
+    }
+
+    /// Tells of such a slip, once for each verb.
+    pub(super) fn warn_of_policy(&self, name: &str, context: &Context) {
+        if let Err(e) = self.snapshot_policy(name) {
+            context.progress().warn(&format!("{e}; until then the usual settings hold"));
+        }
+    }
+
     fn try_snapshot(
         &self,
         manifest: Manifest,
         head: &Head,
-        image: &RawFile,
+        live: &Live,
         request: &SnapshotRequest,
         context: &Context,
     ) -> Result<SnapshotOutcome> {
-        let prepared = self.prepare(&manifest, head, image, request)?;
-        prepared.tell(&manifest, context);
+        let mut prepared = self.prepare(&manifest, head, request)?;
+        let policy = self.policy_for(&manifest.name, request);
+        let against = prepared.against().cloned();
+        let against = against.as_ref();
+        let search = Search { manifest: &manifest, head, live, against, request, policy };
+        let way = self.find_way(&search, context)?;
+        prepared.begin(&manifest, &way, context);
         let begun = Instant::now();
-        let taken = prepared.take(image, context, &mut |_| Ok(()))?;
-        let snapshot = prepared.entry(&taken, begun);
-        Ok(prepared.outcome(&manifest.name, snapshot, Outcome::DryRun))
+        let (taken, _) = prepared.take_from(live, &way, false, context, &mut |_| Ok(()))?;
+        let snapshot = prepared.entry(&taken, &way, begun);
+        Ok(prepared.outcome(&manifest.name, snapshot, Outcome::DryRun, live, &way))
     }
 
     /// Takes a snapshot of an open image into a repository that is open for writing. `is_saving`: before
@@ -138,7 +184,7 @@ impl Repository {
     pub(super) fn snapshot_into(
         &self,
         writer: &mut Writer,
-        image: &RawFile,
+        live: &Live,
         request: &SnapshotRequest,
         is_saving: bool,
         context: &Context,
@@ -147,31 +193,56 @@ impl Repository {
         let name = writer.manifest.name.clone();
         Self::refuse_damaged_head(&name, writer.head_was_damaged && !is_saving)?;
         if let Some(base_image) = &request.base_image {
-            return self.snapshot_on_base_image(writer, image, base_image, request, context);
+            return self.snapshot_on_base_image(writer, live, base_image, request, context);
         }
         let begun = Instant::now();
-        let stat = image.settled_stat();
-        let prepared = self.prepare(&writer.manifest, &writer.head, image, request)?;
-        prepared.tell(&writer.manifest, context);
-        let mut upload = store.create(&format!("{name}/{}.delta", prepared.plan.file_id))?;
-        let taken = prepared.take(image, context, &mut |bytes| upload.write(bytes))?;
+        let stat = if live.user.is_none() { live.image.settled_stat() } else { None };
+        let mut prepared = self.prepare(&writer.manifest, &writer.head, request)?;
+        let policy = self.policy_for(&name, request);
+        let against = prepared.against().cloned();
+        let (manifest, head) = (&writer.manifest, &writer.head);
+        let search = Search { manifest, head, live, against: against.as_ref(), request, policy };
+        let way = self.find_way(&search, context)?;
+        prepared.begin(manifest, &way, context);
+        let is_after_miss = manifest.stored().last().is_some_and(|s| s.missed_blocks() > 0);
+        let file = format!("{name}/{}.delta", prepared.plan.file_id);
+        let mut upload = store.create(&file)?;
+        let mut out = |event: Out<'_>| match event {
+            Out::Bytes(bytes) => upload.write(bytes),
+            Out::Again => {
+                upload = store.create(&file)?;
+                Ok(())
+            }
+        };
+        let taken = prepared.take_from(live, &way, !is_saving, context, &mut out)?;
+        let (taken, is_of_clone) = taken;
         // Only what was the same before and after the scan is believed later.
-        let stat = stat.filter(|stat| FileStat::of(image.file()).as_ref() == Some(stat));
-        if request.skip_unchanged && taken.is_unchanged() {
+        let is_same = |stat: &FileStat| FileStat::of(live.image.file()).as_ref() == Some(stat);
+        let stat = stat.filter(|stat| !is_of_clone && is_same(stat));
+        // After a miss the proof that all is well is worth a snapshot.
+        if request.skip_unchanged && taken.is_unchanged() && !is_after_miss {
             drop(upload);
             let parent = prepared.parent_id.and_then(|id| writer.manifest.by_id(id)).cloned();
             if let Some(parent) = parent {
                 self.note_head(writer, parent.id, stat, context);
-                return Ok(prepared.outcome(&name, parent, Outcome::Skipped));
+                return Ok(prepared.outcome(&name, parent, Outcome::Skipped, live, &way));
             }
             return Err(Error::corrupt(format!("{name}: the parent is gone")));
         }
         context.check()?;
-        upload.publish()?;
-        let snapshot = prepared.entry(&taken, begun);
-        self.commit_snapshot(writer, &snapshot)?;
+        let mut snapshot = prepared.entry(&taken, &way, begun);
+        snapshot.in_use = live.user.is_some();
+        // Before anything is published: what the manifest names must be there.
+        snapshot.kept_clone = keep_clone(live, &way, snapshot.id, context);
+        let published = upload.publish().and_then(|()| self.commit_snapshot(writer, &snapshot));
+        if published.is_err() && snapshot.kept_clone.is_some() {
+            self.clean_clones(&writer.manifest, context);
+        }
+        published?;
         self.note_head(writer, snapshot.id, stat, context);
-        Ok(prepared.outcome(&name, snapshot, Outcome::Taken))
+        self.clean_clones(&writer.manifest, context);
+        warn_of_missed(&name, &snapshot, taken.scanned.missed, context);
+        Ok(prepared.outcome(&name, snapshot, Outcome::Taken, live, &way))
     }
 
     fn commit_snapshot(&self, writer: &mut Writer, snapshot: &Snapshot) -> Result<()> {
@@ -194,127 +265,29 @@ impl Repository {
             context.progress().warn(&format!("{e}; the next rollback will have to scan"));
         }
     }
+}
 
-    pub(super) fn prepare(
-        &self,
-        manifest: &Manifest,
-        head: &Head,
-        image: &RawFile,
-        request: &SnapshotRequest,
-    ) -> Result<Prepared> {
-        refuse_mixture(manifest, head)?;
-        if let Some(label) = &request.label
-            && manifest.snapshots.iter().any(|s| s.label.as_ref() == Some(label))
-        {
-            let what = format!("\"{}\" has a snapshot with the label \"{label}\"", manifest.name);
-            return Err(Error::new(ErrorKind::AlreadyExists, what).hint("choose another label"));
+/// Gives the clone its name. Without one, the next snapshot reads more: no reason to have none.
+fn keep_clone(live: &Live, way: &Way, id: Uuid, context: &Context) -> Option<KeptClone> {
+    let clone = way.clone.as_ref()?;
+    match CloneFolder::beside(live.image.path()).keep(clone, id) {
+        Ok(stat) => Some(KeptClone { stat, seconds: clone.seconds, extents: clone.extents }),
+        Err(e) => {
+            context.progress().warn(&format!("{e}; the next snapshot reads all of the image"));
+            None
         }
-        let parent_id = choose_parent(manifest, head, &request.parent)?;
-        let parent = match parent_id {
-            Some(id) => Parent::Tip(self.open_chain(manifest, id)?),
-            None => {
-                let defaults = self.defaults();
-                Parent::None(ChainParameters {
-                    block_size: defaults.block_size,
-                    algorithm: defaults.digest,
-                    key: DigestKey::random()?,
-                })
-            }
-        };
-        let believed = !request.full_scan
-            && parent_id.is_some()
-            && parent_id == head.snapshot
-            && is_believed(head, image);
-        let now = Timestamp::now();
-        let plan = Plan {
-            parent,
-            identity: Identity {
-                snapshot_id: Uuid::new_v4(),
-                number: manifest.next_number,
-                label: request.label.clone(),
-                time_seconds: now.as_second(),
-                time_nanoseconds: u32::try_from(now.subsec_nanosecond()).unwrap_or(0),
-            },
-            file_id: Uuid::new_v4(),
-            image_id: manifest.image_id,
-            compression: request.compression.unwrap_or(self.defaults().compression),
-            is_by_reference: false,
-        };
-        let parent_number = parent_id.and_then(|id| manifest.by_id(id)).map(|s| s.number);
-        Ok(Prepared { plan, believed, parent_id, parent_number, time: now })
     }
 }
 
-/// A snapshot that is about to be taken.
-pub(super) struct Prepared {
-    pub(super) plan: Plan,
-    believed: bool,
-    parent_id: Option<Uuid>,
-    parent_number: Option<u64>,
-    time: Timestamp,
-}
-
-impl Prepared {
-    pub(super) fn take(
-        &self,
-        image: &RawFile,
-        context: &Context,
-        out: &mut dyn FnMut(&[u8]) -> Result<()>,
-    ) -> Result<Taken> {
-        match &self.plan.parent {
-            Parent::Tip(chain) if self.believed => take_unchanged(chain, &self.plan, out),
-            _ => take(image, &self.plan, context, out),
-        }
-    }
-
-    /// For somebody who wants to see what happens.
-    fn tell(&self, manifest: &Manifest, context: &Context) {
-        let how = match (&self.plan.parent, self.believed) {
-            (Parent::None(_), _) => "all of it is stored".to_owned(),
-            (Parent::Tip(_), true) => "its file is unchanged since the head was noted".to_owned(),
-            (Parent::Tip(chain), false) => {
-                let files = chain.layers().len();
-                format!("scanned against the tables of a chain of {files}")
-            }
-        };
-        let (name, number) = (&manifest.name, self.plan.identity.number);
-        context.progress().note(&format!("{name}@{number}: {how}"));
-    }
-
-    pub(super) fn entry(&self, taken: &Taken, begun: Instant) -> Snapshot {
-        let footer = &taken.written.footer;
-        let block_size = match &self.plan.parent {
-            Parent::None(parameters) => parameters.block_size,
-            Parent::Tip(chain) => chain.geometry().block_size,
-        };
-        Snapshot {
-            number: footer.number,
-            id: footer.snapshot_id,
-            parent: footer.parent.map(|p| p.parent_id),
-            label: footer.label.clone(),
-            time: self.time,
-            file: format!("{}.delta", self.plan.file_id),
-            file_bytes: footer.file_bytes,
-            footer_digest: taken.written.footer_digest,
-            block_bytes: block_size.bytes(),
-            image_bytes: footer.image_bytes,
-            image_digest: footer.image_digest,
-            data_blocks: footer.counts.data_blocks,
-            zero_blocks: footer.counts.zero_blocks,
-            unread_blocks: footer.counts.unread_blocks,
-            changed_blocks: taken.changed_blocks,
-            changed_bytes: taken.changed_bytes,
-            frame_bytes: footer.counts.frame_bytes,
-            read_bytes: Some(taken.scanned.read_bytes),
-            seconds: Some(begun.elapsed().as_secs_f64()),
-            base_image: None,
-        }
-    }
-
-    fn outcome(&self, name: &str, snapshot: Snapshot, outcome: Outcome) -> SnapshotOutcome {
-        let (believed, parent_number) = (self.believed, self.parent_number);
-        SnapshotOutcome { name: name.into(), snapshot, outcome, believed, parent_number }
-    }
+fn warn_of_missed(name: &str, snapshot: &Snapshot, missed: Missed, context: &Context) {
+    let Some(first) = missed.first else { return };
+    let (blocks, number) = (missed.blocks, snapshot.number);
+    let at = first * u64::from(snapshot.block_bytes);
+    let what = if blocks == 1 { "1 block" } else { &format!("{blocks} blocks") };
+    context.progress().warn(&format!(
+        "{name}@{number}: {what} that should have been unchanged had changed (first at byte {at}); \
+         stored all the same, and the next snapshot reads all of the image"
+    ));
 }
 
 /// Who does not own a file cannot ask the kernel whether others write to it.
@@ -332,37 +305,6 @@ pub(super) fn warn_if_unguarded(image: &RawFile, context: &Context) {
 /// the head is believed").
 pub(super) fn is_believed(head: &Head, image: &RawFile) -> bool {
     head.intent.is_none() && head.stat.is_some() && head.stat == image.settled_stat()
-}
-
-/// While a rollback has begun and not ended, the image is a mixture that nobody wants to keep.
-fn refuse_mixture(manifest: &Manifest, head: &Head) -> Result<()> {
-    let Some(intent) = head.intent else { return Ok(()) };
-    let name = &manifest.name;
-    let target = manifest.by_id(intent.target).map_or("?".into(), |s| s.number.to_string());
-    let what = format!("a rollback of \"{name}\" to {name}@{target} was interrupted");
-    Err(Error::new(ErrorKind::Mismatch, what).hint(format!(
-        "finish it with \"imgsnap rollback {name} --to {name}@{target}\", or run \"imgsnap relink {name} \
-         IMAGE\" if the image has been replaced since"
-    )))
-}
-
-fn choose_parent(manifest: &Manifest, head: &Head, choice: &ParentChoice) -> Result<Option<Uuid>> {
-    let current = || {
-        let head = head.snapshot.and_then(|id| manifest.by_id(id));
-        head.or(manifest.latest()).map(|s| s.id)
-    };
-    match choice {
-        ParentChoice::Incremental => Ok(current()),
-        ParentChoice::Full => Ok(None),
-        ParentChoice::Of(at) => Ok(Some(reference::find(manifest, head, at)?.id)),
-        ParentChoice::Differential => match current() {
-            Some(id) => {
-                let lineage = manifest.lineage(id)?;
-                Ok(lineage.iter().rev().find(|s| !manifest.is_dropped(s.id)).map(|s| s.id))
-            }
-            None => Ok(None),
-        },
-    }
 }
 
 /// The name of an image: its file name without extension.

@@ -1,7 +1,7 @@
 //! What an image takes in the repository, snapshot by snapshot, and where it changes.
 
-use super::Repository;
 use super::compact::Worth;
+use super::{Clones, Repository};
 use crate::chain::open_delta;
 use crate::error::Result;
 use crate::manifest::{Manifest, Snapshot};
@@ -32,6 +32,8 @@ pub struct Stats {
     pub heat: Vec<u64>,
     /// Length of a part.
     pub cell_bytes: u64,
+    /// The clones beside its live file.
+    pub clones: Clones,
 }
 
 /// What one snapshot costs.
@@ -98,6 +100,7 @@ impl Repository {
             garbage_bytes: compaction.garbage_bytes,
             heat,
             cell_bytes,
+            clones: self.clones_or_warn(reader.manifest(), context),
             manifest: manifest.clone(),
         })
     }

@@ -11,6 +11,7 @@ use crate::format::{Footer, FrameLayout, Header};
 use crate::manifest::{self, Manifest, Snapshot};
 use crate::merge::{self, Plan, merge};
 use crate::progress::Context;
+use crate::scan::Scope;
 use crate::snapshot::{self, Parent};
 use crate::verify::verify_runs;
 use crate::view::SnapshotView;
@@ -80,7 +81,8 @@ impl Repository {
                     compression,
                     is_by_reference: false,
                 };
-                let taken = snapshot::take(&SnapshotView::new(tip), &plan, context, out)?;
+                let taken =
+                    snapshot::take(&SnapshotView::new(tip), &plan, Scope::Whole, context, out)?;
                 Ok(taken.written)
             }
             parent => {

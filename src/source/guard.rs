@@ -62,9 +62,28 @@ impl ImageGuard {
         Ok(Self { lease })
     }
 
+    /// Nothing: nobody is held off.
+    pub fn none() -> Self {
+        Self { lease: None }
+    }
+
     /// True if the kernel keeps others off, and still does.
     pub fn is_held(&self, file: &File) -> bool {
         self.lease.is_some_and(|lease| sys::holds_lease(file, lease))
+    }
+
+    /// Gives the image free, as if its descriptor were closed.
+    pub fn release(&self, file: &File) {
+        if self.lease.is_some() {
+            sys::release_lease(file);
+        }
+        let all = libc::flock {
+            l_start: USED,
+            l_len: 2 * (UNSHARED - USED),
+            ..lock_byte(0, libc::F_UNLCK)
+        };
+        // Only our own locks: that cannot fail in a way that matters.
+        fcntl(file, FcntlArg::F_OFD_SETLK(&all)).unwrap_or_default();
     }
 
     /// Fails once somebody has asked for the image.
@@ -149,7 +168,7 @@ fn lock_byte(byte: i64, kind: libc::c_int) -> libc::flock {
 }
 
 /// The first other process that is in the way, as far as we may see: "qemu-system-x86 (process 42)".
-fn find_user(file: &File, intent: Intent) -> Option<String> {
+pub(super) fn find_user(file: &File, intent: Intent) -> Option<String> {
     let ours = file.metadata().ok()?;
     let own_id = std::process::id();
     for process in std::fs::read_dir("/proc").ok()?.flatten() {

@@ -32,6 +32,9 @@ pub trait Source: Sync {
     fn read<'a>(&'a self, offset: u64, bytes: usize, buffer: &'a mut Vec<u8>)
     -> Result<Window<'a>>;
 
+    /// Says that so many bytes from `offset` on will be read soon.
+    fn prefetch(&self, _offset: u64, _bytes: u64) {}
+
     /// Fails if the source is no longer what it was when it was opened.
     fn check(&self) -> Result<()>;
 

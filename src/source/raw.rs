@@ -1,5 +1,6 @@
 //! Raw images: regular files and block devices, read through mapped windows.
 
+use super::guard::find_user;
 use super::{FileStat, ImageGuard, Intent, Source, Window};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::{self, MappedWindow};
@@ -12,6 +13,9 @@ use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
+
+/// Less than this is read plainly: to map it would cost more than to copy it.
+const SMALL_BYTES: usize = 128 << 10;
 
 /// A raw image, held against writers for as long as it is open.
 pub struct RawFile {
@@ -40,6 +44,42 @@ impl RawFile {
     /// Opens an image to change it in place.
     pub fn open_to_write(path: &Path) -> Result<Self> {
         Self::open_for(path, Intent::Write)
+    }
+
+    /// Opens an image file that others write to, to be cloned, not to be read.
+    ///
+    /// # Errors
+    /// `Unsupported` for anything but a regular file.
+    pub fn open_in_use(path: &Path) -> Result<Self> {
+        let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+        let file = file.map_err(|e| open_error(path, e))?;
+        if !file.metadata().is_ok_and(|meta| meta.is_file()) {
+            let what = format!("{} is no file", path.display());
+            return Err(Error::new(ErrorKind::Unsupported, what));
+        }
+        Self::unguarded(file, path)
+    }
+
+    /// A file that nobody can write to: there is no other descriptor of it, and it has no name. It is
+    /// called `path` in messages.
+    pub fn unguarded(file: File, path: &Path) -> Result<Self> {
+        let failed = |e| Error::io(format!("cannot look at {}", path.display()), e);
+        Ok(Self {
+            image_bytes: file.metadata().map_err(failed)?.len(),
+            opened: times(&file, path)?,
+            file,
+            path: path.into(),
+            is_device: false,
+            guard: ImageGuard::none(),
+            can_populate: AtomicBool::new(true),
+            cold: Cold::default(),
+            is_written: AtomicBool::new(false),
+        })
+    }
+
+    /// The first other process that has the image open for writing, as far as we may see.
+    pub fn user(&self) -> Option<String> {
+        find_user(&self.file, Intent::Read)
     }
 
     fn open_for(path: &Path, intent: Intent) -> Result<Self> {
@@ -106,9 +146,20 @@ impl RawFile {
         self.guard.is_held(&self.file).then_some(stat)
     }
 
+    /// Lets go of what keeps others off: whoever waits for the image goes on. It cannot be relied on any
+    /// more.
+    pub fn release(&self) {
+        self.guard.release(&self.file);
+    }
+
     /// True if the system keeps writers off: then nobody can have changed it unnoticed.
     pub fn is_guarded(&self) -> bool {
         self.is_device || self.guard.is_held(&self.file)
+    }
+
+    /// Leaves nothing of the file in the page cache.
+    pub fn forget(&self) {
+        advise(&self.file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
     }
 
     /// To be called before the first write of our own.
@@ -203,7 +254,7 @@ impl Source for RawFile {
         bytes: usize,
         buffer: &'a mut Vec<u8>,
     ) -> Result<Window<'a>> {
-        if self.can_populate.load(Ordering::Relaxed) {
+        if bytes > SMALL_BYTES && self.can_populate.load(Ordering::Relaxed) {
             let cold = self.cold.is_cold(&self.file, offset, self.image_bytes);
             let forget = cold.then(|| Forget { file: &self.file, offset, bytes: bytes as u64 });
             match MappedWindow::new(&self.file, offset, bytes) {
@@ -215,6 +266,10 @@ impl Source for RawFile {
             }
         }
         self.read_plain(offset, bytes, buffer)
+    }
+
+    fn prefetch(&self, offset: u64, bytes: u64) {
+        advise(&self.file, offset, bytes, PosixFadviseAdvice::POSIX_FADV_WILLNEED);
     }
 
     fn check(&self) -> Result<()> {
@@ -277,12 +332,13 @@ impl Cold {
 
 impl Drop for Forget<'_> {
     fn drop(&mut self) {
-        let advice = PosixFadviseAdvice::POSIX_FADV_DONTNEED;
-        let (offset, bytes) = (self.offset as i64, self.bytes as i64);
-        if posix_fadvise(self.file, offset, bytes, advice).is_err() {
-            // Only advice: a file system that does not take it keeps the pages.
-        }
+        advise(self.file, self.offset, self.bytes, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
     }
+}
+
+/// Only advice: a file system that does not take it does as it likes.
+fn advise(file: &File, offset: u64, bytes: u64, advice: PosixFadviseAdvice) {
+    posix_fadvise(file, offset as i64, bytes as i64, advice).unwrap_or_default();
 }
 
 #[cfg(test)]

@@ -153,6 +153,7 @@ every_verb! {
     forget: &["forget", "disk", "--yes"];
     repair: &["repair"];
     relink: &["relink", "disk", "copy.img"];
+    untrack: &["untrack", "disk"];
 }
 
 /// `snapshot` makes a repository where there is none, and is otherwise like the others.
@@ -306,6 +307,7 @@ every_verb_with_a_name! {
     forget: &["forget", "web", "--yes"], None;
     repair: &["repair", "web"], None;
     relink: &["relink", "web", "copy.img"], None;
+    untrack: &["untrack", "web"], None;
     relink_base_image: &["relink", "web", "--base-image", "copy.img"], None;
 }
 
@@ -361,6 +363,7 @@ fn a_name_that_is_no_name_is_not_called_damage() {
             &["forget", name, "--yes"],
             &["verify", name],
             &["stats", name],
+            &["untrack", name],
             &["prune", name, "--keep-last", "1"],
         ] {
             lab.fails(FAILED, args);

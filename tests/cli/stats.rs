@@ -74,13 +74,16 @@ fn json_has_these_keys_and_whole_numbers() {
     };
     let all = [
         "cell_bytes",
+        "clone_bytes",
         "days",
         "dropped_bytes",
         "dropped_files",
+        "foreign_clones",
         "frame_bytes",
         "garbage_bytes",
         "heat",
         "name",
+        "orphaned_clones",
         "raw_bytes",
         "snapshots",
         "stored_bytes",

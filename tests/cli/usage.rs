@@ -6,9 +6,10 @@ use crate::support::{DONE, FAILED, Lab, Run, USAGE, no_fork};
 use std::fs::File;
 use std::process::{Command, Stdio};
 
-const VERBS: [&str; 22] = [
+const VERBS: [&str; 24] = [
     "init",
     "snapshot",
+    "watch",
     "list",
     "show",
     "diff",
@@ -16,6 +17,7 @@ const VERBS: [&str; 22] = [
     "rollback",
     "verify",
     "stats",
+    "untrack",
     "prune",
     "delete",
     "flatten",
@@ -44,6 +46,7 @@ fn help_is_exactly_this() {
     Commands:
       init         Make a repository
       snapshot     Take a snapshot of an image file or block device, or of several
+      watch        Take snapshots of images again and again, until it is told to stop
       list         List images and their snapshots
       show         Show all that is known of a snapshot
       diff         Show how much two snapshots or images differ, and where
@@ -51,6 +54,8 @@ fn help_is_exactly_this() {
       rollback     Bring the live image back to a snapshot, in place, writing only what differs
       verify       Check that what is stored gives back every image
       stats        Show what snapshots cost, how much is added day by day, and where images change
+      untrack      Remove the clones by which the changes of an image are found; the next snapshot reads
+                   all of it
       prune        Drop the snapshots that no rule keeps, and get their room back
       delete       Remove a snapshot; those that rest on it stay as they are
       flatten      Make a snapshot a base that rests on no other, without reading the image

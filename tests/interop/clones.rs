@@ -133,6 +133,16 @@ fn no_change_on_btrfs_is_missed() {
 }
 
 #[test]
+fn no_change_on_btrfs_without_copy_on_write_is_missed() {
+    need!(tools(&["chattr"]));
+    let lab = Lab::new();
+    let (_device, _mount) = need!(mounted(&lab, "mkfs.btrfs", &["-q"], 400));
+    // Every new file has the attribute then, as in the pools of libvirt.
+    tool("chattr", &["+C", &lab.path("mnt")]);
+    histories(&lab, 3);
+}
+
+#[test]
 fn a_file_system_that_cannot_clone_is_told_apart() {
     let lab = Lab::new();
     let (_device, _mount) = need!(mounted(&lab, "mkfs.ext4", &["-q"], 64));

@@ -50,7 +50,7 @@ pub fn no_fork() -> RwLockReadGuard<'static, ()> {
     FORKS.read().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn spawn(command: &mut Command) -> std::io::Result<Child> {
+pub fn spawn(command: &mut Command) -> std::io::Result<Child> {
     let _alone = FORKS.write().unwrap_or_else(PoisonError::into_inner);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()
 }

@@ -7,6 +7,7 @@
 mod believed;
 mod bytes;
 mod clones;
+mod clones_format;
 mod devices;
 mod ext4;
 mod filesystems;
@@ -19,4 +20,5 @@ mod qemu;
 mod random;
 mod read_only;
 mod sparse;
+mod tracking_output;
 mod truncated;

@@ -22,6 +22,7 @@ use imgsnap::digest::{DigestAlgorithm, DigestKey};
 use imgsnap::error::Result;
 use imgsnap::merge;
 use imgsnap::progress::Context;
+use imgsnap::scan::Scope;
 use imgsnap::snapshot::{ChainParameters, Parent, Plan, Taken, take};
 use imgsnap::source::{Source, Window};
 use imgsnap::store::{LocalStore, Store};
@@ -166,7 +167,7 @@ impl ChainMaker {
         let context = Context::silent().with_threads(self.recipe.threads);
         let mut bytes = Vec::new();
         let source = MemorySource(image.to_vec());
-        let taken = take(&source, &self.plan(), &context, &mut |piece| {
+        let taken = take(&source, &self.plan(), Scope::Whole, &context, &mut |piece| {
             bytes.extend_from_slice(piece);
             Ok(())
         });

@@ -1,0 +1,141 @@
+//! `imgsnap watch`
+
+use super::args::Watch;
+use super::printer::Printer;
+use super::{exit, list, output, prune, repo};
+use imgsnap::error::{Error, Result};
+use imgsnap::progress::Context;
+use imgsnap::repository::{
+    Outcome, Pruned, SnapshotOutcome, SnapshotRequest, WatchRequest, Watched, check_distinct,
+};
+use jiff::Timestamp;
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::{Mutex, PoisonError};
+
+/// What clap cannot judge: each image must be one of its own.
+pub fn check(verb: &Watch) -> Result<(), String> {
+    let of = |image: &PathBuf| SnapshotRequest { image: image.clone(), ..Default::default() };
+    let requests: Vec<_> = verb.images.iter().map(of).collect();
+    check_distinct(&requests).map_err(|error| error.to_string())
+}
+
+pub fn run(
+    place: Option<&Path>,
+    verb: &Watch,
+    printer: &Printer,
+    context: &Context,
+) -> Result<ExitCode> {
+    let repository = repo::open_or_make(place, printer)?;
+    let rules = prune::rules(&verb.keep);
+    let of = |image: &PathBuf| SnapshotRequest {
+        image: image.clone(),
+        skip_unchanged: true,
+        compression: verb.compression,
+        track: verb.tracking.track,
+        recheck: verb.tracking.recheck,
+        max_stall: verb.tracking.max_stall,
+        ..SnapshotRequest::default()
+    };
+    let request = WatchRequest {
+        images: verb.images.iter().map(of).collect(),
+        every: verb.every,
+        rules: (!rules.is_empty()).then_some(rules),
+    };
+    let images = output::plural(request.images.len() as u64, "image");
+    printer
+        .say(&format!("watching {images}, every {}", output::duration(verb.every.as_secs_f64())));
+    let unprinted: Mutex<Option<Error>> = Mutex::new(None);
+    repository.watch(&request, context, |watched| {
+        let mut unprinted = unprinted.lock().unwrap_or_else(PoisonError::into_inner);
+        // That nobody reads what is printed does not stop the snapshots.
+        if let Err(error) = print(&watched, printer, context) {
+            unprinted.get_or_insert(error);
+        }
+    })?;
+    printer.say("stopped");
+    match unprinted.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        Some(error) => Err(error),
+        None => Ok(exit::DONE),
+    }
+}
+
+fn print(watched: &Watched, printer: &Printer, context: &Context) -> Result<()> {
+    if let Some(Err(error)) = &watched.pruned {
+        context.progress().warn(&format!("{}: nothing was pruned: {error}", watched.name));
+    }
+    if printer.is_json() {
+        return printer.json(&to_json(watched));
+    }
+    let next = output::duration(watched.next_in.as_secs_f64());
+    let now = output::time(Timestamp::now());
+    match &watched.result {
+        Ok(done) => printer.line(&format!("{now}  {}; next in {next}", describe(watched, done))),
+        Err(error) => {
+            let times = match watched.failures {
+                1 => String::new(),
+                times => format!(" (failed {times} times in a row)"),
+            };
+            let again = format!("{}{times}: {error}; again in {next}", watched.name);
+            printer.failure(&again);
+            Ok(())
+        }
+    }
+}
+
+fn describe(watched: &Watched, done: &SnapshotOutcome) -> String {
+    let s = &done.snapshot;
+    let took = output::duration(watched.seconds);
+    if done.outcome == Outcome::Skipped {
+        return format!("{}@{}  unchanged, looked at in {took}", done.name, s.number);
+    }
+    let dropped = match &watched.pruned {
+        Some(Ok(pruned)) if dropped_by(pruned) > 0 => format!(", {} dropped", dropped_by(pruned)),
+        _ => String::new(),
+    };
+    let window = watched.rpo_seconds.map_or(String::new(), |seconds| {
+        format!(", {} after the one before", output::duration(seconds))
+    });
+    let in_use = if s.in_use { ", in use" } else { "" };
+    format!(
+        "{}@{}  {} changed, {} stored in {took}{window}{dropped}{in_use}",
+        done.name,
+        s.number,
+        output::bytes(s.changed_bytes),
+        output::bytes(s.file_bytes)
+    )
+}
+
+fn dropped_by(pruned: &Pruned) -> usize {
+    pruned.decisions.iter().filter(|(_, keep)| keep.is_empty()).count()
+}
+
+fn to_json(watched: &Watched) -> Value {
+    let (event, snapshot, error) = match &watched.result {
+        Ok(done) => {
+            let event = if done.outcome == Outcome::Skipped { "unchanged" } else { "snapshot" };
+            let value = list::snapshot_json(&done.name, &done.snapshot, done.parent_number);
+            (event, Some(value), None)
+        }
+        Err(error) => ("failed", None, Some(error.to_string())),
+    };
+    let done = watched.result.as_ref().ok();
+    json!({
+        "time": Timestamp::now().to_string(),
+        "name": watched.name,
+        "image": watched.image,
+        "event": event,
+        "snapshot": snapshot,
+        "error": error,
+        "seconds": watched.seconds,
+        "clone_seconds": done.and_then(|done| done.clone_seconds),
+        "in_use_by": done.and_then(|done| done.user.clone()),
+        "full_scan_reason": done.and_then(|done| done.full_scan_reason.clone()),
+        "age_seconds": watched.age_seconds,
+        "rpo_seconds": watched.rpo_seconds,
+        "dropped": watched.pruned.as_ref().and_then(|p| p.as_ref().ok()).map(dropped_by),
+        "failures": watched.failures,
+        "next_in_seconds": watched.next_in.as_secs_f64(),
+    })
+}

@@ -1,0 +1,284 @@
+//! Clones of images, kept in the folder `.imgsnap` beside them: each is what its image was at one
+//! snapshot, by whose id it is called.
+//!
+//! A clone has no name until its snapshot is about to be published; killed before, it leaves nothing
+//! behind. It is marked with the repository and image that it is of, so that nobody takes the clones of
+//! another repository for garbage.
+
+use super::reflink::{clone_into, own_bytes};
+use crate::error::{Error, ErrorKind, Result};
+use crate::sys::{attribute, set_attribute, set_no_copy_on_write};
+use nix::fcntl::{AT_FDCWD, AtFlags};
+use nix::unistd::linkat;
+use serde::{Deserialize, Serialize};
+use std::ffi::CStr;
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Instant, UNIX_EPOCH};
+use uuid::Uuid;
+
+const FOLDER: &str = ".imgsnap";
+/// How often the folder is made again, should it go.
+const MAKE_TRIES: usize = 3;
+const OWNER: &CStr = c"user.imgsnap.owner";
+
+/// The image that a clone is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Owner {
+    /// The repository.
+    pub repository: Uuid,
+    /// The image in it.
+    pub image: Uuid,
+}
+
+impl Owner {
+    fn encode(self) -> [u8; 32] {
+        let mut bytes = [0; 32];
+        let (repository, image) = bytes.split_at_mut(16);
+        repository.copy_from_slice(self.repository.as_bytes());
+        image.copy_from_slice(self.image.as_bytes());
+        bytes
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        let (repository, image) = bytes.split_at_checked(16)?;
+        let uuid = |bytes| Uuid::from_slice(bytes).ok();
+        Some(Self { repository: uuid(repository)?, image: uuid(image)? })
+    }
+}
+
+/// By what a clone is recognised as the one that was made, written to by nobody. Not the device: its
+/// number changes from mount to mount.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CloneStat {
+    /// Inode number.
+    pub inode: u64,
+    /// Length.
+    pub bytes: u64,
+    /// Time of birth, in nanoseconds since 1970, if the file system tells.
+    pub born_ns: Option<u64>,
+    /// Time of the last modification, in nanoseconds since 1970.
+    pub mtime_ns: i64,
+    /// Time of the last change of the inode, in nanoseconds since 1970. A write, a new name and a new
+    /// mode all set it.
+    pub ctime_ns: i64,
+}
+
+impl CloneStat {
+    fn of(file: &File) -> io::Result<Self> {
+        let meta = file.metadata()?;
+        let born = meta.created().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+        let time = |s: i64, ns: i64| s.saturating_mul(1_000_000_000).saturating_add(ns);
+        Ok(Self {
+            inode: meta.ino(),
+            bytes: meta.len(),
+            born_ns: born.and_then(|born| u64::try_from(born.as_nanos()).ok()),
+            mtime_ns: time(meta.mtime(), meta.mtime_nsec()),
+            ctime_ns: time(meta.ctime(), meta.ctime_nsec()),
+        })
+    }
+}
+
+/// A clone that has no name yet.
+pub struct NewClone {
+    file: File,
+    /// How long making it took: so long writers of the image waited.
+    pub seconds: f64,
+    /// How many extents it has, about.
+    pub extents: u64,
+}
+
+impl NewClone {
+    /// Clones an image that is open and has so many extents, about.
+    ///
+    /// # Errors
+    /// `Unsupported` if the file system shares no extents, has no nameless files or no extended
+    /// attributes.
+    pub fn make(image: &File, path: &Path, extents: u64, owner: Owner) -> Result<Self> {
+        let failed = |e| Error::io(format!("cannot make a clone of {}", path.display()), e);
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).mode(0o600).custom_flags(libc::O_TMPFILE);
+        let to = options.open(folder_of(path)).map_err(|e| match e.raw_os_error() {
+            Some(libc::EOPNOTSUPP | libc::EISDIR | libc::ENOENT) => cannot(path),
+            // Not our folder.
+            Some(libc::EACCES | libc::EPERM | libc::EROFS) => cannot(path),
+            _ => failed(e),
+        })?;
+        // What is dirty is written out before, not while writers wait for the clone.
+        image.sync_data().map_err(failed)?;
+        let mut begun = Instant::now();
+        let mut cloned = clone_into(image, &to);
+        if cloned.as_ref().is_err_and(|e| e.kind() == ErrorKind::Unsupported)
+            && set_no_copy_on_write(&to).is_ok()
+        {
+            // Images of machines on btrfs often are such files, and only such can be clones of them.
+            begun = Instant::now();
+            cloned = clone_into(image, &to);
+        }
+        cloned.map_err(|e| e.at(path.display()))?;
+        let seconds = begun.elapsed().as_secs_f64();
+        set_attribute(&to, OWNER, &owner.encode()).map_err(|e| match e.raw_os_error() {
+            Some(libc::EOPNOTSUPP) => cannot(path),
+            _ => failed(e),
+        })?;
+        // From here on nobody can write to it, not even we.
+        let file = File::open(format!("/proc/self/fd/{}", to.as_raw_fd())).map_err(failed)?;
+        Ok(Self { file, seconds, extents })
+    }
+
+    /// The clone, open for reading.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+}
+
+/// Gives a nameless file a name.
+fn link(file: &File, path: &Path) -> io::Result<()> {
+    let from = format!("/proc/self/fd/{}", file.as_raw_fd());
+    Ok(linkat(AT_FDCWD, from.as_str(), AT_FDCWD, path, AtFlags::AT_SYMLINK_FOLLOW)?)
+}
+
+fn cannot(path: &Path) -> Error {
+    let what = format!("{}: the file system cannot keep a clone of it", path.display());
+    Error::new(ErrorKind::Unsupported, what)
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// The folder of clones beside an image.
+pub struct CloneFolder {
+    path: PathBuf,
+}
+
+/// A clone that was found in the folder.
+pub struct FoundClone {
+    /// The snapshot that it is of.
+    pub id: Uuid,
+    /// Where it is.
+    pub path: PathBuf,
+    /// Of which image; none if it has no mark.
+    pub owner: Option<Owner>,
+    file: File,
+}
+
+impl FoundClone {
+    /// Bytes that would be free without it.
+    pub fn own_bytes(&self) -> Result<u64> {
+        own_bytes(&self.file).map_err(|e| e.at(self.path.display()))
+    }
+}
+
+impl CloneFolder {
+    /// That of an image. It need not exist.
+    pub fn beside(image: &Path) -> Self {
+        Self { path: folder_of(image).join(FOLDER) }
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Where the clone of a snapshot is.
+    pub fn path_of(&self, id: Uuid) -> PathBuf {
+        self.path.join(id.to_string())
+    }
+
+    /// Gives a clone its name, durably.
+    ///
+    /// # Errors
+    /// `Unsupported` if the folder is none, but a link or a file.
+    pub fn keep(&self, clone: &NewClone, id: Uuid) -> Result<CloneStat> {
+        let path = self.path_of(id);
+        let failed = |e| Error::io(format!("cannot keep the clone {}", path.display()), e);
+        let mut tries = MAKE_TRIES;
+        loop {
+            match DirBuilder::new().mode(0o700).create(&self.path) {
+                Ok(()) => {
+                    let above = File::open(folder_of(&self.path));
+                    above.and_then(|folder| folder.sync_all()).map_err(failed)?;
+                }
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(e) => return Err(failed(e)),
+            }
+            if self.path.symlink_metadata().is_ok_and(|meta| !meta.is_dir()) {
+                let what = format!("{} is no folder", self.path.display());
+                return Err(Error::new(ErrorKind::Unsupported, what).hint("remove it"));
+            }
+            tries -= 1;
+            match link(&clone.file, &path) {
+                // Somebody removed the last clone of another image, and the folder with it.
+                Err(e) if e.kind() == io::ErrorKind::NotFound && tries > 0 => {}
+                other => break other.map_err(failed)?,
+            }
+        }
+        let synced = clone.file.sync_all().and_then(|()| File::open(&self.path)?.sync_all());
+        synced.and_then(|()| CloneStat::of(&clone.file)).map_err(failed)
+    }
+
+    /// Opens the clone of a snapshot if it is the one that was made; otherwise says what is wrong.
+    pub fn open(&self, id: Uuid, made: &CloneStat) -> Result<File, String> {
+        let file = open(&self.path_of(id)).map_err(|e| match e.kind() {
+            io::ErrorKind::NotFound => "is missing".to_owned(),
+            _ => format!("cannot be opened ({})", e.kind()),
+        })?;
+        match CloneStat::of(&file) {
+            Ok(stat) if stat == *made => Ok(file),
+            Ok(_) => Err("is not as it was made".into()),
+            Err(e) => Err(format!("cannot be looked at ({})", e.kind())),
+        }
+    }
+
+    /// All that is in it and has the name of a clone, sorted.
+    pub fn list(&self) -> Result<Vec<FoundClone>> {
+        let failed = |e| Error::io(format!("cannot list {}", self.path.display()), e);
+        let entries = match std::fs::read_dir(&self.path) {
+            Err(e)
+                if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) =>
+            {
+                return Ok(Vec::new());
+            }
+            other => other.map_err(failed)?,
+        };
+        let mut found = Vec::new();
+        for entry in entries {
+            let name = entry.map_err(failed)?.file_name();
+            let Some(id) = name.to_str().and_then(|name| Uuid::parse_str(name).ok()) else {
+                continue;
+            };
+            let path = self.path.join(&name);
+            // What we may not open is not ours.
+            let Ok(file) = open(&path) else { continue };
+            let owner = attribute(&file, OWNER).ok().and_then(|bytes| Owner::decode(&bytes));
+            found.push(FoundClone { id, path, owner, file });
+        }
+        found.sort_by_key(|clone| clone.id);
+        Ok(found)
+    }
+
+    /// Removes the clone of a snapshot, and the folder if it was the last. It is no error if it is not
+    /// there.
+    pub fn remove(&self, id: Uuid) -> Result<()> {
+        let path = self.path_of(id);
+        match std::fs::remove_file(&path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            other => other
+                .map_err(|e| Error::io(format!("cannot remove the clone {}", path.display()), e))?,
+        }
+        if std::fs::remove_dir(&self.path).is_err() {
+            // Others are in it, or it is not ours to remove.
+        }
+        Ok(())
+    }
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+    if file.metadata()?.is_file() { Ok(file) } else { Err(io::ErrorKind::InvalidInput.into()) }
+}

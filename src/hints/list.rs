@@ -1,0 +1,221 @@
+//! Lists of changes that somebody else keeps: a hypervisor's dirty bitmap, a storage system's diff.
+//!
+//! | format | told by | what is changed |
+//! | --- | --- | --- |
+//! | `nbdinfo --map --json` of a dirty bitmap | `description` | `dirty`, and what the map does not cover |
+//! | `rbd diff --format json` | an array without it | each entry |
+//! | lines of `offset length` | anything else | each line |
+
+use super::ChangeHints;
+use crate::error::{Error, ErrorKind, Result};
+use serde::Deserialize;
+use serde_json::Value;
+
+/// The longest list that is read, in bytes: some millions of entries.
+pub const MAX_LIST_BYTES: u64 = 256 << 20;
+
+/// Ranges of bytes that changed, ascending and apart.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChangeList {
+    ranges: Vec<(u64, u64)>,
+    /// The next one to be given.
+    next: usize,
+}
+
+#[derive(Deserialize)]
+struct Entry {
+    offset: u64,
+    length: u64,
+    #[serde(default)]
+    description: Option<String>,
+    #[serde(default)]
+    exists: Option<Value>,
+    #[serde(default, rename = "type")]
+    kind: Option<Value>,
+}
+
+impl ChangeList {
+    /// Reads a list, whichever of the known formats it has.
+    ///
+    /// # Errors
+    /// `InvalidInput` that says which line or entry is wrong.
+    pub fn parse(bytes: &[u8]) -> Result<Self> {
+        let text = std::str::from_utf8(bytes).map_err(|_| invalid("it is no text"))?;
+        let ranges = match text.trim_start().starts_with(['[', '{']) {
+            true => from_json(text)?,
+            false => from_lines(text)?,
+        };
+        Ok(Self::of(ranges))
+    }
+
+    /// Of ranges in any order.
+    pub fn of(mut ranges: Vec<(u64, u64)>) -> Self {
+        ranges.retain(|(start, end)| start < end);
+        ranges.sort_unstable();
+        let mut apart: Vec<(u64, u64)> = Vec::with_capacity(ranges.len());
+        for (start, end) in ranges {
+            match apart.last_mut() {
+                Some(last) if last.1 >= start => last.1 = last.1.max(end),
+                _ => apart.push((start, end)),
+            }
+        }
+        Self { ranges: apart, next: 0 }
+    }
+
+    /// The same, and all from `start` on: of what was not there yet, no list tells.
+    #[must_use]
+    pub fn and_from(self, start: u64) -> Self {
+        let mut ranges = self.ranges;
+        ranges.push((start, u64::MAX));
+        Self::of(ranges)
+    }
+}
+
+impl ChangeHints for ChangeList {
+    fn next_range(&mut self) -> Result<Option<(u64, u64)>> {
+        let range = self.ranges.get(self.next).copied();
+        self.next += 1;
+        Ok(range)
+    }
+}
+
+fn invalid(what: impl Into<String>) -> Error {
+    Error::new(ErrorKind::InvalidInput, what)
+}
+
+fn range(offset: u64, length: u64) -> Option<(u64, u64)> {
+    Some((offset, offset.checked_add(length)?))
+}
+
+fn from_json(text: &str) -> Result<Vec<(u64, u64)>> {
+    let wrong = |e: serde_json::Error| {
+        invalid(format!("line {}: it is no list of changes: {e}", e.line())).hint(KNOWN)
+    };
+    let entries: Vec<Entry> = serde_json::from_str(text).map_err(wrong)?;
+    let is_map = entries.iter().any(|e| e.description.is_some() || e.kind.is_some());
+    let (mut ranges, mut covered) = (Vec::new(), 0);
+    for (index, entry) in (1..).zip(&entries) {
+        let at = |what: &str| invalid(format!("entry {index}: {what}"));
+        let (start, end) = range(entry.offset, entry.length)
+            .ok_or_else(|| at("offset and length lead beyond 2^64"))?;
+        if !is_map {
+            // Without `exists` it is some list of ranges: what else can they be than changed.
+            if !matches!(entry.exists, None | Some(Value::Bool(_) | Value::String(_))) {
+                return Err(at("\"exists\" is neither true nor false").hint(KNOWN));
+            }
+            ranges.push((start, end));
+            continue;
+        }
+        match entry.description.as_deref() {
+            Some("clean") => {}
+            Some("dirty") => ranges.push((start, end)),
+            other => {
+                let what = other.unwrap_or("nothing").escape_debug();
+                return Err(at(&format!("it says \"{what}\", neither \"dirty\" nor \"clean\""))
+                    .hint("ask for a dirty bitmap: nbdinfo --map=qemu:dirty-bitmap:NAME --json"));
+            }
+        }
+        // What a map leaves out is not called clean.
+        if start > covered {
+            ranges.push((covered, start));
+        }
+        covered = covered.max(end);
+    }
+    if is_map {
+        ranges.push((covered, u64::MAX));
+    }
+    Ok(ranges)
+}
+
+const KNOWN: &str = "known are \"nbdinfo --map --json\", \"rbd diff --format json\", and lines of \
+                     \"offset length\"";
+
+fn from_lines(text: &str) -> Result<Vec<(u64, u64)>> {
+    let mut ranges = Vec::new();
+    for (number, line) in (1..).zip(text.lines()) {
+        let line = line.split('#').next().unwrap_or_default();
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let found = match fields.as_slice() {
+            [] => continue,
+            [offset, length] => match (bytes(offset), bytes(length)) {
+                (Some(offset), Some(length)) => range(offset, length),
+                _ => None,
+            },
+            _ => None,
+        };
+        ranges.push(found.ok_or_else(|| {
+            invalid(format!("line {number}: it is not \"offset length\" in bytes")).hint(KNOWN)
+        })?);
+    }
+    Ok(ranges)
+}
+
+/// Decimal, or hexadecimal after 0x.
+fn bytes(text: &str) -> Option<u64> {
+    let (digits, radix) = match text.strip_prefix("0x") {
+        Some(digits) => (digits, 16),
+        None => (text, 10),
+    };
+    let is_number = digits.bytes().all(|b| b.is_ascii_hexdigit());
+    is_number.then(|| u64::from_str_radix(digits, radix).ok()).flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ranges(text: &str) -> Vec<(u64, u64)> {
+        ChangeList::parse(text.as_bytes()).unwrap().ranges
+    }
+
+    fn refused(text: &str) -> String {
+        ChangeList::parse(text.as_bytes()).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn each_format_is_told_by_its_look() {
+        let nbdinfo = r#"[
+            { "offset": 0, "length": 65536, "type": 0, "description": "clean" },
+            { "offset": 65536, "length": 65536, "type": 1, "description": "dirty" },
+            { "offset": 131072, "length": 65536, "type": 0, "description": "clean" } ]"#;
+        assert_eq!(ranges(nbdinfo), [(65536, 131_072), (196_608, u64::MAX)]);
+        let rbd = r#"[{"offset":4194304,"length":8192,"exists":"true"},
+                      {"offset":0,"length":4096,"exists":"false"}]"#;
+        assert_eq!(ranges(rbd), [(0, 4096), (4_194_304, 4_202_496)]);
+        let lines = "# since yesterday\n0x1000 4096\n\n  0 100   # the first\n50 0x64\n";
+        assert_eq!(ranges(lines), [(0, 150), (4096, 8192)]);
+        for nothing in ["", "\n", "[]", "0 0"] {
+            assert_eq!(ranges(nothing), [], "{nothing:?}");
+        }
+    }
+
+    #[test]
+    fn what_a_map_does_not_cover_counts_as_changed() {
+        let map = r#"[{"offset":4096,"length":4096,"type":0,"description":"clean"},
+                      {"offset":16384,"length":4096,"type":0,"description":"clean"}]"#;
+        assert_eq!(ranges(map), [(0, 4096), (8192, 16_384), (20_480, u64::MAX)]);
+    }
+
+    #[test]
+    fn what_is_no_list_of_changes_is_refused_with_its_place() {
+        let allocation = r#"[{"offset":0,"length":4096,"type":0,"description":"data"}]"#;
+        assert!(refused(allocation).starts_with("entry 1: it says \"data\""));
+        let bare = r#"[{"offset":0,"length":4096,"type":1}]"#;
+        assert!(refused(bare).starts_with("entry 1: it says \"nothing\""));
+        assert!(refused("0 4096\n4096\n").starts_with("line 2: it is not \"offset length\""));
+        for bad in
+            ["{}", "[1]", "[{\"offset\":-1,\"length\":1}]", "{\"a\":", "1 2 3", "-1 2", "1 +2"]
+        {
+            assert!(refused(bad).contains("known are"), "{bad}");
+        }
+        let beyond = format!("0 1\n{} 1", u64::MAX);
+        assert!(refused(&beyond).starts_with("line 2"));
+        assert!(ChangeList::parse(&[0xff, 0xfe]).is_err());
+    }
+
+    #[test]
+    fn what_is_new_counts_as_changed() {
+        let list = ChangeList::of(vec![(0, 10), (500, 600)]).and_from(550);
+        assert_eq!(list.ranges, [(0, 10), (500, u64::MAX)]);
+    }
+}

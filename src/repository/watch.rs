@@ -1,0 +1,201 @@
+//! Snapshots on an interval: how far back the newest one lies is what a disaster would cost.
+//!
+//! A few threads take the image that is due first. One that fails is tried again, later and later, and
+//! keeps none of the others waiting.
+
+use super::{
+    Outcome, PruneRequest, Pruned, Repository, SnapshotOutcome, SnapshotRequest, check_distinct,
+    name_of,
+};
+use crate::error::{ErrorKind, Result};
+use crate::progress::Context;
+use crate::retention::Rules;
+use jiff::Timestamp;
+use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// After the first failure; after each other one twice as long, up to the interval.
+const FIRST_RETRY: Duration = Duration::from_secs(5);
+/// How often it is looked whether to stop.
+const TICK: Duration = Duration::from_millis(100);
+/// Images that are worked on at a time.
+const AT_ONCE: usize = 4;
+
+/// What is to be watched.
+pub struct WatchRequest {
+    /// The images, each with how its snapshots are taken.
+    pub images: Vec<SnapshotRequest>,
+    /// From one snapshot to the next.
+    pub every: Duration,
+    /// What is kept; otherwise what repository.toml says, and all if it says nothing.
+    pub rules: Option<Rules>,
+}
+
+/// What became of one turn of an image.
+pub struct Watched {
+    /// The image.
+    pub image: PathBuf,
+    /// Its name.
+    pub name: String,
+    /// The snapshot.
+    pub result: Result<SnapshotOutcome>,
+    /// What was dropped afterwards, if there are rules and a new snapshot.
+    pub pruned: Option<Result<Pruned>>,
+    /// How long the turn took.
+    pub seconds: f64,
+    /// How old the newest state is that can be restored now.
+    pub age_seconds: Option<f64>,
+    /// How old the newest one was just before: the most that would have been lost since the last turn.
+    /// None if there was none.
+    pub rpo_seconds: Option<f64>,
+    /// Failures in a row, this one included.
+    pub failures: u32,
+    /// When its next turn is.
+    pub next_in: Duration,
+}
+
+/// What is known of an image from turn to turn.
+struct Turn {
+    due: Instant,
+    is_running: bool,
+    failures: u32,
+    /// The newest moment that can be restored.
+    point: Option<Timestamp>,
+}
+
+impl Repository {
+    /// Takes snapshots until the context says to stop, and tells `each` of every turn.
+    ///
+    /// # Errors
+    /// `InvalidInput` if two requests are of the same image or name. Nothing else ends it.
+    pub fn watch(
+        &self,
+        request: &WatchRequest,
+        context: &Context,
+        each: impl Fn(Watched) + Sync,
+    ) -> Result<()> {
+        check_distinct(&request.images)?;
+        let now = Instant::now();
+        let turn = |of: &SnapshotRequest| {
+            let point = self.newest_point(of, context);
+            Turn { due: now, is_running: false, failures: 0, point }
+        };
+        let turns: Mutex<Vec<Turn>> = Mutex::new(request.images.iter().map(turn).collect());
+        let at_once = request.images.len().min(AT_ONCE).min(context.threads()).max(1);
+        // One bar of progress would be of no use, so each is a part of nothing.
+        let context = context.clone().shared_among(at_once, at_once).part_of_phase(0);
+        std::thread::scope(|threads| {
+            for _ in 0..at_once {
+                threads.spawn(|| self.take_turns(request, &turns, &context, &each));
+            }
+        });
+        Ok(())
+    }
+
+    fn newest_point(&self, of: &SnapshotRequest, context: &Context) -> Option<Timestamp> {
+        let reader = self.read(&name_in(of), context).ok()?;
+        reader.manifest().snapshots.iter().map(|s| s.time).max()
+    }
+
+    fn take_turns(
+        &self,
+        request: &WatchRequest,
+        turns: &Mutex<Vec<Turn>>,
+        context: &Context,
+        each: &(impl Fn(Watched) + Sync),
+    ) {
+        while context.check().is_ok() {
+            let Some(index) = next_due(turns) else {
+                std::thread::sleep(TICK);
+                continue;
+            };
+            let Some(of) = request.images.get(index) else { return };
+            let begun = Instant::now();
+            let started = Timestamp::now();
+            let result = self.snapshot(of, context);
+            if result.as_ref().is_err_and(|e| e.kind() == ErrorKind::Interrupted) {
+                return;
+            }
+            let pruned = match &result {
+                Ok(done) if done.outcome == Outcome::Taken => {
+                    self.prune_by(request.rules.clone(), &done.name, context)
+                }
+                _ => None,
+            };
+            let now = Timestamp::now();
+            let since = |point: Timestamp| (now.duration_since(point)).as_secs_f64().max(0.0);
+            let mut all = lock(turns);
+            let Some(turn) = all.get_mut(index) else { return };
+            let rpo_seconds = turn.point.map(since);
+            match &result {
+                Ok(done) => {
+                    // What is found unchanged is a state that can be restored, too.
+                    let is_new = done.outcome == Outcome::Taken;
+                    turn.point = Some(if is_new { done.snapshot.time } else { started });
+                    turn.failures = 0;
+                    // Turns that were missed are left out.
+                    while turn.due <= Instant::now() {
+                        turn.due += request.every;
+                    }
+                }
+                Err(_) => {
+                    turn.failures = turn.failures.saturating_add(1);
+                    let factor = 1u32 << (turn.failures - 1).min(16);
+                    turn.due = Instant::now() + (FIRST_RETRY * factor).min(request.every);
+                }
+            }
+            turn.is_running = false;
+            let watched = Watched {
+                image: of.image.clone(),
+                name: name_in(of),
+                result,
+                pruned,
+                seconds: begun.elapsed().as_secs_f64(),
+                age_seconds: turn.point.map(since),
+                rpo_seconds,
+                failures: turn.failures,
+                next_in: turn.due.saturating_duration_since(Instant::now()),
+            };
+            drop(all);
+            each(watched);
+        }
+    }
+
+    /// Prunes an image if anything says what to keep.
+    fn prune_by(
+        &self,
+        rules: Option<Rules>,
+        name: &str,
+        context: &Context,
+    ) -> Option<Result<Pruned>> {
+        let rules = match rules {
+            Some(rules) => rules,
+            None => match self.policy(name) {
+                Ok(policy) => policy.rules?,
+                Err(e) => return Some(Err(e)),
+            },
+        };
+        let request = PruneRequest { rules: Some(rules), ..PruneRequest::default() };
+        Some(self.prune(name, &request, context))
+    }
+}
+
+fn name_in(of: &SnapshotRequest) -> String {
+    let name = of.name.clone().map_or_else(|| name_of(&of.image), Ok);
+    name.unwrap_or_else(|_| of.image.display().to_string())
+}
+
+/// The image that is due and has waited longest; it is taken.
+fn next_due(turns: &Mutex<Vec<Turn>>) -> Option<usize> {
+    let now = Instant::now();
+    let mut turns = lock(turns);
+    let due = turns.iter_mut().enumerate().filter(|(_, t)| !t.is_running && t.due <= now);
+    let (index, turn) = due.min_by_key(|(_, turn)| turn.due)?;
+    turn.is_running = true;
+    Some(index)
+}
+
+fn lock(turns: &Mutex<Vec<Turn>>) -> MutexGuard<'_, Vec<Turn>> {
+    turns.lock().unwrap_or_else(PoisonError::into_inner)
+}

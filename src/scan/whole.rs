@@ -1,0 +1,143 @@
+//! All of an image, window by window.
+
+use super::job::{Extents, Job, Part};
+use super::{Index, window_bytes};
+use crate::chain::{ChainCursor, Stretch};
+use crate::error::Result;
+use crate::progress::Context;
+use crate::source::Source;
+use crate::units::{BlockRange, ExtentKind, Geometry};
+use std::sync::Arc;
+
+/// Holes smaller than this within a window are read with it: a mapping costs more than zeros.
+const SMALL_HOLE_BYTES: u64 = 64 << 10;
+/// Windows over which the index is merged at once.
+const WINDOWS_AHEAD: u64 = 8;
+/// Spans of the index that one job takes, where there is nothing to read.
+const SPANS_PER_JOB: usize = 256;
+/// Windows between two looks at whether somebody else wants the image.
+const CHECK_EVERY: u64 = 4;
+
+/// Cuts the image into jobs, in order.
+pub(super) struct WholePlan<'a> {
+    source: &'a dyn Source,
+    context: &'a Context,
+    geometry: Geometry,
+    extents: Extents<'a>,
+    cursor: Option<ChainCursor>,
+    /// The index as far as it was merged ahead, and where that ends: a long chain is not looked
+    /// through for each window.
+    ahead: Option<Arc<Stretch>>,
+    ahead_end: u64,
+    /// The longer of image and index, in blocks.
+    end: u64,
+    position: u64,
+    jobs: u64,
+}
+
+impl<'a> WholePlan<'a> {
+    pub fn new(
+        source: &'a dyn Source,
+        index: &Index<'_>,
+        geometry: Geometry,
+        context: &'a Context,
+    ) -> Self {
+        let cursor = match index {
+            Index::Parent(chain) => Some(chain.cursor()),
+            Index::Nothing(..) => None,
+        };
+        let old_count = geometry.block_size.count(index.image_bytes());
+        let end = geometry.block_count().max(old_count);
+        Self {
+            source,
+            context,
+            geometry,
+            extents: Extents::new(source, geometry),
+            cursor,
+            ahead: None,
+            ahead_end: 0,
+            end,
+            position: 0,
+            jobs: 0,
+        }
+    }
+
+    pub fn next(&mut self) -> Result<Option<Job>> {
+        if self.position >= self.end {
+            return Ok(None);
+        }
+        if self.jobs.is_multiple_of(CHECK_EVERY) {
+            self.source.check()?;
+        }
+        self.jobs += 1;
+        let first = self.position;
+        if first >= self.geometry.block_count() {
+            return self.idle_job(self.end).map(Some);
+        }
+        let (extent, kind) = self.extents.at(first)?;
+        if kind == ExtentKind::Hole {
+            return self.idle_job(extent.end()).map(Some);
+        }
+        let window =
+            window_bytes(self.context.all_threads()) / u64::from(self.geometry.block_size.bytes());
+        let end = ((first / window + 1) * window).min(self.geometry.block_count());
+        let parts = self.parts_until(end)?;
+        let index = self.index_over(window)?;
+        self.position = end;
+        Ok(Some(Job { blocks: BlockRange::between(first, end), parts, index }))
+    }
+
+    /// The index over the window at the position, and some more.
+    fn index_over(&mut self, window: u64) -> Result<Option<Arc<Stretch>>> {
+        if self.position >= self.ahead_end
+            && let Some(cursor) = &mut self.cursor
+        {
+            // Ends where a window does.
+            let ahead = window * WINDOWS_AHEAD;
+            self.ahead_end = ((self.position / ahead + 1) * ahead).min(self.end);
+            self.ahead = Some(Arc::new(cursor.stretch(self.ahead_end, usize::MAX)?));
+        }
+        Ok(self.ahead.clone())
+    }
+
+    /// A job with nothing to read, up to `end` or until it has enough spans.
+    fn idle_job(&mut self, end: u64) -> Result<Job> {
+        let first = self.position;
+        let (end, index) = if first < self.ahead_end {
+            (end.min(self.ahead_end), self.ahead.clone())
+        } else if let Some(cursor) = &mut self.cursor {
+            let index = cursor.stretch(end, SPANS_PER_JOB)?;
+            (cursor.position(), Some(Arc::new(index)))
+        } else {
+            (end, None)
+        };
+        self.position = end;
+        let blocks = BlockRange::between(first, end);
+        Ok(Job { blocks, parts: vec![Part { blocks, is_hole: true, may_differ: true }], index })
+    }
+
+    /// Data and holes from the position up to `end`; small holes are taken along with data.
+    fn parts_until(&mut self, end: u64) -> Result<Vec<Part>> {
+        let small = SMALL_HOLE_BYTES / u64::from(self.geometry.block_size.bytes());
+        let mut parts: Vec<Part> = Vec::new();
+        let mut at = self.position;
+        while at < end {
+            let (extent, kind) = self.extents.at(at)?;
+            let blocks = BlockRange::between(at, extent.end().min(end));
+            at = blocks.end();
+            let part = Part { blocks, is_hole: kind == ExtentKind::Hole, may_differ: true };
+            if !part.is_hole
+                && let [.., data, hole] = parts.as_mut_slice()
+                && !data.is_hole
+                && hole.is_hole
+                && hole.blocks.count <= small
+            {
+                data.blocks = BlockRange::between(data.blocks.first, at);
+                parts.pop();
+                continue;
+            }
+            parts.push(part);
+        }
+        Ok(parts)
+    }
+}
