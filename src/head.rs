@@ -17,6 +17,14 @@ pub struct Head {
     pub stat: Option<FileStat>,
     /// A rollback has begun: until it ends, the image is a mixture.
     pub intent: Option<RollbackIntent>,
+    /// How often the image was found unchanged and no snapshot was made: each time another part of it was
+    /// read again (FORMAT.md J6).
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub skipped: u64,
+}
+
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 /// A rollback that has begun.

@@ -236,12 +236,14 @@ pub fn show(
         some => some.iter().map(|n| format!("{name}@{n}")).collect::<Vec<_>>().join(", "),
     };
     let block_bytes = u64::from(s.block_bytes);
+    let (found, proved) = found_text(manifest, s);
     let mut rows: Vec<(&str, String)> = vec![
         ("label", s.label.clone().unwrap_or("none".into())),
         ("time", format!("{}, {}", output::time(s.time), output::age(s.time))),
         ("parent", parent_text(manifest, s, parent, &refs)),
         ("state", state_text(s)),
-        ("found", found_text(manifest, s)),
+        ("found", found),
+        ("proved", proved),
         ("children", refs(&children)),
         (
             "head",
@@ -305,8 +307,9 @@ fn state_text(s: &Snapshot) -> String {
     .into()
 }
 
-fn found_text(manifest: &Manifest, s: &Snapshot) -> String {
-    let Some(hint) = s.hint else { return "by reading all of it".into() };
+/// Who told what may have changed, and how much of the rest was looked at.
+fn found_text(manifest: &Manifest, s: &Snapshot) -> (String, String) {
+    let Some(hint) = s.hint else { return ("by reading all of it".into(), "all of it".into()) };
     let since = manifest.stored().into_iter().find(|other| other.id == hint.since);
     let since = since.map_or("a snapshot that is gone".into(), |other| {
         format!("{}@{}", manifest.name, other.number)
@@ -318,9 +321,9 @@ fn found_text(manifest: &Manifest, s: &Snapshot) -> String {
         HintKind::Times => format!("its file was not written to since {since}"),
     };
     let recheck = match recheck_cycle(s, &hint) {
-        None => "nothing of the rest was looked at".to_owned(),
+        None => "nothing of what is called unchanged".to_owned(),
         Some(cycle) => format!(
-            "{} of the rest looked at, all of it every {}",
+            "{} of what is called unchanged, all of it in {}",
             output::bytes(hint.recheck_blocks * u64::from(s.block_bytes)),
             output::plural(cycle, "snapshot")
         ),
@@ -329,7 +332,7 @@ fn found_text(manifest: &Manifest, s: &Snapshot) -> String {
         0 => String::new(),
         blocks => format!("; {} had changed all the same", output::plural(blocks, "block")),
     };
-    format!("{how}; {recheck}{missed}")
+    (how, format!("{recheck}{missed}"))
 }
 
 fn parent_text(

@@ -44,8 +44,8 @@ pub fn run(
         rules: (!rules.is_empty()).then_some(rules),
     };
     let images = output::plural(request.images.len() as u64, "image");
-    printer
-        .say(&format!("watching {images}, every {}", output::duration(verb.every.as_secs_f64())));
+    let every = jiff::SignedDuration::try_from(verb.every).unwrap_or_default();
+    printer.say(&format!("watching {images}, every {every:#}"));
     let unprinted: Mutex<Option<Error>> = Mutex::new(None);
     repository.watch(&request, context, |watched| {
         let mut unprinted = unprinted.lock().unwrap_or_else(PoisonError::into_inner);
@@ -77,7 +77,7 @@ fn print(watched: &Watched, printer: &Printer, context: &Context) -> Result<()> 
                 1 => String::new(),
                 times => format!(" (failed {times} times in a row)"),
             };
-            let again = format!("{}{times}: {error}; again in {next}", watched.name);
+            let again = format!("{now}  {}{times}: {error}; again in {next}", watched.name);
             printer.failure(&again);
             Ok(())
         }

@@ -1,7 +1,8 @@
 //! Which share of what is called unchanged is looked at all the same.
 //!
 //! The image is cut into equal parts, and each snapshot looks at the one that its number says: after as
-//! many snapshots as there are parts all of it was looked at.
+//! many snapshots as there are parts all of it was looked at. What is found unchanged and makes no
+//! snapshot counts as well.
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::{BlockRange, Geometry};
@@ -49,13 +50,13 @@ impl Recheck {
         }
     }
 
-    /// The blocks that the snapshot of a number looks at.
-    pub fn blocks(self, geometry: Geometry, number: u64) -> BlockRange {
+    /// The blocks that are looked at in a turn; the next turn looks at those behind them.
+    pub fn blocks(self, geometry: Geometry, turn: u64) -> BlockRange {
         let at_once = self.block_count(geometry);
         let Some(cycle) = cycle(geometry.block_count(), at_once) else {
             return BlockRange::between(0, 0);
         };
-        let first = number % cycle * at_once;
+        let first = turn % cycle * at_once;
         BlockRange::between(first, (first + at_once).min(geometry.block_count()))
     }
 }

@@ -73,7 +73,7 @@ impl Repository {
         }
         // After the commit: an intent must not be forgotten if that failed. What the old head says of
         // the old file cannot be true of the new one, which is another inode.
-        let head = Head { snapshot: writer.head.snapshot, stat: None, intent: None };
+        let head = Head { stat: None, intent: None, ..writer.head.clone() };
         head.save(self.store.as_ref(), name)?;
         Ok(path)
     }

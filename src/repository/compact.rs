@@ -119,7 +119,7 @@ impl Repository {
         writer.manifest = next;
         if writer.head.snapshot.is_some_and(|id| ids.contains(&id)) {
             // What an interrupted rollback left behind stays known.
-            writer.head = Head { snapshot: None, stat: None, intent: writer.head.intent };
+            writer.head = Head { snapshot: None, stat: None, ..writer.head.clone() };
             writer.head.save(self.store.as_ref(), &writer.manifest.name)?;
         }
         Ok(unneeded)

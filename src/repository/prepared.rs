@@ -64,7 +64,8 @@ impl Repository {
             is_by_reference: false,
         };
         let parent_number = parent_id.and_then(|id| manifest.by_id(id)).map(|s| s.number);
-        Ok(Prepared { plan, parent_id, parent_number, time: now })
+        let turn = manifest.next_number + head.skipped;
+        Ok(Prepared { plan, parent_id, parent_number, time: now, turn })
     }
 }
 
@@ -81,6 +82,8 @@ pub(super) struct Prepared {
     pub(super) parent_id: Option<Uuid>,
     parent_number: Option<u64>,
     time: Timestamp,
+    /// Which part of what is called unchanged is looked at.
+    turn: u64,
 }
 
 impl Prepared {
@@ -141,9 +144,8 @@ impl Prepared {
             RawFile::unguarded(file, image.path())
         });
         let clone = clone.transpose()?;
-        let number = self.plan.identity.number;
         let take_of = |source: &RawFile, out: &mut dyn FnMut(Out<'_>) -> Result<()>| {
-            let scope = way.scope(self.against(), source.image_bytes(), number)?;
+            let scope = way.scope(self.against(), source.image_bytes(), self.turn)?;
             self.take(source, scope, context, &mut |bytes| out(Out::Bytes(bytes)))
         };
         let Some(clone) = clone else { return Ok((take_of(image, out)?, false)) };

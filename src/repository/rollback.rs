@@ -229,7 +229,8 @@ impl Repository {
         image.check()?;
         let name = writer.manifest.name.clone();
         let store = self.store.as_ref();
-        writer.head = Head { snapshot: Some(id), stat, intent: None };
+        let skipped = writer.head.skipped;
+        writer.head = Head { snapshot: Some(id), stat, intent: None, skipped };
         let Err(error) = writer.head.save(store, &name) else { return Ok(()) };
         context.progress().warn(&format!("{error}; what is known of the image is forgotten"));
         Head::forget(store, &name)
@@ -286,7 +287,7 @@ impl Repository {
         let (head, against) = (&writer.head, Some(target));
         let search = Search { manifest, head, live, against, request, policy };
         let way = self.find_way(&search, context)?;
-        let (bytes, number) = (live.image.image_bytes(), manifest.next_number);
+        let (bytes, number) = (live.image.image_bytes(), manifest.next_number + head.skipped);
         let hint = way.kind();
         let scope = move || way.scope(Some(target), bytes, number);
         Ok(OwnedBasis { hint, from: From::Scan(Box::new(scope)) })
@@ -303,6 +304,7 @@ impl Repository {
             snapshot: writer.head.snapshot,
             stat: None,
             intent: Some(RollbackIntent { target: *target, saved: saved.or(before) }),
+            skipped: writer.head.skipped,
         };
         writer.head.save(self.store.as_ref(), &writer.manifest.name)
     }

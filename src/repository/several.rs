@@ -55,7 +55,7 @@ impl Repository {
 
     /// Not more than there are threads: each needs one. Nor more than may compress at once (only blocks
     /// can be larger than the frames that are usual).
-    fn at_once(&self, requests: &[SnapshotRequest], context: &Context) -> usize {
+    pub(super) fn at_once(&self, requests: &[SnapshotRequest], context: &Context) -> usize {
         let defaults = self.defaults();
         let block_bytes = u64::from(defaults.block_size.bytes());
         let compressing = requests.iter().map(|request| {

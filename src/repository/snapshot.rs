@@ -224,6 +224,7 @@ impl Repository {
             drop(upload);
             let parent = prepared.parent_id.and_then(|id| writer.manifest.by_id(id)).cloned();
             if let Some(parent) = parent {
+                writer.head.skipped += 1;
                 self.note_head(writer, parent.id, stat, context);
                 return Ok(prepared.outcome(&name, parent, Outcome::Skipped, live, &way));
             }
@@ -260,7 +261,8 @@ impl Repository {
         stat: Option<FileStat>,
         context: &Context,
     ) {
-        writer.head = Head { snapshot: Some(id), stat, intent: None };
+        let skipped = writer.head.skipped;
+        writer.head = Head { snapshot: Some(id), stat, intent: None, skipped };
         if let Err(e) = writer.head.save(self.store.as_ref(), &writer.manifest.name) {
             context.progress().warn(&format!("{e}; the next rollback will have to scan"));
         }

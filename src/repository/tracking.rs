@@ -127,8 +127,8 @@ impl Way {
         }
     }
 
-    /// What a scan against `parent`, for the snapshot of a number, is to look at.
-    pub fn scope(&self, parent: Option<&Chain>, image_bytes: u64, number: u64) -> Result<Scope> {
+    /// What a scan against `parent` is to look at; `turn` says which part of what is called unchanged.
+    pub fn scope(&self, parent: Option<&Chain>, image_bytes: u64, turn: u64) -> Result<Scope> {
         let Some(parent) = parent else { return Ok(Scope::Whole) };
         let (hints, since): (Option<Box<dyn ChangeHints>>, Option<&Chain>) = match &self.basis {
             Basis::Whole(_) => return Ok(Scope::Whole),
@@ -157,7 +157,7 @@ impl Way {
             None => None,
         };
         let geometry = Geometry::new(parent.geometry().block_size, image_bytes)?;
-        let recheck = self.recheck.blocks(geometry, number);
+        let recheck = self.recheck.blocks(geometry, turn);
         Ok(Scope::Hinted(Box::new(Hinted { hints, touched, recheck })))
     }
 
@@ -372,11 +372,18 @@ fn why_read_all(
     }
     let name = &manifest.name;
     let stored = manifest.stored();
-    if let Some((last, hint)) = stored.last().and_then(|s| Some((s, s.hint?)))
-        && hint.missed_blocks > 0
-    {
-        let place = format!("{name}@{}", last.number);
-        return Ok(Some(format!("what was known at {place} had missed changes")));
+    let newest = manifest.next_number.saturating_sub(1);
+    match stored.last() {
+        Some(last) if last.number < newest => {
+            return Ok(Some(format!(
+                "it is not known any more what {name}@{newest} had found out"
+            )));
+        }
+        Some(last) if last.missed_blocks() > 0 => {
+            let place = format!("{name}@{newest}");
+            return Ok(Some(format!("what was known at {place} had missed changes")));
+        }
+        _ => {}
     }
     let lineage = manifest.lineage(id_of(parent))?;
     let unread = lineage.iter().find(|s| s.unread_blocks > 0);

@@ -19,8 +19,6 @@ use std::time::{Duration, Instant};
 const FIRST_RETRY: Duration = Duration::from_secs(5);
 /// How often it is looked whether to stop.
 const TICK: Duration = Duration::from_millis(100);
-/// Images that are worked on at a time.
-const AT_ONCE: usize = 4;
 
 /// What is to be watched.
 pub struct WatchRequest {
@@ -82,7 +80,7 @@ impl Repository {
             Turn { due: now, is_running: false, failures: 0, point }
         };
         let turns: Mutex<Vec<Turn>> = Mutex::new(request.images.iter().map(turn).collect());
-        let at_once = request.images.len().min(AT_ONCE).min(context.threads()).max(1);
+        let at_once = self.at_once(&request.images, context);
         // One bar of progress would be of no use, so each is a part of nothing.
         let context = context.clone().shared_among(at_once, at_once).part_of_phase(0);
         std::thread::scope(|threads| {
@@ -113,16 +111,14 @@ impl Repository {
             let Some(of) = request.images.get(index) else { return };
             let begun = Instant::now();
             let started = Timestamp::now();
-            let result = self.snapshot(of, context);
+            // As it is now: its settings may have changed, or its disk may be away.
+            let (result, pruned) = match Self::open(self.store.clone()) {
+                Ok(repository) => repository.take_turn(of, request.rules.as_ref(), context),
+                Err(e) => (Err(e), None),
+            };
             if result.as_ref().is_err_and(|e| e.kind() == ErrorKind::Interrupted) {
                 return;
             }
-            let pruned = match &result {
-                Ok(done) if done.outcome == Outcome::Taken => {
-                    self.prune_by(request.rules.clone(), &done.name, context)
-                }
-                _ => None,
-            };
             let now = Timestamp::now();
             let since = |point: Timestamp| (now.duration_since(point)).as_secs_f64().max(0.0);
             let mut all = lock(turns);
@@ -162,15 +158,30 @@ impl Repository {
         }
     }
 
+    /// A snapshot, and what is pruned after it.
+    fn take_turn(
+        &self,
+        of: &SnapshotRequest,
+        rules: Option<&Rules>,
+        context: &Context,
+    ) -> (Result<SnapshotOutcome>, Option<Result<Pruned>>) {
+        let result = self.snapshot(of, context);
+        let pruned = match &result {
+            Ok(done) if done.outcome == Outcome::Taken => self.prune_by(rules, &done.name, context),
+            _ => None,
+        };
+        (result, pruned)
+    }
+
     /// Prunes an image if anything says what to keep.
     fn prune_by(
         &self,
-        rules: Option<Rules>,
+        rules: Option<&Rules>,
         name: &str,
         context: &Context,
     ) -> Option<Result<Pruned>> {
         let rules = match rules {
-            Some(rules) => rules,
+            Some(rules) => rules.clone(),
             None => match self.policy(name) {
                 Ok(policy) => policy.rules?,
                 Err(e) => return Some(Err(e)),
