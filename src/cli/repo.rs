@@ -3,10 +3,12 @@
 use super::printer::Printer;
 use super::usage;
 use imgsnap::error::{Error, ErrorKind, Result};
-use imgsnap::repository::{At, Defaults, Reference, Repository};
+use imgsnap::hints::clone_into;
+use imgsnap::repository::{At, Defaults, Reference, Repository, Track};
 use imgsnap::source::RawFile;
 use imgsnap::store::{LocalStore, OsDisk, Store};
-use std::os::unix::fs::DirBuilderExt;
+use std::fs::OpenOptions;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -53,13 +55,36 @@ pub fn open_or_create(
             }
             // Nothing is made for an image that cannot be taken.
             let why: Vec<Error> =
-                verb.images.iter().map_while(|image| RawFile::open(image).err()).collect();
+                verb.images.iter().map_while(|image| why_not(image, verb).err()).collect();
             if why.len() == verb.images.len() {
                 return Ok(Err(why));
             }
             open_or_make(repo, printer).map(Ok)
         }
         other => other.map(Ok),
+    }
+}
+
+/// Fails if an image cannot be taken: one that is in use can, where it can be cloned.
+fn why_not(image: &Path, verb: &super::args::Snapshot) -> Result<()> {
+    match RawFile::open(image) {
+        Err(e) if e.kind() == ErrorKind::Busy => {
+            let may_clone = verb.tracking.track != Some(Track::None) && can_clone_beside(image);
+            if may_clone { Ok(()) } else { Err(e) }
+        }
+        other => other.map(drop),
+    }
+}
+
+/// True if the file system of a file clones files.
+fn can_clone_beside(file: &Path) -> bool {
+    let Ok(file) = std::fs::canonicalize(file) else { return false };
+    let Some(folder) = file.parent() else { return false };
+    let mut nameless = OpenOptions::new();
+    nameless.read(true).write(true).mode(0o600).custom_flags(libc::O_TMPFILE);
+    match (nameless.open(folder), nameless.open(folder)) {
+        (Ok(one), Ok(other)) => clone_into(&one, &other).is_ok(),
+        _ => false,
     }
 }
 
