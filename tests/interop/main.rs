@@ -20,5 +20,8 @@ mod qemu;
 mod random;
 mod read_only;
 mod sparse;
+mod tracked;
+mod tracked_histories;
+mod tracked_live;
 mod tracking_output;
 mod truncated;
