@@ -9,7 +9,7 @@ use crate::codec::Compression;
 use crate::error::{Error, ErrorKind, Result};
 use crate::head::Head;
 use crate::hints::{ChangeList, CloneFolder, Recheck};
-use crate::manifest::{self, HintUse, KeptClone, Manifest, Snapshot};
+use crate::manifest::{self, HintKind, HintUse, KeptClone, Manifest, Snapshot};
 use crate::progress::Context;
 use crate::scan::Missed;
 use crate::source::{FileStat, RawFile};
@@ -270,8 +270,11 @@ impl Repository {
 }
 
 /// Gives the clone its name. Without one, the next snapshot reads more: no reason to have none.
+///
+/// Not after a list: it may have left something out, which is in the clone and not in the snapshot, and
+/// would be taken for known from then on. The clone of an earlier snapshot stays, and serves.
 fn keep_clone(live: &Live, way: &Way, id: Uuid, context: &Context) -> Option<KeptClone> {
-    let clone = way.clone.as_ref()?;
+    let clone = way.clone.as_ref().filter(|_| way.kind() != Some(HintKind::List))?;
     match CloneFolder::beside(live.image.path()).keep(clone, id) {
         Ok(stat) => Some(KeptClone { stat, seconds: clone.seconds, extents: clone.extents }),
         Err(e) => {
