@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use serde_json::Value;
 use std::fs::File;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -310,6 +310,21 @@ impl Started {
     /// True if it has ended.
     pub fn is_over(&mut self) -> bool {
         self.child.as_mut().unwrap().try_wait().unwrap().is_some()
+    }
+
+    /// Stops it as soon as it has said that on stderr, which is taken away; false if it ended before.
+    pub fn stop_when_it_says(&mut self, text: &str) -> bool {
+        let mut said = Vec::new();
+        let err = self.child.as_mut().unwrap().stderr.as_mut().unwrap();
+        while !String::from_utf8_lossy(&said).contains(text) {
+            let mut piece = [0; 512];
+            match err.read(&mut piece).unwrap() {
+                0 => return false,
+                count => said.extend_from_slice(&piece[..count]),
+            }
+        }
+        self.signal(Signal::SIGSTOP);
+        wait_until(|| state_of(self.id()) == Some('T'))
     }
 
     /// Waits for its end.

@@ -301,6 +301,51 @@ fn a_folder_of_clones_that_is_a_link_to_where_they_are_is_left_alone_and_warned_
     need!(no_folder(|lab| symlink(lab.path("mnt/away"), lab.path("mnt/.imgsnap")).unwrap()));
 }
 
+/// A list may be older than the image: what it leaves out must not be taken for known later.
+#[test]
+fn what_a_list_left_out_is_found_by_the_extents_of_the_next_snapshot() {
+    let (lab, _guards, image) = need!(xfs());
+    track(&lab, &image);
+    let (listed, left_out) = (MIB + 50 * BLOCK, MIB + 90 * BLOCK);
+    put(&image, listed, &noise(20, BLOCK));
+    put(&image, left_out, &noise(21, BLOCK));
+    let list = lab.path("list");
+    std::fs::write(&list, format!("{listed} {BLOCK}\n")).unwrap();
+    let args = [&tracked(&image, "0")[..], &["--changed", &list, "--changed-since", "@3"]].concat();
+    let taken = lab.run(&args).done().json();
+    assert_eq!((&taken["hint"]["kind"], &taken["changed_blocks"]), (&"list".into(), &1.into()));
+    put(&image, listed, &noise(22, BLOCK));
+    let (taken, _) = take(&lab, &image);
+    is_by_extents(&taken);
+    assert_eq!(taken["changed_blocks"], 2, "{taken}");
+}
+
+/// Where others than XFS and btrfs clone, nobody knows what addresses mean that they tell (those of SMB are
+/// the offsets in the file).
+#[test]
+fn an_image_on_another_file_system_that_clones_is_not_tracked() {
+    let (lab, _guards, _) = need!(xfs());
+    for folder in ["mnt/lower", "mnt/upper", "mnt/work"] {
+        std::fs::create_dir(lab.path(folder)).unwrap();
+    }
+    let [lower, upper, work] =
+        ["lower", "upper", "work"].map(|name| lab.path(&format!("mnt/{name}")));
+    let options = format!("lowerdir={lower},upperdir={upper},workdir={work}");
+    let _overlay =
+        need!(Mount::new(&["-t", "overlay", "-o", &options, "overlay"], &lab.path("over")));
+    let image = lab.path("over/vm.img");
+    make(&image, MIB);
+    put(&image, 0, &noise(1, BLOCK));
+    lab.run(&tracked(&image, "0")).fails(1).says("XFS and btrfs can");
+    for number in 1..=2 {
+        put(&image, 0, &noise(number, BLOCK));
+        let run = lab.run(&["snapshot", &image, "--json"]).done();
+        assert_eq!((&run.json()["hint"], run.err.as_str()), (&Value::Null, ""));
+        same(&image, &lab.restore(&format!("vm@{number}")));
+    }
+    assert_eq!(names_in(&lab.path("over")), ["vm.img"]);
+}
+
 /// Takes all room of a file system, down to the last inode.
 fn fill(lab: &Lab) {
     let _calm = no_fork();

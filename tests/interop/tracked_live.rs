@@ -161,6 +161,13 @@ fn written_so_far(lab: &Lab) -> u64 {
     new.filter_map(|entry| entry.metadata().ok()).map(|meta| meta.len()).max().unwrap_or(0)
 }
 
+/// Somebody who writes that many blocks of zeros.
+fn open_and_write(image: &str, blocks: u64) -> Started {
+    let (of, count) = (format!("of={image}"), format!("count={blocks}"));
+    let args = ["if=/dev/zero", &of, "bs=4096", "seek=3", &count, "conv=notrunc,fsync"];
+    Started::spawn(tool_command("dd", &args).unwrap())
+}
+
 /// Somebody opens the image while a snapshot reads it: he gets it, and the snapshot goes on with the clone.
 /// `tracked`: the second snapshot, by extents; otherwise the first. `in_the_middle`: some of it is stored.
 fn opened_meanwhile(
@@ -187,9 +194,7 @@ fn opened_meanwhile(
         assert!(wait_until(|| written_so_far(&lab) >= 2 * MIB || snapshot.is_over()));
         snapshot.signal(Signal::SIGSTOP);
     }
-    let of = format!("of={image}");
-    let args = ["if=/dev/zero", &of, "bs=4096", "seek=3", "count=700", "conv=notrunc,fsync"];
-    let mut opener = Started::spawn(tool_command("dd", &args)?);
+    let mut opener = open_and_write(&image, 700);
     let id = snapshot.id();
     assert!(wait_until(|| is_asked_to_let_go(id)), "nobody wants the image");
     assert!(!opener.is_over());
@@ -219,6 +224,35 @@ fn who_opens_the_image_before_it_is_read_gets_it_and_the_clone_is_read() {
 fn who_opens_the_image_while_it_is_read_gets_it_and_the_clone_is_read() {
     need!(opened_meanwhile(XFS, true, true));
     need!(opened_meanwhile(BTRFS, false, true));
+}
+
+/// No clone is made of an image that is as it was: then it is the last one that is read.
+#[test]
+fn who_opens_the_image_while_an_unchanged_one_is_read_again_gets_it_too() {
+    let lab = Lab::new();
+    let _guards = need!(mounted(&lab, XFS.0, XFS.1, 400));
+    let image = lab.path("mnt/vm.img");
+    make(&image, 96 * MIB);
+    put(&image, 0, &noise(1, 96 * MIB));
+    take(&lab, &image);
+    let before = lab.path("before");
+    keep(&image, &before);
+    let args = ["-v", "snapshot", &image, "--recheck", "100%", "--threads", "1", "--json"];
+    let mut snapshot = lab.start(&args);
+    let says = "vm@2: its file is unchanged since the head was noted";
+    assert!(snapshot.stop_when_it_says(says), "it does not say so");
+    let mut opener = open_and_write(&image, 50);
+    let id = snapshot.id();
+    assert!(wait_until(|| is_asked_to_let_go(id)), "nobody wants the image");
+    snapshot.signal(Signal::SIGCONT);
+    assert!(wait_until(|| opener.is_over()), "the opener has to wait");
+    assert_eq!(opener.wait().code(), Some(0));
+    let taken = snapshot.wait().done().json();
+    assert_eq!(taken["changed_blocks"], 0, "{taken}");
+    same(&before, &lab.restore("vm@2"));
+    let taken = take(&lab, &image);
+    assert_eq!((&taken["hint"]["kind"], &taken["changed_blocks"]), (&"extents".into(), &50.into()));
+    same(&image, &lab.restore("vm@3"));
 }
 
 /// How often snapshots and rollbacks are killed; `IMGSNAP_KILLS` says otherwise.
