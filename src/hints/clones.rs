@@ -9,6 +9,7 @@ use super::reflink::{clone_into, own_bytes};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::{attribute, set_attribute, set_no_copy_on_write};
 use nix::fcntl::{AT_FDCWD, AtFlags};
+use nix::sys::statfs::{BTRFS_SUPER_MAGIC, XFS_SUPER_MAGIC, fstatfs};
 use nix::unistd::linkat;
 use serde::{Deserialize, Serialize};
 use std::ffi::CStr;
@@ -99,6 +100,9 @@ impl NewClone {
     /// attributes.
     pub fn make(image: &File, path: &Path, extents: u64, owner: Owner) -> Result<Self> {
         let failed = |e| Error::io(format!("cannot make a clone of {}", path.display()), e);
+        if !tells_places(image) {
+            return Err(cannot(path));
+        }
         let mut options = OpenOptions::new();
         options.read(true).write(true).mode(0o600).custom_flags(libc::O_TMPFILE);
         let to = options.open(folder_of(path)).map_err(|e| match e.raw_os_error() {
@@ -139,6 +143,13 @@ impl NewClone {
 fn link(file: &File, path: &Path) -> io::Result<()> {
     let from = format!("/proc/self/fd/{}", file.as_raw_fd());
     Ok(linkat(AT_FDCWD, from.as_str(), AT_FDCWD, path, AtFlags::AT_SYMLINK_FOLLOW)?)
+}
+
+/// True on file systems of which it is known that two extents with one address are one. Others clone, too,
+/// but tell something else: SMB the offset in the file, bcachefs an address on one of several devices.
+fn tells_places(file: &File) -> bool {
+    let kind = fstatfs(file).map(|stat| stat.filesystem_type());
+    kind.is_ok_and(|kind| [XFS_SUPER_MAGIC, BTRFS_SUPER_MAGIC].contains(&kind))
 }
 
 fn cannot(path: &Path) -> Error {
