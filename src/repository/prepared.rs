@@ -138,8 +138,9 @@ impl Prepared {
         out: &mut dyn FnMut(Out<'_>) -> Result<()>,
     ) -> Result<(Taken, bool)> {
         let image = &live.image;
-        let clone = way.clone.as_ref().map(|clone| {
-            let file = clone.file().try_clone();
+        let clone = way.clone.as_ref().map(|clone| clone.file());
+        let clone = clone.or(way.standby.as_ref()).map(|file| {
+            let file = file.try_clone();
             let file = file.map_err(|e| Error::io("cannot open a clone again", e))?;
             RawFile::unguarded(file, image.path())
         });

@@ -22,6 +22,7 @@ use crate::scan::{Hinted, Scanned, Scope};
 use crate::source::{RawFile, Source};
 use crate::sys;
 use crate::units::Geometry;
+use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
@@ -87,6 +88,8 @@ pub(super) fn policy_of(request: &SnapshotRequest, policy: SnapshotPolicy) -> Sn
 pub(super) struct Way {
     /// What the image was at one moment.
     pub clone: Option<NewClone>,
+    /// If none was made because nothing changed: an earlier one that is the same.
+    pub standby: Option<File>,
     basis: Basis,
     recheck: Recheck,
 }
@@ -105,7 +108,7 @@ enum Basis {
 /// A clone of an earlier snapshot.
 struct Reference {
     chain: Chain,
-    file: std::fs::File,
+    file: File,
 }
 
 /// The snapshot at the tip of a chain.
@@ -116,7 +119,7 @@ fn id_of(chain: &Chain) -> Uuid {
 impl Way {
     /// All is read.
     pub fn whole() -> Self {
-        Self { clone: None, basis: Basis::Whole(None), recheck: Recheck::Usual }
+        Self { clone: None, standby: None, basis: Basis::Whole(None), recheck: Recheck::Usual }
     }
 
     /// Why all is read, if it is and that is of interest.
@@ -227,15 +230,20 @@ impl Repository {
             Ok(clone) => (Some(clone), None),
             Err(why) => (None, why),
         };
+        let mut standby = None;
         let basis = match (has_to_read, list, believed, &clone, reference) {
             (Some(why), ..) => Basis::Whole(why),
             (_, Some(list), ..) => list,
-            (_, _, Some(chain), ..) => Basis::Unchanged(id_of(chain)),
+            (_, _, Some(chain), _, reference) => {
+                let same = reference.ok().filter(|found| id_of(&found.chain) == id_of(chain));
+                standby = same.map(|found| found.file);
+                Basis::Unchanged(id_of(chain))
+            }
             (_, _, _, Some(_), Ok(reference)) => Basis::Extents(reference),
             (_, _, _, Some(_), Err(why)) => Basis::Whole(Some(why)),
             (_, _, _, None, _) => Basis::Whole(why_none),
         };
-        Ok(Way { clone, basis, recheck })
+        Ok(Way { clone, standby, basis, recheck })
     }
 
     /// True if the image is what it was at the tip of `chain`, by its times.
