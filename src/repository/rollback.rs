@@ -17,11 +17,16 @@ use crate::head::{Head, RollbackIntent};
 use crate::manifest::{HintKind, Snapshot};
 use crate::progress::Context;
 use crate::rollback::{Basis, RolledBack, execute, prove, rehearse, whole};
+use crate::room::room_for;
 use crate::scan::{Missed, Scope};
 use crate::source::{RawFile, Source};
 use crate::target::InPlace;
 use std::path::{Path, PathBuf};
 use uuid::Uuid;
+
+/// What should be left, besides what is written, when clones are kept during a rollback: file systems
+/// allocate in larger pieces than they are asked for.
+const SPARE_BYTES: u64 = 16 << 20;
 
 /// A rollback that a user wants.
 #[derive(Debug, Clone)]
@@ -149,13 +154,16 @@ impl Repository {
             outcome.saved = known.and_then(|id| writer.manifest.by_id(id)).map(|s| s.number);
         }
         let basis = self.basis(&writer, known, &live, &chain, believe, context)?;
-        outcome.scanned |= basis.is_scan();
-        outcome.hint = outcome.hint.or(basis.hint);
+        let mut needed_bytes = None;
         if !resumed {
             // Damage in the repository must show while the image is still whole.
             let found = rehearse(image, &chain, &basis.as_basis(), context)?;
             outcome.work.read_bytes += found.read_bytes;
+            needed_bytes = Some(found.written_bytes);
         }
+        let basis = self.with_room(&writer, image, basis, needed_bytes, context);
+        outcome.scanned |= basis.is_scan();
+        outcome.hint = outcome.hint.or(basis.hint);
         let saved =
             outcome.saved.and_then(|n| writer.manifest.snapshots.iter().find(|s| s.number == n));
         let saved = saved.map(|s| s.id);
@@ -214,6 +222,32 @@ impl Repository {
             "the image is a mixture now{saved}: run \"imgsnap rollback {name} --to {name}@{}\" again",
             target.number
         )))
+    }
+
+    /// What the image shares with a clone is not overwritten, but written anew. If there might be too
+    /// little room for that, the clones go, and what differs is found without them. How much is needed is
+    /// not known of an interrupted rollback, perhaps interrupted by just that.
+    fn with_room<'a>(
+        &self,
+        writer: &super::session::Writer,
+        image: &RawFile,
+        basis: OwnedBasis<'a>,
+        needed_bytes: Option<u64>,
+        context: &Context,
+    ) -> OwnedBasis<'a> {
+        let room = if image.is_device() { None } else { room_for(image.path()) };
+        let is_enough = |room: u64| {
+            needed_bytes.is_some_and(|needed| room / 2 >= needed.saturating_add(SPARE_BYTES))
+        };
+        if room.is_none_or(is_enough) {
+            return basis;
+        }
+        self.forget_clones(&writer.manifest, context);
+        match basis.hint {
+            // There is one without a name, too, until nobody has it open.
+            Some(_) => OwnedBasis { hint: None, from: From::Scan(Box::new(whole)) },
+            None => basis,
+        }
     }
 
     /// Notes that the image is the snapshot now. An intent that stays would be taken for a mixture, and
