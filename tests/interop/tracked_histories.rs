@@ -257,6 +257,20 @@ impl Trial {
         self.tally.moved += u64::from(moved);
     }
 
+    /// The same while a snapshot is taken: extents of clones, or of all files, move meanwhile.
+    fn moving(&self) -> Option<Started> {
+        let clones = self.clones();
+        let mut defragment = vec!["filesystem", "defragment", "-czlib"];
+        defragment.extend(clones.iter().map(String::as_str));
+        let balance = ["balance", "start", "--full-balance", &self.lab.path("mnt")];
+        let command = match self.kind {
+            Kind::Xfs => tool_command("xfs_fsr", &["-v", clones.first()?]),
+            Kind::Btrfs if self.tally.snapshots % 2 == 0 => tool_command("btrfs", &defragment),
+            Kind::Btrfs => tool_command("btrfs", &balance),
+        };
+        Some(Started::spawn(command.unwrap()))
+    }
+
     fn clones(&self) -> Vec<String> {
         let folder = self.lab.path("mnt/.imgsnap");
         let names = std::fs::exists(&folder).unwrap().then(|| names_in(&folder));
@@ -404,7 +418,10 @@ impl Trial {
         if self.random.below(3) == 0 {
             self.change();
         }
+        let moving = (self.random.below(16) == 0).then(|| self.moving()).flatten();
         self.snapshot(which);
+        self.tally.moved += u64::from(moving.is_some());
+        moving.map(Started::wait);
     }
 }
 
@@ -421,7 +438,8 @@ fn histories(kind: Kind) -> Result<(), String> {
     let tally = &trial.tally;
     // Not by a macro: those are captured.
     writeln!(std::io::stderr().lock(), "{rounds} rounds from {seed}: {tally:?}").unwrap();
-    assert!(2 * tally.by_extents > tally.snapshots, "{tally:?}");
+    assert!(3 * (tally.by_extents + tally.by_times) > 2 * tally.snapshots, "{tally:?}");
+    assert!(3 * tally.by_extents > rounds, "{tally:?}");
     assert!(3 * tally.read_bytes < tally.image_bytes, "{tally:?}");
     assert!(rounds < 20 || tally.restored > 0);
     Ok(())

@@ -179,10 +179,10 @@ fn opened_meanwhile(
     let _guards = mounted(&lab, system.0, system.1, 400)?;
     let image = lab.path("mnt/vm.img");
     make(&image, 24 * MIB + 5000);
-    put(&image, 0, &text(1, 16 * MIB));
+    put(&image, 0, &text(1, 10 * MIB));
     if tracked {
         take(&lab, &image);
-        put(&image, 0, &text(2, 16 * MIB));
+        put(&image, 0, &text(2, 10 * MIB));
     }
     let before = lab.path("before");
     keep(&image, &before);
