@@ -143,8 +143,8 @@ impl Trial {
         match self.random.below(24) {
             0 => set_length(&self.image, 1 + self.random.below(MOST)),
             1 => set_length(&self.image, BLOCK * (1 + self.random.below(MOST / BLOCK))),
-            2 if self.random.below(4) == 0 => {
-                set_length(&self.image, 1 + self.random.below(10_000));
+            2 if self.random.below(2) == 0 => {
+                set_length(&self.image, 1 + self.random.below(4000));
             }
             3..5 => self.allocate(FallocateFlags::FALLOC_FL_PUNCH_HOLE | keep_size, start, length),
             5 => self.allocate(FallocateFlags::FALLOC_FL_ZERO_RANGE | keep_size, start, length),
@@ -258,14 +258,14 @@ impl Trial {
     }
 
     /// The same while a snapshot is taken: extents of clones, or of all files, move meanwhile.
-    fn moving(&self) -> Option<Started> {
+    fn moving(&mut self) -> Option<Started> {
         let clones = self.clones();
         let mut defragment = vec!["filesystem", "defragment", "-czlib"];
         defragment.extend(clones.iter().map(String::as_str));
         let balance = ["balance", "start", "--full-balance", &self.lab.path("mnt")];
         let command = match self.kind {
             Kind::Xfs => tool_command("xfs_fsr", &["-v", clones.first()?]),
-            Kind::Btrfs if self.tally.snapshots % 2 == 0 => tool_command("btrfs", &defragment),
+            Kind::Btrfs if self.random.below(2) == 0 => tool_command("btrfs", &defragment),
             Kind::Btrfs => tool_command("btrfs", &balance),
         };
         Some(Started::spawn(command.unwrap()))
