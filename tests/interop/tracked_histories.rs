@@ -234,6 +234,11 @@ impl Trial {
         let moved = match (self.random.below(8), self.kind) {
             (0, _) => {
                 let new = self.lab.path("mnt/new.img");
+                make(&new, 0);
+                if self.random.below(2) == 0 {
+                    // Of btrfs: a file that is written in place, as images often are. Others have no such.
+                    try_tool("chattr", &["+C", &new]).ok();
+                }
                 std::fs::copy(&self.image, &new).unwrap();
                 std::fs::rename(&new, &self.image).unwrap();
                 true
