@@ -83,10 +83,11 @@ struct Tally {
 }
 
 struct Trial {
+    // Undone in this order.
+    mount: Option<Mount>,
+    device: Loop,
     lab: Lab,
     kind: Kind,
-    device: Loop,
-    mount: Option<Mount>,
     image: String,
     random: Random,
     keepers: Vec<Keeper>,

@@ -261,8 +261,9 @@ fn kills() -> u64 {
 }
 
 struct Trial {
-    lab: Lab,
+    // Undone in this order.
     _guards: (Loop, Mount),
+    lab: Lab,
     image: String,
     random: Random,
     known: BTreeMap<u64, Vec<u8>>,
