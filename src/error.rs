@@ -95,6 +95,11 @@ impl Error {
         self
     }
 
+    /// What and where, without the cause and what to do.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
     /// The class of the error.
     pub fn kind(&self) -> ErrorKind {
         self.kind

@@ -70,7 +70,7 @@ pub fn untrack(
         let what = output::plural(removed.len() as u64, "clone");
         let freed = output::bytes(freed);
         printer.line(&format!(
-            "removed {what} of \"{name}\", {freed} freed; its next snapshot reads all of it"
+            "removed {what} of \"{name}\", {freed} freed; its next snapshot has nothing to compare with"
         ))?;
     }
     Ok(exit::DONE)

@@ -241,7 +241,6 @@ pub fn show(
         ("label", s.label.clone().unwrap_or("none".into())),
         ("time", format!("{}, {}", output::time(s.time), output::age(s.time))),
         ("parent", parent_text(manifest, s, parent, &refs)),
-        ("state", state_text(s)),
         ("found", found),
         ("proved", proved),
         ("children", refs(&children)),
@@ -285,6 +284,10 @@ pub fn show(
         ("id", s.id.to_string()),
         ("file", chain.tip().location()),
     ];
+    if s.in_use {
+        let state = "in use when it was taken: as after a power failure (crash-consistent)";
+        rows.insert(3, ("state", state.into()));
+    }
     rows.extend(clone.map(|clone| ("clone", clone_text(clone))));
     let mut text = format!("{name}@{}", s.number);
     for (noun, value) in rows {
@@ -297,14 +300,6 @@ pub fn show(
 /// What the clone of an image takes, and what for.
 pub fn clone_text(clone: &CloneUse) -> String {
     format!("{} beside the image, to find what changes", output::bytes(clone.own_bytes))
-}
-
-fn state_text(s: &Snapshot) -> String {
-    match s.in_use {
-        true => "in use when it was taken: as after a power failure (crash-consistent)",
-        false => "nobody wrote to it when it was taken",
-    }
-    .into()
 }
 
 /// Who told what may have changed, and how much of the rest was looked at.
@@ -324,7 +319,7 @@ fn found_text(manifest: &Manifest, s: &Snapshot) -> (String, String) {
         None => "nothing of what is called unchanged".to_owned(),
         Some(cycle) => format!(
             "{} of what is called unchanged, all of it in {}",
-            output::bytes(hint.recheck_blocks * u64::from(s.block_bytes)),
+            output::bytes(hint.recheck_blocks.saturating_mul(s.block_bytes.into())),
             output::plural(cycle, "snapshot")
         ),
     };

@@ -9,15 +9,18 @@
 use super::ChangeHints;
 use crate::error::{Error, ErrorKind, Result};
 use serde::Deserialize;
+use serde::de::{Deserializer as _, Error as _, SeqAccess, Visitor};
 use serde_json::Value;
+use std::fmt;
+use std::sync::Arc;
 
-/// The longest list that is read, in bytes: some millions of entries.
-pub const MAX_LIST_BYTES: u64 = 256 << 20;
+/// The longest list that is read, in bytes: half a million entries in its longest form.
+pub const MAX_LIST_BYTES: u64 = 48 << 20;
 
 /// Ranges of bytes that changed, ascending and apart.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ChangeList {
-    ranges: Vec<(u64, u64)>,
+    ranges: Arc<[(u64, u64)]>,
     /// The next one to be given.
     next: usize,
 }
@@ -41,6 +44,10 @@ impl ChangeList {
     /// `InvalidInput` that says which line or entry is wrong.
     pub fn parse(bytes: &[u8]) -> Result<Self> {
         let text = std::str::from_utf8(bytes).map_err(|_| invalid("it is no text"))?;
+        if text.trim().is_empty() {
+            // As a program that failed leaves it.
+            return Err(invalid("it is empty").hint("a list of no changes is []"));
+        }
         let ranges = match text.trim_start().starts_with(['[', '{']) {
             true => from_json(text)?,
             false => from_lines(text)?,
@@ -59,15 +66,14 @@ impl ChangeList {
                 _ => apart.push((start, end)),
             }
         }
-        Self { ranges: apart, next: 0 }
+        Self { ranges: apart.into(), next: 0 }
     }
 
     /// The same, and all from `start` on: of what was not there yet, no list tells.
     #[must_use]
     pub fn and_from(self, start: u64) -> Self {
-        let mut ranges = self.ranges;
-        ranges.push((start, u64::MAX));
-        Self::of(ranges)
+        let new = std::iter::once((start, u64::MAX));
+        Self::of(self.ranges.iter().copied().chain(new).collect())
     }
 }
 
@@ -88,27 +94,74 @@ fn range(offset: u64, length: u64) -> Option<(u64, u64)> {
 }
 
 fn from_json(text: &str) -> Result<Vec<(u64, u64)>> {
-    let wrong = |e: serde_json::Error| {
+    let mut entries = Entries::default();
+    let mut reader = serde_json::Deserializer::from_str(text);
+    let read = reader.deserialize_seq(&mut entries).and_then(|()| reader.end());
+    if let Some(wrong) = entries.wrong {
+        return Err(wrong);
+    }
+    read.map_err(|e| {
         invalid(format!("line {}: it is no list of changes: {e}", e.line())).hint(KNOWN)
-    };
-    let entries: Vec<Entry> = serde_json::from_str(text).map_err(wrong)?;
-    let is_map = entries.iter().any(|e| e.description.is_some() || e.kind.is_some());
-    let (mut ranges, mut covered) = (Vec::new(), 0);
-    for (index, entry) in (1..).zip(&entries) {
+    })?;
+    if entries.is_map == Some(true) {
+        entries.ranges.push((entries.covered, u64::MAX));
+    }
+    Ok(entries.ranges)
+}
+
+/// The entries of a list as they are read, one after the other.
+#[derive(Default)]
+struct Entries {
+    ranges: Vec<(u64, u64)>,
+    count: u64,
+    /// True for a map, which tells of what is clean, too.
+    is_map: Option<bool>,
+    /// As far as a map tells anything.
+    covered: u64,
+    /// What is wrong with the last one.
+    wrong: Option<Error>,
+}
+
+impl<'de> Visitor<'de> for &mut Entries {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an array")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut entries: A) -> Result<(), A::Error> {
+        while let Some(entry) = entries.next_element()? {
+            if let Err(wrong) = self.add(&entry) {
+                self.wrong = Some(wrong);
+                return Err(A::Error::custom("an entry is wrong"));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Entries {
+    fn add(&mut self, entry: &Entry) -> Result<()> {
+        self.count += 1;
+        let index = self.count;
         let at = |what: &str| invalid(format!("entry {index}: {what}"));
         let (start, end) = range(entry.offset, entry.length)
             .ok_or_else(|| at("offset and length lead beyond 2^64"))?;
-        if !is_map {
+        let is_of_map = entry.description.is_some() || entry.kind.is_some();
+        if !*self.is_map.get_or_insert(is_of_map) {
             // Without `exists` it is some list of ranges: what else can they be than changed.
+            if is_of_map {
+                return Err(at("it is not like those before it").hint(KNOWN));
+            }
             if !matches!(entry.exists, None | Some(Value::Bool(_) | Value::String(_))) {
                 return Err(at("\"exists\" is neither true nor false").hint(KNOWN));
             }
-            ranges.push((start, end));
-            continue;
+            self.ranges.push((start, end));
+            return Ok(());
         }
         match entry.description.as_deref() {
             Some("clean") => {}
-            Some("dirty") => ranges.push((start, end)),
+            Some("dirty") => self.ranges.push((start, end)),
             other => {
                 let what = other.unwrap_or("nothing").escape_debug();
                 return Err(at(&format!("it says \"{what}\", neither \"dirty\" nor \"clean\""))
@@ -116,15 +169,12 @@ fn from_json(text: &str) -> Result<Vec<(u64, u64)>> {
             }
         }
         // What a map leaves out is not called clean.
-        if start > covered {
-            ranges.push((covered, start));
+        if start > self.covered {
+            self.ranges.push((self.covered, start));
         }
-        covered = covered.max(end);
+        self.covered = self.covered.max(end);
+        Ok(())
     }
-    if is_map {
-        ranges.push((covered, u64::MAX));
-    }
-    Ok(ranges)
 }
 
 const KNOWN: &str = "known are \"nbdinfo --map --json\", \"rbd diff --format json\", and lines of \
@@ -132,6 +182,9 @@ const KNOWN: &str = "known are \"nbdinfo --map --json\", \"rbd diff --format jso
 
 fn from_lines(text: &str) -> Result<Vec<(u64, u64)>> {
     let mut ranges = Vec::new();
+    if !text.ends_with('\n') {
+        return Err(invalid("its last line has no end: it is not whole"));
+    }
     for (number, line) in (1..).zip(text.lines()) {
         let line = line.split('#').next().unwrap_or_default();
         let fields: Vec<&str> = line.split_whitespace().collect();
@@ -165,7 +218,7 @@ mod tests {
     use super::*;
 
     fn ranges(text: &str) -> Vec<(u64, u64)> {
-        ChangeList::parse(text.as_bytes()).unwrap().ranges
+        ChangeList::parse(text.as_bytes()).unwrap().ranges.to_vec()
     }
 
     fn refused(text: &str) -> String {
@@ -184,7 +237,7 @@ mod tests {
         assert_eq!(ranges(rbd), [(0, 4096), (4_194_304, 4_202_496)]);
         let lines = "# since yesterday\n0x1000 4096\n\n  0 100   # the first\n50 0x64\n";
         assert_eq!(ranges(lines), [(0, 150), (4096, 8192)]);
-        for nothing in ["", "\n", "[]", "0 0"] {
+        for nothing in ["[]", "0 0\n", "# nothing\n"] {
             assert_eq!(ranges(nothing), [], "{nothing:?}");
         }
     }
@@ -203,19 +256,39 @@ mod tests {
         let bare = r#"[{"offset":0,"length":4096,"type":1}]"#;
         assert!(refused(bare).starts_with("entry 1: it says \"nothing\""));
         assert!(refused("0 4096\n4096\n").starts_with("line 2: it is not \"offset length\""));
-        for bad in
-            ["{}", "[1]", "[{\"offset\":-1,\"length\":1}]", "{\"a\":", "1 2 3", "-1 2", "1 +2"]
-        {
+        for bad in [
+            "{}",
+            "[1]",
+            "[{\"offset\":-1,\"length\":1}]",
+            "{\"a\":",
+            "1 2 3\n",
+            "-1 2\n",
+            "1 +2\n",
+        ] {
             assert!(refused(bad).contains("known are"), "{bad}");
         }
-        let beyond = format!("0 1\n{} 1", u64::MAX);
+        let beyond = format!("0 1\n{} 1\n", u64::MAX);
         assert!(refused(&beyond).starts_with("line 2"));
         assert!(ChangeList::parse(&[0xff, 0xfe]).is_err());
+        let mixed = r#"[{"offset":0,"length":1},{"offset":1,"length":1,"description":"clean"}]"#;
+        assert!(refused(mixed).starts_with("entry 2: it is not like those before it"));
+    }
+
+    #[test]
+    fn what_may_be_cut_off_is_refused() {
+        for text in ["", "\n", "  "] {
+            assert!(
+                refused(text).starts_with("it is empty; a list of no changes is []"),
+                "{text:?}"
+            );
+        }
+        assert!(refused("0 4096\n4096 40").starts_with("its last line has no end"));
+        assert!(refused(r#"[{"offset":0,"length":1},"#).contains("known are"));
     }
 
     #[test]
     fn what_is_new_counts_as_changed() {
         let list = ChangeList::of(vec![(0, 10), (500, 600)]).and_from(550);
-        assert_eq!(list.ranges, [(0, 10), (500, u64::MAX)]);
+        assert_eq!(*list.ranges, [(0, 10), (500, u64::MAX)]);
     }
 }

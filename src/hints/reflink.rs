@@ -28,7 +28,8 @@ const UNWRITTEN: u32 = 0x800;
 /// Extents with one of these have no place that says anything of their bytes.
 const UNSURE: u32 = UNKNOWN | DELAYED | ENCODED | ENCRYPTED | NOT_ALIGNED | INLINE | TAIL;
 /// Bits that change nothing: last, merged, shared. Any other is one of a later kernel.
-const HARMLESS: u32 = 0x1 | 0x1000 | SHARED;
+const HARMLESS: u32 = LAST | 0x1000 | SHARED;
+const LAST: u32 = 0x1;
 const SHARED: u32 = 0x2000;
 
 const PAGE_BYTES: u64 = 4096;
@@ -75,7 +76,8 @@ fn batch(file: &File, start: u64, length: u64, end: u64, what: &str) -> Result<B
     let extents = file_extents(file, start)
         .map_err(|e| Error::io(format!("cannot read the extents of {what}"), e))?;
     let covered = match extents.last() {
-        Some(last) if extents.len() >= EXTENTS_AT_ONCE => last.logical.saturating_add(last.bytes),
+        // There may be more, whether or not there was room for them.
+        Some(last) if last.flags & LAST == 0 => last.logical.saturating_add(last.bytes),
         _ => end,
     };
     let covered = covered.min(end);
@@ -146,6 +148,12 @@ impl MapDifferences {
         // and put those of the newer clone where those of the older were.
         let again = batch(&self.older, start, self.lengths.0, self.end, "the older clone")?;
         let end = older.end.min(newer.end).min(again.end);
+        if end <= start {
+            // A map that does not go on says nothing.
+            self.position = self.end;
+            self.add(start, self.end);
+            return Ok(());
+        }
         self.position = end;
         if clipped(&older, end) != clipped(&again, end) {
             self.add(start, end);

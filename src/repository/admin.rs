@@ -41,9 +41,9 @@ impl Repository {
         let writer = self.write(name, context)?;
         let snapshots = &writer.manifest.snapshots;
         let freed = (snapshots.len() as u64, snapshots.iter().map(|s| s.file_bytes).sum());
-        let manifest = writer.manifest.clone();
+        // First: of an image that is gone, nobody would know them.
+        self.forget_clones(&writer.manifest, context);
         self.remove_image(writer)?;
-        self.forget_clones(&manifest, context);
         Ok(freed)
     }
 
@@ -66,11 +66,12 @@ impl Repository {
         let before = writer.manifest.clone();
         let mut next = before.clone();
         next.source = Some(path.clone());
-        manifest::commit(self.store.as_ref(), &mut next)?;
         if before.source.as_deref().and_then(Path::parent) != path.parent() {
-            // They lie beside the file that it was: perhaps on another file system.
+            // They lie beside the file that it was, perhaps on another file system, where nobody would
+            // look for them any more.
             self.forget_clones(&before, context);
         }
+        manifest::commit(self.store.as_ref(), &mut next)?;
         // After the commit: an intent must not be forgotten if that failed. What the old head says of
         // the old file cannot be true of the new one, which is another inode.
         let head = Head { stat: None, intent: None, ..writer.head.clone() };

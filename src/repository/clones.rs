@@ -1,11 +1,13 @@
 //! The clones beside an image: which are of use, which are left over, what they take.
 
 use super::Repository;
+use super::session::write_lock;
 use super::tracking::newest_clone;
 use crate::error::Result;
 use crate::hints::{CloneFolder, FoundClone, Owner};
-use crate::manifest::Manifest;
+use crate::manifest::{self, Manifest};
 use crate::progress::Context;
+use crate::store::LockKind;
 use std::path::PathBuf;
 use uuid::Uuid;
 
@@ -38,35 +40,74 @@ impl Clones {
     }
 }
 
-impl Repository {
-    fn owner(&self, manifest: &Manifest) -> Owner {
-        Owner { repository: self.id(), image: manifest.image_id }
+/// To whom clones beside an image belong.
+struct Whose<'a> {
+    repository: &'a Repository,
+    /// The image.
+    owner: Owner,
+    /// All images of the repository, once they are asked for; none if one cannot be read.
+    images: Option<Option<Vec<Uuid>>>,
+}
+
+impl<'a> Whose<'a> {
+    fn new(repository: &'a Repository, manifest: &Manifest) -> Self {
+        let owner = Owner { repository: repository.id(), image: manifest.image_id };
+        Self { repository, owner, images: None }
     }
 
+    /// True for the clone of an image that the repository had, and has no more.
+    fn is_left_over(&mut self, found: &FoundClone) -> bool {
+        let Some(owner) = found.owner else { return false };
+        if owner.repository != self.owner.repository || owner.image == self.owner.image {
+            return false;
+        }
+        let images = self.images.get_or_insert_with(|| {
+            let store = self.repository.store.as_ref();
+            let names = self.repository.names().ok()?;
+            let load = |name: &String| manifest::load(store, name).map(|m| m.image_id).ok();
+            names.iter().map(load).collect()
+        });
+        images.as_ref().is_some_and(|images| !images.contains(&owner.image))
+    }
+}
+
+impl Repository {
     /// The clones beside the live file of an image.
     pub fn clones(&self, manifest: &Manifest) -> Result<Clones> {
+        let mut clones = self.clones_now(manifest)?;
+        if !clones.orphans.is_empty() {
+            // One that a snapshot is just about to name is none.
+            let lock = self.store.lock(&write_lock(&manifest.name), LockKind::Shared);
+            match lock {
+                Ok(None) => clones.orphans.clear(),
+                Ok(Some(_alone)) => {
+                    let manifest = manifest::load(self.store.as_ref(), &manifest.name)?;
+                    clones = self.clones_now(&manifest)?;
+                }
+                // Where nothing can be locked nobody writes.
+                Err(_) => {}
+            }
+        }
+        Ok(clones)
+    }
+
+    fn clones_now(&self, manifest: &Manifest) -> Result<Clones> {
         let mut clones = Clones::default();
         let Some(source) = &manifest.source else { return Ok(clones) };
         let newest = newest_clone(manifest).map(|(s, _)| s);
-        let mut others = None;
+        let mut whose = Whose::new(self, manifest);
         for found in CloneFolder::beside(source).list()? {
             let own_bytes = found.own_bytes()?;
             let is_newest = newest.filter(|s| s.id == found.id);
             let number = is_newest.map(|s| s.number);
+            let is_left_over = whose.is_left_over(&found);
             let clone = CloneUse { number, path: found.path, own_bytes };
-            match found.owner {
-                Some(owner) if owner == self.owner(manifest) => match number {
-                    Some(_) => clones.reference = Some(clone),
-                    None => clones.orphans.push(clone),
-                },
-                Some(owner) if owner.repository == self.id() => {
-                    // Of an image that was forgotten, or of another one, which tells of it itself.
-                    let others = others.get_or_insert_with(|| self.image_ids());
-                    if !others.contains(&owner.image) {
-                        clones.orphans.push(clone);
-                    }
-                }
-                _ => clones.foreign.push(clone),
+            if found.owner == Some(whose.owner) && number.is_some() {
+                clones.reference = Some(clone);
+            } else if is_left_over || found.owner == Some(whose.owner) {
+                clones.orphans.push(clone);
+            } else if found.owner.is_none_or(|owner| owner.repository != self.id()) {
+                clones.foreign.push(clone);
             }
         }
         Ok(clones)
@@ -80,17 +121,10 @@ impl Repository {
         })
     }
 
-    /// The identities of all images that can be read.
-    fn image_ids(&self) -> Vec<Uuid> {
-        let names = self.names().unwrap_or_default();
-        let load = |name: &String| crate::manifest::load(self.store.as_ref(), name).ok();
-        names.iter().filter_map(load).map(|manifest| manifest.image_id).collect()
-    }
-
     /// Removes the clones of an image that no snapshot needs; of all those that one does, only the newest
-    /// is. What fails is told, and left to the next snapshot.
-    pub(super) fn clean_clones(&self, manifest: &Manifest, context: &Context) {
-        let newest = newest_clone(manifest).map(|(s, _)| s.id);
+    /// is, and none if the image is not tracked. What fails is told, and left to the next snapshot.
+    pub(super) fn clean_clones(&self, manifest: &Manifest, is_tracked: bool, context: &Context) {
+        let newest = newest_clone(manifest).map(|(s, _)| s.id).filter(|_| is_tracked);
         let removed = self.remove_clones(manifest, |found| Some(found.id) != newest, context);
         if let Err(e) = removed {
             context.progress().warn(&format!("{e}; the next snapshot tries again"));
@@ -105,9 +139,11 @@ impl Repository {
     ) -> Result<Vec<FoundClone>> {
         let Some(source) = &manifest.source else { return Ok(Vec::new()) };
         let folder = CloneFolder::beside(source);
+        let mut whose = Whose::new(self, manifest);
         let mut removed = Vec::new();
         for found in folder.list()? {
-            if found.owner != Some(self.owner(manifest)) || !is_unneeded(&found) {
+            let is_ours = found.owner == Some(whose.owner) && is_unneeded(&found);
+            if !is_ours && !whose.is_left_over(&found) {
                 continue;
             }
             context.progress().note(&format!("removing the clone {}", found.path.display()));
@@ -127,7 +163,7 @@ impl Repository {
     /// Removes all clones of an image: its next snapshot reads all of it. Gives what was removed.
     pub fn untrack(&self, name: &str, context: &Context) -> Result<Vec<CloneUse>> {
         let writer = self.write(name, context)?;
-        let clones = self.clones(&writer.manifest)?;
+        let clones = self.clones_now(&writer.manifest)?;
         let removed = self.remove_clones(&writer.manifest, |_| true, context)?;
         let is_removed = |clone: &CloneUse| removed.iter().any(|found| found.path == clone.path);
         Ok(clones.reference.into_iter().chain(clones.orphans).filter(is_removed).collect())

@@ -64,7 +64,7 @@ impl Repository {
             is_by_reference: false,
         };
         let parent_number = parent_id.and_then(|id| manifest.by_id(id)).map(|s| s.number);
-        let turn = manifest.next_number + head.skipped;
+        let turn = manifest.next_number.wrapping_add(head.skipped);
         Ok(Prepared { plan, parent_id, parent_number, time: now, turn })
     }
 }
@@ -155,7 +155,9 @@ impl Prepared {
                 Err(busy) if busy.kind() == ErrorKind::Busy && may_release => {
                     // Whoever wants the image has it at once.
                     image.release();
-                    context.progress().note(&format!("{busy}: its clone is read instead"));
+                    context
+                        .progress()
+                        .note(&format!("{}: its clone is read instead", busy.message()));
                     out(Out::Again)?;
                 }
                 other => return Ok((other?, false)),
@@ -215,7 +217,8 @@ impl Prepared {
             outcome,
             believed: way.kind() == Some(HintKind::Times),
             parent_number: self.parent_number,
-            hint: snapshot.hint.filter(|_| outcome != Outcome::Skipped),
+            hint: snapshot.hint,
+            read_bytes: snapshot.read_bytes.unwrap_or(0),
             full_scan_reason: full_scan_reason.filter(|_| self.parent_number.is_some()),
             clone_seconds: way.clone.as_ref().map(|clone| clone.seconds),
             user: live.user.clone(),

@@ -223,6 +223,9 @@ fn remember(manifest: &mut Manifest, old: &Manifest) -> Vec<Snapshot> {
         let stored = old.stored();
         if let Some(known) = stored.iter().find(|s| s.id == snapshot.id) {
             snapshot.base_image = known.base_image.clone();
+            snapshot.in_use = known.in_use;
+            snapshot.hint = known.hint;
+            snapshot.kept_clone = known.kept_clone.clone();
         }
     }
     let (dropped, listed) = std::mem::take(&mut manifest.snapshots)

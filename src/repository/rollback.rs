@@ -18,7 +18,7 @@ use crate::manifest::{HintKind, Snapshot};
 use crate::progress::Context;
 use crate::rollback::{Basis, RolledBack, execute, prove, rehearse, whole};
 use crate::room::room_for;
-use crate::scan::{Missed, Scope};
+use crate::scan::Scope;
 use crate::source::{RawFile, Source};
 use crate::target::InPlace;
 use std::path::{Path, PathBuf};
@@ -138,30 +138,46 @@ impl Repository {
         let believe = !request.prove && !suspicious;
         if request.dry_run {
             let basis = self.basis(&writer, known, &live, &chain, believe, context)?;
-            outcome.work = rehearse(image, &chain, &basis.as_basis(), context)?;
+            let (basis, work) = rehearse_all(image, &chain, basis, context)?;
+            outcome.work = work;
             outcome.scanned = basis.is_scan();
             outcome.hint = basis.hint;
             return Ok(outcome);
         }
         if request.save && !resumed {
             if known.is_none() {
-                let saved = self.save(&mut writer, &live, believe, context)?;
+                let mut saved = self.save(&mut writer, &live, believe, context)?;
+                outcome.work.read_bytes += saved.read_bytes;
+                if saved.hint.is_some_and(|hint| hint.missed_blocks > 0) {
+                    // What was known is wrong: what is overwritten must be in a snapshot that read all.
+                    saved = self.save(&mut writer, &live, false, context)?;
+                    outcome.work.read_bytes += saved.read_bytes;
+                }
                 outcome.scanned = saved.hint.is_none();
                 outcome.hint = saved.hint.map(|hint| hint.kind);
-                outcome.work.read_bytes += saved.snapshot.read_bytes.unwrap_or(0);
                 known = Some(saved.snapshot.id);
             }
             outcome.saved = known.and_then(|id| writer.manifest.by_id(id)).map(|s| s.number);
         }
-        let basis = self.basis(&writer, known, &live, &chain, believe, context)?;
+        let mut basis = self.basis(&writer, known, &live, &chain, believe, context)?;
         let mut needed_bytes = None;
         if !resumed {
             // Damage in the repository must show while the image is still whole.
-            let found = rehearse(image, &chain, &basis.as_basis(), context)?;
+            let (rehearsed, found) = rehearse_all(image, &chain, basis, context)?;
+            basis = rehearsed;
             outcome.work.read_bytes += found.read_bytes;
             needed_bytes = Some(found.written_bytes);
         }
-        let basis = self.with_room(&writer, image, basis, needed_bytes, context);
+        if !self.has_room(image, needed_bytes) {
+            context.progress().note("little room: the clones of the image go first");
+            self.forget_clones(&writer.manifest, context);
+            if basis.hint.is_some() {
+                // There is one without a name, too, until nobody has it open.
+                basis = OwnedBasis::whole();
+                let found = rehearse(image, &chain, &basis.as_basis(), context)?;
+                outcome.work.read_bytes += found.read_bytes;
+            }
+        }
         outcome.scanned |= basis.is_scan();
         outcome.hint = outcome.hint.or(basis.hint);
         let saved =
@@ -171,7 +187,6 @@ impl Repository {
         let work = self.write_image(&mut writer, &step, context)?;
         outcome.work.written_bytes = work.written_bytes;
         outcome.work.read_bytes += work.read_bytes;
-        warn_of_missed(&outcome, work.missed, context);
         if request.prove {
             // What is read to prove it comes from the disk, not from memory.
             image.forget();
@@ -224,30 +239,13 @@ impl Repository {
         )))
     }
 
-    /// What the image shares with a clone is not overwritten, but written anew. If there might be too
-    /// little room for that, the clones go, and what differs is found without them. How much is needed is
-    /// not known of an interrupted rollback, perhaps interrupted by just that.
-    fn with_room<'a>(
-        &self,
-        writer: &super::session::Writer,
-        image: &RawFile,
-        basis: OwnedBasis<'a>,
-        needed_bytes: Option<u64>,
-        context: &Context,
-    ) -> OwnedBasis<'a> {
+    /// True if there is room to write so much anew: what the image shares with a clone is not overwritten.
+    /// How much is needed is not known of an interrupted rollback, perhaps interrupted by just that.
+    fn has_room(&self, image: &RawFile, needed_bytes: Option<u64>) -> bool {
         let room = if image.is_device() { None } else { room_for(image.path()) };
-        let is_enough = |room: u64| {
+        room.is_none_or(|room| {
             needed_bytes.is_some_and(|needed| room / 2 >= needed.saturating_add(SPARE_BYTES))
-        };
-        if room.is_none_or(is_enough) {
-            return basis;
-        }
-        self.forget_clones(&writer.manifest, context);
-        match basis.hint {
-            // There is one without a name, too, until nobody has it open.
-            Some(_) => OwnedBasis { hint: None, from: From::Scan(Box::new(whole)) },
-            None => basis,
-        }
+        })
     }
 
     /// Notes that the image is the snapshot now. An intent that stays would be taken for a mixture, and
@@ -314,14 +312,15 @@ impl Repository {
             }
         }
         if !believe {
-            return Ok(OwnedBasis { hint: None, from: From::Scan(Box::new(whole)) });
+            return Ok(OwnedBasis::whole());
         }
         let request = &SnapshotRequest::default();
         let policy = self.rollback_policy(&manifest.name);
         let (head, against) = (&writer.head, Some(target));
         let search = Search { manifest, head, live, against, request, policy };
         let way = self.find_way(&search, context)?;
-        let (bytes, number) = (live.image.image_bytes(), manifest.next_number + head.skipped);
+        let (bytes, number) =
+            (live.image.image_bytes(), manifest.next_number.wrapping_add(head.skipped));
         let hint = way.kind();
         let scope = move || way.scope(Some(target), bytes, number);
         Ok(OwnedBasis { hint, from: From::Scan(Box::new(scope)) })
@@ -365,6 +364,11 @@ enum From<'a> {
 }
 
 impl OwnedBasis<'_> {
+    /// All is read.
+    fn whole() -> Self {
+        Self { hint: None, from: From::Scan(Box::new(whole)) }
+    }
+
     fn as_basis(&self) -> Basis<'_> {
         match &self.from {
             From::Tables(chain) => Basis::Tables(chain),
@@ -378,15 +382,26 @@ impl OwnedBasis<'_> {
     }
 }
 
-fn warn_of_missed(outcome: &RollbackOutcome, missed: Missed, context: &Context) {
-    if missed.blocks > 0 {
-        context.progress().warn(&format!(
-            "{}: {} blocks that should have been unchanged had changed; they are rolled back, others may \
-             not be: roll back again with --prove",
-            outcome.image.display(),
-            missed.blocks
-        ));
+/// Rehearses what will be written. If what told where to look has missed something, all is read.
+fn rehearse_all<'a>(
+    image: &RawFile,
+    target: &Chain,
+    basis: OwnedBasis<'a>,
+    context: &Context,
+) -> Result<(OwnedBasis<'a>, RolledBack)> {
+    let found = rehearse(image, target, &basis.as_basis(), context)?;
+    if found.missed.blocks == 0 {
+        return Ok((basis, found));
     }
+    context.progress().warn(&format!(
+        "{}: {} blocks that should have been unchanged had changed; all of it is read",
+        image.path().display(),
+        found.missed.blocks
+    ));
+    let basis = OwnedBasis::whole();
+    let mut again = rehearse(image, target, &basis.as_basis(), context)?;
+    again.read_bytes += found.read_bytes;
+    Ok((basis, again))
 }
 
 fn check_device(image: &RawFile, target: &Chain) -> Result<()> {

@@ -57,7 +57,7 @@ impl Writer {
     }
 }
 
-fn write_lock(name: &str) -> String {
+pub(super) fn write_lock(name: &str) -> String {
     format!("{name}/write.lock")
 }
 

@@ -95,8 +95,10 @@ pub struct SnapshotOutcome {
     pub believed: bool,
     /// Number of the parent.
     pub parent_number: Option<u64>,
-    /// What told where it may have changed, of this scan.
+    /// What told where it may have changed, of this scan, also if its snapshot was skipped.
     pub hint: Option<HintUse>,
+    /// Bytes that this scan read.
+    pub read_bytes: u64,
     /// Why all of the image was read although it has a parent, if that is of interest.
     pub full_scan_reason: Option<String>,
     /// How long the image was held up to clone it; none if it was not.
@@ -218,15 +220,21 @@ impl Repository {
         let (taken, is_of_clone) = taken;
         // Only what was the same before and after the scan is believed later.
         let is_same = |stat: &FileStat| FileStat::of(live.image.file()).as_ref() == Some(stat);
-        let stat = stat.filter(|stat| !is_of_clone && is_same(stat));
+        // A list may have left something out, and so may what has been found to.
+        let is_exact = way.kind() != Some(HintKind::List) && taken.scanned.missed.blocks == 0;
+        let stat = stat.filter(|stat| !is_of_clone && is_exact && is_same(stat));
         // After a miss the proof that all is well is worth a snapshot.
         if request.skip_unchanged && taken.is_unchanged() && !is_after_miss {
             drop(upload);
             let parent = prepared.parent_id.and_then(|id| writer.manifest.by_id(id)).cloned();
             if let Some(parent) = parent {
-                writer.head.skipped += 1;
+                writer.head.skipped = writer.head.skipped.wrapping_add(1);
                 self.note_head(writer, parent.id, stat, context);
-                return Ok(prepared.outcome(&name, parent, Outcome::Skipped, live, &way));
+                self.clean_clones(&writer.manifest, policy.track != Track::None, context);
+                let found = prepared.entry(&taken, &way, begun);
+                let outcome = Outcome::Skipped;
+                let skipped = prepared.outcome(&name, found, outcome, live, &way);
+                return Ok(SnapshotOutcome { snapshot: parent, ..skipped });
             }
             return Err(Error::corrupt(format!("{name}: the parent is gone")));
         }
@@ -236,12 +244,13 @@ impl Repository {
         // Before anything is published: what the manifest names must be there.
         snapshot.kept_clone = keep_clone(live, &way, snapshot.id, context);
         let published = upload.publish().and_then(|()| self.commit_snapshot(writer, &snapshot));
+        let is_tracked = policy.track != Track::None;
         if published.is_err() && snapshot.kept_clone.is_some() {
-            self.clean_clones(&writer.manifest, context);
+            self.clean_clones(&writer.manifest, is_tracked, context);
         }
         published?;
         self.note_head(writer, snapshot.id, stat, context);
-        self.clean_clones(&writer.manifest, context);
+        self.clean_clones(&writer.manifest, is_tracked, context);
         warn_of_missed(&name, &snapshot, taken.scanned.missed, context);
         Ok(prepared.outcome(&name, snapshot, Outcome::Taken, live, &way))
     }

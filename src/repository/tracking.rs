@@ -216,7 +216,11 @@ impl Repository {
     pub(super) fn find_way(&self, search: &Search<'_>, context: &Context) -> Result<Way> {
         let Search { manifest, live, against, request, policy, .. } = search;
         let recheck = policy.recheck;
-        let list = self.listed(search)?;
+        let (list, is_old) = match self.listed(search)? {
+            // What was written since the list was made is in no list.
+            Some(_) if live.user.is_some() => (None, true),
+            list => (list, false),
+        };
         let reference = self.reference(manifest, &live.image, *against);
         let believed = against.filter(|chain| live.user.is_none() && self.is_known(search, chain));
         let has_to_read = match against {
@@ -224,7 +228,9 @@ impl Repository {
             Some(chain) => why_read_all(manifest, chain, request)?.map(Some),
         };
         // A clone of what did not change since the last one is that one.
-        let is_needed = believed.is_none() || has_to_read.is_some() || reference.is_err();
+        // Nor is one kept after a list.
+        let is_known = list.is_some() || (believed.is_some() && reference.is_ok());
+        let is_needed = live.user.is_some() || has_to_read.is_some() || !is_known;
         let clone = if is_needed { self.clone_of(search, context)? } else { Err(None) };
         let (clone, why_none) = match clone {
             Ok(clone) => (Some(clone), None),
@@ -240,6 +246,11 @@ impl Repository {
                 Basis::Unchanged(id_of(chain))
             }
             (_, _, _, Some(_), Ok(reference)) => Basis::Extents(reference),
+            (_, _, _, Some(_), Err(_)) if is_old => {
+                let why =
+                    "the image is in use, and may have been written to since the list was made";
+                Basis::Whole(Some(why.into()))
+            }
             (_, _, _, Some(_), Err(why)) => Basis::Whole(Some(why)),
             (_, _, _, None, _) => Basis::Whole(why_none),
         };
@@ -285,7 +296,7 @@ impl Repository {
         against: Option<&Chain>,
     ) -> Result<Reference, String> {
         let (newest, kept) = newest_clone(manifest)
-            .ok_or_else(|| "there was no clone of an earlier snapshot yet".to_owned())?;
+            .ok_or_else(|| "there is no clone of an earlier snapshot".to_owned())?;
         let place = format!("{}@{}", manifest.name, newest.number);
         let folder = CloneFolder::beside(image.path());
         let file = folder

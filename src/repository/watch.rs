@@ -7,7 +7,7 @@ use super::{
     Outcome, PruneRequest, Pruned, Repository, SnapshotOutcome, SnapshotRequest, check_distinct,
     name_of,
 };
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::progress::Context;
 use crate::retention::Rules;
 use jiff::Timestamp;
@@ -74,6 +74,10 @@ impl Repository {
         each: impl Fn(Watched) + Sync,
     ) -> Result<()> {
         check_distinct(&request.images)?;
+        if request.every.is_zero() {
+            let what = "snapshots cannot be taken without a pause";
+            return Err(Error::new(ErrorKind::InvalidInput, what));
+        }
         let now = Instant::now();
         let turn = |of: &SnapshotRequest| {
             let point = self.newest_point(of, context);
@@ -112,14 +116,13 @@ impl Repository {
             let begun = Instant::now();
             let started = Timestamp::now();
             // As it is now: its settings may have changed, or its disk may be away.
-            let (result, pruned) = match Self::open(self.store.clone()) {
+            let (result, now, pruned) = match Self::open(self.store.clone()) {
                 Ok(repository) => repository.take_turn(of, request.rules.as_ref(), context),
-                Err(e) => (Err(e), None),
+                Err(e) => (Err(e), Timestamp::now(), None),
             };
             if result.as_ref().is_err_and(|e| e.kind() == ErrorKind::Interrupted) {
                 return;
             }
-            let now = Timestamp::now();
             let since = |point: Timestamp| (now.duration_since(point)).as_secs_f64().max(0.0);
             let mut all = lock(turns);
             let Some(turn) = all.get_mut(index) else { return };
@@ -158,19 +161,20 @@ impl Repository {
         }
     }
 
-    /// A snapshot, and what is pruned after it.
+    /// A snapshot, the moment from which on it stands, and what is pruned after it.
     fn take_turn(
         &self,
         of: &SnapshotRequest,
         rules: Option<&Rules>,
         context: &Context,
-    ) -> (Result<SnapshotOutcome>, Option<Result<Pruned>>) {
+    ) -> (Result<SnapshotOutcome>, Timestamp, Option<Result<Pruned>>) {
         let result = self.snapshot(of, context);
+        let now = Timestamp::now();
         let pruned = match &result {
             Ok(done) if done.outcome == Outcome::Taken => self.prune_by(rules, &done.name, context),
             _ => None,
         };
-        (result, pruned)
+        (result, now, pruned)
     }
 
     /// Prunes an image if anything says what to keep.
@@ -188,7 +192,9 @@ impl Repository {
             },
         };
         let request = PruneRequest { rules: Some(rules), ..PruneRequest::default() };
-        Some(self.prune(name, &request, context))
+        let pruned = self.prune(name, &request, context);
+        // The next watch goes on with that.
+        Some(pruned).filter(|p| !p.as_ref().is_err_and(|e| e.kind() == ErrorKind::Interrupted))
     }
 }
 

@@ -21,14 +21,16 @@ use std::collections::VecDeque;
 /// Unchanged blocks between two candidates are read with them if they are not more: one request
 /// instead of two.
 const SMALL_GAP_BYTES: u64 = 16 << 10;
-/// Smaller candidates are not asked whether they are holes: that costs more than to read them.
-const SMALL_BYTES: u64 = 64 << 10;
 /// Ranges that one job takes: each may be a request of its own to the disk, all are asked for ahead.
 const PARTS_PER_JOB: usize = 512;
+/// And as far as they may lie apart, in blocks: for each thousand of them a table is held in memory.
+const SPAN_PER_JOB: u64 = 64 << 10;
 /// Longer ranges are read in one request as it is.
 const SCATTERED_BYTES: u64 = 1 << 20;
 /// Jobs whose ranges and tables are asked for before they are needed.
-const JOBS_AHEAD: usize = 4;
+const JOBS_AHEAD: usize = 16;
+/// Longer runs of zeros have a job of their own.
+const SMALL_ZEROS: u64 = 256;
 /// Zeros that one job takes, in blocks.
 const ZEROS_PER_JOB: u64 = 16 << 10;
 /// Spans of the index that one job takes beyond the end of the image.
@@ -126,28 +128,24 @@ impl<'a> HintedPlan<'a> {
         let mut budget = self.window;
         while budget > 0 && parts.len() < PARTS_PER_JOB {
             let Some((range, may_differ)) = self.take()? else { break };
-            let is_large = range.count > SMALL_BYTES / u64::from(self.geometry.block_size.bytes());
-            let (extent, kind) = match is_large {
-                true => self.extents.at(range.first)?,
-                false => (range, ExtentKind::Data),
-            };
+            let (extent, kind) = self.extents.at(range.first)?;
             let is_hole = kind == ExtentKind::Hole;
-            if is_hole && !parts.is_empty() {
+            let is_far =
+                parts.first().is_some_and(|first| range.first - first.blocks.first >= SPAN_PER_JOB);
+            if is_far || (is_hole && !parts.is_empty() && range.count > SMALL_ZEROS) {
                 // A job of its own: it costs no reading, so it may be large.
                 self.ahead.push_front((range, may_differ));
                 break;
             }
-            let most = if is_hole { ZEROS_PER_JOB } else { budget };
+            let is_own_job = is_hole && parts.is_empty();
+            let most = if is_own_job { ZEROS_PER_JOB } else { budget };
             let blocks = BlockRange { first: range.first, count: range.count.min(most) };
             let blocks = BlockRange::between(blocks.first, blocks.end().min(extent.end()));
             if blocks.end() < range.end() {
                 self.ahead.push_front((BlockRange::between(blocks.end(), range.end()), may_differ));
             }
             parts.push(Part { blocks, is_hole, may_differ });
-            if is_hole {
-                break;
-            }
-            budget -= blocks.count;
+            budget = budget.saturating_sub(blocks.count);
         }
         Ok(parts)
     }

@@ -105,7 +105,7 @@ fn each_format_of_a_list_leads_to_what_it_names_and_to_nothing_else() {
         {"offset": 100 * BLOCK, "length": 2 * BLOCK, "exists": "true"},
         {"offset": 500 * BLOCK, "length": BLOCK, "exists": "false"},
     ]);
-    let hex = format!("0x{:x} 0x{:X}\n\n0x1f4000 0x1000 # the last one", 100 * BLOCK, 2 * BLOCK);
+    let hex = format!("0x{:x} 0x{:X}\n\n0x1f4000 0x1000 # the last one\n", 100 * BLOCK, 2 * BLOCK);
     for (format, list) in [
         ("nbdinfo", nbdinfo(&[(100, 2), (500, 1)])),
         ("rbd", rbd.to_string()),
@@ -144,7 +144,7 @@ fn people_read_how_much_the_list_named_and_what_else_was_looked_at() {
     let want = "  found     by a list since disk@1: 8.00 KiB may have changed\n  \
                 proved    44.0 KiB of what is called unchanged, all of it in 94 snapshots\n";
     assert!(shown.contains(want), "{shown}");
-    let text = lab.done(&args(&lab, "", "@2", &["--recheck", "0"]));
+    let text = lab.done(&args(&lab, "[]", "@2", &["--recheck", "0"]));
     let want = "  tracked        0 B   may have changed, by the list";
     assert_eq!(text.lines().last(), Some(want), "{text}");
     let shown = lab.done(&["show", "disk@3"]);
@@ -225,7 +225,7 @@ fn a_map_that_ends_before_the_image_does_calls_the_rest_changed() {
 #[test]
 fn an_empty_list_says_that_nothing_changed() {
     let (lab, bytes) = lab();
-    for (number, list) in [(2, ""), (3, "[]"), (4, "# nothing\n\n"), (5, "0 0\n")] {
+    for (number, list) in [(2, "[]"), (3, "# nothing\n\n"), (4, "0 0\n")] {
         let taken = taken(&lab, list, "@latest", &[]);
         by_list(&lab, &taken, &format!("disk@{}", number - 1), 0, SHARE);
         assert_eq!(integer(&taken, "changed_blocks"), 0, "{list:?}");
@@ -243,7 +243,7 @@ fn of_an_image_that_grew_what_is_new_is_looked_at_in_any_case() {
         lab.write("disk.img", &bytes[..before]);
         lab.done(&["snapshot", "disk.img"]);
         lab.write("disk.img", &bytes);
-        let taken = taken(&lab, "", "@1", &["--recheck", "0"]);
+        let taken = taken(&lab, "[]", "@1", &["--recheck", "0"]);
         by_list(&lab, &taken, "disk@1", (after - before / BLOCK * BLOCK) as u64, 0);
         lab.restores("disk@2", &bytes);
         lab.restores("disk@1", &bytes[..before]);
@@ -275,7 +275,7 @@ fn what_was_cut_off_and_came_back_between_an_ancestor_and_now_is_found() {
         lab.done(&["snapshot", "disk.img", "--full-scan"]);
         // As it was at the ancestor: a list since then names nothing.
         lab.write("disk.img", &bytes);
-        let taken = taken(&lab, "", "@1", &["--recheck", "0"]);
+        let taken = taken(&lab, "[]", "@1", &["--recheck", "0"]);
         assert_eq!(taken["hint"]["kind"], "list", "{taken}");
         assert_eq!(integer(&taken["hint"], "missed_blocks"), 0, "{taken}");
         lab.restores(string(&taken, "ref"), &bytes);
@@ -322,6 +322,10 @@ fn what_is_no_list_of_changes_is_refused_with_its_place() {
         (&map("data").to_string(), "entry 2: it says \"data\", ", bitmap),
         (&map("a\nb").to_string(), "entry 2: it says \"a\\nb\", ", bitmap),
         ("[{\"offset\": 0, \"length\": 1, \"type\": 1}]", "entry 1: it says ", bitmap),
+        // As programs leave it that failed, or are not done yet.
+        ("", "it is empty", "a list of no changes is []"),
+        (" \n", "it is empty", "a list of no changes is []"),
+        ("0 4096\n4096 40", "its last line has no end", "it is not whole"),
     ] {
         let line = refused(&lab, list, "@1", &[]);
         assert!(line.starts_with(&format!("list: {place}")), "{list}: {line}");
@@ -351,22 +355,22 @@ fn a_list_since_what_is_no_ancestor_is_refused_and_nothing_is_stored() {
     grow(&lab, &mut bytes, &[300], 2);
     lab.write("other.img", &noise(9, MIB));
     lab.done(&["snapshot", "other.img"]);
-    let line = refused(&lab, "", "@7", &[]);
+    let line = refused(&lab, "[]", "@7", &[]);
     assert_eq!(line, "there is no snapshot disk@7; \"imgsnap list disk\" shows what there is");
-    let line = refused(&lab, "", "@monday", &[]);
+    let line = refused(&lab, "[]", "@monday", &[]);
     assert!(line.starts_with("no snapshot of \"disk\" has the label \"monday\"; "), "{line}");
-    let line = refused(&lab, "", "other@1", &[]);
+    let line = refused(&lab, "[]", "other@1", &[]);
     assert!(line.starts_with("other@1 is a snapshot of another image"), "{line}");
-    let line = refused(&lab, "", "1", &[]);
+    let line = refused(&lab, "[]", "1", &[]);
     assert!(line.starts_with("\"1\" does not name a snapshot"), "{line}");
     // A sister of the parent, and the one above it.
     let no_ancestor = "disk@2 is no ancestor of the parent disk@1: the list says nothing of it; name an \
                        ancestor with --changed-since, or leave --changed out";
-    assert_eq!(refused(&lab, "", "@2", &["--parent", "@1"]), no_ancestor);
-    assert_eq!(refused(&lab, "", "@2", &["--differential"]), no_ancestor);
-    assert_eq!(refused(&lab, "", "@2", &["--differential", "--dry-run"]), no_ancestor);
+    assert_eq!(refused(&lab, "[]", "@2", &["--parent", "@1"]), no_ancestor);
+    assert_eq!(refused(&lab, "[]", "@2", &["--differential"]), no_ancestor);
+    assert_eq!(refused(&lab, "[]", "@2", &["--differential", "--dry-run"]), no_ancestor);
     lab.done(&["snapshot", "disk.img", "--full"]);
-    let line = refused(&lab, "", "@2", &[]);
+    let line = refused(&lab, "[]", "@2", &[]);
     assert!(line.starts_with("disk@2 is no ancestor of the parent disk@3: "), "{line}");
 }
 
@@ -374,7 +378,7 @@ fn a_list_since_what_is_no_ancestor_is_refused_and_nothing_is_stored() {
 fn a_list_goes_with_no_base() {
     let (lab, _) = lab();
     for more in [&["--full"][..], &["--full", "--full-scan"], &["--full", "--dry-run"]] {
-        let line = refused(&lab, "", "@1", more);
+        let line = refused(&lab, "[]", "@1", more);
         let want = "a new base of \"disk\" rests on no snapshot: no list goes with it; leave --changed out";
         assert_eq!(line, want, "{more:?}");
     }
@@ -392,7 +396,7 @@ fn a_list_goes_with_no_base() {
 fn a_list_and_since_when_it_tells_go_together_and_with_one_image() {
     let (lab, _) = lab();
     lab.write("more.img", &noise(9, MIB));
-    lab.write("list", b"");
+    lab.write("list", b"[]");
     let before = lab.everything();
     for (args, named) in [
         (&["snapshot", "disk.img", "--changed", "list"][..], "--changed-since <REF>"),
@@ -438,7 +442,7 @@ fn a_full_scan_reads_all_whatever_the_list_says() {
     assert_eq!(integer(&taken, "changed_blocks"), 1);
     lab.restores("disk@2", &bytes);
     // What it is since is looked at all the same.
-    assert!(refused(&lab, "", "@7", &["--full-scan"]).starts_with("there is no snapshot disk@7"));
+    assert!(refused(&lab, "[]", "@7", &["--full-scan"]).starts_with("there is no snapshot disk@7"));
 }
 
 #[test]

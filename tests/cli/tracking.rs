@@ -17,7 +17,7 @@ fn lab() -> (Lab, Vec<u8>) {
     let lab = Lab::new();
     let bytes = noise(1, COUNT * BLOCK);
     lab.write("disk.img", &bytes);
-    lab.write("empty", b"");
+    lab.write("empty", b"[]");
     lab.done(&["snapshot", "disk.img"]);
     (lab, bytes)
 }
@@ -168,7 +168,7 @@ fn a_recheck_of_all_finds_every_miss_at_once() {
     // A block that becomes zero, and one that the list does name.
     bytes[500 * BLOCK..][..BLOCK].fill(0);
     lab.write("disk.img", &bytes);
-    lab.write("empty", format!("{} 1", 300 * BLOCK).as_bytes());
+    lab.write("empty", format!("{} 1\n", 300 * BLOCK).as_bytes());
     let run = trusting(&lab, &["--recheck", "100%"]);
     let taken = run.json();
     assert_eq!((missed(&taken), integer(&taken, "changed_blocks")), (4, 5), "{taken}");
@@ -184,7 +184,7 @@ fn what_lies_between_two_named_blocks_is_read_with_them_and_what_changed_there_i
     let (lab, mut bytes) = lab();
     alter(&lab, &mut bytes, &[300, 302, 303], 2);
     let list = format!("{} 1\n{} 1", 300 * BLOCK, 303 * BLOCK);
-    lab.write("empty", list.as_bytes());
+    lab.write("empty", format!("{list}\n").as_bytes());
     let taken = trusting(&lab, &["--recheck", "0"]).json();
     assert_eq!(integer(&taken["hint"], "named_bytes"), 2 * BLOCK as u64, "{taken}");
     assert_eq!(integer(&taken, "read_bytes"), 4 * BLOCK as u64, "{taken}");
@@ -196,7 +196,7 @@ fn what_lies_between_two_named_blocks_is_read_with_them_and_what_changed_there_i
 fn what_is_skipped_as_unchanged_looks_at_another_part_each_time() {
     let (lab, mut bytes) = lab();
     alter(&lab, &mut bytes, &[100], 2);
-    lab.write("list", b"");
+    lab.write("list", b"[]");
     let args = ["snapshot", "disk.img", "--changed", "list", "--changed-since", "@1"];
     let args = [&args[..], &["--recheck", "25%", "--skip-unchanged", "--json"]].concat();
     let found = (0..4).find_map(|_| {
@@ -212,7 +212,7 @@ fn what_is_skipped_as_unchanged_looks_at_another_part_each_time() {
 fn a_miss_is_not_forgotten_with_its_snapshot() {
     let (lab, mut bytes) = lab();
     alter(&lab, &mut bytes, &[100, 900], 2);
-    lab.write("list", b"");
+    lab.write("list", b"[]");
     let list = ["snapshot", "disk.img", "--changed", "list", "--changed-since"];
     let taken = lab.json(&[&list[..], &["@1", "--recheck", "100%"]].concat());
     assert_eq!(missed(&taken), 2, "{taken}");
