@@ -6,6 +6,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import statistics
 import struct
 import subprocess
@@ -25,13 +26,17 @@ def main() -> int:
         print("track.py: needs root, to mount file systems", file=sys.stderr)
         return 1
     root = Path(tempfile.mkdtemp(prefix="track-", dir=options.dir))
+    for stop in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(stop, lambda *_: sys.exit(130))
     lab = Lab(root, options)
     try:
         parts = {"size": by_size, "unchanged": unchanged, "cold": cold, "fragments": fragments}
         chosen = options.only or list(parts)
         text = [f"# Tracked snapshots on XFS, {date.today()}", "", machine()]
         for name in chosen:
-            text += ["", *parts[name](lab, options)]
+            part = parts[name](lab, options)
+            print("\n".join(["", *part]), file=sys.stderr)
+            text += ["", *part]
         text += ["", f"Load average at the end: {os.getloadavg()[0]:.1f}."]
     finally:
         lab.close()
@@ -180,11 +185,13 @@ def by_size(lab: Lab, options: argparse.Namespace) -> list[str]:
 def unchanged(lab: Lab, options: argparse.Namespace) -> list[str]:
     """An image that did not change: believed by its times, and touched so that two clones have to tell."""
     folder = lab.root / "memory"
-    if not folder.exists():
+    if folder.exists():
+        # One without fragments.
+        subprocess.run(["sh", "-c", f"rm -rf {folder}/* {folder}/.imgsnap"], check=True)
+    else:
         folder = lab.in_memory(options.large + 30)
-    image = folder / f"size{options.large}.img"
-    if not image.exists():
-        fill(image, options.large, noise=False)
+    image = folder / "unchanged.img"
+    fill(image, options.large, noise=False)
     lab.snapshot(image)
     rows = []
     for touched in (False, True):
@@ -249,7 +256,7 @@ def fragments(lab: Lab, options: argparse.Namespace) -> list[str]:
         lab.snapshot(image, "--track", "reflink")
         for is_cold in (True, False):
             ratios, ways = [], set()
-            for turn in range(options.runs):
+            for turn in range(min(options.runs, 3)):
                 scattered(image, 1000, turn)
                 scan = image_seconds(lab, image, is_cold, "--full-scan", "--track", "none", "--dry-run")
                 auto = image_seconds(lab, image, is_cold)

@@ -210,8 +210,10 @@ fn a_clone_that_was_written_to_leads_to_a_full_scan() {
         // What the image will get: to believe the clone would be wrong.
         let times = std::fs::metadata(&clone).unwrap().modified().unwrap();
         put(&clone, MIB + 64 * BLOCK, &noise(5, BLOCK));
-        let _calm = no_fork();
-        std::fs::File::options().write(true).open(&clone).unwrap().set_modified(times).unwrap();
+        {
+            let _calm = no_fork();
+            std::fs::File::options().write(true).open(&clone).unwrap().set_modified(times).unwrap();
+        }
         assert_ne!(get(image, MIB + 64 * BLOCK, BLOCK), noise(5, BLOCK));
     };
     need!(does_not_serve(harm, "the clone of vm@3 is not as it was made", 0));
