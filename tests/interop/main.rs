@@ -23,5 +23,8 @@ mod sparse;
 mod tracked;
 mod tracked_histories;
 mod tracked_live;
+mod tracked_review;
+mod tracked_rollback;
 mod tracking_output;
 mod truncated;
+mod watch_prune;

@@ -11,7 +11,7 @@ const BLOCK: u64 = 4096;
 const XFS: (&str, &[&str]) = ("mkfs.xfs", &["-q", "-m", "reflink=1"]);
 const BTRFS: (&str, &[&str]) = ("mkfs.btrfs", &["-q"]);
 
-type Guards = (Loop, Mount);
+pub type Guards = (Loop, Mount);
 
 /// An image of 2 MiB, half of it a hole, on a file system that can clone.
 fn lab_on((mkfs, args): (&str, &[&str])) -> Result<(Lab, Guards, String), String> {
@@ -24,52 +24,52 @@ fn lab_on((mkfs, args): (&str, &[&str])) -> Result<(Lab, Guards, String), String
     Ok((lab, guards, image))
 }
 
-fn xfs() -> Result<(Lab, Guards, String), String> {
+pub fn xfs() -> Result<(Lab, Guards, String), String> {
     lab_on(XFS)
 }
 
-fn tracked<'a>(image: &'a str, recheck: &'a str) -> [&'a str; 7] {
+pub fn tracked<'a>(image: &'a str, recheck: &'a str) -> [&'a str; 7] {
     ["snapshot", image, "--track", "reflink", "--recheck", recheck, "--json"]
 }
 
 /// Takes a snapshot without a recheck, sees that it is the image, and gives what is told of it.
 #[track_caller]
-fn take(lab: &Lab, image: &str) -> (Value, String) {
+pub fn take(lab: &Lab, image: &str) -> (Value, String) {
     let run = lab.run(&tracked(image, "0")).done();
     let taken = run.json();
     same(image, &lab.restore(taken["ref"].as_str().unwrap()));
     (taken, run.err)
 }
 
-fn clones(lab: &Lab) -> Vec<String> {
+pub fn clones(lab: &Lab) -> Vec<String> {
     let folder = lab.path("mnt/.imgsnap");
     if std::fs::exists(&folder).unwrap() { names_in(&folder) } else { Vec::new() }
 }
 
 /// The path of the only clone.
 #[track_caller]
-fn clone_of(lab: &Lab) -> String {
+pub fn clone_of(lab: &Lab) -> String {
     let names = clones(lab);
     assert_eq!(names.len(), 1, "{names:?}");
     lab.path(&format!("mnt/.imgsnap/{}", names[0]))
 }
 
 #[track_caller]
-fn is_by_extents(taken: &Value) {
+pub fn is_by_extents(taken: &Value) {
     assert_eq!(taken["hint"]["kind"], "extents", "{taken}");
     assert!(taken["full_scan_reason"].is_null(), "{taken}");
     assert!(taken["read_bytes"].as_u64().unwrap() <= MIB / 8, "{taken}");
 }
 
 #[track_caller]
-fn is_whole(taken: &Value, reason: &str) {
+pub fn is_whole(taken: &Value, reason: &str) {
     assert!(taken["hint"].is_null(), "{taken}");
     assert!(taken["full_scan_reason"].as_str().unwrap().contains(reason), "{taken}");
 }
 
 /// Three snapshots, of which the third proves that tracking works here.
 #[track_caller]
-fn track(lab: &Lab, image: &str) {
+pub fn track(lab: &Lab, image: &str) {
     for number in 1..=3 {
         put(image, MIB + number * 8 * BLOCK, &noise(number, BLOCK));
         let (taken, err) = take(lab, image);
@@ -101,7 +101,7 @@ const LIAR: &str = r#"
     }
 "#;
 
-fn liar(lab: &Lab) -> Result<String, String> {
+pub fn liar(lab: &Lab) -> Result<String, String> {
     let (source, library) = (lab.path("liar.c"), lab.path("liar.so"));
     std::fs::write(&source, LIAR).unwrap();
     try_tool("cc", &["-shared", "-fPIC", "-o", &library, &source, "-ldl"])?;
