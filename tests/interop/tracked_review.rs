@@ -252,17 +252,28 @@ fn skip_too_often(lab: &Lab) {
     std::fs::write(&head, value.to_string()).unwrap();
 }
 
-#[test]
-fn numbers_in_the_head_and_the_manifest_that_are_too_large_are_borne() {
-    let lab = Lab::new();
+/// An image with a snapshot by a list; gives the image and that list.
+#[track_caller]
+fn listed(lab: &Lab) -> (String, String) {
     let image = lab.path("vm.img");
     make(&image, 2 * MIB);
     put(&image, MIB, &noise(1, MIB));
     lab.snapshot(&image);
-    let list = change_and_list(&lab, &image);
-    let by_list = ["snapshot", &image, "--changed", &list, "--changed-since", "@latest", "--json"];
-    lab.run(&by_list).done();
+    let list = change_and_list(lab, &image);
+    by_list(lab, &image, &list, &[]);
+    (image, list)
+}
 
+#[track_caller]
+fn by_list(lab: &Lab, image: &str, list: &str, more: &[&str]) -> Value {
+    let args = ["snapshot", image, "--changed", list, "--changed-since", "@latest", "--json"];
+    lab.run(&[&args, more].concat()).done().json()
+}
+
+#[test]
+fn numbers_in_a_manifest_that_are_too_large_are_shown_as_well_as_can_be() {
+    let lab = Lab::new();
+    let (image, list) = listed(&lab);
     let (path, mut value) = manifest(&lab, "vm");
     let hint = &mut value["snapshots"][1]["hint"];
     assert_eq!(hint["kind"], "list");
@@ -276,19 +287,37 @@ fn numbers_in_the_head_and_the_manifest_that_are_too_large_are_borne() {
     assert_eq!(shown["hint"]["recheck_blocks"], json!(1u64 << 62), "{shown}");
     assert_eq!(shown["hint"]["recheck_cycle"], 1, "{shown}");
     lab.run(&["list", "vm"]).done();
+    by_list(&lab, &image, &list, &[]);
+    assert_eq!(lab.snapshot(&image), 4);
+    same(&image, &lab.restore("vm@4"));
+}
 
-    for more in [&["--dry-run"][..], &["--skip-unchanged"], &[]] {
+#[test]
+fn a_snapshot_bears_a_head_that_says_it_was_skipped_too_often() {
+    let lab = Lab::new();
+    let (image, list) = listed(&lab);
+    for (more, skipped) in
+        [(&["--dry-run"][..], false), (&["--skip-unchanged"], true), (&[], false)]
+    {
         skip_too_often(&lab);
-        lab.run(&[&by_list, more].concat()).done();
+        let taken = by_list(&lab, &image, &list, more);
+        assert_eq!(taken["skipped"], skipped, "{taken}");
     }
-    // Neither of these believes the times.
+    skip_too_often(&lab);
+    let number = lab.snapshot(&image);
+    same(&image, &lab.restore(&format!("vm@{number}")));
+}
+
+#[test]
+fn a_rollback_bears_a_head_that_says_it_was_skipped_too_often() {
+    let lab = Lab::new();
+    let (image, _) = listed(&lab);
+    let second = lab.restore("vm@2");
+    // The times are not believed, so that it is looked for what changed.
     for how in ["--dry-run", "--no-save"] {
         skip_too_often(&lab);
         tool("touch", &["-d", "2020-01-01", &image]);
-        lab.run(&["rollback", "vm", "--to", "@latest", how]).done();
+        lab.run(&["rollback", "vm", "--to", "@2", how]).done();
     }
-    skip_too_often(&lab);
-    put(&image, MIB, &noise(2, BLOCK));
-    let number = lab.snapshot(&image);
-    same(&image, &lab.restore(&format!("vm@{number}")));
+    same(&second, &image);
 }

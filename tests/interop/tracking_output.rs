@@ -120,7 +120,8 @@ fn untrack_removes_the_clone_and_the_next_snapshot_reads_all_and_says_why() {
         settle(&lab, MIB);
         if number == 1 {
             let told = text(&lab, &["untrack", "disk"]);
-            let want = "removed 1 clone of \"disk\", 1.00 MiB freed; its next snapshot has nothing to compare with\n";
+            let want = "removed 1 clone of \"disk\", 1.00 MiB freed; its next snapshot has nothing to \
+                        compare with\n";
             assert_eq!(told, want);
         } else {
             let removed = json(&lab, &["untrack", "disk"]);
