@@ -27,7 +27,7 @@ impl Repository {
     ) -> Result<SnapshotOutcome> {
         let before = writer.manifest.clone();
         let base = self.stage_base_image(writer, &live.image, base_image, request, context)?;
-        writer.manifest.next_number = base.number + 1;
+        writer.manifest.next_number = base.number.saturating_add(1);
         writer.manifest.snapshots.push(base.clone());
         let request = SnapshotRequest {
             parent: ParentChoice::Of(At::Number(base.number)),

@@ -258,7 +258,7 @@ impl Repository {
     fn commit_snapshot(&self, writer: &mut Writer, snapshot: &Snapshot) -> Result<()> {
         let mut next = writer.manifest.clone();
         next.snapshots.push(snapshot.clone());
-        next.next_number = snapshot.number + 1;
+        next.next_number = snapshot.number.saturating_add(1);
         self.commit_file(writer, next, &snapshot.file)
     }
 

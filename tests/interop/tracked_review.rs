@@ -270,6 +270,12 @@ fn by_list(lab: &Lab, image: &str, list: &str, more: &[&str]) -> Value {
     lab.run(&[&args, more].concat()).done().json()
 }
 
+fn seal(path: &str, manifest: &Value) {
+    let body = format!("{manifest:#}\n");
+    let digest = xxhash_rust::xxh3::xxh3_128(body.as_bytes());
+    std::fs::write(path, format!("imgsnap-manifest 1 {digest:032x}\n{body}")).unwrap();
+}
+
 #[test]
 fn numbers_in_a_manifest_that_are_too_large_are_shown_as_well_as_can_be() {
     let lab = Lab::new();
@@ -278,9 +284,7 @@ fn numbers_in_a_manifest_that_are_too_large_are_shown_as_well_as_can_be() {
     let hint = &mut value["snapshots"][1]["hint"];
     assert_eq!(hint["kind"], "list");
     (hint["recheck_blocks"], hint["named_bytes"]) = ((1u64 << 62).into(), u64::MAX.into());
-    let body = format!("{value:#}\n");
-    let digest = xxhash_rust::xxh3::xxh3_128(body.as_bytes());
-    std::fs::write(&path, format!("imgsnap-manifest 1 {digest:032x}\n{body}")).unwrap();
+    seal(&path, &value);
     let text = String::from_utf8(lab.run(&["show", "vm@2"]).done().out).unwrap();
     assert!(text.contains("of what is called unchanged, all of it in 1 snapshot\n"), "{text}");
     let shown = lab.run(&["show", "vm@2", "--json"]).done().json();
@@ -320,4 +324,18 @@ fn a_rollback_bears_a_head_that_says_it_was_skipped_too_often() {
         lab.run(&["rollback", "vm", "--to", "@2", how]).done();
     }
     same(&second, &image);
+}
+
+#[test]
+fn without_a_number_for_the_one_after_it_no_snapshot_is_taken() {
+    let lab = Lab::new();
+    let (image, _) = listed(&lab);
+    let (path, mut value) = manifest(&lab, "vm");
+    value["next_number"] = u64::MAX.into();
+    seal(&path, &value);
+    for _ in 0..2 {
+        lab.run(&["snapshot", &image]).fails(3).says("is not below the next one");
+        assert_eq!(lab.numbers("vm"), [1, 2]);
+    }
+    lab.verify(2);
 }
