@@ -3,7 +3,7 @@
 
 use super::prepared::Out;
 use super::session::Writer;
-use super::tracking::{Live, Search, Way, policy_of};
+use super::tracking::{Live, Search, Way, policy_of, why_doubted};
 use super::{At, Repository, SnapshotPolicy, Track, check_label};
 use crate::codec::Compression;
 use crate::error::{Error, ErrorKind, Result};
@@ -206,7 +206,7 @@ impl Repository {
         let search = Search { manifest, head, live, against: against.as_ref(), request, policy };
         let way = self.find_way(&search, context)?;
         prepared.begin(manifest, &way, context);
-        let is_after_miss = manifest.stored().last().is_some_and(|s| s.missed_blocks() > 0);
+        let is_doubted = against.is_some() && why_doubted(manifest).is_some();
         let file = format!("{name}/{}.delta", prepared.plan.file_id);
         let mut upload = store.create(&file)?;
         let mut out = |event: Out<'_>| match event {
@@ -223,8 +223,8 @@ impl Repository {
         // A list may have left something out, and so may what has been found to.
         let is_exact = way.kind() != Some(HintKind::List) && taken.scanned.missed.blocks == 0;
         let stat = stat.filter(|stat| !is_of_clone && is_exact && is_same(stat));
-        // After a miss the proof that all is well is worth a snapshot.
-        if request.skip_unchanged && taken.is_unchanged() && !is_after_miss {
+        // After a miss the proof that all is well is worth a snapshot, or all would be read each time.
+        if request.skip_unchanged && taken.is_unchanged() && !is_doubted {
             drop(upload);
             let parent = prepared.parent_id.and_then(|id| writer.manifest.by_id(id)).cloned();
             if let Some(parent) = parent {

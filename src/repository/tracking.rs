@@ -380,6 +380,21 @@ pub(super) fn newest_clone(
     stored.into_iter().rev().find_map(|s| s.kept_clone.as_ref().map(|kept| (s, kept)))
 }
 
+/// Why nothing is believed until all of the image has been read, and a snapshot says so.
+pub(super) fn why_doubted(manifest: &Manifest) -> Option<String> {
+    let name = &manifest.name;
+    let newest = manifest.next_number.saturating_sub(1);
+    match manifest.stored().last() {
+        Some(last) if last.number < newest => {
+            Some(format!("it is not known any more what {name}@{newest} had found out"))
+        }
+        Some(last) if last.missed_blocks() > 0 => {
+            Some(format!("what was known at {name}@{newest} had missed changes"))
+        }
+        _ => None,
+    }
+}
+
 /// Why all of the image has to be read, whatever is known.
 fn why_read_all(
     manifest: &Manifest,
@@ -389,21 +404,10 @@ fn why_read_all(
     if request.full_scan {
         return Ok(Some("as you asked".into()));
     }
-    let name = &manifest.name;
-    let stored = manifest.stored();
-    let newest = manifest.next_number.saturating_sub(1);
-    match stored.last() {
-        Some(last) if last.number < newest => {
-            return Ok(Some(format!(
-                "it is not known any more what {name}@{newest} had found out"
-            )));
-        }
-        Some(last) if last.missed_blocks() > 0 => {
-            let place = format!("{name}@{newest}");
-            return Ok(Some(format!("what was known at {place} had missed changes")));
-        }
-        _ => {}
+    if let Some(why) = why_doubted(manifest) {
+        return Ok(Some(why));
     }
+    let name = &manifest.name;
     let lineage = manifest.lineage(id_of(parent))?;
     let unread = lineage.iter().find(|s| s.unread_blocks > 0);
     Ok(unread.map(|s| format!("parts of {name}@{} were never read", s.number)))

@@ -221,6 +221,15 @@ fn a_miss_is_not_forgotten_with_its_snapshot() {
     let why = "it is not known any more what disk@2 had found out";
     assert_eq!(string(&taken, "full_scan_reason"), why);
     lab.restores("disk@3", &bytes);
+    // Unchanged or not, it is known again afterwards: not all is read each time.
+    lab.done(&["delete", "disk@3"]);
+    let skipping = ["snapshot", "disk.img", "--skip-unchanged"];
+    assert_eq!(
+        lab.json(&skipping)["full_scan_reason"].as_str().map(|w| &w[..17]),
+        Some("it is not known a")
+    );
+    let taken = lab.json(&skipping);
+    assert_eq!((&taken["full_scan_reason"], &taken["skipped"]), (&Value::Null, &json!(true)));
 }
 
 #[test]
