@@ -241,7 +241,7 @@ fn notes(taken: &SnapshotOutcome) -> Vec<(&'static str, String, String)> {
     if let Some(hint) = taken.hint {
         let named = output::bytes(hint.named_bytes);
         let (amount, rest) = match hint.kind {
-            HintKind::Extents => (named, "may have changed, by the extents of two clones"),
+            HintKind::Extents => (named, "may have changed, by two clones"),
             HintKind::List => (named, "may have changed, by the list"),
             HintKind::Times => (output::bytes(0), "its file was not written to since the parent"),
         };
@@ -257,7 +257,7 @@ fn notes(taken: &SnapshotOutcome) -> Vec<(&'static str, String, String)> {
     if let Some(user) = &taken.user {
         let seconds = taken.clone_seconds.unwrap_or(0.0);
         let rest = format!(
-            "by {user}, held up for {}; taken as after a power failure (crash-consistent)",
+            "by {user}, whose writes waited {}; crash-consistent",
             output::seconds(seconds)
         );
         notes.push(("in use", String::new(), rest));

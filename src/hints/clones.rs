@@ -107,8 +107,11 @@ impl NewClone {
         options.read(true).write(true).mode(0o600).custom_flags(libc::O_TMPFILE);
         let to = options.open(folder_of(path)).map_err(|e| match e.raw_os_error() {
             Some(libc::EOPNOTSUPP | libc::EISDIR | libc::ENOENT) => cannot(path),
-            // Not our folder.
-            Some(libc::EACCES | libc::EPERM | libc::EROFS) => cannot(path),
+            Some(libc::EACCES | libc::EPERM | libc::EROFS) => {
+                let what = format!("{}: its folder cannot be written to", path.display());
+                Error::new(ErrorKind::Unsupported, what)
+                    .hint(format!("a clone is kept in {}", folder_of(path).join(FOLDER).display()))
+            }
             _ => failed(e),
         })?;
         // What is dirty is written out before, not while writers wait for the clone.
@@ -147,7 +150,7 @@ fn link(file: &File, path: &Path) -> io::Result<()> {
 
 /// True on file systems of which it is known that two extents with one address are one. Others clone, too,
 /// but tell something else: SMB the offset in the file, bcachefs an address on one of several devices.
-fn tells_places(file: &File) -> bool {
+pub fn tells_places(file: &File) -> bool {
     let kind = fstatfs(file).map(|stat| stat.filesystem_type());
     kind.is_ok_and(|kind| [XFS_SUPER_MAGIC, BTRFS_SUPER_MAGIC].contains(&kind))
 }
@@ -185,6 +188,11 @@ impl FoundClone {
 }
 
 impl CloneFolder {
+    /// True for a file that lies where clones are kept.
+    pub fn holds(path: &Path) -> bool {
+        path.parent().and_then(Path::file_name).is_some_and(|name| name == FOLDER)
+    }
+
     /// That of an image. It need not exist.
     pub fn beside(image: &Path) -> Self {
         Self { path: folder_of(image).join(FOLDER) }

@@ -8,7 +8,7 @@ mod list;
 mod recheck;
 mod reflink;
 
-pub use clones::{CloneFolder, CloneStat, FoundClone, NewClone, Owner};
+pub use clones::{CloneFolder, CloneStat, FoundClone, NewClone, Owner, tells_places};
 pub use list::{ChangeList, MAX_LIST_BYTES};
 pub use recheck::{Recheck, cycle};
 pub use reflink::{MapDifferences, clone_into, extent_count};

@@ -120,6 +120,10 @@ impl Repository {
             None => name_of(&request.image)?,
         };
         manifest::check_name(&name)?;
+        if CloneFolder::holds(&path) {
+            let what = format!("{} is a clone that is kept to find changes", path.display());
+            return Err(Error::new(ErrorKind::InvalidInput, what).hint("name the image itself"));
+        }
         request.label.as_deref().map_or(Ok(()), check_label)?;
         self.warn_of_policy(&name, context);
         let policy = self.policy_for(&name, request);
@@ -234,7 +238,8 @@ impl Repository {
                 let found = prepared.entry(&taken, &way, begun);
                 let outcome = Outcome::Skipped;
                 let skipped = prepared.outcome(&name, found, outcome, live, &way);
-                return Ok(SnapshotOutcome { snapshot: parent, ..skipped });
+                let parent_number = writer.manifest.stored_parent_of(&parent).map(|s| s.number);
+                return Ok(SnapshotOutcome { snapshot: parent, parent_number, ..skipped });
             }
             return Err(Error::corrupt(format!("{name}: the parent is gone")));
         }
@@ -287,7 +292,9 @@ fn keep_clone(live: &Live, way: &Way, id: Uuid, context: &Context) -> Option<Kep
     match CloneFolder::beside(live.image.path()).keep(clone, id) {
         Ok(stat) => Some(KeptClone { stat, seconds: clone.seconds, extents: clone.extents }),
         Err(e) => {
-            context.progress().warn(&format!("{e}; the next snapshot reads all of the image"));
+            context
+                .progress()
+                .warn(&format!("{e}; the next snapshot may have to read all of the image"));
             None
         }
     }

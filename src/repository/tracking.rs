@@ -15,6 +15,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::head::Head;
 use crate::hints::{
     ChangeHints, ChangeList, CloneFolder, MapDifferences, NewClone, Owner, Recheck, extent_count,
+    tells_places,
 };
 use crate::manifest::{HintKind, HintUse, Manifest, Snapshot};
 use crate::progress::Context;
@@ -355,20 +356,26 @@ impl Repository {
             Err(e) => e,
         };
         if live.user.is_some() {
-            context.progress().note(&format!("it cannot be cloned: {error}"));
-            return Err(live.refused().hint(
-                "keep it on XFS or btrfs, where it can be cloned while it is in use; or shut the virtual \
-                 machine down, or close the file, and run the command again",
-            ));
+            let refused = live.refused();
+            let what = format!("{}, and no clone can be made", refused.message());
+            let cause = error.to_string();
+            return Err(Error::new(ErrorKind::Busy, what).hint(format!(
+                "{cause}; keep it on XFS or btrfs, where it can be cloned while it is in use; or shut the \
+                 virtual machine down, or close the file, and run the command again"
+            )));
         }
         if is_forced {
             return Err(error.or_hint("XFS and btrfs can; or use --track auto"));
         }
         match error.kind() {
             ErrorKind::Unsupported => context.progress().note(&format!("not tracked: {error}")),
-            _ => context.progress().warn(&format!("{error}; the next snapshot reads all of it")),
+            _ => {
+                context.progress().warn(&format!("{error}; nothing is known of what changes then"))
+            }
         }
-        Ok(Err(None))
+        // Elsewhere nobody expects one.
+        let is_expected = tells_places(image.file());
+        Ok(Err(is_expected.then(|| format!("no clone could be made ({})", error.message()))))
     }
 }
 
@@ -422,11 +429,15 @@ fn check_stall(live: &Live, count: u64, seconds: f64, most: Duration) -> Result<
     let user = live.user.as_deref().unwrap_or("another program");
     let what = format!(
         "{path} is in use by {user} and has {count} extents: to clone it would hold up its writes for \
-         about {seconds:.1} s"
+         about {} ms",
+        (seconds * 1e3).ceil()
     );
+    let enough = match seconds {
+        s if s < 1.0 => format!("{}ms", (2e3 * s).ceil()),
+        s => format!("{}s", s.ceil()),
+    };
     Err(Error::new(ErrorKind::Busy, what).hint(format!(
-        "allow that with --max-stall {}s, or shut the virtual machine down and defragment the image",
-        seconds.ceil()
+        "allow that with --max-stall {enough}, or shut the virtual machine down and defragment the image"
     )))
 }
 

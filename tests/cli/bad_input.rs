@@ -462,3 +462,16 @@ fn a_damaged_head_state_costs_a_scan_and_nothing_else() {
     assert!(run.err.starts_with("imgsnap: warning: the head state was damaged"), "{}", run.err);
     assert_eq!(lab.read("disk.img"), states[0]);
 }
+
+#[test]
+fn a_clone_is_no_image() {
+    let (lab, states) = Lab::with_snapshots(1);
+    std::fs::create_dir(lab.path(".imgsnap")).unwrap();
+    lab.write(".imgsnap/disk.img", &states[0]);
+    let line = lab.fails(FAILED, &["snapshot", ".imgsnap/disk.img", "--name", "other"]);
+    assert!(
+        line.ends_with("is a clone that is kept to find changes; name the image itself"),
+        "{line}"
+    );
+    assert!(!lab.path("repo/other").exists(), "something was made for it");
+}

@@ -478,3 +478,11 @@ fn numbers_are_never_used_twice() {
     lab.done(&["delete", "disk@3"]);
     assert_eq!(integer(&lab.json(&["snapshot", "disk.img"]), "number"), 4);
 }
+
+#[test]
+fn a_snapshot_that_was_skipped_has_the_parent_that_it_had() {
+    let (lab, _) = Lab::with_snapshots(2);
+    let taken = lab.json(&["snapshot", "disk.img", "--skip-unchanged"]);
+    assert_eq!((&taken["skipped"], integer(&taken, "number")), (&json!(true), 2), "{taken}");
+    assert_eq!(integer(&taken, "parent_number"), 1, "{taken}");
+}
