@@ -33,13 +33,6 @@ pub struct CloneUse {
     pub own_bytes: u64,
 }
 
-impl Clones {
-    /// What all clones of this repository take.
-    pub fn own_bytes(&self) -> u64 {
-        self.reference.iter().chain(&self.orphans).map(|clone| clone.own_bytes).sum()
-    }
-}
-
 /// To whom clones beside an image belong.
 struct Whose<'a> {
     repository: &'a Repository,

@@ -118,7 +118,8 @@ impl Repository {
         if writer.head_was_damaged {
             context.progress().warn("the head state was damaged; the image will be scanned");
         }
-        let is_believed = !request.prove && !suspicious && is_believed(&writer.head, image);
+        let believe = !request.prove && !suspicious;
+        let is_believed = believe && is_believed(&writer.head, live.settled_stat().as_ref());
         let current = writer.head.snapshot.filter(|id| writer.manifest.by_id(*id).is_some());
         let mut known = if is_believed { current } else { None };
         // Of an interrupted one: what it had saved.
@@ -135,7 +136,6 @@ impl Repository {
             dry_run: request.dry_run,
             resumed,
         };
-        let believe = !request.prove && !suspicious;
         if request.dry_run {
             let basis = self.basis(&writer, known, &live, &chain, believe, context)?;
             let (basis, work) = rehearse_all(image, &chain, basis, context)?;
@@ -317,7 +317,8 @@ impl Repository {
         let request = &SnapshotRequest::default();
         let policy = self.rollback_policy(&manifest.name);
         let (head, against) = (&writer.head, Some(target));
-        let search = Search { manifest, head, live, against, request, policy };
+        // What its times tell has been asked already.
+        let search = Search { manifest, head, live, stat: None, against, request, policy };
         let way = self.find_way(&search, context)?;
         let (bytes, number) =
             (live.image.image_bytes(), manifest.next_number.wrapping_add(head.skipped));

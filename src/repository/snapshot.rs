@@ -176,7 +176,9 @@ impl Repository {
         let policy = self.policy_for(&manifest.name, request);
         let against = prepared.against().cloned();
         let against = against.as_ref();
-        let search = Search { manifest: &manifest, head, live, against, request, policy };
+        let stat = live.settled_stat();
+        let stat = stat.as_ref();
+        let search = Search { manifest: &manifest, head, live, stat, against, request, policy };
         let way = self.find_way(&search, context)?;
         prepared.begin(&manifest, &way, context);
         let begun = Instant::now();
@@ -202,12 +204,13 @@ impl Repository {
             return self.snapshot_on_base_image(writer, live, base_image, request, context);
         }
         let begun = Instant::now();
-        let stat = if live.user.is_none() { live.image.settled_stat() } else { None };
+        let stat = live.settled_stat();
         let mut prepared = self.prepare(&writer.manifest, &writer.head, request)?;
         let policy = self.policy_for(&name, request);
         let against = prepared.against().cloned();
         let (manifest, head) = (&writer.manifest, &writer.head);
-        let search = Search { manifest, head, live, against: against.as_ref(), request, policy };
+        let (before, of) = (stat.as_ref(), against.as_ref());
+        let search = Search { manifest, head, live, stat: before, against: of, request, policy };
         let way = self.find_way(&search, context)?;
         prepared.begin(manifest, &way, context);
         let is_doubted = against.is_some() && why_doubted(manifest).is_some();
@@ -322,10 +325,10 @@ pub(super) fn warn_if_unguarded(image: &RawFile, context: &Context) {
     }
 }
 
-/// True if the image file is, byte for byte, what it was when the head was noted (DESIGN.md, "When
-/// the head is believed").
-pub(super) fn is_believed(head: &Head, image: &RawFile) -> bool {
-    head.intent.is_none() && head.stat.is_some() && head.stat == image.settled_stat()
+/// True if an image file with this settled stat is, byte for byte, what it was when the head was noted
+/// (DESIGN.md, "When the head is believed").
+pub(super) fn is_believed(head: &Head, stat: Option<&FileStat>) -> bool {
+    head.intent.is_none() && stat.is_some() && head.stat.as_ref() == stat
 }
 
 /// The name of an image: its file name without extension.

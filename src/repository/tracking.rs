@@ -20,7 +20,7 @@ use crate::hints::{
 use crate::manifest::{HintKind, HintUse, Manifest, Snapshot};
 use crate::progress::Context;
 use crate::scan::{Hinted, Scanned, Scope};
-use crate::source::{RawFile, Source};
+use crate::source::{FileStat, RawFile, Source};
 use crate::sys;
 use crate::units::Geometry;
 use std::fs::File;
@@ -69,10 +69,9 @@ impl Live {
         Self { image, user: None }
     }
 
-    fn refused(&self) -> Error {
-        let user = self.user.as_deref().unwrap_or("another program");
-        let what = format!("{} is open for writing by {user}", self.image.path().display());
-        Error::new(ErrorKind::Busy, what)
+    /// What identifies its content, if that can be believed: not while others write.
+    pub fn settled_stat(&self) -> Option<FileStat> {
+        if self.user.is_none() { self.image.settled_stat() } else { None }
     }
 }
 
@@ -202,6 +201,8 @@ pub(super) struct Search<'a> {
     pub manifest: &'a Manifest,
     pub head: &'a Head,
     pub live: &'a Live,
+    /// What identifies the content of the image now, if that is known.
+    pub stat: Option<&'a FileStat>,
     /// What the image will be compared with; none for a base.
     pub against: Option<&'a Chain>,
     pub request: &'a SnapshotRequest,
@@ -223,7 +224,7 @@ impl Repository {
             list => (list, false),
         };
         let reference = self.reference(manifest, &live.image, *against);
-        let believed = against.filter(|chain| live.user.is_none() && self.is_known(search, chain));
+        let believed = against.filter(|chain| is_known(search, chain));
         let has_to_read = match against {
             None => Some(None),
             Some(chain) => why_read_all(manifest, chain, request)?.map(Some),
@@ -256,12 +257,6 @@ impl Repository {
             (_, _, _, None, _) => Basis::Whole(why_none),
         };
         Ok(Way { clone, standby, basis, recheck })
-    }
-
-    /// True if the image is what it was at the tip of `chain`, by its times.
-    fn is_known(&self, search: &Search<'_>, chain: &Chain) -> bool {
-        let Search { head, live, request, .. } = search;
-        !request.full_scan && head.snapshot == Some(id_of(chain)) && is_believed(head, &live.image)
     }
 
     /// The list of the request, if it has one.
@@ -340,7 +335,7 @@ impl Repository {
             let rate = clone_rate(manifest);
             let seconds = count as f64 * rate;
             match &live.user {
-                Some(_) => check_stall(live, count, seconds, policy.max_stall)?,
+                Some(user) => check_stall(image, user, count, seconds, policy.max_stall)?,
                 None if is_forced => {}
                 None if !is_worth_it(image, seconds + count as f64 * MAPS_SECONDS) => {
                     let why = format!("it has {count} extents, and that is as fast as to clone it");
@@ -355,12 +350,10 @@ impl Repository {
             Err(e) if e.kind() == ErrorKind::Busy => return Err(e),
             Err(e) => e,
         };
-        if live.user.is_some() {
-            let refused = live.refused();
-            let what = format!("{}, and no clone can be made", refused.message());
-            let cause = error.to_string();
+        if let Some(user) = &live.user {
+            let what = format!("{place} is open for writing by {user}, and no clone can be made");
             return Err(Error::new(ErrorKind::Busy, what).hint(format!(
-                "{cause}; keep it on XFS or btrfs, where it can be cloned while it is in use; or shut the \
+                "{error}; keep it on XFS or btrfs, where it can be cloned while it is in use; or shut the \
                  virtual machine down, or close the file, and run the command again"
             )));
         }
@@ -377,6 +370,12 @@ impl Repository {
         let is_expected = tells_places(image.file());
         Ok(Err(is_expected.then(|| format!("no clone could be made ({})", error.message()))))
     }
+}
+
+/// True if the image is what it was at the tip of `chain`, by its times.
+fn is_known(search: &Search<'_>, chain: &Chain) -> bool {
+    let Search { head, stat, request, .. } = search;
+    !request.full_scan && head.snapshot == Some(id_of(chain)) && is_believed(head, *stat)
 }
 
 /// The newest snapshot that has a clone, dropped or not.
@@ -421,12 +420,17 @@ fn why_read_all(
 }
 
 /// Fails if whoever writes to the image would be held up for too long.
-fn check_stall(live: &Live, count: u64, seconds: f64, most: Duration) -> Result<()> {
+fn check_stall(
+    image: &RawFile,
+    user: &str,
+    count: u64,
+    seconds: f64,
+    most: Duration,
+) -> Result<()> {
     if seconds <= most.as_secs_f64() {
         return Ok(());
     }
-    let path = live.image.path().display();
-    let user = live.user.as_deref().unwrap_or("another program");
+    let path = image.path().display();
     let what = format!(
         "{path} is in use by {user} and has {count} extents: to clone it would hold up its writes for \
          about {} ms",

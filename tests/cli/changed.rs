@@ -12,7 +12,7 @@ const COUNT: usize = 1024;
 const SHARE: u64 = 11;
 
 /// `disk.img` of 4 MiB, and one snapshot of it.
-fn lab() -> (Lab, Vec<u8>) {
+pub fn lab() -> (Lab, Vec<u8>) {
     let lab = Lab::new();
     let bytes = noise(1, 4 * MIB);
     assert_eq!(bytes.len(), COUNT * BLOCK);
@@ -22,7 +22,7 @@ fn lab() -> (Lab, Vec<u8>) {
 }
 
 /// Writes noise to blocks of the image. None of them is in the share of the first snapshots.
-fn alter(lab: &Lab, bytes: &mut [u8], blocks: &[usize], seed: u64) {
+pub fn alter(lab: &Lab, bytes: &mut [u8], blocks: &[usize], seed: u64) {
     for &block in blocks {
         let new = noise(seed * 10_000 + block as u64, BLOCK);
         bytes[block * BLOCK..][..BLOCK].copy_from_slice(&new);

@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that fails says where")]
 
+use crate::changed::{self, alter};
 use crate::support::{
     BLOCK, FAILED, Lab, Run, integer, is_believed, no_fork, noise, same, skipped, string,
 };
@@ -14,20 +15,9 @@ const COUNT: usize = 1024;
 
 /// `disk.img` of 4 MiB, one snapshot of it, and an empty list.
 fn lab() -> (Lab, Vec<u8>) {
-    let lab = Lab::new();
-    let bytes = noise(1, COUNT * BLOCK);
-    lab.write("disk.img", &bytes);
+    let (lab, bytes) = changed::lab();
     lab.write("empty", b"[]");
-    lab.done(&["snapshot", "disk.img"]);
     (lab, bytes)
-}
-
-fn alter(lab: &Lab, bytes: &mut [u8], blocks: &[usize], seed: u64) {
-    for &block in blocks {
-        let new = noise(seed * 10_000 + block as u64, BLOCK);
-        bytes[block * BLOCK..][..BLOCK].copy_from_slice(&new);
-    }
-    lab.write("disk.img", bytes);
 }
 
 /// A snapshot by a list that names nothing.
