@@ -14,7 +14,7 @@ use imgsnap::chain::Chain;
 use imgsnap::delta::Caches;
 use imgsnap::pipeline::ordered_map;
 use imgsnap::progress::Context;
-use imgsnap::scan::{Change, Changes, Index, Scope, scan, window_bytes};
+use imgsnap::scan::{BadMedium, Change, Changes, Index, Scope, scan, window_bytes};
 use imgsnap::source::{RawFile, Source};
 use std::hint::black_box;
 use support::chain::{ChainMaker, Content};
@@ -42,15 +42,12 @@ fn count_changes(source: &RawFile, chain: &Chain, context: &Context) -> u64 {
         count += changes.list.iter().map(blocks_of).sum::<u64>();
         Ok(())
     };
-    scan(source, &Index::Parent(chain), Scope::Whole, context, consume).unwrap();
+    scan(source, &Index::Parent(chain), Scope::Whole, BadMedium::Fail, context, consume).unwrap();
     count
 }
 
 fn blocks_of(change: &Change) -> u64 {
-    match change {
-        Change::Data(..) => 1,
-        Change::Zero(blocks) => blocks.count,
-    }
+    change.blocks().count
 }
 
 fn scans(c: &mut Criterion) {
@@ -82,8 +79,15 @@ fn scans(c: &mut Criterion) {
                 let id = BenchmarkId::new(format!("{percent} % changed"), threads);
                 group.bench_function(id, |b| {
                     b.iter(|| {
-                        scan(&source, &Index::Parent(&chain), Scope::Whole, context, |_| Ok(()))
-                            .unwrap()
+                        scan(
+                            &source,
+                            &Index::Parent(&chain),
+                            Scope::Whole,
+                            BadMedium::Fail,
+                            context,
+                            |_| Ok(()),
+                        )
+                        .unwrap()
                     });
                 });
             }

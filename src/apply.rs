@@ -16,7 +16,7 @@ use crate::pipeline::ordered_map;
 use crate::progress::Context;
 use crate::restore::{ByteRange, restore, write_decoded};
 use crate::room::check_room;
-use crate::scan::{Change, Changes, Index, Scope, scan};
+use crate::scan::{BadMedium, Change, Changes, Index, Scope, scan};
 use crate::source::{RawFile, Source};
 use crate::store::{LocalStore, OsDisk, Store};
 use crate::target::{InPlace, Target};
@@ -228,32 +228,33 @@ impl Patch {
         let mut terms = 0u128;
         context.progress().begin("check", base.image_bytes());
         let index = Index::Nothing(hasher, self.geometry.block_size);
-        let scanned = scan(base, &index, Scope::Whole, context, |changes: &Changes| {
-            let mut blocks = changes.bytes.chunks_exact(size);
-            let mut open: Option<(BlockRange, Vec<u8>)> = None;
-            for change in &changes.list {
-                let Change::Data(block, digest) = *change else { continue };
-                let bytes = blocks.next().unwrap_or_default();
-                if block >= self.geometry.block_count() || runs.has(block)? {
-                    continue;
-                }
-                terms = terms.wrapping_add(hasher.term(block, digest));
-                match &mut open {
-                    Some((range, so_far)) if range.end() == block => {
-                        range.count += 1;
-                        so_far.extend_from_slice(bytes);
+        let scanned =
+            scan(base, &index, Scope::Whole, BadMedium::Fail, context, |changes: &Changes| {
+                let mut blocks = changes.bytes.chunks_exact(size);
+                let mut open: Option<(BlockRange, Vec<u8>)> = None;
+                for change in &changes.list {
+                    let Change::Data(block, digest) = *change else { continue };
+                    let bytes = blocks.next().unwrap_or_default();
+                    if block >= self.geometry.block_count() || runs.has(block)? {
+                        continue;
                     }
-                    _ => {
-                        if let Some((range, bytes)) =
-                            open.replace((BlockRange { first: block, count: 1 }, bytes.to_vec()))
-                        {
-                            kept(range, &bytes)?;
+                    terms = terms.wrapping_add(hasher.term(block, digest));
+                    match &mut open {
+                        Some((range, so_far)) if range.end() == block => {
+                            range.count += 1;
+                            so_far.extend_from_slice(bytes);
+                        }
+                        _ => {
+                            if let Some((range, bytes)) = open
+                                .replace((BlockRange { first: block, count: 1 }, bytes.to_vec()))
+                            {
+                                kept(range, &bytes)?;
+                            }
                         }
                     }
                 }
-            }
-            open.map_or(Ok(()), |(range, bytes)| kept(range, &bytes))
-        });
+                open.map_or(Ok(()), |(range, bytes)| kept(range, &bytes))
+            });
         context.progress().end();
         let scanned = scanned?;
         runs.finish()?;

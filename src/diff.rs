@@ -4,7 +4,7 @@ use crate::chain::{Chain, Comparison};
 use crate::error::Result;
 use crate::pipeline::ordered_map;
 use crate::progress::Context;
-use crate::scan::{Change, Index, Scope, scan};
+use crate::scan::{BadMedium, Change, Index, Scope, scan};
 use crate::source::{Source, Window};
 use crate::units::{BlockRange, BlockSize, Geometry};
 use crate::view::SnapshotView;
@@ -143,26 +143,29 @@ fn by_digest(
     let source_end = geometry.block_size.count(source.image_bytes());
     let mut walk = snapshot.walk();
     context.progress().begin("compare", source.image_bytes());
-    let outcome = scan(source, &Index::Parent(snapshot), Scope::Whole, context, |changes| {
-        for change in &changes.list {
-            match *change {
-                Change::Data(block, _) => {
-                    difference.add(geometry, BlockRange { first: block, count: 1 });
-                }
-                Change::Zero(range) if range.end() <= source_end => difference.add(geometry, range),
-                // Beyond the end of the shorter one a scan gives everything; only data differs.
-                Change::Zero(range) => {
-                    walk.seek(range.first);
-                    while let Some(span) = walk.next(range.end())? {
-                        if !matches!(span.state, crate::chain::State::Zero) {
-                            difference.add(geometry, span.blocks);
+    let outcome =
+        scan(source, &Index::Parent(snapshot), Scope::Whole, BadMedium::Fail, context, |changes| {
+            for change in &changes.list {
+                match *change {
+                    Change::Data(block, _) => {
+                        difference.add(geometry, BlockRange { first: block, count: 1 });
+                    }
+                    Change::Zero(range) | Change::Unread(range) if range.end() <= source_end => {
+                        difference.add(geometry, range);
+                    }
+                    // Beyond the end of the shorter one a scan gives everything; only data differs.
+                    Change::Zero(range) | Change::Unread(range) => {
+                        walk.seek(range.first);
+                        while let Some(span) = walk.next(range.end())? {
+                            if !matches!(span.state, crate::chain::State::Zero) {
+                                difference.add(geometry, span.blocks);
+                            }
                         }
                     }
                 }
             }
-        }
-        Ok(())
-    });
+            Ok(())
+        });
     context.progress().end();
     outcome?;
     Ok(difference)

@@ -113,6 +113,14 @@ impl Error {
         })
     }
 
+    /// True if a medium does not give back what is on it.
+    pub fn is_bad_medium(&self) -> bool {
+        let cause = self.source.as_ref().and_then(|s| s.downcast_ref::<io::Error>());
+        // Sectors that cannot be read, and file systems whose checksums say so.
+        const BAD: [i32; 4] = [libc::EIO, libc::ENODATA, libc::EILSEQ, libc::EBADMSG];
+        cause.and_then(io::Error::raw_os_error).is_some_and(|number| BAD.contains(&number))
+    }
+
     /// True if the reader of a pipe went away.
     pub fn is_broken_pipe(&self) -> bool {
         let cause = self.source.as_ref().and_then(|s| s.downcast_ref::<io::Error>());

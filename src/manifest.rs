@@ -8,6 +8,7 @@ use crate::digest::{Digest, ImageDigest};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hints::CloneStat;
 use crate::store::{Store, read_small};
+use crate::units::{BlockSize, Geometry};
 use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -178,6 +179,14 @@ impl Snapshot {
     /// True if its blocks are in a base image, even if it is not known where that is.
     pub fn is_by_reference(&self) -> bool {
         self.base_image.is_some() || (self.data_blocks > 0 && self.frame_bytes == 0)
+    }
+
+    /// Block size, and length of the image.
+    ///
+    /// # Errors
+    /// If they are beyond the limits of the format.
+    pub fn geometry(&self) -> Result<Geometry> {
+        Geometry::new(BlockSize::new(self.block_bytes)?, self.image_bytes)
     }
 
     /// Blocks that had changed though nothing told so.

@@ -21,6 +21,14 @@ pub struct ByteRange {
     pub bytes: u64,
 }
 
+impl ByteRange {
+    /// The blocks that it touches.
+    pub fn blocks(self, geometry: Geometry) -> BlockRange {
+        let size = u64::from(geometry.block_size.bytes());
+        BlockRange::between(self.offset / size, (self.offset + self.bytes).div_ceil(size))
+    }
+}
+
 /// What a restore did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Restored {
@@ -45,8 +53,7 @@ pub fn restore(
 ) -> Result<Restored> {
     let geometry = chain.geometry();
     let part = check_range(range, geometry.image_bytes)?;
-    let size = u64::from(geometry.block_size.bytes());
-    let blocks = BlockRange::between(part.offset / size, (part.offset + part.bytes).div_ceil(size));
+    let blocks = part.blocks(geometry);
     let order = if target.is_sequential() { Order::Ascending } else { Order::ByFrame };
     let mut batches = Batches::new(chain, blocks.first, blocks.end(), order);
     context.progress().begin("restore", part.bytes);
@@ -92,11 +99,11 @@ pub fn check_room_for(
     let part = check_range(range, geometry.image_bytes)?;
     // Only who may have too little has to look into the tables.
     let Some(room) = room.filter(|room| *room < part.bytes) else { return Ok(()) };
-    let size = u64::from(geometry.block_size.bytes());
-    let (mut walk, end) = (chain.walk(), (part.offset + part.bytes).div_ceil(size));
-    walk.seek(part.offset / size);
+    let blocks = part.blocks(geometry);
+    let mut walk = chain.walk();
+    walk.seek(blocks.first);
     let mut needed = 0;
-    while let Some(span) = walk.next(end)? {
+    while let Some(span) = walk.next(blocks.end())? {
         if span.state != State::Zero {
             needed += geometry.bytes_in(span.blocks);
         }

@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::pipeline::ordered_map;
 use crate::progress::Context;
 use crate::restore::{ByteRange, write_decoded};
-use crate::scan::{Change, Index, Missed, Scope, scan};
+use crate::scan::{BadMedium, Index, Missed, Scope, scan};
 use crate::source::{RawFile, Source};
 use crate::target::{InPlace, Target};
 use crate::units::BlockRange;
@@ -184,12 +184,11 @@ fn by_scan(
         std::iter::from_fn(|| gather.next_batch())
             .try_for_each(|b| each(decode_batch(geometry, b)?))
     };
-    let scanned = scan(image, &Index::Parent(target), scope, context, |changes| {
+    // What cannot be read differs, too: to be written is what makes a bad sector good again.
+    let bad_medium = BadMedium::Skip;
+    let scanned = scan(image, &Index::Parent(target), scope, bad_medium, context, |changes| {
         for change in &changes.list {
-            let range = match *change {
-                Change::Data(block, _) => BlockRange { first: block, count: 1 },
-                Change::Zero(range) => range,
-            };
+            let range = change.blocks();
             walk.seek(range.first);
             while let Some(span) = walk.next(range.end())? {
                 // Where the file is made longer, zeros are there already.

@@ -17,9 +17,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::header::BASE_IMAGE;
 use crate::format::{Features, FrameLayout, Header, RunKind};
 use crate::progress::Context;
-use crate::scan::{Change, Changes, Index, Scanned, Scope, scan};
+use crate::scan::{BadMedium, Change, Changes, Index, Scanned, Scope, scan};
 use crate::source::Source;
-use crate::units::{BlockRange, BlockSize, Geometry};
+use crate::units::{BlockSize, Geometry, NamedBlocks};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use uuid::Uuid;
 
@@ -57,6 +57,8 @@ pub struct Plan {
     pub compression: Compression,
     /// Store no blocks: the source is a base image, which stays where it is. Only of a base.
     pub is_by_reference: bool,
+    /// What becomes of blocks that the medium of the source does not give.
+    pub bad_medium: BadMedium,
 }
 
 /// A snapshot that was taken.
@@ -70,6 +72,8 @@ pub struct Taken {
     pub changed_blocks: u64,
     /// Bytes of the image in them.
     pub changed_bytes: u64,
+    /// Blocks that the medium did not give.
+    pub unread: NamedBlocks,
 }
 
 impl Taken {
@@ -132,7 +136,7 @@ pub fn take(
     context.progress().begin("scan", geometry.image_bytes);
     let (sender, receiver) = sync_channel(context.in_flight(group_memory(&header)));
     let outcome = std::thread::scope(|threads| {
-        let scan = || scan_into(source, &index, scope, &header, context, sender);
+        let scan = || scan_into(source, &index, scope, plan.bad_medium, &header, context, sender);
         let scanner = threads.spawn(scan);
         let written = write_pieces(&header, plan.compression, context, receiver, out, &mut |_| {});
         let scanned = scanner.join().unwrap_or_else(|_| {
@@ -147,45 +151,48 @@ pub fn take(
     let (writer, scanned, counted) = outcome?;
     let written =
         writer.finish(&plan.identity, lineage, geometry.image_bytes, scanned.image_digest)?;
-    let (changed_blocks, changed_bytes) = counted;
-    Ok(Taken { written, scanned, changed_blocks, changed_bytes })
+    let Counted { changed_blocks, changed_bytes, unread } = counted;
+    Ok(Taken { written, scanned, changed_blocks, changed_bytes, unread })
 }
 
-/// Scans and cuts, and sends the pieces. Gives what was found, and changed blocks and bytes.
+/// Scans and cuts, and sends the pieces. Gives what was found, and what was passed on.
 fn scan_into(
     source: &dyn Source,
     index: &Index<'_>,
     scope: Scope,
+    bad_medium: BadMedium,
     header: &Header,
     context: &Context,
     sender: SyncSender<Vec<Piece>>,
-) -> Result<(Scanned, (u64, u64))> {
+) -> Result<(Scanned, Counted)> {
     let geometry = Geometry::new(header.block_size, source.image_bytes())?;
     let mut segmenter = match header.layout() {
         FrameLayout::Absent => Segmenter::of_tables(header.block_size),
         _ => Segmenter::new(header.block_size, header.frame_blocks),
     };
-    let (mut changed_blocks, mut changed_bytes) = (0, 0);
+    let mut counted = Counted::default();
     let send = |group| {
         let gone = |_| Error::new(ErrorKind::Interrupted, "the delta cannot be written");
         sender.send(group).map_err(gone)
     };
     let (mut group, mut group_bytes) = (Vec::new(), 0);
-    let scanned = scan(source, index, scope, context, |changes: &Changes| {
+    let scanned = scan(source, index, scope, bad_medium, context, |changes: &Changes| {
         let mut blocks = changes.bytes.chunks_exact(header.block_size.in_memory());
         for change in &changes.list {
-            let range = match *change {
+            match *change {
                 Change::Data(block, digest) => {
                     segmenter.data(block, digest, blocks.next().unwrap_or_default());
-                    BlockRange { first: block, count: 1 }
                 }
-                Change::Zero(range) => {
-                    segmenter.run(RunKind::Zero, range);
-                    range
+                Change::Zero(range) => segmenter.run(RunKind::Zero, range),
+                Change::Unread(range) => {
+                    segmenter.run(RunKind::Unread, range);
+                    counted.unread.add(range);
                 }
-            };
-            changed_blocks += range.end().min(geometry.block_count()).saturating_sub(range.first);
-            changed_bytes += geometry.bytes_in(range);
+            }
+            let range = change.blocks();
+            counted.changed_blocks +=
+                range.end().min(geometry.block_count()).saturating_sub(range.first);
+            counted.changed_bytes += geometry.bytes_in(range);
             for piece in segmenter.pieces() {
                 group_bytes += piece.memory_bytes();
                 group.push(piece);
@@ -199,5 +206,13 @@ fn scan_into(
     })?;
     group.extend(segmenter.finish());
     send(group)?;
-    Ok((scanned, (changed_blocks, changed_bytes)))
+    Ok((scanned, counted))
+}
+
+/// What was passed on.
+#[derive(Default)]
+struct Counted {
+    changed_blocks: u64,
+    changed_bytes: u64,
+    unread: NamedBlocks,
 }

@@ -121,6 +121,52 @@ impl BlockRange {
     }
 }
 
+/// Ranges of blocks in ascending order, as many of them as can be told, and how many blocks they are in
+/// all.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NamedBlocks {
+    /// The first ranges, neighbours joined.
+    pub ranges: Vec<BlockRange>,
+    /// How many blocks, those beyond the named ranges included.
+    pub count: u64,
+}
+
+impl NamedBlocks {
+    /// As many ranges are named.
+    const MOST_RANGES: usize = 1000;
+    /// And as many of them in a message.
+    const MOST_TOLD: usize = 8;
+
+    /// Adds a range that is not before the last one.
+    pub fn add(&mut self, range: BlockRange) {
+        self.count = self.count.saturating_add(range.count);
+        match self.ranges.last_mut() {
+            Some(last) if last.end() == range.first => last.count += range.count,
+            _ if range.count > 0 => {
+                self.ranges.push(range);
+                self.ranges.truncate(Self::MOST_RANGES);
+            }
+            _ => {}
+        }
+    }
+
+    /// True if there are none.
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// `3 blocks: bytes 4096+8192, 65536+4096` (offset and length, as `--range` takes them).
+    pub fn describe(&self, geometry: Geometry) -> String {
+        let told = self.ranges.iter().take(Self::MOST_TOLD);
+        let told: Vec<String> = told
+            .map(|r| format!("{}+{}", geometry.offset(r.first), geometry.bytes_in(*r)))
+            .collect();
+        let more = if self.ranges.len() > Self::MOST_TOLD { " and more" } else { "" };
+        let noun = if self.count == 1 { "block" } else { "blocks" };
+        format!("{} {noun}: bytes {}{more}", self.count, told.join(", "))
+    }
+}
+
 /// What an extent of a source holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExtentKind {
@@ -168,6 +214,11 @@ impl Geometry {
     /// Number of blocks, the last one perhaps partial.
     pub fn block_count(self) -> u64 {
         self.block_size.count(self.image_bytes)
+    }
+
+    /// All of its blocks.
+    pub fn blocks(self) -> BlockRange {
+        BlockRange { first: 0, count: self.block_count() }
     }
 
     /// Where a block begins, in bytes.

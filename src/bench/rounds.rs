@@ -14,7 +14,7 @@ use crate::repository::{
     At, Defaults, Repository, RollbackRequest, SnapshotRequest, Track, VerifyScope,
 };
 use crate::restore::restore;
-use crate::scan::{Index, Scope, scan};
+use crate::scan::{BadMedium, Index, Scope, scan};
 
 use crate::source::{RawFile, Source};
 use crate::store::{LocalStore, OsDisk};
@@ -163,8 +163,14 @@ impl<'a> Rounds<'a> {
         let scan_alone = |it: &Self| {
             let image = RawFile::open(&it.image)?;
             let chain = it.newest()?;
-            let found =
-                scan(&image, &Index::Parent(&chain), Scope::Whole, &it.context, |_| Ok(()))?;
+            let found = scan(
+                &image,
+                &Index::Parent(&chain),
+                Scope::Whole,
+                BadMedium::Fail,
+                &it.context,
+                |_| Ok(()),
+            )?;
             Ok(Done { read_bytes: found.read_bytes, written_bytes: 0 })
         };
         self.measure(Work::Scan, scan_alone, Self::read_image).map(|_| ())

@@ -12,6 +12,7 @@ mod cursor;
 mod fork;
 mod history;
 mod stretch;
+mod unread;
 mod walk;
 
 pub use compare::Comparison;
@@ -38,6 +39,7 @@ pub struct Chain {
     layers: Arc<[Arc<Delta>]>,
     tip: Arc<Delta>,
     geometry: Geometry,
+    unread_as_zeros: bool,
 }
 
 impl Chain {
@@ -70,7 +72,7 @@ impl Chain {
             return Err(Error::corrupt(format!("{}: its parent is missing", base.location())));
         }
         let geometry = Geometry::new(tip.header().block_size, tip.footer().image_bytes)?;
-        Ok(Self { layers: layers.into(), tip, geometry })
+        Ok(Self { layers: layers.into(), tip, geometry, unread_as_zeros: false })
     }
 
     /// The newest file.

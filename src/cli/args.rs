@@ -218,6 +218,9 @@ pub struct Snapshot {
     /// Make no snapshot if the image is unchanged
     #[arg(long)]
     pub skip_unchanged: bool,
+    /// Store what can be read of a bad disk, and mark the rest as unread
+    #[arg(long)]
+    pub skip_bad: bool,
     /// lz4, zstd[:LEVEL] or none [default: the repository's]
     #[arg(long)]
     pub compression: Option<Compression>,
@@ -252,6 +255,9 @@ pub struct Watch {
     pub keep: Keep,
     #[command(flatten)]
     pub tracking: Tracking,
+    /// Store what can be read of a bad disk, and mark the rest as unread
+    #[arg(long)]
+    pub skip_bad: bool,
     /// lz4, zstd[:LEVEL] or none [default: the repository's]
     #[arg(long)]
     pub compression: Option<Compression>,
@@ -356,6 +362,9 @@ pub struct Restore {
     /// Only a part of the image, as in 1M+64K; it begins where the output begins
     #[arg(long, value_name = "OFFSET+LENGTH", value_parser = parse_range)]
     pub range: Option<ByteRange>,
+    /// Write zeros where the image could not be read when the snapshot was taken
+    #[arg(long)]
+    pub accept_unread: bool,
 }
 
 #[derive(ClapArgs)]

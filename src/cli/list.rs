@@ -227,6 +227,8 @@ pub fn show(
             object.insert("chain".into(), ancestors.iter().map(|a| a.number).collect());
             object.insert("chain_bytes".into(), stored.into());
             object.insert("children".into(), children.into());
+            let unread = chain.unread(chain.geometry().blocks(), context)?;
+            object.insert("unread".into(), output::ranges_json(&unread, chain.geometry()));
         }
         printer.json(&value)?;
         return Ok(exit::DONE);
@@ -284,6 +286,11 @@ pub fn show(
         ("id", s.id.to_string()),
         ("file", chain.tip().location()),
     ];
+    let unread = chain.unread(chain.geometry().blocks(), context)?;
+    if !unread.is_empty() {
+        let what = unread.describe(chain.geometry());
+        rows.insert(3, ("unread", format!("{what}: could not be read when it was taken")));
+    }
     if s.in_use {
         let state = "in use when it was taken: as after a power failure (crash-consistent)";
         rows.insert(3, ("state", state.into()));

@@ -1,7 +1,9 @@
 //! Numbers and times as people read them.
 
 use imgsnap::error::{Error, ErrorKind, Result};
+use imgsnap::units::{BlockRange, Geometry, NamedBlocks};
 use jiff::{Timestamp, tz::TimeZone};
+use serde_json::{Value, json};
 use std::io::IsTerminal;
 
 /// Fails if stdout is a terminal: `what` is for a file or a pipe.
@@ -50,6 +52,12 @@ pub fn count(count: u64) -> String {
         text.push(digit);
     }
     text
+}
+
+/// Ranges of blocks as ranges of bytes.
+pub fn ranges_json(blocks: &NamedBlocks, geometry: Geometry) -> Value {
+    let range = |r: &BlockRange| json!({"offset": geometry.offset(r.first), "bytes": geometry.bytes_in(*r)});
+    blocks.ranges.iter().map(range).collect()
 }
 
 /// A count with its noun: `1 snapshot`, `2 snapshots`.

@@ -3,6 +3,7 @@
 use super::args::Restore;
 use super::printer::Printer;
 use super::{exit, output, repo};
+use imgsnap::chain::Chain;
 use imgsnap::error::{Error, ErrorKind, Result};
 use imgsnap::progress::Context;
 use imgsnap::repository::Repository;
@@ -10,6 +11,7 @@ use imgsnap::restore::{check_range, check_room_for, restore};
 use imgsnap::room::room_for;
 use imgsnap::source::{RawFile, Source};
 use imgsnap::target::{InPlace, NewFile, Stream};
+use imgsnap::units::NamedBlocks;
 use serde_json::json;
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
@@ -28,7 +30,13 @@ pub fn run(
     let chain = repository.chain(&reader, snapshot.id)?;
     let name = format!("{}@{}", verb.reference.name, snapshot.number);
     // Before a target of that length is made.
-    let bytes = check_range(verb.range, snapshot.image_bytes)?.bytes;
+    let part = check_range(verb.range, snapshot.image_bytes)?;
+    let bytes = part.bytes;
+    let unread = chain.unread(part.blocks(chain.geometry()), context)?;
+    let chain = match unread.is_empty() {
+        true => chain,
+        false => accept(chain, &name, &unread, verb, context)?,
+    };
     let to_stdout = verb.output == Path::new("-");
     let restored = if to_stdout {
         output::refuse_terminal("an image")?;
@@ -58,6 +66,7 @@ pub fn run(
         check_room_for(&chain, verb.range, room_for(&verb.output), &place)?;
         restore(&chain, verb.range, &mut target, context)?
     };
+    let geometry = chain.geometry();
     let seconds = begun.elapsed().as_secs_f64();
     let proof = match restored.proved {
         true => "each block and the image digest checked",
@@ -84,12 +93,33 @@ pub fn run(
             "restored_bytes": restored.bytes,
             "data_bytes": restored.data_bytes,
             "proved": restored.proved,
+            "unread": output::ranges_json(&unread, geometry),
             "seconds": seconds,
         }))?;
     } else {
         printer.line(&line)?;
     }
     Ok(exit::DONE)
+}
+
+/// What was never read is not restored unless the user knows that.
+fn accept(
+    chain: Chain,
+    name: &str,
+    unread: &NamedBlocks,
+    verb: &Restore,
+    context: &Context,
+) -> Result<Chain> {
+    let what = unread.describe(chain.geometry());
+    if !verb.accept_unread {
+        let what = format!("{name}: {what} could not be read when it was taken");
+        return Err(Error::corrupt(what).hint(
+            "restore another snapshot, another --range, or this one with --accept-unread, which writes \
+             zeros there",
+        ));
+    }
+    context.progress().warn(&format!("{name}: zeros where its image could not be read: {what}"));
+    Ok(chain.with_unread_as_zeros())
 }
 
 fn is_device(path: &Path) -> bool {

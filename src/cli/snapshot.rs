@@ -130,6 +130,7 @@ fn request(image: &Path, verb: &Verb) -> Result<SnapshotRequest> {
         base_image: verb.base_image.clone(),
         full_scan: verb.full_scan,
         skip_unchanged: verb.skip_unchanged,
+        skip_bad: verb.skip_bad,
         compression: verb.compression,
         dry_run: verb.dry_run,
         track: verb.tracking.track,
@@ -162,6 +163,9 @@ fn print(taken: &SnapshotOutcome, base_image: Option<&Path>, printer: &Printer) 
             object.insert("full_scan_reason".into(), taken.full_scan_reason.clone().into());
             object.insert("clone_seconds".into(), taken.clone_seconds.into());
             object.insert("in_use_by".into(), taken.user.clone().into());
+            if let Ok(geometry) = taken.snapshot.geometry() {
+                object.insert("unread".into(), output::ranges_json(&taken.unread, geometry));
+            }
         }
         printer.json(&value)
     } else {
@@ -253,6 +257,13 @@ fn notes(taken: &SnapshotOutcome) -> Vec<(&'static str, String, String)> {
         notes.push(("tracked", amount, rest));
     } else if let Some(reason) = &taken.full_scan_reason {
         notes.push(("tracked", "no".into(), format!("all of it was read: {reason}")));
+    }
+    if let Ok(geometry) = taken.snapshot.geometry()
+        && !taken.unread.is_empty()
+    {
+        let bytes = taken.unread.count.saturating_mul(geometry.block_size.bytes().into());
+        let rest = "could not be read; a restore needs --accept-unread";
+        notes.push(("unread", output::bytes(bytes), rest.into()));
     }
     if let Some(user) = &taken.user {
         let seconds = taken.clone_seconds.unwrap_or(0.0);

@@ -32,6 +32,7 @@ pub fn run(
     let of = |image: &PathBuf| SnapshotRequest {
         image: image.clone(),
         skip_unchanged: true,
+        skip_bad: verb.skip_bad,
         compression: verb.compression,
         track: verb.tracking.track,
         recheck: verb.tracking.recheck,

@@ -9,7 +9,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::FrameLayout;
 use crate::manifest::{self, Manifest, Snapshot};
 use crate::progress::Context;
-use crate::scan::{Index, Scope, scan};
+use crate::scan::{BadMedium, Index, Scope, scan};
 use crate::source::{RawFile, Source};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -127,10 +127,11 @@ impl Repository {
                 let size = u64::from(base.block_bytes);
                 context.progress().begin("scan", base.image_bytes);
                 let index = Index::Parent(&chain);
-                let scanned = scan(&source, &index, Scope::Whole, context, |changes| {
-                    changed += changes.block_count() * size;
-                    Ok(())
-                });
+                let scanned =
+                    scan(&source, &index, Scope::Whole, BadMedium::Fail, context, |changes| {
+                        changed += changes.block_count() * size;
+                        Ok(())
+                    });
                 context.progress().end();
                 scanned?;
             }

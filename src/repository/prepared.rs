@@ -10,10 +10,10 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::head::Head;
 use crate::manifest::{HintKind, Manifest, Snapshot};
 use crate::progress::Context;
-use crate::scan::Scope;
+use crate::scan::{BadMedium, Scope};
 use crate::snapshot::{ChainParameters, Parent, Plan, Taken, take};
 use crate::source::{RawFile, Source};
-use crate::units::Geometry;
+use crate::units::{Geometry, NamedBlocks};
 use jiff::Timestamp;
 use std::time::Instant;
 use uuid::Uuid;
@@ -62,6 +62,7 @@ impl Repository {
             image_id: manifest.image_id,
             compression: request.compression.unwrap_or(self.defaults().compression),
             is_by_reference: false,
+            bad_medium: if request.skip_bad { BadMedium::Skip } else { BadMedium::Fail },
         };
         let parent_number = parent_id.and_then(|id| manifest.by_id(id)).map(|s| s.number);
         let turn = manifest.next_number.wrapping_add(head.skipped);
@@ -222,6 +223,7 @@ impl Prepared {
             full_scan_reason: full_scan_reason.filter(|_| self.parent_number.is_some()),
             clone_seconds: way.clone.as_ref().map(|clone| clone.seconds),
             user: live.user.clone(),
+            unread: NamedBlocks::default(),
             snapshot,
         }
     }

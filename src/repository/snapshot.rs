@@ -12,7 +12,9 @@ use crate::hints::{ChangeList, CloneFolder, Recheck};
 use crate::manifest::{self, HintKind, HintUse, KeptClone, Manifest, Snapshot};
 use crate::progress::Context;
 use crate::scan::Missed;
+use crate::snapshot::Taken;
 use crate::source::{FileStat, RawFile};
+use crate::units::NamedBlocks;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use uuid::Uuid;
@@ -48,6 +50,9 @@ pub struct SnapshotRequest {
     pub full_scan: bool,
     /// Publish nothing if the image is unchanged.
     pub skip_unchanged: bool,
+    /// Blocks that the medium of the image does not give are unread in the snapshot; otherwise there is
+    /// none.
+    pub skip_bad: bool,
     /// Otherwise the repository's.
     pub compression: Option<Compression>,
     /// Change nothing, only tell.
@@ -105,6 +110,8 @@ pub struct SnapshotOutcome {
     pub clone_seconds: Option<f64>,
     /// Who had the image open for writing: then it was taken as it was at one moment.
     pub user: Option<String>,
+    /// What the medium of the image did not give.
+    pub unread: NamedBlocks,
 }
 
 impl Repository {
@@ -183,8 +190,10 @@ impl Repository {
         prepared.begin(&manifest, &way, context);
         let begun = Instant::now();
         let (taken, _) = prepared.take_from(live, &way, false, context, &mut |_| Ok(()))?;
+        check_some_was_read(&live.image, &taken)?;
         let snapshot = prepared.entry(&taken, &way, begun);
-        Ok(prepared.outcome(&manifest.name, snapshot, Outcome::DryRun, live, &way))
+        let outcome = prepared.outcome(&manifest.name, snapshot, Outcome::DryRun, live, &way);
+        Ok(SnapshotOutcome { unread: taken.unread, ..outcome })
     }
 
     /// Takes a snapshot of an open image into a repository that is open for writing. `is_saving`: before
@@ -225,10 +234,14 @@ impl Repository {
         };
         let taken = prepared.take_from(live, &way, !is_saving, context, &mut out)?;
         let (taken, is_of_clone) = taken;
+        check_some_was_read(&live.image, &taken)?;
         // Only what was the same before and after the scan is believed later.
         let is_same = |stat: &FileStat| FileStat::of(live.image.file()).as_ref() == Some(stat);
-        // A list may have left something out, and so may what has been found to.
-        let is_exact = way.kind() != Some(HintKind::List) && taken.scanned.missed.blocks == 0;
+        // A list may have left something out, and so may what has been found to. What could not be read is
+        // tried again.
+        let is_exact = way.kind() != Some(HintKind::List)
+            && taken.scanned.missed.blocks == 0
+            && taken.unread.is_empty();
         let stat = stat.filter(|stat| !is_of_clone && is_exact && is_same(stat));
         // After a miss the proof that all is well is worth a snapshot, or all would be read each time.
         if request.skip_unchanged && taken.is_unchanged() && !is_doubted {
@@ -260,7 +273,9 @@ impl Repository {
         self.note_head(writer, snapshot.id, stat, context);
         self.clean_clones(&writer.manifest, is_tracked, context);
         warn_of_missed(&name, &snapshot, taken.scanned.missed, context);
-        Ok(prepared.outcome(&name, snapshot, Outcome::Taken, live, &way))
+        warn_of_unread(&name, &snapshot, &taken.unread, context);
+        let outcome = prepared.outcome(&name, snapshot, Outcome::Taken, live, &way);
+        Ok(SnapshotOutcome { unread: taken.unread, ..outcome })
     }
 
     fn commit_snapshot(&self, writer: &mut Writer, snapshot: &Snapshot) -> Result<()> {
@@ -300,6 +315,29 @@ fn keep_clone(live: &Live, way: &Way, id: Uuid, context: &Context) -> Option<Kep
                 .warn(&format!("{e}; the next snapshot may have to read all of the image"));
             None
         }
+    }
+}
+
+/// A disk that gives nothing at all is no disk with bad sectors.
+fn check_some_was_read(image: &RawFile, taken: &Taken) -> Result<()> {
+    let is_all = taken.scanned.named_bytes.is_none() && taken.scanned.read_bytes == 0;
+    if is_all && !taken.unread.is_empty() {
+        let what = format!("nothing of {} can be read", image.path().display());
+        return Err(Error::new(ErrorKind::Io, what).hint("check its disk, and its cables"));
+    }
+    Ok(())
+}
+
+fn warn_of_unread(name: &str, snapshot: &Snapshot, unread: &NamedBlocks, context: &Context) {
+    if let Ok(geometry) = snapshot.geometry()
+        && !unread.is_empty()
+    {
+        let number = snapshot.number;
+        context.progress().warn(&format!(
+            "{name}@{number} is incomplete, because its image could not be read as a whole: {}; the next \
+             snapshot reads all of it again",
+            unread.describe(geometry)
+        ));
     }
 }
 

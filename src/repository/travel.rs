@@ -11,7 +11,7 @@ use crate::format::{Footer, FrameLayout, Header};
 use crate::manifest::{self, Manifest, Snapshot};
 use crate::merge::{self, Plan, merge};
 use crate::progress::Context;
-use crate::scan::Scope;
+use crate::scan::{BadMedium, Scope};
 use crate::snapshot::{self, Parent};
 use crate::verify::verify_runs;
 use crate::view::SnapshotView;
@@ -80,6 +80,7 @@ impl Repository {
                     image_id,
                     compression,
                     is_by_reference: false,
+                    bad_medium: BadMedium::Fail,
                 };
                 let taken =
                     snapshot::take(&SnapshotView::new(tip), &plan, Scope::Whole, context, out)?;

@@ -1,10 +1,10 @@
 //! What a worker does: reads a job's parts, digests their blocks and compares them with the index.
 
 use super::job::{Job, Part};
-use super::{Change, Changes};
+use super::{BadMedium, Change, Changes};
 use crate::chain::{Span, State, Stretch};
 use crate::digest::{Digest, Hasher, is_zero};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::source::Source;
 use crate::units::{BlockRange, Geometry};
 
@@ -12,6 +12,7 @@ pub(super) struct Examiner<'a> {
     pub source: &'a dyn Source,
     pub hasher: &'a Hasher,
     pub geometry: Geometry,
+    pub bad_medium: BadMedium,
 }
 
 impl Examiner<'_> {
@@ -52,35 +53,95 @@ impl Examiner<'_> {
         buffer: &mut Vec<u8>,
         changes: &mut Changes,
     ) -> Result<()> {
+        if self.bad_medium == BadMedium::Skip {
+            return parts.iter().try_for_each(|part| self.salvage(index, *part, buffer, changes));
+        }
         let (Some(first), Some(last)) = (parts.first(), parts.last()) else { return Ok(()) };
         let all = BlockRange::between(first.blocks.first, last.blocks.end());
-        let size = self.geometry.block_size.in_memory();
+        let offset = self.geometry.offset(all.first);
         let bytes = self.geometry.bytes_in(all);
-        let window = self.source.read(self.geometry.offset(all.first), bytes as usize, buffer)?;
+        let window = self.source.read(offset, bytes as usize, buffer).map_err(with_hint)?;
         changes.read_bytes += bytes;
-        let mut blocks = window.bytes().chunks(size);
+        let mut blocks = window.bytes().chunks(self.geometry.block_size.in_memory());
         for part in parts {
-            let mut compare = |span: Span, digests: &[Digest]| {
-                let mut digests = digests.iter();
-                for block in span.blocks.first..span.blocks.end() {
-                    let bytes = blocks.next().unwrap_or_default();
-                    let was = match span.state {
-                        State::Zero => Was::Zero,
-                        State::Unread => Was::Unread,
-                        State::Data { .. } => digests.next().map_or(Was::Unread, |d| Was::Data(*d)),
-                    };
-                    if self.differs(block, bytes, was, changes) && !part.may_differ {
-                        changes.miss(BlockRange { first: block, count: 1 });
-                    }
-                }
-            };
-            match index {
-                None => compare(Span { blocks: part.blocks, state: State::Zero }, &[]),
-                Some(index) => spans_within(index, part.blocks)
-                    .for_each(|span| compare(span, index.digests(span))),
+            self.compare(index, *part, &mut blocks, changes);
+        }
+        window.check(self.source).map_err(|error| {
+            // It may be a sector that went bad after the page cache had let go of it: which one?
+            match self.source.read_until_bad(offset, bytes as usize, &mut Vec::new()) {
+                Ok(Some(bad)) => with_hint(bad),
+                _ => error,
+            }
+        })
+    }
+
+    /// Reads what the medium gives, by plain reads, which tell where it does not; what it does not give is
+    /// unread.
+    fn salvage(
+        &self,
+        index: Option<&Stretch>,
+        part: Part,
+        buffer: &mut Vec<u8>,
+        changes: &mut Changes,
+    ) -> Result<()> {
+        let size = self.geometry.block_size.in_memory();
+        let mut rest = part.blocks;
+        while rest.count > 0 {
+            let (offset, bytes) = (self.geometry.offset(rest.first), self.geometry.bytes_in(rest));
+            let bad = self.source.read_until_bad(offset, bytes as usize, buffer)?;
+            let count = if bad.is_none() { rest.count } else { (buffer.len() / size) as u64 };
+            let read = BlockRange { first: rest.first, count };
+            changes.read_bytes += self.geometry.bytes_in(read);
+            self.compare(index, Part { blocks: read, ..part }, &mut buffer.chunks(size), changes);
+            rest = BlockRange::between(read.end(), rest.end());
+            if bad.is_some() && rest.count > 0 {
+                self.unread(index, BlockRange { first: rest.first, count: 1 }, changes);
+                rest = BlockRange::between(rest.first + 1, rest.end());
             }
         }
-        window.check(self.source)
+        Ok(())
+    }
+
+    fn unread(&self, index: Option<&Stretch>, blocks: BlockRange, changes: &mut Changes) {
+        for span in index.into_iter().flat_map(|index| spans_within(index, blocks)) {
+            let terms = index.map_or(0, |index| index.terms(span, self.hasher));
+            changes.old_terms = changes.old_terms.wrapping_add(terms);
+        }
+        for block in blocks.first..blocks.end() {
+            let term = self.hasher.term(block, Digest::UNREAD);
+            changes.new_terms = changes.new_terms.wrapping_add(term);
+        }
+        changes.unread(blocks);
+    }
+
+    /// Compares the blocks of a part, the next ones of `blocks`, with the index.
+    fn compare<'b>(
+        &self,
+        index: Option<&Stretch>,
+        part: Part,
+        blocks: &mut impl Iterator<Item = &'b [u8]>,
+        changes: &mut Changes,
+    ) {
+        let mut compare = |span: Span, digests: &[Digest]| {
+            let mut digests = digests.iter();
+            for block in span.blocks.first..span.blocks.end() {
+                let bytes = blocks.next().unwrap_or_default();
+                let was = match span.state {
+                    State::Zero => Was::Zero,
+                    State::Unread => Was::Unread,
+                    State::Data { .. } => digests.next().map_or(Was::Unread, |d| Was::Data(*d)),
+                };
+                if self.differs(block, bytes, was, changes) && !part.may_differ {
+                    changes.miss(BlockRange { first: block, count: 1 });
+                }
+            }
+        };
+        match index {
+            None => compare(Span { blocks: part.blocks, state: State::Zero }, &[]),
+            Some(index) => {
+                spans_within(index, part.blocks).for_each(|span| compare(span, index.digests(span)))
+            }
+        }
     }
 
     /// True if a block is not what it was; then it is among the changes.
@@ -126,6 +187,14 @@ impl Examiner<'_> {
             }
         }
         true
+    }
+}
+
+/// Says what to do about a sector that cannot be read.
+fn with_hint(error: Error) -> Error {
+    match error.is_bad_medium() {
+        true => error.or_hint("check its disk; a snapshot with --skip-bad stores what can be read"),
+        false => error,
     }
 }
 

@@ -75,6 +75,19 @@ pub enum Change {
     Data(u64, Digest),
     /// Blocks that became zero.
     Zero(BlockRange),
+    /// Blocks that their medium does not give. They are among the changes of every scan, also if the index
+    /// has none of them either: so each snapshot names its own.
+    Unread(BlockRange),
+}
+
+impl Change {
+    /// Which blocks.
+    pub fn blocks(&self) -> BlockRange {
+        match *self {
+            Self::Data(block, _) => BlockRange { first: block, count: 1 },
+            Self::Zero(blocks) | Self::Unread(blocks) => blocks,
+        }
+    }
 }
 
 /// The changes of one window, in ascending order.
@@ -93,11 +106,7 @@ pub struct Changes {
 impl Changes {
     /// How many blocks changed.
     pub fn block_count(&self) -> u64 {
-        let blocks = self.list.iter().map(|change| match change {
-            Change::Data(..) => 1,
-            Change::Zero(range) => range.count,
-        });
-        blocks.sum()
+        self.list.iter().map(|change| change.blocks().count).sum()
     }
 }
 
@@ -107,6 +116,16 @@ pub enum Scope {
     Whole,
     /// What may have changed since the tip of the index, and a share of the rest.
     Hinted(Box<Hinted>),
+}
+
+/// What becomes of blocks that the medium does not give.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum BadMedium {
+    /// The first one ends the scan.
+    #[default]
+    Fail,
+    /// They are unread, and the rest is scanned.
+    Skip,
 }
 
 /// What a scan found out.
@@ -155,6 +174,7 @@ pub fn scan(
     source: &dyn Source,
     index: &Index<'_>,
     scope: Scope,
+    bad_medium: BadMedium,
     context: &Context,
     mut consume: impl FnMut(&Changes) -> Result<()>,
 ) -> Result<Scanned> {
@@ -172,7 +192,7 @@ pub fn scan(
             return Err(Error::new(crate::error::ErrorKind::InvalidInput, what));
         }
     };
-    let examiner = Examiner { source, hasher: index.hasher(), geometry };
+    let examiner = Examiner { source, hasher: index.hasher(), geometry, bad_medium };
     // Used again and again: fresh memory costs more than what is done with it.
     let pool = Mutex::new(Vec::<Changes>::new());
     let pool = || pool.lock().unwrap_or_else(PoisonError::into_inner);
@@ -271,6 +291,13 @@ impl Changes {
         match self.list.last_mut() {
             Some(Change::Zero(last)) if last.end() == blocks.first => last.count += blocks.count,
             _ => self.list.push(Change::Zero(blocks)),
+        }
+    }
+
+    fn unread(&mut self, blocks: BlockRange) {
+        match self.list.last_mut() {
+            Some(Change::Unread(last)) if last.end() == blocks.first => last.count += blocks.count,
+            _ => self.list.push(Change::Unread(blocks)),
         }
     }
 }

@@ -32,6 +32,24 @@ pub trait Source: Sync {
     fn read<'a>(&'a self, offset: u64, bytes: usize, buffer: &'a mut Vec<u8>)
     -> Result<Window<'a>>;
 
+    /// Reads as much of it as can be read, into `buffer`. If its medium does not give all of it, gives the
+    /// error of the first byte that is missing.
+    ///
+    /// # Errors
+    /// Whatever is no fault of the medium.
+    fn read_until_bad(
+        &self,
+        offset: u64,
+        bytes: usize,
+        buffer: &mut Vec<u8>,
+    ) -> Result<Option<Error>> {
+        let mut own = Vec::new();
+        let window = self.read(offset, bytes, &mut own)?;
+        buffer.clear();
+        buffer.extend_from_slice(window.bytes());
+        Ok(None)
+    }
+
     /// Says that so many bytes from `offset` on will be read soon.
     fn prefetch(&self, _offset: u64, _bytes: u64) {}
 

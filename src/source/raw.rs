@@ -172,32 +172,6 @@ impl RawFile {
         Ok(())
     }
 
-    /// Reads by plain reads, which tell which byte fails.
-    fn read_plain<'a>(
-        &self,
-        offset: u64,
-        bytes: usize,
-        buffer: &'a mut Vec<u8>,
-    ) -> Result<Window<'a>> {
-        buffer.resize(bytes, 0);
-        let (mut at, mut rest) = (offset, buffer.as_mut_slice());
-        while !rest.is_empty() {
-            match self.file.read_at(rest, at) {
-                Ok(0) => return Err(self.truncated(at)),
-                Ok(n) => {
-                    at += n as u64;
-                    rest = rest.split_at_mut(n).1;
-                }
-                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(e) => {
-                    let what = format!("cannot read {} at byte {at}", self.path.display());
-                    return Err(Error::io(what, e));
-                }
-            }
-        }
-        Ok(Window::Copied(buffer))
-    }
-
     fn truncated(&self, at: u64) -> Error {
         let what = format!("{} became shorter while it was read", self.path.display());
         Error::new(ErrorKind::Busy, format!("{what} (no byte at {at})"))
@@ -265,7 +239,36 @@ impl Source for RawFile {
                 Err(_) => {}
             }
         }
-        self.read_plain(offset, bytes, buffer)
+        // Plain reads tell which byte fails.
+        match self.read_until_bad(offset, bytes, buffer)? {
+            Some(error) => Err(error),
+            None => Ok(Window::Copied(buffer)),
+        }
+    }
+
+    fn read_until_bad(
+        &self,
+        offset: u64,
+        bytes: usize,
+        buffer: &mut Vec<u8>,
+    ) -> Result<Option<Error>> {
+        buffer.resize(bytes, 0);
+        let mut have = 0;
+        while let Some(rest) = buffer.get_mut(have..).filter(|rest| !rest.is_empty()) {
+            let at = offset + have as u64;
+            match self.file.read_at(rest, at) {
+                Ok(0) => return Err(self.truncated(at)),
+                Ok(n) => have += n,
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(e) => {
+                    let what = format!("cannot read {} at byte {at}", self.path.display());
+                    let error = Error::io(what, e);
+                    buffer.truncate(have);
+                    return if error.is_bad_medium() { Ok(Some(error)) } else { Err(error) };
+                }
+            }
+        }
+        Ok(None)
     }
 
     fn prefetch(&self, offset: u64, bytes: u64) {

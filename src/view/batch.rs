@@ -9,7 +9,7 @@
 //! and handed out frame by frame, the frames in the order of their first block: then each frame is
 //! decoded once however its blocks are scattered, and what is written still moves forward.
 
-use crate::chain::{PageOf, Span, State, Stretch};
+use crate::chain::{Chain, PageOf, Span, State, Stretch};
 use crate::delta::Delta;
 use crate::error::{Error, Result};
 use crate::units::{BlockRange, Geometry};
@@ -71,6 +71,8 @@ pub struct Batch {
     pub(super) pages: Arc<Pages>,
     pub(super) parts: Vec<Part>,
     pub(super) order: Order,
+    /// The sum of the terms of unread blocks that are given as zeros.
+    pub(super) unread_terms: u128,
     /// When this batch is written, everything before this block is.
     pub(super) settled: u64,
 }
@@ -80,6 +82,8 @@ pub struct Gather {
     geometry: Geometry,
     order: Order,
     layers: Arc<[Arc<Delta>]>,
+    unread_as_zeros: bool,
+    unread_terms: u128,
     pages: Vec<PageOf>,
     /// Numbers of the pages, by address.
     known: HashMap<usize, u32>,
@@ -98,6 +102,8 @@ impl Gather {
             geometry,
             order,
             layers: layers.clone(),
+            unread_as_zeros: false,
+            unread_terms: 0,
             pages: Vec::new(),
             known: HashMap::new(),
             page_bytes: 0,
@@ -108,6 +114,12 @@ impl Gather {
         }
     }
 
+    /// The same for spans of `chain`: if its unread blocks read as zeros, they do.
+    pub fn of(chain: &Chain, order: Order) -> Self {
+        let unread_as_zeros = chain.has_unread_as_zeros();
+        Self { unread_as_zeros, ..Self::new(chain.geometry(), chain.layers(), order) }
+    }
+
     /// Adds a span of a stretch, which is not before the last one.
     ///
     /// # Errors
@@ -116,8 +128,14 @@ impl Gather {
         let mut span = span;
         self.end = span.blocks.end();
         let (page, ordinal) = match span.state {
-            State::Unread => return Err(unread(self.geometry, span.blocks)),
-            State::Zero => {
+            State::Unread if !self.unread_as_zeros => {
+                return Err(unread(self.geometry, span.blocks));
+            }
+            State::Zero | State::Unread => {
+                if let Some(delta) = self.layers.first().filter(|_| span.state == State::Unread) {
+                    let terms = stretch.terms(span, delta.hasher());
+                    self.unread_terms = self.unread_terms.wrapping_add(terms);
+                }
                 self.parts.push(Part { blocks: span.blocks, from: None });
                 self.cut();
                 return Ok(());
@@ -207,7 +225,7 @@ impl Gather {
     fn close_batch(&mut self) {
         let (pages, parts) = self.take();
         if !parts.is_empty() {
-            self.ready.push_back(Batch { pages, parts, order: self.order, settled: self.end });
+            self.push(pages, parts, self.end);
         }
     }
 
@@ -230,8 +248,7 @@ impl Gather {
         for (first, group) in groups {
             if blocks >= most || batch.len() >= BATCH_PARTS {
                 let parts = std::mem::take(&mut batch);
-                let (pages, order) = (pages.clone(), self.order);
-                self.ready.push_back(Batch { pages, parts, order, settled: first });
+                self.push(pages.clone(), parts, first);
                 blocks = 0;
             }
             batch.extend_from_slice(group);
@@ -239,9 +256,14 @@ impl Gather {
             blocks += data.map(|part| part.blocks.count).sum::<u64>();
         }
         if !batch.is_empty() {
-            let (parts, order, settled) = (batch, self.order, self.end);
-            self.ready.push_back(Batch { pages, parts, order, settled });
+            self.push(pages, batch, self.end);
         }
+    }
+
+    fn push(&mut self, pages: Arc<Pages>, parts: Vec<Part>, settled: u64) {
+        // With whichever batch: they are added up.
+        let unread_terms = std::mem::take(&mut self.unread_terms);
+        self.ready.push_back(Batch { pages, parts, order: self.order, unread_terms, settled });
     }
 }
 

@@ -14,7 +14,7 @@ pub struct Decoded {
     pub parts: Vec<Part>,
     /// The whole blocks of its data parts, one after the other.
     pub bytes: Vec<u8>,
-    /// The sum of the terms of these blocks.
+    /// The sum of the terms of these blocks, and of unread ones that are given as zeros.
     pub terms: u128,
     /// When it is written, everything before this block is.
     pub settled: u64,
@@ -31,7 +31,7 @@ pub fn decode_batch(geometry: Geometry, batch: Batch) -> Result<Decoded> {
     let mut decoder = Decoder {
         geometry,
         bytes: Vec::with_capacity(blocks * size),
-        terms: 0,
+        terms: batch.unread_terms,
         frame: None,
         record: Vec::new(),
     };

@@ -26,7 +26,7 @@ impl Batches {
     pub fn new(chain: &Chain, first: u64, end: u64, order: Order) -> Self {
         let mut walk = chain.walk();
         walk.seek(first);
-        let gather = Gather::new(chain.geometry(), chain.layers(), order);
+        let gather = Gather::of(chain, order);
         Self { walk, gather, end, ended: false }
     }
 

@@ -4,6 +4,7 @@
 //! Each test checks for its tools, and otherwise says on stderr that it is skipped, and why. What
 //! it mounts, attaches and starts is undone by guards, also when it fails.
 
+mod bad_media;
 mod believed;
 mod bytes;
 mod clones;

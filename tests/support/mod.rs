@@ -22,7 +22,7 @@ use imgsnap::digest::{DigestAlgorithm, DigestKey};
 use imgsnap::error::Result;
 use imgsnap::merge;
 use imgsnap::progress::Context;
-use imgsnap::scan::Scope;
+use imgsnap::scan::{BadMedium, Scope};
 use imgsnap::snapshot::{ChainParameters, Parent, Plan, Taken, take};
 use imgsnap::source::{Source, Window};
 use imgsnap::store::{LocalStore, Store};
@@ -152,6 +152,7 @@ impl ChainMaker {
             image_id: Self::id(0x10, 1),
             compression: self.recipe.compression,
             is_by_reference: false,
+            bad_medium: BadMedium::Fail,
         }
     }
 
