@@ -12,6 +12,7 @@ pub mod format;
 pub mod head;
 pub mod hints;
 pub mod manifest;
+pub mod mend;
 pub mod merge;
 pub mod pipeline;
 pub mod progress;

@@ -100,7 +100,7 @@ pub fn check_room_for(
     // Only who may have too little has to look into the tables.
     let Some(room) = room.filter(|room| *room < part.bytes) else { return Ok(()) };
     let blocks = part.blocks(geometry);
-    let mut walk = chain.walk();
+    let mut walk = chain.walk_to(blocks.end());
     walk.seek(blocks.first);
     let mut needed = 0;
     while let Some(span) = walk.next(blocks.end())? {

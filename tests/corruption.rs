@@ -213,5 +213,5 @@ fn a_frame_that_is_too_short_is_damage() {
     assert_eq!(restore_chain(&chain).unwrap_err().kind(), ErrorKind::Corrupt);
     let context = imgsnap::progress::Context::silent();
     assert!(imgsnap::verify::verify_stored(chain.tip(), &context).is_err());
-    assert!(!imgsnap::verify::find_damage(chain.tip(), &context).unwrap().1.is_empty());
+    assert!(!imgsnap::verify::find_damage(chain.tip(), &context).unwrap().findings.is_empty());
 }

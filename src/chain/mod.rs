@@ -139,8 +139,12 @@ impl Chain {
 
     /// The index from block 0 on, span by span.
     pub fn walk(&self) -> SpanWalk {
-        let empty = Stretch::new(self.layers.clone());
-        SpanWalk::new(self.cursor(), self.geometry.block_count(), empty)
+        self.walk_to(self.geometry.block_count())
+    }
+
+    /// The same for whoever goes no further than `end`: what is damaged behind it is not met.
+    pub fn walk_to(&self, end: u64) -> SpanWalk {
+        SpanWalk::new(self.cursor(), end, Stretch::new(self.layers.clone()))
     }
 }
 

@@ -15,7 +15,7 @@ impl Chain {
         if self.layers().iter().all(|delta| delta.footer().counts.unread_blocks == 0) {
             return Ok(unread);
         }
-        let mut walk = self.walk();
+        let mut walk = self.walk_to(blocks.end());
         walk.seek(blocks.first);
         while let Some(span) = walk.next(blocks.end())? {
             context.check()?;

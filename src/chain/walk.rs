@@ -16,7 +16,7 @@ pub struct SpanWalk {
     /// The next one of its spans.
     index: usize,
     position: u64,
-    /// As far as it is fetched ahead: the end of the image.
+    /// As far as it is fetched ahead.
     end: u64,
 }
 

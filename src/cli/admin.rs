@@ -1,10 +1,10 @@
 //! `imgsnap label`, `forget`, `repair`, `relink` and `untrack`
 
 use super::printer::Printer;
-use super::{exit, list, output, repo};
+use super::{exit, list, output};
 use imgsnap::error::{Error, ErrorKind, Result};
 use imgsnap::progress::Context;
-use imgsnap::repository::{Reference, Repaired, Repository};
+use imgsnap::repository::{Reference, Repository};
 use serde_json::json;
 use std::io::{BufRead, IsTerminal, Write};
 use std::path::Path;
@@ -83,51 +83,6 @@ fn confirm(question: &str) -> Result<bool> {
     let mut answer = String::new();
     std::io::stdin().lock().read_line(&mut answer).map_err(failed)?;
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
-}
-
-pub fn repair(
-    repository: &Repository,
-    name: Option<&str>,
-    printer: &Printer,
-    context: &Context,
-) -> Result<ExitCode> {
-    let names = repo::names(repository, name)?;
-    for name in names {
-        match repository.repair(&name, context)? {
-            Repaired::Nothing if printer.is_json() => {
-                printer.json(&json!({"name": name, "rebuilt": false}))?;
-            }
-            Repaired::Nothing => {
-                printer.line(&format!("{name}: the manifest is sound, nothing to repair"))?;
-            }
-            Repaired::Rebuilt { snapshots, unused, source } if printer.is_json() => {
-                let unused: Vec<_> = unused
-                    .iter()
-                    .map(|(file, reason)| json!({"file": file, "reason": reason}))
-                    .collect();
-                printer.json(&json!({
-                    "name": name,
-                    "rebuilt": true,
-                    "snapshots": snapshots,
-                    "unused": unused,
-                    "source": source,
-                }))?;
-            }
-            Repaired::Rebuilt { snapshots, unused, source } => {
-                let what = output::plural(snapshots, "snapshot");
-                printer.line(&format!("{name}: rebuilt the manifest with {what}"))?;
-                for (file, reason) in &unused {
-                    printer.line(&format!("  not used, kept: {file}: {reason}"))?;
-                }
-                if source.is_none() {
-                    let hint = format!("\"imgsnap relink {name} IMAGE\"");
-                    printer.line(&format!("  the live file is not known any more: {hint}"))?;
-                }
-                printer.line(&format!("  now check it with \"imgsnap verify {name}\""))?;
-            }
-        }
-    }
-    Ok(exit::DONE)
 }
 
 pub fn relink(

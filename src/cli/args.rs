@@ -135,10 +135,13 @@ pub enum Command {
         #[arg(short, long)]
         yes: bool,
     },
-    /// Rebuild a lost or damaged manifest from the delta files
+    /// Rebuild a lost or damaged manifest; with --from, put damaged files right, too
     Repair {
         /// The image; otherwise all
         name: Option<String>,
+        /// Where to look for what is damaged: a repository, or an image; can be given several times
+        #[arg(long, value_name = "REPO|IMAGE", value_hint = ValueHint::AnyPath)]
+        from: Vec<PathBuf>,
     },
     /// Say where the live file of an image is now, or its base image
     Relink {

@@ -11,6 +11,7 @@ mod list;
 mod output;
 mod printer;
 mod prune;
+mod repair;
 mod repo;
 mod restore;
 mod rollback;
@@ -101,7 +102,9 @@ fn dispatch(args: &Args, printer: &Printer, stop: Arc<AtomicBool>) -> Result<Exi
             admin::label(&open()?, reference, label.as_deref(), printer, &context)
         }
         Command::Forget { name, yes } => admin::forget(&open()?, name, *yes, printer, &context),
-        Command::Repair { name } => admin::repair(&open()?, name.as_deref(), printer, &context),
+        Command::Repair { name, from } => {
+            repair::run(&open()?, name.as_deref(), from, printer, &context)
+        }
         Command::Relink { name, image, base_image } => {
             let (image, base_image) = (image.as_deref(), base_image.as_deref());
             admin::relink(&open()?, name, image, base_image, printer, &context)

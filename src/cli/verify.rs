@@ -4,7 +4,7 @@ use super::printer::Printer;
 use super::{exit, output};
 use imgsnap::error::Result;
 use imgsnap::progress::Context;
-use imgsnap::repository::{Reference, Repository, VerifyScope};
+use imgsnap::repository::{Reference, Repository, Verified, VerifyScope};
 use serde_json::json;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -31,23 +31,40 @@ pub fn run(
         let damaged: Vec<_> = verified
             .damaged
             .iter()
-            .map(|d| json!({"snapshot": d.snapshot, "message": d.message, "affects": d.affects}))
+            .map(|d| {
+                json!({
+                    "kind": d.kind.name(),
+                    "snapshot": d.snapshot,
+                    "message": d.message,
+                    "affects": d.affects,
+                })
+            })
+            .collect();
+        let lost: Vec<_> = verified
+            .lost
+            .iter()
+            .map(|loss| {
+                let blocks = loss.blocks.as_ref();
+                json!({
+                    "snapshot": loss.snapshot,
+                    "all": blocks.is_none(),
+                    "blocks": blocks.map(|blocks| blocks.count),
+                    "ranges": blocks.map(|blocks| output::ranges_json(blocks, loss.geometry)),
+                })
+            })
             .collect();
         printer.json(&json!({
             "snapshots": verified.snapshots,
             "blocks": verified.blocks,
             "stored_bytes": verified.stored_bytes,
             "damaged": damaged,
+            "lost": (!quick).then_some(lost),
+            "whole": verified.whole,
             "quick": quick,
             "seconds": seconds,
         }))?;
     } else {
-        for damage in &verified.damaged {
-            printer.line(&format!("DAMAGED  {}", damage.message))?;
-            if let [_, ..] = damage.affects.as_slice() {
-                printer.line(&format!("         may affect {}", damage.affects.join(", ")))?;
-            }
-        }
+        print_damage(&verified, quick, printer)?;
         let depth = if quick {
             "stored bytes checked, not each block (leave out --quick for that)".to_owned()
         } else {
@@ -65,4 +82,35 @@ pub fn run(
         ))?;
     }
     Ok(if verified.damaged.is_empty() { exit::DONE } else { exit::damaged() })
+}
+
+/// Findings of one file that are printed; JSON has all.
+const MOST_PRINTED: usize = 20;
+
+/// What is damaged; then what that means for whom, which is what counts.
+fn print_damage(verified: &Verified, quick: bool, printer: &Printer) -> Result<()> {
+    for of_file in verified.damaged.chunk_by(|a, b| a.snapshot == b.snapshot) {
+        for damage in of_file.iter().take(MOST_PRINTED) {
+            printer.line(&format!("DAMAGED  {}", damage.message))?;
+        }
+        let more = of_file.len().saturating_sub(MOST_PRINTED) as u64;
+        if more > 0 {
+            printer.line(&format!("         and {}", output::plural(more, "more place")))?;
+        }
+        let Some(damage) = of_file.first().filter(|d| quick && !d.affects.is_empty()) else {
+            continue;
+        };
+        printer.line(&format!("         may affect {}", damage.affects.join(", ")))?;
+    }
+    for loss in &verified.lost {
+        let what = match &loss.blocks {
+            None => "nothing of it can be restored".into(),
+            Some(blocks) => blocks.describe(loss.geometry),
+        };
+        printer.line(&format!("LOST     {}  {what}", loss.snapshot))?;
+    }
+    if !verified.whole.is_empty() {
+        printer.line(&format!("whole    {}", verified.whole.join(", ")))?;
+    }
+    Ok(())
 }

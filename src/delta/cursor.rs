@@ -79,6 +79,17 @@ impl TableCursor {
         self.descend(end)
     }
 
+    /// After an error: the blocks of the page that could not be read; if it was the root, all.
+    pub fn broken(&self) -> BlockRange {
+        let child = self.path.last().and_then(|(page, _, at)| page.children.get(*at));
+        child.map_or(BlockRange::between(0, u64::MAX), |child| child.blocks)
+    }
+
+    /// After an error: goes on behind the page that could not be read.
+    pub fn pass(&mut self, block: u64) -> Result<()> {
+        self.descend(block)
+    }
+
     /// Finds the leaf in which the first run that ends after `block` is.
     fn descend(&mut self, block: u64) -> Result<()> {
         self.leaf = None;

@@ -43,6 +43,12 @@ struct Counters {
 }
 
 impl Caches {
+    /// Lets go of what is known of a file, which was damaged and is not any more.
+    pub fn forget(&self, file_id: Uuid) {
+        self.pages.retain(|(id, _), _| *id != file_id);
+        self.frames.retain(|(id, _), _| *id != file_id);
+    }
+
     /// What went through the files that share these caches.
     pub fn traffic(&self) -> Traffic {
         Traffic {

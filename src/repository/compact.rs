@@ -388,7 +388,7 @@ fn paths(manifest: &Manifest) -> Vec<Vec<&Snapshot>> {
     paths
 }
 
-fn with_file(snapshot: &Snapshot, file: &str, merged: &Merged) -> Snapshot {
+pub(super) fn with_file(snapshot: &Snapshot, file: &str, merged: &Merged) -> Snapshot {
     let footer = &merged.written.footer;
     Snapshot {
         parent: footer.parent.map(|p| p.parent_id),

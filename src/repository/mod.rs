@@ -10,6 +10,7 @@ mod base_image;
 mod clones;
 mod compact;
 mod config;
+mod mend;
 mod policy;
 mod prepared;
 mod prune;
@@ -28,6 +29,7 @@ mod watch;
 pub use clones::{CloneUse, Clones};
 pub use compact::{Compaction, Merging};
 pub use config::Defaults;
+pub use mend::{MendSource, Mended, MendedBy};
 pub use policy::{Policy, SnapshotPolicy, Track};
 pub use prune::{Flattened, PruneRequest, Pruned};
 pub use reference::{At, Reference, check_label};
@@ -40,7 +42,7 @@ pub use snapshot::{
 };
 pub use stats::{CELLS, Cost, Day, Stats};
 pub use travel::Imported;
-pub use verify::{Damage, Verified, VerifyScope};
+pub use verify::{Damage, DamageKind, Loss, Verified, VerifyScope};
 pub use watch::{WatchRequest, Watched};
 
 use crate::delta::{Caches, Traffic};

@@ -7,7 +7,11 @@ use crate::delta::Delta;
 use crate::error::{Error, ErrorKind, Result};
 use crate::manifest::{Manifest, Snapshot};
 use crate::progress::Context;
-use crate::verify::{find_damage, verify_all, verify_digests, verify_runs, verify_stored};
+use crate::units::{BlockRange, Geometry, NamedBlocks};
+use crate::verify::{
+    LostBlocks, Part, find_damage, lost_with, verify_all, verify_digests, verify_runs,
+    verify_stored,
+};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use uuid::Uuid;
@@ -23,15 +27,62 @@ pub enum VerifyScope {
     Snapshot(String, At),
 }
 
+/// Which part of a repository is damaged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DamageKind {
+    /// The manifest of an image.
+    Manifest,
+    /// A delta file as a whole: it is missing, or another one, or its header or footer is damaged.
+    File,
+    /// Stored bytes that no block needs.
+    Record,
+    /// A page of the table of a delta file.
+    Table,
+    /// Blocks in a delta file.
+    Blocks,
+    /// Blocks in a base image.
+    BaseImage,
+    /// All bytes are what was written, but they are not the image that was taken.
+    ImageDigest,
+}
+
+impl DamageKind {
+    /// One word for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Manifest => "manifest",
+            Self::File => "file",
+            Self::Record => "record",
+            Self::Table => "table",
+            Self::Blocks => "blocks",
+            Self::BaseImage => "base-image",
+            Self::ImageDigest => "image-digest",
+        }
+    }
+}
+
 /// Something that is damaged.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Damage {
+    /// What it is.
+    pub kind: DamageKind,
     /// The snapshot whose file it is: `NAME@N`.
     pub snapshot: String,
     /// What is wrong, and where.
     pub message: String,
-    /// The snapshots that may need it: `NAME@N`, this one first.
+    /// The snapshots that rest on this file, and may need what is damaged: `NAME@N`, this one first.
     pub affects: Vec<String>,
+}
+
+/// What a snapshot has lost.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Loss {
+    /// `NAME@N`.
+    pub snapshot: String,
+    /// Block size, and length of the image.
+    pub geometry: Geometry,
+    /// Blocks that cannot be restored; none if nothing of it can.
+    pub blocks: Option<NamedBlocks>,
 }
 
 /// The outcome of a verification.
@@ -45,6 +96,10 @@ pub struct Verified {
     pub stored_bytes: u64,
     /// What is damaged.
     pub damaged: Vec<Damage>,
+    /// What that means for each snapshot that has lost something; not known after a quick verification.
+    pub lost: Vec<Loss>,
+    /// The other snapshots of the images that have damage: nothing is lost of them.
+    pub whole: Vec<String>,
 }
 
 impl Repository {
@@ -63,7 +118,8 @@ impl Repository {
                 Ok(reader) => reader,
                 Err(e) if e.kind() == ErrorKind::Corrupt => {
                     let message = e.to_string();
-                    let damage = Damage { snapshot: name, message, affects: Vec::new() };
+                    let kind = DamageKind::Manifest;
+                    let damage = Damage { kind, snapshot: name, message, affects: Vec::new() };
                     verified.damaged.push(damage);
                     continue;
                 }
@@ -79,7 +135,7 @@ impl Repository {
                 repository: self,
                 manifest,
                 open: HashMap::new(),
-                damaged: HashSet::new(),
+                damaged: HashMap::new(),
             };
             let work = |s: &&Snapshot| {
                 s.file_bytes + if quick { 0 } else { s.data_blocks * u64::from(s.block_bytes) }
@@ -91,6 +147,10 @@ impl Repository {
                 .and_then(|()| match quick {
                     true => Ok(()),
                     false => image.check_digests(&snapshots, &mut verified, context),
+                })
+                .and_then(|()| match quick {
+                    true => Ok(()),
+                    false => image.tell_losses(&snapshots, &mut verified, context),
                 });
             context.progress().end();
             outcome?;
@@ -104,8 +164,15 @@ struct ImageCheck<'a> {
     manifest: &'a Manifest,
     /// Files that could be opened.
     open: HashMap<Uuid, Arc<Delta>>,
-    /// Snapshots whose own file is damaged.
-    damaged: HashSet<Uuid>,
+    /// What is lost of the file of each snapshot whose own file is damaged.
+    damaged: HashMap<Uuid, Lost>,
+}
+
+/// What cannot be had.
+#[derive(Debug, Clone)]
+enum Lost {
+    All,
+    Some(LostBlocks),
 }
 
 impl ImageCheck<'_> {
@@ -121,11 +188,10 @@ impl ImageCheck<'_> {
         let store = &self.repository.store;
         let delta = match open_delta(store, self.manifest, snapshot, &self.repository.caches) {
             Ok(delta) => Arc::new(delta),
-            Err(e) => return self.found(snapshot, e, verified),
+            Err(e) => return self.found(snapshot, DamageKind::File, e, Lost::All, verified),
         };
         self.open.insert(snapshot.id, delta.clone());
         verified.stored_bytes += snapshot.file_bytes;
-        let (mut is_sound, mut named) = (true, 0);
         let whole = if quick {
             verify_stored(&delta, context).map(|()| 0)
         } else {
@@ -133,13 +199,13 @@ impl ImageCheck<'_> {
         };
         match whole {
             Ok(blocks) => verified.blocks += blocks,
-            Err(e) if quick => self.found(snapshot, e, verified)?,
-            Err(e) => {
-                self.only_damage(e)?;
-                (is_sound, named) = self.name_damage(snapshot, &delta, verified, context)?;
+            // What that means is only known when all blocks are looked at.
+            Err(e) if quick => {
+                return self.found(snapshot, DamageKind::Record, e, Lost::All, verified);
             }
+            Err(e) => self.name_damage(snapshot, &delta, e, verified, context)?,
         }
-        if quick {
+        if quick || self.damaged.contains_key(&snapshot.id) {
             return Ok(());
         }
         let end_of =
@@ -153,8 +219,7 @@ impl ImageCheck<'_> {
             },
         };
         match verify_runs(&delta, parent_end, context) {
-            Err(e) if is_sound && named == 0 => self.found(snapshot, e, verified),
-            Err(e) => self.only_damage(e),
+            Err(e) => self.found(snapshot, DamageKind::ImageDigest, e, Lost::All, verified),
             Ok(()) => Ok(()),
         }
     }
@@ -170,7 +235,7 @@ impl ImageCheck<'_> {
         // Parents come before children.
         for tip in snapshots.iter().rev() {
             let lineage = self.manifest.lineage(tip.id)?;
-            let is_damaged = lineage.iter().any(|ancestor| self.damaged.contains(&ancestor.id));
+            let is_damaged = lineage.iter().any(|ancestor| self.damaged.contains_key(&ancestor.id));
             // What it lacks was reported, and nothing more can be said; but its sound ancestors are
             // looked at when it is their turn.
             if is_damaged || done.contains(&tip.id) {
@@ -181,12 +246,16 @@ impl ImageCheck<'_> {
             let sound = Chain::link(layers.into_iter().cloned().collect())
                 .and_then(|chain| verify_digests(&chain, context));
             match sound {
-                Err(e) => self.found(tip, e, verified)?,
+                Err(e) => {
+                    self.found(tip, DamageKind::ImageDigest, e, Lost::All, verified)?;
+                }
                 Ok(sound) => {
                     for (snapshot, _) in lineage.iter().zip(sound).filter(|(_, sound)| !sound) {
                         let place = self.open.get(&snapshot.id).map(|delta| delta.location());
                         let error = Error::corrupt("the image digest differs");
-                        self.found(snapshot, error.at(place.unwrap_or_default()), verified)?;
+                        let error = error.at(place.unwrap_or_default());
+                        let kind = DamageKind::ImageDigest;
+                        self.found(snapshot, kind, error, Lost::All, verified)?;
                     }
                 }
             }
@@ -194,46 +263,106 @@ impl ImageCheck<'_> {
         Ok(())
     }
 
-    /// Tells everything that is damaged in a file. Gives whether its stored bytes are sound, and how
-    /// many blocks were named.
+    /// Tells everything that is damaged in a file in which something is: `first`.
     fn name_damage(
         &mut self,
         snapshot: &Snapshot,
         delta: &Arc<Delta>,
+        first: Error,
         verified: &mut Verified,
         context: &Context,
-    ) -> Result<(bool, usize)> {
-        let stored = verify_stored(delta, context);
-        let is_sound = stored.is_ok();
-        if let Err(e) = stored {
-            self.found(snapshot, e, verified)?;
+    ) -> Result<()> {
+        if first.kind() == ErrorKind::Interrupted {
+            return Err(first);
         }
-        let mut named = 0;
-        match find_damage(delta, context) {
-            Ok((blocks, findings)) => {
-                verified.blocks += blocks;
-                named = findings.len();
-                findings.into_iter().try_for_each(|e| self.found(snapshot, e, verified))?;
+        let damaged = find_damage(delta, context)?;
+        verified.blocks += damaged.blocks;
+        let lost = Lost::Some(damaged.lost);
+        let size = delta.base_image().map(|image| image.check_size(delta.footer().image_bytes));
+        if let Some(Err(error)) = size {
+            self.found(snapshot, DamageKind::BaseImage, error, lost.clone(), verified)?;
+        }
+        if damaged.findings.is_empty() {
+            // Every block is to be had, and yet not all stored bytes are what was written.
+            let first = verify_stored(delta, context).err().unwrap_or(first);
+            return self.found(snapshot, DamageKind::Record, first, lost, verified);
+        }
+        damaged.findings.into_iter().try_for_each(|finding| {
+            let kind = match finding.part {
+                Part::Table => DamageKind::Table,
+                Part::Blocks => DamageKind::Blocks,
+                Part::BaseImage => DamageKind::BaseImage,
+            };
+            self.found(snapshot, kind, finding.error, lost.clone(), verified)
+        })
+    }
+
+    /// What the damage that was found means for each snapshot: a block is lost if its newest owner has
+    /// lost it.
+    fn tell_losses(
+        &self,
+        snapshots: &[&Snapshot],
+        verified: &mut Verified,
+        context: &Context,
+    ) -> Result<()> {
+        if self.damaged.is_empty() {
+            return Ok(());
+        }
+        let mut losses: HashMap<Uuid, Lost> = HashMap::new();
+        // Parents come before children.
+        for snapshot in snapshots {
+            let inherited = snapshot.parent.and_then(|id| losses.get(&id));
+            let own = self.damaged.get(&snapshot.id);
+            let lost = match (inherited, own, self.open.get(&snapshot.id)) {
+                (None, None, _) => Lost::Some(LostBlocks::default()),
+                (Some(Lost::All), ..) | (_, Some(Lost::All), _) | (.., None) => Lost::All,
+                (inherited, own, Some(delta)) => {
+                    let of = |lost: Option<&Lost>| match lost {
+                        Some(Lost::Some(blocks)) => blocks.clone(),
+                        _ => LostBlocks::default(),
+                    };
+                    Lost::Some(lost_with(delta, &of(inherited), &of(own), context)?)
+                }
+            };
+            losses.insert(snapshot.id, lost.clone());
+            if self.manifest.is_dropped(snapshot.id) {
+                continue;
             }
-            Err(e) if is_sound => self.found(snapshot, e, verified)?,
-            Err(e) => self.only_damage(e)?,
+            let name = format!("{}@{}", self.manifest.name, snapshot.number);
+            let geometry = snapshot.geometry()?;
+            let blocks = match lost {
+                Lost::All => None,
+                Lost::Some(lost) => {
+                    // A table that is lost may reach beyond the end.
+                    let inside = |range: BlockRange| {
+                        BlockRange::between(range.first, range.end().min(geometry.block_count()))
+                    };
+                    let mut named = NamedBlocks::default();
+                    lost.all().into_iter().map(inside).for_each(|range| named.add(range));
+                    Some(named)
+                }
+            };
+            if blocks.as_ref().is_some_and(NamedBlocks::is_empty) {
+                verified.whole.push(name);
+            } else {
+                verified.lost.push(Loss { snapshot: name, geometry, blocks });
+            }
         }
-        Ok((is_sound, named))
+        Ok(())
     }
 
-    /// Passes on what is no damage: a stop, a device that fails.
-    fn only_damage(&self, error: Error) -> Result<()> {
-        match error.kind() {
-            ErrorKind::Interrupted => Err(error),
-            _ => Ok(()),
-        }
-    }
-
-    fn found(&mut self, snapshot: &Snapshot, error: Error, verified: &mut Verified) -> Result<()> {
+    fn found(
+        &mut self,
+        snapshot: &Snapshot,
+        kind: DamageKind,
+        error: Error,
+        lost: Lost,
+        verified: &mut Verified,
+    ) -> Result<()> {
         if error.kind() == ErrorKind::Interrupted {
             return Err(error);
         }
-        self.damaged.insert(snapshot.id);
+        self.damaged.insert(snapshot.id, lost);
         let mut affected = vec![snapshot.id];
         // Parents come before children in a manifest.
         for other in self.manifest.stored() {
@@ -246,6 +375,7 @@ impl ImageCheck<'_> {
             self.manifest.by_id(*id).map(|s| format!("{}@{}", self.manifest.name, s.number))
         };
         verified.damaged.push(Damage {
+            kind,
             snapshot: format!(
                 "{}@{}{}",
                 self.manifest.name,

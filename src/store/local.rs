@@ -169,6 +169,10 @@ impl Upload for LocalUpload {
     fn publish(self: Box<Self>) -> Result<()> {
         self.finish(false)
     }
+
+    fn publish_over(self: Box<Self>) -> Result<()> {
+        self.finish(true)
+    }
 }
 
 impl Drop for LocalUpload {

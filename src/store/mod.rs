@@ -75,6 +75,9 @@ pub trait Upload: Send {
     /// # Errors
     /// `AlreadyExists` if there is an object of this name: it is not replaced.
     fn publish(self: Box<Self>) -> Result<()>;
+
+    /// The same in the place of an object that is damaged, if it is there: this one is what that was.
+    fn publish_over(self: Box<Self>) -> Result<()>;
 }
 
 /// True for the name of a file that was being written (FORMAT.md section 7).

@@ -24,7 +24,7 @@ pub struct Batches {
 impl Batches {
     /// The blocks from `first` up to `end`.
     pub fn new(chain: &Chain, first: u64, end: u64, order: Order) -> Self {
-        let mut walk = chain.walk();
+        let mut walk = chain.walk_to(end);
         walk.seek(first);
         let gather = Gather::of(chain, order);
         Self { walk, gather, end, ended: false }

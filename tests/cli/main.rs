@@ -16,6 +16,7 @@ mod flatten;
 mod honest;
 mod init;
 mod list;
+mod mend;
 mod portable;
 mod prune;
 #[path = "../support/random.rs"]

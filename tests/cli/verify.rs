@@ -128,7 +128,10 @@ fn people_read_what_is_damaged_and_what_that_affects() {
     assert_eq!(run.code, Some(DAMAGE));
     let text = run.text();
     assert!(text.lines().any(|l| l.starts_with("DAMAGED  ") && l.contains(".delta")), "{text}");
-    assert!(text.lines().any(|l| l == "         may affect disk@2, disk@3"), "{text}");
+    assert!(text.lines().any(|l| l.starts_with("LOST     disk@2  ")), "{text}");
+    assert!(text.lines().any(|l| l.starts_with("whole    disk@1")), "{text}");
+    let quick = lab.run(&["verify", "--quick"]).text();
+    assert!(quick.lines().any(|l| l == "         may affect disk@2, disk@3"), "{quick}");
     let last = text.lines().last().unwrap();
     assert!(last.starts_with("3 snapshots, ") && last.contains("FOUND"), "{text}");
     assert!(!text.contains("sound"), "{text}");

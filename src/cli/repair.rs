@@ -1,0 +1,132 @@
+//! `imgsnap repair`
+
+use super::printer::Printer;
+use super::{exit, output, repo};
+use imgsnap::error::{ErrorKind, Result};
+use imgsnap::progress::Context;
+use imgsnap::repository::{MendSource, Mended, MendedBy, Repaired, Repository};
+use imgsnap::source::RawFile;
+use serde_json::json;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+pub fn run(
+    repository: &Repository,
+    name: Option<&str>,
+    from: &[PathBuf],
+    printer: &Printer,
+    context: &Context,
+) -> Result<ExitCode> {
+    let sources: Vec<MendSource> = from.iter().map(|path| source(path)).collect::<Result<_>>()?;
+    let mut is_sound = true;
+    for name in repo::names(repository, name)? {
+        repair_manifest(repository, &name, !sources.is_empty(), printer, context)?;
+        if !sources.is_empty() {
+            let mended = repository.mend(&name, &sources, context)?;
+            is_sound &= mended.iter().all(|file| file.outcome.is_ok());
+            print(&name, &mended, printer)?;
+        }
+    }
+    Ok(if is_sound { exit::DONE } else { exit::damaged() })
+}
+
+/// A repository, or an image.
+fn source(path: &Path) -> Result<MendSource> {
+    if path.is_dir() {
+        return Ok(MendSource::Repository(Arc::new(repo::open(Some(path))?)));
+    }
+    let image = match RawFile::open(path) {
+        // What somebody writes meanwhile is no harm: each block is proved when it is taken.
+        Err(e) if e.kind() == ErrorKind::Busy => RawFile::open_in_use(path)?,
+        other => other?,
+    };
+    Ok(MendSource::Image(Arc::new(image)))
+}
+
+fn print(name: &str, mended: &[Mended], printer: &Printer) -> Result<()> {
+    if printer.is_json() {
+        let files: Vec<_> = mended
+            .iter()
+            .map(|file| {
+                json!({
+                    "snapshot": file.snapshot,
+                    "mended": file.outcome.is_ok(),
+                    "by": file.outcome.as_ref().ok().map(|by| match by {
+                        MendedBy::Copy => "copy",
+                        MendedBy::Snapshot => "snapshot",
+                        MendedBy::Blocks(_) => "blocks",
+                    }),
+                    "message": file.outcome.as_ref().err().map(ToString::to_string),
+                })
+            })
+            .collect();
+        return printer.json(&json!({"name": name, "files": files}));
+    }
+    if mended.is_empty() {
+        return printer.line(&format!("{name}: no file is damaged"));
+    }
+    for file in mended {
+        let what = &file.snapshot;
+        printer.line(&match &file.outcome {
+            Ok(MendedBy::Copy) => format!("{what}  mended: its file was copied"),
+            Ok(MendedBy::Snapshot) => {
+                format!("{what}  mended: its file was written anew from the same snapshot")
+            }
+            Ok(MendedBy::Blocks(blocks)) => {
+                let blocks = output::plural(*blocks, "damaged block");
+                format!("{what}  mended: {blocks} found, its file was written anew")
+            }
+            Err(error) => format!("DAMAGED  {what} stays as it is: {error}"),
+        })?;
+    }
+    if mended.iter().any(|file| file.outcome.is_err()) {
+        printer.line(&format!("         \"imgsnap verify {name}\" says what is lost"))?;
+    }
+    Ok(())
+}
+
+fn repair_manifest(
+    repository: &Repository,
+    name: &str,
+    has_sources: bool,
+    printer: &Printer,
+    context: &Context,
+) -> Result<()> {
+    match repository.repair(name, context)? {
+        // Its files are what matters then.
+        Repaired::Nothing if has_sources => {}
+        Repaired::Nothing if printer.is_json() => {
+            printer.json(&json!({"name": name, "rebuilt": false}))?;
+        }
+        Repaired::Nothing => {
+            printer.line(&format!("{name}: the manifest is sound, nothing to repair"))?;
+        }
+        Repaired::Rebuilt { snapshots, unused, source } if printer.is_json() => {
+            let unused: Vec<_> = unused
+                .iter()
+                .map(|(file, reason)| json!({"file": file, "reason": reason}))
+                .collect();
+            printer.json(&json!({
+                "name": name,
+                "rebuilt": true,
+                "snapshots": snapshots,
+                "unused": unused,
+                "source": source,
+            }))?;
+        }
+        Repaired::Rebuilt { snapshots, unused, source } => {
+            let what = output::plural(snapshots, "snapshot");
+            printer.line(&format!("{name}: rebuilt the manifest with {what}"))?;
+            for (file, reason) in &unused {
+                printer.line(&format!("  not used, kept: {file}: {reason}"))?;
+            }
+            if source.is_none() {
+                let hint = format!("\"imgsnap relink {name} IMAGE\"");
+                printer.line(&format!("  the live file is not known any more: {hint}"))?;
+            }
+            printer.line(&format!("  now check it with \"imgsnap verify {name}\""))?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,202 @@
+//! The verb *mend*: writes a file of a snapshot anew in which blocks are damaged; they are taken from
+//! wherever blocks of equal digest were found.
+//!
+//! ```text
+//! table of the file -> runs -> its own block if that is sound, else one that was found -> Segmenter -> ...
+//! ```
+//!
+//! Every block that goes in is what its digest says; the table is the old one.
+
+mod search;
+
+pub use search::{Found, Wanted};
+
+use crate::chain::{Span, State, Stretch};
+use crate::codec::Compression;
+use crate::delta::{
+    BASE_FRAME_BYTES, DELTA_FRAME_BYTES, Delta, GROUP_BYTES, Identity, Piece, Segmenter,
+    TableCursor, Written, group_memory, write_pieces,
+};
+use crate::digest::Digest;
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::{Features, FrameLayout, Header, Run, RunKind};
+use crate::pipeline::ordered_map;
+use crate::progress::Context;
+use crate::units::{BlockRange, Geometry};
+use crate::view::{BATCH_BYTES, Gather, Order, decode_batch};
+use std::sync::Arc;
+use std::sync::mpsc::{SyncSender, sync_channel};
+use uuid::Uuid;
+
+/// A file that is to be written anew.
+pub struct Plan<'a> {
+    /// The damaged one. Its table is sound.
+    pub delta: Arc<Delta>,
+    /// Where the damaged blocks are.
+    pub found: &'a Found,
+    /// Identity of the new file.
+    pub file_id: Uuid,
+    /// How to compress.
+    pub compression: Compression,
+}
+
+/// Writes the file to `out`.
+///
+/// # Errors
+/// `Corrupt` if a damaged block was not found, or a page is damaged; `Unsupported` if the blocks are in a
+/// base image.
+pub fn mend(
+    plan: &Plan<'_>,
+    context: &Context,
+    out: &mut dyn FnMut(&[u8]) -> Result<()>,
+) -> Result<Written> {
+    let (old, footer) = (plan.delta.header(), plan.delta.footer());
+    if old.layout() == FrameLayout::Absent {
+        let what = "its blocks are in a base image, and are mended there";
+        return Err(Error::new(ErrorKind::Unsupported, what));
+    }
+    let frame_bytes = if footer.parent.is_none() { BASE_FRAME_BYTES } else { DELTA_FRAME_BYTES };
+    let header = Header {
+        features: Features::incompatible(0),
+        file_id: plan.file_id,
+        frame_blocks: Header::frame_blocks_for(old.block_size, frame_bytes),
+        ..old.clone()
+    };
+    let bytes = footer.counts.data_blocks.saturating_mul(u64::from(old.block_size.bytes()));
+    context.progress().begin("mend", bytes);
+    let (sender, receiver) = sync_channel(context.in_flight(group_memory(&header)));
+    let outcome = std::thread::scope(|scope| {
+        let reader = scope.spawn(|| read_into(plan, &header, context, sender));
+        let written = write_pieces(&header, plan.compression, context, receiver, out, &mut |_| {});
+        let read = reader.join().unwrap_or_else(|_| {
+            Err(Error::new(ErrorKind::Io, "mending failed; this is a fault of imgsnap"))
+        });
+        // If writing failed, the reader only found that nobody listens any more.
+        let writer = written?;
+        read.map(|()| writer)
+    });
+    context.progress().end();
+    let identity = Identity {
+        snapshot_id: footer.snapshot_id,
+        number: footer.number,
+        label: footer.label.clone(),
+        time_seconds: footer.time_seconds,
+        time_nanoseconds: footer.time_nanoseconds,
+    };
+    outcome?.finish(&identity, footer.parent, footer.image_bytes, footer.image_digest)
+}
+
+/// One run, or a part of one.
+enum Entry {
+    Data(Stretch, Span),
+    Other(Run),
+}
+
+/// Reads the file run by run, cuts it into pieces, and sends them.
+fn read_into(
+    plan: &Plan<'_>,
+    header: &Header,
+    context: &Context,
+    sender: SyncSender<Vec<Piece>>,
+) -> Result<()> {
+    let delta = &plan.delta;
+    let geometry = Geometry::new(header.block_size, delta.footer().image_bytes)?;
+    let most = (BATCH_BYTES / u64::from(header.block_size.bytes())).max(1);
+    let mut segmenter = Segmenter::new(header.block_size, header.frame_blocks);
+    let mut cursor = TableCursor::new(delta.clone());
+    cursor.seek(0)?;
+    // As far as the run was handed out that the cursor is at.
+    let mut position = 0;
+    let (mut group, mut group_bytes) = (Vec::new(), 0);
+    let send = |group| {
+        let gone = |_| Error::new(ErrorKind::Interrupted, "the delta cannot be written");
+        sender.send(group).map_err(gone)
+    };
+    ordered_map(
+        context.threads(),
+        context.in_flight(BATCH_BYTES),
+        || {
+            context.check()?;
+            let Some((page, run)) = cursor.run() else { return Ok(None) };
+            if run.kind != RunKind::Data {
+                let other = Entry::Other(run);
+                cursor.advance()?;
+                return Ok(Some(other));
+            }
+            let first = run.blocks.first.max(position);
+            let blocks = BlockRange { first, count: most.min(run.blocks.end() - first) };
+            let mut stretch = Stretch::new(Arc::new([delta.clone()]));
+            let page = stretch.add_page(0, page.clone());
+            let ordinal = run.ordinal + (first - run.blocks.first) as u32;
+            position = blocks.end();
+            if position == run.blocks.end() {
+                cursor.advance()?;
+            }
+            let span = Span { blocks, state: State::Data { page, ordinal } };
+            Ok(Some(Entry::Data(stretch, span)))
+        },
+        |entry| match entry {
+            Entry::Other(run) => Ok((Entry::Other(run), Vec::new())),
+            Entry::Data(stretch, span) => {
+                let bytes = plan.blocks(geometry, &stretch, span)?;
+                context.progress().advance(bytes.len() as u64);
+                Ok((Entry::Data(stretch, span), bytes))
+            }
+        },
+        |(entry, bytes)| {
+            match entry {
+                Entry::Other(run) => segmenter.run(run.kind, run.blocks),
+                Entry::Data(stretch, span) => {
+                    let blocks = bytes.chunks(geometry.block_size.in_memory());
+                    let digests = stretch.digests(span).iter();
+                    for ((block, digest), content) in (span.blocks.first..).zip(digests).zip(blocks)
+                    {
+                        segmenter.data(block, *digest, content);
+                    }
+                }
+            }
+            for piece in segmenter.pieces() {
+                group_bytes += piece.memory_bytes();
+                group.push(piece);
+            }
+            if group_bytes >= GROUP_BYTES {
+                group_bytes = 0;
+                send(std::mem::take(&mut group))?;
+            }
+            Ok(())
+        },
+    )?;
+    group.extend(segmenter.finish());
+    send(group)
+}
+
+impl Plan<'_> {
+    /// The blocks of a span, from the file where they are sound, otherwise from where they were found.
+    fn blocks(&self, geometry: Geometry, stretch: &Stretch, span: Span) -> Result<Vec<u8>> {
+        if let Ok(bytes) = stored(geometry, stretch, span) {
+            return Ok(bytes);
+        }
+        let mut bytes = Vec::new();
+        let digests: &[Digest] = stretch.digests(span);
+        for (first, digest) in (span.blocks.first..).zip(digests) {
+            let one = span.within(BlockRange { first, count: 1 });
+            match one.map(|one| stored(geometry, stretch, one)) {
+                Some(Ok(block)) => bytes.extend_from_slice(&block),
+                _ => bytes.extend_from_slice(&self.found.block(digest, self.delta.hasher())?),
+            }
+        }
+        Ok(bytes)
+    }
+}
+
+/// The blocks of a span as they are stored, proved.
+fn stored(geometry: Geometry, stretch: &Stretch, span: Span) -> Result<Vec<u8>> {
+    let mut gather = Gather::new(geometry, stretch.layers(), Order::Ascending);
+    gather.add(stretch, span)?;
+    gather.finish();
+    let mut bytes = Vec::new();
+    while let Some(batch) = gather.next_batch() {
+        bytes.extend(decode_batch(geometry, batch)?.bytes);
+    }
+    Ok(bytes)
+}

@@ -1,0 +1,377 @@
+//! Putting damaged files right: from a sound copy of the file, from the same snapshot in another
+//! repository, or block by block from wherever blocks of equal digest are.
+
+use super::Repository;
+use super::compact::{drop_from, with_file};
+use super::session::{Reader, Writer};
+use crate::chain::{Chain, Fork, open_delta};
+use crate::codec::Compression;
+use crate::delta::{Delta, Depth, Identity, Written, scrub};
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::footer::FOOTER_BYTES;
+use crate::manifest::{Manifest, Snapshot};
+use crate::mend::{self, Wanted};
+use crate::merge::{self, Merged};
+use crate::progress::Context;
+use crate::room::check_room;
+use crate::source::Source;
+use crate::verify::{Damaged, find_damage, verify_all};
+use std::collections::HashSet;
+use std::sync::Arc;
+use uuid::Uuid;
+
+/// What is copied at a time.
+const COPY_BYTES: u64 = 1 << 20;
+/// What a file takes beside its blocks, at most.
+const SPARE_BYTES: u64 = 1 << 20;
+
+/// Takes the bytes of a file.
+type Write<'a> = &'a mut dyn FnMut(&[u8]) -> Result<()>;
+
+/// Where to look for what is damaged.
+#[derive(Clone)]
+pub enum MendSource {
+    /// Another repository.
+    Repository(Arc<Repository>),
+    /// An image.
+    Image(Arc<dyn Source + Send>),
+}
+
+/// How a damaged file was put right.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MendedBy {
+    /// The same file was there.
+    Copy,
+    /// The same snapshot was there; its file was written anew.
+    Snapshot,
+    /// So many different blocks were found; the file was written anew.
+    Blocks(u64),
+}
+
+/// What became of a damaged file.
+#[derive(Debug)]
+pub struct Mended {
+    /// `NAME@N`.
+    pub snapshot: String,
+    /// How it was put right; or why it was not.
+    pub outcome: Result<MendedBy>,
+}
+
+impl Repository {
+    /// Looks for damage in the files of an image and puts right what it can. What is put right is proved,
+    /// by the digest of each block and by the image digest, before it takes the place of what is damaged.
+    ///
+    /// # Errors
+    /// `Corrupt` if the manifest is damaged. Damage that stays is in the outcome.
+    pub fn mend(
+        &self,
+        name: &str,
+        sources: &[MendSource],
+        context: &Context,
+    ) -> Result<Vec<Mended>> {
+        let mut writer = self.write(name, context)?;
+        let mut outcomes = Vec::new();
+        // Parents come before children: what a file is proved against is right by then.
+        let ids: Vec<Uuid> = writer.manifest.stored().iter().map(|s| s.id).collect();
+        for id in ids {
+            let Some(snapshot) = writer.manifest.stored().into_iter().find(|s| s.id == id).cloned()
+            else {
+                continue;
+            };
+            let what = format!("{name}@{}", snapshot.number);
+            let Some(damage) = self.damage_of(&writer.manifest, &snapshot, context)? else {
+                continue;
+            };
+            let outcome = self.mend_file(&mut writer, &snapshot, damage, sources, context);
+            if let Err(e) = &outcome
+                && e.kind() == ErrorKind::Interrupted
+            {
+                return outcome.map(|_| outcomes);
+            }
+            outcomes.push(Mended { snapshot: what, outcome });
+        }
+        // The damaged files are not named any more.
+        writer.stop_reading();
+        self.reap(&writer.manifest, context)?;
+        Ok(outcomes)
+    }
+
+    /// What is damaged in the file of a snapshot; none if nothing is.
+    fn damage_of(
+        &self,
+        manifest: &Manifest,
+        snapshot: &Snapshot,
+        context: &Context,
+    ) -> Result<Option<Damage>> {
+        let delta = match open_delta(&self.store, manifest, snapshot, &self.caches) {
+            Ok(delta) => Arc::new(delta),
+            Err(e) if e.kind() == ErrorKind::Interrupted => return Err(e),
+            Err(e) => return Ok(Some(Damage::File(e))),
+        };
+        let bytes = snapshot.data_blocks.saturating_mul(u64::from(snapshot.block_bytes));
+        context.progress().begin("verify", snapshot.file_bytes.saturating_add(bytes));
+        let verified = verify_all(&delta, context);
+        context.progress().end();
+        match verified {
+            Ok(_) => Ok(None),
+            Err(e) if e.kind() == ErrorKind::Interrupted => Err(e),
+            Err(first) => {
+                let damaged = find_damage(&delta, context)?;
+                Ok(Some(Damage::Parts { delta, damaged, first }))
+            }
+        }
+    }
+
+    fn mend_file(
+        &self,
+        writer: &mut Writer,
+        snapshot: &Snapshot,
+        damage: Damage,
+        sources: &[MendSource],
+        context: &Context,
+    ) -> Result<MendedBy> {
+        let place = format!("{}@{}", writer.manifest.name, snapshot.number);
+        for source in sources {
+            let MendSource::Repository(other) = source else { continue };
+            for reader in other.readers(context)? {
+                let manifest = reader.manifest();
+                let Some(theirs) = manifest.stored().into_iter().find(|s| s.id == snapshot.id)
+                else {
+                    continue;
+                };
+                let is_same = theirs.footer_digest == snapshot.footer_digest
+                    && theirs.file_bytes == snapshot.file_bytes;
+                if is_same {
+                    let file = format!("{}/{}", manifest.name, theirs.file);
+                    let copied = self.copy_file(writer, snapshot, other, &file, context);
+                    if let Some(mended) = passed(copied, &place, context)? {
+                        return Ok(mended);
+                    }
+                }
+                let merged = self.merge_from(writer, snapshot, other, &reader, context);
+                if let Some(mended) = passed(merged, &place, context)? {
+                    return Ok(mended);
+                }
+            }
+        }
+        match damage {
+            Damage::File(error) => Err(error),
+            Damage::Parts { first, damaged, .. } if !damaged.lost.pages.is_empty() => Err(first),
+            Damage::Parts { delta, damaged, .. } => {
+                self.mend_blocks(writer, snapshot, &delta, &damaged, sources, context)
+            }
+        }
+    }
+
+    /// Every image of a repository that can be read.
+    fn readers(&self, context: &Context) -> Result<Vec<Reader>> {
+        let mut readers = Vec::new();
+        for name in self.names()? {
+            match self.read(&name, context) {
+                Ok(reader) => readers.push(reader),
+                Err(e) if e.kind() == ErrorKind::Interrupted => return Err(e),
+                Err(e) => context.progress().note(&format!("not used: {e}")),
+            }
+        }
+        Ok(readers)
+    }
+
+    /// Puts a copy of the same file, byte for byte, in the place of a damaged or missing one.
+    fn copy_file(
+        &self,
+        writer: &Writer,
+        snapshot: &Snapshot,
+        other: &Self,
+        file: &str,
+        context: &Context,
+    ) -> Result<MendedBy> {
+        let theirs = Delta::open(other.store.clone(), file, &other.caches)?;
+        check_room(self.store.room(), snapshot.file_bytes, &self.location(), "a copy of the file")?;
+        let name = format!("{}/{}", writer.manifest.name, snapshot.file);
+        let mut upload = self.store.create(&name)?;
+        let (mut content, mut offset) = (theirs.hasher().stream(), 0);
+        let content_end = snapshot.file_bytes - FOOTER_BYTES as u64;
+        context.progress().begin("copy", snapshot.file_bytes);
+        let mut buffer = Vec::new();
+        let mut copy = || {
+            while offset < snapshot.file_bytes {
+                context.check()?;
+                let end = if offset < content_end { content_end } else { snapshot.file_bytes };
+                buffer.resize(COPY_BYTES.min(end - offset) as usize, 0);
+                other.store.read_at(file, offset, &mut buffer)?;
+                // The manifest pins the footer, and the footer all other bytes.
+                if offset < content_end {
+                    content.update(&buffer);
+                } else if theirs.hasher().digest(&buffer) != snapshot.footer_digest
+                    || content.digest() != theirs.footer().content_digest
+                {
+                    return Err(Error::corrupt(format!("{} is damaged, too", theirs.location())));
+                }
+                upload.write(&buffer)?;
+                offset += buffer.len() as u64;
+                context.progress().advance(buffer.len() as u64);
+            }
+            Ok(())
+        };
+        let copied = copy();
+        context.progress().end();
+        copied?;
+        upload.publish_over()?;
+        self.caches.forget(theirs.header().file_id);
+        let delta = open_delta(&self.store, &writer.manifest, snapshot, &self.caches)?;
+        scrub(&delta, Depth::Stored, context).map(|_| MendedBy::Copy)
+    }
+
+    /// Makes the file anew from the same snapshot in another repository, where it may rest on other files.
+    fn merge_from(
+        &self,
+        writer: &mut Writer,
+        snapshot: &Snapshot,
+        other: &Self,
+        reader: &Reader,
+        context: &Context,
+    ) -> Result<MendedBy> {
+        let theirs = |id| Chain::open(&other.store, reader.manifest(), id, &other.caches);
+        let tip = theirs(snapshot.id)?;
+        let parent = snapshot.parent.map(theirs).transpose()?;
+        if tip.image_digest() != snapshot.image_digest {
+            return Err(Error::corrupt(format!("{} is another image", tip.tip().location())));
+        }
+        let compression = self.defaults().compression;
+        self.replace_file(writer, snapshot, tip.tip(), context, |file_id, out| {
+            let identity = identity_of(tip.tip());
+            let fork = Fork::new(tip.clone(), parent)?;
+            let plan = merge::Plan { fork, identity, file_id, compression };
+            merge::merge(&plan, context, out)
+        })?;
+        Ok(MendedBy::Snapshot)
+    }
+
+    /// Writes the file anew with blocks from elsewhere in place of those that are damaged.
+    fn mend_blocks(
+        &self,
+        writer: &mut Writer,
+        snapshot: &Snapshot,
+        delta: &Arc<Delta>,
+        damaged: &Damaged,
+        sources: &[MendSource],
+        context: &Context,
+    ) -> Result<MendedBy> {
+        let mut wanted = Wanted::of(delta, &damaged.lost.blocks)?;
+        let blocks = wanted.missing();
+        for own in writer.manifest.stored() {
+            if let Ok(own) = open_delta(&self.store, &writer.manifest, own, &self.caches) {
+                wanted.look_into(&Arc::new(own), context)?;
+            }
+        }
+        // What the readers found stays as long as they live.
+        let mut readers = Vec::new();
+        for source in sources {
+            match source {
+                MendSource::Image(image) => wanted.look_into_image(image, context)?,
+                MendSource::Repository(other) => {
+                    for reader in other.readers(context)? {
+                        for theirs in reader.manifest().stored() {
+                            let manifest = reader.manifest();
+                            let opened = open_delta(&other.store, manifest, theirs, &other.caches);
+                            if let Ok(theirs) = opened {
+                                wanted.look_into(&Arc::new(theirs), context)?;
+                            }
+                        }
+                        readers.push(reader);
+                    }
+                }
+            }
+        }
+        if wanted.missing() > 0 {
+            let missing = wanted.missing();
+            let what = format!("{missing} of {blocks} damaged blocks were found nowhere");
+            return Err(Error::corrupt(what).at(delta.location()));
+        }
+        let found = wanted.found();
+        let compression: Compression = self.defaults().compression;
+        self.replace_file(writer, snapshot, delta, context, |file_id, out| {
+            let delta = delta.clone();
+            let plan = mend::Plan { delta, found: &found, file_id, compression };
+            let written: Written = mend::mend(&plan, context, out)?;
+            let (changed_blocks, changed_bytes) = (snapshot.changed_blocks, snapshot.changed_bytes);
+            Ok(Merged { written, changed_blocks, changed_bytes })
+        })?;
+        Ok(MendedBy::Blocks(blocks))
+    }
+
+    /// Publishes a new file for a snapshot, proves it, and commits that it takes the place of the damaged
+    /// one.
+    fn replace_file(
+        &self,
+        writer: &mut Writer,
+        snapshot: &Snapshot,
+        like: &Delta,
+        context: &Context,
+        make: impl FnOnce(Uuid, Write<'_>) -> Result<Merged>,
+    ) -> Result<()> {
+        let store = self.store.as_ref();
+        let name = writer.manifest.name.clone();
+        let needed = like.footer().file_bytes.saturating_mul(2).saturating_add(SPARE_BYTES);
+        check_room(self.store.room(), needed, &self.location(), "a new file for the snapshot")?;
+        let file_id = Uuid::new_v4();
+        let file = format!("{file_id}.delta");
+        let mut upload = store.create(&format!("{name}/{file}"))?;
+        let made = make(file_id, &mut |bytes| upload.write(bytes))?;
+        context.check()?;
+        upload.publish()?;
+        let mut next = writer.manifest.clone();
+        for s in next.snapshots.iter_mut().chain(&mut next.dropped).filter(|s| s.id == snapshot.id)
+        {
+            *s = with_file(s, &file, &made);
+        }
+        drop_from(&mut next, &HashSet::new());
+        let proved = self.prove_whole(&next, snapshot, context);
+        let committed = proved.and_then(|()| self.commit_file(writer, next, &file));
+        if let Err(error) = committed {
+            self.discard_unless_named(&name, &file)?;
+            return Err(error);
+        }
+        Ok(())
+    }
+
+    /// Every block of the new file, and the image digest that it gives.
+    fn prove_whole(&self, next: &Manifest, snapshot: &Snapshot, context: &Context) -> Result<()> {
+        let chain = self.open_chain(next, snapshot.id)?;
+        let parent = snapshot.parent.map(|id| self.open_chain(next, id)).transpose()?;
+        verify_all(chain.tip(), context)?;
+        merge::prove(&Fork::new(chain, parent)?, context)
+    }
+}
+
+/// What is damaged in a file.
+enum Damage {
+    /// It is missing, or cannot be opened.
+    File(Error),
+    /// Parts of it; and what was met first.
+    Parts { delta: Arc<Delta>, damaged: Damaged, first: Error },
+}
+
+fn identity_of(delta: &Delta) -> Identity {
+    let footer = delta.footer();
+    Identity {
+        snapshot_id: footer.snapshot_id,
+        number: footer.number,
+        label: footer.label.clone(),
+        time_seconds: footer.time_seconds,
+        time_nanoseconds: footer.time_nanoseconds,
+    }
+}
+
+/// What an attempt gave; none if another way is worth a try.
+fn passed(attempt: Result<MendedBy>, place: &str, context: &Context) -> Result<Option<MendedBy>> {
+    match attempt {
+        Ok(mended) => Ok(Some(mended)),
+        Err(e) if e.kind() == ErrorKind::Interrupted || e.is_storage_full() => Err(e),
+        Err(e) if e.kind() == ErrorKind::LimitExceeded => Err(e),
+        Err(e) => {
+            context.progress().note(&format!("{place}: not that way: {e}"));
+            Ok(None)
+        }
+    }
+}
