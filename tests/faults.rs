@@ -23,6 +23,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use support::crash_disk::CrashDisk;
+use support::power::Survival;
 use support::{Random, text};
 
 /// What a repository holds, as a user sees it.
@@ -162,10 +163,10 @@ fn survive(scene: &Scene, verb: Verb<'_>) {
         check(&crashing.survivor(), &before, &after, is_done, &format!("killed at {place}"));
         run_again(&crashing.survivor(), verb, &format!("killed at {place}"));
         for round in 0..6 {
-            let lost = crashing.after_power_loss(&mut |_| match round {
-                0 => false,
-                1 => true,
-                _ => numbers.below(2) == 0,
+            let lost = crashing.after_power_loss(match round {
+                0 => Survival::Nothing,
+                1 => Survival::Everything,
+                _ => Survival::Any(numbers.next()),
             });
             let what = format!("power lost at {place}, round {round}");
             check(&lost, &before, &after, is_done, &what);
@@ -173,7 +174,7 @@ fn survive(scene: &Scene, verb: Verb<'_>) {
         }
     }
     // What was reported as done stays, whatever is lost.
-    let lost = done.after_power_loss(&mut |_| false);
+    let lost = done.after_power_loss(Survival::Nothing);
     assert_eq!(visible(&lost).unwrap(), after, "power lost after the end");
 }
 
@@ -482,8 +483,8 @@ fn repair_survives_every_fault() {
         let crashing = damaged.survivor();
         crashing.crash_at(operation);
         drop(open(&crashing).unwrap().repair("vm", &context()));
-        for keep in [false, true] {
-            let lost = crashing.after_power_loss(&mut |_| keep);
+        for survival in [Survival::Nothing, Survival::Everything, Survival::Any(operation)] {
+            let lost = crashing.after_power_loss(survival);
             match visible(&lost) {
                 Ok(now) => assert_eq!(numbers_of(&now), numbers_of(&want)),
                 Err(e) => assert_eq!(e.kind(), ErrorKind::Corrupt),
@@ -525,7 +526,8 @@ fn rollback_survives_every_fault_of_the_store() {
             let disk = scene.disk.survivor();
             disk.crash_at(operation);
             let outcome = roll(&disk, 1, &context());
-            let later = if power { disk.after_power_loss(&mut |_| false) } else { disk.survivor() };
+            let later =
+                if power { disk.after_power_loss(Survival::Nothing) } else { disk.survivor() };
             let what = format!("{:?}, power lost: {power}", disk.log().get(operation as usize - 1));
             let now = visible(&later).unwrap_or_else(|e| panic!("{what}: {e}"));
             for (number, snapshot) in &before.snapshots {

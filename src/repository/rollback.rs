@@ -20,7 +20,7 @@ use crate::rollback::{Basis, RolledBack, execute, prove, rehearse, whole};
 use crate::room::room_for;
 use crate::scan::Scope;
 use crate::source::{RawFile, Source};
-use crate::target::InPlace;
+use crate::target::{InPlace, Medium, OsMedium};
 use std::path::{Path, PathBuf};
 use uuid::Uuid;
 
@@ -88,6 +88,16 @@ impl Repository {
     /// Rolls a live image back.
     pub fn rollback(
         &self,
+        request: &RollbackRequest,
+        context: &Context,
+    ) -> Result<RollbackOutcome> {
+        self.rollback_through(&OsMedium, request, context)
+    }
+
+    /// The same by other means of changing the image than the operating system's own.
+    pub fn rollback_through(
+        &self,
+        medium: &dyn Medium,
         request: &RollbackRequest,
         context: &Context,
     ) -> Result<RollbackOutcome> {
@@ -183,13 +193,13 @@ impl Repository {
         let saved =
             outcome.saved.and_then(|n| writer.manifest.snapshots.iter().find(|s| s.number == n));
         let saved = saved.map(|s| s.id);
-        let step = Step { image, target: &target, chain: &chain, basis: &basis, saved };
+        let step = Step { image, medium, target: &target, chain: &chain, basis: &basis, saved };
         let work = self.write_image(&mut writer, &step, context)?;
         outcome.work.written_bytes = work.written_bytes;
         outcome.work.read_bytes += work.read_bytes;
         if request.prove {
             // What is read to prove it comes from the disk, not from memory.
-            image.forget();
+            medium.forget(image.file());
             // The file may have another length than when it was opened.
             drop(basis);
             drop(live);
@@ -212,11 +222,11 @@ impl Repository {
         step: &Step<'_>,
         context: &Context,
     ) -> Result<RolledBack> {
-        let Step { image, target, chain, basis, saved } = *step;
+        let Step { image, medium, target, chain, basis, saved } = *step;
         let before = writer.head.clone();
         self.intend(writer, &target.id, saved)?;
         context.progress().note("the intent is noted; from here on the image is a mixture");
-        let mut disk = InPlace::new(image);
+        let mut disk = InPlace::through(image, medium);
         let work = execute(image, &mut disk, chain, &basis.as_basis(), context);
         let error = match work {
             Ok(work) => return Ok(work),
@@ -347,6 +357,7 @@ impl Repository {
 /// What is to be written, and where.
 struct Step<'a> {
     image: &'a RawFile,
+    medium: &'a dyn Medium,
     target: &'a Snapshot,
     chain: &'a Chain,
     basis: &'a OwnedBasis<'a>,

@@ -1,17 +1,16 @@
 //! A disk that exists: a block device, or the live image of a rollback. Nothing is assumed of what
 //! is on it.
 
-use super::{Target, ZEROS};
+use super::{Medium, OsMedium, Target, ZEROS};
 use crate::error::{Error, ErrorKind, Result};
 use crate::source::{RawFile, Source};
 use crate::writeback::Writeback;
-use nix::fcntl::{FallocateFlags, fallocate};
 use std::io;
-use std::os::unix::fs::FileExt;
 
 /// An image that is changed where it lies.
 pub struct InPlace<'a> {
     image: &'a RawFile,
+    medium: &'a dyn Medium,
     can_punch: bool,
     is_begun: bool,
     written_bytes: u64,
@@ -24,9 +23,14 @@ const SECTOR_BYTES: u64 = 4096;
 impl<'a> InPlace<'a> {
     /// Writes to an image that was opened to be written.
     pub fn new(image: &'a RawFile) -> Self {
+        Self::through(image, &OsMedium)
+    }
+
+    /// The same by other means than the operating system's own.
+    pub fn through(image: &'a RawFile, medium: &'a dyn Medium) -> Self {
         let writeback =
             if image.is_device() { Writeback::default() } else { Writeback::keeping_cache() };
-        Self { image, can_punch: true, is_begun: false, written_bytes: 0, writeback }
+        Self { image, medium, can_punch: true, is_begun: false, written_bytes: 0, writeback }
     }
 
     /// Fails if an image of `bytes` bytes has no place there.
@@ -45,7 +49,8 @@ impl<'a> InPlace<'a> {
     /// Gives a file its length; what is added reads as zeros.
     pub fn set_length(&mut self, bytes: u64) -> Result<()> {
         self.begin()?;
-        self.image.file().set_len(bytes).map_err(|e| self.failed("set the length of", e))
+        let set = self.medium.set_length(self.image.file(), bytes);
+        set.map_err(|e| self.failed("set the length of", e))
     }
 
     /// Before the first change: is the image still what it was?
@@ -69,18 +74,17 @@ impl<'a> InPlace<'a> {
 
     /// True if the range reads as zeros now; false if that is not to be had here.
     fn punch(&mut self, offset: u64, bytes: u64) -> Result<bool> {
-        use nix::Error as E;
         if !self.can_punch {
             return Ok(false);
         }
-        let mode = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-        match fallocate(self.image.file(), mode, offset as i64, bytes as i64) {
+        let refusals = [libc::EOPNOTSUPP, libc::ENOSYS, libc::ENODEV, libc::EINVAL];
+        match self.medium.punch(self.image.file(), offset, bytes) {
             Ok(()) => Ok(true),
-            Err(E::EOPNOTSUPP | E::ENOSYS | E::ENODEV | E::EINVAL) => {
+            Err(e) if e.raw_os_error().is_some_and(|code| refusals.contains(&code)) => {
                 self.can_punch = false;
                 Ok(false)
             }
-            Err(e) => Err(self.failed("punch a hole into", e.into())),
+            Err(e) => Err(self.failed("punch a hole into", e)),
         }
     }
 
@@ -89,7 +93,7 @@ impl<'a> InPlace<'a> {
         while done < bytes {
             let now = (bytes - done).min(ZEROS.len() as u64);
             let zeros = ZEROS.get(..now as usize).unwrap_or_default();
-            let written = self.image.file().write_all_at(zeros, offset + done);
+            let written = self.medium.write(self.image.file(), zeros, offset + done);
             written.map_err(|e| self.failed("write", e))?;
             done += now;
         }
@@ -105,7 +109,7 @@ impl Target for InPlace<'_> {
     fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
         self.begin()?;
         self.written_bytes += bytes.len() as u64;
-        self.image.file().write_all_at(bytes, offset).map_err(|e| self.failed("write", e))
+        self.medium.write(self.image.file(), bytes, offset).map_err(|e| self.failed("write", e))
     }
 
     fn zero(&mut self, offset: u64, bytes: u64) -> Result<()> {
@@ -129,7 +133,7 @@ impl Target for InPlace<'_> {
     }
 
     fn finish(&mut self) -> Result<()> {
-        self.image.file().sync_all().map_err(|e| self.failed("sync", e))
+        self.medium.sync(self.image.file()).map_err(|e| self.failed("sync", e))
     }
 
     fn name(&self) -> String {

@@ -4,10 +4,12 @@
 //! we made keeps its holes.
 
 mod in_place;
+mod medium;
 mod new_file;
 mod stream;
 
 pub use in_place::InPlace;
+pub use medium::{Medium, OsMedium};
 pub use new_file::NewFile;
 pub use stream::Stream;
 

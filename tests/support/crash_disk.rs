@@ -1,35 +1,29 @@
-//! A disk in memory that fails or crashes at a chosen operation.
+//! A disk in memory that fails, or loses its power, at a chosen operation; and the live image on it.
 //!
-//! The model of durability: the bytes of a file are durable up to its last sync, its name since the
-//! last sync of its folder; everything else a crash loses. A folder's sync makes the creations,
-//! renames and removals in it durable, in whatever order they were made.
+//! Nothing happens on it but what is said here. What survives is chosen by `power.rs`.
 
+use super::power::{Change, Contents, Survival};
 use imgsnap::store::{Disk, DiskFile, LockGuard, LockKind};
-use std::collections::{BTreeMap, BTreeSet};
+use imgsnap::target::{Medium, OsMedium};
+use std::collections::BTreeMap;
+use std::fs::File;
 use std::io;
-use std::sync::{Arc, Mutex};
-
-#[derive(Clone, Default)]
-struct Content {
-    live: Vec<u8>,
-    durable: Vec<u8>,
-}
-
-type Inode = Arc<Mutex<Content>>;
+use std::sync::{Arc, Mutex, MutexGuard};
 
 #[derive(Default)]
 struct State {
-    live: BTreeMap<String, Inode>,
-    durable: BTreeMap<String, Inode>,
-    folders: BTreeSet<String>,
-    durable_folders: BTreeSet<String>,
+    now: Contents,
     operations: u64,
     /// From this operation on everything fails: the process is dead.
     crash_at: Option<u64>,
     /// This operation alone fails.
     fail_at: Option<u64>,
+    /// What a sync that fails loses for ever.
+    loses: Survival,
     locks: BTreeMap<String, (u32, bool)>,
     log: Vec<String>,
+    /// What was there before each operation, if that is to be kept.
+    moments: Option<Vec<Contents>>,
 }
 
 #[derive(Clone, Default)]
@@ -37,104 +31,109 @@ pub struct CrashDisk {
     state: Arc<Mutex<State>>,
 }
 
-fn folder_of(path: &str) -> &str {
+pub fn folder_of(path: &str) -> &str {
     path.rsplit_once('/').map_or("", |(folder, _)| folder)
 }
 
 impl CrashDisk {
+    pub fn of(contents: Contents) -> Self {
+        let state = State { now: contents, ..State::default() };
+        Self { state: Arc::new(Mutex::new(state)) }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+
     /// Puts a durable file there.
     pub fn put(&self, path: &str, bytes: &[u8]) {
-        let mut state = self.state.lock().unwrap();
-        let content = Content { live: bytes.to_vec(), durable: bytes.to_vec() };
-        let inode = Arc::new(Mutex::new(content));
-        state.live.insert(path.into(), inode.clone());
-        state.durable.insert(path.into(), inode);
+        self.state().now.put(path, bytes);
     }
 
     pub fn get(&self, path: &str) -> Option<Vec<u8>> {
-        let state = self.state.lock().unwrap();
-        state.live.get(path).map(|inode| inode.lock().unwrap().live.clone())
+        self.state().now.file(path).map(|bytes| bytes.to_vec())
     }
 
     pub fn files(&self) -> Vec<String> {
-        self.state.lock().unwrap().live.keys().cloned().collect()
+        self.state().now.names.keys().cloned().collect()
     }
 
     pub fn operations(&self) -> u64 {
-        self.state.lock().unwrap().operations
+        self.state().operations
     }
 
     /// What was done, for the message of a failing test.
     pub fn log(&self) -> Vec<String> {
-        self.state.lock().unwrap().log.clone()
+        self.state().log.clone()
     }
 
     pub fn crash_at(&self, operation: u64) {
-        let mut state = self.state.lock().unwrap();
+        let mut state = self.state();
         state.operations = 0;
         state.crash_at = Some(operation);
     }
 
     pub fn fail_at(&self, operation: u64) {
-        let mut state = self.state.lock().unwrap();
+        let mut state = self.state();
         state.operations = 0;
         state.fail_at = Some(operation);
+    }
+
+    /// The same, and should that be a sync, `loses` says what it loses: the bytes are read as they were
+    /// written until the power goes, and no later sync makes them durable.
+    pub fn fail_and_lose_at(&self, operation: u64, loses: Survival) {
+        self.fail_at(operation);
+        self.state().loses = loses;
+    }
+
+    /// From now on the moment before each operation is kept.
+    pub fn record(&self) {
+        self.state().moments = Some(Vec::new());
+    }
+
+    /// How many were kept; the last one is now.
+    pub fn moments(&self) -> usize {
+        self.state().moments.as_ref().map_or(0, Vec::len) + 1
+    }
+
+    /// What was there at one of them.
+    pub fn moment(&self, index: usize) -> Contents {
+        let state = self.state();
+        let kept = state.moments.as_ref().and_then(|moments| moments.get(index));
+        kept.unwrap_or(&state.now).clone()
+    }
+
+    pub fn now(&self) -> Contents {
+        self.state().now.clone()
     }
 
     /// The disk as it was left, without faults to come: what a later process finds if the machine
     /// stayed up.
     pub fn survivor(&self) -> CrashDisk {
-        let state = self.state.lock().unwrap();
-        let copy = |files: &BTreeMap<String, Inode>| {
-            let copy_of = |inode: &Inode| Arc::new(Mutex::new(inode.lock().unwrap().clone()));
-            files.iter().map(|(path, inode)| (path.clone(), copy_of(inode))).collect()
-        };
-        let next = State {
-            live: copy(&state.live),
-            durable: copy(&state.durable),
-            folders: state.folders.clone(),
-            durable_folders: state.durable_folders.clone(),
-            ..State::default()
-        };
-        CrashDisk { state: Arc::new(Mutex::new(next)) }
+        Self::of(self.now())
     }
 
-    /// The disk after power was lost: what is durable, and of the rest whatever `keep` says. `keep`
-    /// is asked for each name that differs between what is live and what is durable.
-    pub fn after_power_loss(&self, keep: &mut dyn FnMut(&str) -> bool) -> CrashDisk {
-        let state = self.state.lock().unwrap();
-        let mut files: BTreeMap<String, Inode> = BTreeMap::new();
-        let names: BTreeSet<&String> = state.live.keys().chain(state.durable.keys()).collect();
-        for name in names {
-            let (live, durable) = (state.live.get(name), state.durable.get(name));
-            let same = match (live, durable) {
-                (Some(a), Some(b)) => Arc::ptr_eq(a, b),
-                _ => false,
-            };
-            let chosen = if same || keep(name) { live } else { durable };
-            if let Some(inode) = chosen {
-                let content = inode.lock().unwrap();
-                let bytes = if content.live != content.durable && keep(name) {
-                    content.live.clone()
-                } else {
-                    content.durable.clone()
-                };
-                let content = Content { live: bytes.clone(), durable: bytes };
-                files.insert(name.clone(), Arc::new(Mutex::new(content)));
-            }
-        }
-        let next = State {
-            live: files.clone(),
-            durable: files,
-            folders: state.durable_folders.clone(),
-            durable_folders: state.durable_folders.clone(),
-            ..State::default()
-        };
-        CrashDisk { state: Arc::new(Mutex::new(next)) }
+    /// The disk after power was lost.
+    pub fn after_power_loss(&self, survival: Survival) -> CrashDisk {
+        Self::of(self.now().after_power_loss(survival))
     }
 
-    fn step(&self, what: &str, path: &str) -> io::Result<std::sync::MutexGuard<'_, State>> {
-        let mut state = self.state.lock().unwrap();
+    /// The live image is this, durably.
+    pub fn put_image(&self, bytes: &[u8]) {
+        self.state().now.image.put(bytes);
+    }
+
+    /// Somebody else writes to the live image, without a sync.
+    pub fn write_image(&self, offset: usize, bytes: &[u8]) {
+        self.state().now.image.write(offset, bytes);
+    }
+
+    pub fn image(&self) -> Arc<Vec<u8>> {
+        self.state().now.image.live.clone()
+    }
+
+    fn step(&self, what: &str, path: &str) -> io::Result<MutexGuard<'_, State>> {
+        let mut state = self.state();
         step(&mut state, what, path)?;
         Ok(state)
     }
@@ -145,36 +144,41 @@ fn step(state: &mut State, what: &str, path: &str) -> io::Result<()> {
     state.operations += 1;
     let now = state.operations;
     state.log.push(format!("{now} {what} {path}"));
+    if let Some(moments) = &mut state.moments {
+        moments.push(state.now.clone());
+    }
     if state.crash_at.is_some_and(|at| now >= at) || state.fail_at == Some(now) {
-        return Err(io::Error::from_raw_os_error(5));
+        return Err(io::Error::from_raw_os_error(libc::EIO));
     }
     Ok(())
 }
 
 struct CrashFile {
     disk: CrashDisk,
-    inode: Inode,
+    inode: u64,
     path: String,
 }
 
 impl DiskFile for CrashFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        let mut state = self.disk.state.lock().unwrap();
-        if let Err(error) = step(&mut state, "write", &self.path) {
-            // A write that fails may have written a part.
-            let half = bytes.len() / 2;
-            self.inode.lock().unwrap().live.extend_from_slice(&bytes[..half]);
-            return Err(error);
-        }
-        self.inode.lock().unwrap().live.extend_from_slice(bytes);
-        Ok(())
+        let mut state = self.disk.state();
+        let done = step(&mut state, "write", &self.path);
+        // A write that fails may have written a part.
+        let count = if done.is_ok() { bytes.len() } else { bytes.len() / 2 };
+        state.now.append(self.inode, &bytes[..count]);
+        done
     }
 
     fn sync(&mut self) -> io::Result<()> {
-        let _state = self.disk.step("sync", &self.path)?;
-        let mut content = self.inode.lock().unwrap();
-        content.durable = content.live.clone();
-        Ok(())
+        let mut state = self.disk.state();
+        let done = step(&mut state, "sync", &self.path);
+        let (loses, is_alive) = (state.loses, state.crash_at.is_none());
+        match done {
+            Ok(()) => state.now.sync(self.inode),
+            Err(_) if is_alive => state.now.lose(self.inode, loses),
+            Err(_) => {}
+        }
+        done
     }
 }
 
@@ -186,7 +190,7 @@ struct CrashLock {
 
 impl Drop for CrashLock {
     fn drop(&mut self) {
-        let mut state = self.disk.state.lock().unwrap();
+        let mut state = self.disk.state();
         let entry = state.locks.entry(self.path.clone()).or_default();
         if self.exclusive {
             entry.1 = false;
@@ -198,93 +202,87 @@ impl Drop for CrashLock {
 
 impl Disk for CrashDisk {
     fn list(&self, folder: &str) -> io::Result<Vec<String>> {
-        let state = self.state.lock().unwrap();
-        if !folder.is_empty() && !state.folders.contains(folder) {
+        let state = self.state();
+        if !folder.is_empty() && !state.now.folders.contains(folder) {
             return Err(io::ErrorKind::NotFound.into());
         }
-        let files = state.live.keys().filter(|path| folder_of(path) == folder);
-        let folders =
-            state.folders.iter().filter(|path| folder_of(path) == folder && !path.is_empty());
-        let name = |path: &String| path.rsplit('/').next().unwrap().to_owned();
-        Ok(files.chain(folders).map(name).collect())
+        Ok(state.now.list(folder))
     }
 
     fn size(&self, path: &str) -> io::Result<u64> {
-        self.get(path).map(|bytes| bytes.len() as u64).ok_or(io::ErrorKind::NotFound.into())
+        let state = self.state();
+        let bytes = state.now.file(path).ok_or(io::ErrorKind::NotFound)?;
+        Ok(bytes.len() as u64)
     }
 
     fn read_at(&self, path: &str, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
-        let state = self.state.lock().unwrap();
-        let inode = state.live.get(path).ok_or(io::ErrorKind::NotFound)?;
-        let content = inode.lock().unwrap();
+        let state = self.state();
+        let content = state.now.file(path).ok_or(io::ErrorKind::NotFound)?;
         let end = offset as usize + buffer.len();
-        let bytes = content.live.get(offset as usize..end).ok_or(io::ErrorKind::UnexpectedEof)?;
+        let bytes = content.get(offset as usize..end).ok_or(io::ErrorKind::UnexpectedEof)?;
         buffer.copy_from_slice(bytes);
         Ok(())
     }
 
     fn create(&self, path: &str) -> io::Result<Box<dyn DiskFile>> {
         let mut state = self.step("create", path)?;
-        if state.live.contains_key(path) {
+        if state.now.names.contains_key(path) {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
-        let inode = Inode::default();
-        state.live.insert(path.into(), inode.clone());
+        let inode = state.now.create(path);
+        drop(state);
         Ok(Box::new(CrashFile { disk: self.clone(), inode, path: path.into() }))
     }
 
     fn rename_new(&self, from: &str, to: &str) -> io::Result<()> {
         let mut state = self.step("rename", to)?;
-        if state.live.contains_key(to) {
+        if state.now.names.contains_key(to) {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
-        let inode = state.live.remove(from).ok_or(io::ErrorKind::NotFound)?;
-        state.live.insert(to.into(), inode);
-        Ok(())
+        state.now.rename(from, to)
     }
 
     fn rename_over(&self, from: &str, to: &str) -> io::Result<()> {
-        let mut state = self.step("replace", to)?;
-        let inode = state.live.remove(from).ok_or(io::ErrorKind::NotFound)?;
-        state.live.insert(to.into(), inode);
-        Ok(())
+        self.step("replace", to)?.now.rename(from, to)
     }
 
     fn remove(&self, path: &str) -> io::Result<()> {
         let mut state = self.step("remove", path)?;
-        state.live.remove(path).map(|_| ()).ok_or(io::ErrorKind::NotFound.into())
+        if !state.now.names.contains_key(path) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        state.now.change(Change::Remove(path.into()));
+        Ok(())
     }
 
     fn create_folder(&self, folder: &str) -> io::Result<()> {
         let mut state = self.step("create folder", folder)?;
-        if !state.folders.insert(folder.into()) {
+        if state.now.folders.contains(folder) {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
+        state.now.change(Change::CreateFolder(folder.into()));
         Ok(())
     }
 
     fn remove_folder(&self, folder: &str) -> io::Result<()> {
         let mut state = self.step("remove folder", folder)?;
-        state.folders.remove(folder);
+        if !state.now.list(folder).is_empty() {
+            return Err(io::ErrorKind::DirectoryNotEmpty.into());
+        }
+        state.now.change(Change::RemoveFolder(folder.into()));
         Ok(())
     }
 
     fn sync_folder(&self, folder: &str) -> io::Result<()> {
-        let mut state = self.step("sync folder", folder)?;
-        let state = &mut *state;
-        state.durable.retain(|path, _| folder_of(path) != folder);
-        for (path, inode) in state.live.iter().filter(|(path, _)| folder_of(path) == folder) {
-            state.durable.insert(path.clone(), inode.clone());
-        }
-        state.durable_folders.retain(|path| folder_of(path) != folder);
-        let here = state.folders.iter().filter(|path| folder_of(path) == folder);
-        state.durable_folders.extend(here.cloned().collect::<Vec<_>>());
+        self.step("sync folder", folder)?.now.sync_folder(folder);
         Ok(())
     }
 
     fn lock(&self, path: &str, kind: LockKind) -> io::Result<Option<LockGuard>> {
-        let mut state = self.state.lock().unwrap();
-        state.live.entry(path.into()).or_default();
+        let mut state = self.state();
+        if !state.now.names.contains_key(path) {
+            state.now.create(path);
+        }
         let (shared, exclusive) = state.locks.entry(path.into()).or_default();
         let is_free = !*exclusive && (kind == LockKind::Shared || *shared == 0);
         if !is_free {
@@ -300,5 +298,49 @@ impl Disk for CrashDisk {
 
     fn location(&self, path: &str) -> String {
         format!("disk:{path}")
+    }
+}
+
+/// The live image is a file, and beside it is noted what of it the device has.
+impl Medium for CrashDisk {
+    fn write(&self, file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
+        let mut state = self.state();
+        let done = step(&mut state, "write to", "the image");
+        let count = if done.is_ok() { bytes.len() } else { bytes.len() / 2 };
+        state.now.image.write(offset as usize, &bytes[..count]);
+        OsMedium.write(file, &bytes[..count], offset)?;
+        done
+    }
+
+    fn punch(&self, file: &File, offset: u64, bytes: u64) -> io::Result<()> {
+        let mut state = self.step("punch", "the image")?;
+        state.now.image.write(offset as usize, &vec![0; bytes as usize]);
+        OsMedium.punch(file, offset, bytes)
+    }
+
+    fn set_length(&self, file: &File, bytes: u64) -> io::Result<()> {
+        self.step("set the length of", "the image")?.now.image.set_length(bytes as usize);
+        OsMedium.set_length(file, bytes)
+    }
+
+    fn sync(&self, _: &File) -> io::Result<()> {
+        let mut state = self.state();
+        let done = step(&mut state, "sync", "the image");
+        let (loses, is_alive) = (state.loses, state.crash_at.is_none());
+        match done {
+            Ok(()) => state.now.image.sync(),
+            Err(_) if is_alive => state.now.image.lose(loses),
+            Err(_) => {}
+        }
+        done
+    }
+
+    fn forget(&self, file: &File) {
+        let mut state = self.state();
+        if state.crash_at.is_none_or(|at| state.operations < at) {
+            state.now.image.forget();
+            let bytes = state.now.image.live.clone();
+            OsMedium.write(file, &bytes, 0).unwrap();
+        }
     }
 }

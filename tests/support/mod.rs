@@ -11,6 +11,7 @@
 
 pub mod crash_disk;
 pub mod naive_reader;
+pub mod power;
 pub mod random;
 
 pub use random::Random;
