@@ -109,22 +109,30 @@ impl Repository {
             Error::new(ErrorKind::NotFound, what).hint(hint)
         })?;
         self.warn_of_policy(&request.name, context);
-        let image = RawFile::open_to_write(&path).map_err(|e| match e.kind() {
-            ErrorKind::NotFound => e.hint(format!(
-                "run \"imgsnap restore {}@{} -o {}\" to make it anew",
-                request.name,
-                target.number,
-                path.display()
-            )),
-            _ => e,
-        })?;
+        let open = || {
+            RawFile::open_to_write(&path).map_err(|e| match e.kind() {
+                ErrorKind::NotFound => e.hint(format!(
+                    "run \"imgsnap restore {}@{} -o {}\" to make it anew",
+                    request.name,
+                    target.number,
+                    path.display()
+                )),
+                _ => e,
+            })
+        };
+        let mut image = open()?;
+        let resumed = writer.head.intent.is_some();
+        let suspicious = resumed || writer.head_was_damaged;
+        if suspicious {
+            forget_cached(&image, medium, context);
+            drop(image);
+            image = open()?;
+        }
         warn_if_unguarded(&image, context);
         let live = Live::held(image);
         let image = &live.image;
         let chain = self.open_chain(&writer.manifest, target.id)?;
         check_device(image, &chain)?;
-        let resumed = writer.head.intent.is_some();
-        let suspicious = resumed || writer.head_was_damaged;
         if writer.head_was_damaged {
             context.progress().warn("the head state was damaged; the image will be scanned");
         }
@@ -414,6 +422,15 @@ fn rehearse_all<'a>(
     let mut again = rehearse(image, target, &basis.as_basis(), context)?;
     again.read_bytes += found.read_bytes;
     Ok((basis, again))
+}
+
+/// A sync that failed has lost what it had to write, and memory still has it: nothing would seem to differ.
+/// What the device has is what counts.
+fn forget_cached(image: &RawFile, medium: &dyn Medium, context: &Context) {
+    if let Err(e) = medium.sync(image.file()) {
+        context.progress().note(&format!("cannot sync {}: {e}", image.path().display()));
+    }
+    medium.forget(image.file());
 }
 
 fn check_device(image: &RawFile, target: &Chain) -> Result<()> {
