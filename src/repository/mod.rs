@@ -84,11 +84,17 @@ impl Repository {
             return Err(Error::new(ErrorKind::AlreadyExists, what)
                 .hint("choose another folder with --repo"));
         }
-        let foreign = store.list("")?.into_iter().find(|name| !crate::store::is_temporary(name));
-        if let Some(name) = foreign {
+        let (left, foreign): (Vec<_>, Vec<_>) =
+            store.list("")?.into_iter().partition(|name| crate::store::is_temporary(name));
+        if let Some(name) = foreign.first() {
             let what = format!("{place} is not empty (it holds \"{name}\")");
             return Err(Error::new(ErrorKind::AlreadyExists, what).hint("choose an empty folder"));
         }
+        // Of one that was interrupted. Nobody else would remove it, so it must not come back either.
+        for name in &left {
+            store.remove(name)?;
+        }
+        store.flush("")?;
         let config = Config::new(defaults);
         let mut upload = store.create(config::FILE)?;
         upload.write(config.encode()?.as_bytes())?;
