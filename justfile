@@ -22,3 +22,7 @@ fmt:
 # Write the golden files that are missing; those that exist are never touched
 bless:
     IMGSNAP_BLESS=1 cargo test --test format_spec --test damaged --test compatibility
+
+# Histories in which the power goes, as many as that, at full speed
+power-loss histories="100000":
+    IMGSNAP_HISTORIES={{histories}} cargo test --release --test power_loss -- --nocapture whatever_is_lost

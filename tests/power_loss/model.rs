@@ -1,0 +1,186 @@
+//! What is seen of a repository, to be held against what must be there.
+
+use crate::support::crash_disk::CrashDisk;
+use crate::world::{Bytes, context, repository_on};
+use imgsnap::error::{ErrorKind, Result};
+use imgsnap::progress::{Context, Progress};
+use imgsnap::repository::VerifyScope;
+use imgsnap::restore::restore;
+use imgsnap::target::Stream;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+/// A snapshot as a user sees it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Kept {
+    pub label: Option<String>,
+    pub bytes: Bytes,
+}
+
+/// The snapshots of each image that has any.
+pub type Visible = BTreeMap<String, BTreeMap<u64, Kept>>;
+
+/// An interrupted rollback, by numbers; none if such a snapshot is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Intent {
+    pub target: Option<u64>,
+    pub saved: Option<u64>,
+}
+
+#[derive(Clone, Default)]
+pub struct Seen {
+    /// There is no repository.
+    pub is_void: bool,
+    pub visible: Visible,
+    pub next_numbers: BTreeMap<String, u64>,
+    /// Images that a repair has to look at first.
+    pub damaged: BTreeSet<String>,
+    /// Of the image "vm".
+    pub intent: Option<Intent>,
+    pub source: Option<PathBuf>,
+    /// Images of which a base is in a base image.
+    pub by_reference: BTreeSet<String>,
+}
+
+impl Seen {
+    pub fn numbers(&self, name: &str) -> Vec<u64> {
+        self.visible.get(name).map_or(Vec::new(), |of| of.keys().copied().collect())
+    }
+
+    pub fn bytes(&self, name: &str, number: u64) -> Bytes {
+        self.visible[name][&number].bytes.clone()
+    }
+
+    pub fn names(&self) -> Vec<String> {
+        self.visible.keys().cloned().collect()
+    }
+}
+
+/// Nothing is to be warned of where only the power was lost.
+#[derive(Default)]
+struct Warnings(Mutex<Vec<String>>);
+
+impl Progress for Warnings {
+    fn begin(&self, _: &str, _: u64) {}
+    fn advance(&self, _: u64) {}
+    fn end(&self) {}
+    fn warn(&self, message: &str) {
+        self.0.lock().unwrap().push(message.into());
+    }
+    fn note(&self, _: &str) {}
+}
+
+/// All that is listed, restored. `is_quick`: only listed, with the bytes that `known` has.
+///
+/// # Errors
+/// If anything that is listed is damaged.
+pub fn look(disk: &CrashDisk, known: Option<&Visible>) -> Result<Seen> {
+    let repository = match repository_on(disk) {
+        Err(e) if e.kind() == ErrorKind::NotFound => {
+            return Ok(Seen { is_void: true, ..Seen::default() });
+        }
+        other => other?,
+    };
+    let warnings = Arc::new(Warnings::default());
+    let context = Context::new(warnings.clone(), Arc::default()).with_threads(1);
+    let mut seen = Seen::default();
+    let mut count = 0;
+    for name in repository.names()? {
+        let reader = match repository.read(&name, &context) {
+            Err(e) if e.kind() == ErrorKind::Corrupt => {
+                assert!(e.to_string().contains("repair"), "{e}");
+                seen.damaged.insert(name);
+                continue;
+            }
+            other => other?,
+        };
+        let manifest = reader.manifest();
+        let mut kept = BTreeMap::new();
+        for s in &manifest.snapshots {
+            let known = known.and_then(|known| known.get(&name)?.get(&s.number));
+            let bytes = match known {
+                Some(known) => known.bytes.clone(),
+                None => {
+                    let chain = repository.chain(&reader, s.id)?;
+                    let mut bytes = Vec::new();
+                    restore(&chain, None, &mut Stream::new(&mut bytes, "memory"), &context)?;
+                    Arc::new(bytes)
+                }
+            };
+            kept.insert(s.number, Kept { label: s.label.clone(), bytes });
+        }
+        count += kept.len() as u64;
+        if name == "vm" {
+            let number = |id| manifest.by_id(id).map(|s| s.number);
+            seen.intent = reader.head().intent.map(|intent| Intent {
+                target: number(intent.target),
+                saved: intent.saved.and_then(number),
+            });
+            seen.source = manifest.source.clone();
+        }
+        if manifest.stored().iter().any(|s| s.is_by_reference()) {
+            seen.by_reference.insert(name.clone());
+        }
+        seen.next_numbers.insert(name.clone(), manifest.next_number);
+        if !kept.is_empty() {
+            seen.visible.insert(name, kept);
+        }
+    }
+    if known.is_none() && seen.damaged.is_empty() {
+        let verified = repository.verify(&VerifyScope::All, false, &context)?;
+        assert!(verified.damaged.is_empty(), "{:?}", verified.damaged);
+        assert_eq!(verified.snapshots, count);
+    }
+    let warned = warnings.0.lock().unwrap();
+    assert!(warned.is_empty(), "{warned:?}");
+    Ok(seen)
+}
+
+/// Nothing is there but what is needed, after a writer has opened the image `name`.
+pub fn assert_tidy(disk: &CrashDisk, name: &str) {
+    let files = disk.files();
+    let at_top = files.iter().filter(|file| !file.contains('/')).collect::<Vec<_>>();
+    assert_eq!(at_top, ["repository.toml"]);
+    let here = files.iter().filter_map(|file| file.strip_prefix(&format!("{name}/")));
+    let here: Vec<&str> = here.filter(|file| !file.ends_with(".lock")).collect();
+    let listing = match repository_on(disk).unwrap().list(name, &context()) {
+        Err(e) if e.kind() == ErrorKind::NotFound => return assert!(here.is_empty(), "{here:?}"),
+        other => other.unwrap(),
+    };
+    let manifest = &listing.manifest;
+    let named = manifest.stored().into_iter().map(|s| s.file.clone());
+    let mut wanted: BTreeSet<String> = named.chain(manifest.kept.iter().cloned()).collect();
+    let mut manifests = 0;
+    for file in here {
+        match file {
+            "head.json" => {}
+            _ if file.starts_with("manifest.") => manifests += 1,
+            _ => assert!(wanted.remove(file), "left behind: {name}/{file}"),
+        }
+    }
+    // One that a repair kept may have been garbage that the power took.
+    wanted.retain(|file| !manifest.kept.contains(file));
+    assert!(wanted.is_empty(), "missing: {wanted:?}");
+    // The one that ruled before goes with the next writer.
+    assert!(manifests <= 2, "{manifests} manifests");
+}
+
+/// Fails unless both show the same.
+#[track_caller]
+pub fn assert_same(now: &Visible, wanted: &[&Visible], what: &str) {
+    if wanted.contains(&now) {
+        return;
+    }
+    let shape = |visible: &Visible| {
+        let of = |(name, kept): (&String, &BTreeMap<u64, Kept>)| {
+            let digest = |kept: &Kept| {
+                (kept.label.clone(), kept.bytes.len(), xxhash_rust::xxh3::xxh3_64(&kept.bytes))
+            };
+            (name.clone(), kept.iter().map(|(n, k)| (*n, digest(k))).collect::<Vec<_>>())
+        };
+        visible.iter().map(of).collect::<Vec<_>>()
+    };
+    let wanted: Vec<_> = wanted.iter().map(|visible| shape(visible)).collect();
+    panic!("{what}: there is\n{:?}\nand not one of\n{wanted:?}", shape(now));
+}
