@@ -11,6 +11,8 @@ use crate::manifest::{self, Manifest, Snapshot};
 use crate::progress::Context;
 use crate::scan::{BadMedium, Index, Scope, scan};
 use crate::source::{RawFile, Source};
+use std::fs::File;
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -92,6 +94,7 @@ impl Repository {
             return Err(Error::new(ErrorKind::Io, what));
         }
         context.check()?;
+        make_durable(&base_image)?;
         upload.publish()?;
         Ok(Snapshot { base_image: Some(path), ..prepared.entry(&taken, &Way::whole(), begun) })
     }
@@ -150,6 +153,7 @@ impl Repository {
             };
             return Err(Error::new(ErrorKind::Mismatch, what).hint("name the original"));
         }
+        make_durable(&source)?;
         let is_found = |s: &Snapshot| found.iter().any(|(id, _)| *id == s.id);
         for snapshot in next.snapshots.iter_mut().chain(&mut next.dropped).filter(|s| is_found(s)) {
             snapshot.base_image = Some(path.clone());
@@ -157,6 +161,20 @@ impl Repository {
         manifest::commit(self.store.as_ref(), &mut next)?;
         writer.manifest = next;
         Ok((path, found.into_iter().map(|(_, number)| number).collect()))
+    }
+}
+
+/// The blocks are nowhere else: what was written to the base image a moment ago must not go with the power,
+/// nor its name.
+fn make_durable(base_image: &RawFile) -> Result<()> {
+    let path = base_image.path();
+    let failed = |e| Error::io(format!("cannot sync {}", path.display()), e);
+    base_image.file().sync_all().map_err(failed)?;
+    let Some(folder) = path.parent().filter(|_| !base_image.is_device()) else { return Ok(()) };
+    match File::open(folder).and_then(|folder| folder.sync_all()) {
+        // Who may only pass through it has not made it there just now.
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+        other => other.map_err(failed),
     }
 }
 
