@@ -107,9 +107,11 @@ pub fn open_or_make(repo: Option<&Path>, printer: &Printer) -> Result<Repository
 pub fn create(repo: Option<&Path>, defaults: Defaults) -> Result<Repository> {
     let path = place(repo)?;
     let failed = |e| Error::io(format!("cannot make the repository {}", path.display()), e);
+    let is_made = |folder: &&Path| *folder == path || !folder.exists();
+    let made: Vec<&Path> = path.ancestors().take_while(is_made).collect();
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&path).map_err(failed)?;
-    if let Some(parent) = path.parent() {
-        std::fs::File::open(parent).and_then(|folder| folder.sync_all()).map_err(failed)?;
+    for above in made.into_iter().filter_map(Path::parent) {
+        std::fs::File::open(above).and_then(|folder| folder.sync_all()).map_err(failed)?;
     }
     Repository::init(store(path), defaults)
 }
