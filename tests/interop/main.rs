@@ -16,6 +16,7 @@ mod full_disk;
 mod killed;
 mod kit;
 mod no_room;
+mod power_loss;
 mod qemu;
 #[path = "../support/random.rs"]
 mod random;

@@ -76,6 +76,7 @@ struct Done<'a> {
 struct Loose {
     visible: Vec<Visible>,
     name: Option<String>,
+    is_repair: bool,
 }
 
 struct Line<'a> {
@@ -89,6 +90,8 @@ struct Line<'a> {
     /// The state is what a loss of power left.
     is_left: bool,
     loose: Option<Loose>,
+    /// There are, or were, bases by reference.
+    has_templates: bool,
     /// The live image when no rollback had begun.
     whole: Image,
 }
@@ -103,7 +106,18 @@ impl<'a> Line<'a> {
         disk.put_image(&world::content(&mut random, bytes));
         let seen = look(&disk, None).unwrap();
         let (ever, whole) = (BTreeMap::new(), disk.now().image);
-        Self { world, random, place, disk, seen, ever, is_left: false, loose: None, whole }
+        Self {
+            world,
+            random,
+            place,
+            disk,
+            seen,
+            ever,
+            is_left: false,
+            loose: None,
+            has_templates: false,
+            whole,
+        }
     }
 
     fn remember(&mut self, visible: &Visible) {
@@ -199,6 +213,7 @@ impl<'a> Line<'a> {
         let loose = Loose {
             visible: vec![done.before.visible.clone(), done.after.clone()],
             name: verb.name().map(str::to_owned),
+            is_repair: matches!(verb, Verb::Repair { .. }),
         };
 
         let mut left = Vec::new();
@@ -256,7 +271,13 @@ impl<'a> Line<'a> {
             let verb = Verb::choose(&self.seen, &mut self.random);
             let name = self.loose.as_ref().and_then(|loose| loose.name.as_deref());
             let is_there = |name: &str| self.seen.next_numbers.contains_key(name);
-            if name.is_none_or(|name| !is_there(name) || verb.name() == Some(name)) {
+            // What a repair finds of a base by reference it cannot read: where the image is, the manifest
+            // that is damaged has said.
+            let is_hopeless =
+                matches!(&verb, Verb::Repair { name } if name == "vm") && self.has_templates;
+            let is_next = name.is_none_or(|name| !is_there(name) || verb.name() == Some(name));
+            if is_next && (!is_hopeless || !self.seen.damaged.is_empty()) {
+                self.has_templates |= matches!(verb, Verb::OnBaseImage { .. });
                 return verb;
             }
         }
@@ -265,14 +286,23 @@ impl<'a> Line<'a> {
     /// Looks at what is left, lets another verb clear up on a copy, and gives what was left.
     fn check(&mut self, done: &Done<'_>, contents: Contents, is_done: bool) -> (CrashDisk, Seen) {
         let disk = CrashDisk::of(contents);
-        let seen = look(&disk, None).unwrap_or_else(|e| panic!("{e}"));
+        let mut seen = look(&disk, None).unwrap_or_else(|e| panic!("{e}"));
         let (before, after) = (&done.before.visible, &done.after);
         if let Verb::Repair { name } = done.verb {
             let is_damaged = seen.damaged.contains(name);
             assert!(!is_damaged || !is_done, "repaired, and damaged");
-            if !is_damaged {
-                self.assert_repaired(&seen.visible, before, name);
+            match before.get(name) {
+                Some(kept) if is_damaged => {
+                    // The next repair finds them.
+                    seen.visible.insert(name.clone(), kept.clone());
+                }
+                _ => self.assert_repaired(&seen.visible, before, name),
             }
+        } else if let (Some(loose), Some(name)) = (&self.loose, seen.damaged.first().cloned()) {
+            let is_lost = loose.is_repair && !is_done && loose.name.as_ref() == Some(&name);
+            assert!(is_lost, "{name} is damaged");
+            let kept = loose.visible[0].get(&name).cloned();
+            seen.visible.extend(kept.map(|kept| (name, kept)));
         } else {
             assert!(seen.damaged.is_empty(), "{:?} are damaged", seen.damaged);
             let mut wanted = vec![after];
@@ -361,8 +391,9 @@ impl<'a> Line<'a> {
         }
         let after = verb.run(self.world, disk, seen).unwrap_or_else(|e| panic!("{e}"));
         let now = look(disk, Some(&after)).unwrap_or_else(|e| panic!("{e}"));
-        if !matches!(verb, Verb::Repair { .. }) {
-            assert_same(&now.visible, &[&after], "then");
+        match &verb {
+            Verb::Repair { name } => self.assert_repaired(&now.visible, &seen.visible, name),
+            _ => assert_same(&now.visible, &[&after], "then"),
         }
         if let Verb::Rollback { number, .. } = verb {
             // Also if the power goes then.
