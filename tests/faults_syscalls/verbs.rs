@@ -1,0 +1,319 @@
+//! The verbs, each with the folder that it begins with. Not among them: `watch`, which does not end (each of
+//! its turns is `snapshot` and `prune`), `bench`, which works in a folder of its own, `man` and `completions`.
+
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that fails says where")]
+
+use crate::lab::Lab;
+use crate::random::Random;
+use imgsnap::head::{Head, RollbackIntent};
+use imgsnap::progress::Context;
+use imgsnap::repository::{At, Repository};
+use imgsnap::store::{LocalStore, OsDisk};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+
+/// Where the folder of a verb lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    Memory,
+    /// The times of files are believed.
+    Disk,
+    /// XFS: images are tracked by clones.
+    Xfs,
+}
+
+/// What stdout gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stdout {
+    Text,
+    /// An image, from its beginning on.
+    Image,
+    /// A delta file.
+    Delta,
+}
+
+#[derive(Clone)]
+pub struct Verb {
+    pub args: &'static str,
+    pub place: Place,
+    pub scene: (&'static str, fn(&Lab)),
+    /// What is done once to the scene.
+    pub prepare: fn(&Lab),
+    /// What is done before each try, because a copy of a file is another file.
+    pub ready: fn(&Lab),
+    /// The image that it writes where it lies.
+    pub target: Option<&'static str>,
+    pub stdin: Option<&'static str>,
+    pub stdout: Stdout,
+}
+
+impl Verb {
+    fn new(args: &'static str) -> Self {
+        Self {
+            args,
+            place: Place::Memory,
+            scene: ("history", history),
+            prepare: |_| {},
+            ready: |_| {},
+            target: None,
+            stdin: None,
+            stdout: Stdout::Text,
+        }
+    }
+
+    fn prepared(self, prepare: fn(&Lab)) -> Self {
+        Self { prepare, ..self }
+    }
+
+    fn onto(self, target: &'static str) -> Self {
+        Self { target: Some(target), ..self }
+    }
+
+    fn giving(self, stdout: Stdout) -> Self {
+        Self { stdout, ..self }
+    }
+
+    fn at(self, place: Place, ready: fn(&Lab)) -> Self {
+        Self { place, ready, ..self }
+    }
+
+    fn long(self) -> Self {
+        Self { scene: ("long", long), ..self }
+    }
+
+    /// By another program, if one is given.
+    pub fn command(&self, lab: &Lab, by: Option<Command>) -> Command {
+        let mut command = lab.command(by, self.args);
+        if let Some(name) = self.stdin {
+            command.stdin(Stdio::from(std::fs::File::open(lab.path(name)).unwrap()));
+        }
+        command
+    }
+
+    /// Puts what it begins with into `run`.
+    pub fn begin(&self, lab: &Lab) {
+        lab.begin_with("saved");
+        (self.ready)(lab);
+    }
+
+    /// Makes what it begins with.
+    pub fn save(&self, lab: &Lab) {
+        let (name, make) = self.scene;
+        if lab.has(name) {
+            lab.begin_with(name);
+        } else {
+            lab.clear();
+            make(lab);
+            lab.save_as(name);
+        }
+        (self.prepare)(lab);
+        lab.save_as("saved");
+    }
+
+    /// A second run that finds the work done adds one more.
+    pub fn adds(&self) -> bool {
+        self.args.contains("snapshot ")
+    }
+}
+
+const IMAGE_BYTES: usize = 70_000;
+
+fn text(seed: u64, bytes: usize) -> Vec<u8> {
+    Random(seed).bytes(bytes).into_iter().map(|b| b"etaoin shrdlu\n"[usize::from(b) % 14]).collect()
+}
+
+/// An image after some days.
+fn state(day: usize) -> Vec<u8> {
+    let mut image = text(1, IMAGE_BYTES);
+    for change in 1..day {
+        image[change * 9000..][..5000].copy_from_slice(&text(50 + change as u64, 5000));
+    }
+    image.truncate(IMAGE_BYTES - day * 1000);
+    image
+}
+
+/// An image with three snapshots that has changed since, and another one with one.
+fn history(lab: &Lab) {
+    lab.done("init");
+    for day in 1..=3 {
+        lab.write("vm.img", &state(day));
+        lab.done("snapshot vm.img");
+    }
+    lab.done("label vm@2 two");
+    lab.write("web.img", &text(7, 20_000));
+    lab.done("snapshot web.img");
+    lab.done("export vm@1 -o full.delta");
+    lab.done("export vm@2 --since @1 -o day.delta");
+    lab.write("vm.img", &state(4));
+    lab.write("web.img", &text(8, 20_000));
+    for name in ["state1.img", "target.img"] {
+        lab.write(name, &state(1));
+    }
+}
+
+/// One whose files are so long that they are written by a thread of their own, and go to the device while
+/// more is made.
+fn long(lab: &Lab) {
+    const BYTES: usize = 50 << 20;
+    let mut image = vec![0; BYTES];
+    image[..2_500_000].copy_from_slice(&Random(5).bytes(2_500_000));
+    image[30 << 20..][..70_000].copy_from_slice(&text(6, 70_000));
+    lab.write("long.img", &image);
+    lab.done("snapshot long.img");
+    image[10 << 20..][..1_500_000].copy_from_slice(&Random(9).bytes(1_500_000));
+    image[48 << 20..][..9000].copy_from_slice(&text(9, 9000));
+    lab.write("long.img", &image);
+}
+
+fn with_base_image(lab: &Lab) {
+    lab.write("template.img", &state(1));
+    lab.write("clone.img", &state(2));
+    lab.done("snapshot clone.img --base-image template.img");
+    lab.write("clone.img", &state(3));
+}
+
+/// The image as its newest snapshot has it.
+fn unchanged(lab: &Lab) {
+    lab.write("vm.img", &state(3));
+}
+
+/// Two snapshots rest on the second one.
+fn forked(lab: &Lab) {
+    lab.write("vm.img", &state(5));
+    lab.done("snapshot vm.img --parent @2");
+    lab.write("vm.img", &state(6));
+    lab.done("snapshot vm.img");
+}
+
+fn interrupted(lab: &Lab) {
+    let mut mixture = state(1);
+    mixture[20_000..40_000].copy_from_slice(&state(4)[20_000..40_000]);
+    lab.write("vm.img", &mixture);
+    let store = Arc::new(LocalStore::new(Arc::new(OsDisk::new(lab.path("repo")))));
+    let repository = Repository::open(store.clone()).unwrap();
+    let reader = repository.read("vm", &Context::silent()).unwrap();
+    let id = |number| reader.find(&At::Number(number)).unwrap().id;
+    let intent = Some(RollbackIntent { target: id(1), saved: Some(id(3)) });
+    let head = Head { snapshot: Some(id(3)), intent, ..Head::default() };
+    head.save(store.as_ref(), "vm").unwrap();
+}
+
+fn without_manifests(lab: &Lab) {
+    let folder = lab.path("repo/vm");
+    for entry in std::fs::read_dir(folder).unwrap().map(Result::unwrap) {
+        if entry.file_name().to_str().unwrap().starts_with("manifest.") {
+            std::fs::remove_file(entry.path()).unwrap();
+        }
+    }
+}
+
+fn damaged_manifest(lab: &Lab) {
+    let folder = lab.path("repo/vm");
+    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let newest = entries.filter(|p| p.to_str().unwrap().contains("/manifest.")).max().unwrap();
+    let mut bytes = std::fs::read(&newest).unwrap();
+    bytes[200] ^= 1;
+    std::fs::write(newest, bytes).unwrap();
+}
+
+/// The newest snapshot is known again to be what the image is.
+fn known(lab: &Lab) {
+    lab.done("snapshot vm.img --skip-unchanged --full-scan --track none");
+}
+
+/// The clone of the newest snapshot lies beside the image, which changes then.
+fn tracked(lab: &Lab) {
+    unchanged(lab);
+    lab.done("snapshot vm.img --track reflink");
+    lab.write("vm.img", &state(4));
+}
+
+/// All of them, the longest first.
+pub fn all() -> Vec<Verb> {
+    let base_image_copied = |lab: &Lab| {
+        with_base_image(lab);
+        lab.write("moved.img", &state(1));
+    };
+    let list = |lab: &Lab| {
+        std::fs::write(lab.path("list"), "0 70000\n").unwrap();
+    };
+    vec![
+        Verb::new("rollback long --to @1").long().onto("long.img"),
+        Verb::new("restore long@1 -o out.img").long(),
+        Verb::new("snapshot long.img").long(),
+        Verb::new("--repo fresh snapshot long.img").long(),
+        Verb::new("prune vm --keep-last 2 --compact").prepared(forked),
+        Verb::new("prune --all --keep-last 1 --compact"),
+        Verb::new("prune vm --keep-last 1"),
+        Verb::new("delete vm@2 --compact"),
+        Verb::new("delete vm@1 --compact"),
+        Verb::new("delete vm@3"),
+        Verb::new("flatten vm@3"),
+        Verb::new("flatten clone@2").prepared(with_base_image),
+        Verb::new("rollback vm --to @1").onto("vm.img"),
+        Verb::new("rollback vm --to @1 --no-save").onto("vm.img"),
+        Verb::new("rollback vm --to @2 --prove").onto("vm.img"),
+        Verb::new("rollback vm --to @1").prepared(interrupted).onto("vm.img"),
+        Verb::new("rollback clone --to @1").prepared(with_base_image).onto("clone.img"),
+        Verb::new("rollback vm --to @1").prepared(unchanged).at(Place::Disk, known).onto("vm.img"),
+        Verb::new("rollback vm --to @1 --dry-run"),
+        Verb::new("--repo fresh snapshot vm.img"),
+        Verb::new("snapshot vm.img"),
+        Verb::new("snapshot vm.img --full --label day4"),
+        Verb::new("snapshot vm.img --differential --compression zstd:3"),
+        Verb::new("snapshot vm.img --skip-unchanged"),
+        Verb::new("snapshot vm.img --skip-unchanged").prepared(unchanged),
+        Verb::new("snapshot vm.img --skip-unchanged").prepared(unchanged).at(Place::Disk, known),
+        Verb::new("snapshot vm.img").prepared(unchanged).at(Place::Disk, known),
+        Verb::new("snapshot vm.img --changed list --changed-since @3 --recheck 0").prepared(list),
+        Verb::new("snapshot vm.img --dry-run"),
+        Verb::new("snapshot vm.img web.img"),
+        Verb::new("snapshot clone.img --base-image template.img --full").prepared(with_base_image),
+        Verb::new("snapshot clone.img").prepared(with_base_image),
+        Verb::new("restore vm@3 -o out.img"),
+        Verb::new("restore vm@3 -o target.img --force"),
+        Verb::new("restore clone@2 -o out.img").prepared(with_base_image),
+        Verb::new("restore vm@3 --range 4K+40K -o part"),
+        Verb::new("restore vm@3 -o -").giving(Stdout::Image),
+        Verb::new("export vm@3 -o out.delta"),
+        Verb::new("export vm@3 --since @1 -o out.delta"),
+        Verb::new("export vm@2 --since @1 -o -").giving(Stdout::Delta),
+        Verb::new("--repo other import full.delta day.delta --name vm"),
+        Verb { stdin: Some("full.delta"), ..Verb::new("--repo other import - --name vm") },
+        Verb::new("apply day.delta --base state1.img -o out.img"),
+        Verb::new("apply day.delta --base target.img --in-place").onto("target.img"),
+        Verb::new("apply full.delta -o -").giving(Stdout::Image),
+        Verb::new("repair vm").prepared(without_manifests),
+        Verb::new("repair").prepared(damaged_manifest),
+        Verb::new("relink vm moved.img").prepared(base_image_copied),
+        Verb::new("relink clone --base-image moved.img").prepared(base_image_copied),
+        Verb::new("label vm@3 gold"),
+        Verb::new("forget web -y"),
+        Verb::new("untrack vm"),
+        Verb::new("--repo fresh init"),
+        Verb::new("diff vm@1 vm@3"),
+        Verb::new("diff vm@2 vm.img"),
+        Verb::new("verify"),
+        Verb::new("verify --quick"),
+        Verb::new("stats"),
+        Verb::new("stats vm"),
+        Verb::new("list"),
+        Verb::new("show vm@2"),
+    ]
+}
+
+/// Those that work with clones.
+pub fn tracked_ones() -> Vec<Verb> {
+    let of = |args| Verb::new(args).prepared(unchanged).at(Place::Xfs, tracked);
+    vec![
+        of("snapshot vm.img --track reflink"),
+        of("snapshot vm.img --track reflink --skip-unchanged"),
+        of("rollback vm --to @1").onto("vm.img"),
+        of("rollback vm --to @1 --no-save").onto("vm.img"),
+        of("prune vm --keep-last 1 --compact"),
+        of("delete vm@4"),
+        of("forget vm -y"),
+        of("untrack vm"),
+        of("restore vm@3 -o vm.img --force"),
+    ]
+}
