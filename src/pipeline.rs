@@ -12,6 +12,21 @@ use crate::error::{Error, ErrorKind, Result};
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{Builder, Scope, ScopedJoinHandle};
+
+/// Starts a thread.
+///
+/// # Errors
+/// If the system has no more of them.
+pub fn spawn<'scope, T: Send + 'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    work: impl FnOnce() -> T + Send + 'scope,
+) -> Result<ScopedJoinHandle<'scope, T>> {
+    Builder::new().spawn_scoped(scope, work).map_err(|e| {
+        Error::io("cannot start a thread", e)
+            .hint("end other programs, or raise the limits of processes and memory")
+    })
+}
 
 struct State<P, T> {
     produce: P,
@@ -115,8 +130,12 @@ pub fn growing_map<J: Send, T: Send>(
         let mut threads = 0;
         loop {
             while threads < allowed().threads.max(1) {
-                scope.spawn(|| run_worker(&shared, &allowed, &work));
-                threads += 1;
+                match spawn(scope, || run_worker(&shared, &allowed, &work)) {
+                    Ok(_) => threads += 1,
+                    Err(error) if threads == 0 => return Err(error),
+                    // Fewer do the same, and take longer.
+                    Err(_) => break,
+                }
             }
             let mut state = shared.lock();
             let result = loop {

@@ -16,6 +16,7 @@ use crate::digest::{DigestAlgorithm, DigestKey, Hasher};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::header::BASE_IMAGE;
 use crate::format::{Features, FrameLayout, Header, RunKind};
+use crate::pipeline::spawn;
 use crate::progress::Context;
 use crate::scan::{BadMedium, Change, Changes, Index, Scanned, Scope, scan};
 use crate::source::Source;
@@ -137,7 +138,7 @@ pub fn take(
     let (sender, receiver) = sync_channel(context.in_flight(group_memory(&header)));
     let outcome = std::thread::scope(|threads| {
         let scan = || scan_into(source, &index, scope, plan.bad_medium, &header, context, sender);
-        let scanner = threads.spawn(scan);
+        let scanner = spawn(threads, scan)?;
         let written = write_pieces(&header, plan.compression, context, receiver, out, &mut |_| {});
         let scanned = scanner.join().unwrap_or_else(|_| {
             Err(Error::new(ErrorKind::Io, "the scan failed; this is a fault of imgsnap"))

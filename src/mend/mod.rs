@@ -20,7 +20,7 @@ use crate::delta::{
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{Features, FrameLayout, Header, Run, RunKind};
-use crate::pipeline::ordered_map;
+use crate::pipeline::{ordered_map, spawn};
 use crate::progress::Context;
 use crate::units::{BlockRange, Geometry};
 use crate::view::{BATCH_BYTES, Gather, Order, decode_batch};
@@ -66,7 +66,7 @@ pub fn mend(
     context.progress().begin("mend", bytes);
     let (sender, receiver) = sync_channel(context.in_flight(group_memory(&header)));
     let outcome = std::thread::scope(|scope| {
-        let reader = scope.spawn(|| read_into(plan, &header, context, sender));
+        let reader = spawn(scope, || read_into(plan, &header, context, sender))?;
         let written = write_pieces(&header, plan.compression, context, receiver, out, &mut |_| {});
         let read = reader.join().unwrap_or_else(|_| {
             Err(Error::new(ErrorKind::Io, "mending failed; this is a fault of imgsnap"))

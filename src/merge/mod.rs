@@ -23,6 +23,7 @@ use crate::delta::{
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::header::FRAME_COUNTS;
 use crate::format::{Features, Header};
+use crate::pipeline::spawn;
 use crate::progress::Context;
 use frames::FrameFinder;
 use pages::PagePlanner;
@@ -106,7 +107,7 @@ pub fn merge(
     context.progress().begin("merge", most_blocks * block_bytes);
     let (sender, receiver) = sync_channel(context.in_flight(group_memory(&header)));
     let outcome = std::thread::scope(|scope| {
-        let planner = scope.spawn(|| plan_into(plan, context, sender));
+        let planner = spawn(scope, || plan_into(plan, context, sender))?;
         let written =
             write_pieces(&header, plan.compression, context, receiver, out, &mut |blocks| {
                 context.progress().advance(blocks * block_bytes);

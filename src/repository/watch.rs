@@ -8,6 +8,7 @@ use super::{
     name_of,
 };
 use crate::error::{Error, ErrorKind, Result};
+use crate::pipeline::spawn;
 use crate::progress::Context;
 use crate::retention::Rules;
 use jiff::Timestamp;
@@ -88,11 +89,16 @@ impl Repository {
         // One bar of progress would be of no use, so each is a part of nothing.
         let context = context.clone().shared_among(at_once, at_once).part_of_phase(0);
         std::thread::scope(|threads| {
-            for _ in 0..at_once {
-                threads.spawn(|| self.take_turns(request, &turns, &context, &each));
+            for index in 0..at_once {
+                match spawn(threads, || self.take_turns(request, &turns, &context, &each)) {
+                    Err(error) if index == 0 => return Err(error),
+                    // Fewer take the same turns.
+                    Err(_) => break,
+                    Ok(_) => {}
+                }
             }
-        });
-        Ok(())
+            Ok(())
+        })
     }
 
     fn newest_point(&self, of: &SnapshotRequest, context: &Context) -> Option<Timestamp> {
