@@ -73,7 +73,7 @@ pub fn list(
             Ok(listing) => listing,
             // One damaged image does not hide the others.
             Err(e) if names.len() > 1 => {
-                context.progress().warn(&e.to_string());
+                printer.error(&e);
                 damage = Some(exit::code(e.kind()));
                 continue;
             }

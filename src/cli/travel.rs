@@ -162,7 +162,8 @@ fn in_order(files: &[PathBuf]) -> Result<Vec<PathBuf>> {
     let mut numbered = Vec::new();
     for file in files {
         // A pipe can be read only once.
-        let is_file = std::fs::metadata(file).is_ok_and(|meta| meta.is_file());
+        let failed = |e| Error::io(format!("cannot open {}", file.display()), e);
+        let is_file = file != Path::new("-") && std::fs::metadata(file).map_err(failed)?.is_file();
         let number = match is_file {
             true => open_file(file, &caches)?.footer().number,
             false => 0,

@@ -61,7 +61,8 @@ impl Store for LocalStore {
                 let what = format!("{} ends before byte {}", self.disk.location(name), offset);
                 return Error::corrupt(what);
             }
-            self.error("read", name, e).at(format!("byte {offset}"))
+            let place = self.disk.location(name);
+            Error::io(format!("cannot read {place} at byte {offset}"), e)
         })
     }
 

@@ -91,7 +91,7 @@ fn a_damaged_image_does_not_hide_the_others() {
     assert_eq!(run.json().as_array().unwrap().len(), 1);
     assert_eq!(string(&run.json()[0], "ref"), "web@1");
     assert!(
-        run.err.starts_with("imgsnap: warning: ") && run.err.contains("imgsnap repair db"),
+        run.err.starts_with("imgsnap: error: ") && run.err.contains("imgsnap repair db"),
         "{}",
         run.err
     );
