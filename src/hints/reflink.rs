@@ -221,8 +221,16 @@ pub fn clone_into(from: &File, to: &File) -> Result<()> {
 }
 
 /// How many extents a file has: what a clone of it costs, and how long its writers wait meanwhile.
+///
+/// # Errors
+/// `Unsupported` if its file system does not tell; then it cannot clone either.
 pub fn extent_count(file: &File) -> Result<u64> {
-    count_file_extents(file).map_err(|e| Error::io("cannot count the extents", e))
+    count_file_extents(file).map_err(|e| match e.raw_os_error() {
+        Some(libc::EOPNOTSUPP | libc::ENOTTY) => {
+            Error::new(ErrorKind::Unsupported, "the file system knows of no extents")
+        }
+        _ => Error::io("cannot count the extents", e),
+    })
 }
 
 /// Bytes of a file that lie in no other one: what would be free without it.
