@@ -110,9 +110,10 @@ impl Verb {
         lab.save_as("saved");
     }
 
-    /// A second run that finds the work done adds one more.
+    /// A second run may take one more snapshot of what the image is, or was before it was rolled back: that
+    /// this was saved may not have been noted any more.
     pub fn adds(&self) -> bool {
-        self.args.contains("snapshot ")
+        self.args.contains("snapshot ") || self.args.contains("rollback ")
     }
 }
 
