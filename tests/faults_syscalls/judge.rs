@@ -9,7 +9,7 @@
 //! - The verb, run again, gets done what it was to do, unless that is done; afterwards nothing is left behind.
 
 use crate::fault::{Fault, Hit, What, run};
-use crate::lab::{Lab, no_fork};
+use crate::lab::Lab;
 use crate::verbs::{Stdout, Verb};
 use crate::world::{Bytes, Image, World, clones, litter, look, meaning};
 use std::collections::BTreeSet;
@@ -70,7 +70,6 @@ fn stdout_of(lab: &Lab, verb: &Verb, output: &Output) -> Verdict<Vec<u8>> {
         Stdout::Text => Ok(Vec::new()),
         Stdout::Image => Ok(output.stdout.clone()),
         Stdout::Delta => {
-            let _calm = no_fork();
             let file = lab.aside("out.delta");
             std::fs::write(&file, &output.stdout).unwrap();
             meaning(lab, &file).ok_or_else(|| "stdout is no delta".into())
@@ -112,7 +111,7 @@ pub fn judge(lab: &Lab, verb: &Verb, done: &Done, fault: &Fault, hit: &Hit) -> V
 
 /// One line for one error; nothing but warnings and notes beside it.
 fn says_what_is_wrong(verb: &Verb, ending: Ending, err: &str, hit: &Hit) -> Verdict<()> {
-    let is_mute = hit.place.contains("(2<") || hit.place.contains("(1<");
+    let is_mute = ["(1<", "(2<", "<... write"].iter().any(|what| hit.place.contains(what));
     let errors: Vec<&str> = err.lines().filter(|l| l.starts_with("imgsnap: error: ")).collect();
     // What cannot be read is told among the others, on stdout by `verify`, as a warning by `list`.
     let tells_of_many = ["verify", "list"].iter().any(|name| verb.args.starts_with(name));

@@ -155,14 +155,14 @@ fn history(lab: &Lab) {
 /// One whose files are so long that they are written by a thread of their own, and go to the device while
 /// more is made.
 fn long(lab: &Lab) {
-    const BYTES: usize = 50 << 20;
+    const BYTES: usize = 9 << 20;
     let mut image = vec![0; BYTES];
     image[..2_500_000].copy_from_slice(&Random(5).bytes(2_500_000));
-    image[30 << 20..][..70_000].copy_from_slice(&text(6, 70_000));
+    image[5 << 20..][..70_000].copy_from_slice(&text(6, 70_000));
     lab.write("long.img", &image);
     lab.done("snapshot long.img");
-    image[10 << 20..][..1_500_000].copy_from_slice(&Random(9).bytes(1_500_000));
-    image[48 << 20..][..9000].copy_from_slice(&text(9, 9000));
+    image[1 << 20..][..1_100_000].copy_from_slice(&Random(9).bytes(1_100_000));
+    image[8 << 20..][..9000].copy_from_slice(&text(9, 9000));
     lab.write("long.img", &image);
 }
 
