@@ -112,5 +112,12 @@ fn print_damage(verified: &Verified, quick: bool, printer: &Printer) -> Result<(
     if !verified.whole.is_empty() {
         printer.line(&format!("whole    {}", verified.whole.join(", ")))?;
     }
+    let names = verified.lost.iter().filter_map(|loss| loss.snapshot.split('@').next());
+    let mut names: Vec<&str> = names.collect();
+    names.dedup();
+    for name in names {
+        let how = format!("imgsnap repair {name} --from REPO|IMAGE");
+        printer.line(&format!("what is lost may be had from elsewhere: \"{how}\""))?;
+    }
     Ok(())
 }
