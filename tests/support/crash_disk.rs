@@ -2,7 +2,7 @@
 //!
 //! Nothing happens on it but what is said here. What survives is chosen by `power.rs`.
 
-use super::power::{Change, Contents, Survival};
+use super::power::{Change, Contents, Lie, Survival};
 use imgsnap::store::{Disk, DiskFile, LockGuard, LockKind};
 use imgsnap::target::{Medium, OsMedium};
 use std::collections::BTreeMap;
@@ -132,6 +132,11 @@ impl CrashDisk {
         self.state().now.image.live.clone()
     }
 
+    /// From now on some syncs do nothing.
+    pub fn lie(&self, lie: Lie) {
+        self.state().now.lie = Some(lie);
+    }
+
     fn step(&self, what: &str, path: &str) -> io::Result<MutexGuard<'_, State>> {
         let mut state = self.state();
         step(&mut state, what, path)?;
@@ -151,6 +156,13 @@ fn step(state: &mut State, what: &str, path: &str) -> io::Result<()> {
         return Err(io::Error::from_raw_os_error(libc::EIO));
     }
     Ok(())
+}
+
+/// True if the sync that has just been logged does nothing.
+fn is_lie(state: &State) -> bool {
+    let mut log = state.log.iter().rev().map(|line| line.split_once(' ').unwrap().1);
+    let (line, before) = (log.next().unwrap_or_default(), log.next().unwrap_or_default());
+    state.now.lie.is_some_and(|lie| lie(line, before))
 }
 
 struct CrashFile {
@@ -174,6 +186,7 @@ impl DiskFile for CrashFile {
         let done = step(&mut state, "sync", &self.path);
         let (loses, is_alive) = (state.loses, state.crash_at.is_none());
         match done {
+            Ok(()) if is_lie(&state) => {}
             Ok(()) => state.now.sync(self.inode),
             Err(_) if is_alive => state.now.lose(self.inode, loses),
             Err(_) => {}
@@ -274,7 +287,10 @@ impl Disk for CrashDisk {
     }
 
     fn sync_folder(&self, folder: &str) -> io::Result<()> {
-        self.step("sync folder", folder)?.now.sync_folder(folder);
+        let mut state = self.step("sync folder", folder)?;
+        if !is_lie(&state) {
+            state.now.sync_folder(folder);
+        }
         Ok(())
     }
 
@@ -328,6 +344,7 @@ impl Medium for CrashDisk {
         let done = step(&mut state, "sync", "the image");
         let (loses, is_alive) = (state.loses, state.crash_at.is_none());
         match done {
+            Ok(()) if is_lie(&state) => {}
             Ok(()) => state.now.image.sync(),
             Err(_) if is_alive => state.now.image.lose(loses),
             Err(_) => {}
