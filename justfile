@@ -15,6 +15,10 @@ doc:
 test:
     cargo test
 
+# Every fault of every system call of every verb, and a kill before each (strace; tracked images: root)
+faults:
+    IMGSNAP_FAULTS=all cargo test --test faults_syscalls -- --test-threads 1
+
 # Put the formatting right
 fmt:
     cargo fmt

@@ -24,6 +24,12 @@ pub fn spawn(command: &mut Command) -> Child {
     command.spawn().unwrap()
 }
 
+/// A folder in memory, where that is to be had.
+pub fn memory() -> PathBuf {
+    let memory = PathBuf::from("/dev/shm");
+    if tempfile::tempfile_in(&memory).is_ok() { memory } else { std::env::temp_dir() }
+}
+
 /// Two folders: `saved`, which stays, and `run`, in which verbs run.
 pub struct Lab {
     _removed_at_the_end: Option<TempDir>,
@@ -31,11 +37,8 @@ pub struct Lab {
 }
 
 impl Lab {
-    /// In memory, where that is to be had.
     pub fn in_memory() -> Self {
-        let memory = Path::new("/dev/shm");
-        let usual = std::env::temp_dir();
-        Self::below(if tempfile::tempfile_in(memory).is_ok() { memory } else { &usual })
+        Self::below(&memory())
     }
 
     /// On a disk, whose file system keeps times that are believed.
@@ -133,9 +136,13 @@ fn write(path: &Path, bytes: &[u8]) {
     }
 }
 
+/// But for clones: a copy of one is none.
 fn copy(from: &Path, to: &Path) {
     std::fs::create_dir(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap().map(Result::unwrap) {
+        if entry.file_name() == ".imgsnap" {
+            continue;
+        }
         let (kind, to) = (entry.file_type().unwrap(), to.join(entry.file_name()));
         if kind.is_dir() {
             copy(&entry.path(), &to);

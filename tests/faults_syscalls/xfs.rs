@@ -24,7 +24,8 @@ pub fn mounted() -> Result<Xfs, String> {
     if !nix::unistd::geteuid().is_root() {
         return Err("not root".into());
     }
-    let folder = tempfile::Builder::new().prefix("imgsnap-faults-xfs-").tempdir().unwrap();
+    let folder = crate::lab::memory();
+    let folder = tempfile::Builder::new().prefix("imgsnap-faults-xfs-").tempdir_in(folder).unwrap();
     let (file, at) = (folder.path().join("filesystem"), folder.path().join("mnt"));
     std::fs::create_dir(&at).unwrap();
     std::fs::File::create(&file).unwrap().set_len(400 << 20).unwrap();
