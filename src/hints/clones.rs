@@ -271,10 +271,19 @@ impl CloneFolder {
                 continue;
             };
             let path = self.path.join(&name);
-            // What we may not open is not ours.
-            let Ok(file) = open(&path) else { continue };
-            let owner = attribute(&file, OWNER).ok().and_then(|bytes| Owner::decode(&bytes));
-            found.push(FoundClone { id, path, owner, file });
+            let opened = open(&path).and_then(|file| Ok((owner_of(&file)?, file)));
+            match opened {
+                Ok((owner, file)) => found.push(FoundClone { id, path, owner, file }),
+                // Nobody knows whose it is.
+                Err(e) if is_passing(&e) => {
+                    return Err(Error::io(
+                        format!("cannot look at the clone {}", path.display()),
+                        e,
+                    ));
+                }
+                // What we may not open is not ours.
+                Err(_) => {}
+            }
         }
         found.sort_by_key(|clone| clone.id);
         Ok(found)
@@ -294,6 +303,20 @@ impl CloneFolder {
         }
         Ok(())
     }
+}
+
+/// Of which image a clone is; none if it has no mark.
+fn owner_of(file: &File) -> io::Result<Option<Owner>> {
+    match attribute(file, OWNER) {
+        Err(e) if is_passing(&e) => Err(e),
+        mark => Ok(mark.ok().and_then(|bytes| Owner::decode(&bytes))),
+    }
+}
+
+/// True for what says nothing of a file: it may be another time.
+fn is_passing(error: &io::Error) -> bool {
+    let codes = [libc::EIO, libc::EMFILE, libc::ENFILE, libc::ENOMEM, libc::EINTR];
+    error.raw_os_error().is_some_and(|code| codes.contains(&code))
 }
 
 fn open(path: &Path) -> io::Result<File> {

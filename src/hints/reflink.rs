@@ -34,6 +34,10 @@ const SHARED: u32 = 0x2000;
 
 const PAGE_BYTES: u64 = 4096;
 
+/// What they are called in messages.
+const OLDER: &str = "the older clone of the image";
+const NEWER: &str = "the newer clone of the image";
+
 /// Where some bytes of a file are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Place {
@@ -127,11 +131,11 @@ pub struct MapDifferences {
 impl MapDifferences {
     /// Of two clones that nobody writes to.
     pub fn new(older: File, newer: File) -> Result<Self> {
-        let length = |file: &File| {
+        let length = |file: &File, which: &str| {
             let meta = file.metadata();
-            meta.map(|meta| meta.len()).map_err(|e| Error::io("cannot look at a clone", e))
+            meta.map(|meta| meta.len()).map_err(|e| Error::io(format!("cannot look at {which}"), e))
         };
-        let lengths = (length(&older)?, length(&newer)?);
+        let lengths = (length(&older, OLDER)?, length(&newer, NEWER)?);
         let end = lengths.0.max(lengths.1);
         let shorter = lengths.0.min(lengths.1);
         let page = shorter / PAGE_BYTES * PAGE_BYTES;
@@ -142,11 +146,11 @@ impl MapDifferences {
     /// Compares as much of the two maps as is told at a time.
     fn step(&mut self) -> Result<()> {
         let start = self.position;
-        let older = batch(&self.older, start, self.lengths.0, self.end, "the older clone")?;
-        let newer = batch(&self.newer, start, self.lengths.1, self.end, "the newer clone")?;
+        let older = batch(&self.older, start, self.lengths.0, self.end, OLDER)?;
+        let newer = batch(&self.newer, start, self.lengths.1, self.end, NEWER)?;
         // Between the two looks the file system may have moved extents (a balance, a defragmentation),
         // and put those of the newer clone where those of the older were.
-        let again = batch(&self.older, start, self.lengths.0, self.end, "the older clone")?;
+        let again = batch(&self.older, start, self.lengths.0, self.end, OLDER)?;
         let end = older.end.min(newer.end).min(again.end);
         if end <= start {
             // A map that does not go on says nothing.
