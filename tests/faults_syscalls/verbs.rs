@@ -229,7 +229,7 @@ fn tracked(lab: &Lab) {
     lab.write("vm.img", &state(4));
 }
 
-/// All of them, the longest first.
+/// All of them.
 pub fn all() -> Vec<Verb> {
     let base_image_copied = |lab: &Lab| {
         with_base_image(lab);
@@ -239,10 +239,6 @@ pub fn all() -> Vec<Verb> {
         std::fs::write(lab.path("list"), "0 70000\n").unwrap();
     };
     vec![
-        Verb::new("rollback long --to @1").long().onto("long.img"),
-        Verb::new("restore long@1 -o out.img").long(),
-        Verb::new("snapshot long.img").long(),
-        Verb::new("--repo fresh snapshot long.img").long(),
         Verb::new("prune vm --keep-last 2 --compact").prepared(forked),
         Verb::new("prune --all --keep-last 1 --compact"),
         Verb::new("prune vm --keep-last 1"),
@@ -300,6 +296,10 @@ pub fn all() -> Vec<Verb> {
         Verb::new("stats vm"),
         Verb::new("list"),
         Verb::new("show vm@2"),
+        Verb::new("rollback long --to @1").long().onto("long.img"),
+        Verb::new("restore long@1 -o out.img").long(),
+        Verb::new("snapshot long.img").long(),
+        Verb::new("--repo fresh snapshot long.img").long(),
     ]
 }
 
