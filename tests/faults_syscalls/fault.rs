@@ -1,7 +1,5 @@
 //! Faults, and the two tools that make them: which calls a verb makes, and what may become of each.
 
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that fails says where")]
-
 use crate::lab::{Lab, spawn};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -239,8 +237,8 @@ impl Tools {
         let lines: Vec<&str> = match (fault.by, fault.what) {
             (Tool::Shim, _) => text.lines().collect(),
             (Tool::Strace, What::Kill) => {
-                let calls = text.lines().filter(|l| l.contains('(') && !l.contains("+++"));
-                calls.last().filter(|_| is_killed).into_iter().collect()
+                let mut calls = text.lines().filter(|l| l.contains('(') && !l.contains("+++"));
+                calls.next_back().filter(|_| is_killed).into_iter().collect()
             }
             (Tool::Strace, _) => text.lines().filter(|l| l.contains("(INJECTED)")).collect(),
         };

@@ -1,12 +1,13 @@
 //! What may be seen after a fault.
 //!
-//! - Every snapshot that was listed is there, unless the verb removes it, and all that are there give back the
-//!   bytes that they should, proved twice: by a restore, and by a verify.
-//! - No other file has changed. The image that a rollback writes is what it was, what it shall be, or a mixture
-//!   block by block, and then the repository says so.
+//! - Every snapshot that was listed is there, unless the verb removes it, and all that are there give back
+//!   the bytes that they should, proved twice: by a restore, and by a verify.
+//! - No other file has changed. The image that a rollback writes is what it was, what it shall be, or a
+//!   mixture block by block, and then the repository says so.
 //! - What says that it is done is done. What failed says so in one line, with a place; what was killed says
 //!   nothing.
-//! - The verb, run again, gets done what it was to do, unless that is done; afterwards nothing is left behind.
+//! - The verb, run again, gets done what it was to do, unless that is done; afterwards nothing is left
+//!   behind.
 
 use crate::fault::{Fault, Hit, What, run};
 use crate::lab::Lab;
@@ -27,8 +28,8 @@ pub struct Done {
 
 /// Faults after which things are known not to be as they should, and why they are still made.
 ///
-/// `repair` takes a file that it could not read for a damaged one: it writes a manifest without that file, and
-/// finds nothing to repair afterwards.
+/// `repair` takes a file that it could not read for a damaged one: it writes a manifest without that file,
+/// and finds nothing to repair afterwards.
 pub fn is_known(verb: &Verb, hit: &Hit) -> bool {
     let of_files = ["openat(", "open64(", "read(", "pread64(", "statx(", "newfstatat("];
     let is_read = of_files.iter().any(|call| hit.place.contains(call));
@@ -234,8 +235,8 @@ fn files_are_between(verb: &Verb, done: &Done, now: &World) -> Verdict<bool> {
     Ok(is_mixed)
 }
 
-/// Every 512 bytes are from the one or the other; beyond the end of one there are zeros. Fails with the offset
-/// of those that are not.
+/// Every 512 bytes are from the one or the other; beyond the end of one there are zeros. Fails with the
+/// offset of those that are not.
 fn is_mixture(now: &Bytes, before: Option<&Bytes>, after: Option<&Bytes>) -> Result<(), usize> {
     let padded = |bytes: Option<&Bytes>, at: usize, length: usize| {
         let mut piece =

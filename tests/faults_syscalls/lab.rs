@@ -1,6 +1,5 @@
-//! A folder to work in, of which each try gets a copy at the same place: manifests name the image by its path.
-
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that fails says where")]
+//! A folder to work in, of which each try gets a copy at the same place: manifests name the image by its
+//! path.
 
 use std::fs::File;
 use std::io::Write;
@@ -10,9 +9,9 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 use tempfile::TempDir;
 
-/// Held for reading while this process holds an image, for writing while it starts another one: a child has all
-/// our descriptors until it becomes another program, and would look as if it used the image. What is closed
-/// before a verb is started is closed in the children of others as well by then.
+/// Held for reading while this process holds an image, for writing while it starts another one: a child has
+/// all our descriptors until it becomes another program, and would look as if it used the image. What is
+/// closed before a verb is started is closed in the children of others as well by then.
 static FORKS: RwLock<()> = RwLock::new(());
 
 pub fn no_fork() -> RwLockReadGuard<'static, ()> {

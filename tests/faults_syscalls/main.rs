@@ -1,23 +1,25 @@
-//! Every system call of every verb of the real binary fails, once in each way that it may, and is the last one
-//! before a SIGKILL, once: nothing that is listed is lost, no wrong byte is given back, nothing is left behind.
-//! What that means in particular stands in `judge.rs`.
+//! Every system call of every verb of the real binary fails, once in each way that it may, and is the last
+//! one before a SIGKILL, once: nothing that is listed is lost, no wrong byte is given back, nothing is left
+//! behind. What that means in particular stands in `judge.rs`.
 //!
 //! Two tools make the faults. **strace** at the border to the kernel: it counts the calls of each thread by
-//! itself, so the N-th call of every thread is hit, and what a second thread would have done after the first
-//! one was hit is not reached. A **shim** before the C library (`shim.c`): it counts over all threads, so it
-//! reaches every call that goes through the library, and can read or write less than it was asked for.
+//! itself, so the N-th call of every thread is hit, and what a second thread would have done after the
+//! first one was hit is not reached. A **shim** before the C library (`shim.c`): it counts over all
+//! threads, so it reaches every call that goes through the library, and can read or write less than it was
+//! asked for.
 //!
-//! What is fair: errors that a disk, a full disk, a file system without a feature, or a limit of the process can
-//! give; a read that finds the end; less than was asked for; EINTR; the end of the process. What is not: a call
-//! that says it has written, and has not. No program can know that; the digests find it afterwards, which is
-//! what `tests/corruption.rs` is for. Nor memory that is not to be had: that ends the process, as SIGKILL does.
+//! What is fair: errors that a disk, a full disk, a file system without a feature, or a limit of the
+//! process can give; a read that finds the end; less than was asked for; EINTR; the end of the process.
+//! What is not: a call that says it has written, and has not. No program can know that; the digests find it
+//! afterwards, which is what `tests/corruption.rs` is for. Nor memory that is not to be had: that ends the
+//! process, as SIGKILL does.
 //!
-//! By default as many as take a minute are drawn, evenly from all; `IMGSNAP_FAULTS=all` (`just faults`) makes
-//! all of them, also on an XFS with tracked images (root), `IMGSNAP_FAULTS=N` N for each verb. A line that
-//! a failure prints says which: `IMGSNAP_FAULT_VERB=TEXT` takes only verbs that contain it.
+//! By default as many as take a minute are drawn, evenly from all; `IMGSNAP_FAULTS=all` (`just faults`)
+//! makes all of them, also on an XFS with tracked images (root), `IMGSNAP_FAULTS=N` N for each verb. A line
+//! that a failure prints says which: `IMGSNAP_FAULT_VERB=TEXT` takes only verbs that contain it.
 //! `IMGSNAP_FAULT_ERRORS=FILE` writes down the error lines, each once.
 
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
 mod fault;
 mod judge;
@@ -97,7 +99,7 @@ fn try_verb(lab: &Lab, verb: &Verb, tools: &Tools, sample: Option<usize>) -> Tal
 }
 
 fn try_all(verbs: Vec<Verb>, labs: &(dyn Fn(Place) -> Lab + Sync), workers: usize) {
-    let folder = tempfile::tempdir().expect("a folder");
+    let folder = tempfile::tempdir().unwrap();
     let (tools, missing) = Tools::new(folder.path());
     missing.iter().for_each(|what| say(&format!("skipped: faults_syscalls: {what}")));
     if !tools.has_strace && !tools.has_shim {
@@ -110,20 +112,20 @@ fn try_all(verbs: Vec<Verb>, labs: &(dyn Fn(Place) -> Lab + Sync), workers: usiz
         for _ in 0..workers {
             scope.spawn(|| {
                 let mut own: Vec<(Place, Lab)> = Vec::new();
-                while let Some(verb) = { queue.lock().expect("a queue").pop_front() } {
+                while let Some(verb) = { queue.lock().unwrap().pop_front() } {
                     let place = verb.place;
                     if !own.iter().any(|(other, _)| *other == place) {
                         own.push((place, labs(place)));
                     }
-                    let (_, lab) = own.iter().find(|(other, _)| *other == place).expect("a lab");
+                    let (_, lab) = own.iter().find(|(other, _)| *other == place).unwrap();
                     let tally = try_verb(lab, &verb, &tools, sample());
                     say(&tally.line());
-                    tallies.lock().expect("a list").push(tally);
+                    tallies.lock().unwrap().push(tally);
                 }
             });
         }
     });
-    tally::conclude(tallies.into_inner().expect("a list"), sample().is_none(), SEED);
+    tally::conclude(tallies.into_inner().unwrap(), sample().is_none(), SEED);
 }
 
 /// Root only, and only on demand: each try begins with clones that are made anew.

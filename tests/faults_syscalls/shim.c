@@ -1,8 +1,9 @@
 /* Counts calls of the C library over all threads, and lets one of them fail, end early, do half of its work
  * (and say so), or be the last one.
  *
- * IMGSNAP_FAULT="CALL N WHAT": WHAT is an errno as a number, "end", "short" or "kill". What was hit is written
- * to the file IMGSNAP_FAULT_HIT. Without IMGSNAP_FAULT, how often each was called goes to IMGSNAP_FAULT_COUNTS.
+ * IMGSNAP_FAULT="CALL N WHAT": WHAT is an errno as a number, "end", "short" or "kill". What was hit is
+ * written to the file IMGSNAP_FAULT_HIT. Without IMGSNAP_FAULT, how often each was called goes to
+ * IMGSNAP_FAULT_COUNTS.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -20,10 +21,10 @@
 #include <sys/types.h>
 #include <unistd.h>
 
-#define CALLS(X)                                                                                             \
-    X(open64) X(read) X(pread64) X(write) X(pwrite64) X(fsync) X(ftruncate64) X(fallocate) X(sync_file_range) \
-    X(rename) X(renameat2) X(linkat) X(unlink) X(mkdir) X(mmap64) X(madvise) X(lseek64) X(flock)           \
-    X(pthread_create)
+#define CALLS(X)                                                                                          \
+    X(open64) X(read) X(pread64) X(write) X(pwrite64) X(fsync) X(ftruncate64) X(fallocate)                \
+    X(sync_file_range) X(rename) X(renameat2) X(linkat) X(unlink) X(mkdir) X(mmap64) X(madvise)           \
+    X(lseek64) X(flock) X(pthread_create)
 #define NAME(name) call_##name,
 enum call { CALLS(NAME) CALL_COUNT };
 #define TEXT(name) #name,
@@ -51,7 +52,10 @@ __attribute__((constructor)) static void begin(void) {
     for (int i = 0; i < CALL_COUNT; i++)
         if (!strcmp(names[i], call)) due_call = i;
     due_errno = atoi(what);
-    due_what = !strcmp(what, "end") ? END : !strcmp(what, "short") ? SHORT : !strcmp(what, "kill") ? KILL : ERROR;
+    due_what = !strcmp(what, "end")     ? END
+               : !strcmp(what, "short") ? SHORT
+               : !strcmp(what, "kill")  ? KILL
+                                        : ERROR;
 }
 
 __attribute__((destructor)) static void end(void) {
@@ -103,10 +107,11 @@ WRAP_BYTES(pwrite64, (int fd, const void *from, size_t bytes, off64_t at), (fd, 
 WRAP(int, fsync, (int fd), (fd), NULL, fd)
 WRAP(int, ftruncate64, (int fd, off64_t length), (fd, length), NULL, fd)
 WRAP(int, fallocate, (int fd, int mode, off_t at, off_t bytes), (fd, mode, at, bytes), NULL, fd)
-WRAP(int, sync_file_range, (int fd, off64_t at, off64_t bytes, unsigned flags), (fd, at, bytes, flags), NULL, fd)
+WRAP(int, sync_file_range, (int fd, off64_t at, off64_t bytes, unsigned how), (fd, at, bytes, how), NULL, fd)
 WRAP(int, rename, (const char *from, const char *to), (from, to), to, -1)
-WRAP(int, renameat2, (int f, const char *from, int t, const char *to, unsigned flags), (f, from, t, to, flags), to, -1)
-WRAP(int, linkat, (int f, const char *from, int t, const char *to, int flags), (f, from, t, to, flags), to, -1)
+WRAP(int, renameat2, (int f, const char *from, int t, const char *to, unsigned how), (f, from, t, to, how),
+     to, -1)
+WRAP(int, linkat, (int f, const char *from, int t, const char *to, int how), (f, from, t, to, how), to, -1)
 WRAP(int, unlink, (const char *path), (path), path, -1)
 WRAP(int, mkdir, (const char *path, mode_t mode), (path, mode), path, -1)
 WRAP(int, madvise, (void *at, size_t bytes, int advice), (at, bytes, advice), "memory", -1)

@@ -81,14 +81,14 @@ pub fn conclude(tallies: Vec<Tally>, is_all: bool, seed: u64) {
     let (survived, missed, known) = (sum(|t| t.survived), sum(|t| t.missed), sum(|t| t.known));
     let of = if is_all { "all".into() } else { format!("drawn with seed {seed}") };
     say(&format!(
-        "{faults} faults ({survived} survived) and {kills} kills in {} verbs, {of}; {missed} not reached, {known} wrong as is known",
+        "{faults} faults ({survived} survived) and {kills} kills in {} verbs, {of}; {missed} not reached, \
+         {known} wrong as is known",
         tallies.len()
     ));
     if let Some(path) = std::env::var_os("IMGSNAP_FAULT_ERRORS") {
         let errors: BTreeSet<&String> = tallies.iter().flat_map(|t| &t.errors).collect();
-        let mut file =
-            std::fs::File::options().append(true).create(true).open(path).expect("a file");
-        errors.iter().for_each(|line| writeln!(file, "{line}").expect("written"));
+        let mut file = std::fs::File::options().append(true).create(true).open(path).unwrap();
+        errors.iter().for_each(|line| writeln!(file, "{line}").unwrap());
     }
     let wrong = sum(|t| t.wrong);
     assert_eq!(

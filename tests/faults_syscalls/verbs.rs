@@ -1,7 +1,6 @@
-//! The verbs, each with the folder that it begins with. Not among them: `watch`, which does not end (each of
-//! its turns is `snapshot` and `prune`), `bench`, which works in a folder of its own, `man` and `completions`.
-
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that fails says where")]
+//! The verbs, each with the folder that it begins with. Not among them: `watch`, which does not end (each
+//! of its turns is `snapshot` and `prune`), `bench`, which works in a folder of its own, `man` and
+//! `completions`.
 
 use crate::lab::Lab;
 use crate::random::Random;

@@ -1,7 +1,5 @@
 //! What can be seen of a folder: the repositories in it, by way of the library, and its files.
 
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that fails says where")]
-
 use crate::lab::{Lab, no_fork};
 use imgsnap::apply::Patch;
 use imgsnap::error::{Error, ErrorKind, Result};

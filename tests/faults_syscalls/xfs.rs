@@ -1,7 +1,5 @@
 //! An XFS in a file, mounted; unmounted and detached at the end.
 
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that fails says where")]
-
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use tempfile::TempDir;
