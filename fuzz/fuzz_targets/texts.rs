@@ -1,0 +1,119 @@
+//! Everything that is written by hand: names of snapshots, times, lengths, counts, rules, the files that are
+//! edited. What has a form to be written in comes back from it as it was.
+#![no_main]
+
+use imgsnap::codec::Compression;
+use imgsnap::digest::{Digest, DigestAlgorithm, ImageDigest};
+use imgsnap::head::Head;
+use imgsnap::hints::Recheck;
+use imgsnap::repository::{At, Reference, Repository, Track, check_label};
+use imgsnap::retention::{Count, LabelGlob, Period};
+use imgsnap::store::{LocalStore, Store};
+use imgsnap::units::{BlockSize, parse_bytes, parse_duration};
+use imgsnap_fuzz::seeds::{fixture, plant, read};
+use imgsnap_fuzz::support::crash_disk::CrashDisk;
+use imgsnap_fuzz::meter;
+use libfuzzer_sys::fuzz_target;
+use std::fmt::{Debug, Display};
+use std::str::FromStr;
+use std::sync::Arc;
+
+fuzz_target!(init: plant(seeds), |data: &[u8]| {
+    let Some((&what, bytes)) = data.split_first() else { return };
+    meter::within(bytes.len() * 128 + (256 << 10), || match what % 3 {
+        0 => toml(bytes),
+        1 => head(bytes),
+        _ => std::str::from_utf8(bytes).map(words).unwrap_or_default(),
+    });
+});
+
+fn words(text: &str) {
+    there_and_back::<Compression>(text);
+    there_and_back::<BlockSize>(text);
+    there_and_back::<DigestAlgorithm>(text);
+    there_and_back::<Count>(text);
+    there_and_back::<Period>(text);
+    there_and_back::<LabelGlob>(text);
+    one_line(text.parse::<Recheck>());
+    one_line(text.parse::<Track>());
+    one_line(text.parse::<At>());
+    one_line(parse_bytes(text)).inspect(|bytes| assert!(*bytes <= 1 << 62));
+    one_line(parse_duration(text));
+    if let Some(reference) = one_line(text.parse::<Reference>()) {
+        assert!(!reference.name.contains(['/', '@']) && !reference.name.starts_with('.'));
+    }
+    if one_line(check_label(text)).is_some() {
+        assert_eq!(text.parse::<At>().unwrap(), At::Label(text.into()));
+        assert!(!text.contains(char::is_control));
+    }
+    // A pattern and a label: the first line and the rest.
+    if let Some((pattern, label)) = text.split_once('\n')
+        && let Some(glob) = one_line(pattern.parse::<LabelGlob>())
+    {
+        glob.matches(label);
+    }
+    if let Some(digest) = Digest::from_hex(text) {
+        assert_eq!(digest.to_hex(), text.to_ascii_lowercase());
+        assert_eq!(ImageDigest::from_hex(text).unwrap().to_hex(), digest.to_hex());
+    }
+}
+
+fn there_and_back<T>(text: &str)
+where
+    T: FromStr<Err = imgsnap::error::Error> + Display + Debug + PartialEq,
+{
+    if let Some(value) = one_line(text.parse::<T>()) {
+        let written = value.to_string();
+        assert_eq!(written.parse::<T>().expect("what was written can be read"), value, "{written}");
+    }
+}
+
+fn one_line<T>(result: imgsnap::error::Result<T>) -> Option<T> {
+    result.map_err(|error| error.kind()).ok()
+}
+
+fn toml(bytes: &[u8]) {
+    let disk = CrashDisk::default();
+    disk.put("repository.toml", bytes);
+    let store = Arc::new(LocalStore::new(Arc::new(disk)));
+    let Some(repository) = one_line(Repository::open(store)) else { return };
+    repository.defaults();
+    for name in ["vm", "db"] {
+        one_line(repository.policy(name));
+        one_line(repository.snapshot_policy(name));
+    }
+    one_line(repository.strangers_with_rules());
+}
+
+fn head(bytes: &[u8]) {
+    let disk = CrashDisk::default();
+    disk.put("vm/head.json", bytes);
+    let store: Arc<dyn Store> = Arc::new(LocalStore::new(Arc::new(disk)));
+    let (head, is_damaged) = Head::load(store.as_ref(), "vm").expect("it can be read");
+    if !is_damaged {
+        head.save(store.as_ref(), "vm").expect("what was read can be written");
+        assert_eq!(Head::load(store.as_ref(), "vm").expect("it can be read"), (head, false));
+    }
+}
+
+fn seeds() -> Vec<Vec<u8>> {
+    let mut seeds = Vec::new();
+    let toml = read(&fixture("repos/0.1.0/repository.toml"));
+    seeds.push([&[0], toml.as_slice()].concat());
+    let more = b"\n[prune]\nkeep_last = 3\nkeep_daily = \"unlimited\"\nkeep_within = \"1y6m\"\n\
+        keep_label = [\"pre-*\", \"v[0-9]\"]\ngarbage = 5.5\n[images.\"vm\".prune]\nkeep_weekly = 2\n\
+        [snapshot]\ntrack = \"auto\"\nrecheck = 1\nmax_stall = \"1s\"\n[images.vm.snapshot]\nrecheck = 0.5\n";
+    seeds.push([&[0], toml.as_slice(), more.as_slice()].concat());
+    let head = br#"{"snapshot":"a0a0a0a0-a0a0-a0a0-a0a0-a0a0a0a0a001","stat":{"device":1,"inode":2,
+        "bytes":3,"mtime_ns":4,"ctime_ns":5,"boot_id":"x","filesystem":6},"intent":{"target":
+        "a0a0a0a0-a0a0-a0a0-a0a0-a0a0a0a0a001","saved":null},"skipped":7}"#;
+    seeds.push([&[1], head.as_slice()].concat());
+    for text in [
+        "vm@2", "vm@latest", "vm@2026-11-20", "@2026-11-20T18:30:00.5+02:00", "zstd:19", "64K", "1.5GiB",
+        "xxh3", "unlimited", "1y6m2w3d4h", "v[!0-9]*?\nv1", "0.5 %", "500ms", "1h30m", "reflink",
+        "000102030405060708090a0b0c0d0eff", "9999-12-31", "-009999-01-01T00:00Z",
+    ] {
+        seeds.push([&[2], text.as_bytes()].concat());
+    }
+    seeds
+}
