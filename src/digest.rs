@@ -27,7 +27,8 @@ impl Digest {
 
     /// From 32 hexadecimal digits.
     pub fn from_hex(text: &str) -> Option<Self> {
-        if text.len() != 32 || !text.is_ascii() {
+        // Not all that an integer is parsed from: that may begin with a sign.
+        if text.len() != 32 || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
             return None;
         }
         let mut bytes = [0; 16];
@@ -286,6 +287,15 @@ mod tests {
         let back = other.minus(hasher.term(1, a)).plus(hasher.term(0, a));
         assert_eq!(back.minus(hasher.term(0, b)).plus(hasher.term(1, b)), one);
         assert_eq!(ImageDigest::from_hex(&one.to_hex()), Some(one));
+    }
+
+    #[test]
+    fn only_32_hexadecimal_digits_are_a_digest() {
+        let good = "000102030405060708090a0b0c0d0eff";
+        assert_eq!(Digest::from_hex(good).map(Digest::to_hex).as_deref(), Some(good));
+        for bad in [good.replace("0b", "+b"), good.replace("ff", "f"), good.replace("ff", "fg")] {
+            assert_eq!(Digest::from_hex(&bad), None, "{bad}");
+        }
     }
 
     #[test]

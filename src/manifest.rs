@@ -4,17 +4,20 @@
 //! number: that is the commit. The highest number rules; if it is damaged, that is an error, never
 //! a silent step back.
 
+mod check;
+mod wire;
+
 use crate::digest::{Digest, ImageDigest};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hints::CloneStat;
 use crate::store::{Store, read_small};
 use crate::units::{BlockSize, Geometry};
 use jiff::Timestamp;
-use serde::de::DeserializeOwned;
-use serde::{Deserialize, Deserializer, Serialize};
-use std::collections::{HashMap, HashSet};
+use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
 use std::path::PathBuf;
 use uuid::Uuid;
+use wire::or_none;
 
 /// A manifest larger than this cannot be right (a snapshot takes about 700 bytes).
 pub const MAX_MANIFEST_BYTES: u64 = 256 << 20;
@@ -31,8 +34,10 @@ pub struct Manifest {
     /// Name of the image.
     pub name: String,
     /// Identity of the image.
+    #[serde(deserialize_with = "wire::id")]
     pub image_id: Uuid,
     /// Where the live image is.
+    #[serde(deserialize_with = "wire::present")]
     pub source: Option<PathBuf>,
     /// The number of the next snapshot.
     pub next_number: u64,
@@ -52,10 +57,13 @@ pub struct Snapshot {
     /// Its number, from 1.
     pub number: u64,
     /// Its identity.
+    #[serde(deserialize_with = "wire::id")]
     pub id: Uuid,
     /// Its parent; none in a base.
+    #[serde(deserialize_with = "wire::id_or_null")]
     pub parent: Option<Uuid>,
     /// Its label.
+    #[serde(deserialize_with = "wire::present")]
     pub label: Option<String>,
     /// When it was taken.
     pub time: Timestamp,
@@ -64,14 +72,14 @@ pub struct Snapshot {
     /// Length of its delta file.
     pub file_bytes: u64,
     /// Digest of its footer.
-    #[serde(with = "digest_hex")]
+    #[serde(with = "wire::digest_hex")]
     pub footer_digest: Digest,
     /// Block size of its chain.
     pub block_bytes: u32,
     /// Length of the image.
     pub image_bytes: u64,
     /// Digest of the image.
-    #[serde(with = "image_digest_hex")]
+    #[serde(with = "wire::image_digest_hex")]
     pub image_digest: ImageDigest,
     /// Blocks in data runs.
     pub data_blocks: u64,
@@ -86,8 +94,10 @@ pub struct Snapshot {
     /// Bytes of frames.
     pub frame_bytes: u64,
     /// Bytes read to take it.
+    #[serde(deserialize_with = "wire::present")]
     pub read_bytes: Option<u64>,
     /// How long that took.
+    #[serde(deserialize_with = "wire::present")]
     pub seconds: Option<f64>,
     /// The file that its blocks are in, if they are not in its delta file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -101,12 +111,6 @@ pub struct Snapshot {
     /// The clone of the image that was kept.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "or_none")]
     pub kept_clone: Option<KeptClone>,
-}
-
-/// What is only a hint, and of a shape that we do not know, is none: a later version may know more.
-fn or_none<'de, D: Deserializer<'de>, T: DeserializeOwned>(from: D) -> Result<Option<T>, D::Error> {
-    let value = serde_json::Value::deserialize(from)?;
-    Ok(serde_json::from_value(value).ok())
 }
 
 /// What a hint said, and how far it was right.
@@ -145,34 +149,6 @@ pub struct KeptClone {
     pub seconds: f64,
     /// How many extents it has: the next one of them costs as much for each, about.
     pub extents: u64,
-}
-
-mod digest_hex {
-    use super::Digest;
-    use serde::{Deserialize, Deserializer, Serializer, de::Error};
-
-    pub fn serialize<S: Serializer>(digest: &Digest, to: S) -> Result<S::Ok, S::Error> {
-        to.serialize_str(&digest.to_hex())
-    }
-
-    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Digest, D::Error> {
-        let text = String::deserialize(from)?;
-        Digest::from_hex(&text).ok_or_else(|| D::Error::custom("a digest has 32 hex digits"))
-    }
-}
-
-mod image_digest_hex {
-    use super::ImageDigest;
-    use serde::{Deserialize, Deserializer, Serializer, de::Error};
-
-    pub fn serialize<S: Serializer>(digest: &ImageDigest, to: S) -> Result<S::Ok, S::Error> {
-        to.serialize_str(&digest.to_hex())
-    }
-
-    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<ImageDigest, D::Error> {
-        let text = String::deserialize(from)?;
-        ImageDigest::from_hex(&text).ok_or_else(|| D::Error::custom("a digest has 32 hex digits"))
-    }
 }
 
 impl Snapshot {
@@ -316,49 +292,15 @@ impl Manifest {
         if digest != sum {
             return Err(damaged());
         }
-        let manifest: Self = serde_json::from_slice(body)
+        // All of it, not only what is looked at: JSON is text.
+        let text = std::str::from_utf8(body).map_err(|_| damaged())?;
+        let manifest: Self = serde_json::from_str(text)
             .map_err(|e| Error::corrupt(format!("the manifest is not valid: {e}")))?;
         if (version == VERSION_WITH_DROPPED) == manifest.dropped.is_empty() {
             return Err(damaged());
         }
         manifest.check()?;
         Ok(manifest)
-    }
-
-    /// The rules that hold in every manifest (FORMAT.md J4).
-    fn check(&self) -> Result<()> {
-        let bad = |what: String| Err(Error::corrupt(format!("the manifest is not valid: {what}")));
-        let (mut ids, mut labels, mut last) = (HashMap::new(), HashSet::new(), 0);
-        if !self.dropped.is_sorted_by_key(|s| s.number)
-            || self.dropped.iter().any(|s| s.label.is_some())
-        {
-            return bad("the dropped snapshots are out of order, or have labels".into());
-        }
-        if !self.snapshots.is_sorted_by_key(|s| s.number) {
-            return bad("the snapshots are out of order".into());
-        }
-        for snapshot in self.stored() {
-            let number = snapshot.number;
-            if number <= last || number >= self.next_number {
-                return bad(format!("number {number} stands twice, or is not below the next one"));
-            }
-            last = number;
-            if snapshot.parent.is_some_and(|p| !ids.contains_key(&p)) {
-                return bad(format!("the parent of {number} is missing or newer"));
-            }
-            if ids.insert(snapshot.id, number).is_some() {
-                return bad(format!("the id of {number} stands twice"));
-            }
-            if let Some(label) = &snapshot.label
-                && !labels.insert(label)
-            {
-                return bad(format!("the label \"{label}\" stands twice"));
-            }
-            if snapshot.file.contains('/') || !snapshot.file.ends_with(".delta") {
-                return bad(format!("\"{}\" is no name of a delta file", snapshot.file));
-            }
-        }
-        Ok(())
     }
 }
 
@@ -416,7 +358,8 @@ pub fn load(store: &dyn Store, name: &str) -> Result<Manifest> {
 /// `Busy` if somebody else committed in the meantime. After any other error the caller must take
 /// the commit as undecided: if the last sync failed, it may stand.
 pub fn commit(store: &dyn Store, next: &mut Manifest) -> Result<()> {
-    next.sequence += 1;
+    let last = || Error::corrupt(format!("{}: there is no number for another commit", next.name));
+    next.sequence = next.sequence.checked_add(1).ok_or_else(last)?;
     next.check()?;
     let file = format!("{}/{}", next.name, file_name(next.sequence));
     let mut upload = store.create(&file)?;

@@ -40,7 +40,7 @@ pub fn add_heat(
                 let index = offset / cell_bytes.max(1);
                 let until = ((index + 1) * cell_bytes).min(end);
                 if let Some(cell) = cells.get_mut(index as usize) {
-                    *cell += until - offset;
+                    *cell = cell.saturating_add(until - offset);
                 }
                 offset = until;
             }

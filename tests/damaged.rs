@@ -372,6 +372,17 @@ fn catalogue() -> Vec<(&'static str, usize, Edit, ErrorKind, &'static str)> {
             "page at byte 256: the number of frames does not fit that of blocks",
         ),
         (
+            "endless-counts",
+            4,
+            |f| {
+                let end = f.len() - 512;
+                f[end + 120..end + 128].fill(0xff);
+                mend(f)
+            },
+            Corrupt,
+            "footer: more than its file can hold",
+        ),
+        (
             "base-image-with-counts",
             4,
             |f| {

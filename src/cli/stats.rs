@@ -134,7 +134,8 @@ fn overview(all: &[Stats]) -> String {
 
 fn describe(stats: &Stats) -> String {
     let manifest = &stats.manifest;
-    let images: u64 = manifest.snapshots.iter().map(|s| s.image_bytes).sum();
+    // Sparse images may be longer together than any disk.
+    let images = manifest.snapshots.iter().map(|s| s.image_bytes).fold(0, u64::saturating_add);
     let mut text = format!(
         "{}  {}, {} stored for {} of images",
         manifest.name,
@@ -226,7 +227,7 @@ fn regions(stats: &Stats) -> String {
     let mut hottest: Vec<(u64, u64)> =
         (0..).zip(&stats.heat).map(|(index, bytes)| (*bytes, index)).collect();
     hottest.sort_by_key(|(bytes, index)| (std::cmp::Reverse(*bytes), *index));
-    let total: u64 = stats.heat.iter().sum();
+    let total = stats.heat.iter().copied().fold(0, u64::saturating_add);
     let rows: Vec<Vec<String>> = hottest
         .iter()
         .take(MOST_REGIONS)

@@ -1,8 +1,8 @@
 //! The last 512 bytes of a delta file (FORMAT.md section 2.2): without them it is not a snapshot.
 
-use super::crc32;
 use super::header::HEADER_BYTES;
 use super::table::{Run, RunKind};
+use super::{MAX_BLOCKS, crc32};
 use crate::digest::{Digest, ImageDigest};
 use crate::error::{Error, Result};
 use crate::units::MAX_IMAGE_BYTES;
@@ -212,15 +212,7 @@ impl Footer {
             image_bytes,
             image_digest: ImageDigest(u128::from_le_bytes(wire.image_digest)),
             content_digest: wire.content_digest,
-            counts: Counts {
-                data_blocks: wire.data_blocks.get(),
-                zero_blocks: wire.zero_blocks.get(),
-                unread_blocks: wire.unread_blocks.get(),
-                frames: wire.frame_count.get(),
-                frame_bytes: wire.frame_bytes.get(),
-                tables: wire.table_count.get(),
-                indexes: wire.index_count.get(),
-            },
+            counts: decode_counts(wire, file_bytes)?,
             root: decode_root(wire, file_bytes)?,
             time_seconds: wire.time_seconds.get(),
             time_nanoseconds: wire.time_nanoseconds.get(),
@@ -243,6 +235,25 @@ fn decode_parent(wire: &FooterWire) -> Result<Option<Lineage>> {
         return Err(Error::corrupt(format!("footer: a parent of {image_bytes} bytes")));
     }
     Ok(Some(Lineage { parent_id, image_bytes, image_digest }))
+}
+
+/// Whoever calculates with them does so before a record was read: they are refused if no file of this
+/// length can have so many.
+fn decode_counts(wire: &FooterWire, file_bytes: u64) -> Result<Counts> {
+    let counts = Counts {
+        data_blocks: wire.data_blocks.get(),
+        zero_blocks: wire.zero_blocks.get(),
+        unread_blocks: wire.unread_blocks.get(),
+        frames: wire.frame_count.get(),
+        frame_bytes: wire.frame_bytes.get(),
+        tables: wire.table_count.get(),
+        indexes: wire.index_count.get(),
+    };
+    let records = [counts.frames, counts.frame_bytes, counts.tables, counts.indexes];
+    let fits = counts.data_blocks <= file_bytes / size_of::<Digest>() as u64
+        && records.iter().all(|count| *count <= file_bytes)
+        && counts.zero_blocks.max(counts.unread_blocks) <= MAX_BLOCKS;
+    if fits { Ok(counts) } else { Err(Error::corrupt("footer: more than its file can hold")) }
 }
 
 fn decode_root(wire: &FooterWire, file_bytes: u64) -> Result<Option<RootRef>> {

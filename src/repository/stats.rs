@@ -134,7 +134,7 @@ fn days(snapshots: &[Snapshot]) -> Vec<Day> {
         let none = Day { date, snapshots: 0, changed_bytes: 0, stored_bytes: 0 };
         let day = days.entry(date).or_insert(none);
         day.snapshots += 1;
-        day.changed_bytes += snapshot.changed_bytes;
+        day.changed_bytes = day.changed_bytes.saturating_add(snapshot.changed_bytes);
         day.stored_bytes += snapshot.file_bytes;
     }
     days.into_values().collect()
