@@ -215,3 +215,18 @@ fn a_frame_that_is_too_short_is_damage() {
     assert!(imgsnap::verify::verify_stored(chain.tip(), &context).is_err());
     assert!(!imgsnap::verify::find_damage(chain.tip(), &context).unwrap().findings.is_empty());
 }
+
+/// R2: what a frame says of its length is not believed beyond what the header allows. Found by fuzzing: 64 GiB
+/// were asked for.
+#[test]
+fn a_frame_that_says_it_has_many_blocks_gets_no_memory_for_them() {
+    let maker = ChainMaker::new(Recipe { block_bytes: 1 << 20, ..recipes()[0] });
+    let (_, mut file) = maker.try_snapshot(&text(5000, 1));
+    assert_eq!(&file[256..260], b"FRAM");
+    file[256 + 10..256 + 12].fill(0xff);
+    mend_checksums(&mut file);
+    let chain = open_chain(&[file]).unwrap();
+    let context = imgsnap::progress::Context::silent().with_threads(1);
+    let error = imgsnap::verify::verify_all(chain.tip(), &context).unwrap_err();
+    assert!(error.to_string().contains("record at byte 256: a frame of 65535 blocks"), "{error}");
+}

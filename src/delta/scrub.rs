@@ -158,6 +158,12 @@ fn check(delta: &Delta, depth: Depth, piece: &FilePiece) -> Result<Vec<Checked>>
         head.verify(delta.header().file_id, offset, payload).map_err(place)?;
         let mut record = Checked { offset, head, page: None, digests: Vec::new(), zeros_at_end: 0 };
         match head.kind {
+            // FORMAT.md R2. What it says is believed only within that: it is memory.
+            RecordKind::Frame { block_count, .. }
+                if u32::from(block_count) > delta.header().frame_blocks =>
+            {
+                return Err(place(Error::corrupt(format!("a frame of {block_count} blocks"))));
+            }
             RecordKind::Frame { codec, block_count } if depth == Depth::Blocks => {
                 let size = delta.header().block_size.in_memory();
                 raw.resize(usize::from(block_count) * size, 0);
