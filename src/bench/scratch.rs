@@ -2,7 +2,8 @@
 
 use crate::error::{Error, Result};
 use crate::room::{check_room, room_in};
-use std::fs::File;
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 const PREFIX: &str = "imgsnap-bench-";
@@ -35,7 +36,7 @@ impl Scratch {
         })?;
         let name = uuid::Uuid::new_v4().simple().to_string();
         let path = folder.join(format!("{PREFIX}{}", name.get(..12).unwrap_or_default()));
-        std::fs::create_dir(&path).map_err(|e| failed("make a folder in", e))?;
+        DirBuilder::new().mode(0o700).create(&path).map_err(|e| failed("make a folder in", e))?;
         let lock = File::create_new(path.join(LOCK)).and_then(|lock| lock.lock().map(|()| lock));
         let lock = lock.map_err(|e| {
             // Nobody else knows of it yet.
@@ -59,9 +60,14 @@ impl Drop for Scratch {
     }
 }
 
-/// True if its maker is dead. One whose lock is not there yet is being made.
+/// True if we made it, in a run that is dead. One whose lock is not there yet is being made, and what
+/// somebody else put there under this name is left to him.
 fn is_abandoned(folder: &Path) -> bool {
-    File::open(folder.join(LOCK)).is_ok_and(|lock| lock.try_lock().is_ok())
+    let mut options = OpenOptions::new();
+    options.read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
+    let us = nix::unistd::geteuid().as_raw();
+    let is_ours = |lock: &File| lock.metadata().is_ok_and(|m| m.is_file() && m.uid() == us);
+    options.open(folder.join(LOCK)).is_ok_and(|lock| is_ours(&lock) && lock.try_lock().is_ok())
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use quick_cache::sync::Cache;
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
@@ -88,11 +88,22 @@ impl OsDisk {
     }
 
     fn opened(&self, path: &str) -> io::Result<Arc<File>> {
-        if !path.ends_with(".delta") {
-            return Ok(Arc::new(File::open(self.path(path))?));
-        }
-        self.open.get_or_insert_with(path, || Ok(Arc::new(File::open(self.path(path))?)))
+        let open = || {
+            let mut options = OpenOptions::new();
+            Ok(Arc::new(open_file(options.read(true), 0, &self.path(path))?))
+        };
+        if path.ends_with(".delta") { self.open.get_or_insert_with(path, open) } else { open() }
     }
+}
+
+/// Opens a regular file, and nothing else: a pipe that somebody put there would hold us up for ever.
+fn open_file(options: &mut OpenOptions, flags: libc::c_int, path: &Path) -> io::Result<File> {
+    let file = options.custom_flags(flags | libc::O_NONBLOCK).open(path)?;
+    if file.metadata()?.is_file() { Ok(file) } else { Err(no_file()) }
+}
+
+fn no_file() -> io::Error {
+    io::Error::new(io::ErrorKind::IsADirectory, "it is no regular file")
 }
 
 impl Disk for OsDisk {
@@ -107,7 +118,7 @@ impl Disk for OsDisk {
 
     fn size(&self, path: &str) -> io::Result<u64> {
         let meta = std::fs::metadata(self.path(path))?;
-        if meta.is_file() { Ok(meta.len()) } else { Err(io::ErrorKind::IsADirectory.into()) }
+        if meta.is_file() { Ok(meta.len()) } else { Err(no_file()) }
     }
 
     fn read_at(&self, path: &str, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
@@ -162,7 +173,9 @@ impl Disk for OsDisk {
     }
 
     fn sync_folder(&self, folder: &str) -> io::Result<()> {
-        File::open(self.path(folder))?.sync_all()
+        let mut options = OpenOptions::new();
+        options.read(true).custom_flags(libc::O_DIRECTORY);
+        options.open(self.path(folder))?.sync_all()
     }
 
     fn lock(&self, path: &str, kind: LockKind) -> io::Result<Option<super::LockGuard>> {
@@ -170,7 +183,8 @@ impl Disk for OsDisk {
         options.read(true).write(true).create(true).truncate(false).mode(0o600);
         let identity = |meta: std::fs::Metadata| (meta.dev(), meta.ino());
         loop {
-            let file = options.open(self.path(path))?;
+            // What a link leads to is not ours to make.
+            let file = open_file(&mut options, libc::O_NOFOLLOW, &self.path(path))?;
             let outcome = match kind {
                 LockKind::Shared => file.try_lock_shared(),
                 LockKind::Exclusive => file.try_lock(),
@@ -181,7 +195,7 @@ impl Disk for OsDisk {
                 Err(TryLockError::Error(e)) => return Err(e),
             }
             // The lock of a file that was removed in between is worth nothing.
-            let here = std::fs::metadata(self.path(path)).map(identity);
+            let here = std::fs::symlink_metadata(self.path(path)).map(identity);
             if here.ok() == Some(identity(file.metadata()?)) {
                 return Ok(Some(Box::new(file)));
             }
