@@ -18,6 +18,7 @@ mod rollback;
 mod snapshot;
 mod stats;
 mod travel;
+mod trust;
 mod verify;
 mod watch;
 
@@ -73,6 +74,9 @@ fn dispatch(args: &Args, printer: &Printer, stop: Arc<AtomicBool>) -> Result<Exi
         context = context.with_threads(threads);
     }
     let place = args.repo.as_deref();
+    if uses_repository(&args.command) {
+        repo::warn_of_others(place, context.progress());
+    }
     let open = || repo::open(place);
     match &args.command {
         Command::Init(verb) => init::run(place, verb, printer),
@@ -123,6 +127,11 @@ fn dispatch(args: &Args, printer: &Printer, stop: Arc<AtomicBool>) -> Result<Exi
             Ok(exit::DONE)
         }
     }
+}
+
+fn uses_repository(command: &Command) -> bool {
+    use Command::{Apply, Bench, Completions, Man};
+    !matches!(command, Apply(_) | Bench(_) | Completions { .. } | Man { .. })
 }
 
 /// For arguments that clap cannot judge.

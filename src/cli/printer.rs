@@ -4,6 +4,7 @@
 use imgsnap::error::{Error, Result};
 use imgsnap::progress::Progress;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::borrow::Cow;
 use std::io::{IsTerminal, Write};
 use std::sync::{Arc, Mutex};
 
@@ -32,12 +33,12 @@ impl Printer {
 
     /// A result for people.
     pub fn line(&self, text: &str) -> Result<()> {
-        self.bytes(format!("{text}\n").as_bytes())
+        self.bytes(format!("{}\n", harmless(text, true)).as_bytes())
     }
 
     /// A result for programs.
     pub fn json(&self, value: &serde_json::Value) -> Result<()> {
-        self.line(&value.to_string())
+        self.bytes(format!("{value}\n").as_bytes())
     }
 
     /// A result as it is.
@@ -66,8 +67,22 @@ impl Printer {
     }
 }
 
+/// Names, labels and paths come from files that others may have made: what would move the cursor of a
+/// terminal, or more, is shown instead.
+fn harmless(text: &str, has_lines: bool) -> Cow<'_, str> {
+    let is_bad = |c: char| c.is_control() && !(has_lines && c == '\n');
+    if !text.contains(is_bad) {
+        return text.into();
+    }
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        if is_bad(c) { shown.extend(c.escape_debug()) } else { shown.push(c) }
+    }
+    shown.into()
+}
+
 fn to_stderr(line: &str) {
-    if writeln!(std::io::stderr().lock(), "{line}").is_err() {
+    if writeln!(std::io::stderr().lock(), "{}", harmless(line, false)).is_err() {
         // There is nobody left to tell.
     }
 }
@@ -124,5 +139,17 @@ impl Progress for Bars {
         if self.verbose {
             self.bar().suspend(|| to_stderr(&format!("imgsnap: {message}")));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::harmless;
+
+    #[test]
+    fn what_a_terminal_would_obey_is_shown() {
+        assert_eq!(harmless("vm@1  größe\n", true), "vm@1  größe\n");
+        assert_eq!(harmless("a\u{1b}[2Jb\rc\td\ne", true), r"a\u{1b}[2Jb\rc\td".to_owned() + "\ne");
+        assert_eq!(harmless("\u{9b}31m\n\u{7f}", false), r"\u{9b}31m\n\u{7f}");
     }
 }

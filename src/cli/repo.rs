@@ -1,9 +1,10 @@
 //! Which repository.
 
 use super::printer::Printer;
-use super::usage;
+use super::{trust, usage};
 use imgsnap::error::{Error, ErrorKind, Result};
 use imgsnap::hints::clone_into;
+use imgsnap::progress::Progress;
 use imgsnap::repository::{At, Defaults, Reference, Repository, Track};
 use imgsnap::source::RawFile;
 use imgsnap::store::{LocalStore, OsDisk, Store};
@@ -32,6 +33,13 @@ fn place(repo: Option<&Path>) -> Result<PathBuf> {
 
 fn store(path: PathBuf) -> Arc<dyn Store> {
     Arc::new(LocalStore::new(Arc::new(OsDisk::new(path))))
+}
+
+/// Warns if others may change the repository.
+pub fn warn_of_others(repo: Option<&Path>, progress: &dyn Progress) {
+    if let Ok(path) = place(repo) {
+        trust::warn_of_others(&path, progress);
+    }
 }
 
 /// Opens the repository.

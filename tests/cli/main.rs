@@ -14,6 +14,7 @@ mod delete;
 mod diff;
 mod flatten;
 mod honest;
+mod hostile;
 mod init;
 mod list;
 mod mend;
