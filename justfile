@@ -23,6 +23,10 @@ faults:
 fmt:
     cargo fmt
 
+# Fuzz each target for so many seconds (fuzz/README.md)
+fuzz SECONDS="60":
+    fuzz/run {{SECONDS}}
+
 # Write the golden files that are missing; those that exist are never touched
 bless:
     IMGSNAP_BLESS=1 cargo test --test format_spec --test damaged --test compatibility

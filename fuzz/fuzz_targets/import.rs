@@ -43,7 +43,8 @@ fn import(files: &[Vec<u8>]) {
     for id in snapshots(&repository) {
         let reader = repository.read("vm", &context()).expect("it is listed");
         let chain = repository.chain(&reader, id).expect("what was proved can be opened");
-        let is_short = |d: &Arc<imgsnap::delta::Delta>| d.footer().image_bytes <= chains::MOST_BYTES;
+        let is_short =
+            |d: &Arc<imgsnap::delta::Delta>| d.footer().image_bytes <= chains::MOST_BYTES;
         if chain.layers().iter().all(is_short) {
             let of = |delta: &Arc<imgsnap::delta::Delta>| {
                 let id = *delta.header().file_id.as_bytes();

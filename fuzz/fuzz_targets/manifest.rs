@@ -39,7 +39,10 @@ fn decode(bytes: &[u8]) {
         assert!(lineage.len() <= manifest.stored().len());
         manifest.parent_of(snapshot);
         assert!(manifest.children(snapshot.id).all(|child| child.number > snapshot.number));
-        assert!(snapshot.label.as_ref().is_none_or(|l| !l.contains(char::is_control)), "{snapshot:?}");
+        assert!(
+            snapshot.label.as_ref().is_none_or(|l| !l.contains(char::is_control)),
+            "{snapshot:?}"
+        );
         assert!(!snapshot.file.contains('/'), "a path in {:?}", snapshot.file);
     }
     let rules = Rules { last: "1".parse().ok(), within: "1y2m".parse().ok(), ..Rules::default() };
@@ -49,16 +52,18 @@ fn decode(bytes: &[u8]) {
     assert!(manifest.snapshots.is_empty() || decisions.iter().any(|d| !d.keep.is_empty()));
     // Of what it knows, nothing is refused by the second reader.
     if let Err(why) = naive_reader::parse_manifest(bytes) {
-        panic!("read, but {why}");
+        // A repair names files as it finds them, and what a dropped snapshot is kept for may be gone.
+        let known = why.starts_with("J3: file is") || why.ends_with("nothing rests on it");
+        assert!(known, "read, but {why}");
     }
 }
 
 fn seeds() -> Vec<Vec<u8>> {
     let mut seeds = Vec::new();
     for path in fixtures("repos") {
-        let is_manifest = path.file_name().is_some_and(|name| {
-            name.to_str().is_some_and(|name| name.starts_with("manifest."))
-        });
+        let is_manifest = path
+            .file_name()
+            .is_some_and(|name| name.to_str().is_some_and(|name| name.starts_with("manifest.")));
         if is_manifest {
             for how in [0, 1] {
                 seeds.push([&[how], read(&path).as_slice()].concat());

@@ -10,9 +10,9 @@ use imgsnap::repository::{At, Reference, Repository, Track, check_label};
 use imgsnap::retention::{Count, LabelGlob, Period};
 use imgsnap::store::{LocalStore, Store};
 use imgsnap::units::{BlockSize, parse_bytes, parse_duration};
+use imgsnap_fuzz::meter;
 use imgsnap_fuzz::seeds::{fixture, plant, read};
 use imgsnap_fuzz::support::crash_disk::CrashDisk;
-use imgsnap_fuzz::meter;
 use libfuzzer_sys::fuzz_target;
 use std::fmt::{Debug, Display};
 use std::str::FromStr;
@@ -109,9 +109,24 @@ fn seeds() -> Vec<Vec<u8>> {
         "a0a0a0a0-a0a0-a0a0-a0a0-a0a0a0a0a001","saved":null},"skipped":7}"#;
     seeds.push([&[1], head.as_slice()].concat());
     for text in [
-        "vm@2", "vm@latest", "vm@2026-11-20", "@2026-11-20T18:30:00.5+02:00", "zstd:19", "64K", "1.5GiB",
-        "xxh3", "unlimited", "1y6m2w3d4h", "v[!0-9]*?\nv1", "0.5 %", "500ms", "1h30m", "reflink",
-        "000102030405060708090a0b0c0d0eff", "9999-12-31", "-009999-01-01T00:00Z",
+        "vm@2",
+        "vm@latest",
+        "vm@2026-11-20",
+        "@2026-11-20T18:30:00.5+02:00",
+        "zstd:19",
+        "64K",
+        "1.5GiB",
+        "xxh3",
+        "unlimited",
+        "1y6m2w3d4h",
+        "v[!0-9]*?\nv1",
+        "0.5 %",
+        "500ms",
+        "1h30m",
+        "reflink",
+        "000102030405060708090a0b0c0d0eff",
+        "9999-12-31",
+        "-009999-01-01T00:00Z",
     ] {
         seeds.push([&[2], text.as_bytes()].concat());
     }

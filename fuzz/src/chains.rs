@@ -180,7 +180,8 @@ pub fn check(files: &[Vec<u8>], chain: &Chain) {
     for below in 1..=ancestors {
         let parent = Chain::link(chain.layers()[below..].to_vec()).ok();
         // Without a parent: all of it.
-        merged(chain, parent, image.as_ref().ok(), sound && !is_elsewhere && !has_unread);
+        let must = sound && !is_elsewhere && !has_unread && chain.check_extendable().is_ok();
+        merged(chain, parent, image.as_ref().ok(), must);
     }
     if let Ok(parent) = Chain::link(chain.layers()[1.min(ancestors - 1)..].to_vec()) {
         compared(&parent, chain, sound, image.as_ref().ok());
@@ -244,10 +245,12 @@ fn compared(before: &Chain, after: &Chain, sound: bool, image: Option<&Vec<u8>>)
         block.resize(size as usize, 0);
         block
     };
-    let named = |at: u64| found.extents.iter().any(|(from, bytes)| (*from..from + bytes).contains(&at));
+    let named =
+        |at: u64| found.extents.iter().any(|(from, bytes)| (*from..from + bytes).contains(&at));
     for at in (0..longer).step_by(size as usize) {
         assert_eq!(block(&old, at) != block(image, at), named(at), "byte {at} of {found:?}");
     }
-    let sum = |difference: &Difference| difference.extents.iter().map(|(_, bytes)| bytes).sum::<u64>();
+    let sum =
+        |difference: &Difference| difference.extents.iter().map(|(_, bytes)| bytes).sum::<u64>();
     assert_eq!(sum(&found), found.changed_bytes);
 }

@@ -13,7 +13,8 @@ const ALL: u8 = mend::CHECKSUMS | mend::LINKS | mend::DIGESTS;
 
 /// Writes the seeds of a target into its corpus: the first folder that is an argument.
 pub fn plant(make: impl Fn() -> Vec<Vec<u8>>) {
-    let Some(corpus) = std::env::args().skip(1).map(PathBuf::from).find(|path| path.is_dir()) else {
+    let Some(corpus) = std::env::args().skip(1).map(PathBuf::from).find(|path| path.is_dir())
+    else {
         return;
     };
     for (number, seed) in make().iter().enumerate() {
