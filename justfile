@@ -19,6 +19,10 @@ test:
 faults:
     IMGSNAP_FAULTS=all cargo test --test faults_syscalls -- --test-threads 1
 
+# Random verbs on random images for so long, with kills, faults and damage, held against a model
+soak time="30m" *args:
+    cargo test --release --test soak -- --for {{time}} {{args}}
+
 # Put the formatting right
 fmt:
     cargo fmt
