@@ -44,7 +44,7 @@ use verbs::{Place, Verb};
 /// Draws what is tried of all faults.
 const SEED: u64 = 20_261_121;
 /// How many for each verb, if nothing is said.
-const SAMPLE: usize = 24;
+const SAMPLE: usize = 20;
 const WORKERS: usize = 2;
 
 /// How many faults of each verb are tried; none: all.
@@ -136,7 +136,7 @@ fn no_fault_of_a_system_call_loses_anything_of_tracked_images() {
     }
     match xfs::mounted() {
         Err(why) => say(&format!("skipped: faults_syscalls: tracked images: {why}")),
-        Ok(xfs) => try_all(verbs::tracked_ones(), &|_| Lab::below(xfs.folder()), 1),
+        Ok(xfs) => try_all(verbs::tracked_ones(), &|_| Lab::below(xfs.folder()), WORKERS),
     }
 }
 
