@@ -6,7 +6,13 @@
 //! `IMGSNAP_HISTORIES` says how many (one is a sequence of verbs, ended by a loss of power, and looked at),
 //! `IMGSNAP_SEED` where they begin. (FORMAT.md P3, P4, S1, S2)
 
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::print_stdout
+)]
 
 mod model;
 mod named;
@@ -224,7 +230,9 @@ impl<'a> Line<'a> {
 
         let mut left = Vec::new();
         for _ in 0..CUTS {
-            let moment = self.random.below(disk.moments() as u64) as usize;
+            // Often at the end: that is what must stay.
+            let past = self.random.below(disk.moments() as u64 * 5 / 4 + 1) as usize;
+            let moment = past.min(disk.moments() - 1);
             let survival = self.survival();
             self.place.at = format!("power lost before operation {}, {survival:?}", moment + 1);
             let is_done = moment + 1 == disk.moments();
