@@ -216,8 +216,7 @@ fn a_frame_that_is_too_short_is_damage() {
     assert!(!imgsnap::verify::find_damage(chain.tip(), &context).unwrap().findings.is_empty());
 }
 
-/// R2: what a frame says of its length is not believed beyond what the header allows. Found by fuzzing: 64 GiB
-/// were asked for.
+/// R2: what a frame says of its length is not believed beyond what the header allows. 64 GiB were asked for.
 #[test]
 fn a_frame_that_says_it_has_many_blocks_gets_no_memory_for_them() {
     let maker = ChainMaker::new(Recipe { block_bytes: 1 << 20, ..recipes()[0] });

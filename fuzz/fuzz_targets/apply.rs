@@ -1,5 +1,5 @@
-//! Hostile delta files that are applied to an image: what comes out is what the chain gives, and an image that
-//! does not fit, or a file that is damaged, leaves the image as it was.
+//! Hostile delta files that are applied to an image: what comes out is what the chain gives, and an image
+//! that does not fit, or a file that is damaged, leaves the image as it was.
 #![no_main]
 
 use imgsnap::apply::Patch;

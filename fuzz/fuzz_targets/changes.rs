@@ -1,5 +1,5 @@
-//! Lists of changes, in all formats: ascending, apart, never more memory than a small multiple of the text; and
-//! a list that is written out again is the same list.
+//! Lists of changes, in all formats: ascending, apart, never more memory than a small multiple of the text;
+//! and a list that is written out again is the same list.
 #![no_main]
 
 use imgsnap::hints::{ChangeHints, ChangeList};

@@ -1,4 +1,5 @@
-//! Decompression: to exactly the length that is asked for, and into no more memory; what is encoded comes back.
+//! Decompression: to exactly the length that is asked for, and into no more memory; what is encoded comes
+//! back.
 #![no_main]
 
 use imgsnap::codec::{self, Codec, Compression};

@@ -1,5 +1,5 @@
-//! Hostile files that are imported, one after the other: what is taken in is sound, restores to what the second
-//! reader says, and what is refused changes nothing.
+//! Hostile files that are imported, one after the other: what is taken in is sound, restores to what the
+//! second reader says, and what is refused changes nothing.
 #![no_main]
 
 use imgsnap::repository::{Defaults, Repository, VerifyScope};

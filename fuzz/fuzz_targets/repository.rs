@@ -1,5 +1,6 @@
-//! A hostile repository: its manifest, files, head state and repository.toml. Everything is asked of it and every
-//! verb is run on it; what could be restored before, and is listed after, still restores to the same bytes.
+//! A hostile repository: its manifest, files, head state and repository.toml. Everything is asked of it and
+//! every verb is run on it; what could be restored before, and is listed after, still restores to the same
+//! bytes.
 #![no_main]
 
 use imgsnap::error::{Error, ErrorKind, Result};

@@ -1,5 +1,5 @@
-//! Several files in one input. Each begins with what it begins with on disk, so that bytes which are put in or
-//! taken away move no border.
+//! Several files in one input. Each begins with what it begins with on disk, so that bytes which are put in
+//! or taken away move no border.
 
 use imgsnap::format::header::MAGIC;
 
