@@ -2,7 +2,7 @@
 
 use super::printer::Printer;
 use super::{exit, output, repo};
-use imgsnap::error::Result;
+use imgsnap::error::{ErrorKind, Result};
 use imgsnap::hints::cycle;
 use imgsnap::manifest::{HintKind, HintUse, Manifest, Snapshot};
 use imgsnap::progress::Context;
@@ -68,9 +68,12 @@ pub fn list(
     if names.is_empty() && !printer.is_json() {
         printer.line(&format!("no images in {} yet", repository.location()))?;
     }
+    let is_all = name.is_none();
     for (index, name) in names.iter().enumerate() {
         let listing = match repository.list(name, context) {
             Ok(listing) => listing,
+            // It has just been forgotten.
+            Err(e) if is_all && e.kind() == ErrorKind::NotFound => continue,
             // One damaged image does not hide the others.
             Err(e) if names.len() > 1 => {
                 printer.error(&e);

@@ -35,6 +35,8 @@ pub fn run(
                 warn_of_room(&pruned.compaction, context);
                 printer.line(&describe(&pruned, verb.dry_run))?;
             }
+            // It has just been forgotten.
+            Err(e) if verb.all && e.kind() == ErrorKind::NotFound => {}
             // One image that cannot be pruned does not keep the others from it.
             Err(e) if names.len() > 1 && e.kind() != ErrorKind::Interrupted => {
                 failed.get_or_insert(e.kind());

@@ -20,12 +20,15 @@ pub fn run(
 ) -> Result<ExitCode> {
     let names = repo::names(repository, name)?;
     let (mut all, mut failed) = (Vec::new(), None);
+    let is_all = name.is_none();
     for name in &names {
         match repository.stats(name, context) {
             Ok(stats) => {
                 list::warn_of_clones(name, &stats.clones, context);
                 all.push(stats);
             }
+            // It has just been forgotten.
+            Err(e) if is_all && e.kind() == ErrorKind::NotFound => {}
             // One damaged image does not hide the others.
             Err(e) if names.len() > 1 && e.kind() != ErrorKind::Interrupted => {
                 failed.get_or_insert(e.kind());

@@ -195,8 +195,10 @@ impl Repository {
                 Ok(reader) if reader.manifest().source.as_deref() == Some(path) => {
                     return Ok(Some(name));
                 }
-                // Damage of another image is no reason to refuse this one.
-                Err(e) if e.kind() != ErrorKind::Corrupt => return Err(e),
+                // That another image is damaged, or just forgotten, is no reason to refuse this one.
+                Err(e) if !matches!(e.kind(), ErrorKind::Corrupt | ErrorKind::NotFound) => {
+                    return Err(e);
+                }
                 _ => {}
             }
         }

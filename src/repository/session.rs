@@ -77,13 +77,21 @@ impl Repository {
             // Say so before a lock file is made in a folder that does not exist.
             manifest::load(store, name)?;
         }
-        let reap = share_reap_lock(store, name, context)?;
+        let reap = share_reap_lock(store, name, context).map_err(|e| self.or_gone(name, e))?;
         let manifest = manifest::load(store, name)?;
         let (head, is_damaged) = Head::load(store, name)?;
         if is_damaged {
             context.progress().warn(&damaged_head(name));
         }
         Ok(Reader { manifest, head, head_was_damaged: is_damaged, _reap: reap })
+    }
+
+    /// What cannot be locked because the image has just been forgotten is not there.
+    fn or_gone(&self, name: &str, error: Error) -> Error {
+        if error.kind() != ErrorKind::NotFound {
+            return error;
+        }
+        manifest::load(self.store.as_ref(), name).err().unwrap_or(error)
     }
 
     /// Opens the chain of a snapshot that a reader found.
@@ -116,6 +124,18 @@ impl Repository {
         })
     }
 
+    /// The same of one that may not exist yet. Whoever forgets it meanwhile takes the folder along.
+    fn lock_to_create(&self, name: &str) -> Result<LockGuard> {
+        for _ in 0..20 {
+            self.store.create_folder(name)?;
+            match self.lock_to_write(name) {
+                Err(e) if e.kind() == ErrorKind::NotFound => {}
+                other => return other,
+            }
+        }
+        Err(Error::new(ErrorKind::Busy, format!("\"{name}\" is made and forgotten all the time")))
+    }
+
     /// Opens an image for changing it, and removes what earlier writers left behind.
     pub(super) fn write(&self, name: &str, context: &Context) -> Result<Writer> {
         manifest::check_name(name)?;
@@ -123,7 +143,7 @@ impl Repository {
         if store.list(name)?.is_empty() {
             manifest::load(store, name)?;
         }
-        let write = self.lock_to_write(name)?;
+        let write = self.lock_to_write(name).map_err(|e| self.or_gone(name, e))?;
         let manifest = manifest::load(store, name)?;
         self.writer(write, manifest, context)
     }
@@ -137,8 +157,7 @@ impl Repository {
     ) -> Result<(Writer, bool)> {
         let store = self.store.as_ref();
         manifest::check_name(name)?;
-        store.create_folder(name)?;
-        let write = self.lock_to_write(name)?;
+        let write = self.lock_to_create(name)?;
         let mut is_new = false;
         let manifest = match manifest::load(store, name) {
             Err(e) if e.kind() == ErrorKind::NotFound => {
@@ -162,8 +181,7 @@ impl Repository {
         context: &Context,
     ) -> Result<Writer> {
         let store = self.store.as_ref();
-        store.create_folder(name)?;
-        let write = self.lock_to_write(name)?;
+        let write = self.lock_to_create(name)?;
         if manifest::ruling(store, name)?.is_some() {
             let what = format!("somebody else made \"{name}\" at the same time");
             return Err(Error::new(ErrorKind::Busy, what).hint("run the command again"));

@@ -143,8 +143,9 @@ impl Repository {
         for known in self.names()? {
             let reader = match self.read(&known, context) {
                 Ok(reader) => reader,
-                // Damage of another image is no reason to refuse this one.
+                // That another image is damaged, or just forgotten, is no reason to refuse this one.
                 Err(e) if e.kind() == ErrorKind::Corrupt && name != Some(&known) => continue,
+                Err(e) if e.kind() == ErrorKind::NotFound => continue,
                 Err(e) => return Err(e),
             };
             let is_it = reader.manifest().image_id == image_id;

@@ -107,6 +107,8 @@ impl Store for LocalStore {
             self.remove(&format!("{folder}/{name}"))?;
         }
         match self.disk.remove_folder(folder) {
+            // Somebody came meanwhile, and it is his now.
+            Err(e) if e.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
             Err(e) if e.kind() != io::ErrorKind::NotFound => {
                 Err(self.error("remove folder", folder, e))
             }

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that fails says where")]
 
-use crate::support::{DAMAGE, FAILED, Lab, change, disk, integer, same, string};
+use crate::support::{BUSY, DAMAGE, DONE, FAILED, Lab, change, disk, integer, same, string};
 use serde_json::{Value, json};
 
 fn numbers(lab: &Lab) -> Vec<u64> {
@@ -275,4 +275,26 @@ fn relink_to_what_is_no_image_is_refused() {
         let line = lab.fails(FAILED, &["relink", "disk", image]);
         assert!(line.contains(said), "{image}: {line}");
     }
+}
+
+#[test]
+fn an_image_that_is_forgotten_meanwhile_is_no_trouble_for_the_others() {
+    let (lab, _) = Lab::with_snapshots(1);
+    lab.write("other.img", &disk(9, 64 << 10));
+    std::thread::scope(|threads| {
+        let other = threads.spawn(|| {
+            for _ in 0..20 {
+                lab.done(&["snapshot", "other.img"]);
+                // Somebody may be reading it.
+                let code = lab.run(&["forget", "other", "--yes"]).code;
+                assert!([Some(DONE), Some(BUSY)].contains(&code), "{code:?}");
+            }
+        });
+        while !other.is_finished() {
+            lab.done(&["relink", "disk", "disk.img"]);
+            lab.done(&["list"]);
+            lab.done(&["stats"]);
+        }
+        other.join().unwrap();
+    });
 }
