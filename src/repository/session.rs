@@ -117,11 +117,19 @@ impl Repository {
 
     /// Takes the write lock of an image, whose folder exists.
     pub(super) fn lock_to_write(&self, name: &str) -> Result<LockGuard> {
-        let lock = self.store.lock(&write_lock(name), LockKind::Exclusive)?;
-        lock.ok_or_else(|| {
-            let what = format!("another imgsnap is working on \"{name}\"");
-            Error::new(ErrorKind::Busy, what).hint("run the command again when it is done")
-        })
+        let file = write_lock(name);
+        for _ in 0..100 {
+            if let Some(lock) = self.store.lock(&file, LockKind::Exclusive)? {
+                return Ok(lock);
+            }
+            // Who looks for clones that nobody needs holds it shared, for a moment; a writer does not.
+            if self.store.lock(&file, LockKind::Shared)?.is_none() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let what = format!("another imgsnap is working on \"{name}\"");
+        Err(Error::new(ErrorKind::Busy, what).hint("run the command again when it is done"))
     }
 
     /// The same of one that may not exist yet. Whoever forgets it meanwhile takes the folder along.
