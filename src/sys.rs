@@ -8,10 +8,9 @@
 //!
 //! - A write by somebody else while we read gives *some* bytes. Nothing may be concluded from two
 //!   reads of the same place; whoever stores a block copies it first and looks only at the copy.
-//! - A truncation would raise SIGBUS at the next access. The handler installed here puts a page of
-//!   zeros under the window and marks it *poisoned*; [`MappedWindow::is_poisoned`] must be asked
-//!   after the last access, and what was read from a poisoned window must be thrown away. A SIGBUS
-//!   anywhere else is passed to the handler that was there before.
+//! - A truncation would raise SIGBUS at the next access. The handler installed here puts zeros under the
+//!   window and marks it *poisoned*; [`MappedWindow::is_poisoned`] must be asked after the last access, and
+//!   what was read from a poisoned window thrown away. Any other SIGBUS goes to the handler before ours.
 //!
 //! A window is populated when it is made (MADV_POPULATE_READ), so that a page which cannot be read is
 //! an error with an offset; unless all of it is in the page cache. Then its pages are mapped as they
@@ -27,7 +26,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Once;
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering, fence};
 
 /// A read-only window on a file, unmapped when it is dropped.
 pub struct MappedWindow {
@@ -39,6 +38,8 @@ pub struct MappedWindow {
 struct Slot {
     start: AtomicUsize,
     end: AtomicUsize,
+    /// One more with each window, so that the handler sees when start and end are of two of them.
+    uses: AtomicUsize,
     poisoned: AtomicBool,
 }
 
@@ -50,6 +51,7 @@ static SLOTS: [Slot; 64] = [const {
     Slot {
         start: AtomicUsize::new(FREE),
         end: AtomicUsize::new(0),
+        uses: AtomicUsize::new(0),
         poisoned: AtomicBool::new(false),
     }
 }; 64];
@@ -75,13 +77,15 @@ impl MappedWindow {
                 s.start.compare_exchange(FREE, CLAIMED, claim.0, claim.1).is_ok()
             })
             .ok_or_else(|| io::Error::from(io::ErrorKind::OutOfMemory))?;
-        // SAFETY: the module's contract: the bytes may change, and the guard turns a truncation
-        // into zeros. The map is private to this value and lives as long as it.
+        // SAFETY: that nobody changes the file cannot be had; instead the module's contract holds. The bytes
+        // are only read, as `u8`, of which every value is valid; a truncation becomes zeros by the guard,
+        // which stands already. The map is of this value alone, so no slice of it lives longer.
         let map = unsafe { memmap2::MmapOptions::new().offset(offset).len(bytes).map(file) };
         let map = map.inspect_err(|_| slot.start.store(FREE, Ordering::Release))?;
         // Declared after the map: the slot is free before the map goes.
         let free = FreeOnDrop(slot);
         let start = map.as_ptr() as usize;
+        slot.uses.fetch_add(1, Ordering::AcqRel);
         slot.poisoned.store(false, Ordering::Relaxed);
         slot.end.store(start + map.len(), Ordering::Release);
         slot.start.store(start, Ordering::Release);
@@ -99,6 +103,8 @@ impl MappedWindow {
 
     /// True if the file was truncated under the window; then its bytes mean nothing.
     pub fn is_poisoned(&self) -> bool {
+        // The bytes are read before it is asked: without the fence a plain read might be moved behind.
+        fence(Ordering::SeqCst);
         self.slot.poisoned.load(Ordering::Acquire)
     }
 }
@@ -122,11 +128,16 @@ impl Drop for FreeOnDrop {
 static GUARD: Once = Once::new();
 /// The handler before ours. Written once before ours is installed, never freed.
 static PREVIOUS: AtomicPtr<libc::sigaction> = AtomicPtr::new(std::ptr::null_mut());
+/// Asked before: a signal handler must not call `sysconf`.
+static PAGE_BYTES: AtomicUsize = AtomicUsize::new(0);
 
 fn install_guard() {
     GUARD.call_once(|| {
-        // SAFETY: all-zero bytes are a valid `sigaction`; both pointers are valid for the calls;
-        // the handler only does what a signal handler may (atomics and system calls).
+        PAGE_BYTES.store(page_bytes(), Ordering::Release);
+        // SAFETY: all-zero bytes are a valid `sigaction`; the pointers are valid for the calls, and
+        // `previous`, which is leaked, for ever. The handler has the signature that SA_SIGINFO asks for, and
+        // only does what one may: atomics, and system calls (mmap, sigaction, raise). errno may change, but
+        // what is interrupted is an access to memory, and never a look at errno after a call that failed.
         unsafe {
             let previous: *mut libc::sigaction = Box::into_raw(Box::new(std::mem::zeroed()));
             libc::sigaction(libc::SIGBUS, std::ptr::null(), previous);
@@ -139,21 +150,29 @@ fn install_guard() {
     });
 }
 
+/// Runs on the thread that touched the page, on its own signal stack, while others go on.
 extern "C" fn on_sigbus(signal: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
-    // SAFETY: the kernel passes a valid `siginfo_t`; for SIGBUS it has an address.
-    let address = unsafe { (*info).si_addr() } as usize;
-    for slot in &SLOTS {
+    // SAFETY: with SA_SIGINFO the kernel passes a valid `siginfo_t`, which lives until we return. Unless the
+    // SIGBUS is the kernel's own, its address is some number, which is not used.
+    let (code, address) = unsafe { ((*info).si_code, (*info).si_addr() as usize) };
+    // Not positive: somebody sent it, and there is no address.
+    let is_of_kernel = code > 0;
+    for slot in SLOTS.iter().filter(|_| is_of_kernel) {
+        let uses = slot.uses.load(Ordering::Acquire);
         let start = slot.start.load(Ordering::Acquire);
         let end = slot.end.load(Ordering::Acquire);
-        // The slot may have been given to another window between the two reads.
-        let is_same = slot.start.load(Ordering::Acquire) == start;
+        // The slot may have been given to other windows meanwhile: then it is not that of the one that was
+        // touched, which stays as it is.
+        let is_same = slot.start.load(Ordering::Acquire) == start
+            && slot.uses.load(Ordering::Acquire) == uses;
         if is_same && start > CLAIMED && (start..end).contains(&address) {
             slot.poisoned.store(true, Ordering::Release);
-            let base = start & !(page_bytes() - 1);
+            let base = start & !(PAGE_BYTES.load(Ordering::Acquire) - 1);
             let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
-            // SAFETY: [base, end) is our own mapping, registered by its owner, who is the one that
-            // is interrupted here or still holds it; zeros take its place, and the
-            // owner unmaps the range.
+            // SAFETY: MAP_FIXED replaces whatever is there, so all of it must be ours: [base, end) is one
+            // window, because start and end are of one use of the slot, and it is mapped as long as we are
+            // here, because whoever touched it borrows it. A reader may see it become zeros (module's
+            // contract); its owner unmaps them like the file. Two threads that fault at once do it twice.
             let zeros =
                 unsafe { libc::mmap(base as *mut _, end - base, libc::PROT_READ, flags, -1, 0) };
             if zeros != libc::MAP_FAILED {
@@ -161,10 +180,15 @@ extern "C" fn on_sigbus(signal: libc::c_int, info: *mut libc::siginfo_t, _: *mut
             }
         }
     }
-    // Not ours: put the previous handler back and return, so that the access faults again under it.
-    // SAFETY: `PREVIOUS` is null or points to a `sigaction` that is never freed.
+    // Not ours: put the previous handler back and return, so that the access faults again under it. One
+    // that was sent does not come again by itself.
+    // SAFETY: `PREVIOUS` was set before this handler was, to a `sigaction` that is never freed and not
+    // written again; `raise` takes a number. The signal is blocked until we return.
     unsafe {
         libc::sigaction(signal, PREVIOUS.load(Ordering::Acquire), std::ptr::null_mut());
+        if !is_of_kernel {
+            libc::raise(signal);
+        }
     }
 }
 
@@ -190,7 +214,7 @@ pub fn await_writeback(file: &File, offset: u64, bytes: u64) -> io::Result<()> {
 
 fn sync_range(file: &File, offset: u64, bytes: u64, flags: libc::c_uint) -> io::Result<()> {
     let (offset, bytes) = (offset as i64, bytes as i64);
-    // SAFETY: a valid descriptor and integer arguments.
+    // SAFETY: numbers only, a descriptor that is open while `file` is borrowed among them.
     let result = unsafe { libc::sync_file_range(file.as_fd().as_raw_fd(), offset, bytes, flags) };
     let error = io::Error::last_os_error();
     // Where it is not to be had, the fsync does all of the work.
@@ -200,19 +224,18 @@ fn sync_range(file: &File, offset: u64, bytes: u64, flags: libc::c_uint) -> io::
 }
 
 fn page_bytes() -> usize {
-    // SAFETY: no pointers; always answers on Linux.
+    // SAFETY: a number in, a number out; Linux knows this one, so it is no -1.
     unsafe { libc::sysconf(libc::_SC_PAGESIZE) as usize }
 }
 
-/// Lets all threads share two heaps of the C library instead of one each: buffers are made by one
-/// thread and freed by another here, and each heap keeps what was once freed in it. And lets them
-/// keep what is freed, up to some megabytes, instead of giving it back at once: to get it again costs
-/// a fault for each page.
+/// Lets all threads share two heaps of the C library instead of one each: buffers are made by one thread
+/// and freed by another here, and each heap keeps what was once freed in it. And lets them keep some
+/// megabytes of what is freed: to get it again costs a fault for each page.
 ///
 /// For programs, at their start; a library must not decide this for others.
 pub fn share_heaps() {
     #[cfg(target_env = "gnu")]
-    // SAFETY: no pointers; a parameter that is not known is refused without effect.
+    // SAFETY: numbers only; what is not known is refused without effect. The heap is locked meanwhile.
     unsafe {
         libc::mallopt(libc::M_ARENA_MAX, 2);
         libc::mallopt(libc::M_MMAP_THRESHOLD, 32 << 20);
@@ -238,7 +261,7 @@ pub fn take_lease(file: &File, lease: Lease) -> io::Result<()> {
     // The kernel announces a lease break with SIGIO, whose default is to end the process.
     static IGNORE_SIGIO: Once = Once::new();
     IGNORE_SIGIO.call_once(|| {
-        // SAFETY: SIG_IGN is always a valid disposition.
+        // SAFETY: SIG_IGN is a valid disposition of any signal but two, and no handler of ours.
         unsafe {
             libc::signal(libc::SIGIO, libc::SIG_IGN);
         }
@@ -247,14 +270,14 @@ pub fn take_lease(file: &File, lease: Lease) -> io::Result<()> {
         Lease::Read => libc::F_RDLCK,
         Lease::Write => libc::F_WRLCK,
     };
-    // SAFETY: a valid descriptor and an integer argument.
+    // SAFETY: this command takes an integer; the descriptor is open as long as `file` is borrowed.
     let result = unsafe { libc::fcntl(file.as_fd().as_raw_fd(), libc::F_SETLEASE, kind) };
     if result == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// Gives a lease back. Without one nothing happens.
 pub fn release_lease(file: &File) {
-    // SAFETY: a valid descriptor and an integer argument.
+    // SAFETY: this command takes an integer; the descriptor is open as long as `file` is borrowed.
     unsafe { libc::fcntl(file.as_fd().as_raw_fd(), libc::F_SETLEASE, libc::F_UNLCK) };
 }
 
@@ -264,7 +287,7 @@ pub fn holds_lease(file: &File, lease: Lease) -> bool {
         Lease::Read => libc::F_RDLCK,
         Lease::Write => libc::F_WRLCK,
     };
-    // SAFETY: a valid descriptor and no argument.
+    // SAFETY: this command takes no argument; the descriptor is open as long as `file` is borrowed.
     unsafe { libc::fcntl(file.as_fd().as_raw_fd(), libc::F_GETLEASE) == kind }
 }
 
@@ -276,31 +299,32 @@ fn is_cached(file: &File, offset: u64, bytes: usize) -> bool {
     cached_pages(file, first * page, pages * page).is_some_and(|cached| cached >= pages)
 }
 
+/// The kernel's `struct cachestat_range`.
 #[repr(C)]
 struct CacheRange {
     offset: u64,
     bytes: u64,
 }
 
+/// The kernel's `struct cachestat`.
 #[repr(C)]
 #[derive(Default)]
 struct CacheStat {
     cached: u64,
-    dirty: u64,
-    writeback: u64,
-    evicted: u64,
-    recently_evicted: u64,
+    /// Dirty, in writeback, evicted, recently evicted.
+    others: [u64; 4],
 }
 
 /// How many pages of a range of a file are in the page cache; none if the kernel cannot tell
 /// (before 6.5).
 pub fn cached_pages(file: &File, offset: u64, bytes: u64) -> Option<u64> {
-    /// The same number on every architecture.
+    /// The same number on every architecture that Rust runs on.
     const SYS_CACHESTAT: libc::c_long = 451;
     let range = CacheRange { offset, bytes };
     let mut stat = CacheStat::default();
     let fd = libc::c_long::from(file.as_fd().as_raw_fd());
-    // SAFETY: both structures have the layout of the kernel's and live through the call.
+    // SAFETY: arguments of a register's width; both structures are laid out as the kernel's, which reads one
+    // and writes the other, and live through the call.
     let result = unsafe {
         libc::syscall(SYS_CACHESTAT, fd, &raw const range, &raw mut stat, 0 as libc::c_long)
     };
@@ -313,8 +337,9 @@ pub fn cached_pages(file: &File, offset: u64, bytes: u64) -> Option<u64> {
 /// # Errors
 /// `EOPNOTSUPP` and others where the file system cannot.
 pub fn clone_file(from: &File, to: &File) -> io::Result<()> {
-    let (from, to) = (from.as_fd().as_raw_fd(), to.as_fd().as_raw_fd());
-    // SAFETY: two valid descriptors and no pointer.
+    let (from, to) = (libc::c_long::from(from.as_fd().as_raw_fd()), to.as_fd().as_raw_fd());
+    // SAFETY: this request takes a number of a register's width and no pointer; both descriptors are open
+    // while the files are borrowed.
     let result = unsafe { libc::ioctl(to, libc::FICLONE, from) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
@@ -325,7 +350,7 @@ pub fn clone_file(from: &File, to: &File) -> io::Result<()> {
 /// `EOPNOTSUPP` where the file system has none.
 pub fn set_attribute(file: &File, name: &CStr, value: &[u8]) -> io::Result<()> {
     let fd = file.as_fd().as_raw_fd();
-    // SAFETY: a valid descriptor, a string with its end, and a buffer of the length that is given.
+    // SAFETY: a string with its end, and a buffer that is as long as is said; the kernel only reads them.
     let result =
         unsafe { libc::fsetxattr(fd, name.as_ptr(), value.as_ptr().cast(), value.len(), 0) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
@@ -337,7 +362,7 @@ pub fn set_attribute(file: &File, name: &CStr, value: &[u8]) -> io::Result<()> {
 /// `ENODATA` if it has none.
 pub fn attribute(file: &File, name: &CStr) -> io::Result<Vec<u8>> {
     let (fd, mut value) = (file.as_fd().as_raw_fd(), vec![0; 256]);
-    // SAFETY: a valid descriptor, a string with its end, and a buffer of the length that is given.
+    // SAFETY: a string with its end, and a buffer that is as long as is said; a longer attribute is refused.
     let length =
         unsafe { libc::fgetxattr(fd, name.as_ptr(), value.as_mut_ptr().cast(), value.len()) };
     value.truncate(usize::try_from(length).map_err(|_| io::Error::last_os_error())?);
@@ -352,15 +377,15 @@ pub fn set_no_copy_on_write(file: &File) -> io::Result<()> {
     /// From linux/fs.h: `FS_IOC_GETFLAGS`, `FS_IOC_SETFLAGS`, `FS_NOCOW_FL`.
     const GET: libc::Ioctl = 0x8008_6601_u32 as libc::Ioctl;
     const SET: libc::Ioctl = 0x4008_6602_u32 as libc::Ioctl;
-    const NO_COW: libc::c_long = 0x0080_0000;
+    const NO_COW: libc::c_int = 0x0080_0000;
     let fd = file.as_fd().as_raw_fd();
-    // The kernel reads and writes an `int`, whatever the number says; a `long` has room for both.
-    let mut flags: libc::c_long = 0;
-    // SAFETY: a valid descriptor and a pointer to a number that lives through both calls.
+    // The kernel reads and writes an `int`. The numbers speak of a `long`, and FUSE goes by them.
+    let mut flags: [libc::c_int; 2] = [0; 2];
+    // SAFETY: a pointer to eight bytes that live through both calls; the kernel touches four or all of them.
     let result = unsafe {
         match libc::ioctl(fd, GET, &raw mut flags) {
             0 => {
-                flags |= NO_COW;
+                flags[0] |= NO_COW;
                 libc::ioctl(fd, SET, &raw const flags)
             }
             failed => failed,
@@ -385,17 +410,26 @@ pub struct FileExtent {
     reserved: [u32; 3],
 }
 
-const _: () = assert!(size_of::<FileExtent>() == 56);
+const _: () = assert!(size_of::<FileExtent>() == 56 && size_of::<ExtentCount>() == 32);
+const _: () = assert!(std::mem::offset_of!(ExtentRequest, extents) == size_of::<ExtentCount>());
+const _: () = assert!(size_of::<FileAttributes>() == 28 && size_of::<CacheStat>() == 40);
 
-/// The kernel's `struct fiemap`, and what it fills.
+/// The kernel's `struct fiemap` without extents.
 #[repr(C)]
-struct ExtentRequest {
+#[derive(Default)]
+struct ExtentCount {
     start: u64,
     length: u64,
     flags: u32,
     mapped_extents: u32,
     extent_count: u32,
     reserved: u32,
+}
+
+/// The same with what it fills.
+#[repr(C)]
+struct ExtentRequest {
+    head: ExtentCount,
     extents: [FileExtent; EXTENTS_AT_ONCE],
 }
 
@@ -412,36 +446,20 @@ pub const EXTENTS_AT_ONCE: usize = 4096;
 /// # Errors
 /// `EOPNOTSUPP` where the file system cannot tell.
 pub fn file_extents(file: &File, start: u64) -> io::Result<Vec<FileExtent>> {
+    let (length, extent_count) = (u64::MAX - start, EXTENTS_AT_ONCE as u32);
     let mut request = Box::new(ExtentRequest {
-        start,
-        length: u64::MAX - start,
-        flags: 0,
-        mapped_extents: 0,
-        extent_count: EXTENTS_AT_ONCE as u32,
-        reserved: 0,
+        head: ExtentCount { start, length, extent_count, ..ExtentCount::default() },
         extents: [FileExtent::default(); EXTENTS_AT_ONCE],
     });
     let fd = file.as_fd().as_raw_fd();
-    // SAFETY: the structure has the layout of the kernel's, with room for as many extents as it says,
-    // and lives through the call.
+    // SAFETY: the structure is laid out as the kernel's, with room for as many extents as it says, and lives
+    // through the call; whatever the kernel writes are numbers.
     let result = unsafe { libc::ioctl(fd, FIEMAP, &raw mut *request) };
     if result != 0 {
         return Err(io::Error::last_os_error());
     }
-    let count = request.mapped_extents as usize;
+    let count = request.head.mapped_extents as usize;
     Ok(request.extents.get(..count).unwrap_or_default().to_vec())
-}
-
-/// The kernel's `struct fiemap` without extents.
-#[repr(C)]
-#[derive(Default)]
-struct ExtentCount {
-    start: u64,
-    length: u64,
-    flags: u32,
-    mapped_extents: u32,
-    extent_count: u32,
-    reserved: u32,
 }
 
 /// The kernel's `struct fsxattr`.
@@ -465,7 +483,7 @@ const GET_ATTRIBUTES: libc::Ioctl = 0x801C_581F_u32 as libc::Ioctl;
 /// As [`file_extents`].
 pub fn count_file_extents(file: &File) -> io::Result<u64> {
     let mut known = FileAttributes::default();
-    // SAFETY: the structure has the layout of the kernel's and lives through the call.
+    // SAFETY: the structure is laid out as the kernel's and lives through the call.
     let result = unsafe { libc::ioctl(file.as_fd().as_raw_fd(), GET_ATTRIBUTES, &raw mut known) };
     if result == 0 && known.extent_count > 0 {
         return Ok(known.extent_count.into());
@@ -473,7 +491,7 @@ pub fn count_file_extents(file: &File) -> io::Result<u64> {
     // No room is offered: nothing is filled in.
     let mut request = ExtentCount { length: u64::MAX, ..ExtentCount::default() };
     let fd = file.as_fd().as_raw_fd();
-    // SAFETY: the structure has the layout of the kernel's, which writes no extents behind it.
+    // SAFETY: the same; the kernel, which is offered room for no extents, writes none behind it.
     let result = unsafe { libc::ioctl(fd, FIEMAP, &raw mut request) };
     if result == 0 { Ok(request.mapped_extents.into()) } else { Err(io::Error::last_os_error()) }
 }
