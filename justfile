@@ -23,6 +23,14 @@ faults:
 soak time="30m" *args:
     cargo test --release --test soak -- --for {{time}} {{args}}
 
+# The unit tests and every verb that maps files, under valgrind
+valgrind:
+    tests/memory.sh valgrind
+
+# The same, built with AddressSanitizer, which needs a nightly toolchain
+address:
+    tests/memory.sh address
+
 # Put the formatting right
 fmt:
     cargo fmt

@@ -24,8 +24,10 @@ impl Worker<'_> {
             let is_done = run.done_unless_faulted();
             if args.contains(&"--dry-run".into()) {
                 owned.reconcile(self, &[], &BTreeSet::new());
-                owned.image.is_as_it_was(self.world);
-                return;
+                if is_mixture {
+                    continue;
+                }
+                return owned.image.is_as_it_was(self.world);
             }
             // What is saved is what was there before, and only if that was no mixture.
             let may_save = is_saving && !is_mixture;

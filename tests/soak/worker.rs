@@ -41,13 +41,13 @@ impl<'a> Worker<'a> {
         }
         while Instant::now() < end && !self.world.stop.load(Ordering::Relaxed) {
             let which = self.random.below(images.len() as u64) as usize;
-            let owned = &mut images[which];
-            match self.random.below(10) {
-                0..3 => self.look_at_others(),
-                _ => self.step(owned),
+            match self.random.below(20) {
+                0..6 => self.look_at_others(),
+                6 if images.len() > 1 => self.snapshot_all(&mut images),
+                _ => self.step(&mut images[which]),
             }
             if self.random.below(AUDIT) == 0 {
-                self.audit(owned);
+                self.audit(&mut images[which]);
             }
         }
         if !self.world.stop.load(Ordering::Relaxed) {
