@@ -20,15 +20,31 @@ pub fn run(
 ) -> Result<ExitCode> {
     let sources: Vec<MendSource> = from.iter().map(|path| source(path)).collect::<Result<_>>()?;
     let mut is_sound = true;
-    for name in repo::names(repository, name)? {
-        repair_manifest(repository, &name, !sources.is_empty(), printer, context)?;
-        if !sources.is_empty() {
-            let mended = repository.mend(&name, &sources, context)?;
-            is_sound &= mended.iter().all(|file| file.outcome.is_ok());
-            print(&name, &mended, printer)?;
+    for each in repo::names(repository, name)? {
+        match of_image(repository, &each, &sources, printer, context) {
+            // It has just been forgotten.
+            Err(e) if name.is_none() && e.kind() == ErrorKind::NotFound => {}
+            other => is_sound &= other?,
         }
     }
     Ok(if is_sound { exit::DONE } else { exit::damaged() })
+}
+
+/// True if no damage is left.
+fn of_image(
+    repository: &Repository,
+    name: &str,
+    sources: &[MendSource],
+    printer: &Printer,
+    context: &Context,
+) -> Result<bool> {
+    repair_manifest(repository, name, !sources.is_empty(), printer, context)?;
+    if sources.is_empty() {
+        return Ok(true);
+    }
+    let mended = repository.mend(name, sources, context)?;
+    print(name, &mended, printer)?;
+    Ok(mended.iter().all(|file| file.outcome.is_ok()))
 }
 
 /// A repository, or an image.

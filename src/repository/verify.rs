@@ -123,6 +123,8 @@ impl Repository {
                     verified.damaged.push(damage);
                     continue;
                 }
+                // It has just been forgotten.
+                Err(e) if *scope == VerifyScope::All && e.kind() == ErrorKind::NotFound => continue,
                 Err(e) => return Err(e),
             };
             let manifest = reader.manifest();
