@@ -1,5 +1,6 @@
 //! A new sparse file: written without a name, or under a temporary one where the file system wants
-//! a name, and given its own when it is proved. Killed before, it leaves nothing behind.
+//! a name, and given its own when it is proved. Killed before, it leaves nothing behind, or, while it has
+//! the temporary one, what the next one of that name clears away.
 
 use super::Target;
 use crate::error::{Error, ErrorKind, Result};
@@ -7,12 +8,18 @@ use crate::source::{ImageGuard, Intent};
 use crate::writeback::Writeback;
 use nix::fcntl::{AT_FDCWD, AtFlags, RenameFlags, renameat2};
 use nix::unistd::linkat;
+use std::ffi::{OsStr, OsString};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
+
+/// How temporary names end, and how many random digits are before that.
+const TEMPORARY: &str = ".tmp";
+const RANDOM: usize = 12;
 
 /// A file that does not exist under its name yet.
 pub struct NewFile {
@@ -68,10 +75,11 @@ impl NewFile {
         let name = path.file_name().ok_or_else(|| {
             Error::new(ErrorKind::InvalidInput, format!("{place} is no name of a file"))
         })?;
+        clear_away(folder_of(&path), name);
         let random = uuid::Uuid::new_v4().simple().to_string();
-        let mut hidden = std::ffi::OsString::from(".");
+        let mut hidden = OsString::from(".");
         hidden.push(name);
-        hidden.push(format!(".{}.tmp", random.get(..12).unwrap_or_default()));
+        hidden.push(format!(".{}{TEMPORARY}", random.get(..RANDOM).unwrap_or_default()));
         let temporary = path.with_file_name(hidden);
         let (file, has_temporary_name) = match open_nameless(folder_of(&path)) {
             Some(file) => (file, false),
@@ -81,6 +89,9 @@ impl NewFile {
                 (options.open(&temporary).map_err(|e| failed("create", e))?, true)
             }
         };
+        if file.try_lock().is_err() {
+            // A file system without locks: nobody clears anything away there.
+        }
         let (finished, writeback) = (false, Writeback::default());
         let target =
             Self { file, path, temporary, has_temporary_name, replaced, finished, writeback };
@@ -129,6 +140,30 @@ impl NewFile {
             None => self.file.set_permissions(PermissionsExt::from_mode(0o600)),
         }
     }
+}
+
+/// Removes what others that were killed have left of a file of this name. Who lives holds a lock.
+fn clear_away(folder: &Path, name: &OsStr) {
+    let Ok(entries) = std::fs::read_dir(folder) else { return };
+    for entry in entries.flatten().filter(|entry| is_temporary(&entry.file_name(), name)) {
+        let path = entry.path();
+        let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+        let opened = OpenOptions::new().read(true).custom_flags(flags).open(&path);
+        let is_left = opened.is_ok_and(|file| file.try_lock().is_ok());
+        if is_left && std::fs::remove_file(&path).is_err() {
+            // It is in nobody's way.
+        }
+    }
+}
+
+/// True for a temporary name of a file: `.NAME.0123456789ab.tmp`.
+fn is_temporary(found: &OsStr, name: &OsStr) -> bool {
+    let random = |found: &[u8]| -> Option<Vec<u8>> {
+        let rest = found.strip_prefix(b".")?.strip_prefix(name.as_bytes())?.strip_prefix(b".")?;
+        Some(rest.strip_suffix(TEMPORARY.as_bytes())?.to_owned())
+    };
+    random(found.as_bytes())
+        .is_some_and(|r| r.len() == RANDOM && r.iter().all(u8::is_ascii_hexdigit))
 }
 
 /// A file without a name (O_TMPFILE), where it can be given one later.
@@ -180,5 +215,25 @@ impl Drop for NewFile {
         if is_left && std::fs::remove_file(&self.temporary).is_err() {
             // A hidden file stays behind; it is not the user's file, and nothing more can be done.
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_killed_one_left_is_cleared_away_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        let left = ".a.img.0123456789ab.tmp";
+        let held = ".a.img.ba9876543210.tmp";
+        let others = [".b.img.0123456789ab.tmp", ".a.img.mine.tmp", ".a.img.0123456789ab", held];
+        others.iter().chain([&left]).for_each(|name| std::fs::write(path(name), "x").unwrap());
+        let holder = File::open(path(held)).unwrap();
+        holder.lock().unwrap();
+        drop(NewFile::create(&path("a.img"), 10, false).unwrap());
+        assert!(!path(left).exists());
+        assert!(others.iter().all(|name| path(name).exists()));
     }
 }
