@@ -89,7 +89,11 @@ pub fn judge(lab: &Lab, verb: &Verb, done: &Done, fault: &Fault, hit: &Hit) -> V
         _ => return Err(format!("{}: {err}", output.status)),
     };
     says_what_is_wrong(verb, ending, &err, hit)?;
-    let now = look(lab).map_err(|e| format!("the repository: {e}"))?;
+    let mut now = look(lab).map_err(|e| format!("the repository: {e}"))?;
+    if ending == Ending::Killed {
+        // Cleared away by the next run, as in the repository.
+        now.files.retain(|name, _| !(name.starts_with('.') && name.ends_with(".tmp")));
+    }
     let is_mixed = is_between(verb, done, &now)?;
     if ending == Ending::Failed
         && is_mixed
