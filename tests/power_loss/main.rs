@@ -190,7 +190,7 @@ impl<'a> Line<'a> {
         if self.random.below(3) > 0 && self.seen.intent.is_none() {
             self.write_image();
         }
-        if self.seen.intent.is_none() && self.loose.is_none() {
+        if self.seen.intent.is_none() {
             self.whole = self.disk.now().image;
         }
         let verb = self.choose();
@@ -277,6 +277,11 @@ impl<'a> Line<'a> {
         if matches!(verb, Verb::Init) && next.take().is_some() {
             // Who sees that it failed does not go on as if it had not.
             self.disk = self.disk.after_power_loss(Survival::Everything);
+        }
+        if let (Some(next), Some(before)) = (&mut next, self.loose.take()) {
+            // Killed before its first sync, it has made nothing durable either.
+            next.visible.extend(before.visible);
+            next.is_repair |= before.is_repair;
         }
         self.loose = next;
         let visible = self.seen.visible.clone();
