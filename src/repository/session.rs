@@ -247,6 +247,12 @@ impl Repository {
         // The manifest that rules may not be durable yet: its writer may have died before the sync.
         store.flush(name)?;
         let files = store.list(name)?;
+        // A commit that was reported as failed may stand all the same: what it names is not ours to remove.
+        if files.iter().filter_map(|file| manifest::sequence_of(file)).max()
+            > Some(manifest.sequence)
+        {
+            return Ok(false);
+        }
         let stored = manifest.stored();
         let is_named = |file: &String| stored.iter().any(|s| s.file == *file);
         // If a file that is named is missing, another one may be it, under another name: keep all.
