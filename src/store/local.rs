@@ -119,7 +119,7 @@ impl Store for LocalStore {
     fn lock(&self, name: &str, kind: LockKind) -> Result<Option<LockGuard>> {
         self.disk.lock(name, kind).map_err(|e| match e.kind() {
             io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied => {
-                let what = format!("cannot lock {}", self.disk.location(name));
+                let what = format!("cannot lock {}: {}", self.disk.location(name), e.kind());
                 Error::new(ErrorKind::Unsupported, what)
             }
             _ => self.error("lock", name, e),
