@@ -115,7 +115,8 @@ impl Worker<'_> {
         let mut go = BTreeSet::new();
         match other[0] {
             "delete" => go.extend([number]),
-            "prune" => go.extend(owned.known.keys().rev().skip(3)),
+            // The snapshot that comes at the same time may be the third.
+            "prune" => go.extend(owned.known.keys().rev().skip(2)),
             "label" => owned.known.get_mut(&number).unwrap().labels.push(None),
             _ => {}
         }

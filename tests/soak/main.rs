@@ -42,10 +42,10 @@ use world::World;
 /// Random verbs on random images, with kills and faults, held against a model.
 #[derive(Parser)]
 struct Args {
-    /// How long, as in 30m
-    #[arg(long = "for", value_name = "TIME", default_value = "15s", value_parser = parse_duration)]
-    time: Duration,
-    /// Where the numbers begin [default: the time of day]
+    /// How long, as in 30m [default: 15s]
+    #[arg(long = "for", value_name = "TIME", value_parser = parse_duration)]
+    time: Option<Duration>,
+    /// Where the numbers begin [default: with --for another one each time, otherwise 1]
     #[arg(long)]
     seed: Option<u64>,
     /// How many work at the same time
@@ -82,11 +82,11 @@ fn main() -> ExitCode {
     if args.list || args.ignored || !is_meant {
         return ExitCode::SUCCESS;
     }
-    let seed = args.seed.unwrap_or_else(|| {
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
-        now.as_secs() % 1_000_000
-    });
-    println!("soak: seed {seed}, {} workers, {:?}", args.workers, args.time);
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    let seed = if args.time.is_some() { now.as_secs() % 1_000_000 } else { 1 };
+    let seed = args.seed.unwrap_or(seed);
+    let time = args.time.unwrap_or(Duration::from_secs(15));
+    println!("soak: seed {seed}, {} workers, {:?}", args.workers, time);
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
         signal_hook::flag::register(signal, stop.clone()).unwrap();
@@ -99,7 +99,7 @@ fn main() -> ExitCode {
         None => tempfile::Builder::new().prefix("imgsnap-soak-").tempdir().unwrap(),
     };
     let world = World::new(folder.path(), &args.filesystem, seed, stop.clone());
-    let end = Instant::now() + args.time;
+    let end = Instant::now() + time;
     let is_over = AtomicBool::new(false);
     let is_well = std::thread::scope(|threads| {
         threads.spawn(|| world.watch(&is_over));
@@ -113,7 +113,11 @@ fn main() -> ExitCode {
         ended.iter().all(|is_well| *is_well)
     });
     println!("{}", world.summary());
-    if is_well {
+    let was_stopped = stop.load(Ordering::Relaxed);
+    let left = if is_well && !was_stopped { world.left_over() } else { Vec::new() };
+    if !left.is_empty() {
+        println!("soak: left behind: {left:?}");
+    } else if is_well {
         return ExitCode::SUCCESS;
     }
     println!("\nsoak: FAILED; again with: --seed {seed} --workers {}", args.workers);

@@ -198,6 +198,24 @@ impl World {
         )
     }
 
+    /// What is left that nobody needs, when all are done.
+    pub fn left_over(&self) -> Vec<PathBuf> {
+        let mut left = Vec::new();
+        let mut folders = vec![self.place.clone()];
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(folder).unwrap().map(Result::unwrap) {
+                let name = entry.file_name().to_string_lossy().into_owned();
+                let is_folder = entry.file_type().unwrap().is_dir();
+                match (is_folder, name.as_str()) {
+                    (true, _) => folders.push(entry.path()),
+                    _ if name.ends_with(".tmp") || name.starts_with('.') => left.push(entry.path()),
+                    _ => {}
+                }
+            }
+        }
+        left
+    }
+
     /// Changes what others may know of an image.
     pub fn tell(&self, name: &str, change: impl FnOnce(&mut Public)) {
         change(lock(&self.public).entry(name.into()).or_default());
