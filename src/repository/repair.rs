@@ -44,13 +44,10 @@ impl Repository {
             manifest::load(store, name)?;
         }
         let _write = self.lock_to_write(name)?;
-        match manifest::load(store, name) {
+        match twice(|| manifest::load(store, name)) {
             Ok(_) => return Ok(Repaired::Nothing),
-            // A manifest that cannot be read is as good as a damaged one.
-            Err(e) if matches!(e.kind(), ErrorKind::Corrupt | ErrorKind::Io) => {
-                context.progress().note(&e.to_string());
-            }
-            Err(e) => return Err(e),
+            Err(e) if e.kind() == ErrorKind::Corrupt => context.progress().note(&e.to_string()),
+            Err(e) => return Err(not_now(e)),
         }
         let mut unused = Vec::new();
         let deltas = self.open_all(name, &mut unused)?;
@@ -82,8 +79,10 @@ impl Repository {
     ) -> Result<Vec<(String, Arc<Delta>)>> {
         let mut deltas = Vec::new();
         for file in self.store.list(name)?.into_iter().filter(|f| f.ends_with(".delta")) {
-            match Delta::open(self.store.clone(), &format!("{name}/{file}"), &self.caches) {
+            let path = format!("{name}/{file}");
+            match twice(|| Delta::open(self.store.clone(), &path, &self.caches)) {
                 Ok(delta) => deltas.push((file, Arc::new(delta))),
+                Err(e) if e.kind() == ErrorKind::Io => return Err(not_now(e)),
                 Err(e) => unused.push((file, e.to_string())),
             }
         }
@@ -97,6 +96,21 @@ impl Repository {
     }
 }
 
+/// What is called damaged is left out for good: it is looked at twice.
+fn twice<T>(look: impl Fn() -> Result<T>) -> Result<T> {
+    look().or_else(|_| look())
+}
+
+/// What cannot be read now is no damage yet: a manifest without it would be a loss for good.
+fn not_now(error: Error) -> Error {
+    match error.kind() {
+        ErrorKind::Io => error.or_hint(
+            "run the command again; if the disk has lost that file for good, move it out of the folder first",
+        ),
+        _ => error,
+    }
+}
+
 /// The newest manifest that can still be read: it may know labels and the place of the live image.
 fn older_manifest(store: &dyn Store, name: &str) -> Result<Option<Manifest>> {
     let mut sequences: Vec<u64> =
@@ -104,11 +118,11 @@ fn older_manifest(store: &dyn Store, name: &str) -> Result<Option<Manifest>> {
     sequences.sort_unstable_by(|a, b| b.cmp(a));
     for sequence in sequences {
         let file = format!("{name}/{}", manifest::file_name(sequence));
-        if let Ok(bytes) = read_small(store, &file, manifest::MAX_MANIFEST_BYTES)
-            && let Ok(manifest) = Manifest::decode(&bytes)
-            && manifest.name == name
-        {
-            return Ok(Some(manifest));
+        let read = || Manifest::decode(&read_small(store, &file, manifest::MAX_MANIFEST_BYTES)?);
+        match twice(read) {
+            Ok(manifest) if manifest.name == name => return Ok(Some(manifest)),
+            Err(e) if e.kind() == ErrorKind::Io => return Err(not_now(e)),
+            _ => {}
         }
     }
     Ok(None)

@@ -26,16 +26,6 @@ pub struct Done {
     kept: Vec<String>,
 }
 
-/// Faults after which things are known not to be as they should, and why they are still made.
-///
-/// `repair` takes a file that it could not read for a damaged one: it writes a manifest without that file,
-/// and finds nothing to repair afterwards.
-pub fn is_known(verb: &Verb, hit: &Hit) -> bool {
-    let of_files = ["openat(", "open64(", "read(", "pread64(", "statx(", "newfstatat("];
-    let is_read = of_files.iter().any(|call| hit.place.contains(call));
-    verb.args.starts_with("repair") && is_read && hit.place.contains("/repo/")
-}
-
 /// How a try ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Ending {

@@ -1,7 +1,7 @@
 //! What was tried, and what came of it.
 
 use crate::fault::{Fault, Hit, What};
-use crate::judge::{Ending, is_known};
+use crate::judge::Ending;
 use crate::lab::Lab;
 use crate::say;
 use crate::verbs::Verb;
@@ -15,7 +15,6 @@ pub struct Tally {
     kills: u64,
     survived: u64,
     missed: u64,
-    known: u64,
     wrong: u64,
     errors: BTreeSet<String>,
 }
@@ -23,7 +22,7 @@ pub struct Tally {
 impl Tally {
     pub fn new(verb: &Verb) -> Self {
         let (verb, errors) = (verb.clone(), BTreeSet::new());
-        Self { verb, faults: 0, kills: 0, survived: 0, missed: 0, known: 0, wrong: 0, errors }
+        Self { verb, faults: 0, kills: 0, survived: 0, missed: 0, wrong: 0, errors }
     }
 
     /// This time the verb did not make that call.
@@ -44,7 +43,6 @@ impl Tally {
         }
         match verdict {
             Ok(ending) => self.survived += u64::from(ending == Ending::Survived),
-            Err(_) if is_known(&self.verb, hit) => self.known += 1,
             Err(what) => {
                 let (args, place) = (self.verb.args, hit.place.replace(&root, ""));
                 let what = what.replace(&root, "");
@@ -78,11 +76,10 @@ fn anonymous(line: &str) -> String {
 pub fn conclude(tallies: Vec<Tally>, is_all: bool, seed: u64) {
     let sum = |of: fn(&Tally) -> u64| tallies.iter().map(of).sum::<u64>();
     let (faults, kills) = (sum(|t| t.faults), sum(|t| t.kills));
-    let (survived, missed, known) = (sum(|t| t.survived), sum(|t| t.missed), sum(|t| t.known));
+    let (survived, missed) = (sum(|t| t.survived), sum(|t| t.missed));
     let of = if is_all { "all".into() } else { format!("drawn with seed {seed}") };
     say(&format!(
-        "{faults} faults ({survived} survived) and {kills} kills in {} verbs, {of}; {missed} not reached, \
-         {known} wrong as is known",
+        "{faults} faults ({survived} survived) and {kills} kills in {} verbs, {of}; {missed} not reached",
         tallies.len()
     ));
     if let Some(path) = std::env::var_os("IMGSNAP_FAULT_ERRORS") {
