@@ -153,7 +153,7 @@ fn step(state: &mut State, what: &str, path: &str) -> io::Result<()> {
         moments.push(state.now.clone());
     }
     if state.crash_at.is_some_and(|at| now >= at) || state.fail_at == Some(now) {
-        return Err(io::Error::from_raw_os_error(libc::EIO));
+        return Err(io::Error::from_raw_os_error(5));
     }
     Ok(())
 }
