@@ -426,7 +426,7 @@ fn header_and_footer(header: &[u8], footer: &[u8]) -> Result<Delta, String> {
     ensure(sizes.contains(&delta.image_bytes), || {
         format!("C5: image_bytes is {}", delta.image_bytes)
     })?;
-    ensure(delta.number >= 1, || "E3: number is 0".to_owned())?;
+    ensure((1..1 << 48).contains(&delta.number), || format!("E3: number is {}", delta.number))?;
     ensure(delta.time_nanoseconds < 1_000_000_000, || {
         format!("E3: time_nanoseconds is {}", delta.time_nanoseconds)
     })?;
