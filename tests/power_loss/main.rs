@@ -301,8 +301,8 @@ impl<'a> Line<'a> {
             let is_there = |name: &str| self.seen.next_numbers.contains_key(name);
             // What a repair finds of a base by reference it cannot read: where the image is, the manifest
             // that is damaged has said.
-            let is_hopeless =
-                matches!(&verb, Verb::Repair { name } if name == "vm") && self.has_templates;
+            let is_repair = |name: &str| matches!(&verb, Verb::Repair { name: of } if of == name);
+            let is_hopeless = self.has_templates && is_repair("vm");
             let is_next = name.is_none_or(|name| !is_there(name) || verb.name() == Some(name));
             if is_next && (!is_hopeless || !self.seen.damaged.is_empty()) {
                 self.has_templates |= matches!(verb, Verb::OnBaseImage { .. });
