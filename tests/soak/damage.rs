@@ -228,7 +228,8 @@ impl Worker<'_> {
                 continue;
             }
             let past = owned.past.get(&number).cloned().unwrap_or_default();
-            let found = past.iter().find(|state| owned.gives(self, number, state).is_none());
+            let mut states = past.iter().chain(&owned.tried);
+            let found = states.find(|state| owned.gives(self, number, state).is_none());
             let state = found.unwrap_or_else(|| panic!("@{number} came from nowhere")).clone();
             owned.remember(number, state, label);
         }

@@ -106,6 +106,19 @@ impl Fault {
         }
     }
 
+    /// Where a live image is written, which is a small part of a rollback.
+    pub fn in_writing(random: &mut Random, tools: Tools) -> Self {
+        let (call, number) = (random.below(4), random.next());
+        if !tools.strace {
+            return Self::Signal(Signal::SIGKILL, 400 + number % 600);
+        }
+        let (call, last) =
+            [("pwrite64", 12), ("pwrite64", 3), ("fallocate", 3), ("fsync", 12)][call as usize];
+        let when = 1 + number % last;
+        let how = if number & 1 << 20 == 0 { "signal=KILL" } else { "error=EIO" };
+        Self::Inject { call, how: format!("{how}:when={when}") }
+    }
+
     /// The command that runs `program` under this fault.
     pub fn command(&self, program: &Path) -> Command {
         let around = |name: &str, args: &[String]| {

@@ -24,6 +24,8 @@ pub struct Owned {
     pub known: BTreeMap<u64, Known>,
     /// What was ever stored under a number: a repair may find it again.
     pub past: BTreeMap<u64, Vec<Arc<State>>>,
+    /// What snapshots that were killed may have stored: a repair may find that, too.
+    pub tried: Vec<Arc<State>>,
     /// Base images, which must stay.
     pub templates: Vec<PathBuf>,
 }
@@ -33,7 +35,7 @@ impl Owned {
         let image = Image::new(worker.world, name, &mut worker.random);
         worker.world.tell(name, |public| public.is_vague = true);
         let (known, past) = (BTreeMap::new(), BTreeMap::new());
-        Self { image, known, past, templates: Vec::new() }
+        Self { image, known, past, tried: Vec::new(), templates: Vec::new() }
     }
 
     pub fn name(&self) -> String {
@@ -120,6 +122,8 @@ impl Owned {
             self.remember(number, state.clone(), label);
             added.push(number);
         }
+        self.tried.extend(add.iter().map(|(state, _)| state.clone()));
+        self.tried.drain(..self.tried.len().saturating_sub(16));
         assert!(added.len() <= add.len(), "{}: nobody made all of {added:?}", self.name());
         self.publish(worker);
         added

@@ -19,7 +19,11 @@ impl Worker<'_> {
             let target = owned.known[&number].state.clone();
             let is_saving = self.random.below(3) > 0;
             let args = self.arguments(owned, number, is_saving);
-            let fault = if attempt < FAULTS { self.some_fault() } else { Fault::None };
+            let fault = match self.random.below(3) {
+                _ if attempt >= FAULTS => Fault::None,
+                0 => Fault::in_writing(&mut self.random, self.world.tools),
+                _ => self.some_fault(),
+            };
             let run = self.run_with(&args.iter().map(String::as_str).collect::<Vec<_>>(), fault);
             let is_done = run.done_unless_faulted();
             if args.contains(&"--dry-run".into()) {
