@@ -49,6 +49,9 @@ pub struct Manifest {
     /// Delta files that a repair could not use. They are not removed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub kept: Vec<String>,
+    /// Those among them that could not be used: the next repair looks at them again.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unused: Vec<String>,
 }
 
 /// One snapshot, as the manifest knows it.
@@ -183,6 +186,7 @@ impl Manifest {
             snapshots: Vec::new(),
             dropped: Vec::new(),
             kept: Vec::new(),
+            unused: Vec::new(),
         }
     }
 

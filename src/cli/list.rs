@@ -314,7 +314,10 @@ pub fn clone_text(clone: &CloneUse) -> String {
 
 /// Who told what may have changed, and how much of the rest was looked at.
 fn found_text(manifest: &Manifest, s: &Snapshot) -> (String, String) {
-    let Some(hint) = s.hint else { return ("by reading all of it".into(), "all of it".into()) };
+    let Some(hint) = s.hint else {
+        let proved = if s.unread_blocks > 0 { "all but what is unread" } else { "all of it" };
+        return ("by reading all of it".into(), proved.into());
+    };
     let since = manifest.stored().into_iter().find(|other| other.id == hint.since);
     let since = since.map_or("a snapshot that is gone".into(), |other| {
         format!("{}@{}", manifest.name, other.number)

@@ -6,7 +6,7 @@ use imgsnap::error::{ErrorKind, Result};
 use imgsnap::progress::Context;
 use imgsnap::repository::{MendSource, Mended, MendedBy, Repaired, Repository};
 use imgsnap::source::RawFile;
-use serde_json::json;
+use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -38,13 +38,24 @@ fn of_image(
     printer: &Printer,
     context: &Context,
 ) -> Result<bool> {
-    repair_manifest(repository, name, !sources.is_empty(), printer, context)?;
-    if sources.is_empty() {
-        return Ok(true);
+    let mut value = Map::from_iter([("name".into(), json!(name))]);
+    if !sources.is_empty() {
+        let brought = repository.bring_back(name, sources, context)?;
+        for file in brought.iter().filter(|_| !printer.is_json()) {
+            printer.line(&format!("{name}: brought back {file}"))?;
+        }
+        value.insert("brought_back".into(), json!(brought));
     }
-    let mended = repository.mend(name, sources, context)?;
-    print(name, &mended, printer)?;
-    Ok(mended.iter().all(|file| file.outcome.is_ok()))
+    let mut is_sound = repair_manifest(repository, name, &mut value, printer, context)?;
+    if !sources.is_empty() {
+        let mended = repository.mend(name, sources, context)?;
+        is_sound &= mended.iter().all(|file| file.outcome.is_ok());
+        print(name, &mended, &mut value, printer)?;
+    }
+    if printer.is_json() {
+        printer.json(&Value::Object(value))?;
+    }
+    Ok(is_sound)
 }
 
 /// A repository, or an image.
@@ -60,7 +71,12 @@ fn source(path: &Path) -> Result<MendSource> {
     Ok(MendSource::Image(Arc::new(image)))
 }
 
-fn print(name: &str, mended: &[Mended], printer: &Printer) -> Result<()> {
+fn print(
+    name: &str,
+    mended: &[Mended],
+    value: &mut Map<String, Value>,
+    printer: &Printer,
+) -> Result<()> {
     if printer.is_json() {
         let files: Vec<_> = mended
             .iter()
@@ -77,7 +93,8 @@ fn print(name: &str, mended: &[Mended], printer: &Printer) -> Result<()> {
                 })
             })
             .collect();
-        return printer.json(&json!({"name": name, "files": files}));
+        value.insert("files".into(), json!(files));
+        return Ok(());
     }
     if mended.is_empty() {
         return printer.line(&format!("{name}: no file is damaged"));
@@ -102,47 +119,44 @@ fn print(name: &str, mended: &[Mended], printer: &Printer) -> Result<()> {
     Ok(())
 }
 
+/// True if no file had to be left out.
 fn repair_manifest(
     repository: &Repository,
     name: &str,
-    has_sources: bool,
+    value: &mut Map<String, Value>,
     printer: &Printer,
     context: &Context,
-) -> Result<()> {
-    match repository.repair(name, context)? {
-        // Its files are what matters then.
-        Repaired::Nothing if has_sources => {}
-        Repaired::Nothing if printer.is_json() => {
-            printer.json(&json!({"name": name, "rebuilt": false}))?;
-        }
-        Repaired::Nothing => {
+) -> Result<bool> {
+    let repaired = repository.repair(name, context)?;
+    value.insert("rebuilt".into(), json!(repaired != Repaired::Nothing));
+    let Repaired::Rebuilt { snapshots, unused, source } = repaired else {
+        // With sources its files are what matters.
+        if !printer.is_json() && !value.contains_key("brought_back") {
             printer.line(&format!("{name}: the manifest is sound, nothing to repair"))?;
         }
-        Repaired::Rebuilt { snapshots, unused, source } if printer.is_json() => {
-            let unused: Vec<_> = unused
-                .iter()
-                .map(|(file, reason)| json!({"file": file, "reason": reason}))
-                .collect();
-            printer.json(&json!({
-                "name": name,
-                "rebuilt": true,
-                "snapshots": snapshots,
-                "unused": unused,
-                "source": source,
-            }))?;
-        }
-        Repaired::Rebuilt { snapshots, unused, source } => {
-            let what = output::plural(snapshots, "snapshot");
-            printer.line(&format!("{name}: rebuilt the manifest with {what}"))?;
-            for (file, reason) in &unused {
-                printer.line(&format!("  not used, kept: {file}: {reason}"))?;
-            }
-            if source.is_none() {
-                let hint = format!("\"imgsnap relink {name} IMAGE\"");
-                printer.line(&format!("  the live file is not known any more: {hint}"))?;
-            }
-            printer.line(&format!("  now check it with \"imgsnap verify {name}\""))?;
-        }
+        return Ok(true);
+    };
+    if printer.is_json() {
+        let files: Vec<_> =
+            unused.iter().map(|(file, reason)| json!({"file": file, "reason": reason})).collect();
+        value.insert("snapshots".into(), json!(snapshots));
+        value.insert("unused".into(), json!(files));
+        value.insert("source".into(), json!(source));
+        return Ok(unused.is_empty());
     }
-    Ok(())
+    let what = output::plural(snapshots, "snapshot");
+    printer.line(&format!("{name}: rebuilt the manifest with {what}"))?;
+    for (file, reason) in &unused {
+        printer.line(&format!("  not used, kept: {file}: {reason}"))?;
+    }
+    if !unused.is_empty() {
+        let how = format!("\"imgsnap repair {name} --from REPO\"");
+        printer.line(&format!("  put these files right, or bring them back with {how}"))?;
+    }
+    if source.is_none() {
+        let hint = format!("\"imgsnap relink {name} IMAGE\"");
+        printer.line(&format!("  the live file is not known any more: {hint}"))?;
+    }
+    printer.line(&format!("  now check it with \"imgsnap verify {name}\""))?;
+    Ok(unused.is_empty())
 }

@@ -6,7 +6,7 @@ use super::compact::{drop_from, with_file};
 use super::session::{Reader, Writer};
 use crate::chain::{Chain, Fork, open_delta};
 use crate::codec::Compression;
-use crate::delta::{Delta, Depth, Identity, Written, scrub};
+use crate::delta::{Delta, Identity, Written};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::footer::FOOTER_BYTES;
 use crate::manifest::{Manifest, Snapshot};
@@ -15,8 +15,9 @@ use crate::merge::{self, Merged};
 use crate::progress::Context;
 use crate::room::check_room;
 use crate::source::Source;
+use crate::units::NamedBlocks;
 use crate::verify::{Damaged, find_damage, verify_all};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use uuid::Uuid;
 
@@ -96,6 +97,67 @@ impl Repository {
         Ok(outcomes)
     }
 
+    /// Brings back, from other repositories, what a repair of a lost manifest would have to leave out: files
+    /// that cannot be opened, and parents that are missing. Gives the names of the files.
+    ///
+    /// # Errors
+    /// If a copy cannot be written.
+    pub fn bring_back(
+        &self,
+        name: &str,
+        sources: &[MendSource],
+        context: &Context,
+    ) -> Result<Vec<String>> {
+        let store = self.store.as_ref();
+        let mut brought = Vec::new();
+        match crate::manifest::load(store, name) {
+            Ok(manifest) if manifest.unused.is_empty() => return Ok(brought),
+            Err(e) if e.kind() != ErrorKind::Corrupt => return Err(e),
+            _ => {}
+        }
+        let _write = self.lock_to_write(name)?;
+        for source in sources {
+            let MendSource::Repository(other) = source else { continue };
+            for reader in other.readers(context)? {
+                // The newest first: what it rests on is wanted then, too.
+                for theirs in reader.manifest().stored().iter().rev() {
+                    let (here, parents) = self.files_of(name, reader.manifest().image_id)?;
+                    let is_broken = here.get(&theirs.file) == Some(&false);
+                    let is_missing =
+                        !here.contains_key(&theirs.file) && parents.contains(&theirs.id);
+                    if !is_broken && !is_missing {
+                        continue;
+                    }
+                    let file = format!("{}/{}", reader.manifest().name, theirs.file);
+                    match self.copy_file(name, theirs, other, &file, context) {
+                        Ok(()) => brought.push(theirs.file.clone()),
+                        Err(e) if is_final(&e) => return Err(e),
+                        Err(e) => context.progress().note(&format!("{file}: not used: {e}")),
+                    }
+                }
+            }
+        }
+        Ok(brought)
+    }
+
+    /// The delta files in the folder of an image, and whether each can be opened and is of that image; and
+    /// the snapshots that those rest on.
+    fn files_of(
+        &self,
+        name: &str,
+        image_id: Uuid,
+    ) -> Result<(HashMap<String, bool>, HashSet<Uuid>)> {
+        let (mut files, mut parents) = (HashMap::new(), HashSet::new());
+        for file in self.store.list(name)?.into_iter().filter(|f| f.ends_with(".delta")) {
+            let opened = Delta::open(self.store.clone(), &format!("{name}/{file}"), &self.caches);
+            let opened = opened.ok().filter(|delta| delta.header().image_id == image_id);
+            let parent = opened.as_ref().and_then(|delta| delta.footer().parent);
+            parents.extend(parent.map(|p| p.parent_id));
+            files.insert(file, opened.is_some());
+        }
+        Ok((files, parents))
+    }
+
     /// What is damaged in the file of a snapshot; none if nothing is.
     fn damage_of(
         &self,
@@ -131,6 +193,9 @@ impl Repository {
         context: &Context,
     ) -> Result<MendedBy> {
         let place = format!("{}@{}", writer.manifest.name, snapshot.number);
+        // A sound file whose blocks are in a base image is not what is damaged.
+        let is_elsewhere = matches!(&damage, Damage::Parts { delta, damaged, .. }
+            if delta.base_image().is_some() && damaged.lost.pages.is_empty());
         for source in sources {
             let MendSource::Repository(other) = source else { continue };
             for reader in other.readers(context)? {
@@ -141,9 +206,9 @@ impl Repository {
                 };
                 let is_same = theirs.footer_digest == snapshot.footer_digest
                     && theirs.file_bytes == snapshot.file_bytes;
-                if is_same {
+                if is_same && !is_elsewhere {
                     let file = format!("{}/{}", manifest.name, theirs.file);
-                    let copied = self.copy_file(writer, snapshot, other, &file, context);
+                    let copied = self.copy_for(writer, snapshot, other, &file, context);
                     if let Some(mended) = passed(copied, &place, context)? {
                         return Ok(mended);
                     }
@@ -166,18 +231,29 @@ impl Repository {
     /// Every image of a repository that can be read.
     fn readers(&self, context: &Context) -> Result<Vec<Reader>> {
         let mut readers = Vec::new();
-        for name in self.names()? {
+        // Another source may do where one fails.
+        let failed = |e: Error| match e.kind() {
+            ErrorKind::Interrupted => Err(e),
+            _ => {
+                context.progress().warn(&format!("{e}; not used"));
+                Ok(())
+            }
+        };
+        let names = match self.names() {
+            Ok(names) => names,
+            Err(e) => return failed(e).map(|()| readers),
+        };
+        for name in names {
             match self.read(&name, context) {
                 Ok(reader) => readers.push(reader),
-                Err(e) if e.kind() == ErrorKind::Interrupted => return Err(e),
-                Err(e) => context.progress().note(&format!("not used: {e}")),
+                Err(e) => failed(e)?,
             }
         }
         Ok(readers)
     }
 
-    /// Puts a copy of the same file, byte for byte, in the place of a damaged or missing one.
-    fn copy_file(
+    /// Copies the file of a snapshot, and looks whether that has put it right.
+    fn copy_for(
         &self,
         writer: &Writer,
         snapshot: &Snapshot,
@@ -185,9 +261,23 @@ impl Repository {
         file: &str,
         context: &Context,
     ) -> Result<MendedBy> {
+        self.copy_file(&writer.manifest.name, snapshot, other, file, context)?;
+        let delta = open_delta(&self.store, &writer.manifest, snapshot, &self.caches)?;
+        verify_all(&Arc::new(delta), context).map(|_| MendedBy::Copy)
+    }
+
+    /// Puts a copy of the same file, byte for byte, in the place of a damaged or missing one.
+    fn copy_file(
+        &self,
+        name: &str,
+        snapshot: &Snapshot,
+        other: &Self,
+        file: &str,
+        context: &Context,
+    ) -> Result<()> {
         let theirs = Delta::open(other.store.clone(), file, &other.caches)?;
         check_room(self.store.room(), snapshot.file_bytes, &self.location(), "a copy of the file")?;
-        let name = format!("{}/{}", writer.manifest.name, snapshot.file);
+        let name = format!("{name}/{}", snapshot.file);
         let mut upload = self.store.create(&name)?;
         let (mut content, mut offset) = (theirs.hasher().stream(), 0);
         let content_end = snapshot.file_bytes - FOOTER_BYTES as u64;
@@ -218,8 +308,7 @@ impl Repository {
         copied?;
         upload.publish_over()?;
         self.caches.forget(theirs.header().file_id);
-        let delta = open_delta(&self.store, &writer.manifest, snapshot, &self.caches)?;
-        scrub(&delta, Depth::Stored, context).map(|_| MendedBy::Copy)
+        Ok(())
     }
 
     /// Makes the file anew from the same snapshot in another repository, where it may rest on other files.
@@ -257,6 +346,14 @@ impl Repository {
         sources: &[MendSource],
         context: &Context,
     ) -> Result<MendedBy> {
+        if delta.base_image().is_some() {
+            let what = "its blocks are in a base image, and the same snapshot is nowhere else";
+            let name = &writer.manifest.name;
+            let hint = format!(
+                "put the original back, or say with \"imgsnap relink {name} --base-image IMAGE\" where it is"
+            );
+            return Err(Error::new(ErrorKind::Unsupported, what).hint(hint));
+        }
         let mut wanted = Wanted::of(delta, &damaged.lost.blocks)?;
         let blocks = wanted.missing();
         for own in writer.manifest.stored() {
@@ -268,7 +365,12 @@ impl Repository {
         let mut readers = Vec::new();
         for source in sources {
             match source {
-                MendSource::Image(image) => wanted.look_into_image(image, context)?,
+                MendSource::Image(image) => match wanted.look_into_image(image, context) {
+                    Err(e) if e.kind() != ErrorKind::Interrupted => {
+                        context.progress().warn(&format!("{e}; not used"));
+                    }
+                    other => other?,
+                },
                 MendSource::Repository(other) => {
                     for reader in other.readers(context)? {
                         for theirs in reader.manifest().stored() {
@@ -285,7 +387,12 @@ impl Repository {
         }
         if wanted.missing() > 0 {
             let missing = wanted.missing();
-            let what = format!("{missing} of {blocks} damaged blocks were found nowhere");
+            let mut lost = NamedBlocks::default();
+            damaged.lost.blocks.iter().for_each(|range| lost.add(*range));
+            let lost = lost.describe(snapshot.geometry()?);
+            let what = format!(
+                "{missing} of {blocks} damaged blocks were found nowhere (damaged: {lost})"
+            );
             return Err(Error::corrupt(what).at(delta.location()));
         }
         let found = wanted.found();
@@ -363,12 +470,17 @@ fn identity_of(delta: &Delta) -> Identity {
     }
 }
 
+/// True if no other way is worth a try.
+fn is_final(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::LimitExceeded)
+        || error.is_storage_full()
+}
+
 /// What an attempt gave; none if another way is worth a try.
 fn passed(attempt: Result<MendedBy>, place: &str, context: &Context) -> Result<Option<MendedBy>> {
     match attempt {
         Ok(mended) => Ok(Some(mended)),
-        Err(e) if e.kind() == ErrorKind::Interrupted || e.is_storage_full() => Err(e),
-        Err(e) if e.kind() == ErrorKind::LimitExceeded => Err(e),
+        Err(e) if is_final(&e) => Err(e),
         Err(e) => {
             context.progress().note(&format!("{place}: not that way: {e}"));
             Ok(None)

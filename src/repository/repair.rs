@@ -33,7 +33,8 @@ pub enum Repaired {
 }
 
 impl Repository {
-    /// Rebuilds the manifest of an image if it is lost or damaged.
+    /// Rebuilds the manifest of an image if it is lost or damaged, or was rebuilt before without files that
+    /// can be used now.
     ///
     /// # Errors
     /// `NotFound` if there is nothing of that image at all; `Corrupt` if no delta file can be used.
@@ -44,14 +45,32 @@ impl Repository {
             manifest::load(store, name)?;
         }
         let _write = self.lock_to_write(name)?;
-        match twice(|| manifest::load(store, name)) {
-            Ok(_) => return Ok(Repaired::Nothing),
-            Err(e) if e.kind() == ErrorKind::Corrupt => context.progress().note(&e.to_string()),
+        let ruling = match twice(|| manifest::load(store, name)) {
+            Ok(manifest) if manifest.unused.is_empty() => return Ok(Repaired::Nothing),
+            // What an earlier one could not use may have been put right.
+            Ok(manifest) => Some(manifest),
+            Err(e) if e.kind() == ErrorKind::Corrupt => {
+                context.progress().note(&e.to_string());
+                None
+            }
             Err(e) => return Err(not_now(e)),
-        }
+        };
         let mut unused = Vec::new();
-        let deltas = self.open_all(name, &mut unused)?;
-        let old = older_manifest(store, name)?;
+        let mut deltas = self.open_all(name, &mut unused)?;
+        let known = ruling.as_ref().map(|m| m.stored().len());
+        let old = match ruling {
+            Some(manifest) => {
+                // The others were dropped, or are of nobody.
+                let is_meant = |file: &String| {
+                    manifest.unused.contains(file)
+                        || manifest.stored().iter().any(|s| s.file == *file)
+                };
+                deltas.retain(|(file, _)| is_meant(file));
+                unused.retain(|(file, _)| is_meant(file));
+                Some(manifest)
+            }
+            None => older_manifest(store, name)?,
+        };
         let mut manifest = Manifest::new(name, old.as_ref().and_then(|m| m.source.clone()));
         manifest.image_id =
             most_common_image(&deltas).or(old.as_ref().map(|m| m.image_id)).ok_or_else(|| {
@@ -59,11 +78,24 @@ impl Repository {
                 Error::corrupt(what).hint("put the files of the repository back from a copy")
             })?;
         manifest.sequence = manifest::ruling(store, name)?.unwrap_or(0);
+        let numbers = deltas.iter().filter(|(_, d)| d.header().image_id == manifest.image_id);
+        let highest = numbers.map(|(_, delta)| delta.footer().number).max().unwrap_or(0);
         collect(deltas, &mut manifest, &mut unused)?;
+        if known.is_some_and(|known| manifest.snapshots.len() <= known) {
+            return Ok(Repaired::Nothing);
+        }
+        // Numbers are never used twice, also those of files that cannot be used now.
+        manifest.next_number = manifest.next_number.max(highest.saturating_add(1));
+        let kept = old.as_ref().map_or(Vec::new(), |old| old.kept.clone());
         // What nothing rests on now may be what a file that cannot be used rests on: nothing is removed.
         let unneeded = old.as_ref().map_or(Vec::new(), |old| remember(&mut manifest, old));
-        let unused_files = unused.iter().map(|(file, _)| file.clone());
-        manifest.kept = unused_files.chain(unneeded.into_iter().map(|s| s.file)).collect();
+        manifest.unused = unused.iter().map(|(file, _)| file.clone()).collect();
+        manifest.kept = manifest.unused.clone();
+        manifest.kept.extend(unneeded.into_iter().map(|s| s.file).chain(kept));
+        manifest.kept.sort();
+        manifest.kept.dedup();
+        let named: Vec<String> = manifest.stored().iter().map(|s| s.file.clone()).collect();
+        manifest.kept.retain(|file| !named.contains(file));
         manifest::commit(store, &mut manifest)?;
         Ok(Repaired::Rebuilt {
             snapshots: manifest.snapshots.len() as u64,

@@ -309,7 +309,13 @@ impl Repository {
             track: Some(self.rollback_policy(&writer.manifest.name).track),
             ..SnapshotRequest::default()
         };
-        self.snapshot_into(writer, live, &request, true, context)
+        let place = live.image.path().display().to_string();
+        self.snapshot_into(writer, live, &request, true, context).map_err(|e| {
+            let is_image = e.is_bad_medium() && e.message().contains(&place);
+            let hint = "take a snapshot with --skip-bad, then roll back with --no-save, which writes over \
+                        bad sectors";
+            if is_image { e.hint(hint) } else { e }
+        })
     }
 
     /// From what the differences to `target` are found, if the image is known to equal `known`.

@@ -320,9 +320,8 @@ fn keep_clone(live: &Live, way: &Way, id: Uuid, context: &Context) -> Option<Kep
 
 /// A disk that gives nothing at all is no disk with bad sectors.
 fn check_some_was_read(image: &RawFile, taken: &Taken) -> Result<()> {
-    let is_all = taken.scanned.named_bytes.is_none() && taken.scanned.read_bytes == 0;
-    if is_all && !taken.unread.is_empty() {
-        let what = format!("nothing of {} can be read", image.path().display());
+    if taken.scanned.read_bytes == 0 && !taken.unread.is_empty() {
+        let what = format!("nothing of {} that was looked at can be read", image.path().display());
         return Err(Error::new(ErrorKind::Io, what).hint("check its disk, and its cables"));
     }
     Ok(())

@@ -227,7 +227,7 @@ impl Repository {
         let believed = against.filter(|chain| is_known(search, chain));
         let has_to_read = match against {
             None => Some(None),
-            Some(chain) => why_read_all(manifest, chain, request)?.map(Some),
+            Some(chain) => why_read_all(manifest, chain, request, context)?.map(Some),
         };
         // A clone of what did not change since the last one is that one.
         // Nor is one kept after a list.
@@ -406,6 +406,7 @@ fn why_read_all(
     manifest: &Manifest,
     parent: &Chain,
     request: &SnapshotRequest,
+    context: &Context,
 ) -> Result<Option<String>> {
     if request.full_scan {
         return Ok(Some("as you asked".into()));
@@ -414,9 +415,9 @@ fn why_read_all(
         return Ok(Some(why));
     }
     let name = &manifest.name;
-    let lineage = manifest.lineage(id_of(parent))?;
-    let unread = lineage.iter().find(|s| s.unread_blocks > 0);
-    Ok(unread.map(|s| format!("parts of {name}@{} were never read", s.number)))
+    let unread = parent.unread(parent.geometry().blocks(), context)?;
+    let number = parent.tip().footer().number;
+    Ok((!unread.is_empty()).then(|| format!("parts of {name}@{number} were never read")))
 }
 
 /// Fails if whoever writes to the image would be held up for too long.

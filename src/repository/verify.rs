@@ -237,7 +237,12 @@ impl ImageCheck<'_> {
         // Parents come before children.
         for tip in snapshots.iter().rev() {
             let lineage = self.manifest.lineage(tip.id)?;
-            let is_damaged = lineage.iter().any(|ancestor| self.damaged.contains_key(&ancestor.id));
+            // Damaged blocks are no matter: their digests are in the tables.
+            let is_damaged = lineage.iter().any(|ancestor| match self.damaged.get(&ancestor.id) {
+                Some(Lost::Some(lost)) => !lost.pages.is_empty(),
+                Some(Lost::All) => true,
+                None => false,
+            });
             // What it lacks was reported, and nothing more can be said; but its sound ancestors are
             // looked at when it is their turn.
             if is_damaged || done.contains(&tip.id) {

@@ -170,6 +170,7 @@ mod tests {
         let snapshot = serde_json::json!({
             "number": number,
             "id": Uuid::from_u128(number.into()),
+            "parent": null,
             "label": label,
             "time": time,
             "file": "",
@@ -184,6 +185,8 @@ mod tests {
             "changed_blocks": 0,
             "changed_bytes": 0,
             "frame_bytes": 0,
+            "read_bytes": null,
+            "seconds": null,
         });
         serde_json::from_value(snapshot).unwrap()
     }

@@ -203,7 +203,9 @@ fn repair_uses_what_it_can_and_keeps_and_names_the_rest() {
     for file in lab.stored("disk").iter().filter(|f| f.starts_with("manifest.")) {
         lab.remove(&format!("repo/disk/{file}"));
     }
-    let repaired = lab.json(&["repair", "disk"]);
+    let run = lab.run(&["repair", "disk", "--json"]);
+    assert_eq!(run.code, Some(DAMAGE), "{}", run.err);
+    let repaired = run.json();
     assert_eq!(integer(&repaired, "snapshots"), 1);
     assert_eq!(repaired["source"], Value::Null);
     let unused = repaired["unused"].as_array().unwrap();

@@ -118,6 +118,7 @@ fn a_damaged_or_missing_file_is_copied_from_a_copy_of_the_repository() {
                 _ => lab.remove(&delta),
             }
             let copied = it.repair(&["copy"], 0);
+            assert_eq!(copied["rebuilt"], json!(false));
             let file = json!({"snapshot": format!("disk@{number}"), "mended": true, "by": "copy",
                 "message": null});
             assert_eq!(copied["files"], json!([file]), "{what} of disk@{number}");
@@ -244,4 +245,73 @@ fn people_are_told_what_was_done() {
         "{text}"
     );
     assert_eq!(text.lines().count(), 1);
+}
+
+/// The manifest is lost, and so is the base: without a copy of it nothing of the image would be listed.
+#[test]
+fn with_the_manifest_lost_files_are_brought_back_before_it_is_rebuilt() {
+    for is_gone in [false, true] {
+        let it = Damaged::new();
+        let lab = &it.lab;
+        let delta = lab.delta("disk", 1);
+        if is_gone {
+            lab.remove(&delta);
+        } else {
+            lab.flip(&delta, 20);
+        }
+        remove_manifests(lab);
+        let value = it.repair(&["copy"], 0);
+        assert_eq!((&value["rebuilt"], &value["snapshots"]), (&json!(true), &json!(3)), "{value}");
+        assert_eq!(value["brought_back"].as_array().unwrap().len(), 1, "{value}");
+        it.holds();
+    }
+}
+
+/// Nobody can be asked: what cannot be used stays, and is looked at again. Its numbers are not given away.
+#[test]
+fn what_a_repair_left_out_is_taken_in_when_it_is_put_right() {
+    let it = Damaged::new();
+    let lab = &it.lab;
+    let delta = lab.delta("disk", 1);
+    lab.flip(&delta, 20);
+    remove_manifests(lab);
+    let run = lab.run(&["repair", "disk", "--json"]);
+    assert_eq!(run.code, Some(DAMAGE), "{}", run.text());
+    assert_eq!(run.json()["unused"].as_array().unwrap().len(), 3);
+    assert_eq!(lab.json(&["repair", "disk"])["rebuilt"], json!(false), "nothing is better yet");
+    lab.done(&["relink", "disk", "disk.img"]);
+    assert_eq!(lab.json(&["snapshot", "disk.img"])["number"], 4);
+    // The base is put right, and all are there again.
+    lab.flip(&delta, 20);
+    let value = lab.json(&["repair", "disk"]);
+    assert_eq!((&value["rebuilt"], &value["snapshots"]), (&json!(true), &json!(4)), "{value}");
+    let last = &it.states[2];
+    lab.holds("disk", &[(1, &it.states[0]), (2, &it.states[1]), (3, last), (4, last)]);
+    assert_eq!(lab.json(&["repair", "disk"])["rebuilt"], json!(false));
+}
+
+/// A file that is sound is not what is damaged, if its blocks are in a base image.
+#[test]
+fn a_changed_base_image_is_not_mended_by_a_copy_of_its_table() {
+    let lab = Lab::new();
+    let base: Vec<u8> = crate::support::disk(5, 64 * BLOCK);
+    lab.write("base.img", &base);
+    lab.write("clone.img", &base);
+    lab.done(&["snapshot", "clone.img", "--base-image", "base.img"]);
+    copy_folder(&lab, "repo", "copy");
+    lab.write("good.img", &base);
+    lab.flip("base.img", 100);
+    let run = lab.run(&["repair", "clone", "--from", "copy"]);
+    assert_eq!(run.code, Some(DAMAGE), "{}", run.text());
+    assert!(run.text().contains("relink clone --base-image"), "{}", run.text());
+    // The copy knows where a good one is: there the same snapshot is whole.
+    lab.done(&["--repo", "copy", "relink", "clone", "--base-image", "good.img"]);
+    lab.done(&["repair", "clone", "--from", "copy"]);
+    lab.holds("clone", &[(1, &base), (2, &base)]);
+}
+
+fn remove_manifests(lab: &Lab) {
+    for file in lab.stored("disk").iter().filter(|f| f.starts_with("manifest.")) {
+        lab.remove(&format!("repo/disk/{file}"));
+    }
 }

@@ -66,7 +66,7 @@ fn help_is_exactly_this() {
                    repository
       label        Give a snapshot a label, or take it away
       forget       Remove an image with all its snapshots from the repository
-      repair       Rebuild a lost or damaged manifest from the delta files
+      repair       Rebuild a lost or damaged manifest; with --from, put damaged files right, too
       relink       Say where the live file of an image is now, or its base image
       bench        Measure every verb against the ceiling of this machine
       completions  Print a completion script

@@ -173,7 +173,11 @@ fn a_rollback_writes_over_bad_sectors() {
     put(&disk.image, MIB, &noise(9, MIB));
     need!(disk.spoil(&BAD));
     let (lab, image) = (&disk.lab, disk.image.as_str());
-    lab.run(&["rollback", "vm", "--to", "@1"]).fails(1).says("cannot read").says("--skip-bad");
+    lab.run(&["rollback", "vm", "--to", "@1"])
+        .fails(1)
+        .says("cannot read")
+        .says("--skip-bad")
+        .says("--no-save");
     lab.run(&["rollback", "vm", "--to", "@1", "--no-save", "--prove"]).done();
     same_bytes(&get(image, 0, BYTES), &original);
     assert_eq!(lab.run(&["list"]).done().err, "");
