@@ -45,6 +45,8 @@ impl Repository {
             manifest::load(store, name)?;
         }
         let _write = self.lock_to_write(name)?;
+        // What is found may have a name that is not durable yet: whoever gave it died before the sync.
+        store.flush(name)?;
         let ruling = match twice(|| manifest::load(store, name)) {
             Ok(manifest) if manifest.unused.is_empty() => return Ok(Repaired::Nothing),
             // What an earlier one could not use may have been put right.
