@@ -387,7 +387,8 @@ impl<'a> Line<'a> {
                 Some(_) if is_done => panic!("the intent of a rollback that was done"),
                 Some(intent) => {
                     let Verb::Rollback { number, save, .. } = done.verb else { return };
-                    if before.intent.is_none() {
+                    // That of one before, whose end was not durable, may come back.
+                    if before.intent.is_none() && self.loose.is_none() {
                         assert_eq!(intent.target, Some(*number));
                         let saved = intent.saved.map(|number| seen.bytes("vm", number));
                         let wanted = save.then_some(&done.image.live);
