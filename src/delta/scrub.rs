@@ -9,7 +9,7 @@
 
 use super::reader::{Delta, Page};
 use crate::codec;
-use crate::digest::{Digest, StreamHasher};
+use crate::digest::{Digest, StreamHasher, is_zero};
 use crate::error::{Error, Result};
 use crate::format::footer::FOOTER_BYTES;
 use crate::format::header::HEADER_BYTES;
@@ -169,6 +169,10 @@ fn check(delta: &Delta, depth: Depth, piece: &FilePiece) -> Result<Vec<Checked>>
                 raw.resize(usize::from(block_count) * size, 0);
                 delta.count_decoded(raw.len());
                 codec::decode(codec, payload, &mut raw).map_err(place)?;
+                // FORMAT.md R6: an image digest knows nothing of zeros that are stored.
+                if raw.chunks(size).any(is_zero) {
+                    return Err(place(Error::corrupt("a block of zeros is stored")));
+                }
                 record.digests.extend(raw.chunks(size).map(|b| delta.hasher().digest(b)));
                 let zeros = raw.iter().rev().take(size).take_while(|&&b| b == 0);
                 record.zeros_at_end = zeros.count();
