@@ -280,7 +280,8 @@ impl Source for RawFile {
         if self.is_device || self.is_written.load(Ordering::Relaxed) {
             return Ok(());
         }
-        let bytes = self.file.metadata().map_or(0, |m| m.len());
+        let failed = |e| Error::io(format!("cannot stat {}", self.path.display()), e);
+        let bytes = self.file.metadata().map_err(failed)?.len();
         if bytes != self.image_bytes || times(&self.file, &self.path)? != self.opened {
             let what = format!("{} changed while it was read", self.path.display());
             return Err(Error::new(ErrorKind::Busy, what)
