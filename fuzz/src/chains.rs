@@ -196,13 +196,7 @@ fn merged(chain: &Chain, parent: Option<Chain>, image: Option<&Vec<u8>>, must: b
     let Ok(fork) = Fork::new(chain.clone(), parent) else { return };
     let plan = merge::Plan {
         fork,
-        identity: Identity {
-            snapshot_id: footer.snapshot_id,
-            number: footer.number,
-            label: footer.label,
-            time_seconds: footer.time_seconds,
-            time_nanoseconds: footer.time_nanoseconds,
-        },
+        identity: Identity::of(&footer),
         file_id: Uuid::from_bytes([0xee; 16]),
         compression: Compression::Lz4,
     };

@@ -218,6 +218,7 @@ pub fn show(
     let is_head = listing.head.snapshot == Some(s.id);
     let clone = clone_of(&listing, s);
     let counts = chain.tip().footer().counts;
+    let unread = chain.unread(chain.geometry().blocks(), context)?;
     if printer.is_json() {
         let mut value = snapshot_json(name, s, parent.map(|p| p.number));
         if let Some(object) = value.as_object_mut() {
@@ -230,7 +231,6 @@ pub fn show(
             object.insert("chain".into(), ancestors.iter().map(|a| a.number).collect());
             object.insert("chain_bytes".into(), stored.into());
             object.insert("children".into(), children.into());
-            let unread = chain.unread(chain.geometry().blocks(), context)?;
             object.insert("unread".into(), output::ranges_json(&unread, chain.geometry()));
         }
         printer.json(&value)?;
@@ -289,7 +289,6 @@ pub fn show(
         ("id", s.id.to_string()),
         ("file", chain.tip().location()),
     ];
-    let unread = chain.unread(chain.geometry().blocks(), context)?;
     if !unread.is_empty() {
         let what = unread.describe(chain.geometry());
         rows.insert(3, ("unread", format!("{what}: could not be read when it was taken")));

@@ -65,6 +65,19 @@ pub struct Identity {
     pub time_nanoseconds: u32,
 }
 
+impl Identity {
+    /// That of a snapshot whose file is written anew.
+    pub fn of(footer: &Footer) -> Self {
+        Self {
+            snapshot_id: footer.snapshot_id,
+            number: footer.number,
+            label: footer.label.clone(),
+            time_seconds: footer.time_seconds,
+            time_nanoseconds: footer.time_nanoseconds,
+        }
+    }
+}
+
 /// What was written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Written {

@@ -3,7 +3,6 @@
 use super::{Manifest, Snapshot, check_name};
 use crate::error::{Error, Result};
 use crate::format::footer::{MAX_LABEL_BYTES, MAX_NUMBER};
-use crate::units::{BlockSize, Geometry};
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
@@ -83,7 +82,5 @@ fn wrong_in(snapshot: &Snapshot) -> Option<&'static str> {
     if label.is_empty() || label.len() > MAX_LABEL_BYTES || label.contains(char::is_control) {
         return Some("the label");
     }
-    let geometry = BlockSize::new(snapshot.block_bytes)
-        .and_then(|block_size| Geometry::new(block_size, snapshot.image_bytes));
-    geometry.is_err().then_some("the block size, or the length of the image,")
+    snapshot.geometry().is_err().then_some("the block size, or the length of the image,")
 }

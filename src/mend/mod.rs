@@ -76,13 +76,7 @@ pub fn mend(
         read.map(|()| writer)
     });
     context.progress().end();
-    let identity = Identity {
-        snapshot_id: footer.snapshot_id,
-        number: footer.number,
-        label: footer.label.clone(),
-        time_seconds: footer.time_seconds,
-        time_nanoseconds: footer.time_nanoseconds,
-    };
+    let identity = Identity::of(footer);
     outcome?.finish(&identity, footer.parent, footer.image_bytes, footer.image_digest)
 }
 

@@ -256,13 +256,7 @@ impl Repository {
         let file_id = Uuid::new_v4();
         let plan = Plan {
             fork: Fork::new(tip, parent.clone())?,
-            identity: Identity {
-                snapshot_id: footer.snapshot_id,
-                number: footer.number,
-                label: footer.label,
-                time_seconds: footer.time_seconds,
-                time_nanoseconds: footer.time_nanoseconds,
-            },
+            identity: Identity::of(&footer),
             file_id,
             compression: self.defaults().compression,
         };

@@ -119,9 +119,9 @@ impl Repository {
         for source in sources {
             let MendSource::Repository(other) = source else { continue };
             for reader in other.readers(context)? {
+                let (mut here, mut parents) = self.files_of(name, reader.manifest().image_id)?;
                 // The newest first: what it rests on is wanted then, too.
                 for theirs in reader.manifest().stored().iter().rev() {
-                    let (here, parents) = self.files_of(name, reader.manifest().image_id)?;
                     let is_broken = here.get(&theirs.file) == Some(&false);
                     let is_missing =
                         !here.contains_key(&theirs.file) && parents.contains(&theirs.id);
@@ -130,7 +130,11 @@ impl Repository {
                     }
                     let file = format!("{}/{}", reader.manifest().name, theirs.file);
                     match self.copy_file(name, theirs, other, &file, context) {
-                        Ok(()) => brought.push(theirs.file.clone()),
+                        Ok(()) => {
+                            brought.push(theirs.file.clone());
+                            here.insert(theirs.file.clone(), true);
+                            parents.extend(theirs.parent);
+                        }
                         Err(e) if is_final(&e) => return Err(e),
                         Err(e) => context.progress().note(&format!("{file}: not used: {e}")),
                     }
@@ -328,7 +332,7 @@ impl Repository {
         }
         let compression = self.defaults().compression;
         self.replace_file(writer, snapshot, tip.tip(), context, |file_id, out| {
-            let identity = identity_of(tip.tip());
+            let identity = Identity::of(tip.tip().footer());
             let fork = Fork::new(tip.clone(), parent)?;
             let plan = merge::Plan { fork, identity, file_id, compression };
             merge::merge(&plan, context, out)
@@ -457,17 +461,6 @@ enum Damage {
     File(Error),
     /// Parts of it; and what was met first.
     Parts { delta: Arc<Delta>, damaged: Damaged, first: Error },
-}
-
-fn identity_of(delta: &Delta) -> Identity {
-    let footer = delta.footer();
-    Identity {
-        snapshot_id: footer.snapshot_id,
-        number: footer.number,
-        label: footer.label.clone(),
-        time_seconds: footer.time_seconds,
-        time_nanoseconds: footer.time_nanoseconds,
-    }
 }
 
 /// True if no other way is worth a try.

@@ -207,13 +207,7 @@ pub fn merge_chain(tip: Chain, parent: Option<Chain>, file_id: Uuid, recipe: Rec
     let footer = tip.tip().footer().clone();
     let plan = merge::Plan {
         fork: Fork::new(tip, parent).unwrap(),
-        identity: Identity {
-            snapshot_id: footer.snapshot_id,
-            number: footer.number,
-            label: footer.label,
-            time_seconds: footer.time_seconds,
-            time_nanoseconds: footer.time_nanoseconds,
-        },
+        identity: Identity::of(&footer),
         file_id,
         compression: recipe.compression,
     };
