@@ -17,7 +17,7 @@ use crate::progress::Context;
 use crate::restore::{ByteRange, restore, write_decoded};
 use crate::room::check_room;
 use crate::scan::{BadMedium, Change, Changes, Index, Scope, scan};
-use crate::source::{RawFile, Source};
+use crate::source::{Intent, RawFile, Source};
 use crate::store::{LocalStore, OsDisk, Store};
 use crate::target::{InPlace, Target};
 use crate::units::{BlockRange, Geometry};
@@ -57,6 +57,7 @@ pub fn open_file(path: &Path, caches: &Caches) -> Result<Delta> {
     let name = absolute.file_name().and_then(|name| name.to_str()).ok_or_else(|| {
         Error::new(ErrorKind::InvalidInput, format!("{} is no name of a file", path.display()))
     })?;
+    // Each has a disk of its own, and all of them share what may be open.
     let store: Arc<dyn Store> = Arc::new(LocalStore::new(Arc::new(OsDisk::new(folder))));
     let delta = Delta::open(store, name, caches)?;
     match delta.base_image() {
@@ -203,7 +204,7 @@ impl Patch {
             disk.set_length(image_bytes)?;
         }
         disk.finish()?;
-        image.check()
+        image.check_alone(Intent::Read)
     }
 
     fn begins_from(&self, from: Lineage) -> String {

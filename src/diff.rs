@@ -207,8 +207,8 @@ fn by_bytes(one: &dyn Source, other: &dyn Source, context: &Context) -> Result<D
     );
     context.progress().end();
     outcome?;
-    one.check()?;
-    other.check()?;
+    one.check_at_end()?;
+    other.check_at_end()?;
     Ok(difference)
 }
 

@@ -61,6 +61,11 @@ impl Error {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
                 error.hint = Some("free some space and run the command again".into());
             }
+            io::ErrorKind::FileTooLarge => {
+                let hint = "a file may not be that long here: raise the limit (ulimit -f), or use another \
+                            file system";
+                error.hint = Some(hint.into());
+            }
             io::ErrorKind::PermissionDenied => {
                 error.hint = Some("check its owner and mode".into());
             }
@@ -105,12 +110,17 @@ impl Error {
         self.kind
     }
 
-    /// True if the file system or a quota is full.
+    /// True if bytes were read, and are not what was written. Whatever else keeps something from being
+    /// checked says nothing of it.
+    pub fn is_damage(&self) -> bool {
+        self.kind == ErrorKind::Corrupt
+    }
+
+    /// True if the file system or a quota is full, or a file may not grow any more.
     pub fn is_storage_full(&self) -> bool {
+        use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
         let cause = self.source.as_ref().and_then(|s| s.downcast_ref::<io::Error>());
-        cause.is_some_and(|e| {
-            matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
-        })
+        cause.is_some_and(|e| matches!(e.kind(), StorageFull | QuotaExceeded | FileTooLarge))
     }
 
     /// True if a medium does not give back what is on it.

@@ -8,6 +8,7 @@ pub mod delta;
 pub mod diff;
 pub mod digest;
 pub mod error;
+pub mod folder;
 pub mod format;
 pub mod head;
 pub mod hints;

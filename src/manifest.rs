@@ -5,11 +5,13 @@
 //! a silent step back.
 
 mod check;
+mod files;
 mod wire;
 
 use crate::digest::{Digest, ImageDigest};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hints::CloneStat;
+use crate::source::LiveIdentity;
 use crate::store::{Store, read_small};
 use crate::units::{BlockSize, Geometry};
 use jiff::Timestamp;
@@ -19,12 +21,17 @@ use std::path::PathBuf;
 use uuid::Uuid;
 use wire::or_none;
 
+pub use files::{ImageFile, temporary_of};
+
 /// A manifest larger than this cannot be right (a snapshot takes about 700 bytes).
 pub const MAX_MANIFEST_BYTES: u64 = 256 << 20;
 /// What is written; with snapshots that are dropped it is the next one, because a program that does not
 /// know of them would list them, or miss them.
 const VERSION: u32 = 1;
 const VERSION_WITH_DROPPED: u32 = 2;
+
+/// The one format of image files that is read so far, as [`Snapshot::format`] has it.
+pub const RAW: &str = "raw";
 
 /// What lives of an image.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -39,6 +46,9 @@ pub struct Manifest {
     /// Where the live image is.
     #[serde(deserialize_with = "wire::present")]
     pub source: Option<PathBuf>,
+    /// What told the live image from others, when it was last seen. A rollback writes to nothing else.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "or_none")]
+    pub live: Option<LiveIdentity>,
     /// The number of the next snapshot.
     pub next_number: u64,
     /// Ascending by number.
@@ -105,6 +115,10 @@ pub struct Snapshot {
     /// The file that its blocks are in, if they are not in its delta file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base_image: Option<PathBuf>,
+    /// In a base: how the image file was read. Otherwise, and where it is missing, as the base of the chain
+    /// says; [`RAW`] if that says nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub format: Option<String>,
     /// The image was open for writing: it is what it would have been after a power failure then.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub in_use: bool,
@@ -182,6 +196,7 @@ impl Manifest {
             name: name.into(),
             image_id: Uuid::new_v4(),
             source,
+            live: None,
             next_number: 1,
             snapshots: Vec::new(),
             dropped: Vec::new(),
@@ -223,6 +238,13 @@ impl Manifest {
             next = self.dropped.iter().find(|s| s.id == id).and_then(|s| s.parent);
         }
         None
+    }
+
+    /// How the image file is read: as its newest base says.
+    pub fn format(&self) -> &str {
+        let stored = self.stored();
+        let bases = stored.into_iter().rev().filter(|s| s.parent.is_none());
+        bases.filter_map(|s| s.format.as_deref()).next().unwrap_or(RAW)
     }
 
     /// The snapshot with the highest number.
@@ -332,7 +354,7 @@ pub fn ruling(store: &dyn Store, name: &str) -> Result<Option<u64>> {
 pub fn load(store: &dyn Store, name: &str) -> Result<Manifest> {
     let hint = format!("run \"imgsnap repair {name}\" to rebuild it from the delta files");
     let Some(sequence) = ruling(store, name)? else {
-        if store.list(name)?.iter().any(|file| file.ends_with(".delta")) {
+        if store.list(name)?.iter().any(|file| ImageFile::is_delta(file)) {
             let what = format!("{name}: the manifest is missing");
             return Err(Error::corrupt(what).hint(hint));
         }

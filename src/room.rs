@@ -16,6 +16,35 @@ pub fn room_for(file: &Path) -> Option<u64> {
     room_in(folder.unwrap_or(Path::new("."))).ok()
 }
 
+/// Lets this process have as many files open as it may (RLIMIT_NOFILE). For programs, at their start.
+pub fn raise_open_files() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && soft < hard
+        && setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_err()
+    {
+        // Then those that it may have now must do.
+    }
+}
+
+/// Fails if this process may not make a file as long as that (RLIMIT_FSIZE): a write beyond it fails, and
+/// what is being changed in place would stay half changed.
+///
+/// # Errors
+/// `LimitExceeded`, with both numbers.
+pub fn check_file_limit(bytes: u64, place: &str) -> Result<()> {
+    use nix::sys::resource::{Resource, getrlimit};
+    match getrlimit(Resource::RLIMIT_FSIZE) {
+        Ok((soft, _)) if soft < bytes => {
+            let what = format!(
+                "{place} will have {bytes} bytes, and no file may have more than {soft} here"
+            );
+            Err(Error::new(ErrorKind::LimitExceeded, what).hint("raise the limit (ulimit -f)"))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Fails if there is less room than `needed_bytes` in a place; `room` is none if it is not known. `what`
 /// says who needs it: "the merge".
 ///

@@ -11,7 +11,7 @@ mod support;
 use imgsnap::error::{Error, ErrorKind, Result};
 use imgsnap::progress::{Context, Progress};
 use imgsnap::repository::{
-    At, Defaults, Outcome, ParentChoice, PruneRequest, Repaired, Repository, RollbackRequest,
+    At, Defaults, Outcome, ParentChoice, PruneRequest, Rebuilt, Repository, RollbackRequest,
     SnapshotRequest, VerifyScope,
 };
 use imgsnap::restore::restore;
@@ -478,7 +478,7 @@ fn repair_survives_every_fault() {
     assert_eq!(visible(&damaged).unwrap_err().kind(), ErrorKind::Corrupt);
     let counting = damaged.survivor();
     let repaired = open(&counting).unwrap().repair("vm", &context()).unwrap();
-    assert!(matches!(repaired, Repaired::Rebuilt { snapshots: 3, .. }), "{repaired:?}");
+    assert_eq!(repaired.rebuilt.as_ref().map(|of| of.snapshots), Some(3), "{repaired:?}");
     for operation in 1..=counting.operations() {
         let crashing = damaged.survivor();
         crashing.crash_at(operation);
@@ -510,6 +510,7 @@ fn roll(disk: &CrashDisk, number: u64, context: &Context) -> Result<()> {
         save: true,
         prove: false,
         dry_run: false,
+        force_device: false,
     };
     open(disk)?.rollback(&request, context).map(|_| ())
 }
@@ -683,7 +684,9 @@ fn files_that_a_repair_keeps_survive_a_failing_snapshot() {
     disk.remove(&format!("vm/{}", base.file)).unwrap();
     files.iter().filter(|f| f.contains("manifest.")).for_each(|f| disk.remove(f).unwrap());
     let repaired = open(disk).unwrap().repair("vm", &context()).unwrap();
-    let Repaired::Rebuilt { snapshots: 0, unused, .. } = repaired else { panic!("{repaired:?}") };
+    let Some(Rebuilt { snapshots: 0, unused, .. }) = repaired.rebuilt else {
+        panic!("{repaired:?}")
+    };
     assert_eq!(unused.len(), 2);
     let kept = || disk.files().into_iter().filter(|f| f.ends_with(".delta")).count();
     assert_eq!(kept(), 2);
@@ -759,8 +762,14 @@ fn a_rollback_to_a_damaged_snapshot_leaves_the_image_alone() {
             bad[at] ^= 1;
             disk.put(&file, &bad);
             let to = At::Number(1);
-            let request =
-                RollbackRequest { name: "vm".into(), to, save, prove: false, dry_run: false };
+            let request = RollbackRequest {
+                name: "vm".into(),
+                to,
+                save,
+                prove: false,
+                dry_run: false,
+                force_device: false,
+            };
             match open(&disk).unwrap().rollback(&request, &context()) {
                 Err(e) => {
                     refused += 1;

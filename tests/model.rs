@@ -194,7 +194,14 @@ impl Bench {
 
     fn rollback(&mut self, number: u64, save: bool, prove: bool) {
         let to = At::Number(number);
-        let request = RollbackRequest { name: "vm".into(), to, save, prove, dry_run: false };
+        let request = RollbackRequest {
+            name: "vm".into(),
+            to,
+            save,
+            prove,
+            dry_run: false,
+            force_device: false,
+        };
         let done = self.repository.rollback(&request, &self.context).unwrap();
         if let Some(saved) = done.saved {
             let before = self.live.clone();

@@ -4,7 +4,7 @@
 #![no_main]
 
 use imgsnap::error::{Error, ErrorKind, Result};
-use imgsnap::repository::{At, PruneRequest, Repaired, Repository, VerifyScope};
+use imgsnap::repository::{At, PruneRequest, Repository, VerifyScope};
 use imgsnap::retention::Rules;
 use imgsnap::store::{Disk, LocalStore};
 use imgsnap_fuzz::parts::Parts;
@@ -59,9 +59,9 @@ fn run(disk: &CrashDisk, data: &[u8]) {
     let store = Arc::new(LocalStore::new(Arc::new(disk.clone())));
     let Some(repository) = said(Repository::open(store)) else { return };
     said(repository.names());
-    if let Some(Repaired::Rebuilt { .. }) = said(repository.repair("vm", &context())) {
+    if said(repository.repair("vm", &context())).is_some_and(|done| done.rebuilt.is_some()) {
         // It can be read again, and is not repaired twice.
-        assert_eq!(repository.repair("vm", &context()).expect("repaired"), Repaired::Nothing);
+        assert_eq!(repository.repair("vm", &context()).expect("repaired").rebuilt, None);
     }
     let Some(before) = visible(&repository) else { return };
     said(repository.list("vm", &context()));

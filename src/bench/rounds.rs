@@ -372,6 +372,7 @@ impl<'a> Rounds<'a> {
             save: true,
             prove: false,
             dry_run: false,
+            force_device: false,
         };
         let work = self.repository.rollback(&request, &self.context)?.work;
         Ok(Done { read_bytes: work.read_bytes, written_bytes: work.written_bytes })

@@ -102,7 +102,7 @@ pub fn relink(
             let refs = refs.join(", ");
             printer.line(&format!("the base image of {refs} is {}, proved", path.display()))?;
         } else if let Some(object) = value.as_object_mut() {
-            object.insert("base_image".into(), json!(path));
+            object.insert("base_image".into(), output::path(&path));
             object.insert("bases".into(), json!(refs));
         }
     }
@@ -111,7 +111,7 @@ pub fn relink(
         if !printer.is_json() {
             printer.line(&format!("the live file of \"{name}\" is {}", path.display()))?;
         } else if let Some(object) = value.as_object_mut() {
-            object.insert("source".into(), json!(path));
+            object.insert("source".into(), output::path(&path));
         }
     }
     if printer.is_json() {

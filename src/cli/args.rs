@@ -221,6 +221,8 @@ pub struct Snapshot {
     /// Make no snapshot if the image is unchanged
     #[arg(long)]
     pub skip_unchanged: bool,
+    #[command(flatten)]
+    pub format: Format,
     /// Store what can be read of a bad disk, and mark the rest as unread
     #[arg(long)]
     pub skip_bad: bool,
@@ -258,12 +260,29 @@ pub struct Watch {
     pub keep: Keep,
     #[command(flatten)]
     pub tracking: Tracking,
+    #[command(flatten)]
+    pub format: Format,
     /// Store what can be read of a bad disk, and mark the rest as unread
     #[arg(long)]
     pub skip_bad: bool,
     /// lz4, zstd[:LEVEL] or none [default: the repository's]
     #[arg(long)]
     pub compression: Option<Compression>,
+}
+
+/// How the image file is to be read.
+#[derive(ClapArgs)]
+pub struct Format {
+    /// The format of the image: a first snapshot of what looks like another one is refused without this
+    #[arg(long, value_name = "raw", value_parser = ["raw"], hide_possible_values = true)]
+    format: Option<String>,
+}
+
+impl Format {
+    /// True if it is raw, whatever it looks like.
+    pub fn is_raw(&self) -> bool {
+        self.format.is_some()
+    }
 }
 
 #[derive(ClapArgs)]
@@ -384,6 +403,9 @@ pub struct Rollback {
     /// Believe nothing: read the whole image before and after
     #[arg(long)]
     pub prove: bool,
+    /// Write to the device even if it is not the one that the last snapshot was taken of
+    #[arg(long)]
+    pub force_device: bool,
     /// Change nothing, only tell
     #[arg(long)]
     pub dry_run: bool,

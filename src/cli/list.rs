@@ -20,7 +20,7 @@ pub fn snapshot_json(name: &str, s: &Snapshot, parent_number: Option<u64>) -> Va
         "parent": s.parent,
         "parent_number": parent_number,
         "kind": if s.parent.is_none() { "base" } else { "delta" },
-        "base_image": s.base_image,
+        "base_image": s.base_image.as_deref().map(output::path),
         "in_use": s.in_use,
         "hint": s.hint.map(|hint| hint_json(s, &hint)),
         "clone_seconds": s.kept_clone.as_ref().map(|clone| clone.seconds),

@@ -33,6 +33,7 @@ use std::sync::atomic::AtomicBool;
 
 /// Parses, runs, reports; the only place that decides on the exit code.
 pub fn run() -> ExitCode {
+    imgsnap::room::raise_open_files();
     let args = Args::parse();
     let checked = match &args.command {
         Command::Bench(verb) => verb.check(),
@@ -65,6 +66,10 @@ fn stop_flag() -> Result<Arc<AtomicBool>> {
             .map_err(failed)?;
         signal_hook::flag::register(signal, stop.clone()).map_err(failed)?;
     }
+    // Its default is to end the process in the middle of a write. Handled, the write fails with EFBIG.
+    let too_long = Arc::new(AtomicBool::new(false));
+    signal_hook::flag::register(libc::SIGXFSZ, too_long)
+        .map_err(|e| Error::io("cannot handle signals", e))?;
     Ok(stop)
 }
 
@@ -107,7 +112,7 @@ fn dispatch(args: &Args, printer: &Printer, stop: Arc<AtomicBool>) -> Result<Exi
         }
         Command::Forget { name, yes } => admin::forget(&open()?, name, *yes, printer, &context),
         Command::Repair { name, from } => {
-            repair::run(&open()?, name.as_deref(), from, printer, &context)
+            repair::run(place, name.as_deref(), from, printer, &context)
         }
         Command::Relink { name, image, base_image } => {
             let (image, base_image) = (image.as_deref(), base_image.as_deref());

@@ -5,6 +5,8 @@ use imgsnap::units::{BlockRange, Geometry, NamedBlocks};
 use jiff::{Timestamp, tz::TimeZone};
 use serde_json::{Value, json};
 use std::io::IsTerminal;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 /// Fails if stdout is a terminal: `what` is for a file or a pipe.
 pub fn refuse_terminal(what: &str) -> Result<()> {
@@ -52,6 +54,23 @@ pub fn count(count: u64) -> String {
         text.push(digit);
     }
     text
+}
+
+/// A path as JSON has it: as it is, or, if it is no UTF-8, absolute and as a percent-encoded `file:` URI.
+pub fn path(path: &Path) -> Value {
+    if let Some(text) = path.to_str() {
+        return text.into();
+    }
+    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let plain = |b: &u8| b.is_ascii_alphanumeric() || b"/-._~".contains(b);
+    let mut uri = String::from("file://");
+    for byte in absolute.as_os_str().as_bytes() {
+        match plain(byte) {
+            true => uri.push(char::from(*byte)),
+            false => uri.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    uri.into()
 }
 
 /// Ranges of blocks as ranges of bytes.
@@ -108,9 +127,12 @@ pub fn rate(amount: u64, seconds: f64) -> String {
     format!("{}/s", bytes((amount as f64 / seconds.max(1e-6)) as u64))
 }
 
-/// Local time to the second.
+/// Local time to the second; with its offset where that time of day comes twice.
 pub fn time(time: Timestamp) -> String {
-    time.to_zoned(TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S").to_string()
+    let local = time.to_zoned(TimeZone::system());
+    let twice = local.time_zone().to_ambiguous_timestamp(local.datetime()).is_ambiguous();
+    let offset = if twice { local.offset().to_string() } else { String::new() };
+    format!("{}{offset}", local.strftime("%Y-%m-%d %H:%M:%S"))
 }
 
 /// How long ago.
@@ -224,6 +246,13 @@ mod tests {
         for (value, text) in [(0.07, "7 %"), (0.001, "0.1 %"), (1.0, "100 %"), (1e-6, "0.0001 %")] {
             assert_eq!(share(value), text);
         }
+    }
+
+    #[test]
+    fn a_path_that_is_no_text_is_a_uri() {
+        let bytes = std::ffi::OsStr::from_bytes(b"/a b/\xff%");
+        assert_eq!(path(Path::new(bytes)), "file:///a%20b/%FF%25");
+        assert_eq!(path(Path::new("a b/%.img")), "a b/%.img");
     }
 
     #[test]

@@ -33,6 +33,8 @@ pub fn run(
             Ok(pruned) if printer.is_json() => values.push(to_json(&pruned, verb.dry_run)),
             Ok(pruned) => {
                 warn_of_room(&pruned.compaction, context);
+                warn_of_clock(&pruned, context);
+                tell_corrected(&pruned, context);
                 printer.line(&describe(&pruned, verb.dry_run))?;
             }
             // It has just been forgotten.
@@ -70,6 +72,32 @@ fn warn_of_room(compaction: &Compaction, context: &Context) {
     }
 }
 
+/// Rules by time dropped nothing: whoever waits for room should know why.
+pub fn warn_of_clock(pruned: &Pruned, context: &Context) {
+    if pruned.clock_is_behind {
+        context.progress().warn(&format!(
+            "{}: the clock is behind the times of its snapshots, so rules by time drop nothing; set the \
+             clock, or use --keep-last",
+            pruned.name
+        ));
+    }
+}
+
+/// Times that do not fit to the numbers were told by a clock that was wrong.
+fn tell_corrected(pruned: &Pruned, context: &Context) {
+    let Some((first, time)) = pruned.corrected.first() else { return };
+    let name = &pruned.name;
+    let more = match pruned.corrected.len() as u64 - 1 {
+        0 => String::new(),
+        more => format!(", and {} more the same way", output::count(more)),
+    };
+    context.progress().warn(&format!(
+        "{name}@{first} has a time that does not fit to its number (the clock was wrong): it counts as \
+         taken at {}{more}",
+        output::time(*time)
+    ));
+}
+
 fn compaction_json(compaction: &Compaction) -> Value {
     let merged: Vec<Value> = compaction
         .merged
@@ -97,6 +125,10 @@ fn compaction_json(compaction: &Compaction) -> Value {
 
 fn to_json(pruned: &Pruned, dry_run: bool) -> Value {
     let name = &pruned.name;
+    let effective = |s: &imgsnap::manifest::Snapshot| {
+        let corrected = pruned.corrected.iter().find(|(number, _)| *number == s.number);
+        corrected.map_or(s.time, |(_, time)| *time)
+    };
     let snapshots: Vec<Value> = pruned
         .decisions
         .iter()
@@ -107,6 +139,7 @@ fn to_json(pruned: &Pruned, dry_run: bool) -> Value {
                 "id": s.id,
                 "label": s.label,
                 "time": s.time.to_string(),
+                "effective_time": effective(s).to_string(),
                 "kept": !keep.is_empty(),
                 "reasons": keep,
             })
@@ -116,6 +149,7 @@ fn to_json(pruned: &Pruned, dry_run: bool) -> Value {
     let mut value = json!({
         "name": name,
         "dry_run": dry_run,
+        "clock_is_behind": pruned.clock_is_behind,
         "kept": kept,
         "dropped": pruned.decisions.len() - kept,
         "snapshots": snapshots,

@@ -4,7 +4,7 @@ use super::printer::Printer;
 use super::{exit, output, repo};
 use imgsnap::error::{ErrorKind, Result};
 use imgsnap::progress::Context;
-use imgsnap::repository::{MendSource, Mended, MendedBy, Repaired, Repository};
+use imgsnap::repository::{MendSource, Mended, MendedBy, Rebuilt, Repository};
 use imgsnap::source::RawFile;
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
@@ -12,12 +12,20 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 pub fn run(
-    repository: &Repository,
+    place: Option<&Path>,
     name: Option<&str>,
     from: &[PathBuf],
     printer: &Printer,
     context: &Context,
 ) -> Result<ExitCode> {
+    let config = repo::restore_config(place)?;
+    if let Some(defaults) = config {
+        context.progress().warn(&format!(
+            "repository.toml was lost and is made anew ({defaults}); the rules of prune, and the settings, \
+             that stood in it are gone"
+        ));
+    }
+    let repository = &repo::open(place)?;
     let sources: Vec<MendSource> = from.iter().map(|path| source(path)).collect::<Result<_>>()?;
     let mut is_sound = true;
     for each in repo::names(repository, name)? {
@@ -119,7 +127,7 @@ fn print(
     Ok(())
 }
 
-/// True if no file had to be left out.
+/// True if no file had to be left out, and none is missing.
 fn repair_manifest(
     repository: &Repository,
     name: &str,
@@ -128,30 +136,76 @@ fn repair_manifest(
     context: &Context,
 ) -> Result<bool> {
     let repaired = repository.repair(name, context)?;
-    value.insert("rebuilt".into(), json!(repaired != Repaired::Nothing));
-    let Repaired::Rebuilt { snapshots, unused, source } = repaired else {
-        // With sources its files are what matters.
-        if !printer.is_json() && !value.contains_key("brought_back") {
-            printer.line(&format!("{name}: the manifest is sound, nothing to repair"))?;
+    let has_sources = value.contains_key("brought_back");
+    let is_sound = match &repaired.rebuilt {
+        Some(rebuilt) => tell_rebuilt(name, rebuilt, value, printer)?,
+        None => {
+            value.insert("rebuilt".into(), json!(false));
+            true
         }
-        return Ok(true);
     };
+    if !repaired.renumbered.is_empty() {
+        let renumbered = &repaired.renumbered;
+        for (old, new) in renumbered.iter().filter(|_| !printer.is_json()) {
+            printer.line(&format!("{name}@{old} is {name}@{new} now: no number was left"))?;
+        }
+        let pairs = renumbered.iter().map(|(old, new)| json!({"old": old, "new": new}));
+        value.insert("renumbered".into(), pairs.collect());
+    }
+    // With sources they are looked for in a moment, and told.
+    if has_sources {
+        return Ok(is_sound);
+    }
+    if !repaired.missing.is_empty() {
+        let files = repaired.missing.iter();
+        let files = files.map(|(snapshot, why)| json!({"snapshot": snapshot, "message": why}));
+        value.insert("missing".into(), files.collect());
+    }
     if printer.is_json() {
-        let files: Vec<_> =
-            unused.iter().map(|(file, reason)| json!({"file": file, "reason": reason})).collect();
+        return Ok(is_sound && repaired.missing.is_empty());
+    }
+    for (_, why) in &repaired.missing {
+        printer.line(&format!("DAMAGED  {why}"))?;
+    }
+    if !repaired.missing.is_empty() {
+        let how = format!("\"imgsnap repair {name} --from REPO\"");
+        printer.line(&format!("{name}: the manifest is sound; bring back its files with {how}"))?;
+    } else if repaired.rebuilt.is_none() && repaired.renumbered.is_empty() {
+        printer.line(&format!("{name}: the manifest is sound, nothing to repair"))?;
+    }
+    Ok(is_sound && repaired.missing.is_empty())
+}
+
+/// True if no file had to be left out.
+fn tell_rebuilt(
+    name: &str,
+    rebuilt: &Rebuilt,
+    value: &mut Map<String, Value>,
+    printer: &Printer,
+) -> Result<bool> {
+    let Rebuilt { snapshots, unused, unlabelled, source } = rebuilt;
+    value.insert("rebuilt".into(), json!(true));
+    if printer.is_json() {
+        let files = unused.iter().map(|(file, why)| json!({"file": file, "reason": why}));
+        let labels =
+            unlabelled.iter().map(|(number, label)| json!({"number": number, "label": label}));
         value.insert("snapshots".into(), json!(snapshots));
-        value.insert("unused".into(), json!(files));
-        value.insert("source".into(), json!(source));
+        value.insert("unused".into(), files.collect());
+        value.insert("unlabelled".into(), labels.collect());
+        value.insert("source".into(), source.as_deref().map_or(Value::Null, output::path));
         return Ok(unused.is_empty());
     }
-    let what = output::plural(snapshots, "snapshot");
+    let what = output::plural(*snapshots, "snapshot");
     printer.line(&format!("{name}: rebuilt the manifest with {what}"))?;
-    for (file, reason) in &unused {
+    for (file, reason) in unused {
         printer.line(&format!("  not used, kept: {file}: {reason}"))?;
     }
     if !unused.is_empty() {
         let how = format!("\"imgsnap repair {name} --from REPO\"");
         printer.line(&format!("  put these files right, or bring them back with {how}"))?;
+    }
+    for (number, label) in unlabelled {
+        printer.line(&format!("  {name}@{number} has no label: a later one is \"{label}\""))?;
     }
     if source.is_none() {
         let hint = format!("\"imgsnap relink {name} IMAGE\"");

@@ -3,13 +3,14 @@
 use super::printer::Printer;
 use super::{trust, usage};
 use imgsnap::error::{Error, ErrorKind, Result};
+use imgsnap::folder::{Folder, resolve};
 use imgsnap::hints::clone_into;
 use imgsnap::progress::Progress;
 use imgsnap::repository::{At, Defaults, Reference, Repository, Track};
-use imgsnap::source::RawFile;
+use imgsnap::source::{RawFile, Source, refuse_foreign};
 use imgsnap::store::{LocalStore, OsDisk, Store};
 use std::fs::OpenOptions;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -47,6 +48,11 @@ pub fn open(repo: Option<&Path>) -> Result<Repository> {
     Repository::open(store(place(repo)?))
 }
 
+/// Makes a lost `repository.toml` anew; none if it is there.
+pub fn restore_config(repo: Option<&Path>) -> Result<Option<Defaults>> {
+    Repository::restore_config(&store(place(repo)?))
+}
+
 /// Opens the repository, and makes it if there is nothing yet and one of the images can be opened.
 /// If none can, gives why, for each.
 pub fn open_or_create(
@@ -80,6 +86,7 @@ fn why_not(image: &Path, verb: &super::args::Snapshot) -> Result<()> {
             let may_clone = verb.tracking.track != Some(Track::None) && can_clone_beside(image);
             if may_clone { Ok(()) } else { Err(e) }
         }
+        Ok(raw) if !verb.format.is_raw() => refuse_foreign(raw.file(), image, raw.image_bytes()),
         other => other.map(drop),
     }
 }
@@ -115,11 +122,23 @@ pub fn open_or_make(repo: Option<&Path>, printer: &Printer) -> Result<Repository
 pub fn create(repo: Option<&Path>, defaults: Defaults) -> Result<Repository> {
     let path = place(repo)?;
     let failed = |e| Error::io(format!("cannot make the repository {}", path.display()), e);
-    let is_made = |folder: &&Path| *folder == path || !folder.exists();
-    let made: Vec<&Path> = path.ancestors().take_while(is_made).collect();
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&path).map_err(failed)?;
-    for above in made.into_iter().filter_map(Path::parent) {
-        std::fs::File::open(above).and_then(|folder| folder.sync_all()).map_err(failed)?;
+    // From the first folder that is there on, each in the one before it: whoever may write to that one
+    // cannot lead us elsewhere.
+    let there = path.ancestors().find(|folder| folder.exists()).unwrap_or(Path::new("/"));
+    let missing = path.strip_prefix(there).unwrap_or(Path::new(""));
+    let mut folder = Folder::open(&resolve(there)?).map_err(failed)?;
+    for name in missing {
+        match folder.make_folder(name, 0o700) {
+            Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => return Err(failed(e)),
+            _ => folder.sync().map_err(failed)?,
+        }
+        folder = folder.folder(name).map_err(failed)?;
+    }
+    // Of one that was there: its name may not be durable yet.
+    if missing.as_os_str().is_empty()
+        && let Some(above) = path.parent()
+    {
+        std::fs::File::open(above).and_then(|above| above.sync_all()).map_err(failed)?;
     }
     Repository::init(store(path), defaults)
 }
@@ -134,20 +153,6 @@ pub fn at_of(name: &str, text: &str) -> Result<At> {
         return Err(usage(format!("{text} is a snapshot of another image than \"{name}\"")));
     }
     Ok(reference.at)
-}
-
-/// Fails if a file is within the repository, where it would be taken for one of its own.
-pub fn refuse_inside(repository: &Repository, file: &Path) -> Result<()> {
-    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty());
-    let folder = std::fs::canonicalize(folder.unwrap_or(Path::new(".")));
-    let place = std::fs::canonicalize(repository.location());
-    match (folder, place) {
-        (Ok(folder), Ok(place)) if folder.starts_with(&place) => {
-            let what = format!("{} is within the repository", file.display());
-            Err(Error::new(ErrorKind::InvalidInput, what).hint("choose another folder"))
-        }
-        _ => Ok(()),
-    }
 }
 
 /// The image that is named, or all of them.

@@ -2,14 +2,14 @@
 
 use super::args::Restore;
 use super::printer::Printer;
-use super::{exit, output, repo};
+use super::{exit, output};
 use imgsnap::chain::Chain;
 use imgsnap::error::{Error, ErrorKind, Result};
 use imgsnap::progress::Context;
-use imgsnap::repository::Repository;
+use imgsnap::repository::{Repository, warn_if_unguarded};
 use imgsnap::restore::{check_range, check_room_for, restore};
 use imgsnap::room::room_for;
-use imgsnap::source::{RawFile, Source};
+use imgsnap::source::{Intent, RawFile, Source};
 use imgsnap::target::{InPlace, NewFile, Stream};
 use imgsnap::units::NamedBlocks;
 use serde_json::json;
@@ -38,6 +38,9 @@ pub fn run(
         false => accept(chain, &name, &unread, verb, context)?,
     };
     let to_stdout = verb.output == Path::new("-");
+    if !to_stdout {
+        repository.refuse_target(&verb.output, context)?;
+    }
     let restored = if to_stdout {
         output::refuse_terminal("an image")?;
         let mut target = Stream::new(std::io::stdout().lock(), "stdout");
@@ -51,20 +54,28 @@ pub fn run(
             );
         }
         let device = RawFile::open_to_write(&verb.output)?;
+        warn_if_unguarded(&device, context);
         let mut target = InPlace::new(&device);
         target.check_room(bytes)?;
         let restored = restore(&chain, verb.range, &mut target, context)?;
+        device.check_alone(Intent::Read)?;
         if device.image_bytes() > bytes {
             let rest = output::bytes(device.image_bytes() - bytes);
             printer.say(&format!("{} is larger: its last {rest} were not touched", device.name()));
         }
         restored
     } else {
-        repo::refuse_inside(repository, &verb.output)?;
         let place = verb.output.display().to_string();
         let mut target = NewFile::create(&verb.output, bytes, verb.force)?;
         check_room_for(&chain, verb.range, room_for(&verb.output), &place)?;
-        restore(&chain, verb.range, &mut target, context)?
+        let restored = restore(&chain, verb.range, &mut target, context)?;
+        let image = &verb.reference.name;
+        if let Err(e) = repository.note_restored(image, &verb.output, context) {
+            context
+                .progress()
+                .warn(&format!("{e}; before a rollback, run \"imgsnap relink {image} {place}\""));
+        }
+        restored
     };
     let geometry = chain.geometry();
     let seconds = begun.elapsed().as_secs_f64();
@@ -88,7 +99,7 @@ pub fn run(
             "name": verb.reference.name,
             "number": snapshot.number,
             "ref": name,
-            "output": verb.output,
+            "output": output::path(&verb.output),
             "image_bytes": snapshot.image_bytes,
             "restored_bytes": restored.bytes,
             "data_bytes": restored.data_bytes,

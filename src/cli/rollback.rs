@@ -25,6 +25,7 @@ pub fn run(
         save: !verb.no_save,
         prove: verb.prove,
         dry_run: verb.dry_run,
+        force_device: verb.force_device,
     };
     let done = repository.rollback(&request, context)?;
     let seconds = begun.elapsed().as_secs_f64();
@@ -33,7 +34,7 @@ pub fn run(
             "name": name,
             "number": done.number,
             "ref": format!("{name}@{}", done.number),
-            "image": done.image,
+            "image": output::path(&done.image),
             "written_bytes": done.work.written_bytes,
             "read_bytes": done.work.read_bytes,
             "scanned": done.scanned,

@@ -131,6 +131,7 @@ fn request(image: &Path, verb: &Verb) -> Result<SnapshotRequest> {
         full_scan: verb.full_scan,
         skip_unchanged: verb.skip_unchanged,
         skip_bad: verb.skip_bad,
+        is_raw: verb.format.is_raw(),
         compression: verb.compression,
         dry_run: verb.dry_run,
         track: verb.tracking.track,

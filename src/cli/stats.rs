@@ -98,7 +98,7 @@ fn to_json(stats: &Stats) -> Value {
 }
 
 fn clone_json(clone: &CloneUse) -> Value {
-    json!({"path": clone.path, "bytes": clone.own_bytes})
+    json!({"path": output::path(&clone.path), "bytes": clone.own_bytes})
 }
 
 fn overview(all: &[Stats]) -> String {

@@ -7,7 +7,7 @@ use imgsnap::apply::{Applied, Patch, open_file};
 use imgsnap::delta::Caches;
 use imgsnap::error::{Error, ErrorKind, Result};
 use imgsnap::progress::Context;
-use imgsnap::repository::{Imported, Reader, Repository};
+use imgsnap::repository::{Imported, Reader, Repository, refuse_inside_any};
 use imgsnap::room::room_for;
 use imgsnap::source::{RawFile, Source};
 use imgsnap::target::{NewFile, Stream, Target};
@@ -47,7 +47,7 @@ pub fn export(
         out.flush().map_err(failed)?;
         written.footer.file_bytes
     } else {
-        repo::refuse_inside(repository, &verb.output)?;
+        repository.refuse_target(&verb.output, context)?;
         refuse_live(repository, &verb.output, context)?;
         // It appears whole or not at all.
         let mut target = NewFile::create(&verb.output, 0, verb.force)?;
@@ -79,7 +79,7 @@ pub fn export(
             "number": snapshot.number,
             "ref": format!("{name}@{}", snapshot.number),
             "since": since.map(|s| format!("{name}@{}", s.number)),
-            "output": verb.output,
+            "output": output::path(&verb.output),
             "stored_bytes": bytes,
             "image_digest": snapshot.image_digest.to_hex(),
             "seconds": seconds,
@@ -179,11 +179,15 @@ pub fn apply(verb: &Apply, printer: &Printer, context: &Context) -> Result<ExitC
     let patch = Patch::open(&verb.deltas)?;
     let (done, to) = match (&verb.output, &verb.base) {
         (None, Some(base)) => {
+            refuse_inside_any(base)?;
             let image = RawFile::open_to_write(base)?;
             (patch.write_in_place(&image, context)?, base.clone())
         }
         (None, None) => return Err(usage("--in-place changes the image that --base names")),
         (Some(output), base) => {
+            if output != Path::new("-") {
+                refuse_inside_any(output)?;
+            }
             let base = base.as_ref().map(|base| RawFile::open(base)).transpose()?;
             let base_bytes = base.as_ref().map_or(0, allocated_bytes);
             let base = base.as_ref();
@@ -231,9 +235,9 @@ fn tell_apply(
     } else if printer.is_json() {
         printer.json(&json!({
             "number": patch.number(),
-            "deltas": verb.deltas,
-            "base": verb.base,
-            "output": to,
+            "deltas": verb.deltas.iter().map(|delta| output::path(delta)).collect::<Vec<_>>(),
+            "base": verb.base.as_deref().map(output::path),
+            "output": output::path(to),
             "in_place": verb.in_place,
             "image_bytes": done.image_bytes,
             "image_digest": done.image_digest.to_hex(),

@@ -1,6 +1,7 @@
 //! Who else could change a repository. Whoever can write to it, or put another one in its place, says which
 //! file a rollback writes to, and what a restore gives: it is trusted like a program.
 
+use imgsnap::folder::is_ours;
 use imgsnap::progress::Progress;
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
@@ -19,11 +20,10 @@ pub fn warn_of_others(repository: &Path, progress: &dyn Progress) {
     let there = repository.ancestors().find_map(|path| std::fs::canonicalize(path).ok());
     let Some(there) = there else { return };
     let is_whole = std::fs::canonicalize(repository).is_ok();
-    let ours = [0, nix::unistd::geteuid().as_raw(), invoker().unwrap_or(0), NOBODY];
     for (depth, path) in there.ancestors().enumerate() {
         let Ok(meta) = std::fs::metadata(path) else { continue };
         let is_repository = is_whole && depth == 0;
-        if let Some(why) = wrong_with(&meta, is_repository, &ours) {
+        if let Some(why) = wrong_with(&meta, is_repository) {
             let place = path.display();
             let what = if is_repository { "" } else { ", and so can the repository in it" };
             progress.warn(&format!(
@@ -34,8 +34,8 @@ pub fn warn_of_others(repository: &Path, progress: &dyn Progress) {
     }
 }
 
-fn wrong_with(meta: &Metadata, is_repository: bool, ours: &[u32]) -> Option<String> {
-    if !ours.contains(&meta.uid()) {
+fn wrong_with(meta: &Metadata, is_repository: bool) -> Option<String> {
+    if !is_ours(meta.uid()) && meta.uid() != NOBODY {
         return Some(format!("can be changed by its owner, {}", user(meta.uid())));
     }
     // In a sticky folder others can make files, but not rename those of somebody else.
@@ -46,10 +46,4 @@ fn wrong_with(meta: &Metadata, is_repository: bool, ours: &[u32]) -> Option<Stri
 fn user(id: u32) -> String {
     let named = nix::unistd::User::from_uid(id.into()).ok().flatten();
     named.map_or(id.to_string(), |user| user.name)
-}
-
-/// Who called root by sudo: no stranger.
-fn invoker() -> Option<u32> {
-    let id = std::env::var("SUDO_UID").ok()?.parse().ok()?;
-    nix::unistd::geteuid().is_root().then_some(id)
 }

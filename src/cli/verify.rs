@@ -40,6 +40,11 @@ pub fn run(
                 })
             })
             .collect();
+        let unchecked: Vec<_> = verified
+            .unchecked
+            .iter()
+            .map(|u| json!({"snapshot": u.snapshot, "message": u.message}))
+            .collect();
         let lost: Vec<_> = verified
             .lost
             .iter()
@@ -58,6 +63,7 @@ pub fn run(
             "blocks": verified.blocks,
             "stored_bytes": verified.stored_bytes,
             "damaged": damaged,
+            "unchecked": unchecked,
             "lost": (!quick).then_some(lost),
             "whole": verified.whole,
             "quick": quick,
@@ -70,9 +76,15 @@ pub fn run(
         } else {
             format!("{} and every image digest checked", output::plural(verified.blocks, "block"))
         };
-        let verdict = match verified.damaged.len() as u64 {
-            0 => "sound".to_owned(),
-            n => format!("{} FOUND", output::plural(n, "damage").to_uppercase()),
+        let verdict = match (verified.damaged.len() as u64, verified.unchecked.len() as u64) {
+            (0, 0) => "sound".to_owned(),
+            (0, n) => format!("no damage found, but {} NOT CHECKED", output::count(n)),
+            (n, 0) => format!("{} FOUND", output::plural(n, "damage").to_uppercase()),
+            (n, more) => format!(
+                "{} FOUND, and {} NOT CHECKED",
+                output::plural(n, "damage").to_uppercase(),
+                output::count(more)
+            ),
         };
         printer.line(&format!(
             "{}, {} stored: {verdict}; {depth} in {}",
@@ -81,7 +93,11 @@ pub fn run(
             output::duration(seconds)
         ))?;
     }
-    Ok(if verified.damaged.is_empty() { exit::DONE } else { exit::damaged() })
+    Ok(match (verified.damaged.is_empty(), verified.unchecked.is_empty()) {
+        (true, true) => exit::DONE,
+        (true, false) => exit::FAILED,
+        (false, _) => exit::damaged(),
+    })
 }
 
 /// Findings of one file that are printed; JSON has all.
@@ -101,6 +117,14 @@ fn print_damage(verified: &Verified, quick: bool, printer: &Printer) -> Result<(
             continue;
         };
         printer.line(&format!("         may affect {}", damage.affects.join(", ")))?;
+    }
+    for unchecked in verified.unchecked.iter().take(MOST_PRINTED) {
+        let (snapshot, why) = (&unchecked.snapshot, &unchecked.message);
+        printer.line(&format!("UNKNOWN  {snapshot}  could not be checked: {why}"))?;
+    }
+    let more = verified.unchecked.len().saturating_sub(MOST_PRINTED) as u64;
+    if more > 0 {
+        printer.line(&format!("         and {} more", output::count(more)))?;
     }
     for loss in &verified.lost {
         let what = match &loss.blocks {

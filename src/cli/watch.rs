@@ -33,6 +33,7 @@ pub fn run(
         image: image.clone(),
         skip_unchanged: true,
         skip_bad: verb.skip_bad,
+        is_raw: verb.format.is_raw(),
         compression: verb.compression,
         track: verb.tracking.track,
         recheck: verb.tracking.recheck,
@@ -65,6 +66,9 @@ pub fn run(
 fn print(watched: &Watched, printer: &Printer, context: &Context) -> Result<()> {
     if let Some(Err(error)) = &watched.pruned {
         context.progress().warn(&format!("{}: nothing was pruned: {error}", watched.name));
+    }
+    if let Some(Ok(pruned)) = &watched.pruned {
+        prune::warn_of_clock(pruned, context);
     }
     if printer.is_json() {
         return printer.json(&to_json(watched));
@@ -125,7 +129,7 @@ fn to_json(watched: &Watched) -> Value {
     json!({
         "time": Timestamp::now().to_string(),
         "name": watched.name,
-        "image": watched.image,
+        "image": output::path(&watched.image),
         "event": event,
         "snapshot": snapshot,
         "error": error,

@@ -180,6 +180,11 @@ impl Delta {
         &self.hasher
     }
 
+    /// What it is called in its store.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// What to call it in a message.
     pub fn location(&self) -> String {
         self.store.location(&self.name)

@@ -4,24 +4,29 @@
 //! A clone has no name until its snapshot is about to be published; killed before, it leaves nothing
 //! behind. It is marked with the repository and image that it is of, so that nobody takes the clones of
 //! another repository for garbage.
+//!
+//! The folder may be another user's, who can exchange it at any moment: it is held while something is made
+//! in it, and has to be a folder of ours, or of whose folder it is in.
 
 use super::reflink::{clone_into, own_bytes};
 use crate::error::{Error, ErrorKind, Result};
+use crate::folder::{self, Folder};
 use crate::sys::{attribute, set_attribute, set_no_copy_on_write};
-use nix::fcntl::{AT_FDCWD, AtFlags};
+use nix::fcntl::OFlag;
 use nix::sys::statfs::{BTRFS_SUPER_MAGIC, XFS_SUPER_MAGIC, fstatfs};
-use nix::unistd::linkat;
 use serde::{Deserialize, Serialize};
 use std::ffi::CStr;
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Instant, UNIX_EPOCH};
 use uuid::Uuid;
 
 const FOLDER: &str = ".imgsnap";
+/// Permissions by which others could exchange what is in a folder.
+const OTHERS_WRITE: u32 = 0o022;
 /// How often the folder is made again, should it go.
 const MAKE_TRIES: usize = 3;
 const OWNER: &CStr = c"user.imgsnap.owner";
@@ -103,14 +108,15 @@ impl NewClone {
         if !tells_places(image) {
             return Err(cannot(path));
         }
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).mode(0o600).custom_flags(libc::O_TMPFILE);
-        let to = options.open(folder_of(path)).map_err(|e| match e.raw_os_error() {
+        let to = Folder::of(path).and_then(|folder| folder.nameless());
+        let to = to.map_err(|e| match e.raw_os_error() {
             Some(libc::EOPNOTSUPP | libc::EISDIR | libc::ENOENT) => cannot(path),
             Some(libc::EACCES | libc::EPERM | libc::EROFS) => {
                 let what = format!("{}: its folder cannot be written to", path.display());
-                Error::new(ErrorKind::Unsupported, what)
-                    .hint(format!("a clone is kept in {}", folder_of(path).join(FOLDER).display()))
+                Error::new(ErrorKind::Unsupported, what).hint(format!(
+                    "a clone is kept in {}",
+                    CloneFolder::beside(path).path.display()
+                ))
             }
             _ => failed(e),
         })?;
@@ -142,12 +148,6 @@ impl NewClone {
     }
 }
 
-/// Gives a nameless file a name.
-fn link(file: &File, path: &Path) -> io::Result<()> {
-    let from = format!("/proc/self/fd/{}", file.as_raw_fd());
-    Ok(linkat(AT_FDCWD, from.as_str(), AT_FDCWD, path, AtFlags::AT_SYMLINK_FOLLOW)?)
-}
-
 /// True on file systems of which it is known that two extents with one address are one. Others clone, too,
 /// but tell something else: SMB the offset in the file, bcachefs an address on one of several devices.
 pub fn tells_places(file: &File) -> bool {
@@ -158,10 +158,6 @@ pub fn tells_places(file: &File) -> bool {
 fn cannot(path: &Path) -> Error {
     let what = format!("{}: the file system cannot keep a clone of it", path.display());
     Error::new(ErrorKind::Unsupported, what)
-}
-
-fn folder_of(path: &Path) -> &Path {
-    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// The folder of clones beside an image.
@@ -177,14 +173,6 @@ pub struct FoundClone {
     pub path: PathBuf,
     /// Of which image; none if it has no mark.
     pub owner: Option<Owner>,
-    file: File,
-}
-
-impl FoundClone {
-    /// Bytes that would be free without it.
-    pub fn own_bytes(&self) -> Result<u64> {
-        own_bytes(&self.file).map_err(|e| e.at(self.path.display()))
-    }
 }
 
 impl CloneFolder {
@@ -195,7 +183,7 @@ impl CloneFolder {
 
     /// That of an image. It need not exist.
     pub fn beside(image: &Path) -> Self {
-        Self { path: folder_of(image).join(FOLDER) }
+        Self { path: folder::parent(image).join(FOLDER) }
     }
 
     /// Where it is.
@@ -215,34 +203,81 @@ impl CloneFolder {
     pub fn keep(&self, clone: &NewClone, id: Uuid) -> Result<CloneStat> {
         let path = self.path_of(id);
         let failed = |e| Error::io(format!("cannot keep the clone {}", path.display()), e);
+        let above = Folder::of(&self.path).map_err(failed)?;
         let mut tries = MAKE_TRIES;
-        loop {
-            match DirBuilder::new().mode(0o700).create(&self.path) {
-                Ok(()) => {
-                    let above = File::open(folder_of(&self.path));
-                    above.and_then(|folder| folder.sync_all()).map_err(failed)?;
-                }
+        let folder = loop {
+            match above.make_folder(FOLDER, 0o700) {
+                Ok(()) => above.sync().map_err(failed)?,
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(e) => return Err(failed(e)),
             }
-            if self.path.symlink_metadata().is_ok_and(|meta| !meta.is_dir()) {
-                let what = format!("{} is no folder", self.path.display());
-                return Err(Error::new(ErrorKind::Unsupported, what).hint("remove it"));
-            }
             tries -= 1;
-            match link(&clone.file, &path) {
+            let linked = self.open_in(&above).and_then(|folder| {
+                folder.link(&clone.file, id.to_string()).map_err(failed).map(|()| folder)
+            });
+            match linked {
                 // Somebody removed the last clone of another image, and the folder with it.
-                Err(e) if e.kind() == io::ErrorKind::NotFound && tries > 0 => {}
-                other => break other.map_err(failed)?,
+                Err(e) if e.kind() == ErrorKind::NotFound && tries > 0 => {}
+                other => break other?,
             }
-        }
-        let synced = clone.file.sync_all().and_then(|()| File::open(&self.path)?.sync_all());
+        };
+        let synced = clone.file.sync_all().and_then(|()| folder.sync());
         synced.and_then(|()| CloneStat::of(&clone.file)).map_err(failed)
+    }
+
+    /// Opens the folder, if it may be used.
+    ///
+    /// # Errors
+    /// `Unsupported` if it is no folder, or one that neither we made nor whoever has the one above.
+    fn open_in(&self, above: &Folder) -> Result<Folder> {
+        let place = self.path.display();
+        let failed = |e| Error::io(format!("cannot open {place}"), e);
+        let folder = above.folder(FOLDER).map_err(|e| match e.raw_os_error() {
+            Some(libc::ELOOP | libc::ENOTDIR) => {
+                let what = format!("{place} is no folder");
+                Error::new(ErrorKind::Unsupported, what).hint("remove it")
+            }
+            _ => failed(e),
+        })?;
+        let (owned, parent) = (folder.owned().map_err(failed)?, above.owned().map_err(failed)?);
+        let is_theirs = !folder::is_ours(owned.owner) && owned.owner != parent.owner;
+        if is_theirs || owned.mode & OTHERS_WRITE != 0 {
+            let what = format!("{place} is another user's, or others can change it");
+            return Err(
+                Error::new(ErrorKind::Unsupported, what).hint("no clone is kept in it; remove it")
+            );
+        }
+        Ok(folder)
+    }
+
+    /// The same; none if it is not there.
+    fn opened(&self) -> Result<Option<Folder>> {
+        let failed = |e| Error::io(format!("cannot open {}", self.path.display()), e);
+        let above = match Folder::of(&self.path) {
+            Err(e) if is_absent(&e) => return Ok(None),
+            other => other.map_err(failed)?,
+        };
+        match self.open_in(&above) {
+            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::Unsupported) => Ok(None),
+            other => other.map(Some),
+        }
+    }
+
+    /// Bytes that would be free without a clone that was found.
+    pub fn own_bytes(&self, found: &FoundClone) -> Result<u64> {
+        let Some(folder) = self.opened()? else { return Ok(0) };
+        match open(&folder, &found.id.to_string()) {
+            Ok(file) => own_bytes(&file).map_err(|e| e.at(found.path.display())),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(0),
+            Err(e) => Err(Error::io(format!("cannot open {}", found.path.display()), e)),
+        }
     }
 
     /// Opens the clone of a snapshot if it is the one that was made; otherwise says what is wrong.
     pub fn open(&self, id: Uuid, made: &CloneStat) -> Result<File, String> {
-        let file = open(&self.path_of(id)).map_err(|e| match e.kind() {
+        let folder = self.opened().map_err(|e| e.to_string())?;
+        let folder = folder.ok_or_else(|| "is missing".to_owned())?;
+        let file = open(&folder, &id.to_string()).map_err(|e| match e.kind() {
             io::ErrorKind::NotFound => "is missing".to_owned(),
             _ => format!("cannot be opened ({})", e.kind()),
         })?;
@@ -256,24 +291,16 @@ impl CloneFolder {
     /// All that is in it and has the name of a clone, sorted.
     pub fn list(&self) -> Result<Vec<FoundClone>> {
         let failed = |e| Error::io(format!("cannot list {}", self.path.display()), e);
-        let entries = match std::fs::read_dir(&self.path) {
-            Err(e)
-                if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) =>
-            {
-                return Ok(Vec::new());
-            }
-            other => other.map_err(failed)?,
-        };
+        let Some(folder) = self.opened()? else { return Ok(Vec::new()) };
         let mut found = Vec::new();
-        for entry in entries {
-            let name = entry.map_err(failed)?.file_name();
-            let Some(id) = name.to_str().and_then(|name| Uuid::parse_str(name).ok()) else {
+        for entry in folder.entries().map_err(failed)? {
+            let name = entry.name.to_str().unwrap_or_default();
+            let Some(id) = Uuid::parse_str(name).ok().filter(|id| id.to_string() == name) else {
                 continue;
             };
-            let path = self.path.join(&name);
-            let opened = open(&path).and_then(|file| Ok((owner_of(&file)?, file)));
-            match opened {
-                Ok((owner, file)) => found.push(FoundClone { id, path, owner, file }),
+            let path = self.path.join(name);
+            match open(&folder, name).and_then(|file| owner_of(&file)) {
+                Ok(owner) => found.push(FoundClone { id, path, owner }),
                 // Nobody knows whose it is.
                 Err(e) if is_passing(&e) => {
                     return Err(Error::io(
@@ -293,12 +320,13 @@ impl CloneFolder {
     /// there.
     pub fn remove(&self, id: Uuid) -> Result<()> {
         let path = self.path_of(id);
-        match std::fs::remove_file(&path) {
+        let failed = |e| Error::io(format!("cannot remove the clone {}", path.display()), e);
+        let Some(folder) = self.opened()? else { return Ok(()) };
+        match folder.remove(id.to_string()) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-            other => other
-                .map_err(|e| Error::io(format!("cannot remove the clone {}", path.display()), e))?,
+            other => other.map_err(failed)?,
         }
-        if std::fs::remove_dir(&self.path).is_err() {
+        if Folder::of(&self.path).and_then(|above| above.remove_folder(FOLDER)).is_err() {
             // Others are in it, or it is not ours to remove.
         }
         Ok(())
@@ -319,8 +347,10 @@ fn is_passing(error: &io::Error) -> bool {
     error.raw_os_error().is_some_and(|code| codes.contains(&code))
 }
 
-fn open(path: &Path) -> io::Result<File> {
-    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
-    let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
-    if file.metadata()?.is_file() { Ok(file) } else { Err(io::ErrorKind::InvalidInput.into()) }
+fn open(folder: &Folder, name: &str) -> io::Result<File> {
+    folder.regular_file(name, OFlag::O_RDONLY, 0)
+}
+
+fn is_absent(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }

@@ -21,14 +21,24 @@ pub const MAX_LIST_BYTES: u64 = 48 << 20;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ChangeList {
     ranges: Arc<[(u64, u64)]>,
+    /// As far as a map tells of anything, changed or not; none of a list, which tells only of changes.
+    map_bytes: Option<u64>,
+    /// Where its last range begins, before any were joined; none if there are none.
+    last_offset: Option<u64>,
     /// The next one to be given.
     next: usize,
 }
 
 #[derive(Deserialize)]
 struct Entry {
-    offset: u64,
+    #[serde(default)]
+    offset: Option<u64>,
     length: u64,
+    /// In what `qemu-img map` prints, and nowhere else.
+    #[serde(default)]
+    start: Option<Value>,
+    #[serde(default)]
+    depth: Option<Value>,
     #[serde(default)]
     description: Option<String>,
     #[serde(default)]
@@ -48,17 +58,43 @@ impl ChangeList {
             // As a program that failed leaves it.
             return Err(invalid("it is empty").hint("a list of no changes is []"));
         }
-        let ranges = match text.trim_start().starts_with(['[', '{']) {
+        let (ranges, map_bytes) = match text.trim_start().starts_with(['[', '{']) {
             true => from_json(text)?,
-            false => from_lines(text)?,
+            false => (from_lines(text)?, None),
         };
-        Ok(Self::of(ranges))
+        let list = Self { map_bytes, ..Self::of(ranges) };
+        Ok(match map_bytes {
+            Some(bytes) => list.and_from(bytes),
+            None => list,
+        })
+    }
+
+    /// Fails unless it can be of an image of `image_bytes` that had `before_bytes` when it began: a map ends
+    /// where the image does (the block layers of QEMU and NBD count in sectors of 512 bytes), and nothing
+    /// begins where the image never was.
+    ///
+    /// # Errors
+    /// `Mismatch`, with both lengths.
+    pub fn check_length(&self, image_bytes: u64, before_bytes: u64) -> Result<()> {
+        let sectors = image_bytes.next_multiple_of(512);
+        let wrong = match (self.map_bytes, self.last_offset) {
+            (Some(bytes), _) if bytes != image_bytes && bytes != sectors => {
+                format!("the map is of {bytes} bytes")
+            }
+            (None, Some(offset)) if offset >= image_bytes.max(before_bytes) => {
+                format!("the list names a change at byte {offset}")
+            }
+            _ => return Ok(()),
+        };
+        let what = format!("{wrong}, and the image has {image_bytes}: it is of another image");
+        Err(Error::new(ErrorKind::Mismatch, what).hint("hand over the one of this image"))
     }
 
     /// Of ranges in any order.
     pub fn of(mut ranges: Vec<(u64, u64)>) -> Self {
         ranges.retain(|(start, end)| start < end);
         ranges.sort_unstable();
+        let last_offset = ranges.last().map(|(start, _)| *start);
         let mut apart: Vec<(u64, u64)> = Vec::with_capacity(ranges.len());
         for (start, end) in ranges {
             match apart.last_mut() {
@@ -66,14 +102,15 @@ impl ChangeList {
                 _ => apart.push((start, end)),
             }
         }
-        Self { ranges: apart.into(), next: 0 }
+        Self { ranges: apart.into(), map_bytes: None, last_offset, next: 0 }
     }
 
     /// The same, and all from `start` on: of what was not there yet, no list tells.
     #[must_use]
     pub fn and_from(self, start: u64) -> Self {
         let new = std::iter::once((start, u64::MAX));
-        Self::of(self.ranges.iter().copied().chain(new).collect())
+        let ranges = Self::of(self.ranges.iter().copied().chain(new).collect()).ranges;
+        Self { ranges, ..self }
     }
 }
 
@@ -93,7 +130,11 @@ fn range(offset: u64, length: u64) -> Option<(u64, u64)> {
     Some((offset, offset.checked_add(length)?))
 }
 
-fn from_json(text: &str) -> Result<Vec<(u64, u64)>> {
+/// From where to where, each.
+type Ranges = Vec<(u64, u64)>;
+
+/// The ranges, and, of a map, as far as it goes.
+fn from_json(text: &str) -> Result<(Ranges, Option<u64>)> {
     let mut entries = Entries::default();
     let mut reader = serde_json::Deserializer::from_str(text);
     let read = reader.deserialize_seq(&mut entries).and_then(|()| reader.end());
@@ -103,10 +144,8 @@ fn from_json(text: &str) -> Result<Vec<(u64, u64)>> {
     read.map_err(|e| {
         invalid(format!("line {}: it is no list of changes: {e}", e.line())).hint(KNOWN)
     })?;
-    if entries.is_map == Some(true) {
-        entries.ranges.push((entries.covered, u64::MAX));
-    }
-    Ok(entries.ranges)
+    let map_bytes = entries.is_map.filter(|is_map| *is_map).map(|_| entries.covered);
+    Ok((entries.ranges, map_bytes))
 }
 
 /// The entries of a list as they are read, one after the other.
@@ -145,8 +184,15 @@ impl Entries {
         self.count += 1;
         let index = self.count;
         let at = |what: &str| invalid(format!("entry {index}: {what}"));
-        let (start, end) = range(entry.offset, entry.length)
-            .ok_or_else(|| at("offset and length lead beyond 2^64"))?;
+        if entry.start.is_some() || entry.depth.is_some() {
+            return Err(at(
+                "it is of \"qemu-img map\", which tells of what is stored, not of changes",
+            )
+            .hint("ask for a dirty bitmap: nbdinfo --map=qemu:dirty-bitmap:NAME --json"));
+        }
+        let offset = entry.offset.ok_or_else(|| at("it has no \"offset\"").hint(KNOWN))?;
+        let (start, end) =
+            range(offset, entry.length).ok_or_else(|| at("offset and length lead beyond 2^64"))?;
         let is_of_map = entry.description.is_some() || entry.kind.is_some();
         if !*self.is_map.get_or_insert(is_of_map) {
             // Without `exists` it is some list of ranges: what else can they be than changed.
@@ -290,5 +336,42 @@ mod tests {
     fn what_is_new_counts_as_changed() {
         let list = ChangeList::of(vec![(0, 10), (500, 600)]).and_from(550);
         assert_eq!(*list.ranges, [(0, 10), (500, u64::MAX)]);
+    }
+
+    #[test]
+    fn a_list_of_an_image_of_another_length_is_refused() {
+        let fits = |text: &str, bytes| {
+            ChangeList::parse(text.as_bytes()).unwrap().check_length(bytes, 1).is_ok()
+        };
+        let map = r#"[{"offset":0,"length":8192,"type":0,"description":"clean"},
+                      {"offset":8192,"length":2048,"type":1,"description":"dirty"}]"#;
+        // QEMU counts in sectors.
+        for (bytes, is_right) in
+            [(10_240, true), (10_000, true), (9728, false), (10_241, false), (4096, false)]
+        {
+            assert_eq!(fits(map, bytes), is_right, "{bytes}");
+        }
+        let rbd = r#"[{"offset":8192,"length":4096,"exists":"true"},{"offset":0,"length":1}]"#;
+        for list in [rbd, "0 1\n8192 4096\n", "0 8193\n8192 1\n"] {
+            for (bytes, is_right) in [(8192, false), (8193, true), (1 << 30, true)] {
+                assert_eq!(fits(list, bytes), is_right, "{list} {bytes}");
+            }
+        }
+        assert!(fits("[]", 1) && fits("0 0\n9999 0\n", 1));
+        let cut = ChangeList::parse(b"8192 1\n").unwrap();
+        assert!(cut.check_length(4096, 8193).is_ok(), "it was longer when the list began");
+    }
+
+    #[test]
+    fn what_qemu_img_map_prints_is_no_list_of_changes() {
+        let map = r#"[{"start":0,"length":65536,"depth":0,"present":true,"zero":false,
+                       "data":true,"offset":327680}]"#;
+        assert!(refused(map).starts_with("entry 1: it is of \"qemu-img map\""));
+        let hole = r#"[{"start":0,"length":65536,"depth":0,"present":false,"data":false}]"#;
+        assert!(refused(hole).contains("qemu-img map"));
+        assert!(refused(r#"[{"length":1}]"#).starts_with("entry 1: it has no \"offset\""));
+        let people =
+            "Offset          Length          Mapped to       File\n0 0x1000 0x50000 a.qcow2\n";
+        assert!(refused(people).starts_with("line 1"));
     }
 }

@@ -5,9 +5,10 @@ use super::snapshot::absolute;
 use super::{At, Repository, check_label, reference};
 use crate::error::{Error, ErrorKind, Result};
 use crate::head::Head;
-use crate::manifest::{self, Snapshot};
+use crate::manifest::{self, Manifest, Snapshot};
 use crate::progress::Context;
-use crate::source::RawFile;
+use crate::source::{LiveIdentity, RawFile};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 impl Repository {
@@ -43,15 +44,36 @@ impl Repository {
         let freed = (snapshots.len() as u64, snapshots.iter().map(|s| s.file_bytes).sum());
         // First: of an image that is gone, nobody would know them.
         self.forget_clones(&writer.manifest, context);
-        self.remove_image(writer)?;
+        if !self.remove_image(writer)? {
+            let place = self.store.location(name);
+            context.progress().warn(&format!(
+                "{place} stays: there is something in it that imgsnap has not put there"
+            ));
+        }
         Ok(freed)
+    }
+
+    /// Notes that the live file of an image has been made anew at its place, if `path` is that. Otherwise a
+    /// rollback would refuse it as a file that it does not know.
+    pub fn note_restored(&self, name: &str, path: &Path, context: &Context) -> Result<()> {
+        let Ok(path) = std::fs::canonicalize(path) else { return Ok(()) };
+        if self.read(name, context)?.manifest().source.as_deref() != Some(&path) {
+            return Ok(());
+        }
+        let file = File::open(&path)
+            .map_err(|e| Error::io(format!("cannot open {}", path.display()), e))?;
+        let writer = self.write(name, context)?;
+        let live = LiveIdentity::of(&file, 0);
+        let mut next = Manifest { live, ..writer.manifest.clone() };
+        manifest::commit(self.store.as_ref(), &mut next)
     }
 
     /// Says where the live file of an image is now. What was known of it is forgotten, an
     /// interrupted rollback included.
     pub fn relink(&self, name: &str, image: &Path, context: &Context) -> Result<PathBuf> {
         let path = absolute(image)?;
-        drop(RawFile::open(&path)?);
+        let live = RawFile::open(&path)?.identity();
+        self.refuse_inside(&path)?;
         if let Some(other) = self.name_of_source(&path, context)?.filter(|other| other != name) {
             let what = format!("{} is the live file of \"{other}\"", path.display());
             return Err(Error::new(ErrorKind::AlreadyExists, what)
@@ -66,6 +88,7 @@ impl Repository {
         let before = writer.manifest.clone();
         let mut next = before.clone();
         next.source = Some(path.clone());
+        next.live = live;
         if before.source.as_deref().and_then(Path::parent) != path.parent() {
             // They lie beside the file that it was, perhaps on another file system, where nobody would
             // look for them any more.

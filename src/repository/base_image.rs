@@ -2,7 +2,7 @@
 //! twenty deltas, and twenty tables.
 
 use super::session::Writer;
-use super::snapshot::{absolute, warn_if_unguarded};
+use super::snapshot::{absolute, check_format, warn_if_unguarded};
 use super::tracking::{Live, Way};
 use super::{At, ParentChoice, Repository, SnapshotOutcome, SnapshotRequest};
 use crate::error::{Error, ErrorKind, Result};
@@ -57,7 +57,9 @@ impl Repository {
     ) -> Result<Snapshot> {
         let path = absolute(path)?;
         let base_image = RawFile::open(&path)?;
+        self.refuse_inside(&path)?;
         refuse_itself(&path, image.path())?;
+        check_format(&writer.manifest, &base_image, request, context)?;
         let name = writer.manifest.name.clone();
         if !writer.manifest.snapshots.is_empty() && request.parent != ParentChoice::Full {
             let what = format!("\"{name}\" has snapshots already, and so a base");
@@ -117,6 +119,7 @@ impl Repository {
             refuse_itself(&path, live)?;
         }
         let source = RawFile::open(&path)?;
+        self.refuse_inside(&path)?;
         warn_if_unguarded(&source, context);
         let (mut found, mut differing) = (Vec::new(), None);
         let manifest: &Manifest = &writer.manifest;

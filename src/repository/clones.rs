@@ -89,8 +89,9 @@ impl Repository {
         let Some(source) = &manifest.source else { return Ok(clones) };
         let newest = newest_clone(manifest).map(|(s, _)| s);
         let mut whose = Whose::new(self, manifest);
-        for found in CloneFolder::beside(source).list()? {
-            let own_bytes = found.own_bytes()?;
+        let folder = CloneFolder::beside(source);
+        for found in folder.list()? {
+            let own_bytes = folder.own_bytes(&found)?;
             let is_newest = newest.filter(|s| s.id == found.id);
             let number = is_newest.map(|s| s.number);
             let is_left_over = whose.is_left_over(&found);

@@ -248,6 +248,19 @@ impl Repository {
         absorbed: &HashSet<Uuid>,
         context: &Context,
     ) -> Result<(Snapshot, Vec<Snapshot>)> {
+        self.rewrite_as(writer, id, None, parent, absorbed, context)
+    }
+
+    /// The same, perhaps with another number.
+    pub(super) fn rewrite_as(
+        &self,
+        writer: &mut Writer,
+        id: Uuid,
+        number: Option<u64>,
+        parent: Option<Uuid>,
+        absorbed: &HashSet<Uuid>,
+        context: &Context,
+    ) -> Result<(Snapshot, Vec<Snapshot>)> {
         let store = self.store.as_ref();
         let name = writer.manifest.name.clone();
         let tip = self.open_chain(&writer.manifest, id)?;
@@ -256,7 +269,7 @@ impl Repository {
         let file_id = Uuid::new_v4();
         let plan = Plan {
             fork: Fork::new(tip, parent.clone())?,
-            identity: Identity::of(&footer),
+            identity: Identity { number: number.unwrap_or(footer.number), ..Identity::of(&footer) },
             file_id,
             compression: self.defaults().compression,
         };
@@ -272,6 +285,8 @@ impl Repository {
             *snapshot = with_file(snapshot, &file, &merged);
             entry = Some(snapshot.clone());
         }
+        next.snapshots.sort_by_key(|s| s.number);
+        next.dropped.sort_by_key(|s| s.number);
         let unneeded = drop_from(&mut next, &HashSet::new());
         let proved = self.prove(&next, id, parent, context);
         let proved = proved.and_then(|()| self.commit_file(writer, next, &file));
@@ -385,6 +400,7 @@ fn paths(manifest: &Manifest) -> Vec<Vec<&Snapshot>> {
 pub(super) fn with_file(snapshot: &Snapshot, file: &str, merged: &Merged) -> Snapshot {
     let footer = &merged.written.footer;
     Snapshot {
+        number: footer.number,
         parent: footer.parent.map(|p| p.parent_id),
         file: file.into(),
         file_bytes: footer.file_bytes,

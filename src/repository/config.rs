@@ -1,6 +1,7 @@
 //! `repository.toml`: version, identity, the defaults for new bases, and the tables of the policies
 //! (FORMAT.md P1).
 
+use super::names_in;
 use super::policy::{Policy, PruneTable, SnapshotPolicy, SnapshotTable, invalid, table_at};
 use crate::codec::Compression;
 use crate::digest::DigestAlgorithm;
@@ -77,9 +78,19 @@ struct WireNew {
     compression: String,
 }
 
+const REBUILD: &str = "run \"imgsnap repair\" to rebuild it from the delta files";
+
+fn is_lost(bytes: &[u8]) -> bool {
+    let text = std::str::from_utf8(bytes).unwrap_or_default();
+    text.contains('\0') || text.trim().is_empty()
+}
+
 impl Config {
     pub(super) fn new(defaults: Defaults) -> Self {
-        let id = Uuid::new_v4();
+        Self::with_id(Uuid::new_v4(), defaults)
+    }
+
+    pub(super) fn with_id(id: Uuid, defaults: Defaults) -> Self {
         Self { id, defaults, prune: None, snapshot: None, images: None, stranger: None }
     }
 
@@ -110,15 +121,41 @@ impl Config {
     }
 
     pub(super) fn load(store: &dyn Store) -> Result<Self> {
-        let bytes = read_small(store, FILE, 1 << 20).map_err(|e| match e.kind() {
-            ErrorKind::NotFound => {
+        let bytes = match read_small(store, FILE, 1 << 20) {
+            Err(e) if e.kind() == ErrorKind::NotFound => {
+                if names_in(store).is_ok_and(|names| !names.is_empty()) {
+                    return Err(Self::missing(store));
+                }
                 let what = format!("{} is not a repository", store.location(""));
-                Error::new(ErrorKind::NotFound, what)
-                    .hint("name one with --repo, or make one with \"imgsnap init\"")
+                return Err(Error::new(ErrorKind::NotFound, what)
+                    .hint("name one with --repo, or make one with \"imgsnap init\""));
             }
-            _ => e,
-        })?;
+            other => other?,
+        };
+        if is_lost(&bytes) {
+            let lost = Error::corrupt("it is empty, or no text").at(store.location(FILE));
+            return Err(lost.hint(REBUILD));
+        }
         Self::decode(&bytes).map_err(|e| e.at(store.location(FILE)))
+    }
+
+    /// What to say where there are images, and no configuration.
+    pub(super) fn missing(store: &dyn Store) -> Error {
+        let what = format!("{} is missing, and there are images beside it", store.location(FILE));
+        Error::corrupt(what).hint(REBUILD)
+    }
+
+    /// True if the file is missing, or holds nothing that a person could have written: what is left after a
+    /// crash, or a slip.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub(super) fn is_lost(store: &dyn Store) -> Result<bool> {
+        match read_small(store, FILE, 1 << 20) {
+            Ok(bytes) => Ok(is_lost(&bytes)),
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(true),
+            Err(e) => Err(e),
+        }
     }
 
     fn decode(bytes: &[u8]) -> Result<Self> {

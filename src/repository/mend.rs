@@ -17,7 +17,7 @@ use crate::room::check_room;
 use crate::source::Source;
 use crate::units::NamedBlocks;
 use crate::verify::{Damaged, find_damage, verify_all};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
 use uuid::Uuid;
 
@@ -72,8 +72,14 @@ impl Repository {
     ) -> Result<Vec<Mended>> {
         let mut writer = self.write(name, context)?;
         let mut outcomes = Vec::new();
+        // Before anything is changed: what cannot be looked at now may be sound.
+        let mut ids = Vec::new();
+        for snapshot in writer.manifest.stored() {
+            if self.damage_of(&writer.manifest, snapshot, context)?.is_some() {
+                ids.push(snapshot.id);
+            }
+        }
         // Parents come before children: what a file is proved against is right by then.
-        let ids: Vec<Uuid> = writer.manifest.stored().iter().map(|s| s.id).collect();
         for id in ids {
             let Some(snapshot) = writer.manifest.stored().into_iter().find(|s| s.id == id).cloned()
             else {
@@ -97,71 +103,6 @@ impl Repository {
         Ok(outcomes)
     }
 
-    /// Brings back, from other repositories, what a repair of a lost manifest would have to leave out: files
-    /// that cannot be opened, and parents that are missing. Gives the names of the files.
-    ///
-    /// # Errors
-    /// If a copy cannot be written.
-    pub fn bring_back(
-        &self,
-        name: &str,
-        sources: &[MendSource],
-        context: &Context,
-    ) -> Result<Vec<String>> {
-        let store = self.store.as_ref();
-        let mut brought = Vec::new();
-        match crate::manifest::load(store, name) {
-            Ok(manifest) if manifest.unused.is_empty() => return Ok(brought),
-            Err(e) if e.kind() != ErrorKind::Corrupt => return Err(e),
-            _ => {}
-        }
-        let _write = self.lock_to_write(name)?;
-        for source in sources {
-            let MendSource::Repository(other) = source else { continue };
-            for reader in other.readers(context)? {
-                let (mut here, mut parents) = self.files_of(name, reader.manifest().image_id)?;
-                // The newest first: what it rests on is wanted then, too.
-                for theirs in reader.manifest().stored().iter().rev() {
-                    let is_broken = here.get(&theirs.file) == Some(&false);
-                    let is_missing =
-                        !here.contains_key(&theirs.file) && parents.contains(&theirs.id);
-                    if !is_broken && !is_missing {
-                        continue;
-                    }
-                    let file = format!("{}/{}", reader.manifest().name, theirs.file);
-                    match self.copy_file(name, theirs, other, &file, context) {
-                        Ok(()) => {
-                            brought.push(theirs.file.clone());
-                            here.insert(theirs.file.clone(), true);
-                            parents.extend(theirs.parent);
-                        }
-                        Err(e) if is_final(&e) => return Err(e),
-                        Err(e) => context.progress().note(&format!("{file}: not used: {e}")),
-                    }
-                }
-            }
-        }
-        Ok(brought)
-    }
-
-    /// The delta files in the folder of an image, and whether each can be opened and is of that image; and
-    /// the snapshots that those rest on.
-    fn files_of(
-        &self,
-        name: &str,
-        image_id: Uuid,
-    ) -> Result<(HashMap<String, bool>, HashSet<Uuid>)> {
-        let (mut files, mut parents) = (HashMap::new(), HashSet::new());
-        for file in self.store.list(name)?.into_iter().filter(|f| f.ends_with(".delta")) {
-            let opened = Delta::open(self.store.clone(), &format!("{name}/{file}"), &self.caches);
-            let opened = opened.ok().filter(|delta| delta.header().image_id == image_id);
-            let parent = opened.as_ref().and_then(|delta| delta.footer().parent);
-            parents.extend(parent.map(|p| p.parent_id));
-            files.insert(file, opened.is_some());
-        }
-        Ok((files, parents))
-    }
-
     /// What is damaged in the file of a snapshot; none if nothing is.
     fn damage_of(
         &self,
@@ -171,7 +112,7 @@ impl Repository {
     ) -> Result<Option<Damage>> {
         let delta = match open_delta(&self.store, manifest, snapshot, &self.caches) {
             Ok(delta) => Arc::new(delta),
-            Err(e) if e.kind() == ErrorKind::Interrupted => return Err(e),
+            Err(e) if !e.is_damage() => return Err(unchecked(manifest, snapshot, e)),
             Err(e) => return Ok(Some(Damage::File(e))),
         };
         let bytes = snapshot.data_blocks.saturating_mul(u64::from(snapshot.block_bytes));
@@ -180,9 +121,12 @@ impl Repository {
         context.progress().end();
         match verified {
             Ok(_) => Ok(None),
-            Err(e) if e.kind() == ErrorKind::Interrupted => Err(e),
+            Err(e) if !e.is_damage() => Err(unchecked(manifest, snapshot, e)),
             Err(first) => {
-                let damaged = find_damage(&delta, context)?;
+                let mut damaged = find_damage(&delta, context)?;
+                if let Some(e) = damaged.unchecked.take() {
+                    return Err(unchecked(manifest, snapshot, e));
+                }
                 Ok(Some(Damage::Parts { delta, damaged, first }))
             }
         }
@@ -233,7 +177,7 @@ impl Repository {
     }
 
     /// Every image of a repository that can be read.
-    fn readers(&self, context: &Context) -> Result<Vec<Reader>> {
+    pub(super) fn readers(&self, context: &Context) -> Result<Vec<Reader>> {
         let mut readers = Vec::new();
         // Another source may do where one fails.
         let failed = |e: Error| match e.kind() {
@@ -271,7 +215,7 @@ impl Repository {
     }
 
     /// Puts a copy of the same file, byte for byte, in the place of a damaged or missing one.
-    fn copy_file(
+    pub(super) fn copy_file(
         &self,
         name: &str,
         snapshot: &Snapshot,
@@ -463,8 +407,19 @@ enum Damage {
     Parts { delta: Arc<Delta>, damaged: Damaged, first: Error },
 }
 
+/// Of what could not be checked nobody knows whether it is damaged.
+fn unchecked(manifest: &Manifest, snapshot: &Snapshot, error: Error) -> Error {
+    if error.kind() == ErrorKind::Interrupted {
+        return error;
+    }
+    let place = format!("{}@{} could not be checked", manifest.name, snapshot.number);
+    error.at(place).or_hint(
+        "nothing was changed; if the disk has lost that file for good, move it out of the folder first",
+    )
+}
+
 /// True if no other way is worth a try.
-fn is_final(error: &Error) -> bool {
+pub(super) fn is_final(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::LimitExceeded)
         || error.is_storage_full()
 }

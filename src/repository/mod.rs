@@ -7,15 +7,19 @@
 
 mod admin;
 mod base_image;
+mod bring_back;
 mod clones;
 mod compact;
 mod config;
+mod inside;
 mod mend;
 mod policy;
 mod prepared;
 mod prune;
+mod rebuild;
 mod reference;
 mod repair;
+mod restored_config;
 mod rollback;
 mod session;
 mod several;
@@ -29,26 +33,28 @@ mod watch;
 pub use clones::{CloneUse, Clones};
 pub use compact::{Compaction, Merging};
 pub use config::Defaults;
+pub use inside::refuse_inside_any;
 pub use mend::{MendSource, Mended, MendedBy};
 pub use policy::{Policy, SnapshotPolicy, Track};
 pub use prune::{Flattened, PruneRequest, Pruned};
 pub use reference::{At, Reference, check_label};
-pub use repair::Repaired;
+pub use repair::{Rebuilt, Repaired};
 pub use rollback::{RollbackOutcome, RollbackRequest};
 pub use session::Reader;
 pub use several::check_distinct;
 pub use snapshot::{
     ChangedSince, Outcome, ParentChoice, SnapshotOutcome, SnapshotRequest, name_of,
+    warn_if_unguarded,
 };
 pub use stats::{CELLS, Cost, Day, Stats};
 pub use travel::Imported;
-pub use verify::{Damage, DamageKind, Loss, Verified, VerifyScope};
+pub use verify::{Damage, DamageKind, Loss, Unchecked, Verified, VerifyScope};
 pub use watch::{WatchRequest, Watched};
 
 use crate::delta::{Caches, Traffic};
 use crate::error::{Error, ErrorKind, Result};
 use crate::head::Head;
-use crate::manifest::{self, Manifest};
+use crate::manifest::{self, ImageFile, Manifest};
 use crate::progress::Context;
 use crate::store::Store;
 use config::Config;
@@ -85,7 +91,10 @@ impl Repository {
                 .hint("choose another folder with --repo"));
         }
         let (left, foreign): (Vec<_>, Vec<_>) =
-            store.list("")?.into_iter().partition(|name| crate::store::is_temporary(name));
+            store.list("")?.into_iter().partition(|name| is_left_of_init(name));
+        if !names_in(store.as_ref())?.is_empty() {
+            return Err(Config::missing(store.as_ref()));
+        }
         if let Some(name) = foreign.first() {
             let what = format!("{place} is not empty (it holds \"{name}\")");
             return Err(Error::new(ErrorKind::AlreadyExists, what).hint("choose an empty folder"));
@@ -113,7 +122,7 @@ impl Repository {
 
     /// True if there is nothing at all where `store` is: a repository can be made there.
     pub fn is_vacant(store: &dyn Store) -> bool {
-        store.list("").is_ok_and(|names| names.iter().all(|name| crate::store::is_temporary(name)))
+        store.list("").is_ok_and(|names| names.iter().all(|name| is_left_of_init(name)))
     }
 
     /// Its identity.
@@ -160,20 +169,7 @@ impl Repository {
 
     /// The names of its images, sorted.
     pub fn names(&self) -> Result<Vec<String>> {
-        let mut names = Vec::new();
-        for name in self.store.list("")? {
-            let known = || -> Result<bool> {
-                let files = self.store.list(&name)?;
-                let is_ours =
-                    |f: &String| manifest::sequence_of(f).is_some() || f.ends_with(".delta");
-                Ok(files.iter().any(is_ours))
-            };
-            if manifest::check_name(&name).is_ok() && name != config::FILE && known()? {
-                names.push(name);
-            }
-        }
-        names.sort();
-        Ok(names)
+        names_in(self.store.as_ref())
     }
 
     /// An image with its snapshots.
@@ -204,4 +200,27 @@ impl Repository {
         }
         Ok(None)
     }
+}
+
+/// The names of the images in a store, sorted.
+fn names_in(store: &dyn Store) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for name in store.list("")? {
+        let known = || -> Result<bool> {
+            let is_ours = |file: &String| {
+                matches!(ImageFile::of(file), Some(ImageFile::Manifest(_) | ImageFile::Delta))
+            };
+            Ok(store.list(&name)?.iter().any(is_ours))
+        };
+        if manifest::check_name(&name).is_ok() && name != config::FILE && known()? {
+            names.push(name);
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// True for what an `init` that was killed leaves behind.
+fn is_left_of_init(name: &str) -> bool {
+    manifest::temporary_of(name) == Some(config::FILE)
 }

@@ -7,8 +7,9 @@ use crate::chain::Chain;
 use crate::delta::Identity;
 use crate::digest::DigestKey;
 use crate::error::{Error, ErrorKind, Result};
+use crate::format::footer::MAX_NUMBER;
 use crate::head::Head;
-use crate::manifest::{HintKind, Manifest, Snapshot};
+use crate::manifest::{HintKind, Manifest, RAW, Snapshot};
 use crate::progress::Context;
 use crate::scan::{BadMedium, Scope};
 use crate::snapshot::{ChainParameters, Parent, Plan, Taken, take};
@@ -30,6 +31,7 @@ impl Repository {
         request: &SnapshotRequest,
     ) -> Result<Prepared> {
         refuse_mixture(manifest, head)?;
+        refuse_last_number(manifest)?;
         if let Some(label) = &request.label
             && manifest.snapshots.iter().any(|s| s.label.as_ref() == Some(label))
         {
@@ -198,6 +200,7 @@ impl Prepared {
             read_bytes: Some(taken.scanned.read_bytes),
             seconds: Some(begun.elapsed().as_secs_f64()),
             base_image: None,
+            format: footer.parent.is_none().then(|| RAW.to_owned()),
             in_use: false,
             hint: way.hint_use(geometry, &taken.scanned),
             kept_clone: None,
@@ -239,6 +242,17 @@ fn refuse_mixture(manifest: &Manifest, head: &Head) -> Result<()> {
         "finish it with \"imgsnap rollback {name} --to {name}@{target}\", or run \"imgsnap relink {name} \
          IMAGE\" if the image has been replaced since"
     )))
+}
+
+/// Numbers are never used twice, and after the last one there is none.
+fn refuse_last_number(manifest: &Manifest) -> Result<()> {
+    if manifest.next_number < MAX_NUMBER {
+        return Ok(());
+    }
+    let name = &manifest.name;
+    let what = format!("no number is left for a snapshot of \"{name}\"");
+    let hint = format!("\"imgsnap repair {name}\" gives lower ones to those that were imported");
+    Err(Error::new(ErrorKind::LimitExceeded, what).hint(hint))
 }
 
 fn choose_parent(manifest: &Manifest, head: &Head, choice: &ParentChoice) -> Result<Option<Uuid>> {

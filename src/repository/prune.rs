@@ -8,7 +8,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::head::Head;
 use crate::manifest::{Manifest, Snapshot};
 use crate::progress::Context;
-use crate::retention::{Rules, decide};
+use crate::retention::{Decision, Rules, Times, decide};
 use crate::room::check_room;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
@@ -33,6 +33,10 @@ pub struct Pruned {
     pub name: String,
     /// Each snapshot, ascending by number, and why it is kept; those without a reason were dropped.
     pub decisions: Vec<(Snapshot, Vec<String>)>,
+    /// Snapshots whose time does not fit to the others: number, and the time that counted.
+    pub corrected: Vec<(u64, Timestamp)>,
+    /// The clock is behind the newest snapshot: rules by time dropped nothing.
+    pub clock_is_behind: bool,
     /// What became of their room.
     pub compaction: Compaction,
 }
@@ -64,25 +68,26 @@ impl Repository {
         if request.dry_run {
             let reader = self.read(name, context)?;
             Self::refuse_damaged_head(name, reader.head_was_damaged)?;
-            let decisions = decide_all(reader.manifest(), reader.head(), &rules)?;
+            let decided = decide_all(reader.manifest(), reader.head(), &rules)?;
             let mut next = reader.manifest().clone();
-            let unneeded = drop_from(&mut next, &dropped_in(&decisions));
+            let unneeded = drop_from(&mut next, &decided.dropped());
             let compaction = self.compaction_of(&next, &unneeded, worth, context)?;
-            return Ok(Pruned { name: name.into(), decisions, compaction });
+            return Ok(decided.outcome(name, compaction));
         }
         let mut writer = self.write(name, context)?;
         Self::refuse_damaged_head(name, writer.head_was_damaged)?;
-        let decisions = decide_all(&writer.manifest, &writer.head, &rules)?;
-        self.check_kept(&writer.manifest, &dropped_in(&decisions), worth, context).map_err(
-            |e| if e.kind() == ErrorKind::Interrupted { e } else { e.at("nothing was dropped") },
-        )?;
-        let unneeded = self.drop_snapshots(&mut writer, &dropped_in(&decisions))?;
-        let dropped = dropped_in(&decisions).len();
+        let decided = decide_all(&writer.manifest, &writer.head, &rules)?;
+        let ids = decided.dropped();
+        self.check_kept(&writer.manifest, &ids, worth, context).map_err(|e| {
+            if e.kind() == ErrorKind::Interrupted { e } else { e.at("nothing was dropped") }
+        })?;
+        let unneeded = self.drop_snapshots(&mut writer, &ids)?;
+        let dropped = ids.len();
         let compaction = self.compact(&mut writer, &unneeded, worth, context).map_err(|e| {
             e.at(format!("{name}: {dropped} dropped, but getting their room back failed"))
                 .or_hint("the next prune goes on with that")
         })?;
-        Ok(Pruned { name: name.into(), decisions, compaction })
+        Ok(decided.outcome(name, compaction))
     }
 
     /// Fails if a file is missing, or a table damaged, on which something rests that is to be kept: those
@@ -181,17 +186,30 @@ fn worth(compact: bool, garbage: f64) -> Worth {
     if compact { Worth::Always } else { Worth::Share(garbage) }
 }
 
-fn dropped_in(decisions: &[(Snapshot, Vec<String>)]) -> HashSet<Uuid> {
-    decisions.iter().filter(|(_, keep)| keep.is_empty()).map(|(s, _)| s.id).collect()
+/// Each snapshot with the reasons to keep it, and the time that counted.
+struct Decided {
+    snapshots: Vec<(Snapshot, Decision)>,
+    clock_is_behind: bool,
 }
 
-/// Each snapshot with the reasons to keep it.
-fn decide_all(
-    manifest: &Manifest,
-    head: &Head,
-    rules: &Rules,
-) -> Result<Vec<(Snapshot, Vec<String>)>> {
-    let decided = decide(rules, &manifest.snapshots, Timestamp::now(), &TimeZone::system());
+impl Decided {
+    fn dropped(&self) -> HashSet<Uuid> {
+        let dropped = self.snapshots.iter().filter(|(_, decision)| decision.keep.is_empty());
+        dropped.map(|(s, _)| s.id).collect()
+    }
+
+    fn outcome(self, name: &str, compaction: Compaction) -> Pruned {
+        let (clock_is_behind, snapshots) = (self.clock_is_behind, self.snapshots);
+        let wrong = snapshots.iter().filter(|(s, decision)| decision.time != s.time);
+        let corrected = wrong.map(|(s, decision)| (s.number, decision.time)).collect();
+        let decisions = snapshots.into_iter().map(|(s, decision)| (s, decision.keep)).collect();
+        Pruned { name: name.into(), decisions, corrected, clock_is_behind, compaction }
+    }
+}
+
+fn decide_all(manifest: &Manifest, head: &Head, rules: &Rules) -> Result<Decided> {
+    let now = Timestamp::now();
+    let decided = decide(rules, &manifest.snapshots, now, &TimeZone::system());
     let keeps_some = decided.iter().any(|decision| !decision.keep.is_empty());
     if !keeps_some && !manifest.snapshots.is_empty() {
         let what = format!("these rules keep none of the snapshots of \"{}\"", manifest.name);
@@ -209,10 +227,12 @@ fn decide_all(
         keep
     };
     let snapshots = manifest.snapshots.iter().cloned().zip(decided);
-    Ok(snapshots
+    let snapshots = snapshots
         .map(|(s, of)| {
             let keep = reasons(&s, of.keep);
-            (s, keep)
+            (s, Decision { keep, ..of })
         })
-        .collect())
+        .collect();
+    let is_behind = rules.ask_for_time() && Times::of(&manifest.snapshots, now).clock_is_behind;
+    Ok(Decided { snapshots, clock_is_behind: is_behind })
 }

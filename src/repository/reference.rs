@@ -4,6 +4,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::footer::MAX_LABEL_BYTES;
 use crate::head::Head;
 use crate::manifest::{Manifest, Snapshot};
+use crate::retention::Times;
 use jiff::civil::{Date, DateTime};
 use jiff::tz::TimeZone;
 use jiff::{Span, Timestamp};
@@ -75,23 +76,28 @@ fn looks_like_time(text: &str) -> bool {
 /// The last moment of what is written: of a day, a minute, a second; local time unless an offset is
 /// written.
 fn parse_time(text: &str) -> Result<Timestamp> {
-    let bad = |_| {
+    let bad = |_: jiff::Error| {
         Error::new(ErrorKind::InvalidInput, format!("\"{text}\" is not a time"))
             .hint("write it like 2026-11-20, 2026-11-20T18:30 or 2026-11-20T18:30:00Z")
     };
-    let zone = TimeZone::system();
+    last_moment(text, &TimeZone::system()).map_err(bad)
+}
+
+/// A time of day that comes twice, when clocks are put back, means the second one, as a day means its end;
+/// one that is left out means what it would be by the clock of before.
+fn last_moment(text: &str, zone: &TimeZone) -> Result<Timestamp, jiff::Error> {
     let last = |begin: DateTime, length: Span| {
-        let end = begin.checked_add(length)?;
-        zone.to_timestamp(end)?.checked_sub(Span::new().nanoseconds(1))
+        let last = begin.checked_add(length)?.checked_sub(Span::new().nanoseconds(1))?;
+        zone.to_ambiguous_timestamp(last).later()
     };
     if let Ok(date) = text.parse::<Date>()
         && text.len() == 10
     {
-        return last(date.to_datetime(jiff::civil::Time::midnight()), Span::new().days(1))
-            .map_err(bad);
+        return last(date.to_datetime(jiff::civil::Time::midnight()), Span::new().days(1));
     }
     let fraction = text.contains('.');
-    let colons = text.get(10..).unwrap_or_default().split(['+', 'Z']).next().unwrap_or_default();
+    let colons =
+        text.get(10..).unwrap_or_default().split(['+', '-', 'Z']).next().unwrap_or_default();
     let seconds = colons.matches(':').count() >= 2;
     let length = match (fraction, seconds) {
         (true, _) => Span::new().nanoseconds(1),
@@ -99,10 +105,9 @@ fn parse_time(text: &str) -> Result<Timestamp> {
         _ => Span::new().minutes(1),
     };
     if let Ok(time) = text.parse::<Timestamp>() {
-        let end = time.checked_add(length).and_then(|t| t.checked_sub(Span::new().nanoseconds(1)));
-        return end.map_err(bad);
+        return time.checked_add(length)?.checked_sub(Span::new().nanoseconds(1));
     }
-    last(text.parse::<DateTime>().map_err(bad)?, length).map_err(bad)
+    last(text.parse::<DateTime>()?, length)
 }
 
 /// Checks a label: it must not look like anything else that may stand after the @.
@@ -141,9 +146,10 @@ pub(super) fn find<'a>(manifest: &'a Manifest, head: &Head, at: &At) -> Result<&
             (found, format!("no snapshot of \"{name}\" has the label \"{label}\""))
         }
         At::Time(time) => {
-            let before = snapshots.iter().filter(|s| s.time <= *time);
-            let found = before.max_by_key(|s| (s.time, s.number));
-            (found, format!("no snapshot of \"{name}\" is from {time} or before"))
+            let times = Times::of(snapshots, Timestamp::now()).effective;
+            let found = snapshots.iter().zip(times).rev().find(|(_, taken)| taken <= time);
+            let what = format!("no snapshot of \"{name}\" is from {time} or before");
+            (found.map(|(snapshot, _)| snapshot), what)
         }
     };
     found.ok_or_else(|| {
@@ -183,6 +189,28 @@ mod tests {
         assert_eq!(time("2026-11-20T10:30:15.5Z"), want("2026-11-20T10:30:15.5Z"));
         let (day, hour) = (time("2026-11-20"), time("2026-11-20T23:59"));
         assert_eq!(day, hour);
+    }
+
+    #[test]
+    fn a_time_of_day_that_comes_twice_means_the_second_one() {
+        let zone = TimeZone::posix("CET-1CEST,M3.5.0,M10.5.0/3").unwrap();
+        for (text, want) in [
+            // From two to three comes twice.
+            ("2026-10-25T01:59", "2026-10-24T23:59:59.999999999Z"),
+            ("2026-10-25T02:30", "2026-10-25T01:30:59.999999999Z"),
+            ("2026-10-25T02:59:59", "2026-10-25T01:59:59.999999999Z"),
+            ("2026-10-25 02:30:15+02", "2026-10-25T00:30:15.999999999Z"),
+            ("2026-10-25T03:00", "2026-10-25T02:00:59.999999999Z"),
+            ("2026-10-25", "2026-10-25T22:59:59.999999999Z"),
+            // From two to three does not come at all.
+            ("2026-03-29T01:59", "2026-03-29T00:59:59.999999999Z"),
+            ("2026-03-29T02:30", "2026-03-29T01:30:59.999999999Z"),
+            // West of Greenwich.
+            ("2026-11-20T10:30-05:00", "2026-11-20T15:30:59.999999999Z"),
+        ] {
+            let want: Timestamp = want.parse().unwrap();
+            assert_eq!(last_moment(text, &zone).unwrap(), want, "{text}");
+        }
     }
 
     #[test]

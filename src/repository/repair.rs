@@ -1,55 +1,86 @@
 //! Rebuilding a lost or damaged manifest: every delta file describes itself.
+//!
+//! ```text
+//! manifest damaged or gone       -> from all delta files that can be used
+//! manifest sound, but not the last one that was committed
+//!                                -> the same, as soon as more can be restored by that
+//! manifest sound                 -> nothing; what it names and is not there is told
+//! ```
+//!
+//! Only what was read and does not match is left out. Of a file that cannot be read now nobody knows, so
+//! nothing is changed.
 
 use super::Repository;
-use super::check_label;
-use super::compact::drop_from;
-use crate::chain::Chain;
+use super::rebuild::{Candidate, collect, in_order, most_common_image, remember, settle_labels};
+use super::travel::MOST_NUMBER;
+use crate::chain::{Fork, open_delta};
 use crate::delta::Delta;
 use crate::error::{Error, ErrorKind, Result};
-use crate::manifest::{self, Manifest, Snapshot};
+use crate::manifest::{self, ImageFile, Manifest, Snapshot};
+use crate::merge;
 use crate::progress::Context;
 use crate::store::{Store, read_small};
-use crate::units::{BlockRange, Geometry};
-use jiff::Timestamp;
-use std::collections::{HashMap, HashSet};
+use crate::verify::{verify_all, verify_runs};
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use uuid::Uuid;
 
 /// What a repair did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Repaired {
+    /// The manifest was rebuilt; none if it was sound.
+    pub rebuilt: Option<Rebuilt>,
+    /// Snapshots that were given another number, because none was left for those after them: the old one and
+    /// the new one.
+    pub renumbered: Vec<(u64, u64)>,
+    /// Snapshots that the manifest names and whose files are not there, or are others: `NAME@N`, and why.
+    pub missing: Vec<(String, String)>,
+}
+
+/// A manifest that was rebuilt.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Repaired {
-    /// The manifest was sound.
-    Nothing,
-    /// It was rebuilt.
-    Rebuilt {
-        /// How many snapshots it names.
-        snapshots: u64,
-        /// Files that could not be used, and why. They are kept.
-        unused: Vec<(String, String)>,
-        /// Where the live file is, if that was still to be found.
-        source: Option<PathBuf>,
-    },
+pub struct Rebuilt {
+    /// How many snapshots it names.
+    pub snapshots: u64,
+    /// Files that could not be used, and why. They are kept.
+    pub unused: Vec<(String, String)>,
+    /// Numbers of snapshots without the label that they were taken with, because a later one has it.
+    pub unlabelled: Vec<(u64, String)>,
+    /// Where the live file is, if that was still to be found.
+    pub source: Option<PathBuf>,
+}
+
+impl Rebuilt {
+    fn of(manifest: &Manifest, unused: Vec<(String, String)>, taken: Vec<(u64, String)>) -> Self {
+        let is_listed =
+            |(number, _): &(u64, String)| manifest.snapshots.iter().any(|s| s.number == *number);
+        Self {
+            snapshots: manifest.snapshots.len() as u64,
+            unused,
+            unlabelled: taken.into_iter().filter(is_listed).collect(),
+            source: manifest.source.clone(),
+        }
+    }
 }
 
 impl Repository {
     /// Rebuilds the manifest of an image if it is lost or damaged, or was rebuilt before without files that
-    /// can be used now.
+    /// can be used now, or is not the last one that was committed. Lowers numbers after which none is left.
     ///
     /// # Errors
-    /// `NotFound` if there is nothing of that image at all; `Corrupt` if no delta file can be used.
+    /// `NotFound` if there is nothing of that image at all; `Corrupt` if no delta file can be used; that of
+    /// the system if one cannot be read now.
     pub fn repair(&self, name: &str, context: &Context) -> Result<Repaired> {
         manifest::check_name(name)?;
         let store = self.store.as_ref();
         if store.list(name)?.is_empty() {
             manifest::load(store, name)?;
         }
-        let _write = self.lock_to_write(name)?;
+        let write = self.lock_to_write(name)?;
         // What is found may have a name that is not durable yet: whoever gave it died before the sync.
         store.flush(name)?;
         let ruling = match twice(|| manifest::load(store, name)) {
-            Ok(manifest) if manifest.unused.is_empty() => return Ok(Repaired::Nothing),
-            // What an earlier one could not use may have been put right.
             Ok(manifest) => Some(manifest),
             Err(e) if e.kind() == ErrorKind::Corrupt => {
                 context.progress().note(&e.to_string());
@@ -57,40 +88,93 @@ impl Repository {
             }
             Err(e) => return Err(not_now(e)),
         };
-        let mut unused = Vec::new();
-        let mut deltas = self.open_all(name, &mut unused)?;
-        let known = ruling.as_ref().map(|m| m.stored().len());
-        let old = match ruling {
-            Some(manifest) => {
-                // The others were dropped, or are of nobody.
-                let is_meant = |file: &String| {
-                    manifest.unused.contains(file)
-                        || manifest.stored().iter().any(|s| s.file == *file)
-                };
-                deltas.retain(|(file, _)| is_meant(file));
-                unused.retain(|(file, _)| is_meant(file));
-                Some(manifest)
+        let rebuilt = self.rebuild(name, ruling.as_ref(), context)?;
+        let (manifest, rebuilt) = match (rebuilt, ruling) {
+            (Some((mut manifest, rebuilt)), _) => {
+                manifest::commit(store, &mut manifest)?;
+                (manifest, Some(rebuilt))
             }
-            None => older_manifest(store, name)?,
+            (None, Some(manifest)) => (manifest, None),
+            (None, None) => return Err(Error::corrupt(format!("{name}: no manifest was made"))),
         };
-        let mut manifest = Manifest::new(name, old.as_ref().and_then(|m| m.source.clone()));
+        let missing = self.missing(&manifest)?;
+        let missing = missing.into_iter().map(|(s, why)| (format!("{name}@{}", s.number), why));
+        let missing: Vec<(String, String)> = missing.collect();
+        let renumbered = match manifest.next_number > MOST_NUMBER && missing.is_empty() {
+            true => self.renumber(write, manifest, context)?,
+            false => Vec::new(),
+        };
+        Ok(Repaired { rebuilt, renumbered, missing })
+    }
+
+    /// The manifest that should rule instead of `ruling`, not committed yet; none if that is as it should be.
+    fn rebuild(
+        &self,
+        name: &str,
+        ruling: Option<&Manifest>,
+        context: &Context,
+    ) -> Result<Option<(Manifest, Rebuilt)>> {
+        let mut unused = Vec::new();
+        let mut candidates = self.open_all(name, &mut unused)?;
+        let Some(ruling) = ruling else {
+            let older = older_manifests(self.store.as_ref(), name, u64::MAX)?.into_iter().next();
+            return self.rebuild_from(name, candidates, unused, older.as_ref(), context).map(Some);
+        };
+        let strays = self.strays(ruling, &candidates)?;
+        // The others were dropped, or are of nobody.
+        let is_meant = |file: &String| {
+            ruling.unused.contains(file)
+                || strays.contains(file)
+                || ruling.stored().iter().any(|s| s.file == *file)
+        };
+        candidates.retain(|(file, _)| is_meant(file));
+        unused.retain(|(file, _)| is_meant(file));
+        // A file of a snapshot that the manifest knows by another file: a later manifest named it.
+        let is_later = |(file, delta): &Candidate| {
+            let id = delta.footer().snapshot_id;
+            strays.contains(file) && ruling.stored().iter().any(|s| s.id == id)
+        };
+        if ruling.unused.is_empty() && !candidates.iter().any(is_later) {
+            return self.adopt(ruling, candidates, &strays, context);
+        }
+        let (mut next, rebuilt) =
+            self.rebuild_from(name, candidates, unused, Some(ruling), context)?;
+        next.image_id = ruling.image_id;
+        Ok(self.is_gain(ruling, &next)?.then_some((next, rebuilt)))
+    }
+
+    /// From nothing but files, and what `old` knew.
+    fn rebuild_from(
+        &self,
+        name: &str,
+        candidates: Vec<Candidate>,
+        mut unused: Vec<(String, String)>,
+        old: Option<&Manifest>,
+        context: &Context,
+    ) -> Result<(Manifest, Rebuilt)> {
+        let mut manifest = Manifest::new(name, old.and_then(|m| m.source.clone()));
+        manifest.live = old.and_then(|m| m.live.clone());
         manifest.image_id =
-            most_common_image(&deltas).or(old.as_ref().map(|m| m.image_id)).ok_or_else(|| {
+            most_common_image(&candidates).or(old.map(|m| m.image_id)).ok_or_else(|| {
                 let what = format!("{name}: no delta file can be read");
                 Error::corrupt(what).hint("put the files of the repository back from a copy")
             })?;
-        manifest.sequence = manifest::ruling(store, name)?.unwrap_or(0);
-        let numbers = deltas.iter().filter(|(_, d)| d.header().image_id == manifest.image_id);
+        manifest.sequence = manifest::ruling(self.store.as_ref(), name)?.unwrap_or(0);
+        let numbers = candidates.iter().filter(|(_, d)| d.header().image_id == manifest.image_id);
         let highest = numbers.map(|(_, delta)| delta.footer().number).max().unwrap_or(0);
-        collect(deltas, &mut manifest, &mut unused)?;
-        if known.is_some_and(|known| manifest.snapshots.len() <= known) {
-            return Ok(Repaired::Nothing);
-        }
+        let unnamed: HashSet<Uuid> = candidates
+            .iter()
+            .filter(|(file, _)| !old.is_some_and(|old| is_named(old, file)))
+            .map(|(_, delta)| delta.footer().snapshot_id)
+            .collect();
+        let ordered = in_order(candidates, old, context).map_err(not_now)?;
+        collect(ordered, &mut manifest, &mut unused)?;
         // Numbers are never used twice, also those of files that cannot be used now.
         manifest.next_number = manifest.next_number.max(highest.saturating_add(1));
-        let kept = old.as_ref().map_or(Vec::new(), |old| old.kept.clone());
+        let kept = old.map_or(Vec::new(), |old| old.kept.clone());
+        let taken = settle_labels(&mut manifest, old);
         // What nothing rests on now may be what a file that cannot be used rests on: nothing is removed.
-        let unneeded = old.as_ref().map_or(Vec::new(), |old| remember(&mut manifest, old));
+        let unneeded = old.map_or(Vec::new(), |old| remember(&mut manifest, old, &unnamed));
         manifest.unused = unused.iter().map(|(file, _)| file.clone()).collect();
         manifest.kept = manifest.unused.clone();
         manifest.kept.extend(unneeded.into_iter().map(|s| s.file).chain(kept));
@@ -98,35 +182,148 @@ impl Repository {
         manifest.kept.dedup();
         let named: Vec<String> = manifest.stored().iter().map(|s| s.file.clone()).collect();
         manifest.kept.retain(|file| !named.contains(file));
-        manifest::commit(store, &mut manifest)?;
-        Ok(Repaired::Rebuilt {
-            snapshots: manifest.snapshots.len() as u64,
-            unused,
-            source: manifest.source,
-        })
+        let rebuilt = Rebuilt::of(&manifest, unused, taken);
+        Ok((manifest, rebuilt))
     }
 
-    fn open_all(
+    /// Takes in what is complete and no manifest names. What the ruling one names stays as it is.
+    fn adopt(
         &self,
-        name: &str,
-        unused: &mut Vec<(String, String)>,
-    ) -> Result<Vec<(String, Arc<Delta>)>> {
-        let mut deltas = Vec::new();
-        for file in self.store.list(name)?.into_iter().filter(|f| f.ends_with(".delta")) {
+        ruling: &Manifest,
+        candidates: Vec<Candidate>,
+        strays: &HashSet<String>,
+        context: &Context,
+    ) -> Result<Option<(Manifest, Rebuilt)>> {
+        if strays.is_empty() {
+            return Ok(None);
+        }
+        let mut found = Manifest { image_id: ruling.image_id, ..Manifest::new(&ruling.name, None) };
+        let ordered = in_order(candidates, Some(ruling), context).map_err(not_now)?;
+        collect(ordered, &mut found, &mut Vec::new())?;
+        let mut next = ruling.clone();
+        let stored = ruling.stored();
+        for snapshot in found.snapshots.iter().filter(|s| strays.contains(&s.file)) {
+            let is_free = stored.iter().all(|s| s.number != snapshot.number);
+            let has_parent =
+                snapshot.parent.is_none_or(|id| next.stored().iter().any(|s| s.id == id));
+            if !is_free || !has_parent {
+                continue;
+            }
+            // It may be of a commit that was given up.
+            match self.prove_stray(&found, snapshot, context) {
+                Ok(()) => next.snapshots.push(snapshot.clone()),
+                Err(e) if e.kind() == ErrorKind::Corrupt => {
+                    context.progress().note(&format!("{}: not taken in: {e}", snapshot.file));
+                }
+                Err(e) => return Err(not_now(e)),
+            }
+        }
+        if next.snapshots.len() == ruling.snapshots.len() {
+            return Ok(None);
+        }
+        next.snapshots.sort_by_key(|s| s.number);
+        let last = next.snapshots.last().map_or(0, |s| s.number);
+        next.next_number = next.next_number.max(last.saturating_add(1));
+        let taken = settle_labels(&mut next, Some(ruling));
+        let rebuilt = Rebuilt::of(&next, Vec::new(), taken);
+        Ok(Some((next, rebuilt)))
+    }
+
+    fn open_all(&self, name: &str, unused: &mut Vec<(String, String)>) -> Result<Vec<Candidate>> {
+        let mut candidates = Vec::new();
+        for file in self.store.list(name)?.into_iter().filter(|file| ImageFile::is_delta(file)) {
             let path = format!("{name}/{file}");
             match twice(|| Delta::open(self.store.clone(), &path, &self.caches)) {
-                Ok(delta) => deltas.push((file, Arc::new(delta))),
+                Ok(delta) => candidates.push((file, Arc::new(delta))),
                 Err(e) if e.kind() == ErrorKind::Io => return Err(not_now(e)),
                 Err(e) => unused.push((file, e.to_string())),
             }
         }
-        // Parents have lower numbers; of two with one number the newer comes first.
-        deltas.sort_by_key(|(file, delta)| {
-            let footer = delta.footer();
-            let time = (footer.time_seconds, footer.time_nanoseconds);
-            (footer.number, std::cmp::Reverse(time), file.clone())
-        });
-        Ok(deltas)
+        Ok(candidates)
+    }
+
+    /// Files that no manifest names which is there: of a commit whose manifest is lost, or that was never
+    /// made. What an older one names, and the ruling one does not, was dropped.
+    fn strays(&self, ruling: &Manifest, candidates: &[Candidate]) -> Result<HashSet<String>> {
+        let older = older_manifests(self.store.as_ref(), &ruling.name, ruling.sequence)?;
+        let is_stray = |(file, delta): &&Candidate| {
+            delta.header().image_id == ruling.image_id
+                && !is_named(ruling, file)
+                && older.iter().all(|m| !is_named(m, file))
+        };
+        Ok(candidates.iter().filter(is_stray).map(|(file, _)| file.clone()).collect())
+    }
+
+    fn prove_stray(
+        &self,
+        manifest: &Manifest,
+        snapshot: &Snapshot,
+        context: &Context,
+    ) -> Result<()> {
+        let chain = self.open_chain(manifest, snapshot.id)?;
+        let parent = snapshot.parent.map(|id| self.open_chain(manifest, id)).transpose()?;
+        let end = parent.as_ref().map(|parent| parent.geometry().block_count());
+        if chain.tip().base_image().is_none() {
+            verify_all(chain.tip(), context)?;
+        }
+        verify_runs(chain.tip(), end, context)?;
+        merge::prove(&Fork::new(chain, parent)?, context)
+    }
+
+    /// True if more snapshots can be restored by `next` than by `ruling`, and all that can be by that one.
+    fn is_gain(&self, ruling: &Manifest, next: &Manifest) -> Result<bool> {
+        let broken: HashSet<Uuid> = self.missing(ruling)?.iter().map(|(s, _)| s.id).collect();
+        let is_whole = |s: &&Snapshot| {
+            ruling.lineage(s.id).is_ok_and(|line| line.iter().all(|s| !broken.contains(&s.id)))
+        };
+        let before: HashSet<Uuid> =
+            ruling.stored().into_iter().filter(is_whole).map(|s| s.id).collect();
+        let after: HashSet<Uuid> = next.stored().iter().map(|s| s.id).collect();
+        Ok(after.is_superset(&before) && after.len() > before.len())
+    }
+
+    /// Snapshots, dropped or not, whose files are not there, or are not theirs, and why.
+    fn missing<'a>(&self, manifest: &'a Manifest) -> Result<Vec<(&'a Snapshot, String)>> {
+        let mut missing = Vec::new();
+        for snapshot in manifest.stored() {
+            match twice(|| open_delta(&self.store, manifest, snapshot, &self.caches)) {
+                Ok(_) => {}
+                Err(e) if e.kind() == ErrorKind::Corrupt => missing.push((snapshot, e.to_string())),
+                Err(e) => return Err(not_now(e)),
+            }
+        }
+        Ok(missing)
+    }
+
+    /// Gives snapshots with numbers after which none is left the next ones that are: what an earlier program
+    /// took in by `import`.
+    fn renumber(
+        &self,
+        write: crate::store::LockGuard,
+        manifest: Manifest,
+        context: &Context,
+    ) -> Result<Vec<(u64, u64)>> {
+        let mut writer = self.writer(write, manifest, context)?;
+        let stored = writer.manifest.stored();
+        let last = stored.iter().map(|s| s.number).filter(|n| *n <= MOST_NUMBER).max().unwrap_or(0);
+        let high: Vec<(Uuid, u64)> =
+            stored.iter().filter(|s| s.number > MOST_NUMBER).map(|s| (s.id, s.number)).collect();
+        let mut renumbered = Vec::new();
+        for ((id, old), new) in high.into_iter().zip(last + 1..) {
+            let parent = writer.manifest.stored().into_iter().find(|s| s.id == id);
+            let parent = parent.and_then(|s| s.parent);
+            self.rewrite_as(&mut writer, id, Some(new), parent, &HashSet::new(), context).map_err(
+                |e| e.at(format!("{}@{old} cannot be given a lower number", writer.manifest.name)),
+            )?;
+            renumbered.push((old, new));
+        }
+        let next_number = last + renumbered.len() as u64 + 1;
+        let mut next = Manifest { next_number, ..writer.manifest.clone() };
+        manifest::commit(self.store.as_ref(), &mut next)?;
+        writer.manifest = next;
+        writer.stop_reading();
+        self.reap(&writer.manifest, context)?;
+        Ok(renumbered)
     }
 }
 
@@ -145,149 +342,27 @@ fn not_now(error: Error) -> Error {
     }
 }
 
-/// The newest manifest that can still be read: it may know labels and the place of the live image.
-fn older_manifest(store: &dyn Store, name: &str) -> Result<Option<Manifest>> {
-    let mut sequences: Vec<u64> =
-        store.list(name)?.iter().filter_map(|file| manifest::sequence_of(file)).collect();
+/// The manifests before `sequence` that can be read, the newest first: they may know labels, the place of
+/// the live image, and what was dropped.
+fn older_manifests(store: &dyn Store, name: &str, sequence: u64) -> Result<Vec<Manifest>> {
+    let files = store.list(name)?;
+    let mut sequences: Vec<u64> = files.iter().filter_map(|f| manifest::sequence_of(f)).collect();
+    sequences.retain(|older| *older < sequence);
     sequences.sort_unstable_by(|a, b| b.cmp(a));
+    let mut older = Vec::new();
     for sequence in sequences {
         let file = format!("{name}/{}", manifest::file_name(sequence));
         let read = || Manifest::decode(&read_small(store, &file, manifest::MAX_MANIFEST_BYTES)?);
         match twice(read) {
-            Ok(manifest) if manifest.name == name => return Ok(Some(manifest)),
+            Ok(manifest) if manifest.name == name => older.push(manifest),
             Err(e) if e.kind() == ErrorKind::Io => return Err(not_now(e)),
             _ => {}
         }
     }
-    Ok(None)
+    Ok(older)
 }
 
-fn most_common_image(deltas: &[(String, Arc<Delta>)]) -> Option<Uuid> {
-    let mut counts: HashMap<Uuid, usize> = HashMap::new();
-    for (_, delta) in deltas {
-        *counts.entry(delta.header().image_id).or_default() += 1;
-    }
-    counts.into_iter().max_by_key(|(id, count)| (*count, *id)).map(|(id, _)| id)
-}
-
-/// Adds every snapshot whose chain is whole.
-fn collect(
-    deltas: Vec<(String, Arc<Delta>)>,
-    manifest: &mut Manifest,
-    unused: &mut Vec<(String, String)>,
-) -> Result<()> {
-    let mut chains: HashMap<Uuid, Vec<Arc<Delta>>> = HashMap::new();
-    for (file, delta) in deltas {
-        let footer = delta.footer().clone();
-        let mut layers = vec![delta.clone()];
-        let parent = footer.parent.map(|p| p.parent_id);
-        let ancestors = parent.map_or(Some(Vec::new()), |id| chains.get(&id).cloned());
-        let wrong = match ancestors {
-            None => Some("its parent is missing".to_owned()),
-            Some(_) if delta.header().image_id != manifest.image_id => {
-                Some("it is of another image".to_owned())
-            }
-            Some(_) if footer.number < manifest.next_number => {
-                Some("another file has its number".to_owned())
-            }
-            Some(ancestors) => {
-                layers.extend(ancestors);
-                Chain::link(layers.clone()).err().map(|e| e.to_string())
-            }
-        };
-        if let Some(wrong) = wrong {
-            unused.push((file, wrong));
-            continue;
-        }
-        manifest.snapshots.push(entry(&delta, file, &layers)?);
-        manifest.next_number = footer.number.saturating_add(1);
-        chains.insert(footer.snapshot_id, layers);
-    }
-    Ok(())
-}
-
-pub(super) fn entry(delta: &Arc<Delta>, file: String, layers: &[Arc<Delta>]) -> Result<Snapshot> {
-    let footer = delta.footer();
-    let geometry = Geometry::new(delta.header().block_size, footer.image_bytes)?;
-    let (changed_blocks, changed_bytes) = changed(delta, geometry)?;
-    let nanoseconds = i32::try_from(footer.time_nanoseconds).unwrap_or(0);
-    Ok(Snapshot {
-        number: footer.number,
-        id: footer.snapshot_id,
-        parent: layers.get(1).map(|parent| parent.footer().snapshot_id),
-        // One that a user could not type is of another program.
-        label: footer.label.clone().filter(|label| check_label(label).is_ok()),
-        time: Timestamp::new(footer.time_seconds, nanoseconds).unwrap_or_default(),
-        file,
-        file_bytes: footer.file_bytes,
-        footer_digest: delta.footer_digest(),
-        block_bytes: geometry.block_size.bytes(),
-        image_bytes: footer.image_bytes,
-        image_digest: footer.image_digest,
-        data_blocks: footer.counts.data_blocks,
-        zero_blocks: footer.counts.zero_blocks,
-        unread_blocks: footer.counts.unread_blocks,
-        changed_blocks,
-        changed_bytes,
-        frame_bytes: footer.counts.frame_bytes,
-        read_bytes: None,
-        seconds: None,
-        base_image: None,
-        in_use: false,
-        hint: None,
-        kept_clone: None,
-    })
-}
-
-/// Blocks within the image that have a run, and their bytes. A damaged table is found by `verify`.
-fn changed(delta: &Arc<Delta>, geometry: Geometry) -> Result<(u64, u64)> {
-    let mut cursor = crate::delta::TableCursor::new(delta.clone());
-    let (mut blocks, mut bytes) = (0, 0);
-    let inside = BlockRange::between(0, geometry.block_count());
-    if cursor.seek(0).is_err() {
-        return Ok((0, 0));
-    }
-    while let Some((_, run)) = cursor.run() {
-        let end = run.blocks.end().min(inside.end());
-        blocks += end.saturating_sub(run.blocks.first);
-        bytes += geometry.bytes_in(run.blocks);
-        if cursor.advance().is_err() {
-            break;
-        }
-    }
-    Ok((blocks, bytes))
-}
-
-/// Takes over what only a manifest knows.
-/// Gives dropped snapshots on which nothing rests any more.
-fn remember(manifest: &mut Manifest, old: &Manifest) -> Vec<Snapshot> {
-    manifest.next_number = manifest.next_number.max(old.next_number);
-    for snapshot in &mut manifest.snapshots {
-        if let Some(known) = old.by_id(snapshot.id) {
-            snapshot.label = known.label.clone();
-            snapshot.read_bytes = known.read_bytes;
-            snapshot.seconds = known.seconds;
-        }
-        let stored = old.stored();
-        if let Some(known) = stored.iter().find(|s| s.id == snapshot.id) {
-            snapshot.base_image = known.base_image.clone();
-            snapshot.in_use = known.in_use;
-            snapshot.hint = known.hint;
-            snapshot.kept_clone = known.kept_clone.clone();
-        }
-    }
-    let (dropped, listed) = std::mem::take(&mut manifest.snapshots)
-        .into_iter()
-        .partition(|snapshot| old.is_dropped(snapshot.id));
-    (manifest.dropped, manifest.snapshots) = (dropped, listed);
-    manifest.dropped.iter_mut().for_each(|snapshot| snapshot.label = None);
-    let unneeded = drop_from(manifest, &HashSet::new());
-    // Labels moved since then could stand twice.
-    let mut seen = HashSet::new();
-    for snapshot in &mut manifest.snapshots {
-        if snapshot.label.as_ref().is_some_and(|label| !seen.insert(label.clone())) {
-            snapshot.label = None;
-        }
-    }
-    unneeded
+/// True for a file that a manifest names, whatever for.
+fn is_named(manifest: &Manifest, file: &String) -> bool {
+    manifest.kept.contains(file) || manifest.stored().iter().any(|s| s.file == *file)
 }

@@ -14,13 +14,14 @@ use super::{At, Repository, SnapshotOutcome, SnapshotPolicy, SnapshotRequest, Tr
 use crate::chain::Chain;
 use crate::error::{Error, ErrorKind, Result};
 use crate::head::{Head, RollbackIntent};
-use crate::manifest::{HintKind, Snapshot};
+use crate::manifest::{HintKind, Manifest, Snapshot};
 use crate::progress::Context;
 use crate::rollback::{Basis, RolledBack, execute, prove, rehearse, whole};
 use crate::room::room_for;
 use crate::scan::Scope;
-use crate::source::{RawFile, Source};
+use crate::source::{Intent, RawFile, Source};
 use crate::target::{InPlace, Medium, OsMedium};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use uuid::Uuid;
 
@@ -41,6 +42,8 @@ pub struct RollbackRequest {
     pub prove: bool,
     /// Change nothing, only tell.
     pub dry_run: bool,
+    /// Write to the device even if it is not the one of the last snapshot.
+    pub force_device: bool,
 }
 
 /// What a rollback did.
@@ -109,7 +112,9 @@ impl Repository {
             Error::new(ErrorKind::NotFound, what).hint(hint)
         })?;
         self.warn_of_policy(&request.name, context);
+        self.refuse_inside(&path)?;
         let open = || {
+            refuse_link(&request.name, &path)?;
             RawFile::open_to_write(&path).map_err(|e| match e.kind() {
                 ErrorKind::NotFound => e.hint(format!(
                     "run \"imgsnap restore {}@{} -o {}\" to make it anew",
@@ -129,10 +134,12 @@ impl Repository {
             image = open()?;
         }
         warn_if_unguarded(&image, context);
+        refuse_other(&writer.manifest, &image, request.force_device, context)?;
         let live = Live::held(image);
         let image = &live.image;
         let chain = self.open_chain(&writer.manifest, target.id)?;
         check_device(image, &chain)?;
+        InPlace::through(image, medium).check_room(chain.geometry().image_bytes)?;
         if writer.head_was_damaged {
             context.progress().warn("the head state was damaged; the image will be scanned");
         }
@@ -276,7 +283,7 @@ impl Repository {
         context: &Context,
     ) -> Result<()> {
         let stat = image.settled_stat();
-        image.check()?;
+        image.check_alone(Intent::Read)?;
         let name = writer.manifest.name.clone();
         let store = self.store.as_ref();
         let skipped = writer.head.skipped;
@@ -437,6 +444,48 @@ fn forget_cached(image: &RawFile, medium: &dyn Medium, context: &Context) {
         context.progress().note(&format!("cannot sync {}: {e}", image.path().display()));
     }
     medium.forget(image.file());
+}
+
+/// A live file is known by its real path. A link that is there now leads to something else.
+fn refuse_link(name: &str, path: &Path) -> Result<()> {
+    // A device is known by the path that was given, which is a link, often.
+    let is_device =
+        |path: &Path| std::fs::metadata(path).is_ok_and(|meta| meta.file_type().is_block_device());
+    match std::fs::canonicalize(path) {
+        Ok(real) if real != path && !is_device(path) => {
+            let what = format!("{} leads to {} now", path.display(), real.display());
+            Err(Error::new(ErrorKind::Mismatch, what).hint(format!(
+                "if that is the live file of \"{name}\", run \"imgsnap relink {name} {}\"",
+                real.display()
+            )))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whatever the path leads to now, what is written to is what the last snapshot was taken of.
+///
+/// # Errors
+/// `Mismatch` if it is another file, or another device and nobody insists.
+fn refuse_other(
+    manifest: &Manifest,
+    image: &RawFile,
+    force_device: bool,
+    context: &Context,
+) -> Result<()> {
+    let (name, place) = (&manifest.name, image.path().display());
+    let (Some(was), Some(is)) = (&manifest.live, image.identity()) else { return Ok(()) };
+    let Some(difference) = was.difference(&is) else { return Ok(()) };
+    if image.is_device() && force_device {
+        context.progress().warn(&format!("{place} is another device: {difference}; as you asked"));
+        return Ok(());
+    }
+    let what =
+        format!("{place} is not what the last snapshot of \"{name}\" was taken of: {difference}");
+    let force = if image.is_device() { ", or --force-device" } else { "" };
+    Err(Error::new(ErrorKind::Mismatch, what).hint(format!(
+        "if it is to be written to all the same, use \"imgsnap relink {name} {place}\"{force}"
+    )))
 }
 
 fn check_device(image: &RawFile, target: &Chain) -> Result<()> {

@@ -9,9 +9,9 @@ use super::{Repository, reference};
 use crate::chain::Chain;
 use crate::error::{Error, ErrorKind, Result};
 use crate::head::Head;
-use crate::manifest::{self, Manifest, Snapshot};
+use crate::manifest::{self, ImageFile, Manifest, Snapshot};
 use crate::progress::Context;
-use crate::store::{LockGuard, LockKind, Store, is_temporary};
+use crate::store::{LockGuard, LockKind, Store};
 use std::time::Duration;
 use uuid::Uuid;
 
@@ -199,7 +199,12 @@ impl Repository {
         self.writer(write, manifest, context)
     }
 
-    fn writer(&self, write: LockGuard, manifest: Manifest, context: &Context) -> Result<Writer> {
+    pub(super) fn writer(
+        &self,
+        write: LockGuard,
+        manifest: Manifest,
+        context: &Context,
+    ) -> Result<Writer> {
         let store = self.store.as_ref();
         self.reap(&manifest, context)?;
         let reap = share_reap_lock(store, &manifest.name, context)?;
@@ -257,26 +262,29 @@ impl Repository {
         let is_named = |file: &String| stored.iter().any(|s| s.file == *file);
         // If a file that is named is missing, another one may be it, under another name: keep all.
         let is_whole = stored.iter().all(|s| files.contains(&s.file));
-        for file in &files {
-            let is_old_manifest =
-                manifest::sequence_of(file).is_some_and(|n| n < manifest.sequence);
-            let is_ours = |stem: &str| Uuid::parse_str(stem).is_ok();
-            let is_unnamed = file.strip_suffix(".delta").is_some_and(is_ours)
-                && is_whole
-                && !manifest.kept.contains(file)
-                && !is_named(file);
-            if is_temporary(file) || is_old_manifest || is_unnamed {
-                context
-                    .progress()
-                    .note(&format!("removing {name}/{file}, which is not needed any more"));
-                store.remove(&format!("{name}/{file}"))?;
-            }
+        let is_unneeded = |file: &String| match ImageFile::of(file) {
+            Some(ImageFile::Temporary) => true,
+            Some(ImageFile::Delta) => is_whole && !manifest.kept.contains(file) && !is_named(file),
+            Some(ImageFile::Manifest(sequence)) => sequence < manifest.sequence,
+            Some(ImageFile::Head | ImageFile::Lock) | None => false,
+        };
+        // Manifests go last: they tell a repair that what they name was dropped, and not forgotten to be
+        // named.
+        let is_manifest = |file: &&String| manifest::sequence_of(file).is_some();
+        let (old, others): (Vec<&String>, Vec<&String>) =
+            files.iter().filter(|file| is_unneeded(file)).partition(is_manifest);
+        for file in others.into_iter().chain(old) {
+            context
+                .progress()
+                .note(&format!("removing {name}/{file}, which is not needed any more"));
+            store.remove(&format!("{name}/{file}"))?;
         }
         Ok(true)
     }
 
-    /// Removes an image and everything in its folder.
-    pub(super) fn remove_image(&self, mut writer: Writer) -> Result<()> {
+    /// Removes an image: all that we made in its folder, and the folder if nothing else is in it; false if
+    /// something is.
+    pub(super) fn remove_image(&self, mut writer: Writer) -> Result<bool> {
         let store = self.store.as_ref();
         let name = writer.manifest.name.clone();
         writer.stop_reading();
@@ -292,13 +300,19 @@ impl Repository {
         // The ruling manifest goes last: without it an older one would rule, or deltas look like a
         // loss.
         let ruling = manifest::file_name(writer.manifest.sequence);
-        for file in store.list(&name)? {
-            if file != ruling && !file.ends_with(".lock") {
-                store.remove(&format!("{name}/{file}"))?;
-            }
+        let (locks, files): (Vec<String>, Vec<String>) = store
+            .list(&name)?
+            .into_iter()
+            .filter(|file| *file != ruling && ImageFile::of(file).is_some())
+            .partition(|file| ImageFile::of(file) == Some(ImageFile::Lock));
+        for file in &files {
+            store.remove(&format!("{name}/{file}"))?;
         }
         store.flush(&name)?;
         store.remove(&format!("{name}/{ruling}"))?;
+        for file in &locks {
+            store.remove(&format!("{name}/{file}"))?;
+        }
         store.remove_folder(&name)
     }
 }

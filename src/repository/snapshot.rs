@@ -9,11 +9,11 @@ use crate::codec::Compression;
 use crate::error::{Error, ErrorKind, Result};
 use crate::head::Head;
 use crate::hints::{ChangeList, CloneFolder, Recheck};
-use crate::manifest::{self, HintKind, HintUse, KeptClone, Manifest, Snapshot};
+use crate::manifest::{self, HintKind, HintUse, KeptClone, Manifest, RAW, Snapshot};
 use crate::progress::Context;
 use crate::scan::Missed;
 use crate::snapshot::Taken;
-use crate::source::{FileStat, RawFile};
+use crate::source::{FileStat, ForeignFormat, RawFile, Source};
 use crate::units::NamedBlocks;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -53,6 +53,8 @@ pub struct SnapshotRequest {
     /// Blocks that the medium of the image does not give are unread in the snapshot; otherwise there is
     /// none.
     pub skip_bad: bool,
+    /// The first snapshot is of a raw image, whatever it looks like.
+    pub is_raw: bool,
     /// Otherwise the repository's.
     pub compression: Option<Compression>,
     /// Change nothing, only tell.
@@ -135,6 +137,7 @@ impl Repository {
         self.warn_of_policy(&name, context);
         let policy = self.policy_for(&name, request);
         let live = Live::open(&path, policy.track != Track::None)?;
+        self.refuse_inside(&path)?;
         if live.user.is_none() {
             warn_if_unguarded(&live.image, context);
         }
@@ -179,6 +182,7 @@ impl Repository {
         request: &SnapshotRequest,
         context: &Context,
     ) -> Result<SnapshotOutcome> {
+        check_format(&manifest, &live.image, request, context)?;
         let mut prepared = self.prepare(&manifest, head, request)?;
         let policy = self.policy_for(&manifest.name, request);
         let against = prepared.against().cloned();
@@ -209,6 +213,7 @@ impl Repository {
         let store = self.store.as_ref();
         let name = writer.manifest.name.clone();
         Self::refuse_damaged_head(&name, writer.head_was_damaged && !is_saving)?;
+        check_format(&writer.manifest, &live.image, request, context)?;
         if let Some(base_image) = &request.base_image {
             return self.snapshot_on_base_image(writer, live, base_image, request, context);
         }
@@ -264,7 +269,8 @@ impl Repository {
         snapshot.in_use = live.user.is_some();
         // Before anything is published: what the manifest names must be there.
         snapshot.kept_clone = keep_clone(live, &way, snapshot.id, context);
-        let published = upload.publish().and_then(|()| self.commit_snapshot(writer, &snapshot));
+        let published =
+            upload.publish().and_then(|()| self.commit_snapshot(writer, &snapshot, &live.image));
         let is_tracked = policy.track != Track::None;
         if published.is_err() && snapshot.kept_clone.is_some() {
             self.clean_clones(&writer.manifest, is_tracked, context);
@@ -278,8 +284,14 @@ impl Repository {
         Ok(SnapshotOutcome { unread: taken.unread, ..outcome })
     }
 
-    fn commit_snapshot(&self, writer: &mut Writer, snapshot: &Snapshot) -> Result<()> {
+    fn commit_snapshot(
+        &self,
+        writer: &mut Writer,
+        snapshot: &Snapshot,
+        image: &RawFile,
+    ) -> Result<()> {
         let mut next = writer.manifest.clone();
+        next.live = image.identity();
         next.snapshots.push(snapshot.clone());
         next.next_number = snapshot.number.saturating_add(1);
         self.commit_file(writer, next, &snapshot.file)
@@ -299,6 +311,40 @@ impl Repository {
             context.progress().warn(&format!("{e}; the next rollback will have to scan"));
         }
     }
+}
+
+/// The first snapshot decides how an image is read, and nothing changes that later: a guest can write any
+/// header into its disk.
+///
+/// # Errors
+/// `Unsupported` for a first snapshot of an image that does not look raw, or if a later version reads it in
+/// another way.
+pub(super) fn check_format(
+    manifest: &Manifest,
+    image: &RawFile,
+    request: &SnapshotRequest,
+    context: &Context,
+) -> Result<()> {
+    let format = manifest.format();
+    if format != RAW {
+        let what = format!("\"{}\" is read as a {} image", manifest.name, format.escape_debug());
+        return Err(
+            Error::new(ErrorKind::Unsupported, what).hint("a later imgsnap began it; use that one")
+        );
+    }
+    let Some(looks) = ForeignFormat::of(image.file(), image.image_bytes()) else { return Ok(()) };
+    let is_first = manifest.stored().is_empty();
+    if is_first && !request.is_raw {
+        return Err(looks.refusal(image.path()));
+    }
+    if !is_first {
+        context.progress().warn(&format!(
+            "{} looks like a {} image now; it is taken as raw, as it was before",
+            image.path().display(),
+            looks.name()
+        ));
+    }
+    Ok(())
 }
 
 /// Gives the clone its name. Without one, the next snapshot reads more: no reason to have none.
@@ -351,8 +397,16 @@ fn warn_of_missed(name: &str, snapshot: &Snapshot, missed: Missed, context: &Con
     ));
 }
 
-/// Who does not own a file cannot ask the kernel whether others write to it.
-pub(super) fn warn_if_unguarded(image: &RawFile, context: &Context) {
+/// Who does not own a file cannot ask the kernel whether others write to it, and who is not root cannot see
+/// who has a device open.
+pub fn warn_if_unguarded(image: &RawFile, context: &Context) {
+    if !image.sees_all_users() {
+        context.progress().warn(&format!(
+            "{}: who else has it open cannot be seen from here (not root, or in a container); nobody must \
+             write to it",
+            image.path().display()
+        ));
+    }
     if !image.is_guarded() {
         context.progress().warn(&format!(
             "{}: no lease is to be had (another owner, or the file system), so a program that has it \
@@ -384,7 +438,14 @@ pub fn name_of(path: &Path) -> Result<String> {
 pub(super) fn absolute(path: &Path) -> Result<PathBuf> {
     let failed = |e| Error::io(format!("cannot open image {}", path.display()), e);
     let real = std::fs::canonicalize(path).map_err(failed)?;
-    if real.is_file() { Ok(real) } else { std::path::absolute(path).map_err(failed) }
+    let path = if real.is_file() { real } else { std::path::absolute(path).map_err(failed)? };
+    if path.to_str().is_none() {
+        let what = format!("the path {} is no UTF-8", path.display());
+        return Err(Error::new(ErrorKind::Unsupported, what).hint(
+            "an image is known by its path: give it a name, and its folders, that can be written",
+        ));
+    }
+    Ok(path)
 }
 
 fn check_source(manifest: Manifest, path: &Path) -> Result<Manifest> {

@@ -264,6 +264,7 @@ impl Repository {
         let Search { manifest, head, against, request, .. } = search;
         let Some(changed) = &request.changed else { return Ok(None) };
         let since = reference::find(manifest, head, &changed.since)?;
+        changed.list.check_length(search.live.image.image_bytes(), since.image_bytes)?;
         let name = &manifest.name;
         let Some(parent) = against else {
             let what =

@@ -1,7 +1,7 @@
 //! Snapshots that travel: out of a repository as one self-contained delta file, and into another.
 
 use super::session::Writer;
-use super::{Reader, Repository, repair};
+use super::{Reader, Repository, rebuild};
 use crate::chain::{Chain, Fork};
 use crate::delta::{Delta, Depth, Identity, Written, scrub};
 use crate::error::{Error, ErrorKind, Result};
@@ -21,6 +21,9 @@ use uuid::Uuid;
 
 /// More blocks that could not be read are no snapshot any more: 1 TiB of the smallest.
 const MOST_UNREAD: u64 = 1 << 28;
+/// Snapshots are counted one by one: one each second for a hundred years does not come to this. Numbers
+/// beyond it are not taken in, because those after them would come to an end.
+pub(super) const MOST_NUMBER: u64 = 1 << 32;
 /// Bytes that are read from a stream at a time.
 const PIECE_BYTES: usize = 1 << 20;
 
@@ -241,7 +244,7 @@ impl Repository {
             _ => e,
         })?;
         let mut next = writer.manifest.clone();
-        let mut entry = repair::entry(&delta, file.to_owned(), &layers)?;
+        let mut entry = rebuild::entry(&delta, file.to_owned(), &layers)?;
         let is_taken =
             |label: &String| next.snapshots.iter().any(|s| s.label.as_ref() == Some(label));
         let lost = match (&entry.label, &delta.footer().label) {
@@ -282,6 +285,10 @@ impl Repository {
 /// Fails if a snapshot has no place in an image.
 fn check_place(manifest: &Manifest, footer: &Footer, place: &str) -> Result<()> {
     let name = &manifest.name;
+    if footer.number > MOST_NUMBER {
+        let what = format!("its number is {}, beyond all that are counted to", footer.number);
+        return Err(refused(place, what));
+    }
     let stored = manifest.stored();
     if let Some(parent) = footer.parent {
         let Some(parent) = stored.iter().find(|s| s.id == parent.parent_id) else {

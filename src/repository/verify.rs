@@ -85,6 +85,15 @@ pub struct Loss {
     pub blocks: Option<NamedBlocks>,
 }
 
+/// A snapshot of which not all could be looked at: it may be sound.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unchecked {
+    /// `NAME@N`; of a manifest, the name of its image.
+    pub snapshot: String,
+    /// Why.
+    pub message: String,
+}
+
 /// The outcome of a verification.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Verified {
@@ -94,8 +103,10 @@ pub struct Verified {
     pub blocks: u64,
     /// Bytes of delta files read.
     pub stored_bytes: u64,
-    /// What is damaged.
+    /// What is damaged: it was read, and is not what was written.
     pub damaged: Vec<Damage>,
+    /// What could not be looked at. Nothing is said of it, nor of what rests on it.
+    pub unchecked: Vec<Unchecked>,
     /// What that means for each snapshot that has lost something; not known after a quick verification.
     pub lost: Vec<Loss>,
     /// The other snapshots of the images that have damage: nothing is lost of them.
@@ -125,6 +136,11 @@ impl Repository {
                 }
                 // It has just been forgotten.
                 Err(e) if *scope == VerifyScope::All && e.kind() == ErrorKind::NotFound => continue,
+                // The others can be looked at all the same.
+                Err(e) if *scope == VerifyScope::All && e.kind() == ErrorKind::Io => {
+                    verified.unchecked.push(Unchecked { snapshot: name, message: e.to_string() });
+                    continue;
+                }
                 Err(e) => return Err(e),
             };
             let manifest = reader.manifest();
@@ -138,6 +154,7 @@ impl Repository {
                 manifest,
                 open: HashMap::new(),
                 damaged: HashMap::new(),
+                unchecked: HashSet::new(),
             };
             let work = |s: &&Snapshot| {
                 s.file_bytes + if quick { 0 } else { s.data_blocks * u64::from(s.block_bytes) }
@@ -168,6 +185,8 @@ struct ImageCheck<'a> {
     open: HashMap<Uuid, Arc<Delta>>,
     /// What is lost of the file of each snapshot whose own file is damaged.
     damaged: HashMap<Uuid, Lost>,
+    /// Snapshots of whose own file not all could be looked at.
+    unchecked: HashSet<Uuid>,
 }
 
 /// What cannot be had.
@@ -207,7 +226,8 @@ impl ImageCheck<'_> {
             }
             Err(e) => self.name_damage(snapshot, &delta, e, verified, context)?,
         }
-        if quick || self.damaged.contains_key(&snapshot.id) {
+        if quick || self.damaged.contains_key(&snapshot.id) || self.unchecked.contains(&snapshot.id)
+        {
             return Ok(());
         }
         let end_of =
@@ -241,7 +261,7 @@ impl ImageCheck<'_> {
             let is_damaged = lineage.iter().any(|ancestor| match self.damaged.get(&ancestor.id) {
                 Some(Lost::Some(lost)) => !lost.pages.is_empty(),
                 Some(Lost::All) => true,
-                None => false,
+                None => self.unchecked.contains(&ancestor.id),
             });
             // What it lacks was reported, and nothing more can be said; but its sound ancestors are
             // looked at when it is their turn.
@@ -284,12 +304,23 @@ impl ImageCheck<'_> {
         }
         let damaged = find_damage(delta, context)?;
         verified.blocks += damaged.blocks;
+        if let Some(error) = damaged.unchecked {
+            self.pass(snapshot, &error, verified);
+        } else if !first.is_damage() && damaged.findings.is_empty() {
+            self.pass(snapshot, &first, verified);
+            return Ok(());
+        }
         let lost = Lost::Some(damaged.lost);
         let size = delta.base_image().map(|image| image.check_size(delta.footer().image_bytes));
-        if let Some(Err(error)) = size {
+        if let Some(Err(error)) = size
+            && error.is_damage()
+        {
             self.found(snapshot, DamageKind::BaseImage, error, lost.clone(), verified)?;
         }
         if damaged.findings.is_empty() {
+            if self.unchecked.contains(&snapshot.id) {
+                return Ok(());
+            }
             // Every block is to be had, and yet not all stored bytes are what was written.
             let first = verify_stored(delta, context).err().unwrap_or(first);
             return self.found(snapshot, DamageKind::Record, first, lost, verified);
@@ -316,12 +347,18 @@ impl ImageCheck<'_> {
             return Ok(());
         }
         let mut losses: HashMap<Uuid, Lost> = HashMap::new();
+        // Of these nothing can be said.
+        let mut unknown = self.unchecked.clone();
         // Parents come before children.
         for snapshot in snapshots {
+            if snapshot.parent.is_some_and(|parent| unknown.contains(&parent)) {
+                unknown.insert(snapshot.id);
+            }
             let inherited = snapshot.parent.and_then(|id| losses.get(&id));
             let own = self.damaged.get(&snapshot.id);
             let lost = match (inherited, own, self.open.get(&snapshot.id)) {
                 (None, None, _) => Lost::Some(LostBlocks::default()),
+                (.., None) if unknown.contains(&snapshot.id) => Lost::Some(LostBlocks::default()),
                 (Some(Lost::All), ..) | (_, Some(Lost::All), _) | (.., None) => Lost::All,
                 (inherited, own, Some(delta)) => {
                     let of = |lost: Option<&Lost>| match lost {
@@ -350,12 +387,20 @@ impl ImageCheck<'_> {
                 }
             };
             if blocks.as_ref().is_some_and(NamedBlocks::is_empty) {
-                verified.whole.push(name);
+                verified.whole.extend((!unknown.contains(&snapshot.id)).then_some(name));
             } else {
                 verified.lost.push(Loss { snapshot: name, geometry, blocks });
             }
         }
         Ok(())
+    }
+
+    /// Not all of the file of a snapshot could be looked at.
+    fn pass(&mut self, snapshot: &Snapshot, error: &Error, verified: &mut Verified) {
+        if self.unchecked.insert(snapshot.id) {
+            let name = format!("{}@{}", self.manifest.name, snapshot.number);
+            verified.unchecked.push(Unchecked { snapshot: name, message: error.to_string() });
+        }
     }
 
     fn found(
@@ -368,6 +413,10 @@ impl ImageCheck<'_> {
     ) -> Result<()> {
         if error.kind() == ErrorKind::Interrupted {
             return Err(error);
+        }
+        if !error.is_damage() {
+            self.pass(snapshot, &error, verified);
+            return Ok(());
         }
         self.damaged.insert(snapshot.id, lost);
         let mut affected = vec![snapshot.id];

@@ -3,26 +3,29 @@
 //! The rules unite: a snapshot goes only if none of them keeps it.
 
 mod rules;
+mod times;
 
 pub use rules::{Count, LabelGlob, Period, Rules};
+pub use times::Times;
 
 use crate::manifest::Snapshot;
 use jiff::tz::{Offset, TimeZone};
 use jiff::{Timestamp, Zoned};
-use std::cmp::Reverse;
 
 /// What becomes of a snapshot.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Decision {
     /// Why it is kept. Without a reason it may go.
     pub keep: Vec<String>,
+    /// When it was taken, as far as clocks can be believed.
+    pub time: Timestamp,
 }
 
 /// Decides on all snapshots of an image: one decision for each, in their order. Without any rule
 /// all are kept: nobody who wrote none wanted to lose everything.
 ///
-/// Snapshots from after `now` were taken by a wrong clock: `within` keeps them, and counts back from the
-/// newest one that is not.
+/// Their order is that of their numbers, and their time the effective one ([`Times`]). While the clock of
+/// `now` is behind, rules by time keep everything.
 pub fn decide(
     rules: &Rules,
     snapshots: &[Snapshot],
@@ -30,15 +33,15 @@ pub fn decide(
     zone: &TimeZone,
 ) -> Vec<Decision> {
     if rules.is_empty() {
-        return vec![Decision { keep: vec!["no rules".into()] }; snapshots.len()];
+        let keep = |s: &Snapshot| Decision { keep: vec!["no rules".into()], time: s.time };
+        return snapshots.iter().map(keep).collect();
     }
     let mut decisions = vec![Decision::default(); snapshots.len()];
-    let mut walk: Vec<_> = snapshots.iter().zip(&mut decisions).collect();
-    walk.sort_by_key(|(snapshot, _)| Reverse((snapshot.time, snapshot.number)));
+    let times = Times::of(snapshots, now);
+    let walk = snapshots.iter().zip(&times.effective).zip(&mut decisions);
     // Not before now: an image that is no longer backed up does not lose its last snapshots.
-    let newest = walk.iter().map(|(snapshot, _)| snapshot.time).find(|time| *time <= now);
-    let newest = newest.or(walk.last().map(|(snapshot, _)| snapshot.time));
-    let within = rules.within.zip(newest).map(|(period, t)| (period, period.before(t, zone)));
+    let newest = times.effective.last();
+    let within = rules.within.zip(newest).map(|(period, t)| (period, period.before(*t, zone)));
     let mut counters = [
         Counter::new("last", Unit::Each, rules.last),
         Counter::new("hourly", Unit::Hour, rules.hourly),
@@ -47,14 +50,18 @@ pub fn decide(
         Counter::new("monthly", Unit::Month, rules.monthly),
         Counter::new("yearly", Unit::Year, rules.yearly),
     ];
-    let mut walk = walk.into_iter().peekable();
-    while let Some((snapshot, decision)) = walk.next() {
+    let mut walk = walk.rev().peekable();
+    while let Some(((snapshot, time), decision)) = walk.next() {
         let is_oldest = walk.peek().is_none();
-        let local = snapshot.time.to_zoned(zone.clone());
+        let local = time.to_zoned(zone.clone());
         let counted = counters.iter_mut().filter_map(|c| c.reason(&local, is_oldest));
         decision.keep.extend(counted);
+        decision.time = *time;
+        if times.clock_is_behind && rules.ask_for_time() {
+            decision.keep.push("the clock is behind".into());
+        }
         if let Some((period, start)) = within
-            && snapshot.time >= start
+            && *time >= start
         {
             decision.keep.push(format!("within {period}"));
         }
@@ -166,7 +173,7 @@ mod tests {
         rules
     }
 
-    fn snapshot(number: u64, time: Timestamp, label: Option<&str>) -> Snapshot {
+    pub(super) fn snapshot(number: u64, time: Timestamp, label: Option<&str>) -> Snapshot {
         let snapshot = serde_json::json!({
             "number": number,
             "id": Uuid::from_u128(number.into()),
@@ -366,13 +373,13 @@ mod tests {
                     "last, daily 2026-11-20, within 25h",
                 ],
             ),
-            // Of one time the highest number is the newest; otherwise numbers mean nothing.
+            // The highest number is the newest, whatever the clock said.
             (BERLIN, "last=1", &["2026-11-20T08:00Z"; 3], &["", "", "last"]),
             (
                 BERLIN,
                 "last=1 daily=1",
                 &["2026-11-20T09:00Z", "2026-11-20T08:00Z"],
-                &["last, daily 2026-11-20", ""],
+                &["", "last, daily 2026-11-20"],
             ),
             (BERLIN, "last=1", &[], &[]),
         ];
@@ -388,20 +395,33 @@ mod tests {
         assert_eq!(reasons(BERLIN, &Rules::default(), &["2026-11-20T08:00Z"]), ["no rules"]);
     }
 
-    /// A clock that was wrong once must not cost the last month.
+    /// A clock that is or was wrong must not cost the last month.
     #[test]
-    fn within_counts_back_from_now_at_the_latest() {
-        let zone = TimeZone::UTC;
-        let rules = rules("within=30d");
-        let times =
-            ["2026-01-01T00:00Z", "2026-11-01T00:00Z", "2026-11-20T00:00Z", "2035-01-01T00:00Z"];
-        let snapshots: Vec<Snapshot> = (1..)
-            .zip(times)
-            .map(|(number, time)| snapshot(number, time.parse().unwrap(), None))
-            .collect();
-        let now = "2026-11-21T00:00Z".parse().unwrap();
-        let kept = decide(&rules, &snapshots, now, &zone);
-        let kept: Vec<bool> = kept.iter().map(|decision| !decision.keep.is_empty()).collect();
-        assert_eq!(kept, [false, true, true, true]);
+    fn a_clock_that_was_wrong_drops_nothing_that_is_true() {
+        let kept = |text: &str, times: &[&str], now: &str| -> Vec<bool> {
+            let snapshots: Vec<Snapshot> = (1..)
+                .zip(times)
+                .map(|(number, day)| {
+                    let time = format!("{day}T00:00Z").parse().unwrap();
+                    snapshot(number, time, None)
+                })
+                .collect();
+            let now = format!("{now}T00:00Z").parse().unwrap();
+            let decisions = decide(&rules(text), &snapshots, now, &TimeZone::UTC);
+            decisions.iter().map(|decision| !decision.keep.is_empty()).collect()
+        };
+        let ahead = ["2026-01-01", "2026-11-01", "2035-01-01", "2026-11-20"];
+        assert_eq!(kept("within=30d", &ahead, "2026-11-21"), [false, true, true, true]);
+        assert_eq!(kept("last=1", &ahead, "2026-11-21"), [false, false, false, true]);
+        assert_eq!(kept("daily=1", &ahead, "2026-11-21"), [false, false, false, true]);
+        // While nobody knows which clock is wrong, what goes by number still goes.
+        let until_now = ["2026-01-01", "2026-11-01", "2026-11-20", "2035-01-01"];
+        assert_eq!(kept("within=30d", &until_now, "2026-11-21"), [true; 4]);
+        assert_eq!(kept("last=1", &until_now, "2026-11-21"), [false, false, false, true]);
+        let good = ["2026-11-18", "2026-11-19", "2026-11-20"];
+        assert_eq!(kept("daily=1", &good, "1970-01-02"), [true; 3]);
+        assert_eq!(kept("daily=1 last=1", &good, "1970-01-02"), [true; 3]);
+        let since = ["2026-11-18", "2026-11-19", "2026-11-20", "1970-01-01"];
+        assert_eq!(kept("daily=1", &since, "1970-01-02"), [true; 4]);
     }
 }

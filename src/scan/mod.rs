@@ -230,7 +230,7 @@ pub fn scan(
             Ok(())
         },
     )?;
-    source.check()?;
+    source.check_at_end()?;
     let named_bytes = match &plan {
         Plan::Whole(_) => None,
         Plan::Hinted(plan) => Some(plan.named_bytes()),

@@ -104,12 +104,18 @@ impl BaseImage {
         let opened = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
         let file = Arc::new(opened.map_err(|e| {
             let what = format!(
-                "{}, which has its {} blocks, cannot be opened: {}",
+                "{}, which has its {} blocks, cannot be opened",
                 self.location(),
                 self.block_count,
-                e.kind()
             );
-            Error::corrupt(what).hint(format!("put it back, or {hint}"))
+            match e.kind() {
+                // It is not there, which is a loss until it is back.
+                std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory => {
+                    Error::corrupt(format!("{what}: {}", e.kind()))
+                        .hint(format!("put it back, or {hint}"))
+                }
+                _ => Error::io(what, e),
+            }
         })?);
         *open = Some(file.clone());
         Ok(file)

@@ -6,11 +6,12 @@
 //! long as we work, so that a virtual machine refuses to start), and the file's size and times
 //! before and after.
 
+use super::device::process_with;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::{self, Lease};
 use nix::fcntl::{FcntlArg, fcntl};
 use serde::{Deserialize, Serialize};
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
@@ -170,29 +171,12 @@ fn lock_byte(byte: i64, kind: libc::c_int) -> libc::flock {
 /// The first other process that is in the way, as far as we may see: "qemu-system-x86 (process 42)".
 pub(super) fn find_user(file: &File, intent: Intent) -> Option<String> {
     let ours = file.metadata().ok()?;
-    let own_id = std::process::id();
-    for process in std::fs::read_dir("/proc").ok()?.flatten() {
-        let Some(id) = process.file_name().to_str().and_then(|n| n.parse::<u32>().ok()) else {
-            continue;
-        };
-        let Ok(descriptors) = std::fs::read_dir(process.path().join("fd")) else { continue };
-        for descriptor in descriptors.flatten() {
-            let Ok(other) = std::fs::metadata(descriptor.path()) else { continue };
-            let is_same = (other.dev(), other.ino()) == (ours.dev(), ours.ino());
-            let number = descriptor.file_name();
-            let info = process.path().join("fdinfo").join(number);
-            let in_the_way = || intent == Intent::Write || is_open_to_write(&info);
-            if is_same && id != own_id && in_the_way() {
-                let name = std::fs::read_to_string(process.path().join("comm")).ok()?;
-                return Some(format!("{} (process {id})", name.trim_end()));
-            }
-        }
-    }
-    None
+    let is_it = |other: &Metadata| (other.dev(), other.ino()) == (ours.dev(), ours.ino());
+    process_with(&is_it, intent).0
 }
 
 /// From `/proc/PID/fdinfo/N`: the flags that the file was opened with, in octal.
-fn is_open_to_write(info: &Path) -> bool {
+pub(super) fn is_open_to_write(info: &Path) -> bool {
     let text = std::fs::read_to_string(info).unwrap_or_default();
     let flags = text.lines().find_map(|line| line.strip_prefix("flags:"));
     let flags = flags.and_then(|flags| i32::from_str_radix(flags.trim(), 8).ok());

@@ -5,10 +5,14 @@
 //! ever: a hole is zeros.
 
 mod base_image;
+mod device;
+mod format;
 mod guard;
 mod raw;
 
 pub use base_image::BaseImage;
+pub use device::{DeviceIdentity, LiveIdentity};
+pub use format::{ForeignFormat, refuse_foreign};
 pub use guard::{FileStat, ImageGuard, Intent};
 pub use raw::{Forget, RawFile};
 
@@ -53,8 +57,13 @@ pub trait Source: Sync {
     /// Says that so many bytes from `offset` on will be read soon.
     fn prefetch(&self, _offset: u64, _bytes: u64) {}
 
-    /// Fails if the source is no longer what it was when it was opened.
+    /// Fails if the source is no longer what it was when it was opened, as far as a quick look tells.
     fn check(&self) -> Result<()>;
+
+    /// The same, once, when all of it has been read: as far as can be found out.
+    fn check_at_end(&self) -> Result<()> {
+        self.check()
+    }
 
     /// What to call it in a message.
     fn name(&self) -> String;

@@ -1,11 +1,13 @@
 //! Raw images: regular files and block devices, read through mapped windows.
 
+use super::device::DeviceWatch;
 use super::guard::find_user;
-use super::{FileStat, ImageGuard, Intent, Source, Window};
+use super::{FileStat, ImageGuard, Intent, LiveIdentity, Source, Window};
 use crate::error::{Error, ErrorKind, Result};
+use crate::folder::{self, Folder};
 use crate::sys::{self, MappedWindow};
 use crate::units::{Extent, ExtentKind};
-use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+use nix::fcntl::{OFlag, PosixFadviseAdvice, posix_fadvise};
 use nix::unistd::{Whence, lseek64};
 use std::fs::{File, OpenOptions};
 use std::io::{Seek, SeekFrom};
@@ -22,7 +24,8 @@ pub struct RawFile {
     file: File,
     path: PathBuf,
     image_bytes: u64,
-    is_device: bool,
+    /// Of a block device.
+    watch: Option<DeviceWatch>,
     guard: ImageGuard,
     opened: (i64, i64, i64, i64),
     can_populate: AtomicBool,
@@ -41,9 +44,14 @@ impl RawFile {
         Self::open_for(path, Intent::Read)
     }
 
-    /// Opens an image to change it in place.
+    /// Opens an image to change it in place. Links are followed only if they are no stranger's.
     pub fn open_to_write(path: &Path) -> Result<Self> {
-        Self::open_for(path, Intent::Write)
+        Self::open_for(&folder::resolve(path)?, Intent::Write).map(|image| image.called(path))
+    }
+
+    /// The same under the name that a user gave it.
+    fn called(self, path: &Path) -> Self {
+        Self { path: path.into(), ..self }
     }
 
     /// Opens an image file that others write to, to be cloned, not to be read.
@@ -69,7 +77,7 @@ impl RawFile {
             opened: times(&file, path)?,
             file,
             path: path.into(),
-            is_device: false,
+            watch: None,
             guard: ImageGuard::none(),
             can_populate: AtomicBool::new(true),
             cold: Cold::default(),
@@ -92,12 +100,22 @@ impl RawFile {
             return Err(Error::new(ErrorKind::InvalidInput, format!("{place} is {what}"))
                 .hint("name a raw disk image or a block device"));
         }
-        let mut options = OpenOptions::new();
-        options.read(true).write(intent == Intent::Write).custom_flags(libc::O_NONBLOCK);
-        if is_device {
-            options.custom_flags(libc::O_EXCL);
-        }
-        let mut file = options.open(path).map_err(|e| open_error(path, e))?;
+        let opened = match intent {
+            Intent::Read => {
+                let flags = if is_device { libc::O_EXCL } else { 0 };
+                let mut options = OpenOptions::new();
+                options.read(true).custom_flags(flags | libc::O_NONBLOCK).open(path)
+            }
+            // What is to be changed is what was resolved, and nothing that was put in its place.
+            Intent::Write => {
+                let excl = if is_device { OFlag::O_EXCL } else { OFlag::empty() };
+                let folder = Folder::of(path);
+                let name = path.file_name().unwrap_or_default();
+                folder.and_then(|folder| folder.file(name, OFlag::O_RDWR | excl, 0))
+            }
+        };
+        let mut file = opened.map_err(|e| open_error(path, e))?;
+        let is_device = file.metadata().is_ok_and(|meta| meta.file_type().is_block_device());
         let image_bytes = file
             .seek(SeekFrom::End(0))
             .map_err(|e| Error::io(format!("cannot find the length of {place}"), e))?;
@@ -106,22 +124,13 @@ impl RawFile {
                 .hint("name a raw disk image"));
         }
         let guard = ImageGuard::take(&file, path, intent)?;
+        let watch = is_device.then(|| DeviceWatch::begin(&file, path, intent)).transpose()?;
         let opened = times(&file, path)?;
         let can_populate = AtomicBool::new(true);
         let path = path.into();
         let is_written = AtomicBool::new(false);
         let cold = Cold::default();
-        Ok(Self {
-            file,
-            path,
-            image_bytes,
-            is_device,
-            guard,
-            opened,
-            can_populate,
-            cold,
-            is_written,
-        })
+        Ok(Self { file, path, image_bytes, watch, guard, opened, can_populate, cold, is_written })
     }
 
     /// The open file, for a target that writes the same image.
@@ -136,7 +145,27 @@ impl RawFile {
 
     /// True for a block device.
     pub fn is_device(&self) -> bool {
-        self.is_device
+        self.watch.is_some()
+    }
+
+    /// True unless it is a device that other processes may have open unseen.
+    pub fn sees_all_users(&self) -> bool {
+        self.watch.as_ref().is_none_or(|watch| watch.sees_all)
+    }
+
+    /// What tells it from another file or device that has its path.
+    pub fn identity(&self) -> Option<LiveIdentity> {
+        LiveIdentity::of(&self.file, self.image_bytes)
+    }
+
+    /// Fails if it is a device that somebody else uses now in a way that does not go together with `intent`.
+    ///
+    /// # Errors
+    /// `Busy`, with his name.
+    pub fn check_alone(&self, intent: Intent) -> Result<()> {
+        self.check()?;
+        let watch = self.watch.as_ref();
+        watch.map_or(Ok(()), |watch| watch.refuse_others(intent).map(drop))
     }
 
     /// What identifies its present content, if that can be believed: only while the kernel keeps
@@ -154,7 +183,7 @@ impl RawFile {
 
     /// True if the system keeps writers off: then nobody can have changed it unnoticed.
     pub fn is_guarded(&self) -> bool {
-        self.is_device || self.guard.is_held(&self.file)
+        self.is_device() || self.guard.is_held(&self.file)
     }
 
     /// Leaves nothing of the file in the page cache.
@@ -167,7 +196,7 @@ impl RawFile {
     /// # Errors
     /// `Busy` if the image is no longer what it was when it was opened.
     pub fn begin_writing(&self) -> Result<()> {
-        self.check()?;
+        self.check_alone(Intent::Write)?;
         self.is_written.store(true, Ordering::Relaxed);
         Ok(())
     }
@@ -202,7 +231,7 @@ impl Source for RawFile {
     fn extent_at(&self, offset: u64) -> Result<Extent> {
         let rest = self.image_bytes - offset;
         let all = |kind| Ok(Extent { offset, bytes: rest, kind });
-        if self.is_device {
+        if self.is_device() {
             return all(ExtentKind::Data);
         }
         let until = |end: i64, kind| {
@@ -277,7 +306,7 @@ impl Source for RawFile {
 
     fn check(&self) -> Result<()> {
         self.guard.check(&self.file, &self.path)?;
-        if self.is_device || self.is_written.load(Ordering::Relaxed) {
+        if self.is_device() || self.is_written.load(Ordering::Relaxed) {
             return Ok(());
         }
         let failed = |e| Error::io(format!("cannot stat {}", self.path.display()), e);
@@ -288,6 +317,16 @@ impl Source for RawFile {
                 .hint("run the command again when nobody writes to it"));
         }
         Ok(())
+    }
+
+    fn check_at_end(&self) -> Result<()> {
+        self.check()?;
+        match &self.watch {
+            Some(watch) if !self.is_written.load(Ordering::Relaxed) => {
+                watch.refuse_changes(&self.file)
+            }
+            _ => Ok(()),
+        }
     }
 
     fn name(&self) -> String {

@@ -4,14 +4,17 @@
 //! Only what is said to be durable is: the bytes of a file after [`DiskFile::sync`], names after
 //! [`Disk::sync_folder`].
 
+use crate::folder::Folder;
 use crate::writeback::Writeback;
+use nix::fcntl::OFlag;
 use quick_cache::sync::Cache;
-use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::fs::{File, TryLockError};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, LazyLock, OnceLock};
 use std::thread::JoinHandle;
 
 /// Who may hold a lock at the same time.
@@ -35,9 +38,9 @@ pub trait Disk: Send + Sync {
     fn prefetch(&self, _path: &str, _offset: u64, _bytes: u64) {}
     /// Makes a file that does not exist yet.
     fn create(&self, path: &str) -> io::Result<Box<dyn DiskFile>>;
-    /// Renames a file, without replacing another one.
+    /// Renames a file within its folder, without replacing another one.
     fn rename_new(&self, from: &str, to: &str) -> io::Result<()>;
-    /// Renames a file, replacing another one.
+    /// Renames a file within its folder, replacing another one.
     fn rename_over(&self, from: &str, to: &str) -> io::Result<()>;
     /// Removes a file.
     fn remove(&self, path: &str) -> io::Result<()>;
@@ -55,6 +58,10 @@ pub trait Disk: Send + Sync {
     }
     /// What to call a path in a message.
     fn location(&self, path: &str) -> String;
+    /// Where it is, if other programs can see it there.
+    fn local_path(&self) -> Option<&Path> {
+        None
+    }
 }
 
 /// A file that is being written.
@@ -65,60 +72,103 @@ pub trait DiskFile: Send {
     fn sync(&mut self) -> io::Result<()>;
 }
 
-/// A folder of the operating system.
+/// A folder of the operating system. Every operation begins at its path, in which nothing may be a link (so
+/// the disk under it can go and come back between two of them), and goes on by descriptors.
 pub struct OsDisk {
     root: PathBuf,
-    /// Open delta files, so that a chain of a thousand works with few descriptors. Delta files are
-    /// immutable, have names of their own, and are not unlinked while a reader holds the `reap` lock.
-    /// Others, such as the head state, may be another file each time.
-    open: Cache<String, Arc<File>>,
+    /// The same without links, once it is there.
+    real: OnceLock<PathBuf>,
+    /// Tells its files from those of others in [`OPEN`].
+    id: u64,
 }
 
+/// Open delta files of all disks, so that a chain of a thousand works with few descriptors. Delta files are
+/// immutable, have names of their own, and are not unlinked while a reader holds the `reap` lock. Others,
+/// such as the head state, may be another file each time.
+static OPEN: LazyLock<Cache<(u64, String), Arc<File>>> =
+    LazyLock::new(|| Cache::new(most_open_files(soft_limit())));
+static NEXT_ID: AtomicU64 = AtomicU64::new(0);
+
 /// Of the 1024 that a process may have by default.
-const OPEN_FILES: usize = 200;
+const OPEN_FILES: u64 = 200;
+
+/// Where fewer than that may be open at all, some are left for everything else.
+fn most_open_files(limit: u64) -> usize {
+    (limit / 4).clamp(4, OPEN_FILES) as usize
+}
+
+fn soft_limit() -> u64 {
+    use nix::sys::resource::{Resource, getrlimit};
+    getrlimit(Resource::RLIMIT_NOFILE).map_or(OPEN_FILES * 4, |(soft, _)| soft)
+}
 
 impl OsDisk {
     /// The folder at `root`, which need not exist yet.
     pub fn new(root: PathBuf) -> Self {
-        Self { root, open: Cache::new(OPEN_FILES) }
+        Self { root, real: OnceLock::new(), id: NEXT_ID.fetch_add(1, Ordering::Relaxed) }
     }
 
     fn path(&self, path: &str) -> PathBuf {
         if path.is_empty() { self.root.clone() } else { self.root.join(path) }
     }
 
+    fn folder(&self, folder: &str) -> io::Result<Folder> {
+        let real = match self.real.get() {
+            Some(real) => real,
+            None => {
+                let real = std::fs::canonicalize(&self.root)?;
+                self.real.get_or_init(|| real)
+            }
+        };
+        let root = Folder::open(real)?;
+        if folder.is_empty() { Ok(root) } else { root.folder(folder) }
+    }
+
+    /// The folder that a file is in, and its name there.
+    fn place<'a>(&self, path: &'a str) -> io::Result<(Folder, &'a str)> {
+        let (folder, name) = path.rsplit_once('/').unwrap_or(("", path));
+        Ok((self.folder(folder)?, name))
+    }
+
     fn opened(&self, path: &str) -> io::Result<Arc<File>> {
         let open = || {
-            let mut options = OpenOptions::new();
-            Ok(Arc::new(open_file(options.read(true), 0, &self.path(path))?))
+            let opened = self.folder("")?.regular_file(path, OFlag::O_RDONLY, 0);
+            Ok::<_, io::Error>(Arc::new(opened?))
         };
-        if path.ends_with(".delta") { self.open.get_or_insert_with(path, open) } else { open() }
+        if !path.ends_with(".delta") {
+            return open();
+        }
+        let key = (self.id, path.to_owned());
+        match OPEN.get_or_insert_with(&key, open) {
+            Err(e) if matches!(e.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) => {
+                // Others have taken what was left: do with fewer.
+                OPEN.clear();
+                OPEN.get_or_insert_with(&key, open)
+            }
+            other => other,
+        }
+    }
+
+    fn close(&self, path: &str) {
+        OPEN.remove(&(self.id, path.to_owned()));
     }
 }
 
-/// Opens a regular file, and nothing else: a pipe that somebody put there would hold us up for ever.
-fn open_file(options: &mut OpenOptions, flags: libc::c_int, path: &Path) -> io::Result<File> {
-    let file = options.custom_flags(flags | libc::O_NONBLOCK).open(path)?;
-    if file.metadata()?.is_file() { Ok(file) } else { Err(no_file()) }
-}
-
-fn no_file() -> io::Error {
-    io::Error::new(io::ErrorKind::IsADirectory, "it is no regular file")
+impl Drop for OsDisk {
+    fn drop(&mut self) {
+        OPEN.retain(|(id, _), _| *id != self.id);
+    }
 }
 
 impl Disk for OsDisk {
     fn list(&self, folder: &str) -> io::Result<Vec<String>> {
-        let mut names = Vec::new();
-        for entry in std::fs::read_dir(self.path(folder))? {
-            // A name that is not UTF-8 is none of ours.
-            names.extend(entry?.file_name().into_string());
-        }
-        Ok(names)
+        let entries = self.folder(folder)?.entries()?;
+        // A name that is not UTF-8 is none of ours.
+        Ok(entries.into_iter().filter_map(|entry| entry.name.into_string().ok()).collect())
     }
 
     fn size(&self, path: &str) -> io::Result<u64> {
-        let meta = std::fs::metadata(self.path(path))?;
-        if meta.is_file() { Ok(meta.len()) } else { Err(no_file()) }
+        Ok(self.opened(path)?.metadata()?.len())
     }
 
     fn read_at(&self, path: &str, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
@@ -135,56 +185,48 @@ impl Disk for OsDisk {
     }
 
     fn create(&self, path: &str) -> io::Result<Box<dyn DiskFile>> {
-        let file =
-            OpenOptions::new().write(true).create_new(true).mode(0o600).open(self.path(path))?;
-        Ok(Box::new(OsFile::new(file)))
+        let (folder, name) = self.place(path)?;
+        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL;
+        Ok(Box::new(OsFile::new(folder.file(name, flags, 0o600)?)))
     }
 
     fn rename_new(&self, from: &str, to: &str) -> io::Result<()> {
-        use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
-        let (old, new) = (self.path(from), self.path(to));
-        match renameat2(AT_FDCWD, &old, AT_FDCWD, &new, RenameFlags::RENAME_NOREPLACE) {
-            // A file system that cannot: a hard link does not replace either.
-            Err(nix::Error::EINVAL | nix::Error::ENOSYS) => {
-                std::fs::hard_link(&old, &new)?;
-                std::fs::remove_file(&old)
-            }
-            other => other.map_err(io::Error::from),
-        }
+        let (folder, from) = self.place(from)?;
+        folder.rename_new(from, name_in(to))
     }
 
     fn rename_over(&self, from: &str, to: &str) -> io::Result<()> {
-        self.open.remove(to);
-        std::fs::rename(self.path(from), self.path(to))
+        self.close(to);
+        let (folder, from) = self.place(from)?;
+        folder.rename_over(from, name_in(to))
     }
 
     fn remove(&self, path: &str) -> io::Result<()> {
-        self.open.remove(path);
-        std::fs::remove_file(self.path(path))
+        self.close(path);
+        let (folder, name) = self.place(path)?;
+        folder.remove(name)
     }
 
     fn create_folder(&self, folder: &str) -> io::Result<()> {
+        let (above, name) = self.place(folder)?;
         // Images are secrets: nobody else reads them.
-        DirBuilder::new().mode(0o700).create(self.path(folder))
+        above.make_folder(name, 0o700)
     }
 
     fn remove_folder(&self, folder: &str) -> io::Result<()> {
-        std::fs::remove_dir(self.path(folder))
+        let (above, name) = self.place(folder)?;
+        above.remove_folder(name)
     }
 
     fn sync_folder(&self, folder: &str) -> io::Result<()> {
-        let mut options = OpenOptions::new();
-        options.read(true).custom_flags(libc::O_DIRECTORY);
-        options.open(self.path(folder))?.sync_all()
+        self.folder(folder)?.sync()
     }
 
     fn lock(&self, path: &str, kind: LockKind) -> io::Result<Option<super::LockGuard>> {
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).create(true).truncate(false).mode(0o600);
-        let identity = |meta: std::fs::Metadata| (meta.dev(), meta.ino());
+        let (folder, name) = self.place(path)?;
         loop {
             // What a link leads to is not ours to make.
-            let file = open_file(&mut options, libc::O_NOFOLLOW, &self.path(path))?;
+            let file = folder.regular_file(name, OFlag::O_RDWR | OFlag::O_CREAT, 0o600)?;
             let outcome = match kind {
                 LockKind::Shared => file.try_lock_shared(),
                 LockKind::Exclusive => file.try_lock(),
@@ -195,8 +237,9 @@ impl Disk for OsDisk {
                 Err(TryLockError::Error(e)) => return Err(e),
             }
             // The lock of a file that was removed in between is worth nothing.
-            let here = std::fs::symlink_metadata(self.path(path)).map(identity);
-            if here.ok() == Some(identity(file.metadata()?)) {
+            let here = folder.owned_in(name).map(|here| (here.device, here.inode));
+            let meta = file.metadata()?;
+            if here.ok() == Some((meta.dev(), meta.ino())) {
                 return Ok(Some(Box::new(file)));
             }
         }
@@ -209,6 +252,14 @@ impl Disk for OsDisk {
     fn location(&self, path: &str) -> String {
         self.path(path).display().to_string()
     }
+
+    fn local_path(&self) -> Option<&Path> {
+        Some(&self.root)
+    }
+}
+
+fn name_in(path: &str) -> &str {
+    path.rsplit_once('/').map_or(path, |(_, name)| name)
 }
 
 /// What is handed to the thread that writes: as much as frames are handed on in one piece.

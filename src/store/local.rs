@@ -4,6 +4,7 @@
 use super::{Disk, DiskFile, LockGuard, LockKind, Store, Upload};
 use crate::error::{Error, ErrorKind, Result};
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 
 /// Objects in a folder.
@@ -18,7 +19,12 @@ impl LocalStore {
     }
 
     fn error(&self, verb: &str, name: &str, error: io::Error) -> Error {
-        Error::io(format!("cannot {verb} {}", self.disk.location(name)), error)
+        let is_link = error.raw_os_error() == Some(libc::ELOOP);
+        let error = Error::io(format!("cannot {verb} {}", self.disk.location(name)), error);
+        match is_link {
+            true => error.hint("no link is followed in a repository: put there what it leads to"),
+            false => error,
+        }
     }
 
     fn upload(&self, name: &str) -> Result<LocalUpload> {
@@ -102,17 +108,14 @@ impl Store for LocalStore {
         self.disk.sync_folder(above).map_err(|e| self.error("sync", above, e))
     }
 
-    fn remove_folder(&self, folder: &str) -> Result<()> {
-        for name in self.list(folder)? {
-            self.remove(&format!("{folder}/{name}"))?;
-        }
+    fn remove_folder(&self, folder: &str) -> Result<bool> {
         match self.disk.remove_folder(folder) {
-            // Somebody came meanwhile, and it is his now.
-            Err(e) if e.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
+            // Somebody came meanwhile, and it is his now; or there is what was never ours.
+            Err(e) if e.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(false),
             Err(e) if e.kind() != io::ErrorKind::NotFound => {
                 Err(self.error("remove folder", folder, e))
             }
-            _ => self.disk.sync_folder("").map_err(|e| self.error("sync", "", e)),
+            _ => self.disk.sync_folder("").map(|()| true).map_err(|e| self.error("sync", "", e)),
         }
     }
 
@@ -132,6 +135,10 @@ impl Store for LocalStore {
 
     fn location(&self, name: &str) -> String {
         self.disk.location(name)
+    }
+
+    fn local_path(&self) -> Option<&Path> {
+        self.disk.local_path()
     }
 }
 

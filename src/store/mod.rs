@@ -12,6 +12,7 @@ pub use disk::{Disk, DiskFile, LockKind, OsDisk};
 pub use local::LocalStore;
 
 use crate::error::Result;
+use std::path::Path;
 
 /// Objects by name.
 pub trait Store: Send + Sync {
@@ -43,8 +44,8 @@ pub trait Store: Send + Sync {
     /// Makes a folder, durably; it is no error if it exists.
     fn create_folder(&self, folder: &str) -> Result<()>;
 
-    /// Removes a folder and all that is in it.
-    fn remove_folder(&self, folder: &str) -> Result<()>;
+    /// Removes a folder if nothing is in it; false if there is.
+    fn remove_folder(&self, folder: &str) -> Result<bool>;
 
     /// Takes a lock. None if it is not to be had now.
     ///
@@ -59,6 +60,11 @@ pub trait Store: Send + Sync {
 
     /// What to call an object in a message.
     fn location(&self, name: &str) -> String;
+
+    /// Where it is, if other programs can see it there as a folder.
+    fn local_path(&self) -> Option<&Path> {
+        None
+    }
 }
 
 /// Holds a lock until it is dropped. A dead process holds none.
@@ -78,11 +84,6 @@ pub trait Upload: Send {
 
     /// The same in the place of an object that is damaged, if it is there: this one is what that was.
     fn publish_over(self: Box<Self>) -> Result<()>;
-}
-
-/// True for the name of a file that was being written (FORMAT.md section 7).
-pub fn is_temporary(name: &str) -> bool {
-    name.starts_with('.') && name.ends_with(".tmp")
 }
 
 /// Reads a small object whole.

@@ -3,6 +3,7 @@
 
 use super::{Medium, OsMedium, Target, ZEROS};
 use crate::error::{Error, ErrorKind, Result};
+use crate::room::check_file_limit;
 use crate::source::{RawFile, Source};
 use crate::writeback::Writeback;
 use std::io;
@@ -35,6 +36,9 @@ impl<'a> InPlace<'a> {
 
     /// Fails if an image of `bytes` bytes has no place there.
     pub fn check_room(&self, bytes: u64) -> Result<()> {
+        if !self.image.is_device() {
+            check_file_limit(bytes, &self.image.name())?;
+        }
         if self.image.is_device() && self.image.image_bytes() < bytes {
             let what = format!(
                 "{} has {} bytes, the image {bytes}",

@@ -4,17 +4,17 @@
 
 use super::Target;
 use crate::error::{Error, ErrorKind, Result};
+use crate::folder::{self, Folder};
 use crate::source::{ImageGuard, Intent};
 use crate::writeback::Writeback;
-use nix::fcntl::{AT_FDCWD, AtFlags, RenameFlags, renameat2};
-use nix::unistd::linkat;
+use nix::fcntl::OFlag;
 use std::ffi::{OsStr, OsString};
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
-use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt, fchown};
+use std::os::unix::fs::{FileExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
 /// How temporary names end, and how many random digits are before that.
@@ -25,8 +25,11 @@ const RANDOM: usize = 12;
 pub struct NewFile {
     file: File,
     path: PathBuf,
+    /// What it will be in, whatever becomes of the path.
+    folder: Folder,
+    name: OsString,
     /// Under which it can be found until then.
-    temporary: PathBuf,
+    temporary: OsString,
     has_temporary_name: bool,
     /// The file that will be replaced, held against other users.
     replaced: Option<(File, ImageGuard)>,
@@ -43,58 +46,62 @@ impl NewFile {
         let place = path.display();
         let failed = |what: &str, e| Error::io(format!("cannot {what} {place}"), e);
         // A link stays a link: what it points to is replaced.
-        let path =
-            if replace { std::fs::canonicalize(path).unwrap_or(path.into()) } else { path.into() };
-        let replaced = match std::fs::symlink_metadata(&path) {
+        let is_there = replace && path.exists();
+        let path = if is_there { folder::resolve(path)? } else { folder::resolve_new(path)? };
+        let name = path.file_name().unwrap_or_default().to_owned();
+        let folder = Folder::of(&path).map_err(|e| failed("open the folder of", e))?;
+        let replaced = match folder.owned_in(&name) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => None,
             Err(e) => return Err(failed("look at", e)),
             Ok(_) if !replace => {
                 return Err(Error::new(ErrorKind::AlreadyExists, format!("{place} exists"))
                     .hint("choose another name, or --force to replace it"));
             }
-            Ok(meta) if !meta.is_file() => {
-                return Err(Error::new(ErrorKind::InvalidInput, format!("{place} is no file")));
-            }
             Ok(_) => {
-                let options = OpenOptions::new()
-                    .read(true)
-                    .write(true)
-                    .custom_flags(libc::O_NONBLOCK)
-                    .open(&path);
-                let old = options.map_err(|e| match e.raw_os_error() {
-                    Some(libc::EAGAIN | libc::ETXTBSY) => {
-                        Error::new(ErrorKind::Busy, format!("{place} is in use"))
-                            .hint("close it and run the command again")
-                    }
-                    _ => failed("replace", e),
-                })?;
+                let old =
+                    folder.file(&name, OFlag::O_RDWR, 0).map_err(|e| match e.raw_os_error() {
+                        Some(libc::EAGAIN | libc::ETXTBSY) => {
+                            Error::new(ErrorKind::Busy, format!("{place} is in use"))
+                                .hint("close it and run the command again")
+                        }
+                        Some(libc::ELOOP | libc::EISDIR | libc::ENXIO) => no_file(&path),
+                        _ => failed("replace", e),
+                    })?;
+                if !old.metadata().is_ok_and(|meta| meta.is_file()) {
+                    return Err(no_file(&path));
+                }
                 let guard = ImageGuard::take(&old, &path, Intent::Write)?;
                 Some((old, guard))
             }
         };
-        let name = path.file_name().ok_or_else(|| {
-            Error::new(ErrorKind::InvalidInput, format!("{place} is no name of a file"))
-        })?;
-        clear_away(folder_of(&path), name);
+        clear_away(&folder, &name);
         let random = uuid::Uuid::new_v4().simple().to_string();
-        let mut hidden = OsString::from(".");
-        hidden.push(name);
-        hidden.push(format!(".{}{TEMPORARY}", random.get(..RANDOM).unwrap_or_default()));
-        let temporary = path.with_file_name(hidden);
-        let (file, has_temporary_name) = match open_nameless(folder_of(&path)) {
+        let mut temporary = OsString::from(".");
+        temporary.push(&name);
+        temporary.push(format!(".{}{TEMPORARY}", random.get(..RANDOM).unwrap_or_default()));
+        let (file, has_temporary_name) = match open_nameless(&folder) {
             Some(file) => (file, false),
             None => {
-                let mut options = OpenOptions::new();
-                options.read(true).write(true).create_new(true).mode(0o600);
-                (options.open(&temporary).map_err(|e| failed("create", e))?, true)
+                let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL;
+                let made = folder.file(&temporary, flags, 0o600);
+                (made.map_err(|e| failed("create", e))?, true)
             }
         };
         if file.try_lock().is_err() {
             // A file system without locks: nobody clears anything away there.
         }
         let (finished, writeback) = (false, Writeback::default());
-        let target =
-            Self { file, path, temporary, has_temporary_name, replaced, finished, writeback };
+        let target = Self {
+            file,
+            path,
+            folder,
+            name,
+            temporary,
+            has_temporary_name,
+            replaced,
+            finished,
+            writeback,
+        };
         target.file.set_len(bytes).map_err(|e| target.failed("set the length of", e))?;
         Ok(target)
     }
@@ -107,24 +114,16 @@ impl NewFile {
     fn give_name(&mut self) -> io::Result<()> {
         let is_new = self.replaced.is_none();
         if !self.has_temporary_name {
-            let to = if is_new { &self.path } else { &self.temporary };
-            let link = format!("/proc/self/fd/{}", self.file.as_raw_fd());
-            linkat(AT_FDCWD, link.as_str(), AT_FDCWD, to, AtFlags::AT_SYMLINK_FOLLOW)?;
+            let to = if is_new { &self.name } else { &self.temporary };
+            self.folder.link(&self.file, to)?;
             self.has_temporary_name = !is_new;
             if is_new {
                 return Ok(());
             }
         }
-        if !is_new {
-            return std::fs::rename(&self.temporary, &self.path);
-        }
-        let flags = RenameFlags::RENAME_NOREPLACE;
-        match renameat2(AT_FDCWD, &self.temporary, AT_FDCWD, &self.path, flags) {
-            Err(nix::Error::EINVAL | nix::Error::ENOSYS) => {
-                std::fs::hard_link(&self.temporary, &self.path)?;
-                std::fs::remove_file(&self.temporary)
-            }
-            other => Ok(other?),
+        match is_new {
+            true => self.folder.rename_new(&self.temporary, &self.name),
+            false => self.folder.rename_over(&self.temporary, &self.name),
         }
     }
 
@@ -134,7 +133,8 @@ impl NewFile {
             Some((old, _)) => {
                 let meta = old.metadata()?;
                 fchown(&self.file, Some(meta.uid()), Some(meta.gid()))?;
-                self.file.set_permissions(meta.permissions())
+                // A disk image is no program.
+                self.file.set_permissions(PermissionsExt::from_mode(meta.mode() & 0o777))
             }
             // Images are secrets: only the owner, whatever the umask would allow.
             None => self.file.set_permissions(PermissionsExt::from_mode(0o600)),
@@ -143,17 +143,19 @@ impl NewFile {
 }
 
 /// Removes what others that were killed have left of a file of this name. Who lives holds a lock.
-fn clear_away(folder: &Path, name: &OsStr) {
-    let Ok(entries) = std::fs::read_dir(folder) else { return };
-    for entry in entries.flatten().filter(|entry| is_temporary(&entry.file_name(), name)) {
-        let path = entry.path();
-        let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
-        let opened = OpenOptions::new().read(true).custom_flags(flags).open(&path);
+fn clear_away(folder: &Folder, name: &OsStr) {
+    let Ok(entries) = folder.entries() else { return };
+    for entry in entries.into_iter().filter(|entry| is_temporary(&entry.name, name)) {
+        let opened = folder.regular_file(&entry.name, OFlag::O_RDONLY, 0);
         let is_left = opened.is_ok_and(|file| file.try_lock().is_ok());
-        if is_left && std::fs::remove_file(&path).is_err() {
+        if is_left && folder.remove(&entry.name).is_err() {
             // It is in nobody's way.
         }
     }
+}
+
+fn no_file(path: &Path) -> Error {
+    Error::new(ErrorKind::InvalidInput, format!("{} is no file", path.display()))
 }
 
 /// True for a temporary name of a file: `.NAME.0123456789ab.tmp`.
@@ -167,15 +169,9 @@ fn is_temporary(found: &OsStr, name: &OsStr) -> bool {
 }
 
 /// A file without a name (O_TMPFILE), where it can be given one later.
-fn open_nameless(folder: &Path) -> Option<File> {
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).mode(0o600).custom_flags(libc::O_TMPFILE);
-    let file = options.open(folder).ok()?;
+fn open_nameless(folder: &Folder) -> Option<File> {
+    let file = folder.nameless().ok()?;
     Path::new(&format!("/proc/self/fd/{}", file.as_raw_fd())).exists().then_some(file)
-}
-
-fn folder_of(path: &Path) -> &Path {
-    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 impl Target for NewFile {
@@ -200,8 +196,7 @@ impl Target for NewFile {
         }
         self.give_name().map_err(|e| self.failed("name", e))?;
         self.finished = true;
-        let synced = File::open(folder_of(&self.path)).and_then(|folder| folder.sync_all());
-        synced.map_err(|e| self.failed("sync the folder of", e))
+        self.folder.sync().map_err(|e| self.failed("sync the folder of", e))
     }
 
     fn name(&self) -> String {
@@ -212,7 +207,7 @@ impl Target for NewFile {
 impl Drop for NewFile {
     fn drop(&mut self) {
         let is_left = self.has_temporary_name && !self.finished;
-        if is_left && std::fs::remove_file(&self.temporary).is_err() {
+        if is_left && self.folder.remove(&self.temporary).is_err() {
             // A hidden file stays behind; it is not the user's file, and nothing more can be done.
         }
     }

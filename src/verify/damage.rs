@@ -41,6 +41,8 @@ pub struct Damaged {
     pub blocks: u64,
     /// What is wrong, as far as it is told.
     pub findings: Vec<Finding>,
+    /// What could not be looked at, and so may be sound: why, of the first of it.
+    pub unchecked: Option<Error>,
     /// What cannot be had from this file.
     pub lost: LostBlocks,
 }
@@ -99,6 +101,10 @@ pub fn find_damage(delta: &Arc<Delta>, context: &Context) -> Result<Damaged> {
         |(count, found)| {
             damaged.blocks += count;
             for (blocks, error) in found {
+                if !error.is_damage() {
+                    damaged.unchecked.get_or_insert(error);
+                    continue;
+                }
                 let part =
                     if delta.base_image().is_some() { Part::BaseImage } else { Part::Blocks };
                 damaged.find(part, error);
@@ -110,6 +116,10 @@ pub fn find_damage(delta: &Arc<Delta>, context: &Context) -> Result<Damaged> {
     for (blocks, error) in runs.broken {
         if error.kind() == ErrorKind::Interrupted {
             return Err(error);
+        }
+        if !error.is_damage() {
+            damaged.unchecked.get_or_insert(error);
+            continue;
         }
         damaged.find(Part::Table, error);
         lost.pages.push(blocks);

@@ -190,12 +190,12 @@ fn the_ancestor_is_named_by_any_reference_and_the_hint_says_which_it_was() {
 }
 
 #[test]
-fn ranges_may_be_unaligned_unordered_overlapping_empty_and_beyond_the_end() {
+fn ranges_may_be_unaligned_unordered_overlapping_empty_and_end_beyond_the_end() {
     let (lab, mut bytes) = lab();
     alter(&lab, &mut bytes, &[200, 201, 600, COUNT - 1], 2);
     // In bytes, from a block to the one after it.
     let list = format!(
-        "{} 100\n{} 2\n{} 1\n{} 4096\n{} 0\n{} {}\n{} 5\n",
+        "{} 100\n{} 2\n{} 1\n{} 4096\n{} 0\n{} {}\n",
         600 * BLOCK + 5,
         201 * BLOCK - 1,
         600 * BLOCK,
@@ -203,7 +203,6 @@ fn ranges_may_be_unaligned_unordered_overlapping_empty_and_beyond_the_end() {
         700 * BLOCK,
         (COUNT - 1) * BLOCK + 1,
         1u64 << 60,
-        COUNT * BLOCK,
     );
     let taken = taken(&lab, &list, "@1", &["--recheck", "0"]);
     by_list(&lab, &taken, "disk@1", of_blocks(4), 0);
@@ -212,13 +211,33 @@ fn ranges_may_be_unaligned_unordered_overlapping_empty_and_beyond_the_end() {
 }
 
 #[test]
-fn a_map_that_ends_before_the_image_does_calls_the_rest_changed() {
+fn a_list_that_is_of_another_image_is_refused() {
     let (lab, mut bytes) = lab();
     alter(&lab, &mut bytes, &[1000], 2);
-    let list = json!([{"offset": 0, "length": 900 * BLOCK, "type": 0, "description": "clean"}]);
-    let taken = taken(&lab, &list.to_string(), "@1", &["--recheck", "0"]);
-    by_list(&lab, &taken, "disk@1", of_blocks(COUNT as u64 - 900), 0);
-    assert_eq!(integer(&taken, "changed_blocks"), 1);
+    let entry = |offset: usize, length: usize, what: &str| json!({"offset": offset, "length": length, "type": 0, "description": what});
+    let beyond = COUNT * BLOCK;
+    let lists = [
+        // Of a shorter disk, or cut off; of a longer one.
+        (json!([entry(0, 900 * BLOCK, "clean")]).to_string(), "the map is of 3686400 bytes"),
+        (json!([entry(0, beyond + 512, "dirty")]).to_string(), "the map is of 4194816 bytes"),
+        (format!("0 1\n{beyond} 5\n"), "the list names a change at byte 4194304"),
+        (json!([{"offset": beyond, "length": 1, "exists": "true"}]).to_string(), "the list names"),
+        // What qemu-img says of where things are stored.
+        (
+            json!([{"start": 0, "length": beyond, "depth": 0, "present": true, "zero": false,
+                    "data": true, "offset": 0}])
+            .to_string(),
+            "it is of \"qemu-img map\"",
+        ),
+    ];
+    for (list, why) in lists {
+        lab.write("list", list.as_bytes());
+        let args = ["snapshot", "disk.img", "--changed", "list", "--changed-since", "@1"];
+        let line = lab.fails(FAILED, &args);
+        assert!(line.contains(why), "{line}");
+    }
+    let list = json!([entry(0, 1000 * BLOCK, "clean"), entry(1000 * BLOCK, 24 * BLOCK, "dirty")]);
+    taken(&lab, &list.to_string(), "@1", &["--recheck", "0"]);
     lab.restores("disk@2", &bytes);
 }
 

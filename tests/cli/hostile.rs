@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that fails says where")]
 
-use crate::support::{DAMAGE, DONE, FAILED, Lab, Run, skipped};
+use crate::support::{DAMAGE, DONE, FAILED, Lab, Run, forge, skipped};
 use serde_json::{Value, json};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
@@ -11,17 +11,6 @@ use std::process::Command;
 
 fn set_mode(path: &Path, mode: u32) {
     std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
-}
-
-/// Changes the ruling manifest of an image, and its digest with it.
-fn forge(lab: &Lab, name: &str, change: impl FnOnce(&mut Value)) {
-    let file = lab.manifest(name);
-    let text = String::from_utf8(lab.read(&file)).unwrap();
-    let mut value: Value = serde_json::from_str(text.split_once('\n').unwrap().1).unwrap();
-    change(&mut value);
-    let body = format!("{value:#}\n");
-    let digest = xxhash_rust::xxh3::xxh3_128(body.as_bytes());
-    lab.write(&file, format!("imgsnap-manifest 1 {digest:032x}\n{body}").as_bytes());
 }
 
 #[track_caller]

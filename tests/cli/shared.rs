@@ -67,6 +67,10 @@ fn damaged_configuration(args: &[&str]) {
         "version = \"one\"",
         "version = 1\n[new]\nblock_size = 5000\ndigest = \"xxh3\"\ncompression = \"lz4\"\n",
     ] {
+        if bad.is_empty() && args[0] == "repair" {
+            // That can be made anew; what somebody wrote there cannot.
+            continue;
+        }
         lab.write("repo/repository.toml", bad.as_bytes());
         let before = lab.everything();
         let run = lab.run(args);

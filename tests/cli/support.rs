@@ -357,6 +357,13 @@ impl Lab {
         format!("repo/{name}/{newest}")
     }
 
+    /// Removes all manifests of an image.
+    pub fn lose_manifests(&self, name: &str) {
+        for file in self.stored(name).iter().filter(|f| f.starts_with("manifest.")) {
+            self.remove(&format!("repo/{name}/{file}"));
+        }
+    }
+
     /// Turns some bits of a byte of a file around.
     pub fn flip(&self, name: &str, at: usize) {
         let mut bytes = self.read(name);
@@ -473,6 +480,18 @@ impl Drop for Started {
         self.child.kill().ok();
         self.child.wait().ok();
     }
+}
+
+/// Changes the ruling manifest of an image, and its digest with it.
+pub fn forge(lab: &Lab, name: &str, change: impl FnOnce(&mut Value)) {
+    let file = lab.manifest(name);
+    let text = String::from_utf8(lab.read(&file)).unwrap();
+    let mut value: Value = serde_json::from_str(text.split_once('\n').unwrap().1).unwrap();
+    change(&mut value);
+    let body = format!("{value:#}\n");
+    let version = if value.get("dropped").is_some() { 2 } else { 1 };
+    let digest = xxhash_rust::xxh3::xxh3_128(body.as_bytes());
+    lab.write(&file, format!("imgsnap-manifest {version} {digest:032x}\n{body}").as_bytes());
 }
 
 /// A whole number in JSON, as byte counts must be.

@@ -46,13 +46,16 @@ pub enum Tool {
 fn errors(call: &str) -> &'static [What] {
     use What::{End, Error};
     match call {
+        "openat2" => {
+            &[Error("EIO"), Error("EMFILE"), Error("ENOSPC"), Error("EACCES"), Error("ENOSYS")]
+        }
         "openat" => &[Error("EIO"), Error("EMFILE"), Error("ENOSPC"), Error("EACCES")],
         "read" | "pread64" => &[Error("EIO"), Error("EINTR"), End],
         "write" | "pwrite64" => &[Error("EIO"), Error("ENOSPC"), Error("EINTR")],
         "fsync" | "fdatasync" => &[Error("EIO"), Error("ENOSPC")],
         "sync_file_range" => &[Error("EIO"), Error("ENOSPC"), Error("ENOSYS")],
         "renameat2" => &[Error("EIO"), Error("ENOSPC"), Error("EINVAL")],
-        "rename" | "linkat" | "mkdir" => &[Error("EIO"), Error("ENOSPC")],
+        "rename" | "linkat" | "mkdir" | "mkdirat" => &[Error("EIO"), Error("ENOSPC")],
         "unlink" | "unlinkat" | "rmdir" | "getdents64" => &[Error("EIO")],
         "ftruncate" => &[Error("EIO"), Error("ENOSPC"), Error("EINTR")],
         "fallocate" => &[Error("EIO"), Error("ENOSPC"), Error("EOPNOTSUPP")],
@@ -81,7 +84,7 @@ fn is_killed_before(call: &str) -> bool {
 fn shim_errors(call: &str) -> &'static [What] {
     use What::{End, Error, Kill, Short};
     match call {
-        "open64" => &[Error("EIO"), Error("EINTR")],
+        "open64" | "openat2" => &[Error("EIO"), Error("EINTR")],
         "read" => &[Error("EIO"), Error("EINTR"), End, Short],
         "pread64" => &[Error("EIO"), Error("EINTR"), End, Short],
         "write" => &[Error("EIO"), Error("ENOSPC"), Error("EINTR"), Short, Kill],
@@ -89,7 +92,9 @@ fn shim_errors(call: &str) -> &'static [What] {
         "fsync" => &[Error("EIO"), Error("EINTR"), Kill],
         "ftruncate64" | "fallocate" => &[Error("EIO"), Error("EINTR"), Kill],
         "sync_file_range" => &[Error("EIO"), Error("ENOSPC"), Kill],
-        "rename" | "renameat2" | "linkat" | "unlink" | "mkdir" => &[Error("EIO"), Kill],
+        "rename" | "renameat2" | "linkat" | "unlink" | "unlinkat" | "mkdir" | "mkdirat" => {
+            &[Error("EIO"), Kill]
+        }
         "mmap64" => &[Error("ENOMEM"), Error("ENODEV")],
         "madvise" => &[Error("EFAULT"), Error("EINVAL")],
         "lseek64" => &[Error("EIO"), Error("EINVAL")],

@@ -22,8 +22,8 @@
 #include <unistd.h>
 
 #define CALLS(X)                                                                                          \
-    X(open64) X(read) X(pread64) X(write) X(pwrite64) X(fsync) X(ftruncate64) X(fallocate)                \
-    X(sync_file_range) X(rename) X(renameat2) X(linkat) X(unlink) X(mkdir) X(mmap64) X(madvise)           \
+    X(open64) X(openat2) X(read) X(pread64) X(write) X(pwrite64) X(fsync) X(ftruncate64) X(fallocate)                \
+    X(sync_file_range) X(rename) X(renameat2) X(linkat) X(unlink) X(unlinkat) X(mkdir) X(mkdirat) X(mmap64) X(madvise)           \
     X(lseek64) X(flock) X(pthread_create)
 #define NAME(name) call_##name,
 enum call { CALLS(NAME) CALL_COUNT };
@@ -113,6 +113,8 @@ WRAP(int, renameat2, (int f, const char *from, int t, const char *to, unsigned h
      to, -1)
 WRAP(int, linkat, (int f, const char *from, int t, const char *to, int how), (f, from, t, to, how), to, -1)
 WRAP(int, unlink, (const char *path), (path), path, -1)
+WRAP(int, unlinkat, (int f, const char *path, int how), (f, path, how), path, -1)
+WRAP(int, mkdirat, (int f, const char *path, mode_t mode), (f, path, mode), path, -1)
 WRAP(int, mkdir, (const char *path, mode_t mode), (path, mode), path, -1)
 WRAP(int, madvise, (void *at, size_t bytes, int advice), (at, bytes, advice), "memory", -1)
 WRAP(off64_t, lseek64, (int fd, off64_t at, int whence), (fd, at, whence), NULL, fd)
@@ -128,6 +130,21 @@ void *mmap64(void *at, size_t bytes, int protection, int flags, int fd, off64_t 
 int pthread_create(pthread_t *thread, const pthread_attr_t *how, void *(*begin)(void *), void *of) {
     if (now(call_pthread_create, "a thread", -1) != NOTHING) return due_errno;
     return NEXT(pthread_create)(thread, how, begin, of);
+}
+
+/* The library has no function for openat2. */
+#ifndef SYS_openat2
+#define SYS_openat2 437
+#endif
+long syscall(long number, ...) {
+    long (*next)(long, ...) = (long (*)(long, ...))dlsym(RTLD_NEXT, "syscall");
+    long of[6];
+    va_list rest;
+    va_start(rest, number);
+    for (int i = 0; i < 6; i++) of[i] = va_arg(rest, long);
+    va_end(rest);
+    if (number == SYS_openat2 && now(call_openat2, (const char *)of[1], -1) != NOTHING) return -1;
+    return next(number, of[0], of[1], of[2], of[3], of[4], of[5]);
 }
 
 int open64(const char *path, int flags, ...) {

@@ -200,3 +200,122 @@ fn mounted_device_is_no_target() {
     lab.run(&["restore", "vm@1", "-o", &device.device, "--force"]).done();
     same_start(&device.device, &image, MIB);
 }
+
+/// A process that has a file or device open, for writing or only to read, and does nothing.
+fn holder(path: &str, how: &str) -> Started {
+    let script = format!("exec 7{how}\"$1\"; echo ready >&2; exec sleep 1000");
+    let mut command = tool_command("bash", &["-c", &script, "bash", path]).unwrap();
+    command.stdin(std::process::Stdio::null());
+    let mut started = Started::spawn(command);
+    assert!(started.waits_for("ready"), "no holder");
+    started
+}
+
+#[test]
+fn a_device_that_somebody_has_open_is_refused_with_his_name() {
+    need!(tools(&["losetup", "bash"]));
+    let lab = Lab::new();
+    let device = need!(Loop::of_noise(&lab.path("disk"), 4 * MIB, 1));
+    let image = lab.path("vm.img");
+    make(&image, 4 * MIB);
+    lab.snapshot(&image);
+    lab.run(&["snapshot", &device.device, "--name", "disk"]).done();
+    let before = lab.path("before");
+    keep(&device.device, &before);
+    // Whoever writes to the device, to the file under it, or to a device that is made of it.
+    let over = need!(Loop::new(&[], &device.device));
+    let over_name = over.device.clone();
+    let snapshot = &["snapshot", &device.device, "--name", "disk"];
+    lab.run(snapshot).fails(4).says(&over_name);
+    over.detach();
+    for (path, how) in [(device.device.clone(), "<>"), (lab.path("disk"), "<>")] {
+        let user = holder(&path, how);
+        for args in [
+            &snapshot[..],
+            &["rollback", "disk", "--to", "@1"],
+            &["restore", "vm@1", "-o", &device.device, "--force"],
+        ] {
+            let run = lab.run(args).fails(4).says(&device.device);
+            run.says(&format!("(process {})", user.id()));
+        }
+        drop(user);
+    }
+    // Whoever only reads is no trouble for a snapshot, and is for what would change under him.
+    let user = holder(&device.device, "<");
+    lab.run(snapshot).done();
+    lab.run(&["rollback", "disk", "--to", "@1"]).fails(4).says("in use by");
+    drop(user);
+    same(&device.device, &before);
+    lab.run(&["rollback", "disk", "--to", "@1"]).done();
+}
+
+#[test]
+fn a_device_that_is_written_to_while_it_is_read_gives_no_snapshot() {
+    need!(tools(&["losetup"]));
+    let lab = Lab::new();
+    let device = need!(Loop::of_noise(&lab.path("disk"), 32 * MIB, 1));
+    lab.run(&["snapshot", &device.device, "--name", "disk"]).done();
+    // Whoever came after the first look and is gone before the last: the kernel counts what he wrote.
+    for through in [device.device.clone(), lab.path("disk")] {
+        let name = ["snapshot", &device.device, "--name", "disk", "--verbose"];
+        let mut started = lab.start(&name);
+        assert!(started.stop_when_it_says("scanned against"), "it was not to be stopped");
+        put(&through, MIB, &noise(7, 4096));
+        started.signal(nix::sys::signal::Signal::SIGCONT);
+        // Not all of a line may have been taken away.
+        let run = started.wait();
+        assert_eq!(run.code(), Some(4), "{}", run.err);
+        run.says("was written to while it was read");
+    }
+    assert_eq!(lab.numbers("disk"), [1]);
+    lab.run(&["snapshot", &device.device, "--name", "disk"]).done();
+}
+
+#[test]
+fn who_cannot_see_the_users_of_a_device_is_warned() {
+    need!(tools(&["losetup"]));
+    let lab = need!(Lab::of_nobody());
+    let device = need!(Loop::of_noise(&lab.path("disk"), MIB, 1));
+    std::os::unix::fs::chown(&device.device, Some(65_534), None).unwrap();
+    let run = lab.run(&["snapshot", &device.device, "--name", "disk"]);
+    std::os::unix::fs::chown(&device.device, Some(0), None).unwrap();
+    run.done().says("who else has it open cannot be seen from here");
+}
+
+#[test]
+fn another_disk_under_the_same_path_is_not_rolled_back() {
+    need!(tools(&["losetup"]));
+    let lab = Lab::new();
+    let device = need!(Loop::of_noise(&lab.path("one"), MIB, 1));
+    let path = device.device.clone();
+    let snapshot = &["snapshot", &path, "--name", "disk"];
+    lab.run(snapshot).done();
+    put(&path, 0, &noise(2, 100_000));
+    lab.run(snapshot).done();
+    device.detach();
+    let other = lab.path("two");
+    make(&other, MIB);
+    put(&other, 0, &noise(3, MIB));
+    let before = lab.path("before");
+    keep(&other, &before);
+    // The same node, another file.
+    need!(try_tool("losetup", &[&path, &other]));
+    let device = Loop { device: path.clone() };
+    let rollback = ["rollback", "disk", "--to", "@1"];
+    for more in [&[][..], &["--no-save"], &["--dry-run"]] {
+        let run = lab.run(&[&rollback[..], more].concat()).fails(1);
+        run.says("file of the loop device was").says("--force-device");
+    }
+    same(&path, &before);
+    let run = lab.run(&[&rollback[..], &["--force-device"]].concat()).done();
+    run.says("is another device");
+    device.detach();
+    // It itself again is no other one: what a guest does to its partition table is no matter.
+    need!(try_tool("losetup", &[&path, &lab.path("one")]));
+    let device = Loop { device: path.clone() };
+    lab.run(snapshot).done();
+    put(&path, 440, &[1, 2, 3, 4]);
+    put(&path, 510, &[0x55, 0xaa]);
+    lab.run(&rollback).done();
+    device.detach();
+}

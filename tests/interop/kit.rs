@@ -314,6 +314,15 @@ impl Started {
 
     /// Stops it as soon as it has said that on stderr, which is taken away; false if it ended before.
     pub fn stop_when_it_says(&mut self, text: &str) -> bool {
+        if !self.waits_for(text) {
+            return false;
+        }
+        self.signal(Signal::SIGSTOP);
+        wait_until(|| state_of(self.id()) == Some('T'))
+    }
+
+    /// Reads its stderr until it has said that; false if it ended before.
+    pub fn waits_for(&mut self, text: &str) -> bool {
         let mut said = Vec::new();
         let err = self.child.as_mut().unwrap().stderr.as_mut().unwrap();
         while !String::from_utf8_lossy(&said).contains(text) {
@@ -323,8 +332,7 @@ impl Started {
                 count => said.extend_from_slice(&piece[..count]),
             }
         }
-        self.signal(Signal::SIGSTOP);
-        wait_until(|| state_of(self.id()) == Some('T'))
+        true
     }
 
     /// Waits for its end.

@@ -18,6 +18,7 @@ mod kit;
 mod no_room;
 mod power_loss;
 mod qemu;
+mod raced;
 #[path = "../support/random.rs"]
 mod random;
 mod read_only;

@@ -352,6 +352,7 @@ impl Trial {
             save,
             prove: self.random.below(8) == 0,
             dry_run: false,
+            force_device: false,
         };
         let done = {
             let _calm = no_fork();

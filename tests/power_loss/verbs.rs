@@ -7,7 +7,7 @@ use crate::world::{World, context, init, repository_on};
 use imgsnap::codec::Compression;
 use imgsnap::error::{ErrorKind, Result};
 use imgsnap::repository::{
-    At, Outcome, ParentChoice, PruneRequest, Repaired, RollbackRequest, SnapshotRequest,
+    At, Outcome, ParentChoice, PruneRequest, RollbackRequest, SnapshotRequest,
 };
 use imgsnap::retention::{Count, Rules};
 
@@ -196,7 +196,8 @@ impl Verb {
             Self::Rollback { number, save, prove } => {
                 let to = At::Number(*number);
                 let (save, prove, name) = (*save, *prove, "vm".into());
-                let request = RollbackRequest { name, to, save, prove, dry_run: false };
+                let request =
+                    RollbackRequest { name, to, save, prove, dry_run: false, force_device: false };
                 let done = repository.rollback_through(disk, &request, &context)?;
                 let of = after.get_mut("vm").unwrap();
                 assert_eq!(done.resumed, seen.intent.is_some());
@@ -221,7 +222,7 @@ impl Verb {
             Self::Repair { name } => {
                 let repaired = repository.repair(name, &context)?;
                 let is_damaged = seen.damaged.contains(name);
-                assert!(!is_damaged || matches!(repaired, Repaired::Rebuilt { .. }));
+                assert!(!is_damaged || repaired.rebuilt.is_some());
             }
             Self::Import { delivery } => {
                 let delivery = &world.deliveries[*delivery];

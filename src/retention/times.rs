@@ -1,0 +1,174 @@
+//! When snapshots were taken, as far as their clocks can be believed. Their order is that of their numbers;
+//! a time that does not fit into it was told by a clock that was wrong.
+
+use crate::manifest::Snapshot;
+use jiff::Timestamp;
+
+/// The effective times of the snapshots of an image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Times {
+    /// One for each, in their order: never later than that of a later one, nor, if the clock of now is
+    /// believed, than now.
+    pub effective: Vec<Timestamp>,
+    /// Now is before the newest snapshot, or before more snapshots than fit before it: the clock of now is
+    /// what is wrong, or cannot be told from those that were.
+    pub clock_is_behind: bool,
+}
+
+impl Times {
+    /// Of snapshots that ascend by number.
+    ///
+    /// As many times as possible stay as they are: those of a longest run that never goes back in time, of
+    /// two such runs the one that ends earlier. Each of the others becomes the nearest time that fits
+    /// between its neighbours.
+    pub fn of(snapshots: &[Snapshot], now: Timestamp) -> Self {
+        let told: Vec<Timestamp> = snapshots.iter().map(|s| s.time).collect();
+        let fits = longest_run(&told, now);
+        let ahead = told.iter().filter(|time| **time > now).count();
+        let fitting = fits.iter().filter(|fits| **fits).count();
+        let clock_is_behind = told.last().is_some_and(|newest| *newest > now) || ahead > fitting;
+        if clock_is_behind {
+            let fits = longest_run(&told, Timestamp::MAX);
+            return Self { effective: fitted(&told, &fits, Timestamp::MAX), clock_is_behind };
+        }
+        Self { effective: fitted(&told, &fits, now), clock_is_behind }
+    }
+}
+
+/// Which times are of a longest run that never goes back, and not beyond `most`.
+fn longest_run(times: &[Timestamp], most: Timestamp) -> Vec<bool> {
+    // For each length, the run that ends earliest: where it ends. For each time, the one before it.
+    let mut ends: Vec<usize> = Vec::new();
+    let mut before: Vec<Option<usize>> = vec![None; times.len()];
+    for (index, (time, before)) in times.iter().zip(&mut before).enumerate() {
+        if *time > most {
+            continue;
+        }
+        let length = ends.partition_point(|end| times.get(*end).is_some_and(|end| end <= time));
+        *before = length.checked_sub(1).and_then(|shorter| ends.get(shorter).copied());
+        match ends.get_mut(length) {
+            Some(end) => *end = index,
+            None => ends.push(index),
+        }
+    }
+    let mut fits = vec![false; times.len()];
+    let mut next = ends.last().copied();
+    while let Some(index) = next {
+        if let Some(fits) = fits.get_mut(index) {
+            *fits = true;
+        }
+        next = before.get(index).copied().flatten();
+    }
+    fits
+}
+
+/// The times, with those that do not fit put between the ones that do.
+fn fitted(times: &[Timestamp], fits: &[bool], most: Timestamp) -> Vec<Timestamp> {
+    let mut effective: Vec<Timestamp> = Vec::with_capacity(times.len());
+    // The next one that fits, for each from the last on.
+    let mut next = most;
+    for (time, fits) in times.iter().zip(fits).rev() {
+        if *fits {
+            next = *time;
+        }
+        effective.push((*time).min(next));
+    }
+    effective.reverse();
+    let mut last = Timestamp::MIN;
+    for time in &mut effective {
+        *time = (*time).max(last);
+        last = *time;
+    }
+    effective
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::snapshot;
+    use super::*;
+
+    fn of(told: &[&str], now: &str) -> (Vec<String>, bool) {
+        let year = |text: &str| format!("{text}T00:00Z").parse::<Timestamp>().unwrap();
+        let snapshots: Vec<Snapshot> =
+            (1..).zip(told).map(|(number, text)| snapshot(number, year(text), None)).collect();
+        let times = Times::of(&snapshots, year(now));
+        let shown = |time: &Timestamp| time.strftime("%F").to_string();
+        (times.effective.iter().map(shown).collect(), times.clock_is_behind)
+    }
+
+    #[test]
+    fn the_order_of_the_numbers_puts_a_wrong_clock_right() {
+        let cases: &[(&[&str], &str, &[&str], bool)] = &[
+            (&[], "2026-11-20", &[], false),
+            (&["2026-11-01", "2026-11-02"], "2026-11-20", &["2026-11-01", "2026-11-02"], false),
+            // Ahead, and put right afterwards.
+            (
+                &["2026-11-01", "2035-01-01", "2026-11-03"],
+                "2026-11-20",
+                &["2026-11-01", "2026-11-03", "2026-11-03"],
+                false,
+            ),
+            (
+                &["2026-11-01", "2035-01-01", "2035-01-02", "2026-11-03"],
+                "2026-11-20",
+                &["2026-11-01", "2026-11-03", "2026-11-03", "2026-11-03"],
+                false,
+            ),
+            (&["2035-01-01", "2026-11-03"], "2026-11-20", &["2026-11-03", "2026-11-03"], false),
+            // Ahead until now: nobody can say which clock is wrong.
+            (&["2026-11-01", "2035-01-01"], "2026-11-20", &["2026-11-01", "2035-01-01"], true),
+            // A battery was empty once; it does not drag along those before it.
+            (
+                &["2026-11-01", "2026-11-02", "1970-01-01", "2026-11-04"],
+                "2026-11-20",
+                &["2026-11-01", "2026-11-02", "2026-11-02", "2026-11-04"],
+                false,
+            ),
+            (
+                &["2026-11-01", "2026-11-02", "1970-01-01"],
+                "2026-11-20",
+                &["2026-11-01", "2026-11-02", "2026-11-02"],
+                false,
+            ),
+            // It is empty now, also if a snapshot was taken since.
+            (&["2026-11-01"], "1970-01-01", &["2026-11-01"], true),
+            (
+                &["2026-11-01", "2026-11-02", "1970-01-01"],
+                "1970-01-02",
+                &["2026-11-01", "2026-11-02", "2026-11-02"],
+                true,
+            ),
+        ];
+        for (told, now, want, is_behind) in cases {
+            let (effective, clock_is_behind) = of(told, now);
+            assert_eq!(effective, *want, "{told:?} {now}");
+            assert_eq!(clock_is_behind, *is_behind, "{told:?} {now}");
+        }
+    }
+
+    #[test]
+    fn effective_times_never_go_back_and_those_in_order_stay() {
+        let mut seed = 7u64;
+        for _ in 0..2000 {
+            let mut next = |most: u64| {
+                seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                (seed >> 33) % most
+            };
+            let count = next(12) as usize;
+            let told: Vec<Timestamp> = (0..count)
+                .map(|_| Timestamp::from_second(next(20).cast_signed()).unwrap())
+                .collect();
+            let now = Timestamp::from_second(next(25).cast_signed()).unwrap();
+            let snapshots: Vec<Snapshot> =
+                (1..).zip(&told).map(|(number, time)| snapshot(number, *time, None)).collect();
+            let times = Times::of(&snapshots, now);
+            assert_eq!(times.effective.len(), count);
+            assert!(times.effective.is_sorted(), "{told:?} {times:?}");
+            if told.is_sorted() && told.last().is_none_or(|last| *last <= now) {
+                assert_eq!((&times.effective, times.clock_is_behind), (&told, false));
+            }
+            let is_bounded = times.effective.iter().all(|time| *time <= now);
+            assert!(times.clock_is_behind || is_bounded, "{told:?} {now} {times:?}");
+        }
+    }
+}
