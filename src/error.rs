@@ -71,6 +71,9 @@ impl Error {
             }
             _ => {}
         }
+        if matches!(source.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) {
+            error.hint = Some("raise the limit on open files (ulimit -n)".into());
+        }
         error.source = Some(Box::new(source));
         error
     }

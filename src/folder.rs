@@ -162,8 +162,21 @@ impl Folder {
 
     /// Makes the names in it durable.
     pub fn sync(&self) -> io::Result<()> {
+        self.readable()?.sync_all()
+    }
+
+    /// The folder opened as a file is, to be synced later.
+    pub fn readable(&self) -> io::Result<File> {
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        File::from(openat(&self.fd, ".", flags, Mode::empty())?).sync_all()
+        Ok(openat(&self.fd, ".", flags, Mode::empty())?.into())
+    }
+
+    /// Writes a small file in it, in the place of one that is there, or none; it is no link.
+    pub fn write(&self, name: impl AsRef<Path>, bytes: &[u8]) -> io::Result<()> {
+        let flags = OFlag::O_WRONLY | OFlag::O_CREAT;
+        let mut file = self.regular_file(name, flags, 0o644)?;
+        file.set_len(0)?;
+        io::Write::write_all(&mut file, bytes)
     }
 
     /// Which folder it is, and whose.
@@ -300,7 +313,19 @@ pub fn resolve_new(path: &Path) -> Result<PathBuf> {
 
 /// True for ourselves, root, and who called root by sudo: none of them is a stranger.
 pub fn is_ours(owner: u32) -> bool {
-    owner == 0 || owner == nix::unistd::geteuid().as_raw() || Some(owner) == invoker()
+    owner == 0
+        || owner == nix::unistd::geteuid().as_raw()
+        || Some(owner) == invoker()
+        || (owner == NOBODY && !has_all_users())
+}
+
+/// Whom the kernel names where it has no name: in a container that knows some users only.
+const NOBODY: u32 = 65_534;
+
+/// True if each user has a number here.
+fn has_all_users() -> bool {
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    map.split_whitespace().eq(["0", "0", "4294967295"])
 }
 
 /// Who called root by sudo.

@@ -462,7 +462,7 @@ fn relink_survives_every_fault() {
     let scene = Scene::new();
     let other = scene.folder.path().join("moved.img");
     std::fs::copy(scene.image(), &other).unwrap();
-    survive(&scene, &|disk| open(disk)?.relink("vm", &other, &context()).map(|_| ()));
+    survive(&scene, &|disk| open(disk)?.relink("vm", &other, false, &context()).map(|_| ()));
 }
 
 /// A repair that fails leaves the image refused, as it was, and can be run again.
@@ -692,7 +692,7 @@ fn files_that_a_repair_keeps_survive_a_failing_snapshot() {
     assert_eq!(kept(), 2);
     // Refused because it is not known which file is the live one; then because of a bad parent.
     assert!(take(disk, &scene.image()).is_err());
-    open(disk).unwrap().relink("vm", &scene.image(), &context()).unwrap();
+    open(disk).unwrap().relink("vm", &scene.image(), false, &context()).unwrap();
     let parent = imgsnap::repository::ParentChoice::Of(At::Number(7));
     let request = SnapshotRequest { image: scene.image(), parent, ..SnapshotRequest::default() };
     assert!(open(disk).unwrap().snapshot(&request, &context()).is_err());
@@ -721,7 +721,7 @@ fn a_damaged_head_state_refuses_a_snapshot_until_it_is_cleared() {
     let refused = take(&scene.disk, &scene.image()).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Mismatch, "{refused}");
     assert!(refused.to_string().contains("imgsnap relink vm"), "{refused}");
-    open(&scene.disk).unwrap().relink("vm", &scene.image(), &context()).unwrap();
+    open(&scene.disk).unwrap().relink("vm", &scene.image(), false, &context()).unwrap();
     take(&scene.disk, &scene.image()).unwrap();
 }
 

@@ -88,7 +88,7 @@ fn confirm(question: &str) -> Result<bool> {
 pub fn relink(
     repository: &Repository,
     name: &str,
-    image: Option<&Path>,
+    (image, is_raw): (Option<&Path>, bool),
     base_image: Option<&Path>,
     printer: &Printer,
     context: &Context,
@@ -107,7 +107,7 @@ pub fn relink(
         }
     }
     if let Some(image) = image {
-        let path = repository.relink(name, image, context)?;
+        let path = repository.relink(name, image, is_raw, context)?;
         if !printer.is_json() {
             printer.line(&format!("the live file of \"{name}\" is {}", path.display()))?;
         } else if let Some(object) = value.as_object_mut() {

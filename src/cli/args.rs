@@ -153,6 +153,8 @@ pub enum Command {
         /// The base image of its chain, which is proved to be the same
         #[arg(long, value_name = "IMAGE", value_hint = ValueHint::FilePath)]
         base_image: Option<PathBuf>,
+        #[command(flatten)]
+        format: Format,
     },
     /// Measure every verb against the ceiling of this machine
     Bench(Bench),

@@ -25,8 +25,11 @@ mod watch;
 use args::{Args, Command};
 use clap::{CommandFactory, Parser};
 use imgsnap::error::{Error, ErrorKind, Result};
+use imgsnap::folder::{Folder, resolve};
 use imgsnap::progress::Context;
+use imgsnap::repository::refuse_inside_any;
 use printer::Printer;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -106,7 +109,7 @@ fn dispatch(args: &Args, printer: &Printer, stop: Arc<AtomicBool>) -> Result<Exi
         Command::Import { files, name } => {
             travel::import(place, files, name.as_deref(), printer, &context)
         }
-        Command::Apply(verb) => travel::apply(verb, printer, &context),
+        Command::Apply(verb) => travel::apply(place, verb, printer, &context),
         Command::Label { reference, label } => {
             admin::label(&open()?, reference, label.as_deref(), printer, &context)
         }
@@ -114,8 +117,8 @@ fn dispatch(args: &Args, printer: &Printer, stop: Arc<AtomicBool>) -> Result<Exi
         Command::Repair { name, from } => {
             repair::run(place, name.as_deref(), from, printer, &context)
         }
-        Command::Relink { name, image, base_image } => {
-            let (image, base_image) = (image.as_deref(), base_image.as_deref());
+        Command::Relink { name, image, base_image, format } => {
+            let (image, base_image) = ((image.as_deref(), format.is_raw()), base_image.as_deref());
             admin::relink(&open()?, name, image, base_image, printer, &context)
         }
         Command::Bench(verb) => bench::run(verb, printer, &context),
@@ -125,13 +128,25 @@ fn dispatch(args: &Args, printer: &Printer, stop: Arc<AtomicBool>) -> Result<Exi
             printer.bytes(&script)?;
             Ok(exit::DONE)
         }
-        Command::Man { folder } => {
-            let failed = |e| Error::io(format!("cannot write to {}", folder.display()), e);
-            std::fs::create_dir_all(folder).map_err(failed)?;
-            clap_mangen::generate_to(Args::command(), folder).map_err(failed)?;
-            Ok(exit::DONE)
-        }
+        Command::Man { folder } => man(folder),
     }
+}
+
+/// Writes a page for each verb, over those that are there.
+fn man(folder: &Path) -> Result<ExitCode> {
+    let failed = |e| Error::io(format!("cannot write to {}", folder.display()), e);
+    refuse_inside_any(&folder.join("imgsnap.1"))?;
+    std::fs::create_dir_all(folder).map_err(failed)?;
+    let folder = Folder::open(&resolve(folder)?).map_err(failed)?;
+    let mut command = Args::command().disable_help_subcommand(true);
+    command.build();
+    let verbs = command.get_subcommands().filter(|verb| !verb.is_hide_set());
+    for page in verbs.chain([&command]).cloned().map(clap_mangen::Man::new) {
+        let mut text = Vec::new();
+        page.render(&mut text).map_err(failed)?;
+        folder.write(page.get_filename(), &text).map_err(failed)?;
+    }
+    Ok(exit::DONE)
 }
 
 fn uses_repository(command: &Command) -> bool {

@@ -74,10 +74,10 @@ fn warn_of_room(compaction: &Compaction, context: &Context) {
 
 /// Rules by time dropped nothing: whoever waits for room should know why.
 pub fn warn_of_clock(pruned: &Pruned, context: &Context) {
-    if pruned.clock_is_behind {
+    if pruned.clock_in_doubt {
         context.progress().warn(&format!(
-            "{}: the clock is behind the times of its snapshots, so rules by time drop nothing; set the \
-             clock, or use --keep-last",
+            "{}: the clock is wrong, or was when snapshots were taken, so rules by time drop nothing; set \
+             the clock, delete those with a wrong time, or use --keep-last",
             pruned.name
         ));
     }
@@ -85,7 +85,8 @@ pub fn warn_of_clock(pruned: &Pruned, context: &Context) {
 
 /// Times that do not fit to the numbers were told by a clock that was wrong.
 fn tell_corrected(pruned: &Pruned, context: &Context) {
-    let Some((first, time)) = pruned.corrected.first() else { return };
+    let told = pruned.corrected.first().filter(|_| !pruned.clock_in_doubt);
+    let Some((first, time)) = told else { return };
     let name = &pruned.name;
     let more = match pruned.corrected.len() as u64 - 1 {
         0 => String::new(),
@@ -149,7 +150,7 @@ fn to_json(pruned: &Pruned, dry_run: bool) -> Value {
     let mut value = json!({
         "name": name,
         "dry_run": dry_run,
-        "clock_is_behind": pruned.clock_is_behind,
+        "clock_in_doubt": pruned.clock_in_doubt,
         "kept": kept,
         "dropped": pruned.decisions.len() - kept,
         "snapshots": snapshots,

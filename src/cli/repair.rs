@@ -27,15 +27,25 @@ pub fn run(
     }
     let repository = &repo::open(place)?;
     let sources: Vec<MendSource> = from.iter().map(|path| source(path)).collect::<Result<_>>()?;
-    let mut is_sound = true;
-    for each in repo::names(repository, name)? {
-        match of_image(repository, &each, &sources, printer, context) {
+    let names = repo::names(repository, name)?;
+    let (mut is_sound, mut failed) = (true, None);
+    for each in &names {
+        match of_image(repository, each, &sources, printer, context) {
             // It has just been forgotten.
             Err(e) if name.is_none() && e.kind() == ErrorKind::NotFound => {}
+            // One that cannot be repaired now does not keep the others from it.
+            Err(e) if names.len() > 1 && e.kind() != ErrorKind::Interrupted => {
+                failed.get_or_insert(e.kind());
+                printer.error(&e);
+            }
             other => is_sound &= other?,
         }
     }
-    Ok(if is_sound { exit::DONE } else { exit::damaged() })
+    Ok(match failed {
+        Some(kind) => exit::code(kind),
+        None if is_sound => exit::DONE,
+        None => exit::damaged(),
+    })
 }
 
 /// True if no damage is left.
@@ -141,7 +151,13 @@ fn repair_manifest(
         Some(rebuilt) => tell_rebuilt(name, rebuilt, value, printer)?,
         None => {
             value.insert("rebuilt".into(), json!(false));
-            true
+            if !repaired.unused.is_empty() {
+                value.insert("still_unused".into(), json!(repaired.unused));
+            }
+            for file in repaired.unused.iter().filter(|_| !printer.is_json()) {
+                printer.line(&format!("{name}: still not used, kept: {file}"))?;
+            }
+            repaired.unused.is_empty()
         }
     };
     if !repaired.renumbered.is_empty() {
@@ -170,7 +186,7 @@ fn repair_manifest(
     if !repaired.missing.is_empty() {
         let how = format!("\"imgsnap repair {name} --from REPO\"");
         printer.line(&format!("{name}: the manifest is sound; bring back its files with {how}"))?;
-    } else if repaired.rebuilt.is_none() && repaired.renumbered.is_empty() {
+    } else if repaired.rebuilt.is_none() && is_sound && repaired.renumbered.is_empty() {
         printer.line(&format!("{name}: the manifest is sound, nothing to repair"))?;
     }
     Ok(is_sound && repaired.missing.is_empty())

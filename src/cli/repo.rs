@@ -6,7 +6,7 @@ use imgsnap::error::{Error, ErrorKind, Result};
 use imgsnap::folder::{Folder, resolve};
 use imgsnap::hints::clone_into;
 use imgsnap::progress::Progress;
-use imgsnap::repository::{At, Defaults, Reference, Repository, Track};
+use imgsnap::repository::{At, Defaults, Reference, Repository, Track, refuse_inside_any};
 use imgsnap::source::{RawFile, Source, refuse_foreign};
 use imgsnap::store::{LocalStore, OsDisk, Store};
 use std::fs::OpenOptions;
@@ -32,8 +32,12 @@ fn place(repo: Option<&Path>) -> Result<PathBuf> {
     })
 }
 
-fn store(path: PathBuf) -> Arc<dyn Store> {
-    Arc::new(LocalStore::new(Arc::new(OsDisk::new(path))))
+/// The store in a folder, which need not exist. Nobody else's link leads to it.
+fn store(path: &Path) -> Result<Arc<dyn Store>> {
+    if path.exists() {
+        resolve(path)?;
+    }
+    Ok(Arc::new(LocalStore::new(Arc::new(OsDisk::new(path.into())))))
 }
 
 /// Warns if others may change the repository.
@@ -45,12 +49,12 @@ pub fn warn_of_others(repo: Option<&Path>, progress: &dyn Progress) {
 
 /// Opens the repository.
 pub fn open(repo: Option<&Path>) -> Result<Repository> {
-    Repository::open(store(place(repo)?))
+    Repository::open(store(&place(repo)?)?)
 }
 
 /// Makes a lost `repository.toml` anew; none if it is there.
 pub fn restore_config(repo: Option<&Path>) -> Result<Option<Defaults>> {
-    Repository::restore_config(&store(place(repo)?))
+    Repository::restore_config(&store(&place(repo)?)?)
 }
 
 /// Opens the repository, and makes it if there is nothing yet and one of the images can be opened.
@@ -61,7 +65,7 @@ pub fn open_or_create(
     printer: &Printer,
 ) -> Result<Result<Repository, Vec<Error>>> {
     let path = place(repo)?;
-    let store = store(path.clone());
+    let store = store(&path)?;
     match Repository::open(store.clone()) {
         Err(e) if e.kind() == ErrorKind::NotFound && Repository::is_vacant(store.as_ref()) => {
             if verb.dry_run {
@@ -106,21 +110,42 @@ fn can_clone_beside(file: &Path) -> bool {
 /// Opens the repository, and makes it if there is nothing yet.
 pub fn open_or_make(repo: Option<&Path>, printer: &Printer) -> Result<Repository> {
     let path = place(repo)?;
-    let store = store(path.clone());
-    match Repository::open(store.clone()) {
-        Err(e) if e.kind() == ErrorKind::NotFound && Repository::is_vacant(store.as_ref()) => {
-            let repository = create(repo, Defaults::default())?;
-            let defaults = repository.defaults();
-            printer.say(&format!("made a repository in {} ({defaults})", path.display()));
-            Ok(repository)
+    let store = store(&path)?;
+    let mut tries = MAKE_TRIES;
+    loop {
+        match Repository::open(store.clone()) {
+            Err(e) if e.kind() == ErrorKind::NotFound && Repository::is_vacant(store.as_ref()) => {}
+            other => return other,
         }
-        other => other,
+        tries -= 1;
+        match create(repo, Defaults::default()) {
+            Ok(repository) => {
+                let defaults = repository.defaults();
+                printer.say(&format!("made a repository in {} ({defaults})", path.display()));
+                return Ok(repository);
+            }
+            // Somebody else makes it at the same time.
+            Err(e)
+                if tries > 0
+                    && matches!(e.kind(), ErrorKind::AlreadyExists | ErrorKind::NotFound) =>
+            {
+                std::thread::sleep(std::time::Duration::from_millis(20));
+            }
+            Err(e) => return Err(e),
+        }
     }
 }
+
+/// How often it is tried to make a repository that others make at the same time.
+const MAKE_TRIES: usize = 50;
 
 /// Makes the repository.
 pub fn create(repo: Option<&Path>, defaults: Defaults) -> Result<Repository> {
     let path = place(repo)?;
+    // That there is one already is told below.
+    if !path.join("repository.toml").exists() {
+        refuse_inside_any(&path)?;
+    }
     let failed = |e| Error::io(format!("cannot make the repository {}", path.display()), e);
     // From the first folder that is there on, each in the one before it: whoever may write to that one
     // cannot lead us elsewhere.
@@ -140,7 +165,7 @@ pub fn create(repo: Option<&Path>, defaults: Defaults) -> Result<Repository> {
     {
         std::fs::File::open(above).and_then(|above| above.sync_all()).map_err(failed)?;
     }
-    Repository::init(store(path), defaults)
+    Repository::init(store(&path)?, defaults)
 }
 
 /// `NAME@WHICH`, or `@WHICH`: of the image `name`, in either case.

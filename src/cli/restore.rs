@@ -39,7 +39,7 @@ pub fn run(
     };
     let to_stdout = verb.output == Path::new("-");
     if !to_stdout {
-        repository.refuse_target(&verb.output, context)?;
+        repository.refuse_target(&verb.output)?;
     }
     let restored = if to_stdout {
         output::refuse_terminal("an image")?;

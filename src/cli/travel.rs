@@ -47,7 +47,7 @@ pub fn export(
         out.flush().map_err(failed)?;
         written.footer.file_bytes
     } else {
-        repository.refuse_target(&verb.output, context)?;
+        repository.refuse_target(&verb.output)?;
         refuse_live(repository, &verb.output, context)?;
         // It appears whole or not at all.
         let mut target = NewFile::create(&verb.output, 0, verb.force)?;
@@ -174,19 +174,33 @@ fn in_order(files: &[PathBuf]) -> Result<Vec<PathBuf>> {
     Ok(numbered.into_iter().map(|(_, file)| file).collect())
 }
 
-pub fn apply(verb: &Apply, printer: &Printer, context: &Context) -> Result<ExitCode> {
+/// Fails if what `apply` would change is in a repository, or needed by the one that would be used here.
+fn refuse_target(place: Option<&Path>, target: &Path) -> Result<()> {
+    match repo::open(place) {
+        Ok(repository) => repository.refuse_target(target),
+        // It needs none.
+        Err(_) => refuse_inside_any(target),
+    }
+}
+
+pub fn apply(
+    place: Option<&Path>,
+    verb: &Apply,
+    printer: &Printer,
+    context: &Context,
+) -> Result<ExitCode> {
     let begun = Instant::now();
     let patch = Patch::open(&verb.deltas)?;
     let (done, to) = match (&verb.output, &verb.base) {
         (None, Some(base)) => {
-            refuse_inside_any(base)?;
+            refuse_target(place, base)?;
             let image = RawFile::open_to_write(base)?;
             (patch.write_in_place(&image, context)?, base.clone())
         }
         (None, None) => return Err(usage("--in-place changes the image that --base names")),
         (Some(output), base) => {
             if output != Path::new("-") {
-                refuse_inside_any(output)?;
+                refuse_target(place, output)?;
             }
             let base = base.as_ref().map(|base| RawFile::open(base)).transpose()?;
             let base_bytes = base.as_ref().map_or(0, allocated_bytes);

@@ -2,7 +2,7 @@
 
 use super::printer::Printer;
 use super::{exit, output};
-use imgsnap::error::Result;
+use imgsnap::error::{Error, ErrorKind, Result};
 use imgsnap::progress::Context;
 use imgsnap::repository::{Reference, Repository, Verified, VerifyScope};
 use serde_json::json;
@@ -93,11 +93,18 @@ pub fn run(
             output::duration(seconds)
         ))?;
     }
-    Ok(match (verified.damaged.is_empty(), verified.unchecked.is_empty()) {
-        (true, true) => exit::DONE,
-        (true, false) => exit::FAILED,
-        (false, _) => exit::damaged(),
-    })
+    match (verified.damaged.is_empty(), verified.unchecked.as_slice()) {
+        (false, _) => Ok(exit::damaged()),
+        (true, []) => Ok(exit::DONE),
+        (true, [first, others @ ..]) => {
+            let more = match others.len() as u64 {
+                0 => String::new(),
+                more => format!(" (and {} more)", output::count(more)),
+            };
+            let what = format!("{}{more} could not be checked: {}", first.snapshot, first.message);
+            Err(Error::new(ErrorKind::Io, what))
+        }
+    }
 }
 
 /// Findings of one file that are printed; JSON has all.

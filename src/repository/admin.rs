@@ -5,10 +5,9 @@ use super::snapshot::absolute;
 use super::{At, Repository, check_label, reference};
 use crate::error::{Error, ErrorKind, Result};
 use crate::head::Head;
-use crate::manifest::{self, Manifest, Snapshot};
+use crate::manifest::{self, Snapshot};
 use crate::progress::Context;
-use crate::source::{LiveIdentity, RawFile};
-use std::fs::File;
+use crate::source::{ForeignFormat, RawFile, Source};
 use std::path::{Path, PathBuf};
 
 impl Repository {
@@ -47,44 +46,48 @@ impl Repository {
         if !self.remove_image(writer)? {
             let place = self.store.location(name);
             context.progress().warn(&format!(
-                "{place} stays: there is something in it that imgsnap has not put there"
+                "{place} stays: there is something in it, or mounted on it, that imgsnap has not put there"
             ));
         }
         Ok(freed)
     }
 
-    /// Notes that the live file of an image has been made anew at its place, if `path` is that. Otherwise a
-    /// rollback would refuse it as a file that it does not know.
-    pub fn note_restored(&self, name: &str, path: &Path, context: &Context) -> Result<()> {
-        let Ok(path) = std::fs::canonicalize(path) else { return Ok(()) };
-        if self.read(name, context)?.manifest().source.as_deref() != Some(&path) {
-            return Ok(());
-        }
-        let file = File::open(&path)
-            .map_err(|e| Error::io(format!("cannot open {}", path.display()), e))?;
-        let writer = self.write(name, context)?;
-        let live = LiveIdentity::of(&file, 0);
-        let mut next = Manifest { live, ..writer.manifest.clone() };
-        manifest::commit(self.store.as_ref(), &mut next)
-    }
-
     /// Says where the live file of an image is now. What was known of it is forgotten, an
     /// interrupted rollback included.
-    pub fn relink(&self, name: &str, image: &Path, context: &Context) -> Result<PathBuf> {
+    ///
+    /// # Errors
+    /// `Unsupported` if it looks like no raw image, unless `is_raw`.
+    pub fn relink(
+        &self,
+        name: &str,
+        image: &Path,
+        is_raw: bool,
+        context: &Context,
+    ) -> Result<PathBuf> {
         let path = absolute(image)?;
-        let live = RawFile::open(&path)?.identity();
+        let opened = RawFile::open(&path)?;
         self.refuse_inside(&path)?;
+        let live = opened.identity();
+        let looks = ForeignFormat::of(opened.file(), opened.image_bytes());
+        drop(opened);
         if let Some(other) = self.name_of_source(&path, context)?.filter(|other| other != name) {
             let what = format!("{} is the live file of \"{other}\"", path.display());
             return Err(Error::new(ErrorKind::AlreadyExists, what)
                 .hint("a rollback of one would destroy the other; name another file"));
         }
         let writer = self.write(name, context)?;
+        // A guest may have written that into the disk that it is; whoever names another one chose it.
+        let is_it = writer.manifest.live.as_ref().zip(live.as_ref());
+        let is_it = is_it.is_some_and(|(was, is)| was.difference(is).is_none());
+        if let Some(looks) = looks.filter(|_| !is_raw && !is_it) {
+            return Err(looks.refusal(&path));
+        }
         let stored = writer.manifest.stored();
         stored
             .iter()
             .filter_map(|s| s.base_image.as_ref())
             .try_for_each(|b| refuse_itself(b, &path))?;
+        self.refuse_base_image(&path)?;
         let before = writer.manifest.clone();
         let mut next = before.clone();
         next.source = Some(path.clone());

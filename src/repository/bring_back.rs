@@ -4,10 +4,20 @@ use super::Repository;
 use super::mend::{MendSource, is_final};
 use crate::delta::Delta;
 use crate::error::{ErrorKind, Result};
-use crate::manifest::ImageFile;
+use crate::manifest::{ImageFile, Snapshot};
 use crate::progress::Context;
 use std::collections::{HashMap, HashSet};
 use uuid::Uuid;
+
+/// The delta files in the folder of an image.
+struct Found {
+    /// Each, and whether it can be opened and is of that image.
+    files: HashMap<String, bool>,
+    /// The snapshots that they are of.
+    ids: HashSet<Uuid>,
+    /// Those that they rest on.
+    parents: HashSet<Uuid>,
+}
 
 impl Repository {
     /// Brings back, from other repositories, what a repair of a lost manifest would have to leave out: files
@@ -23,21 +33,28 @@ impl Repository {
     ) -> Result<Vec<String>> {
         let store = self.store.as_ref();
         let mut brought = Vec::new();
-        match crate::manifest::load(store, name) {
+        let is_lost = match crate::manifest::load(store, name) {
             Ok(manifest) if manifest.unused.is_empty() => return Ok(brought),
             Err(e) if e.kind() != ErrorKind::Corrupt => return Err(e),
-            _ => {}
-        }
+            other => other.is_err(),
+        };
         let _write = self.lock_to_write(name)?;
         for source in sources {
             let MendSource::Repository(other) = source else { continue };
             for reader in other.readers(context)? {
-                let (mut here, mut parents) = self.files_of(name, reader.manifest().image_id)?;
+                let found = self.files_of(name, reader.manifest().image_id)?;
+                let Found { files: mut here, ids, mut parents } = found;
+                // Nobody knows what a lost manifest named, but for what the other one does.
+                let is_wanted = |snapshot: &Snapshot, parents: &HashSet<Uuid>| {
+                    let is_listed = reader.manifest().by_id(snapshot.id).is_some();
+                    let is_leaf = is_lost && !ids.is_empty() && is_listed;
+                    parents.contains(&snapshot.id) || (is_leaf && !ids.contains(&snapshot.id))
+                };
                 // The newest first: what it rests on is wanted then, too.
                 for theirs in reader.manifest().stored().iter().rev() {
                     let is_broken = here.get(&theirs.file) == Some(&false);
                     let is_missing =
-                        !here.contains_key(&theirs.file) && parents.contains(&theirs.id);
+                        !here.contains_key(&theirs.file) && is_wanted(theirs, &parents);
                     if !is_broken && !is_missing {
                         continue;
                     }
@@ -57,14 +74,9 @@ impl Repository {
         Ok(brought)
     }
 
-    /// The delta files in the folder of an image, and whether each can be opened and is of that image; and
-    /// the snapshots that those rest on.
-    fn files_of(
-        &self,
-        name: &str,
-        image_id: Uuid,
-    ) -> Result<(HashMap<String, bool>, HashSet<Uuid>)> {
-        let (mut files, mut parents) = (HashMap::new(), HashSet::new());
+    /// What is in the folder of an image.
+    fn files_of(&self, name: &str, image_id: Uuid) -> Result<Found> {
+        let (mut files, mut ids, mut parents) = (HashMap::new(), HashSet::new(), HashSet::new());
         for file in self.store.list(name)?.into_iter().filter(|file| ImageFile::is_delta(file)) {
             let opened = Delta::open(self.store.clone(), &format!("{name}/{file}"), &self.caches);
             let opened = match opened {
@@ -73,8 +85,9 @@ impl Repository {
             };
             let parent = opened.as_ref().and_then(|delta| delta.footer().parent);
             parents.extend(parent.map(|p| p.parent_id));
+            ids.extend(opened.as_ref().map(|delta| delta.footer().snapshot_id));
             files.insert(file, opened.is_some());
         }
-        Ok((files, parents))
+        Ok(Found { files, ids, parents })
     }
 }

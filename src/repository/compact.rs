@@ -280,9 +280,9 @@ impl Repository {
         upload.publish()?;
         let mut next = writer.manifest.clone();
         next.dropped.retain(|s| !absorbed.contains(&s.id));
-        let mut entry = None;
+        let (mut entry, format) = (None, writer.manifest.format().to_owned());
         for snapshot in next.snapshots.iter_mut().chain(&mut next.dropped).filter(|s| s.id == id) {
-            *snapshot = with_file(snapshot, &file, &merged);
+            *snapshot = with_file(snapshot, &file, &merged, &format);
             entry = Some(snapshot.clone());
         }
         next.snapshots.sort_by_key(|s| s.number);
@@ -397,7 +397,13 @@ fn paths(manifest: &Manifest) -> Vec<Vec<&Snapshot>> {
     paths
 }
 
-pub(super) fn with_file(snapshot: &Snapshot, file: &str, merged: &Merged) -> Snapshot {
+/// A snapshot whose file is written anew. `format` is how its image file is read.
+pub(super) fn with_file(
+    snapshot: &Snapshot,
+    file: &str,
+    merged: &Merged,
+    format: &str,
+) -> Snapshot {
     let footer = &merged.written.footer;
     Snapshot {
         number: footer.number,
@@ -412,6 +418,7 @@ pub(super) fn with_file(snapshot: &Snapshot, file: &str, merged: &Merged) -> Sna
         changed_bytes: merged.changed_bytes,
         frame_bytes: footer.counts.frame_bytes,
         base_image: None,
+        format: footer.parent.is_none().then(|| format.to_owned()),
         ..snapshot.clone()
     }
 }

@@ -82,7 +82,9 @@ const REBUILD: &str = "run \"imgsnap repair\" to rebuild it from the delta files
 
 fn is_lost(bytes: &[u8]) -> bool {
     let text = std::str::from_utf8(bytes).unwrap_or_default();
-    text.contains('\0') || text.trim().is_empty()
+    // Nothing but comments is what is left of one that was cut off.
+    let is_said = |line: &str| !line.trim().is_empty() && !line.trim_start().starts_with('#');
+    text.contains('\0') || !text.lines().any(is_said)
 }
 
 impl Config {
@@ -167,7 +169,7 @@ impl Config {
         }
         let first_line = |e: toml::de::Error| {
             Error::corrupt(e.message().lines().next().unwrap_or_default().to_owned())
-                .hint("correct it by hand")
+                .hint("correct it by hand, or move it away and run \"imgsnap repair\"")
         };
         let VersionOnly { version } = toml::from_str(text).map_err(first_line)?;
         if version > VERSION {

@@ -3,12 +3,15 @@
 
 use super::Repository;
 use super::config::{self, Config};
+use crate::delta::Delta;
 use crate::error::{Error, ErrorKind, Result};
 use crate::folder::{Folder, parent};
-use crate::progress::Context;
+use crate::hints::CloneFolder;
+use crate::manifest::{self, ImageFile};
 use crate::store::{LocalStore, OsDisk};
 use std::collections::HashSet;
 use std::fs::Metadata;
+use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 use std::sync::Arc;
@@ -33,9 +36,9 @@ impl Repository {
         };
         let meta = std::fs::metadata(file).ok();
         let mut inside = Inside::default();
-        if let Ok(folder) = Folder::open(&root) {
-            inside.look_into(&folder, meta.as_ref(), DEPTH);
-        }
+        let failed = |e| Error::io(format!("cannot look into {}", root.display()), e);
+        let top = Folder::open(&root).map_err(failed)?;
+        inside.look_into(&top, meta.as_ref(), DEPTH).map_err(failed)?;
         let is_of = |path: &Path| {
             let meta = std::fs::metadata(path).ok();
             meta.is_some_and(|meta| inside.folders.contains(&identity(&meta)))
@@ -52,33 +55,61 @@ impl Repository {
     /// Fails if `target` must not be overwritten: it is within a repository, or the base image of a snapshot.
     ///
     /// # Errors
-    /// `InvalidInput`.
-    pub fn refuse_target(&self, target: &Path, context: &Context) -> Result<()> {
+    /// `InvalidInput`; `Corrupt` if that cannot be told.
+    pub fn refuse_target(&self, target: &Path) -> Result<()> {
         self.refuse_inside(target)?;
+        if CloneFolder::holds(target) {
+            let what = format!("{} is where clones are kept", target.display());
+            return Err(Error::new(ErrorKind::InvalidInput, what).hint("choose another folder"));
+        }
+        self.refuse_base_image(target)
+    }
+
+    /// Fails if `target` is the base image of a snapshot, of whichever image.
+    ///
+    /// # Errors
+    /// `InvalidInput`; `Corrupt` if that cannot be told because a manifest is damaged.
+    pub(super) fn refuse_base_image(&self, target: &Path) -> Result<()> {
         let Ok(meta) = std::fs::metadata(target) else { return Ok(()) };
+        let place = target.display();
         for name in self.names()? {
-            let reader = match self.read(&name, context) {
-                Ok(reader) => reader,
-                // That another image is damaged, or just forgotten, says nothing of this file.
-                Err(e) if matches!(e.kind(), ErrorKind::Corrupt | ErrorKind::NotFound) => continue,
-                Err(e) => return Err(e),
+            let manifest = match manifest::load(self.store.as_ref(), &name) {
+                Ok(manifest) => manifest,
+                Err(e) if e.kind() == ErrorKind::NotFound => continue,
+                Err(e) if e.is_damage() && !self.has_base_images(&name)? => continue,
+                Err(e) => {
+                    return Err(e.at(format!(
+                        "it is not known whether {place} is a base image of \"{name}\""
+                    )));
+                }
             };
-            for snapshot in reader.manifest().stored() {
+            for snapshot in manifest.stored() {
                 let Some(base_image) = &snapshot.base_image else { continue };
-                let is_it = std::fs::metadata(base_image).is_ok_and(|base| is_same(&base, &meta));
-                if is_it {
+                if std::fs::metadata(base_image).is_ok_and(|base| is_same(&base, &meta)) {
+                    let number = snapshot.number;
                     let what = format!(
-                        "{} is the base image of {name}@{}, whose blocks are nowhere else",
-                        target.display(),
-                        snapshot.number
+                        "{place} is the base image of {name}@{number}, whose blocks are there only"
                     );
                     return Err(Error::new(ErrorKind::InvalidInput, what).hint(format!(
-                        "choose another name, or make \"{name}\" independent of it with \"imgsnap flatten\""
+                        "choose another file, or make what rests on {name}@{number} independent of it with \
+                         \"imgsnap flatten\""
                     )));
                 }
             }
         }
         Ok(())
+    }
+
+    /// True if the blocks of a snapshot may be in a base image, by its files alone.
+    fn has_base_images(&self, name: &str) -> Result<bool> {
+        for file in self.store.list(name)?.into_iter().filter(|file| ImageFile::is_delta(file)) {
+            match Delta::open(self.store.clone(), &format!("{name}/{file}"), &self.caches) {
+                Ok(delta) if delta.base_image().is_none() => {}
+                Err(e) if e.kind() == ErrorKind::NotFound => {}
+                _ => return Ok(true),
+            }
+        }
+        Ok(false)
     }
 }
 
@@ -90,14 +121,24 @@ pub fn refuse_inside_any(file: &Path) -> Result<()> {
     let folders = [Some(parent(file).to_owned()), file.canonicalize().ok()];
     for folder in folders.into_iter().flatten().filter_map(|path| path.canonicalize().ok()) {
         let is_repository = |path: &&Path| {
-            path.join(config::FILE).is_file()
-                && Config::load(&LocalStore::new(Arc::new(OsDisk::new((*path).into())))).is_ok()
+            let is_root = path.join(config::FILE).is_file()
+                && Config::load(&LocalStore::new(Arc::new(OsDisk::new((*path).into())))).is_ok();
+            is_root || is_image_folder(path)
         };
         if let Some(repository) = folder.ancestors().find(is_repository) {
             return Err(refused(file, repository));
         }
     }
     Ok(())
+}
+
+/// True for a folder with the snapshots of an image, wherever it is mounted.
+fn is_image_folder(folder: &Path) -> bool {
+    let is_manifest = |name: std::ffi::OsString| {
+        name.to_str().is_some_and(|name| manifest::sequence_of(name).is_some())
+    };
+    let names = || std::fs::read_dir(folder).into_iter().flatten().flatten();
+    folder.join("write.lock").is_file() && names().any(|entry| is_manifest(entry.file_name()))
 }
 
 fn refused(file: &Path, repository: &Path) -> Error {
@@ -115,9 +156,19 @@ struct Inside {
 }
 
 impl Inside {
-    fn look_into(&mut self, folder: &Folder, file: Option<&Metadata>, depth: usize) {
-        let (Ok(here), Ok(entries)) = (folder.owned(), folder.entries()) else { return };
+    fn look_into(
+        &mut self,
+        folder: &Folder,
+        file: Option<&Metadata>,
+        depth: usize,
+    ) -> io::Result<()> {
+        let here = folder.owned()?;
         self.folders.insert((here.device, here.inode));
+        let entries = match folder.entries() {
+            // Nobody who may not look into it can put an image there.
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => return Ok(()),
+            other => other?,
+        };
         for entry in entries {
             let is_it = |file: &&Metadata| {
                 file.ino() == entry.inode
@@ -127,14 +178,23 @@ impl Inside {
                         .is_ok_and(|o| (o.device, o.inode) == identity(file))
             };
             self.has_file |= file.filter(is_it).is_some();
-            if depth > 0
-                && entry.is_folder != Some(false)
-                && let Ok(folder) = folder.folder(&entry.name)
-            {
-                self.look_into(&folder, file, depth - 1);
+            if depth == 0 || entry.is_folder == Some(false) {
+                continue;
+            }
+            match folder.folder(&entry.name) {
+                Ok(folder) => self.look_into(&folder, file, depth - 1)?,
+                Err(e) if is_gone(&e) => {}
+                Err(e) => return Err(e),
             }
         }
+        Ok(())
     }
+}
+
+/// True for what is no folder, or none any more.
+fn is_gone(error: &io::Error) -> bool {
+    const GONE: [i32; 4] = [libc::ENOENT, libc::ENOTDIR, libc::ELOOP, libc::EACCES];
+    error.raw_os_error().is_some_and(|code| GONE.contains(&code))
 }
 
 fn identity(meta: &Metadata) -> (u64, u64) {

@@ -375,10 +375,10 @@ impl Repository {
         let made = make(file_id, &mut |bytes| upload.write(bytes))?;
         context.check()?;
         upload.publish()?;
-        let mut next = writer.manifest.clone();
+        let (mut next, format) = (writer.manifest.clone(), writer.manifest.format().to_owned());
         for s in next.snapshots.iter_mut().chain(&mut next.dropped).filter(|s| s.id == snapshot.id)
         {
-            *s = with_file(s, &file, &made);
+            *s = with_file(s, &file, &made, &format);
         }
         drop_from(&mut next, &HashSet::new());
         let proved = self.prove_whole(&next, snapshot, context);
@@ -414,7 +414,7 @@ fn unchecked(manifest: &Manifest, snapshot: &Snapshot, error: Error) -> Error {
     }
     let place = format!("{}@{} could not be checked", manifest.name, snapshot.number);
     error.at(place).or_hint(
-        "nothing was changed; if the disk has lost that file for good, move it out of the folder first",
+        "no file was mended; if the disk has lost that one for good, move it out of the folder first",
     )
 }
 

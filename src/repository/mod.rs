@@ -12,6 +12,7 @@ mod clones;
 mod compact;
 mod config;
 mod inside;
+mod live_file;
 mod mend;
 mod policy;
 mod prepared;
@@ -90,8 +91,10 @@ impl Repository {
             return Err(Error::new(ErrorKind::AlreadyExists, what)
                 .hint("choose another folder with --repo"));
         }
-        let (left, foreign): (Vec<_>, Vec<_>) =
+        let (left, foreign): (Vec<String>, Vec<String>) =
             store.list("")?.into_iter().partition(|name| is_left_of_init(name));
+        let foreign: Vec<String> =
+            foreign.into_iter().filter(|name| !is_of_filesystem(name)).collect();
         if !names_in(store.as_ref())?.is_empty() {
             return Err(Config::missing(store.as_ref()));
         }
@@ -122,7 +125,9 @@ impl Repository {
 
     /// True if there is nothing at all where `store` is: a repository can be made there.
     pub fn is_vacant(store: &dyn Store) -> bool {
-        store.list("").is_ok_and(|names| names.iter().all(|name| is_left_of_init(name)))
+        store.list("").is_ok_and(|names| {
+            names.iter().all(|name| is_left_of_init(name) || is_of_filesystem(name))
+        })
     }
 
     /// Its identity.
@@ -210,7 +215,11 @@ fn names_in(store: &dyn Store) -> Result<Vec<String>> {
             let is_ours = |file: &String| {
                 matches!(ImageFile::of(file), Some(ImageFile::Manifest(_) | ImageFile::Delta))
             };
-            Ok(store.list(&name)?.iter().any(is_ours))
+            match store.list(&name) {
+                // A link that leads to no image of its own is in nobody's way.
+                Err(_) if is_idle_link(store, &name) => Ok(false),
+                other => Ok(other?.iter().any(is_ours)),
+            }
         };
         if manifest::check_name(&name).is_ok() && name != config::FILE && known()? {
             names.push(name);
@@ -220,7 +229,23 @@ fn names_in(store: &dyn Store) -> Result<Vec<String>> {
     Ok(names)
 }
 
+/// True for a link that leads nowhere, or to what is in the repository anyway.
+fn is_idle_link(store: &dyn Store, name: &str) -> bool {
+    let Some(root) = store.local_path() else { return false };
+    let link = root.join(name);
+    let is_link = link.symlink_metadata().is_ok_and(|meta| meta.is_symlink());
+    let inside = std::fs::canonicalize(root).ok();
+    let leads_inside = |to: &std::path::PathBuf| inside.as_ref().is_some_and(|r| to.starts_with(r));
+    let is_folder = link.is_dir();
+    is_link && (!is_folder || std::fs::canonicalize(&link).ok().as_ref().is_some_and(leads_inside))
+}
+
 /// True for what an `init` that was killed leaves behind.
 fn is_left_of_init(name: &str) -> bool {
     manifest::temporary_of(name) == Some(config::FILE)
+}
+
+/// True for what is in the root of a file system that is otherwise empty.
+fn is_of_filesystem(name: &str) -> bool {
+    name == "lost+found"
 }

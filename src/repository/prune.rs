@@ -35,8 +35,9 @@ pub struct Pruned {
     pub decisions: Vec<(Snapshot, Vec<String>)>,
     /// Snapshots whose time does not fit to the others: number, and the time that counted.
     pub corrected: Vec<(u64, Timestamp)>,
-    /// The clock is behind the newest snapshot: rules by time dropped nothing.
-    pub clock_is_behind: bool,
+    /// It is in doubt whether the clock is wrong now, or was when snapshots were taken: rules by time dropped
+    /// nothing.
+    pub clock_in_doubt: bool,
     /// What became of their room.
     pub compaction: Compaction,
 }
@@ -189,7 +190,7 @@ fn worth(compact: bool, garbage: f64) -> Worth {
 /// Each snapshot with the reasons to keep it, and the time that counted.
 struct Decided {
     snapshots: Vec<(Snapshot, Decision)>,
-    clock_is_behind: bool,
+    clock_in_doubt: bool,
 }
 
 impl Decided {
@@ -199,17 +200,17 @@ impl Decided {
     }
 
     fn outcome(self, name: &str, compaction: Compaction) -> Pruned {
-        let (clock_is_behind, snapshots) = (self.clock_is_behind, self.snapshots);
+        let (clock_in_doubt, snapshots) = (self.clock_in_doubt, self.snapshots);
         let wrong = snapshots.iter().filter(|(s, decision)| decision.time != s.time);
         let corrected = wrong.map(|(s, decision)| (s.number, decision.time)).collect();
         let decisions = snapshots.into_iter().map(|(s, decision)| (s, decision.keep)).collect();
-        Pruned { name: name.into(), decisions, corrected, clock_is_behind, compaction }
+        Pruned { name: name.into(), decisions, corrected, clock_in_doubt, compaction }
     }
 }
 
 fn decide_all(manifest: &Manifest, head: &Head, rules: &Rules) -> Result<Decided> {
-    let now = Timestamp::now();
-    let decided = decide(rules, &manifest.snapshots, now, &TimeZone::system());
+    let times = Times::of(&manifest.snapshots, Timestamp::now());
+    let decided = decide(rules, &manifest.snapshots, &times, &TimeZone::system());
     let keeps_some = decided.iter().any(|decision| !decision.keep.is_empty());
     if !keeps_some && !manifest.snapshots.is_empty() {
         let what = format!("these rules keep none of the snapshots of \"{}\"", manifest.name);
@@ -233,6 +234,6 @@ fn decide_all(manifest: &Manifest, head: &Head, rules: &Rules) -> Result<Decided
             (s, Decision { keep, ..of })
         })
         .collect();
-    let is_behind = rules.ask_for_time() && Times::of(&manifest.snapshots, now).clock_is_behind;
-    Ok(Decided { snapshots, clock_is_behind: is_behind })
+    let clock_in_doubt = rules.ask_for_time() && times.is_in_doubt;
+    Ok(Decided { snapshots, clock_in_doubt })
 }

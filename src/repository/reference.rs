@@ -146,10 +146,17 @@ pub(super) fn find<'a>(manifest: &'a Manifest, head: &Head, at: &At) -> Result<&
             (found, format!("no snapshot of \"{name}\" has the label \"{label}\""))
         }
         At::Time(time) => {
-            let times = Times::of(snapshots, Timestamp::now()).effective;
-            let found = snapshots.iter().zip(times).rev().find(|(_, taken)| taken <= time);
+            let (found, is_sure) = Times::of(snapshots, Timestamp::now()).newest_at(*time);
+            if !is_sure {
+                let what = format!(
+                    "which snapshot of \"{name}\" is the newest from {time} or before is in doubt: the clock \
+                     is wrong, or was when they were taken"
+                );
+                let hint = format!("name one by its number; \"imgsnap list {name}\" shows them");
+                return Err(Error::new(ErrorKind::Mismatch, what).hint(hint));
+            }
             let what = format!("no snapshot of \"{name}\" is from {time} or before");
-            (found.map(|(snapshot, _)| snapshot), what)
+            (found.and_then(|at| snapshots.get(at)), what)
         }
     };
     found.ok_or_else(|| {

@@ -16,6 +16,8 @@ use super::travel::MOST_NUMBER;
 use crate::chain::{Fork, open_delta};
 use crate::delta::Delta;
 use crate::error::{Error, ErrorKind, Result};
+use crate::format::footer::MAX_NUMBER;
+use crate::head::Head;
 use crate::manifest::{self, ImageFile, Manifest, Snapshot};
 use crate::merge;
 use crate::progress::Context;
@@ -36,6 +38,8 @@ pub struct Repaired {
     pub renumbered: Vec<(u64, u64)>,
     /// Snapshots that the manifest names and whose files are not there, or are others: `NAME@N`, and why.
     pub missing: Vec<(String, String)>,
+    /// Files that an earlier repair could not use, and that are of no use yet.
+    pub unused: Vec<String>,
 }
 
 /// A manifest that was rebuilt.
@@ -100,11 +104,12 @@ impl Repository {
         let missing = self.missing(&manifest)?;
         let missing = missing.into_iter().map(|(s, why)| (format!("{name}@{}", s.number), why));
         let missing: Vec<(String, String)> = missing.collect();
-        let renumbered = match manifest.next_number > MOST_NUMBER && missing.is_empty() {
+        let unused = if rebuilt.is_some() { Vec::new() } else { manifest.unused.clone() };
+        let renumbered = match manifest.next_number > MAX_NUMBER / 2 && missing.is_empty() {
             true => self.renumber(write, manifest, context)?,
             false => Vec::new(),
         };
-        Ok(Repaired { rebuilt, renumbered, missing })
+        Ok(Repaired { rebuilt, renumbered, missing, unused })
     }
 
     /// The manifest that should rule instead of `ruling`, not committed yet; none if that is as it should be.
@@ -202,11 +207,17 @@ impl Repository {
         collect(ordered, &mut found, &mut Vec::new())?;
         let mut next = ruling.clone();
         let stored = ruling.stored();
+        // A base by reference was committed if the head is known to be on it: of one that was given up,
+        // nobody knows where its blocks are.
+        let head = Head::load(self.store.as_ref(), &ruling.name)?.0.snapshot;
+        let of_head = head.and_then(|id| found.lineage(id).ok()).unwrap_or_default();
         for snapshot in found.snapshots.iter().filter(|s| strays.contains(&s.file)) {
             let is_free = stored.iter().all(|s| s.number != snapshot.number);
             let has_parent =
                 snapshot.parent.is_none_or(|id| next.stored().iter().any(|s| s.id == id));
-            if !is_free || !has_parent {
+            let is_placed =
+                !snapshot.is_by_reference() || of_head.iter().any(|s| s.id == snapshot.id);
+            if !is_free || !has_parent || !is_placed {
                 continue;
             }
             // It may be of a commit that was given up.
@@ -270,15 +281,15 @@ impl Repository {
         merge::prove(&Fork::new(chain, parent)?, context)
     }
 
-    /// True if more snapshots can be restored by `next` than by `ruling`, and all that can be by that one.
+    /// True if `next` lists all that `ruling` lists and that can be restored, and more.
     fn is_gain(&self, ruling: &Manifest, next: &Manifest) -> Result<bool> {
         let broken: HashSet<Uuid> = self.missing(ruling)?.iter().map(|(s, _)| s.id).collect();
         let is_whole = |s: &&Snapshot| {
             ruling.lineage(s.id).is_ok_and(|line| line.iter().all(|s| !broken.contains(&s.id)))
         };
         let before: HashSet<Uuid> =
-            ruling.stored().into_iter().filter(is_whole).map(|s| s.id).collect();
-        let after: HashSet<Uuid> = next.stored().iter().map(|s| s.id).collect();
+            ruling.snapshots.iter().filter(is_whole).map(|s| s.id).collect();
+        let after: HashSet<Uuid> = next.snapshots.iter().map(|s| s.id).collect();
         Ok(after.is_superset(&before) && after.len() > before.len())
     }
 
@@ -309,7 +320,9 @@ impl Repository {
         let high: Vec<(Uuid, u64)> =
             stored.iter().filter(|s| s.number > MOST_NUMBER).map(|s| (s.id, s.number)).collect();
         let mut renumbered = Vec::new();
-        for ((id, old), new) in high.into_iter().zip(last + 1..) {
+        for ((id, old), new) in
+            high.into_iter().zip(last + 1..).filter(|((_, old), new)| old != new)
+        {
             let parent = writer.manifest.stored().into_iter().find(|s| s.id == id);
             let parent = parent.and_then(|s| s.parent);
             self.rewrite_as(&mut writer, id, Some(new), parent, &HashSet::new(), context).map_err(
@@ -317,7 +330,7 @@ impl Repository {
             )?;
             renumbered.push((old, new));
         }
-        let next_number = last + renumbered.len() as u64 + 1;
+        let next_number = writer.manifest.stored().last().map_or(0, |s| s.number) + 1;
         let mut next = Manifest { next_number, ..writer.manifest.clone() };
         manifest::commit(self.store.as_ref(), &mut next)?;
         writer.manifest = next;

@@ -8,20 +8,20 @@
 //! mixture, and the intent says so: the next rollback does not save it, and finds what differs by a
 //! scan.
 
+use super::live_file::{refuse_link, refuse_other};
 use super::snapshot::{absolute, is_believed, warn_if_unguarded};
 use super::tracking::{Live, Search};
 use super::{At, Repository, SnapshotOutcome, SnapshotPolicy, SnapshotRequest, Track, reference};
 use crate::chain::Chain;
 use crate::error::{Error, ErrorKind, Result};
 use crate::head::{Head, RollbackIntent};
-use crate::manifest::{HintKind, Manifest, Snapshot};
+use crate::manifest::{HintKind, Snapshot};
 use crate::progress::Context;
 use crate::rollback::{Basis, RolledBack, execute, prove, rehearse, whole};
 use crate::room::room_for;
 use crate::scan::Scope;
 use crate::source::{Intent, RawFile, Source};
 use crate::target::{InPlace, Medium, OsMedium};
-use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use uuid::Uuid;
 
@@ -112,7 +112,7 @@ impl Repository {
             Error::new(ErrorKind::NotFound, what).hint(hint)
         })?;
         self.warn_of_policy(&request.name, context);
-        self.refuse_inside(&path)?;
+        self.refuse_target(&path)?;
         let open = || {
             refuse_link(&request.name, &path)?;
             RawFile::open_to_write(&path).map_err(|e| match e.kind() {
@@ -288,7 +288,13 @@ impl Repository {
         let store = self.store.as_ref();
         let skipped = writer.head.skipped;
         writer.head = Head { snapshot: Some(id), stat, intent: None, skipped };
-        let Err(error) = writer.head.save(store, &name) else { return Ok(()) };
+        let Err(error) = writer.head.save(store, &name) else {
+            return match writer.manifest.live {
+                // What an earlier program began.
+                None => self.note_live(writer, image, context),
+                Some(_) => Ok(()),
+            };
+        };
         context.progress().warn(&format!("{error}; what is known of the image is forgotten"));
         Head::forget(store, &name)
     }
@@ -444,48 +450,6 @@ fn forget_cached(image: &RawFile, medium: &dyn Medium, context: &Context) {
         context.progress().note(&format!("cannot sync {}: {e}", image.path().display()));
     }
     medium.forget(image.file());
-}
-
-/// A live file is known by its real path. A link that is there now leads to something else.
-fn refuse_link(name: &str, path: &Path) -> Result<()> {
-    // A device is known by the path that was given, which is a link, often.
-    let is_device =
-        |path: &Path| std::fs::metadata(path).is_ok_and(|meta| meta.file_type().is_block_device());
-    match std::fs::canonicalize(path) {
-        Ok(real) if real != path && !is_device(path) => {
-            let what = format!("{} leads to {} now", path.display(), real.display());
-            Err(Error::new(ErrorKind::Mismatch, what).hint(format!(
-                "if that is the live file of \"{name}\", run \"imgsnap relink {name} {}\"",
-                real.display()
-            )))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Whatever the path leads to now, what is written to is what the last snapshot was taken of.
-///
-/// # Errors
-/// `Mismatch` if it is another file, or another device and nobody insists.
-fn refuse_other(
-    manifest: &Manifest,
-    image: &RawFile,
-    force_device: bool,
-    context: &Context,
-) -> Result<()> {
-    let (name, place) = (&manifest.name, image.path().display());
-    let (Some(was), Some(is)) = (&manifest.live, image.identity()) else { return Ok(()) };
-    let Some(difference) = was.difference(&is) else { return Ok(()) };
-    if image.is_device() && force_device {
-        context.progress().warn(&format!("{place} is another device: {difference}; as you asked"));
-        return Ok(());
-    }
-    let what =
-        format!("{place} is not what the last snapshot of \"{name}\" was taken of: {difference}");
-    let force = if image.is_device() { ", or --force-device" } else { "" };
-    Err(Error::new(ErrorKind::Mismatch, what).hint(format!(
-        "if it is to be written to all the same, use \"imgsnap relink {name} {place}\"{force}"
-    )))
 }
 
 fn check_device(image: &RawFile, target: &Chain) -> Result<()> {

@@ -273,12 +273,17 @@ impl Repository {
         let is_manifest = |file: &&String| manifest::sequence_of(file).is_some();
         let (old, others): (Vec<&String>, Vec<&String>) =
             files.iter().filter(|file| is_unneeded(file)).partition(is_manifest);
-        for file in others.into_iter().chain(old) {
+        let remove = |file: &String| {
             context
                 .progress()
                 .note(&format!("removing {name}/{file}, which is not needed any more"));
-            store.remove(&format!("{name}/{file}"))?;
+            store.remove(&format!("{name}/{file}"))
+        };
+        others.iter().try_for_each(|file| remove(file))?;
+        if others.iter().any(|file| ImageFile::is_delta(file)) && !old.is_empty() {
+            store.flush(name)?;
         }
+        old.iter().try_for_each(|file| remove(file))?;
         Ok(true)
     }
 

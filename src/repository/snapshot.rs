@@ -1,12 +1,14 @@
 //! Taking a snapshot: which parent, is the image believed unchanged, publish, commit, note the
 //! head.
 
+use super::live_file::live_of;
 use super::prepared::Out;
 use super::session::Writer;
 use super::tracking::{Live, Search, Way, policy_of, why_doubted};
 use super::{At, Repository, SnapshotPolicy, Track, check_label};
 use crate::codec::Compression;
 use crate::error::{Error, ErrorKind, Result};
+use crate::folder::resolve;
 use crate::head::Head;
 use crate::hints::{ChangeList, CloneFolder, Recheck};
 use crate::manifest::{self, HintKind, HintUse, KeptClone, Manifest, RAW, Snapshot};
@@ -254,6 +256,7 @@ impl Repository {
             let parent = prepared.parent_id.and_then(|id| writer.manifest.by_id(id)).cloned();
             if let Some(parent) = parent {
                 writer.head.skipped = writer.head.skipped.wrapping_add(1);
+                self.note_live(writer, &live.image, context)?;
                 self.note_head(writer, parent.id, stat, context);
                 self.clean_clones(&writer.manifest, policy.track != Track::None, context);
                 let found = prepared.entry(&taken, &way, begun);
@@ -269,8 +272,9 @@ impl Repository {
         snapshot.in_use = live.user.is_some();
         // Before anything is published: what the manifest names must be there.
         snapshot.kept_clone = keep_clone(live, &way, snapshot.id, context);
-        let published =
-            upload.publish().and_then(|()| self.commit_snapshot(writer, &snapshot, &live.image));
+        let published = upload
+            .publish()
+            .and_then(|()| self.commit_snapshot(writer, &snapshot, &live.image, context));
         let is_tracked = policy.track != Track::None;
         if published.is_err() && snapshot.kept_clone.is_some() {
             self.clean_clones(&writer.manifest, is_tracked, context);
@@ -289,9 +293,10 @@ impl Repository {
         writer: &mut Writer,
         snapshot: &Snapshot,
         image: &RawFile,
+        context: &Context,
     ) -> Result<()> {
         let mut next = writer.manifest.clone();
-        next.live = image.identity();
+        next.live = live_of(&next, image, context);
         next.snapshots.push(snapshot.clone());
         next.next_number = snapshot.number.saturating_add(1);
         self.commit_file(writer, next, &snapshot.file)
@@ -437,7 +442,8 @@ pub fn name_of(path: &Path) -> Result<String> {
 /// because what it points to may be another one after the next boot.
 pub(super) fn absolute(path: &Path) -> Result<PathBuf> {
     let failed = |e| Error::io(format!("cannot open image {}", path.display()), e);
-    let real = std::fs::canonicalize(path).map_err(failed)?;
+    std::fs::metadata(path).map_err(failed)?;
+    let real = resolve(path)?;
     let path = if real.is_file() { real } else { std::path::absolute(path).map_err(failed)? };
     if path.to_str().is_none() {
         let what = format!("the path {} is no UTF-8", path.display());

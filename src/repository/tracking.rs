@@ -55,7 +55,7 @@ pub(super) struct Live {
 impl Live {
     /// Opens an image; one that is in use only if it may be cloned.
     pub fn open(path: &Path, may_clone: bool) -> Result<Self> {
-        let busy = match RawFile::open(path) {
+        let busy = match RawFile::open_real(path) {
             Err(e) if e.kind() == ErrorKind::Busy && may_clone => e,
             other => return other.map(Self::held),
         };

@@ -285,7 +285,7 @@ impl Repository {
 /// Fails if a snapshot has no place in an image.
 fn check_place(manifest: &Manifest, footer: &Footer, place: &str) -> Result<()> {
     let name = &manifest.name;
-    if footer.number > MOST_NUMBER {
+    if footer.number >= MOST_NUMBER {
         let what = format!("its number is {}, beyond all that are counted to", footer.number);
         return Err(refused(place, what));
     }

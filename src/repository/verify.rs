@@ -358,8 +358,9 @@ impl ImageCheck<'_> {
             let own = self.damaged.get(&snapshot.id);
             let lost = match (inherited, own, self.open.get(&snapshot.id)) {
                 (None, None, _) => Lost::Some(LostBlocks::default()),
+                (Some(Lost::All), ..) | (_, Some(Lost::All), _) => Lost::All,
                 (.., None) if unknown.contains(&snapshot.id) => Lost::Some(LostBlocks::default()),
-                (Some(Lost::All), ..) | (_, Some(Lost::All), _) | (.., None) => Lost::All,
+                (.., None) => Lost::All,
                 (inherited, own, Some(delta)) => {
                     let of = |lost: Option<&Lost>| match lost {
                         Some(Lost::Some(blocks)) => blocks.clone(),

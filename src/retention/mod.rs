@@ -24,12 +24,12 @@ pub struct Decision {
 /// Decides on all snapshots of an image: one decision for each, in their order. Without any rule
 /// all are kept: nobody who wrote none wanted to lose everything.
 ///
-/// Their order is that of their numbers, and their time the effective one ([`Times`]). While the clock of
-/// `now` is behind, rules by time keep everything.
+/// Their order is that of their numbers, and their time the effective one. While that is in doubt, rules by
+/// time keep everything.
 pub fn decide(
     rules: &Rules,
     snapshots: &[Snapshot],
-    now: Timestamp,
+    times: &Times,
     zone: &TimeZone,
 ) -> Vec<Decision> {
     if rules.is_empty() {
@@ -37,7 +37,6 @@ pub fn decide(
         return snapshots.iter().map(keep).collect();
     }
     let mut decisions = vec![Decision::default(); snapshots.len()];
-    let times = Times::of(snapshots, now);
     let walk = snapshots.iter().zip(&times.effective).zip(&mut decisions);
     // Not before now: an image that is no longer backed up does not lose its last snapshots.
     let newest = times.effective.last();
@@ -57,8 +56,8 @@ pub fn decide(
         let counted = counters.iter_mut().filter_map(|c| c.reason(&local, is_oldest));
         decision.keep.extend(counted);
         decision.time = *time;
-        if times.clock_is_behind && rules.ask_for_time() {
-            decision.keep.push("the clock is behind".into());
+        if times.is_in_doubt && rules.ask_for_time() {
+            decision.keep.push("clock in doubt".into());
         }
         if let Some((period, start)) = within
             && *time >= start
@@ -202,6 +201,15 @@ mod tests {
     const BERLIN: &str = "CET-1CEST,M3.5.0,M10.5.0/3";
     const LORD_HOWE: &str = "<+1030>-10:30<+11>-11,M10.1.0,M4.1.0";
 
+    fn decide_at(
+        rules: &Rules,
+        snapshots: &[Snapshot],
+        now: Timestamp,
+        zone: &TimeZone,
+    ) -> Vec<Decision> {
+        decide(rules, snapshots, &Times::of(snapshots, now), zone)
+    }
+
     /// The reasons for each snapshot, written as "TIME" or "TIME LABEL", numbered from 1.
     fn reasons(zone: &str, rules: &Rules, snapshots: &[&str]) -> Vec<String> {
         let numbered = (1..).zip(snapshots);
@@ -212,7 +220,8 @@ mod tests {
                 snapshot(number, time.parse().unwrap(), label)
             })
             .collect();
-        let decisions = decide(rules, &snapshots, Timestamp::MAX, &TimeZone::posix(zone).unwrap());
+        let decisions =
+            decide_at(rules, &snapshots, Timestamp::MAX, &TimeZone::posix(zone).unwrap());
         decisions.into_iter().map(|decision| decision.keep.join(", ")).collect()
     }
 
@@ -229,7 +238,7 @@ mod tests {
         let rules = rules("daily=7 weekly=4 monthly=12");
         let kept = |snapshots: &[Snapshot]| -> Vec<(Snapshot, String)> {
             let decisions =
-                decide(&rules, snapshots, Timestamp::MAX, &zone).into_iter().zip(snapshots);
+                decide_at(&rules, snapshots, Timestamp::MAX, &zone).into_iter().zip(snapshots);
             let kept = decisions.filter(|(decision, _)| !decision.keep.is_empty());
             kept.map(|(decision, snapshot)| (snapshot.clone(), decision.keep.join(", "))).collect()
         };
@@ -407,7 +416,7 @@ mod tests {
                 })
                 .collect();
             let now = format!("{now}T00:00Z").parse().unwrap();
-            let decisions = decide(&rules(text), &snapshots, now, &TimeZone::UTC);
+            let decisions = decide_at(&rules(text), &snapshots, now, &TimeZone::UTC);
             decisions.iter().map(|decision| !decision.keep.is_empty()).collect()
         };
         let ahead = ["2026-01-01", "2026-11-01", "2035-01-01", "2026-11-20"];

@@ -7,12 +7,14 @@ use jiff::Timestamp;
 /// The effective times of the snapshots of an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Times {
-    /// One for each, in their order: never later than that of a later one, nor, if the clock of now is
-    /// believed, than now.
+    /// One for each, in their order: never later than that of a later one, nor than now, unless now is before
+    /// the newest snapshot.
     pub effective: Vec<Timestamp>,
-    /// Now is before the newest snapshot, or before more snapshots than fit before it: the clock of now is
-    /// what is wrong, or cannot be told from those that were.
-    pub clock_is_behind: bool,
+    /// Now is before the newest snapshot, or before more snapshots than fit before it: whether the clock is
+    /// wrong now or was when they were taken, nobody can say.
+    pub is_in_doubt: bool,
+    /// The times if now is not asked; the same as those above where there is no doubt.
+    otherwise: Vec<Timestamp>,
 }
 
 impl Times {
@@ -26,12 +28,23 @@ impl Times {
         let fits = longest_run(&told, now);
         let ahead = told.iter().filter(|time| **time > now).count();
         let fitting = fits.iter().filter(|fits| **fits).count();
-        let clock_is_behind = told.last().is_some_and(|newest| *newest > now) || ahead > fitting;
-        if clock_is_behind {
-            let fits = longest_run(&told, Timestamp::MAX);
-            return Self { effective: fitted(&told, &fits, Timestamp::MAX), clock_is_behind };
+        let is_behind = told.last().is_some_and(|newest| *newest > now);
+        let is_in_doubt = is_behind || ahead > fitting;
+        let effective = fitted(&told, &fits, now);
+        if !is_in_doubt {
+            return Self { otherwise: effective.clone(), effective, is_in_doubt };
         }
-        Self { effective: fitted(&told, &fits, now), clock_is_behind }
+        let fits = longest_run(&told, Timestamp::MAX);
+        let otherwise = fitted(&told, &fits, Timestamp::MAX);
+        let effective = if is_behind { otherwise.clone() } else { effective };
+        Self { effective, is_in_doubt, otherwise }
+    }
+
+    /// Which of them is the newest at or before a time; and whether that is beyond doubt.
+    pub fn newest_at(&self, time: Timestamp) -> (Option<usize>, bool) {
+        let newest = |times: &[Timestamp]| times.iter().rposition(|taken| *taken <= time);
+        let found = newest(&self.effective);
+        (found, found == newest(&self.otherwise))
     }
 }
 
@@ -93,7 +106,7 @@ mod tests {
             (1..).zip(told).map(|(number, text)| snapshot(number, year(text), None)).collect();
         let times = Times::of(&snapshots, year(now));
         let shown = |time: &Timestamp| time.strftime("%F").to_string();
-        (times.effective.iter().map(shown).collect(), times.clock_is_behind)
+        (times.effective.iter().map(shown).collect(), times.is_in_doubt)
     }
 
     #[test]
@@ -135,14 +148,21 @@ mod tests {
             (
                 &["2026-11-01", "2026-11-02", "1970-01-01"],
                 "1970-01-02",
-                &["2026-11-01", "2026-11-02", "2026-11-02"],
+                &["1970-01-01", "1970-01-01", "1970-01-01"],
+                true,
+            ),
+            // More were taken ahead than since.
+            (
+                &["2035-01-01", "2035-01-02", "2026-11-03"],
+                "2026-11-20",
+                &["2026-11-03", "2026-11-03", "2026-11-03"],
                 true,
             ),
         ];
         for (told, now, want, is_behind) in cases {
-            let (effective, clock_is_behind) = of(told, now);
+            let (effective, is_in_doubt) = of(told, now);
             assert_eq!(effective, *want, "{told:?} {now}");
-            assert_eq!(clock_is_behind, *is_behind, "{told:?} {now}");
+            assert_eq!(is_in_doubt, *is_behind, "{told:?} {now}");
         }
     }
 
@@ -165,10 +185,10 @@ mod tests {
             assert_eq!(times.effective.len(), count);
             assert!(times.effective.is_sorted(), "{told:?} {times:?}");
             if told.is_sorted() && told.last().is_none_or(|last| *last <= now) {
-                assert_eq!((&times.effective, times.clock_is_behind), (&told, false));
+                assert_eq!((&times.effective, times.is_in_doubt), (&told, false));
             }
             let is_bounded = times.effective.iter().all(|time| *time <= now);
-            assert!(times.clock_is_behind || is_bounded, "{told:?} {now} {times:?}");
+            assert!(times.is_in_doubt || is_bounded, "{told:?} {now} {times:?}");
         }
     }
 }

@@ -16,7 +16,7 @@ pub struct ForeignFormat {
 }
 
 /// Name, name in `qemu-img`, offset, magic.
-const MAGICS: [(&str, &str, usize, &[u8]); 10] = [
+const MAGICS: [(&str, &str, usize, &[u8]); 12] = [
     ("qcow2", "qcow2", 0, b"QFI\xfb\0\0\0\x02"),
     ("qcow2", "qcow2", 0, b"QFI\xfb\0\0\0\x03"),
     ("qcow", "qcow", 0, b"QFI\xfb\0\0\0\x01"),
@@ -27,6 +27,8 @@ const MAGICS: [(&str, &str, usize, &[u8]); 10] = [
     ("VHDX", "vhdx", 0, b"vhdxfile"),
     ("VDI", "vdi", 64, &[0x7f, 0x10, 0xda, 0xbe]),
     ("VHD", "vpc", 0, b"conectix"),
+    ("Parallels", "parallels", 0, b"WithoutFreeSpace"),
+    ("Parallels", "parallels", 0, b"WithouFreSpacExt"),
 ];
 /// The first bytes, in which all of these are.
 const HEAD_BYTES: usize = 512;

@@ -171,7 +171,7 @@ fn lock_byte(byte: i64, kind: libc::c_int) -> libc::flock {
 /// The first other process that is in the way, as far as we may see: "qemu-system-x86 (process 42)".
 pub(super) fn find_user(file: &File, intent: Intent) -> Option<String> {
     let ours = file.metadata().ok()?;
-    let is_it = |other: &Metadata| (other.dev(), other.ino()) == (ours.dev(), ours.ino());
+    let is_it = |other: &Metadata, _: &Path| (other.dev(), other.ino()) == (ours.dev(), ours.ino());
     process_with(&is_it, intent).0
 }
 

@@ -8,12 +8,13 @@ mod base_image;
 mod device;
 mod format;
 mod guard;
+mod identity;
 mod raw;
 
 pub use base_image::BaseImage;
-pub use device::{DeviceIdentity, LiveIdentity};
 pub use format::{ForeignFormat, refuse_foreign};
 pub use guard::{FileStat, ImageGuard, Intent};
+pub use identity::{DeviceIdentity, LiveIdentity, LoopFile};
 pub use raw::{Forget, RawFile};
 
 use crate::error::{Error, ErrorKind, Result};

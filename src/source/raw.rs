@@ -41,12 +41,22 @@ impl RawFile {
     /// `NotFound`, `InvalidInput` for a folder, an empty file or anything else that is not an
     /// image, `Busy` if somebody has it open for writing, `Io` if it cannot be opened.
     pub fn open(path: &Path) -> Result<Self> {
-        Self::open_for(path, Intent::Read)
+        Self::open_for(path, Intent::Read, true)
+    }
+
+    /// The same of a path without links; should one be there by now, it is not followed.
+    ///
+    /// # Errors
+    /// As [`RawFile::open`].
+    pub fn open_real(path: &Path) -> Result<Self> {
+        let is_file = std::fs::symlink_metadata(path).is_ok_and(|meta| meta.is_file());
+        Self::open_for(path, Intent::Read, !is_file)
     }
 
     /// Opens an image to change it in place. Links are followed only if they are no stranger's.
     pub fn open_to_write(path: &Path) -> Result<Self> {
-        Self::open_for(&folder::resolve(path)?, Intent::Write).map(|image| image.called(path))
+        Self::open_for(&folder::resolve(path)?, Intent::Write, false)
+            .map(|image| image.called(path))
     }
 
     /// The same under the name that a user gave it.
@@ -59,8 +69,11 @@ impl RawFile {
     /// # Errors
     /// `Unsupported` for anything but a regular file.
     pub fn open_in_use(path: &Path) -> Result<Self> {
-        let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
-        let file = file.map_err(|e| open_error(path, e))?;
+        let opened = std::fs::canonicalize(path).and_then(|real| {
+            let name = real.file_name().unwrap_or_default();
+            Folder::of(&real)?.file(name, OFlag::O_RDONLY, 0)
+        });
+        let file = opened.map_err(|e| open_error(path, e))?;
         if !file.metadata().is_ok_and(|meta| meta.is_file()) {
             let what = format!("{} is no file", path.display());
             return Err(Error::new(ErrorKind::Unsupported, what));
@@ -90,7 +103,7 @@ impl RawFile {
         find_user(&self.file, Intent::Read)
     }
 
-    fn open_for(path: &Path, intent: Intent) -> Result<Self> {
+    fn open_for(path: &Path, intent: Intent, follows: bool) -> Result<Self> {
         let place = path.display();
         let meta = std::fs::metadata(path)
             .map_err(|e| Error::io(format!("cannot open image {place}"), e))?;
@@ -100,19 +113,16 @@ impl RawFile {
             return Err(Error::new(ErrorKind::InvalidInput, format!("{place} is {what}"))
                 .hint("name a raw disk image or a block device"));
         }
-        let opened = match intent {
-            Intent::Read => {
-                let flags = if is_device { libc::O_EXCL } else { 0 };
-                let mut options = OpenOptions::new();
-                options.read(true).custom_flags(flags | libc::O_NONBLOCK).open(path)
-            }
-            // What is to be changed is what was resolved, and nothing that was put in its place.
-            Intent::Write => {
-                let excl = if is_device { OFlag::O_EXCL } else { OFlag::empty() };
-                let folder = Folder::of(path);
-                let name = path.file_name().unwrap_or_default();
-                folder.and_then(|folder| folder.file(name, OFlag::O_RDWR | excl, 0))
-            }
+        let opened = if follows {
+            let flags = if is_device { libc::O_EXCL } else { 0 };
+            let mut options = OpenOptions::new();
+            options.read(true).custom_flags(flags | libc::O_NONBLOCK).open(path)
+        } else {
+            // What was resolved, and nothing that was put in its place since.
+            let access = if intent == Intent::Read { OFlag::O_RDONLY } else { OFlag::O_RDWR };
+            let flags = if is_device { access | OFlag::O_EXCL } else { access };
+            let name = path.file_name().unwrap_or_default();
+            Folder::of(path).and_then(|folder| folder.file(name, flags, 0))
         };
         let mut file = opened.map_err(|e| open_error(path, e))?;
         let is_device = file.metadata().is_ok_and(|meta| meta.file_type().is_block_device());

@@ -4,7 +4,8 @@
 //! Only what is said to be durable is: the bytes of a file after [`DiskFile::sync`], names after
 //! [`Disk::sync_folder`].
 
-use crate::folder::Folder;
+use crate::error::ErrorKind;
+use crate::folder::{Folder, resolve};
 use crate::writeback::Writeback;
 use nix::fcntl::OFlag;
 use quick_cache::sync::Cache;
@@ -116,7 +117,10 @@ impl OsDisk {
         let real = match self.real.get() {
             Some(real) => real,
             None => {
-                let real = std::fs::canonicalize(&self.root)?;
+                let real = resolve(&self.root).map_err(|e| match e.kind() {
+                    ErrorKind::NotFound => io::ErrorKind::NotFound.into(),
+                    _ => io::Error::other(e.to_string()),
+                })?;
                 self.real.get_or_init(|| real)
             }
         };

@@ -111,7 +111,14 @@ impl Store for LocalStore {
     fn remove_folder(&self, folder: &str) -> Result<bool> {
         match self.disk.remove_folder(folder) {
             // Somebody came meanwhile, and it is his now; or there is what was never ours.
-            Err(e) if e.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(false),
+            Err(e)
+                if matches!(
+                    e.kind(),
+                    io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::ResourceBusy
+                ) =>
+            {
+                Ok(false)
+            }
             Err(e) if e.kind() != io::ErrorKind::NotFound => {
                 Err(self.error("remove folder", folder, e))
             }

@@ -27,6 +27,8 @@ pub struct NewFile {
     path: PathBuf,
     /// What it will be in, whatever becomes of the path.
     folder: Folder,
+    /// The same, to make its name durable; none if we may only pass through it.
+    synced: Option<File>,
     name: OsString,
     /// Under which it can be found until then.
     temporary: OsString,
@@ -50,6 +52,11 @@ impl NewFile {
         let path = if is_there { folder::resolve(path)? } else { folder::resolve_new(path)? };
         let name = path.file_name().unwrap_or_default().to_owned();
         let folder = Folder::of(&path).map_err(|e| failed("open the folder of", e))?;
+        // Before anything has a name: what fails afterwards would leave it behind.
+        let synced = match folder.readable() {
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => None,
+            other => Some(other.map_err(|e| failed("open the folder of", e))?),
+        };
         let replaced = match folder.owned_in(&name) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => None,
             Err(e) => return Err(failed("look at", e)),
@@ -77,7 +84,7 @@ impl NewFile {
         clear_away(&folder, &name);
         let random = uuid::Uuid::new_v4().simple().to_string();
         let mut temporary = OsString::from(".");
-        temporary.push(&name);
+        temporary.push(shortened(&name));
         temporary.push(format!(".{}{TEMPORARY}", random.get(..RANDOM).unwrap_or_default()));
         let (file, has_temporary_name) = match open_nameless(&folder) {
             Some(file) => (file, false),
@@ -95,6 +102,7 @@ impl NewFile {
             file,
             path,
             folder,
+            synced,
             name,
             temporary,
             has_temporary_name,
@@ -154,6 +162,11 @@ fn clear_away(folder: &Folder, name: &OsStr) {
     }
 }
 
+/// What of a long name goes into a temporary one, which must not be too long, either.
+fn shortened(name: &OsStr) -> &OsStr {
+    OsStr::from_bytes(name.as_bytes().get(..200).unwrap_or(name.as_bytes()))
+}
+
 fn no_file(path: &Path) -> Error {
     Error::new(ErrorKind::InvalidInput, format!("{} is no file", path.display()))
 }
@@ -161,7 +174,8 @@ fn no_file(path: &Path) -> Error {
 /// True for a temporary name of a file: `.NAME.0123456789ab.tmp`.
 fn is_temporary(found: &OsStr, name: &OsStr) -> bool {
     let random = |found: &[u8]| -> Option<Vec<u8>> {
-        let rest = found.strip_prefix(b".")?.strip_prefix(name.as_bytes())?.strip_prefix(b".")?;
+        let name = shortened(name).as_bytes();
+        let rest = found.strip_prefix(b".")?.strip_prefix(name)?.strip_prefix(b".")?;
         Some(rest.strip_suffix(TEMPORARY.as_bytes())?.to_owned())
     };
     random(found.as_bytes())
@@ -196,7 +210,8 @@ impl Target for NewFile {
         }
         self.give_name().map_err(|e| self.failed("name", e))?;
         self.finished = true;
-        self.folder.sync().map_err(|e| self.failed("sync the folder of", e))
+        let synced = self.synced.as_ref().map_or(Ok(()), File::sync_all);
+        synced.map_err(|e| self.failed("sync the folder of", e))
     }
 
     fn name(&self) -> String {

@@ -72,6 +72,9 @@ fn no_file_is_made_in_any_repository_by_those_that_need_none() {
         // Another repository than that which is used.
         &["restore", "web@1", "-o", "other/new.img"],
         &["export", "web@1", "-o", "other/new.delta"],
+        &["man", "repo/vm"],
+        &["man", "other"],
+        &["--repo", "repo/vm/sub", "init"],
     ] {
         let line = lab.fails(FAILED, args);
         assert!(line.contains("is within the repository"), "{args:?}: {line}");
@@ -151,6 +154,22 @@ fn a_base_image_is_overwritten_by_nobody() {
             }
         }
     }
+    // Nor by a rollback of what it is the live file of, nor while it cannot be told what needs it.
+    let line = lab.fails(FAILED, &["relink", "web", "golden.img"]);
+    assert!(line.contains("is the base image of clone@1"), "{line}");
+    let (manifest, web) = (lab.manifest("clone"), lab.manifest("web"));
+    let (good, of_web) = (lab.read(&manifest), lab.read(&web));
+    forge(&lab, "web", |m| {
+        m["source"] = lab.at("golden.img").into();
+        m.as_object_mut().unwrap().remove("live");
+    });
+    let line = lab.fails(FAILED, &["rollback", "web", "--to", "@1"]);
+    assert!(line.contains("is the base image of clone@1"), "{line}");
+    lab.write(&web, &of_web);
+    lab.write(&manifest, b"damaged");
+    let line = lab.fails(DAMAGE, &["restore", "web@1", "-o", "golden.img", "--force"]);
+    assert!(line.contains("it is not known whether"), "{line}");
+    lab.write(&manifest, &good);
     lab.restores("clone@2", &disk(1, 64 * KIB));
     lab.done(&["flatten", "clone@2"]);
     lab.done(&["delete", "clone@1"]);

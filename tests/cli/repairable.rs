@@ -170,7 +170,9 @@ impl History {
                 assert!(labels.insert(label.to_owned()), "{label} stands twice: {text}");
             }
         }
-        assert!(before.is_subset(&after), "{before:?} {after:?} {text}");
+        let lost: Vec<&serde_json::Value> =
+            listed.iter().filter(|s| !after.contains(string(s, "id"))).collect();
+        assert!(before.is_subset(&after), "lost: {lost:#?} {text}");
         // And it goes on.
         let again = self.lab.run(&["repair"]);
         assert!(matches!(again.code, Some(0 | DAMAGE)), "{text}");
@@ -278,4 +280,47 @@ fn a_repair_names_the_file_that_is_missing() {
     lab.done(&["repair", "disk", "--from", "copy"]);
     lab.done(&["repair", "disk"]);
     lab.holds("disk", &[(1, &states[0]), (2, &states[1]), (3, &states[2])]);
+}
+
+#[test]
+fn what_is_known_to_be_lost_is_told_each_time() {
+    let (lab, _) = Lab::with_snapshots(2);
+    let base = lab.delta("disk", 1);
+    lab.lose_manifests("disk");
+    lab.remove(&base);
+    for _ in 0..2 {
+        let run = lab.run(&["repair", "disk"]);
+        assert_eq!(run.code, Some(DAMAGE), "{}{}", run.text(), run.err);
+        assert!(run.text().contains("not used, kept: "), "{}", run.text());
+        assert!(!run.text().contains("nothing to repair"), "{}", run.text());
+    }
+}
+
+#[test]
+fn of_a_lost_manifest_all_that_a_copy_has_comes_back() {
+    let (lab, states) = Lab::with_snapshots(3);
+    let mut copy = std::process::Command::new("cp");
+    copy.args(["-r", "repo", "copy"]).current_dir(lab.path("."));
+    assert!(copy.status().unwrap().success());
+    // The newest, on which nothing rests.
+    let newest = lab.delta("disk", 3);
+    lab.lose_manifests("disk");
+    lab.remove(&newest);
+    lab.done(&["repair", "disk", "--from", "copy"]);
+    lab.holds("disk", &[(1, &states[0]), (2, &states[1]), (3, &states[2])]);
+}
+
+#[test]
+fn an_image_that_cannot_be_repaired_now_keeps_no_other_from_it() {
+    let (lab, _) = Lab::with_snapshots(1);
+    let states = lab.grow_history("web.img", 1);
+    let delta = lab.delta("disk", 1);
+    lab.lose_manifests("web");
+    // What is no file cannot be read, and is no damage.
+    lab.rename(&delta, "away");
+    std::fs::create_dir(lab.path(&delta)).unwrap();
+    let run = lab.run(&["repair"]);
+    assert_eq!(run.code, Some(FAILED), "{}{}", run.text(), run.err);
+    assert!(run.text().contains("web: rebuilt the manifest"), "{}", run.text());
+    lab.restores("web@1", &states[0]);
 }

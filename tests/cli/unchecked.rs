@@ -86,6 +86,15 @@ fn a_file_that_may_not_be_read_is_no_damage_and_a_repair_changes_nothing() {
     for word in ["DAMAGED", "LOST", "repair", "sound"] {
         assert!(!text.contains(word), "{word}: {text}");
     }
+    assert!(run.err.starts_with("imgsnap: error: disk@2 could not be checked: "), "{}", run.err);
+    // What is gone is gone, whatever is not known.
+    let third = lab.delta("disk", 3);
+    lab.rename(&third, "third");
+    let run = nobody(&["verify"]);
+    assert_eq!(run.code, Some(crate::support::DAMAGE), "{}", run.err);
+    assert!(run.text().contains("LOST     disk@3  nothing of it"), "{}", run.text());
+    assert!(!run.text().contains("LOST     disk@2"), "{}", run.text());
+    lab.rename("third", &third);
     let run = nobody(&["verify", "--json"]);
     let value = run.json();
     assert_eq!(

@@ -228,6 +228,12 @@ fn a_device_that_somebody_has_open_is_refused_with_his_name() {
     let snapshot = &["snapshot", &device.device, "--name", "disk"];
     lab.run(snapshot).fails(4).says(&over_name);
     over.detach();
+    // Another device on the same file, which the kernel holds, and no process.
+    let beside = need!(Loop::new(&[], &lab.path("disk")));
+    for args in [&snapshot[..], &["rollback", "disk", "--to", "@1"]] {
+        lab.run(args).fails(4).says(&beside.device);
+    }
+    beside.detach();
     for (path, how) in [(device.device.clone(), "<>"), (lab.path("disk"), "<>")] {
         let user = holder(&path, how);
         for args in [
@@ -304,12 +310,26 @@ fn another_disk_under_the_same_path_is_not_rolled_back() {
     let rollback = ["rollback", "disk", "--to", "@1"];
     for more in [&[][..], &["--no-save"], &["--dry-run"]] {
         let run = lab.run(&[&rollback[..], more].concat()).fails(1);
-        run.says("file of the loop device was").says("--force-device");
+        run.says("the file of its loop device was").says("--force-device");
     }
     same(&path, &before);
     let run = lab.run(&[&rollback[..], &["--force-device"]].concat()).done();
     run.says("is another device");
     device.detach();
+    // A snapshot of it is taken, and does not make it the one that is rolled back.
+    need!(try_tool("losetup", &[&path, &other]));
+    let device = Loop { device: path.clone() };
+    lab.run(snapshot).done().says("a rollback is refused until");
+    lab.run(&rollback).fails(1).says("the file of its loop device was");
+    device.detach();
+    // A file that was renamed is the same.
+    let renamed = lab.path("three");
+    std::fs::rename(lab.path("one"), &renamed).unwrap();
+    need!(try_tool("losetup", &[&path, &renamed]));
+    let device = Loop { device: path.clone() };
+    lab.run(&rollback).done();
+    device.detach();
+    std::fs::rename(&renamed, lab.path("one")).unwrap();
     // It itself again is no other one: what a guest does to its partition table is no matter.
     need!(try_tool("losetup", &[&path, &lab.path("one")]));
     let device = Loop { device: path.clone() };
@@ -318,4 +338,43 @@ fn another_disk_under_the_same_path_is_not_rolled_back() {
     put(&path, 510, &[0x55, 0xaa]);
     lab.run(&rollback).done();
     device.detach();
+}
+
+#[test]
+fn a_part_of_a_device_is_known_and_watched_as_the_whole_is() {
+    need!(tools(&["losetup", "addpart", "delpart"]));
+    let lab = Lab::new();
+    let device = need!(Loop::of_noise(&lab.path("one"), 4 * MIB, 1));
+    let (path, part) = (device.device.clone(), format!("{}p1", device.device));
+    need!(try_tool("addpart", &[&path, "1", "2048", "4096"]));
+    let _undo = Undo(path.clone());
+    if !std::path::Path::new(&part).exists() {
+        return skipped("devices::a_part_of_a_device", "no node is made for a partition");
+    }
+    lab.run(&["snapshot", &part, "--name", "part"]).done();
+    for (held, how) in [(lab.path("one"), "<>"), (path.clone(), "<>")] {
+        let user = holder(&held, how);
+        lab.run(&["snapshot", &part, "--name", "part"]).fails(4).says("(process ");
+        drop(user);
+    }
+    try_tool("delpart", &[&path, "1"]).unwrap();
+    device.detach();
+    let other = lab.path("two");
+    make(&other, 4 * MIB);
+    put(&other, 0, &noise(3, 4 * MIB));
+    need!(try_tool("losetup", &[&path, &other]));
+    let device = Loop { device: path.clone() };
+    need!(try_tool("addpart", &[&path, "1", "2048", "4096"]));
+    lab.run(&["rollback", "part", "--to", "@1"]).fails(1).says("the file of its loop device");
+    try_tool("delpart", &[&path, "1"]).unwrap();
+    device.detach();
+}
+
+/// Removes the partition of a device, should it be left.
+struct Undo(String);
+
+impl Drop for Undo {
+    fn drop(&mut self) {
+        try_tool("delpart", &[&self.0, "1"]).ok();
+    }
 }

@@ -209,7 +209,7 @@ impl Verb {
                 assert!(disk.image() == of[number].bytes, "rolled back to something else");
             }
             Self::Relink { image } => {
-                repository.relink("vm", &world.image(*image), &context)?;
+                repository.relink("vm", &world.image(*image), false, &context)?;
             }
             Self::RelinkBaseImage { template } => {
                 let path = world.template(*template);

@@ -2,6 +2,8 @@
 //! at all.
 
 use imgsnap::error::{Error, ErrorKind, Result};
+use imgsnap::folder::resolve;
+use imgsnap::repository::refuse_inside_any;
 use std::fs::{File, Permissions};
 use std::io::{self, ErrorKind as IoKind, Write};
 use std::path::{Path, PathBuf};
@@ -17,7 +19,8 @@ impl Export {
     /// Fails if the file could not be written.
     pub fn new(path: &Path) -> Result<Self> {
         // A link stays a link: what it points to is replaced.
-        let path = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+        refuse_inside_any(path)?;
+        let path = if path.exists() { resolve(path)? } else { path.to_owned() };
         let place = path.display();
         let permissions = match std::fs::metadata(&path) {
             Ok(meta) if meta.is_file() => Some(meta.permissions()),
