@@ -100,7 +100,8 @@ pub fn relink(
         let refs: Vec<String> = numbers.iter().map(|n| format!("{name}@{n}")).collect();
         if !printer.is_json() {
             let refs = refs.join(", ");
-            printer.line(&format!("the base image of {refs} is {}, proved", path.display()))?;
+            printer
+                .line(&format!("the base image of {refs} is {}, proved", output::shown(&path)))?;
         } else if let Some(object) = value.as_object_mut() {
             object.insert("base_image".into(), output::path(&path));
             object.insert("bases".into(), json!(refs));
@@ -109,7 +110,7 @@ pub fn relink(
     if let Some(image) = image {
         let path = repository.relink(name, image, is_raw, context)?;
         if !printer.is_json() {
-            printer.line(&format!("the live file of \"{name}\" is {}", path.display()))?;
+            printer.line(&format!("the live file of \"{name}\" is {}", output::shown(&path)))?;
         } else if let Some(object) = value.as_object_mut() {
             object.insert("source".into(), output::path(&path));
         }

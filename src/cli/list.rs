@@ -127,7 +127,7 @@ fn warn_of_mixture(listing: &Listing, context: &Context) {
 /// Clones that take room and are of no use.
 pub fn warn_of_clones(name: &str, clones: &Clones, context: &Context) {
     for orphan in &clones.orphans {
-        let (path, bytes) = (orphan.path.display(), output::bytes(orphan.own_bytes));
+        let (path, bytes) = (output::shown(&orphan.path), output::bytes(orphan.own_bytes));
         context.progress().warn(&format!(
             "{path} is a clone that no snapshot needs, and takes {bytes}; the next snapshot of \"{name}\" \
              removes it, or \"imgsnap untrack {name}\""
@@ -135,7 +135,7 @@ pub fn warn_of_clones(name: &str, clones: &Clones, context: &Context) {
     }
     if !clones.foreign.is_empty() {
         let bytes = clones.foreign.iter().map(|clone| clone.own_bytes).sum();
-        let first = clones.foreign.first().map(|clone| clone.path.display().to_string());
+        let first = clones.foreign.first().map(|clone| output::shown(&clone.path));
         context.progress().note(&format!(
             "{} beside \"{name}\" of other repositories, {} (such as {})",
             output::plural(clones.foreign.len() as u64, "clone"),
@@ -157,7 +157,7 @@ fn describe(listing: &Listing) -> String {
         format!(", {} held by its clone", output::bytes(clone.own_bytes))
     });
     let source = manifest.source.as_ref();
-    let source = source.map_or("(live file unknown)".into(), |p| p.display().to_string());
+    let source = source.map_or("(live file unknown)".into(), |path| output::shown(path));
     let title = format!(
         "{}  {source}  {}, {} stored{held}{clone}",
         manifest.name,
@@ -354,7 +354,7 @@ fn parent_text(
         }
         (Some(parent), _) => refs(&[parent.number]),
         (None, Some(path)) => {
-            format!("none: this is a base, whose blocks are in {}", path.display())
+            format!("none: this is a base, whose blocks are in {}", output::shown(path))
         }
         (None, None) => "none: this is a base".into(),
     }

@@ -56,6 +56,11 @@ pub fn count(count: u64) -> String {
     text
 }
 
+/// A path as people read it: on one line, whatever is in it.
+pub fn shown(path: &Path) -> String {
+    path.display().to_string().replace('\n', "\\n")
+}
+
 /// A path as JSON has it: as it is, or, if it is no UTF-8, absolute and as a percent-encoded `file:` URI.
 pub fn path(path: &Path) -> Value {
     if let Some(text) = path.to_str() {

@@ -85,7 +85,7 @@ pub fn run(
     };
     let line = format!(
         "{name} -> {}  {} ({} data) in {}, {}; {proof}",
-        verb.output.display(),
+        output::shown(&verb.output),
         output::bytes(restored.bytes),
         output::bytes(restored.data_bytes),
         output::duration(seconds),

@@ -52,7 +52,7 @@ pub fn run(
 }
 
 fn describe(name: &str, done: &RollbackOutcome, seconds: f64) -> String {
-    let image = done.image.display();
+    let image = output::shown(&done.image);
     let to = format!("{name}@{}", done.number);
     let written = output::bytes(done.work.written_bytes);
     let read = output::bytes(done.work.read_bytes);

@@ -66,7 +66,7 @@ pub fn export(
     let line = format!(
         "{name}@{} ({against}) -> {}  {} in {}",
         snapshot.number,
-        verb.output.display(),
+        output::shown(&verb.output),
         output::bytes(bytes),
         output::duration(seconds)
     );
@@ -238,7 +238,7 @@ fn tell_apply(
     let line = format!(
         "{} -> {}  {} written in {}; the image of snapshot {}, image digest proved",
         output::plural(verb.deltas.len() as u64, "delta"),
-        to.display(),
+        output::shown(to),
         output::bytes(done.written_bytes),
         output::duration(seconds),
         patch.number()

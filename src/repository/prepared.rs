@@ -144,7 +144,9 @@ impl Prepared {
         let clone = way.clone.as_ref().map(|clone| clone.file());
         let clone = clone.or(way.standby.as_ref()).map(|file| {
             let file = file.try_clone();
-            let file = file.map_err(|e| Error::io("cannot open a clone again", e))?;
+            let file = file.map_err(|e| {
+                Error::io(format!("cannot open the clone of {} again", image.path().display()), e)
+            })?;
             RawFile::unguarded(file, image.path())
         });
         let clone = clone.transpose()?;

@@ -137,7 +137,8 @@ impl Way {
             Basis::Whole(_) => return Ok(Scope::Whole),
             Basis::Unchanged(_) => (None, None),
             Basis::Extents(reference) => {
-                let failed = |e| Error::io("cannot open a clone again", e);
+                let place = reference.chain.tip().location();
+                let failed = |e| Error::io(format!("{place}: cannot open its clone again"), e);
                 let newer = self.clone.as_ref().map(|clone| clone.file().try_clone());
                 let newer = newer.transpose().map_err(failed)?.ok_or_else(no_clone)?;
                 let older = reference.file.try_clone().map_err(failed)?;
