@@ -4,7 +4,6 @@
 
 use crate::support::{DONE, FAILED, KIB, Lab, Run, disk, forge, integer, noise};
 use serde_json::{Value, json};
-use std::process::Command;
 
 /// Format, where its magic is, and what that is.
 const MAGICS: [(&str, usize, &[u8]); 6] = [
@@ -198,16 +197,6 @@ fn while_the_clock_is_behind_rules_by_time_drop_nothing_and_say_so() {
     lab.holds("disk", &[(3, &states[2])]);
 }
 
-/// The binary in a shell that allows files of so many KiB.
-fn limited(lab: &Lab, kib: usize, args: &[&str]) -> Run {
-    let command = lab.command(args);
-    let mut shell = Command::new("bash");
-    shell.args(["-c", &format!("ulimit -f {kib}; exec \"$@\""), "bash"]);
-    shell.arg(command.get_program()).args(args).current_dir(lab.path("."));
-    shell.env("IMGSNAP_REPO", lab.path("repo")).env("HOME", lab.path("home"));
-    Run::of(&mut shell)
-}
-
 #[test]
 fn a_file_that_may_not_be_that_long_is_an_error_like_a_full_disk() {
     let (lab, states) = Lab::with_snapshots(2);
@@ -220,13 +209,13 @@ fn a_file_that_may_not_be_that_long_is_an_error_like_a_full_disk() {
         &["apply", "back.delta", "--base", "disk.img", "--in-place"],
         &["apply", "back.delta", "--base", "disk.img", "-o", "new.img"],
     ] {
-        let line = limited(&lab, 64, args).failed(FAILED);
+        let line = lab.limited("-f 64", args).failed(FAILED);
         assert!(line.contains("ulimit -f"), "{args:?}: {line}");
         lab.ensure_untouched(&before, &line);
     }
     lab.write("disk.img", &noise(5, 512 * KIB));
     let before = lab.everything();
-    let line = limited(&lab, 64, &["snapshot", "disk.img"]).failed(FAILED);
+    let line = lab.limited("-f 64", &["snapshot", "disk.img"]).failed(FAILED);
     assert!(line.contains("ulimit -f"), "{line}");
     lab.ensure_untouched(&before, &line);
     lab.write("disk.img", &states[1]);

@@ -176,6 +176,14 @@ impl Lab {
         Run::of(&mut self.command(args))
     }
 
+    /// The same under a limit, as `ulimit` of a shell takes it.
+    pub fn limited(&self, limit: &str, args: &[&str]) -> Run {
+        let mut shell = Command::new("bash");
+        shell.args(["-c", &format!("ulimit {limit}; exec \"$@\""), "bash"]);
+        shell.arg(assert_cmd::cargo::cargo_bin!("imgsnap"));
+        Run::of(&mut self.prepare(shell, args))
+    }
+
     /// It must work; gives its stdout as text.
     #[track_caller]
     pub fn done(&self, args: &[&str]) -> String {

@@ -8,16 +8,6 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::Path;
 use std::process::Command;
 
-/// The binary in a shell with so many descriptors at most.
-fn with_descriptors(lab: &Lab, count: usize, args: &[&str]) -> Run {
-    let command = lab.command(args);
-    let mut shell = Command::new("bash");
-    shell.args(["-c", &format!("ulimit -n {count}; exec \"$@\""), "bash"]);
-    shell.arg(command.get_program()).args(args).current_dir(lab.path("."));
-    shell.env("IMGSNAP_REPO", lab.path("repo")).env("HOME", lab.path("home"));
-    Run::of(&mut shell)
-}
-
 #[test]
 fn few_descriptors_are_no_damage_and_keep_nobody_from_anything() {
     const COUNT: usize = 120;
@@ -36,14 +26,14 @@ fn few_descriptors_are_no_damage_and_keep_nobody_from_anything() {
         lab.done(&["export", &format!("disk@{number}"), "--since", &since, "-o", &delta]);
         deltas.push(delta);
     }
-    let verified = with_descriptors(&lab, 32, &["verify", "--json"]).done().json();
+    let verified = lab.limited("-n 32", &["verify", "--json"]).done().json();
     assert_eq!((&verified["damaged"], &verified["unchecked"]), (&json!([]), &json!([])));
     assert_eq!(verified["snapshots"], COUNT);
     let mut args = vec!["apply", "--base", "first.img", "-o", "last.img"];
     args.extend(deltas.iter().map(String::as_str));
-    with_descriptors(&lab, 32, &args).done();
+    lab.limited("-n 32", &args).done();
     assert!(lab.read("last.img") == bytes);
-    with_descriptors(&lab, 32, &["restore", "disk@latest", "-o", "again.img"]).done();
+    lab.limited("-n 32", &["restore", "disk@latest", "-o", "again.img"]).done();
     assert!(lab.read("again.img") == bytes);
 }
 

@@ -4,9 +4,9 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that fails says where")]
 
 use crate::kit::*;
-use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+use nix::fcntl::{AT_FDCWD, AtFlags, RenameFlags, renameat2};
+use nix::unistd::fchownat;
 use std::os::unix::fs::{MetadataExt, chown, symlink};
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -59,6 +59,13 @@ fn folders(below: &str) -> (String, String) {
     }
     chown(&theirs, Some(OTHER), Some(OTHER)).unwrap();
     (theirs, ours)
+}
+
+/// A link that the other user made.
+fn link_of_theirs(to: &str, link: &str) {
+    symlink(to, link).unwrap();
+    let flags = AtFlags::AT_SYMLINK_NOFOLLOW;
+    fchownat(AT_FDCWD, link, Some(OTHER.into()), None, flags).unwrap();
 }
 
 /// It may have worked, or been refused; it said so, and did not crash.
@@ -195,15 +202,7 @@ fn a_restore_replaces_nothing_that_a_link_of_another_user_leads_to() {
     std::fs::write(&victim, "precious").unwrap();
     let target = format!("{theirs}/out.img");
     // Their links are not followed, ours are.
-    symlink(&victim, &target).unwrap();
-    nix::unistd::fchownat(
-        AT_FDCWD,
-        target.as_str(),
-        Some(OTHER.into()),
-        None,
-        nix::fcntl::AtFlags::AT_SYMLINK_NOFOLLOW,
-    )
-    .unwrap();
+    link_of_theirs(&victim, &target);
     let restore = &["restore", "vm@1", "-o", &target, "--force"];
     lab.run(restore).fails(1).says("is a link that another user made");
     symlink(format!("{theirs}/real.img"), format!("{ours}/link.img")).unwrap();
@@ -217,16 +216,7 @@ fn a_restore_replaces_nothing_that_a_link_of_another_user_leads_to() {
     for (one, other, leads_to) in
         [(&target, format!("{theirs}/x"), victim.clone()), (&theirs, lab.path("y"), ours.clone())]
     {
-        symlink(&leads_to, &other).unwrap();
-        let link = Path::new(&other);
-        nix::unistd::fchownat(
-            AT_FDCWD,
-            link,
-            Some(OTHER.into()),
-            None,
-            nix::fcntl::AtFlags::AT_SYMLINK_NOFOLLOW,
-        )
-        .unwrap();
+        link_of_theirs(&leads_to, &other);
         let exchange = Exchange::of(one.clone(), other);
         for _ in 0..ROUNDS {
             ended(&lab.run(restore));
