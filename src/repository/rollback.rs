@@ -112,7 +112,12 @@ impl Repository {
             Error::new(ErrorKind::NotFound, what).hint(hint)
         })?;
         self.warn_of_policy(&request.name, context);
-        self.refuse_target(&path)?;
+        self.refuse_inside(&path)?;
+        match self.refuse_base_image(&path) {
+            // Another image is damaged: what is saved first is lost to nobody.
+            Err(e) if e.is_damage() && request.save => context.progress().warn(&e.to_string()),
+            other => other?,
+        }
         let open = || {
             refuse_link(&request.name, &path)?;
             RawFile::open_to_write(&path).map_err(|e| match e.kind() {

@@ -169,6 +169,11 @@ fn a_base_image_is_overwritten_by_nobody() {
     lab.write(&manifest, b"damaged");
     let line = lab.fails(DAMAGE, &["restore", "web@1", "-o", "golden.img", "--force"]);
     assert!(line.contains("it is not known whether"), "{line}");
+    // What is saved first is lost to nobody.
+    let line = lab.fails(DAMAGE, &["rollback", "web", "--to", "@1", "--no-save"]);
+    assert!(line.contains("it is not known whether"), "{line}");
+    let run = lab.run(&["rollback", "web", "--to", "@1"]).done();
+    assert!(run.err.contains("it is not known whether"), "{}", run.err);
     lab.write(&manifest, &good);
     lab.restores("clone@2", &disk(1, 64 * KIB));
     lab.done(&["flatten", "clone@2"]);

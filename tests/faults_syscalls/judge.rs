@@ -113,9 +113,12 @@ fn says_what_is_wrong(verb: &Verb, ending: Ending, err: &str, hit: &Hit) -> Verd
     let errors: Vec<&str> = err.lines().filter(|l| l.starts_with("imgsnap: error: ")).collect();
     // What cannot be read is told among the others, on stdout by `verify`, as a warning by `list`.
     let tells_of_many = ["verify", "list"].iter().any(|name| verb.args.starts_with(name));
+    // Each image by itself.
+    let images = verb.args.split(' ').filter(|arg| arg.ends_with(".img")).count();
+    let of_many = if verb.args.starts_with("snapshot ") { images.max(1) } else { 1 };
     let is_fine = match ending {
         Ending::Survived => errors.is_empty(),
-        Ending::Failed => errors.len() == 1 || tells_of_many,
+        Ending::Failed => (1..=of_many).contains(&errors.len()) || tells_of_many,
         Ending::Killed => errors.len() <= 1,
     };
     if !is_fine && !is_mute {

@@ -180,7 +180,10 @@ impl<'a> Line<'a> {
         let ruling = files.iter().rfind(|file| file.starts_with(&start)).unwrap();
         let mut bytes = self.disk.get(ruling).unwrap();
         let at = self.random.below(bytes.len() as u64) as usize;
-        bytes[at] ^= 1 << self.random.below(8);
+        let bit = 1 << self.random.below(8);
+        // Another digit in the place of the version is that of a later program, which nobody repairs.
+        let is_version = bytes[..at] == *b"imgsnap-manifest ";
+        bytes[at] ^= if is_version { 0x40 } else { bit };
         self.disk.put(ruling, &bytes);
         self.seen.damaged.insert(name.into());
     }
