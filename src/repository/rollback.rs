@@ -231,6 +231,9 @@ impl Repository {
         } else {
             self.end_rollback(&mut writer, target.id, image, context)?;
         }
+        // What one that was interrupted had saved may have left a clone that nobody needs.
+        let is_tracked = self.rollback_policy(&request.name).track != Track::None;
+        self.clean_clones(&writer.manifest, is_tracked, context);
         outcome.proved = outcome.scanned || request.prove;
         Ok(outcome)
     }

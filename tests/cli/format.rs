@@ -72,6 +72,7 @@ fn a_guest_that_writes_a_header_into_its_raw_disk_changes_nothing_but_a_warning(
     lab.done(&["snapshot", "disk.img"]);
 }
 
+/// Rule J8.
 #[test]
 fn an_image_that_a_later_version_reads_in_another_way_is_not_taken_as_raw() {
     let (lab, _) = Lab::with_snapshots(1);
@@ -159,6 +160,7 @@ fn a_repository_with_such_a_number_is_given_lower_ones_by_repair() {
     }
 }
 
+/// Rule J9.
 #[test]
 fn a_clock_that_was_ahead_costs_no_true_snapshot() {
     let (lab, states) = Lab::with_snapshots(5);

@@ -81,6 +81,7 @@ fn no_file_is_made_in_any_repository_by_those_that_need_none() {
     }
 }
 
+/// Rule P0.
 #[test]
 fn what_imgsnap_has_not_put_there_is_never_removed() {
     let (lab, bytes) = lab();

@@ -288,6 +288,7 @@ fn who_cannot_see_the_users_of_a_device_is_warned() {
     run.done().says("who else has it open cannot be seen from here");
 }
 
+/// Rule J7.
 #[test]
 fn another_disk_under_the_same_path_is_not_rolled_back() {
     need!(tools(&["losetup"]));
