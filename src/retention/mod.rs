@@ -24,8 +24,8 @@ pub struct Decision {
 /// Decides on all snapshots of an image: one decision for each, in their order. Without any rule
 /// all are kept: nobody who wrote none wanted to lose everything.
 ///
-/// Their order is that of their numbers, and their time the effective one. While that is in doubt, rules by
-/// time keep everything.
+/// Their order is that of their numbers, and their time the effective one; what a rule keeps by another
+/// reading of the times is kept, too. While they are in doubt, rules by time keep everything.
 pub fn decide(
     rules: &Rules,
     snapshots: &[Snapshot],
@@ -36,10 +36,31 @@ pub fn decide(
         let keep = |s: &Snapshot| Decision { keep: vec!["no rules".into()], time: s.time };
         return snapshots.iter().map(keep).collect();
     }
-    let mut decisions = vec![Decision::default(); snapshots.len()];
-    let walk = snapshots.iter().zip(&times.effective).zip(&mut decisions);
+    let mut decisions: Vec<Decision> =
+        times.effective.iter().map(|time| Decision { keep: Vec::new(), time: *time }).collect();
+    for reading in times.readings() {
+        for (decision, reasons) in decisions.iter_mut().zip(reasons(rules, reading, zone)) {
+            let more: Vec<String> =
+                reasons.into_iter().filter(|reason| !decision.keep.contains(reason)).collect();
+            decision.keep.extend(more);
+        }
+    }
+    for (snapshot, decision) in snapshots.iter().zip(&mut decisions) {
+        if times.is_in_doubt && rules.ask_for_time() {
+            decision.keep.push("clock in doubt".into());
+        }
+        let label = snapshot.label.as_deref();
+        let fitting = rules.labels.iter().filter(|glob| label.is_some_and(|l| glob.matches(l)));
+        decision.keep.extend(fitting.map(|glob| format!("label {glob}")));
+    }
+    decisions
+}
+
+/// Why snapshots of these times are kept: for each, the rules that say so.
+fn reasons(rules: &Rules, times: &[Timestamp], zone: &TimeZone) -> Vec<Vec<String>> {
+    let mut reasons = vec![Vec::new(); times.len()];
     // Not before now: an image that is no longer backed up does not lose its last snapshots.
-    let newest = times.effective.last();
+    let newest = times.last();
     let within = rules.within.zip(newest).map(|(period, t)| (period, period.before(*t, zone)));
     let mut counters = [
         Counter::new("last", Unit::Each, rules.last),
@@ -49,26 +70,18 @@ pub fn decide(
         Counter::new("monthly", Unit::Month, rules.monthly),
         Counter::new("yearly", Unit::Year, rules.yearly),
     ];
-    let mut walk = walk.rev().peekable();
-    while let Some(((snapshot, time), decision)) = walk.next() {
+    let mut walk = times.iter().zip(&mut reasons).rev().peekable();
+    while let Some((time, reasons)) = walk.next() {
         let is_oldest = walk.peek().is_none();
         let local = time.to_zoned(zone.clone());
-        let counted = counters.iter_mut().filter_map(|c| c.reason(&local, is_oldest));
-        decision.keep.extend(counted);
-        decision.time = *time;
-        if times.is_in_doubt && rules.ask_for_time() {
-            decision.keep.push("clock in doubt".into());
-        }
+        reasons.extend(counters.iter_mut().filter_map(|c| c.reason(&local, is_oldest)));
         if let Some((period, start)) = within
             && *time >= start
         {
-            decision.keep.push(format!("within {period}"));
+            reasons.push(format!("within {period}"));
         }
-        let label = snapshot.label.as_deref();
-        let fitting = rules.labels.iter().filter(|glob| label.is_some_and(|l| glob.matches(l)));
-        decision.keep.extend(fitting.map(|glob| format!("label {glob}")));
     }
-    decisions
+    reasons
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -272,6 +285,49 @@ mod tests {
         assert_eq!(shown, want);
         let left: Vec<Snapshot> = once.iter().map(|(snapshot, _)| snapshot.clone()).collect();
         assert_eq!(kept(&left), once, "a second run finds nothing to do");
+    }
+
+    #[test]
+    fn whichever_clock_was_wrong_no_true_snapshot_is_dropped() {
+        let days = |from: i8, to: i8| (from..=to).map(|day| format!("2026-11-{day:02}T12:00Z"));
+        let wrong = |day: &'static str| (0..12).map(move |m| format!("{day}T00:{m:02}Z"));
+        // Each with the numbers that the rules keep by their true times, and what the newest up to the 20th is,
+        // if that is beyond doubt.
+        let cases: [(Vec<String>, &[u64], Option<usize>); 3] = [
+            // More with an empty battery than without.
+            (
+                days(16, 23).chain(wrong("1970-01-01")).chain(days(27, 27)).collect(),
+                &[3, 4, 5, 6, 7, 8, 21],
+                Some(4),
+            ),
+            // A year behind.
+            (
+                days(16, 23).chain(wrong("2025-11-01")).chain(days(27, 27)).collect(),
+                &[3, 4, 5, 6, 7, 8, 21],
+                None,
+            ),
+            // Ahead, but not of now.
+            (
+                days(1, 3).chain(wrong("2026-11-25")).chain(days(4, 7)).collect(),
+                &[1, 2, 3, 16, 17, 18, 19],
+                None,
+            ),
+        ];
+        let rules = rules("daily=7 within=30d");
+        for (told, want, newest) in cases {
+            let snapshots: Vec<Snapshot> = (1..)
+                .zip(&told)
+                .map(|(number, time)| snapshot(number, time.parse().unwrap(), None))
+                .collect();
+            let now = "2026-11-27T13:00Z".parse().unwrap();
+            let decisions = decide_at(&rules, &snapshots, now, &TimeZone::UTC);
+            for number in want {
+                assert!(!decisions[*number as usize - 1].keep.is_empty(), "{told:?}: {number}");
+            }
+            let (at, is_sure) =
+                Times::of(&snapshots, now).newest_at("2026-11-20T13:00Z".parse().unwrap());
+            assert_eq!(at.filter(|_| is_sure), newest, "{told:?}");
+        }
     }
 
     #[test]

@@ -4,6 +4,9 @@
 use crate::manifest::Snapshot;
 use jiff::Timestamp;
 
+/// 2025-01-01: no snapshot is older than imgsnap. A clock without a battery begins before that.
+const EARLIEST: Timestamp = Timestamp::constant(1_735_689_600, 0);
+
 /// The effective times of the snapshots of an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Times {
@@ -13,8 +16,8 @@ pub struct Times {
     /// Now is before the newest snapshot, or before more snapshots than fit before it: whether the clock is
     /// wrong now or was when they were taken, nobody can say.
     pub is_in_doubt: bool,
-    /// The times if now is not asked; the same as those above where there is no doubt.
-    otherwise: Vec<Timestamp>,
+    /// The same by other readings: which of two clocks was wrong is a guess, so nothing is lost by it.
+    pub others: Vec<Vec<Timestamp>>,
 }
 
 impl Times {
@@ -22,39 +25,70 @@ impl Times {
     ///
     /// As many times as possible stay as they are: those of a longest run that never goes back in time, of
     /// two such runs the one that ends earlier. Each of the others becomes the nearest time that fits
-    /// between its neighbours.
+    /// between its neighbours. Other readings are that clocks were only ever behind, so that each time that
+    /// goes back is wrong, or only ever ahead, so that each is wrong that a later one is before: however many
+    /// those are.
     pub fn of(snapshots: &[Snapshot], now: Timestamp) -> Self {
         let told: Vec<Timestamp> = snapshots.iter().map(|s| s.time).collect();
+        let is_behind = now < EARLIEST || told.last().is_some_and(|newest| *newest > now);
         let fits = longest_run(&told, now);
         let ahead = told.iter().filter(|time| **time > now).count();
         let fitting = fits.iter().filter(|fits| **fits).count();
-        let is_behind = told.last().is_some_and(|newest| *newest > now);
         let is_in_doubt = is_behind || ahead > fitting;
-        let effective = fitted(&told, &fits, now);
-        if !is_in_doubt {
-            return Self { otherwise: effective.clone(), effective, is_in_doubt };
+        let most = if is_behind { Timestamp::MAX } else { now };
+        let longest = fitted(&told, &longest_run(&told, most), most);
+        let behind = fitted(&told, &never_back(&told, most), most);
+        let mut others = vec![behind, fitted(&told, &never_overtaken(&told, most), most)];
+        if is_in_doubt {
+            others.push(fitted(&told, &longest_run(&told, Timestamp::MAX), Timestamp::MAX));
         }
-        let fits = longest_run(&told, Timestamp::MAX);
-        let otherwise = fitted(&told, &fits, Timestamp::MAX);
-        let effective = if is_behind { otherwise.clone() } else { effective };
-        Self { effective, is_in_doubt, otherwise }
+        Self { effective: longest, is_in_doubt, others }
     }
 
-    /// Which of them is the newest at or before a time; and whether that is beyond doubt.
+    /// All readings; the likeliest is the first.
+    pub fn readings(&self) -> impl Iterator<Item = &Vec<Timestamp>> {
+        std::iter::once(&self.effective).chain(&self.others)
+    }
+
+    /// Which of them is the newest at or before a time; and whether that is so by all readings.
     pub fn newest_at(&self, time: Timestamp) -> (Option<usize>, bool) {
-        let newest = |times: &[Timestamp]| times.iter().rposition(|taken| *taken <= time);
+        let newest = |times: &Vec<Timestamp>| times.iter().rposition(|taken| *taken <= time);
         let found = newest(&self.effective);
-        (found, found == newest(&self.otherwise))
+        (found, self.readings().all(|times| newest(times) == found))
     }
 }
 
-/// Which times are of a longest run that never goes back, and not beyond `most`.
+/// Which times are not before any earlier one, nor beyond `most`.
+fn never_back(times: &[Timestamp], most: Timestamp) -> Vec<bool> {
+    let mut last = EARLIEST;
+    let fits = |time: &Timestamp| {
+        let fits = (last..=most).contains(time);
+        last = if fits { *time } else { last };
+        fits
+    };
+    times.iter().map(fits).collect()
+}
+
+/// Which times are not after any later one, nor beyond `most`.
+fn never_overtaken(times: &[Timestamp], most: Timestamp) -> Vec<bool> {
+    let mut next = most;
+    let fits = |time: &Timestamp| {
+        let fits = (EARLIEST..=next).contains(time);
+        next = if fits { *time } else { next };
+        fits
+    };
+    let mut fits: Vec<bool> = times.iter().rev().map(fits).collect();
+    fits.reverse();
+    fits
+}
+
+/// Which times are of a longest run that never goes back, from [`EARLIEST`] to `most`.
 fn longest_run(times: &[Timestamp], most: Timestamp) -> Vec<bool> {
     // For each length, the run that ends earliest: where it ends. For each time, the one before it.
     let mut ends: Vec<usize> = Vec::new();
     let mut before: Vec<Option<usize>> = vec![None; times.len()];
     for (index, (time, before)) in times.iter().zip(&mut before).enumerate() {
-        if *time > most {
+        if !(EARLIEST..=most).contains(time) {
             continue;
         }
         let length = ends.partition_point(|end| times.get(*end).is_some_and(|end| end <= time));
@@ -148,7 +182,7 @@ mod tests {
             (
                 &["2026-11-01", "2026-11-02", "1970-01-01"],
                 "1970-01-02",
-                &["1970-01-01", "1970-01-01", "1970-01-01"],
+                &["2026-11-01", "2026-11-02", "2026-11-02"],
                 true,
             ),
             // More were taken ahead than since.
@@ -168,6 +202,8 @@ mod tests {
 
     #[test]
     fn effective_times_never_go_back_and_those_in_order_stay() {
+        let second =
+            |after: u64| EARLIEST + jiff::SignedDuration::from_secs(after.cast_signed() - 2);
         let mut seed = 7u64;
         for _ in 0..2000 {
             let mut next = |most: u64| {
@@ -175,18 +211,19 @@ mod tests {
                 (seed >> 33) % most
             };
             let count = next(12) as usize;
-            let told: Vec<Timestamp> = (0..count)
-                .map(|_| Timestamp::from_second(next(20).cast_signed()).unwrap())
-                .collect();
-            let now = Timestamp::from_second(next(25).cast_signed()).unwrap();
+            let told: Vec<Timestamp> = (0..count).map(|_| second(next(20))).collect();
+            let now = second(next(25));
             let snapshots: Vec<Snapshot> =
                 (1..).zip(&told).map(|(number, time)| snapshot(number, *time, None)).collect();
             let times = Times::of(&snapshots, now);
-            assert_eq!(times.effective.len(), count);
-            assert!(times.effective.is_sorted(), "{told:?} {times:?}");
-            if told.is_sorted() && told.last().is_none_or(|last| *last <= now) {
-                assert_eq!((&times.effective, times.is_in_doubt), (&told, false));
+            let is_possible = told.iter().chain([&now]).all(|time| *time >= EARLIEST);
+            if is_possible && told.is_sorted() && told.last().is_none_or(|last| *last <= now) {
+                assert!(times.readings().all(|t| *t == told) && !times.is_in_doubt);
             }
+            assert!(
+                times.readings().all(|t| t.len() == count && t.is_sorted()),
+                "{told:?} {times:?}"
+            );
             let is_bounded = times.effective.iter().all(|time| *time <= now);
             assert!(times.is_in_doubt || is_bounded, "{told:?} {now} {times:?}");
         }
