@@ -291,8 +291,8 @@ mod tests {
     fn whichever_clock_was_wrong_no_true_snapshot_is_dropped() {
         let days = |from: i8, to: i8| (from..=to).map(|day| format!("2026-11-{day:02}T12:00Z"));
         let wrong = |day: &'static str| (0..12).map(move |m| format!("{day}T00:{m:02}Z"));
-        // Each with the numbers that the rules keep by their true times, and what the newest up to the 20th is,
-        // if that is beyond doubt.
+        // Each with the numbers that the rules keep by their true times, and the newest up to the 20th, if
+        // that is beyond doubt.
         let cases: [(Vec<String>, &[u64], Option<usize>); 3] = [
             // More with an empty battery than without.
             (
