@@ -172,24 +172,29 @@ fn repair_manifest(
     if has_sources {
         return Ok(is_sound);
     }
-    if !repaired.missing.is_empty() {
-        let files = repaired.missing.iter();
+    let missing: Vec<_> = repaired.missing.iter().chain(&repaired.base_images).collect();
+    if !missing.is_empty() {
+        let files = missing.iter();
         let files = files.map(|(snapshot, why)| json!({"snapshot": snapshot, "message": why}));
         value.insert("missing".into(), files.collect());
     }
     if printer.is_json() {
-        return Ok(is_sound && repaired.missing.is_empty());
+        return Ok(is_sound && missing.is_empty());
     }
-    for (_, why) in &repaired.missing {
+    for (_, why) in &missing {
         printer.line(&format!("DAMAGED  {why}"))?;
     }
     if !repaired.missing.is_empty() {
         let how = format!("\"imgsnap repair {name} --from REPO\"");
         printer.line(&format!("{name}: the manifest is sound; bring back its files with {how}"))?;
-    } else if repaired.rebuilt.is_none() && is_sound && repaired.renumbered.is_empty() {
+    } else if missing.is_empty()
+        && repaired.rebuilt.is_none()
+        && is_sound
+        && repaired.renumbered.is_empty()
+    {
         printer.line(&format!("{name}: the manifest is sound, nothing to repair"))?;
     }
-    Ok(is_sound && repaired.missing.is_empty())
+    Ok(is_sound && missing.is_empty())
 }
 
 /// True if no file had to be left out.

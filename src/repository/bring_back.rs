@@ -4,7 +4,7 @@ use super::Repository;
 use super::mend::{MendSource, is_final};
 use crate::delta::Delta;
 use crate::error::{ErrorKind, Result};
-use crate::manifest::{ImageFile, Snapshot};
+use crate::manifest::{ImageFile, Manifest, Snapshot};
 use crate::progress::Context;
 use std::collections::{HashMap, HashSet};
 use uuid::Uuid;
@@ -13,8 +13,8 @@ use uuid::Uuid;
 struct Found {
     /// Each, and whether it can be opened and is of that image.
     files: HashMap<String, bool>,
-    /// The snapshots that they are of.
-    ids: HashSet<Uuid>,
+    /// The snapshots that they are of, each with its number.
+    numbers: HashMap<Uuid, u64>,
     /// Those that they rest on.
     parents: HashSet<Uuid>,
 }
@@ -43,12 +43,16 @@ impl Repository {
             let MendSource::Repository(other) = source else { continue };
             for reader in other.readers(context)? {
                 let found = self.files_of(name, reader.manifest().image_id)?;
-                let Found { files: mut here, ids, mut parents } = found;
+                let Found { files: mut here, numbers, mut parents } = found;
+                let listed = reader.manifest();
+                let theirs_only = other_history(listed, &numbers);
                 // Nobody knows what a lost manifest named, but for what the other one does.
                 let is_wanted = |snapshot: &Snapshot, parents: &HashSet<Uuid>| {
-                    let is_listed = reader.manifest().by_id(snapshot.id).is_some();
-                    let is_leaf = is_lost && !ids.is_empty() && is_listed;
-                    parents.contains(&snapshot.id) || (is_leaf && !ids.contains(&snapshot.id))
+                    let is_listed = listed.by_id(snapshot.id).is_some();
+                    let is_ours = is_listed && !theirs_only.contains(&snapshot.id);
+                    let is_leaf = is_lost && !numbers.is_empty() && is_ours;
+                    (parents.contains(&snapshot.id) || is_leaf)
+                        && !numbers.contains_key(&snapshot.id)
                 };
                 // The newest first: what it rests on is wanted then, too.
                 for theirs in reader.manifest().stored().iter().rev() {
@@ -76,7 +80,8 @@ impl Repository {
 
     /// What is in the folder of an image.
     fn files_of(&self, name: &str, image_id: Uuid) -> Result<Found> {
-        let (mut files, mut ids, mut parents) = (HashMap::new(), HashSet::new(), HashSet::new());
+        let (mut files, mut numbers) = (HashMap::new(), HashMap::new());
+        let mut parents = HashSet::new();
         for file in self.store.list(name)?.into_iter().filter(|file| ImageFile::is_delta(file)) {
             let opened = Delta::open(self.store.clone(), &format!("{name}/{file}"), &self.caches);
             let opened = match opened {
@@ -85,9 +90,24 @@ impl Repository {
             };
             let parent = opened.as_ref().and_then(|delta| delta.footer().parent);
             parents.extend(parent.map(|p| p.parent_id));
-            ids.extend(opened.as_ref().map(|delta| delta.footer().snapshot_id));
+            let footer = opened.as_ref().map(|delta| delta.footer());
+            numbers.extend(footer.map(|footer| (footer.snapshot_id, footer.number)));
             files.insert(file, opened.is_some());
         }
-        Ok(Found { files, ids, parents })
+        Ok(Found { files, numbers, parents })
     }
+}
+
+/// Snapshots that another repository took after the two went apart: those whose numbers are others here, and
+/// what rests on them.
+fn other_history(theirs: &Manifest, numbers: &HashMap<Uuid, u64>) -> HashSet<Uuid> {
+    let taken: HashSet<u64> = numbers.values().copied().collect();
+    let mut apart = HashSet::new();
+    for snapshot in theirs.stored() {
+        let is_taken = taken.contains(&snapshot.number) && !numbers.contains_key(&snapshot.id);
+        if is_taken || snapshot.parent.is_some_and(|parent| apart.contains(&parent)) {
+            apart.insert(snapshot.id);
+        }
+    }
+    apart
 }

@@ -38,6 +38,8 @@ pub struct Repaired {
     pub renumbered: Vec<(u64, u64)>,
     /// Snapshots that the manifest names and whose files are not there, or are others: `NAME@N`, and why.
     pub missing: Vec<(String, String)>,
+    /// Bases whose base image is missing: `NAME@N`, and why.
+    pub base_images: Vec<(String, String)>,
     /// Files that an earlier repair could not use, and that are of no use yet.
     pub unused: Vec<String>,
 }
@@ -104,12 +106,13 @@ impl Repository {
         let missing = self.missing(&manifest)?;
         let missing = missing.into_iter().map(|(s, why)| (format!("{name}@{}", s.number), why));
         let missing: Vec<(String, String)> = missing.collect();
+        let base_images = self.missing_base_images(&manifest)?;
         let unused = if rebuilt.is_some() { Vec::new() } else { manifest.unused.clone() };
         let renumbered = match manifest.next_number > MAX_NUMBER / 2 && missing.is_empty() {
             true => self.renumber(write, manifest, context)?,
             false => Vec::new(),
         };
-        Ok(Repaired { rebuilt, renumbered, missing, unused })
+        Ok(Repaired { rebuilt, renumbered, missing, base_images, unused })
     }
 
     /// The manifest that should rule instead of `ruling`, not committed yet; none if that is as it should be.
@@ -300,6 +303,25 @@ impl Repository {
             match twice(|| open_delta(&self.store, manifest, snapshot, &self.caches)) {
                 Ok(_) => {}
                 Err(e) if e.kind() == ErrorKind::Corrupt => missing.push((snapshot, e.to_string())),
+                Err(e) => return Err(not_now(e)),
+            }
+        }
+        Ok(missing)
+    }
+
+    /// Bases whose image is not there or not of its length, or is not known, and why.
+    fn missing_base_images(&self, manifest: &Manifest) -> Result<Vec<(String, String)>> {
+        let mut missing = Vec::new();
+        for snapshot in manifest.stored().into_iter().filter(|s| s.is_by_reference()) {
+            let Ok(delta) = open_delta(&self.store, manifest, snapshot, &self.caches) else {
+                continue;
+            };
+            let Some(base_image) = delta.base_image() else { continue };
+            match twice(|| base_image.check_size(delta.footer().image_bytes)) {
+                Ok(()) => {}
+                Err(e) if e.kind() == ErrorKind::Corrupt => {
+                    missing.push((format!("{}@{}", manifest.name, snapshot.number), e.to_string()));
+                }
                 Err(e) => return Err(not_now(e)),
             }
         }

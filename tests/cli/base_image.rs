@@ -357,12 +357,27 @@ fn repair_knows_where_the_base_image_is_or_asks_for_it() {
     for file in lab.stored("clone").iter().filter(|f| f.starts_with("manifest.")) {
         lab.remove(&format!("repo/clone/{file}"));
     }
-    lab.done(&["repair", "clone"]);
+    let how = "imgsnap relink clone --base-image IMAGE";
+    for done in ["rebuilt the manifest", "DAMAGED  clone@1"] {
+        let run = lab.run(&["repair", "clone"]);
+        assert_eq!(run.code, Some(DAMAGE), "{}", run.err);
+        let text = run.text();
+        assert!(text.contains(done) && text.contains(how), "{text}");
+        assert!(!text.contains("nothing to repair"), "{text}");
+    }
     let line = lab.fails(DAMAGE, &["restore", "clone@2", "-o", "out"]);
     assert!(line.contains("it is not known where its base image is"), "{line}");
-    assert!(line.contains("imgsnap relink clone --base-image IMAGE"), "{line}");
+    assert!(line.contains(how), "{line}");
     lab.done(&["relink", "clone", "--base-image", "base.img"]);
     lab.holds("clone", &[(1, &base), (2, &clone)]);
+    assert!(lab.done(&["repair", "clone"]).contains("nothing to repair"));
+    // Known, and not there.
+    lab.rename("base.img", "gone.img");
+    let run = lab.run(&["repair", "clone", "--json"]);
+    assert_eq!(run.code, Some(DAMAGE), "{}", run.err);
+    let missing = &run.json()["missing"][0];
+    assert_eq!(string(missing, "snapshot"), "clone@1");
+    assert!(string(missing, "message").contains(&lab.at("base.img")), "{missing}");
 }
 
 #[test]
@@ -371,7 +386,7 @@ fn a_base_whose_base_image_is_not_known_is_none_with_blocks_of_its_own() {
     for file in lab.stored("clone").iter().filter(|f| f.starts_with("manifest.")) {
         lab.remove(&format!("repo/clone/{file}"));
     }
-    lab.done(&["repair", "clone"]);
+    lab.run(&["repair", "clone"]);
     let raw = integer(&lab.json(&["stats", "clone"])[0], "raw_bytes");
     assert_eq!(raw, 4 * BLOCK as u64, "the blocks of the base are not in its file");
     // As with a base image that is known, its table is held, and nothing of it is read.

@@ -311,6 +311,27 @@ fn of_a_lost_manifest_all_that_a_copy_has_comes_back() {
 }
 
 #[test]
+fn of_a_lost_manifest_the_own_history_comes_before_that_of_a_copy_that_went_on() {
+    let (lab, mut states) = Lab::with_snapshots(3);
+    let mut copy = std::process::Command::new("cp");
+    copy.args(["-r", "repo", "copy"]).current_dir(lab.path("."));
+    assert!(copy.status().unwrap().success());
+    for seed in [50, 51] {
+        lab.write("disk.img", &noise(seed, 64 * KIB));
+        lab.done(&["snapshot", "disk.img", "--repo", "copy"]);
+    }
+    states.push(noise(52, 64 * KIB));
+    lab.write("disk.img", &states[3]);
+    lab.done(&["snapshot", "disk.img"]);
+    let before = lab.deltas("disk");
+    lab.lose_manifests("disk");
+    lab.done(&["repair", "disk", "--from", "copy"]);
+    let all: Vec<_> = (1..).zip(&states).map(|(n, state)| (n, state.as_slice())).collect();
+    lab.holds("disk", &all);
+    assert_eq!(lab.deltas("disk"), before, "what is here is not brought again");
+}
+
+#[test]
 fn an_image_that_cannot_be_repaired_now_keeps_no_other_from_it() {
     let (lab, _) = Lab::with_snapshots(1);
     let states = lab.grow_history("web.img", 1);
