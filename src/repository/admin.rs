@@ -87,7 +87,11 @@ impl Repository {
             .iter()
             .filter_map(|s| s.base_image.as_ref())
             .try_for_each(|b| refuse_itself(b, &path))?;
-        self.refuse_base_image(&path)?;
+        match self.refuse_base_image(&path) {
+            // Another image is damaged. Nothing is written to this one, and a rollback asks again.
+            Err(e) if e.is_damage() => context.progress().warn(&e.to_string()),
+            other => other?,
+        }
         let before = writer.manifest.clone();
         let mut next = before.clone();
         next.source = Some(path.clone());

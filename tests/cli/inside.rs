@@ -173,8 +173,10 @@ fn a_base_image_is_overwritten_by_nobody() {
     // What is saved first is lost to nobody.
     let line = lab.fails(DAMAGE, &["rollback", "web", "--to", "@1", "--no-save"]);
     assert!(line.contains("it is not known whether"), "{line}");
-    let run = lab.run(&["rollback", "web", "--to", "@1"]).done();
-    assert!(run.err.contains("it is not known whether"), "{}", run.err);
+    for args in [&["rollback", "web", "--to", "@1"][..], &["relink", "web", "web.img"]] {
+        let run = lab.run(args).done();
+        assert!(run.err.contains("it is not known whether"), "{args:?}: {}", run.err);
+    }
     lab.write(&manifest, &good);
     lab.restores("clone@2", &disk(1, 64 * KIB));
     lab.done(&["flatten", "clone@2"]);

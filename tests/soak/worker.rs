@@ -12,6 +12,10 @@ use std::time::Instant;
 
 /// How often everything of an image is looked at, on average, in steps.
 const AUDIT: u64 = 12;
+/// What a command says that would overwrite a file while it cannot be told what needs that, and how often it
+/// is run again.
+const REFUSED: &str = "it is not known whether";
+const REFUSALS: u32 = 500;
 
 pub struct Worker<'a> {
     pub world: &'a World,
@@ -69,8 +73,21 @@ impl<'a> Worker<'a> {
         Order { worker: self.number, repo: &self.world.repo, args, fault }
     }
 
-    /// Runs a command to its end, whatever that is.
+    /// Runs a command to its end, whatever that is. One that is refused while another worker damages an image
+    /// with a base image is run again.
     pub fn run_with(&mut self, args: &[&str], fault: Fault) -> Ended {
+        for _ in 0..REFUSALS {
+            let ended = self.run_once(args, fault.clone());
+            let is_refused = ended.code == Some(3) && ended.err.contains(REFUSED);
+            if !is_refused {
+                return ended;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        self.run_once(args, fault)
+    }
+
+    fn run_once(&mut self, args: &[&str], fault: Fault) -> Ended {
         let _turn = self.world.turn();
         let order = self.order(args, fault);
         order.start(self.world).end(self.world, &mut self.pace)
