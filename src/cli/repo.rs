@@ -11,7 +11,7 @@ use imgsnap::source::{RawFile, Source, refuse_foreign};
 use imgsnap::store::{LocalStore, OsDisk, Store};
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 /// `--repo`, else `IMGSNAP_REPO`, else the user's data folder.
@@ -151,11 +151,20 @@ pub fn create(repo: Option<&Path>, defaults: Defaults) -> Result<Repository> {
     // cannot lead us elsewhere.
     let there = path.ancestors().find(|folder| folder.exists()).unwrap_or(Path::new("/"));
     let missing = path.strip_prefix(there).unwrap_or(Path::new(""));
+    if missing.components().any(|part| part == Component::ParentDir) {
+        let what = format!("cannot make the repository {}: it has \"..\" in it", path.display());
+        return Err(Error::new(ErrorKind::InvalidInput, what).hint("name it without"));
+    }
+    // Whoever may make a folder in one that he may not read cannot sync that one, either.
+    let synced = |synced: std::io::Result<()>| match synced {
+        Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => Ok(()),
+        other => other.map_err(failed),
+    };
     let mut folder = Folder::open(&resolve(there)?).map_err(failed)?;
     for name in missing {
         match folder.make_folder(name, 0o700) {
             Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => return Err(failed(e)),
-            _ => folder.sync().map_err(failed)?,
+            _ => synced(folder.sync())?,
         }
         folder = folder.folder(name).map_err(failed)?;
     }
@@ -163,7 +172,7 @@ pub fn create(repo: Option<&Path>, defaults: Defaults) -> Result<Repository> {
     if missing.as_os_str().is_empty()
         && let Some(above) = path.parent()
     {
-        std::fs::File::open(above).and_then(|above| above.sync_all()).map_err(failed)?;
+        synced(std::fs::File::open(above).and_then(|above| above.sync_all()))?;
     }
     Repository::init(store(&path)?, defaults)
 }

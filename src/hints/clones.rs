@@ -254,7 +254,8 @@ impl CloneFolder {
     fn opened(&self) -> Result<Option<Folder>> {
         let failed = |e| Error::io(format!("cannot open {}", self.path.display()), e);
         let above = match Folder::of(&self.path) {
-            Err(e) if is_absent(&e) => return Ok(None),
+            // None was made through a link; a device may be named through one.
+            Err(e) if is_absent(&e) || e.raw_os_error() == Some(libc::ELOOP) => return Ok(None),
             other => other.map_err(failed)?,
         };
         match self.open_in(&above) {

@@ -218,6 +218,8 @@ fn names_in(store: &dyn Store) -> Result<Vec<String>> {
             match store.list(&name) {
                 // A link that leads to no image of its own is in nobody's way.
                 Err(_) if is_idle_link(store, &name) => Ok(false),
+                // That of the file system is root's alone.
+                Err(_) if is_of_filesystem(&name) => Ok(false),
                 other => Ok(other?.iter().any(is_ours)),
             }
         };

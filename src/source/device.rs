@@ -9,13 +9,14 @@ use super::guard::{Intent, is_open_to_write};
 use crate::error::{Error, ErrorKind, Result};
 use std::ffi::OsString;
 use std::fs::{File, Metadata};
+use std::ops::Range;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// How often, and how long each time, it is waited for somebody who only has a look, as udev does after each
-/// change.
+/// change, and losetup at a device that may be free.
 const LOOKS: usize = 20;
 const LOOK_TIME: Duration = Duration::from_millis(100);
 /// The namespace of process ids in which all processes are seen (PROC_PID_INIT_INO).
@@ -32,6 +33,8 @@ pub struct DeviceWatch {
     /// The file under a loop device.
     backing: Option<PathBuf>,
     written: Written,
+    /// Another loop device is of another part of that file, whose times tell nothing then.
+    is_shared: bool,
     /// False if other processes may have it open unseen.
     pub sees_all: bool,
 }
@@ -62,15 +65,18 @@ impl DeviceWatch {
             folders,
             written: Written { sectors: None, backing: None },
             sees_all: true,
+            is_shared: false,
         };
         watch.sees_all = watch.refuse_others(intent)?;
+        watch.is_shared = watch.has_neighbour();
         watch.written = watch.written_now(file);
         Ok(watch)
     }
 
     /// Fails if somebody else has it open now, as [`DeviceWatch::begin`] does. True if all can be seen.
     pub fn refuse_others(&self, intent: Intent) -> Result<bool> {
-        let looks = if intent == Intent::Write { LOOKS } else { 1 };
+        // Who only reads is in the way of a writer alone: of those there are more.
+        let looks = if intent == Intent::Write { LOOKS } else { LOOKS / 4 };
         let mut found = self.others(intent);
         for _ in 1..looks {
             if found.0.is_none() {
@@ -112,7 +118,7 @@ impl DeviceWatch {
         let times = |meta: Metadata| (meta.len(), meta.mtime(), meta.mtime_nsec());
         Written {
             sectors: folder.and_then(|folder| sectors_written(folder)),
-            backing: self.backing.as_ref().and_then(|file| std::fs::metadata(file).ok()).map(times),
+            backing: self.backing_file().filter(|_| !self.is_shared).map(times),
         }
     }
 
@@ -123,7 +129,7 @@ impl DeviceWatch {
             // Without sysfs nothing is known of what is made of it.
             return (None, false);
         }
-        let backing = self.backing.as_ref().and_then(|file| std::fs::metadata(file).ok());
+        let backing = self.backing_file();
         let looped = self.loops_on_it(backing.as_ref(), intent);
         // One that was removed is known by what its descriptors are called.
         let removed = self.backing.as_ref().filter(|_| backing.is_none());
@@ -135,20 +141,47 @@ impl DeviceWatch {
                 || backing.as_ref().is_some_and(is_backing)
                 || removed.is_some_and(is_called)
         };
-        let (process, sees_all) = process_with(&is_it, intent);
+        let server = self.folders.iter().find_map(|folder| server_in(folder));
+        let (process, sees_all) = process_with(&is_it, intent, server);
         (holder.or(looped).or(process), sees_all)
     }
 
-    /// A loop device that is made of it, or another one of the same file.
+    fn backing_file(&self) -> Option<Metadata> {
+        self.backing.as_ref().and_then(|file| std::fs::metadata(file).ok())
+    }
+
+    /// The bytes of the file under it that it is.
+    fn extent(&self) -> Option<Range<u64>> {
+        self.folders.iter().find_map(|folder| extent_in(folder))
+    }
+
+    /// True if another loop device is of another part of the same file.
+    fn has_neighbour(&self) -> bool {
+        let Some(backing) = self.backing_file() else { return false };
+        let entries = std::fs::read_dir("/sys/block").into_iter().flatten().flatten();
+        entries.map(|entry| entry.path()).any(|folder| {
+            let file = line_in(&folder.join("loop/backing_file"));
+            let is_self = number_in(&folder).is_some_and(|n| self.numbers.contains(&n));
+            let is_it = |meta: Metadata| (meta.dev(), meta.ino()) == (backing.dev(), backing.ino());
+            !is_self && file.and_then(|file| std::fs::metadata(file).ok()).is_some_and(is_it)
+        })
+    }
+
+    /// A loop device that is made of it, or another one of the same part of the same file.
     fn loops_on_it(&self, backing: Option<&Metadata>, intent: Intent) -> Option<String> {
+        let own = self.extent();
         for entry in std::fs::read_dir("/sys/block").ok()?.flatten() {
             let Some(file) = line_in(&entry.path().join("loop/backing_file")) else { continue };
             let is_self = number_in(&entry.path()).is_some_and(|n| self.numbers.contains(&n));
+            let is_apart = own
+                .as_ref()
+                .zip(extent_in(&entry.path()))
+                .is_some_and(|(own, other)| own.end <= other.start || other.end <= own.start);
             let is_it = std::fs::metadata(&file).is_ok_and(|meta| {
                 let is_backing = |b: &Metadata| (b.dev(), b.ino()) == (meta.dev(), meta.ino());
                 match meta.file_type().is_block_device() {
                     true => self.numbers.contains(&meta.rdev()),
-                    false => !is_self && backing.is_some_and(is_backing),
+                    false => !is_self && !is_apart && backing.is_some_and(is_backing),
                 }
             });
             let only_reads = line_in(&entry.path().join("ro")).as_deref() == Some("1");
@@ -162,19 +195,24 @@ impl DeviceWatch {
 
 /// The first other process that has something open, or mapped, that `is_it`, and whether all of them can be
 /// looked at. `is_it` is asked of a file, and of the link in `/proc` that leads to it.
+///
+/// Not in the way are the process that serves the device, and those that we are started by and that hold it
+/// to read, as `flock` and `udevadm lock` do.
 pub(super) fn process_with(
     is_it: &dyn Fn(&Metadata, &Path) -> bool,
     intent: Intent,
+    server: Option<u32>,
 ) -> (Option<String>, bool) {
     let namespace = std::fs::read_link("/proc/self/ns/pid").unwrap_or_default();
     let mut sees_all = namespace.as_os_str() == ALL_PROCESSES;
     let own_id = std::process::id();
+    let ancestors = ancestors();
     let Ok(processes) = std::fs::read_dir("/proc") else { return (None, false) };
     for process in processes.flatten() {
         let Some(id) = process.file_name().to_str().and_then(|n| n.parse::<u32>().ok()) else {
             continue;
         };
-        if id == own_id {
+        if id == own_id || server == Some(id) {
             continue;
         }
         let descriptors = match std::fs::read_dir(process.path().join("fd")) {
@@ -185,11 +223,12 @@ pub(super) fn process_with(
                 continue;
             }
         };
+        let may_read = intent == Intent::Read || ancestors.contains(&id);
         let has_it_open = descriptors.flatten().any(|descriptor| {
             let link = descriptor.path();
             let Ok(other) = std::fs::metadata(&link) else { return false };
             let info = process.path().join("fdinfo").join(descriptor.file_name());
-            is_it(&other, &link) && (intent == Intent::Write || is_open_to_write(&info))
+            is_it(&other, &link) && (!may_read || is_open_to_write(&info))
         });
         if has_it_open || maps_it(&process.path(), is_it) {
             let name = std::fs::read_to_string(process.path().join("comm")).unwrap_or_default();
@@ -197,6 +236,28 @@ pub(super) fn process_with(
         }
     }
     (None, sees_all)
+}
+
+/// What `/proc/ID/status` tells of a process or thread: the number after `name`.
+fn status_of(id: u32, name: &str) -> Option<u32> {
+    let text = std::fs::read_to_string(format!("/proc/{id}/status")).ok()?;
+    text.lines().find_map(|line| line.strip_prefix(name))?.trim().parse().ok()
+}
+
+/// The processes that we are started by.
+fn ancestors() -> Vec<u32> {
+    let parent = |id: &u32| status_of(*id, "PPid:").filter(|id| *id != 0);
+    std::iter::successors(Some(std::process::id()), parent).skip(1).collect()
+}
+
+/// The process that serves a network block device: it has the device open as long as that is one.
+fn server_in(folder: &Path) -> Option<u32> {
+    let name = folder.file_name()?.to_str()?;
+    let is_served =
+        name.strip_prefix("nbd").is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()));
+    // It is the id of a thread.
+    let thread = line_in(&folder.join("pid")).filter(|_| is_served)?.parse().ok()?;
+    status_of(thread, "Tgid:")
 }
 
 /// True if a process has it mapped for writing, perhaps without a descriptor any more.
@@ -263,6 +324,14 @@ pub(super) fn loop_file(number: u64) -> Option<PathBuf> {
     (!path.is_empty()).then(|| PathBuf::from(OsString::from_vec(path)))
 }
 
+/// The bytes of its file that a loop device is, in its folder.
+fn extent_in(folder: &Path) -> Option<Range<u64>> {
+    let number = |name: &str| line_in(&folder.join("loop").join(name))?.parse::<u64>().ok();
+    let (first, most) = (number("offset")?, number("sizelimit")?);
+    let end = if most == 0 { u64::MAX } else { first.saturating_add(most) };
+    Some(first..end)
+}
+
 /// Sectors written and discarded so far (the kernel's Documentation/block/stat.rst); none if nobody counts.
 fn sectors_written(folder: &Path) -> Option<(u64, u64)> {
     let queue = [folder.join("queue/iostats"), folder.join("../queue/iostats")];
@@ -279,4 +348,24 @@ pub(super) fn line_in(file: &Path) -> Option<String> {
     let bytes = std::fs::read(file).ok()?;
     let text = String::from_utf8_lossy(&bytes).trim_end().to_owned();
     (!text.is_empty()).then_some(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_serves_a_network_block_device_is_known_by_any_of_its_threads() {
+        let place = tempfile::tempdir().unwrap();
+        let own = std::process::id();
+        // The thread of this test is another one than the first.
+        let thread = nix::unistd::gettid().to_string();
+        for (name, served) in [("nbd0", Some(own)), ("nbd12", Some(own)), ("sda", None)] {
+            let folder = place.path().join(name);
+            std::fs::create_dir(&folder).unwrap();
+            assert_eq!(server_in(&folder), None, "{name}: it has no server");
+            std::fs::write(folder.join("pid"), format!("{thread}\n")).unwrap();
+            assert_eq!(server_in(&folder), served, "{name}");
+        }
+    }
 }

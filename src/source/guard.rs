@@ -172,7 +172,7 @@ fn lock_byte(byte: i64, kind: libc::c_int) -> libc::flock {
 pub(super) fn find_user(file: &File, intent: Intent) -> Option<String> {
     let ours = file.metadata().ok()?;
     let is_it = |other: &Metadata, _: &Path| (other.dev(), other.ino()) == (ours.dev(), ours.ino());
-    process_with(&is_it, intent).0
+    process_with(&is_it, intent, None).0
 }
 
 /// From `/proc/PID/fdinfo/N`: the flags that the file was opened with, in octal.

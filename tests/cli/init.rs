@@ -135,6 +135,42 @@ fn a_folder_with_something_in_it_is_left_alone() {
 }
 
 #[test]
+fn the_root_of_a_file_system_whose_lost_files_are_another_users_becomes_a_repository() {
+    let lab = Lab::bare();
+    std::fs::create_dir_all(lab.path("repo/lost+found")).unwrap();
+    lab.write("disk.img", b"bytes");
+    let Some(mut init) = lab.command_of_nobody(&["init"]) else {
+        return skipped("init::the_root_of_a_file_system", "not root");
+    };
+    chown(lab.path("repo"), Some(NOBODY), None).unwrap();
+    std::fs::set_permissions(lab.path("repo/lost+found"), PermissionsExt::from_mode(0o700))
+        .unwrap();
+    Run::of(&mut init).done();
+    for args in [&["snapshot", "disk.img"][..], &["list"], &["verify"]] {
+        Run::of(&mut lab.command_of_nobody(args).unwrap()).done();
+    }
+}
+
+#[test]
+fn a_repository_is_made_where_one_may_write_and_not_read() {
+    let lab = Lab::bare();
+    std::fs::create_dir(lab.path("drop")).unwrap();
+    std::fs::set_permissions(lab.path("drop"), PermissionsExt::from_mode(0o1733)).unwrap();
+    let Some(mut init) = lab.command_of_nobody(&["--repo", "drop/mine", "init"]) else {
+        return skipped("init::a_repository_is_made_where_one_may_write", "not root");
+    };
+    Run::of(&mut init).done();
+}
+
+#[test]
+fn a_way_up_from_a_folder_that_is_not_there_is_refused_before_anything_is_made() {
+    let lab = Lab::bare();
+    let line = lab.fails(FAILED, &["--repo", "sub/../repo", "init"]);
+    assert!(line.contains("\"..\""), "{line}");
+    assert!(!lab.exists("sub") && !lab.exists("repo"));
+}
+
+#[test]
 fn a_file_in_the_place_of_the_repository_is_left_alone() {
     let lab = Lab::bare();
     lab.write("repo", b"a file");

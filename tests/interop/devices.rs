@@ -222,6 +222,7 @@ fn a_device_that_somebody_has_open_is_refused_with_his_name() {
     lab.run(&["snapshot", &device.device, "--name", "disk"]).done();
     let before = lab.path("before");
     keep(&device.device, &before);
+    make(&lab.path("parts"), 4 * MIB);
     // Whoever writes to the device, to the file under it, or to a device that is made of it.
     let over = need!(Loop::new(&[], &device.device));
     let over_name = over.device.clone();
@@ -234,6 +235,15 @@ fn a_device_that_somebody_has_open_is_refused_with_his_name() {
         lab.run(args).fails(4).says(&beside.device);
     }
     beside.detach();
+    // One of another part of it is in nobody's way.
+    let [ours, theirs] = [&["--sizelimit", "2M"][..], &["-o", "2M"]];
+    let first = need!(Loop::new(ours, &lab.path("parts")));
+    let second = need!(Loop::new(theirs, &lab.path("parts")));
+    lab.run(&["snapshot", &first.device, "--name", "part"]).done();
+    lab.run(&["rollback", "part", "--to", "@1"]).done();
+    for part in [first, second] {
+        part.detach();
+    }
     for (path, how) in [(device.device.clone(), "<>"), (lab.path("disk"), "<>")] {
         let user = holder(&path, how);
         for args in [
@@ -253,6 +263,17 @@ fn a_device_that_somebody_has_open_is_refused_with_his_name() {
     drop(user);
     same(&device.device, &before);
     lab.run(&["rollback", "disk", "--to", "@1"]).done();
+    // Unless he is who started us, and keeps others off.
+    let rollback = lab.command(&["rollback", "disk", "--to", "@1"]);
+    let script = "exec 7<\"$0\"; \"$@\"; exit $?";
+    let mut command = tool_command("bash", &["-c", script, &device.device]).unwrap();
+    command.arg(rollback.get_program()).args(rollback.get_args());
+    for (name, value) in rollback.get_envs() {
+        if let Some(value) = value {
+            command.env(name, value);
+        }
+    }
+    Started::spawn(command).wait().done();
 }
 
 #[test]
