@@ -70,6 +70,8 @@ pub fn run(
         check_room_for(&chain, verb.range, room_for(&verb.output), &place)?;
         let restored = restore(&chain, verb.range, &mut target, context)?;
         let image = &verb.reference.name;
+        // While somebody reads, a writer clears nothing away.
+        drop(reader);
         if let Err(e) = repository.note_restored(image, &verb.output, context) {
             context
                 .progress()
