@@ -438,6 +438,13 @@ mod tests {
     }
 
     #[test]
+    fn a_number_is_written_as_it_was_read() {
+        let read = |digits: &str| serde_json::from_str::<f64>(digits).unwrap().to_string();
+        // Digits that a reader who only comes near them turns into others, with each reading anew.
+        assert_eq!(read("0.04701644444444445"), "0.04701644444444445");
+    }
+
+    #[test]
     fn only_canonical_versions_are_read() {
         let bytes = Manifest::new("vm", None).encode().unwrap();
         let text = String::from_utf8(bytes).unwrap();

@@ -28,7 +28,7 @@ impl Manifest {
         let base_images = self.stored().into_iter().filter_map(|s| s.base_image.as_deref());
         if let Some(path) = self.source.as_deref().into_iter().chain(base_images).find(is_relative)
         {
-            return Some(format!("\"{}\" is no absolute path", path.display()));
+            return Some(format!("{path:?} is no absolute path"));
         }
         let (mut ids, mut labels, mut last) = (HashMap::new(), HashSet::new(), 0);
         let mut files = HashSet::new();
@@ -48,7 +48,7 @@ impl Manifest {
             if let Some(label) = &snapshot.label
                 && !labels.insert(label)
             {
-                return Some(format!("the label \"{label}\" stands twice"));
+                return Some(format!("the label {label:?} stands twice"));
             }
             if !files.insert(&snapshot.file) {
                 return Some(format!("the file of {number} stands twice"));
