@@ -9,11 +9,11 @@
 mod support;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use imgsnap::base::progress::Context;
 use imgsnap::chain::{Chain, Fork};
 use imgsnap::codec::Compression;
 use imgsnap::delta::{Caches, Identity};
 use imgsnap::merge::{Plan, merge};
-use imgsnap::progress::Context;
 use support::chain::{ChainMaker, Content};
 use support::{Image, Shape};
 use uuid::Uuid;

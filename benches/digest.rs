@@ -9,7 +9,7 @@
 mod support;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use imgsnap::digest::{Digest, DigestAlgorithm, DigestKey, Hasher, is_zero};
+use imgsnap::base::digest::{Digest, DigestAlgorithm, DigestKey, Hasher, is_zero};
 use std::hint::black_box;
 
 const BYTES: usize = 256 << 10;

@@ -10,11 +10,11 @@
 mod support;
 
 use criterion::{Bencher, Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
+use imgsnap::base::progress::Context;
 use imgsnap::chain::Chain;
 use imgsnap::delta::Caches;
-use imgsnap::progress::Context;
+use imgsnap::image::write::{NewFile, Stream, Target};
 use imgsnap::restore::restore;
-use imgsnap::target::{NewFile, Stream, Target};
 use std::hint::black_box;
 use std::path::Path;
 use std::time::{Duration, Instant};

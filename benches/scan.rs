@@ -10,12 +10,12 @@ mod support;
 use criterion::{
     BenchmarkId, Criterion, SamplingMode, Throughput, criterion_group, criterion_main,
 };
+use imgsnap::base::pipeline::ordered_map;
+use imgsnap::base::progress::Context;
 use imgsnap::chain::Chain;
 use imgsnap::delta::Caches;
-use imgsnap::pipeline::ordered_map;
-use imgsnap::progress::Context;
+use imgsnap::image::{RawFile, Source};
 use imgsnap::scan::{BadMedium, Change, Changes, Index, Scope, scan, window_bytes};
-use imgsnap::source::{RawFile, Source};
 use std::hint::black_box;
 use support::chain::{ChainMaker, Content};
 use support::{Image, SHAPES, SHARES};

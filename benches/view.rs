@@ -9,7 +9,7 @@ mod support;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use imgsnap::delta::Caches;
-use imgsnap::source::Source;
+use imgsnap::image::Source;
 use imgsnap::view::SnapshotView;
 use std::fs::File;
 use std::os::unix::fs::FileExt;

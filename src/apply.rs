@@ -7,20 +7,20 @@
 //! result        AADDBBBB.CCE      proved by its image digest before it gets a name, or is touched
 //! ```
 
+use crate::base::digest::ImageDigest;
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::free_space::check_room;
+use crate::base::pipeline::ordered_map;
+use crate::base::progress::Context;
+use crate::base::units::{BlockRange, Geometry};
 use crate::chain::{Chain, ChainCursor, State, Stretch, check_links};
 use crate::delta::{Caches, Delta};
-use crate::digest::ImageDigest;
-use crate::error::{Error, ErrorKind, Result};
 use crate::format::Lineage;
-use crate::pipeline::ordered_map;
-use crate::progress::Context;
+use crate::image::write::{InPlace, Target};
+use crate::image::{Intent, RawFile, Source};
 use crate::restore::{ByteRange, restore, write_decoded};
-use crate::room::check_room;
 use crate::scan::{BadMedium, Change, Changes, Index, Scope, scan};
-use crate::source::{Intent, RawFile, Source};
 use crate::store::{LocalStore, OsDisk, Store};
-use crate::target::{InPlace, Target};
-use crate::units::{BlockRange, Geometry};
 use crate::view::{BATCH_BYTES, Decoded, Gather, Order, decode_batch};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -1,6 +1,6 @@
 //! Compression of frames. A frame is stored as it is where compression does not pay.
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::base::error::{Error, ErrorKind, Result};
 use std::cell::RefCell;
 use std::fmt;
 use std::str::FromStr;

@@ -1,12 +1,12 @@
 //! The verb *diff*: how much two disks differ, and where.
 
+use crate::base::error::Result;
+use crate::base::pipeline::ordered_map;
+use crate::base::progress::Context;
+use crate::base::units::{BlockRange, BlockSize, Geometry};
 use crate::chain::{Chain, Comparison};
-use crate::error::Result;
-use crate::pipeline::ordered_map;
-use crate::progress::Context;
+use crate::image::{Source, Window};
 use crate::scan::{BadMedium, Change, Index, Scope, scan};
-use crate::source::{Source, Window};
-use crate::units::{BlockRange, BlockSize, Geometry};
 use crate::view::SnapshotView;
 
 /// What is compared.
@@ -222,9 +222,9 @@ fn skip_common_hole(one: &dyn Source, other: &dyn Source, at: u64) -> Result<u64
         let extent = source.extent_at(at)?;
         let is_last = extent.offset + extent.bytes >= source.image_bytes();
         Ok(match extent.kind {
-            crate::units::ExtentKind::Data => None,
-            crate::units::ExtentKind::Hole if is_last => Some(u64::MAX),
-            crate::units::ExtentKind::Hole => Some(extent.offset + extent.bytes),
+            crate::base::units::ExtentKind::Data => None,
+            crate::base::units::ExtentKind::Hole if is_last => Some(u64::MAX),
+            crate::base::units::ExtentKind::Hole => Some(extent.offset + extent.bytes),
         })
     };
     let longest = one.image_bytes().max(other.image_bytes());

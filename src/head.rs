@@ -1,8 +1,8 @@
 //! What is known of the live image (FORMAT.md section 9): which snapshot it last equalled, and
 //! whether a rollback was begun and not ended. A hint: nothing is lost without it.
 
-use crate::error::{Error, ErrorKind, Result};
-use crate::source::FileStat;
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::image::FileStat;
 use crate::store::{Store, read_small};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;

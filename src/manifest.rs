@@ -8,12 +8,12 @@ mod check;
 mod files;
 mod wire;
 
-use crate::digest::{Digest, ImageDigest};
-use crate::error::{Error, ErrorKind, Result};
-use crate::hints::CloneStat;
-use crate::source::LiveIdentity;
+use crate::base::digest::{Digest, ImageDigest};
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::units::{BlockSize, Geometry};
+use crate::image::LiveIdentity;
 use crate::store::{Store, read_small};
-use crate::units::{BlockSize, Geometry};
+use crate::tracking::CloneStat;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;

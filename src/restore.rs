@@ -2,14 +2,14 @@
 //! against its digest before it is written, and the whole against the image digest before the
 //! target is made visible.
 
+use crate::base::digest::ImageDigest;
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::free_space::check_room;
+use crate::base::pipeline::ordered_map;
+use crate::base::progress::Context;
+use crate::base::units::{BlockRange, Geometry};
 use crate::chain::{Chain, State};
-use crate::digest::ImageDigest;
-use crate::error::{Error, ErrorKind, Result};
-use crate::pipeline::ordered_map;
-use crate::progress::Context;
-use crate::room::check_room;
-use crate::target::Target;
-use crate::units::{BlockRange, Geometry};
+use crate::image::write::Target;
 use crate::view::{BATCH_BYTES, Batches, Decoded, Order, Part, decode_batch};
 
 /// A part of an image, in bytes.

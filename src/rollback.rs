@@ -6,15 +6,15 @@
 //! still whole; the second writes ([`execute`]). Running it again after it was interrupted at any
 //! point completes it: what is written is what the snapshot has, whatever was there.
 
+use crate::base::error::{Error, Result};
+use crate::base::pipeline::ordered_map;
+use crate::base::progress::Context;
+use crate::base::units::BlockRange;
 use crate::chain::{Chain, Fork, State};
-use crate::error::{Error, Result};
-use crate::pipeline::ordered_map;
-use crate::progress::Context;
+use crate::image::write::{InPlace, Target};
+use crate::image::{RawFile, Source};
 use crate::restore::{ByteRange, write_decoded};
 use crate::scan::{BadMedium, Index, Missed, Scope, scan};
-use crate::source::{RawFile, Source};
-use crate::target::{InPlace, Target};
-use crate::units::BlockRange;
 use crate::view::{BATCH_BYTES, Decoded, Gather, Order, decode_batch};
 
 /// How the blocks that differ are found.

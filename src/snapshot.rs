@@ -6,21 +6,21 @@
 //!
 //! The file is the same, byte for byte, however many threads made it.
 
+use crate::base::digest::{DigestAlgorithm, DigestKey, Hasher};
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::pipeline::spawn;
+use crate::base::progress::Context;
+use crate::base::units::{BlockSize, Geometry, NamedBlocks};
 use crate::chain::Chain;
 use crate::codec::Compression;
 use crate::delta::{
     BASE_FRAME_BYTES, DELTA_FRAME_BYTES, GROUP_BYTES, Identity, Piece, Segmenter, Written,
     group_memory, write_pieces,
 };
-use crate::digest::{DigestAlgorithm, DigestKey, Hasher};
-use crate::error::{Error, ErrorKind, Result};
 use crate::format::header::BASE_IMAGE;
 use crate::format::{Features, FrameLayout, Header, RunKind};
-use crate::pipeline::spawn;
-use crate::progress::Context;
+use crate::image::Source;
 use crate::scan::{BadMedium, Change, Changes, Index, Scanned, Scope, scan};
-use crate::source::Source;
-use crate::units::{BlockSize, Geometry, NamedBlocks};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use uuid::Uuid;
 

@@ -1,11 +1,11 @@
 //! The verb *stats*: what the files of an image hold, and where it changes.
 
+use crate::base::error::Result;
+use crate::base::progress::Context;
+use crate::base::units::Geometry;
 use crate::chain::Chain;
 use crate::delta::{Delta, TableCursor};
-use crate::error::Result;
 use crate::merge::layer_use;
-use crate::progress::Context;
-use crate::units::Geometry;
 use std::sync::Arc;
 
 /// Bytes of `parent`'s file that nothing needs any more once it is dropped, if `child` is the only one

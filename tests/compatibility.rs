@@ -4,12 +4,12 @@
 
 mod support;
 
-use imgsnap::progress::Context;
+use imgsnap::base::progress::Context;
+use imgsnap::image::write::Stream;
 use imgsnap::repository::{At, Defaults, PruneRequest, Repository, SnapshotRequest, VerifyScope};
 use imgsnap::restore::restore;
 use imgsnap::retention::{Count, Rules};
 use imgsnap::store::{LocalStore, OsDisk};
-use imgsnap::target::Stream;
 use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -185,12 +185,12 @@ fn a_manifest_of_a_later_version_is_refused_and_unknown_keys_are_not() {
     for version in [3, 4, 1000] {
         seal(version, body);
         let error = repository.read("vm", &context).err().unwrap();
-        assert_eq!(error.kind(), imgsnap::error::ErrorKind::Unsupported, "{error}");
+        assert_eq!(error.kind(), imgsnap::base::error::ErrorKind::Unsupported, "{error}");
         assert!(naive_reader::read_manifest(&folder).unwrap_err().starts_with("J5"));
     }
     seal(0, body);
     let error = repository.read("vm", &context).err().unwrap();
-    assert_eq!(error.kind(), imgsnap::error::ErrorKind::Corrupt, "{error}");
+    assert_eq!(error.kind(), imgsnap::base::error::ErrorKind::Corrupt, "{error}");
     assert!(naive_reader::read_manifest(&folder).unwrap_err().starts_with("J5"));
     // J4: a parent that is missing, a number that stands twice.
     for (from, to) in
@@ -199,7 +199,7 @@ fn a_manifest_of_a_later_version_is_refused_and_unknown_keys_are_not() {
         assert!(body.contains(from), "{from}");
         seal(1, &body.replacen(from, to, 1));
         let error = repository.read("vm", &context).err().unwrap();
-        assert_eq!(error.kind(), imgsnap::error::ErrorKind::Corrupt, "{error}");
+        assert_eq!(error.kind(), imgsnap::base::error::ErrorKind::Corrupt, "{error}");
     }
 }
 
@@ -245,7 +245,7 @@ fn a_manifest_with_dropped_snapshots_is_refused_where_it_is_wrong() {
         edit(&mut json);
         seal(version, &json);
         let error = repository.read("vm", &context).err().unwrap();
-        assert_eq!(error.kind(), imgsnap::error::ErrorKind::Corrupt, "{name}: {error}");
+        assert_eq!(error.kind(), imgsnap::base::error::ErrorKind::Corrupt, "{name}: {error}");
         assert!(naive_reader::read_manifest(&folder).is_err(), "{name}");
     }
 }

@@ -5,9 +5,9 @@
 
 mod support;
 
+use imgsnap::base::digest::DigestAlgorithm;
+use imgsnap::base::error::ErrorKind;
 use imgsnap::codec::Compression;
-use imgsnap::digest::DigestAlgorithm;
-use imgsnap::error::ErrorKind;
 use support::{ChainMaker, Recipe, naive_reader, open_chain, restore_chain, text};
 
 /// A base, a delta with data and zero runs, and one that shrinks.
@@ -82,7 +82,7 @@ fn every_flipped_byte_gives_an_error_or_the_right_bytes() {
 
 #[test]
 fn every_flipped_byte_is_found_by_a_scrub() {
-    let context = imgsnap::progress::Context::silent().with_threads(1);
+    let context = imgsnap::base::progress::Context::silent().with_threads(1);
     for (files, known) in recipes().into_iter().flat_map(chains) {
         for (index, file) in files.iter().enumerate().skip(known) {
             for at in 0..file.len() {
@@ -177,8 +177,8 @@ fn mend_checksums(file: &mut [u8]) {
 /// T5: a frame with fewer blocks than its page says is damage for every path through the data.
 #[test]
 fn a_frame_that_is_too_short_is_damage() {
+    use imgsnap::base::digest::Hasher;
     use imgsnap::delta::{DeltaWriter, EncodedFrames, Piece, Segmenter};
-    use imgsnap::digest::Hasher;
     let maker = ChainMaker::new(recipes()[1]);
     let (_, file) = maker.try_snapshot(&images()[0]);
     let header = imgsnap::format::Header::decode(file[..256].try_into().unwrap()).unwrap();
@@ -211,7 +211,7 @@ fn a_frame_that_is_too_short_is_damage() {
     writer.finish(&maker.plan().identity, None, 4 * 4096, digest).unwrap();
     let chain = open_chain(&[bytes]).unwrap();
     assert_eq!(restore_chain(&chain).unwrap_err().kind(), ErrorKind::Corrupt);
-    let context = imgsnap::progress::Context::silent();
+    let context = imgsnap::base::progress::Context::silent();
     assert!(imgsnap::verify::verify_stored(chain.tip(), &context).is_err());
     assert!(!imgsnap::verify::find_damage(chain.tip(), &context).unwrap().findings.is_empty());
 }
@@ -225,7 +225,7 @@ fn a_frame_that_says_it_has_many_blocks_gets_no_memory_for_them() {
     file[256 + 10..256 + 12].fill(0xff);
     mend_checksums(&mut file);
     let chain = open_chain(&[file]).unwrap();
-    let context = imgsnap::progress::Context::silent().with_threads(1);
+    let context = imgsnap::base::progress::Context::silent().with_threads(1);
     let error = imgsnap::verify::verify_all(chain.tip(), &context).unwrap_err();
     assert!(error.to_string().contains("record at byte 256: a frame of 65535 blocks"), "{error}");
 }

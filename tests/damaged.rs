@@ -8,9 +8,9 @@
 
 mod support;
 
+use imgsnap::base::error::ErrorKind;
+use imgsnap::base::progress::Context;
 use imgsnap::codec::Compression;
-use imgsnap::error::ErrorKind;
-use imgsnap::progress::Context;
 use imgsnap::scan::Scope;
 use imgsnap::snapshot::{Plan, take};
 use support::{
@@ -558,7 +558,7 @@ fn every_file_of_the_catalogue_is_in_it() {
 #[test]
 fn a_wrong_image_digest_is_told_from_right_ones() {
     let damaged = std::fs::read(fixtures().join("damaged/v1/image-digest.delta")).unwrap();
-    let context = imgsnap::progress::Context::silent();
+    let context = imgsnap::base::progress::Context::silent();
     for (tip, sound) in [(golden(2), [true, true]), (damaged, [false, true])] {
         let chain = open_chain(&[golden(1), tip]).unwrap();
         assert_eq!(imgsnap::verify::verify_digests(&chain, &context).unwrap(), sound);

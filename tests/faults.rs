@@ -8,8 +8,9 @@
 
 mod support;
 
-use imgsnap::error::{Error, ErrorKind, Result};
-use imgsnap::progress::{Context, Progress};
+use imgsnap::base::error::{Error, ErrorKind, Result};
+use imgsnap::base::progress::{Context, Progress};
+use imgsnap::image::write::Stream;
 use imgsnap::repository::{
     At, Defaults, Outcome, ParentChoice, PruneRequest, Rebuilt, Repository, RollbackRequest,
     SnapshotRequest, VerifyScope,
@@ -17,7 +18,6 @@ use imgsnap::repository::{
 use imgsnap::restore::restore;
 use imgsnap::retention::{Count, Rules};
 use imgsnap::store::{Disk, LocalStore};
-use imgsnap::target::Stream;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

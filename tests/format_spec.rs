@@ -5,19 +5,19 @@
 
 mod support;
 
+use imgsnap::base::digest::{Digest, DigestAlgorithm};
+use imgsnap::base::progress::Context;
+use imgsnap::base::units::{BlockRange, BlockSize};
 use imgsnap::codec::Compression;
 use imgsnap::delta::{DeltaWriter, Piece, Segmenter};
-use imgsnap::digest::{Digest, DigestAlgorithm};
 use imgsnap::format::footer::FooterWire;
 use imgsnap::format::header::HeaderWire;
 use imgsnap::format::index::{ChildWire, IndexWire};
 use imgsnap::format::record::RecordWire;
 use imgsnap::format::table::{FrameWire, RunWire, TableWire};
 use imgsnap::format::{Footer, Header, IndexPage, RunKind, TablePage};
-use imgsnap::progress::Context;
 use imgsnap::scan::Scope;
 use imgsnap::snapshot::{Plan, take};
-use imgsnap::units::{BlockRange, BlockSize};
 use std::collections::BTreeMap;
 use std::mem::offset_of;
 use support::naive_reader::{self, Body, Kind};
@@ -776,12 +776,12 @@ fn bases_in_a_base_image_are_read_by_both_readers_and_written_again() {
 /// H3: two features are known, but not together.
 #[test]
 fn incompatible_features_are_known_or_refused() {
-    use imgsnap::error::ErrorKind;
+    use imgsnap::base::error::ErrorKind;
     let file = make(Recipe::default()).files.remove(0);
     for bits in 1..=u8::MAX {
         let changed = with_features(&file, 16, bits);
         let header = Header::decode(changed[..256].try_into().unwrap());
-        let kind = header.as_ref().err().map(imgsnap::error::Error::kind);
+        let kind = header.as_ref().err().map(imgsnap::base::error::Error::kind);
         let expected = match bits {
             1 | 2 => None,
             3 => Some(ErrorKind::Corrupt),

@@ -4,13 +4,13 @@
 
 mod support;
 
-use imgsnap::progress::Context;
+use imgsnap::base::progress::Context;
+use imgsnap::image::write::Stream;
 use imgsnap::repository::{
     At, DamageKind, Defaults, ParentChoice, Repository, SnapshotRequest, Verified, VerifyScope,
 };
 use imgsnap::restore::{ByteRange, restore};
 use imgsnap::store::{LocalStore, OsDisk};
-use imgsnap::target::Stream;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

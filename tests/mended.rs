@@ -6,15 +6,15 @@
 
 mod support;
 
-use imgsnap::error::Result;
-use imgsnap::progress::Context;
+use imgsnap::base::error::Result;
+use imgsnap::base::progress::Context;
+use imgsnap::image::Source;
+use imgsnap::image::write::Stream;
 use imgsnap::repository::{
     At, Defaults, MendSource, MendedBy, Repository, SnapshotRequest, VerifyScope,
 };
 use imgsnap::restore::restore;
-use imgsnap::source::Source;
 use imgsnap::store::{Disk, LocalStore};
-use imgsnap::target::Stream;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use support::crash_disk::CrashDisk;

@@ -5,11 +5,13 @@
 
 mod support;
 
+use imgsnap::base::digest::DigestAlgorithm;
+use imgsnap::base::progress::Context;
+use imgsnap::base::units::BlockSize;
 use imgsnap::chain::Chain;
 use imgsnap::codec::Compression;
 use imgsnap::delta::{Caches, Delta};
-use imgsnap::digest::DigestAlgorithm;
-use imgsnap::progress::Context;
+use imgsnap::image::write::{NewFile, Stream};
 use imgsnap::repository::{
     At, Defaults, Outcome, ParentChoice, PruneRequest, Repository, RollbackRequest,
     SnapshotRequest, VerifyScope,
@@ -17,8 +19,6 @@ use imgsnap::repository::{
 use imgsnap::restore::{ByteRange, restore};
 use imgsnap::retention::{Count, Rules};
 use imgsnap::store::{LocalStore, OsDisk, Store};
-use imgsnap::target::{NewFile, Stream};
-use imgsnap::units::BlockSize;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::os::unix::fs::FileExt;

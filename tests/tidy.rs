@@ -42,7 +42,7 @@ fn layers() -> BTreeMap<String, usize> {
             assert!(layers.insert(module.to_owned(), row).is_none(), "{module} stands twice");
         }
     }
-    assert!(layers.len() > 20, "{layers:?}");
+    assert!(layers.len() > 15, "{layers:?}");
     layers
 }
 
@@ -111,7 +111,7 @@ fn unsafe_code_stands_in_one_file_and_is_argued() {
     for (path, text) in sources("src") {
         let code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
         let blocks = code.filter(|l| l.contains("unsafe {") || l.contains("unsafe fn")).count();
-        if path == "src/sys.rs" {
+        if path == "src/base/sys.rs" {
             assert!(blocks > 0 && text.matches("// SAFETY:").count() >= blocks, "{path}");
         } else {
             assert_eq!(blocks, 0, "{path} has unsafe code");

@@ -1,13 +1,13 @@
 //! Chains of delta files in a temporary folder, made of images without a scan.
 
 use super::{BLOCK_BYTES, Image};
+use imgsnap::base::digest::{Digest, DigestAlgorithm, DigestKey, Hasher, ImageDigest};
+use imgsnap::base::units::{BlockRange, BlockSize};
 use imgsnap::chain::Chain;
 use imgsnap::codec::{self, Codec, Compression};
 use imgsnap::delta::{Caches, Delta, DeltaWriter, EncodedFrames, Identity, Piece, Segmenter};
-use imgsnap::digest::{Digest, DigestAlgorithm, DigestKey, Hasher, ImageDigest};
 use imgsnap::format::{Features, Header, Lineage, RunKind};
 use imgsnap::store::{LocalStore, OsDisk, Store};
-use imgsnap::units::{BlockRange, BlockSize};
 use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;

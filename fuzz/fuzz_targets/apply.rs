@@ -3,7 +3,7 @@
 #![no_main]
 
 use imgsnap::apply::Patch;
-use imgsnap::source::RawFile;
+use imgsnap::image::RawFile;
 use imgsnap_fuzz::chains::{MOST_BYTES, Memory, Nowhere, bytes_of, refusal, unread_blocks};
 use imgsnap_fuzz::parts::Parts;
 use imgsnap_fuzz::seeds::{images, of_chains, plant};

@@ -2,7 +2,7 @@
 //! and a list that is written out again is the same list.
 #![no_main]
 
-use imgsnap::hints::{ChangeHints, ChangeList};
+use imgsnap::tracking::{ChangeHints, ChangeList};
 use imgsnap_fuzz::meter;
 use imgsnap_fuzz::seeds::plant;
 use libfuzzer_sys::fuzz_target;

@@ -52,7 +52,7 @@ fn decode(what: u8, bytes: &[u8]) {
 fn fixed<const N: usize>(
     bytes: &[u8],
     mended: bool,
-    decode: impl Fn(&[u8; N]) -> imgsnap::error::Result<[u8; N]>,
+    decode: impl Fn(&[u8; N]) -> imgsnap::base::error::Result<[u8; N]>,
 ) {
     let mut whole = [0; N];
     whole.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
@@ -67,7 +67,7 @@ fn fixed<const N: usize>(
 }
 
 /// A page that stands where the first eight bytes say.
-fn page(bytes: &[u8], decode: impl Fn(&[u8], u64) -> imgsnap::error::Result<Vec<u8>>) {
+fn page(bytes: &[u8], decode: impl Fn(&[u8], u64) -> imgsnap::base::error::Result<Vec<u8>>) {
     let Some((at, payload)) = bytes.split_first_chunk() else { return };
     match decode(payload, u64::from_le_bytes(*at)) {
         Ok(encoded) => assert!(encoded == payload, "it encodes to other bytes"),

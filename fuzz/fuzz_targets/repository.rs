@@ -3,7 +3,7 @@
 //! bytes.
 #![no_main]
 
-use imgsnap::error::{Error, ErrorKind, Result};
+use imgsnap::base::error::{Error, ErrorKind, Result};
 use imgsnap::repository::{At, PruneRequest, Repository, VerifyScope};
 use imgsnap::retention::Rules;
 use imgsnap::store::{Disk, LocalStore};

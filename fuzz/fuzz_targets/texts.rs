@@ -3,13 +3,13 @@
 #![no_main]
 
 use imgsnap::codec::Compression;
-use imgsnap::digest::{Digest, DigestAlgorithm, ImageDigest};
+use imgsnap::base::digest::{Digest, DigestAlgorithm, ImageDigest};
 use imgsnap::head::Head;
-use imgsnap::hints::Recheck;
+use imgsnap::tracking::Recheck;
 use imgsnap::repository::{At, Reference, Repository, Track, check_label};
 use imgsnap::retention::{Count, LabelGlob, Period};
 use imgsnap::store::{LocalStore, Store};
-use imgsnap::units::{BlockSize, parse_bytes, parse_duration};
+use imgsnap::base::units::{BlockSize, parse_bytes, parse_duration};
 use imgsnap_fuzz::meter;
 use imgsnap_fuzz::seeds::{fixture, plant, read};
 use imgsnap_fuzz::support::crash_disk::CrashDisk;
@@ -60,7 +60,7 @@ fn words(text: &str) {
 
 fn there_and_back<T>(text: &str)
 where
-    T: FromStr<Err = imgsnap::error::Error> + Display + Debug + PartialEq,
+    T: FromStr<Err = imgsnap::base::error::Error> + Display + Debug + PartialEq,
 {
     if let Some(value) = one_line(text.parse::<T>()) {
         let written = value.to_string();
@@ -68,7 +68,7 @@ where
     }
 }
 
-fn one_line<T>(result: imgsnap::error::Result<T>) -> Option<T> {
+fn one_line<T>(result: imgsnap::base::error::Result<T>) -> Option<T> {
     result.map_err(|error| error.kind()).ok()
 }
 

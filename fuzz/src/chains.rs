@@ -6,11 +6,11 @@ use imgsnap::chain::{Chain, Fork};
 use imgsnap::codec::Compression;
 use imgsnap::delta::{Caches, Delta, Identity, TableCursor};
 use imgsnap::diff::{Difference, Side, diff};
-use imgsnap::error::{Error, ErrorKind, Result};
+use imgsnap::base::error::{Error, ErrorKind, Result};
 use imgsnap::format::{FrameLayout, RunKind};
 use imgsnap::merge::{self, layer_use};
 use imgsnap::restore::restore;
-use imgsnap::target::{Stream, Target};
+use imgsnap::image::write::{Stream, Target};
 use imgsnap::verify::{find_damage, verify_all, verify_digests, verify_runs, verify_stored};
 use uuid::Uuid;
 

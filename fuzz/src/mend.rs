@@ -4,7 +4,7 @@
 use crate::support::open_chain;
 use imgsnap::chain::digest_steps;
 use imgsnap::codec::{self, Codec};
-use imgsnap::digest::{DigestAlgorithm, DigestKey, Hasher, ImageDigest};
+use imgsnap::base::digest::{DigestAlgorithm, DigestKey, Hasher, ImageDigest};
 use imgsnap::format::footer::FOOTER_BYTES;
 use imgsnap::format::header::HEADER_BYTES;
 use imgsnap::format::record::RECORD_HEAD_BYTES;

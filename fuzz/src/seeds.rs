@@ -5,7 +5,7 @@ use crate::mend;
 use crate::parts::{HEAD, Parts, TOML};
 use crate::support::{ChainMaker, Recipe, text};
 use imgsnap::codec::Compression;
-use imgsnap::digest::DigestAlgorithm;
+use imgsnap::base::digest::DigestAlgorithm;
 use std::path::{Path, PathBuf};
 
 /// Everything is right after the mending.

@@ -1,17 +1,17 @@
 //! What the machine can do at most: the bytes of a piece of work through the same number of
 //! threads, with as little done on them as can be.
 
+use crate::base::error::{Error, Result};
+use crate::base::pipeline::ordered_map;
+use crate::base::progress::Context;
+use crate::base::units::ExtentKind;
 use crate::codec::{self, Compression};
 use crate::delta::{Delta, TableCursor};
-use crate::error::{Error, Result};
 use crate::format::record::RECORD_HEAD_BYTES;
 use crate::format::{FrameRef, RecordKind};
-use crate::pipeline::ordered_map;
-use crate::progress::Context;
+use crate::image::write::{NewFile, Target};
+use crate::image::{RawFile, Source};
 use crate::scan::window_bytes;
-use crate::source::{RawFile, Source};
-use crate::target::{NewFile, Target};
-use crate::units::ExtentKind;
 use std::fs::File;
 use std::hint::black_box;
 use std::os::unix::fs::FileExt;

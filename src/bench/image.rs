@@ -3,10 +3,10 @@
 
 use super::Pattern;
 use super::ceiling::data_of;
-use crate::error::{Error, Result};
-use crate::pipeline::ordered_map;
-use crate::progress::Context;
-use crate::source::{RawFile, Source};
+use crate::base::error::{Error, Result};
+use crate::base::pipeline::ordered_map;
+use crate::base::progress::Context;
+use crate::image::{RawFile, Source};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;

@@ -1,7 +1,7 @@
 //! Time and memory of a piece of work, and what machine it ran on.
 
 use super::Machine;
-use crate::error::Result;
+use crate::base::error::Result;
 use std::path::Path;
 use std::time::Instant;
 

@@ -16,11 +16,11 @@ mod scratch;
 
 pub use report::{Cache, Machine, Point, Report, Row, Sample, Setting, Sweep, Work, median};
 
+use crate::base::error::Result;
+use crate::base::progress::Context;
+use crate::base::units::BlockSize;
 use crate::codec::Compression;
-use crate::error::Result;
-use crate::progress::Context;
-use crate::source::{RawFile, Source};
-use crate::units::BlockSize;
+use crate::image::{RawFile, Source};
 use image::ImagePlan;
 use rounds::Rounds;
 use scratch::Scratch;

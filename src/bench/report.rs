@@ -1,7 +1,7 @@
 //! What a benchmark found: plain values, for whoever prints them.
 
+use crate::base::units::BlockSize;
 use crate::codec::Compression;
-use crate::units::BlockSize;
 use std::fmt;
 
 /// A piece of work that is measured, whole verbs unless it says otherwise.

@@ -5,20 +5,20 @@ use super::image::{ImagePlan, UNIT_BYTES};
 use super::meter::metered;
 use super::scratch::Scratch;
 use super::{Cache, Point, Request, Row, Sample, Setting, Work};
+use crate::base::error::{Error, Result};
+use crate::base::progress::Context;
 use crate::chain::Chain;
 use crate::delta::BASE_FRAME_BYTES;
-use crate::error::{Error, Result};
 use crate::manifest::Snapshot;
-use crate::progress::Context;
 use crate::repository::{
     At, Defaults, Repository, RollbackRequest, SnapshotRequest, Track, VerifyScope,
 };
 use crate::restore::restore;
 use crate::scan::{BadMedium, Index, Scope, scan};
 
-use crate::source::{RawFile, Source};
+use crate::image::write::NewFile;
+use crate::image::{RawFile, Source};
 use crate::store::{LocalStore, OsDisk};
-use crate::target::NewFile;
 use crate::view::SnapshotView;
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use std::fs::File;

@@ -1,7 +1,7 @@
 //! The scratch folder of a benchmark: large, and gone afterwards, also after Ctrl-C.
 
-use crate::error::{Error, Result};
-use crate::room::{check_room, room_in};
+use crate::base::error::{Error, Result};
+use crate::base::free_space::{check_room, room_in};
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -73,7 +73,7 @@ fn is_abandoned(folder: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::ErrorKind;
+    use crate::base::error::ErrorKind;
 
     #[test]
     fn it_goes_with_all_that_is_in_it_and_takes_what_killed_runs_left() {

@@ -1,8 +1,8 @@
 //! Where two snapshots of one chain, or of two branches of it, differ: from their tables alone.
 
 use super::{Chain, ChainCursor, Span, SpanWalk, State, Stretch};
-use crate::error::Result;
-use crate::units::BlockRange;
+use crate::base::error::Result;
+use crate::base::units::BlockRange;
 use std::sync::Arc;
 
 /// Spans that are compared in a step, about.

@@ -13,10 +13,10 @@
 //! A run that covers more than a canvas needs none.
 
 use super::stretch::{Span, State, Stretch};
+use crate::base::error::Result;
+use crate::base::units::BlockRange;
 use crate::delta::{Delta, TableCursor, TableScout};
-use crate::error::Result;
 use crate::format::{Run, RunKind, TablePage};
-use crate::units::BlockRange;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::sync::Arc;

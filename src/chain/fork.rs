@@ -16,10 +16,10 @@ use super::compare::differences;
 use super::cursor::ChainCursor;
 use super::stretch::{Span, State, Stretch};
 use super::walk::SpanWalk;
+use crate::base::digest::ImageDigest;
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::units::BlockRange;
 use crate::delta::Delta;
-use crate::digest::ImageDigest;
-use crate::error::{Error, ErrorKind, Result};
-use crate::units::BlockRange;
 use std::collections::VecDeque;
 use std::sync::Arc;
 

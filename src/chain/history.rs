@@ -5,11 +5,11 @@
 //! each snapshot anew would take the square of the time.
 
 use super::Chain;
+use crate::base::digest::Digest;
+use crate::base::error::Result;
+use crate::base::progress::Context;
 use crate::delta::TableCursor;
-use crate::digest::Digest;
-use crate::error::Result;
 use crate::format::{Run, RunKind, TablePage};
-use crate::progress::Context;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::sync::Arc;

@@ -22,13 +22,13 @@ pub use history::digest_steps;
 pub use stretch::{PageOf, Span, State, Stretch};
 pub use walk::SpanWalk;
 
+use crate::base::digest::{Hasher, ImageDigest};
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::units::Geometry;
 use crate::delta::{Caches, Delta};
-use crate::digest::{Hasher, ImageDigest};
-use crate::error::{Error, ErrorKind, Result};
 use crate::format::Lineage;
 use crate::manifest::{Manifest, Snapshot};
 use crate::store::Store;
-use crate::units::Geometry;
 use std::sync::Arc;
 use uuid::Uuid;
 

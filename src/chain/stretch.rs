@@ -1,9 +1,9 @@
 //! A part of the index as it is handed on: spans, and the pages in which their digests are.
 
+use crate::base::digest::{Digest, Hasher};
+use crate::base::units::BlockRange;
 use crate::delta::Delta;
-use crate::digest::{Digest, Hasher};
 use crate::format::TablePage;
-use crate::units::BlockRange;
 use std::sync::Arc;
 
 /// A run of blocks that come from one place.

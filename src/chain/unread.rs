@@ -1,9 +1,9 @@
 //! Blocks that could not be read when their snapshot was taken (FORMAT.md M4).
 
 use super::{Chain, State};
-use crate::error::Result;
-use crate::progress::Context;
-use crate::units::{BlockRange, NamedBlocks};
+use crate::base::error::Result;
+use crate::base::progress::Context;
+use crate::base::units::{BlockRange, NamedBlocks};
 
 impl Chain {
     /// The blocks among `blocks` that are unread.

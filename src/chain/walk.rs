@@ -2,8 +2,8 @@
 
 use super::cursor::ChainCursor;
 use super::stretch::{Span, Stretch};
-use crate::error::Result;
-use crate::units::BlockRange;
+use crate::base::error::Result;
+use crate::base::units::BlockRange;
 use std::sync::Arc;
 
 /// Spans that are fetched at a time.

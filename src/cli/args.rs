@@ -2,13 +2,13 @@
 
 use super::bench::args::Bench;
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueHint};
+use imgsnap::base::digest::DigestAlgorithm;
+use imgsnap::base::units::{BlockSize, parse_bytes, parse_duration};
 use imgsnap::codec::Compression;
-use imgsnap::digest::DigestAlgorithm;
-use imgsnap::hints::Recheck;
 use imgsnap::repository::{Reference, Track};
 use imgsnap::restore::ByteRange;
 use imgsnap::retention::{Count, LabelGlob, Period};
-use imgsnap::units::{BlockSize, parse_bytes, parse_duration};
+use imgsnap::tracking::Recheck;
 use std::path::PathBuf;
 use std::time::Duration;
 

@@ -2,11 +2,11 @@
 
 use super::printer::Printer;
 use super::{exit, output, repo};
+use imgsnap::base::error::{ErrorKind, Result};
+use imgsnap::base::progress::Context;
 use imgsnap::diff::{Difference, MAP_REGIONS, Side, diff};
-use imgsnap::error::{ErrorKind, Result};
-use imgsnap::progress::Context;
+use imgsnap::image::RawFile;
 use imgsnap::repository::{Reader, Reference, Repository};
-use imgsnap::source::RawFile;
 use serde_json::json;
 use std::path::Path;
 use std::process::ExitCode;

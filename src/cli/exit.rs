@@ -1,6 +1,6 @@
 //! Exit codes: all of them stand here, and in the README.
 
-use imgsnap::error::ErrorKind;
+use imgsnap::base::error::ErrorKind;
 use std::process::ExitCode;
 
 /// Done.

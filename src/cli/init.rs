@@ -3,7 +3,7 @@
 use super::args::Init;
 use super::printer::Printer;
 use super::{exit, repo};
-use imgsnap::error::Result;
+use imgsnap::base::error::Result;
 use imgsnap::repository::Defaults;
 use serde_json::json;
 use std::path::Path;

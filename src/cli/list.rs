@@ -2,11 +2,11 @@
 
 use super::printer::Printer;
 use super::{exit, output, repo};
-use imgsnap::error::{ErrorKind, Result};
-use imgsnap::hints::cycle;
+use imgsnap::base::error::{ErrorKind, Result};
+use imgsnap::base::progress::Context;
 use imgsnap::manifest::{HintKind, HintUse, Manifest, Snapshot};
-use imgsnap::progress::Context;
 use imgsnap::repository::{CloneUse, Clones, Listing, Reference, Repository};
+use imgsnap::tracking::cycle;
 use serde_json::{Value, json};
 use std::process::ExitCode;
 

@@ -24,9 +24,9 @@ mod watch;
 
 use args::{Args, Command};
 use clap::{CommandFactory, Parser};
-use imgsnap::error::{Error, ErrorKind, Result};
-use imgsnap::folder::{Folder, resolve};
-use imgsnap::progress::Context;
+use imgsnap::base::error::{Error, ErrorKind, Result};
+use imgsnap::base::folder::{Folder, resolve};
+use imgsnap::base::progress::Context;
 use imgsnap::repository::refuse_inside_any;
 use printer::Printer;
 use std::path::Path;
@@ -36,7 +36,7 @@ use std::sync::atomic::AtomicBool;
 
 /// Parses, runs, reports; the only place that decides on the exit code.
 pub fn run() -> ExitCode {
-    imgsnap::room::raise_open_files();
+    imgsnap::base::free_space::raise_open_files();
     let args = Args::parse();
     let checked = match &args.command {
         Command::Bench(verb) => verb.check(),

@@ -1,7 +1,7 @@
 //! Numbers and times as people read them.
 
-use imgsnap::error::{Error, ErrorKind, Result};
-use imgsnap::units::{BlockRange, Geometry, NamedBlocks};
+use imgsnap::base::error::{Error, ErrorKind, Result};
+use imgsnap::base::units::{BlockRange, Geometry, NamedBlocks};
 use jiff::{Timestamp, tz::TimeZone};
 use serde_json::{Value, json};
 use std::io::IsTerminal;

@@ -1,8 +1,8 @@
 //! Where text goes: results to stdout, everything else to stderr; quiet, verbose, JSON and bars in
 //! one value.
 
-use imgsnap::error::{Error, Result};
-use imgsnap::progress::Progress;
+use imgsnap::base::error::{Error, Result};
+use imgsnap::base::progress::Progress;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::borrow::Cow;
 use std::io::{IsTerminal, Write};

@@ -3,8 +3,8 @@
 use super::args::{Keep, Prune};
 use super::printer::Printer;
 use super::{exit, list, output, repo};
-use imgsnap::error::{ErrorKind, Result};
-use imgsnap::progress::Context;
+use imgsnap::base::error::{ErrorKind, Result};
+use imgsnap::base::progress::Context;
 use imgsnap::repository::{Compaction, PruneRequest, Pruned, Reference, Repository};
 use imgsnap::retention::Rules;
 use serde_json::{Value, json};

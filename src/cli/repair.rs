@@ -2,10 +2,10 @@
 
 use super::printer::Printer;
 use super::{exit, output, repo};
-use imgsnap::error::{ErrorKind, Result};
-use imgsnap::progress::Context;
+use imgsnap::base::error::{ErrorKind, Result};
+use imgsnap::base::progress::Context;
+use imgsnap::image::RawFile;
 use imgsnap::repository::{MendSource, Mended, MendedBy, Rebuilt, Repository};
-use imgsnap::source::RawFile;
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;

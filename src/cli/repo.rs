@@ -2,13 +2,13 @@
 
 use super::printer::Printer;
 use super::{trust, usage};
-use imgsnap::error::{Error, ErrorKind, Result};
-use imgsnap::folder::{Folder, resolve};
-use imgsnap::hints::clone_into;
-use imgsnap::progress::Progress;
+use imgsnap::base::error::{Error, ErrorKind, Result};
+use imgsnap::base::folder::{Folder, resolve};
+use imgsnap::base::progress::Progress;
+use imgsnap::image::{RawFile, Source, refuse_foreign};
 use imgsnap::repository::{At, Defaults, Reference, Repository, Track, refuse_inside_any};
-use imgsnap::source::{RawFile, Source, refuse_foreign};
 use imgsnap::store::{LocalStore, OsDisk, Store};
+use imgsnap::tracking::clone_into;
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Component, Path, PathBuf};

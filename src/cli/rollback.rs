@@ -3,9 +3,9 @@
 use super::args::Rollback;
 use super::printer::Printer;
 use super::{exit, output, repo};
-use imgsnap::error::Result;
+use imgsnap::base::error::Result;
+use imgsnap::base::progress::Context;
 use imgsnap::manifest::HintKind;
-use imgsnap::progress::Context;
 use imgsnap::repository::{Repository, RollbackOutcome, RollbackRequest};
 use serde_json::json;
 use std::process::ExitCode;

@@ -3,14 +3,14 @@
 use super::args::Snapshot as Verb;
 use super::printer::Printer;
 use super::{exit, list, output, repo, usage};
-use imgsnap::error::{Error, ErrorKind, Result};
-use imgsnap::hints::{ChangeList, MAX_LIST_BYTES};
+use imgsnap::base::error::{Error, ErrorKind, Result};
+use imgsnap::base::progress::Context;
 use imgsnap::manifest::HintKind;
-use imgsnap::progress::Context;
 use imgsnap::repository::{
     At, ChangedSince, Outcome, ParentChoice, Reference, SnapshotOutcome, SnapshotRequest,
     check_distinct, name_of,
 };
+use imgsnap::tracking::{ChangeList, MAX_LIST_BYTES};
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};

@@ -2,8 +2,8 @@
 
 use super::printer::Printer;
 use super::{exit, list, output, repo};
-use imgsnap::error::{ErrorKind, Result};
-use imgsnap::progress::Context;
+use imgsnap::base::error::{ErrorKind, Result};
+use imgsnap::base::progress::Context;
 use imgsnap::repository::{CloneUse, Repository, Stats};
 use serde_json::{Value, json};
 use std::process::ExitCode;

@@ -1,8 +1,8 @@
 //! Who else could change a repository. Whoever can write to it, or put another one in its place, says which
 //! file a rollback writes to, and what a restore gives: it is trusted like a program.
 
-use imgsnap::folder::is_ours;
-use imgsnap::progress::Progress;
+use imgsnap::base::folder::is_ours;
+use imgsnap::base::progress::Progress;
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;

@@ -2,8 +2,8 @@
 
 use super::printer::Printer;
 use super::{exit, output};
-use imgsnap::error::{Error, ErrorKind, Result};
-use imgsnap::progress::Context;
+use imgsnap::base::error::{Error, ErrorKind, Result};
+use imgsnap::base::progress::Context;
 use imgsnap::repository::{Reference, Repository, Verified, VerifyScope};
 use serde_json::json;
 use std::process::ExitCode;

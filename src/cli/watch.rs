@@ -3,8 +3,8 @@
 use super::args::Watch;
 use super::printer::Printer;
 use super::{exit, list, output, prune, repo};
-use imgsnap::error::{Error, Result};
-use imgsnap::progress::Context;
+use imgsnap::base::error::{Error, Result};
+use imgsnap::base::progress::Context;
 use imgsnap::repository::{
     Outcome, Pruned, SnapshotOutcome, SnapshotRequest, WatchRequest, Watched, check_distinct,
 };

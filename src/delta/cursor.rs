@@ -1,9 +1,9 @@
 //! Walks the runs of one delta file in ascending order, reading only the pages on its way.
 
 use super::reader::{Delta, Page};
-use crate::error::Result;
+use crate::base::error::Result;
+use crate::base::units::BlockRange;
 use crate::format::{IndexPage, Run, TablePage};
-use crate::units::BlockRange;
 use std::sync::Arc;
 
 /// Runs that are looked at one after the other before a search.

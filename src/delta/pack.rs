@@ -2,11 +2,11 @@
 
 use super::segment::Piece;
 use super::writer::{DeltaWriter, EncodedFrames};
+use crate::base::error::Result;
+use crate::base::pipeline::{Allowance, growing_map};
+use crate::base::progress::Context;
 use crate::codec::{self, Compression};
-use crate::error::Result;
 use crate::format::{Header, TablePage};
-use crate::pipeline::{Allowance, growing_map};
-use crate::progress::Context;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 

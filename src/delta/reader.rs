@@ -1,8 +1,8 @@
 //! Opens a delta file and reads its records, each checked against its checksum and its place.
 
+use crate::base::digest::{Digest, Hasher};
+use crate::base::error::{Error, Result};
 use crate::codec::{self, Codec};
-use crate::digest::{Digest, Hasher};
-use crate::error::{Error, Result};
 use crate::format::footer::FOOTER_BYTES;
 use crate::format::header::HEADER_BYTES;
 use crate::format::record::RECORD_HEAD_BYTES;
@@ -10,7 +10,7 @@ use crate::format::{
     ChildRef, Footer, FrameLayout, FrameRef, Header, IndexPage, RecordHead, RecordKind, RootRef,
     TablePage,
 };
-use crate::source::BaseImage;
+use crate::image::BaseImage;
 use crate::store::Store;
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;

@@ -8,16 +8,16 @@
 //! ```
 
 use super::reader::{Delta, Page};
+use crate::base::digest::{Digest, StreamHasher, is_zero};
+use crate::base::error::{Error, Result};
+use crate::base::pipeline::ordered_map;
+use crate::base::progress::Context;
+use crate::base::units::Geometry;
 use crate::codec;
-use crate::digest::{Digest, StreamHasher, is_zero};
-use crate::error::{Error, Result};
 use crate::format::footer::FOOTER_BYTES;
 use crate::format::header::HEADER_BYTES;
 use crate::format::record::{MAX_PAYLOAD_BYTES, RECORD_HEAD_BYTES, RecordHead};
 use crate::format::{ChildRef, Counts, FrameRef, RecordKind, RunKind, TablePage};
-use crate::pipeline::ordered_map;
-use crate::progress::Context;
-use crate::units::Geometry;
 
 /// How far a scrub goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -297,7 +297,7 @@ impl<'a> Walk<'a> {
     fn check_end(&self, page: &TablePage) -> Result<()> {
         let last = page.runs.iter().rev().find(|run| run.kind == RunKind::Data);
         let Some(last) = last else { return Ok(()) };
-        let block = crate::units::BlockRange { first: last.blocks.end() - 1, count: 1 };
+        let block = crate::base::units::BlockRange { first: last.blocks.end() - 1, count: 1 };
         let beyond = u64::from(self.geometry.block_size.bytes())
             .saturating_sub(self.geometry.bytes_in(block));
         if (self.zeros_at_end as u64) < beyond {

@@ -2,10 +2,10 @@
 //! section 6).
 
 use super::reader::Delta;
-use crate::digest::Digest;
+use crate::base::digest::Digest;
+use crate::base::units::{BlockRange, BlockSize};
 use crate::format::table::MAX_RUN_BLOCKS;
 use crate::format::{FrameRef, Run, RunKind, TablePage};
-use crate::units::{BlockRange, BlockSize};
 use std::sync::Arc;
 
 /// The most data blocks, and the most runs, of a page that is written.

@@ -1,16 +1,16 @@
 //! Writes a delta file front to back: bytes go out as they come, memory is the depth of the index.
 
 use super::reader::Delta;
+use crate::base::digest::{Digest, Hasher, ImageDigest, StreamHasher};
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::units::BlockRange;
 use crate::codec::Codec;
-use crate::digest::{Digest, Hasher, ImageDigest, StreamHasher};
-use crate::error::{Error, ErrorKind, Result};
 use crate::format::footer::FOOTER_BYTES;
 use crate::format::record::{MAX_LEVEL, RECORD_HEAD_BYTES};
 use crate::format::{
     ChildRef, Counts, Footer, FrameLayout, FrameRef, Header, IndexPage, Lineage, RecordHead,
     RecordKind, RootRef, TablePage,
 };
-use crate::units::BlockRange;
 use uuid::Uuid;
 
 /// Entries of a level before it is written as an index page.

@@ -3,9 +3,9 @@
 use super::header::HEADER_BYTES;
 use super::table::{Run, RunKind};
 use super::{MAX_BLOCKS, crc32};
-use crate::digest::{Digest, ImageDigest};
-use crate::error::{Error, Result};
-use crate::units::MAX_IMAGE_BYTES;
+use crate::base::digest::{Digest, ImageDigest};
+use crate::base::error::{Error, Result};
+use crate::base::units::MAX_IMAGE_BYTES;
 use uuid::Uuid;
 use zerocopy::little_endian::{I64, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};

@@ -1,9 +1,9 @@
 //! The first 256 bytes of a delta file (FORMAT.md section 2.1).
 
 use super::crc32;
-use crate::digest::{DigestAlgorithm, DigestKey};
-use crate::error::{Error, ErrorKind, Result};
-use crate::units::BlockSize;
+use crate::base::digest::{DigestAlgorithm, DigestKey};
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::units::BlockSize;
 use uuid::Uuid;
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};

@@ -1,8 +1,8 @@
 //! An index page: bounds and places of its children (FORMAT.md section 3.4).
 
 use super::{MAX_BLOCKS, take, take_one};
-use crate::error::{Error, Result};
-use crate::units::BlockRange;
+use crate::base::error::{Error, Result};
+use crate::base::units::BlockRange;
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 

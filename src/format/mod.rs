@@ -21,7 +21,7 @@ pub use index::{ChildRef, IndexPage};
 pub use record::{RecordHead, RecordKind};
 pub use table::{FrameRef, Run, RunKind, TablePage};
 
-use crate::error::{Error, Result};
+use crate::base::error::{Error, Result};
 use zerocopy::FromBytes;
 
 /// One past the highest block that a table can name (FORMAT.md T1).

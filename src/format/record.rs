@@ -1,8 +1,8 @@
 //! The 16 bytes before each frame and page (FORMAT.md section 3.1), and the checksum that ties a
 //! record to its place.
 
+use crate::base::error::{Error, Result};
 use crate::codec::Codec;
-use crate::error::{Error, Result};
 use uuid::Uuid;
 use zerocopy::little_endian::U32;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};

@@ -2,9 +2,9 @@
 //! block (FORMAT.md section 3.3).
 
 use super::{FrameLayout, MAX_BLOCKS, take, take_one};
-use crate::digest::Digest;
-use crate::error::{Error, Result};
-use crate::units::BlockRange;
+use crate::base::digest::Digest;
+use crate::base::error::{Error, Result};
+use crate::base::units::BlockRange;
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 

@@ -1,7 +1,7 @@
 //! The rules that hold in every manifest (FORMAT.md J3, J4). Whoever calculates with it relies on them.
 
 use super::{Manifest, Snapshot, check_name};
-use crate::error::{Error, Result};
+use crate::base::error::{Error, Result};
 use crate::format::footer::{MAX_LABEL_BYTES, MAX_NUMBER};
 use std::collections::{HashMap, HashSet};
 use std::path::Path;

@@ -35,7 +35,7 @@ pub(super) fn or_none<'de, D: Deserializer<'de>, T: DeserializeOwned>(
 }
 
 pub(super) mod digest_hex {
-    use crate::digest::Digest;
+    use crate::base::digest::Digest;
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
 
     pub fn serialize<S: Serializer>(digest: &Digest, to: S) -> Result<S::Ok, S::Error> {
@@ -49,7 +49,7 @@ pub(super) mod digest_hex {
 }
 
 pub(super) mod image_digest_hex {
-    use crate::digest::ImageDigest;
+    use crate::base::digest::ImageDigest;
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
 
     pub fn serialize<S: Serializer>(digest: &ImageDigest, to: S) -> Result<S::Ok, S::Error> {

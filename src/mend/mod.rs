@@ -11,18 +11,18 @@ mod search;
 
 pub use search::{Found, Wanted};
 
+use crate::base::digest::Digest;
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::pipeline::{ordered_map, spawn};
+use crate::base::progress::Context;
+use crate::base::units::{BlockRange, Geometry};
 use crate::chain::{Span, State, Stretch};
 use crate::codec::Compression;
 use crate::delta::{
     BASE_FRAME_BYTES, DELTA_FRAME_BYTES, Delta, GROUP_BYTES, Identity, Piece, Segmenter,
     TableCursor, Written, group_memory, write_pieces,
 };
-use crate::digest::Digest;
-use crate::error::{Error, ErrorKind, Result};
 use crate::format::{Features, FrameLayout, Header, Run, RunKind};
-use crate::pipeline::{ordered_map, spawn};
-use crate::progress::Context;
-use crate::units::{BlockRange, Geometry};
 use crate::view::{BATCH_BYTES, Gather, Order, decode_batch};
 use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, sync_channel};

@@ -2,15 +2,15 @@
 //! blocks themselves.
 
 use super::stored;
+use crate::base::digest::{Digest, Hasher, is_zero};
+use crate::base::error::{Error, Result};
+use crate::base::pipeline::ordered_map;
+use crate::base::progress::Context;
+use crate::base::units::{BlockRange, BlockSize, ExtentKind, Geometry};
 use crate::chain::{Span, State, Stretch};
 use crate::delta::{Delta, TableCursor};
-use crate::digest::{Digest, Hasher, is_zero};
-use crate::error::{Error, Result};
 use crate::format::{Run, RunKind};
-use crate::pipeline::ordered_map;
-use crate::progress::Context;
-use crate::source::Source;
-use crate::units::{BlockRange, BlockSize, ExtentKind, Geometry};
+use crate::image::Source;
 use std::collections::HashMap;
 use std::sync::Arc;
 

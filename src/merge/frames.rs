@@ -5,10 +5,10 @@
 //! tokens        Whole(frame 1)  Loose(D9)  Whole(frame 2: D2 D3 Z D4)
 //! ```
 
+use crate::base::units::BlockRange;
 use crate::chain::{Difference, State};
 use crate::delta::{Delta, PAGE_SPAN};
 use crate::format::{FrameRef, TablePage};
-use crate::units::BlockRange;
 use std::sync::Arc;
 
 /// Entries within one frame; one that is cut into more pieces is packed again.

@@ -1,9 +1,9 @@
 //! How much of what files hold is still of use to the newest of them.
 
+use crate::base::error::Result;
+use crate::base::progress::Context;
 use crate::chain::{ChainCursor, Span, State, Stretch};
 use crate::delta::Delta;
-use crate::error::Result;
-use crate::progress::Context;
 use std::sync::Arc;
 
 /// Spans that are looked at in one go.

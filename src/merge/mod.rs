@@ -15,16 +15,16 @@ mod window;
 
 pub use garbage::{LayerUse, layer_use};
 
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::pipeline::spawn;
+use crate::base::progress::Context;
 use crate::chain::{Chain, Fork};
 use crate::codec::Compression;
 use crate::delta::{
     BASE_FRAME_BYTES, DELTA_FRAME_BYTES, Identity, Piece, Written, group_memory, write_pieces,
 };
-use crate::error::{Error, ErrorKind, Result};
 use crate::format::header::FRAME_COUNTS;
 use crate::format::{Features, Header};
-use crate::pipeline::spawn;
-use crate::progress::Context;
 use frames::FrameFinder;
 use pages::PagePlanner;
 use std::sync::mpsc::{SyncSender, sync_channel};

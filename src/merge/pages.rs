@@ -6,11 +6,11 @@
 //! ```
 
 use super::frames::{Token, WholeFrame};
+use crate::base::units::BlockRange;
 use crate::chain::{Difference, State};
 use crate::delta::{Delta, PAGE_ITEMS, PAGE_SPAN};
 use crate::format::table::MAX_RUN_BLOCKS;
 use crate::format::{FrameRef, Run, RunKind, TablePage};
-use crate::units::BlockRange;
 use std::sync::Arc;
 
 /// A frame of the merged file.

@@ -2,12 +2,12 @@
 //! decoded once.
 
 use super::pages::{FramePlan, PagePlan};
+use crate::base::error::{Error, Result};
+use crate::base::pipeline::ordered_map;
+use crate::base::progress::Context;
+use crate::base::units::{BlockRange, Geometry};
 use crate::chain::Difference;
 use crate::delta::{GROUP_BYTES, Piece};
-use crate::error::{Error, Result};
-use crate::pipeline::ordered_map;
-use crate::progress::Context;
-use crate::units::{BlockRange, Geometry};
 use crate::view::{BATCH_BYTES, Decoded, Gather, Order, decode_batch};
 use std::collections::VecDeque;
 

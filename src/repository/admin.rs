@@ -3,11 +3,11 @@
 use super::base_image::refuse_itself;
 use super::snapshot::absolute;
 use super::{At, Repository, check_label, reference};
-use crate::error::{Error, ErrorKind, Result};
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::progress::Context;
 use crate::head::Head;
+use crate::image::{ForeignFormat, RawFile, Source};
 use crate::manifest::{self, Snapshot};
-use crate::progress::Context;
-use crate::source::{ForeignFormat, RawFile, Source};
 use std::path::{Path, PathBuf};
 
 impl Repository {

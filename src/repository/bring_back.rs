@@ -2,10 +2,10 @@
 
 use super::Repository;
 use super::mend::{MendSource, is_final};
+use crate::base::error::{ErrorKind, Result};
+use crate::base::progress::Context;
 use crate::delta::Delta;
-use crate::error::{ErrorKind, Result};
 use crate::manifest::{ImageFile, Manifest, Snapshot};
-use crate::progress::Context;
 use std::collections::{HashMap, HashSet};
 use uuid::Uuid;
 

@@ -3,11 +3,11 @@
 use super::Repository;
 use super::session::write_lock;
 use super::tracking::newest_clone;
-use crate::error::Result;
-use crate::hints::{CloneFolder, FoundClone, Owner};
+use crate::base::error::Result;
+use crate::base::progress::Context;
 use crate::manifest::{self, Manifest};
-use crate::progress::Context;
 use crate::store::LockKind;
+use crate::tracking::{CloneFolder, FoundClone, Owner};
 use std::path::PathBuf;
 use uuid::Uuid;
 

@@ -11,14 +11,14 @@
 
 use super::Repository;
 use super::session::Writer;
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::free_space::check_room;
+use crate::base::progress::Context;
 use crate::chain::{Chain, Fork};
 use crate::delta::Identity;
-use crate::error::{Error, ErrorKind, Result};
 use crate::head::Head;
 use crate::manifest::{self, Manifest, Snapshot};
 use crate::merge::{Merged, Plan, layer_use, merge, prove};
-use crate::progress::Context;
-use crate::room::check_room;
 use std::collections::{HashMap, HashSet};
 use uuid::Uuid;
 

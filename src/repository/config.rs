@@ -3,11 +3,11 @@
 
 use super::names_in;
 use super::policy::{Policy, PruneTable, SnapshotPolicy, SnapshotTable, invalid, table_at};
+use crate::base::digest::DigestAlgorithm;
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::units::BlockSize;
 use crate::codec::Compression;
-use crate::digest::DigestAlgorithm;
-use crate::error::{Error, ErrorKind, Result};
 use crate::store::{Store, read_small};
-use crate::units::BlockSize;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use toml::{Table, Value};
@@ -252,10 +252,10 @@ impl Config {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::hints::Recheck;
     use crate::repository::{Repository, Track};
     use crate::retention::{Count, Rules};
     use crate::store::{LocalStore, OsDisk};
+    use crate::tracking::Recheck;
     use std::sync::Arc;
     use std::time::Duration;
 

@@ -3,12 +3,12 @@
 
 use super::Repository;
 use super::config::{self, Config};
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::folder::{Folder, parent};
 use crate::delta::Delta;
-use crate::error::{Error, ErrorKind, Result};
-use crate::folder::{Folder, parent};
-use crate::hints::CloneFolder;
 use crate::manifest::{self, ImageFile};
 use crate::store::{LocalStore, OsDisk};
+use crate::tracking::CloneFolder;
 use std::collections::HashSet;
 use std::fs::Metadata;
 use std::io;

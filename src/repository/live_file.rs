@@ -3,11 +3,11 @@
 
 use super::Repository;
 use super::session::Writer;
-use crate::error::{Error, ErrorKind, Result};
-use crate::folder::{Folder, is_ours};
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::folder::{Folder, is_ours};
+use crate::base::progress::Context;
+use crate::image::{LiveIdentity, RawFile};
 use crate::manifest::{self, Manifest};
-use crate::progress::Context;
-use crate::source::{LiveIdentity, RawFile};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 

@@ -52,11 +52,11 @@ pub use travel::Imported;
 pub use verify::{Damage, DamageKind, Loss, Unchecked, Verified, VerifyScope};
 pub use watch::{WatchRequest, Watched};
 
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::progress::Context;
 use crate::delta::{Caches, Traffic};
-use crate::error::{Error, ErrorKind, Result};
 use crate::head::Head;
 use crate::manifest::{self, ImageFile, Manifest};
-use crate::progress::Context;
 use crate::store::Store;
 use config::Config;
 use std::sync::Arc;

@@ -1,9 +1,9 @@
 //! The policies in `repository.toml`: what `prune` keeps, and how snapshots are taken.
 
-use crate::error::{Error, ErrorKind, Result};
-use crate::hints::Recheck;
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::units::parse_duration;
 use crate::retention::{Count, LabelGlob, Rules};
-use crate::units::parse_duration;
+use crate::tracking::Recheck;
 use std::str::FromStr;
 use std::time::Duration;
 use toml::{Table, Value};

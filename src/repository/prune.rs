@@ -4,12 +4,12 @@
 use super::compact::{Compaction, Worth, drop_from};
 use super::session::Writer;
 use super::{At, Repository, reference};
-use crate::error::{Error, ErrorKind, Result};
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::free_space::check_room;
+use crate::base::progress::Context;
 use crate::head::Head;
 use crate::manifest::{Manifest, Snapshot};
-use crate::progress::Context;
 use crate::retention::{Decision, Rules, Times, decide};
-use crate::room::check_room;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use std::collections::HashSet;

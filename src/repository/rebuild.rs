@@ -3,12 +3,12 @@
 
 use super::check_label;
 use super::compact::drop_from;
+use crate::base::error::Result;
+use crate::base::progress::Context;
+use crate::base::units::{BlockRange, Geometry};
 use crate::chain::Chain;
 use crate::delta::Delta;
-use crate::error::Result;
 use crate::manifest::{Manifest, Snapshot};
-use crate::progress::Context;
-use crate::units::{BlockRange, Geometry};
 use crate::verify::verify_all;
 use jiff::Timestamp;
 use std::cmp::Reverse;

@@ -1,6 +1,6 @@
 //! How a user names a snapshot: `NAME@N`, `NAME@latest`, `NAME@head`, `NAME@LABEL`, `NAME@TIME`.
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::base::error::{Error, ErrorKind, Result};
 use crate::format::footer::MAX_LABEL_BYTES;
 use crate::head::Head;
 use crate::manifest::{Manifest, Snapshot};

@@ -13,14 +13,14 @@
 use super::Repository;
 use super::rebuild::{Candidate, collect, in_order, most_common_image, remember, settle_labels};
 use super::travel::MOST_NUMBER;
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::progress::Context;
 use crate::chain::{Fork, open_delta};
 use crate::delta::Delta;
-use crate::error::{Error, ErrorKind, Result};
 use crate::format::footer::MAX_NUMBER;
 use crate::head::Head;
 use crate::manifest::{self, ImageFile, Manifest, Snapshot};
 use crate::merge;
-use crate::progress::Context;
 use crate::store::{Store, read_small};
 use crate::verify::{verify_all, verify_runs};
 use std::collections::HashSet;

@@ -3,14 +3,14 @@
 
 use super::config::{self, Config};
 use super::{Defaults, Repository, names_in};
+use crate::base::error::{ErrorKind, Result};
 use crate::codec::{Codec, Compression};
 use crate::delta::{Caches, Delta};
-use crate::error::{ErrorKind, Result};
 use crate::format::header::HEADER_BYTES;
 use crate::format::{RecordHead, RecordKind};
-use crate::hints::CloneFolder;
 use crate::manifest::{self, ImageFile};
 use crate::store::Store;
+use crate::tracking::CloneFolder;
 use std::sync::Arc;
 use uuid::Uuid;
 

@@ -6,11 +6,11 @@
 //! | `reap` | readers and writers, shared; exclusively to unlink | what is read stays |
 
 use super::{Repository, reference};
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::progress::Context;
 use crate::chain::Chain;
-use crate::error::{Error, ErrorKind, Result};
 use crate::head::Head;
 use crate::manifest::{self, ImageFile, Manifest, Snapshot};
-use crate::progress::Context;
 use crate::store::{LockGuard, LockKind, Store};
 use std::time::Duration;
 use uuid::Uuid;

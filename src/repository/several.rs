@@ -2,9 +2,9 @@
 
 use super::Repository;
 use super::snapshot::{SnapshotOutcome, SnapshotRequest, name_of};
-use crate::error::{Error, ErrorKind, Result};
-use crate::pipeline::ordered_map;
-use crate::progress::Context;
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::pipeline::ordered_map;
+use crate::base::progress::Context;
 use std::fs::{File, Metadata};
 use std::io::{Seek, SeekFrom};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};

@@ -2,10 +2,10 @@
 
 use super::compact::Worth;
 use super::{Clones, Repository};
+use crate::base::error::Result;
+use crate::base::progress::Context;
 use crate::chain::open_delta;
-use crate::error::Result;
 use crate::manifest::{Manifest, Snapshot};
-use crate::progress::Context;
 use crate::stats::{add_heat, superseded_bytes};
 use jiff::civil::Date;
 use jiff::tz::TimeZone;

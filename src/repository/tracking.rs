@@ -10,19 +10,19 @@
 
 use super::snapshot::{SnapshotRequest, is_believed};
 use super::{Repository, SnapshotPolicy, Track, reference};
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::progress::Context;
+use crate::base::sys;
+use crate::base::units::Geometry;
 use crate::chain::{Chain, Fork};
-use crate::error::{Error, ErrorKind, Result};
 use crate::head::Head;
-use crate::hints::{
+use crate::image::{FileStat, RawFile, Source};
+use crate::manifest::{HintKind, HintUse, Manifest, Snapshot};
+use crate::scan::{Hinted, Scanned, Scope};
+use crate::tracking::{
     ChangeHints, ChangeList, CloneFolder, MapDifferences, NewClone, Owner, Recheck, extent_count,
     tells_places,
 };
-use crate::manifest::{HintKind, HintUse, Manifest, Snapshot};
-use crate::progress::Context;
-use crate::scan::{Hinted, Scanned, Scope};
-use crate::source::{FileStat, RawFile, Source};
-use crate::sys;
-use crate::units::Geometry;
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;

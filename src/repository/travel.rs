@@ -2,15 +2,15 @@
 
 use super::session::Writer;
 use super::{Reader, Repository, rebuild};
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::progress::Context;
 use crate::chain::{Chain, Fork};
 use crate::delta::{Delta, Depth, Identity, Written, scrub};
-use crate::error::{Error, ErrorKind, Result};
 use crate::format::footer::FOOTER_BYTES;
 use crate::format::header::HEADER_BYTES;
 use crate::format::{Footer, FrameLayout, Header};
 use crate::manifest::{self, Manifest, Snapshot};
 use crate::merge::{self, Plan, merge};
-use crate::progress::Context;
 use crate::scan::{BadMedium, Scope};
 use crate::snapshot::{self, Parent};
 use crate::verify::verify_runs;

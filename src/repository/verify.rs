@@ -2,12 +2,12 @@
 //! snapshots.
 
 use super::{At, Repository};
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::progress::Context;
+use crate::base::units::{BlockRange, Geometry, NamedBlocks};
 use crate::chain::{Chain, open_delta};
 use crate::delta::Delta;
-use crate::error::{Error, ErrorKind, Result};
 use crate::manifest::{Manifest, Snapshot};
-use crate::progress::Context;
-use crate::units::{BlockRange, Geometry, NamedBlocks};
 use crate::verify::{
     LostBlocks, Part, find_damage, lost_with, verify_all, verify_digests, verify_runs,
     verify_stored,

@@ -7,9 +7,9 @@ use super::{
     Outcome, PruneRequest, Pruned, Repository, SnapshotOutcome, SnapshotRequest, check_distinct,
     name_of,
 };
-use crate::error::{Error, ErrorKind, Result};
-use crate::pipeline::spawn;
-use crate::progress::Context;
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::pipeline::spawn;
+use crate::base::progress::Context;
 use crate::retention::Rules;
 use jiff::Timestamp;
 use std::path::PathBuf;

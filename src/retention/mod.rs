@@ -162,7 +162,7 @@ fn offset_if_twice(local: &Zoned) -> Option<Offset> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::digest::{Digest, ImageDigest};
+    use crate::base::digest::{Digest, ImageDigest};
     use jiff::Span;
     use uuid::Uuid;
 

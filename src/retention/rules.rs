@@ -1,6 +1,6 @@
 //! The rules themselves: counts, periods, patterns for labels, and how they are written.
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::base::error::{Error, ErrorKind, Result};
 use glob::Pattern;
 use jiff::tz::TimeZone;
 use jiff::{Span, SpanFieldwise, Timestamp};

@@ -1,10 +1,10 @@
 //! Where an image may differ from its parent: what hints name since an earlier snapshot, and where that
 //! one differs from the parent.
 
+use crate::base::error::Result;
+use crate::base::units::{BlockRange, Geometry};
 use crate::chain::Touched;
-use crate::error::Result;
-use crate::hints::ChangeHints;
-use crate::units::{BlockRange, Geometry};
+use crate::tracking::ChangeHints;
 
 /// Whole blocks, ascending, with at least one block between two ranges.
 pub(super) struct Candidates {
@@ -75,7 +75,7 @@ impl Candidates {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::units::BlockSize;
+    use crate::base::units::BlockSize;
 
     struct List(std::vec::IntoIter<(u64, u64)>);
 

@@ -2,11 +2,11 @@
 
 use super::job::{Job, Part};
 use super::{BadMedium, Change, Changes};
+use crate::base::digest::{Digest, Hasher, is_zero};
+use crate::base::error::{Error, Result};
+use crate::base::units::{BlockRange, Geometry};
 use crate::chain::{Span, State, Stretch};
-use crate::digest::{Digest, Hasher, is_zero};
-use crate::error::{Error, Result};
-use crate::source::Source;
-use crate::units::{BlockRange, Geometry};
+use crate::image::Source;
 
 pub(super) struct Examiner<'a> {
     pub source: &'a dyn Source,

@@ -10,12 +10,12 @@
 use super::candidates::Candidates;
 use super::job::{Extents, Job, Part};
 use super::window_bytes;
+use crate::base::error::Result;
+use crate::base::progress::Context;
+use crate::base::units::{BlockRange, ExtentKind, Geometry};
 use crate::chain::{Chain, ChainCursor, Scouts, Touched};
-use crate::error::Result;
-use crate::hints::ChangeHints;
-use crate::progress::Context;
-use crate::source::Source;
-use crate::units::{BlockRange, ExtentKind, Geometry};
+use crate::image::Source;
+use crate::tracking::ChangeHints;
 use std::collections::VecDeque;
 
 /// Unchanged blocks between two candidates are read with them if they are not more: one request

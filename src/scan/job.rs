@@ -1,9 +1,9 @@
 //! What one worker does at a time, and where the source has data.
 
+use crate::base::error::Result;
+use crate::base::units::{BlockRange, ExtentKind, Geometry};
 use crate::chain::Stretch;
-use crate::error::Result;
-use crate::source::Source;
-use crate::units::{BlockRange, ExtentKind, Geometry};
+use crate::image::Source;
 use std::sync::Arc;
 
 /// A piece of the image to look at.

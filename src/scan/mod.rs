@@ -19,13 +19,13 @@ mod whole;
 
 pub use hinted::Hinted;
 
+use crate::base::digest::{Digest, Hasher, ImageDigest};
+use crate::base::error::{Error, Result};
+use crate::base::pipeline::{Allowance, growing_map};
+use crate::base::progress::Context;
+use crate::base::units::{BlockRange, BlockSize, Geometry};
 use crate::chain::Chain;
-use crate::digest::{Digest, Hasher, ImageDigest};
-use crate::error::{Error, Result};
-use crate::pipeline::{Allowance, growing_map};
-use crate::progress::Context;
-use crate::source::Source;
-use crate::units::{BlockRange, BlockSize, Geometry};
+use crate::image::Source;
 use examine::Examiner;
 use hinted::HintedPlan;
 use std::sync::{Mutex, PoisonError};
@@ -189,7 +189,7 @@ pub fn scan(
         }
         (Scope::Hinted(_), Index::Nothing(..)) => {
             let what = "hints say nothing of an image without an earlier snapshot";
-            return Err(Error::new(crate::error::ErrorKind::InvalidInput, what));
+            return Err(Error::new(crate::base::error::ErrorKind::InvalidInput, what));
         }
     };
     let examiner = Examiner { source, hasher: index.hasher(), geometry, bad_medium };

@@ -2,11 +2,11 @@
 
 use super::job::{Extents, Job, Part};
 use super::{Index, window_bytes};
+use crate::base::error::Result;
+use crate::base::progress::Context;
+use crate::base::units::{BlockRange, ExtentKind, Geometry};
 use crate::chain::{ChainCursor, Stretch};
-use crate::error::Result;
-use crate::progress::Context;
-use crate::source::Source;
-use crate::units::{BlockRange, ExtentKind, Geometry};
+use crate::image::Source;
 use std::sync::Arc;
 
 /// Holes smaller than this within a window are read with it: a mapping costs more than zeros.

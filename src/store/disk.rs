@@ -4,9 +4,9 @@
 //! Only what is said to be durable is: the bytes of a file after [`DiskFile::sync`], names after
 //! [`Disk::sync_folder`].
 
-use crate::error::ErrorKind;
-use crate::folder::{Folder, resolve};
-use crate::writeback::Writeback;
+use crate::base::error::ErrorKind;
+use crate::base::folder::{Folder, resolve};
+use crate::base::writeback::Writeback;
 use nix::fcntl::OFlag;
 use quick_cache::sync::Cache;
 use std::fs::{File, TryLockError};
@@ -250,7 +250,7 @@ impl Disk for OsDisk {
     }
 
     fn room(&self) -> Option<u64> {
-        crate::room::room_in(&self.root).ok()
+        crate::base::free_space::room_in(&self.root).ok()
     }
 
     fn location(&self, path: &str) -> String {

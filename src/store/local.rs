@@ -2,7 +2,7 @@
 //! fsync, rename without replacing, fsync of the folder.
 
 use super::{Disk, DiskFile, LockGuard, LockKind, Store, Upload};
-use crate::error::{Error, ErrorKind, Result};
+use crate::base::error::{Error, ErrorKind, Result};
 use std::io;
 use std::path::Path;
 use std::sync::Arc;

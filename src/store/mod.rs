@@ -11,7 +11,7 @@ mod local;
 pub use disk::{Disk, DiskFile, LockKind, OsDisk};
 pub use local::LocalStore;
 
-use crate::error::Result;
+use crate::base::error::Result;
 use std::path::Path;
 
 /// Objects by name.
@@ -94,7 +94,7 @@ pub fn read_small(store: &dyn Store, name: &str, limit: u64) -> Result<Vec<u8>> 
     let size = store.size(name)?;
     if size > limit {
         let what = format!("{} has {size} bytes, which cannot be right", store.location(name));
-        return Err(crate::error::Error::corrupt(what));
+        return Err(crate::base::error::Error::corrupt(what));
     }
     let mut bytes = vec![0; size as usize];
     store.read_at(name, 0, &mut bytes)?;

@@ -1,13 +1,13 @@
 //! Which blocks of a damaged file are lost: through its tree, past every page that cannot be read.
 
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::pipeline::ordered_map;
+use crate::base::progress::Context;
+use crate::base::units::{BlockRange, Geometry};
 use crate::chain::{Span, State, Stretch};
 use crate::delta::{Delta, TableCursor};
-use crate::error::{Error, ErrorKind, Result};
 use crate::format::{Run, RunKind};
-use crate::pipeline::ordered_map;
-use crate::progress::Context;
-use crate::source::BaseImage;
-use crate::units::{BlockRange, Geometry};
+use crate::image::BaseImage;
 use crate::view::{BATCH_BYTES, Gather, Order, decode_batch};
 use std::sync::Arc;
 

@@ -5,12 +5,12 @@ mod damage;
 
 pub use damage::{Damaged, Finding, LostBlocks, Part, find_damage, lost_with};
 
+use crate::base::digest::ImageDigest;
+use crate::base::error::{Error, Result};
+use crate::base::progress::Context;
 use crate::chain::{Chain, digest_steps};
 use crate::delta::{Delta, Depth, TableCursor, scrub};
-use crate::digest::ImageDigest;
-use crate::error::{Error, Result};
 use crate::format::RunKind;
-use crate::progress::Context;
 use std::sync::Arc;
 
 /// Checks the stored bytes of one file: checksums, order, counts, and the digest of the whole.

@@ -9,10 +9,10 @@
 //! and handed out frame by frame, the frames in the order of their first block: then each frame is
 //! decoded once however its blocks are scattered, and what is written still moves forward.
 
+use crate::base::error::{Error, Result};
+use crate::base::units::{BlockRange, Geometry};
 use crate::chain::{Chain, PageOf, Span, State, Stretch};
 use crate::delta::Delta;
-use crate::error::{Error, Result};
-use crate::units::{BlockRange, Geometry};
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 

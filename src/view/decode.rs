@@ -1,11 +1,11 @@
 //! From a batch to checked blocks.
 
 use super::batch::{Batch, Order, Part, Place};
+use crate::base::digest::{Digest, is_zero};
+use crate::base::error::{Error, Result};
+use crate::base::units::{BlockRange, Geometry};
 use crate::delta::Delta;
-use crate::digest::{Digest, is_zero};
-use crate::error::{Error, Result};
 use crate::format::TablePage;
-use crate::units::{BlockRange, Geometry};
 use std::sync::Arc;
 
 /// A batch, decoded and checked.

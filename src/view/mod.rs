@@ -7,10 +7,10 @@ mod decode;
 pub use batch::{BATCH_BYTES, Batch, Gather, Order, Part};
 pub use decode::{Decoded, decode_batch};
 
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::units::{Extent, ExtentKind, Geometry};
 use crate::chain::{Chain, SpanWalk, State};
-use crate::error::{Error, ErrorKind, Result};
-use crate::source::{Source, Window};
-use crate::units::{Extent, ExtentKind, Geometry};
+use crate::image::{Source, Window};
 use std::sync::{Mutex, PoisonError};
 
 /// A part of a chain's image, batch by batch.

@@ -37,7 +37,7 @@ fn cannot_clone(lab: &Lab, test: &str) -> bool {
     let _calm = no_fork();
     let from = File::open(lab.path("a")).unwrap();
     let to = File::create(lab.path("b")).unwrap();
-    let cannot = imgsnap::hints::clone_into(&from, &to).is_err();
+    let cannot = imgsnap::tracking::clone_into(&from, &to).is_err();
     if !cannot {
         skipped(test, "the file system of the temporary folder can clone");
     }

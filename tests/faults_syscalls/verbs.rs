@@ -4,8 +4,8 @@
 
 use crate::lab::Lab;
 use crate::random::Random;
+use imgsnap::base::progress::Context;
 use imgsnap::head::{Head, RollbackIntent};
-use imgsnap::progress::Context;
 use imgsnap::repository::{At, Repository};
 use imgsnap::store::{LocalStore, OsDisk};
 use std::process::{Command, Stdio};

@@ -2,13 +2,13 @@
 
 use crate::lab::{Lab, no_fork};
 use imgsnap::apply::Patch;
-use imgsnap::error::{Error, ErrorKind, Result};
-use imgsnap::progress::Context;
+use imgsnap::base::error::{Error, ErrorKind, Result};
+use imgsnap::base::progress::Context;
+use imgsnap::image::RawFile;
+use imgsnap::image::write::{NewFile, Stream};
 use imgsnap::repository::{Repository, VerifyScope};
 use imgsnap::restore::restore;
-use imgsnap::source::RawFile;
 use imgsnap::store::{LocalStore, OsDisk};
-use imgsnap::target::{NewFile, Stream};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

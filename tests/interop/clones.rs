@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that fails says where")]
 
 use crate::kit::*;
-use imgsnap::hints::{ChangeHints, MapDifferences, clone_into, extent_count};
+use imgsnap::tracking::{ChangeHints, MapDifferences, clone_into, extent_count};
 use nix::fcntl::{FallocateFlags, fallocate};
 use std::fs::File;
 
@@ -149,5 +149,5 @@ fn a_file_system_that_cannot_clone_is_told_apart() {
     let (from, to) = (open(&lab.path("mnt/a")), open(&lab.path("mnt/b")));
     from.set_len(MIB).unwrap();
     let error = clone_into(&from, &to).unwrap_err();
-    assert_eq!(error.kind(), imgsnap::error::ErrorKind::Unsupported);
+    assert_eq!(error.kind(), imgsnap::base::error::ErrorKind::Unsupported);
 }

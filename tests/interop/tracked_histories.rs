@@ -4,16 +4,16 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that fails says where")]
 
 use crate::kit::*;
-use imgsnap::hints::Recheck;
+use imgsnap::base::progress::Context;
+use imgsnap::base::units::BlockSize;
 use imgsnap::manifest::HintKind;
-use imgsnap::progress::Context;
 use imgsnap::repository::{
     At, Defaults, Outcome, ParentChoice, PruneRequest, Repository, RollbackRequest,
     SnapshotRequest, Track,
 };
 use imgsnap::retention::{Count, Rules};
 use imgsnap::store::{LocalStore, OsDisk};
-use imgsnap::units::BlockSize;
+use imgsnap::tracking::Recheck;
 use nix::fcntl::{FallocateFlags, fallocate};
 use std::collections::BTreeMap;
 use std::fs::File;

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that fails says where")]
 
 use crate::kit::*;
-use imgsnap::progress::{Context, Progress};
+use imgsnap::base::progress::{Context, Progress};
 use imgsnap::repository::{Repository, SnapshotRequest, WatchRequest, Watched};
 use imgsnap::retention::{Count, Rules};
 use imgsnap::store::{Disk, DiskFile, LocalStore, LockGuard, LockKind, OsDisk};

@@ -22,7 +22,7 @@ mod support;
 mod verbs;
 mod world;
 
-use imgsnap::error::ErrorKind;
+use imgsnap::base::error::ErrorKind;
 use model::{Seen, Visible, assert_same, assert_tidy, look};
 use std::collections::BTreeMap;
 use support::Random;

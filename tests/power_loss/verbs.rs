@@ -4,8 +4,8 @@ use crate::model::{Kept, Seen, Visible};
 use crate::support::Random;
 use crate::support::crash_disk::CrashDisk;
 use crate::world::{World, context, init, repository_on};
+use imgsnap::base::error::{ErrorKind, Result};
 use imgsnap::codec::Compression;
-use imgsnap::error::{ErrorKind, Result};
 use imgsnap::repository::{
     At, Outcome, ParentChoice, PruneRequest, RollbackRequest, SnapshotRequest,
 };

@@ -2,7 +2,7 @@
 
 use crate::support::crash_disk::CrashDisk;
 use crate::support::{Random, text};
-use imgsnap::progress::Context;
+use imgsnap::base::progress::Context;
 use imgsnap::repository::{Defaults, Repository, SnapshotRequest};
 use imgsnap::store::LocalStore;
 use std::path::PathBuf;
@@ -31,11 +31,11 @@ pub fn context() -> Context {
     Context::silent().with_threads(1)
 }
 
-pub fn repository_on(disk: &CrashDisk) -> imgsnap::error::Result<Repository> {
+pub fn repository_on(disk: &CrashDisk) -> imgsnap::base::error::Result<Repository> {
     Repository::open(Arc::new(LocalStore::new(Arc::new(disk.clone()))))
 }
 
-pub fn init(disk: &CrashDisk) -> imgsnap::error::Result<()> {
+pub fn init(disk: &CrashDisk) -> imgsnap::base::error::Result<()> {
     let store = LocalStore::new(Arc::new(disk.clone()));
     Repository::init(Arc::new(store), Defaults::default()).map(|_| ())
 }

@@ -30,7 +30,7 @@ mod worker;
 mod world;
 
 use clap::Parser;
-use imgsnap::units::parse_duration;
+use imgsnap::base::units::parse_duration;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;

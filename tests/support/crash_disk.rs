@@ -3,8 +3,8 @@
 //! Nothing happens on it but what is said here. What survives is chosen by `power.rs`.
 
 use super::power::{Change, Contents, Lie, Survival};
+use imgsnap::image::write::{Medium, OsMedium};
 use imgsnap::store::{Disk, DiskFile, LockGuard, LockKind};
-use imgsnap::target::{Medium, OsMedium};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;

@@ -16,18 +16,18 @@ pub mod random;
 
 pub use random::Random;
 
+use imgsnap::base::digest::{DigestAlgorithm, DigestKey};
+use imgsnap::base::error::Result;
+use imgsnap::base::progress::Context;
+use imgsnap::base::units::{BlockSize, Extent, ExtentKind};
 use imgsnap::chain::{Chain, Fork};
 use imgsnap::codec::Compression;
 use imgsnap::delta::{Caches, Delta, Identity};
-use imgsnap::digest::{DigestAlgorithm, DigestKey};
-use imgsnap::error::Result;
+use imgsnap::image::{Source, Window};
 use imgsnap::merge;
-use imgsnap::progress::Context;
 use imgsnap::scan::{BadMedium, Scope};
 use imgsnap::snapshot::{ChainParameters, Parent, Plan, Taken, take};
-use imgsnap::source::{Source, Window};
 use imgsnap::store::{LocalStore, Store};
-use imgsnap::units::{BlockSize, Extent, ExtentKind};
 use std::path::PathBuf;
 use std::sync::Arc;
 use uuid::Uuid;
@@ -246,9 +246,11 @@ pub fn open_chain_on(files: &[Vec<u8>], base_image: Option<PathBuf>) -> Result<C
 pub fn restore_chain(chain: &Chain) -> Result<Vec<u8>> {
     let mut out = Vec::new();
     if chain.geometry().image_bytes > 64 << 20 {
-        return Err(imgsnap::error::Error::corrupt("an image too long for the memory of a test"));
+        return Err(imgsnap::base::error::Error::corrupt(
+            "an image too long for the memory of a test",
+        ));
     }
-    let mut target = imgsnap::target::Stream::new(&mut out, "memory");
+    let mut target = imgsnap::image::write::Stream::new(&mut out, "memory");
     imgsnap::restore::restore(chain, None, &mut target, &Context::silent().with_threads(1))?;
     Ok(out)
 }

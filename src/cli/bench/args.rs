@@ -2,9 +2,9 @@
 
 use clap::builder::{PathBufValueParser, TypedValueParser};
 use clap::{Args as ClapArgs, ValueEnum, ValueHint};
+use imgsnap::base::units::{BlockSize, parse_bytes};
 use imgsnap::bench::{Pattern, Request, Setting, Sweep};
 use imgsnap::codec::Compression;
-use imgsnap::units::{BlockSize, parse_bytes};
 use std::path::PathBuf;
 
 const LEAST_IMAGE_BYTES: u64 = 16 << 20;

@@ -1,8 +1,8 @@
 //! Files for what was found: looked at before a run that takes minutes, and written at once or not
 //! at all.
 
-use imgsnap::error::{Error, ErrorKind, Result};
-use imgsnap::folder::resolve;
+use imgsnap::base::error::{Error, ErrorKind, Result};
+use imgsnap::base::folder::resolve;
 use imgsnap::repository::refuse_inside_any;
 use std::fs::{File, Permissions};
 use std::io::{self, ErrorKind as IoKind, Write};

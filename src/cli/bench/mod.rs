@@ -15,9 +15,9 @@ use super::printer::Printer;
 use super::{exit, output};
 use args::Bench;
 use export::Export;
+use imgsnap::base::error::Result;
+use imgsnap::base::progress::Context;
 use imgsnap::bench;
-use imgsnap::error::Result;
-use imgsnap::progress::Context;
 use std::process::ExitCode;
 
 pub fn run(verb: &Bench, printer: &Printer, context: &Context) -> Result<ExitCode> {

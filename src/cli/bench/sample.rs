@@ -1,8 +1,8 @@
 //! Reports made by hand, for the tests of the exporters.
 
+use imgsnap::base::units::BlockSize;
 use imgsnap::bench::{Cache, Machine, Point, Report, Row, Sample, Setting, Sweep, Work};
 use imgsnap::codec::Compression;
-use imgsnap::units::BlockSize;
 
 const GIB: u64 = 1 << 30;
 

@@ -6,8 +6,8 @@ mod bars;
 mod curves;
 
 use super::{cells, output};
+use imgsnap::base::error::{Error, ErrorKind, Result};
 use imgsnap::bench::Report;
-use imgsnap::error::{Error, ErrorKind, Result};
 use plotters::coord::Shift;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};

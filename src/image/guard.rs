@@ -6,9 +6,9 @@
 //! long as we work, so that a virtual machine refuses to start), and the file's size and times
 //! before and after.
 
-use super::device::process_with;
-use crate::error::{Error, ErrorKind, Result};
-use crate::sys::{self, Lease};
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::sys::{self, Lease};
+use crate::image::device::process_with;
 use nix::fcntl::{FcntlArg, fcntl};
 use serde::{Deserialize, Serialize};
 use std::fs::{File, Metadata};

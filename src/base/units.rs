@@ -2,7 +2,7 @@
 //!
 //! All arithmetic between bytes and blocks stands here.
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::base::error::{Error, ErrorKind, Result};
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;

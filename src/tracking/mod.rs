@@ -13,7 +13,7 @@ pub use list::{ChangeList, MAX_LIST_BYTES};
 pub use recheck::{Recheck, cycle};
 pub use reflink::{MapDifferences, clone_into, extent_count};
 
-use crate::error::Result;
+use crate::base::error::Result;
 
 /// Ranges of bytes, ascending and apart, that may have changed.
 pub trait ChangeHints: Send {

@@ -1,12 +1,12 @@
 //! Raw images: regular files and block devices, read through mapped windows.
 
-use super::device::DeviceWatch;
-use super::guard::find_user;
-use super::{FileStat, ImageGuard, Intent, LiveIdentity, Source, Window};
-use crate::error::{Error, ErrorKind, Result};
-use crate::folder::{self, Folder};
-use crate::sys::{self, MappedWindow};
-use crate::units::{Extent, ExtentKind};
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::folder::{self, Folder};
+use crate::base::sys::{self, MappedWindow};
+use crate::base::units::{Extent, ExtentKind};
+use crate::image::device::DeviceWatch;
+use crate::image::guard::find_user;
+use crate::image::{FileStat, ImageGuard, Intent, LiveIdentity, Source, Window};
 use nix::fcntl::{OFlag, PosixFadviseAdvice, posix_fadvise};
 use nix::unistd::{Whence, lseek64};
 use std::fs::{File, OpenOptions};

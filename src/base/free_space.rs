@@ -1,6 +1,6 @@
 //! Room on a file system: looked at before something large is begun.
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::base::error::{Error, ErrorKind, Result};
 use std::io;
 use std::path::Path;
 

@@ -11,9 +11,9 @@
 //! clones must be there, written to by nobody, while their maps are read. A map that was kept proves
 //! nothing.
 
-use super::ChangeHints;
-use crate::error::{Error, ErrorKind, Result};
-use crate::sys::{EXTENTS_AT_ONCE, FileExtent, clone_file, count_file_extents, file_extents};
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::sys::{EXTENTS_AT_ONCE, FileExtent, clone_file, count_file_extents, file_extents};
+use crate::tracking::ChangeHints;
 use std::collections::VecDeque;
 use std::fs::File;
 

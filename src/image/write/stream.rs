@@ -1,7 +1,7 @@
 //! A pipe: bytes in order, zeros written out.
 
-use super::{Target, ZEROS};
-use crate::error::{Error, ErrorKind, Result};
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::image::write::{Target, ZEROS};
 use std::io::Write;
 
 /// Writes an image to a stream.

@@ -1,11 +1,11 @@
 //! A disk that exists: a block device, or the live image of a rollback. Nothing is assumed of what
 //! is on it.
 
-use super::{Medium, OsMedium, Target, ZEROS};
-use crate::error::{Error, ErrorKind, Result};
-use crate::room::check_file_limit;
-use crate::source::{RawFile, Source};
-use crate::writeback::Writeback;
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::free_space::check_file_limit;
+use crate::base::writeback::Writeback;
+use crate::image::write::{Medium, OsMedium, Target, ZEROS};
+use crate::image::{RawFile, Source};
 use std::io;
 
 /// An image that is changed where it lies.

@@ -1,6 +1,6 @@
 //! What tells the file or device of an image from others that its path may lead to.
 
-use super::device::{disk_of, is_part, line_in, loop_file, sysfs_of};
+use crate::image::device::{disk_of, is_part, line_in, loop_file, sysfs_of};
 use serde::{Deserialize, Serialize};
 use std::fs::{File, Metadata};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};

@@ -7,7 +7,7 @@
 //!
 //! So the two overlap, dirty memory is bounded, and others' pages are not thrown out of the cache.
 
-use crate::sys;
+use crate::base::sys;
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use std::fs::File;
 use std::io;

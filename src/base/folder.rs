@@ -5,7 +5,7 @@
 //! [`resolve`] is for a path that a user gives, in which links are usual: it follows those that we or root
 //! made, and refuses those of others.
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::base::error::{Error, ErrorKind, Result};
 use nix::dir::{Dir, Type};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, OpenHow, RenameFlags, ResolveFlag};

@@ -8,7 +8,7 @@
 //! depend on the number of threads: `consume` sees items in the order in which they were produced,
 //! and the first error in that order ends the work.
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::base::error::{Error, ErrorKind, Result};
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};

@@ -8,10 +8,10 @@
 //! The folder may be another user's, who can exchange it at any moment: it is held while something is made
 //! in it, and has to be a folder of ours, or of whose folder it is in.
 
-use super::reflink::{clone_into, own_bytes};
-use crate::error::{Error, ErrorKind, Result};
-use crate::folder::{self, Folder};
-use crate::sys::{attribute, set_attribute, set_no_copy_on_write};
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::folder::{self, Folder};
+use crate::base::sys::{attribute, set_attribute, set_no_copy_on_write};
+use crate::tracking::reflink::{clone_into, own_bytes};
 use nix::fcntl::OFlag;
 use nix::sys::statfs::{BTRFS_SUPER_MAGIC, XFS_SUPER_MAGIC, fstatfs};
 use serde::{Deserialize, Serialize};

@@ -6,8 +6,8 @@
 //! | `rbd diff --format json` | an array without it | each entry |
 //! | lines of `offset length` | anything else | each line |
 
-use super::ChangeHints;
-use crate::error::{Error, ErrorKind, Result};
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::tracking::ChangeHints;
 use serde::Deserialize;
 use serde::de::{Deserializer as _, Error as _, SeqAccess, Visitor};
 use serde_json::Value;

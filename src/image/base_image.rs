@@ -1,7 +1,7 @@
 //! A raw image that the blocks of a base are read from when they are needed (FORMAT.md M6).
 
-use crate::error::{Error, Result};
-use crate::units::BlockRange;
+use crate::base::error::{Error, Result};
+use crate::base::units::BlockRange;
 use std::fs::{File, OpenOptions};
 use std::io::{Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};

@@ -5,8 +5,8 @@
 //! anything that it is a part of, before and after; and what the kernel counts as written is compared, which
 //! also tells of those who came and went in between.
 
-use super::guard::{Intent, is_open_to_write};
-use crate::error::{Error, ErrorKind, Result};
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::image::guard::{Intent, is_open_to_write};
 use std::ffi::OsString;
 use std::fs::{File, Metadata};
 use std::ops::Range;

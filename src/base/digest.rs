@@ -3,7 +3,7 @@
 //! The image digest is a sum over blocks, so that threads add up their own parts and it can be
 //! updated in time proportional to a change.
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::base::error::{Error, ErrorKind, Result};
 use std::fmt;
 use std::str::FromStr;
 use xxhash_rust::xxh3;

@@ -10,6 +10,7 @@ mod format;
 mod guard;
 mod identity;
 mod raw;
+pub mod write;
 
 pub use base_image::BaseImage;
 pub use format::{ForeignFormat, refuse_foreign};
@@ -17,9 +18,9 @@ pub use guard::{FileStat, ImageGuard, Intent};
 pub use identity::{DeviceIdentity, LiveIdentity, LoopFile};
 pub use raw::{Forget, RawFile};
 
-use crate::error::{Error, ErrorKind, Result};
-use crate::sys::MappedWindow;
-use crate::units::Extent;
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::sys::MappedWindow;
+use crate::base::units::Extent;
 
 /// A readable disk: an image file, a block device, or a snapshot.
 pub trait Source: Sync {

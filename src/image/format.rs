@@ -1,7 +1,7 @@
 //! Formats of images that are not raw, told by their magic. A guest can write any of them into a raw disk,
 //! so this is asked once, before the first snapshot of an image, and never decides anything later.
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::base::error::{Error, ErrorKind, Result};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;

@@ -13,7 +13,7 @@ pub use medium::{Medium, OsMedium};
 pub use new_file::NewFile;
 pub use stream::Stream;
 
-use crate::error::Result;
+use crate::base::error::Result;
 
 /// To write where holes are not to be had.
 static ZEROS: [u8; 1 << 16] = [0; 1 << 16];

@@ -4,8 +4,8 @@
 //! many snapshots as there are parts all of it was looked at. What is found unchanged and makes no
 //! snapshot counts as well.
 
-use crate::error::{Error, ErrorKind, Result};
-use crate::units::{BlockRange, Geometry};
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::units::{BlockRange, Geometry};
 use std::fmt;
 use std::str::FromStr;
 
@@ -92,7 +92,7 @@ impl fmt::Display for Recheck {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::units::BlockSize;
+    use crate::base::units::BlockSize;
 
     #[test]
     fn all_of_an_image_is_looked_at_in_one_cycle() {

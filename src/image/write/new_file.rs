@@ -2,11 +2,11 @@
 //! a name, and given its own when it is proved. Killed before, it leaves nothing behind, or, while it has
 //! the temporary one, what the next one of that name clears away.
 
-use super::Target;
-use crate::error::{Error, ErrorKind, Result};
-use crate::folder::{self, Folder};
-use crate::source::{ImageGuard, Intent};
-use crate::writeback::Writeback;
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::folder::{self, Folder};
+use crate::base::writeback::Writeback;
+use crate::image::write::Target;
+use crate::image::{ImageGuard, Intent};
 use nix::fcntl::OFlag;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;

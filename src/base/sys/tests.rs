@@ -1,6 +1,6 @@
 //! Windows and leases on real files.
 
-use super::*;
+use crate::base::sys::*;
 use std::io::Write;
 
 #[test]
