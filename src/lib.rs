@@ -1,27 +1,43 @@
 //! imgsnap: block-level incremental snapshots of disk images. See README.md, DESIGN.md and
 //! FORMAT.md.
-pub mod apply;
 pub mod base;
 pub mod bench;
 pub mod chain;
 pub mod codec;
 pub mod delta;
-pub mod diff;
+mod facade;
 pub mod format;
-pub mod head;
 pub mod image;
-pub mod manifest;
-pub mod mend;
 pub mod merge;
-pub mod repository;
-pub mod restore;
-pub mod retention;
-pub mod rollback;
+pub mod ops;
+pub mod repo;
 pub mod scan;
-pub mod snapshot;
-pub mod stats;
 pub mod store;
 pub mod tracking;
-pub use base::sys::share_heaps;
-pub mod verify;
 pub mod view;
+
+pub use base::sys::share_heaps;
+pub use ops::flatten::Flattened;
+pub use ops::import::Imported;
+pub use ops::list::Listing;
+pub use ops::prune::types::{PruneRequest, Pruned};
+pub use ops::repair::types::{MendSource, Mended, MendedBy, Rebuilt, Repaired};
+pub use ops::rollback::types::{RollbackOutcome, RollbackRequest};
+pub use ops::snapshot::name_of;
+pub use ops::snapshot::several::check_distinct;
+pub use ops::snapshot::types::{
+    ChangedSince, Outcome, ParentChoice, SnapshotOutcome, SnapshotRequest,
+};
+pub use ops::stats::CELLS;
+pub use ops::stats::types::{Cost, Day, Stats};
+pub use ops::verify::types::{Damage, DamageKind, Loss, Unchecked, Verified, VerifyScope};
+pub use ops::watch::types::{WatchRequest, Watched};
+pub use repo::Repository;
+pub use repo::clones::{CloneUse, Clones};
+pub use repo::compact::{Compaction, Merging};
+pub use repo::config::Defaults;
+pub use repo::inside::refuse_inside_any;
+pub use repo::live_file::warn_if_unguarded;
+pub use repo::policy::{Policy, SnapshotPolicy, Track};
+pub use repo::reference::{At, Reference, check_label};
+pub use repo::session::Reader;

@@ -6,10 +6,10 @@ mod support;
 
 use imgsnap::base::progress::Context;
 use imgsnap::image::write::Stream;
-use imgsnap::repository::{At, Defaults, PruneRequest, Repository, SnapshotRequest, VerifyScope};
-use imgsnap::restore::restore;
-use imgsnap::retention::{Count, Rules};
+use imgsnap::ops::restore::engine::restore;
+use imgsnap::repo::retention::{Count, Rules};
 use imgsnap::store::{LocalStore, OsDisk};
+use imgsnap::{At, Defaults, PruneRequest, Repository, SnapshotRequest, VerifyScope};
 use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;

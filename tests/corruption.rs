@@ -90,10 +90,9 @@ fn every_flipped_byte_is_found_by_a_scrub() {
                 bad[index][at] ^= 0x10;
                 let found = match open_chain(&bad) {
                     Err(_) => true,
-                    Ok(chain) => chain
-                        .layers()
-                        .iter()
-                        .any(|delta| imgsnap::verify::verify_stored(delta, &context).is_err()),
+                    Ok(chain) => chain.layers().iter().any(|delta| {
+                        imgsnap::ops::verify::engine::verify_stored(delta, &context).is_err()
+                    }),
                 };
                 assert!(found, "file {index} byte {at}");
             }
@@ -212,8 +211,13 @@ fn a_frame_that_is_too_short_is_damage() {
     let chain = open_chain(&[bytes]).unwrap();
     assert_eq!(restore_chain(&chain).unwrap_err().kind(), ErrorKind::Corrupt);
     let context = imgsnap::base::progress::Context::silent();
-    assert!(imgsnap::verify::verify_stored(chain.tip(), &context).is_err());
-    assert!(!imgsnap::verify::find_damage(chain.tip(), &context).unwrap().findings.is_empty());
+    assert!(imgsnap::ops::verify::engine::verify_stored(chain.tip(), &context).is_err());
+    assert!(
+        !imgsnap::ops::verify::engine::find_damage(chain.tip(), &context)
+            .unwrap()
+            .findings
+            .is_empty()
+    );
 }
 
 /// R2: what a frame says of its length is not believed beyond what the header allows. 64 GiB were asked for.
@@ -226,6 +230,6 @@ fn a_frame_that_says_it_has_many_blocks_gets_no_memory_for_them() {
     mend_checksums(&mut file);
     let chain = open_chain(&[file]).unwrap();
     let context = imgsnap::base::progress::Context::silent().with_threads(1);
-    let error = imgsnap::verify::verify_all(chain.tip(), &context).unwrap_err();
+    let error = imgsnap::ops::verify::engine::verify_all(chain.tip(), &context).unwrap_err();
     assert!(error.to_string().contains("record at byte 256: a frame of 65535 blocks"), "{error}");
 }

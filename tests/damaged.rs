@@ -11,8 +11,8 @@ mod support;
 use imgsnap::base::error::ErrorKind;
 use imgsnap::base::progress::Context;
 use imgsnap::codec::Compression;
+use imgsnap::ops::snapshot::engine::{Plan, take};
 use imgsnap::scan::Scope;
-use imgsnap::snapshot::{Plan, take};
 use support::{
     ChainMaker, MemorySource, Recipe, fixtures, is_blessing, naive_reader, open_chain,
     restore_chain, text,
@@ -561,6 +561,6 @@ fn a_wrong_image_digest_is_told_from_right_ones() {
     let context = imgsnap::base::progress::Context::silent();
     for (tip, sound) in [(golden(2), [true, true]), (damaged, [false, true])] {
         let chain = open_chain(&[golden(1), tip]).unwrap();
-        assert_eq!(imgsnap::verify::verify_digests(&chain, &context).unwrap(), sound);
+        assert_eq!(imgsnap::ops::verify::engine::verify_digests(&chain, &context).unwrap(), sound);
     }
 }

@@ -11,13 +11,13 @@ mod support;
 use imgsnap::base::error::{Error, ErrorKind, Result};
 use imgsnap::base::progress::{Context, Progress};
 use imgsnap::image::write::Stream;
-use imgsnap::repository::{
+use imgsnap::ops::restore::engine::restore;
+use imgsnap::repo::retention::{Count, Rules};
+use imgsnap::store::{Disk, LocalStore};
+use imgsnap::{
     At, Defaults, Outcome, ParentChoice, PruneRequest, Rebuilt, Repository, RollbackRequest,
     SnapshotRequest, VerifyScope,
 };
-use imgsnap::restore::restore;
-use imgsnap::retention::{Count, Rules};
-use imgsnap::store::{Disk, LocalStore};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -291,7 +291,7 @@ fn prune_with_merges_survives_every_fault() {
     survive(&scene, &keep);
     keep(&scene.disk).unwrap();
     let manifest = open(&scene.disk).unwrap().list("vm", &context()).unwrap().manifest;
-    let numbers = |snapshots: &[imgsnap::manifest::Snapshot]| -> Vec<u64> {
+    let numbers = |snapshots: &[imgsnap::repo::manifest::Snapshot]| -> Vec<u64> {
         snapshots.iter().map(|s| s.number).collect()
     };
     assert_eq!((numbers(&manifest.snapshots), numbers(&manifest.dropped)), (vec![5, 6], vec![2]));
@@ -693,7 +693,7 @@ fn files_that_a_repair_keeps_survive_a_failing_snapshot() {
     // Refused because it is not known which file is the live one; then because of a bad parent.
     assert!(take(disk, &scene.image()).is_err());
     open(disk).unwrap().relink("vm", &scene.image(), false, &context()).unwrap();
-    let parent = imgsnap::repository::ParentChoice::Of(At::Number(7));
+    let parent = imgsnap::ParentChoice::Of(At::Number(7));
     let request = SnapshotRequest { image: scene.image(), parent, ..SnapshotRequest::default() };
     assert!(open(disk).unwrap().snapshot(&request, &context()).is_err());
     assert_eq!(kept(), 2);

@@ -5,12 +5,13 @@
 mod support;
 
 use imgsnap::base::progress::Context;
+use imgsnap::base::units::ByteRange;
 use imgsnap::image::write::Stream;
-use imgsnap::repository::{
+use imgsnap::ops::restore::engine::restore;
+use imgsnap::store::{LocalStore, OsDisk};
+use imgsnap::{
     At, DamageKind, Defaults, ParentChoice, Repository, SnapshotRequest, Verified, VerifyScope,
 };
-use imgsnap::restore::{ByteRange, restore};
-use imgsnap::store::{LocalStore, OsDisk};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -10,11 +10,9 @@ use imgsnap::base::error::Result;
 use imgsnap::base::progress::Context;
 use imgsnap::image::Source;
 use imgsnap::image::write::Stream;
-use imgsnap::repository::{
-    At, Defaults, MendSource, MendedBy, Repository, SnapshotRequest, VerifyScope,
-};
-use imgsnap::restore::restore;
+use imgsnap::ops::restore::engine::restore;
 use imgsnap::store::{Disk, LocalStore};
+use imgsnap::{At, Defaults, MendSource, MendedBy, Repository, SnapshotRequest, VerifyScope};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use support::crash_disk::CrashDisk;

@@ -8,17 +8,18 @@ mod support;
 use imgsnap::base::digest::DigestAlgorithm;
 use imgsnap::base::progress::Context;
 use imgsnap::base::units::BlockSize;
+use imgsnap::base::units::ByteRange;
 use imgsnap::chain::Chain;
 use imgsnap::codec::Compression;
 use imgsnap::delta::{Caches, Delta};
 use imgsnap::image::write::{NewFile, Stream};
-use imgsnap::repository::{
+use imgsnap::ops::restore::engine::restore;
+use imgsnap::repo::retention::{Count, Rules};
+use imgsnap::store::{LocalStore, OsDisk, Store};
+use imgsnap::{
     At, Defaults, Outcome, ParentChoice, PruneRequest, Repository, RollbackRequest,
     SnapshotRequest, VerifyScope,
 };
-use imgsnap::restore::{ByteRange, restore};
-use imgsnap::retention::{Count, Rules};
-use imgsnap::store::{LocalStore, OsDisk, Store};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::os::unix::fs::FileExt;
@@ -414,5 +415,8 @@ fn restoring_a_long_chain_decodes_each_frame_once_and_verify_sums_up_each_image(
     let frames = (8 << 20) + DELTAS * CHANGES * 4096;
     let decoded = caches.traffic().decoded_bytes;
     assert!(decoded <= frames, "{decoded} bytes decoded of frames of {frames}");
-    assert_eq!(imgsnap::verify::verify_digests(&chain, &context).unwrap(), vec![true; 201]);
+    assert_eq!(
+        imgsnap::ops::verify::engine::verify_digests(&chain, &context).unwrap(),
+        vec![true; 201]
+    );
 }

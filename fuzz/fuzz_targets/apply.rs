@@ -2,7 +2,7 @@
 //! that does not fit, or a file that is damaged, leaves the image as it was.
 #![no_main]
 
-use imgsnap::apply::Patch;
+use imgsnap::ops::apply::Patch;
 use imgsnap::image::RawFile;
 use imgsnap_fuzz::chains::{MOST_BYTES, Memory, Nowhere, bytes_of, refusal, unread_blocks};
 use imgsnap_fuzz::parts::Parts;

@@ -2,7 +2,7 @@
 //! second reader says, and what is refused changes nothing.
 #![no_main]
 
-use imgsnap::repository::{Defaults, Repository, VerifyScope};
+use imgsnap::{Defaults, Repository, VerifyScope};
 use imgsnap::store::LocalStore;
 use imgsnap_fuzz::parts::Parts;
 use imgsnap_fuzz::seeds::{of_chains, plant};

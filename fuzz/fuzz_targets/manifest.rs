@@ -2,8 +2,8 @@
 //! reader agrees on what is valid.
 #![no_main]
 
-use imgsnap::manifest::{Manifest, check_name, sequence_of};
-use imgsnap::retention::{Rules, Times, decide};
+use imgsnap::repo::manifest::{Manifest, check_name, sequence_of};
+use imgsnap::repo::retention::{Rules, Times, decide};
 use imgsnap_fuzz::seeds::{fixtures, plant, read};
 use imgsnap_fuzz::support::naive_reader;
 use imgsnap_fuzz::{chains, mend, meter};

@@ -4,8 +4,8 @@
 #![no_main]
 
 use imgsnap::base::error::{Error, ErrorKind, Result};
-use imgsnap::repository::{At, PruneRequest, Repository, VerifyScope};
-use imgsnap::retention::Rules;
+use imgsnap::{At, PruneRequest, Repository, VerifyScope};
+use imgsnap::repo::retention::Rules;
 use imgsnap::store::{Disk, LocalStore};
 use imgsnap_fuzz::parts::Parts;
 use imgsnap_fuzz::seeds::{of_repositories, plant};
@@ -41,7 +41,7 @@ fn put(parts: &Parts) -> CrashDisk {
     }
     for bytes in &parts.manifests {
         let sequence = sequence_in(bytes).unwrap_or(1);
-        disk.put(&format!("vm/{}", imgsnap::manifest::file_name(sequence)), bytes);
+        disk.put(&format!("vm/{}", imgsnap::repo::manifest::file_name(sequence)), bytes);
     }
     if let Some(head) = &parts.head {
         disk.put("vm/head.json", head);

@@ -4,10 +4,10 @@
 
 use imgsnap::codec::Compression;
 use imgsnap::base::digest::{Digest, DigestAlgorithm, ImageDigest};
-use imgsnap::head::Head;
+use imgsnap::repo::head::Head;
 use imgsnap::tracking::Recheck;
-use imgsnap::repository::{At, Reference, Repository, Track, check_label};
-use imgsnap::retention::{Count, LabelGlob, Period};
+use imgsnap::{At, Reference, Repository, Track, check_label};
+use imgsnap::repo::retention::{Count, LabelGlob, Period};
 use imgsnap::store::{LocalStore, Store};
 use imgsnap::base::units::{BlockSize, parse_bytes, parse_duration};
 use imgsnap_fuzz::meter;

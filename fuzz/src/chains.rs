@@ -5,13 +5,13 @@ use crate::support::naive_reader;
 use imgsnap::chain::{Chain, Fork};
 use imgsnap::codec::Compression;
 use imgsnap::delta::{Caches, Delta, Identity, TableCursor};
-use imgsnap::diff::{Difference, Side, diff};
+use imgsnap::ops::diff::engine::{Difference, Side, diff};
 use imgsnap::base::error::{Error, ErrorKind, Result};
 use imgsnap::format::{FrameLayout, RunKind};
 use imgsnap::merge::{self, layer_use};
-use imgsnap::restore::restore;
+use imgsnap::ops::restore::engine::restore;
 use imgsnap::image::write::{Stream, Target};
-use imgsnap::verify::{find_damage, verify_all, verify_digests, verify_runs, verify_stored};
+use imgsnap::ops::verify::engine::{find_damage, verify_all, verify_digests, verify_runs, verify_stored};
 use uuid::Uuid;
 
 /// Longer images are not held in memory.

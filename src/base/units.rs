@@ -233,6 +233,23 @@ impl Geometry {
     }
 }
 
+/// A part of an image, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ByteRange {
+    /// Where it begins.
+    pub offset: u64,
+    /// How long it is, at least 1.
+    pub bytes: u64,
+}
+
+impl ByteRange {
+    /// The blocks that it touches.
+    pub fn blocks(self, geometry: Geometry) -> BlockRange {
+        let size = u64::from(geometry.block_size.bytes());
+        BlockRange::between(self.offset / size, (self.offset + self.bytes).div_ceil(size))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

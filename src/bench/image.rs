@@ -1,8 +1,8 @@
 //! The image that is measured: made from a seed, always the same, and changed in ways that can be
 //! repeated.
 
-use super::Pattern;
 use super::ceiling::data_of;
+use super::request::Pattern;
 use crate::base::error::{Error, Result};
 use crate::base::pipeline::ordered_map;
 use crate::base::progress::Context;

@@ -1,6 +1,6 @@
 //! Time and memory of a piece of work, and what machine it ran on.
 
-use super::Machine;
+use super::report::Machine;
 use crate::base::error::Result;
 use std::path::Path;
 use std::time::Instant;

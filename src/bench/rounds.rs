@@ -3,17 +3,23 @@
 use super::ceiling::{self, Pieces};
 use super::image::{ImagePlan, UNIT_BYTES};
 use super::meter::metered;
+use super::report::{Cache, Point, Row, Sample, Setting, Work};
+use super::request::Request;
 use super::scratch::Scratch;
-use super::{Cache, Point, Request, Row, Sample, Setting, Work};
 use crate::base::error::{Error, Result};
 use crate::base::progress::Context;
 use crate::chain::Chain;
 use crate::delta::BASE_FRAME_BYTES;
-use crate::manifest::Snapshot;
-use crate::repository::{
-    At, Defaults, Repository, RollbackRequest, SnapshotRequest, Track, VerifyScope,
-};
-use crate::restore::restore;
+use crate::ops::restore::engine::restore;
+use crate::ops::rollback::types::RollbackRequest;
+use crate::ops::snapshot::types::SnapshotRequest;
+use crate::ops::verify::types::VerifyScope;
+
+use crate::repo::Repository;
+use crate::repo::config::Defaults;
+use crate::repo::manifest::Snapshot;
+use crate::repo::policy::Track;
+use crate::repo::reference::At;
 use crate::scan::{BadMedium, Index, Scope, scan};
 
 use crate::image::write::NewFile;

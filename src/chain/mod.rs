@@ -25,12 +25,9 @@ pub use walk::SpanWalk;
 use crate::base::digest::{Hasher, ImageDigest};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::units::Geometry;
-use crate::delta::{Caches, Delta};
+use crate::delta::Delta;
 use crate::format::Lineage;
-use crate::manifest::{Manifest, Snapshot};
-use crate::store::Store;
 use std::sync::Arc;
-use uuid::Uuid;
 
 /// A snapshot with all its ancestors.
 #[derive(Clone)]
@@ -43,25 +40,6 @@ pub struct Chain {
 }
 
 impl Chain {
-    /// Opens the chain of a snapshot and checks its links (FORMAT.md section 5).
-    ///
-    /// # Errors
-    /// `Corrupt` if a file is damaged, missing, or not the one that the manifest or its child
-    /// names.
-    pub fn open(
-        store: &Arc<dyn Store>,
-        manifest: &Manifest,
-        id: Uuid,
-        caches: &Caches,
-    ) -> Result<Self> {
-        let mut layers = Vec::new();
-        for snapshot in manifest.lineage(id)? {
-            let delta = open_delta(store, manifest, snapshot, caches)?;
-            layers.push(Arc::new(delta));
-        }
-        Self::link(layers)
-    }
-
     /// Checks the links of open files, newest first.
     pub fn link(layers: Vec<Arc<Delta>>) -> Result<Self> {
         check_links(&layers)?;
@@ -146,39 +124,6 @@ impl Chain {
     pub fn walk_to(&self, end: u64) -> SpanWalk {
         SpanWalk::new(self.cursor(), end, Stretch::new(self.layers.clone()))
     }
-}
-
-/// Opens the delta file of a snapshot and checks that it is the one that the manifest names.
-pub fn open_delta(
-    store: &Arc<dyn Store>,
-    manifest: &Manifest,
-    snapshot: &Snapshot,
-    caches: &Caches,
-) -> Result<Delta> {
-    let place = format!("{}@{}", manifest.name, snapshot.number);
-    let file = format!("{}/{}", manifest.name, snapshot.file);
-    let mut delta = Delta::open(store.clone(), &file, caches).map_err(|e| match e.kind() {
-        ErrorKind::NotFound => {
-            let what = format!("{place}: its file {} is missing", store.location(&file));
-            Error::corrupt(what).hint("put the file back, or restore another snapshot")
-        }
-        _ => e.at(&place),
-    })?;
-    delta.set_base_image(&place, snapshot.base_image.clone());
-    let footer = delta.footer();
-    let same = delta.footer_digest() == snapshot.footer_digest
-        && footer.file_bytes == snapshot.file_bytes
-        && footer.snapshot_id == snapshot.id
-        && footer.parent.map(|p| p.parent_id) == snapshot.parent
-        && footer.image_digest == snapshot.image_digest
-        && delta.header().image_id == manifest.image_id;
-    if !same {
-        let what = format!("{place}: {} is not the file of this snapshot", delta.location());
-        return Err(
-            Error::corrupt(what).hint("the file was renamed or replaced; put the right one back")
-        );
-    }
-    Ok(delta)
 }
 
 /// Checks that each of some open files, newest first, is the child of the next one.

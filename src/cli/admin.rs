@@ -4,7 +4,7 @@ use super::printer::Printer;
 use super::{exit, list, output};
 use imgsnap::base::error::{Error, ErrorKind, Result};
 use imgsnap::base::progress::Context;
-use imgsnap::repository::{Reference, Repository};
+use imgsnap::{Reference, Repository};
 use serde_json::json;
 use std::io::{BufRead, IsTerminal, Write};
 use std::path::Path;

@@ -3,12 +3,12 @@
 use super::bench::args::Bench;
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueHint};
 use imgsnap::base::digest::DigestAlgorithm;
+use imgsnap::base::units::ByteRange;
 use imgsnap::base::units::{BlockSize, parse_bytes, parse_duration};
 use imgsnap::codec::Compression;
-use imgsnap::repository::{Reference, Track};
-use imgsnap::restore::ByteRange;
-use imgsnap::retention::{Count, LabelGlob, Period};
+use imgsnap::repo::retention::{Count, LabelGlob, Period};
 use imgsnap::tracking::Recheck;
+use imgsnap::{Reference, Track};
 use std::path::PathBuf;
 use std::time::Duration;
 

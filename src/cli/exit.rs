@@ -1,6 +1,6 @@
 //! Exit codes: all of them stand here, and in the README.
 
-use imgsnap::base::error::ErrorKind;
+use imgsnap::base::error::{Error, ErrorKind};
 use std::process::ExitCode;
 
 /// Done.
@@ -21,4 +21,9 @@ pub fn code(kind: ErrorKind) -> ExitCode {
         ErrorKind::Interrupted => ExitCode::from(130),
         _ => FAILED,
     }
+}
+
+/// For arguments that clap cannot judge.
+pub fn usage(message: impl Into<String>) -> Error {
+    Error::new(ErrorKind::InvalidInput, message)
 }

@@ -3,8 +3,8 @@
 use super::args::Init;
 use super::printer::Printer;
 use super::{exit, repo};
+use imgsnap::Defaults;
 use imgsnap::base::error::Result;
-use imgsnap::repository::Defaults;
 use serde_json::json;
 use std::path::Path;
 use std::process::ExitCode;

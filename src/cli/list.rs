@@ -4,9 +4,9 @@ use super::printer::Printer;
 use super::{exit, output, repo};
 use imgsnap::base::error::{ErrorKind, Result};
 use imgsnap::base::progress::Context;
-use imgsnap::manifest::{HintKind, HintUse, Manifest, Snapshot};
-use imgsnap::repository::{CloneUse, Clones, Listing, Reference, Repository};
+use imgsnap::repo::manifest::{HintKind, HintUse, Manifest, Snapshot};
 use imgsnap::tracking::cycle;
+use imgsnap::{CloneUse, Clones, Listing, Reference, Repository};
 use serde_json::{Value, json};
 use std::process::ExitCode;
 

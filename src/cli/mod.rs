@@ -24,10 +24,10 @@ mod watch;
 
 use args::{Args, Command};
 use clap::{CommandFactory, Parser};
-use imgsnap::base::error::{Error, ErrorKind, Result};
+use imgsnap::base::error::{Error, Result};
 use imgsnap::base::folder::{Folder, resolve};
 use imgsnap::base::progress::Context;
-use imgsnap::repository::refuse_inside_any;
+use imgsnap::refuse_inside_any;
 use printer::Printer;
 use std::path::Path;
 use std::process::ExitCode;
@@ -152,9 +152,4 @@ fn man(folder: &Path) -> Result<ExitCode> {
 fn uses_repository(command: &Command) -> bool {
     use Command::{Apply, Bench, Completions, Man};
     !matches!(command, Apply(_) | Bench(_) | Completions { .. } | Man { .. })
-}
-
-/// For arguments that clap cannot judge.
-fn usage(message: impl Into<String>) -> Error {
-    Error::new(ErrorKind::InvalidInput, message)
 }

@@ -5,8 +5,8 @@ use super::printer::Printer;
 use super::{exit, list, output, repo};
 use imgsnap::base::error::{ErrorKind, Result};
 use imgsnap::base::progress::Context;
-use imgsnap::repository::{Compaction, PruneRequest, Pruned, Reference, Repository};
-use imgsnap::retention::Rules;
+use imgsnap::repo::retention::Rules;
+use imgsnap::{Compaction, PruneRequest, Pruned, Reference, Repository};
 use serde_json::{Value, json};
 use std::process::ExitCode;
 
@@ -126,7 +126,7 @@ fn compaction_json(compaction: &Compaction) -> Value {
 
 fn to_json(pruned: &Pruned, dry_run: bool) -> Value {
     let name = &pruned.name;
-    let effective = |s: &imgsnap::manifest::Snapshot| {
+    let effective = |s: &imgsnap::repo::manifest::Snapshot| {
         let corrected = pruned.corrected.iter().find(|(number, _)| *number == s.number);
         corrected.map_or(s.time, |(_, time)| *time)
     };
@@ -174,7 +174,7 @@ fn describe(pruned: &Pruned, dry_run: bool) -> String {
         output::count(dropped)
     );
     if dry_run && !pruned.decisions.is_empty() {
-        let row = |(s, keep): &(imgsnap::manifest::Snapshot, Vec<String>)| {
+        let row = |(s, keep): &(imgsnap::repo::manifest::Snapshot, Vec<String>)| {
             let fate = if keep.is_empty() { "drop" } else { "keep" };
             let label = s.label.clone().unwrap_or_default();
             vec![s.number.to_string(), output::time(s.time), fate.into(), keep.join(", "), label]

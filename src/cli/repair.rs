@@ -5,7 +5,7 @@ use super::{exit, output, repo};
 use imgsnap::base::error::{ErrorKind, Result};
 use imgsnap::base::progress::Context;
 use imgsnap::image::RawFile;
-use imgsnap::repository::{MendSource, Mended, MendedBy, Rebuilt, Repository};
+use imgsnap::{MendSource, Mended, MendedBy, Rebuilt, Repository};
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;

@@ -1,14 +1,14 @@
 //! Which repository.
 
 use super::printer::Printer;
-use super::{trust, usage};
+use super::{exit, trust};
 use imgsnap::base::error::{Error, ErrorKind, Result};
 use imgsnap::base::folder::{Folder, resolve};
 use imgsnap::base::progress::Progress;
 use imgsnap::image::{RawFile, Source, refuse_foreign};
-use imgsnap::repository::{At, Defaults, Reference, Repository, Track, refuse_inside_any};
 use imgsnap::store::{LocalStore, OsDisk, Store};
 use imgsnap::tracking::clone_into;
+use imgsnap::{At, Defaults, Reference, Repository, Track, refuse_inside_any};
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Component, Path, PathBuf};
@@ -184,7 +184,7 @@ pub fn at_of(name: &str, text: &str) -> Result<At> {
     }
     let reference: Reference = text.parse()?;
     if reference.name != name {
-        return Err(usage(format!("{text} is a snapshot of another image than \"{name}\"")));
+        return Err(exit::usage(format!("{text} is a snapshot of another image than \"{name}\"")));
     }
     Ok(reference.at)
 }

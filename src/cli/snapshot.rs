@@ -2,15 +2,15 @@
 
 use super::args::Snapshot as Verb;
 use super::printer::Printer;
-use super::{exit, list, output, repo, usage};
+use super::{exit, list, output, repo};
 use imgsnap::base::error::{Error, ErrorKind, Result};
 use imgsnap::base::progress::Context;
-use imgsnap::manifest::HintKind;
-use imgsnap::repository::{
+use imgsnap::repo::manifest::HintKind;
+use imgsnap::tracking::{ChangeList, MAX_LIST_BYTES};
+use imgsnap::{
     At, ChangedSince, Outcome, ParentChoice, Reference, SnapshotOutcome, SnapshotRequest,
     check_distinct, name_of,
 };
-use imgsnap::tracking::{ChangeList, MAX_LIST_BYTES};
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -182,7 +182,7 @@ fn parent_of(text: &str, image: &Path, verb: &Verb) -> Result<At> {
     let reference: Reference = text.parse()?;
     let name = verb.name.clone().map_or_else(|| name_of(image), Ok)?;
     if reference.name != name {
-        return Err(usage(format!("{text} is a snapshot of another image")));
+        return Err(exit::usage(format!("{text} is a snapshot of another image")));
     }
     Ok(reference.at)
 }

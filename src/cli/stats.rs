@@ -4,7 +4,7 @@ use super::printer::Printer;
 use super::{exit, list, output, repo};
 use imgsnap::base::error::{ErrorKind, Result};
 use imgsnap::base::progress::Context;
-use imgsnap::repository::{CloneUse, Repository, Stats};
+use imgsnap::{CloneUse, Repository, Stats};
 use serde_json::{Value, json};
 use std::process::ExitCode;
 
@@ -191,7 +191,7 @@ fn describe(stats: &Stats) -> String {
 }
 
 fn snapshots(stats: &Stats) -> String {
-    let row = |cost: &imgsnap::repository::Cost| {
+    let row = |cost: &imgsnap::Cost| {
         let s = &cost.snapshot;
         vec![
             s.number.to_string(),
@@ -207,7 +207,7 @@ fn snapshots(stats: &Stats) -> String {
 }
 
 fn days(stats: &Stats) -> String {
-    let row = |day: &imgsnap::repository::Day| {
+    let row = |day: &imgsnap::Day| {
         vec![
             day.date.to_string(),
             output::count(day.snapshots),

@@ -2,15 +2,15 @@
 
 use super::args::{Apply, Export};
 use super::printer::Printer;
-use super::{exit, list, output, repo, usage};
-use imgsnap::apply::{Applied, Patch, open_file};
+use super::{exit, list, output, repo};
 use imgsnap::base::error::{Error, ErrorKind, Result};
 use imgsnap::base::free_space::room_for;
 use imgsnap::base::progress::Context;
 use imgsnap::delta::Caches;
 use imgsnap::image::write::{NewFile, Stream, Target};
 use imgsnap::image::{RawFile, Source};
-use imgsnap::repository::{Imported, Reader, Repository, refuse_inside_any};
+use imgsnap::ops::apply::{Applied, Patch, open_file};
+use imgsnap::{Imported, Reader, Repository, refuse_inside_any};
 use serde_json::json;
 use std::fs::File;
 use std::io::{Read, Write};
@@ -34,7 +34,7 @@ pub fn export(
         None => None,
     };
     if since.as_ref().is_some_and(|since| since.id == snapshot.id) {
-        return Err(usage("a snapshot does not differ from itself"));
+        return Err(exit::usage("a snapshot does not differ from itself"));
     }
     let since_id = since.as_ref().map(|since| since.id);
     let is_stdout = verb.output == Path::new("-");
@@ -197,7 +197,7 @@ pub fn apply(
             let image = RawFile::open_to_write(base)?;
             (patch.write_in_place(&image, context)?, base.clone())
         }
-        (None, None) => return Err(usage("--in-place changes the image that --base names")),
+        (None, None) => return Err(exit::usage("--in-place changes the image that --base names")),
         (Some(output), base) => {
             if output != Path::new("-") {
                 refuse_target(place, output)?;

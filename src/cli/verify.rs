@@ -4,7 +4,7 @@ use super::printer::Printer;
 use super::{exit, output};
 use imgsnap::base::error::{Error, ErrorKind, Result};
 use imgsnap::base::progress::Context;
-use imgsnap::repository::{Reference, Repository, Verified, VerifyScope};
+use imgsnap::{Reference, Repository, Verified, VerifyScope};
 use serde_json::json;
 use std::process::ExitCode;
 use std::time::Instant;

@@ -5,7 +5,7 @@ use super::printer::Printer;
 use super::{exit, list, output, prune, repo};
 use imgsnap::base::error::{Error, Result};
 use imgsnap::base::progress::Context;
-use imgsnap::repository::{
+use imgsnap::{
     Outcome, Pruned, SnapshotOutcome, SnapshotRequest, WatchRequest, Watched, check_distinct,
 };
 use jiff::Timestamp;

@@ -6,7 +6,7 @@
 //! also tells of those who came and went in between.
 
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::image::guard::{Intent, is_open_to_write};
+use crate::image::users::{Intent, process_with, status_of};
 use std::ffi::OsString;
 use std::fs::{File, Metadata};
 use std::ops::Range;
@@ -18,9 +18,8 @@ use std::time::Duration;
 /// How often, and how long each time, it is waited for somebody who only has a look, as udev does after each
 /// change, and losetup at a device that may be free.
 const LOOKS: usize = 20;
+
 const LOOK_TIME: Duration = Duration::from_millis(100);
-/// The namespace of process ids in which all processes are seen (PROC_PID_INIT_INO).
-const ALL_PROCESSES: &str = "pid:[4026531836]";
 
 /// A device that is open, and what it was when it was opened.
 #[derive(Debug)]
@@ -193,63 +192,6 @@ impl DeviceWatch {
     }
 }
 
-/// The first other process that has something open, or mapped, that `is_it`, and whether all of them can be
-/// looked at. `is_it` is asked of a file, and of the link in `/proc` that leads to it.
-///
-/// Not in the way are the process that serves the device, and those that we are started by and that hold it
-/// to read, as `flock` and `udevadm lock` do.
-pub(super) fn process_with(
-    is_it: &dyn Fn(&Metadata, &Path) -> bool,
-    intent: Intent,
-    server: Option<u32>,
-) -> (Option<String>, bool) {
-    let namespace = std::fs::read_link("/proc/self/ns/pid").unwrap_or_default();
-    let mut sees_all = namespace.as_os_str() == ALL_PROCESSES;
-    let own_id = std::process::id();
-    let ancestors = ancestors();
-    let Ok(processes) = std::fs::read_dir("/proc") else { return (None, false) };
-    for process in processes.flatten() {
-        let Some(id) = process.file_name().to_str().and_then(|n| n.parse::<u32>().ok()) else {
-            continue;
-        };
-        if id == own_id || server == Some(id) {
-            continue;
-        }
-        let descriptors = match std::fs::read_dir(process.path().join("fd")) {
-            Ok(descriptors) => descriptors,
-            Err(e) => {
-                // It may just have ended.
-                sees_all &= e.kind() != std::io::ErrorKind::PermissionDenied;
-                continue;
-            }
-        };
-        let may_read = intent == Intent::Read || ancestors.contains(&id);
-        let has_it_open = descriptors.flatten().any(|descriptor| {
-            let link = descriptor.path();
-            let Ok(other) = std::fs::metadata(&link) else { return false };
-            let info = process.path().join("fdinfo").join(descriptor.file_name());
-            is_it(&other, &link) && (!may_read || is_open_to_write(&info))
-        });
-        if has_it_open || maps_it(&process.path(), is_it) {
-            let name = std::fs::read_to_string(process.path().join("comm")).unwrap_or_default();
-            return (Some(format!("{} (process {id})", name.trim_end())), sees_all);
-        }
-    }
-    (None, sees_all)
-}
-
-/// What `/proc/ID/status` tells of a process or thread: the number after `name`.
-fn status_of(id: u32, name: &str) -> Option<u32> {
-    let text = std::fs::read_to_string(format!("/proc/{id}/status")).ok()?;
-    text.lines().find_map(|line| line.strip_prefix(name))?.trim().parse().ok()
-}
-
-/// The processes that we are started by.
-fn ancestors() -> Vec<u32> {
-    let parent = |id: &u32| status_of(*id, "PPid:").filter(|id| *id != 0);
-    std::iter::successors(Some(std::process::id()), parent).skip(1).collect()
-}
-
 /// The process that serves a network block device: it has the device open as long as that is one.
 fn server_in(folder: &Path) -> Option<u32> {
     let name = folder.file_name()?.to_str()?;
@@ -258,21 +200,6 @@ fn server_in(folder: &Path) -> Option<u32> {
     // It is the id of a thread.
     let thread = line_in(&folder.join("pid")).filter(|_| is_served)?.parse().ok()?;
     status_of(thread, "Tgid:")
-}
-
-/// True if a process has it mapped for writing, perhaps without a descriptor any more.
-fn maps_it(process: &Path, is_it: &dyn Fn(&Metadata, &Path) -> bool) -> bool {
-    let maps = std::fs::read(process.join("maps")).unwrap_or_default();
-    let maps = String::from_utf8_lossy(&maps);
-    // "ADDRESSES rw-s OFFSET DEVICE INODE   PATH"
-    let shared = maps.lines().filter(|line| line.split(' ').nth(1) == Some("rw-s"));
-    let mut links = shared.filter_map(|line| line.split(' ').next()).map(|of| {
-        // In the form that the folder has: without zeros before it.
-        let short = |part: &str| part.trim_start_matches('0').to_owned();
-        let (from, to) = of.split_once('-').unwrap_or_default();
-        process.join("map_files").join(format!("{}-{}", short(from), short(to)))
-    });
-    links.any(|link| std::fs::metadata(&link).is_ok_and(|other| is_it(&other, &link)))
 }
 
 pub(super) fn sysfs_of(number: u64) -> Option<PathBuf> {

@@ -8,7 +8,7 @@
 
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::sys::{self, Lease};
-use crate::image::device::process_with;
+use crate::image::users::{Intent, process_with};
 use nix::fcntl::{FcntlArg, fcntl};
 use serde::{Deserialize, Serialize};
 use std::fs::{File, Metadata};
@@ -16,15 +16,6 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
 use uuid::Uuid;
-
-/// What we are going to do with the image.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Intent {
-    /// Read it: others may read too.
-    Read,
-    /// Write it: nobody else may use it.
-    Write,
-}
 
 /// Holds others off an image for as long as it lives; it goes with the file's descriptor.
 #[derive(Debug, Clone, Copy)]
@@ -35,10 +26,15 @@ pub struct ImageGuard {
 /// QEMU's permissions (its block/file-posix.c): one byte each, from 100 for "I use it", from 200
 /// for "others must not".
 const USED: i64 = 100;
+
 const UNSHARED: i64 = 200;
+
 const CONSISTENT_READ: i64 = 0;
+
 const WRITE: i64 = 1;
+
 const WRITE_UNCHANGED: i64 = 2;
+
 const RESIZE: i64 = 3;
 
 impl ImageGuard {
@@ -175,14 +171,6 @@ pub(super) fn find_user(file: &File, intent: Intent) -> Option<String> {
     process_with(&is_it, intent, None).0
 }
 
-/// From `/proc/PID/fdinfo/N`: the flags that the file was opened with, in octal.
-pub(super) fn is_open_to_write(info: &Path) -> bool {
-    let text = std::fs::read_to_string(info).unwrap_or_default();
-    let flags = text.lines().find_map(|line| line.strip_prefix("flags:"));
-    let flags = flags.and_then(|flags| i32::from_str_radix(flags.trim(), 8).ok());
-    flags.is_some_and(|flags| flags & libc::O_ACCMODE != libc::O_RDONLY)
-}
-
 /// By what a regular file is recognised as unchanged (DESIGN.md, "When the head is believed").
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileStat {
@@ -257,6 +245,7 @@ impl FileStat {
 
 /// Kernels keep file times by a clock that ticks every 1 to 10 ms.
 const TICK_NS: i64 = 25_000_000;
+
 const SECOND_NS: i64 = 1_000_000_000;
 
 fn clock_ns() -> Option<i64> {

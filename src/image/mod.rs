@@ -10,13 +10,15 @@ mod format;
 mod guard;
 mod identity;
 mod raw;
+mod users;
 pub mod write;
 
 pub use base_image::BaseImage;
 pub use format::{ForeignFormat, refuse_foreign};
-pub use guard::{FileStat, ImageGuard, Intent};
+pub use guard::{FileStat, ImageGuard};
 pub use identity::{DeviceIdentity, LiveIdentity, LoopFile};
 pub use raw::{Forget, RawFile};
+pub use users::Intent;
 
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::sys::MappedWindow;

@@ -1,7 +1,7 @@
 //! What a worker does: reads a job's parts, digests their blocks and compares them with the index.
 
+use super::changes::{BadMedium, Change, Changes};
 use super::job::{Job, Part};
-use super::{BadMedium, Change, Changes};
 use crate::base::digest::{Digest, Hasher, is_zero};
 use crate::base::error::{Error, Result};
 use crate::base::units::{BlockRange, Geometry};

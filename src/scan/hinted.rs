@@ -8,8 +8,8 @@
 //! ```
 
 use super::candidates::Candidates;
+use super::changes::window_bytes;
 use super::job::{Extents, Job, Part};
-use super::window_bytes;
 use crate::base::error::Result;
 use crate::base::progress::Context;
 use crate::base::units::{BlockRange, ExtentKind, Geometry};

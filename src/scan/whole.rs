@@ -1,7 +1,7 @@
 //! All of an image, window by window.
 
+use super::changes::{Index, window_bytes};
 use super::job::{Extents, Job, Part};
-use super::{Index, window_bytes};
 use crate::base::error::Result;
 use crate::base::progress::Context;
 use crate::base::units::{BlockRange, ExtentKind, Geometry};

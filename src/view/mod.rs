@@ -3,9 +3,11 @@
 
 mod batch;
 mod decode;
+mod write;
 
 pub use batch::{BATCH_BYTES, Batch, Gather, Order, Part};
 pub use decode::{Decoded, decode_batch};
+pub use write::write_decoded;
 
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::units::{Extent, ExtentKind, Geometry};

@@ -5,9 +5,9 @@
 use crate::lab::Lab;
 use crate::random::Random;
 use imgsnap::base::progress::Context;
-use imgsnap::head::{Head, RollbackIntent};
-use imgsnap::repository::{At, Repository};
+use imgsnap::repo::head::{Head, RollbackIntent};
 use imgsnap::store::{LocalStore, OsDisk};
+use imgsnap::{At, Repository};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 

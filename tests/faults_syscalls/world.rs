@@ -1,14 +1,14 @@
 //! What can be seen of a folder: the repositories in it, by way of the library, and its files.
 
 use crate::lab::{Lab, no_fork};
-use imgsnap::apply::Patch;
 use imgsnap::base::error::{Error, ErrorKind, Result};
 use imgsnap::base::progress::Context;
 use imgsnap::image::RawFile;
 use imgsnap::image::write::{NewFile, Stream};
-use imgsnap::repository::{Repository, VerifyScope};
-use imgsnap::restore::restore;
+use imgsnap::ops::apply::Patch;
+use imgsnap::ops::restore::engine::restore;
 use imgsnap::store::{LocalStore, OsDisk};
+use imgsnap::{Repository, VerifyScope};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -6,14 +6,14 @@
 use crate::kit::*;
 use imgsnap::base::progress::Context;
 use imgsnap::base::units::BlockSize;
-use imgsnap::manifest::HintKind;
-use imgsnap::repository::{
+use imgsnap::repo::manifest::HintKind;
+use imgsnap::repo::retention::{Count, Rules};
+use imgsnap::store::{LocalStore, OsDisk};
+use imgsnap::tracking::Recheck;
+use imgsnap::{
     At, Defaults, Outcome, ParentChoice, PruneRequest, Repository, RollbackRequest,
     SnapshotRequest, Track,
 };
-use imgsnap::retention::{Count, Rules};
-use imgsnap::store::{LocalStore, OsDisk};
-use imgsnap::tracking::Recheck;
 use nix::fcntl::{FallocateFlags, fallocate};
 use std::collections::BTreeMap;
 use std::fs::File;

@@ -4,9 +4,9 @@
 
 use crate::kit::*;
 use imgsnap::base::progress::{Context, Progress};
-use imgsnap::repository::{Repository, SnapshotRequest, WatchRequest, Watched};
-use imgsnap::retention::{Count, Rules};
+use imgsnap::repo::retention::{Count, Rules};
 use imgsnap::store::{Disk, DiskFile, LocalStore, LockGuard, LockKind, OsDisk};
+use imgsnap::{Repository, SnapshotRequest, WatchRequest, Watched};
 use jiff::Timestamp;
 use std::io;
 use std::path::PathBuf;

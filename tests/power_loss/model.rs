@@ -2,11 +2,11 @@
 
 use crate::support::crash_disk::CrashDisk;
 use crate::world::{Bytes, context, repository_on};
+use imgsnap::VerifyScope;
 use imgsnap::base::error::{ErrorKind, Result};
 use imgsnap::base::progress::{Context, Progress};
 use imgsnap::image::write::Stream;
-use imgsnap::repository::VerifyScope;
-use imgsnap::restore::restore;
+use imgsnap::ops::restore::engine::restore;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};

@@ -6,10 +6,8 @@ use crate::support::crash_disk::CrashDisk;
 use crate::world::{World, context, init, repository_on};
 use imgsnap::base::error::{ErrorKind, Result};
 use imgsnap::codec::Compression;
-use imgsnap::repository::{
-    At, Outcome, ParentChoice, PruneRequest, RollbackRequest, SnapshotRequest,
-};
-use imgsnap::retention::{Count, Rules};
+use imgsnap::repo::retention::{Count, Rules};
+use imgsnap::{At, Outcome, ParentChoice, PruneRequest, RollbackRequest, SnapshotRequest};
 
 #[derive(Debug, Clone)]
 pub enum Verb {

@@ -3,8 +3,8 @@
 use crate::support::crash_disk::CrashDisk;
 use crate::support::{Random, text};
 use imgsnap::base::progress::Context;
-use imgsnap::repository::{Defaults, Repository, SnapshotRequest};
 use imgsnap::store::LocalStore;
+use imgsnap::{Defaults, Repository, SnapshotRequest};
 use std::path::PathBuf;
 use std::sync::Arc;
 

@@ -228,11 +228,9 @@ impl Worker<'_> {
         if !run.done_unless_faulted() {
             let may = if is_dry { [].as_slice() } else { &add };
             owned.reconcile(self, may, &BTreeSet::new());
-            let is_used = owned.known.values().any(|known| known.state.is(&add[0].0));
-            match template {
-                Some(path) if !is_used => std::fs::remove_file(path).unwrap(),
-                other => owned.templates.extend(other),
-            }
+            // Its table may lie there though no manifest names it: a repair takes it in, and tells that it does not
+            // know where the template is.
+            owned.templates.extend(template);
             return;
         }
         let done = run.json();

@@ -25,8 +25,8 @@ use imgsnap::codec::Compression;
 use imgsnap::delta::{Caches, Delta, Identity};
 use imgsnap::image::{Source, Window};
 use imgsnap::merge;
+use imgsnap::ops::snapshot::engine::{ChainParameters, Parent, Plan, Taken, take};
 use imgsnap::scan::{BadMedium, Scope};
-use imgsnap::snapshot::{ChainParameters, Parent, Plan, Taken, take};
 use imgsnap::store::{LocalStore, Store};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -251,7 +251,12 @@ pub fn restore_chain(chain: &Chain) -> Result<Vec<u8>> {
         ));
     }
     let mut target = imgsnap::image::write::Stream::new(&mut out, "memory");
-    imgsnap::restore::restore(chain, None, &mut target, &Context::silent().with_threads(1))?;
+    imgsnap::ops::restore::engine::restore(
+        chain,
+        None,
+        &mut target,
+        &Context::silent().with_threads(1),
+    )?;
     Ok(out)
 }
 

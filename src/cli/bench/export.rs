@@ -3,7 +3,7 @@
 
 use imgsnap::base::error::{Error, ErrorKind, Result};
 use imgsnap::base::folder::resolve;
-use imgsnap::repository::refuse_inside_any;
+use imgsnap::refuse_inside_any;
 use std::fs::{File, Permissions};
 use std::io::{self, ErrorKind as IoKind, Write};
 use std::path::{Path, PathBuf};

@@ -1,8 +1,10 @@
 //! Bars: how much of the image each work covers in a second, and what its ceiling would.
 
-use super::{Canvas, Drawn, FAINT_INK, GRID, HEAD, HPos, INK, MARGIN, cells, label, output, sheet};
+use super::super::{cells, output};
+use super::canvas::{Canvas, Drawn, FAINT_INK, GRID, HEAD, INK, MARGIN, label, sheet};
 use imgsnap::bench::{Cache, Report, Row};
 use plotters::prelude::*;
+use plotters::style::text_anchor::HPos;
 
 const WARM: RGBColor = RGBColor(37, 99, 175);
 const COLD: RGBColor = RGBColor(13, 135, 125);

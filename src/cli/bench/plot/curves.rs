@@ -1,10 +1,13 @@
 //! Curves of a sweep: the bytes of the delta, and the times of the works and their ceilings, over
 //! what varies. Both axes of numbers are logarithmic: a sweep spans powers of ten.
 
-use super::{Canvas, Drawn, FAINT_INK, GRID, HEAD, HPos, INK, MARGIN, label, sheet, with_prefix};
-use super::{WIDTH, cells};
+use super::super::cells;
+use super::canvas::{
+    Canvas, Drawn, FAINT_INK, GRID, HEAD, INK, MARGIN, WIDTH, label, sheet, with_prefix,
+};
 use imgsnap::bench::{Cache, Point, Report, Row, Sweep, Work};
 use plotters::prelude::*;
+use plotters::style::text_anchor::HPos;
 
 const PANEL: i32 = 310;
 /// Above the curves of a panel.

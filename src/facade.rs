@@ -1,0 +1,354 @@
+//! The verbs of a repository, as methods: what a program that uses the library calls.
+
+use crate::base::error::Result;
+use crate::base::progress::Context;
+use crate::chain::Chain;
+use crate::delta::Written;
+use crate::image::write::Medium;
+use crate::ops;
+use crate::ops::flatten::Flattened;
+use crate::ops::import::Imported;
+use crate::ops::list::Listing;
+use crate::ops::prune::types::{PruneRequest, Pruned};
+use crate::ops::repair::types::{MendSource, Mended, Repaired};
+use crate::ops::rollback::types::{RollbackOutcome, RollbackRequest};
+use crate::ops::snapshot::types::{SnapshotOutcome, SnapshotRequest};
+use crate::ops::stats::types::Stats;
+use crate::ops::verify::types::{Verified, VerifyScope};
+use crate::ops::watch::types::{WatchRequest, Watched};
+use crate::repo::clones::{CloneUse, Clones};
+use crate::repo::compact::Compaction;
+use crate::repo::config::Defaults;
+use crate::repo::manifest::{Manifest, Snapshot};
+use crate::repo::reference::At;
+use crate::repo::session::Reader;
+use crate::repo::{self, Repository};
+use crate::store::Store;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use uuid::Uuid;
+
+impl Repository {
+    /// Opens an image for reading: while the reader lives, no file that its manifest names is unlinked.
+    ///
+    /// # Errors
+    /// `NotFound` if there is no such image, `Corrupt` if its manifest is damaged.
+    pub fn read(&self, name: &str, context: &Context) -> Result<Reader> {
+        repo::session::read(self, name, context)
+    }
+
+    /// Opens the chain of a snapshot that a reader found.
+    ///
+    /// # Errors
+    /// `Corrupt` if a file of it is missing or damaged.
+    pub fn chain(&self, reader: &Reader, id: Uuid) -> Result<Chain> {
+        repo::session::chain(self, reader, id)
+    }
+
+    /// An image with its snapshots.
+    ///
+    /// # Errors
+    /// As of [`Repository::read`].
+    pub fn list(&self, name: &str, context: &Context) -> Result<Listing> {
+        ops::list::run(self, name, context)
+    }
+
+    /// The clones beside the live file of an image.
+    ///
+    /// # Errors
+    /// `Io` if they cannot be listed.
+    pub fn clones(&self, manifest: &Manifest) -> Result<Clones> {
+        repo::clones::clones(self, manifest)
+    }
+
+    /// The image that a user means: by name, or by the path of its live file.
+    ///
+    /// # Errors
+    /// `NotFound` if it is neither.
+    pub fn image_named(&self, image: &str, context: &Context) -> Result<String> {
+        repo::live_file::image_named(self, image, context)
+    }
+
+    /// The image whose live file is `path`.
+    ///
+    /// # Errors
+    /// `Io` if an image cannot be read; damaged ones are passed over.
+    pub fn name_of_source(&self, path: &Path, context: &Context) -> Result<Option<String>> {
+        repo::live_file::name_of_source(self, path, context)
+    }
+
+    /// Takes a snapshot.
+    ///
+    /// # Errors
+    /// `Busy` if somebody writes to the image and it cannot be cloned, or works on it in the repository;
+    /// `Unsupported` for a first snapshot of what does not look like a raw image. Then nothing is published.
+    pub fn snapshot(
+        &self,
+        request: &SnapshotRequest,
+        context: &Context,
+    ) -> Result<SnapshotOutcome> {
+        ops::snapshot::run(self, request, context)
+    }
+
+    /// Takes a snapshot of each image, some at a time. What became of each is given to `each`, in the
+    /// order of the requests; one that fails does not stop the others. Who stops all by the context is
+    /// told `Interrupted` for each that was not taken.
+    ///
+    /// # Errors
+    /// `InvalidInput` if two requests are of the same image or name; then nothing was done.
+    pub fn snapshot_all(
+        &self,
+        requests: &[SnapshotRequest],
+        context: &Context,
+        each: impl FnMut(&SnapshotRequest, Result<SnapshotOutcome>),
+    ) -> Result<()> {
+        ops::snapshot::several::run(self, requests, context, each)
+    }
+
+    /// Takes snapshots until the context says to stop, and tells `each` of every turn.
+    ///
+    /// # Errors
+    /// `InvalidInput` if two requests are of the same image or name. Nothing else ends it.
+    pub fn watch(
+        &self,
+        request: &WatchRequest,
+        context: &Context,
+        each: impl Fn(Watched) + Sync,
+    ) -> Result<()> {
+        ops::watch::run(self, request, context, each)
+    }
+
+    /// Rolls a live image back.
+    ///
+    /// # Errors
+    /// `Mismatch` if the live file is not what the last snapshot was taken of. Once writing has begun, the
+    /// image is a mixture until the same rollback has been run again, and the error says so.
+    pub fn rollback(
+        &self,
+        request: &RollbackRequest,
+        context: &Context,
+    ) -> Result<RollbackOutcome> {
+        ops::rollback::run(self, request, context)
+    }
+
+    /// The same by other means of changing the image than the operating system's own.
+    ///
+    /// # Errors
+    /// As of [`Repository::rollback`].
+    pub fn rollback_through(
+        &self,
+        medium: &dyn Medium,
+        request: &RollbackRequest,
+        context: &Context,
+    ) -> Result<RollbackOutcome> {
+        ops::rollback::run_through(self, medium, request, context)
+    }
+
+    /// Verifies stored bytes and, unless `quick`, every block and every image digest.
+    ///
+    /// # Errors
+    /// Damage is no error here: it is in the outcome.
+    pub fn verify(&self, scope: &VerifyScope, quick: bool, context: &Context) -> Result<Verified> {
+        ops::verify::run(self, scope, quick, context)
+    }
+
+    /// Looks at all tables of an image.
+    ///
+    /// # Errors
+    /// `Corrupt` if one is damaged.
+    pub fn stats(&self, name: &str, context: &Context) -> Result<Stats> {
+        ops::stats::run(self, name, context)
+    }
+
+    /// Drops the snapshots of an image that no rule keeps.
+    ///
+    /// # Errors
+    /// `InvalidInput` without any rule, or if the rules keep nothing.
+    pub fn prune(&self, name: &str, request: &PruneRequest, context: &Context) -> Result<Pruned> {
+        ops::prune::run(self, name, request, context)
+    }
+
+    /// Deletes a snapshot. What depends on it stays as it is.
+    ///
+    /// # Errors
+    /// `Mismatch` if it is the target of a rollback that was interrupted.
+    pub fn delete(
+        &self,
+        name: &str,
+        at: &At,
+        compact: bool,
+        context: &Context,
+    ) -> Result<(Snapshot, Compaction)> {
+        ops::delete::run(self, name, at, compact, context)
+    }
+
+    /// Makes a snapshot a base: a synthetic full, made from the repository without a look at the image.
+    /// Its ancestors stay as they are.
+    ///
+    /// # Errors
+    /// `LimitExceeded` if there is too little free space.
+    pub fn flatten(&self, name: &str, at: &At, context: &Context) -> Result<Flattened> {
+        ops::flatten::run(self, name, at, context)
+    }
+
+    /// Gives a snapshot a label, or takes it away.
+    ///
+    /// # Errors
+    /// `AlreadyExists` if another snapshot of the image has it.
+    pub fn label(
+        &self,
+        name: &str,
+        at: &At,
+        label: Option<&str>,
+        context: &Context,
+    ) -> Result<Snapshot> {
+        ops::label::run(self, name, at, label, context)
+    }
+
+    /// Removes an image with all its snapshots. Gives their number and the bytes of their files.
+    ///
+    /// # Errors
+    /// `Busy` while somebody reads it.
+    pub fn forget(&self, name: &str, context: &Context) -> Result<(u64, u64)> {
+        ops::forget::run(self, name, context)
+    }
+
+    /// Removes all clones of an image: its next snapshot reads all of it. Gives what was removed.
+    ///
+    /// # Errors
+    /// `Busy` if somebody works on the image.
+    pub fn untrack(&self, name: &str, context: &Context) -> Result<Vec<CloneUse>> {
+        ops::untrack::run(self, name, context)
+    }
+
+    /// Says where the live file of an image is now. What was known of it is forgotten, an
+    /// interrupted rollback included.
+    ///
+    /// # Errors
+    /// `Unsupported` if it looks like no raw image, unless `is_raw`.
+    pub fn relink(
+        &self,
+        name: &str,
+        image: &Path,
+        is_raw: bool,
+        context: &Context,
+    ) -> Result<PathBuf> {
+        ops::relink::run(self, name, image, is_raw, context)
+    }
+
+    /// Says where the base image of an image is now, after a proof that the file is what it was. Gives
+    /// the path and the numbers of the snapshots that are bases by reference to it.
+    ///
+    /// # Errors
+    /// `Mismatch` if the file is the base image of none of its snapshots, with how much of it differs.
+    pub fn relink_base_image(
+        &self,
+        name: &str,
+        base_image: &Path,
+        context: &Context,
+    ) -> Result<(PathBuf, Vec<u64>)> {
+        ops::relink::base_image(self, name, base_image, context)
+    }
+
+    /// Notes that the live file of an image has been made anew at its place, if `path` is that. Otherwise a
+    /// rollback would refuse it as a file that it does not know.
+    ///
+    /// # Errors
+    /// `Busy` if somebody works on the image.
+    pub fn note_restored(&self, name: &str, path: &Path, context: &Context) -> Result<()> {
+        repo::live_file::note_restored(self, name, path, context)
+    }
+
+    /// Fails if `file`, which need not exist, is within this repository or another one: by whatever path,
+    /// link or mount it is named, or if it is called otherwise there, too.
+    ///
+    /// # Errors
+    /// `InvalidInput`.
+    pub fn refuse_inside(&self, file: &Path) -> Result<()> {
+        repo::inside::refuse_inside(self, file)
+    }
+
+    /// Fails if `target` must not be overwritten: it is within a repository, or the base image of a snapshot.
+    ///
+    /// # Errors
+    /// `InvalidInput`; `Corrupt` if that cannot be told.
+    pub fn refuse_target(&self, target: &Path) -> Result<()> {
+        repo::inside::refuse_target(self, target)
+    }
+
+    /// Writes one delta file of a snapshot to `out`: against another one, which may be a later one, or a
+    /// full one. `out` gets it front to back.
+    ///
+    /// # Errors
+    /// `Corrupt` if something that is needed is damaged. Then `out` holds no whole file.
+    pub fn export(
+        &self,
+        reader: &Reader,
+        id: Uuid,
+        since: Option<Uuid>,
+        context: &Context,
+        out: &mut dyn FnMut(&[u8]) -> Result<()>,
+    ) -> Result<Written> {
+        ops::export::run(self, reader, id, since, context, out)
+    }
+
+    /// Takes in a delta file that is read front to back from `input`, which `place` names. An image that
+    /// is not here yet is made, with the name `name`.
+    ///
+    /// # Errors
+    /// `Mismatch` if it does not fit onto what is here; `Corrupt` if it is damaged. Then nothing is
+    /// changed.
+    pub fn import(
+        &self,
+        input: &mut dyn Read,
+        place: &str,
+        name: Option<&str>,
+        context: &Context,
+    ) -> Result<Imported> {
+        ops::import::run(self, input, place, name, context)
+    }
+
+    /// Rebuilds the manifest of an image if it is lost, damaged, or not the last one that was committed.
+    ///
+    /// # Errors
+    /// `Io` if something cannot be read now; then nothing is changed.
+    pub fn repair(&self, name: &str, context: &Context) -> Result<Repaired> {
+        ops::repair::run(self, name, context)
+    }
+
+    /// Brings back, from other repositories, what a repair of a lost manifest would have to leave out.
+    /// Gives the names of the files.
+    ///
+    /// # Errors
+    /// If a copy cannot be written.
+    pub fn bring_back(
+        &self,
+        name: &str,
+        sources: &[MendSource],
+        context: &Context,
+    ) -> Result<Vec<String>> {
+        ops::repair::bring_back::bring_back(self, name, sources, context)
+    }
+
+    /// Replaces what is damaged in the files of an image by the same blocks from elsewhere.
+    ///
+    /// # Errors
+    /// If a file cannot be written. What no source has is in the outcome.
+    pub fn mend(
+        &self,
+        name: &str,
+        sources: &[MendSource],
+        context: &Context,
+    ) -> Result<Vec<Mended>> {
+        ops::repair::mend::run(self, name, sources, context)
+    }
+
+    /// Makes a lost `repository.toml` anew, from what the images are. None if it is there.
+    ///
+    /// # Errors
+    /// `NotFound` if there is no image either.
+    pub fn restore_config(store: &Arc<dyn Store>) -> Result<Option<Defaults>> {
+        ops::repair::config::restore_config(store)
+    }
+}

@@ -1,0 +1,3 @@
+//! The verb *diff*.
+
+pub mod engine;

@@ -1,0 +1,53 @@
+//! The verb *flatten*: makes a snapshot a base, from the repository alone.
+
+use crate::base::error::Result;
+use crate::base::free_space::check_room;
+use crate::base::progress::Context;
+use crate::repo::Repository;
+use crate::repo::compact::rewrite;
+use crate::repo::files::open_chain;
+use crate::repo::manifest::Snapshot;
+use crate::repo::reference::{self, At};
+use crate::repo::session::{reap, write};
+use std::collections::HashSet;
+
+/// A snapshot that was made a base.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Flattened {
+    /// What it was.
+    pub before: Snapshot,
+    /// And is now: the same, if it was a base already.
+    pub after: Snapshot,
+    /// Bytes of dropped ancestors that nothing rests on any more.
+    pub freed_bytes: u64,
+}
+
+/// Makes a snapshot a base: a synthetic full, made from the repository without a look at the image.
+/// Its ancestors stay as they are.
+pub fn run(repository: &Repository, name: &str, at: &At, context: &Context) -> Result<Flattened> {
+    let mut writer = write(repository, name, context)?;
+    let before = reference::find(&writer.manifest, &writer.head, at)?.clone();
+    if before.parent.is_none() && !before.is_by_reference() {
+        return Ok(Flattened { after: before.clone(), before, freed_bytes: 0 });
+    }
+    let lineage = writer.manifest.lineage(before.id)?;
+    // Not more than all that it rests on, and what is in a base image.
+    let elsewhere = lineage.iter().filter(|s| s.is_by_reference());
+    let elsewhere: u64 =
+        elsewhere.map(|s| s.data_blocks.saturating_mul(s.block_bytes.into())).sum();
+    let most = lineage.iter().map(|s| s.file_bytes).sum::<u64>() + elsewhere;
+    if repository.store.room().is_some_and(|room| room < most) {
+        let layers = open_chain(repository, &writer.manifest, before.id)?.layers().clone();
+        let needed = crate::merge::layer_use(&layers, context)?;
+        let needed = needed.iter().map(|of| of.live_bytes).sum::<u64>() + elsewhere + (1 << 20);
+        check_room(repository.store.room(), needed, &repository.location(), "flattening")?;
+    }
+    let (after, unneeded) =
+        rewrite(repository, &mut writer, before.id, None, &HashSet::new(), context)?;
+    writer.stop_reading();
+    if let Err(error) = reap(repository, &writer.manifest, context) {
+        context.progress().warn(&format!("{error}; the next snapshot tries again"));
+    }
+    let freed_bytes = unneeded.iter().map(|s| s.file_bytes).sum::<u64>() + before.file_bytes;
+    Ok(Flattened { before, after, freed_bytes })
+}

@@ -1,0 +1,33 @@
+//! The verb *label*: gives a snapshot a name of its own, or takes it away.
+
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::progress::Context;
+use crate::repo::Repository;
+use crate::repo::manifest::{self, Snapshot};
+use crate::repo::reference::{self, At, check_label};
+use crate::repo::session::write;
+
+/// Gives a snapshot a label, or takes it away.
+pub fn run(
+    repository: &Repository,
+    name: &str,
+    at: &At,
+    label: Option<&str>,
+    context: &Context,
+) -> Result<Snapshot> {
+    label.map_or(Ok(()), check_label)?;
+    let writer = write(repository, name, context)?;
+    let id = reference::find(&writer.manifest, &writer.head, at)?.id;
+    let mut next = writer.manifest.clone();
+    let taken = next.snapshots.iter().find(|s| s.id != id && s.label.as_deref() == label);
+    if let (Some(taken), Some(label)) = (taken, label) {
+        let what = format!("{name}@{} has the label \"{label}\"", taken.number);
+        return Err(Error::new(ErrorKind::AlreadyExists, what).hint("choose another label"));
+    }
+    for snapshot in next.snapshots.iter_mut().filter(|s| s.id == id) {
+        snapshot.label = label.map(str::to_owned);
+    }
+    manifest::commit(repository.store.as_ref(), &mut next)?;
+    let changed = next.by_id(id).cloned();
+    changed.ok_or_else(|| Error::corrupt(format!("{name}: the snapshot is gone")))
+}

@@ -1,0 +1,22 @@
+//! The verbs, one folder each: `mod` finds names, takes locks and commits; `engine` does the work on bytes
+//! and tables, and knows of no repository; `types` are what a caller asks for and gets.
+
+pub mod apply;
+pub mod delete;
+pub mod diff;
+pub mod export;
+pub mod flatten;
+pub mod forget;
+pub mod import;
+pub mod label;
+pub mod list;
+pub mod prune;
+pub mod relink;
+pub mod repair;
+pub mod restore;
+pub mod rollback;
+pub mod snapshot;
+pub mod stats;
+pub mod untrack;
+pub mod verify;
+pub mod watch;

@@ -1,0 +1,129 @@
+//! The verb *prune*: drops the snapshots that no rule keeps.
+
+pub mod types;
+
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::progress::Context;
+use crate::ops::prune::types::{PruneRequest, Pruned};
+use crate::repo::Repository;
+use crate::repo::compact::{Compaction, Worth, compact, compaction_of, drop_from, drop_snapshots};
+use crate::repo::files::open_chain;
+use crate::repo::head::Head;
+use crate::repo::manifest::{Manifest, Snapshot};
+use crate::repo::retention::{Decision, Rules, Times, decide};
+use crate::repo::session::{read, refuse_damaged_head, write};
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use std::collections::HashSet;
+use uuid::Uuid;
+
+/// Drops the snapshots of an image that no rule keeps.
+///
+/// # Errors
+/// `InvalidInput` without any rule, or if the rules keep nothing.
+pub fn run(
+    repository: &Repository,
+    name: &str,
+    request: &PruneRequest,
+    context: &Context,
+) -> Result<Pruned> {
+    let policy = repository.policy(name)?;
+    let rules = request.rules.clone().or(policy.rules).ok_or_else(|| {
+        let what = format!("nothing says which snapshots of \"{name}\" to keep");
+        Error::new(ErrorKind::InvalidInput, what)
+            .hint("give rules such as --keep-daily 7, or write them into repository.toml")
+    })?;
+    let worth = Worth::of(request.compact, policy.garbage);
+    if request.dry_run {
+        let reader = read(repository, name, context)?;
+        refuse_damaged_head(name, reader.head_was_damaged)?;
+        let decided = decide_all(reader.manifest(), reader.head(), &rules)?;
+        let mut next = reader.manifest().clone();
+        let unneeded = drop_from(&mut next, &decided.dropped());
+        let compaction = compaction_of(repository, &next, &unneeded, worth, context)?;
+        return Ok(decided.outcome(name, compaction));
+    }
+    let mut writer = write(repository, name, context)?;
+    refuse_damaged_head(name, writer.head_was_damaged)?;
+    let decided = decide_all(&writer.manifest, &writer.head, &rules)?;
+    let ids = decided.dropped();
+    check_kept(repository, &writer.manifest, &ids, worth, context).map_err(|e| {
+        if e.kind() == ErrorKind::Interrupted { e } else { e.at("nothing was dropped") }
+    })?;
+    let unneeded = drop_snapshots(repository, &mut writer, &ids)?;
+    let dropped = ids.len();
+    let compaction = compact(repository, &mut writer, &unneeded, worth, context).map_err(|e| {
+        e.at(format!("{name}: {dropped} dropped, but getting their room back failed"))
+            .or_hint("the next prune goes on with that")
+    })?;
+    Ok(decided.outcome(name, compaction))
+}
+
+/// Fails if a file is missing, or a table damaged, on which something rests that is to be kept: those
+/// that are to be dropped may be all that is left.
+fn check_kept(
+    repository: &Repository,
+    manifest: &Manifest,
+    dropped: &HashSet<Uuid>,
+    worth: Worth,
+    context: &Context,
+) -> Result<()> {
+    let mut next = manifest.clone();
+    drop_from(&mut next, dropped);
+    let parents: HashSet<Uuid> = next.stored().iter().filter_map(|s| s.parent).collect();
+    for tip in next.snapshots.iter().filter(|s| !parents.contains(&s.id)) {
+        open_chain(repository, &next, tip.id)?;
+    }
+    compaction_of(repository, &next, &[], worth, context).map(|_| ())
+}
+
+/// Each snapshot with the reasons to keep it, and the time that counted.
+struct Decided {
+    snapshots: Vec<(Snapshot, Decision)>,
+    clock_in_doubt: bool,
+}
+
+impl Decided {
+    fn dropped(&self) -> HashSet<Uuid> {
+        let dropped = self.snapshots.iter().filter(|(_, decision)| decision.keep.is_empty());
+        dropped.map(|(s, _)| s.id).collect()
+    }
+
+    fn outcome(self, name: &str, compaction: Compaction) -> Pruned {
+        let (clock_in_doubt, snapshots) = (self.clock_in_doubt, self.snapshots);
+        let wrong = snapshots.iter().filter(|(s, decision)| decision.time != s.time);
+        let corrected = wrong.map(|(s, decision)| (s.number, decision.time)).collect();
+        let decisions = snapshots.into_iter().map(|(s, decision)| (s, decision.keep)).collect();
+        Pruned { name: name.into(), decisions, corrected, clock_in_doubt, compaction }
+    }
+}
+
+fn decide_all(manifest: &Manifest, head: &Head, rules: &Rules) -> Result<Decided> {
+    let times = Times::of(&manifest.snapshots, Timestamp::now());
+    let decided = decide(rules, &manifest.snapshots, &times, &TimeZone::system());
+    let keeps_some = decided.iter().any(|decision| !decision.keep.is_empty());
+    if !keeps_some && !manifest.snapshots.is_empty() {
+        let what = format!("these rules keep none of the snapshots of \"{}\"", manifest.name);
+        return Err(Error::new(ErrorKind::InvalidInput, what).hint(format!(
+            "add one such as --keep-last 1, or remove the image with \"imgsnap forget {}\"",
+            manifest.name
+        )));
+    }
+    let intent = head.intent.map(|intent| (Some(intent.target), intent.saved));
+    let reasons = |s: &Snapshot, mut keep: Vec<String>| {
+        // The next snapshot is taken against it, and is small because of that.
+        keep.extend((head.snapshot == Some(s.id)).then(|| "head".to_owned()));
+        let is_needed = intent.is_some_and(|(to, saved)| to == Some(s.id) || saved == Some(s.id));
+        keep.extend(is_needed.then(|| "interrupted rollback".to_owned()));
+        keep
+    };
+    let snapshots = manifest.snapshots.iter().cloned().zip(decided);
+    let snapshots = snapshots
+        .map(|(s, of)| {
+            let keep = reasons(&s, of.keep);
+            (s, Decision { keep, ..of })
+        })
+        .collect();
+    let clock_in_doubt = rules.ask_for_time() && times.is_in_doubt;
+    Ok(Decided { snapshots, clock_in_doubt })
+}

@@ -1,0 +1,140 @@
+//! The verb *relink*: where the live file of an image is now, or its base image.
+
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::progress::Context;
+use crate::format::FrameLayout;
+use crate::image::{ForeignFormat, RawFile, Source};
+use crate::repo::Repository;
+use crate::repo::clones::forget_clones;
+use crate::repo::files::open_chain;
+use crate::repo::head::Head;
+use crate::repo::inside::{refuse_base_image, refuse_inside};
+use crate::repo::live_file::{
+    absolute, make_durable, name_of_source, refuse_itself, warn_if_unguarded,
+};
+use crate::repo::manifest::{self, Manifest, Snapshot};
+use crate::repo::session::write;
+use crate::scan::{BadMedium, Index, Scope, scan};
+use std::path::{Path, PathBuf};
+
+/// Says where the live file of an image is now. What was known of it is forgotten, an
+/// interrupted rollback included.
+///
+/// # Errors
+/// `Unsupported` if it looks like no raw image, unless `is_raw`.
+pub fn run(
+    repository: &Repository,
+    name: &str,
+    image: &Path,
+    is_raw: bool,
+    context: &Context,
+) -> Result<PathBuf> {
+    let path = absolute(image)?;
+    let opened = RawFile::open(&path)?;
+    refuse_inside(repository, &path)?;
+    let live = opened.identity();
+    let looks = ForeignFormat::of(opened.file(), opened.image_bytes());
+    drop(opened);
+    if let Some(other) = name_of_source(repository, &path, context)?.filter(|other| other != name) {
+        let what = format!("{} is the live file of \"{other}\"", path.display());
+        return Err(Error::new(ErrorKind::AlreadyExists, what)
+            .hint("a rollback of one would destroy the other; name another file"));
+    }
+    let writer = write(repository, name, context)?;
+    // A guest may have written that into the disk that it is; whoever names another one chose it.
+    let is_it = writer.manifest.live.as_ref().zip(live.as_ref());
+    let is_it = is_it.is_some_and(|(was, is)| was.difference(is).is_none());
+    if let Some(looks) = looks.filter(|_| !is_raw && !is_it) {
+        return Err(looks.refusal(&path));
+    }
+    let stored = writer.manifest.stored();
+    stored
+        .iter()
+        .filter_map(|s| s.base_image.as_ref())
+        .try_for_each(|b| refuse_itself(b, &path))?;
+    match refuse_base_image(repository, &path) {
+        // Another image is damaged. Nothing is written to this one, and a rollback asks again.
+        Err(e) if e.is_damage() => context.progress().warn(&e.to_string()),
+        other => other?,
+    }
+    let before = writer.manifest.clone();
+    let mut next = before.clone();
+    next.source = Some(path.clone());
+    next.live = live;
+    if before.source.as_deref().and_then(Path::parent) != path.parent() {
+        // They lie beside the file that it was, perhaps on another file system, where nobody would
+        // look for them any more.
+        forget_clones(repository, &before, context);
+    }
+    manifest::commit(repository.store.as_ref(), &mut next)?;
+    // After the commit: an intent must not be forgotten if that failed. What the old head says of
+    // the old file cannot be true of the new one, which is another inode.
+    let head = Head { stat: None, intent: None, ..writer.head.clone() };
+    head.save(repository.store.as_ref(), name)?;
+    Ok(path)
+}
+
+/// Says where the base image of an image is now, after a proof that the file is what it was. Gives
+/// the path and the numbers of the snapshots that are bases by reference to it.
+///
+/// # Errors
+/// `Mismatch` if the file is the base image of none of its snapshots, with how much of it differs.
+pub fn base_image(
+    repository: &Repository,
+    name: &str,
+    base_image: &Path,
+    context: &Context,
+) -> Result<(PathBuf, Vec<u64>)> {
+    let path = absolute(base_image)?;
+    let mut writer = write(repository, name, context)?;
+    let mut next = writer.manifest.clone();
+    if let Some(live) = &writer.manifest.source {
+        refuse_itself(&path, live)?;
+    }
+    let source = RawFile::open(&path)?;
+    refuse_inside(repository, &path)?;
+    warn_if_unguarded(&source, context);
+    let (mut found, mut differing) = (Vec::new(), None);
+    let manifest: &Manifest = &writer.manifest;
+    for base in manifest.stored().into_iter().filter(|s| s.parent.is_none()) {
+        let chain = open_chain(repository, manifest, base.id)?;
+        if chain.tip().header().layout() != FrameLayout::Absent {
+            continue;
+        }
+        let mut changed = source.image_bytes().abs_diff(base.image_bytes);
+        if changed == 0 {
+            let size = u64::from(base.block_bytes);
+            context.progress().begin("scan", base.image_bytes);
+            let index = Index::Parent(&chain);
+            let scanned =
+                scan(&source, &index, Scope::Whole, BadMedium::Fail, context, |changes| {
+                    changed += changes.block_count() * size;
+                    Ok(())
+                });
+            context.progress().end();
+            scanned?;
+        }
+        match changed {
+            0 => found.push((base.id, base.number)),
+            bytes => differing = differing.max(Some((bytes, base.number))),
+        }
+    }
+    if found.is_empty() {
+        let what = match differing {
+            None => format!("\"{name}\" has no base image"),
+            Some((bytes, number)) => format!(
+                "{} is not the base image of {name}@{number}: {bytes} bytes of it differ",
+                path.display()
+            ),
+        };
+        return Err(Error::new(ErrorKind::Mismatch, what).hint("name the original"));
+    }
+    make_durable(&source)?;
+    let is_found = |s: &Snapshot| found.iter().any(|(id, _)| *id == s.id);
+    for snapshot in next.snapshots.iter_mut().chain(&mut next.dropped).filter(|s| is_found(s)) {
+        snapshot.base_image = Some(path.clone());
+    }
+    manifest::commit(repository.store.as_ref(), &mut next)?;
+    writer.manifest = next;
+    Ok((path, found.into_iter().map(|(_, number)| number).collect()))
+}

@@ -1,0 +1,385 @@
+//! Rebuilding a lost or damaged manifest: every delta file describes itself.
+//!
+//! ```text
+//! manifest damaged or gone       -> from all delta files that can be used
+//! manifest sound, but not the last one that was committed
+//!                                -> the same, as soon as more can be restored by that
+//! manifest sound                 -> nothing; what it names and is not there is told
+//! ```
+//!
+//! Only what was read and does not match is left out. Of a file that cannot be read now nobody knows, so
+//! nothing is changed.
+
+pub mod bring_back;
+pub mod config;
+pub mod engine;
+pub mod mend;
+pub(crate) mod rebuild;
+pub mod types;
+
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::progress::Context;
+use crate::chain::Fork;
+use crate::delta::Delta;
+use crate::format::footer::MAX_NUMBER;
+use crate::merge;
+use crate::ops::repair::rebuild::{
+    Candidate, collect, in_order, most_common_image, remember, settle_labels,
+};
+use crate::ops::repair::types::{Rebuilt, Repaired};
+use crate::ops::verify::engine::{verify_all, verify_runs};
+use crate::repo::Repository;
+use crate::repo::compact::rewrite_as;
+use crate::repo::files::{open_chain, open_delta};
+use crate::repo::head::Head;
+use crate::repo::manifest::{self, ImageFile, MAX_IMPORTED_NUMBER, Manifest, Snapshot};
+use crate::repo::session::{lock_to_write, reap, writer};
+use crate::store::{Store, read_small};
+use std::collections::HashSet;
+use std::sync::Arc;
+use uuid::Uuid;
+
+/// Rebuilds the manifest of an image if it is lost or damaged, or was rebuilt before without files that
+/// can be used now, or is not the last one that was committed. Lowers numbers after which none is left.
+///
+/// # Errors
+/// `NotFound` if there is nothing of that image at all; `Corrupt` if no delta file can be used; that of
+/// the system if one cannot be read now.
+pub fn run(repository: &Repository, name: &str, context: &Context) -> Result<Repaired> {
+    manifest::check_name(name)?;
+    let store = repository.store.as_ref();
+    if store.list(name)?.is_empty() {
+        manifest::load(store, name)?;
+    }
+    let write = lock_to_write(repository, name)?;
+    // What is found may have a name that is not durable yet: whoever gave it died before the sync.
+    store.flush(name)?;
+    let ruling = match twice(|| manifest::load(store, name)) {
+        Ok(manifest) => Some(manifest),
+        Err(e) if e.kind() == ErrorKind::Corrupt => {
+            context.progress().note(&e.to_string());
+            None
+        }
+        Err(e) => return Err(not_now(e)),
+    };
+    let rebuilt = rebuild(repository, name, ruling.as_ref(), context)?;
+    let (manifest, rebuilt) = match (rebuilt, ruling) {
+        (Some((mut manifest, rebuilt)), _) => {
+            manifest::commit(store, &mut manifest)?;
+            (manifest, Some(rebuilt))
+        }
+        (None, Some(manifest)) => (manifest, None),
+        (None, None) => return Err(Error::corrupt(format!("{name}: no manifest was made"))),
+    };
+    let missing = missing(repository, &manifest)?;
+    let missing = missing.into_iter().map(|(s, why)| (format!("{name}@{}", s.number), why));
+    let missing: Vec<(String, String)> = missing.collect();
+    let base_images = missing_base_images(repository, &manifest)?;
+    let unused = if rebuilt.is_some() { Vec::new() } else { manifest.unused.clone() };
+    let renumbered = match manifest.next_number > MAX_NUMBER / 2 && missing.is_empty() {
+        true => renumber(repository, write, manifest, context)?,
+        false => Vec::new(),
+    };
+    Ok(Repaired { rebuilt, renumbered, missing, base_images, unused })
+}
+
+/// The manifest that should rule instead of `ruling`, not committed yet; none if that is as it should be.
+fn rebuild(
+    repository: &Repository,
+    name: &str,
+    ruling: Option<&Manifest>,
+    context: &Context,
+) -> Result<Option<(Manifest, Rebuilt)>> {
+    let mut unused = Vec::new();
+    let mut candidates = open_all(repository, name, &mut unused)?;
+    let Some(ruling) = ruling else {
+        let older = older_manifests(repository.store.as_ref(), name, u64::MAX)?.into_iter().next();
+        return rebuild_from(repository, name, candidates, unused, older.as_ref(), context)
+            .map(Some);
+    };
+    let strays = strays(repository, ruling, &candidates)?;
+    // The others were dropped, or are of nobody.
+    let is_meant = |file: &String| {
+        ruling.unused.contains(file)
+            || strays.contains(file)
+            || ruling.stored().iter().any(|s| s.file == *file)
+    };
+    candidates.retain(|(file, _)| is_meant(file));
+    unused.retain(|(file, _)| is_meant(file));
+    // A file of a snapshot that the manifest knows by another file: a later manifest named it.
+    let is_later = |(file, delta): &Candidate| {
+        let id = delta.footer().snapshot_id;
+        strays.contains(file) && ruling.stored().iter().any(|s| s.id == id)
+    };
+    if ruling.unused.is_empty() && !candidates.iter().any(is_later) {
+        return adopt(repository, ruling, candidates, &strays, context);
+    }
+    let (mut next, rebuilt) =
+        rebuild_from(repository, name, candidates, unused, Some(ruling), context)?;
+    next.image_id = ruling.image_id;
+    Ok(is_gain(repository, ruling, &next)?.then_some((next, rebuilt)))
+}
+
+/// From nothing but files, and what `old` knew.
+fn rebuild_from(
+    repository: &Repository,
+    name: &str,
+    candidates: Vec<Candidate>,
+    mut unused: Vec<(String, String)>,
+    old: Option<&Manifest>,
+    context: &Context,
+) -> Result<(Manifest, Rebuilt)> {
+    let mut manifest = Manifest::new(name, old.and_then(|m| m.source.clone()));
+    manifest.live = old.and_then(|m| m.live.clone());
+    manifest.image_id =
+        most_common_image(&candidates).or(old.map(|m| m.image_id)).ok_or_else(|| {
+            let what = format!("{name}: no delta file can be read");
+            Error::corrupt(what).hint("put the files of the repository back from a copy")
+        })?;
+    manifest.sequence = manifest::ruling(repository.store.as_ref(), name)?.unwrap_or(0);
+    let numbers = candidates.iter().filter(|(_, d)| d.header().image_id == manifest.image_id);
+    let highest = numbers.map(|(_, delta)| delta.footer().number).max().unwrap_or(0);
+    let unnamed: HashSet<Uuid> = candidates
+        .iter()
+        .filter(|(file, _)| !old.is_some_and(|old| is_named(old, file)))
+        .map(|(_, delta)| delta.footer().snapshot_id)
+        .collect();
+    let ordered = in_order(candidates, old, context).map_err(not_now)?;
+    collect(ordered, &mut manifest, &mut unused)?;
+    // Numbers are never used twice, also those of files that cannot be used now.
+    manifest.next_number = manifest.next_number.max(highest.saturating_add(1));
+    let kept = old.map_or(Vec::new(), |old| old.kept.clone());
+    let taken = settle_labels(&mut manifest, old);
+    // What nothing rests on now may be what a file that cannot be used rests on: nothing is removed.
+    let unneeded = old.map_or(Vec::new(), |old| remember(&mut manifest, old, &unnamed));
+    manifest.unused = unused.iter().map(|(file, _)| file.clone()).collect();
+    manifest.kept = manifest.unused.clone();
+    manifest.kept.extend(unneeded.into_iter().map(|s| s.file).chain(kept));
+    manifest.kept.sort();
+    manifest.kept.dedup();
+    let named: Vec<String> = manifest.stored().iter().map(|s| s.file.clone()).collect();
+    manifest.kept.retain(|file| !named.contains(file));
+    let rebuilt = Rebuilt::of(&manifest, unused, taken);
+    Ok((manifest, rebuilt))
+}
+
+/// Takes in what is complete and no manifest names. What the ruling one names stays as it is.
+fn adopt(
+    repository: &Repository,
+    ruling: &Manifest,
+    candidates: Vec<Candidate>,
+    strays: &HashSet<String>,
+    context: &Context,
+) -> Result<Option<(Manifest, Rebuilt)>> {
+    if strays.is_empty() {
+        return Ok(None);
+    }
+    let mut found = Manifest { image_id: ruling.image_id, ..Manifest::new(&ruling.name, None) };
+    let ordered = in_order(candidates, Some(ruling), context).map_err(not_now)?;
+    collect(ordered, &mut found, &mut Vec::new())?;
+    let mut next = ruling.clone();
+    let stored = ruling.stored();
+    // A base by reference was committed if the head is known to be on it: of one that was given up,
+    // nobody knows where its blocks are.
+    let head = Head::load(repository.store.as_ref(), &ruling.name)?.0.snapshot;
+    let of_head = head.and_then(|id| found.lineage(id).ok()).unwrap_or_default();
+    for snapshot in found.snapshots.iter().filter(|s| strays.contains(&s.file)) {
+        let is_free = stored.iter().all(|s| s.number != snapshot.number);
+        let has_parent = snapshot.parent.is_none_or(|id| next.stored().iter().any(|s| s.id == id));
+        let is_placed = !snapshot.is_by_reference() || of_head.iter().any(|s| s.id == snapshot.id);
+        if !is_free || !has_parent || !is_placed {
+            continue;
+        }
+        // It may be of a commit that was given up.
+        match prove_stray(repository, &found, snapshot, context) {
+            Ok(()) => next.snapshots.push(snapshot.clone()),
+            Err(e) if e.kind() == ErrorKind::Corrupt => {
+                context.progress().note(&format!("{}: not taken in: {e}", snapshot.file));
+            }
+            Err(e) => return Err(not_now(e)),
+        }
+    }
+    if next.snapshots.len() == ruling.snapshots.len() {
+        return Ok(None);
+    }
+    next.snapshots.sort_by_key(|s| s.number);
+    let last = next.snapshots.last().map_or(0, |s| s.number);
+    next.next_number = next.next_number.max(last.saturating_add(1));
+    let taken = settle_labels(&mut next, Some(ruling));
+    let rebuilt = Rebuilt::of(&next, Vec::new(), taken);
+    Ok(Some((next, rebuilt)))
+}
+
+fn open_all(
+    repository: &Repository,
+    name: &str,
+    unused: &mut Vec<(String, String)>,
+) -> Result<Vec<Candidate>> {
+    let mut candidates = Vec::new();
+    for file in repository.store.list(name)?.into_iter().filter(|file| ImageFile::is_delta(file)) {
+        let path = format!("{name}/{file}");
+        match twice(|| Delta::open(repository.store.clone(), &path, &repository.caches)) {
+            Ok(delta) => candidates.push((file, Arc::new(delta))),
+            Err(e) if e.kind() == ErrorKind::Io => return Err(not_now(e)),
+            Err(e) => unused.push((file, e.to_string())),
+        }
+    }
+    Ok(candidates)
+}
+
+/// Files that no manifest names which is there: of a commit whose manifest is lost, or that was never
+/// made. What an older one names, and the ruling one does not, was dropped.
+fn strays(
+    repository: &Repository,
+    ruling: &Manifest,
+    candidates: &[Candidate],
+) -> Result<HashSet<String>> {
+    let older = older_manifests(repository.store.as_ref(), &ruling.name, ruling.sequence)?;
+    let is_stray = |(file, delta): &&Candidate| {
+        delta.header().image_id == ruling.image_id
+            && !is_named(ruling, file)
+            && older.iter().all(|m| !is_named(m, file))
+    };
+    Ok(candidates.iter().filter(is_stray).map(|(file, _)| file.clone()).collect())
+}
+
+fn prove_stray(
+    repository: &Repository,
+    manifest: &Manifest,
+    snapshot: &Snapshot,
+    context: &Context,
+) -> Result<()> {
+    let chain = open_chain(repository, manifest, snapshot.id)?;
+    let parent = snapshot.parent.map(|id| open_chain(repository, manifest, id)).transpose()?;
+    let end = parent.as_ref().map(|parent| parent.geometry().block_count());
+    if chain.tip().base_image().is_none() {
+        verify_all(chain.tip(), context)?;
+    }
+    verify_runs(chain.tip(), end, context)?;
+    merge::prove(&Fork::new(chain, parent)?, context)
+}
+
+/// True if `next` lists all that `ruling` lists and that can be restored, and more.
+fn is_gain(repository: &Repository, ruling: &Manifest, next: &Manifest) -> Result<bool> {
+    let broken: HashSet<Uuid> = missing(repository, ruling)?.iter().map(|(s, _)| s.id).collect();
+    let is_whole = |s: &&Snapshot| {
+        ruling.lineage(s.id).is_ok_and(|line| line.iter().all(|s| !broken.contains(&s.id)))
+    };
+    let before: HashSet<Uuid> = ruling.snapshots.iter().filter(is_whole).map(|s| s.id).collect();
+    let after: HashSet<Uuid> = next.snapshots.iter().map(|s| s.id).collect();
+    Ok(after.is_superset(&before) && after.len() > before.len())
+}
+
+/// Snapshots, dropped or not, whose files are not there, or are not theirs, and why.
+fn missing<'a>(
+    repository: &Repository,
+    manifest: &'a Manifest,
+) -> Result<Vec<(&'a Snapshot, String)>> {
+    let mut missing = Vec::new();
+    for snapshot in manifest.stored() {
+        match twice(|| open_delta(repository, manifest, snapshot)) {
+            Ok(_) => {}
+            Err(e) if e.kind() == ErrorKind::Corrupt => missing.push((snapshot, e.to_string())),
+            Err(e) => return Err(not_now(e)),
+        }
+    }
+    Ok(missing)
+}
+
+/// Bases whose image is not there or not of its length, or is not known, and why.
+fn missing_base_images(
+    repository: &Repository,
+    manifest: &Manifest,
+) -> Result<Vec<(String, String)>> {
+    let mut missing = Vec::new();
+    for snapshot in manifest.stored().into_iter().filter(|s| s.is_by_reference()) {
+        let Ok(delta) = open_delta(repository, manifest, snapshot) else {
+            continue;
+        };
+        let Some(base_image) = delta.base_image() else { continue };
+        match twice(|| base_image.check_size(delta.footer().image_bytes)) {
+            Ok(()) => {}
+            Err(e) if e.kind() == ErrorKind::Corrupt => {
+                missing.push((format!("{}@{}", manifest.name, snapshot.number), e.to_string()));
+            }
+            Err(e) => return Err(not_now(e)),
+        }
+    }
+    Ok(missing)
+}
+
+/// Gives snapshots with numbers after which none is left the next ones that are: what an earlier program
+/// took in by `import`.
+fn renumber(
+    repository: &Repository,
+    write: crate::store::LockGuard,
+    manifest: Manifest,
+    context: &Context,
+) -> Result<Vec<(u64, u64)>> {
+    let mut writer = writer(repository, write, manifest, context)?;
+    let stored = writer.manifest.stored();
+    let last =
+        stored.iter().map(|s| s.number).filter(|n| *n <= MAX_IMPORTED_NUMBER).max().unwrap_or(0);
+    let high: Vec<(Uuid, u64)> = stored
+        .iter()
+        .filter(|s| s.number > MAX_IMPORTED_NUMBER)
+        .map(|s| (s.id, s.number))
+        .collect();
+    let mut renumbered = Vec::new();
+    for ((id, old), new) in high.into_iter().zip(last + 1..).filter(|((_, old), new)| old != new) {
+        let parent = writer.manifest.stored().into_iter().find(|s| s.id == id);
+        let parent = parent.and_then(|s| s.parent);
+        rewrite_as(repository, &mut writer, id, Some(new), parent, &HashSet::new(), context)
+            .map_err(|e| {
+                e.at(format!("{}@{old} cannot be given a lower number", writer.manifest.name))
+            })?;
+        renumbered.push((old, new));
+    }
+    let next_number = writer.manifest.stored().last().map_or(0, |s| s.number) + 1;
+    let mut next = Manifest { next_number, ..writer.manifest.clone() };
+    manifest::commit(repository.store.as_ref(), &mut next)?;
+    writer.manifest = next;
+    writer.stop_reading();
+    reap(repository, &writer.manifest, context)?;
+    Ok(renumbered)
+}
+
+/// What is called damaged is left out for good: it is looked at twice.
+fn twice<T>(look: impl Fn() -> Result<T>) -> Result<T> {
+    look().or_else(|_| look())
+}
+
+/// What cannot be read now is no damage yet: a manifest without it would be a loss for good.
+fn not_now(error: Error) -> Error {
+    match error.kind() {
+        ErrorKind::Io => error.or_hint(
+            "run the command again; if the disk has lost that file for good, move it out of the folder first",
+        ),
+        _ => error,
+    }
+}
+
+/// The manifests before `sequence` that can be read, the newest first: they may know labels, the place of
+/// the live image, and what was dropped.
+fn older_manifests(store: &dyn Store, name: &str, sequence: u64) -> Result<Vec<Manifest>> {
+    let files = store.list(name)?;
+    let mut sequences: Vec<u64> = files.iter().filter_map(|f| manifest::sequence_of(f)).collect();
+    sequences.retain(|older| *older < sequence);
+    sequences.sort_unstable_by(|a, b| b.cmp(a));
+    let mut older = Vec::new();
+    for sequence in sequences {
+        let file = format!("{name}/{}", manifest::file_name(sequence));
+        let read = || Manifest::decode(&read_small(store, &file, manifest::MAX_MANIFEST_BYTES)?);
+        match twice(read) {
+            Ok(manifest) if manifest.name == name => older.push(manifest),
+            Err(e) if e.kind() == ErrorKind::Io => return Err(not_now(e)),
+            _ => {}
+        }
+    }
+    Ok(older)
+}
+
+/// True for a file that a manifest names, whatever for.
+fn is_named(manifest: &Manifest, file: &String) -> bool {
+    manifest.kept.contains(file) || manifest.stored().iter().any(|s| s.file == *file)
+}

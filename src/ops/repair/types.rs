@@ -1,0 +1,83 @@
+//! Where sound blocks come from, and what was repaired with them.
+
+use crate::base::error::Result;
+use crate::image::Source;
+use crate::repo::Repository;
+use crate::repo::manifest::Manifest;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// What a repair did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Repaired {
+    /// The manifest was rebuilt; none if it was sound.
+    pub rebuilt: Option<Rebuilt>,
+    /// Snapshots that were given another number, because none was left for those after them: the old one and
+    /// the new one.
+    pub renumbered: Vec<(u64, u64)>,
+    /// Snapshots that the manifest names and whose files are not there, or are others: `NAME@N`, and why.
+    pub missing: Vec<(String, String)>,
+    /// Bases whose base image is missing: `NAME@N`, and why.
+    pub base_images: Vec<(String, String)>,
+    /// Files that an earlier repair could not use, and that are of no use yet.
+    pub unused: Vec<String>,
+}
+
+/// A manifest that was rebuilt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rebuilt {
+    /// How many snapshots it names.
+    pub snapshots: u64,
+    /// Files that could not be used, and why. They are kept.
+    pub unused: Vec<(String, String)>,
+    /// Numbers of snapshots without the label that they were taken with, because a later one has it.
+    pub unlabelled: Vec<(u64, String)>,
+    /// Where the live file is, if that was still to be found.
+    pub source: Option<PathBuf>,
+}
+
+impl Rebuilt {
+    pub(crate) fn of(
+        manifest: &Manifest,
+        unused: Vec<(String, String)>,
+        taken: Vec<(u64, String)>,
+    ) -> Self {
+        let is_listed =
+            |(number, _): &(u64, String)| manifest.snapshots.iter().any(|s| s.number == *number);
+        Self {
+            snapshots: manifest.snapshots.len() as u64,
+            unused,
+            unlabelled: taken.into_iter().filter(is_listed).collect(),
+            source: manifest.source.clone(),
+        }
+    }
+}
+
+/// Where to look for what is damaged.
+#[derive(Clone)]
+pub enum MendSource {
+    /// Another repository.
+    Repository(Arc<Repository>),
+    /// An image.
+    Image(Arc<dyn Source + Send>),
+}
+
+/// How a damaged file was put right.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MendedBy {
+    /// The same file was there.
+    Copy,
+    /// The same snapshot was there; its file was written anew.
+    Snapshot,
+    /// So many different blocks were found; the file was written anew.
+    Blocks(u64),
+}
+
+/// What became of a damaged file.
+#[derive(Debug)]
+pub struct Mended {
+    /// `NAME@N`.
+    pub snapshot: String,
+    /// How it was put right; or why it was not.
+    pub outcome: Result<MendedBy>,
+}

@@ -1,0 +1,111 @@
+//! The verb *restore*: copy a snapshot, or a part of it, to a target. Every block is checked
+//! against its digest before it is written, and the whole against the image digest before the
+//! target is made visible.
+
+use crate::base::digest::ImageDigest;
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::free_space::check_room;
+use crate::base::pipeline::ordered_map;
+use crate::base::progress::Context;
+use crate::base::units::ByteRange;
+use crate::chain::{Chain, State};
+use crate::image::write::Target;
+use crate::ops::restore::types::Restored;
+use crate::view::{BATCH_BYTES, Batches, Order, decode_batch, write_decoded};
+
+/// Restores the snapshot at the tip of `chain`, or the part `range` of it, to `target`, which it
+/// finishes.
+///
+/// # Errors
+/// `Corrupt` if a block or the image is not what its digest says; then the target is not finished.
+pub fn restore(
+    chain: &Chain,
+    range: Option<ByteRange>,
+    target: &mut dyn Target,
+    context: &Context,
+) -> Result<Restored> {
+    let geometry = chain.geometry();
+    let part = check_range(range, geometry.image_bytes)?;
+    let blocks = part.blocks(geometry);
+    let order = if target.is_sequential() { Order::Ascending } else { Order::ByFrame };
+    let mut batches = Batches::new(chain, blocks.first, blocks.end(), order);
+    context.progress().begin("restore", part.bytes);
+    let (mut terms, mut data_bytes) = (0u128, 0);
+    let outcome = ordered_map(
+        context.threads(),
+        context.in_flight(BATCH_BYTES),
+        || {
+            context.check()?;
+            batches.next_batch()
+        },
+        |batch| decode_batch(geometry, batch),
+        |decoded| {
+            terms = terms.wrapping_add(decoded.terms);
+            data_bytes += write_decoded(&decoded, geometry, part, target)?;
+            for of in &decoded.parts {
+                context.progress().advance(geometry.bytes_in(of.blocks));
+            }
+            target.settled(geometry.offset(decoded.settled).saturating_sub(part.offset))
+        },
+    );
+    context.progress().end();
+    outcome?;
+    let whole = part.offset == 0 && part.bytes == geometry.image_bytes;
+    if whole {
+        prove(chain, terms)?;
+    }
+    target.finish()?;
+    Ok(Restored { bytes: part.bytes, data_bytes, proved: whole })
+}
+
+/// Fails unless what a restore will write fits into `room` bytes, if that is known; holes take none.
+///
+/// # Errors
+/// `LimitExceeded` if not, with `place`.
+pub fn check_room_for(
+    chain: &Chain,
+    range: Option<ByteRange>,
+    room: Option<u64>,
+    place: &str,
+) -> Result<()> {
+    let geometry = chain.geometry();
+    let part = check_range(range, geometry.image_bytes)?;
+    // Only who may have too little has to look into the tables.
+    let Some(room) = room.filter(|room| *room < part.bytes) else { return Ok(()) };
+    let blocks = part.blocks(geometry);
+    let mut walk = chain.walk_to(blocks.end());
+    walk.seek(blocks.first);
+    let mut needed = 0;
+    while let Some(span) = walk.next(blocks.end())? {
+        if span.state != State::Zero {
+            needed += geometry.bytes_in(span.blocks);
+        }
+    }
+    check_room(Some(room), needed.min(part.bytes), place, "the restore")
+}
+
+/// The part of an image of `image_bytes` bytes that is meant: all of it if none is named.
+///
+/// # Errors
+/// `InvalidInput` if it is empty or not within the image.
+pub fn check_range(range: Option<ByteRange>, image_bytes: u64) -> Result<ByteRange> {
+    let Some(range) = range else { return Ok(ByteRange { offset: 0, bytes: image_bytes }) };
+    let end = range.offset.checked_add(range.bytes);
+    if range.bytes == 0 || end.is_none_or(|end| end > image_bytes) {
+        let what = format!("the range {}+{} is not within the image", range.offset, range.bytes);
+        return Err(
+            Error::new(ErrorKind::InvalidInput, what).hint(format!("it has {image_bytes} bytes"))
+        );
+    }
+    Ok(range)
+}
+
+fn prove(chain: &Chain, terms: u128) -> Result<()> {
+    let hasher = chain.hasher();
+    let digest: ImageDigest = hasher.empty_image(chain.geometry().image_bytes).plus(terms);
+    if digest != chain.image_digest() {
+        let what = format!("{}: the image digest differs", chain.tip().location());
+        return Err(Error::corrupt(what).hint("run \"imgsnap verify\" to see what is damaged"));
+    }
+    Ok(())
+}

@@ -1,0 +1,4 @@
+//! The verb *restore*.
+
+pub mod engine;
+pub mod types;

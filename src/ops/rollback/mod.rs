@@ -1,0 +1,423 @@
+//! Rolling a live image back: save its present state, note the intent, write, note the new head.
+//!
+//! ```text
+//! save the present state -> intent (durable) -> write what differs, fsync -> head = target, no intent
+//! ```
+//!
+//! Interrupted before the intent, nothing has happened. Interrupted after it, the image is a
+//! mixture, and the intent says so: the next rollback does not save it, and finds what differs by a
+//! scan.
+
+pub mod types;
+
+pub mod engine;
+
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::free_space::room_for;
+use crate::base::progress::Context;
+use crate::chain::Chain;
+use crate::image::write::{InPlace, Medium, OsMedium};
+use crate::image::{Intent, RawFile, Source};
+use crate::ops::rollback::engine::{Basis, RolledBack, execute, prove, rehearse, whole};
+use crate::ops::rollback::types::{RollbackOutcome, RollbackRequest};
+use crate::ops::snapshot::plan::{Live, Search, find_way};
+use crate::ops::snapshot::snapshot_into;
+use crate::ops::snapshot::take::{policy_for, warn_of_policy};
+use crate::ops::snapshot::types::{SnapshotOutcome, SnapshotRequest};
+use crate::repo::clones::{clean_clones, forget_clones};
+use crate::repo::files::open_chain;
+use crate::repo::head::{Head, RollbackIntent};
+use crate::repo::inside::{refuse_base_image, refuse_inside};
+use crate::repo::live_file::{
+    is_believed, note_live, refuse_link, refuse_other, warn_if_unguarded,
+};
+use crate::repo::manifest::{HintKind, Snapshot};
+use crate::repo::policy::{SnapshotPolicy, Track};
+use crate::repo::session::write;
+use crate::repo::{Repository, reference};
+use crate::scan::Scope;
+use uuid::Uuid;
+
+/// What should be left, besides what is written, when clones are kept during a rollback: file systems
+/// allocate in larger pieces than they are asked for.
+const SPARE_BYTES: u64 = 16 << 20;
+
+/// Rolls a live image back.
+pub fn run(
+    repository: &Repository,
+    request: &RollbackRequest,
+    context: &Context,
+) -> Result<RollbackOutcome> {
+    run_through(repository, &OsMedium, request, context)
+}
+
+/// The same by other means of changing the image than the operating system's own.
+pub fn run_through(
+    repository: &Repository,
+    medium: &dyn Medium,
+    request: &RollbackRequest,
+    context: &Context,
+) -> Result<RollbackOutcome> {
+    let mut writer = write(repository, &request.name, context)?;
+    let target = reference::find(&writer.manifest, &writer.head, &request.to)?.clone();
+    let path = writer.manifest.source.clone().ok_or_else(|| {
+        let what = format!("it is not known where the live file of \"{}\" is", request.name);
+        let hint = format!("run \"imgsnap relink {} IMAGE\" first", request.name);
+        Error::new(ErrorKind::NotFound, what).hint(hint)
+    })?;
+    warn_of_policy(repository, &request.name, context);
+    refuse_inside(repository, &path)?;
+    match refuse_base_image(repository, &path) {
+        // Another image is damaged: what is saved first is lost to nobody.
+        Err(e) if e.is_damage() && request.save => context.progress().warn(&e.to_string()),
+        other => other?,
+    }
+    let open = || {
+        refuse_link(&request.name, &path)?;
+        RawFile::open_to_write(&path).map_err(|e| match e.kind() {
+            ErrorKind::NotFound => e.hint(format!(
+                "run \"imgsnap restore {}@{} -o {}\" to make it anew",
+                request.name,
+                target.number,
+                path.display()
+            )),
+            _ => e,
+        })
+    };
+    let mut image = open()?;
+    let resumed = writer.head.intent.is_some();
+    let suspicious = resumed || writer.head_was_damaged;
+    if suspicious {
+        forget_cached(&image, medium, context);
+        drop(image);
+        image = open()?;
+    }
+    warn_if_unguarded(&image, context);
+    refuse_other(&writer.manifest, &image, request.force_device, context)?;
+    let live = Live::held(image);
+    let image = &live.image;
+    let chain = open_chain(repository, &writer.manifest, target.id)?;
+    check_device(image, &chain)?;
+    InPlace::through(image, medium).check_room(chain.geometry().image_bytes)?;
+    if writer.head_was_damaged {
+        context.progress().warn("the head state was damaged; the image will be scanned");
+    }
+    let believe = !request.prove && !suspicious;
+    let is_believed = believe && is_believed(&writer.head, live.settled_stat().as_ref());
+    let current = writer.head.snapshot.filter(|id| writer.manifest.by_id(*id).is_some());
+    let mut known = if is_believed { current } else { None };
+    // Of an interrupted one: what it had saved.
+    let intended = writer.head.intent.and_then(|intent| intent.saved);
+    let intended = intended.and_then(|id| writer.manifest.by_id(id));
+    let mut outcome = RollbackOutcome {
+        number: target.number,
+        image: path,
+        work: RolledBack::default(),
+        scanned: false,
+        hint: None,
+        proved: false,
+        saved: intended.map(|s| s.number),
+        dry_run: request.dry_run,
+        resumed,
+    };
+    if request.dry_run {
+        let basis = basis(repository, &writer, known, &live, &chain, believe, context)?;
+        let (basis, work) = rehearse_all(image, &chain, basis, context)?;
+        outcome.work = work;
+        outcome.scanned = basis.is_scan();
+        outcome.hint = basis.hint;
+        return Ok(outcome);
+    }
+    if request.save && !resumed {
+        if known.is_none() {
+            let mut saved = save(repository, &mut writer, &live, believe, context)?;
+            outcome.work.read_bytes += saved.read_bytes;
+            if saved.hint.is_some_and(|hint| hint.missed_blocks > 0) {
+                // What was known is wrong: what is overwritten must be in a snapshot that read all.
+                saved = save(repository, &mut writer, &live, false, context)?;
+                outcome.work.read_bytes += saved.read_bytes;
+            }
+            outcome.scanned = saved.hint.is_none();
+            outcome.hint = saved.hint.map(|hint| hint.kind);
+            known = Some(saved.snapshot.id);
+        }
+        outcome.saved = known.and_then(|id| writer.manifest.by_id(id)).map(|s| s.number);
+    }
+    let mut basis = basis(repository, &writer, known, &live, &chain, believe, context)?;
+    let mut needed_bytes = None;
+    if !resumed {
+        // Damage in the repository must show while the image is still whole.
+        let (rehearsed, found) = rehearse_all(image, &chain, basis, context)?;
+        basis = rehearsed;
+        outcome.work.read_bytes += found.read_bytes;
+        needed_bytes = Some(found.written_bytes);
+    }
+    if !has_room(repository, image, needed_bytes) {
+        context.progress().note("little room: the clones of the image go first");
+        forget_clones(repository, &writer.manifest, context);
+        if basis.hint.is_some() {
+            // There is one without a name, too, until nobody has it open.
+            basis = OwnedBasis::whole();
+            let found = rehearse(image, &chain, &basis.as_basis(), context)?;
+            outcome.work.read_bytes += found.read_bytes;
+        }
+    }
+    outcome.scanned |= basis.is_scan();
+    outcome.hint = outcome.hint.or(basis.hint);
+    let saved =
+        outcome.saved.and_then(|n| writer.manifest.snapshots.iter().find(|s| s.number == n));
+    let saved = saved.map(|s| s.id);
+    let step = Step { image, medium, target: &target, chain: &chain, basis: &basis, saved };
+    let work = write_image(repository, &mut writer, &step, context)?;
+    outcome.work.written_bytes = work.written_bytes;
+    outcome.work.read_bytes += work.read_bytes;
+    if request.prove {
+        // What is read to prove it comes from the disk, not from memory.
+        medium.forget(image.file());
+        // The file may have another length than when it was opened.
+        drop(basis);
+        drop(live);
+        let image = RawFile::open_to_write(&outcome.image)?;
+        prove(&image, &chain, context)
+            .map_err(|e| e.hint("all was written, but it is not proved; run the rollback again"))?;
+        end_rollback(repository, &mut writer, target.id, &image, context)?;
+    } else {
+        end_rollback(repository, &mut writer, target.id, image, context)?;
+    }
+    // What one that was interrupted had saved may have left a clone that nobody needs.
+    let is_tracked = rollback_policy(repository, &request.name).track != Track::None;
+    clean_clones(repository, &writer.manifest, is_tracked, context);
+    outcome.proved = outcome.scanned || request.prove;
+    Ok(outcome)
+}
+
+/// From the intent to the last byte.
+fn write_image(
+    repository: &Repository,
+    writer: &mut crate::repo::session::Writer,
+    step: &Step<'_>,
+    context: &Context,
+) -> Result<RolledBack> {
+    let Step { image, medium, target, chain, basis, saved } = *step;
+    let before = writer.head.clone();
+    intend(repository, writer, &target.id, saved)?;
+    context.progress().note("the intent is noted; from here on the image is a mixture");
+    let mut disk = InPlace::through(image, medium);
+    let work = execute(image, &mut disk, chain, &basis.as_basis(), context);
+    let error = match work {
+        Ok(work) => return Ok(work),
+        Err(error) => error,
+    };
+    let name = &writer.manifest.name;
+    if !disk.is_begun() && before.intent.is_none() {
+        // Nothing was written: nothing happened.
+        before.save(repository.store.as_ref(), name)?;
+        writer.head = before;
+        return Err(error);
+    }
+    let saved = writer.head.intent.and_then(|intent| intent.saved);
+    let saved = saved.and_then(|id| writer.manifest.by_id(id));
+    let saved =
+        saved.map_or(String::new(), |s| format!(" (the state before is {name}@{})", s.number));
+    Err(error.hint(format!(
+        "the image is a mixture now{saved}: run \"imgsnap rollback {name} --to {name}@{}\" again",
+        target.number
+    )))
+}
+
+/// True if there is room to write so much anew: what the image shares with a clone is not overwritten.
+/// How much is needed is not known of an interrupted rollback, perhaps interrupted by just that.
+fn has_room(_repository: &Repository, image: &RawFile, needed_bytes: Option<u64>) -> bool {
+    let room = if image.is_device() { None } else { room_for(image.path()) };
+    room.is_none_or(|room| {
+        needed_bytes.is_some_and(|needed| room / 2 >= needed.saturating_add(SPARE_BYTES))
+    })
+}
+
+/// Notes that the image is the snapshot now. An intent that stays would be taken for a mixture, and
+/// later work for something that need not be saved.
+fn end_rollback(
+    repository: &Repository,
+    writer: &mut crate::repo::session::Writer,
+    id: Uuid,
+    image: &RawFile,
+    context: &Context,
+) -> Result<()> {
+    let stat = image.settled_stat();
+    image.check_alone(Intent::Read)?;
+    let name = writer.manifest.name.clone();
+    let store = repository.store.as_ref();
+    let skipped = writer.head.skipped;
+    writer.head = Head { snapshot: Some(id), stat, intent: None, skipped };
+    let Err(error) = writer.head.save(store, &name) else {
+        return match writer.manifest.live {
+            // What an earlier program began.
+            None => note_live(repository, writer, image, context),
+            Some(_) => Ok(()),
+        };
+    };
+    context.progress().warn(&format!("{error}; what is known of the image is forgotten"));
+    Head::forget(store, &name)
+}
+
+/// How it is found what changed. That nothing can be cloned keeps nobody from going back.
+fn rollback_policy(repository: &Repository, name: &str) -> SnapshotPolicy {
+    let policy = policy_for(repository, name, &SnapshotRequest::default());
+    match policy.track {
+        Track::Reflink => SnapshotPolicy { track: Track::Auto, ..policy },
+        Track::Auto | Track::None => policy,
+    }
+}
+
+/// Saves the present state.
+fn save(
+    repository: &Repository,
+    writer: &mut crate::repo::session::Writer,
+    live: &Live,
+    believe: bool,
+    context: &Context,
+) -> Result<SnapshotOutcome> {
+    let request = SnapshotRequest {
+        full_scan: !believe,
+        skip_unchanged: true,
+        track: Some(rollback_policy(repository, &writer.manifest.name).track),
+        ..SnapshotRequest::default()
+    };
+    let place = live.image.path().display().to_string();
+    snapshot_into(repository, writer, live, &request, true, context).map_err(|e| {
+        let is_image = e.is_bad_medium() && e.message().contains(&place);
+        let hint = "take a snapshot with --skip-bad, then roll back with --no-save, which writes over \
+                    bad sectors";
+        if is_image { e.hint(hint) } else { e }
+    })
+}
+
+/// From what the differences to `target` are found, if the image is known to equal `known`.
+fn basis<'a>(
+    repository: &Repository,
+    writer: &crate::repo::session::Writer,
+    known: Option<Uuid>,
+    live: &Live,
+    target: &'a Chain,
+    believe: bool,
+    context: &Context,
+) -> Result<OwnedBasis<'a>> {
+    let manifest = &writer.manifest;
+    if let Some(id) = known {
+        let chain = open_chain(repository, manifest, id)?;
+        if chain.is_comparable(target) {
+            return Ok(OwnedBasis { hint: None, from: From::Tables(chain) });
+        }
+    }
+    if !believe {
+        return Ok(OwnedBasis::whole());
+    }
+    let request = &SnapshotRequest::default();
+    let policy = rollback_policy(repository, &manifest.name);
+    let (head, against) = (&writer.head, Some(target));
+    // What its times tell has been asked already.
+    let search = Search { manifest, head, live, stat: None, against, request, policy };
+    let way = find_way(repository, &search, context)?;
+    let (bytes, number) =
+        (live.image.image_bytes(), manifest.next_number.wrapping_add(head.skipped));
+    let hint = way.kind();
+    let scope = move || way.scope(Some(target), bytes, number);
+    Ok(OwnedBasis { hint, from: From::Scan(Box::new(scope)) })
+}
+
+fn intend(
+    repository: &Repository,
+    writer: &mut crate::repo::session::Writer,
+    target: &Uuid,
+    saved: Option<Uuid>,
+) -> Result<()> {
+    let before = writer.head.intent.and_then(|intent| intent.saved);
+    writer.head = Head {
+        snapshot: writer.head.snapshot,
+        stat: None,
+        intent: Some(RollbackIntent { target: *target, saved: saved.or(before) }),
+        skipped: writer.head.skipped,
+    };
+    writer.head.save(repository.store.as_ref(), &writer.manifest.name)
+}
+
+/// What is to be written, and where.
+struct Step<'a> {
+    image: &'a RawFile,
+    medium: &'a dyn Medium,
+    target: &'a Snapshot,
+    chain: &'a Chain,
+    basis: &'a OwnedBasis<'a>,
+    saved: Option<Uuid>,
+}
+
+struct OwnedBasis<'a> {
+    /// Who tells where the image may differ; none if all is read, or nothing.
+    hint: Option<HintKind>,
+    from: From<'a>,
+}
+
+enum From<'a> {
+    Tables(Chain),
+    Scan(Box<dyn Fn() -> Result<Scope> + 'a>),
+}
+
+impl OwnedBasis<'_> {
+    /// All is read.
+    fn whole() -> Self {
+        Self { hint: None, from: From::Scan(Box::new(whole)) }
+    }
+
+    fn as_basis(&self) -> Basis<'_> {
+        match &self.from {
+            From::Tables(chain) => Basis::Tables(chain),
+            From::Scan(scope) => Basis::Scan(scope.as_ref()),
+        }
+    }
+
+    /// True if all of the image is read.
+    fn is_scan(&self) -> bool {
+        matches!(self.from, From::Scan(_)) && self.hint.is_none()
+    }
+}
+
+/// Rehearses what will be written. If what told where to look has missed something, all is read.
+fn rehearse_all<'a>(
+    image: &RawFile,
+    target: &Chain,
+    basis: OwnedBasis<'a>,
+    context: &Context,
+) -> Result<(OwnedBasis<'a>, RolledBack)> {
+    let found = rehearse(image, target, &basis.as_basis(), context)?;
+    if found.missed.blocks == 0 {
+        return Ok((basis, found));
+    }
+    context.progress().warn(&format!(
+        "{}: {} blocks that should have been unchanged had changed; all of it is read",
+        image.path().display(),
+        found.missed.blocks
+    ));
+    let basis = OwnedBasis::whole();
+    let mut again = rehearse(image, target, &basis.as_basis(), context)?;
+    again.read_bytes += found.read_bytes;
+    Ok((basis, again))
+}
+
+/// A sync that failed has lost what it had to write, and memory still has it: nothing would seem to differ.
+/// What the device has is what counts.
+fn forget_cached(image: &RawFile, medium: &dyn Medium, context: &Context) {
+    if let Err(e) = medium.sync(image.file()) {
+        context.progress().note(&format!("cannot sync {}: {e}", image.path().display()));
+    }
+    medium.forget(image.file());
+}
+
+fn check_device(image: &RawFile, target: &Chain) -> Result<()> {
+    let (have, want) = (image.image_bytes(), target.geometry().image_bytes);
+    if image.is_device() && have != want {
+        let what = format!("{} has {have} bytes, the snapshot {want}", image.path().display());
+        return Err(Error::new(ErrorKind::Mismatch, what)
+            .hint("a device keeps its length: restore to another one"));
+    }
+    Ok(())
+}

@@ -1,0 +1,46 @@
+//! Where an image is to be rolled back to, and what became of it.
+
+use crate::ops::rollback::engine::RolledBack;
+use crate::repo::manifest::HintKind;
+use crate::repo::reference::At;
+use std::path::PathBuf;
+
+/// A rollback that a user wants.
+#[derive(Debug, Clone)]
+pub struct RollbackRequest {
+    /// Name of the image.
+    pub name: String,
+    /// Where to.
+    pub to: At,
+    /// Take a snapshot of the present state first.
+    pub save: bool,
+    /// Believe nothing: find what differs by a scan, and read everything again at the end.
+    pub prove: bool,
+    /// Change nothing, only tell.
+    pub dry_run: bool,
+    /// Write to the device even if it is not the one of the last snapshot.
+    pub force_device: bool,
+}
+
+/// What a rollback did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RollbackOutcome {
+    /// Number of the snapshot that the image equals now.
+    pub number: u64,
+    /// The image.
+    pub image: PathBuf,
+    /// Bytes written, and read to find them.
+    pub work: RolledBack,
+    /// True if the image was read in full to find what differs.
+    pub scanned: bool,
+    /// Who else told where it may differ.
+    pub hint: Option<HintKind>,
+    /// True if it is proved, by reading, that the image equals the snapshot.
+    pub proved: bool,
+    /// The snapshot that holds the state before; none if it was not to be saved.
+    pub saved: Option<u64>,
+    /// True if nothing was changed.
+    pub dry_run: bool,
+    /// True if this finished an interrupted rollback.
+    pub resumed: bool,
+}

@@ -1,0 +1,103 @@
+//! Bases whose blocks stay in an image that is there already: twenty clones of one template cost
+//! twenty deltas, and twenty tables.
+
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::progress::Context;
+use crate::image::RawFile;
+use crate::ops::snapshot::plan::{Live, Way};
+use crate::ops::snapshot::prepared::prepare;
+use crate::ops::snapshot::take::{check_format, take_into};
+use crate::ops::snapshot::types::{ParentChoice, SnapshotOutcome, SnapshotRequest};
+use crate::repo::Repository;
+use crate::repo::inside::refuse_inside;
+use crate::repo::live_file::{absolute, make_durable, refuse_itself, warn_if_unguarded};
+use crate::repo::manifest::Snapshot;
+use crate::repo::reference::At;
+use crate::repo::session::{Writer, discard_unless_named};
+use crate::scan::Scope;
+use std::path::Path;
+use std::time::Instant;
+
+/// Takes a snapshot of a clone, and of the base image that it is a clone of: one commit for both.
+pub(crate) fn snapshot_on_base_image(
+    repository: &Repository,
+    writer: &mut Writer,
+    live: &Live,
+    base_image: &Path,
+    request: &SnapshotRequest,
+    context: &Context,
+) -> Result<SnapshotOutcome> {
+    let before = writer.manifest.clone();
+    let base = stage_base_image(repository, writer, &live.image, base_image, request, context)?;
+    writer.manifest.next_number = base.number.saturating_add(1);
+    writer.manifest.snapshots.push(base.clone());
+    let request = SnapshotRequest {
+        parent: ParentChoice::Of(At::Number(base.number)),
+        base_image: None,
+        // There is no snapshot of it yet, even if it is what its base is.
+        skip_unchanged: false,
+        ..request.clone()
+    };
+    let outcome = take_into(repository, writer, live, &request, false, context);
+    if outcome.is_err() {
+        discard_unless_named(repository, &before.name, &base.file)?;
+        writer.manifest = before;
+    }
+    outcome
+}
+
+/// Publishes the table of a base image. No manifest names it yet.
+fn stage_base_image(
+    repository: &Repository,
+    writer: &Writer,
+    image: &RawFile,
+    path: &Path,
+    request: &SnapshotRequest,
+    context: &Context,
+) -> Result<Snapshot> {
+    let path = absolute(path)?;
+    let base_image = RawFile::open(&path)?;
+    refuse_inside(repository, &path)?;
+    refuse_itself(&path, image.path())?;
+    check_format(&writer.manifest, &base_image, request, context)?;
+    let name = writer.manifest.name.clone();
+    if !writer.manifest.snapshots.is_empty() && request.parent != ParentChoice::Full {
+        let what = format!("\"{name}\" has snapshots already, and so a base");
+        return Err(Error::new(ErrorKind::InvalidInput, what)
+            .hint("begin a new chain on the base image with --full"));
+    }
+    if request.changed.is_some() {
+        let what = format!("{} begins a chain: no list tells since when", path.display());
+        return Err(Error::new(ErrorKind::InvalidInput, what).hint("leave --changed out"));
+    }
+    // What would be refused later leaves nothing behind.
+    prepare(
+        repository,
+        &writer.manifest,
+        &writer.head,
+        &SnapshotRequest { parent: ParentChoice::Full, ..request.clone() },
+    )?;
+    let begun = Instant::now();
+    warn_if_unguarded(&base_image, context);
+    let request = SnapshotRequest {
+        parent: ParentChoice::Full,
+        label: None,
+        compression: request.compression,
+        ..SnapshotRequest::default()
+    };
+    let mut prepared = prepare(repository, &writer.manifest, &writer.head, &request)?;
+    prepared.plan.is_by_reference = true;
+    let place = path.display();
+    context.progress().note(&format!("{name}: the table of {place}; its blocks stay there"));
+    let mut upload = repository.store.create(&format!("{name}/{}.delta", prepared.plan.file_id))?;
+    let taken =
+        prepared.take(&base_image, Scope::Whole, context, &mut |bytes| upload.write(bytes))?;
+    if taken.written.footer.counts.unread_blocks > 0 {
+        let what = format!("{place} cannot be read as a whole, so it can be no base image");
+        return Err(Error::new(ErrorKind::Io, what));
+    }
+    context.check()?;
+    make_durable(&base_image)?;
+    upload.publish()?;
+    Ok(Snapshot { base_image: Some(path), ..prepared.entry(&taken, &Way::whole(), begun) })
+}

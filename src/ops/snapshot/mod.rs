@@ -1,0 +1,152 @@
+//! Taking a snapshot: which parent, is the image believed unchanged, publish, commit, note the
+//! head.
+
+pub mod types;
+
+pub(crate) mod base_image;
+pub mod engine;
+pub(crate) mod plan;
+pub(crate) mod prepared;
+pub mod several;
+pub(crate) mod take;
+
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::progress::Context;
+use crate::ops::snapshot::plan::{Live, Search, find_way};
+use crate::ops::snapshot::prepared::prepare;
+use crate::ops::snapshot::take::{
+    check_format, check_some_was_read, policy_for, take_into, warn_of_policy,
+};
+use crate::ops::snapshot::types::{Outcome, SnapshotOutcome, SnapshotRequest};
+use crate::repo::Repository;
+use crate::repo::head::Head;
+use crate::repo::inside::refuse_inside;
+use crate::repo::live_file::{absolute, warn_if_unguarded};
+use crate::repo::manifest::{self, Manifest};
+use crate::repo::policy::Track;
+use crate::repo::reference::check_label;
+use crate::repo::session::{Writer, read, refuse_damaged_head, remove_image, write_or_create};
+use crate::tracking::CloneFolder;
+use std::path::Path;
+use std::time::Instant;
+
+/// Takes a snapshot.
+pub fn run(
+    repository: &Repository,
+    request: &SnapshotRequest,
+    context: &Context,
+) -> Result<SnapshotOutcome> {
+    let path = absolute(&request.image)?;
+    let name = match &request.name {
+        Some(name) => name.clone(),
+        None => name_of(&request.image)?,
+    };
+    manifest::check_name(&name)?;
+    if CloneFolder::holds(&path) {
+        let what = format!("{} is a clone that is kept to find changes", path.display());
+        return Err(Error::new(ErrorKind::InvalidInput, what).hint("name the image itself"));
+    }
+    request.label.as_deref().map_or(Ok(()), check_label)?;
+    warn_of_policy(repository, &name, context);
+    let policy = policy_for(repository, &name, request);
+    let live = Live::open(&path, policy.track != Track::None)?;
+    refuse_inside(repository, &path)?;
+    if live.user.is_none() {
+        warn_if_unguarded(&live.image, context);
+    }
+    if request.dry_run {
+        let (manifest, head) = match read(repository, &name, context) {
+            Err(e) if e.kind() == ErrorKind::NotFound => {
+                (Manifest::new(&name, Some(path)), Head::default())
+            }
+            Err(e) => return Err(e),
+            Ok(reader) => (check_source(reader.manifest().clone(), &path)?, reader.head().clone()),
+        };
+        return try_snapshot(repository, manifest, &head, &live, request, context);
+    }
+    let (mut writer, is_new) = write_or_create(repository, &name, &path, context)?;
+    let outcome = check_source(writer.manifest.clone(), &path)
+        .and_then(|_| snapshot_into(repository, &mut writer, &live, request, false, context));
+    if outcome.is_err() && is_new && remove_image(repository, writer).is_err() {
+        // An image without snapshots stays behind; the next snapshot fills it.
+    }
+    outcome
+}
+
+/// Takes a snapshot of an open image into a repository that is open for writing. `is_saving`: before
+/// a rollback, which wants it whatever is known of the image.
+pub(crate) fn snapshot_into(
+    repository: &Repository,
+    writer: &mut Writer,
+    live: &Live,
+    request: &SnapshotRequest,
+    is_saving: bool,
+    context: &Context,
+) -> Result<SnapshotOutcome> {
+    refuse_damaged_head(&writer.manifest.name, writer.head_was_damaged && !is_saving)?;
+    check_format(&writer.manifest, &live.image, request, context)?;
+    match &request.base_image {
+        Some(base_image) => base_image::snapshot_on_base_image(
+            repository, writer, live, base_image, request, context,
+        ),
+        None => take_into(repository, writer, live, request, is_saving, context),
+    }
+}
+
+fn try_snapshot(
+    repository: &Repository,
+    manifest: Manifest,
+    head: &Head,
+    live: &Live,
+    request: &SnapshotRequest,
+    context: &Context,
+) -> Result<SnapshotOutcome> {
+    check_format(&manifest, &live.image, request, context)?;
+    let mut prepared = prepare(repository, &manifest, head, request)?;
+    let policy = policy_for(repository, &manifest.name, request);
+    let against = prepared.against().cloned();
+    let against = against.as_ref();
+    let stat = live.settled_stat();
+    let stat = stat.as_ref();
+    let search = Search { manifest: &manifest, head, live, stat, against, request, policy };
+    let way = find_way(repository, &search, context)?;
+    prepared.begin(&manifest, &way, context);
+    let begun = Instant::now();
+    let (taken, _) = prepared.take_from(live, &way, false, context, &mut |_| Ok(()))?;
+    check_some_was_read(&live.image, &taken)?;
+    let snapshot = prepared.entry(&taken, &way, begun);
+    let outcome = prepared.outcome(&manifest.name, snapshot, Outcome::DryRun, live, &way);
+    Ok(SnapshotOutcome { unread: taken.unread, ..outcome })
+}
+
+/// The name of an image: its file name without extension.
+///
+/// # Errors
+/// `InvalidInput` if that is no name of an image.
+pub fn name_of(path: &Path) -> Result<String> {
+    let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
+    let stem: String =
+        stem.chars().map(|c| if c.is_whitespace() || c == '@' { '-' } else { c }).collect();
+    manifest::check_name(&stem).map(|()| stem)
+}
+
+fn check_source(manifest: Manifest, path: &Path) -> Result<Manifest> {
+    match &manifest.source {
+        Some(source) if source != path => {
+            let name = &manifest.name;
+            let what = format!("\"{name}\" is the name of {}", source.display());
+            Err(Error::new(ErrorKind::AlreadyExists, what).hint(format!(
+                "give this image another one with --name, or, if the file was moved, run \"imgsnap relink \
+                 {name} {}\"",
+                path.display()
+            )))
+        }
+        None => {
+            let name = &manifest.name;
+            let what = format!("it is not known which file \"{name}\" is the name of");
+            let hint = format!("run \"imgsnap relink {name} {}\" first", path.display());
+            Err(Error::new(ErrorKind::Mismatch, what).hint(hint))
+        }
+        _ => Ok(manifest),
+    }
+}

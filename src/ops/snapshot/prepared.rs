@@ -1,0 +1,276 @@
+//! A snapshot that is about to be taken: its parent, its name, and what becomes of it in the manifest.
+
+use crate::base::digest::DigestKey;
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::progress::Context;
+use crate::base::units::{Geometry, NamedBlocks};
+use crate::chain::Chain;
+use crate::delta::Identity;
+use crate::format::footer::MAX_NUMBER;
+use crate::image::{RawFile, Source};
+use crate::ops::snapshot::engine::{ChainParameters, Parent, Plan, Taken, take};
+use crate::ops::snapshot::plan::{Live, Way};
+use crate::ops::snapshot::types::{Outcome, ParentChoice, SnapshotOutcome, SnapshotRequest};
+use crate::repo::files::open_chain;
+use crate::repo::head::Head;
+use crate::repo::manifest::{HintKind, Manifest, RAW, Snapshot};
+use crate::repo::{Repository, reference};
+use crate::scan::{BadMedium, Scope};
+use jiff::Timestamp;
+use std::time::Instant;
+use uuid::Uuid;
+
+/// Finds the parent and draws the identity of a snapshot.
+///
+/// # Errors
+/// `Mismatch` while the image is a mixture; `AlreadyExists` if the label is taken.
+pub(crate) fn prepare(
+    repository: &Repository,
+    manifest: &Manifest,
+    head: &Head,
+    request: &SnapshotRequest,
+) -> Result<Prepared> {
+    refuse_mixture(manifest, head)?;
+    refuse_last_number(manifest)?;
+    if let Some(label) = &request.label
+        && manifest.snapshots.iter().any(|s| s.label.as_ref() == Some(label))
+    {
+        let what = format!("\"{}\" has a snapshot with the label \"{label}\"", manifest.name);
+        return Err(Error::new(ErrorKind::AlreadyExists, what).hint("choose another label"));
+    }
+    let parent_id = choose_parent(manifest, head, &request.parent)?;
+    let parent = match parent_id {
+        Some(id) => Parent::Tip(open_chain(repository, manifest, id)?),
+        None => {
+            let defaults = repository.defaults();
+            Parent::None(ChainParameters {
+                block_size: defaults.block_size,
+                algorithm: defaults.digest,
+                key: DigestKey::random()?,
+            })
+        }
+    };
+    let now = Timestamp::now();
+    let plan = Plan {
+        parent,
+        identity: Identity {
+            snapshot_id: Uuid::new_v4(),
+            number: manifest.next_number,
+            label: request.label.clone(),
+            time_seconds: now.as_second(),
+            time_nanoseconds: u32::try_from(now.subsec_nanosecond()).unwrap_or(0),
+        },
+        file_id: Uuid::new_v4(),
+        image_id: manifest.image_id,
+        compression: request.compression.unwrap_or(repository.defaults().compression),
+        is_by_reference: false,
+        bad_medium: if request.skip_bad { BadMedium::Skip } else { BadMedium::Fail },
+    };
+    let parent_number = parent_id.and_then(|id| manifest.by_id(id)).map(|s| s.number);
+    let turn = manifest.next_number.wrapping_add(head.skipped);
+    Ok(Prepared { plan, parent_id, parent_number, time: now, turn })
+}
+
+/// Where the bytes of a delta go.
+pub(crate) enum Out<'a> {
+    Bytes(&'a [u8]),
+    /// What was written is void: it begins again.
+    Again,
+}
+
+/// A snapshot that is about to be taken.
+pub(crate) struct Prepared {
+    pub(crate) plan: Plan,
+    pub(crate) parent_id: Option<Uuid>,
+    parent_number: Option<u64>,
+    time: Timestamp,
+    /// Which part of what is called unchanged is looked at.
+    turn: u64,
+}
+
+impl Prepared {
+    /// The chain of the parent.
+    pub(crate) fn against(&self) -> Option<&Chain> {
+        match &self.plan.parent {
+            Parent::None(_) => None,
+            Parent::Tip(chain) => Some(chain),
+        }
+    }
+
+    /// The moment is now: the image is held, or cloned.
+    pub(crate) fn begin(&mut self, manifest: &Manifest, way: &Way, context: &Context) {
+        self.time = Timestamp::now();
+        self.plan.identity.time_seconds = self.time.as_second();
+        let nanoseconds = u32::try_from(self.time.subsec_nanosecond());
+        self.plan.identity.time_nanoseconds = nanoseconds.unwrap_or(0);
+        let how = match (&self.plan.parent, way.kind(), way.why_whole()) {
+            (Parent::None(_), ..) => "all of it is stored".to_owned(),
+            (_, Some(HintKind::Times), _) => {
+                "its file is unchanged since the head was noted".to_owned()
+            }
+            (_, Some(HintKind::Extents), _) => "what two clones do not share is read".to_owned(),
+            (_, Some(HintKind::List), _) => "what the list names is read".to_owned(),
+            (Parent::Tip(_), None, Some(why)) => format!("all of it is read: {why}"),
+            (Parent::Tip(chain), None, None) => {
+                format!("scanned against the tables of a chain of {}", chain.layers().len())
+            }
+        };
+        let (name, number) = (&manifest.name, self.plan.identity.number);
+        context.progress().note(&format!("{name}@{number}: {how}"));
+    }
+
+    pub(crate) fn take(
+        &self,
+        source: &dyn Source,
+        scope: Scope,
+        context: &Context,
+        out: &mut dyn FnMut(&[u8]) -> Result<()>,
+    ) -> Result<Taken> {
+        take(source, &self.plan, scope, context, out)
+    }
+
+    /// Reads the live image as long as nobody else writes to it, because it is in memory more often than
+    /// its clone; otherwise the clone. True if that was it.
+    pub(crate) fn take_from(
+        &self,
+        live: &Live,
+        way: &Way,
+        may_release: bool,
+        context: &Context,
+        out: &mut dyn FnMut(Out<'_>) -> Result<()>,
+    ) -> Result<(Taken, bool)> {
+        let image = &live.image;
+        let clone = way.clone.as_ref().map(|clone| clone.file());
+        let clone = clone.or(way.standby.as_ref()).map(|file| {
+            let file = file.try_clone();
+            let file = file.map_err(|e| {
+                Error::io(format!("cannot open the clone of {} again", image.path().display()), e)
+            })?;
+            RawFile::unguarded(file, image.path())
+        });
+        let clone = clone.transpose()?;
+        let take_of = |source: &RawFile, out: &mut dyn FnMut(Out<'_>) -> Result<()>| {
+            let scope = way.scope(self.against(), source.image_bytes(), self.turn)?;
+            self.take(source, scope, context, &mut |bytes| out(Out::Bytes(bytes)))
+        };
+        let Some(clone) = clone else { return Ok((take_of(image, out)?, false)) };
+        if live.user.is_none() && image.is_guarded() {
+            match take_of(image, out) {
+                Err(busy) if busy.kind() == ErrorKind::Busy && may_release => {
+                    // Whoever wants the image has it at once.
+                    image.release();
+                    context
+                        .progress()
+                        .note(&format!("{}: its clone is read instead", busy.message()));
+                    out(Out::Again)?;
+                }
+                other => return Ok((other?, false)),
+            }
+        }
+        let taken = take_of(&clone, out)?;
+        // Nobody else reads it.
+        clone.forget();
+        Ok((taken, true))
+    }
+
+    pub(crate) fn entry(&self, taken: &Taken, way: &Way, begun: Instant) -> Snapshot {
+        let footer = &taken.written.footer;
+        let block_size = match &self.plan.parent {
+            Parent::None(parameters) => parameters.block_size,
+            Parent::Tip(chain) => chain.geometry().block_size,
+        };
+        let geometry = Geometry { block_size, image_bytes: footer.image_bytes };
+        Snapshot {
+            number: footer.number,
+            id: footer.snapshot_id,
+            parent: footer.parent.map(|p| p.parent_id),
+            label: footer.label.clone(),
+            time: self.time,
+            file: format!("{}.delta", self.plan.file_id),
+            file_bytes: footer.file_bytes,
+            footer_digest: taken.written.footer_digest,
+            block_bytes: block_size.bytes(),
+            image_bytes: footer.image_bytes,
+            image_digest: footer.image_digest,
+            data_blocks: footer.counts.data_blocks,
+            zero_blocks: footer.counts.zero_blocks,
+            unread_blocks: footer.counts.unread_blocks,
+            changed_blocks: taken.changed_blocks,
+            changed_bytes: taken.changed_bytes,
+            frame_bytes: footer.counts.frame_bytes,
+            read_bytes: Some(taken.scanned.read_bytes),
+            seconds: Some(begun.elapsed().as_secs_f64()),
+            base_image: None,
+            format: footer.parent.is_none().then(|| RAW.to_owned()),
+            in_use: false,
+            hint: way.hint_use(geometry, &taken.scanned),
+            kept_clone: None,
+        }
+    }
+
+    pub(crate) fn outcome(
+        &self,
+        name: &str,
+        snapshot: Snapshot,
+        outcome: Outcome,
+        live: &Live,
+        way: &Way,
+    ) -> SnapshotOutcome {
+        let full_scan_reason = way.why_whole().map(str::to_owned);
+        SnapshotOutcome {
+            name: name.into(),
+            outcome,
+            believed: way.kind() == Some(HintKind::Times),
+            parent_number: self.parent_number,
+            hint: snapshot.hint,
+            read_bytes: snapshot.read_bytes.unwrap_or(0),
+            full_scan_reason: full_scan_reason.filter(|_| self.parent_number.is_some()),
+            clone_seconds: way.clone.as_ref().map(|clone| clone.seconds),
+            user: live.user.clone(),
+            unread: NamedBlocks::default(),
+            snapshot,
+        }
+    }
+}
+
+/// While a rollback has begun and not ended, the image is a mixture that nobody wants to keep.
+fn refuse_mixture(manifest: &Manifest, head: &Head) -> Result<()> {
+    let Some(intent) = head.intent else { return Ok(()) };
+    let name = &manifest.name;
+    let target = manifest.by_id(intent.target).map_or("?".into(), |s| s.number.to_string());
+    let what = format!("a rollback of \"{name}\" to {name}@{target} was interrupted");
+    Err(Error::new(ErrorKind::Mismatch, what).hint(format!(
+        "finish it with \"imgsnap rollback {name} --to {name}@{target}\", or run \"imgsnap relink {name} \
+         IMAGE\" if the image has been replaced since"
+    )))
+}
+
+/// Numbers are never used twice, and after the last one there is none.
+fn refuse_last_number(manifest: &Manifest) -> Result<()> {
+    if manifest.next_number < MAX_NUMBER {
+        return Ok(());
+    }
+    let name = &manifest.name;
+    let what = format!("no number is left for a snapshot of \"{name}\"");
+    let hint = format!("\"imgsnap repair {name}\" gives lower ones to those that were imported");
+    Err(Error::new(ErrorKind::LimitExceeded, what).hint(hint))
+}
+
+fn choose_parent(manifest: &Manifest, head: &Head, choice: &ParentChoice) -> Result<Option<Uuid>> {
+    let current = || {
+        let head = head.snapshot.and_then(|id| manifest.by_id(id));
+        head.or(manifest.latest()).map(|s| s.id)
+    };
+    match choice {
+        ParentChoice::Incremental => Ok(current()),
+        ParentChoice::Full => Ok(None),
+        ParentChoice::Of(at) => Ok(Some(reference::find(manifest, head, at)?.id)),
+        ParentChoice::Differential => match current() {
+            Some(id) => {
+                let lineage = manifest.lineage(id)?;
+                Ok(lineage.iter().rev().find(|s| !manifest.is_dropped(s.id)).map(|s| s.id))
+            }
+            None => Ok(None),
+        },
+    }
+}

@@ -1,0 +1,216 @@
+//! Takes a snapshot of an open image into a repository that is open for writing: scan, publish, commit, note
+//! the head.
+
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::progress::Context;
+use crate::base::units::NamedBlocks;
+use crate::image::{FileStat, ForeignFormat, RawFile, Source};
+use crate::ops::snapshot::engine::Taken;
+use crate::ops::snapshot::plan::{Live, Search, Way, find_way, policy_of, why_doubted};
+use crate::ops::snapshot::prepared::{Out, prepare};
+use crate::ops::snapshot::types::{Outcome, SnapshotOutcome, SnapshotRequest};
+use crate::repo::Repository;
+use crate::repo::clones::clean_clones;
+use crate::repo::live_file::{live_of, note_head, note_live};
+use crate::repo::manifest::{HintKind, KeptClone, Manifest, RAW, Snapshot};
+use crate::repo::policy::{SnapshotPolicy, Track};
+use crate::repo::session::{Writer, commit_file};
+use crate::scan::Missed;
+use crate::tracking::CloneFolder;
+use std::time::Instant;
+use uuid::Uuid;
+
+/// Takes a snapshot of an open image into a repository that is open for writing. `is_saving`: before
+/// a rollback, which wants it whatever is known of the image.
+pub(crate) fn take_into(
+    repository: &Repository,
+    writer: &mut Writer,
+    live: &Live,
+    request: &SnapshotRequest,
+    is_saving: bool,
+    context: &Context,
+) -> Result<SnapshotOutcome> {
+    let store = repository.store.as_ref();
+    let name = writer.manifest.name.clone();
+    let begun = Instant::now();
+    let stat = live.settled_stat();
+    let mut prepared = prepare(repository, &writer.manifest, &writer.head, request)?;
+    let policy = policy_for(repository, &name, request);
+    let against = prepared.against().cloned();
+    let (manifest, head) = (&writer.manifest, &writer.head);
+    let (before, of) = (stat.as_ref(), against.as_ref());
+    let search = Search { manifest, head, live, stat: before, against: of, request, policy };
+    let way = find_way(repository, &search, context)?;
+    prepared.begin(manifest, &way, context);
+    let is_doubted = against.is_some() && why_doubted(manifest).is_some();
+    let file = format!("{name}/{}.delta", prepared.plan.file_id);
+    let mut upload = store.create(&file)?;
+    let mut out = |event: Out<'_>| match event {
+        Out::Bytes(bytes) => upload.write(bytes),
+        Out::Again => {
+            upload = store.create(&file)?;
+            Ok(())
+        }
+    };
+    let taken = prepared.take_from(live, &way, !is_saving, context, &mut out)?;
+    let (taken, is_of_clone) = taken;
+    check_some_was_read(&live.image, &taken)?;
+    // Only what was the same before and after the scan is believed later.
+    let is_same = |stat: &FileStat| FileStat::of(live.image.file()).as_ref() == Some(stat);
+    // A list may have left something out, and so may what has been found to. What could not be read is
+    // tried again.
+    let is_exact = way.kind() != Some(HintKind::List)
+        && taken.scanned.missed.blocks == 0
+        && taken.unread.is_empty();
+    let stat = stat.filter(|stat| !is_of_clone && is_exact && is_same(stat));
+    // After a miss the proof that all is well is worth a snapshot, or all would be read each time.
+    if request.skip_unchanged && taken.is_unchanged() && !is_doubted {
+        drop(upload);
+        let parent = prepared.parent_id.and_then(|id| writer.manifest.by_id(id)).cloned();
+        if let Some(parent) = parent {
+            writer.head.skipped = writer.head.skipped.wrapping_add(1);
+            note_live(repository, writer, &live.image, context)?;
+            note_head(repository, writer, parent.id, stat, context);
+            clean_clones(repository, &writer.manifest, policy.track != Track::None, context);
+            let found = prepared.entry(&taken, &way, begun);
+            let outcome = Outcome::Skipped;
+            let skipped = prepared.outcome(&name, found, outcome, live, &way);
+            let parent_number = writer.manifest.stored_parent_of(&parent).map(|s| s.number);
+            return Ok(SnapshotOutcome { snapshot: parent, parent_number, ..skipped });
+        }
+        return Err(Error::corrupt(format!("{name}: the parent is gone")));
+    }
+    context.check()?;
+    let mut snapshot = prepared.entry(&taken, &way, begun);
+    snapshot.in_use = live.user.is_some();
+    // Before anything is published: what the manifest names must be there.
+    snapshot.kept_clone = keep_clone(live, &way, snapshot.id, context);
+    let published = upload
+        .publish()
+        .and_then(|()| commit_snapshot(repository, writer, &snapshot, &live.image, context));
+    let is_tracked = policy.track != Track::None;
+    if published.is_err() && snapshot.kept_clone.is_some() {
+        clean_clones(repository, &writer.manifest, is_tracked, context);
+    }
+    published?;
+    note_head(repository, writer, snapshot.id, stat, context);
+    clean_clones(repository, &writer.manifest, is_tracked, context);
+    warn_of_missed(&name, &snapshot, taken.scanned.missed, context);
+    warn_of_unread(&name, &snapshot, &taken.unread, context);
+    let outcome = prepared.outcome(&name, snapshot, Outcome::Taken, live, &way);
+    Ok(SnapshotOutcome { unread: taken.unread, ..outcome })
+}
+
+fn commit_snapshot(
+    repository: &Repository,
+    writer: &mut Writer,
+    snapshot: &Snapshot,
+    image: &RawFile,
+    context: &Context,
+) -> Result<()> {
+    let mut next = writer.manifest.clone();
+    next.live = live_of(&next, image, context);
+    next.snapshots.push(snapshot.clone());
+    next.next_number = snapshot.number.saturating_add(1);
+    commit_file(repository, writer, next, &snapshot.file)
+}
+
+/// Gives the clone its name. Without one, the next snapshot reads more: no reason to have none.
+///
+/// Not after a list: it may have left something out, which is in the clone and not in the snapshot, and
+/// would be taken for known from then on. The clone of an earlier snapshot stays, and serves.
+fn keep_clone(live: &Live, way: &Way, id: Uuid, context: &Context) -> Option<KeptClone> {
+    let clone = way.clone.as_ref().filter(|_| way.kind() != Some(HintKind::List))?;
+    match CloneFolder::beside(live.image.path()).keep(clone, id) {
+        Ok(stat) => Some(KeptClone { stat, seconds: clone.seconds, extents: clone.extents }),
+        Err(e) => {
+            context
+                .progress()
+                .warn(&format!("{e}; the next snapshot may have to read all of the image"));
+            None
+        }
+    }
+}
+
+/// A disk that gives nothing at all is no disk with bad sectors.
+pub(crate) fn check_some_was_read(image: &RawFile, taken: &Taken) -> Result<()> {
+    if taken.scanned.read_bytes == 0 && !taken.unread.is_empty() {
+        let what = format!("nothing of {} that was looked at can be read", image.path().display());
+        return Err(Error::new(ErrorKind::Io, what).hint("check its disk, and its cables"));
+    }
+    Ok(())
+}
+
+fn warn_of_unread(name: &str, snapshot: &Snapshot, unread: &NamedBlocks, context: &Context) {
+    if let Ok(geometry) = snapshot.geometry()
+        && !unread.is_empty()
+    {
+        let number = snapshot.number;
+        context.progress().warn(&format!(
+            "{name}@{number} is incomplete, because its image could not be read as a whole: {}; the next \
+             snapshot reads all of it again",
+            unread.describe(geometry)
+        ));
+    }
+}
+
+fn warn_of_missed(name: &str, snapshot: &Snapshot, missed: Missed, context: &Context) {
+    let Some(first) = missed.first else { return };
+    let (blocks, number) = (missed.blocks, snapshot.number);
+    let at = first * u64::from(snapshot.block_bytes);
+    let what = if blocks == 1 { "1 block" } else { &format!("{blocks} blocks") };
+    context.progress().warn(&format!(
+        "{name}@{number}: {what} that should have been unchanged had changed (first at byte {at}); \
+         stored all the same, and the next snapshot reads all of the image"
+    ));
+}
+
+/// The first snapshot decides how an image is read, and nothing changes that later: a guest can write any
+/// header into its disk.
+///
+/// # Errors
+/// `Unsupported` for a first snapshot of an image that does not look raw, or if a later version reads it in
+/// another way.
+pub(crate) fn check_format(
+    manifest: &Manifest,
+    image: &RawFile,
+    request: &SnapshotRequest,
+    context: &Context,
+) -> Result<()> {
+    let format = manifest.format();
+    if format != RAW {
+        let what = format!("\"{}\" is read as a {} image", manifest.name, format.escape_debug());
+        return Err(
+            Error::new(ErrorKind::Unsupported, what).hint("a later imgsnap began it; use that one")
+        );
+    }
+    let Some(looks) = ForeignFormat::of(image.file(), image.image_bytes()) else { return Ok(()) };
+    let is_first = manifest.stored().is_empty();
+    if is_first && !request.is_raw {
+        return Err(looks.refusal(image.path()));
+    }
+    if !is_first {
+        context.progress().warn(&format!(
+            "{} looks like a {} image now; it is taken as raw, as it was before",
+            image.path().display(),
+            looks.name()
+        ));
+    }
+    Ok(())
+}
+
+/// How a snapshot is taken. A slip in repository.toml must not be the end of all snapshots.
+pub(crate) fn policy_for(
+    repository: &Repository,
+    name: &str,
+    request: &SnapshotRequest,
+) -> SnapshotPolicy {
+    policy_of(request, repository.snapshot_policy(name).unwrap_or_default())
+}
+
+/// Tells of such a slip, once for each verb.
+pub(crate) fn warn_of_policy(repository: &Repository, name: &str, context: &Context) {
+    if let Err(e) = repository.snapshot_policy(name) {
+        context.progress().warn(&format!("{e}; until then the usual settings hold"));
+    }
+}

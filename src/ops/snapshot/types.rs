@@ -1,0 +1,107 @@
+//! What a snapshot is asked for with, and what became of it.
+
+use crate::base::units::NamedBlocks;
+use crate::codec::Compression;
+use crate::repo::manifest::{HintUse, Snapshot};
+use crate::repo::policy::Track;
+use crate::repo::reference::At;
+use crate::tracking::{ChangeList, Recheck};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Against what a snapshot is taken.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum ParentChoice {
+    /// The snapshot that the live image last equalled, else the newest.
+    #[default]
+    Incremental,
+    /// Nothing: a new base.
+    Full,
+    /// The base of the chain.
+    Differential,
+    /// A certain snapshot.
+    Of(At),
+}
+
+/// A snapshot that a user wants.
+#[derive(Debug, Clone, Default)]
+pub struct SnapshotRequest {
+    /// The image file or device.
+    pub image: PathBuf,
+    /// Name of the image; otherwise its file name without extension.
+    pub name: Option<String>,
+    /// A label.
+    pub label: Option<String>,
+    /// Against what.
+    pub parent: ParentChoice,
+    /// The image is a clone of this one, which becomes its base and stays where it is.
+    pub base_image: Option<PathBuf>,
+    /// Read the image even if it is believed to be unchanged.
+    pub full_scan: bool,
+    /// Publish nothing if the image is unchanged.
+    pub skip_unchanged: bool,
+    /// Blocks that the medium of the image does not give are unread in the snapshot; otherwise there is
+    /// none.
+    pub skip_bad: bool,
+    /// The first snapshot is of a raw image, whatever it looks like.
+    pub is_raw: bool,
+    /// Otherwise the repository's.
+    pub compression: Option<Compression>,
+    /// Change nothing, only tell.
+    pub dry_run: bool,
+    /// How it is found what changed; otherwise as the policy says.
+    pub track: Option<Track>,
+    /// How much of what is called unchanged is looked at all the same; otherwise as the policy says.
+    pub recheck: Option<Recheck>,
+    /// How long whoever writes to the image may be held up; otherwise as the policy says.
+    pub max_stall: Option<Duration>,
+    /// What changed since an earlier snapshot, as somebody else knows.
+    pub changed: Option<ChangedSince>,
+}
+
+/// A list of changes, and the snapshot since which they were made.
+#[derive(Debug, Clone)]
+pub struct ChangedSince {
+    /// What may have changed.
+    pub list: ChangeList,
+    /// Since when: the parent or an ancestor of it.
+    pub since: At,
+}
+
+/// What became of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// It was published.
+    Taken,
+    /// The image was unchanged, and nothing was published; the snapshot given is the one it equals.
+    Skipped,
+    /// It was only tried.
+    DryRun,
+}
+
+/// A snapshot that was taken, or not.
+#[derive(Debug, Clone)]
+pub struct SnapshotOutcome {
+    /// Name of the image.
+    pub name: String,
+    /// The snapshot.
+    pub snapshot: Snapshot,
+    /// What became of it.
+    pub outcome: Outcome,
+    /// True if the image was believed to be unchanged.
+    pub believed: bool,
+    /// Number of the parent.
+    pub parent_number: Option<u64>,
+    /// What told where it may have changed, of this scan, also if its snapshot was skipped.
+    pub hint: Option<HintUse>,
+    /// Bytes that this scan read.
+    pub read_bytes: u64,
+    /// Why all of the image was read although it has a parent, if that is of interest.
+    pub full_scan_reason: Option<String>,
+    /// How long the image was held up to clone it; none if it was not.
+    pub clone_seconds: Option<f64>,
+    /// Who had the image open for writing: then it was taken as it was at one moment.
+    pub user: Option<String>,
+    /// What the medium of the image did not give.
+    pub unread: NamedBlocks,
+}

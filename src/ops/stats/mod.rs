@@ -1,0 +1,89 @@
+//! What an image takes in the repository, snapshot by snapshot, and where it changes.
+
+pub mod types;
+
+pub mod engine;
+
+use crate::base::error::Result;
+use crate::base::progress::Context;
+use crate::ops::stats::engine::{add_heat, superseded_bytes};
+use crate::ops::stats::types::{Cost, Day, Stats};
+use crate::repo::Repository;
+use crate::repo::clones::clones_or_warn;
+use crate::repo::compact::{Worth, compaction_of};
+use crate::repo::files::{open_chain, open_delta};
+use crate::repo::manifest::{Manifest, Snapshot};
+use crate::repo::session::read;
+use jiff::civil::Date;
+use jiff::tz::TimeZone;
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+
+/// Parts of an image whose changes are counted.
+pub const CELLS: u64 = 256;
+
+/// Looks at all tables of an image.
+pub fn run(repository: &Repository, name: &str, context: &Context) -> Result<Stats> {
+    let reader = read(repository, name, context)?;
+    let manifest = reader.manifest();
+    let longest = manifest.snapshots.iter().map(|s| s.image_bytes).max().unwrap_or(0);
+    let cell_bytes = longest.div_ceil(CELLS).next_multiple_of(4096).max(4096);
+    let mut heat = vec![0; longest.div_ceil(cell_bytes) as usize];
+    let mut done = HashSet::new();
+    for snapshot in manifest.snapshots.iter().rev() {
+        let chain = open_chain(repository, manifest, snapshot.id)?;
+        add_heat(&chain, &mut heat, cell_bytes, &mut done, context)?;
+    }
+    let costs: Result<Vec<Cost>> =
+        manifest.snapshots.iter().map(|s| cost(repository, manifest, s, context)).collect();
+    let compaction = compaction_of(repository, manifest, &[], Worth::Never, context)?;
+    Ok(Stats {
+        costs: costs?,
+        days: days(&manifest.snapshots),
+        dropped_bytes: manifest.dropped.iter().map(|s| s.file_bytes).sum(),
+        garbage_bytes: compaction.garbage_bytes,
+        heat,
+        cell_bytes,
+        clones: clones_or_warn(repository, reader.manifest(), context),
+        manifest: manifest.clone(),
+    })
+}
+
+fn cost(
+    repository: &Repository,
+    manifest: &Manifest,
+    snapshot: &Snapshot,
+    context: &Context,
+) -> Result<Cost> {
+    let stored = manifest.stored();
+    let children: Vec<&&Snapshot> =
+        stored.iter().filter(|s| s.parent == Some(snapshot.id)).collect();
+    let open = |s: &Snapshot| open_delta(repository, manifest, s).map(Arc::new);
+    let frees_bytes = match children.as_slice() {
+        [] => {
+            // With what nobody else rests on.
+            let mut next = manifest.clone();
+            let ids = HashSet::from([snapshot.id]);
+            let unneeded = crate::repo::compact::drop_from(&mut next, &ids);
+            unneeded.iter().map(|s| s.file_bytes).sum()
+        }
+        [child] if !snapshot.is_by_reference() => {
+            superseded_bytes(&open(child)?, &open(snapshot)?, context)?
+        }
+        _ => 0,
+    };
+    Ok(Cost { snapshot: snapshot.clone(), frees_bytes })
+}
+
+fn days(snapshots: &[Snapshot]) -> Vec<Day> {
+    let mut days: BTreeMap<Date, Day> = BTreeMap::new();
+    for snapshot in snapshots {
+        let date = snapshot.time.to_zoned(TimeZone::system()).date();
+        let none = Day { date, snapshots: 0, changed_bytes: 0, stored_bytes: 0 };
+        let day = days.entry(date).or_insert(none);
+        day.snapshots += 1;
+        day.changed_bytes = day.changed_bytes.saturating_add(snapshot.changed_bytes);
+        day.stored_bytes += snapshot.file_bytes;
+    }
+    days.into_values().collect()
+}

@@ -1,0 +1,359 @@
+//! Verifying a repository: each file, each block, each image; and what damage means for which
+//! snapshots.
+
+pub mod types;
+
+pub mod engine;
+
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::progress::Context;
+use crate::base::units::{BlockRange, NamedBlocks};
+use crate::chain::Chain;
+use crate::delta::Delta;
+use crate::ops::verify::engine::{
+    LostBlocks, Part, find_damage, lost_with, verify_all, verify_digests, verify_runs,
+    verify_stored,
+};
+use crate::ops::verify::types::{Damage, DamageKind, Loss, Unchecked, Verified, VerifyScope};
+use crate::repo::Repository;
+use crate::repo::files::open_delta;
+use crate::repo::manifest::{Manifest, Snapshot};
+use crate::repo::session::read;
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use uuid::Uuid;
+
+/// Verifies stored bytes and, unless `quick`, every block and every image digest.
+///
+/// # Errors
+/// Damage is no error here: it is in the outcome.
+pub fn run(
+    repository: &Repository,
+    scope: &VerifyScope,
+    quick: bool,
+    context: &Context,
+) -> Result<Verified> {
+    let mut verified = Verified::default();
+    let names = match scope {
+        VerifyScope::All => repository.names()?,
+        VerifyScope::Image(name) | VerifyScope::Snapshot(name, _) => vec![name.clone()],
+    };
+    for name in names {
+        let reader = match read(repository, &name, context) {
+            Ok(reader) => reader,
+            Err(e) if e.kind() == ErrorKind::Corrupt => {
+                let message = e.to_string();
+                let kind = DamageKind::Manifest;
+                let damage = Damage { kind, snapshot: name, message, affects: Vec::new() };
+                verified.damaged.push(damage);
+                continue;
+            }
+            // It has just been forgotten.
+            Err(e) if *scope == VerifyScope::All && e.kind() == ErrorKind::NotFound => continue,
+            // The others can be looked at all the same.
+            Err(e) if *scope == VerifyScope::All && e.kind() == ErrorKind::Io => {
+                verified.unchecked.push(Unchecked { snapshot: name, message: e.to_string() });
+                continue;
+            }
+            Err(e) => return Err(e),
+        };
+        let manifest = reader.manifest();
+        let mut snapshots: Vec<&Snapshot> = match scope {
+            VerifyScope::Snapshot(_, at) => manifest.lineage(reader.find(at)?.id)?,
+            _ => manifest.stored(),
+        };
+        snapshots.sort_by_key(|s| s.number);
+        let mut image = ImageCheck {
+            repository,
+            manifest,
+            open: HashMap::new(),
+            damaged: HashMap::new(),
+            unchecked: HashSet::new(),
+        };
+        let work = |s: &&Snapshot| {
+            s.file_bytes + if quick { 0 } else { s.data_blocks * u64::from(s.block_bytes) }
+        };
+        context.progress().begin("verify", snapshots.iter().map(work).sum());
+        let mut files = snapshots.iter();
+        let outcome = files
+            .try_for_each(|snapshot| image.check(snapshot, quick, &mut verified, context))
+            .and_then(|()| match quick {
+                true => Ok(()),
+                false => image.check_digests(&snapshots, &mut verified, context),
+            })
+            .and_then(|()| match quick {
+                true => Ok(()),
+                false => image.tell_losses(&snapshots, &mut verified, context),
+            });
+        context.progress().end();
+        outcome?;
+    }
+    Ok(verified)
+}
+
+struct ImageCheck<'a> {
+    repository: &'a Repository,
+    manifest: &'a Manifest,
+    /// Files that could be opened.
+    open: HashMap<Uuid, Arc<Delta>>,
+    /// What is lost of the file of each snapshot whose own file is damaged.
+    damaged: HashMap<Uuid, Lost>,
+    /// Snapshots of whose own file not all could be looked at.
+    unchecked: HashSet<Uuid>,
+}
+
+/// What cannot be had.
+#[derive(Debug, Clone)]
+enum Lost {
+    All,
+    Some(LostBlocks),
+}
+
+impl ImageCheck<'_> {
+    fn check(
+        &mut self,
+        snapshot: &Snapshot,
+        quick: bool,
+        verified: &mut Verified,
+        context: &Context,
+    ) -> Result<()> {
+        // A dropped one is looked at for those that rest on it.
+        verified.snapshots += u64::from(!self.manifest.is_dropped(snapshot.id));
+        let delta = match open_delta(self.repository, self.manifest, snapshot) {
+            Ok(delta) => Arc::new(delta),
+            Err(e) => return self.found(snapshot, DamageKind::File, e, Lost::All, verified),
+        };
+        self.open.insert(snapshot.id, delta.clone());
+        verified.stored_bytes += snapshot.file_bytes;
+        let whole = if quick {
+            verify_stored(&delta, context).map(|()| 0)
+        } else {
+            verify_all(&delta, context)
+        };
+        match whole {
+            Ok(blocks) => verified.blocks += blocks,
+            // What that means is only known when all blocks are looked at.
+            Err(e) if quick => {
+                return self.found(snapshot, DamageKind::Record, e, Lost::All, verified);
+            }
+            Err(e) => self.name_damage(snapshot, &delta, e, verified, context)?,
+        }
+        if quick || self.damaged.contains_key(&snapshot.id) || self.unchecked.contains(&snapshot.id)
+        {
+            return Ok(());
+        }
+        let end_of =
+            |delta: &Arc<Delta>| delta.header().block_size.count(delta.footer().image_bytes);
+        let parent_end = match snapshot.parent {
+            None => None,
+            Some(id) => match self.open.get(&id) {
+                Some(parent) => Some(end_of(parent)),
+                // That was reported with the parent.
+                None => return Ok(()),
+            },
+        };
+        match verify_runs(&delta, parent_end, context) {
+            Err(e) => self.found(snapshot, DamageKind::ImageDigest, e, Lost::All, verified),
+            Ok(()) => Ok(()),
+        }
+    }
+
+    /// Checks the image digest of each snapshot, chain by chain, the longest first.
+    fn check_digests(
+        &mut self,
+        snapshots: &[&Snapshot],
+        verified: &mut Verified,
+        context: &Context,
+    ) -> Result<()> {
+        let mut done: HashSet<Uuid> = HashSet::new();
+        // Parents come before children.
+        for tip in snapshots.iter().rev() {
+            let lineage = self.manifest.lineage(tip.id)?;
+            // Damaged blocks are no matter: their digests are in the tables.
+            let is_damaged = lineage.iter().any(|ancestor| match self.damaged.get(&ancestor.id) {
+                Some(Lost::Some(lost)) => !lost.pages.is_empty(),
+                Some(Lost::All) => true,
+                None => self.unchecked.contains(&ancestor.id),
+            });
+            // What it lacks was reported, and nothing more can be said; but its sound ancestors are
+            // looked at when it is their turn.
+            if is_damaged || done.contains(&tip.id) {
+                continue;
+            }
+            done.extend(lineage.iter().map(|s| s.id));
+            let layers: Vec<_> = lineage.iter().filter_map(|s| self.open.get(&s.id)).collect();
+            let sound = Chain::link(layers.into_iter().cloned().collect())
+                .and_then(|chain| verify_digests(&chain, context));
+            match sound {
+                Err(e) => {
+                    self.found(tip, DamageKind::ImageDigest, e, Lost::All, verified)?;
+                }
+                Ok(sound) => {
+                    for (snapshot, _) in lineage.iter().zip(sound).filter(|(_, sound)| !sound) {
+                        let place = self.open.get(&snapshot.id).map(|delta| delta.location());
+                        let error = Error::corrupt("the image digest differs");
+                        let error = error.at(place.unwrap_or_default());
+                        let kind = DamageKind::ImageDigest;
+                        self.found(snapshot, kind, error, Lost::All, verified)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells everything that is damaged in a file in which something is: `first`.
+    fn name_damage(
+        &mut self,
+        snapshot: &Snapshot,
+        delta: &Arc<Delta>,
+        first: Error,
+        verified: &mut Verified,
+        context: &Context,
+    ) -> Result<()> {
+        if first.kind() == ErrorKind::Interrupted {
+            return Err(first);
+        }
+        let damaged = find_damage(delta, context)?;
+        verified.blocks += damaged.blocks;
+        if let Some(error) = damaged.unchecked {
+            self.pass(snapshot, &error, verified);
+        } else if !first.is_damage() && damaged.findings.is_empty() {
+            self.pass(snapshot, &first, verified);
+            return Ok(());
+        }
+        let lost = Lost::Some(damaged.lost);
+        let size = delta.base_image().map(|image| image.check_size(delta.footer().image_bytes));
+        if let Some(Err(error)) = size
+            && error.is_damage()
+        {
+            self.found(snapshot, DamageKind::BaseImage, error, lost.clone(), verified)?;
+        }
+        if damaged.findings.is_empty() {
+            if self.unchecked.contains(&snapshot.id) {
+                return Ok(());
+            }
+            // Every block is to be had, and yet not all stored bytes are what was written.
+            let first = verify_stored(delta, context).err().unwrap_or(first);
+            return self.found(snapshot, DamageKind::Record, first, lost, verified);
+        }
+        damaged.findings.into_iter().try_for_each(|finding| {
+            let kind = match finding.part {
+                Part::Table => DamageKind::Table,
+                Part::Blocks => DamageKind::Blocks,
+                Part::BaseImage => DamageKind::BaseImage,
+            };
+            self.found(snapshot, kind, finding.error, lost.clone(), verified)
+        })
+    }
+
+    /// What the damage that was found means for each snapshot: a block is lost if its newest owner has
+    /// lost it.
+    fn tell_losses(
+        &self,
+        snapshots: &[&Snapshot],
+        verified: &mut Verified,
+        context: &Context,
+    ) -> Result<()> {
+        if self.damaged.is_empty() {
+            return Ok(());
+        }
+        let mut losses: HashMap<Uuid, Lost> = HashMap::new();
+        // Of these nothing can be said.
+        let mut unknown = self.unchecked.clone();
+        // Parents come before children.
+        for snapshot in snapshots {
+            if snapshot.parent.is_some_and(|parent| unknown.contains(&parent)) {
+                unknown.insert(snapshot.id);
+            }
+            let inherited = snapshot.parent.and_then(|id| losses.get(&id));
+            let own = self.damaged.get(&snapshot.id);
+            let lost = match (inherited, own, self.open.get(&snapshot.id)) {
+                (None, None, _) => Lost::Some(LostBlocks::default()),
+                (Some(Lost::All), ..) | (_, Some(Lost::All), _) => Lost::All,
+                (.., None) if unknown.contains(&snapshot.id) => Lost::Some(LostBlocks::default()),
+                (.., None) => Lost::All,
+                (inherited, own, Some(delta)) => {
+                    let of = |lost: Option<&Lost>| match lost {
+                        Some(Lost::Some(blocks)) => blocks.clone(),
+                        _ => LostBlocks::default(),
+                    };
+                    Lost::Some(lost_with(delta, &of(inherited), &of(own), context)?)
+                }
+            };
+            losses.insert(snapshot.id, lost.clone());
+            if self.manifest.is_dropped(snapshot.id) {
+                continue;
+            }
+            let name = format!("{}@{}", self.manifest.name, snapshot.number);
+            let geometry = snapshot.geometry()?;
+            let blocks = match lost {
+                Lost::All => None,
+                Lost::Some(lost) => {
+                    // A table that is lost may reach beyond the end.
+                    let inside = |range: BlockRange| {
+                        BlockRange::between(range.first, range.end().min(geometry.block_count()))
+                    };
+                    let mut named = NamedBlocks::default();
+                    lost.all().into_iter().map(inside).for_each(|range| named.add(range));
+                    Some(named)
+                }
+            };
+            if blocks.as_ref().is_some_and(NamedBlocks::is_empty) {
+                verified.whole.extend((!unknown.contains(&snapshot.id)).then_some(name));
+            } else {
+                verified.lost.push(Loss { snapshot: name, geometry, blocks });
+            }
+        }
+        Ok(())
+    }
+
+    /// Not all of the file of a snapshot could be looked at.
+    fn pass(&mut self, snapshot: &Snapshot, error: &Error, verified: &mut Verified) {
+        if self.unchecked.insert(snapshot.id) {
+            let name = format!("{}@{}", self.manifest.name, snapshot.number);
+            verified.unchecked.push(Unchecked { snapshot: name, message: error.to_string() });
+        }
+    }
+
+    fn found(
+        &mut self,
+        snapshot: &Snapshot,
+        kind: DamageKind,
+        error: Error,
+        lost: Lost,
+        verified: &mut Verified,
+    ) -> Result<()> {
+        if error.kind() == ErrorKind::Interrupted {
+            return Err(error);
+        }
+        if !error.is_damage() {
+            self.pass(snapshot, &error, verified);
+            return Ok(());
+        }
+        self.damaged.insert(snapshot.id, lost);
+        let mut affected = vec![snapshot.id];
+        // Parents come before children in a manifest.
+        for other in self.manifest.stored() {
+            if other.parent.is_some_and(|parent| affected.contains(&parent)) {
+                affected.push(other.id);
+            }
+        }
+        // Those that are dropped affect nobody.
+        let name = |id: &Uuid| {
+            self.manifest.by_id(*id).map(|s| format!("{}@{}", self.manifest.name, s.number))
+        };
+        verified.damaged.push(Damage {
+            kind,
+            snapshot: format!(
+                "{}@{}{}",
+                self.manifest.name,
+                snapshot.number,
+                if self.manifest.is_dropped(snapshot.id) { " (dropped)" } else { "" }
+            ),
+            message: error.to_string(),
+            affects: affected.iter().filter_map(name).collect(),
+        });
+        Ok(())
+    }
+}

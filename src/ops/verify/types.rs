@@ -1,0 +1,101 @@
+//! What is to be verified, and what was found.
+
+use crate::base::units::{Geometry, NamedBlocks};
+use crate::repo::reference::At;
+
+/// What is to be verified.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum VerifyScope {
+    /// All images.
+    All,
+    /// One image.
+    Image(String),
+    /// One snapshot, with all that it rests on.
+    Snapshot(String, At),
+}
+
+/// Which part of a repository is damaged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DamageKind {
+    /// The manifest of an image.
+    Manifest,
+    /// A delta file as a whole: it is missing, or another one, or its header or footer is damaged.
+    File,
+    /// Stored bytes that no block needs.
+    Record,
+    /// A page of the table of a delta file.
+    Table,
+    /// Blocks in a delta file.
+    Blocks,
+    /// Blocks in a base image.
+    BaseImage,
+    /// All bytes are what was written, but they are not the image that was taken.
+    ImageDigest,
+}
+
+impl DamageKind {
+    /// One word for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Manifest => "manifest",
+            Self::File => "file",
+            Self::Record => "record",
+            Self::Table => "table",
+            Self::Blocks => "blocks",
+            Self::BaseImage => "base-image",
+            Self::ImageDigest => "image-digest",
+        }
+    }
+}
+
+/// Something that is damaged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Damage {
+    /// What it is.
+    pub kind: DamageKind,
+    /// The snapshot whose file it is: `NAME@N`.
+    pub snapshot: String,
+    /// What is wrong, and where.
+    pub message: String,
+    /// The snapshots that rest on this file, and may need what is damaged: `NAME@N`, this one first.
+    pub affects: Vec<String>,
+}
+
+/// What a snapshot has lost.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Loss {
+    /// `NAME@N`.
+    pub snapshot: String,
+    /// Block size, and length of the image.
+    pub geometry: Geometry,
+    /// Blocks that cannot be restored; none if nothing of it can.
+    pub blocks: Option<NamedBlocks>,
+}
+
+/// A snapshot of which not all could be looked at: it may be sound.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unchecked {
+    /// `NAME@N`; of a manifest, the name of its image.
+    pub snapshot: String,
+    /// Why.
+    pub message: String,
+}
+
+/// The outcome of a verification.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Verified {
+    /// Snapshots looked at.
+    pub snapshots: u64,
+    /// Blocks decoded and compared with their digest; none in a quick verification.
+    pub blocks: u64,
+    /// Bytes of delta files read.
+    pub stored_bytes: u64,
+    /// What is damaged: it was read, and is not what was written.
+    pub damaged: Vec<Damage>,
+    /// What could not be looked at. Nothing is said of it, nor of what rests on it.
+    pub unchecked: Vec<Unchecked>,
+    /// What that means for each snapshot that has lost something; not known after a quick verification.
+    pub lost: Vec<Loss>,
+    /// The other snapshots of the images that have damage: nothing is lost of them.
+    pub whole: Vec<String>,
+}

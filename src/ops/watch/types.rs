@@ -1,0 +1,41 @@
+//! What is to be watched, and what became of each turn.
+
+use crate::base::error::Result;
+use crate::ops::prune::types::Pruned;
+use crate::ops::snapshot::types::{SnapshotOutcome, SnapshotRequest};
+use crate::repo::retention::Rules;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// What is to be watched.
+pub struct WatchRequest {
+    /// The images, each with how its snapshots are taken.
+    pub images: Vec<SnapshotRequest>,
+    /// From one snapshot to the next.
+    pub every: Duration,
+    /// What is kept; otherwise what repository.toml says, and all if it says nothing.
+    pub rules: Option<Rules>,
+}
+
+/// What became of one turn of an image.
+pub struct Watched {
+    /// The image.
+    pub image: PathBuf,
+    /// Its name.
+    pub name: String,
+    /// The snapshot.
+    pub result: Result<SnapshotOutcome>,
+    /// What was dropped afterwards, if there are rules and a new snapshot.
+    pub pruned: Option<Result<Pruned>>,
+    /// How long the turn took.
+    pub seconds: f64,
+    /// How old the newest state is that can be restored now.
+    pub age_seconds: Option<f64>,
+    /// How old the newest one was just before: the most that would have been lost since the last turn.
+    /// None if there was none.
+    pub rpo_seconds: Option<f64>,
+    /// Failures in a row, this one included.
+    pub failures: u32,
+    /// When its next turn is.
+    pub next_in: Duration,
+}

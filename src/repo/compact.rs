@@ -1,0 +1,456 @@
+//! Dropping snapshots, and getting their room back: files that nobody needs go at once; those that
+//! others rest on are merged into them as soon as that is worth its writes.
+//!
+//! ```text
+//! @4 -> (@3) -> (@2) -> (@1) -> base      @4 kept, those in brackets dropped, each with one child
+//! @4 --------------------------> base      after the merge: one new file, one manifest, then three unlinks
+//! ```
+//!
+//! A dropped snapshot with several children stays until it has one: merged earlier, its blocks would
+//! be on disk twice.
+
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::free_space::check_room;
+use crate::base::progress::Context;
+use crate::chain::{Chain, Fork};
+use crate::delta::Identity;
+use crate::merge::{Merged, Plan, layer_use, merge, prove};
+use crate::repo::Repository;
+use crate::repo::files::open_chain;
+use crate::repo::head::Head;
+use crate::repo::manifest::{self, Manifest, Snapshot};
+use crate::repo::session::{Writer, commit_file, discard_unless_named, reap};
+use std::collections::{HashMap, HashSet};
+use uuid::Uuid;
+
+/// So many dropped snapshots in a row are merged though they hold little garbage: each is one more file
+/// to look into.
+const MOST_DROPPED: usize = 64;
+/// What a merge needs beside what lives, at most: header, footer, the ends of pages.
+const SPARE_BYTES: u64 = 1 << 20;
+
+/// When files are merged.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Worth {
+    /// Whenever there is something to merge.
+    Always,
+    /// When so large a share of the files would be freed.
+    Share(f64),
+    /// Not at all: only to know the garbage.
+    Never,
+}
+
+/// Dropped snapshots that were, or would be, merged into the one that rests on them.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Merging {
+    /// The snapshot that stays.
+    pub number: u64,
+    /// Dropped ones that go, newest first.
+    pub absorbed: Vec<u64>,
+    /// Bytes of all these files.
+    pub before_bytes: u64,
+    /// Bytes of the one file in their place; in a plan, about.
+    pub after_bytes: u64,
+}
+
+/// What became of the room that dropped snapshots took, or would.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Compaction {
+    /// Files that nobody needed any more.
+    pub removed_files: u64,
+    /// Their bytes.
+    pub removed_bytes: u64,
+    /// What was merged.
+    pub merged: Vec<Merging>,
+    /// Bytes in files of dropped snapshots, and of those on them, that nobody needs but that are not
+    /// freed yet; about.
+    pub garbage_bytes: u64,
+    /// Files of dropped snapshots that others rest on.
+    pub held_files: u64,
+    /// Merges that did not happen for want of room: why.
+    pub no_room: Vec<String>,
+    /// Somebody reads: files are removed by the next writer, not yet.
+    pub is_delayed: bool,
+}
+
+impl Compaction {
+    /// Bytes that were freed, less those that were written for it.
+    pub fn freed_bytes(&self) -> u64 {
+        let merged = self.merged.iter().map(|m| m.before_bytes.saturating_sub(m.after_bytes));
+        self.removed_bytes + merged.sum::<u64>()
+    }
+}
+
+/// A merge that is worth it.
+struct Group {
+    top: Snapshot,
+    /// Newest first.
+    absorbed: Vec<Snapshot>,
+    /// What the new file will be against.
+    parent: Option<Uuid>,
+    before_bytes: u64,
+    live_bytes: u64,
+}
+
+impl Group {
+    fn merging(&self, after_bytes: u64) -> Merging {
+        Merging {
+            number: self.top.number,
+            absorbed: self.absorbed.iter().map(|s| s.number).collect(),
+            before_bytes: self.before_bytes,
+            after_bytes,
+        }
+    }
+}
+
+/// Drops snapshots: commits a manifest without them. Files that nobody rests on are not named any
+/// more; they are given.
+pub(crate) fn drop_snapshots(
+    repository: &Repository,
+    writer: &mut Writer,
+    ids: &HashSet<Uuid>,
+) -> Result<Vec<Snapshot>> {
+    let mut next = writer.manifest.clone();
+    let unneeded = drop_from(&mut next, ids);
+    if ids.is_empty() && unneeded.is_empty() {
+        return Ok(unneeded);
+    }
+    manifest::commit(repository.store.as_ref(), &mut next)?;
+    writer.manifest = next;
+    if writer.head.snapshot.is_some_and(|id| ids.contains(&id)) {
+        // What an interrupted rollback left behind stays known.
+        writer.head = Head { snapshot: None, stat: None, ..writer.head.clone() };
+        writer.head.save(repository.store.as_ref(), &writer.manifest.name)?;
+    }
+    Ok(unneeded)
+}
+
+/// Removes what nobody needs, and merges what is worth it. What was dropped is gone for the user
+/// before this begins; whatever ends it, the next writer goes on.
+pub(crate) fn compact(
+    repository: &Repository,
+    writer: &mut Writer,
+    unneeded: &[Snapshot],
+    worth: Worth,
+    context: &Context,
+) -> Result<Compaction> {
+    // If somebody reads now, the next writer removes the files.
+    writer.stop_reading();
+    let is_reaped = reap(repository, &writer.manifest, context)?;
+    let (groups, mut compaction, mut failed) =
+        plan_compaction(repository, &writer.manifest, worth, context)?;
+    compaction.is_delayed = !is_reaped;
+    compaction.count_removed(unneeded);
+    for group in groups {
+        if let Err(e) = room_for(repository, &writer.manifest, &group) {
+            compaction.no_room.push(e.to_string());
+            continue;
+        }
+        let absorbed: HashSet<Uuid> = group.absorbed.iter().map(|s| s.id).collect();
+        match rewrite(repository, writer, group.top.id, group.parent, &absorbed, context) {
+            Ok((merged, _)) => compaction.merged.push(group.merging(merged.file_bytes)),
+            Err(e) if e.kind() == ErrorKind::Interrupted => return Err(e),
+            Err(e) => {
+                failed.get_or_insert(e);
+                continue;
+            }
+        }
+        compaction.is_delayed |= !reap(repository, &writer.manifest, context)?;
+    }
+    if let Some(error) = failed {
+        return Err(error);
+    }
+    compaction.held_files = writer.manifest.dropped.len() as u64;
+    Ok(compaction)
+}
+
+/// What a compaction would do if `manifest` ruled.
+pub(crate) fn compaction_of(
+    repository: &Repository,
+    manifest: &Manifest,
+    unneeded: &[Snapshot],
+    worth: Worth,
+    context: &Context,
+) -> Result<Compaction> {
+    let (groups, mut compaction, failed) = plan_compaction(repository, manifest, worth, context)?;
+    failed.map_or(Ok(()), Err)?;
+    compaction.count_removed(unneeded);
+    let groups: Vec<Group> = groups
+        .into_iter()
+        .filter(|group| {
+            let room = room_for(repository, manifest, group);
+            compaction.no_room.extend(room.as_ref().err().map(Error::to_string));
+            room.is_ok()
+        })
+        .collect();
+    let absorbed: usize = groups.iter().map(|group| group.absorbed.len()).sum();
+    compaction.held_files = manifest.dropped.len().saturating_sub(absorbed) as u64;
+    compaction.merged = groups.iter().map(|group| group.merging(group.live_bytes)).collect();
+    Ok(compaction)
+}
+
+fn room_for(repository: &Repository, manifest: &Manifest, group: &Group) -> Result<()> {
+    let what = format!("merging {} files of \"{}\"", group.absorbed.len() + 1, manifest.name);
+    let needed_bytes = group.live_bytes + SPARE_BYTES;
+    check_room(repository.store.room(), needed_bytes, &repository.location(), &what)
+}
+
+/// The merges that are worth it, the garbage that would be left, and what damage was met first.
+fn plan_compaction(
+    repository: &Repository,
+    manifest: &Manifest,
+    worth: Worth,
+    context: &Context,
+) -> Result<(Vec<Group>, Compaction, Option<Error>)> {
+    let (mut groups, mut compaction, mut failed) = (Vec::new(), Compaction::default(), None);
+    for path in paths(manifest) {
+        let chain = open_chain(repository, manifest, path.first().map_or(Uuid::nil(), |s| s.id));
+        let uses = chain.and_then(|chain| {
+            layer_use(chain.layers().get(..path.len()).unwrap_or_default(), context)
+        });
+        let uses = match uses {
+            Ok(uses) => uses,
+            Err(e) if e.kind() == ErrorKind::Interrupted => return Err(e),
+            // Damage of one file is no reason not to merge others.
+            Err(e) => {
+                failed.get_or_insert(e);
+                continue;
+            }
+        };
+        let sizes: Vec<(u64, u64)> =
+            path.iter().zip(&uses).map(|(s, u)| (s.file_bytes, u.live_bytes)).collect();
+        let count = worth.count(&sizes, path.last().is_some_and(|s| s.parent.is_none()));
+        let (taken, left) = sizes.split_at(if count == 0 { 0 } else { count + 1 });
+        let garbage = left.iter().map(|(bytes, live)| bytes.saturating_sub(*live));
+        compaction.garbage_bytes += garbage.sum::<u64>();
+        let mut snapshots = path.into_iter().take(taken.len());
+        let Some(top) = snapshots.next().cloned() else { continue };
+        let absorbed: Vec<Snapshot> = snapshots.cloned().collect();
+        groups.push(Group {
+            parent: absorbed.last().and_then(|s| s.parent),
+            before_bytes: taken.iter().map(|(bytes, _)| bytes).sum(),
+            live_bytes: taken.iter().map(|(_, live)| live).sum(),
+            top,
+            absorbed,
+        });
+    }
+    Ok((groups, compaction, failed))
+}
+
+/// Puts another file in the place of a snapshot's, against `parent`, and commits that. `absorbed`
+/// snapshots, which are dropped, go. Gives what the manifest says of it now, and what nothing rests
+/// on any more.
+pub(crate) fn rewrite(
+    repository: &Repository,
+    writer: &mut Writer,
+    id: Uuid,
+    parent: Option<Uuid>,
+    absorbed: &HashSet<Uuid>,
+    context: &Context,
+) -> Result<(Snapshot, Vec<Snapshot>)> {
+    rewrite_as(repository, writer, id, None, parent, absorbed, context)
+}
+
+/// The same, perhaps with another number.
+pub(crate) fn rewrite_as(
+    repository: &Repository,
+    writer: &mut Writer,
+    id: Uuid,
+    number: Option<u64>,
+    parent: Option<Uuid>,
+    absorbed: &HashSet<Uuid>,
+    context: &Context,
+) -> Result<(Snapshot, Vec<Snapshot>)> {
+    let store = repository.store.as_ref();
+    let name = writer.manifest.name.clone();
+    let tip = open_chain(repository, &writer.manifest, id)?;
+    let parent = parent.map(|id| open_chain(repository, &writer.manifest, id)).transpose()?;
+    let footer = tip.tip().footer().clone();
+    let file_id = Uuid::new_v4();
+    let plan = Plan {
+        fork: Fork::new(tip, parent.clone())?,
+        identity: Identity { number: number.unwrap_or(footer.number), ..Identity::of(&footer) },
+        file_id,
+        compression: repository.defaults().compression,
+    };
+    let file = format!("{file_id}.delta");
+    let mut upload = store.create(&format!("{name}/{file}"))?;
+    let merged = merge(&plan, context, &mut |bytes| upload.write(bytes))?;
+    context.check()?;
+    upload.publish()?;
+    let mut next = writer.manifest.clone();
+    next.dropped.retain(|s| !absorbed.contains(&s.id));
+    let (mut entry, format) = (None, writer.manifest.format().to_owned());
+    for snapshot in next.snapshots.iter_mut().chain(&mut next.dropped).filter(|s| s.id == id) {
+        *snapshot = with_file(snapshot, &file, &merged, &format);
+        entry = Some(snapshot.clone());
+    }
+    next.snapshots.sort_by_key(|s| s.number);
+    next.dropped.sort_by_key(|s| s.number);
+    let unneeded = drop_from(&mut next, &HashSet::new());
+    let proved = prove_merged(repository, &next, id, parent, context);
+    let proved = proved.and_then(|()| commit_file(repository, writer, next, &file));
+    if let Err(error) = proved {
+        discard_unless_named(repository, &name, &file)?;
+        return Err(error);
+    }
+    let gone = || Error::corrupt(format!("{name}: the snapshot is gone"));
+    Ok((entry.ok_or_else(gone)?, unneeded))
+}
+
+/// Opens the new file as `next` names it, and proves that it gives its snapshot.
+fn prove_merged(
+    repository: &Repository,
+    next: &Manifest,
+    id: Uuid,
+    parent: Option<Chain>,
+    context: &Context,
+) -> Result<()> {
+    let chain = open_chain(repository, next, id)?;
+    prove(&Fork::new(chain, parent)?, context)
+}
+
+impl Compaction {
+    fn count_removed(&mut self, unneeded: &[Snapshot]) {
+        self.removed_files = unneeded.len() as u64;
+        self.removed_bytes = unneeded.iter().map(|s| s.file_bytes).sum();
+    }
+}
+
+impl Worth {
+    /// As a caller asks: always, or when a share of the files is garbage.
+    pub(crate) fn of(always: bool, garbage: f64) -> Self {
+        if always { Self::Always } else { Self::Share(garbage) }
+    }
+
+    /// How many of the files below the first one are worth to be merged into it. `sizes` are the bytes
+    /// of each file and what of them lives, the newest first; the last one may be a base.
+    fn count(self, sizes: &[(u64, u64)], ends_at_base: bool) -> usize {
+        let below = sizes.len().saturating_sub(1);
+        let share = match self {
+            Self::Always => return below,
+            Self::Never => return 0,
+            Self::Share(share) => share,
+        };
+        let (mut best, mut total, mut garbage) = (0, 0u64, 0u64);
+        for (index, (bytes, live)) in sizes.iter().enumerate() {
+            total += bytes;
+            garbage += bytes.saturating_sub(*live);
+            if index > 0 && garbage as f64 >= share * total as f64 {
+                best = index;
+            }
+        }
+        if best == 0 && below > MOST_DROPPED {
+            // A large base is not rewritten to save descriptors.
+            let (last, others) = sizes.split_last().map_or((0, 0), |((last, _), others)| {
+                (*last, others.iter().map(|(bytes, _)| bytes).sum())
+            });
+            best = if ends_at_base && last > others { below - 1 } else { below };
+        }
+        best
+    }
+}
+
+/// Drops snapshots from a manifest. Gives those that are named no more, because nothing rests on them.
+pub(crate) fn drop_from(manifest: &mut Manifest, ids: &HashSet<Uuid>) -> Vec<Snapshot> {
+    let (dropped, kept): (Vec<_>, Vec<_>) =
+        std::mem::take(&mut manifest.snapshots).into_iter().partition(|s| ids.contains(&s.id));
+    manifest.snapshots = kept;
+    manifest.dropped.extend(dropped.into_iter().map(|s| Snapshot { label: None, ..s }));
+    manifest.dropped.sort_by_key(|s| s.number);
+    let mut needed: HashSet<Uuid> = manifest.snapshots.iter().filter_map(|s| s.parent).collect();
+    let mut unneeded = Vec::new();
+    // Children have higher numbers than their parents.
+    for snapshot in manifest.dropped.iter().rev() {
+        if needed.contains(&snapshot.id) {
+            needed.extend(snapshot.parent);
+        } else {
+            unneeded.push(snapshot.clone());
+        }
+    }
+    manifest.dropped.retain(|s| needed.contains(&s.id));
+    unneeded
+}
+
+/// Each snapshot that stays on disk with the dropped ones below it that have no other child, newest
+/// first; only where there are any.
+fn paths(manifest: &Manifest) -> Vec<Vec<&Snapshot>> {
+    let stored = manifest.stored();
+    let mut children: HashMap<Uuid, usize> = HashMap::new();
+    for parent in stored.iter().filter_map(|s| s.parent) {
+        *children.entry(parent).or_default() += 1;
+    }
+    let dropped: HashMap<Uuid, &Snapshot> = manifest.dropped.iter().map(|s| (s.id, s)).collect();
+    // The blocks of a base image stay in it.
+    let can_go = |id: &Uuid| {
+        let only_child = children.get(id) == Some(&1);
+        dropped.get(id).copied().filter(|s| only_child && !s.is_by_reference())
+    };
+    let mut paths = Vec::new();
+    for top in stored.iter().filter(|s| can_go(&s.id).is_none()) {
+        let mut path = vec![*top];
+        let mut next = top.parent;
+        while let Some(below) = next.as_ref().and_then(can_go) {
+            path.push(below);
+            next = below.parent;
+        }
+        if path.len() > 1 {
+            paths.push(path);
+        }
+    }
+    paths
+}
+
+/// A snapshot whose file is written anew. `format` is how its image file is read.
+pub(crate) fn with_file(
+    snapshot: &Snapshot,
+    file: &str,
+    merged: &Merged,
+    format: &str,
+) -> Snapshot {
+    let footer = &merged.written.footer;
+    Snapshot {
+        number: footer.number,
+        parent: footer.parent.map(|p| p.parent_id),
+        file: file.into(),
+        file_bytes: footer.file_bytes,
+        footer_digest: merged.written.footer_digest,
+        data_blocks: footer.counts.data_blocks,
+        zero_blocks: footer.counts.zero_blocks,
+        unread_blocks: footer.counts.unread_blocks,
+        changed_blocks: merged.changed_blocks,
+        changed_bytes: merged.changed_bytes,
+        frame_bytes: footer.counts.frame_bytes,
+        base_image: None,
+        format: footer.parent.is_none().then(|| format.to_owned()),
+        ..snapshot.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_base_is_not_rewritten_for_little() {
+        let share = Worth::Share(0.05);
+        // A large base of which one percent is superseded.
+        assert_eq!(share.count(&[(10, 10), (1000, 990)], true), 0);
+        assert_eq!(share.count(&[(10, 10), (1000, 900)], true), 1);
+        assert_eq!(Worth::Always.count(&[(10, 10), (1000, 1000)], true), 1);
+        // The deltas are merged without the base below them.
+        assert_eq!(share.count(&[(10, 10), (10, 5), (10, 6), (1000, 990)], true), 2);
+        assert_eq!(share.count(&[(10, 10)], true), 0);
+    }
+
+    #[test]
+    fn many_files_are_merged_though_they_hold_no_garbage() {
+        let mut sizes = vec![(10, 10); MOST_DROPPED + 1];
+        assert_eq!(Worth::Share(0.05).count(&sizes, false), 0);
+        sizes.push((10, 10));
+        assert_eq!(Worth::Share(0.05).count(&sizes, true), MOST_DROPPED + 1);
+        sizes.pop();
+        sizes.push((100_000, 100_000));
+        assert_eq!(Worth::Share(0.05).count(&sizes, true), MOST_DROPPED);
+    }
+}

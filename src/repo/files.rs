@@ -1,0 +1,56 @@
+//! The delta files and chains that a manifest names.
+
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::chain::Chain;
+use crate::delta::Delta;
+use crate::repo::Repository;
+use crate::repo::manifest::{Manifest, Snapshot};
+use std::sync::Arc;
+use uuid::Uuid;
+
+/// Opens the chain of a snapshot and checks its links (FORMAT.md section 5).
+///
+/// # Errors
+/// `Corrupt` if a file is damaged, missing, or not the one that the manifest or its child
+/// names.
+pub(crate) fn open_chain(repository: &Repository, manifest: &Manifest, id: Uuid) -> Result<Chain> {
+    let mut layers = Vec::new();
+    for snapshot in manifest.lineage(id)? {
+        layers.push(Arc::new(open_delta(repository, manifest, snapshot)?));
+    }
+    Chain::link(layers)
+}
+
+/// Opens the delta file of a snapshot and checks that it is the one that the manifest names.
+pub(crate) fn open_delta(
+    repository: &Repository,
+    manifest: &Manifest,
+    snapshot: &Snapshot,
+) -> Result<Delta> {
+    let place = format!("{}@{}", manifest.name, snapshot.number);
+    let file = format!("{}/{}", manifest.name, snapshot.file);
+    let store = &repository.store;
+    let mut delta =
+        Delta::open(store.clone(), &file, &repository.caches).map_err(|e| match e.kind() {
+            ErrorKind::NotFound => {
+                let what = format!("{place}: its file {} is missing", store.location(&file));
+                Error::corrupt(what).hint("put the file back, or restore another snapshot")
+            }
+            _ => e.at(&place),
+        })?;
+    delta.set_base_image(&place, snapshot.base_image.clone());
+    let footer = delta.footer();
+    let same = delta.footer_digest() == snapshot.footer_digest
+        && footer.file_bytes == snapshot.file_bytes
+        && footer.snapshot_id == snapshot.id
+        && footer.parent.map(|p| p.parent_id) == snapshot.parent
+        && footer.image_digest == snapshot.image_digest
+        && delta.header().image_id == manifest.image_id;
+    if !same {
+        let what = format!("{place}: {} is not the file of this snapshot", delta.location());
+        return Err(
+            Error::corrupt(what).hint("the file was renamed or replaced; put the right one back")
+        );
+    }
+    Ok(delta)
+}

@@ -1,0 +1,247 @@
+//! Which file or device the live image is: noted with each snapshot, so that a rollback writes to nothing
+//! else that its path may lead to.
+
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::folder::{Folder, is_ours, resolve};
+use crate::base::progress::Context;
+use crate::image::{FileStat, LiveIdentity, RawFile};
+use crate::repo::Repository;
+use crate::repo::head::Head;
+use crate::repo::manifest::{self, Manifest};
+use crate::repo::session::{Writer, read, write};
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use uuid::Uuid;
+/// Notes which file or device the image is, with a commit of its own if that is news.
+pub(crate) fn note_live(
+    repository: &Repository,
+    writer: &mut Writer,
+    image: &RawFile,
+    context: &Context,
+) -> Result<()> {
+    let live = live_of(&writer.manifest, image, context);
+    if live == writer.manifest.live {
+        return Ok(());
+    }
+    let mut next = Manifest { live, ..writer.manifest.clone() };
+    manifest::commit(repository.store.as_ref(), &mut next)?;
+    writer.manifest = next;
+    Ok(())
+}
+
+/// Notes that the live file of an image has been made anew at its place, if `path` is that. Otherwise a
+/// rollback would refuse it as a file that it does not know.
+pub fn note_restored(
+    repository: &Repository,
+    name: &str,
+    path: &Path,
+    context: &Context,
+) -> Result<()> {
+    let Ok(path) = std::fs::canonicalize(path) else { return Ok(()) };
+    if read(repository, name, context)?.manifest().source.as_deref() != Some(&path) {
+        return Ok(());
+    }
+    let file = std::fs::File::open(&path)
+        .map_err(|e| Error::io(format!("cannot open {}", path.display()), e))?;
+    let writer = write(repository, name, context)?;
+    let live = LiveIdentity::of(&file, 0);
+    let mut next = Manifest { live, ..writer.manifest.clone() };
+    manifest::commit(repository.store.as_ref(), &mut next)
+}
+
+/// What a snapshot of an image notes of it. A file that was replaced is the live file from now on; another
+/// device is not, and neither is a file that others may have put there by a hard link: that takes a `relink`.
+pub(crate) fn live_of(
+    manifest: &Manifest,
+    image: &RawFile,
+    context: &Context,
+) -> Option<LiveIdentity> {
+    let now = image.identity();
+    let (Some(was), Some(is)) = (&manifest.live, &now) else {
+        return now.or(manifest.live.clone());
+    };
+    let Some(difference) = was.difference(is) else { return now };
+    if !image.is_device() && !may_be_another_file(image) {
+        return now;
+    }
+    let (name, place) = (&manifest.name, image.path().display());
+    context.progress().warn(&format!(
+        "{place} is not what the last snapshot of \"{name}\" was taken of: {difference}; a rollback is \
+         refused until \"imgsnap relink {name} {place}\""
+    ));
+    manifest.live.clone()
+}
+
+/// True for a file that has other names, in a folder in which somebody else can make one.
+fn may_be_another_file(image: &RawFile) -> bool {
+    let has_names = image.file().metadata().is_ok_and(|meta| meta.nlink() > 1);
+    let folder = Folder::of(image.path()).and_then(|folder| folder.owned());
+    has_names && folder.is_ok_and(|folder| !is_ours(folder.owner) || folder.mode & 0o022 != 0)
+}
+
+/// A live file is known by its real path. A link that is there now leads to something else.
+pub(crate) fn refuse_link(name: &str, path: &Path) -> Result<()> {
+    // A device is known by the path that was given, which is a link, often.
+    let is_device =
+        |path: &Path| std::fs::metadata(path).is_ok_and(|meta| meta.file_type().is_block_device());
+    match std::fs::canonicalize(path) {
+        Ok(real) if real != path && !is_device(path) => {
+            let what = format!("{} leads to {} now", path.display(), real.display());
+            Err(Error::new(ErrorKind::Mismatch, what).hint(format!(
+                "if that is the live file of \"{name}\", run \"imgsnap relink {name} {}\"",
+                real.display()
+            )))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whatever the path leads to now, what is written to is what the last snapshot was taken of.
+///
+/// # Errors
+/// `Mismatch` if it is another file, or another device and nobody insists.
+pub(crate) fn refuse_other(
+    manifest: &Manifest,
+    image: &RawFile,
+    force_device: bool,
+    context: &Context,
+) -> Result<()> {
+    let (name, place) = (&manifest.name, image.path().display());
+    let (Some(was), Some(is)) = (&manifest.live, image.identity()) else { return Ok(()) };
+    let Some(difference) = was.difference(&is) else { return Ok(()) };
+    if image.is_device() && force_device {
+        context.progress().warn(&format!("{place} is another device: {difference}; as you asked"));
+        return Ok(());
+    }
+    let what =
+        format!("{place} is not what the last snapshot of \"{name}\" was taken of: {difference}");
+    let force = if image.is_device() { ", or --force-device" } else { "" };
+    Err(Error::new(ErrorKind::Mismatch, what).hint(format!(
+        "if it is to be written to all the same, use \"imgsnap relink {name} {place}\"{force}"
+    )))
+}
+
+/// The snapshot stands already: failing to note the head only costs a scan.
+pub(crate) fn note_head(
+    repository: &Repository,
+    writer: &mut Writer,
+    id: Uuid,
+    stat: Option<FileStat>,
+    context: &Context,
+) {
+    let skipped = writer.head.skipped;
+    writer.head = Head { snapshot: Some(id), stat, intent: None, skipped };
+    if let Err(e) = writer.head.save(repository.store.as_ref(), &writer.manifest.name) {
+        context.progress().warn(&format!("{e}; the next rollback will have to scan"));
+    }
+}
+
+/// Who does not own a file cannot ask the kernel whether others write to it, and who is not root cannot see
+/// who has a device open.
+pub fn warn_if_unguarded(image: &RawFile, context: &Context) {
+    if !image.sees_all_users() {
+        context.progress().warn(&format!(
+            "{}: who else has it open cannot be seen from here (not root, or in a container); nobody must \
+             write to it",
+            image.path().display()
+        ));
+    }
+    if !image.is_guarded() {
+        context.progress().warn(&format!(
+            "{}: no lease is to be had (another owner, or the file system), so a program that has it \
+             open for writing is noticed only by the file's times",
+            image.path().display()
+        ));
+    }
+}
+
+/// True if an image file with this settled stat is, byte for byte, what it was when the head was noted
+/// (DESIGN.md, "When the head is believed").
+pub(crate) fn is_believed(head: &Head, stat: Option<&FileStat>) -> bool {
+    head.intent.is_none() && stat.is_some() && head.stat.as_ref() == stat
+}
+
+/// The path by which an image is known: of a file the real one; of a device the one that was given,
+/// because what it points to may be another one after the next boot.
+pub(crate) fn absolute(path: &Path) -> Result<PathBuf> {
+    let failed = |e| Error::io(format!("cannot open image {}", path.display()), e);
+    std::fs::metadata(path).map_err(failed)?;
+    let real = resolve(path)?;
+    let path = if real.is_file() { real } else { std::path::absolute(path).map_err(failed)? };
+    if path.to_str().is_none() {
+        let what = format!("the path {} is no UTF-8", path.display());
+        return Err(Error::new(ErrorKind::Unsupported, what).hint(
+            "an image is known by its path: give it a name, and its folders, that can be written",
+        ));
+    }
+    Ok(path)
+}
+
+/// The blocks are nowhere else: what was written to the base image a moment ago must not go with the power,
+/// nor its name.
+pub(crate) fn make_durable(base_image: &RawFile) -> Result<()> {
+    let path = base_image.path();
+    let failed = |e| Error::io(format!("cannot sync {}", path.display()), e);
+    base_image.file().sync_all().map_err(failed)?;
+    let Some(folder) = path.parent().filter(|_| !base_image.is_device()) else { return Ok(()) };
+    match File::open(folder).and_then(|folder| folder.sync_all()) {
+        // Who may only pass through it has not made it there just now.
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+        other => other.map_err(failed),
+    }
+}
+
+/// What is written to the live image would be lost to every snapshot.
+///
+/// # Errors
+/// `InvalidInput` if both are one file, under whatever path.
+pub(crate) fn refuse_itself(base_image: &Path, live: &Path) -> Result<()> {
+    let identity = |path: &Path| std::fs::metadata(path).map(|meta| (meta.dev(), meta.ino())).ok();
+    let is_same = identity(base_image).is_some() && identity(base_image) == identity(live);
+    if is_same || base_image == live {
+        let what = format!("{} cannot be its own base image", live.display());
+        return Err(Error::new(ErrorKind::InvalidInput, what));
+    }
+    Ok(())
+}
+
+/// The image that a user means: by name, or by the path of its live file.
+pub fn image_named(repository: &Repository, image: &str, context: &Context) -> Result<String> {
+    if !image.contains('/') && repository.names()?.iter().any(|name| name == image) {
+        return Ok(image.into());
+    }
+    if !Path::new(image).exists() {
+        let what = format!("\"{image}\" is neither an image in the repository nor a file");
+        return Err(
+            Error::new(ErrorKind::NotFound, what).hint("\"imgsnap list\" shows what there is")
+        );
+    }
+    name_of_source(repository, &absolute(Path::new(image))?, context)?.ok_or_else(|| {
+        let what = format!("{image} is not the live file of an image in the repository");
+        Error::new(ErrorKind::NotFound, what)
+            .hint("name the image, or run \"imgsnap relink NAME IMAGE\" if it was moved")
+    })
+}
+
+/// The image whose live file is `path`.
+pub fn name_of_source(
+    repository: &Repository,
+    path: &std::path::Path,
+    context: &Context,
+) -> Result<Option<String>> {
+    for name in repository.names()? {
+        match read(repository, &name, context) {
+            Ok(reader) if reader.manifest().source.as_deref() == Some(path) => {
+                return Ok(Some(name));
+            }
+            // That another image is damaged, or just forgotten, is no reason to refuse this one.
+            Err(e) if !matches!(e.kind(), ErrorKind::Corrupt | ErrorKind::NotFound) => {
+                return Err(e);
+            }
+            _ => {}
+        }
+    }
+    Ok(None)
+}

@@ -1,0 +1,120 @@
+//! The names of what is in the folder of an image (FORMAT.md section 7). Whatever has another name there is
+//! not ours: it is never read as one of these, and never removed.
+
+use crate::base::error::{Error, ErrorKind, Result};
+use uuid::Uuid;
+
+/// What a file in the folder of an image is, by its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ImageFile {
+    /// The manifest with that sequence number.
+    Manifest(u64),
+    /// A delta file.
+    Delta,
+    /// The head state.
+    Head,
+    /// What is locked.
+    Lock,
+    /// One of these that was being written.
+    Temporary,
+}
+
+/// Random digits in a temporary name.
+const RANDOM: usize = 12;
+
+impl ImageFile {
+    /// None for a name that imgsnap gives to nothing.
+    pub fn of(name: &str) -> Option<Self> {
+        match name {
+            "head.json" => return Some(Self::Head),
+            "write.lock" | "reap.lock" => return Some(Self::Lock),
+            _ => {}
+        }
+        if let Some(sequence) = sequence_of(name) {
+            return Some(Self::Manifest(sequence));
+        }
+        if let Some(id) = name.strip_suffix(".delta") {
+            let is_id = Uuid::parse_str(id).is_ok_and(|parsed| parsed.to_string() == id);
+            return is_id.then_some(Self::Delta);
+        }
+        let of = temporary_of(name)?;
+        matches!(Self::of(of)?, Self::Manifest(_) | Self::Delta | Self::Head)
+            .then_some(Self::Temporary)
+    }
+
+    /// True for a delta file.
+    pub fn is_delta(name: &str) -> bool {
+        Self::of(name) == Some(Self::Delta)
+    }
+}
+
+/// The name that a file with this temporary one was to get: `.NAME.0123456789ab.tmp`.
+pub fn temporary_of(name: &str) -> Option<&str> {
+    let rest = name.strip_prefix('.')?.strip_suffix(".tmp")?;
+    let (of, random) = rest.rsplit_once('.')?;
+    let is_random = random.len() == RANDOM && random.bytes().all(|b| b.is_ascii_hexdigit());
+    is_random.then_some(of)
+}
+
+/// The file name of a manifest.
+pub fn file_name(sequence: u64) -> String {
+    format!("manifest.{sequence:06}")
+}
+
+/// The sequence number in a file name.
+pub fn sequence_of(file: &str) -> Option<u64> {
+    let sequence = file.strip_prefix("manifest.")?.parse().ok()?;
+    (file_name(sequence) == file).then_some(sequence)
+}
+
+/// Checks the name of an image (FORMAT.md P2).
+pub fn check_name(name: &str) -> Result<()> {
+    let bad = |c: char| c.is_control() || c.is_whitespace() || c == '/' || c == '@';
+    if name.is_empty() || name.len() > 128 || name.starts_with(['.', '-']) || name.contains(bad) {
+        let what = format!("\"{}\" cannot be the name of an image", name.escape_debug());
+        return Err(Error::new(ErrorKind::InvalidInput, what)
+            .hint("choose one with --name: up to 128 letters, digits, '-', '_' or '.'"));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_names_that_we_give_are_ours() {
+        const ID: &str = "18ddab2b-d2f6-4c59-b4d5-c5dfe82e7291";
+        let delta = &format!("{ID}.delta");
+        for (name, what) in [
+            ("manifest.000042", ImageFile::Manifest(42)),
+            (delta, ImageFile::Delta),
+            ("head.json", ImageFile::Head),
+            ("reap.lock", ImageFile::Lock),
+            (".head.json.0123456789ab.tmp", ImageFile::Temporary),
+            (".manifest.000042.0123456789ab.tmp", ImageFile::Temporary),
+            (&format!(".{delta}.0123456789ab.tmp"), ImageFile::Temporary),
+        ] {
+            assert_eq!(ImageFile::of(name), Some(what), "{name}");
+        }
+        for name in [
+            "",
+            "vm.img",
+            "manifest.42",
+            "mine.delta",
+            &delta.to_uppercase(),
+            &format!("{}.delta", ID.replace('-', "")),
+            ".delta",
+            ".tmp",
+            ".mine.tmp",
+            ".vm.img.0123456789ab.tmp",
+            ".head.json.0123456789a.tmp",
+            ".head.json.0123456789ax.tmp",
+            ".write.lock.0123456789ab.tmp",
+            "..head.json.0123456789ab.tmp.0123456789ab.tmp",
+            "head.json~",
+        ] {
+            assert_eq!(ImageFile::of(name), None, "{name}");
+        }
+    }
+}

@@ -1,0 +1,463 @@
+//! The catalogue of an image: which snapshots live, and in which files (FORMAT.md section 8).
+//!
+//! A manifest is the only thing that is ever replaced, by publishing one with the next sequence
+//! number: that is the commit. The highest number rules; if it is damaged, that is an error, never
+//! a silent step back.
+
+mod check;
+mod files;
+mod wire;
+
+use crate::base::digest::{Digest, ImageDigest};
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::units::{BlockSize, Geometry};
+use crate::image::LiveIdentity;
+use crate::store::{Store, read_small};
+use crate::tracking::CloneStat;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
+use std::path::PathBuf;
+use uuid::Uuid;
+use wire::or_none;
+
+pub use files::{ImageFile, check_name, file_name, sequence_of, temporary_of};
+
+/// Snapshots are counted one by one: one each second for a hundred years does not come to this. Numbers
+/// beyond it are not taken in, because those after them would come to an end.
+pub(crate) const MAX_IMPORTED_NUMBER: u64 = 1 << 32;
+
+/// A manifest larger than this cannot be right (a snapshot takes about 700 bytes).
+pub const MAX_MANIFEST_BYTES: u64 = 256 << 20;
+
+/// What is written; with snapshots that are dropped it is the next one, because a program that does not
+/// know of them would list them, or miss them.
+const VERSION: u32 = 1;
+
+const VERSION_WITH_DROPPED: u32 = 2;
+
+/// The one format of image files that is read so far, as [`Snapshot::format`] has it.
+pub const RAW: &str = "raw";
+
+/// What lives of an image.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// Number of the commit.
+    pub sequence: u64,
+    /// Name of the image.
+    pub name: String,
+    /// Identity of the image.
+    #[serde(deserialize_with = "wire::id")]
+    pub image_id: Uuid,
+    /// Where the live image is.
+    #[serde(deserialize_with = "wire::present")]
+    pub source: Option<PathBuf>,
+    /// What told the live image from others, when it was last seen. A rollback writes to nothing else.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "or_none")]
+    pub live: Option<LiveIdentity>,
+    /// The number of the next snapshot.
+    pub next_number: u64,
+    /// Ascending by number.
+    pub snapshots: Vec<Snapshot>,
+    /// Snapshots that are gone for the user, but whose files others rest on. Ascending by number.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub dropped: Vec<Snapshot>,
+    /// Delta files that a repair could not use. They are not removed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub kept: Vec<String>,
+    /// Those among them that could not be used: the next repair looks at them again.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unused: Vec<String>,
+}
+
+/// One snapshot, as the manifest knows it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// Its number, from 1.
+    pub number: u64,
+    /// Its identity.
+    #[serde(deserialize_with = "wire::id")]
+    pub id: Uuid,
+    /// Its parent; none in a base.
+    #[serde(deserialize_with = "wire::id_or_null")]
+    pub parent: Option<Uuid>,
+    /// Its label.
+    #[serde(deserialize_with = "wire::present")]
+    pub label: Option<String>,
+    /// When it was taken.
+    pub time: Timestamp,
+    /// Name of its delta file.
+    pub file: String,
+    /// Length of its delta file.
+    pub file_bytes: u64,
+    /// Digest of its footer.
+    #[serde(with = "wire::digest_hex")]
+    pub footer_digest: Digest,
+    /// Block size of its chain.
+    pub block_bytes: u32,
+    /// Length of the image.
+    pub image_bytes: u64,
+    /// Digest of the image.
+    #[serde(with = "wire::image_digest_hex")]
+    pub image_digest: ImageDigest,
+    /// Blocks in data runs.
+    pub data_blocks: u64,
+    /// Blocks in zero runs.
+    pub zero_blocks: u64,
+    /// Blocks in unread runs.
+    pub unread_blocks: u64,
+    /// Blocks of the image that have a run.
+    pub changed_blocks: u64,
+    /// Bytes of the image in them.
+    pub changed_bytes: u64,
+    /// Bytes of frames.
+    pub frame_bytes: u64,
+    /// Bytes read to take it.
+    #[serde(deserialize_with = "wire::present")]
+    pub read_bytes: Option<u64>,
+    /// How long that took.
+    #[serde(deserialize_with = "wire::present")]
+    pub seconds: Option<f64>,
+    /// The file that its blocks are in, if they are not in its delta file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base_image: Option<PathBuf>,
+    /// In a base: how the image file was read. Otherwise, and where it is missing, as the base of the chain
+    /// says; [`RAW`] if that says nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub format: Option<String>,
+    /// The image was open for writing: it is what it would have been after a power failure then.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub in_use: bool,
+    /// What told where it may have changed; none if all of it was looked at.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "or_none")]
+    pub hint: Option<HintUse>,
+    /// The clone of the image that was kept.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "or_none")]
+    pub kept_clone: Option<KeptClone>,
+}
+
+/// What a hint said, and how far it was right.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HintUse {
+    /// What it was.
+    pub kind: HintKind,
+    /// The snapshot since which it told what may have changed.
+    pub since: Uuid,
+    /// Bytes of the image that may have changed.
+    pub named_bytes: u64,
+    /// Blocks that each snapshot looks at though they are called unchanged.
+    pub recheck_blocks: u64,
+    /// Blocks among them that had changed.
+    pub missed_blocks: u64,
+}
+
+/// Who knows what changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HintKind {
+    /// The file system: extents that two clones share.
+    Extents,
+    /// A list that somebody gave.
+    List,
+    /// The times of the file: nobody wrote to it.
+    Times,
+}
+
+/// A clone beside the image, called by the id of the snapshot.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct KeptClone {
+    /// By what it is recognised.
+    pub stat: CloneStat,
+    /// How long making it took: so long writers of the image waited.
+    pub seconds: f64,
+    /// How many extents it has: the next one of them costs as much for each, about.
+    pub extents: u64,
+}
+
+impl Snapshot {
+    /// True if its blocks are in a base image, even if it is not known where that is.
+    pub fn is_by_reference(&self) -> bool {
+        self.base_image.is_some() || (self.data_blocks > 0 && self.frame_bytes == 0)
+    }
+
+    /// Block size, and length of the image.
+    ///
+    /// # Errors
+    /// If they are beyond the limits of the format.
+    pub fn geometry(&self) -> Result<Geometry> {
+        Geometry::new(BlockSize::new(self.block_bytes)?, self.image_bytes)
+    }
+
+    /// Blocks that had changed though nothing told so.
+    pub fn missed_blocks(&self) -> u64 {
+        self.hint.map_or(0, |hint| hint.missed_blocks)
+    }
+}
+
+impl Manifest {
+    /// An image without snapshots.
+    pub fn new(name: &str, source: Option<PathBuf>) -> Self {
+        Self {
+            sequence: 0,
+            name: name.into(),
+            image_id: Uuid::new_v4(),
+            source,
+            live: None,
+            next_number: 1,
+            snapshots: Vec::new(),
+            dropped: Vec::new(),
+            kept: Vec::new(),
+            unused: Vec::new(),
+        }
+    }
+
+    /// The snapshot with an id, unless it is dropped.
+    pub fn by_id(&self, id: Uuid) -> Option<&Snapshot> {
+        self.snapshots.iter().find(|s| s.id == id)
+    }
+
+    /// The newest snapshot that has a clone, dropped or not.
+    pub(crate) fn newest_clone(&self) -> Option<(&Snapshot, &KeptClone)> {
+        let stored = self.stored();
+        stored.into_iter().rev().find_map(|s| s.kept_clone.as_ref().map(|kept| (s, kept)))
+    }
+
+    /// All snapshots that have a file, dropped or not, ascending by number.
+    pub fn stored(&self) -> Vec<&Snapshot> {
+        let mut all: Vec<&Snapshot> = self.snapshots.iter().chain(&self.dropped).collect();
+        all.sort_by_key(|s| s.number);
+        all
+    }
+
+    /// True if the snapshot with an id is dropped.
+    pub fn is_dropped(&self, id: Uuid) -> bool {
+        self.dropped.iter().any(|s| s.id == id)
+    }
+
+    /// The parent of a snapshot, dropped or not.
+    pub fn stored_parent_of(&self, snapshot: &Snapshot) -> Option<&Snapshot> {
+        let id = snapshot.parent?;
+        self.snapshots.iter().chain(&self.dropped).find(|s| s.id == id)
+    }
+
+    /// The nearest ancestor of a snapshot that is not dropped.
+    pub fn parent_of(&self, snapshot: &Snapshot) -> Option<&Snapshot> {
+        let mut next = snapshot.parent;
+        while let Some(id) = next {
+            if let Some(parent) = self.by_id(id) {
+                return Some(parent);
+            }
+            next = self.dropped.iter().find(|s| s.id == id).and_then(|s| s.parent);
+        }
+        None
+    }
+
+    /// How the image file is read: as its newest base says.
+    pub fn format(&self) -> &str {
+        let stored = self.stored();
+        let bases = stored.into_iter().rev().filter(|s| s.parent.is_none());
+        bases.filter_map(|s| s.format.as_deref()).next().unwrap_or(RAW)
+    }
+
+    /// The snapshot with the highest number.
+    pub fn latest(&self) -> Option<&Snapshot> {
+        self.snapshots.last()
+    }
+
+    /// The chain of a snapshot, from it back to its base, dropped ones included.
+    ///
+    /// # Errors
+    /// `Corrupt` if a parent is missing.
+    pub fn lineage(&self, id: Uuid) -> Result<Vec<&Snapshot>> {
+        let by_id: HashMap<Uuid, &Snapshot> =
+            self.stored().into_iter().map(|s| (s.id, s)).collect();
+        let mut chain = Vec::new();
+        let mut next = Some(id);
+        while let Some(id) = next {
+            let Some(snapshot) = by_id.get(&id).filter(|_| chain.len() < by_id.len()) else {
+                let what = format!("{}: the parent {id} of a snapshot is missing", self.name);
+                return Err(Error::corrupt(what));
+            };
+            chain.push(*snapshot);
+            next = snapshot.parent;
+        }
+        Ok(chain)
+    }
+
+    /// Snapshots that are not dropped and have `id` as their nearest ancestor that is not.
+    pub fn children(&self, id: Uuid) -> impl Iterator<Item = &Snapshot> {
+        self.snapshots.iter().filter(move |s| self.parent_of(s).is_some_and(|p| p.id == id))
+    }
+
+    /// The bytes of the file.
+    pub fn encode(&self) -> Result<Vec<u8>> {
+        let mut body = serde_json::to_vec_pretty(self).map_err(|e| {
+            Error::new(ErrorKind::InvalidInput, format!("cannot write the manifest: {e}"))
+        })?;
+        body.push(b'\n');
+        let digest = xxhash_rust::xxh3::xxh3_128(&body);
+        let version = if self.dropped.is_empty() { VERSION } else { VERSION_WITH_DROPPED };
+        let mut bytes = format!("imgsnap-manifest {version} {digest:032x}\n").into_bytes();
+        bytes.append(&mut body);
+        Ok(bytes)
+    }
+
+    /// Checks and decodes the bytes of a file.
+    ///
+    /// # Errors
+    /// `Corrupt`, or `Unsupported` if a later version wrote it.
+    pub fn decode(bytes: &[u8]) -> Result<Self> {
+        let damaged = || Error::corrupt("the manifest is damaged");
+        let end = bytes.iter().position(|&b| b == b'\n').ok_or_else(damaged)?;
+        let (line, body) = bytes.split_at(end);
+        let line = std::str::from_utf8(line).map_err(|_| damaged())?;
+        let rest = line.strip_prefix("imgsnap-manifest ").ok_or_else(damaged)?;
+        let (version, digest) = rest.split_once(' ').ok_or_else(damaged)?;
+        // As it is written: no sign, no zeros before it.
+        let is_number = version.bytes().all(|b| b.is_ascii_digit()) && !version.starts_with('0');
+        let known = version.parse::<u32>().ok().filter(|v| *v <= VERSION_WITH_DROPPED);
+        if !is_number || version.is_empty() {
+            return Err(damaged());
+        }
+        let Some(version) = known else {
+            let what =
+                format!("manifest version {version}, this program knows {VERSION_WITH_DROPPED}");
+            return Err(Error::new(ErrorKind::Unsupported, what)
+                .hint("a later imgsnap wrote this; use that one"));
+        };
+        let body = body.split_first().map_or(body, |(_, rest)| rest);
+        let sum = format!("{:032x}", xxhash_rust::xxh3::xxh3_128(body));
+        if digest != sum {
+            return Err(damaged());
+        }
+        // All of it, not only what is looked at: JSON is text.
+        let text = std::str::from_utf8(body).map_err(|_| damaged())?;
+        let manifest: Self = serde_json::from_str(text)
+            .map_err(|e| Error::corrupt(format!("the manifest is not valid: {e}")))?;
+        if (version == VERSION_WITH_DROPPED) == manifest.dropped.is_empty() {
+            return Err(damaged());
+        }
+        manifest.check()?;
+        Ok(manifest)
+    }
+}
+
+/// The sequence number of the ruling manifest of an image; none if the image has none.
+pub fn ruling(store: &dyn Store, name: &str) -> Result<Option<u64>> {
+    Ok(store.list(name)?.iter().filter_map(|file| sequence_of(file)).max())
+}
+
+/// Reads the ruling manifest of an image.
+///
+/// # Errors
+/// `NotFound` if there is no such image; `Corrupt` if the manifest is damaged, or gone though there
+/// are deltas.
+pub fn load(store: &dyn Store, name: &str) -> Result<Manifest> {
+    let hint = format!("run \"imgsnap repair {name}\" to rebuild it from the delta files");
+    let Some(sequence) = ruling(store, name)? else {
+        if store.list(name)?.iter().any(|file| ImageFile::is_delta(file)) {
+            let what = format!("{name}: the manifest is missing");
+            return Err(Error::corrupt(what).hint(hint));
+        }
+        return Err(Error::new(
+            ErrorKind::NotFound,
+            format!("no image \"{name}\" in the repository"),
+        )
+        .hint("\"imgsnap list\" shows what there is"));
+    };
+    let file = format!("{name}/{}", file_name(sequence));
+    let bytes = read_small(store, &file, MAX_MANIFEST_BYTES)?;
+    let manifest = Manifest::decode(&bytes).map_err(|e| {
+        let later = e.kind() == ErrorKind::Unsupported;
+        let e = e.at(store.location(&file));
+        if later { e } else { e.hint(hint) }
+    })?;
+    if manifest.sequence != sequence || manifest.name != name {
+        let what = format!("{}: the manifest of another image", store.location(&file));
+        return Err(Error::corrupt(what).hint("the file was renamed or copied; put it back"));
+    }
+    Ok(manifest)
+}
+
+/// Commits `next` as the successor of the ruling manifest with sequence number `next.sequence`.
+///
+/// # Errors
+/// `Busy` if somebody else committed in the meantime. After any other error the caller must take
+/// the commit as undecided: if the last sync failed, it may stand.
+pub fn commit(store: &dyn Store, next: &mut Manifest) -> Result<()> {
+    let last = || Error::corrupt(format!("{}: there is no number for another commit", next.name));
+    next.sequence = next.sequence.checked_add(1).ok_or_else(last)?;
+    next.check()?;
+    let file = format!("{}/{}", next.name, file_name(next.sequence));
+    let mut upload = store.create(&file)?;
+    upload.write(&next.encode()?)?;
+    upload.publish().map_err(|e| match e.kind() {
+        ErrorKind::AlreadyExists => {
+            let what = format!("somebody else changed \"{}\" at the same time", next.name);
+            Error::new(ErrorKind::Busy, what).hint("run the command again")
+        }
+        _ => e,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_checked() {
+        for name in ["vm", "web-01", "a.b", "größe"] {
+            assert!(check_name(name).is_ok(), "{name}");
+        }
+        for name in ["", ".", "..", ".x", "-x", "a/b", "a@b", "a b", "a\nb", &"x".repeat(129)] {
+            assert!(check_name(name).is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn each_changed_byte_of_a_manifest_is_found() {
+        let manifest = Manifest::new("vm", Some("/x/vm.img".into()));
+        let bytes = manifest.encode().unwrap();
+        assert_eq!(Manifest::decode(&bytes).unwrap(), manifest);
+        for at in 0..bytes.len() {
+            let mut bad = bytes.clone();
+            bad[at] ^= 0x04;
+            assert!(Manifest::decode(&bad).is_err(), "byte {at}");
+            assert!(Manifest::decode(&bytes[..at]).is_err(), "cut at {at}");
+        }
+    }
+
+    #[test]
+    fn a_number_is_written_as_it_was_read() {
+        let read = |digits: &str| serde_json::from_str::<f64>(digits).unwrap().to_string();
+        // Digits that a reader who only comes near them turns into others, with each reading anew.
+        assert_eq!(read("0.04701644444444445"), "0.04701644444444445");
+    }
+
+    #[test]
+    fn only_canonical_versions_are_read() {
+        let bytes = Manifest::new("vm", None).encode().unwrap();
+        let text = String::from_utf8(bytes).unwrap();
+        let kind = |version: &str| {
+            let text = text.replacen("manifest 1 ", &format!("manifest {version} "), 1);
+            Manifest::decode(text.as_bytes()).err().map(|e| e.kind())
+        };
+        assert_eq!(kind("1"), None);
+        // Two means that there are dropped ones.
+        for damaged in ["", "0", "01", "+1", "-1", "1x", "2"] {
+            assert_eq!(kind(damaged), Some(ErrorKind::Corrupt), "{damaged}");
+        }
+        for later in ["3", "10", "99999999999999999999"] {
+            assert_eq!(kind(later), Some(ErrorKind::Unsupported), "{later}");
+        }
+    }
+
+    #[test]
+    fn only_canonical_file_names_are_manifests() {
+        assert_eq!(sequence_of("manifest.000042"), Some(42));
+        assert_eq!(sequence_of("manifest.1234567"), Some(1_234_567));
+        for name in ["manifest.42", "manifest.+00042", "manifest.", "manifest.000042.tmp"] {
+            assert_eq!(sequence_of(name), None, "{name}");
+        }
+    }
+}

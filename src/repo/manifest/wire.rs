@@ -1,0 +1,63 @@
+//! How values stand in the JSON of a manifest (FORMAT.md J3), where that is not what `serde` takes.
+
+use serde::de::{DeserializeOwned, Error};
+use serde::{Deserialize, Deserializer};
+use uuid::Uuid;
+
+/// A value or null; but the key is there: one that is missing was lost.
+pub(crate) fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    from: D,
+) -> Result<Option<T>, D::Error> {
+    Option::deserialize(from)
+}
+
+/// A UUID in its one text form (FORMAT.md C3): other programs know no other.
+pub(crate) fn id<'de, D: Deserializer<'de>>(from: D) -> Result<Uuid, D::Error> {
+    parse_id(&String::deserialize(from)?)
+}
+
+/// The same, or null.
+pub(crate) fn id_or_null<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Uuid>, D::Error> {
+    Option::<String>::deserialize(from)?.map(|text| parse_id(&text)).transpose()
+}
+
+fn parse_id<E: Error>(text: &str) -> Result<Uuid, E> {
+    let id = Uuid::parse_str(text).ok().filter(|id| id.to_string() == text);
+    id.ok_or_else(|| E::custom("an id has 32 lower case hex digits, 8-4-4-4-12"))
+}
+
+/// What is only a hint, and of a shape that we do not know, is none: a later version may know more.
+pub(crate) fn or_none<'de, D: Deserializer<'de>, T: DeserializeOwned>(
+    from: D,
+) -> Result<Option<T>, D::Error> {
+    let value = serde_json::Value::deserialize(from)?;
+    Ok(serde_json::from_value(value).ok())
+}
+
+pub(crate) mod digest_hex {
+    use crate::base::digest::Digest;
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub fn serialize<S: Serializer>(digest: &Digest, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&digest.to_hex())
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Digest, D::Error> {
+        let text = String::deserialize(from)?;
+        Digest::from_hex(&text).ok_or_else(|| D::Error::custom("a digest has 32 hex digits"))
+    }
+}
+
+pub(crate) mod image_digest_hex {
+    use crate::base::digest::ImageDigest;
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub fn serialize<S: Serializer>(digest: &ImageDigest, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&digest.to_hex())
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<ImageDigest, D::Error> {
+        let text = String::deserialize(from)?;
+        ImageDigest::from_hex(&text).ok_or_else(|| D::Error::custom("a digest has 32 hex digits"))
+    }
+}

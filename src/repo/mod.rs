@@ -1,0 +1,24 @@
+//! What a repository is: its images by name, who may read and write them, what is known of their live files.
+//!
+//! ```text
+//! Repository -> Reader (reap lock, shared)            -> Chain -> restore, diff, verify
+//!            -> Writer (write lock, reap lock shared) -> publish a delta, commit a manifest, note the head
+//! ```
+
+pub mod clones;
+pub mod compact;
+pub mod config;
+pub(crate) mod entry;
+pub(crate) mod files;
+pub mod head;
+pub mod inside;
+pub mod live_file;
+pub mod manifest;
+pub(crate) mod names;
+pub mod policy;
+pub mod reference;
+mod repository;
+pub mod retention;
+pub mod session;
+
+pub use repository::Repository;

@@ -1,0 +1,53 @@
+//! The images that a store holds.
+
+use crate::base::error::Result;
+use crate::repo::manifest::{self, ImageFile};
+use crate::store::Store;
+
+/// The configuration of a repository, which makes a folder one.
+pub(crate) const FILE: &str = "repository.toml";
+
+/// The names of the images in a store, sorted.
+pub(crate) fn names_in(store: &dyn Store) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for name in store.list("")? {
+        let known = || -> Result<bool> {
+            let is_ours = |file: &String| {
+                matches!(ImageFile::of(file), Some(ImageFile::Manifest(_) | ImageFile::Delta))
+            };
+            match store.list(&name) {
+                // A link that leads to no image of its own is in nobody's way.
+                Err(_) if is_idle_link(store, &name) => Ok(false),
+                // That of the file system is root's alone.
+                Err(_) if is_of_filesystem(&name) => Ok(false),
+                other => Ok(other?.iter().any(is_ours)),
+            }
+        };
+        if manifest::check_name(&name).is_ok() && name != FILE && known()? {
+            names.push(name);
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// True for a link that leads nowhere, or to what is in the repository anyway.
+pub(crate) fn is_idle_link(store: &dyn Store, name: &str) -> bool {
+    let Some(root) = store.local_path() else { return false };
+    let link = root.join(name);
+    let is_link = link.symlink_metadata().is_ok_and(|meta| meta.is_symlink());
+    let inside = std::fs::canonicalize(root).ok();
+    let leads_inside = |to: &std::path::PathBuf| inside.as_ref().is_some_and(|r| to.starts_with(r));
+    let is_folder = link.is_dir();
+    is_link && (!is_folder || std::fs::canonicalize(&link).ok().as_ref().is_some_and(leads_inside))
+}
+
+/// True for what an `init` that was killed leaves behind.
+pub(crate) fn is_left_of_init(name: &str) -> bool {
+    manifest::temporary_of(name) == Some(FILE)
+}
+
+/// True for what is in the root of a file system that is otherwise empty.
+pub(crate) fn is_of_filesystem(name: &str) -> bool {
+    name == "lost+found"
+}
