@@ -36,7 +36,7 @@ fn merge_all(chain: &Chain) -> usize {
     let mut spans = 0;
     while cursor.position() < count {
         let end = count.min(cursor.position() + STRETCH_BLOCKS);
-        spans += cursor.stretch(end, usize::MAX).unwrap().spans.len();
+        spans += cursor.chunk(end, usize::MAX).unwrap().spans.len();
     }
     spans
 }

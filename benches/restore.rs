@@ -97,7 +97,7 @@ fn restores(c: &mut Criterion) {
         to_file(b, folder.path(), |target| {
             for (offset, piece) in (0..).step_by(PIECE_BYTES).zip(image.chunks(PIECE_BYTES)) {
                 target.write(offset, piece).unwrap();
-                target.settled(offset + piece.len() as u64).unwrap();
+                target.advance_watermark(offset + piece.len() as u64).unwrap();
             }
             target.finish().unwrap();
         });

@@ -322,13 +322,13 @@ impl Repository {
     ///
     /// # Errors
     /// If a copy cannot be written.
-    pub fn bring_back(
+    pub fn fetch_missing(
         &self,
         name: &str,
         sources: &[MendSource],
         context: &Context,
     ) -> Result<Vec<String>> {
-        ops::repair::bring_back::bring_back(self, name, sources, context)
+        ops::repair::fetch_missing::fetch_missing(self, name, sources, context)
     }
 
     /// Replaces what is damaged in the files of an image by the same blocks from elsewhere.

@@ -164,7 +164,7 @@ fn with_unread(maker: &ChainMaker) -> Vec<u8> {
     let mut digest = chain.image_digest();
     let mut walk = chain.walk();
     while let Some(span) = walk.next(5).unwrap() {
-        for (block, old) in (span.blocks.first..).zip(walk.stretch().digests(span)) {
+        for (block, old) in (span.blocks.first..).zip(walk.chunk().digests(span)) {
             if block != 1 {
                 digest = digest.minus(hasher.term(block, *old));
             }

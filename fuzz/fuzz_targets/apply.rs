@@ -2,8 +2,8 @@
 //! that does not fit, or a file that is damaged, leaves the image as it was.
 #![no_main]
 
-use imgsnap::ops::apply::Patch;
 use imgsnap::image::RawFile;
+use imgsnap::ops::apply::Patch;
 use imgsnap_fuzz::chains::{MOST_BYTES, Memory, Nowhere, bytes_of, refusal, unread_blocks};
 use imgsnap_fuzz::parts::Parts;
 use imgsnap_fuzz::seeds::{images, of_chains, plant};

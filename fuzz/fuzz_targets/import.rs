@@ -2,8 +2,8 @@
 //! second reader says, and what is refused changes nothing.
 #![no_main]
 
-use imgsnap::{Defaults, Repository, VerifyScope};
 use imgsnap::store::LocalStore;
+use imgsnap::{Defaults, Repository, VerifyScope};
 use imgsnap_fuzz::parts::Parts;
 use imgsnap_fuzz::seeds::{of_chains, plant};
 use imgsnap_fuzz::support::crash_disk::CrashDisk;

@@ -4,9 +4,9 @@
 #![no_main]
 
 use imgsnap::base::error::{Error, ErrorKind, Result};
-use imgsnap::{At, PruneRequest, Repository, VerifyScope};
 use imgsnap::repo::retention::Rules;
 use imgsnap::store::{Disk, LocalStore};
+use imgsnap::{At, PruneRequest, Repository, VerifyScope};
 use imgsnap_fuzz::parts::Parts;
 use imgsnap_fuzz::seeds::{of_repositories, plant};
 use imgsnap_fuzz::support::crash_disk::CrashDisk;

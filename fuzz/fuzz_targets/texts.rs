@@ -2,14 +2,14 @@
 //! edited. What has a form to be written in comes back from it as it was.
 #![no_main]
 
-use imgsnap::codec::Compression;
 use imgsnap::base::digest::{Digest, DigestAlgorithm, ImageDigest};
+use imgsnap::base::units::{BlockSize, parse_bytes, parse_duration};
+use imgsnap::codec::Compression;
 use imgsnap::repo::head::Head;
-use imgsnap::tracking::Recheck;
-use imgsnap::{At, Reference, Repository, Track, check_label};
 use imgsnap::repo::retention::{Count, LabelGlob, Period};
 use imgsnap::store::{LocalStore, Store};
-use imgsnap::base::units::{BlockSize, parse_bytes, parse_duration};
+use imgsnap::tracking::Recheck;
+use imgsnap::{At, Reference, Repository, Track, check_label};
 use imgsnap_fuzz::meter;
 use imgsnap_fuzz::seeds::{fixture, plant, read};
 use imgsnap_fuzz::support::crash_disk::CrashDisk;
@@ -82,7 +82,7 @@ fn toml(bytes: &[u8]) {
         one_line(repository.policy(name));
         one_line(repository.snapshot_policy(name));
     }
-    one_line(repository.strangers_with_rules());
+    one_line(repository.unknown_images_in_config());
 }
 
 fn head(bytes: &[u8]) {

@@ -2,22 +2,24 @@
 
 use crate::context;
 use crate::support::naive_reader;
+use imgsnap::base::error::{Error, ErrorKind, Result};
 use imgsnap::chain::{Chain, Fork};
 use imgsnap::codec::Compression;
 use imgsnap::delta::{Caches, Delta, Identity, TableCursor};
-use imgsnap::ops::diff::engine::{Difference, Side, diff};
-use imgsnap::base::error::{Error, ErrorKind, Result};
 use imgsnap::format::{FrameLayout, RunKind};
-use imgsnap::merge::{self, layer_use};
-use imgsnap::ops::restore::engine::restore;
 use imgsnap::image::write::{Stream, Target};
-use imgsnap::ops::verify::engine::{find_damage, verify_all, verify_digests, verify_runs, verify_stored};
+use imgsnap::merge::{self, layer_use};
+use imgsnap::ops::diff::engine::{Difference, Side, diff};
+use imgsnap::ops::restore::engine::restore;
+use imgsnap::ops::verify::engine::{
+    find_damage, verify_all, verify_digests, verify_runs, verify_stored,
+};
 use uuid::Uuid;
 
 /// Longer images are not held in memory.
 pub const MOST_BYTES: u64 = 4 << 20;
 /// A block that could not be read costs a digest, and a run of 8 bytes names up to 2^30 of them.
-const MOST_UNREAD: u64 = 1 << 16;
+const MAX_UNREAD_BLOCKS: u64 = 1 << 16;
 /// What the program may take for a chain: its windows and budgets are fixed, the rest follows its input.
 const FIXED_BYTES: usize = 96 << 20;
 const TIMES: usize = 16;
@@ -36,7 +38,7 @@ pub fn unread_blocks(chain: &Chain) -> Option<u64> {
         cursor.seek(0).ok()?;
         while let Some((_, run)) = cursor.run() {
             sum += if run.kind == RunKind::Unread { run.blocks.count } else { 0 };
-            if sum > MOST_UNREAD {
+            if sum > MAX_UNREAD_BLOCKS {
                 return None;
             }
             cursor.advance().ok()?;
@@ -65,7 +67,7 @@ impl Target for Memory {
         Ok(())
     }
 
-    fn settled(&mut self, _: u64) -> Result<()> {
+    fn advance_watermark(&mut self, _: u64) -> Result<()> {
         Ok(())
     }
 
@@ -90,7 +92,7 @@ impl Target for Nowhere {
         Ok(())
     }
 
-    fn settled(&mut self, _: u64) -> Result<()> {
+    fn advance_watermark(&mut self, _: u64) -> Result<()> {
         Ok(())
     }
 
@@ -240,11 +242,11 @@ fn compared(before: &Chain, after: &Chain, sound: bool, image: Option<&Vec<u8>>)
         block
     };
     let named =
-        |at: u64| found.extents.iter().any(|(from, bytes)| (*from..from + bytes).contains(&at));
+        |at: u64| found.extents.iter().any(|range| (range.offset..range.end()).contains(&at));
     for at in (0..longer).step_by(size as usize) {
         assert_eq!(block(&old, at) != block(image, at), named(at), "byte {at} of {found:?}");
     }
     let sum =
-        |difference: &Difference| difference.extents.iter().map(|(_, bytes)| bytes).sum::<u64>();
+        |difference: &Difference| difference.extents.iter().map(|range| range.bytes).sum::<u64>();
     assert_eq!(sum(&found), found.changed_bytes);
 }

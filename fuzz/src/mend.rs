@@ -2,9 +2,9 @@
 //! program is the same as ever; it is the input that a careful enemy would have made.
 
 use crate::support::open_chain;
+use imgsnap::base::digest::{DigestAlgorithm, DigestKey, Hasher, ImageDigest};
 use imgsnap::chain::digest_steps;
 use imgsnap::codec::{self, Codec};
-use imgsnap::base::digest::{DigestAlgorithm, DigestKey, Hasher, ImageDigest};
 use imgsnap::format::footer::FOOTER_BYTES;
 use imgsnap::format::header::HEADER_BYTES;
 use imgsnap::format::record::RECORD_HEAD_BYTES;

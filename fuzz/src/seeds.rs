@@ -4,8 +4,8 @@
 use crate::mend;
 use crate::parts::{HEAD, Parts, TOML};
 use crate::support::{ChainMaker, Recipe, text};
-use imgsnap::codec::Compression;
 use imgsnap::base::digest::DigestAlgorithm;
+use imgsnap::codec::Compression;
 use std::path::{Path, PathBuf};
 
 /// Everything is right after the mending.

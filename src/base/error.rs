@@ -163,6 +163,12 @@ impl std::error::Error for Error {
     }
 }
 
+/// For what is tried for the sake of order, and whose failure changes nothing: the comment beside the
+/// call says why.
+pub fn best_effort<T, E>(outcome: std::result::Result<T, E>) {
+    drop(outcome);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -23,7 +23,7 @@ use std::path::{Component, Path, PathBuf};
 /// How often a path is tried that somebody changes meanwhile.
 const TRIES: usize = 16;
 /// Links that are followed in one path, as the kernel has it.
-const MOST_LINKS: usize = 40;
+const MAX_LINKS: usize = 40;
 
 /// A folder that is held.
 #[derive(Debug)]
@@ -287,7 +287,7 @@ fn resolve_for(path: &Path, what: &str) -> Result<PathBuf> {
             continue;
         }
         links += 1;
-        if links > MOST_LINKS {
+        if links > MAX_LINKS {
             return Err(failed(Errno::ELOOP.into()));
         }
         if !is_ours(meta.uid()) {

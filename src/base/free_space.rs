@@ -11,7 +11,7 @@ pub fn room_in(path: &Path) -> io::Result<u64> {
 }
 
 /// The same for a file that does not exist yet.
-pub fn room_for(file: &Path) -> Option<u64> {
+pub fn free_space_at(file: &Path) -> Option<u64> {
     let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty());
     room_in(folder.unwrap_or(Path::new("."))).ok()
 }
@@ -50,7 +50,12 @@ pub fn check_file_limit(bytes: u64, place: &str) -> Result<()> {
 ///
 /// # Errors
 /// `LimitExceeded`, with both numbers.
-pub fn check_room(room: Option<u64>, needed_bytes: u64, place: &str, what: &str) -> Result<()> {
+pub fn check_free_space(
+    room: Option<u64>,
+    needed_bytes: u64,
+    place: &str,
+    what: &str,
+) -> Result<()> {
     let Some(room) = room.filter(|room| *room < needed_bytes) else { return Ok(()) };
     let mib = |bytes: u64| bytes.div_ceil(1 << 20);
     let what = format!(

@@ -44,7 +44,7 @@ struct Shared<P, T> {
 
 impl<P, T> Shared<P, T> {
     fn lock(&self) -> MutexGuard<'_, State<P, T>> {
-        // A worker that panicked took its item with it; `Bereaved` reports that, so the lock stays
+        // A worker that panicked took its item with it; `PanicGuard` reports that, so the lock stays
         // usable.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -60,13 +60,13 @@ fn fault() -> Error {
 }
 
 /// Delivers an error for the item of a worker that panics, so that nobody waits for it for ever.
-struct Bereaved<'a, P, T> {
+struct PanicGuard<'a, P, T> {
     shared: &'a Shared<P, T>,
     sequence: u64,
     delivered: bool,
 }
 
-impl<P, T> Drop for Bereaved<'_, P, T> {
+impl<P, T> Drop for PanicGuard<'_, P, T> {
     fn drop(&mut self) {
         if !self.delivered {
             let mut state = self.shared.lock();
@@ -79,9 +79,9 @@ impl<P, T> Drop for Bereaved<'_, P, T> {
 }
 
 /// Ends the work when the consumer goes away, by an error or a panic.
-struct Leave<'a, P, T>(&'a Shared<P, T>);
+struct StopOnDrop<'a, P, T>(&'a Shared<P, T>);
 
-impl<P, T> Drop for Leave<'_, P, T> {
+impl<P, T> Drop for StopOnDrop<'_, P, T> {
     fn drop(&mut self) {
         self.0.lock().ended = true;
         self.0.changed.notify_all();
@@ -126,7 +126,7 @@ pub fn growing_map<J: Send, T: Send>(
     let state = State { produce, next: 0, consumed: 0, ended: false, done: BTreeMap::new() };
     let shared = Shared { state: Mutex::new(state), changed: Condvar::new() };
     std::thread::scope(|scope| {
-        let leave = Leave(&shared);
+        let stop = StopOnDrop(&shared);
         let mut threads = 0;
         loop {
             while threads < allowed().threads.max(1) {
@@ -145,7 +145,7 @@ pub fn growing_map<J: Send, T: Send>(
                 }
                 if state.ended && wanted == state.next {
                     drop(state);
-                    drop(leave);
+                    drop(stop);
                     return Ok(());
                 }
                 state = shared.wait(state);
@@ -190,11 +190,11 @@ fn run_worker<J, T, P: FnMut() -> Result<Option<J>>>(
         };
         state.next += 1;
         drop(state);
-        let mut bereaved = Bereaved { shared, sequence, delivered: false };
+        let mut guard = PanicGuard { shared, sequence, delivered: false };
         let result = work(job);
         let mut state = shared.lock();
         state.done.insert(sequence, result);
-        bereaved.delivered = true;
+        guard.delivered = true;
         drop(state);
         shared.changed.notify_all();
     }

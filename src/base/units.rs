@@ -121,6 +121,33 @@ impl BlockRange {
     }
 }
 
+/// A run of bytes: `offset` to `offset + bytes - 1`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ByteRange {
+    /// Where it begins.
+    pub offset: u64,
+    /// How long it is.
+    pub bytes: u64,
+}
+
+impl ByteRange {
+    /// From `offset` up to, and without, `end`.
+    pub fn between(offset: u64, end: u64) -> Self {
+        Self { offset, bytes: end.saturating_sub(offset) }
+    }
+
+    /// One past the last byte.
+    pub fn end(self) -> u64 {
+        self.offset.saturating_add(self.bytes)
+    }
+
+    /// The blocks that it touches.
+    pub fn blocks(self, block_size: BlockSize) -> BlockRange {
+        let size = u64::from(block_size.bytes());
+        BlockRange::between(self.offset / size, self.end().div_ceil(size))
+    }
+}
+
 /// Ranges of blocks in ascending order, as many of them as can be told, and how many blocks they are in
 /// all.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -133,9 +160,9 @@ pub struct NamedBlocks {
 
 impl NamedBlocks {
     /// As many ranges are named.
-    const MOST_RANGES: usize = 1000;
+    const MAX_RANGES: usize = 1000;
     /// And as many of them in a message.
-    const MOST_TOLD: usize = 8;
+    const MAX_NAMED: usize = 8;
 
     /// Adds a range that is not before the last one.
     pub fn add(&mut self, range: BlockRange) {
@@ -144,7 +171,7 @@ impl NamedBlocks {
             Some(last) if last.end() == range.first => last.count += range.count,
             _ if range.count > 0 => {
                 self.ranges.push(range);
-                self.ranges.truncate(Self::MOST_RANGES);
+                self.ranges.truncate(Self::MAX_RANGES);
             }
             _ => {}
         }
@@ -157,11 +184,11 @@ impl NamedBlocks {
 
     /// `3 blocks: bytes 4096+8192, 65536+4096` (offset and length, as `--range` takes them).
     pub fn describe(&self, geometry: Geometry) -> String {
-        let told = self.ranges.iter().take(Self::MOST_TOLD);
+        let told = self.ranges.iter().take(Self::MAX_NAMED);
         let told: Vec<String> = told
             .map(|r| format!("{}+{}", geometry.offset(r.first), geometry.bytes_in(*r)))
             .collect();
-        let more = if self.ranges.len() > Self::MOST_TOLD { " and more" } else { "" };
+        let more = if self.ranges.len() > Self::MAX_NAMED { " and more" } else { "" };
         let noun = if self.count == 1 { "block" } else { "blocks" };
         format!("{} {noun}: bytes {}{more}", self.count, told.join(", "))
     }
@@ -230,23 +257,6 @@ impl Geometry {
     pub fn bytes_in(self, range: BlockRange) -> u64 {
         let end = self.offset(range.end()).min(self.image_bytes);
         end.saturating_sub(self.offset(range.first))
-    }
-}
-
-/// A part of an image, in bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ByteRange {
-    /// Where it begins.
-    pub offset: u64,
-    /// How long it is, at least 1.
-    pub bytes: u64,
-}
-
-impl ByteRange {
-    /// The blocks that it touches.
-    pub fn blocks(self, geometry: Geometry) -> BlockRange {
-        let size = u64::from(geometry.block_size.bytes());
-        BlockRange::between(self.offset / size, (self.offset + self.bytes).div_ceil(size))
     }
 }
 

@@ -7,6 +7,7 @@
 //!
 //! So the two overlap, dirty memory is bounded, and others' pages are not thrown out of the cache.
 
+use crate::base::error::best_effort;
 use crate::base::sys;
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use std::fs::File;
@@ -48,8 +49,9 @@ impl Writeback {
             sys::await_writeback(file, self.ended, done - self.ended)?;
             let (offset, bytes) = (self.ended as i64, (done - self.ended) as i64);
             let advice = PosixFadviseAdvice::POSIX_FADV_DONTNEED;
-            if !self.keeps_cache && posix_fadvise(file, offset, bytes, advice).is_err() {
+            if !self.keeps_cache {
                 // Only advice.
+                best_effort(posix_fadvise(file, offset, bytes, advice));
             }
             self.ended = done;
         }

@@ -129,7 +129,7 @@ pub fn write_new(path: &Path, bytes: u64, pieces: &Pieces) -> Result<()> {
     let noise = noise(pieces);
     for &(offset, bytes) in pieces {
         target.write(offset, noise.get(..bytes as usize).unwrap_or_default())?;
-        target.settled(offset + bytes)?;
+        target.advance_watermark(offset + bytes)?;
     }
     target.finish()
 }

@@ -1,7 +1,8 @@
 //! The scratch folder of a benchmark: large, and gone afterwards, also after Ctrl-C.
 
+use crate::base::error::best_effort;
 use crate::base::error::{Error, Result};
-use crate::base::free_space::{check_room, room_in};
+use crate::base::free_space::{check_free_space, room_in};
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -31,7 +32,7 @@ impl Scratch {
         }
         let room = room_in(folder).map_err(|e| failed("ask", e))?;
         let place = folder.display().to_string();
-        check_room(Some(room), needed_bytes, &place, "the benchmark").map_err(|e| {
+        check_free_space(Some(room), needed_bytes, &place, "the benchmark").map_err(|e| {
             e.hint("choose another folder with --dir, or a smaller image with --size")
         })?;
         let name = uuid::Uuid::new_v4().simple().to_string();
@@ -54,9 +55,8 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        if std::fs::remove_dir_all(&self.path).is_err() {
-            // The next run removes it.
-        }
+        // The next run removes it.
+        best_effort(std::fs::remove_dir_all(&self.path));
     }
 }
 

@@ -1,6 +1,6 @@
 //! Where two snapshots of one chain, or of two branches of it, differ: from their tables alone.
 
-use super::{Chain, ChainCursor, Span, SpanWalk, State, Stretch};
+use super::{Chain, ChainCursor, IndexChunk, Span, SpanWalk, State};
 use crate::base::error::Result;
 use crate::base::units::BlockRange;
 use std::sync::Arc;
@@ -26,8 +26,8 @@ impl Comparison {
     /// at the end.
     ///
     /// Unread blocks differ from everything.
-    pub fn step(&mut self) -> Result<Option<(u64, Stretch)>> {
-        let mut after = self.after.stretch(self.end, STEP_SPANS)?;
+    pub fn step(&mut self) -> Result<Option<(u64, IndexChunk)>> {
+        let mut after = self.after.chunk(self.end, STEP_SPANS)?;
         if after.spans.is_empty() {
             return Ok(None);
         }
@@ -36,7 +36,7 @@ impl Comparison {
         for span in spans {
             while let Some(before) = self.before.next(span.blocks.end())? {
                 if let Some(part) = span.within(before.blocks) {
-                    differences(self.before.stretch(), before, &after, part, &mut different);
+                    differences(self.before.chunk(), before, &after, part, &mut different);
                 }
             }
         }
@@ -47,9 +47,9 @@ impl Comparison {
 
 /// Adds the parts of `after` that differ from `before`, which covers the same blocks.
 pub(super) fn differences(
-    old: &Stretch,
+    old: &IndexChunk,
     before: Span,
-    new: &Stretch,
+    new: &IndexChunk,
     after: Span,
     different: &mut Vec<Span>,
 ) {

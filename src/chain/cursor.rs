@@ -12,10 +12,10 @@
 //! layers are left where they are: what newer ones hide is not looked at, and its pages are skipped.
 //! A run that covers more than a canvas needs none.
 
-use super::stretch::{Span, State, Stretch};
+use super::index_chunk::{IndexChunk, Span, State};
 use crate::base::error::Result;
 use crate::base::units::BlockRange;
-use crate::delta::{Delta, TableCursor, TableScout};
+use crate::delta::{Delta, TableCursor, TablePrefetcher};
 use crate::format::{Run, RunKind, TablePage};
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -36,7 +36,7 @@ pub struct ChainCursor {
     upcoming: BinaryHeap<Reverse<(u64, u32)>>,
     taken: Vec<u32>,
     canvas: Vec<u64>,
-    /// For each layer, the number that its page had last in a stretch.
+    /// For each layer, the number that its page had last in a chunk.
     page_numbers: Vec<u32>,
     /// What is in no layer is left out; otherwise it is zero.
     has_gaps: bool,
@@ -63,7 +63,8 @@ impl ChainCursor {
         Self { has_gaps: true, ..Self::new(layers) }
     }
 
-    /// The same for whoever goes by [`ChainCursor::stretch_over`] and asks for tables by [`Scouts`].
+    /// The same for whoever goes by [`ChainCursor::index_chunk_over`] and asks for tables by
+    /// [`TablePrefetchers`].
     #[must_use]
     pub fn scattered(self) -> Self {
         let cursors = self.cursors.into_iter().map(TableCursor::scattered).collect();
@@ -82,8 +83,8 @@ impl ChainCursor {
 
     /// The spans from the position on, up to `end`; fewer once there are about `most_spans`. In a whole
     /// chain they follow each other without a gap, and there are none only at `end`.
-    pub fn stretch(&mut self, end: u64, most_spans: usize) -> Result<Stretch> {
-        let mut out = Stretch::new(self.layers.clone());
+    pub fn chunk(&mut self, end: u64, most_spans: usize) -> Result<IndexChunk> {
+        let mut out = IndexChunk::new(self.layers.clone());
         while self.position < end && out.spans.len() < most_spans {
             self.step(end, &mut out)?;
         }
@@ -92,8 +93,11 @@ impl ChainCursor {
 
     /// The spans of some ranges, ascending and not before the position. What lies between them is not
     /// looked at.
-    pub fn stretch_over(&mut self, ranges: impl Iterator<Item = BlockRange>) -> Result<Stretch> {
-        let mut out = Stretch::new(self.layers.clone());
+    pub fn index_chunk_over(
+        &mut self,
+        ranges: impl Iterator<Item = BlockRange>,
+    ) -> Result<IndexChunk> {
+        let mut out = IndexChunk::new(self.layers.clone());
         for range in ranges {
             self.seek(range.first);
             while self.position < range.end() {
@@ -104,7 +108,7 @@ impl ChainCursor {
     }
 
     /// Adds the spans of the next canvas, or one that is longer.
-    fn step(&mut self, end: u64, out: &mut Stretch) -> Result<()> {
+    fn step(&mut self, end: u64, out: &mut IndexChunk) -> Result<()> {
         let canvas_end = end.min(self.position + CANVAS_BLOCKS);
         self.take(canvas_end)?;
         // At or beyond the end of the canvas.
@@ -150,7 +154,7 @@ impl ChainCursor {
 
     /// Until where one layer alone says what is at the position, at most `end`; and what that is if a
     /// run of it is there.
-    fn rule_of(&mut self, layer: u32, end: u64, out: &mut Stretch) -> (u64, Option<State>) {
+    fn rule_of(&mut self, layer: u32, end: u64, out: &mut IndexChunk) -> (u64, Option<State>) {
         let found = self.cursors.get(layer as usize).and_then(TableCursor::run);
         let Some((page, run)) = found else { return (end, None) };
         if run.blocks.first > self.position {
@@ -170,18 +174,18 @@ impl ChainCursor {
     }
 
     /// Goes on to `end`; `state` is what is there if any layer has it.
-    fn emit(&mut self, out: &mut Stretch, end: u64, state: Option<State>) {
+    fn emit(&mut self, out: &mut IndexChunk, end: u64, state: Option<State>) {
         self.push(out, BlockRange::between(self.position, end), state);
         self.position = end;
     }
 
-    fn push(&self, out: &mut Stretch, blocks: BlockRange, state: Option<State>) {
+    fn push(&self, out: &mut IndexChunk, blocks: BlockRange, state: Option<State>) {
         if let Some(state) = state.or((!self.has_gaps).then_some(State::Zero)) {
             out.push(Span { blocks, state });
         }
     }
 
-    fn paint(&mut self, end: u64, out: &mut Stretch) -> Result<()> {
+    fn paint(&mut self, end: u64, out: &mut IndexChunk) -> Result<()> {
         let first = self.position;
         let mut bare = (end - first) as usize;
         self.canvas.clear();
@@ -217,7 +221,7 @@ impl ChainCursor {
     }
 
     /// The canvas as spans.
-    fn read_canvas(&self, out: &mut Stretch) {
+    fn read_canvas(&self, out: &mut IndexChunk) {
         let mut at = 0;
         while let Some(&code) = self.canvas.get(at) {
             let rest = self.canvas.get(at..).unwrap_or_default();
@@ -235,20 +239,20 @@ impl ChainCursor {
 const MANY_BLOCKS: u64 = 64 << 10;
 
 /// Ask for the tables of a chain ahead of who needs them.
-pub struct Scouts(Vec<TableScout>);
+pub struct TablePrefetchers(Vec<TablePrefetcher>);
 
-impl Scouts {
+impl TablePrefetchers {
     pub(super) fn new(layers: &[Arc<Delta>]) -> Self {
         let large = layers.iter().filter(|delta| delta.footer().counts.data_blocks >= MANY_BLOCKS);
-        Self(large.cloned().map(TableScout::new).collect())
+        Self(large.cloned().map(TablePrefetcher::new).collect())
     }
 
     /// Asks for the tables over a range that does not begin before the last one.
     ///
     /// # Errors
     /// `Corrupt` if an index page is damaged.
-    pub fn ask(&mut self, range: BlockRange) -> Result<()> {
-        self.0.iter_mut().try_for_each(|scout| scout.ask(range))
+    pub fn prefetch(&mut self, range: BlockRange) -> Result<()> {
+        self.0.iter_mut().try_for_each(|scout| scout.prefetch(range))
     }
 }
 
@@ -273,8 +277,8 @@ fn state_of(code: u64) -> Option<State> {
     })
 }
 
-/// The number of a page in a stretch, to which it is added if it is not there yet.
-fn number_of(numbers: &mut [u32], layer: u32, page: &Arc<TablePage>, out: &mut Stretch) -> u32 {
+/// The number of a page in a chunk, to which it is added if it is not there yet.
+fn number_of(numbers: &mut [u32], layer: u32, page: &Arc<TablePage>, out: &mut IndexChunk) -> u32 {
     let Some(number) = numbers.get_mut(layer as usize) else { return 0 };
     let is_it =
         out.page(*number).is_some_and(|of| of.layer == layer && Arc::ptr_eq(&of.page, page));

@@ -14,7 +14,7 @@
 use super::Chain;
 use super::compare::differences;
 use super::cursor::ChainCursor;
-use super::stretch::{Span, State, Stretch};
+use super::index_chunk::{IndexChunk, Span, State};
 use super::walk::SpanWalk;
 use crate::base::digest::ImageDigest;
 use crate::base::error::{Error, ErrorKind, Result};
@@ -87,7 +87,7 @@ impl Fork {
     pub fn differences(&self) -> Differences {
         let sources = self.sources();
         // Not beyond what is asked for: the next place that is touched may be far away.
-        let narrow = |cursor| SpanWalk::new(cursor, 0, Stretch::new(sources.clone()));
+        let narrow = |cursor| SpanWalk::new(cursor, 0, IndexChunk::new(sources.clone()));
         let end = self.tip.geometry().block_count();
         Differences {
             tip: self.tip.clone(),
@@ -118,7 +118,7 @@ impl Touched {
     /// `Corrupt` if a table is damaged.
     pub fn next_range(&mut self, end: u64) -> Result<Option<BlockRange>> {
         while self.ranges.is_empty() && self.cursor.position() < end {
-            for span in self.cursor.stretch(end, FETCH)?.spans {
+            for span in self.cursor.chunk(end, FETCH)?.spans {
                 match self.ranges.back_mut() {
                     Some(last) if last.end() == span.blocks.first => {
                         last.count += span.blocks.count;
@@ -137,7 +137,7 @@ pub struct Difference {
     /// What they are now.
     pub span: Span,
     /// Where the pages of the span are.
-    pub stretch: Arc<Stretch>,
+    pub chunk: Arc<IndexChunk>,
 }
 
 /// In what a snapshot differs from its parent, in ascending order. Zeros beyond the end of the
@@ -171,7 +171,7 @@ impl Differences {
             if let Some(current) = self.current.take() {
                 self.hold_against_parent(current)?;
             } else if let Some(span) = self.content.next(self.range.end())? {
-                self.current = Some(Difference { span, stretch: self.content.stretch().clone() });
+                self.current = Some(Difference { span, chunk: self.content.chunk().clone() });
             } else if let Some(range) = self.next_range()? {
                 self.range = range;
                 self.content.seek(range.first);
@@ -213,19 +213,19 @@ impl Differences {
         };
         let rest = BlockRange::between(old.blocks.end(), now.span.blocks.end());
         if let Some(span) = now.span.within(rest) {
-            self.current = Some(Difference { span, stretch: now.stretch.clone() });
+            self.current = Some(Difference { span, chunk: now.chunk.clone() });
         }
         let Some(span) = now.span.within(old.blocks) else { return Ok(()) };
-        let empty = Stretch::new(Arc::from([]));
-        let before = self.before.as_ref().map_or(&empty, |before| before.stretch());
+        let empty = IndexChunk::new(Arc::from([]));
+        let before = self.before.as_ref().map_or(&empty, |before| before.chunk());
         let mut different = Vec::new();
-        differences(before, old, &now.stretch, span, &mut different);
+        differences(before, old, &now.chunk, span, &mut different);
         let hasher = self.tip.hasher();
         for span in different {
-            let terms = now.stretch.terms(span, hasher);
+            let terms = now.chunk.terms(span, hasher);
             let old_terms = old.within(span.blocks).map_or(0, |old| before.terms(old, hasher));
             self.step = self.step.wrapping_add(terms).wrapping_sub(old_terms);
-            self.found.push_back(Difference { span, stretch: now.stretch.clone() });
+            self.found.push_back(Difference { span, chunk: now.chunk.clone() });
         }
         Ok(())
     }
@@ -241,11 +241,11 @@ impl Differences {
         if let Some(before) = &mut self.before {
             before.seek(first);
             while let Some(old) = before.next(end)? {
-                let terms = before.stretch().terms(old, self.tip.hasher());
+                let terms = before.chunk().terms(old, self.tip.hasher());
                 self.step = self.step.wrapping_sub(terms);
             }
         }
         let span = Span { blocks: BlockRange::between(first, end), state: State::Zero };
-        Ok(Some(Difference { span, stretch: self.content.stretch().clone() }))
+        Ok(Some(Difference { span, chunk: self.content.chunk().clone() }))
     }
 }

@@ -11,15 +11,15 @@ mod compare;
 mod cursor;
 mod fork;
 mod history;
-mod stretch;
+mod index_chunk;
 mod unread;
 mod walk;
 
 pub use compare::Comparison;
-pub use cursor::{ChainCursor, Scouts};
+pub use cursor::{ChainCursor, TablePrefetchers};
 pub use fork::{Difference, Differences, Fork, Touched};
 pub use history::digest_steps;
-pub use stretch::{PageOf, Span, State, Stretch};
+pub use index_chunk::{IndexChunk, PageOf, Span, State};
 pub use walk::SpanWalk;
 
 use crate::base::digest::{Hasher, ImageDigest};
@@ -111,8 +111,8 @@ impl Chain {
     }
 
     /// Ask for tables of the index before they are needed.
-    pub fn scouts(&self) -> Scouts {
-        Scouts::new(&self.layers)
+    pub fn prefetchers(&self) -> TablePrefetchers {
+        TablePrefetchers::new(&self.layers)
     }
 
     /// The index from block 0 on, span by span.
@@ -122,7 +122,7 @@ impl Chain {
 
     /// The same for whoever goes no further than `end`: what is damaged behind it is not met.
     pub fn walk_to(&self, end: u64) -> SpanWalk {
-        SpanWalk::new(self.cursor(), end, Stretch::new(self.layers.clone()))
+        SpanWalk::new(self.cursor(), end, IndexChunk::new(self.layers.clone()))
     }
 }
 

@@ -1,7 +1,7 @@
 //! Span by span through an index.
 
 use super::cursor::ChainCursor;
-use super::stretch::{Span, Stretch};
+use super::index_chunk::{IndexChunk, Span};
 use crate::base::error::Result;
 use crate::base::units::BlockRange;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ const FETCH: usize = 512;
 /// A walk that can be cut anywhere, span by span.
 pub struct SpanWalk {
     cursor: ChainCursor,
-    stretch: Arc<Stretch>,
+    chunk: Arc<IndexChunk>,
     /// The next one of its spans.
     index: usize,
     position: u64,
@@ -21,8 +21,8 @@ pub struct SpanWalk {
 }
 
 impl SpanWalk {
-    pub(super) fn new(cursor: ChainCursor, end: u64, empty: Stretch) -> Self {
-        Self { cursor, stretch: Arc::new(empty), index: 0, position: 0, end }
+    pub(super) fn new(cursor: ChainCursor, end: u64, empty: IndexChunk) -> Self {
+        Self { cursor, chunk: Arc::new(empty), index: 0, position: 0, end }
     }
 
     /// Where it is.
@@ -40,9 +40,9 @@ impl SpanWalk {
         self.position = self.position.min(block);
     }
 
-    /// The stretch that the span which was given last belongs to.
-    pub fn stretch(&self) -> &Arc<Stretch> {
-        &self.stretch
+    /// The chunk that the span which was given last belongs to.
+    pub fn chunk(&self) -> &Arc<IndexChunk> {
+        &self.chunk
     }
 
     /// The next span, cut at `end`; none if it is there already. Spans follow each other without a
@@ -53,7 +53,7 @@ impl SpanWalk {
         }
         loop {
             let range = BlockRange::between(self.position, end);
-            while let Some(span) = self.stretch.spans.get(self.index) {
+            while let Some(span) = self.chunk.spans.get(self.index) {
                 if let Some(part) = span.within(range) {
                     self.position = part.blocks.end();
                     return Ok(Some(part));
@@ -62,7 +62,7 @@ impl SpanWalk {
             }
             self.cursor.seek(self.position);
             let end = self.end.max(end);
-            self.stretch = Arc::new(self.cursor.stretch(end, FETCH)?);
+            self.chunk = Arc::new(self.cursor.chunk(end, FETCH)?);
             self.index = 0;
         }
     }

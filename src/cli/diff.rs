@@ -36,7 +36,7 @@ pub fn run(
         let extents: Vec<_> = difference
             .extents
             .iter()
-            .map(|(offset, bytes)| json!({"offset": offset, "bytes": bytes}))
+            .map(|range| json!({"offset": range.offset, "bytes": range.bytes}))
             .collect();
         printer.json(&json!({
             "before": before,
@@ -97,8 +97,8 @@ fn describe(before: &str, after: &str, d: &Difference) -> String {
         output::count(d.extent_count),
         output::bytes(d.changed_bytes / d.extent_count.max(1)),
     ));
-    if let Some((offset, bytes)) = d.extents.iter().max_by_key(|(_, bytes)| bytes) {
-        let (bytes, offset) = (output::bytes(*bytes), output::bytes(*offset));
+    if let Some(largest) = d.extents.iter().max_by_key(|range| range.bytes) {
+        let (bytes, offset) = (output::bytes(largest.bytes), output::bytes(largest.offset));
         text.push_str(&format!("\n  largest    {bytes} at {offset}"));
     }
     let region = longer.div_ceil(MAP_REGIONS as u64).max(1);

@@ -82,7 +82,7 @@ pub fn list(
             }
             Err(e) => return Err(e),
         };
-        warn_of_mixture(&listing, context);
+        warn_of_half_written(&listing, context);
         warn_of_clones(name, &listing.clones, context);
         if printer.is_json() {
             let manifest = &listing.manifest;
@@ -112,7 +112,7 @@ fn clone_of<'a>(listing: &'a Listing, s: &Snapshot) -> Option<&'a CloneUse> {
     listing.clones.reference.as_ref().filter(|clone| clone.number == Some(s.number))
 }
 
-fn warn_of_mixture(listing: &Listing, context: &Context) {
+fn warn_of_half_written(listing: &Listing, context: &Context) {
     let manifest = &listing.manifest;
     if let Some(intent) = listing.head.intent {
         let name = &manifest.name;

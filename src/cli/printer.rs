@@ -1,6 +1,7 @@
 //! Where text goes: results to stdout, everything else to stderr; quiet, verbose, JSON and bars in
 //! one value.
 
+use imgsnap::base::error::best_effort;
 use imgsnap::base::error::{Error, Result};
 use imgsnap::base::progress::Progress;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -82,9 +83,8 @@ fn harmless(text: &str, has_lines: bool) -> Cow<'_, str> {
 }
 
 fn to_stderr(line: &str) {
-    if writeln!(std::io::stderr().lock(), "{}", harmless(line, false)).is_err() {
-        // There is nobody left to tell.
-    }
+    // There is nobody left to tell.
+    best_effort(writeln!(std::io::stderr().lock(), "{}", harmless(line, false)));
 }
 
 struct Bars {

@@ -17,7 +17,7 @@ pub fn run(
     context: &Context,
 ) -> Result<ExitCode> {
     let names = repo::names(repository, verb.name.as_deref())?;
-    for stranger in repository.strangers_with_rules()? {
+    for stranger in repository.unknown_images_in_config()? {
         let what = format!("repository.toml has rules for \"{}\"", stranger.escape_debug());
         context.progress().warn(&format!("{what}, and there is no such image"));
     }
@@ -32,7 +32,7 @@ pub fn run(
         match repository.prune(name, &request, context) {
             Ok(pruned) if printer.is_json() => values.push(to_json(&pruned, verb.dry_run)),
             Ok(pruned) => {
-                warn_of_room(&pruned.compaction, context);
+                warn_of_free_space(&pruned.compaction, context);
                 warn_of_clock(&pruned, context);
                 tell_corrected(&pruned, context);
                 printer.line(&describe(&pruned, verb.dry_run))?;
@@ -66,7 +66,7 @@ pub fn rules(keep: &Keep) -> Rules {
     }
 }
 
-fn warn_of_room(compaction: &Compaction, context: &Context) {
+fn warn_of_free_space(compaction: &Compaction, context: &Context) {
     for reason in &compaction.no_room {
         context.progress().warn(&format!("{reason}; the next prune tries again"));
     }
@@ -234,7 +234,7 @@ pub fn delete(
 ) -> Result<ExitCode> {
     let name = &reference.name;
     let (deleted, compaction) = repository.delete(name, &reference.at, compact, context)?;
-    warn_of_room(&compaction, context);
+    warn_of_free_space(&compaction, context);
     if printer.is_json() {
         let mut value = json!({
             "name": name,

@@ -58,7 +58,7 @@ fn of_image(
 ) -> Result<bool> {
     let mut value = Map::from_iter([("name".into(), json!(name))]);
     if !sources.is_empty() {
-        let brought = repository.bring_back(name, sources, context)?;
+        let brought = repository.fetch_missing(name, sources, context)?;
         for file in brought.iter().filter(|_| !printer.is_json()) {
             printer.line(&format!("{name}: brought back {file}"))?;
         }

@@ -4,13 +4,13 @@ use super::args::Restore;
 use super::printer::Printer;
 use super::{exit, output};
 use imgsnap::base::error::{Error, ErrorKind, Result};
-use imgsnap::base::free_space::room_for;
+use imgsnap::base::free_space::free_space_at;
 use imgsnap::base::progress::Context;
 use imgsnap::base::units::NamedBlocks;
 use imgsnap::chain::Chain;
 use imgsnap::image::write::{InPlace, NewFile, Stream};
 use imgsnap::image::{Intent, RawFile, Source};
-use imgsnap::ops::restore::engine::{check_range, check_room_for, restore};
+use imgsnap::ops::restore::engine::{check_free_space_for, check_range, restore};
 use imgsnap::{Repository, warn_if_unguarded};
 use serde_json::json;
 use std::os::unix::fs::FileTypeExt;
@@ -32,7 +32,7 @@ pub fn run(
     // Before a target of that length is made.
     let part = check_range(verb.range, snapshot.image_bytes)?;
     let bytes = part.bytes;
-    let unread = chain.unread(part.blocks(chain.geometry()), context)?;
+    let unread = chain.unread(part.blocks(chain.geometry().block_size), context)?;
     let chain = match unread.is_empty() {
         true => chain,
         false => accept(chain, &name, &unread, verb, context)?,
@@ -56,7 +56,7 @@ pub fn run(
         let device = RawFile::open_to_write(&verb.output)?;
         warn_if_unguarded(&device, context);
         let mut target = InPlace::new(&device);
-        target.check_room(bytes)?;
+        target.check_free_space(bytes)?;
         let restored = restore(&chain, verb.range, &mut target, context)?;
         device.check_alone(Intent::Read)?;
         if device.image_bytes() > bytes {
@@ -67,7 +67,7 @@ pub fn run(
     } else {
         let place = verb.output.display().to_string();
         let mut target = NewFile::create(&verb.output, bytes, verb.force)?;
-        check_room_for(&chain, verb.range, room_for(&verb.output), &place)?;
+        check_free_space_for(&chain, verb.range, free_space_at(&verb.output), &place)?;
         let restored = restore(&chain, verb.range, &mut target, context)?;
         let image = &verb.reference.name;
         // While somebody reads, a writer clears nothing away.

@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 use std::process::ExitCode;
 
 /// Days, and regions, that are shown; JSON has all.
-const MOST_DAYS: usize = 14;
-const MOST_REGIONS: usize = 5;
+const MAX_DAYS: usize = 14;
+const MAX_REGIONS: usize = 5;
 
 pub fn run(
     repository: &Repository,
@@ -215,7 +215,7 @@ fn days(stats: &Stats) -> String {
             output::bytes(day.stored_bytes),
         ]
     };
-    let skipped = stats.days.len().saturating_sub(MOST_DAYS);
+    let skipped = stats.days.len().saturating_sub(MAX_DAYS);
     let rows: Vec<Vec<String>> = stats.days.iter().skip(skipped).map(row).collect();
     let table = output::table(&["DAY", ">SNAPSHOTS", ">CHANGED", ">STORED"], &rows);
     match skipped {
@@ -233,7 +233,7 @@ fn regions(stats: &Stats) -> String {
     let total = stats.heat.iter().copied().fold(0, u64::saturating_add);
     let rows: Vec<Vec<String>> = hottest
         .iter()
-        .take(MOST_REGIONS)
+        .take(MAX_REGIONS)
         .filter(|(bytes, _)| *bytes > 0)
         .map(|(bytes, index)| {
             vec![

@@ -4,7 +4,7 @@ use super::args::{Apply, Export};
 use super::printer::Printer;
 use super::{exit, list, output, repo};
 use imgsnap::base::error::{Error, ErrorKind, Result};
-use imgsnap::base::free_space::room_for;
+use imgsnap::base::free_space::free_space_at;
 use imgsnap::base::progress::Context;
 use imgsnap::delta::Caches;
 use imgsnap::image::write::{NewFile, Stream, Target};
@@ -55,7 +55,7 @@ pub fn export(
         repository.export(&reader, snapshot.id, since_id, context, &mut |bytes| {
             target.write(offset, bytes)?;
             offset += bytes.len() as u64;
-            target.settled(offset)
+            target.advance_watermark(offset)
         })?;
         target.finish()?;
         offset
@@ -212,7 +212,7 @@ pub fn apply(
             } else {
                 let mut target = NewFile::create(output, patch.image_bytes(), verb.force)?;
                 let place = output.display().to_string();
-                patch.check_room(base_bytes, room_for(output), &place)?;
+                patch.check_free_space(base_bytes, free_space_at(output), &place)?;
                 patch.write(base, &mut target, context)?
             };
             (done, output.clone())

@@ -108,15 +108,15 @@ pub fn run(
 }
 
 /// Findings of one file that are printed; JSON has all.
-const MOST_PRINTED: usize = 20;
+const MAX_PRINTED: usize = 20;
 
 /// What is damaged; then what that means for whom, which is what counts.
 fn print_damage(verified: &Verified, quick: bool, printer: &Printer) -> Result<()> {
     for of_file in verified.damaged.chunk_by(|a, b| a.snapshot == b.snapshot) {
-        for damage in of_file.iter().take(MOST_PRINTED) {
+        for damage in of_file.iter().take(MAX_PRINTED) {
             printer.line(&format!("DAMAGED  {}", damage.message))?;
         }
-        let more = of_file.len().saturating_sub(MOST_PRINTED) as u64;
+        let more = of_file.len().saturating_sub(MAX_PRINTED) as u64;
         if more > 0 {
             printer.line(&format!("         and {}", output::plural(more, "more place")))?;
         }
@@ -125,11 +125,11 @@ fn print_damage(verified: &Verified, quick: bool, printer: &Printer) -> Result<(
         };
         printer.line(&format!("         may affect {}", damage.affects.join(", ")))?;
     }
-    for unchecked in verified.unchecked.iter().take(MOST_PRINTED) {
+    for unchecked in verified.unchecked.iter().take(MAX_PRINTED) {
         let (snapshot, why) = (&unchecked.snapshot, &unchecked.message);
         printer.line(&format!("UNKNOWN  {snapshot}  could not be checked: {why}"))?;
     }
-    let more = verified.unchecked.len().saturating_sub(MOST_PRINTED) as u64;
+    let more = verified.unchecked.len().saturating_sub(MAX_PRINTED) as u64;
     if more > 0 {
         printer.line(&format!("         and {} more", output::count(more)))?;
     }

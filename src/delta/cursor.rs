@@ -31,7 +31,7 @@ impl TableCursor {
         Self { delta, path, prefetched, leaf, started: false, is_asked_for: false }
     }
 
-    /// The same for whoever asks for the tables by a [`TableScout`]: none is asked for on the way.
+    /// The same for whoever asks for the tables by a [`TablePrefetcher`]: none is asked for on the way.
     #[must_use]
     pub fn scattered(self) -> Self {
         Self { is_asked_for: true, ..self }
@@ -143,7 +143,7 @@ impl TableCursor {
 
 /// Asks for the tables over some ranges before they are walked, so that the disk works on all of them at
 /// once.
-pub struct TableScout {
+pub struct TablePrefetcher {
     delta: Arc<Delta>,
     /// From the root down to the pages above the tables.
     path: Vec<(Arc<IndexPage>, u32, usize)>,
@@ -152,7 +152,7 @@ pub struct TableScout {
     asked: u64,
 }
 
-impl TableScout {
+impl TablePrefetcher {
     /// Before the first table.
     pub fn new(delta: Arc<Delta>) -> Self {
         Self { delta, path: Vec::new(), started: false, asked: 0 }
@@ -162,7 +162,7 @@ impl TableScout {
     ///
     /// # Errors
     /// `Corrupt` if an index page is damaged.
-    pub fn ask(&mut self, range: BlockRange) -> Result<()> {
+    pub fn prefetch(&mut self, range: BlockRange) -> Result<()> {
         if !self.started {
             self.started = true;
             if let Some(Page::Index(page, level)) = self.delta.root()? {

@@ -12,7 +12,7 @@ mod scrub;
 mod segment;
 mod writer;
 
-pub use cursor::{TableCursor, TableScout};
+pub use cursor::{TableCursor, TablePrefetcher};
 pub use pack::{BASE_FRAME_BYTES, DELTA_FRAME_BYTES, GROUP_BYTES, group_memory, write_pieces};
 pub use reader::{Caches, Delta, Traffic};
 pub use scrub::{Depth, scrub};

@@ -5,6 +5,7 @@
 //! anything that it is a part of, before and after; and what the kernel counts as written is compared, which
 //! also tells of those who came and went in between.
 
+use crate::base::error::best_effort;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::image::users::{Intent, process_with, status_of};
 use std::ffi::OsString;
@@ -18,7 +19,6 @@ use std::time::Duration;
 /// How often, and how long each time, it is waited for somebody who only has a look, as udev does after each
 /// change, and losetup at a device that may be free.
 const LOOKS: usize = 20;
-
 const LOOK_TIME: Duration = Duration::from_millis(100);
 
 /// A device that is open, and what it was when it was opened.
@@ -110,9 +110,8 @@ impl DeviceWatch {
     }
 
     fn written_now(&self, file: &File) -> Written {
-        if file.sync_all().is_err() {
-            // What is dirty is written some time: then it counts as a change, which is the safe side.
-        }
+        // What is dirty is written some time: then it counts as a change, which is the safe side.
+        best_effort(file.sync_all());
         let folder = self.folders.first();
         let times = |meta: Metadata| (meta.len(), meta.mtime(), meta.mtime_nsec());
         Written {

@@ -26,15 +26,10 @@ pub struct ImageGuard {
 /// QEMU's permissions (its block/file-posix.c): one byte each, from 100 for "I use it", from 200
 /// for "others must not".
 const USED: i64 = 100;
-
 const UNSHARED: i64 = 200;
-
 const CONSISTENT_READ: i64 = 0;
-
 const WRITE: i64 = 1;
-
 const WRITE_UNCHANGED: i64 = 2;
-
 const RESIZE: i64 = 3;
 
 impl ImageGuard {
@@ -245,7 +240,6 @@ impl FileStat {
 
 /// Kernels keep file times by a clock that ticks every 1 to 10 ms.
 const TICK_NS: i64 = 25_000_000;
-
 const SECOND_NS: i64 = 1_000_000_000;
 
 fn clock_ns() -> Option<i64> {

@@ -60,8 +60,8 @@ impl FrameFinder {
             }
             return;
         };
-        let Some(of) = difference.stretch.page(page) else { return };
-        let delta = difference.stretch.layers().get(of.layer as usize);
+        let Some(of) = difference.chunk.page(page) else { return };
+        let delta = difference.chunk.layers().get(of.layer as usize);
         let (Some(delta), page) = (delta, &of.page) else { return };
         let (mut blocks, mut ordinal) = (difference.span.blocks, ordinal);
         while blocks.count > 0 {
@@ -69,8 +69,8 @@ impl FrameFinder {
             let count = blocks.count.min(u64::from(ordinals.end.saturating_sub(ordinal)).max(1));
             let part = BlockRange { first: blocks.first, count };
             let Some(span) = difference.span.within(part) else { return };
-            let stretch = difference.stretch.clone();
-            self.part(delta, page, frame, ordinal, ordinals, Difference { span, stretch }, out);
+            let chunk = difference.chunk.clone();
+            self.part(delta, page, frame, ordinal, ordinals, Difference { span, chunk }, out);
             ordinal += count as u32;
             blocks = BlockRange::between(part.end(), blocks.end());
         }

@@ -2,7 +2,7 @@
 
 use crate::base::error::Result;
 use crate::base::progress::Context;
-use crate::chain::{ChainCursor, Span, State, Stretch};
+use crate::chain::{ChainCursor, IndexChunk, Span, State};
 use crate::delta::Delta;
 use std::sync::Arc;
 
@@ -28,9 +28,9 @@ impl LayerUse {
     }
 
     /// Adds the blocks of a span.
-    fn add(&mut self, stretch: &Stretch, span: Span) {
+    fn add(&mut self, chunk: &IndexChunk, span: Span) {
         let State::Data { page, ordinal } = span.state else { return };
-        let Some(of) = stretch.page(page) else { return };
+        let Some(of) = chunk.page(page) else { return };
         let (mut ordinal, end) = (ordinal, ordinal + span.blocks.count as u32);
         self.live_blocks += span.blocks.count;
         self.live_bytes += span.blocks.count * ENTRY_BYTES;
@@ -55,20 +55,20 @@ pub fn layer_use(layers: &[Arc<Delta>], context: &Context) -> Result<Vec<LayerUs
     let mut below = ChainCursor::with_gaps(&Arc::from([oldest.clone()]));
     loop {
         context.check()?;
-        let stretch = cursor.stretch(u64::MAX, FETCH)?;
-        if stretch.spans.is_empty() {
+        let chunk = cursor.chunk(u64::MAX, FETCH)?;
+        if chunk.spans.is_empty() {
             break;
         }
-        for span in &stretch.spans {
+        for span in &chunk.spans {
             if let State::Data { page, .. } = span.state
-                && let Some(of) = stretch.page(page)
+                && let Some(of) = chunk.page(page)
                 && let Some(layer) = uses.get_mut(of.layer as usize)
             {
-                layer.add(&stretch, *span);
+                layer.add(&chunk, *span);
             }
             below.seek(span.blocks.first);
             while below.position() < span.blocks.end() {
-                let hidden = below.stretch(span.blocks.end(), FETCH)?;
+                let hidden = below.chunk(span.blocks.end(), FETCH)?;
                 hidden.spans.iter().for_each(|span| superseded.add(&hidden, *span));
             }
         }

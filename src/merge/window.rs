@@ -8,7 +8,7 @@ use crate::base::progress::Context;
 use crate::base::units::{BlockRange, Geometry};
 use crate::chain::Difference;
 use crate::delta::{GROUP_BYTES, Piece};
-use crate::view::{BATCH_BYTES, Decoded, Gather, Order, decode_batch};
+use crate::view::{BATCH_BYTES, BatchBuilder, Decoded, Order, decode_batch};
 use std::collections::VecDeque;
 
 /// Pieces in a row, and where the blocks of those that are packed come from.
@@ -72,10 +72,10 @@ impl Window {
             let count = blocks.count.min(u64::from(block_count) - have);
             let part = BlockRange { first: blocks.first, count };
             if let Some(span) = from.span.within(BlockRange::between(part.end(), blocks.end())) {
-                loose.push_front(Difference { span, stretch: from.stretch.clone() });
+                loose.push_front(Difference { span, chunk: from.chunk.clone() });
             }
             let span = from.span.within(part).ok_or_else(missing)?;
-            let from = Difference { span, stretch: from.stretch };
+            let from = Difference { span, chunk: from.chunk };
             self.places.push(Place { from, piece, offset: have as usize * size });
             have += count;
         }
@@ -108,19 +108,19 @@ impl Window {
 
     fn fill(&mut self, context: &Context) -> Result<()> {
         let Some(first) = self.places.first() else { return Ok(()) };
-        let layers = first.from.stretch.layers().clone();
-        let mut gather = Gather::new(self.geometry, &layers, Order::ByFrame);
+        let layers = first.from.chunk.layers().clone();
+        let mut builder = BatchBuilder::new(self.geometry, &layers, Order::ByFrame);
         for place in &self.places {
-            gather.add(&place.from.stretch, place.from.span)?;
+            builder.add(&place.from.chunk, place.from.span)?;
         }
-        gather.finish();
+        builder.finish();
         let (geometry, places, pieces) = (self.geometry, &self.places, &mut self.pieces);
         ordered_map(
             context.threads(),
             context.in_flight(BATCH_BYTES),
             || {
                 context.check()?;
-                Ok(gather.next_batch())
+                Ok(builder.next_batch())
             },
             |batch| decode_batch(geometry, batch),
             |decoded| put(&decoded, geometry, places, pieces),

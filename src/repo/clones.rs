@@ -65,7 +65,7 @@ impl<'a> Whose<'a> {
 
 /// The clones beside the live file of an image.
 pub fn clones(repository: &Repository, manifest: &Manifest) -> Result<Clones> {
-    let mut clones = clones_now(repository, manifest)?;
+    let mut clones = list_clones(repository, manifest)?;
     if !clones.orphans.is_empty() {
         // One that a snapshot is just about to name is none.
         let lock = repository.store.lock(&write_lock(&manifest.name), LockKind::Shared);
@@ -73,7 +73,7 @@ pub fn clones(repository: &Repository, manifest: &Manifest) -> Result<Clones> {
             Ok(None) => clones.orphans.clear(),
             Ok(Some(_alone)) => {
                 let manifest = manifest::load(repository.store.as_ref(), &manifest.name)?;
-                clones = clones_now(repository, &manifest)?;
+                clones = list_clones(repository, &manifest)?;
             }
             // Where nothing can be locked nobody writes.
             Err(_) => {}
@@ -82,7 +82,7 @@ pub fn clones(repository: &Repository, manifest: &Manifest) -> Result<Clones> {
     Ok(clones)
 }
 
-pub(crate) fn clones_now(repository: &Repository, manifest: &Manifest) -> Result<Clones> {
+pub(crate) fn list_clones(repository: &Repository, manifest: &Manifest) -> Result<Clones> {
     let mut clones = Clones::default();
     let Some(source) = &manifest.source else { return Ok(clones) };
     let newest = manifest.newest_clone().map(|(s, _)| s);
@@ -119,7 +119,7 @@ pub(crate) fn clones_or_warn(
 
 /// Removes the clones of an image that no snapshot needs; of all those that one does, only the newest
 /// is, and none if the image is not tracked. What fails is told, and left to the next snapshot.
-pub(crate) fn clean_clones(
+pub(crate) fn remove_unneeded_clones(
     repository: &Repository,
     manifest: &Manifest,
     is_tracked: bool,
@@ -155,7 +155,7 @@ pub(crate) fn remove_clones(
 }
 
 /// Removes all clones of an image that is not there, or not where it was, any more.
-pub(crate) fn forget_clones(repository: &Repository, manifest: &Manifest, context: &Context) {
+pub(crate) fn remove_all_clones(repository: &Repository, manifest: &Manifest, context: &Context) {
     if let Err(e) = remove_clones(repository, manifest, |_| true, context) {
         context.progress().warn(&format!("{e}; remove it by hand"));
     }

@@ -10,7 +10,7 @@
 //! be on disk twice.
 
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::base::free_space::check_room;
+use crate::base::free_space::check_free_space;
 use crate::base::progress::Context;
 use crate::chain::{Chain, Fork};
 use crate::delta::Identity;
@@ -19,19 +19,19 @@ use crate::repo::Repository;
 use crate::repo::files::open_chain;
 use crate::repo::head::Head;
 use crate::repo::manifest::{self, Manifest, Snapshot};
-use crate::repo::session::{Writer, commit_file, discard_unless_named, reap};
+use crate::repo::session::{Writer, collect_garbage, commit_file, discard_unless_named};
 use std::collections::{HashMap, HashSet};
 use uuid::Uuid;
 
 /// So many dropped snapshots in a row are merged though they hold little garbage: each is one more file
 /// to look into.
-const MOST_DROPPED: usize = 64;
+const MAX_DROPPED_IN_A_ROW: usize = 64;
 /// What a merge needs beside what lives, at most: header, footer, the ends of pages.
 const SPARE_BYTES: u64 = 1 << 20;
 
 /// When files are merged.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) enum Worth {
+pub(crate) enum CompactWhen {
     /// Whenever there is something to merge.
     Always,
     /// When so large a share of the files would be freed.
@@ -111,7 +111,7 @@ pub(crate) fn drop_snapshots(
     ids: &HashSet<Uuid>,
 ) -> Result<Vec<Snapshot>> {
     let mut next = writer.manifest.clone();
-    let unneeded = drop_from(&mut next, ids);
+    let unneeded = drop_from_manifest(&mut next, ids);
     if ids.is_empty() && unneeded.is_empty() {
         return Ok(unneeded);
     }
@@ -131,18 +131,18 @@ pub(crate) fn compact(
     repository: &Repository,
     writer: &mut Writer,
     unneeded: &[Snapshot],
-    worth: Worth,
+    worth: CompactWhen,
     context: &Context,
 ) -> Result<Compaction> {
     // If somebody reads now, the next writer removes the files.
-    writer.stop_reading();
-    let is_reaped = reap(repository, &writer.manifest, context)?;
+    writer.release_reader_lock();
+    let is_reaped = collect_garbage(repository, &writer.manifest, context)?;
     let (groups, mut compaction, mut failed) =
         plan_compaction(repository, &writer.manifest, worth, context)?;
     compaction.is_delayed = !is_reaped;
     compaction.count_removed(unneeded);
     for group in groups {
-        if let Err(e) = room_for(repository, &writer.manifest, &group) {
+        if let Err(e) = free_space_at(repository, &writer.manifest, &group) {
             compaction.no_room.push(e.to_string());
             continue;
         }
@@ -155,7 +155,7 @@ pub(crate) fn compact(
                 continue;
             }
         }
-        compaction.is_delayed |= !reap(repository, &writer.manifest, context)?;
+        compaction.is_delayed |= !collect_garbage(repository, &writer.manifest, context)?;
     }
     if let Some(error) = failed {
         return Err(error);
@@ -169,7 +169,7 @@ pub(crate) fn compaction_of(
     repository: &Repository,
     manifest: &Manifest,
     unneeded: &[Snapshot],
-    worth: Worth,
+    worth: CompactWhen,
     context: &Context,
 ) -> Result<Compaction> {
     let (groups, mut compaction, failed) = plan_compaction(repository, manifest, worth, context)?;
@@ -178,7 +178,7 @@ pub(crate) fn compaction_of(
     let groups: Vec<Group> = groups
         .into_iter()
         .filter(|group| {
-            let room = room_for(repository, manifest, group);
+            let room = free_space_at(repository, manifest, group);
             compaction.no_room.extend(room.as_ref().err().map(Error::to_string));
             room.is_ok()
         })
@@ -189,17 +189,17 @@ pub(crate) fn compaction_of(
     Ok(compaction)
 }
 
-fn room_for(repository: &Repository, manifest: &Manifest, group: &Group) -> Result<()> {
+fn free_space_at(repository: &Repository, manifest: &Manifest, group: &Group) -> Result<()> {
     let what = format!("merging {} files of \"{}\"", group.absorbed.len() + 1, manifest.name);
     let needed_bytes = group.live_bytes + SPARE_BYTES;
-    check_room(repository.store.room(), needed_bytes, &repository.location(), &what)
+    check_free_space(repository.store.free_space(), needed_bytes, &repository.location(), &what)
 }
 
 /// The merges that are worth it, the garbage that would be left, and what damage was met first.
 fn plan_compaction(
     repository: &Repository,
     manifest: &Manifest,
-    worth: Worth,
+    worth: CompactWhen,
     context: &Context,
 ) -> Result<(Vec<Group>, Compaction, Option<Error>)> {
     let (mut groups, mut compaction, mut failed) = (Vec::new(), Compaction::default(), None);
@@ -287,7 +287,7 @@ pub(crate) fn rewrite_as(
     }
     next.snapshots.sort_by_key(|s| s.number);
     next.dropped.sort_by_key(|s| s.number);
-    let unneeded = drop_from(&mut next, &HashSet::new());
+    let unneeded = drop_from_manifest(&mut next, &HashSet::new());
     let proved = prove_merged(repository, &next, id, parent, context);
     let proved = proved.and_then(|()| commit_file(repository, writer, next, &file));
     if let Err(error) = proved {
@@ -317,7 +317,7 @@ impl Compaction {
     }
 }
 
-impl Worth {
+impl CompactWhen {
     /// As a caller asks: always, or when a share of the files is garbage.
     pub(crate) fn of(always: bool, garbage: f64) -> Self {
         if always { Self::Always } else { Self::Share(garbage) }
@@ -340,7 +340,7 @@ impl Worth {
                 best = index;
             }
         }
-        if best == 0 && below > MOST_DROPPED {
+        if best == 0 && below > MAX_DROPPED_IN_A_ROW {
             // A large base is not rewritten to save descriptors.
             let (last, others) = sizes.split_last().map_or((0, 0), |((last, _), others)| {
                 (*last, others.iter().map(|(bytes, _)| bytes).sum())
@@ -352,7 +352,7 @@ impl Worth {
 }
 
 /// Drops snapshots from a manifest. Gives those that are named no more, because nothing rests on them.
-pub(crate) fn drop_from(manifest: &mut Manifest, ids: &HashSet<Uuid>) -> Vec<Snapshot> {
+pub(crate) fn drop_from_manifest(manifest: &mut Manifest, ids: &HashSet<Uuid>) -> Vec<Snapshot> {
     let (dropped, kept): (Vec<_>, Vec<_>) =
         std::mem::take(&mut manifest.snapshots).into_iter().partition(|s| ids.contains(&s.id));
     manifest.snapshots = kept;
@@ -433,11 +433,11 @@ mod tests {
 
     #[test]
     fn a_base_is_not_rewritten_for_little() {
-        let share = Worth::Share(0.05);
+        let share = CompactWhen::Share(0.05);
         // A large base of which one percent is superseded.
         assert_eq!(share.count(&[(10, 10), (1000, 990)], true), 0);
         assert_eq!(share.count(&[(10, 10), (1000, 900)], true), 1);
-        assert_eq!(Worth::Always.count(&[(10, 10), (1000, 1000)], true), 1);
+        assert_eq!(CompactWhen::Always.count(&[(10, 10), (1000, 1000)], true), 1);
         // The deltas are merged without the base below them.
         assert_eq!(share.count(&[(10, 10), (10, 5), (10, 6), (1000, 990)], true), 2);
         assert_eq!(share.count(&[(10, 10)], true), 0);
@@ -445,12 +445,12 @@ mod tests {
 
     #[test]
     fn many_files_are_merged_though_they_hold_no_garbage() {
-        let mut sizes = vec![(10, 10); MOST_DROPPED + 1];
-        assert_eq!(Worth::Share(0.05).count(&sizes, false), 0);
+        let mut sizes = vec![(10, 10); MAX_DROPPED_IN_A_ROW + 1];
+        assert_eq!(CompactWhen::Share(0.05).count(&sizes, false), 0);
         sizes.push((10, 10));
-        assert_eq!(Worth::Share(0.05).count(&sizes, true), MOST_DROPPED + 1);
+        assert_eq!(CompactWhen::Share(0.05).count(&sizes, true), MAX_DROPPED_IN_A_ROW + 1);
         sizes.pop();
         sizes.push((100_000, 100_000));
-        assert_eq!(Worth::Share(0.05).count(&sizes, true), MOST_DROPPED);
+        assert_eq!(CompactWhen::Share(0.05).count(&sizes, true), MAX_DROPPED_IN_A_ROW);
     }
 }

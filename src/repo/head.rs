@@ -63,7 +63,7 @@ impl Head {
     /// Removes the head state, durably. Needs no room.
     pub fn forget(store: &dyn Store, name: &str) -> Result<()> {
         store.remove(&file(name))?;
-        store.flush(name)
+        store.sync_dir(name)
     }
 
     /// Writes the head state, durably.

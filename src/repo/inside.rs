@@ -36,7 +36,7 @@ pub fn refuse_inside(repository: &Repository, file: &Path) -> Result<()> {
     let mut inside = Inside::default();
     let failed = |e| Error::io(format!("cannot look into {}", root.display()), e);
     let top = Folder::open(&root).map_err(failed)?;
-    inside.look_into(&top, meta.as_ref(), DEPTH).map_err(failed)?;
+    inside.search(&top, meta.as_ref(), DEPTH).map_err(failed)?;
     let is_of = |path: &Path| {
         let meta = std::fs::metadata(path).ok();
         meta.is_some_and(|meta| inside.folders.contains(&identity(&meta)))
@@ -153,12 +153,7 @@ struct Inside {
 }
 
 impl Inside {
-    fn look_into(
-        &mut self,
-        folder: &Folder,
-        file: Option<&Metadata>,
-        depth: usize,
-    ) -> io::Result<()> {
+    fn search(&mut self, folder: &Folder, file: Option<&Metadata>, depth: usize) -> io::Result<()> {
         let here = folder.owned()?;
         self.folders.insert((here.device, here.inode));
         let entries = match folder.entries() {
@@ -179,7 +174,7 @@ impl Inside {
                 continue;
             }
             match folder.folder(&entry.name) {
-                Ok(folder) => self.look_into(&folder, file, depth - 1)?,
+                Ok(folder) => self.search(&folder, file, depth - 1)?,
                 Err(e) if is_gone(&e) => {}
                 Err(e) => return Err(e),
             }

@@ -159,7 +159,7 @@ pub fn warn_if_unguarded(image: &RawFile, context: &Context) {
 
 /// True if an image file with this settled stat is, byte for byte, what it was when the head was noted
 /// (DESIGN.md, "When the head is believed").
-pub(crate) fn is_believed(head: &Head, stat: Option<&FileStat>) -> bool {
+pub(crate) fn is_unchanged_since(head: &Head, stat: Option<&FileStat>) -> bool {
     head.intent.is_none() && stat.is_some() && head.stat.as_ref() == stat
 }
 

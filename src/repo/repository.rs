@@ -43,7 +43,7 @@ impl Repository {
         for name in &left {
             store.remove(name)?;
         }
-        store.flush("")?;
+        store.sync_dir("")?;
         let config = Config::new(defaults);
         let mut upload = store.create(names::FILE)?;
         upload.write(config.encode()?.as_bytes())?;
@@ -104,7 +104,7 @@ impl Repository {
     }
 
     /// Images that have rules in repository.toml and do not exist, sorted.
-    pub fn strangers_with_rules(&self) -> Result<Vec<String>> {
+    pub fn unknown_images_in_config(&self) -> Result<Vec<String>> {
         let names = self.names()?;
         Ok(self.config.named_images().into_iter().filter(|name| !names.contains(name)).collect())
     }

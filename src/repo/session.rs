@@ -53,7 +53,7 @@ pub(crate) struct Writer {
 
 impl Writer {
     /// Lets go of what keeps files from being unlinked.
-    pub(crate) fn stop_reading(&mut self) {
+    pub(crate) fn release_reader_lock(&mut self) {
         self.reap = None;
     }
 }
@@ -62,7 +62,7 @@ pub(crate) fn write_lock(name: &str) -> String {
     format!("{name}/write.lock")
 }
 
-fn reap_lock(name: &str) -> String {
+fn reader_lock(name: &str) -> String {
     format!("{name}/reap.lock")
 }
 
@@ -77,7 +77,8 @@ pub fn read(repository: &Repository, name: &str, context: &Context) -> Result<Re
         // Say so before a lock file is made in a folder that does not exist.
         manifest::load(store, name)?;
     }
-    let reap = share_reap_lock(store, name, context).map_err(|e| or_gone(repository, name, e))?;
+    let reap =
+        share_reader_lock(store, name, context).map_err(|e| or_not_found(repository, name, e))?;
     let manifest = manifest::load(store, name)?;
     let (head, is_damaged) = Head::load(store, name)?;
     if is_damaged {
@@ -87,7 +88,7 @@ pub fn read(repository: &Repository, name: &str, context: &Context) -> Result<Re
 }
 
 /// What cannot be locked because the image has just been forgotten is not there.
-fn or_gone(repository: &Repository, name: &str, error: Error) -> Error {
+fn or_not_found(repository: &Repository, name: &str, error: Error) -> Error {
     if error.kind() != ErrorKind::NotFound {
         return error;
     }
@@ -147,7 +148,7 @@ pub(crate) fn write(repository: &Repository, name: &str, context: &Context) -> R
     if store.list(name)?.is_empty() {
         manifest::load(store, name)?;
     }
-    let write = lock_to_write(repository, name).map_err(|e| or_gone(repository, name, e))?;
+    let write = lock_to_write(repository, name).map_err(|e| or_not_found(repository, name, e))?;
     let manifest = manifest::load(store, name)?;
     writer(repository, write, manifest, context)
 }
@@ -202,8 +203,8 @@ pub(crate) fn writer(
     context: &Context,
 ) -> Result<Writer> {
     let store = repository.store.as_ref();
-    reap(repository, &manifest, context)?;
-    let reap = share_reap_lock(store, &manifest.name, context)?;
+    collect_garbage(repository, &manifest, context)?;
+    let reap = share_reader_lock(store, &manifest.name, context)?;
     let (head, head_was_damaged) = Head::load(store, &manifest.name)?;
     Ok(Writer { manifest, head, head_was_damaged, _write: write, reap })
 }
@@ -239,18 +240,18 @@ pub(crate) fn commit_file(
 
 /// Removes what the ruling manifest does not name, unless somebody reads: then false. The caller holds
 /// the write lock.
-pub(crate) fn reap(
+pub(crate) fn collect_garbage(
     repository: &Repository,
     manifest: &Manifest,
     context: &Context,
 ) -> Result<bool> {
     let store = repository.store.as_ref();
     let name = &manifest.name;
-    let Some(_alone) = store.lock(&reap_lock(name), LockKind::Exclusive)? else {
+    let Some(_alone) = store.lock(&reader_lock(name), LockKind::Exclusive)? else {
         return Ok(false);
     };
     // The manifest that rules may not be durable yet: its writer may have died before the sync.
-    store.flush(name)?;
+    store.sync_dir(name)?;
     let files = store.list(name)?;
     // A commit that was reported as failed may stand all the same: what it names is not ours to remove.
     if files.iter().filter_map(|file| manifest::sequence_of(file)).max() > Some(manifest.sequence) {
@@ -277,7 +278,7 @@ pub(crate) fn reap(
     };
     others.iter().try_for_each(|file| remove(file))?;
     if others.iter().any(|file| ImageFile::is_delta(file)) && !old.is_empty() {
-        store.flush(name)?;
+        store.sync_dir(name)?;
     }
     old.iter().try_for_each(|file| remove(file))?;
     Ok(true)
@@ -288,8 +289,8 @@ pub(crate) fn reap(
 pub(crate) fn remove_image(repository: &Repository, mut writer: Writer) -> Result<bool> {
     let store = repository.store.as_ref();
     let name = writer.manifest.name.clone();
-    writer.stop_reading();
-    let Some(_alone) = store.lock(&reap_lock(&name), LockKind::Exclusive)? else {
+    writer.release_reader_lock();
+    let Some(_alone) = store.lock(&reader_lock(&name), LockKind::Exclusive)? else {
         return Err(Error::new(ErrorKind::Busy, format!("somebody is reading \"{name}\""))
             .hint("run the command again when that is done"));
     };
@@ -309,7 +310,7 @@ pub(crate) fn remove_image(repository: &Repository, mut writer: Writer) -> Resul
     for file in &files {
         store.remove(&format!("{name}/{file}"))?;
     }
-    store.flush(&name)?;
+    store.sync_dir(&name)?;
     store.remove(&format!("{name}/{ruling}"))?;
     for file in &locks {
         store.remove(&format!("{name}/{file}"))?;
@@ -325,10 +326,14 @@ pub(crate) fn damaged_head(name: &str) -> String {
     )
 }
 
-fn share_reap_lock(store: &dyn Store, name: &str, context: &Context) -> Result<Option<LockGuard>> {
+fn share_reader_lock(
+    store: &dyn Store,
+    name: &str,
+    context: &Context,
+) -> Result<Option<LockGuard>> {
     // It is held exclusively only while files are unlinked: a moment.
     for _ in 0..500 {
-        match store.lock(&reap_lock(name), LockKind::Shared) {
+        match store.lock(&reader_lock(name), LockKind::Shared) {
             Ok(Some(guard)) => return Ok(Some(guard)),
             Ok(None) => std::thread::sleep(Duration::from_millis(20)),
             Err(e) if e.kind() == ErrorKind::Unsupported => {

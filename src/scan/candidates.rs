@@ -47,15 +47,15 @@ impl Candidates {
     }
 
     fn fill(&mut self) -> Result<()> {
-        let (size, count) =
-            (u64::from(self.geometry.block_size.bytes()), self.geometry.block_count());
+        let count = self.geometry.block_count();
         while self.hinted.is_none()
             && let Some(hints) = &mut self.hints
         {
             match hints.next_range()? {
                 None => self.hints = None,
-                Some((start, end)) => {
-                    let blocks = BlockRange::between(start / size, end.div_ceil(size).min(count));
+                Some(range) => {
+                    let blocks = range.blocks(self.geometry.block_size);
+                    let blocks = BlockRange::between(blocks.first, blocks.end().min(count));
                     self.hinted = (blocks.count > 0).then_some(blocks);
                 }
             }
@@ -75,12 +75,12 @@ impl Candidates {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::units::BlockSize;
+    use crate::base::units::{BlockSize, ByteRange};
 
-    struct List(std::vec::IntoIter<(u64, u64)>);
+    struct List(std::vec::IntoIter<ByteRange>);
 
     impl ChangeHints for List {
-        fn next_range(&mut self) -> Result<Option<(u64, u64)>> {
+        fn next_range(&mut self) -> Result<Option<ByteRange>> {
             Ok(self.0.next())
         }
     }
@@ -88,8 +88,8 @@ mod tests {
     #[test]
     fn ranges_of_bytes_become_whole_blocks_within_the_image() {
         let geometry = Geometry::new(BlockSize::DEFAULT, 100 * 4096 - 1).unwrap();
-        let list =
-            vec![(0, 1), (4096, 4097), (5000, 8192), (20_480, 20_481), (98 * 4096, u64::MAX)];
+        let list = [(0, 1), (4096, 4097), (5000, 8192), (20_480, 20_481), (98 * 4096, u64::MAX)];
+        let list = list.map(|(start, end)| ByteRange::between(start, end)).to_vec();
         let hints: Box<dyn ChangeHints> = Box::new(List(list.into_iter()));
         let mut candidates = Candidates::new(Some(hints), None, geometry);
         let mut found = Vec::new();

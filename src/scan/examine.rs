@@ -5,7 +5,7 @@ use super::job::{Job, Part};
 use crate::base::digest::{Digest, Hasher, is_zero};
 use crate::base::error::{Error, Result};
 use crate::base::units::{BlockRange, Geometry};
-use crate::chain::{Span, State, Stretch};
+use crate::chain::{IndexChunk, Span, State};
 use crate::image::Source;
 
 pub(super) struct Examiner<'a> {
@@ -32,7 +32,7 @@ impl Examiner<'_> {
     }
 
     /// Blocks that are zero without a look: what the index has for them is gone.
-    fn zeros(&self, index: Option<&Stretch>, part: Part, changes: &mut Changes) {
+    fn zeros(&self, index: Option<&IndexChunk>, part: Part, changes: &mut Changes) {
         let image_end = self.geometry.block_count();
         let Some(index) = index else { return };
         for span in spans_within(index, part.blocks) {
@@ -48,7 +48,7 @@ impl Examiner<'_> {
 
     fn data(
         &self,
-        index: Option<&Stretch>,
+        index: Option<&IndexChunk>,
         parts: &[Part],
         buffer: &mut Vec<u8>,
         changes: &mut Changes,
@@ -79,7 +79,7 @@ impl Examiner<'_> {
     /// unread.
     fn salvage(
         &self,
-        index: Option<&Stretch>,
+        index: Option<&IndexChunk>,
         part: Part,
         buffer: &mut Vec<u8>,
         changes: &mut Changes,
@@ -102,7 +102,7 @@ impl Examiner<'_> {
         Ok(())
     }
 
-    fn unread(&self, index: Option<&Stretch>, blocks: BlockRange, changes: &mut Changes) {
+    fn unread(&self, index: Option<&IndexChunk>, blocks: BlockRange, changes: &mut Changes) {
         for span in index.into_iter().flat_map(|index| spans_within(index, blocks)) {
             let terms = index.map_or(0, |index| index.terms(span, self.hasher));
             changes.old_terms = changes.old_terms.wrapping_add(terms);
@@ -117,7 +117,7 @@ impl Examiner<'_> {
     /// Compares the blocks of a part, the next ones of `blocks`, with the index.
     fn compare<'b>(
         &self,
-        index: Option<&Stretch>,
+        index: Option<&IndexChunk>,
         part: Part,
         blocks: &mut impl Iterator<Item = &'b [u8]>,
         changes: &mut Changes,
@@ -198,8 +198,8 @@ fn with_hint(error: Error) -> Error {
     }
 }
 
-/// The parts of the spans of a stretch that are in a range.
-fn spans_within(index: &Stretch, range: BlockRange) -> impl Iterator<Item = Span> + '_ {
+/// The parts of the spans of a chunk that are in a range.
+fn spans_within(index: &IndexChunk, range: BlockRange) -> impl Iterator<Item = Span> + '_ {
     let first = index.spans.partition_point(|span| span.blocks.end() <= range.first);
     let rest = index.spans.iter().skip(first);
     rest.map_while(move |span| span.within(range))

@@ -13,7 +13,7 @@ use super::job::{Extents, Job, Part};
 use crate::base::error::Result;
 use crate::base::progress::Context;
 use crate::base::units::{BlockRange, ExtentKind, Geometry};
-use crate::chain::{Chain, ChainCursor, Scouts, Touched};
+use crate::chain::{Chain, ChainCursor, TablePrefetchers, Touched};
 use crate::image::Source;
 use crate::tracking::ChangeHints;
 use std::collections::VecDeque;
@@ -54,7 +54,7 @@ pub(super) struct HintedPlan<'a> {
     candidates: Candidates,
     recheck: BlockRange,
     cursor: ChainCursor,
-    scouts: Scouts,
+    prefetchers: TablePrefetchers,
     /// Blocks of the parent.
     old_count: u64,
     /// Blocks that one job reads.
@@ -87,7 +87,7 @@ impl<'a> HintedPlan<'a> {
             candidates: Candidates::new(hinted.hints, hinted.touched, geometry),
             recheck: hinted.recheck,
             cursor: chain.cursor().scattered(),
-            scouts: chain.scouts(),
+            prefetchers: chain.prefetchers(),
             old_count: chain.geometry().block_count(),
             window: (window_bytes(context.all_threads()) / block_bytes).max(1),
             ahead: VecDeque::new(),
@@ -118,7 +118,7 @@ impl<'a> HintedPlan<'a> {
         let end = parts.last().map_or(self.position, |part| part.blocks.end());
         let blocks = BlockRange::between(self.position, end);
         self.position = end;
-        let index = self.cursor.stretch_over(parts.iter().map(|part| part.blocks))?;
+        let index = self.cursor.index_chunk_over(parts.iter().map(|part| part.blocks))?;
         Ok(Some(Job { blocks, parts, index: Some(index.into()) }))
     }
 
@@ -183,7 +183,7 @@ impl<'a> HintedPlan<'a> {
     /// Lets the disk work on all ranges of some jobs at once.
     fn ask_for(&mut self, parts: &[Part]) -> Result<()> {
         for part in parts {
-            self.scouts.ask(part.blocks)?;
+            self.prefetchers.prefetch(part.blocks)?;
             let bytes = self.geometry.bytes_in(part.blocks);
             if !part.is_hole && bytes <= SCATTERED_BYTES {
                 self.source.prefetch(self.geometry.offset(part.blocks.first), bytes);
@@ -199,7 +199,7 @@ impl<'a> HintedPlan<'a> {
             return Ok(None);
         }
         self.cursor.seek(first);
-        let index = self.cursor.stretch(self.old_count, SPANS_PER_JOB)?;
+        let index = self.cursor.chunk(self.old_count, SPANS_PER_JOB)?;
         self.position = self.cursor.position();
         let blocks = BlockRange::between(first, self.position);
         let parts = vec![Part { blocks, is_hole: true, may_differ: true }];

@@ -2,7 +2,7 @@
 
 use crate::base::error::Result;
 use crate::base::units::{BlockRange, ExtentKind, Geometry};
-use crate::chain::Stretch;
+use crate::chain::IndexChunk;
 use crate::image::Source;
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ pub(super) struct Job {
     /// Ascending. What lies in no part is not looked at, and is as the index has it.
     pub parts: Vec<Part>,
     /// The index over all parts, if there is one.
-    pub index: Option<Arc<Stretch>>,
+    pub index: Option<Arc<IndexChunk>>,
 }
 
 /// Blocks that are looked at in one way.

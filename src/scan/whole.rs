@@ -5,7 +5,7 @@ use super::job::{Extents, Job, Part};
 use crate::base::error::Result;
 use crate::base::progress::Context;
 use crate::base::units::{BlockRange, ExtentKind, Geometry};
-use crate::chain::{ChainCursor, Stretch};
+use crate::chain::{ChainCursor, IndexChunk};
 use crate::image::Source;
 use std::sync::Arc;
 
@@ -27,7 +27,7 @@ pub(super) struct WholePlan<'a> {
     cursor: Option<ChainCursor>,
     /// The index as far as it was merged ahead, and where that ends: a long chain is not looked
     /// through for each window.
-    ahead: Option<Arc<Stretch>>,
+    ahead: Option<Arc<IndexChunk>>,
     ahead_end: u64,
     /// The longer of image and index, in blocks.
     end: u64,
@@ -88,14 +88,14 @@ impl<'a> WholePlan<'a> {
     }
 
     /// The index over the window at the position, and some more.
-    fn index_over(&mut self, window: u64) -> Result<Option<Arc<Stretch>>> {
+    fn index_over(&mut self, window: u64) -> Result<Option<Arc<IndexChunk>>> {
         if self.position >= self.ahead_end
             && let Some(cursor) = &mut self.cursor
         {
             // Ends where a window does.
             let ahead = window * WINDOWS_AHEAD;
             self.ahead_end = ((self.position / ahead + 1) * ahead).min(self.end);
-            self.ahead = Some(Arc::new(cursor.stretch(self.ahead_end, usize::MAX)?));
+            self.ahead = Some(Arc::new(cursor.chunk(self.ahead_end, usize::MAX)?));
         }
         Ok(self.ahead.clone())
     }
@@ -106,7 +106,7 @@ impl<'a> WholePlan<'a> {
         let (end, index) = if first < self.ahead_end {
             (end.min(self.ahead_end), self.ahead.clone())
         } else if let Some(cursor) = &mut self.cursor {
-            let index = cursor.stretch(end, SPANS_PER_JOB)?;
+            let index = cursor.chunk(end, SPANS_PER_JOB)?;
             (cursor.position(), Some(Arc::new(index)))
         } else {
             (end, None)

@@ -5,6 +5,7 @@
 //! [`Disk::sync_folder`].
 
 use crate::base::error::ErrorKind;
+use crate::base::error::best_effort;
 use crate::base::folder::{Folder, resolve};
 use crate::base::writeback::Writeback;
 use nix::fcntl::OFlag;
@@ -54,7 +55,7 @@ pub trait Disk: Send + Sync {
     /// Tries to lock a file, which is made if it does not exist.
     fn lock(&self, path: &str, kind: LockKind) -> io::Result<Option<super::LockGuard>>;
     /// How many bytes can still be written, if that is known.
-    fn room(&self) -> Option<u64> {
+    fn free_space(&self) -> Option<u64> {
         None
     }
     /// What to call a path in a message.
@@ -249,7 +250,7 @@ impl Disk for OsDisk {
         }
     }
 
-    fn room(&self) -> Option<u64> {
+    fn free_space(&self) -> Option<u64> {
         crate::base::free_space::room_in(&self.root).ok()
     }
 
@@ -353,8 +354,7 @@ impl DiskFile for OsFile {
 
 impl Drop for OsFile {
     fn drop(&mut self) {
-        if self.take_back().is_err() {
-            // It was given up, for this reason or another.
-        }
+        // It was given up, for this reason or another.
+        best_effort(self.take_back());
     }
 }

@@ -2,6 +2,7 @@
 //! fsync, rename without replacing, fsync of the folder.
 
 use super::{Disk, DiskFile, LockGuard, LockKind, Store, Upload};
+use crate::base::error::best_effort;
 use crate::base::error::{Error, ErrorKind, Result};
 use std::io;
 use std::path::Path;
@@ -93,7 +94,7 @@ impl Store for LocalStore {
         }
     }
 
-    fn flush(&self, folder: &str) -> Result<()> {
+    fn sync_dir(&self, folder: &str) -> Result<()> {
         self.disk.sync_folder(folder).map_err(|e| self.error("sync", folder, e))
     }
 
@@ -136,8 +137,8 @@ impl Store for LocalStore {
         })
     }
 
-    fn room(&self) -> Option<u64> {
-        self.disk.room()
+    fn free_space(&self) -> Option<u64> {
+        self.disk.free_space()
     }
 
     fn location(&self, name: &str) -> String {
@@ -194,8 +195,9 @@ impl Upload for LocalUpload {
 
 impl Drop for LocalUpload {
     fn drop(&mut self) {
-        if self.out.take().is_some() && self.disk.remove(&self.temporary).is_err() {
+        if self.out.take().is_some() {
             // It stays behind; the next writer removes it.
+            best_effort(self.disk.remove(&self.temporary));
         }
     }
 }

@@ -39,7 +39,7 @@ pub trait Store: Send + Sync {
     fn remove(&self, name: &str) -> Result<()>;
 
     /// Makes the removals in a folder durable: what is removed afterwards does not go before them.
-    fn flush(&self, folder: &str) -> Result<()>;
+    fn sync_dir(&self, folder: &str) -> Result<()>;
 
     /// Makes a folder, durably; it is no error if it exists.
     fn create_folder(&self, folder: &str) -> Result<()>;
@@ -54,7 +54,7 @@ pub trait Store: Send + Sync {
     fn lock(&self, name: &str, kind: LockKind) -> Result<Option<LockGuard>>;
 
     /// How many bytes can still be written, if that is known.
-    fn room(&self) -> Option<u64> {
+    fn free_space(&self) -> Option<u64> {
         None
     }
 

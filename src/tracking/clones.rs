@@ -8,6 +8,7 @@
 //! The folder may be another user's, who can exchange it at any moment: it is held while something is made
 //! in it, and has to be a folder of ours, or of whose folder it is in.
 
+use crate::base::error::best_effort;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::folder::{self, Folder};
 use crate::base::sys::{attribute, set_attribute, set_no_copy_on_write};
@@ -327,9 +328,8 @@ impl CloneFolder {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             other => other.map_err(failed)?,
         }
-        if Folder::of(&self.path).and_then(|above| above.remove_folder(FOLDER)).is_err() {
-            // Others are in it, or it is not ours to remove.
-        }
+        // Others are in it, or it is not ours to remove.
+        best_effort(Folder::of(&self.path).and_then(|above| above.remove_folder(FOLDER)));
         Ok(())
     }
 }

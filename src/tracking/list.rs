@@ -7,6 +7,7 @@
 //! | lines of `offset length` | anything else | each line |
 
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::units::ByteRange;
 use crate::tracking::ChangeHints;
 use serde::Deserialize;
 use serde::de::{Deserializer as _, Error as _, SeqAccess, Visitor};
@@ -20,7 +21,7 @@ pub const MAX_LIST_BYTES: u64 = 48 << 20;
 /// Ranges of bytes that changed, ascending and apart.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ChangeList {
-    ranges: Arc<[(u64, u64)]>,
+    ranges: Arc<[ByteRange]>,
     /// As far as a map tells of anything, changed or not; none of a list, which tells only of changes.
     map_bytes: Option<u64>,
     /// Where its last range begins, before any were joined; none if there are none.
@@ -91,15 +92,17 @@ impl ChangeList {
     }
 
     /// Of ranges in any order.
-    pub fn of(mut ranges: Vec<(u64, u64)>) -> Self {
-        ranges.retain(|(start, end)| start < end);
+    pub fn of(mut ranges: Vec<ByteRange>) -> Self {
+        ranges.retain(|range| range.bytes > 0);
         ranges.sort_unstable();
-        let last_offset = ranges.last().map(|(start, _)| *start);
-        let mut apart: Vec<(u64, u64)> = Vec::with_capacity(ranges.len());
-        for (start, end) in ranges {
+        let last_offset = ranges.last().map(|range| range.offset);
+        let mut apart: Vec<ByteRange> = Vec::with_capacity(ranges.len());
+        for range in ranges {
             match apart.last_mut() {
-                Some(last) if last.1 >= start => last.1 = last.1.max(end),
-                _ => apart.push((start, end)),
+                Some(last) if last.end() >= range.offset => {
+                    *last = ByteRange::between(last.offset, last.end().max(range.end()));
+                }
+                _ => apart.push(range),
             }
         }
         Self { ranges: apart.into(), map_bytes: None, last_offset, next: 0 }
@@ -108,14 +111,14 @@ impl ChangeList {
     /// The same, and all from `start` on: of what was not there yet, no list tells.
     #[must_use]
     pub fn and_from(self, start: u64) -> Self {
-        let new = std::iter::once((start, u64::MAX));
+        let new = std::iter::once(ByteRange::between(start, u64::MAX));
         let ranges = Self::of(self.ranges.iter().copied().chain(new).collect()).ranges;
         Self { ranges, ..self }
     }
 }
 
 impl ChangeHints for ChangeList {
-    fn next_range(&mut self) -> Result<Option<(u64, u64)>> {
+    fn next_range(&mut self) -> Result<Option<ByteRange>> {
         let range = self.ranges.get(self.next).copied();
         self.next += 1;
         Ok(range)
@@ -126,15 +129,12 @@ fn invalid(what: impl Into<String>) -> Error {
     Error::new(ErrorKind::InvalidInput, what)
 }
 
-fn range(offset: u64, length: u64) -> Option<(u64, u64)> {
-    Some((offset, offset.checked_add(length)?))
+fn range(offset: u64, bytes: u64) -> Option<ByteRange> {
+    offset.checked_add(bytes).map(|_| ByteRange { offset, bytes })
 }
 
-/// From where to where, each.
-type Ranges = Vec<(u64, u64)>;
-
 /// The ranges, and, of a map, as far as it goes.
-fn from_json(text: &str) -> Result<(Ranges, Option<u64>)> {
+fn from_json(text: &str) -> Result<(Vec<ByteRange>, Option<u64>)> {
     let mut entries = Entries::default();
     let mut reader = serde_json::Deserializer::from_str(text);
     let read = reader.deserialize_seq(&mut entries).and_then(|()| reader.end());
@@ -151,7 +151,7 @@ fn from_json(text: &str) -> Result<(Ranges, Option<u64>)> {
 /// The entries of a list as they are read, one after the other.
 #[derive(Default)]
 struct Entries {
-    ranges: Vec<(u64, u64)>,
+    ranges: Vec<ByteRange>,
     count: u64,
     /// True for a map, which tells of what is clean, too.
     is_map: Option<bool>,
@@ -191,7 +191,7 @@ impl Entries {
             .hint("ask for a dirty bitmap: nbdinfo --map=qemu:dirty-bitmap:NAME --json"));
         }
         let offset = entry.offset.ok_or_else(|| at("it has no \"offset\"").hint(KNOWN))?;
-        let (start, end) =
+        let changed =
             range(offset, entry.length).ok_or_else(|| at("offset and length lead beyond 2^64"))?;
         let is_of_map = entry.description.is_some() || entry.kind.is_some();
         if !*self.is_map.get_or_insert(is_of_map) {
@@ -202,12 +202,12 @@ impl Entries {
             if !matches!(entry.exists, None | Some(Value::Bool(_) | Value::String(_))) {
                 return Err(at("\"exists\" is neither true nor false").hint(KNOWN));
             }
-            self.ranges.push((start, end));
+            self.ranges.push(changed);
             return Ok(());
         }
         match entry.description.as_deref() {
             Some("clean") => {}
-            Some("dirty") => self.ranges.push((start, end)),
+            Some("dirty") => self.ranges.push(changed),
             other => {
                 let what = other.unwrap_or("nothing").escape_debug();
                 return Err(at(&format!("it says \"{what}\", neither \"dirty\" nor \"clean\""))
@@ -215,10 +215,11 @@ impl Entries {
             }
         }
         // What a map leaves out is not called clean.
-        if start > self.covered {
-            self.ranges.push((self.covered, start));
-        }
-        self.covered = self.covered.max(end);
+        self.ranges.extend(
+            (changed.offset > self.covered)
+                .then(|| ByteRange::between(self.covered, changed.offset)),
+        );
+        self.covered = self.covered.max(changed.end());
         Ok(())
     }
 }
@@ -226,7 +227,7 @@ impl Entries {
 const KNOWN: &str = "known are \"nbdinfo --map --json\", \"rbd diff --format json\", and lines of \
                      \"offset length\"";
 
-fn from_lines(text: &str) -> Result<Vec<(u64, u64)>> {
+fn from_lines(text: &str) -> Result<Vec<ByteRange>> {
     let mut ranges = Vec::new();
     if !text.ends_with('\n') {
         return Err(invalid("its last line has no end: it is not whole"));
@@ -264,7 +265,11 @@ mod tests {
     use super::*;
 
     fn ranges(text: &str) -> Vec<(u64, u64)> {
-        ChangeList::parse(text.as_bytes()).unwrap().ranges.to_vec()
+        bounds(&ChangeList::parse(text.as_bytes()).unwrap())
+    }
+
+    fn bounds(list: &ChangeList) -> Vec<(u64, u64)> {
+        list.ranges.iter().map(|range| (range.offset, range.end())).collect()
     }
 
     fn refused(text: &str) -> String {
@@ -334,8 +339,9 @@ mod tests {
 
     #[test]
     fn what_is_new_counts_as_changed() {
-        let list = ChangeList::of(vec![(0, 10), (500, 600)]).and_from(550);
-        assert_eq!(*list.ranges, [(0, 10), (500, u64::MAX)]);
+        let list = ChangeList::of(vec![ByteRange::between(0, 10), ByteRange::between(500, 600)]);
+        let list = list.and_from(550);
+        assert_eq!(bounds(&list), [(0, 10), (500, u64::MAX)]);
     }
 
     #[test]

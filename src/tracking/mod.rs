@@ -14,9 +14,10 @@ pub use recheck::{Recheck, cycle};
 pub use reflink::{MapDifferences, clone_into, extent_count};
 
 use crate::base::error::Result;
+use crate::base::units::ByteRange;
 
 /// Ranges of bytes, ascending and apart, that may have changed.
 pub trait ChangeHints: Send {
-    /// The next range: its offset and its end. It may reach beyond the end of the image.
-    fn next_range(&mut self) -> Result<Option<(u64, u64)>>;
+    /// The next range. It may reach beyond the end of the image.
+    fn next_range(&mut self) -> Result<Option<ByteRange>>;
 }

@@ -13,6 +13,7 @@
 
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::sys::{EXTENTS_AT_ONCE, FileExtent, clone_file, count_file_extents, file_extents};
+use crate::base::units::ByteRange;
 use crate::tracking::ChangeHints;
 use std::collections::VecDeque;
 use std::fs::File;
@@ -31,7 +32,6 @@ const UNSURE: u32 = UNKNOWN | DELAYED | ENCODED | ENCRYPTED | NOT_ALIGNED | INLI
 const HARMLESS: u32 = LAST | 0x1000 | SHARED;
 const LAST: u32 = 0x1;
 const SHARED: u32 = 0x2000;
-
 const PAGE_BYTES: u64 = 4096;
 
 /// What they are called in messages.
@@ -123,9 +123,9 @@ pub struct MapDifferences {
     end: u64,
     /// The page in which the shorter one ends, if it ends within one: what stands behind its end there
     /// is nobody's promise.
-    edge: Option<(u64, u64)>,
+    edge: Option<ByteRange>,
     position: u64,
-    found: VecDeque<(u64, u64)>,
+    found: VecDeque<ByteRange>,
 }
 
 impl MapDifferences {
@@ -139,7 +139,8 @@ impl MapDifferences {
         let end = lengths.0.max(lengths.1);
         let shorter = lengths.0.min(lengths.1);
         let page = shorter / PAGE_BYTES * PAGE_BYTES;
-        let edge = (shorter < end && page < shorter).then(|| (page, (page + PAGE_BYTES).min(end)));
+        let edge = (shorter < end && page < shorter)
+            .then(|| ByteRange::between(page, (page + PAGE_BYTES).min(end)));
         Ok(Self { older, newer, lengths, end, edge, position: 0, found: VecDeque::new() })
     }
 
@@ -170,8 +171,10 @@ impl MapDifferences {
                 while others.next_if(|new| new.end <= at).is_some() {}
                 let Some(new) = others.peek() else { break };
                 let (until, is_edge) = match self.edge {
-                    Some((start, _)) if at < start => (old.end.min(new.end).min(start), false),
-                    Some((_, end)) if at < end => (old.end.min(new.end).min(end), true),
+                    Some(edge) if at < edge.offset => {
+                        (old.end.min(new.end).min(edge.offset), false)
+                    }
+                    Some(edge) if at < edge.end() => (old.end.min(new.end).min(edge.end()), true),
                     _ => (old.end.min(new.end), false),
                 };
                 let same = !is_edge
@@ -191,8 +194,10 @@ impl MapDifferences {
 
     fn add(&mut self, start: u64, end: u64) {
         match self.found.back_mut() {
-            Some(last) if last.1 >= start => last.1 = last.1.max(end),
-            _ => self.found.push_back((start, end)),
+            Some(last) if last.end() >= start => {
+                *last = ByteRange::between(last.offset, last.end().max(end));
+            }
+            _ => self.found.push_back(ByteRange::between(start, end)),
         }
     }
 }
@@ -203,7 +208,7 @@ fn clipped(batch: &Batch, end: u64) -> Vec<Piece> {
 }
 
 impl ChangeHints for MapDifferences {
-    fn next_range(&mut self) -> Result<Option<(u64, u64)>> {
+    fn next_range(&mut self) -> Result<Option<ByteRange>> {
         while self.found.len() < 2 && self.position < self.end {
             self.step()?;
         }

@@ -1,7 +1,7 @@
 //! What is to be decoded, cut into batches: the unit of work of one thread.
 //!
 //! ```text
-//! spans -> Gather -> Batch (about 1 MiB of data) -> decode_batch -> checked blocks
+//! spans -> BatchBuilder -> Batch (about 1 MiB of data) -> decode_batch -> checked blocks
 //! ```
 //!
 //! In ascending order, for whoever can only write so, each batch is complete in itself, and a frame
@@ -11,7 +11,7 @@
 
 use crate::base::error::{Error, Result};
 use crate::base::units::{BlockRange, Geometry};
-use crate::chain::{Chain, PageOf, Span, State, Stretch};
+use crate::chain::{Chain, IndexChunk, PageOf, Span, State};
 use crate::delta::Delta;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -21,8 +21,8 @@ pub const BATCH_BYTES: u64 = 1 << 20;
 /// Parts of a batch, so that zeros and scattered blocks do not fill the memory.
 const BATCH_PARTS: usize = 512;
 /// What is gathered at most: parts, and bytes of the pages that they are in.
-const GATHER_PARTS: usize = 512 << 10;
-const GATHER_PAGE_BYTES: u64 = 32 << 20;
+const BATCH_PARTS_HELD: usize = 512 << 10;
+const BATCH_PAGE_BYTES: u64 = 32 << 20;
 
 /// In which order blocks are handed out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,7 +78,7 @@ pub struct Batch {
 }
 
 /// Collects spans and cuts them into batches.
-pub struct Gather {
+pub struct BatchBuilder {
     geometry: Geometry,
     order: Order,
     layers: Arc<[Arc<Delta>]>,
@@ -95,7 +95,7 @@ pub struct Gather {
     ready: VecDeque<Batch>,
 }
 
-impl Gather {
+impl BatchBuilder {
     /// For spans of a chain with these layers.
     pub fn new(geometry: Geometry, layers: &Arc<[Arc<Delta>]>, order: Order) -> Self {
         Self {
@@ -120,11 +120,11 @@ impl Gather {
         Self { unread_as_zeros, ..Self::new(chain.geometry(), chain.layers(), order) }
     }
 
-    /// Adds a span of a stretch, which is not before the last one.
+    /// Adds a span of a chunk, which is not before the last one.
     ///
     /// # Errors
     /// `Corrupt` if its blocks were never read from the image.
-    pub fn add(&mut self, stretch: &Stretch, span: Span) -> Result<()> {
+    pub fn add(&mut self, chunk: &IndexChunk, span: Span) -> Result<()> {
         let mut span = span;
         self.end = span.blocks.end();
         let (page, ordinal) = match span.state {
@@ -133,7 +133,7 @@ impl Gather {
             }
             State::Zero | State::Unread => {
                 if let Some(delta) = self.layers.first().filter(|_| span.state == State::Unread) {
-                    let terms = stretch.terms(span, delta.hasher());
+                    let terms = chunk.terms(span, delta.hasher());
                     self.unread_terms = self.unread_terms.wrapping_add(terms);
                 }
                 self.parts.push(Part { blocks: span.blocks, from: None });
@@ -143,7 +143,7 @@ impl Gather {
             State::Data { page, ordinal } => (page, ordinal),
         };
         let missing = || Error::corrupt("a span without a page");
-        let of = stretch.page(page).ok_or_else(missing)?;
+        let of = chunk.page(page).ok_or_else(missing)?;
         let mut ordinal = ordinal;
         while span.blocks.count > 0 {
             let (frame, ordinals) = of.page.frame_of(ordinal);
@@ -198,7 +198,7 @@ impl Gather {
                 }
             }
             Order::ByFrame => {
-                if self.parts.len() >= GATHER_PARTS || self.page_bytes >= GATHER_PAGE_BYTES {
+                if self.parts.len() >= BATCH_PARTS_HELD || self.page_bytes >= BATCH_PAGE_BYTES {
                     self.close_frames();
                 }
             }

@@ -5,7 +5,7 @@ mod batch;
 mod decode;
 mod write;
 
-pub use batch::{BATCH_BYTES, Batch, Gather, Order, Part};
+pub use batch::{BATCH_BYTES, Batch, BatchBuilder, Order, Part};
 pub use decode::{Decoded, decode_batch};
 pub use write::write_decoded;
 
@@ -18,7 +18,7 @@ use std::sync::{Mutex, PoisonError};
 /// A part of a chain's image, batch by batch.
 pub struct Batches {
     walk: SpanWalk,
-    gather: Gather,
+    builder: BatchBuilder,
     end: u64,
     ended: bool,
 }
@@ -28,21 +28,21 @@ impl Batches {
     pub fn new(chain: &Chain, first: u64, end: u64, order: Order) -> Self {
         let mut walk = chain.walk_to(end);
         walk.seek(first);
-        let gather = Gather::of(chain, order);
-        Self { walk, gather, end, ended: false }
+        let builder = BatchBuilder::of(chain, order);
+        Self { walk, builder, end, ended: false }
     }
 
     /// The next batch; none at the end.
     pub fn next_batch(&mut self) -> Result<Option<Batch>> {
         loop {
-            let ready = self.gather.next_batch();
+            let ready = self.builder.next_batch();
             if ready.is_some() || self.ended {
                 return Ok(ready);
             }
             match self.walk.next(self.end)? {
-                Some(span) => self.gather.add(self.walk.stretch(), span)?,
+                Some(span) => self.builder.add(self.walk.chunk(), span)?,
                 None => {
-                    self.gather.finish();
+                    self.builder.finish();
                     self.ended = true;
                 }
             }

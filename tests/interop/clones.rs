@@ -63,7 +63,8 @@ fn held_against_their_bytes(older: &str, newer: &str) -> (u64, u64) {
     let mut differences = MapDifferences::new(open(older), open(newer)).unwrap();
     let mut ranges = Vec::new();
     let mut last = 0;
-    while let Some((start, end)) = differences.next_range().unwrap() {
+    while let Some(range) = differences.next_range().unwrap() {
+        let (start, end) = (range.offset, range.end());
         assert!(start < end, "an empty range");
         last = end.max(last);
         ranges.push((start, end));

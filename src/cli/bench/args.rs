@@ -7,7 +7,7 @@ use imgsnap::bench::{Pattern, Request, Setting, Sweep};
 use imgsnap::codec::Compression;
 use std::path::PathBuf;
 
-const LEAST_IMAGE_BYTES: u64 = 16 << 20;
+const MIN_IMAGE_BYTES: u64 = 16 << 20;
 /// The blocks in which an image is made and changed.
 const PAGE_BYTES: u64 = 4096;
 
@@ -126,7 +126,7 @@ impl Bench {
 
 fn parse_size(text: &str) -> Result<u64, String> {
     match parse_bytes(text).map_err(|e| e.to_string())? {
-        ..LEAST_IMAGE_BYTES => Err("less than 16M".into()),
+        ..MIN_IMAGE_BYTES => Err("less than 16M".into()),
         bytes if !bytes.is_multiple_of(PAGE_BYTES) => Err("not a multiple of 4K".into()),
         bytes => Ok(bytes),
     }

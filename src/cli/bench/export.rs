@@ -1,6 +1,7 @@
 //! Files for what was found: looked at before a run that takes minutes, and written at once or not
 //! at all.
 
+use imgsnap::base::error::best_effort;
 use imgsnap::base::error::{Error, ErrorKind, Result};
 use imgsnap::base::folder::resolve;
 use imgsnap::refuse_inside_any;
@@ -55,9 +56,8 @@ impl Export {
             std::fs::rename(&self.temporary, &self.path)
         });
         written.map_err(|e| {
-            if std::fs::remove_file(&self.temporary).is_err() {
-                // It was not there yet; or it stays behind, hidden.
-            }
+            // It was not there yet; or it stays behind, hidden.
+            best_effort(std::fs::remove_file(&self.temporary));
             self.failed(e)
         })
     }

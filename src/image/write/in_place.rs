@@ -35,7 +35,7 @@ impl<'a> InPlace<'a> {
     }
 
     /// Fails if an image of `bytes` bytes has no place there.
-    pub fn check_room(&self, bytes: u64) -> Result<()> {
+    pub fn check_free_space(&self, bytes: u64) -> Result<()> {
         if !self.image.is_device() {
             check_file_limit(bytes, &self.image.name())?;
         }
@@ -131,7 +131,7 @@ impl Target for InPlace<'_> {
         self.write_zeros(offset, bytes)
     }
 
-    fn settled(&mut self, offset: u64) -> Result<()> {
+    fn advance_watermark(&mut self, offset: u64) -> Result<()> {
         let advanced = self.writeback.advance(self.image.file(), offset);
         advanced.map_err(|e| self.failed("write", e))
     }

@@ -27,7 +27,7 @@ pub trait Target {
     fn zero(&mut self, offset: u64, bytes: u64) -> Result<()>;
 
     /// All before `offset` is written, and will not be written again: it can go to the device.
-    fn settled(&mut self, offset: u64) -> Result<()>;
+    fn advance_watermark(&mut self, offset: u64) -> Result<()>;
 
     /// True if it is written in ascending order only.
     fn is_sequential(&self) -> bool {

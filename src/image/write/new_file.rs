@@ -2,6 +2,7 @@
 //! a name, and given its own when it is proved. Killed before, it leaves nothing behind, or, while it has
 //! the temporary one, what the next one of that name clears away.
 
+use crate::base::error::best_effort;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::folder::{self, Folder};
 use crate::base::writeback::Writeback;
@@ -94,9 +95,8 @@ impl NewFile {
                 (made.map_err(|e| failed("create", e))?, true)
             }
         };
-        if file.try_lock().is_err() {
-            // A file system without locks: nobody clears anything away there.
-        }
+        // A file system without locks: nobody clears anything away there.
+        best_effort(file.try_lock());
         let (finished, writeback) = (false, Writeback::default());
         let target = Self {
             file,
@@ -156,8 +156,9 @@ fn clear_away(folder: &Folder, name: &OsStr) {
     for entry in entries.into_iter().filter(|entry| is_temporary(&entry.name, name)) {
         let opened = folder.regular_file(&entry.name, OFlag::O_RDONLY, 0);
         let is_left = opened.is_ok_and(|file| file.try_lock().is_ok());
-        if is_left && folder.remove(&entry.name).is_err() {
+        if is_left {
             // It is in nobody's way.
+            best_effort(folder.remove(&entry.name));
         }
     }
 }
@@ -197,7 +198,7 @@ impl Target for NewFile {
         Ok(())
     }
 
-    fn settled(&mut self, offset: u64) -> Result<()> {
+    fn advance_watermark(&mut self, offset: u64) -> Result<()> {
         let advanced = self.writeback.advance(&self.file, offset);
         advanced.map_err(|e| self.failed("write", e))
     }
@@ -222,8 +223,9 @@ impl Target for NewFile {
 impl Drop for NewFile {
     fn drop(&mut self) {
         let is_left = self.has_temporary_name && !self.finished;
-        if is_left && self.folder.remove(&self.temporary).is_err() {
+        if is_left {
             // A hidden file stays behind; it is not the user's file, and nothing more can be done.
+            best_effort(self.folder.remove(&self.temporary));
         }
     }
 }

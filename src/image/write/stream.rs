@@ -49,7 +49,7 @@ impl<W: Write> Target for Stream<W> {
         Ok(())
     }
 
-    fn settled(&mut self, _: u64) -> Result<()> {
+    fn advance_watermark(&mut self, _: u64) -> Result<()> {
         Ok(())
     }
 

@@ -9,11 +9,11 @@
 
 use crate::base::digest::ImageDigest;
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::base::free_space::check_room;
+use crate::base::free_space::check_free_space;
 use crate::base::pipeline::ordered_map;
 use crate::base::progress::Context;
 use crate::base::units::{BlockRange, ByteRange, Geometry};
-use crate::chain::{Chain, ChainCursor, State, Stretch, check_links};
+use crate::chain::{Chain, ChainCursor, IndexChunk, State, check_links};
 use crate::delta::{Caches, Delta};
 use crate::format::Lineage;
 use crate::image::write::{InPlace, Target};
@@ -21,7 +21,7 @@ use crate::image::{Intent, RawFile, Source};
 use crate::ops::restore::engine::restore;
 use crate::scan::{BadMedium, Change, Changes, Index, Scope, scan};
 use crate::store::{LocalStore, OsDisk, Store};
-use crate::view::{BATCH_BYTES, Decoded, Gather, Order, decode_batch, write_decoded};
+use crate::view::{BATCH_BYTES, BatchBuilder, Decoded, Order, decode_batch, write_decoded};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -104,9 +104,9 @@ impl Patch {
     ///
     /// # Errors
     /// `LimitExceeded` if not, with `place`.
-    pub fn check_room(&self, base_bytes: u64, room: Option<u64>, place: &str) -> Result<()> {
+    pub fn check_free_space(&self, base_bytes: u64, room: Option<u64>, place: &str) -> Result<()> {
         let needed = base_bytes.saturating_add(self.data_bytes()).min(self.image_bytes());
-        check_room(room, needed, place, "the image")
+        check_free_space(room, needed, place, "the image")
     }
 
     /// True if it is complete by itself and begins from no image.
@@ -178,7 +178,7 @@ impl Patch {
         }
         let (image_bytes, image_digest) = (self.image_bytes(), self.newest.footer().image_digest);
         let mut disk = InPlace::new(image);
-        disk.check_room(image_bytes)?;
+        disk.check_free_space(image_bytes)?;
         self.check_base(image, context, &mut |_, _| Ok(()))?;
         // Every block is decoded and proved while the image is still whole.
         self.write_runs(context, &mut |_| Ok(0))?;
@@ -284,7 +284,7 @@ impl Patch {
     ) -> Result<u64> {
         let end = self.geometry.block_count();
         let mut cursor = ChainCursor::with_gaps(&self.layers);
-        let mut gather = Gather::new(self.geometry, &self.layers, Order::ByFrame);
+        let mut builder = BatchBuilder::new(self.geometry, &self.layers, Order::ByFrame);
         let (mut written, mut ended) = (0, false);
         context.progress().begin("apply", self.data_bytes());
         let outcome = ordered_map(
@@ -293,14 +293,14 @@ impl Patch {
             || {
                 loop {
                     context.check()?;
-                    let ready = gather.next_batch();
+                    let ready = builder.next_batch();
                     if ready.is_some() || ended {
                         return Ok(ready);
                     }
-                    let stretch = cursor.stretch(end, FETCH)?;
-                    stretch.spans.iter().try_for_each(|span| gather.add(&stretch, *span))?;
+                    let chunk = cursor.chunk(end, FETCH)?;
+                    chunk.spans.iter().try_for_each(|span| builder.add(&chunk, *span))?;
                     if cursor.position() >= end {
-                        gather.finish();
+                        builder.finish();
                         ended = true;
                     }
                 }
@@ -332,7 +332,7 @@ impl Patch {
 struct Runs {
     cursor: ChainCursor,
     end: u64,
-    stretch: Stretch,
+    chunk: IndexChunk,
     index: usize,
     /// Sum of the terms of those that were passed.
     terms: u128,
@@ -340,14 +340,14 @@ struct Runs {
 
 impl Runs {
     fn new(layers: &Arc<[Arc<Delta>]>, end: u64) -> Self {
-        let stretch = Stretch::new(layers.clone());
-        Self { cursor: ChainCursor::with_gaps(layers), end, stretch, index: 0, terms: 0 }
+        let chunk = IndexChunk::new(layers.clone());
+        Self { cursor: ChainCursor::with_gaps(layers), end, chunk, index: 0, terms: 0 }
     }
 
     /// True if a block is in a run.
     fn has(&mut self, block: u64) -> Result<bool> {
         loop {
-            while let Some(span) = self.stretch.spans.get(self.index) {
+            while let Some(span) = self.chunk.spans.get(self.index) {
                 if span.blocks.end() > block {
                     return Ok(span.blocks.first <= block);
                 }
@@ -364,19 +364,19 @@ impl Runs {
         if self.cursor.position() >= self.end {
             return Ok(false);
         }
-        self.stretch = self.cursor.stretch(self.end, FETCH)?;
+        self.chunk = self.cursor.chunk(self.end, FETCH)?;
         self.index = 0;
-        let Some(hasher) = self.stretch.layers().first().map(|d| d.hasher().clone()) else {
+        let Some(hasher) = self.chunk.layers().first().map(|d| d.hasher().clone()) else {
             return Ok(false);
         };
-        for span in &self.stretch.spans {
+        for span in &self.chunk.spans {
             if span.state == State::Unread {
                 let (first, count) = (span.blocks.first, span.blocks.count);
                 let what =
                     format!("{count} blocks from {first} on could not be read at the source");
                 return Err(Error::corrupt(what).at("the delta is incomplete"));
             }
-            self.terms = self.terms.wrapping_add(self.stretch.terms(*span, &hasher));
+            self.terms = self.terms.wrapping_add(self.chunk.terms(*span, &hasher));
         }
         Ok(true)
     }

@@ -3,7 +3,7 @@
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::progress::Context;
 use crate::repo::Repository;
-use crate::repo::compact::{Compaction, Worth, compact, drop_snapshots};
+use crate::repo::compact::{CompactWhen, Compaction, compact, drop_snapshots};
 use crate::repo::manifest::Snapshot;
 use crate::repo::reference::{self, At};
 use crate::repo::session::{Writer, refuse_damaged_head, write};
@@ -32,7 +32,7 @@ pub fn run(
     let garbage = repository.policy(name).unwrap_or_default().garbage;
     let unneeded = drop_snapshots(repository, &mut writer, &HashSet::from([snapshot.id]))?;
     let compaction =
-        settle(repository, &mut writer, &unneeded, Worth::of(compact, garbage), context)?;
+        settle(repository, &mut writer, &unneeded, CompactWhen::of(compact, garbage), context)?;
     Ok((snapshot, compaction))
 }
 
@@ -41,7 +41,7 @@ fn settle(
     repository: &Repository,
     writer: &mut Writer,
     unneeded: &[Snapshot],
-    worth: Worth,
+    worth: CompactWhen,
     context: &Context,
 ) -> Result<Compaction> {
     match compact(repository, writer, unneeded, worth, context) {

@@ -3,6 +3,7 @@
 use crate::base::error::Result;
 use crate::base::pipeline::ordered_map;
 use crate::base::progress::Context;
+use crate::base::units::ByteRange;
 use crate::base::units::{BlockRange, BlockSize, Geometry};
 use crate::chain::{Chain, Comparison};
 use crate::image::{Source, Window};
@@ -31,8 +32,8 @@ pub struct Difference {
     pub changed_bytes: u64,
     /// Blocks that differ.
     pub changed_blocks: u64,
-    /// Runs of such blocks, in bytes: offset and length. Only the first million are kept.
-    pub extents: Vec<(u64, u64)>,
+    /// Runs of such blocks. Only the first million are kept.
+    pub extents: Vec<ByteRange>,
     /// How many there are.
     pub extent_count: u64,
     /// Changed bytes in each of [`MAP_REGIONS`] equal parts of the longer disk.
@@ -75,8 +76,8 @@ impl Difference {
         self.extent_count += u64::from(!is_next);
         if self.extent_count <= MAX_EXTENTS {
             match self.extents.last_mut() {
-                Some((_, length)) if is_next => *length += bytes,
-                _ => self.extents.push((offset, bytes)),
+                Some(last) if is_next => last.bytes += bytes,
+                _ => self.extents.push(ByteRange { offset, bytes }),
             }
         }
         self.mark(geometry, offset, bytes);

@@ -1,14 +1,14 @@
 //! The verb *flatten*: makes a snapshot a base, from the repository alone.
 
 use crate::base::error::Result;
-use crate::base::free_space::check_room;
+use crate::base::free_space::check_free_space;
 use crate::base::progress::Context;
 use crate::repo::Repository;
 use crate::repo::compact::rewrite;
 use crate::repo::files::open_chain;
 use crate::repo::manifest::Snapshot;
 use crate::repo::reference::{self, At};
-use crate::repo::session::{reap, write};
+use crate::repo::session::{collect_garbage, write};
 use std::collections::HashSet;
 
 /// A snapshot that was made a base.
@@ -36,16 +36,21 @@ pub fn run(repository: &Repository, name: &str, at: &At, context: &Context) -> R
     let elsewhere: u64 =
         elsewhere.map(|s| s.data_blocks.saturating_mul(s.block_bytes.into())).sum();
     let most = lineage.iter().map(|s| s.file_bytes).sum::<u64>() + elsewhere;
-    if repository.store.room().is_some_and(|room| room < most) {
+    if repository.store.free_space().is_some_and(|room| room < most) {
         let layers = open_chain(repository, &writer.manifest, before.id)?.layers().clone();
         let needed = crate::merge::layer_use(&layers, context)?;
         let needed = needed.iter().map(|of| of.live_bytes).sum::<u64>() + elsewhere + (1 << 20);
-        check_room(repository.store.room(), needed, &repository.location(), "flattening")?;
+        check_free_space(
+            repository.store.free_space(),
+            needed,
+            &repository.location(),
+            "flattening",
+        )?;
     }
     let (after, unneeded) =
         rewrite(repository, &mut writer, before.id, None, &HashSet::new(), context)?;
-    writer.stop_reading();
-    if let Err(error) = reap(repository, &writer.manifest, context) {
+    writer.release_reader_lock();
+    if let Err(error) = collect_garbage(repository, &writer.manifest, context) {
         context.progress().warn(&format!("{error}; the next snapshot tries again"));
     }
     let freed_bytes = unneeded.iter().map(|s| s.file_bytes).sum::<u64>() + before.file_bytes;

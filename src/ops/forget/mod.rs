@@ -3,7 +3,7 @@
 use crate::base::error::Result;
 use crate::base::progress::Context;
 use crate::repo::Repository;
-use crate::repo::clones::forget_clones;
+use crate::repo::clones::remove_all_clones;
 use crate::repo::session::{remove_image, write};
 
 /// Removes an image with all its snapshots. Gives their number and the bytes of their files.
@@ -12,7 +12,7 @@ pub fn run(repository: &Repository, name: &str, context: &Context) -> Result<(u6
     let snapshots = &writer.manifest.snapshots;
     let freed = (snapshots.len() as u64, snapshots.iter().map(|s| s.file_bytes).sum());
     // First: of an image that is gone, nobody would know them.
-    forget_clones(repository, &writer.manifest, context);
+    remove_all_clones(repository, &writer.manifest, context);
     if !remove_image(repository, writer)? {
         let place = repository.store.location(name);
         context.progress().warn(&format!(

@@ -1,5 +1,6 @@
 //! The verb *import*: takes in a delta file that comes from elsewhere.
 
+use crate::base::error::best_effort;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::progress::Context;
 use crate::chain::{Chain, Fork};
@@ -21,7 +22,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 /// More blocks that could not be read are no snapshot any more: 1 TiB of the smallest.
-const MOST_UNREAD: u64 = 1 << 28;
+const MAX_UNREAD_BLOCKS: u64 = 1 << 28;
 
 /// Bytes that are read from a stream at a time.
 const PIECE_BYTES: usize = 1 << 20;
@@ -70,8 +71,9 @@ pub fn run(
     match imported {
         Ok((snapshot, is_new)) => Ok(Imported { name, snapshot, is_new, is_new_image }),
         Err(error) => {
-            if is_new_image && remove_image(repository, writer).is_err() {
+            if is_new_image {
                 // An image without snapshots stays behind; the next import fills it.
+                best_effort(remove_image(repository, writer));
             }
             Err(error)
         }
@@ -172,7 +174,7 @@ fn add(
     let mut layers = vec![delta.clone()];
     layers.extend(parent.iter().flat_map(|chain| chain.layers().iter().cloned()));
     let counts = delta.footer().counts;
-    if counts.unread_blocks > MOST_UNREAD {
+    if counts.unread_blocks > MAX_UNREAD_BLOCKS {
         let what = format!("{} blocks of it could not be read at the source", counts.unread_blocks);
         return Err(refused(place, what));
     }

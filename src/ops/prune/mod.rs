@@ -6,7 +6,9 @@ use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::progress::Context;
 use crate::ops::prune::types::{PruneRequest, Pruned};
 use crate::repo::Repository;
-use crate::repo::compact::{Compaction, Worth, compact, compaction_of, drop_from, drop_snapshots};
+use crate::repo::compact::{
+    CompactWhen, Compaction, compact, compaction_of, drop_from_manifest, drop_snapshots,
+};
 use crate::repo::files::open_chain;
 use crate::repo::head::Head;
 use crate::repo::manifest::{Manifest, Snapshot};
@@ -33,13 +35,13 @@ pub fn run(
         Error::new(ErrorKind::InvalidInput, what)
             .hint("give rules such as --keep-daily 7, or write them into repository.toml")
     })?;
-    let worth = Worth::of(request.compact, policy.garbage);
+    let worth = CompactWhen::of(request.compact, policy.garbage);
     if request.dry_run {
         let reader = read(repository, name, context)?;
         refuse_damaged_head(name, reader.head_was_damaged)?;
         let decided = decide_all(reader.manifest(), reader.head(), &rules)?;
         let mut next = reader.manifest().clone();
-        let unneeded = drop_from(&mut next, &decided.dropped());
+        let unneeded = drop_from_manifest(&mut next, &decided.dropped());
         let compaction = compaction_of(repository, &next, &unneeded, worth, context)?;
         return Ok(decided.outcome(name, compaction));
     }
@@ -65,11 +67,11 @@ fn check_kept(
     repository: &Repository,
     manifest: &Manifest,
     dropped: &HashSet<Uuid>,
-    worth: Worth,
+    worth: CompactWhen,
     context: &Context,
 ) -> Result<()> {
     let mut next = manifest.clone();
-    drop_from(&mut next, dropped);
+    drop_from_manifest(&mut next, dropped);
     let parents: HashSet<Uuid> = next.stored().iter().filter_map(|s| s.parent).collect();
     for tip in next.snapshots.iter().filter(|s| !parents.contains(&s.id)) {
         open_chain(repository, &next, tip.id)?;

@@ -5,7 +5,7 @@ use crate::base::progress::Context;
 use crate::format::FrameLayout;
 use crate::image::{ForeignFormat, RawFile, Source};
 use crate::repo::Repository;
-use crate::repo::clones::forget_clones;
+use crate::repo::clones::remove_all_clones;
 use crate::repo::files::open_chain;
 use crate::repo::head::Head;
 use crate::repo::inside::{refuse_base_image, refuse_inside};
@@ -64,7 +64,7 @@ pub fn run(
     if before.source.as_deref().and_then(Path::parent) != path.parent() {
         // They lie beside the file that it was, perhaps on another file system, where nobody would
         // look for them any more.
-        forget_clones(repository, &before, context);
+        remove_all_clones(repository, &before, context);
     }
     manifest::commit(repository.store.as_ref(), &mut next)?;
     // After the commit: an intent must not be forgotten if that failed. What the old head says of

@@ -2,7 +2,7 @@
 //! repository, or block by block from wherever blocks of equal digest are.
 
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::base::free_space::check_room;
+use crate::base::free_space::check_free_space;
 use crate::base::progress::Context;
 use crate::base::units::NamedBlocks;
 use crate::chain::Fork;
@@ -14,10 +14,12 @@ use crate::ops::repair::engine::{self, Wanted};
 use crate::ops::repair::types::{MendSource, Mended, MendedBy};
 use crate::ops::verify::engine::{Damaged, find_damage, verify_all};
 use crate::repo::Repository;
-use crate::repo::compact::{drop_from, with_file};
+use crate::repo::compact::{drop_from_manifest, with_file};
 use crate::repo::files::{open_chain, open_delta};
 use crate::repo::manifest::{Manifest, Snapshot};
-use crate::repo::session::{self, Reader, Writer, commit_file, discard_unless_named, reap, write};
+use crate::repo::session::{
+    self, Reader, Writer, collect_garbage, commit_file, discard_unless_named, write,
+};
 use std::collections::HashSet;
 use std::sync::Arc;
 use uuid::Uuid;
@@ -70,8 +72,8 @@ pub fn run(
         outcomes.push(Mended { snapshot: what, outcome });
     }
     // The damaged files are not named any more.
-    writer.stop_reading();
-    reap(repository, &writer.manifest, context)?;
+    writer.release_reader_lock();
+    collect_garbage(repository, &writer.manifest, context)?;
     Ok(outcomes)
 }
 
@@ -171,8 +173,8 @@ pub(crate) fn copy_file(
     context: &Context,
 ) -> Result<()> {
     let theirs = Delta::open(other.store.clone(), file, &other.caches)?;
-    check_room(
-        repository.store.room(),
+    check_free_space(
+        repository.store.free_space(),
         snapshot.file_bytes,
         &repository.location(),
         "a copy of the file",
@@ -258,7 +260,7 @@ fn mend_blocks(
     let blocks = wanted.missing();
     for own in writer.manifest.stored() {
         if let Ok(own) = open_delta(repository, &writer.manifest, own) {
-            wanted.look_into(&Arc::new(own), context)?;
+            wanted.search(&Arc::new(own), context)?;
         }
     }
     // What the readers found stays as long as they live.
@@ -277,7 +279,7 @@ fn mend_blocks(
                         let manifest = reader.manifest();
                         let opened = open_delta(other, manifest, theirs);
                         if let Ok(theirs) = opened {
-                            wanted.look_into(&Arc::new(theirs), context)?;
+                            wanted.search(&Arc::new(theirs), context)?;
                         }
                     }
                     readers.push(reader);
@@ -319,8 +321,8 @@ fn replace_file(
     let store = repository.store.as_ref();
     let name = writer.manifest.name.clone();
     let needed = like.footer().file_bytes.saturating_mul(2).saturating_add(SPARE_BYTES);
-    check_room(
-        repository.store.room(),
+    check_free_space(
+        repository.store.free_space(),
         needed,
         &repository.location(),
         "a new file for the snapshot",
@@ -335,7 +337,7 @@ fn replace_file(
     for s in next.snapshots.iter_mut().chain(&mut next.dropped).filter(|s| s.id == snapshot.id) {
         *s = with_file(s, &file, &made, &format);
     }
-    drop_from(&mut next, &HashSet::new());
+    drop_from_manifest(&mut next, &HashSet::new());
     let proved = prove_whole(repository, &next, snapshot, context);
     let committed = proved.and_then(|()| commit_file(repository, writer, next, &file));
     if let Err(error) = committed {

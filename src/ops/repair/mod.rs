@@ -10,9 +10,9 @@
 //! Only what was read and does not match is left out. Of a file that cannot be read now nobody knows, so
 //! nothing is changed.
 
-pub mod bring_back;
 pub mod config;
 pub mod engine;
+pub mod fetch_missing;
 pub mod mend;
 pub(crate) mod rebuild;
 pub mod types;
@@ -24,7 +24,7 @@ use crate::delta::Delta;
 use crate::format::footer::MAX_NUMBER;
 use crate::merge;
 use crate::ops::repair::rebuild::{
-    Candidate, collect, in_order, most_common_image, remember, settle_labels,
+    Candidate, assign_labels, collect, in_order, most_common_image, remember,
 };
 use crate::ops::repair::types::{Rebuilt, Repaired};
 use crate::ops::verify::engine::{verify_all, verify_runs};
@@ -33,7 +33,7 @@ use crate::repo::compact::rewrite_as;
 use crate::repo::files::{open_chain, open_delta};
 use crate::repo::head::Head;
 use crate::repo::manifest::{self, ImageFile, MAX_IMPORTED_NUMBER, Manifest, Snapshot};
-use crate::repo::session::{lock_to_write, reap, writer};
+use crate::repo::session::{collect_garbage, lock_to_write, writer};
 use crate::store::{Store, read_small};
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -53,7 +53,7 @@ pub fn run(repository: &Repository, name: &str, context: &Context) -> Result<Rep
     }
     let write = lock_to_write(repository, name)?;
     // What is found may have a name that is not durable yet: whoever gave it died before the sync.
-    store.flush(name)?;
+    store.sync_dir(name)?;
     let ruling = match twice(|| manifest::load(store, name)) {
         Ok(manifest) => Some(manifest),
         Err(e) if e.kind() == ErrorKind::Corrupt => {
@@ -149,7 +149,7 @@ fn rebuild_from(
     // Numbers are never used twice, also those of files that cannot be used now.
     manifest.next_number = manifest.next_number.max(highest.saturating_add(1));
     let kept = old.map_or(Vec::new(), |old| old.kept.clone());
-    let taken = settle_labels(&mut manifest, old);
+    let taken = assign_labels(&mut manifest, old);
     // What nothing rests on now may be what a file that cannot be used rests on: nothing is removed.
     let unneeded = old.map_or(Vec::new(), |old| remember(&mut manifest, old, &unnamed));
     manifest.unused = unused.iter().map(|(file, _)| file.clone()).collect();
@@ -205,7 +205,7 @@ fn adopt(
     next.snapshots.sort_by_key(|s| s.number);
     let last = next.snapshots.last().map_or(0, |s| s.number);
     next.next_number = next.next_number.max(last.saturating_add(1));
-    let taken = settle_labels(&mut next, Some(ruling));
+    let taken = assign_labels(&mut next, Some(ruling));
     let rebuilt = Rebuilt::of(&next, Vec::new(), taken);
     Ok(Some((next, rebuilt)))
 }
@@ -339,8 +339,8 @@ fn renumber(
     let mut next = Manifest { next_number, ..writer.manifest.clone() };
     manifest::commit(repository.store.as_ref(), &mut next)?;
     writer.manifest = next;
-    writer.stop_reading();
-    reap(repository, &writer.manifest, context)?;
+    writer.release_reader_lock();
+    collect_garbage(repository, &writer.manifest, context)?;
     Ok(renumbered)
 }
 

@@ -6,7 +6,7 @@ use crate::base::progress::Context;
 use crate::chain::Chain;
 use crate::delta::Delta;
 use crate::ops::verify::engine::verify_all;
-use crate::repo::compact::drop_from;
+use crate::repo::compact::drop_from_manifest;
 use crate::repo::entry::entry;
 use crate::repo::manifest::{Manifest, Snapshot};
 use std::cmp::Reverse;
@@ -113,7 +113,7 @@ pub(crate) fn collect(
 /// Gives each snapshot the label that it had last, as far as that is known, and each label to one snapshot:
 /// to that which had it in the old manifest, else to the newest, which took it from the others. Gives what
 /// was left out.
-pub(crate) fn settle_labels(manifest: &mut Manifest, old: Option<&Manifest>) -> Vec<(u64, String)> {
+pub(crate) fn assign_labels(manifest: &mut Manifest, old: Option<&Manifest>) -> Vec<(u64, String)> {
     let known =
         |id: Uuid| old.and_then(|old| old.stored().into_iter().find(|s| s.id == id).cloned());
     let mut taken: HashSet<String> = HashSet::new();
@@ -162,5 +162,5 @@ pub(crate) fn remember(
         .partition(|s| old.is_dropped(s.id) && !unnamed.contains(&s.id));
     (manifest.dropped, manifest.snapshots) = (dropped, listed);
     manifest.dropped.iter_mut().for_each(|snapshot| snapshot.label = None);
-    drop_from(manifest, &HashSet::new())
+    drop_from_manifest(manifest, &HashSet::new())
 }

@@ -4,7 +4,7 @@
 
 use crate::base::digest::ImageDigest;
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::base::free_space::check_room;
+use crate::base::free_space::check_free_space;
 use crate::base::pipeline::ordered_map;
 use crate::base::progress::Context;
 use crate::base::units::ByteRange;
@@ -26,7 +26,7 @@ pub fn restore(
 ) -> Result<Restored> {
     let geometry = chain.geometry();
     let part = check_range(range, geometry.image_bytes)?;
-    let blocks = part.blocks(geometry);
+    let blocks = part.blocks(geometry.block_size);
     let order = if target.is_sequential() { Order::Ascending } else { Order::ByFrame };
     let mut batches = Batches::new(chain, blocks.first, blocks.end(), order);
     context.progress().begin("restore", part.bytes);
@@ -45,7 +45,7 @@ pub fn restore(
             for of in &decoded.parts {
                 context.progress().advance(geometry.bytes_in(of.blocks));
             }
-            target.settled(geometry.offset(decoded.settled).saturating_sub(part.offset))
+            target.advance_watermark(geometry.offset(decoded.settled).saturating_sub(part.offset))
         },
     );
     context.progress().end();
@@ -62,7 +62,7 @@ pub fn restore(
 ///
 /// # Errors
 /// `LimitExceeded` if not, with `place`.
-pub fn check_room_for(
+pub fn check_free_space_for(
     chain: &Chain,
     range: Option<ByteRange>,
     room: Option<u64>,
@@ -72,7 +72,7 @@ pub fn check_room_for(
     let part = check_range(range, geometry.image_bytes)?;
     // Only who may have too little has to look into the tables.
     let Some(room) = room.filter(|room| *room < part.bytes) else { return Ok(()) };
-    let blocks = part.blocks(geometry);
+    let blocks = part.blocks(geometry.block_size);
     let mut walk = chain.walk_to(blocks.end());
     walk.seek(blocks.first);
     let mut needed = 0;
@@ -81,7 +81,7 @@ pub fn check_room_for(
             needed += geometry.bytes_in(span.blocks);
         }
     }
-    check_room(Some(room), needed.min(part.bytes), place, "the restore")
+    check_free_space(Some(room), needed.min(part.bytes), place, "the restore")
 }
 
 /// The part of an image of `image_bytes` bytes that is meant: all of it if none is named.

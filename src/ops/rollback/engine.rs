@@ -14,7 +14,7 @@ use crate::chain::{Chain, Fork, State};
 use crate::image::write::{InPlace, Target};
 use crate::image::{RawFile, Source};
 use crate::scan::{BadMedium, Index, Missed, Scope, scan};
-use crate::view::{BATCH_BYTES, Decoded, Gather, Order, decode_batch, write_decoded};
+use crate::view::{BATCH_BYTES, BatchBuilder, Decoded, Order, decode_batch, write_decoded};
 
 /// How the blocks that differ are found.
 pub enum Basis<'a> {
@@ -44,7 +44,7 @@ pub struct RolledBack {
 ///
 /// # Errors
 /// `Corrupt` if one of them is damaged.
-pub fn rehearse(
+pub fn dry_run(
     image: &RawFile,
     target: &Chain,
     basis: &Basis<'_>,
@@ -73,14 +73,14 @@ pub fn execute(
 ) -> Result<RolledBack> {
     let geometry = target.geometry();
     let whole = ByteRange { offset: 0, bytes: geometry.image_bytes };
-    disk.check_room(geometry.image_bytes)?;
+    disk.check_free_space(geometry.image_bytes)?;
     if !image.is_device() && image.image_bytes() < geometry.image_bytes {
         disk.set_length(geometry.image_bytes)?;
     }
     let mut write = |decoded: Decoded| {
         image.check()?;
         write_decoded(&decoded, geometry, whole, disk)?;
-        disk.settled(geometry.offset(decoded.settled))
+        disk.advance_watermark(geometry.offset(decoded.settled))
     };
     let (read_bytes, missed) = differences(image, target, basis, context, "roll back", &mut write)?;
     if !image.is_device() && image.image_bytes() > geometry.image_bytes {
@@ -93,7 +93,7 @@ pub fn execute(
 
 /// Reads all of `image` and fails unless it is the tip of `target`.
 pub fn prove(image: &RawFile, target: &Chain, context: &Context) -> Result<()> {
-    let found = rehearse(image, target, &Basis::Scan(&whole), context)?;
+    let found = dry_run(image, target, &Basis::Scan(&whole), context)?;
     let lengths = (image.image_bytes(), target.geometry().image_bytes);
     if found.written_bytes > 0 || lengths.0 != lengths.1 {
         let bytes = found.written_bytes;
@@ -137,7 +137,7 @@ fn by_tables(
     let inside = BlockRange::between(0, geometry.block_count());
     let fork = Fork::new(target.clone(), Some(current.clone()))?;
     let mut different = fork.differences();
-    let mut gather = Gather::new(geometry, fork.sources(), Order::ByFrame);
+    let mut builder = BatchBuilder::new(geometry, fork.sources(), Order::ByFrame);
     let (mut covered, mut ended) = (0, false);
     ordered_map(
         context.threads(),
@@ -145,17 +145,17 @@ fn by_tables(
         || {
             loop {
                 context.check()?;
-                let ready = gather.next_batch();
+                let ready = builder.next_batch();
                 if ready.is_some() || ended {
                     return Ok(ready);
                 }
                 let Some(found) = different.next_difference()? else {
-                    gather.finish();
+                    builder.finish();
                     ended = true;
                     continue;
                 };
                 if let Some(span) = found.span.within(inside) {
-                    gather.add(&found.stretch, span)?;
+                    builder.add(&found.chunk, span)?;
                 }
                 let so_far = geometry.bytes_in(BlockRange::between(0, found.span.blocks.end()));
                 context.progress().advance(so_far - covered);
@@ -178,9 +178,9 @@ fn by_scan(
     let inside = BlockRange::between(0, geometry.block_count());
     let image_end = geometry.block_size.count(image.image_bytes());
     let mut walk = target.walk();
-    let mut gather = Gather::new(geometry, target.layers(), Order::ByFrame);
-    let mut write = |gather: &mut Gather| {
-        std::iter::from_fn(|| gather.next_batch())
+    let mut builder = BatchBuilder::new(geometry, target.layers(), Order::ByFrame);
+    let mut write = |builder: &mut BatchBuilder| {
+        std::iter::from_fn(|| builder.next_batch())
             .try_for_each(|b| each(decode_batch(geometry, b)?))
     };
     // What cannot be read differs, too: to be written is what makes a bad sector good again.
@@ -193,14 +193,14 @@ fn by_scan(
                 // Where the file is made longer, zeros are there already.
                 let is_there = span.blocks.first >= image_end && span.state == State::Zero;
                 if let Some(span) = span.within(inside).filter(|_| !is_there) {
-                    gather.add(walk.stretch(), span)?;
+                    builder.add(walk.chunk(), span)?;
                 }
             }
-            write(&mut gather)?;
+            write(&mut builder)?;
         }
         Ok(())
     })?;
-    gather.finish();
-    write(&mut gather)?;
+    builder.finish();
+    write(&mut builder)?;
     Ok((scanned.read_bytes, scanned.missed))
 }

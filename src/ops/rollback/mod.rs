@@ -13,23 +13,23 @@ pub mod types;
 pub mod engine;
 
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::base::free_space::room_for;
+use crate::base::free_space::free_space_at;
 use crate::base::progress::Context;
 use crate::chain::Chain;
 use crate::image::write::{InPlace, Medium, OsMedium};
 use crate::image::{Intent, RawFile, Source};
-use crate::ops::rollback::engine::{Basis, RolledBack, execute, prove, rehearse, whole};
+use crate::ops::rollback::engine::{Basis, RolledBack, dry_run, execute, prove, whole};
 use crate::ops::rollback::types::{RollbackOutcome, RollbackRequest};
-use crate::ops::snapshot::plan::{Live, Search, find_way};
+use crate::ops::snapshot::plan::{Live, Search, plan_scan};
 use crate::ops::snapshot::snapshot_into;
 use crate::ops::snapshot::take::{policy_for, warn_of_policy};
 use crate::ops::snapshot::types::{SnapshotOutcome, SnapshotRequest};
-use crate::repo::clones::{clean_clones, forget_clones};
+use crate::repo::clones::{remove_all_clones, remove_unneeded_clones};
 use crate::repo::files::open_chain;
 use crate::repo::head::{Head, RollbackIntent};
 use crate::repo::inside::{refuse_base_image, refuse_inside};
 use crate::repo::live_file::{
-    is_believed, note_live, refuse_link, refuse_other, warn_if_unguarded,
+    is_unchanged_since, note_live, refuse_link, refuse_other, warn_if_unguarded,
 };
 use crate::repo::manifest::{HintKind, Snapshot};
 use crate::repo::policy::{SnapshotPolicy, Track};
@@ -98,14 +98,15 @@ pub fn run_through(
     let image = &live.image;
     let chain = open_chain(repository, &writer.manifest, target.id)?;
     check_device(image, &chain)?;
-    InPlace::through(image, medium).check_room(chain.geometry().image_bytes)?;
+    InPlace::through(image, medium).check_free_space(chain.geometry().image_bytes)?;
     if writer.head_was_damaged {
         context.progress().warn("the head state was damaged; the image will be scanned");
     }
     let believe = !request.prove && !suspicious;
-    let is_believed = believe && is_believed(&writer.head, live.settled_stat().as_ref());
+    let is_unchanged_since =
+        believe && is_unchanged_since(&writer.head, live.settled_stat().as_ref());
     let current = writer.head.snapshot.filter(|id| writer.manifest.by_id(*id).is_some());
-    let mut known = if is_believed { current } else { None };
+    let mut known = if is_unchanged_since { current } else { None };
     // Of an interrupted one: what it had saved.
     let intended = writer.head.intent.and_then(|intent| intent.saved);
     let intended = intended.and_then(|id| writer.manifest.by_id(id));
@@ -122,7 +123,7 @@ pub fn run_through(
     };
     if request.dry_run {
         let basis = basis(repository, &writer, known, &live, &chain, believe, context)?;
-        let (basis, work) = rehearse_all(image, &chain, basis, context)?;
+        let (basis, work) = dry_run_all(image, &chain, basis, context)?;
         outcome.work = work;
         outcome.scanned = basis.is_scan();
         outcome.hint = basis.hint;
@@ -147,18 +148,18 @@ pub fn run_through(
     let mut needed_bytes = None;
     if !resumed {
         // Damage in the repository must show while the image is still whole.
-        let (rehearsed, found) = rehearse_all(image, &chain, basis, context)?;
+        let (rehearsed, found) = dry_run_all(image, &chain, basis, context)?;
         basis = rehearsed;
         outcome.work.read_bytes += found.read_bytes;
         needed_bytes = Some(found.written_bytes);
     }
-    if !has_room(repository, image, needed_bytes) {
+    if !has_free_space(repository, image, needed_bytes) {
         context.progress().note("little room: the clones of the image go first");
-        forget_clones(repository, &writer.manifest, context);
+        remove_all_clones(repository, &writer.manifest, context);
         if basis.hint.is_some() {
             // There is one without a name, too, until nobody has it open.
             basis = OwnedBasis::whole();
-            let found = rehearse(image, &chain, &basis.as_basis(), context)?;
+            let found = dry_run(image, &chain, &basis.as_basis(), context)?;
             outcome.work.read_bytes += found.read_bytes;
         }
     }
@@ -186,7 +187,7 @@ pub fn run_through(
     }
     // What one that was interrupted had saved may have left a clone that nobody needs.
     let is_tracked = rollback_policy(repository, &request.name).track != Track::None;
-    clean_clones(repository, &writer.manifest, is_tracked, context);
+    remove_unneeded_clones(repository, &writer.manifest, is_tracked, context);
     outcome.proved = outcome.scanned || request.prove;
     Ok(outcome)
 }
@@ -227,8 +228,8 @@ fn write_image(
 
 /// True if there is room to write so much anew: what the image shares with a clone is not overwritten.
 /// How much is needed is not known of an interrupted rollback, perhaps interrupted by just that.
-fn has_room(_repository: &Repository, image: &RawFile, needed_bytes: Option<u64>) -> bool {
-    let room = if image.is_device() { None } else { room_for(image.path()) };
+fn has_free_space(_repository: &Repository, image: &RawFile, needed_bytes: Option<u64>) -> bool {
+    let room = if image.is_device() { None } else { free_space_at(image.path()) };
     room.is_none_or(|room| {
         needed_bytes.is_some_and(|needed| room / 2 >= needed.saturating_add(SPARE_BYTES))
     })
@@ -317,7 +318,7 @@ fn basis<'a>(
     let (head, against) = (&writer.head, Some(target));
     // What its times tell has been asked already.
     let search = Search { manifest, head, live, stat: None, against, request, policy };
-    let way = find_way(repository, &search, context)?;
+    let way = plan_scan(repository, &search, context)?;
     let (bytes, number) =
         (live.image.image_bytes(), manifest.next_number.wrapping_add(head.skipped));
     let hint = way.kind();
@@ -382,13 +383,13 @@ impl OwnedBasis<'_> {
 }
 
 /// Rehearses what will be written. If what told where to look has missed something, all is read.
-fn rehearse_all<'a>(
+fn dry_run_all<'a>(
     image: &RawFile,
     target: &Chain,
     basis: OwnedBasis<'a>,
     context: &Context,
 ) -> Result<(OwnedBasis<'a>, RolledBack)> {
-    let found = rehearse(image, target, &basis.as_basis(), context)?;
+    let found = dry_run(image, target, &basis.as_basis(), context)?;
     if found.missed.blocks == 0 {
         return Ok((basis, found));
     }
@@ -398,7 +399,7 @@ fn rehearse_all<'a>(
         found.missed.blocks
     ));
     let basis = OwnedBasis::whole();
-    let mut again = rehearse(image, target, &basis.as_basis(), context)?;
+    let mut again = dry_run(image, target, &basis.as_basis(), context)?;
     again.read_bytes += found.read_bytes;
     Ok((basis, again))
 }

@@ -4,7 +4,7 @@
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::progress::Context;
 use crate::image::RawFile;
-use crate::ops::snapshot::plan::{Live, Way};
+use crate::ops::snapshot::plan::{Live, ScanPlan};
 use crate::ops::snapshot::prepared::prepare;
 use crate::ops::snapshot::take::{check_format, take_into};
 use crate::ops::snapshot::types::{ParentChoice, SnapshotOutcome, SnapshotRequest};
@@ -99,5 +99,5 @@ fn stage_base_image(
     context.check()?;
     make_durable(&base_image)?;
     upload.publish()?;
-    Ok(Snapshot { base_image: Some(path), ..prepared.entry(&taken, &Way::whole(), begun) })
+    Ok(Snapshot { base_image: Some(path), ..prepared.entry(&taken, &ScanPlan::whole(), begun) })
 }

@@ -10,9 +10,10 @@ pub(crate) mod prepared;
 pub mod several;
 pub(crate) mod take;
 
+use crate::base::error::best_effort;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::progress::Context;
-use crate::ops::snapshot::plan::{Live, Search, find_way};
+use crate::ops::snapshot::plan::{Live, Search, plan_scan};
 use crate::ops::snapshot::prepared::prepare;
 use crate::ops::snapshot::take::{
     check_format, check_some_was_read, policy_for, take_into, warn_of_policy,
@@ -67,8 +68,9 @@ pub fn run(
     let (mut writer, is_new) = write_or_create(repository, &name, &path, context)?;
     let outcome = check_source(writer.manifest.clone(), &path)
         .and_then(|_| snapshot_into(repository, &mut writer, &live, request, false, context));
-    if outcome.is_err() && is_new && remove_image(repository, writer).is_err() {
+    if outcome.is_err() && is_new {
         // An image without snapshots stays behind; the next snapshot fills it.
+        best_effort(remove_image(repository, writer));
     }
     outcome
 }
@@ -109,13 +111,14 @@ fn try_snapshot(
     let stat = live.settled_stat();
     let stat = stat.as_ref();
     let search = Search { manifest: &manifest, head, live, stat, against, request, policy };
-    let way = find_way(repository, &search, context)?;
-    prepared.begin(&manifest, &way, context);
+    let scan_plan = plan_scan(repository, &search, context)?;
+    prepared.begin(&manifest, &scan_plan, context);
     let begun = Instant::now();
-    let (taken, _) = prepared.take_from(live, &way, false, context, &mut |_| Ok(()))?;
+    let (taken, _) =
+        prepared.scan_live_or_clone(live, &scan_plan, false, context, &mut |_| Ok(()))?;
     check_some_was_read(&live.image, &taken)?;
-    let snapshot = prepared.entry(&taken, &way, begun);
-    let outcome = prepared.outcome(&manifest.name, snapshot, Outcome::DryRun, live, &way);
+    let snapshot = prepared.entry(&taken, &scan_plan, begun);
+    let outcome = prepared.outcome(&manifest.name, snapshot, Outcome::DryRun, live, &scan_plan);
     Ok(SnapshotOutcome { unread: taken.unread, ..outcome })
 }
 

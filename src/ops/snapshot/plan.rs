@@ -17,7 +17,7 @@ use crate::image::{FileStat, RawFile, Source};
 use crate::ops::snapshot::types::SnapshotRequest;
 use crate::repo::files::open_chain;
 use crate::repo::head::Head;
-use crate::repo::live_file::is_believed;
+use crate::repo::live_file::is_unchanged_since;
 use crate::repo::manifest::{HintKind, HintUse, Manifest};
 use crate::repo::policy::{SnapshotPolicy, Track};
 use crate::repo::{Repository, reference};
@@ -37,22 +37,21 @@ use uuid::Uuid;
 const CLONE_SECONDS: f64 = 6e-6;
 
 /// From so many on the time of a clone tells what one costs.
-const ENOUGH_EXTENTS: u64 = 1000;
+const MIN_TIMED_EXTENTS: u64 = 1000;
 
 /// And to compare the maps of two clones.
 const MAPS_SECONDS: f64 = 3e-6;
 
 /// How fast images are read, in bytes a second: from the disk, from memory.
 const DISK_SPEED: f64 = 2.5e9;
-
 const MEMORY_SPEED: f64 = 20e9;
 
 /// Which part of the time to read the image a clone and its map may take: where all has changed it
 /// comes on top.
-const WORTH: f64 = 0.2;
+const MAX_CLONE_COST_SHARE: f64 = 0.2;
 
 /// What nobody notices, in seconds.
-const NOTHING: f64 = 0.01;
+const NEGLIGIBLE_SECONDS: f64 = 0.01;
 
 /// An image that a snapshot is to be taken of.
 pub(crate) struct Live {
@@ -94,7 +93,7 @@ pub(crate) fn policy_of(request: &SnapshotRequest, policy: SnapshotPolicy) -> Sn
 }
 
 /// How it is found what changed.
-pub(crate) struct Way {
+pub(crate) struct ScanPlan {
     /// What the image was at one moment.
     pub clone: Option<NewClone>,
     /// If none was made because nothing changed: an earlier one that is the same.
@@ -125,14 +124,14 @@ fn id_of(chain: &Chain) -> Uuid {
     chain.tip().footer().snapshot_id
 }
 
-impl Way {
+impl ScanPlan {
     /// All is read.
     pub fn whole() -> Self {
         Self { clone: None, standby: None, basis: Basis::Whole(None), recheck: Recheck::Usual }
     }
 
     /// Why all is read, if it is and that is of interest.
-    pub fn why_whole(&self) -> Option<&str> {
+    pub fn full_scan_reason(&self) -> Option<&str> {
         match &self.basis {
             Basis::Whole(why) => why.as_deref(),
             _ => None,
@@ -206,7 +205,7 @@ fn no_clone() -> Error {
     Error::new(ErrorKind::InvalidInput, "there is no clone of the image as it is")
 }
 
-/// What a way is looked for.
+/// What a plan is made for.
 pub(crate) struct Search<'a> {
     pub manifest: &'a Manifest,
     pub head: &'a Head,
@@ -224,11 +223,11 @@ pub(crate) struct Search<'a> {
 /// # Errors
 /// `Busy` if the image is in use and cannot be cloned, or not fast enough; `Unsupported` if tracking
 /// is asked for and not to be had; `Mismatch` for a list since a snapshot that is no ancestor.
-pub(crate) fn find_way(
+pub(crate) fn plan_scan(
     repository: &Repository,
     search: &Search<'_>,
     context: &Context,
-) -> Result<Way> {
+) -> Result<ScanPlan> {
     let Search { manifest, live, against, request, policy, .. } = search;
     let recheck = policy.recheck;
     let (list, is_old) = match listed(repository, search)? {
@@ -240,7 +239,7 @@ pub(crate) fn find_way(
     let believed = against.filter(|chain| is_known(search, chain));
     let has_to_read = match against {
         None => Some(None),
-        Some(chain) => why_read_all(manifest, chain, request, context)?.map(Some),
+        Some(chain) => forced_scan_reason(manifest, chain, request, context)?.map(Some),
     };
     // A clone of what did not change since the last one is that one.
     // Nor is one kept after a list.
@@ -268,7 +267,7 @@ pub(crate) fn find_way(
         (_, _, _, Some(_), Err(why)) => Basis::Whole(Some(why)),
         (_, _, _, None, _) => Basis::Whole(why_none),
     };
-    Ok(Way { clone, standby, basis, recheck })
+    Ok(ScanPlan { clone, standby, basis, recheck })
 }
 
 /// The list of the request, if it has one.
@@ -348,7 +347,7 @@ fn clone_of(
         match &live.user {
             Some(user) => check_stall(image, user, count, seconds, policy.max_stall)?,
             None if is_forced => {}
-            None if !is_worth_it(image, seconds + count as f64 * MAPS_SECONDS) => {
+            None if !is_clone_cheap(image, seconds + count as f64 * MAPS_SECONDS) => {
                 let why = format!("it has {count} extents, and that is as fast as to clone it");
                 return Ok(Err(Some(why)));
             }
@@ -383,11 +382,11 @@ fn clone_of(
 /// True if the image is what it was at the tip of `chain`, by its times.
 fn is_known(search: &Search<'_>, chain: &Chain) -> bool {
     let Search { head, stat, request, .. } = search;
-    !request.full_scan && head.snapshot == Some(id_of(chain)) && is_believed(head, *stat)
+    !request.full_scan && head.snapshot == Some(id_of(chain)) && is_unchanged_since(head, *stat)
 }
 
 /// Why nothing is believed until all of the image has been read, and a snapshot says so.
-pub(crate) fn why_doubted(manifest: &Manifest) -> Option<String> {
+pub(crate) fn distrust_reason(manifest: &Manifest) -> Option<String> {
     let name = &manifest.name;
     let newest = manifest.next_number.saturating_sub(1);
     match manifest.stored().last() {
@@ -402,7 +401,7 @@ pub(crate) fn why_doubted(manifest: &Manifest) -> Option<String> {
 }
 
 /// Why all of the image has to be read, whatever is known.
-fn why_read_all(
+fn forced_scan_reason(
     manifest: &Manifest,
     parent: &Chain,
     request: &SnapshotRequest,
@@ -411,7 +410,7 @@ fn why_read_all(
     if request.full_scan {
         return Ok(Some("as you asked".into()));
     }
-    if let Some(why) = why_doubted(manifest) {
+    if let Some(why) = distrust_reason(manifest) {
         return Ok(Some(why));
     }
     let name = &manifest.name;
@@ -450,14 +449,14 @@ fn check_stall(
 /// tell.
 fn clone_rate(manifest: &Manifest) -> f64 {
     let last = manifest.newest_clone().map(|(_, kept)| kept);
-    let last = last.filter(|kept| kept.extents >= ENOUGH_EXTENTS);
+    let last = last.filter(|kept| kept.extents >= MIN_TIMED_EXTENTS);
     let rate = last.map_or(CLONE_SECONDS, |kept| kept.seconds / kept.extents as f64);
     rate.clamp(CLONE_SECONDS / 2.0, CLONE_SECONDS * 50.0)
 }
 
 /// True if what a clone and its map cost, in seconds, is little beside reading the image.
-fn is_worth_it(image: &RawFile, cost: f64) -> bool {
-    if cost <= NOTHING {
+fn is_clone_cheap(image: &RawFile, cost: f64) -> bool {
+    if cost <= NEGLIGIBLE_SECONDS {
         return true;
     }
     let Ok(meta) = image.file().metadata() else { return false };
@@ -465,5 +464,5 @@ fn is_worth_it(image: &RawFile, cost: f64) -> bool {
     let cached = sys::cached_pages(image.file(), 0, image.image_bytes()).unwrap_or(0);
     let cached = (cached as f64 * 4096.0).min(data);
     let reading = cached / MEMORY_SPEED + (data - cached) / DISK_SPEED;
-    cost <= WORTH * reading
+    cost <= MAX_CLONE_COST_SHARE * reading
 }

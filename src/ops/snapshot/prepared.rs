@@ -9,7 +9,7 @@ use crate::delta::Identity;
 use crate::format::footer::MAX_NUMBER;
 use crate::image::{RawFile, Source};
 use crate::ops::snapshot::engine::{ChainParameters, Parent, Plan, Taken, take};
-use crate::ops::snapshot::plan::{Live, Way};
+use crate::ops::snapshot::plan::{Live, ScanPlan};
 use crate::ops::snapshot::types::{Outcome, ParentChoice, SnapshotOutcome, SnapshotRequest};
 use crate::repo::files::open_chain;
 use crate::repo::head::Head;
@@ -30,7 +30,7 @@ pub(crate) fn prepare(
     head: &Head,
     request: &SnapshotRequest,
 ) -> Result<Prepared> {
-    refuse_mixture(manifest, head)?;
+    refuse_half_written(manifest, head)?;
     refuse_last_number(manifest)?;
     if let Some(label) = &request.label
         && manifest.snapshots.iter().any(|s| s.label.as_ref() == Some(label))
@@ -75,7 +75,7 @@ pub(crate) fn prepare(
 pub(crate) enum Out<'a> {
     Bytes(&'a [u8]),
     /// What was written is void: it begins again.
-    Again,
+    Restart,
 }
 
 /// A snapshot that is about to be taken.
@@ -98,12 +98,12 @@ impl Prepared {
     }
 
     /// The moment is now: the image is held, or cloned.
-    pub(crate) fn begin(&mut self, manifest: &Manifest, way: &Way, context: &Context) {
+    pub(crate) fn begin(&mut self, manifest: &Manifest, scan_plan: &ScanPlan, context: &Context) {
         self.time = Timestamp::now();
         self.plan.identity.time_seconds = self.time.as_second();
         let nanoseconds = u32::try_from(self.time.subsec_nanosecond());
         self.plan.identity.time_nanoseconds = nanoseconds.unwrap_or(0);
-        let how = match (&self.plan.parent, way.kind(), way.why_whole()) {
+        let how = match (&self.plan.parent, scan_plan.kind(), scan_plan.full_scan_reason()) {
             (Parent::None(_), ..) => "all of it is stored".to_owned(),
             (_, Some(HintKind::Times), _) => {
                 "its file is unchanged since the head was noted".to_owned()
@@ -131,17 +131,17 @@ impl Prepared {
 
     /// Reads the live image as long as nobody else writes to it, because it is in memory more often than
     /// its clone; otherwise the clone. True if that was it.
-    pub(crate) fn take_from(
+    pub(crate) fn scan_live_or_clone(
         &self,
         live: &Live,
-        way: &Way,
+        scan_plan: &ScanPlan,
         may_release: bool,
         context: &Context,
         out: &mut dyn FnMut(Out<'_>) -> Result<()>,
     ) -> Result<(Taken, bool)> {
         let image = &live.image;
-        let clone = way.clone.as_ref().map(|clone| clone.file());
-        let clone = clone.or(way.standby.as_ref()).map(|file| {
+        let clone = scan_plan.clone.as_ref().map(|clone| clone.file());
+        let clone = clone.or(scan_plan.standby.as_ref()).map(|file| {
             let file = file.try_clone();
             let file = file.map_err(|e| {
                 Error::io(format!("cannot open the clone of {} again", image.path().display()), e)
@@ -150,7 +150,7 @@ impl Prepared {
         });
         let clone = clone.transpose()?;
         let take_of = |source: &RawFile, out: &mut dyn FnMut(Out<'_>) -> Result<()>| {
-            let scope = way.scope(self.against(), source.image_bytes(), self.turn)?;
+            let scope = scan_plan.scope(self.against(), source.image_bytes(), self.turn)?;
             self.take(source, scope, context, &mut |bytes| out(Out::Bytes(bytes)))
         };
         let Some(clone) = clone else { return Ok((take_of(image, out)?, false)) };
@@ -162,7 +162,7 @@ impl Prepared {
                     context
                         .progress()
                         .note(&format!("{}: its clone is read instead", busy.message()));
-                    out(Out::Again)?;
+                    out(Out::Restart)?;
                 }
                 other => return Ok((other?, false)),
             }
@@ -173,7 +173,7 @@ impl Prepared {
         Ok((taken, true))
     }
 
-    pub(crate) fn entry(&self, taken: &Taken, way: &Way, begun: Instant) -> Snapshot {
+    pub(crate) fn entry(&self, taken: &Taken, scan_plan: &ScanPlan, begun: Instant) -> Snapshot {
         let footer = &taken.written.footer;
         let block_size = match &self.plan.parent {
             Parent::None(parameters) => parameters.block_size,
@@ -203,7 +203,7 @@ impl Prepared {
             base_image: None,
             format: footer.parent.is_none().then(|| RAW.to_owned()),
             in_use: false,
-            hint: way.hint_use(geometry, &taken.scanned),
+            hint: scan_plan.hint_use(geometry, &taken.scanned),
             kept_clone: None,
         }
     }
@@ -214,18 +214,18 @@ impl Prepared {
         snapshot: Snapshot,
         outcome: Outcome,
         live: &Live,
-        way: &Way,
+        scan_plan: &ScanPlan,
     ) -> SnapshotOutcome {
-        let full_scan_reason = way.why_whole().map(str::to_owned);
+        let full_scan_reason = scan_plan.full_scan_reason().map(str::to_owned);
         SnapshotOutcome {
             name: name.into(),
             outcome,
-            believed: way.kind() == Some(HintKind::Times),
+            believed: scan_plan.kind() == Some(HintKind::Times),
             parent_number: self.parent_number,
             hint: snapshot.hint,
             read_bytes: snapshot.read_bytes.unwrap_or(0),
             full_scan_reason: full_scan_reason.filter(|_| self.parent_number.is_some()),
-            clone_seconds: way.clone.as_ref().map(|clone| clone.seconds),
+            clone_seconds: scan_plan.clone.as_ref().map(|clone| clone.seconds),
             user: live.user.clone(),
             unread: NamedBlocks::default(),
             snapshot,
@@ -234,7 +234,7 @@ impl Prepared {
 }
 
 /// While a rollback has begun and not ended, the image is a mixture that nobody wants to keep.
-fn refuse_mixture(manifest: &Manifest, head: &Head) -> Result<()> {
+fn refuse_half_written(manifest: &Manifest, head: &Head) -> Result<()> {
     let Some(intent) = head.intent else { return Ok(()) };
     let name = &manifest.name;
     let target = manifest.by_id(intent.target).map_or("?".into(), |s| s.number.to_string());

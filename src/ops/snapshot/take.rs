@@ -6,11 +6,11 @@ use crate::base::progress::Context;
 use crate::base::units::NamedBlocks;
 use crate::image::{FileStat, ForeignFormat, RawFile, Source};
 use crate::ops::snapshot::engine::Taken;
-use crate::ops::snapshot::plan::{Live, Search, Way, find_way, policy_of, why_doubted};
+use crate::ops::snapshot::plan::{Live, ScanPlan, Search, distrust_reason, plan_scan, policy_of};
 use crate::ops::snapshot::prepared::{Out, prepare};
 use crate::ops::snapshot::types::{Outcome, SnapshotOutcome, SnapshotRequest};
 use crate::repo::Repository;
-use crate::repo::clones::clean_clones;
+use crate::repo::clones::remove_unneeded_clones;
 use crate::repo::live_file::{live_of, note_head, note_live};
 use crate::repo::manifest::{HintKind, KeptClone, Manifest, RAW, Snapshot};
 use crate::repo::policy::{SnapshotPolicy, Track};
@@ -40,26 +40,26 @@ pub(crate) fn take_into(
     let (manifest, head) = (&writer.manifest, &writer.head);
     let (before, of) = (stat.as_ref(), against.as_ref());
     let search = Search { manifest, head, live, stat: before, against: of, request, policy };
-    let way = find_way(repository, &search, context)?;
-    prepared.begin(manifest, &way, context);
-    let is_doubted = against.is_some() && why_doubted(manifest).is_some();
+    let scan_plan = plan_scan(repository, &search, context)?;
+    prepared.begin(manifest, &scan_plan, context);
+    let is_doubted = against.is_some() && distrust_reason(manifest).is_some();
     let file = format!("{name}/{}.delta", prepared.plan.file_id);
     let mut upload = store.create(&file)?;
     let mut out = |event: Out<'_>| match event {
         Out::Bytes(bytes) => upload.write(bytes),
-        Out::Again => {
+        Out::Restart => {
             upload = store.create(&file)?;
             Ok(())
         }
     };
-    let taken = prepared.take_from(live, &way, !is_saving, context, &mut out)?;
+    let taken = prepared.scan_live_or_clone(live, &scan_plan, !is_saving, context, &mut out)?;
     let (taken, is_of_clone) = taken;
     check_some_was_read(&live.image, &taken)?;
     // Only what was the same before and after the scan is believed later.
     let is_same = |stat: &FileStat| FileStat::of(live.image.file()).as_ref() == Some(stat);
     // A list may have left something out, and so may what has been found to. What could not be read is
     // tried again.
-    let is_exact = way.kind() != Some(HintKind::List)
+    let is_exact = scan_plan.kind() != Some(HintKind::List)
         && taken.scanned.missed.blocks == 0
         && taken.unread.is_empty();
     let stat = stat.filter(|stat| !is_of_clone && is_exact && is_same(stat));
@@ -71,33 +71,38 @@ pub(crate) fn take_into(
             writer.head.skipped = writer.head.skipped.wrapping_add(1);
             note_live(repository, writer, &live.image, context)?;
             note_head(repository, writer, parent.id, stat, context);
-            clean_clones(repository, &writer.manifest, policy.track != Track::None, context);
-            let found = prepared.entry(&taken, &way, begun);
+            remove_unneeded_clones(
+                repository,
+                &writer.manifest,
+                policy.track != Track::None,
+                context,
+            );
+            let found = prepared.entry(&taken, &scan_plan, begun);
             let outcome = Outcome::Skipped;
-            let skipped = prepared.outcome(&name, found, outcome, live, &way);
+            let skipped = prepared.outcome(&name, found, outcome, live, &scan_plan);
             let parent_number = writer.manifest.stored_parent_of(&parent).map(|s| s.number);
             return Ok(SnapshotOutcome { snapshot: parent, parent_number, ..skipped });
         }
         return Err(Error::corrupt(format!("{name}: the parent is gone")));
     }
     context.check()?;
-    let mut snapshot = prepared.entry(&taken, &way, begun);
+    let mut snapshot = prepared.entry(&taken, &scan_plan, begun);
     snapshot.in_use = live.user.is_some();
     // Before anything is published: what the manifest names must be there.
-    snapshot.kept_clone = keep_clone(live, &way, snapshot.id, context);
+    snapshot.kept_clone = keep_clone(live, &scan_plan, snapshot.id, context);
     let published = upload
         .publish()
         .and_then(|()| commit_snapshot(repository, writer, &snapshot, &live.image, context));
     let is_tracked = policy.track != Track::None;
     if published.is_err() && snapshot.kept_clone.is_some() {
-        clean_clones(repository, &writer.manifest, is_tracked, context);
+        remove_unneeded_clones(repository, &writer.manifest, is_tracked, context);
     }
     published?;
     note_head(repository, writer, snapshot.id, stat, context);
-    clean_clones(repository, &writer.manifest, is_tracked, context);
+    remove_unneeded_clones(repository, &writer.manifest, is_tracked, context);
     warn_of_missed(&name, &snapshot, taken.scanned.missed, context);
     warn_of_unread(&name, &snapshot, &taken.unread, context);
-    let outcome = prepared.outcome(&name, snapshot, Outcome::Taken, live, &way);
+    let outcome = prepared.outcome(&name, snapshot, Outcome::Taken, live, &scan_plan);
     Ok(SnapshotOutcome { unread: taken.unread, ..outcome })
 }
 
@@ -119,8 +124,8 @@ fn commit_snapshot(
 ///
 /// Not after a list: it may have left something out, which is in the clone and not in the snapshot, and
 /// would be taken for known from then on. The clone of an earlier snapshot stays, and serves.
-fn keep_clone(live: &Live, way: &Way, id: Uuid, context: &Context) -> Option<KeptClone> {
-    let clone = way.clone.as_ref().filter(|_| way.kind() != Some(HintKind::List))?;
+fn keep_clone(live: &Live, scan_plan: &ScanPlan, id: Uuid, context: &Context) -> Option<KeptClone> {
+    let clone = scan_plan.clone.as_ref().filter(|_| scan_plan.kind() != Some(HintKind::List))?;
     match CloneFolder::beside(live.image.path()).keep(clone, id) {
         Ok(stat) => Some(KeptClone { stat, seconds: clone.seconds, extents: clone.extents }),
         Err(e) => {

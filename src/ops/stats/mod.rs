@@ -10,7 +10,7 @@ use crate::ops::stats::engine::{add_heat, superseded_bytes};
 use crate::ops::stats::types::{Cost, Day, Stats};
 use crate::repo::Repository;
 use crate::repo::clones::clones_or_warn;
-use crate::repo::compact::{Worth, compaction_of};
+use crate::repo::compact::{CompactWhen, compaction_of};
 use crate::repo::files::{open_chain, open_delta};
 use crate::repo::manifest::{Manifest, Snapshot};
 use crate::repo::session::read;
@@ -36,7 +36,7 @@ pub fn run(repository: &Repository, name: &str, context: &Context) -> Result<Sta
     }
     let costs: Result<Vec<Cost>> =
         manifest.snapshots.iter().map(|s| cost(repository, manifest, s, context)).collect();
-    let compaction = compaction_of(repository, manifest, &[], Worth::Never, context)?;
+    let compaction = compaction_of(repository, manifest, &[], CompactWhen::Never, context)?;
     Ok(Stats {
         costs: costs?,
         days: days(&manifest.snapshots),
@@ -64,7 +64,7 @@ fn cost(
             // With what nobody else rests on.
             let mut next = manifest.clone();
             let ids = HashSet::from([snapshot.id]);
-            let unneeded = crate::repo::compact::drop_from(&mut next, &ids);
+            let unneeded = crate::repo::compact::drop_from_manifest(&mut next, &ids);
             unneeded.iter().map(|s| s.file_bytes).sum()
         }
         [child] if !snapshot.is_by_reference() => {

@@ -11,7 +11,7 @@ use crate::base::units::{BlockRange, NamedBlocks};
 use crate::chain::Chain;
 use crate::delta::Delta;
 use crate::ops::verify::engine::{
-    LostBlocks, Part, find_damage, lost_with, verify_all, verify_digests, verify_runs,
+    LostBlocks, Part, find_damage, losses_with, verify_all, verify_digests, verify_runs,
     verify_stored,
 };
 use crate::ops::verify::types::{Damage, DamageKind, Loss, Unchecked, Verified, VerifyScope};
@@ -83,7 +83,7 @@ pub fn run(
             })
             .and_then(|()| match quick {
                 true => Ok(()),
-                false => image.tell_losses(&snapshots, &mut verified, context),
+                false => image.report_losses(&snapshots, &mut verified, context),
             });
         context.progress().end();
         outcome?;
@@ -249,7 +249,7 @@ impl ImageCheck<'_> {
 
     /// What the damage that was found means for each snapshot: a block is lost if its newest owner has
     /// lost it.
-    fn tell_losses(
+    fn report_losses(
         &self,
         snapshots: &[&Snapshot],
         verified: &mut Verified,
@@ -278,7 +278,7 @@ impl ImageCheck<'_> {
                         Some(Lost::Some(blocks)) => blocks.clone(),
                         _ => LostBlocks::default(),
                     };
-                    Lost::Some(lost_with(delta, &of(inherited), &of(own), context)?)
+                    Lost::Some(losses_with(delta, &of(inherited), &of(own), context)?)
                 }
             };
             losses.insert(snapshot.id, lost.clone());

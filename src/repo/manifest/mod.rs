@@ -33,7 +33,6 @@ pub const MAX_MANIFEST_BYTES: u64 = 256 << 20;
 /// What is written; with snapshots that are dropped it is the next one, because a program that does not
 /// know of them would list them, or miss them.
 const VERSION: u32 = 1;
-
 const VERSION_WITH_DROPPED: u32 = 2;
 
 /// The one format of image files that is read so far, as [`Snapshot::format`] has it.

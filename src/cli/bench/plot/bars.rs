@@ -9,7 +9,6 @@ use plotters::style::text_anchor::HPos;
 const WARM: RGBColor = RGBColor(37, 99, 175);
 const COLD: RGBColor = RGBColor(13, 135, 125);
 const CEILING: RGBColor = RGBColor(178, 187, 200);
-
 const LEGEND: i32 = 26;
 const ROW: i32 = 42;
 const AXIS: i32 = 46;

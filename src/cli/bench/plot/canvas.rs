@@ -10,16 +10,12 @@ pub(super) const WIDTH: u32 = 900;
 
 /// Title, settings, machine.
 pub(super) const HEAD: i32 = 74;
-
 pub(super) const MARGIN: i32 = 20;
 
 /// Characters in a line of small text.
 pub(super) const LINE_CHARS: usize = 135;
-
 pub(super) const INK: RGBColor = RGBColor(31, 41, 55);
-
 pub(super) const FAINT_INK: RGBColor = RGBColor(90, 99, 112);
-
 pub(super) const GRID: RGBColor = RGBColor(225, 228, 233);
 
 pub(super) type Canvas<'a> = DrawingArea<SVGBackend<'a>, Shift>;

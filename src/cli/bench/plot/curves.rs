@@ -16,7 +16,6 @@ const NUMBERS: i32 = 70;
 const AXIS: i32 = 44;
 /// For the legend, to the right of the curves.
 const LEGEND: i32 = 185;
-
 const COLORS: [(Work, RGBColor); 4] = [
     (Work::Base, RGBColor(37, 99, 175)),
     (Work::Incremental, RGBColor(196, 84, 12)),

@@ -16,14 +16,14 @@ use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::pipeline::{ordered_map, spawn};
 use crate::base::progress::Context;
 use crate::base::units::{BlockRange, Geometry};
-use crate::chain::{Span, State, Stretch};
+use crate::chain::{IndexChunk, Span, State};
 use crate::codec::Compression;
 use crate::delta::{
     BASE_FRAME_BYTES, DELTA_FRAME_BYTES, Delta, GROUP_BYTES, Identity, Piece, Segmenter,
     TableCursor, Written, group_memory, write_pieces,
 };
 use crate::format::{Features, FrameLayout, Header, Run, RunKind};
-use crate::view::{BATCH_BYTES, Gather, Order, decode_batch};
+use crate::view::{BATCH_BYTES, BatchBuilder, Order, decode_batch};
 use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use uuid::Uuid;
@@ -82,7 +82,7 @@ pub fn mend(
 
 /// One run, or a part of one.
 enum Entry {
-    Data(Stretch, Span),
+    Data(IndexChunk, Span),
     Other(Run),
 }
 
@@ -119,30 +119,30 @@ fn read_into(
             }
             let first = run.blocks.first.max(position);
             let blocks = BlockRange { first, count: most.min(run.blocks.end() - first) };
-            let mut stretch = Stretch::new(Arc::new([delta.clone()]));
-            let page = stretch.add_page(0, page.clone());
+            let mut chunk = IndexChunk::new(Arc::new([delta.clone()]));
+            let page = chunk.add_page(0, page.clone());
             let ordinal = run.ordinal + (first - run.blocks.first) as u32;
             position = blocks.end();
             if position == run.blocks.end() {
                 cursor.advance()?;
             }
             let span = Span { blocks, state: State::Data { page, ordinal } };
-            Ok(Some(Entry::Data(stretch, span)))
+            Ok(Some(Entry::Data(chunk, span)))
         },
         |entry| match entry {
             Entry::Other(run) => Ok((Entry::Other(run), Vec::new())),
-            Entry::Data(stretch, span) => {
-                let bytes = plan.blocks(geometry, &stretch, span)?;
+            Entry::Data(chunk, span) => {
+                let bytes = plan.blocks(geometry, &chunk, span)?;
                 context.progress().advance(bytes.len() as u64);
-                Ok((Entry::Data(stretch, span), bytes))
+                Ok((Entry::Data(chunk, span), bytes))
             }
         },
         |(entry, bytes)| {
             match entry {
                 Entry::Other(run) => segmenter.run(run.kind, run.blocks),
-                Entry::Data(stretch, span) => {
+                Entry::Data(chunk, span) => {
                     let blocks = bytes.chunks(geometry.block_size.in_memory());
-                    let digests = stretch.digests(span).iter();
+                    let digests = chunk.digests(span).iter();
                     for ((block, digest), content) in (span.blocks.first..).zip(digests).zip(blocks)
                     {
                         segmenter.data(block, *digest, content);
@@ -166,15 +166,15 @@ fn read_into(
 
 impl Plan<'_> {
     /// The blocks of a span, from the file where they are sound, otherwise from where they were found.
-    fn blocks(&self, geometry: Geometry, stretch: &Stretch, span: Span) -> Result<Vec<u8>> {
-        if let Ok(bytes) = stored(geometry, stretch, span) {
+    fn blocks(&self, geometry: Geometry, chunk: &IndexChunk, span: Span) -> Result<Vec<u8>> {
+        if let Ok(bytes) = stored(geometry, chunk, span) {
             return Ok(bytes);
         }
         let mut bytes = Vec::new();
-        let digests: &[Digest] = stretch.digests(span);
+        let digests: &[Digest] = chunk.digests(span);
         for (first, digest) in (span.blocks.first..).zip(digests) {
             let one = span.within(BlockRange { first, count: 1 });
-            match one.map(|one| stored(geometry, stretch, one)) {
+            match one.map(|one| stored(geometry, chunk, one)) {
                 Some(Ok(block)) => bytes.extend_from_slice(&block),
                 _ => bytes.extend_from_slice(&self.found.block(digest, self.delta.hasher())?),
             }
@@ -184,12 +184,12 @@ impl Plan<'_> {
 }
 
 /// The blocks of a span as they are stored, proved.
-fn stored(geometry: Geometry, stretch: &Stretch, span: Span) -> Result<Vec<u8>> {
-    let mut gather = Gather::new(geometry, stretch.layers(), Order::Ascending);
-    gather.add(stretch, span)?;
-    gather.finish();
+fn stored(geometry: Geometry, chunk: &IndexChunk, span: Span) -> Result<Vec<u8>> {
+    let mut builder = BatchBuilder::new(geometry, chunk.layers(), Order::Ascending);
+    builder.add(chunk, span)?;
+    builder.finish();
     let mut bytes = Vec::new();
-    while let Some(batch) = gather.next_batch() {
+    while let Some(batch) = builder.next_batch() {
         bytes.extend(decode_batch(geometry, batch)?.bytes);
     }
     Ok(bytes)

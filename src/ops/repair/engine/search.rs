@@ -6,7 +6,7 @@ use crate::base::error::{Error, Result};
 use crate::base::pipeline::ordered_map;
 use crate::base::progress::Context;
 use crate::base::units::{BlockRange, BlockSize, ExtentKind, Geometry};
-use crate::chain::{Span, State, Stretch};
+use crate::chain::{IndexChunk, Span, State};
 use crate::delta::{Delta, TableCursor};
 use crate::format::{Run, RunKind};
 use crate::image::Source;
@@ -97,7 +97,7 @@ impl Wanted {
     ///
     /// # Errors
     /// `Interrupted`.
-    pub fn look_into(&mut self, delta: &Arc<Delta>, context: &Context) -> Result<()> {
+    pub fn search(&mut self, delta: &Arc<Delta>, context: &Context) -> Result<()> {
         let theirs = delta.header();
         if self.missing == 0 || theirs.block_size != self.block_size {
             return Ok(());
@@ -115,10 +115,10 @@ impl Wanted {
             let Some((page, run)) = cursor.run() else { return Ok(()) };
             let Run { blocks, kind, ordinal } = run;
             if kind == RunKind::Data {
-                let mut stretch = Stretch::new(Arc::new([delta.clone()]));
-                let page = stretch.add_page(0, page.clone());
+                let mut chunk = IndexChunk::new(Arc::new([delta.clone()]));
+                let page = chunk.add_page(0, page.clone());
                 let span = Span { blocks, state: State::Data { page, ordinal } };
-                self.look_at(delta, geometry, &stretch, span, is_comparable);
+                self.look_at(delta, geometry, &chunk, span, is_comparable);
             }
             moved = cursor.advance();
         }
@@ -128,17 +128,17 @@ impl Wanted {
         &mut self,
         delta: &Arc<Delta>,
         geometry: Geometry,
-        stretch: &Stretch,
+        chunk: &IndexChunk,
         span: Span,
         is_comparable: bool,
     ) {
-        for (first, digest) in (span.blocks.first..).zip(stretch.digests(span)) {
+        for (first, digest) in (span.blocks.first..).zip(chunk.digests(span)) {
             if self.missing == 0 || (is_comparable && !self.is_missing(digest)) {
                 continue;
             }
             let one = span.within(BlockRange { first, count: 1 });
             // A block that cannot be had here may be had elsewhere.
-            let Some(Ok(bytes)) = one.map(|one| stored(geometry, stretch, one)) else { continue };
+            let Some(Ok(bytes)) = one.map(|one| stored(geometry, chunk, one)) else { continue };
             let digest = self.hasher.digest(&bytes);
             if self.is_missing(&digest) {
                 self.find(digest, Place::Stored(delta.clone(), first));
@@ -241,12 +241,12 @@ impl Found {
                 let mut cursor = TableCursor::new(delta.clone());
                 cursor.seek(*block)?;
                 let (page, run) = cursor.run().ok_or_else(gone)?;
-                let mut stretch = Stretch::new(Arc::new([delta.clone()]));
-                let page = stretch.add_page(0, page.clone());
+                let mut chunk = IndexChunk::new(Arc::new([delta.clone()]));
+                let page = chunk.add_page(0, page.clone());
                 let span =
                     Span { blocks: run.blocks, state: State::Data { page, ordinal: run.ordinal } };
                 let one = span.within(BlockRange { first: *block, count: 1 }).ok_or_else(gone)?;
-                stored(geometry, &stretch, one)?
+                stored(geometry, &chunk, one)?
             }
             Place::Image(image, offset) => {
                 let geometry = Geometry::new(self.block_size, image.image_bytes())?;

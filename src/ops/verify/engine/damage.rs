@@ -4,11 +4,11 @@ use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::pipeline::ordered_map;
 use crate::base::progress::Context;
 use crate::base::units::{BlockRange, Geometry};
-use crate::chain::{Span, State, Stretch};
+use crate::chain::{IndexChunk, Span, State};
 use crate::delta::{Delta, TableCursor};
 use crate::format::{Run, RunKind};
 use crate::image::BaseImage;
-use crate::view::{BATCH_BYTES, Gather, Order, decode_batch};
+use crate::view::{BATCH_BYTES, BatchBuilder, Order, decode_batch};
 use std::sync::Arc;
 
 /// Findings of one file that are told, at most; a file with more is lost anyway.
@@ -90,11 +90,11 @@ pub fn find_damage(delta: &Arc<Delta>, context: &Context) -> Result<Damaged> {
             context.check()?;
             runs.next()
         },
-        |(stretch, span)| {
+        |(chunk, span)| {
             context.progress().advance(geometry.bytes_in(span.blocks));
             let found = match delta.base_image() {
-                Some(image) => changed_in(delta, image, geometry, &stretch, span),
-                None => damage_in(geometry, &stretch, span),
+                Some(image) => changed_in(delta, image, geometry, &chunk, span),
+                None => damage_in(geometry, &chunk, span),
             };
             Ok((span.blocks.count, found))
         },
@@ -144,20 +144,20 @@ impl DataRuns {
         Self { delta: delta.clone(), cursor, started: false, broken: Vec::new() }
     }
 
-    /// The next one, as a stretch of this file alone.
-    fn next(&mut self) -> Result<Option<(Stretch, Span)>> {
+    /// The next one, as a chunk of this file alone.
+    fn next(&mut self) -> Result<Option<(IndexChunk, Span)>> {
         if !std::mem::replace(&mut self.started, true) {
             let moved = self.cursor.seek(0);
             self.pass_broken(moved)?;
         }
         while let Some((page, run)) = self.cursor.run() {
             let Run { blocks, kind, ordinal } = run;
-            let mut stretch = Stretch::new(Arc::new([self.delta.clone()]));
-            let page = stretch.add_page(0, page.clone());
+            let mut chunk = IndexChunk::new(Arc::new([self.delta.clone()]));
+            let page = chunk.add_page(0, page.clone());
             let moved = self.cursor.advance();
             self.pass_broken(moved)?;
             if kind == RunKind::Data {
-                return Ok(Some((stretch, Span { blocks, state: State::Data { page, ordinal } })));
+                return Ok(Some((chunk, Span { blocks, state: State::Data { page, ordinal } })));
             }
         }
         Ok(None)
@@ -177,12 +177,12 @@ impl DataRuns {
 }
 
 /// The blocks of a run that are not to be had, and why. If the run fails, its blocks are tried one by one.
-fn damage_in(geometry: Geometry, stretch: &Stretch, span: Span) -> Vec<(BlockRange, Error)> {
+fn damage_in(geometry: Geometry, chunk: &IndexChunk, span: Span) -> Vec<(BlockRange, Error)> {
     let decode = |span: Span| -> Result<()> {
-        let mut gather = Gather::new(geometry, stretch.layers(), Order::Ascending);
-        gather.add(stretch, span)?;
-        gather.finish();
-        while let Some(batch) = gather.next_batch() {
+        let mut builder = BatchBuilder::new(geometry, chunk.layers(), Order::Ascending);
+        builder.add(chunk, span)?;
+        builder.finish();
+        while let Some(batch) = builder.next_batch() {
             decode_batch(geometry, batch)?;
         }
         Ok(())
@@ -200,7 +200,7 @@ fn changed_in(
     delta: &Delta,
     image: &BaseImage,
     geometry: Geometry,
-    stretch: &Stretch,
+    chunk: &IndexChunk,
     span: Span,
 ) -> Vec<(BlockRange, Error)> {
     let size = geometry.block_size.in_memory();
@@ -208,7 +208,7 @@ fn changed_in(
     let mut found = Vec::new();
     let mut block = span.blocks.first;
     // By the megabyte: a run may have a gigabyte.
-    for digests in stretch.digests(span).chunks((BATCH_BYTES as usize / size).max(1)) {
+    for digests in chunk.digests(span).chunks((BATCH_BYTES as usize / size).max(1)) {
         buffer.resize(digests.len() * size, 0);
         let piece = BlockRange { first: block, count: digests.len() as u64 };
         block = piece.end();
@@ -248,7 +248,7 @@ fn joined(mut ranges: Vec<BlockRange>) -> Vec<BlockRange> {
 ///
 /// # Errors
 /// `Interrupted`.
-pub fn lost_with(
+pub fn losses_with(
     delta: &Arc<Delta>,
     inherited: &LostBlocks,
     own: &LostBlocks,

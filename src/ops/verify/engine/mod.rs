@@ -3,7 +3,7 @@
 
 mod damage;
 
-pub use damage::{Damaged, Finding, LostBlocks, Part, find_damage, lost_with};
+pub use damage::{Damaged, Finding, LostBlocks, Part, find_damage, losses_with};
 
 use crate::base::digest::ImageDigest;
 use crate::base::error::{Error, Result};

@@ -26,7 +26,7 @@ struct Found {
 ///
 /// # Errors
 /// If a copy cannot be written.
-pub fn bring_back(
+pub fn fetch_missing(
     repository: &Repository,
     name: &str,
     sources: &[MendSource],

@@ -24,7 +24,7 @@ pub enum State {
     Unread,
     /// Stored in a delta file.
     Data {
-        /// Which of the pages of the [`Stretch`].
+        /// Which of the pages of the [`IndexChunk`].
         page: u32,
         /// Ordinal within the page of the first block of the span.
         ordinal: u32,
@@ -59,14 +59,14 @@ pub struct PageOf {
 /// Spans in ascending order, and the pages in which they are. Pages are counted once for all of
 /// their spans: in a long chain there is a span for almost every block.
 #[derive(Clone)]
-pub struct Stretch {
+pub struct IndexChunk {
     layers: Arc<[Arc<Delta>]>,
     pages: Vec<PageOf>,
     /// As the cursor gives them they follow each other without a gap.
     pub spans: Vec<Span>,
 }
 
-impl Stretch {
+impl IndexChunk {
     /// Without spans, of a chain with these layers.
     pub fn new(layers: Arc<[Arc<Delta>]>) -> Self {
         Self { layers, pages: Vec::new(), spans: Vec::new() }
