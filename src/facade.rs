@@ -11,6 +11,7 @@ use crate::ops::import::Imported;
 use crate::ops::list::Listing;
 use crate::ops::prune::types::{PruneRequest, Pruned};
 use crate::ops::repair::types::{MendSource, Mended, Repaired};
+use crate::ops::restore::types::{RestoreOutcome, RestoreRequest, RestoreTarget};
 use crate::ops::rollback::types::{RollbackOutcome, RollbackRequest};
 use crate::ops::snapshot::types::{SnapshotOutcome, SnapshotRequest};
 use crate::ops::stats::types::Stats;
@@ -117,6 +118,21 @@ impl Repository {
         each: impl Fn(Watched) + Sync,
     ) -> Result<()> {
         ops::watch::run(self, request, context, each)
+    }
+
+    /// Restores a snapshot, or a part of it. Every block is checked before it is written, and a whole image
+    /// before it appears.
+    ///
+    /// # Errors
+    /// `Corrupt` if a block or the image is not what its digest says, or was never read; then a new file does
+    /// not appear, and a device holds a part.
+    pub fn restore(
+        &self,
+        request: &RestoreRequest,
+        target: RestoreTarget<'_>,
+        context: &Context,
+    ) -> Result<RestoreOutcome> {
+        ops::restore::run(self, request, target, context)
     }
 
     /// Rolls a live image back.
@@ -249,15 +265,6 @@ impl Repository {
         context: &Context,
     ) -> Result<(PathBuf, Vec<u64>)> {
         ops::relink::base_image(self, name, base_image, context)
-    }
-
-    /// Notes that the live file of an image has been made anew at its place, if `path` is that. Otherwise a
-    /// rollback would refuse it as a file that it does not know.
-    ///
-    /// # Errors
-    /// `Busy` if somebody works on the image.
-    pub fn note_restored(&self, name: &str, path: &Path, context: &Context) -> Result<()> {
-        repo::live_file::note_restored(self, name, path, context)
     }
 
     /// Fails if `file`, which need not exist, is within this repository or another one: by whatever path,

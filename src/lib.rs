@@ -22,6 +22,7 @@ pub use ops::import::Imported;
 pub use ops::list::Listing;
 pub use ops::prune::types::{PruneRequest, Pruned};
 pub use ops::repair::types::{MendSource, Mended, MendedBy, Rebuilt, Repaired};
+pub use ops::restore::types::{RestoreOutcome, RestoreRequest, RestoreTarget, Restored};
 pub use ops::rollback::types::{RollbackOutcome, RollbackRequest};
 pub use ops::snapshot::name_of;
 pub use ops::snapshot::several::check_distinct;

@@ -33,7 +33,7 @@ pub(crate) fn note_live(
 
 /// Notes that the live file of an image has been made anew at its place, if `path` is that. Otherwise a
 /// rollback would refuse it as a file that it does not know.
-pub fn note_restored(
+pub(crate) fn note_restored(
     repository: &Repository,
     name: &str,
     path: &Path,

@@ -20,11 +20,12 @@ pub struct Reference {
 }
 
 /// Which snapshot of an image.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum At {
     /// By number.
     Number(u64),
     /// The one with the highest number.
+    #[default]
     Latest,
     /// The one that the live image last equalled.
     Head,

@@ -1,4 +1,117 @@
-//! The verb *restore*.
+//! The verb *restore*: a snapshot, or a part of it, as a file, on a device, or to whatever takes bytes.
 
 pub mod engine;
 pub mod types;
+
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::free_space::free_space_at;
+use crate::base::progress::Context;
+use crate::base::units::NamedBlocks;
+use crate::chain::Chain;
+use crate::image::write::{InPlace, NewFile};
+use crate::image::{Intent, RawFile, Source};
+use crate::repo::Repository;
+use crate::repo::files::open_chain;
+use crate::repo::inside::refuse_target;
+use crate::repo::live_file::{note_restored, warn_if_unguarded};
+use crate::repo::session::read;
+use engine::{check_free_space_for, check_range, restore};
+use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
+use types::{RestoreOutcome, RestoreRequest, RestoreTarget, Restored};
+
+/// Restores.
+///
+/// # Errors
+/// `Corrupt` if a block or the image is not what its digest says, or was never read; then a new file does not
+/// appear, and a device holds a part.
+pub fn run(
+    repository: &Repository,
+    request: &RestoreRequest,
+    target: RestoreTarget<'_>,
+    context: &Context,
+) -> Result<RestoreOutcome> {
+    let reader = read(repository, &request.name, context)?;
+    let snapshot = reader.find(&request.at)?.clone();
+    let chain = open_chain(repository, reader.manifest(), snapshot.id)?;
+    // Before a target of that length is made.
+    let part = check_range(request.range, snapshot.image_bytes)?;
+    let unread = chain.unread(part.blocks(chain.geometry().block_size), context)?;
+    let chain = match unread.is_empty() {
+        true => chain,
+        false => accept(chain, snapshot.number, &unread, request, context)?,
+    };
+    let mut untouched_bytes = 0;
+    let restored = match target {
+        RestoreTarget::Target(target) => restore(&chain, request.range, target, context)?,
+        RestoreTarget::Path(path) if is_device(path) => {
+            refuse_target(repository, path)?;
+            let (restored, device_bytes) = to_device(&chain, path, request, context)?;
+            untouched_bytes = device_bytes.saturating_sub(part.bytes);
+            restored
+        }
+        RestoreTarget::Path(path) => {
+            refuse_target(repository, path)?;
+            let place = path.display().to_string();
+            let mut target = NewFile::create(path, part.bytes, request.force)?;
+            check_free_space_for(&chain, request.range, free_space_at(path), &place)?;
+            let restored = restore(&chain, request.range, &mut target, context)?;
+            // While somebody reads, a writer clears nothing away.
+            drop(reader);
+            let name = &request.name;
+            if let Err(e) = note_restored(repository, name, path, context) {
+                context.progress().warn(&format!(
+                    "{e}; before a rollback, run \"imgsnap relink {name} {place}\""
+                ));
+            }
+            restored
+        }
+    };
+    Ok(RestoreOutcome { snapshot, restored, unread, untouched_bytes })
+}
+
+/// Gives the length of the device, too.
+fn to_device(
+    chain: &Chain,
+    path: &Path,
+    request: &RestoreRequest,
+    context: &Context,
+) -> Result<(Restored, u64)> {
+    if !request.force {
+        let what = format!("{} is a device: what is on it would be lost", path.display());
+        return Err(Error::new(ErrorKind::AlreadyExists, what).hint("use --force to write to it"));
+    }
+    let device = RawFile::open_to_write(path)?;
+    warn_if_unguarded(&device, context);
+    let mut target = InPlace::new(&device);
+    target.check_free_space(check_range(request.range, chain.geometry().image_bytes)?.bytes)?;
+    let restored = restore(chain, request.range, &mut target, context)?;
+    device.check_alone(Intent::Read)?;
+    Ok((restored, device.image_bytes()))
+}
+
+/// What was never read is not restored unless the user knows that.
+fn accept(
+    chain: Chain,
+    number: u64,
+    unread: &NamedBlocks,
+    request: &RestoreRequest,
+    context: &Context,
+) -> Result<Chain> {
+    let (name, what) = (&request.name, unread.describe(chain.geometry()));
+    if !request.accept_unread {
+        let what = format!("{name}@{number}: {what} could not be read when it was taken");
+        return Err(Error::corrupt(what).hint(
+            "restore another snapshot, another --range, or this one with --accept-unread, which writes \
+             zeros there",
+        ));
+    }
+    context
+        .progress()
+        .warn(&format!("{name}@{number}: zeros where its image could not be read: {what}"));
+    Ok(chain.with_unread_as_zeros())
+}
+
+fn is_device(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|meta| meta.file_type().is_block_device())
+}

@@ -1,6 +1,35 @@
-//! What a restore did.
+//! What is to be restored, to where, and what was.
 
-/// What a restore did.
+use crate::base::units::{ByteRange, NamedBlocks};
+use crate::image::write::Target;
+use crate::repo::manifest::Snapshot;
+use crate::repo::reference::At;
+use std::path::Path;
+
+/// A restore that a user wants.
+#[derive(Debug, Clone, Default)]
+pub struct RestoreRequest {
+    /// Name of the image.
+    pub name: String,
+    /// Which snapshot.
+    pub at: At,
+    /// A part of the image; otherwise all of it.
+    pub range: Option<ByteRange>,
+    /// Write over a file or a device that is there.
+    pub force: bool,
+    /// Zeros where the image could not be read when the snapshot was taken; otherwise that is an error.
+    pub accept_unread: bool,
+}
+
+/// Where to.
+pub enum RestoreTarget<'a> {
+    /// A new file, which appears whole or not at all; or a device.
+    Path(&'a Path),
+    /// Something else that takes bytes.
+    Target(&'a mut dyn Target),
+}
+
+/// What a restore copied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Restored {
     /// Length of what was restored.
@@ -9,4 +38,17 @@ pub struct Restored {
     pub data_bytes: u64,
     /// True if the image digest was compared: for a whole image, not for a part.
     pub proved: bool,
+}
+
+/// What became of a restore.
+#[derive(Debug, Clone)]
+pub struct RestoreOutcome {
+    /// The snapshot.
+    pub snapshot: Snapshot,
+    /// What was copied.
+    pub restored: Restored,
+    /// Blocks that are zeros because they were never read.
+    pub unread: NamedBlocks,
+    /// Bytes at the end of a device that is longer, which were not touched.
+    pub untouched_bytes: u64,
 }
