@@ -43,8 +43,8 @@ fuzz SECONDS="60":
 
 # Write the golden files that are missing; those that exist are never touched
 bless:
-    IMGSNAP_BLESS=1 cargo test --test format_spec --test damaged --test compatibility
+    IMGSNAP_BLESS=1 cargo test --test engine -- format_spec:: damaged:: compatibility::
 
 # Histories in which the power goes, as many as that, at full speed
 power-loss histories="100000":
-    IMGSNAP_HISTORIES={{histories}} cargo test --release --test power_loss -- --nocapture whatever_is_lost
+    IMGSNAP_HISTORIES={{histories}} cargo test --release --test engine -- --nocapture whatever_is_lost

@@ -149,6 +149,11 @@ impl Header {
         if wire.magic != MAGIC {
             return Err(Error::corrupt("not a delta file (its first bytes are not IMGSNAP)"));
         }
+        // First: what is damaged must not pass for a later version.
+        let (covered, _) = bytes.split_at(HEADER_BYTES - 4);
+        if wire.checksum.get() != crc32(covered) {
+            return Err(Error::corrupt("header: checksum differs"));
+        }
         if wire.version.get() < VERSION
             || (wire.version.get() == VERSION && wire.header_bytes.get() != HEADER_BYTES as u32)
         {
@@ -157,10 +162,6 @@ impl Header {
         if wire.version.get() > VERSION {
             let what = format!("delta format version {}, this program knows 1", wire.version);
             return Err(later(what));
-        }
-        let (covered, _) = bytes.split_at(HEADER_BYTES - 4);
-        if wire.checksum.get() != crc32(covered) {
-            return Err(Error::corrupt("header: checksum differs"));
         }
         let features = Features {
             incompatible: wire.incompatible.get(),
@@ -203,4 +204,34 @@ impl Header {
 
 fn later(what: String) -> Error {
     Error::new(ErrorKind::Unsupported, what).hint("a later imgsnap wrote this; use that one")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_damaged_header_does_not_pass_for_one_of_a_later_version() {
+        let header = Header {
+            features: Features::default(),
+            file_id: Uuid::new_v4(),
+            image_id: Uuid::new_v4(),
+            block_size: BlockSize::DEFAULT,
+            frame_blocks: 16,
+            algorithm: DigestAlgorithm::Xxh3,
+            key: DigestKey([7; 32]),
+        };
+        let bytes = header.encode();
+        assert_eq!(Header::decode(&bytes).unwrap(), header);
+        for bit in 0..HEADER_BYTES * 8 {
+            let mut bad = bytes;
+            bad[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(Header::decode(&bad).unwrap_err().kind(), ErrorKind::Corrupt, "bit {bit}");
+        }
+        let mut later = bytes;
+        later[8] = 2;
+        let checksum = crc32(&later[..HEADER_BYTES - 4]);
+        later[HEADER_BYTES - 4..].copy_from_slice(&checksum.to_le_bytes());
+        assert_eq!(Header::decode(&later).unwrap_err().kind(), ErrorKind::Unsupported);
+    }
 }

@@ -348,12 +348,12 @@ pub fn parse(file: &[u8]) -> Result<Delta, String> {
 
 fn header_and_footer(header: &[u8], footer: &[u8]) -> Result<Delta, String> {
     ensure(header[..8] == *b"IMGSNAP\n", || "H1: the magic of the header".to_owned())?;
+    ensure(crc32fast::hash(&header[..252]) == u32_at(header, 252)?, || {
+        "K1: the checksum of the header".to_owned()
+    })?;
     let (version, header_bytes) = (u32_at(header, 8)?, u32_at(header, 12)?);
     ensure(version == 1 && header_bytes == 256, || {
         format!("H2: version {version} with a header of {header_bytes} bytes is not supported")
-    })?;
-    ensure(crc32fast::hash(&header[..252]) == u32_at(header, 252)?, || {
-        "K1: the checksum of the header".to_owned()
     })?;
     ensure(footer[..8] == *b"PANSGMI\n", || "F2: the magic of the footer".to_owned())?;
     ensure(crc32fast::hash(&footer[..508]) == u32_at(footer, 508)?, || {

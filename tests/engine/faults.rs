@@ -4,10 +4,9 @@
 //!
 //! (FORMAT.md P3, P4, P5, S1, S2, J1)
 
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
-
-mod support;
-
+use crate::support::crash_disk::CrashDisk;
+use crate::support::power::Survival;
+use crate::support::{Random, text};
 use imgsnap::base::error::{Error, ErrorKind, Result};
 use imgsnap::base::progress::{Context, Progress};
 use imgsnap::image::write::Stream;
@@ -22,9 +21,6 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
-use support::crash_disk::CrashDisk;
-use support::power::Survival;
-use support::{Random, text};
 
 /// What a repository holds, as a user sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,10 +1,11 @@
 //! FORMAT.md held against the program: its tables against the structures, its rules against the
 //! tests, its golden files against writer, reader and second reader.
 
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
-
-mod support;
-
+use crate::support::naive_reader::{self, Body, Kind};
+use crate::support::{
+    ChainMaker, MemorySource, Recipe, fixtures, is_blessing, merge_chain, open_chain,
+    open_chain_on, restore_chain, text,
+};
 use imgsnap::base::digest::{Digest, DigestAlgorithm};
 use imgsnap::base::progress::Context;
 use imgsnap::base::units::{BlockRange, BlockSize};
@@ -20,13 +21,8 @@ use imgsnap::ops::snapshot::engine::{Plan, take};
 use imgsnap::scan::Scope;
 use std::collections::BTreeMap;
 use std::mem::offset_of;
-use support::naive_reader::{self, Body, Kind};
-use support::{
-    ChainMaker, MemorySource, Recipe, fixtures, is_blessing, merge_chain, open_chain,
-    open_chain_on, restore_chain, text,
-};
 
-const SPECIFICATION: &str = include_str!("../FORMAT.md");
+const SPECIFICATION: &str = include_str!("../../FORMAT.md");
 
 /// Length of a structure, and name, offset and length of each of its fields.
 type Layout = (usize, Vec<(String, usize, usize)>);
@@ -279,7 +275,7 @@ fn the_writer_cuts_as_the_specification_says() {
     }
     let base = ChainMaker::new(Recipe::default());
     let mut scattered = vec![0; 4096 * 9000];
-    let mut numbers = support::Random(5);
+    let mut numbers = crate::support::Random(5);
     for block in (0..9000).filter(|b| b % 3 != 0) {
         scattered[block * 4096..block * 4096 + 8].copy_from_slice(&numbers.next().to_le_bytes());
     }
@@ -620,7 +616,7 @@ fn a_delta_in_a_base_image_is_refused() {
     image[0] ^= 1;
     let plan = Plan { is_by_reference: true, ..maker.plan() };
     let mut bytes = Vec::new();
-    let source = support::MemorySource(image);
+    let source = crate::support::MemorySource(image);
     take(&source, &plan, Scope::Whole, &Context::silent(), &mut |piece| {
         bytes.extend_from_slice(piece);
         Ok(())
@@ -636,7 +632,7 @@ fn a_delta_in_a_base_image_is_refused() {
 fn large_merged_files_are_cut_as_the_specification_says() {
     let recipe = Recipe { threads: 1, ..Recipe::default() };
     let mut maker = ChainMaker::new(recipe);
-    let mut numbers = support::Random(11);
+    let mut numbers = crate::support::Random(11);
     let blocks = 6000;
     let mut image = vec![0; blocks * 4096];
     let put = |image: &mut Vec<u8>, block: usize, number: u64| {

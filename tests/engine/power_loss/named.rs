@@ -1,10 +1,10 @@
 //! What the histories found, each by itself.
 
-use crate::model::look;
+use crate::power_loss::model::look;
+use crate::power_loss::verbs::Verb;
+use crate::power_loss::world::{BLOCK, World, content, init};
 use crate::support::crash_disk::CrashDisk;
 use crate::support::power::Survival;
-use crate::verbs::Verb;
-use crate::world::{BLOCK, World, content, init};
 
 /// The kernel keeps the pages that it could not write, as if they were written: to compare the image with
 /// the snapshot is not enough.

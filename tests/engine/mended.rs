@@ -2,10 +2,9 @@
 //! goes. Then a damaged file is as damaged as it was or put right, everything else restores, and the next
 //! run puts it right and leaves nothing behind. (FORMAT.md P3, P4)
 
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
-
-mod support;
-
+use crate::support::crash_disk::CrashDisk;
+use crate::support::power::Survival;
+use crate::support::{MemorySource, text};
 use imgsnap::base::error::Result;
 use imgsnap::base::progress::Context;
 use imgsnap::image::Source;
@@ -15,9 +14,6 @@ use imgsnap::store::{Disk, LocalStore};
 use imgsnap::{At, Defaults, MendSource, MendedBy, Repository, SnapshotRequest, VerifyScope};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use support::crash_disk::CrashDisk;
-use support::power::Survival;
-use support::{MemorySource, text};
 
 fn context() -> Context {
     Context::silent().with_threads(1)

@@ -1,9 +1,6 @@
 //! Every released version's repository restores for ever (FORMAT.md P1, P2, J1 to J5).
 
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
-
-mod support;
-
+use crate::support::{fixtures, is_blessing, naive_reader, text};
 use imgsnap::base::progress::Context;
 use imgsnap::image::write::Stream;
 use imgsnap::ops::restore::engine::restore;
@@ -13,7 +10,6 @@ use imgsnap::{At, Defaults, PruneRequest, Repository, SnapshotRequest, VerifySco
 use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
-use support::{fixtures, is_blessing, naive_reader, text};
 
 /// Copied, because a reader makes lock files.
 fn copy(from: &Path, to: &Path) {

@@ -1,14 +1,10 @@
 //! Each byte flipped, each length cut: an error or the right bytes; never wrong bytes, never a
 //! panic.
 
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
-
-mod support;
-
+use crate::support::{ChainMaker, Recipe, naive_reader, open_chain, restore_chain, text};
 use imgsnap::base::digest::DigestAlgorithm;
 use imgsnap::base::error::ErrorKind;
 use imgsnap::codec::Compression;
-use support::{ChainMaker, Recipe, naive_reader, open_chain, restore_chain, text};
 
 /// A base, a delta with data and zero runs, and one that shrinks.
 fn images() -> Vec<Vec<u8>> {

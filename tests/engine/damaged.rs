@@ -4,19 +4,15 @@
 //! The files are made from the golden chain "tiny" by the functions here (`IMGSNAP_BLESS=1`
 //! writes those that are missing), and stay as they are.
 
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
-
-mod support;
-
+use crate::support::{
+    ChainMaker, MemorySource, Recipe, fixtures, is_blessing, naive_reader, open_chain,
+    restore_chain, text,
+};
 use imgsnap::base::error::ErrorKind;
 use imgsnap::base::progress::Context;
 use imgsnap::codec::Compression;
 use imgsnap::ops::snapshot::engine::{Plan, take};
 use imgsnap::scan::Scope;
-use support::{
-    ChainMaker, MemorySource, Recipe, fixtures, is_blessing, naive_reader, open_chain,
-    restore_chain, text,
-};
 
 type Edit = fn(&mut Vec<u8>);
 
@@ -538,7 +534,7 @@ fn what_the_damaged_files_are_made_from_is_sound() {
         assert_eq!(parsed.incompatible, [0, 0, 1, 2][number - 1]);
         let place = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(place.path(), image).unwrap();
-        let chain = support::open_chain_on(&files, Some(place.path().to_owned())).unwrap();
+        let chain = crate::support::open_chain_on(&files, Some(place.path().to_owned())).unwrap();
         assert!(restore_chain(&chain).unwrap() == *image, "{number}");
         let images = std::collections::BTreeMap::from([(parsed.file_id, image.clone())]);
         assert!(naive_reader::restore_on(&files, &images).unwrap() == *image, "{number}");

@@ -1,7 +1,7 @@
 //! What is seen of a repository, to be held against what must be there.
 
+use crate::power_loss::world::{Bytes, context, repository_on};
 use crate::support::crash_disk::CrashDisk;
-use crate::world::{Bytes, context, repository_on};
 use imgsnap::VerifyScope;
 use imgsnap::base::error::{ErrorKind, Result};
 use imgsnap::base::progress::{Context, Progress};

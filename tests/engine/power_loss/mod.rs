@@ -6,30 +6,20 @@
 //! `IMGSNAP_HISTORIES` says how many (one is a sequence of verbs, ended by a loss of power, and looked at),
 //! `IMGSNAP_SEED` where they begin. (FORMAT.md P3, P4, S1, S2)
 
-#![allow(
-    missing_docs,
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::print_stdout
-)]
-
 mod model;
 mod named;
 mod needed;
-#[path = "../support/mod.rs"]
-mod support;
 mod verbs;
 mod world;
 
+use self::model::{Seen, Visible, assert_same, assert_tidy, look};
+use self::verbs::Verb;
+use self::world::{BLOCK, Bytes, MOST_BYTES, World};
+use crate::support::Random;
+use crate::support::crash_disk::CrashDisk;
+use crate::support::power::{Contents, Image, Lie, Survival};
 use imgsnap::base::error::ErrorKind;
-use model::{Seen, Visible, assert_same, assert_tidy, look};
 use std::collections::BTreeMap;
-use support::Random;
-use support::crash_disk::CrashDisk;
-use support::power::{Contents, Image, Lie, Survival};
-use verbs::Verb;
-use world::{BLOCK, Bytes, MOST_BYTES, World};
 
 /// Verbs in a row before everything begins anew.
 const VERBS: u64 = 40;

@@ -1,9 +1,6 @@
 //! What `verify` calls lost is what cannot be restored, of every snapshot, wherever the damage is.
 
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
-
-mod support;
-
+use crate::support::{Random, text};
 use imgsnap::base::progress::Context;
 use imgsnap::base::units::ByteRange;
 use imgsnap::image::write::Stream;
@@ -15,7 +12,6 @@ use imgsnap::{
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use support::{Random, text};
 
 const BLOCK: u64 = 4096;
 

@@ -1,10 +1,7 @@
 //! Random histories of write, resize, snapshot, restore, rollback and delete, held against plain
 //! byte vectors.
 
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
-
-mod support;
-
+use crate::support::{ChainMaker, Random, Recipe, naive_reader, text};
 use imgsnap::base::digest::DigestAlgorithm;
 use imgsnap::base::progress::Context;
 use imgsnap::base::units::BlockSize;
@@ -25,7 +22,6 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
-use support::{ChainMaker, Random, Recipe, naive_reader, text};
 
 #[derive(Debug, Clone)]
 enum Step {
@@ -80,7 +76,7 @@ impl Bench {
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir(folder.path().join("repo")).unwrap();
         let repository = Repository::init(Self::store(&folder), defaults).unwrap();
-        let live = support::text(40_000, 1);
+        let live = crate::support::text(40_000, 1);
         std::fs::write(folder.path().join("vm.img"), &live).unwrap();
         let context = Context::silent().with_threads(2);
         Self {
@@ -264,7 +260,7 @@ impl Bench {
     fn run(&mut self, step: &Step) {
         match *step {
             Step::Write { at, blocks, seed } => {
-                let bytes = support::Random(seed.into()).bytes(1 + blocks as usize * 4000);
+                let bytes = crate::support::Random(seed.into()).bytes(1 + blocks as usize * 4000);
                 self.write(at, &bytes);
             }
             Step::Zero { at, blocks } => self.write(at, &vec![0; 1 + blocks as usize * 4096]),

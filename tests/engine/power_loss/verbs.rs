@@ -1,9 +1,9 @@
 //! What may be done to a repository, and what must be there afterwards.
 
-use crate::model::{Kept, Seen, Visible};
+use crate::power_loss::model::{Kept, Seen, Visible};
+use crate::power_loss::world::{World, context, init, repository_on};
 use crate::support::Random;
 use crate::support::crash_disk::CrashDisk;
-use crate::world::{World, context, init, repository_on};
 use imgsnap::base::error::{ErrorKind, Result};
 use imgsnap::codec::Compression;
 use imgsnap::repo::retention::{Count, Rules};

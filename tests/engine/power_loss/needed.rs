@@ -1,9 +1,9 @@
 //! That these histories would notice: each sync that does nothing, though it is reported as done, is found
 //! out. So each of them is needed, and none is missed.
 
+use super::{Count, Line, VERBS};
+use crate::power_loss::world::World;
 use crate::support::power::Lie;
-use crate::world::World;
-use crate::{Count, Line, VERBS};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// What is left out: a sync, by its line in the log and the one before it.

@@ -1,0 +1,23 @@
+//! The engine, without the command line: the format by a second reader, golden files, damage, faults and power
+//! loss on disks in memory, histories against a model.
+
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    clippy::print_stderr
+)]
+
+mod compatibility;
+mod corruption;
+mod damaged;
+mod faults;
+mod format_spec;
+mod losses;
+mod mended;
+mod model;
+mod power_loss;
+#[path = "../support/mod.rs"]
+mod support;
