@@ -55,7 +55,7 @@ impl Damaged {
     /// As a copy is put back.
     fn put_back(&self, worker: &mut Worker<'_>) {
         let copy = worker.new_path("copy");
-        std::fs::write(&copy, &self.bytes).unwrap();
+        worker.world.write(&copy, &self.bytes);
         std::fs::rename(copy, &self.path).unwrap();
         worker.world.note(&format!("w{} put back", worker.number));
     }
@@ -243,7 +243,8 @@ impl Worker<'_> {
             return;
         }
         let bytes = std::fs::read(&head).unwrap();
-        std::fs::write(&head, &bytes[..self.random.below(bytes.len() as u64) as usize]).unwrap();
+        let cut = self.random.below(bytes.len() as u64) as usize;
+        self.world.write(&head, &bytes[..cut]);
         self.world.note(&format!("w{} damage: head of {name}", self.number));
         self.run_clean(&["snapshot", &path]).fails(1, "is damaged");
         self.world.count("damages found", 1);

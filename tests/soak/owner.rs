@@ -300,7 +300,7 @@ impl Worker<'_> {
         let lines: Vec<String> =
             ranges.iter().map(|(offset, bytes)| format!("{offset} {bytes}\n")).collect();
         let path = self.new_path("changes");
-        std::fs::write(&path, lines.concat()).unwrap();
+        self.world.write(&path, lines.concat());
         path
     }
 
@@ -358,7 +358,7 @@ impl Worker<'_> {
                 let path = self.new_path("restored");
                 let is_there = which == 3;
                 if is_there {
-                    std::fs::write(&path, b"precious").unwrap();
+                    self.world.write(&path, b"precious");
                 }
                 let mut args = vec!["restore", &reference, "-o", &path];
                 args.extend(is_there.then_some("--force"));

@@ -123,6 +123,12 @@ impl World {
         self.calm.write().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Writes a file of the test's own: not while somebody fills the disk.
+    pub fn write(&self, path: impl AsRef<Path>, bytes: impl AsRef<[u8]>) {
+        let _beside_others = self.calm.read().unwrap_or_else(PoisonError::into_inner);
+        std::fs::write(path, bytes).unwrap();
+    }
+
     pub fn no_fork(&self) -> RwLockReadGuard<'_, ()> {
         self.forks.read().unwrap_or_else(PoisonError::into_inner)
     }
