@@ -45,8 +45,8 @@ fn rollback_without_a_lease_notices_another_writer() {
     for no_save in [false, true] {
         let mut args = vec!["rollback", "vm", "--to", "@1", "--threads", "1"];
         args.extend(no_save.then_some("--no-save"));
-        let mut rollback = lab.start(&args);
-        assert!(rollback.stop_when_it_locks("OFDLCK", &image), "it holds no lock bytes");
+        let rollback =
+            need!(lab.start_held(&args, "lock 1", &image)).expect("it has no lock bytes");
         // At the beginning, which the scan may have passed already.
         put(&image, 0, b"somebody else was here");
         std::thread::sleep(Duration::from_millis(20));

@@ -366,8 +366,8 @@ fn interrupted_by_the_user_it_leaves_all_as_it_was() {
 
 /// Stops it as soon as it holds the image, and lets it go on with a signal.
 fn interrupt(lab: &Lab, args: &[&str], image: &str, signal: Signal) -> Run {
-    let mut run = lab.start(args);
-    assert!(run.stop_when_it_locks("OFDLCK", image), "{args:?} holds no lock bytes");
+    let held = lab.start_held(args, "lock 1", image).unwrap();
+    let run = held.unwrap_or_else(|| panic!("{args:?} has no lock bytes"));
     run.signal(signal);
     run.signal(Signal::SIGCONT);
     run.wait()

@@ -11,9 +11,10 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tempfile::TempDir;
 
 pub const MIB: u64 = 1 << 20;
@@ -156,6 +157,40 @@ impl Lab {
     /// Starts it.
     pub fn start(&self, args: &[&str]) -> Started {
         Started::spawn(self.command(args))
+    }
+
+    /// Starts it, and stops it right after a call about `file`: "lock 1" (the first of its lock bytes),
+    /// "lease 1", "map 3" (the third window). None if it ended before.
+    ///
+    /// # Errors
+    /// Without a C compiler: why.
+    pub fn start_held(
+        &self,
+        args: &[&str],
+        at: &str,
+        file: &str,
+    ) -> Result<Option<Started>, String> {
+        let shim = self.path("hold.so");
+        if !Path::new(&shim).exists() {
+            let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/interop/hold.c");
+            let built =
+                output(Command::new("cc").args(["-shared", "-fPIC", "-o", &shim, source, "-ldl"]));
+            let built = built.map_err(|e| format!("cc: {e}"))?;
+            if !built.status.success() {
+                return Err(format!("cc: {}", String::from_utf8_lossy(&built.stderr)));
+            }
+        }
+        let inode = std::fs::metadata(file).unwrap().ino();
+        let mut command = self.command(args);
+        command.env("LD_PRELOAD", &shim).env("IMGSNAP_HOLD", format!("{at} {inode}"));
+        let mut started = Started::spawn(command);
+        while state_of(started.id()) != Some('T') {
+            if started.is_over() {
+                return Ok(None);
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(Some(started))
     }
 
     /// Takes a snapshot and gives its number.
@@ -339,25 +374,6 @@ impl Started {
     pub fn wait(mut self) -> Run {
         let what = std::mem::take(&mut self.what);
         Run::of(what, self.child.take().unwrap().wait_with_output().unwrap())
-    }
-
-    /// Stops it as soon as it holds a lock of that kind ("LEASE", "OFDLCK") on the file; false if
-    /// it ended before.
-    pub fn stop_when_it_locks(&mut self, kind: &str, file: &str) -> bool {
-        let inode = format!(":{} ", std::fs::metadata(file).unwrap().ino());
-        let folder = format!("/proc/{}/fdinfo", self.id());
-        let has_lock = |text: String| {
-            text.lines().any(|l| l.starts_with("lock:") && l.contains(kind) && l.contains(&inode))
-        };
-        let deadline = Instant::now() + Duration::from_secs(20);
-        while Instant::now() < deadline && !self.is_over() {
-            let entries = std::fs::read_dir(&folder).into_iter().flatten().flatten();
-            if entries.filter_map(|e| std::fs::read_to_string(e.path()).ok()).any(has_lock) {
-                self.signal(Signal::SIGSTOP);
-                return wait_until(|| state_of(self.id()) == Some('T'));
-            }
-        }
-        false
     }
 }
 

@@ -167,14 +167,14 @@ fn machine_that_starts_during_a_snapshot_waits_or_the_snapshot_ends() {
     let image = slow_image(&lab);
     let before = lab.path("before");
     keep(&image, &before);
+    lab.run(&["init"]).done();
     let args = ["snapshot", &image, "--compression", "zstd:15", "--threads", "1"];
-    let mut snapshot = lab.start(&args);
-    if !snapshot.stop_when_it_locks("LEASE", &image) {
+    let Some(snapshot) = need!(lab.start_held(&args, "lease 1", &image)) else {
         return skipped(
             "qemu::machine_that_starts_during_a_snapshot_waits_or_the_snapshot_ends",
             "no leases in the temporary folder",
         );
-    }
+    };
     let mut machine =
         Started::spawn(tool_command("qemu-io", &[WRITE, &[&image]].concat()).unwrap());
     // The kernel holds it off for as long as the snapshot has not let go.
@@ -213,14 +213,10 @@ fn machine_does_not_start_during_a_snapshot_where_there_is_no_lease() {
     std::fs::set_permissions(&image, PermissionsExt::from_mode(0o644)).unwrap();
     let before = lab.path("before");
     keep(&image, &before);
+    lab.run(&["init"]).done();
     let args = ["snapshot", &image, "--compression", "zstd:15", "--threads", "1"];
-    let mut snapshot = lab.start(&args);
-    assert!(snapshot.stop_when_it_locks("OFDLCK", &image), "it holds no lock bytes");
-    // It may have been stopped between one lock byte and the next: let it take all of them.
-    snapshot.signal(Signal::SIGCONT);
-    std::thread::sleep(Duration::from_millis(50));
-    snapshot.signal(Signal::SIGSTOP);
-    assert!(!snapshot.is_over(), "too fast for this test");
+    // Before it reads it takes all of its lock bytes.
+    let snapshot = need!(lab.start_held(&args, "map 1", &image)).expect("it maps nothing");
     let machine = Started::spawn(tool_command("qemu-io", &[WRITE, &[&image]].concat()).unwrap());
     let machine = machine.wait();
     assert_eq!(machine.code(), Some(1), "{}", machine.err);

@@ -186,9 +186,12 @@ fn opened_meanwhile(
     }
     let before = lab.path("before");
     keep(&image, &before);
+    if !tracked {
+        lab.run(&["init"]).done();
+    }
     let slow = ["snapshot", &image, "--compression", "zstd:15", "--threads", "1", "--json"];
-    let mut snapshot = lab.start(&slow);
-    assert!(snapshot.stop_when_it_locks("OFDLCK", &image), "it does not hold the image");
+    let held = lab.start_held(&slow, "lock 1", &image).unwrap();
+    let mut snapshot = held.ok_or("it does not hold the image")?;
     if in_the_middle {
         snapshot.signal(Signal::SIGCONT);
         assert!(wait_until(|| written_so_far(&lab) >= 2 * MIB || snapshot.is_over()));
