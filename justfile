@@ -8,6 +8,8 @@ fmt-check:
 
 lint:
     cargo clippy --all-targets -- -D warnings
+    # The library alone, without what the program needs.
+    cargo clippy --lib --no-default-features -- -D warnings
     # The fuzz targets are a project of their own, which must not lag behind.
     cargo check --manifest-path fuzz/Cargo.toml
 

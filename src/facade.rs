@@ -24,13 +24,36 @@ use crate::repo::manifest::{Manifest, Snapshot};
 use crate::repo::reference::At;
 use crate::repo::session::Reader;
 use crate::repo::{self, Repository};
-use crate::store::Store;
+use crate::store::{Store, locate, make_folder, store_at};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use uuid::Uuid;
 
 impl Repository {
+    /// Opens a repository: `place` is a path, or a URL such as `file:///srv/backup`.
+    ///
+    /// # Errors
+    /// `NotFound` if there is none; `Unsupported` if a later version made it, or for a URL of a kind that
+    /// this build does not know.
+    pub fn open(place: impl AsRef<Path>) -> Result<Self> {
+        Self::open_in(store_at(&locate(place.as_ref())?)?)
+    }
+
+    /// Makes a repository, and the folder for it if it is missing.
+    ///
+    /// # Errors
+    /// `AlreadyExists` if there is one, or something else; `InvalidInput` within another repository.
+    pub fn init(place: impl AsRef<Path>, defaults: Defaults) -> Result<Self> {
+        let path = locate(place.as_ref())?;
+        // That there is one already is told below.
+        if !path.join(repo::names::FILE).exists() {
+            repo::inside::refuse_inside_any(&path)?;
+        }
+        make_folder(&path)?;
+        Self::init_in(store_at(&path)?, defaults)
+    }
+
     /// Opens an image for reading: while the reader lives, no file that its manifest names is unlinked.
     ///
     /// # Errors

@@ -1,5 +1,7 @@
-//! imgsnap: block-level incremental snapshots of disk images. See README.md, DESIGN.md and
-//! FORMAT.md.
+//! imgsnap: block-level incremental snapshots of disk images.
+#![doc = ""]
+#![doc = include_str!("../docs/library.md")]
+
 pub mod base;
 pub mod bench;
 pub mod chain;
@@ -16,7 +18,10 @@ pub mod store;
 pub mod tracking;
 pub mod view;
 
+pub use base::error::{Error, ErrorKind, Result};
+pub use base::progress::Context;
 pub use base::sys::share_heaps;
+pub use base::units::ByteRange;
 pub use ops::flatten::Flattened;
 pub use ops::import::Imported;
 pub use ops::list::Listing;

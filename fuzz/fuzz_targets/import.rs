@@ -22,7 +22,7 @@ fuzz_target!(init: plant(of_chains), |data: &[u8]| {
 fn import(files: &[Vec<u8>]) {
     let disk = CrashDisk::default();
     let store = Arc::new(LocalStore::new(Arc::new(disk.clone())));
-    let repository = Repository::init(store, Defaults::default()).expect("an empty folder");
+    let repository = Repository::init_in(store, Defaults::default()).expect("an empty folder");
     let mut taken: Vec<Vec<u8>> = Vec::new();
     for file in files {
         let before = snapshots(&repository);

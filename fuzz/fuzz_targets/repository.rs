@@ -57,7 +57,7 @@ fn sequence_in(manifest: &[u8]) -> Option<u64> {
 
 fn run(disk: &CrashDisk, data: &[u8]) {
     let store = Arc::new(LocalStore::new(Arc::new(disk.clone())));
-    let Some(repository) = said(Repository::open(store)) else { return };
+    let Some(repository) = said(Repository::open_in(store)) else { return };
     said(repository.names());
     if said(repository.repair("vm", &context())).is_some_and(|done| done.rebuilt.is_some()) {
         // It can be read again, and is not repaired twice.
@@ -101,7 +101,7 @@ fn run(disk: &CrashDisk, data: &[u8]) {
 }
 
 fn request(rules: Option<Rules>, compact: bool, dry_run: bool) -> PruneRequest {
-    PruneRequest { rules, compact, dry_run }
+    PruneRequest::new().rules(rules).compact(compact).dry_run(dry_run)
 }
 
 fn prune(repository: &Repository, compact: bool, dry_run: bool) {

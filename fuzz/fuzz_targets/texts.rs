@@ -76,7 +76,7 @@ fn toml(bytes: &[u8]) {
     let disk = CrashDisk::default();
     disk.put("repository.toml", bytes);
     let store = Arc::new(LocalStore::new(Arc::new(disk)));
-    let Some(repository) = one_line(Repository::open(store)) else { return };
+    let Some(repository) = one_line(Repository::open_in(store)) else { return };
     repository.defaults();
     for name in ["vm", "db"] {
         one_line(repository.policy(name));

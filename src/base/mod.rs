@@ -7,6 +7,7 @@ pub mod folder;
 pub mod free_space;
 pub mod pipeline;
 pub mod progress;
+pub(crate) mod setters;
 #[expect(unsafe_code, reason = "the one file; see its contract")]
 pub(crate) mod sys;
 pub mod units;

@@ -426,7 +426,7 @@ fn new_repository(request: &Request, setting: Setting, folder: &Path) -> Result<
         compression: request.compression,
         ..Defaults::default()
     };
-    Repository::init(Arc::new(store), defaults)
+    Repository::init_in(Arc::new(store), defaults)
 }
 
 /// A file of a length, in pieces of 1 MiB.

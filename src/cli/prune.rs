@@ -22,11 +22,10 @@ pub fn run(
         context.progress().warn(&format!("{what}, and there is no such image"));
     }
     let rules = rules(&verb.keep);
-    let request = PruneRequest {
-        rules: (!rules.is_empty()).then_some(rules),
-        compact: verb.compact,
-        dry_run: verb.dry_run,
-    };
+    let request = PruneRequest::new()
+        .rules((!rules.is_empty()).then_some(rules))
+        .compact(verb.compact)
+        .dry_run(verb.dry_run);
     let (mut values, mut failed) = (Vec::new(), None);
     for name in &names {
         match repository.prune(name, &request, context) {

@@ -204,7 +204,7 @@ fn tell_rebuilt(
     value: &mut Map<String, Value>,
     printer: &Printer,
 ) -> Result<bool> {
-    let Rebuilt { snapshots, unused, unlabelled, source } = rebuilt;
+    let Rebuilt { snapshots, unused, unlabelled, source, .. } = rebuilt;
     value.insert("rebuilt".into(), json!(true));
     if printer.is_json() {
         let files = unused.iter().map(|(file, why)| json!({"file": file, "reason": why}));

@@ -3,23 +3,20 @@
 use super::printer::Printer;
 use super::{exit, trust};
 use imgsnap::base::error::{Error, ErrorKind, Result};
-use imgsnap::base::folder::{Folder, resolve};
 use imgsnap::base::progress::Progress;
 use imgsnap::image::{RawFile, Source, refuse_foreign};
-use imgsnap::store::{LocalStore, OsDisk, Store};
+use imgsnap::store::{locate, store_at};
 use imgsnap::tracking::clone_into;
-use imgsnap::{At, Defaults, Reference, Repository, Track, refuse_inside_any};
+use imgsnap::{At, Defaults, Reference, Repository, Track};
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Component, Path, PathBuf};
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
 
 /// `--repo`, else `IMGSNAP_REPO`, else the user's data folder.
 fn place(repo: Option<&Path>) -> Result<PathBuf> {
     let variable = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
     if let Some(path) = repo.map(Path::to_owned).or_else(|| variable("IMGSNAP_REPO")) {
-        return std::path::absolute(&path)
-            .map_err(|e| Error::io(format!("cannot use {}", path.display()), e));
+        return locate(&path);
     }
     if nix::unistd::geteuid().is_root() {
         return Ok("/var/lib/imgsnap".into());
@@ -32,14 +29,6 @@ fn place(repo: Option<&Path>) -> Result<PathBuf> {
     })
 }
 
-/// The store in a folder, which need not exist. Nobody else's link leads to it.
-fn store(path: &Path) -> Result<Arc<dyn Store>> {
-    if path.exists() {
-        resolve(path)?;
-    }
-    Ok(Arc::new(LocalStore::new(Arc::new(OsDisk::new(path.into())))))
-}
-
 /// Warns if others may change the repository.
 pub fn warn_of_others(repo: Option<&Path>, progress: &dyn Progress) {
     if let Ok(path) = place(repo) {
@@ -49,12 +38,12 @@ pub fn warn_of_others(repo: Option<&Path>, progress: &dyn Progress) {
 
 /// Opens the repository.
 pub fn open(repo: Option<&Path>) -> Result<Repository> {
-    Repository::open(store(&place(repo)?)?)
+    Repository::open(place(repo)?)
 }
 
 /// Makes a lost `repository.toml` anew; none if it is there.
 pub fn restore_config(repo: Option<&Path>) -> Result<Option<Defaults>> {
-    Repository::restore_config(&store(&place(repo)?)?)
+    Repository::restore_config(&store_at(&place(repo)?)?)
 }
 
 /// Opens the repository, and makes it if there is nothing yet and one of the images can be opened.
@@ -65,8 +54,8 @@ pub fn open_or_create(
     printer: &Printer,
 ) -> Result<Result<Repository, Vec<Error>>> {
     let path = place(repo)?;
-    let store = store(&path)?;
-    match Repository::open(store.clone()) {
+    let store = store_at(&path)?;
+    match Repository::open_in(store.clone()) {
         Err(e) if e.kind() == ErrorKind::NotFound && Repository::is_vacant(store.as_ref()) => {
             if verb.dry_run {
                 return Err(e);
@@ -110,10 +99,10 @@ fn can_clone_beside(file: &Path) -> bool {
 /// Opens the repository, and makes it if there is nothing yet.
 pub fn open_or_make(repo: Option<&Path>, printer: &Printer) -> Result<Repository> {
     let path = place(repo)?;
-    let store = store(&path)?;
+    let store = store_at(&path)?;
     let mut tries = MAKE_TRIES;
     loop {
-        match Repository::open(store.clone()) {
+        match Repository::open_in(store.clone()) {
             Err(e) if e.kind() == ErrorKind::NotFound && Repository::is_vacant(store.as_ref()) => {}
             other => return other,
         }
@@ -141,40 +130,7 @@ const MAKE_TRIES: usize = 50;
 
 /// Makes the repository.
 pub fn create(repo: Option<&Path>, defaults: Defaults) -> Result<Repository> {
-    let path = place(repo)?;
-    // That there is one already is told below.
-    if !path.join("repository.toml").exists() {
-        refuse_inside_any(&path)?;
-    }
-    let failed = |e| Error::io(format!("cannot make the repository {}", path.display()), e);
-    // From the first folder that is there on, each in the one before it: whoever may write to that one
-    // cannot lead us elsewhere.
-    let there = path.ancestors().find(|folder| folder.exists()).unwrap_or(Path::new("/"));
-    let missing = path.strip_prefix(there).unwrap_or(Path::new(""));
-    if missing.components().any(|part| part == Component::ParentDir) {
-        let what = format!("cannot make the repository {}: it has \"..\" in it", path.display());
-        return Err(Error::new(ErrorKind::InvalidInput, what).hint("name it without"));
-    }
-    // Whoever may make a folder in one that he may not read cannot sync that one, either.
-    let synced = |synced: std::io::Result<()>| match synced {
-        Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => Ok(()),
-        other => other.map_err(failed),
-    };
-    let mut folder = Folder::open(&resolve(there)?).map_err(failed)?;
-    for name in missing {
-        match folder.make_folder(name, 0o700) {
-            Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => return Err(failed(e)),
-            _ => synced(folder.sync())?,
-        }
-        folder = folder.folder(name).map_err(failed)?;
-    }
-    // Of one that was there: its name may not be durable yet.
-    if missing.as_os_str().is_empty()
-        && let Some(above) = path.parent()
-    {
-        synced(std::fs::File::open(above).and_then(|above| above.sync_all()))?;
-    }
-    Repository::init(store(&path)?, defaults)
+    Repository::init(place(repo)?, defaults)
 }
 
 /// `NAME@WHICH`, or `@WHICH`: of the image `name`, in either case.

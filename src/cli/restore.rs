@@ -19,13 +19,11 @@ pub fn run(
     context: &Context,
 ) -> Result<ExitCode> {
     let begun = Instant::now();
-    let request = RestoreRequest {
-        name: verb.reference.name.clone(),
-        at: verb.reference.at.clone(),
-        range: verb.range,
-        force: verb.force,
-        accept_unread: verb.accept_unread,
-    };
+    let request = RestoreRequest::new(verb.reference.name.clone())
+        .at(verb.reference.at.clone())
+        .range(verb.range)
+        .force(verb.force)
+        .accept_unread(verb.accept_unread);
     let to_stdout = verb.output == Path::new("-");
     let outcome = if to_stdout {
         output::refuse_terminal("an image")?;

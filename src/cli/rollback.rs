@@ -19,14 +19,11 @@ pub fn run(
 ) -> Result<ExitCode> {
     let begun = Instant::now();
     let name = repository.image_named(&verb.image, context)?;
-    let request = RollbackRequest {
-        to: repo::at_of(&name, &verb.to)?,
-        name: name.clone(),
-        save: !verb.no_save,
-        prove: verb.prove,
-        dry_run: verb.dry_run,
-        force_device: verb.force_device,
-    };
+    let request = RollbackRequest::new(name.clone(), repo::at_of(&name, &verb.to)?)
+        .save(!verb.no_save)
+        .prove(verb.prove)
+        .dry_run(verb.dry_run)
+        .force_device(verb.force_device);
     let done = repository.rollback(&request, context)?;
     let seconds = begun.elapsed().as_secs_f64();
     if printer.is_json() {

@@ -31,7 +31,7 @@ pub fn check(verb: &Verb) -> Result<(), String> {
             return Err(format!("{option} is of one image; snapshot it by itself"));
         }
     }
-    let of = |image: &PathBuf| SnapshotRequest { image: image.clone(), ..Default::default() };
+    let of = |image: &PathBuf| SnapshotRequest::new(image.clone());
     let requests: Vec<_> = verb.images.iter().map(of).collect();
     check_distinct(&requests).map_err(|error| error.to_string())
 }
@@ -122,23 +122,21 @@ fn request(image: &Path, verb: &Verb) -> Result<SnapshotRequest> {
         }
         _ => None,
     };
-    Ok(SnapshotRequest {
-        image: image.into(),
-        name: verb.name.clone(),
-        label: verb.label.clone(),
-        parent,
-        base_image: verb.base_image.clone(),
-        full_scan: verb.full_scan,
-        skip_unchanged: verb.skip_unchanged,
-        skip_bad: verb.skip_bad,
-        is_raw: verb.format.is_raw(),
-        compression: verb.compression,
-        dry_run: verb.dry_run,
-        track: verb.tracking.track,
-        recheck: verb.tracking.recheck,
-        max_stall: verb.tracking.max_stall,
-        changed,
-    })
+    Ok(SnapshotRequest::new(image)
+        .name(verb.name.clone())
+        .label(verb.label.clone())
+        .parent(parent)
+        .base_image(verb.base_image.clone())
+        .full_scan(verb.full_scan)
+        .skip_unchanged(verb.skip_unchanged)
+        .skip_bad(verb.skip_bad)
+        .is_raw(verb.format.is_raw())
+        .compression(verb.compression)
+        .dry_run(verb.dry_run)
+        .track(verb.tracking.track)
+        .recheck(verb.tracking.recheck)
+        .max_stall(verb.tracking.max_stall)
+        .changed(changed))
 }
 
 /// A list of changes, in whichever format.

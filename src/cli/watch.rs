@@ -16,7 +16,7 @@ use std::sync::{Mutex, PoisonError};
 
 /// What clap cannot judge: each image must be one of its own.
 pub fn check(verb: &Watch) -> Result<(), String> {
-    let of = |image: &PathBuf| SnapshotRequest { image: image.clone(), ..Default::default() };
+    let of = |image: &PathBuf| SnapshotRequest::new(image.clone());
     let requests: Vec<_> = verb.images.iter().map(of).collect();
     check_distinct(&requests).map_err(|error| error.to_string())
 }
@@ -29,22 +29,18 @@ pub fn run(
 ) -> Result<ExitCode> {
     let repository = repo::open_or_make(place, printer)?;
     let rules = prune::rules(&verb.keep);
-    let of = |image: &PathBuf| SnapshotRequest {
-        image: image.clone(),
-        skip_unchanged: true,
-        skip_bad: verb.skip_bad,
-        is_raw: verb.format.is_raw(),
-        compression: verb.compression,
-        track: verb.tracking.track,
-        recheck: verb.tracking.recheck,
-        max_stall: verb.tracking.max_stall,
-        ..SnapshotRequest::default()
+    let of = |image: &PathBuf| {
+        SnapshotRequest::new(image.clone())
+            .skip_unchanged(true)
+            .skip_bad(verb.skip_bad)
+            .is_raw(verb.format.is_raw())
+            .compression(verb.compression)
+            .track(verb.tracking.track)
+            .recheck(verb.tracking.recheck)
+            .max_stall(verb.tracking.max_stall)
     };
-    let request = WatchRequest {
-        images: verb.images.iter().map(of).collect(),
-        every: verb.every,
-        rules: (!rules.is_empty()).then_some(rules),
-    };
+    let request = WatchRequest::new(verb.images.iter().map(of).collect(), verb.every)
+        .rules((!rules.is_empty()).then_some(rules));
     let images = output::plural(request.images.len() as u64, "image");
     let every = jiff::SignedDuration::try_from(verb.every).unwrap_or_default();
     printer.say(&format!("watching {images}, every {every:#}"));

@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 /// What clones beside an image take.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Clones {
     /// The one that the next snapshot is compared with.
     pub reference: Option<CloneUse>,
@@ -23,6 +24,7 @@ pub struct Clones {
 
 /// A clone, and what it takes.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct CloneUse {
     /// Number of its snapshot; none if no snapshot names it.
     pub number: Option<u64>,

@@ -42,6 +42,7 @@ pub(crate) enum CompactWhen {
 
 /// Dropped snapshots that were, or would be, merged into the one that rests on them.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct Merging {
     /// The snapshot that stays.
     pub number: u64,
@@ -55,6 +56,7 @@ pub struct Merging {
 
 /// What became of the room that dropped snapshots took, or would.
 #[derive(Debug, Clone, Default, PartialEq)]
+#[non_exhaustive]
 pub struct Compaction {
     /// Files that nobody needed any more.
     pub removed_files: u64,

@@ -396,11 +396,11 @@ mod tests {
     fn a_repository_with_a_mistake_in_the_rules_opens_and_names_the_file() {
         let folder = tempfile::tempdir().unwrap();
         let store = || Arc::new(LocalStore::new(Arc::new(OsDisk::new(folder.path().into()))));
-        Repository::init(store(), Defaults::default()).unwrap();
+        Repository::init_in(store(), Defaults::default()).unwrap();
         let file = folder.path().join(FILE);
         let text = std::fs::read_to_string(&file).unwrap() + "\n[prune]\nkeep_lats = 7\n";
         std::fs::write(&file, text).unwrap();
-        let repository = Repository::open(store()).unwrap();
+        let repository = Repository::open_in(store()).unwrap();
         assert!(repository.names().unwrap().is_empty());
         let line = repository.policy("vm").unwrap_err().to_string();
         let why = "[prune]: keep_lats: there is no such key; correct it by hand";

@@ -6,6 +6,7 @@ use crate::repo::config::{Config, Defaults};
 use crate::repo::names::{self, is_left_of_init, is_of_filesystem, names_in};
 use crate::repo::policy::{Policy, SnapshotPolicy};
 use crate::store::Store;
+use std::fmt;
 use std::sync::Arc;
 use uuid::Uuid;
 
@@ -16,14 +17,20 @@ pub struct Repository {
     pub(crate) caches: Caches,
 }
 
+impl fmt::Debug for Repository {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Repository").field("location", &self.location()).finish_non_exhaustive()
+    }
+}
+
 impl Repository {
-    /// Makes a repository.
+    /// Makes a repository in a store.
     ///
     /// # Errors
     /// `AlreadyExists` if there is one, or the folder holds something else.
-    pub fn init(store: Arc<dyn Store>, defaults: Defaults) -> Result<Self> {
+    pub fn init_in(store: Arc<dyn Store>, defaults: Defaults) -> Result<Self> {
         let place = store.location("");
-        if let Ok(there) = Self::open(store.clone()) {
+        if let Ok(there) = Self::open_in(store.clone()) {
             let what = format!("{place} is a repository already (new bases: {})", there.defaults());
             return Err(Error::new(ErrorKind::AlreadyExists, what)
                 .hint("choose another folder with --repo"));
@@ -51,11 +58,11 @@ impl Repository {
         Ok(Self { store, config, caches: Caches::default() })
     }
 
-    /// Opens a repository.
+    /// Opens the repository in a store.
     ///
     /// # Errors
     /// `NotFound` if there is none, `Unsupported` if a later version made it.
-    pub fn open(store: Arc<dyn Store>) -> Result<Self> {
+    pub fn open_in(store: Arc<dyn Store>) -> Result<Self> {
         let config = Config::load(store.as_ref())?;
         Ok(Self { store, config, caches: Caches::default() })
     }

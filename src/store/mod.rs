@@ -7,9 +7,11 @@
 
 mod disk;
 mod local;
+mod place;
 
 pub use disk::{Disk, DiskFile, LockKind, OsDisk};
 pub use local::LocalStore;
+pub use place::{locate, make_folder, store_at};
 
 use crate::base::error::Result;
 use std::path::Path;

@@ -40,13 +40,13 @@ fn images() -> Vec<Vec<u8>> {
 
 fn bless(folder: &Path) {
     std::fs::create_dir_all(folder).unwrap();
-    let repository = Repository::init(store(folder), Defaults::default()).unwrap();
+    let repository = Repository::init_in(store(folder), Defaults::default()).unwrap();
     let image = tempfile::tempdir().unwrap();
     for (index, bytes) in images().iter().enumerate() {
         let path = image.path().join("vm.img");
         std::fs::write(&path, bytes).unwrap();
         let label = (index == 1).then(|| "second".to_owned());
-        let request = SnapshotRequest { image: path, label, ..SnapshotRequest::default() };
+        let request = SnapshotRequest::new(path).label(label);
         repository.snapshot(&request, &Context::silent()).unwrap();
     }
     std::fs::remove_file(folder.join("vm/head.json")).unwrap();
@@ -55,7 +55,7 @@ fn bless(folder: &Path) {
 /// Both readers give these snapshots of a repository, and it has no others.
 fn check(folder: &Path, numbers: &[u64]) {
     let context = Context::silent();
-    let repository = Repository::open(store(folder)).unwrap();
+    let repository = Repository::open_in(store(folder)).unwrap();
     let reader = repository.read("vm", &context).unwrap();
     let listed: Vec<u64> = reader.manifest().snapshots.iter().map(|s| s.number).collect();
     assert_eq!(listed, numbers);
@@ -101,11 +101,11 @@ fn repositories_of_every_version_are_pruned_flattened_and_extended() {
             if !merges {
                 merge_nothing(place.path());
             }
-            work(&Repository::open(store(place.path())).unwrap(), place.path());
+            work(&Repository::open_in(store(place.path())).unwrap(), place.path());
         };
         let prune = |repository: &Repository, last, compact| {
             let rules = Rules { last: Some(Count::Most(last)), ..Rules::default() };
-            let request = PruneRequest { rules: Some(rules), compact, dry_run: false };
+            let request = PruneRequest::new().rules(Some(rules)).compact(compact);
             repository.prune("vm", &request, &context).unwrap()
         };
         in_copy(true, &|repository, folder| {
@@ -151,7 +151,7 @@ fn repositories_of_every_version_restore() {
     for version in std::fs::read_dir(versions).unwrap().flatten() {
         let place = tempfile::tempdir().unwrap();
         copy(&version.path(), place.path());
-        let repository = Repository::open(store(place.path())).unwrap();
+        let repository = Repository::open_in(store(place.path())).unwrap();
         assert_eq!(repository.names().unwrap(), ["vm"]);
         check(place.path(), &[1, 2, 3]);
         let reader = repository.read("vm", &Context::silent()).unwrap();
@@ -173,7 +173,7 @@ fn a_manifest_of_a_later_version_is_refused_and_unknown_keys_are_not() {
         let digest = xxhash_rust::xxh3::xxh3_128(body.as_bytes());
         std::fs::write(&file, format!("imgsnap-manifest {version} {digest:032x}\n{body}")).unwrap();
     };
-    let repository = Repository::open(store(place.path())).unwrap();
+    let repository = Repository::open_in(store(place.path())).unwrap();
     let context = Context::silent();
     seal(1, &body.replacen('{', "{\"of_tomorrow\": [1, 2],", 1));
     assert_eq!(repository.read("vm", &context).unwrap().manifest().snapshots.len(), 3);
@@ -206,7 +206,7 @@ fn a_manifest_with_dropped_snapshots_is_refused_where_it_is_wrong() {
     copy(&fixtures().join("repos/0.1.0"), place.path());
     merge_nothing(place.path());
     let folder = place.path().join("vm");
-    let repository = Repository::open(store(place.path())).unwrap();
+    let repository = Repository::open_in(store(place.path())).unwrap();
     let context = Context::silent();
     repository.delete("vm", &At::Number(2), false, &context).unwrap();
     let file = ruling(&folder);

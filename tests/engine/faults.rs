@@ -30,7 +30,7 @@ struct Visible {
 }
 
 fn open(disk: &CrashDisk) -> Result<Repository> {
-    Repository::open(Arc::new(LocalStore::new(Arc::new(disk.clone()))))
+    Repository::open_in(Arc::new(LocalStore::new(Arc::new(disk.clone()))))
 }
 
 fn context() -> Context {
@@ -75,7 +75,7 @@ impl Scene {
     fn empty() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let disk = CrashDisk::default();
-        Repository::init(Arc::new(LocalStore::new(Arc::new(disk.clone()))), Defaults::default())
+        Repository::init_in(Arc::new(LocalStore::new(Arc::new(disk.clone()))), Defaults::default())
             .unwrap();
         let scene = Self { folder, disk };
         scene.write_live(0);
@@ -97,8 +97,7 @@ impl Scene {
     fn take(&self, day: u64, parent: ParentChoice) {
         self.write_live(day);
         let image = self.image();
-        let request =
-            SnapshotRequest { image, parent, full_scan: true, ..SnapshotRequest::default() };
+        let request = SnapshotRequest::new(image).parent(parent).full_scan(true);
         open(&self.disk).unwrap().snapshot(&request, &context()).unwrap();
     }
 
@@ -125,8 +124,7 @@ impl Scene {
 }
 
 fn take(disk: &CrashDisk, image: &Path) -> Result<()> {
-    let request =
-        SnapshotRequest { image: image.into(), full_scan: true, ..SnapshotRequest::default() };
+    let request = SnapshotRequest::new(image).full_scan(true);
     open(disk)?.snapshot(&request, &context()).map(|_| ())
 }
 
@@ -239,7 +237,7 @@ fn delete(disk: &CrashDisk, number: u64, compact: bool) -> Result<()> {
 
 fn prune(disk: &CrashDisk, last: u64, compact: bool) -> Result<()> {
     let rules = Rules { last: Some(Count::Most(last)), ..Rules::default() };
-    let request = PruneRequest { rules: Some(rules), compact, dry_run: false };
+    let request = PruneRequest::new().rules(Some(rules)).compact(compact);
     open(disk)?.prune("vm", &request, &context()).map(|_| ())
 }
 
@@ -369,13 +367,10 @@ fn snapshot_with_a_base_image_survives_every_fault() {
         std::fs::write(&base_image, image_of(1)).unwrap();
         scene.write_live(4);
         let with_base = |disk: &CrashDisk| {
-            let request = SnapshotRequest {
-                image: scene.image(),
-                parent: ParentChoice::Full,
-                base_image: Some(base_image.clone()),
-                full_scan: true,
-                ..SnapshotRequest::default()
-            };
+            let request = SnapshotRequest::new(scene.image())
+                .parent(ParentChoice::Full)
+                .base_image(Some(base_image.clone()))
+                .full_scan(true);
             open(disk)?.snapshot(&request, &context()).map(|_| ())
         };
         survive(&scene, &with_base);
@@ -500,14 +495,7 @@ fn newest_manifest(disk: &CrashDisk) -> String {
 }
 
 fn roll(disk: &CrashDisk, number: u64, context: &Context) -> Result<()> {
-    let request = RollbackRequest {
-        name: "vm".into(),
-        to: At::Number(number),
-        save: true,
-        prove: false,
-        dry_run: false,
-        force_device: false,
-    };
+    let request = RollbackRequest::new("vm", At::Number(number)).save(true);
     open(disk)?.rollback(&request, context).map(|_| ())
 }
 
@@ -660,11 +648,7 @@ fn head_state_is_only_a_hint() {
         }
         roll(&disk, 2, &context()).unwrap();
         assert!(std::fs::read(scene.image()).unwrap() == image_of(1));
-        let request = SnapshotRequest {
-            image: scene.image(),
-            skip_unchanged: true,
-            ..SnapshotRequest::default()
-        };
+        let request = SnapshotRequest::new(scene.image()).skip_unchanged(true);
         let taken = open(&disk).unwrap().snapshot(&request, &context()).unwrap();
         assert_eq!((taken.outcome, taken.snapshot.number), (Outcome::Skipped, 2));
     }
@@ -690,7 +674,7 @@ fn files_that_a_repair_keeps_survive_a_failing_snapshot() {
     assert!(take(disk, &scene.image()).is_err());
     open(disk).unwrap().relink("vm", &scene.image(), false, &context()).unwrap();
     let parent = imgsnap::ParentChoice::Of(At::Number(7));
-    let request = SnapshotRequest { image: scene.image(), parent, ..SnapshotRequest::default() };
+    let request = SnapshotRequest::new(scene.image()).parent(parent);
     assert!(open(disk).unwrap().snapshot(&request, &context()).is_err());
     assert_eq!(kept(), 2);
     take(disk, &scene.image()).unwrap();
@@ -732,10 +716,9 @@ fn an_open_repository_sees_the_head_state_of_other_processes() {
     std::fs::create_dir(folder.path().join("repo")).unwrap();
     let image = folder.path().join("vm.img");
     std::fs::write(&image, image_of(0)).unwrap();
-    let ours = Repository::init(store(), Defaults::default()).unwrap();
-    let theirs = Repository::open(store()).unwrap();
-    let request =
-        SnapshotRequest { image: image.clone(), full_scan: true, ..SnapshotRequest::default() };
+    let ours = Repository::init_in(store(), Defaults::default()).unwrap();
+    let theirs = Repository::open_in(store()).unwrap();
+    let request = SnapshotRequest::new(image.clone()).full_scan(true);
     for _ in 0..3 {
         let taken = theirs.snapshot(&request, &context()).unwrap();
         assert_eq!(ours.list("vm", &context()).unwrap().head.snapshot, Some(taken.snapshot.id));
@@ -758,14 +741,7 @@ fn a_rollback_to_a_damaged_snapshot_leaves_the_image_alone() {
             bad[at] ^= 1;
             disk.put(&file, &bad);
             let to = At::Number(1);
-            let request = RollbackRequest {
-                name: "vm".into(),
-                to,
-                save,
-                prove: false,
-                dry_run: false,
-                force_device: false,
-            };
+            let request = RollbackRequest::new("vm", to).save(save);
             match open(&disk).unwrap().rollback(&request, &context()) {
                 Err(e) => {
                     refused += 1;

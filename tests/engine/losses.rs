@@ -30,7 +30,7 @@ impl Lab {
     fn new(blocks: u64) -> Self {
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir(folder.path().join("repo")).unwrap();
-        Repository::init(store(folder.path()), Defaults::default()).unwrap();
+        Repository::init_in(store(folder.path()), Defaults::default()).unwrap();
         let mut lab = Self { folder, images: Vec::new() };
         let mut image = text((blocks * BLOCK) as usize - 100, 1);
         let mut numbers = Random(5);
@@ -61,12 +61,7 @@ impl Lab {
                 _ => ParentChoice::Incremental,
             };
             std::fs::write(lab.image(), &image).unwrap();
-            let request = SnapshotRequest {
-                image: lab.image(),
-                parent,
-                full_scan: true,
-                ..SnapshotRequest::default()
-            };
+            let request = SnapshotRequest::new(lab.image()).parent(parent).full_scan(true);
             lab.open().snapshot(&request, &context()).unwrap();
             lab.images.push(image.clone());
         }
@@ -78,7 +73,7 @@ impl Lab {
     }
 
     fn open(&self) -> Repository {
-        Repository::open(store(self.folder.path())).unwrap()
+        Repository::open_in(store(self.folder.path())).unwrap()
     }
 
     fn delta(&self, number: u64) -> PathBuf {

@@ -20,7 +20,7 @@ fn context() -> Context {
 }
 
 fn open(disk: &CrashDisk) -> Repository {
-    Repository::open(Arc::new(LocalStore::new(Arc::new(disk.clone())))).unwrap()
+    Repository::open_in(Arc::new(LocalStore::new(Arc::new(disk.clone())))).unwrap()
 }
 
 /// What each snapshot restores to; none if it does not.
@@ -54,14 +54,14 @@ impl Scene {
         let folder = tempfile::tempdir().unwrap();
         let disk = CrashDisk::default();
         let store = Arc::new(LocalStore::new(Arc::new(disk.clone())));
-        Repository::init(store, Defaults::default()).unwrap();
+        Repository::init_in(store, Defaults::default()).unwrap();
         let image = folder.path().join("vm.img");
         let mut bytes = text(70_000, 1);
         for day in 0..3 {
             bytes[day * 9000..][..5000].copy_from_slice(&text(5000, 50 + day as u64));
             std::fs::write(&image, &bytes).unwrap();
             let image = image.clone();
-            let request = SnapshotRequest { image, full_scan: true, ..SnapshotRequest::default() };
+            let request = SnapshotRequest::new(image).full_scan(true);
             open(&disk).snapshot(&request, &context()).unwrap();
         }
         let sound = restored(&disk);

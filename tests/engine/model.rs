@@ -75,7 +75,7 @@ impl Bench {
     fn new(defaults: Defaults) -> Self {
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir(folder.path().join("repo")).unwrap();
-        let repository = Repository::init(Self::store(&folder), defaults).unwrap();
+        let repository = Repository::init_in(Self::store(&folder), defaults).unwrap();
         let live = crate::support::text(40_000, 1);
         std::fs::write(folder.path().join("vm.img"), &live).unwrap();
         let context = Context::silent().with_threads(2);
@@ -141,15 +141,13 @@ impl Bench {
                 base
             }
         };
-        let request = SnapshotRequest {
-            image: self.image(),
-            parent,
-            skip_unchanged: how >= 200,
-            full_scan: how.is_multiple_of(3),
-            compression: [None, Some(Compression::None), Some(Compression::Zstd(1))]
-                [how as usize % 3],
-            ..SnapshotRequest::default()
-        };
+        let request = SnapshotRequest::new(self.image())
+            .parent(parent)
+            .skip_unchanged(how >= 200)
+            .full_scan(how.is_multiple_of(3))
+            .compression(
+                [None, Some(Compression::None), Some(Compression::Zstd(1))][how as usize % 3],
+            );
         let taken = self.repository.snapshot(&request, &self.context).unwrap();
         let number = taken.snapshot.number;
         if taken.outcome == Outcome::Skipped {
@@ -172,12 +170,9 @@ impl Bench {
         let base_image = self.folder.path().join(format!("template-{}.img", self.templates));
         self.templates += 1;
         std::fs::write(&base_image, &template).unwrap();
-        let request = SnapshotRequest {
-            image: self.image(),
-            parent: ParentChoice::Full,
-            base_image: Some(base_image),
-            ..SnapshotRequest::default()
-        };
+        let request = SnapshotRequest::new(self.image())
+            .parent(ParentChoice::Full)
+            .base_image(Some(base_image));
         let taken = self.repository.snapshot(&request, &self.context).unwrap();
         let number = taken.snapshot.number;
         let base = number - 1;
@@ -191,14 +186,7 @@ impl Bench {
 
     fn rollback(&mut self, number: u64, save: bool, prove: bool) {
         let to = At::Number(number);
-        let request = RollbackRequest {
-            name: "vm".into(),
-            to,
-            save,
-            prove,
-            dry_run: false,
-            force_device: false,
-        };
+        let request = RollbackRequest::new("vm", to).save(save).prove(prove);
         let done = self.repository.rollback(&request, &self.context).unwrap();
         if let Some(saved) = done.saved {
             let before = self.live.clone();
@@ -233,7 +221,7 @@ impl Bench {
             return;
         }
         let rules = Rules { last: Some(Count::Most(last)), ..Rules::default() };
-        let request = PruneRequest { rules: Some(rules), compact, dry_run: false };
+        let request = PruneRequest::new().rules(Some(rules)).compact(compact);
         let pruned = self.repository.prune("vm", &request, &self.context).unwrap();
         if compact {
             let left = pruned.compaction.garbage_bytes;
@@ -298,7 +286,9 @@ impl Bench {
                     assert!(self.read(number, Some(range)) == image[offset..offset + bytes]);
                 }
             }
-            Step::Reopen => self.repository = Repository::open(Self::store(&self.folder)).unwrap(),
+            Step::Reopen => {
+                self.repository = Repository::open_in(Self::store(&self.folder)).unwrap()
+            }
         }
     }
 

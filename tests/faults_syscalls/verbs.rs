@@ -190,7 +190,7 @@ fn interrupted(lab: &Lab) {
     mixture[20_000..40_000].copy_from_slice(&state(4)[20_000..40_000]);
     lab.write("vm.img", &mixture);
     let store = Arc::new(LocalStore::new(Arc::new(OsDisk::new(lab.path("repo")))));
-    let repository = Repository::open(store.clone()).unwrap();
+    let repository = Repository::open_in(store.clone()).unwrap();
     let reader = repository.read("vm", &Context::silent()).unwrap();
     let id = |number| reader.find(&At::Number(number)).unwrap().id;
     let intent = Some(RollbackIntent { target: id(1), saved: Some(id(3)) });

@@ -44,7 +44,7 @@ fn context() -> Context {
 }
 
 fn open(path: &Path) -> Result<Repository> {
-    Repository::open(Arc::new(LocalStore::new(Arc::new(OsDisk::new(path.to_owned())))))
+    Repository::open_in(Arc::new(LocalStore::new(Arc::new(OsDisk::new(path.to_owned())))))
 }
 
 /// Everything, every block of every snapshot proved.

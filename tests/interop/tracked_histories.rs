@@ -48,13 +48,13 @@ impl Keeper {
         let block_size = BlockSize::new(block_bytes).unwrap();
         std::fs::create_dir(&folder).unwrap();
         let defaults = Defaults { block_size, ..Defaults::default() };
-        drop(Repository::init(store(&folder), defaults).unwrap());
+        drop(Repository::init_in(store(&folder), defaults).unwrap());
         let config = format!("{folder}/repository.toml");
         let text = std::fs::read_to_string(&config).unwrap();
         // A rollback takes no options: it must find everything without a recheck, too.
         let tracking = "\n[snapshot]\ntrack = \"reflink\"\nrecheck = 0\n";
         std::fs::write(&config, text + tracking).unwrap();
-        let repository = Repository::open(store(&folder)).unwrap();
+        let repository = Repository::open_in(store(&folder)).unwrap();
         Self { folder, repository, known: BTreeMap::new() }
     }
 
@@ -295,15 +295,12 @@ impl Trial {
             _ => ParentChoice::Incremental,
         };
         let track = if random.below(14) == 0 { Track::None } else { Track::Reflink };
-        let request = SnapshotRequest {
-            image: self.image.clone().into(),
-            parent,
-            track: Some(track),
-            recheck: Some(Recheck::Share(0.0)),
-            skip_unchanged: random.below(8) == 0,
-            dry_run: random.below(20) == 0,
-            ..SnapshotRequest::default()
-        };
+        let request = SnapshotRequest::new(self.image.clone())
+            .parent(parent)
+            .track(Some(track))
+            .recheck(Some(Recheck::Share(0.0)))
+            .skip_unchanged(random.below(8) == 0)
+            .dry_run(random.below(20) == 0);
         let _calm = no_fork();
         let taken = keeper.repository.snapshot(&request, &self.context).unwrap();
         let number = taken.snapshot.number;
@@ -315,14 +312,11 @@ impl Trial {
             }
             Outcome::Taken => assert_eq!(keeper.known.insert(number, hash), None),
         }
-        let truth = SnapshotRequest {
-            image: self.image.clone().into(),
-            parent: ParentChoice::Of(At::Number(number)),
-            track: Some(Track::None),
-            full_scan: true,
-            dry_run: true,
-            ..SnapshotRequest::default()
-        };
+        let truth = SnapshotRequest::new(self.image.clone())
+            .parent(ParentChoice::Of(At::Number(number)))
+            .track(Some(Track::None))
+            .full_scan(true)
+            .dry_run(true);
         let truth = keeper.repository.snapshot(&truth, &self.context).unwrap().snapshot;
         let found = (truth.changed_blocks, truth.image_bytes, truth.image_digest);
         let stored = &taken.snapshot;
@@ -346,14 +340,9 @@ impl Trial {
         let before = self.hash();
         let keeper = &mut self.keepers[which];
         let (number, save) = (keeper.any(&mut self.random), self.random.below(3) > 0);
-        let request = RollbackRequest {
-            name: "vm".into(),
-            to: At::Number(number),
-            save,
-            prove: self.random.below(8) == 0,
-            dry_run: false,
-            force_device: false,
-        };
+        let request = RollbackRequest::new("vm", At::Number(number))
+            .save(save)
+            .prove(self.random.below(8) == 0);
         let done = {
             let _calm = no_fork();
             keeper.repository.rollback(&request, &self.context).unwrap()
@@ -384,7 +373,7 @@ impl Trial {
         }
         let last = Some(Count::Most(1 + self.random.below(4)));
         let rules = Some(Rules { last, ..Rules::default() });
-        let request = PruneRequest { rules, compact, dry_run: false };
+        let request = PruneRequest::new().rules(rules).compact(compact);
         let pruned = keeper.repository.prune("vm", &request, &self.context).unwrap();
         for (snapshot, _) in pruned.decisions.iter().filter(|(_, reasons)| reasons.is_empty()) {
             assert!(keeper.known.remove(&snapshot.number).is_some());
@@ -417,7 +406,7 @@ impl Trial {
             }
             7..9 => self.move_it(),
             9 => {
-                let repository = Repository::open(store(&self.keepers[which].folder));
+                let repository = Repository::open_in(store(&self.keepers[which].folder));
                 self.keepers[which].repository = repository.unwrap();
             }
             _ => {}

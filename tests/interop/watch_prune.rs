@@ -130,14 +130,11 @@ fn watch_once(lab: &Lab, action: impl Fn(&AtomicBool) + Send + Sync + 'static) -
         locks: AtomicU64::new(0),
         action: Box::new(move || action(&flag)),
     };
-    let repository = Repository::open(Arc::new(LocalStore::new(Arc::new(disk)))).unwrap();
+    let repository = Repository::open_in(Arc::new(LocalStore::new(Arc::new(disk)))).unwrap();
     let warnings = Arc::new(Warnings::default());
     let context = Context::new(warnings.clone(), stop.clone()).with_threads(1);
-    let request = WatchRequest {
-        images: vec![SnapshotRequest { image: image.into(), ..SnapshotRequest::default() }],
-        every: Duration::from_secs(3600),
-        rules: Some(Rules { last: Some(Count::Most(1)), ..Rules::default() }),
-    };
+    let request = WatchRequest::new(vec![SnapshotRequest::new(image)], Duration::from_secs(3600))
+        .rules(Some(Rules { last: Some(Count::Most(1)), ..Rules::default() }));
     let turns = Mutex::new(Vec::new());
     let ended = Mutex::new(None);
     let each = |watched| {

@@ -13,6 +13,7 @@ use std::collections::HashSet;
 
 /// A snapshot that was made a base.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct Flattened {
     /// What it was.
     pub before: Snapshot,

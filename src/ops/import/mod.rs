@@ -29,6 +29,7 @@ const PIECE_BYTES: usize = 1 << 20;
 
 /// A snapshot that was taken in.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct Imported {
     /// Name of the image.
     pub name: String,

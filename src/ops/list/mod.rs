@@ -9,6 +9,7 @@ use crate::repo::manifest::Manifest;
 use crate::repo::session::read;
 
 /// An image and what is known of its live file.
+#[non_exhaustive]
 pub struct Listing {
     /// Its snapshots.
     pub manifest: Manifest,

@@ -1,5 +1,6 @@
 //! What is to be kept, and what became of the rest.
 
+use crate::base::setters::setters;
 use crate::repo::compact::Compaction;
 use crate::repo::manifest::Snapshot;
 use crate::repo::retention::Rules;
@@ -7,6 +8,7 @@ use jiff::Timestamp;
 
 /// What is to be kept.
 #[derive(Debug, Clone, Default, PartialEq)]
+#[non_exhaustive]
 pub struct PruneRequest {
     /// Otherwise those in `repository.toml`.
     pub rules: Option<Rules>,
@@ -16,8 +18,25 @@ pub struct PruneRequest {
     pub dry_run: bool,
 }
 
+impl PruneRequest {
+    /// By the rules in `repository.toml`.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    setters! {
+        /// Otherwise those in `repository.toml`.
+        rules: Option<Rules>,
+        /// Merge even where it frees little.
+        compact: bool,
+        /// Change nothing, only tell.
+        dry_run: bool,
+    }
+}
+
 /// What became of the snapshots of an image, or would.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct Pruned {
     /// Name of the image.
     pub name: String,

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 /// What a repair did.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Repaired {
     /// The manifest was rebuilt; none if it was sound.
     pub rebuilt: Option<Rebuilt>,
@@ -25,6 +26,7 @@ pub struct Repaired {
 
 /// A manifest that was rebuilt.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Rebuilt {
     /// How many snapshots it names.
     pub snapshots: u64,

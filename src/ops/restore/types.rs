@@ -1,5 +1,6 @@
 //! What is to be restored, to where, and what was.
 
+use crate::base::setters::setters;
 use crate::base::units::{ByteRange, NamedBlocks};
 use crate::image::write::Target;
 use crate::repo::manifest::Snapshot;
@@ -8,6 +9,7 @@ use std::path::Path;
 
 /// A restore that a user wants.
 #[derive(Debug, Clone, Default)]
+#[non_exhaustive]
 pub struct RestoreRequest {
     /// Name of the image.
     pub name: String,
@@ -21,6 +23,24 @@ pub struct RestoreRequest {
     pub accept_unread: bool,
 }
 
+impl RestoreRequest {
+    /// Of the newest snapshot of the image `name`, all of it.
+    pub fn new(name: impl Into<String>) -> Self {
+        Self { name: name.into(), ..Self::default() }
+    }
+
+    setters! {
+        /// Which snapshot.
+        at: At,
+        /// A part of the image; otherwise all of it.
+        range: Option<ByteRange>,
+        /// Write over a file or a device that is there.
+        force: bool,
+        /// Zeros where the image could not be read when the snapshot was taken; otherwise that is an error.
+        accept_unread: bool,
+    }
+}
+
 /// Where to.
 pub enum RestoreTarget<'a> {
     /// A new file, which appears whole or not at all; or a device.
@@ -31,6 +51,7 @@ pub enum RestoreTarget<'a> {
 
 /// What a restore copied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Restored {
     /// Length of what was restored.
     pub bytes: u64,
@@ -42,6 +63,7 @@ pub struct Restored {
 
 /// What became of a restore.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct RestoreOutcome {
     /// The snapshot.
     pub snapshot: Snapshot,

@@ -2,7 +2,7 @@
 //! differ.
 //!
 //! Two passes over the differences: the first decodes and proves every block that will be written
-//! and writes nothing ([`rehearse`]), so that damage in the repository is found while the image is
+//! and writes nothing ([`dry_run`]), so that damage in the repository is found while the image is
 //! still whole; the second writes ([`execute`]). Running it again after it was interrupted at any
 //! point completes it: what is written is what the snapshot has, whatever was there.
 

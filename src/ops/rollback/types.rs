@@ -1,5 +1,6 @@
 //! Where an image is to be rolled back to, and what became of it.
 
+use crate::base::setters::setters;
 use crate::ops::rollback::engine::RolledBack;
 use crate::repo::manifest::HintKind;
 use crate::repo::reference::At;
@@ -7,6 +8,7 @@ use std::path::PathBuf;
 
 /// A rollback that a user wants.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct RollbackRequest {
     /// Name of the image.
     pub name: String,
@@ -22,8 +24,28 @@ pub struct RollbackRequest {
     pub force_device: bool,
 }
 
+impl RollbackRequest {
+    /// Of the image `name` to a snapshot; the present state is saved first.
+    pub fn new(name: impl Into<String>, to: At) -> Self {
+        let (save, name) = (true, name.into());
+        Self { name, to, save, prove: false, dry_run: false, force_device: false }
+    }
+
+    setters! {
+        /// Take a snapshot of the present state first.
+        save: bool,
+        /// Believe nothing: find what differs by a scan, and read everything again at the end.
+        prove: bool,
+        /// Change nothing, only tell.
+        dry_run: bool,
+        /// Write to the device even if it is not the one of the last snapshot.
+        force_device: bool,
+    }
+}
+
 /// What a rollback did.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct RollbackOutcome {
     /// Number of the snapshot that the image equals now.
     pub number: u64,

@@ -1,5 +1,6 @@
 //! What a snapshot is asked for with, and what became of it.
 
+use crate::base::setters::setters;
 use crate::base::units::NamedBlocks;
 use crate::codec::Compression;
 use crate::repo::manifest::{HintUse, Snapshot};
@@ -25,6 +26,7 @@ pub enum ParentChoice {
 
 /// A snapshot that a user wants.
 #[derive(Debug, Clone, Default)]
+#[non_exhaustive]
 pub struct SnapshotRequest {
     /// The image file or device.
     pub image: PathBuf,
@@ -59,6 +61,45 @@ pub struct SnapshotRequest {
     pub changed: Option<ChangedSince>,
 }
 
+impl SnapshotRequest {
+    /// Of an image file or device, as a user would want it who says nothing more.
+    pub fn new(image: impl Into<PathBuf>) -> Self {
+        Self { image: image.into(), ..Self::default() }
+    }
+
+    setters! {
+        /// Name of the image; otherwise its file name without extension.
+        name: Option<String>,
+        /// A label.
+        label: Option<String>,
+        /// Against what.
+        parent: ParentChoice,
+        /// The image is a clone of this one, which becomes its base and stays where it is.
+        base_image: Option<PathBuf>,
+        /// Read the image even if it is believed to be unchanged.
+        full_scan: bool,
+        /// Publish nothing if the image is unchanged.
+        skip_unchanged: bool,
+        /// Blocks that the medium of the image does not give are unread in the snapshot; otherwise there is
+        /// none.
+        skip_bad: bool,
+        /// The first snapshot is of a raw image, whatever it looks like.
+        is_raw: bool,
+        /// Otherwise the repository's.
+        compression: Option<Compression>,
+        /// Change nothing, only tell.
+        dry_run: bool,
+        /// How it is found what changed; otherwise as the policy says.
+        track: Option<Track>,
+        /// How much of what is called unchanged is looked at all the same; otherwise as the policy says.
+        recheck: Option<Recheck>,
+        /// How long whoever writes to the image may be held up; otherwise as the policy says.
+        max_stall: Option<Duration>,
+        /// What changed since an earlier snapshot, as somebody else knows.
+        changed: Option<ChangedSince>,
+    }
+}
+
 /// A list of changes, and the snapshot since which they were made.
 #[derive(Debug, Clone)]
 pub struct ChangedSince {
@@ -81,6 +122,7 @@ pub enum Outcome {
 
 /// A snapshot that was taken, or not.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct SnapshotOutcome {
     /// Name of the image.
     pub name: String,

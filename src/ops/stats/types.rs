@@ -6,6 +6,7 @@ use jiff::civil::Date;
 
 /// What is known of an image.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct Stats {
     /// Its snapshots.
     pub manifest: Manifest,
@@ -27,6 +28,7 @@ pub struct Stats {
 
 /// What one snapshot costs.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct Cost {
     /// The snapshot.
     pub snapshot: Snapshot,
@@ -36,6 +38,7 @@ pub struct Cost {
 
 /// What was added on a day.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Day {
     /// Which.
     pub date: Date,

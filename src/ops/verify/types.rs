@@ -50,6 +50,7 @@ impl DamageKind {
 
 /// Something that is damaged.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Damage {
     /// What it is.
     pub kind: DamageKind,
@@ -63,6 +64,7 @@ pub struct Damage {
 
 /// What a snapshot has lost.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Loss {
     /// `NAME@N`.
     pub snapshot: String,
@@ -74,6 +76,7 @@ pub struct Loss {
 
 /// A snapshot of which not all could be looked at: it may be sound.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Unchecked {
     /// `NAME@N`; of a manifest, the name of its image.
     pub snapshot: String,
@@ -83,6 +86,7 @@ pub struct Unchecked {
 
 /// The outcome of a verification.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Verified {
     /// Snapshots looked at.
     pub snapshots: u64,

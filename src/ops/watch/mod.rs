@@ -98,7 +98,7 @@ fn take_turns(
         let begun = Instant::now();
         let started = Timestamp::now();
         // As it is now: its settings may have changed, or its disk may be away.
-        let (result, now, pruned) = match Repository::open(repository.store.clone()) {
+        let (result, now, pruned) = match Repository::open_in(repository.store.clone()) {
             Ok(repository) => take_turn(&repository, of, request.rules.as_ref(), context),
             Err(e) => (Err(e), Timestamp::now(), None),
         };

@@ -1,6 +1,7 @@
 //! What is to be watched, and what became of each turn.
 
 use crate::base::error::Result;
+use crate::base::setters::setters;
 use crate::ops::prune::types::Pruned;
 use crate::ops::snapshot::types::{SnapshotOutcome, SnapshotRequest};
 use crate::repo::retention::Rules;
@@ -8,6 +9,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 /// What is to be watched.
+#[non_exhaustive]
 pub struct WatchRequest {
     /// The images, each with how its snapshots are taken.
     pub images: Vec<SnapshotRequest>,
@@ -17,7 +19,20 @@ pub struct WatchRequest {
     pub rules: Option<Rules>,
 }
 
+impl WatchRequest {
+    /// Of these images, so often.
+    pub fn new(images: Vec<SnapshotRequest>, every: Duration) -> Self {
+        Self { images, every, rules: None }
+    }
+
+    setters! {
+        /// What is kept; otherwise what repository.toml says, and all if it says nothing.
+        rules: Option<Rules>,
+    }
+}
+
 /// What became of one turn of an image.
+#[non_exhaustive]
 pub struct Watched {
     /// The image.
     pub image: PathBuf,

@@ -121,20 +121,17 @@ impl Verb {
         match self {
             Self::Init => {}
             Self::Snapshot { how, parent, label } => {
-                let request = SnapshotRequest {
-                    image: image_now(),
-                    name: Some("vm".into()),
-                    label: label.clone(),
-                    parent: match (how % 6, parent) {
+                let request = SnapshotRequest::new(image_now())
+                    .name(Some("vm".into()))
+                    .label(label.clone())
+                    .parent(match (how % 6, parent) {
                         (0, _) => ParentChoice::Full,
                         (1, _) => ParentChoice::Differential,
                         (2, Some(number)) => ParentChoice::Of(At::Number(*number)),
                         _ => ParentChoice::Incremental,
-                    },
-                    skip_unchanged: how / 6 == 0,
-                    compression: (how / 6 == 1).then_some(Compression::None),
-                    ..SnapshotRequest::default()
-                };
+                    })
+                    .skip_unchanged(how / 6 == 0)
+                    .compression((how / 6 == 1).then_some(Compression::None));
                 let taken = repository.snapshot(&request, &context)?;
                 let of = after.entry("vm".into()).or_default();
                 let number = taken.snapshot.number;
@@ -146,14 +143,11 @@ impl Verb {
                 }
             }
             Self::OnBaseImage { template, label } => {
-                let request = SnapshotRequest {
-                    image: image_now(),
-                    name: Some("vm".into()),
-                    label: label.clone(),
-                    parent: ParentChoice::Full,
-                    base_image: Some(world.template(*template)),
-                    ..SnapshotRequest::default()
-                };
+                let request = SnapshotRequest::new(image_now())
+                    .name(Some("vm".into()))
+                    .label(label.clone())
+                    .parent(ParentChoice::Full)
+                    .base_image(Some(world.template(*template)));
                 let taken = repository.snapshot(&request, &context)?;
                 let number = taken.snapshot.number;
                 let of = after.entry("vm".into()).or_default();
@@ -167,8 +161,7 @@ impl Verb {
             }
             Self::Prune { name, last, compact } => {
                 let rules = Rules { last: Some(Count::Most(*last)), ..Rules::default() };
-                let request =
-                    PruneRequest { rules: Some(rules), compact: *compact, dry_run: false };
+                let request = PruneRequest::new().rules(Some(rules)).compact(*compact);
                 let pruned = repository.prune(name, &request, &context)?;
                 let of = after.get_mut(name).unwrap();
                 let newest: Vec<u64> = of.keys().rev().take(*last as usize).copied().collect();
@@ -193,9 +186,8 @@ impl Verb {
             }
             Self::Rollback { number, save, prove } => {
                 let to = At::Number(*number);
-                let (save, prove, name) = (*save, *prove, "vm".into());
-                let request =
-                    RollbackRequest { name, to, save, prove, dry_run: false, force_device: false };
+                let (save, prove, name) = (*save, *prove, "vm");
+                let request = RollbackRequest::new(name, to).save(save).prove(prove);
                 let done = repository.rollback_through(disk, &request, &context)?;
                 let of = after.get_mut("vm").unwrap();
                 assert_eq!(done.resumed, seen.intent.is_some());

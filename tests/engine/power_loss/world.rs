@@ -32,12 +32,12 @@ pub fn context() -> Context {
 }
 
 pub fn repository_on(disk: &CrashDisk) -> imgsnap::base::error::Result<Repository> {
-    Repository::open(Arc::new(LocalStore::new(Arc::new(disk.clone()))))
+    Repository::open_in(Arc::new(LocalStore::new(Arc::new(disk.clone()))))
 }
 
 pub fn init(disk: &CrashDisk) -> imgsnap::base::error::Result<()> {
     let store = LocalStore::new(Arc::new(disk.clone()));
-    Repository::init(Arc::new(store), Defaults::default()).map(|_| ())
+    Repository::init_in(Arc::new(store), Defaults::default()).map(|_| ())
 }
 
 /// Some content of an image: text, noise and zeros.
@@ -102,7 +102,7 @@ impl World {
         for number in 1..=3u64 {
             bytes[number as usize * 3000..][..900].fill(number as u8);
             std::fs::write(&image, &bytes).unwrap();
-            let request = SnapshotRequest { image: image.clone(), ..SnapshotRequest::default() };
+            let request = SnapshotRequest::new(image.clone());
             repository.snapshot(&request, &context()).unwrap();
             let reader = repository.read("origin", &context()).unwrap();
             let ids: Vec<_> = reader.manifest().snapshots.iter().rev().map(|s| s.id).collect();
