@@ -13,7 +13,7 @@ mod segment;
 mod writer;
 
 pub use cursor::{TableCursor, TablePrefetcher};
-pub use pack::{BASE_FRAME_BYTES, DELTA_FRAME_BYTES, GROUP_BYTES, group_memory, write_pieces};
+pub use pack::{BASE_FRAME_BYTES, DELTA_FRAME_BYTES, PieceSender, write_produced};
 pub use reader::{Caches, Delta, Traffic};
 pub use scrub::{Depth, scrub};
 pub use segment::{PAGE_ITEMS, PAGE_SPAN, Piece, Segmenter};

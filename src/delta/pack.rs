@@ -2,13 +2,13 @@
 
 use super::segment::Piece;
 use super::writer::{DeltaWriter, EncodedFrames};
-use crate::base::error::Result;
-use crate::base::pipeline::{Allowance, growing_map};
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::pipeline::{Allowance, growing_map, spawn};
 use crate::base::progress::Context;
 use crate::codec::{self, Compression};
 use crate::format::{Header, TablePage};
 use std::sync::Arc;
-use std::sync::mpsc::Receiver;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 /// Decoded bytes of a frame in a base: cheap scattered reads.
 pub const BASE_FRAME_BYTES: u32 = 64 << 10;
@@ -16,10 +16,10 @@ pub const BASE_FRAME_BYTES: u32 = 64 << 10;
 pub const DELTA_FRAME_BYTES: u32 = 128 << 10;
 /// Frames that one thread encodes in a row, in decoded bytes: to hand over each one costs a tenth of
 /// the work.
-pub const GROUP_BYTES: u64 = 1 << 20;
+const GROUP_BYTES: u64 = 1 << 20;
 
 /// The most that the raw frames of a group take, in bytes.
-pub fn group_memory(header: &Header) -> u64 {
+fn group_memory(header: &Header) -> u64 {
     GROUP_BYTES + header.frame_memory()
 }
 
@@ -29,12 +29,74 @@ enum Ready {
     Table(TablePage),
 }
 
-/// Writes what comes from `receiver`, until nobody sends any more, into a file that is begun with
-/// `header`; `written` is told how many blocks were.
+/// Takes the pieces of a file, in their order, from whoever makes them.
+pub struct PieceSender {
+    sender: SyncSender<Vec<Piece>>,
+    group: Vec<Piece>,
+    group_bytes: u64,
+}
+
+impl PieceSender {
+    /// Takes pieces, and passes them on by [`GROUP_BYTES`].
+    ///
+    /// # Errors
+    /// `Interrupted` if the file cannot be written any more.
+    pub fn send(&mut self, pieces: impl IntoIterator<Item = Piece>) -> Result<()> {
+        for piece in pieces {
+            self.group_bytes += piece.memory_bytes();
+            self.group.push(piece);
+            if self.group_bytes >= GROUP_BYTES {
+                self.flush()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Passes on what has been taken.
+    ///
+    /// # Errors
+    /// `Interrupted` if the file cannot be written any more.
+    pub fn flush(&mut self) -> Result<()> {
+        self.group_bytes = 0;
+        let group = std::mem::take(&mut self.group);
+        let gone = |_| Error::new(ErrorKind::Interrupted, "the delta cannot be written");
+        self.sender.send(group).map_err(gone)
+    }
+}
+
+/// Writes a file that is begun with `header`, of the pieces that `produce` makes in a thread of its own;
+/// `written` is told how many blocks were. Gives the writer, which wants a footer, and what `produce` gave.
 ///
 /// # Errors
-/// Of `out`; `Corrupt` if a frame that is to be copied is damaged.
-pub fn write_pieces<'a>(
+/// Of `out`, of `produce`; `Corrupt` if a frame that is to be copied is damaged.
+pub fn write_produced<'a, T: Send>(
+    header: &Header,
+    compression: Compression,
+    context: &Context,
+    out: &'a mut dyn FnMut(&[u8]) -> Result<()>,
+    written: &mut dyn FnMut(u64),
+    produce: impl FnOnce(&mut PieceSender) -> Result<T> + Send,
+) -> Result<(DeltaWriter<'a>, T)> {
+    let (sender, receiver) = sync_channel(context.in_flight(group_memory(header)));
+    std::thread::scope(|threads| {
+        let producer = spawn(threads, move || {
+            let mut pieces = PieceSender { sender, group: Vec::new(), group_bytes: 0 };
+            let produced = produce(&mut pieces)?;
+            pieces.flush()?;
+            Ok(produced)
+        })?;
+        let writer = write_pieces(header, compression, context, receiver, out, written);
+        let produced = producer.join().unwrap_or_else(|_| {
+            let what = "a thread that made a delta ended; this is a fault of imgsnap";
+            Err(Error::new(ErrorKind::Io, what))
+        });
+        // If writing failed, the producer only found that nobody listens any more.
+        Ok((writer?, produced?))
+    })
+}
+
+/// Writes what comes from `receiver`, until nobody sends any more.
+fn write_pieces<'a>(
     header: &Header,
     compression: Compression,
     context: &Context,

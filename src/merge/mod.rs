@@ -15,19 +15,17 @@ mod window;
 
 pub use garbage::{LayerUse, layer_use};
 
-use crate::base::error::{Error, ErrorKind, Result};
-use crate::base::pipeline::spawn;
+use crate::base::error::{Error, Result};
 use crate::base::progress::Context;
 use crate::chain::{Chain, Fork};
 use crate::codec::Compression;
 use crate::delta::{
-    BASE_FRAME_BYTES, DELTA_FRAME_BYTES, Identity, Piece, Written, group_memory, write_pieces,
+    BASE_FRAME_BYTES, DELTA_FRAME_BYTES, Identity, PieceSender, Written, write_produced,
 };
 use crate::format::header::FRAME_COUNTS;
 use crate::format::{Features, Header};
 use frames::FrameFinder;
 use pages::PagePlanner;
-use std::sync::mpsc::{SyncSender, sync_channel};
 use uuid::Uuid;
 use window::Window;
 
@@ -105,20 +103,9 @@ pub fn merge(
     let sources = plan.fork.sources().iter();
     let most_blocks: u64 = sources.map(|delta| delta.footer().counts.data_blocks).sum();
     context.progress().begin("merge", most_blocks * block_bytes);
-    let (sender, receiver) = sync_channel(context.in_flight(group_memory(&header)));
-    let outcome = std::thread::scope(|scope| {
-        let planner = spawn(scope, || plan_into(plan, context, sender))?;
-        let written =
-            write_pieces(&header, plan.compression, context, receiver, out, &mut |blocks| {
-                context.progress().advance(blocks * block_bytes);
-            });
-        let counted = planner.join().unwrap_or_else(|_| {
-            Err(Error::new(ErrorKind::Io, "the merge failed; this is a fault of imgsnap"))
-        });
-        // If writing failed, the planner only found that nobody listens any more.
-        let writer = written?;
-        Ok((writer, counted?))
-    });
+    let mut advance = |blocks| context.progress().advance(blocks * block_bytes);
+    let produce = |pieces: &mut PieceSender| plan_into(plan, context, pieces);
+    let outcome = write_produced(&header, plan.compression, context, out, &mut advance, produce);
     context.progress().end();
     let (writer, (changed_blocks, changed_bytes)) = outcome?;
     let lineage = plan.fork.parent().map(Chain::as_parent);
@@ -128,12 +115,8 @@ pub fn merge(
 }
 
 /// Plans, and sends the pieces. Gives the blocks of the image that have a run, and their bytes.
-fn plan_into(plan: &Plan, context: &Context, sender: SyncSender<Vec<Piece>>) -> Result<(u64, u64)> {
+fn plan_into(plan: &Plan, context: &Context, pieces: &mut PieceSender) -> Result<(u64, u64)> {
     let geometry = plan.fork.tip().geometry();
-    let mut send = |group| {
-        let gone = |_| Error::new(ErrorKind::Interrupted, "the delta cannot be written");
-        sender.send(group).map_err(gone)
-    };
     let mut differences = plan.fork.differences();
     let mut finder = FrameFinder::default();
     let mut planner = PagePlanner::new(plan.frame_blocks());
@@ -147,7 +130,7 @@ fn plan_into(plan: &Plan, context: &Context, sender: SyncSender<Vec<Piece>>) -> 
         finder.take(difference, &mut tokens);
         tokens.drain(..).for_each(|token| planner.take(token));
         for page in planner.pages() {
-            window.add(page, context, &mut send)?;
+            window.add(page, context, pieces)?;
         }
     }
     // Before anything gets a footer: do the tables that were passed give this snapshot?
@@ -160,9 +143,9 @@ fn plan_into(plan: &Plan, context: &Context, sender: SyncSender<Vec<Piece>>) -> 
     finder.finish(&mut tokens);
     tokens.drain(..).for_each(|token| planner.take(token));
     for page in planner.finish() {
-        window.add(page, context, &mut send)?;
+        window.add(page, context, pieces)?;
     }
-    window.flush(context, &mut send)?;
+    window.flush(context, pieces)?;
     Ok((blocks, bytes))
 }
 

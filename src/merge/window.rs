@@ -7,7 +7,7 @@ use crate::base::pipeline::ordered_map;
 use crate::base::progress::Context;
 use crate::base::units::{BlockRange, Geometry};
 use crate::chain::Difference;
-use crate::delta::{GROUP_BYTES, Piece};
+use crate::delta::{Piece, PieceSender};
 use crate::view::{BATCH_BYTES, BatchBuilder, Decoded, Order, decode_batch};
 use std::collections::VecDeque;
 
@@ -35,12 +35,12 @@ impl Window {
         Self { geometry, most_bytes, pieces: Vec::new(), places: Vec::new(), bytes: 0 }
     }
 
-    /// Adds a page. Whenever the window is full, its pieces are handed to `send`, in groups.
+    /// Adds a page. Whenever the window is full, its pieces are handed to `out`.
     pub(super) fn add(
         &mut self,
         page: PagePlan,
         context: &Context,
-        send: &mut dyn FnMut(Vec<Piece>) -> Result<()>,
+        out: &mut PieceSender,
     ) -> Result<()> {
         let mut loose = VecDeque::from(page.loose);
         for frame in page.frames {
@@ -52,13 +52,13 @@ impl Window {
                 FramePlan::Pack(block_count) => self.pack(block_count, &mut loose)?,
             }
             if self.bytes >= self.most_bytes {
-                self.flush(context, send)?;
+                self.flush(context, out)?;
             }
         }
         self.bytes += page.table.memory_bytes();
         self.pieces.push(Piece::Table(page.table));
         // There may be pages without frames.
-        if self.bytes >= self.most_bytes { self.flush(context, send) } else { Ok(()) }
+        if self.bytes >= self.most_bytes { self.flush(context, out) } else { Ok(()) }
     }
 
     fn pack(&mut self, block_count: u16, loose: &mut VecDeque<Difference>) -> Result<()> {
@@ -85,25 +85,13 @@ impl Window {
         Ok(())
     }
 
-    /// Gets the blocks and hands the pieces to `send`.
-    pub(super) fn flush(
-        &mut self,
-        context: &Context,
-        send: &mut dyn FnMut(Vec<Piece>) -> Result<()>,
-    ) -> Result<()> {
+    /// Gets the blocks and hands the pieces to `out`.
+    pub(super) fn flush(&mut self, context: &Context, out: &mut PieceSender) -> Result<()> {
         self.fill(context)?;
         self.places.clear();
         self.bytes = 0;
-        let (mut group, mut group_bytes) = (Vec::new(), 0);
-        for piece in self.pieces.drain(..) {
-            group_bytes += piece.memory_bytes();
-            group.push(piece);
-            if group_bytes >= GROUP_BYTES {
-                group_bytes = 0;
-                send(std::mem::take(&mut group))?;
-            }
-        }
-        send(group)
+        out.send(self.pieces.drain(..))?;
+        out.flush()
     }
 
     fn fill(&mut self, context: &Context) -> Result<()> {

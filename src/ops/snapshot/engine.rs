@@ -7,21 +7,18 @@
 //! The file is the same, byte for byte, however many threads made it.
 
 use crate::base::digest::{DigestAlgorithm, DigestKey, Hasher};
-use crate::base::error::{Error, ErrorKind, Result};
-use crate::base::pipeline::spawn;
+use crate::base::error::Result;
 use crate::base::progress::Context;
 use crate::base::units::{BlockSize, Geometry, NamedBlocks};
 use crate::chain::Chain;
 use crate::codec::Compression;
 use crate::delta::{
-    BASE_FRAME_BYTES, DELTA_FRAME_BYTES, GROUP_BYTES, Identity, Piece, Segmenter, Written,
-    group_memory, write_pieces,
+    BASE_FRAME_BYTES, DELTA_FRAME_BYTES, Identity, PieceSender, Segmenter, Written, write_produced,
 };
 use crate::format::header::BASE_IMAGE;
 use crate::format::{Features, FrameLayout, Header, RunKind};
 use crate::image::Source;
 use crate::scan::{BadMedium, Change, Changes, Index, Scanned, Scope, scan};
-use std::sync::mpsc::{SyncSender, sync_channel};
 use uuid::Uuid;
 
 /// What a new chain is made with.
@@ -135,28 +132,19 @@ pub fn take(
         }
     };
     context.progress().begin("scan", geometry.image_bytes);
-    let (sender, receiver) = sync_channel(context.in_flight(group_memory(&header)));
-    let outcome = std::thread::scope(|threads| {
-        let scan = || scan_into(source, &index, scope, plan.bad_medium, &header, context, sender);
-        let scanner = spawn(threads, scan)?;
-        let written = write_pieces(&header, plan.compression, context, receiver, out, &mut |_| {});
-        let scanned = scanner.join().unwrap_or_else(|_| {
-            Err(Error::new(ErrorKind::Io, "the scan failed; this is a fault of imgsnap"))
-        });
-        // If writing failed, the scan only found that nobody listens any more.
-        let writer = written?;
-        let (scanned, counted) = scanned?;
-        Ok((writer, scanned, counted))
-    });
+    let produce = |pieces: &mut PieceSender| {
+        scan_into(source, &index, scope, plan.bad_medium, &header, context, pieces)
+    };
+    let outcome = write_produced(&header, plan.compression, context, out, &mut |_| {}, produce);
     context.progress().end();
-    let (writer, scanned, counted) = outcome?;
+    let (writer, (scanned, counted)) = outcome?;
     let written =
         writer.finish(&plan.identity, lineage, geometry.image_bytes, scanned.image_digest)?;
     let Counted { changed_blocks, changed_bytes, unread } = counted;
     Ok(Taken { written, scanned, changed_blocks, changed_bytes, unread })
 }
 
-/// Scans and cuts, and sends the pieces. Gives what was found, and what was passed on.
+/// Scans, cuts, and hands over the pieces. Gives what was found, and what was passed on.
 fn scan_into(
     source: &dyn Source,
     index: &Index<'_>,
@@ -164,7 +152,7 @@ fn scan_into(
     bad_medium: BadMedium,
     header: &Header,
     context: &Context,
-    sender: SyncSender<Vec<Piece>>,
+    pieces: &mut PieceSender,
 ) -> Result<(Scanned, Counted)> {
     let geometry = Geometry::new(header.block_size, source.image_bytes())?;
     let mut segmenter = match header.layout() {
@@ -172,11 +160,6 @@ fn scan_into(
         _ => Segmenter::new(header.block_size, header.frame_blocks),
     };
     let mut counted = Counted::default();
-    let send = |group| {
-        let gone = |_| Error::new(ErrorKind::Interrupted, "the delta cannot be written");
-        sender.send(group).map_err(gone)
-    };
-    let (mut group, mut group_bytes) = (Vec::new(), 0);
     let scanned = scan(source, index, scope, bad_medium, context, |changes: &Changes| {
         let mut blocks = changes.bytes.chunks_exact(header.block_size.in_memory());
         for change in &changes.list {
@@ -194,19 +177,11 @@ fn scan_into(
             counted.changed_blocks +=
                 range.end().min(geometry.block_count()).saturating_sub(range.first);
             counted.changed_bytes += geometry.bytes_in(range);
-            for piece in segmenter.pieces() {
-                group_bytes += piece.memory_bytes();
-                group.push(piece);
-            }
-            if group_bytes >= GROUP_BYTES {
-                group_bytes = 0;
-                send(std::mem::take(&mut group))?;
-            }
+            pieces.send(segmenter.pieces())?;
         }
         Ok(())
     })?;
-    group.extend(segmenter.finish());
-    send(group)?;
+    pieces.send(segmenter.finish())?;
     Ok((scanned, counted))
 }
 

@@ -13,19 +13,18 @@ pub use search::{Found, Wanted};
 
 use crate::base::digest::Digest;
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::base::pipeline::{ordered_map, spawn};
+use crate::base::pipeline::ordered_map;
 use crate::base::progress::Context;
 use crate::base::units::{BlockRange, Geometry};
 use crate::chain::{IndexChunk, Span, State};
 use crate::codec::Compression;
 use crate::delta::{
-    BASE_FRAME_BYTES, DELTA_FRAME_BYTES, Delta, GROUP_BYTES, Identity, Piece, Segmenter,
-    TableCursor, Written, group_memory, write_pieces,
+    BASE_FRAME_BYTES, DELTA_FRAME_BYTES, Delta, Identity, PieceSender, Segmenter, TableCursor,
+    Written, write_produced,
 };
 use crate::format::{Features, FrameLayout, Header, Run, RunKind};
 use crate::view::{BATCH_BYTES, BatchBuilder, Order, decode_batch};
 use std::sync::Arc;
-use std::sync::mpsc::{SyncSender, sync_channel};
 use uuid::Uuid;
 
 /// A file that is to be written anew.
@@ -64,20 +63,12 @@ pub fn mend(
     };
     let bytes = footer.counts.data_blocks.saturating_mul(u64::from(old.block_size.bytes()));
     context.progress().begin("mend", bytes);
-    let (sender, receiver) = sync_channel(context.in_flight(group_memory(&header)));
-    let outcome = std::thread::scope(|scope| {
-        let reader = spawn(scope, || read_into(plan, &header, context, sender))?;
-        let written = write_pieces(&header, plan.compression, context, receiver, out, &mut |_| {});
-        let read = reader.join().unwrap_or_else(|_| {
-            Err(Error::new(ErrorKind::Io, "mending failed; this is a fault of imgsnap"))
-        });
-        // If writing failed, the reader only found that nobody listens any more.
-        let writer = written?;
-        read.map(|()| writer)
-    });
+    let produce = |pieces: &mut PieceSender| read_into(plan, &header, context, pieces);
+    let outcome = write_produced(&header, plan.compression, context, out, &mut |_| {}, produce);
     context.progress().end();
     let identity = Identity::of(footer);
-    outcome?.finish(&identity, footer.parent, footer.image_bytes, footer.image_digest)
+    let (writer, ()) = outcome?;
+    writer.finish(&identity, footer.parent, footer.image_bytes, footer.image_digest)
 }
 
 /// One run, or a part of one.
@@ -91,7 +82,7 @@ fn read_into(
     plan: &Plan<'_>,
     header: &Header,
     context: &Context,
-    sender: SyncSender<Vec<Piece>>,
+    pieces: &mut PieceSender,
 ) -> Result<()> {
     let delta = &plan.delta;
     let geometry = Geometry::new(header.block_size, delta.footer().image_bytes)?;
@@ -101,11 +92,6 @@ fn read_into(
     cursor.seek(0)?;
     // As far as the run was handed out that the cursor is at.
     let mut position = 0;
-    let (mut group, mut group_bytes) = (Vec::new(), 0);
-    let send = |group| {
-        let gone = |_| Error::new(ErrorKind::Interrupted, "the delta cannot be written");
-        sender.send(group).map_err(gone)
-    };
     ordered_map(
         context.threads(),
         context.in_flight(BATCH_BYTES),
@@ -149,19 +135,10 @@ fn read_into(
                     }
                 }
             }
-            for piece in segmenter.pieces() {
-                group_bytes += piece.memory_bytes();
-                group.push(piece);
-            }
-            if group_bytes >= GROUP_BYTES {
-                group_bytes = 0;
-                send(std::mem::take(&mut group))?;
-            }
-            Ok(())
+            pieces.send(segmenter.pieces())
         },
     )?;
-    group.extend(segmenter.finish());
-    send(group)
+    pieces.send(segmenter.finish())
 }
 
 impl Plan<'_> {
