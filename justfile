@@ -47,6 +47,10 @@ fuzz SECONDS="60":
 bless:
     IMGSNAP_BLESS=1 cargo test --test engine -- format_spec:: damaged:: compatibility::
 
+# Each byte of small files flipped, those of blocks included
+flips:
+    IMGSNAP_FLIPS=all cargo test --test engine corruption::
+
 # Histories in which the power goes, as many as that, at full speed
 power-loss histories="100000":
     IMGSNAP_HISTORIES={{histories}} cargo test --release --test engine -- --nocapture whatever_is_lost
