@@ -162,7 +162,7 @@ impl Repository {
     ///
     /// # Errors
     /// `Mismatch` if the live file is not what the last snapshot was taken of. Once writing has begun, the
-    /// image is a mixture until the same rollback has been run again, and the error says so.
+    /// image is half written until the same rollback has been run again, and the error says so.
     pub fn rollback(
         &self,
         request: &RollbackRequest,

@@ -30,7 +30,7 @@ use std::path::PathBuf;
 /// Measures, and leaves nothing behind.
 ///
 /// # Errors
-/// `LimitExceeded` if there is too little room; whatever the verbs fail with.
+/// `LimitExceeded` if there is too little free space; whatever the verbs fail with.
 pub fn run(request: &Request, context: &Context) -> Result<Report> {
     let source = request.image.as_deref().map(RawFile::open).transpose()?;
     let image_bytes = source.as_ref().map_or(request.image_bytes, Source::image_bytes);

@@ -1,5 +1,5 @@
 //! Two snapshots, and in what the one differs from the other, found from the tables of the files that
-//! only one of them rests on.
+//! only one of them depends on.
 //!
 //! ```text
 //! tip      t3 - t2 \
@@ -30,9 +30,9 @@ const FETCH: usize = 4096;
 pub struct Fork {
     tip: Chain,
     parent: Option<Chain>,
-    /// Files that only the tip rests on, newest first.
+    /// Files that only the tip depends on, newest first.
     own: Arc<[Arc<Delta>]>,
-    /// Files that only the parent rests on.
+    /// Files that only the parent depends on.
     other: Arc<[Arc<Delta>]>,
 }
 
@@ -77,7 +77,7 @@ impl Fork {
         if self.other.is_empty() { &self.own } else { self.tip.layers() }
     }
 
-    /// Where they may differ: what the files have that only one of them rests on.
+    /// Where they may differ: what the files have that only one of them depends on.
     pub fn touched(&self) -> Touched {
         let both: Arc<[Arc<Delta>]> = self.own.iter().chain(&*self.other).cloned().collect();
         Touched { cursor: ChainCursor::with_gaps(&both), ranges: VecDeque::new() }

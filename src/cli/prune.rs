@@ -188,7 +188,7 @@ fn describe(pruned: &Pruned, dry_run: bool) -> String {
     text
 }
 
-/// What became of the room, or would.
+/// What became of the space, or would.
 fn lines(compaction: &Compaction, dry_run: bool) -> Vec<String> {
     let mut lines = Vec::new();
     let about = if dry_run { "about " } else { "" };

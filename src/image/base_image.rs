@@ -64,7 +64,7 @@ impl BaseImage {
     /// gets: anybody can have written to the file.
     ///
     /// # Errors
-    /// `Corrupt` if the file is not there: what rests on it is lost until it is back.
+    /// `Corrupt` if the file is not there: what depends on it is lost until it is back.
     pub fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
         let file = self.file()?;
         let mut rest = buffer;

@@ -144,7 +144,7 @@ impl PagePlanner {
         }
     }
 
-    /// Adds the runs and digests of blocks, for which there is room.
+    /// Adds the runs and digests of blocks, for which there is free space.
     fn add_runs(&mut self, difference: &Difference) {
         let mut rest = difference.span.blocks;
         let kind = kind_of(difference.span.state);

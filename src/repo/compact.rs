@@ -1,5 +1,5 @@
-//! Dropping snapshots, and getting their room back: files that nobody needs go at once; those that
-//! others rest on are merged into them as soon as that is worth its writes.
+//! Dropping snapshots, and getting their space back: files that nobody needs go at once; those that
+//! others depend on are merged into them as soon as that is worth its writes.
 //!
 //! ```text
 //! @4 -> (@3) -> (@2) -> (@1) -> base      @4 kept, those in brackets dropped, each with one child
@@ -40,7 +40,7 @@ pub(crate) enum CompactWhen {
     Never,
 }
 
-/// Dropped snapshots that were, or would be, merged into the one that rests on them.
+/// Dropped snapshots that were, or would be, merged into the one that depends on them.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Merging {
@@ -54,7 +54,7 @@ pub struct Merging {
     pub after_bytes: u64,
 }
 
-/// What became of the room that dropped snapshots took, or would.
+/// What became of the space that dropped snapshots took, or would.
 #[derive(Debug, Clone, Default, PartialEq)]
 #[non_exhaustive]
 pub struct Compaction {
@@ -67,9 +67,9 @@ pub struct Compaction {
     /// Bytes in files of dropped snapshots, and of those on them, that nobody needs but that are not
     /// freed yet; about.
     pub garbage_bytes: u64,
-    /// Files of dropped snapshots that others rest on.
+    /// Files of dropped snapshots that others depend on.
     pub held_files: u64,
-    /// Merges that did not happen for want of room: why.
+    /// Merges that did not happen for want of free space: why.
     pub no_room: Vec<String>,
     /// Somebody reads: files are removed by the next writer, not yet.
     pub is_delayed: bool,
@@ -105,7 +105,7 @@ impl Group {
     }
 }
 
-/// Drops snapshots: commits a manifest without them. Files that nobody rests on are not named any
+/// Drops snapshots: commits a manifest without them. Files that nobody depends on are not named any
 /// more; they are given.
 pub(crate) fn drop_snapshots(
     repository: &Repository,
@@ -353,7 +353,7 @@ impl CompactWhen {
     }
 }
 
-/// Drops snapshots from a manifest. Gives those that are named no more, because nothing rests on them.
+/// Drops snapshots from a manifest. Gives those that are named no more, because nothing depends on them.
 pub(crate) fn drop_from_manifest(manifest: &mut Manifest, ids: &HashSet<Uuid>) -> Vec<Snapshot> {
     let (dropped, kept): (Vec<_>, Vec<_>) =
         std::mem::take(&mut manifest.snapshots).into_iter().partition(|s| ids.contains(&s.id));

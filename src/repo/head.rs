@@ -15,7 +15,7 @@ pub struct Head {
     pub snapshot: Option<Uuid>,
     /// What the image file looked like then; none if that is not to be believed.
     pub stat: Option<FileStat>,
-    /// A rollback has begun: until it ends, the image is a mixture.
+    /// A rollback has begun: until it ends, the image is half written.
     pub intent: Option<RollbackIntent>,
     /// How often the image was found unchanged and no snapshot was made: each time another part of it was
     /// read again (FORMAT.md J6).

@@ -1,5 +1,5 @@
 //! What must not lie within a repository, and what must not be overwritten: a live image among our own files,
-//! an export that would be taken for one of them, a base image that snapshots rest on.
+//! an export that would be taken for one of them, a base image that snapshots depend on.
 
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::folder::{Folder, parent};

@@ -55,7 +55,7 @@ impl FromStr for Track {
 pub struct SnapshotPolicy {
     /// How changes are found.
     pub track: Track,
-    /// How much of what is called unchanged is looked at all the same.
+    /// How much of what is taken for unchanged is looked at all the same.
     pub recheck: Recheck,
     /// How long whoever writes to the image may be held up.
     pub max_stall: Duration,

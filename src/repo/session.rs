@@ -227,7 +227,7 @@ pub(crate) fn commit_file(
 ) -> Result<()> {
     let store = repository.store.as_ref();
     if let Err(error) = manifest::commit(store, &mut next) {
-        // If it certainly does not stand, its file is garbage now: a full disk gets its room back.
+        // If it certainly does not stand, its file is garbage now: a full disk gets its space back.
         let ruling = manifest::ruling(store, &next.name);
         if ruling.is_ok_and(|n| n.is_some_and(|n| n < next.sequence)) {
             store.remove(&format!("{}/{file}", next.name))?;

@@ -3,7 +3,7 @@
 //! ```text
 //! hints      ....CC.......C...............   since an earlier snapshot
 //! touched    ..C..........................   between that one and the parent
-//! recheck    ...............RRRR..........   a share of what is called unchanged
+//! recheck    ...............RRRR..........   a share of what is taken for unchanged
 //! looked at  ..C.CC.......C.RRRR..........
 //! ```
 

@@ -1,4 +1,4 @@
-//! Which share of what is called unchanged is looked at all the same.
+//! Which share of what is taken for unchanged is looked at all the same.
 //!
 //! The image is cut into equal parts, and each snapshot looks at the one that its number says: after as
 //! many snapshots as there are parts all of it was looked at. What is found unchanged and makes no

@@ -9,7 +9,7 @@ use crate::repo::reference::{self, At};
 use crate::repo::session::{Writer, refuse_damaged_head, write};
 use std::collections::HashSet;
 
-/// Deletes a snapshot. What rests on it stays as it is.
+/// Deletes a snapshot. What depends on it stays as it is.
 pub fn run(
     repository: &Repository,
     name: &str,

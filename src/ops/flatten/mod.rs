@@ -19,7 +19,7 @@ pub struct Flattened {
     pub before: Snapshot,
     /// And is now: the same, if it was a base already.
     pub after: Snapshot,
-    /// Bytes of dropped ancestors that nothing rests on any more.
+    /// Bytes of dropped ancestors that nothing depends on any more.
     pub freed_bytes: u64,
 }
 
@@ -32,7 +32,7 @@ pub fn run(repository: &Repository, name: &str, at: &At, context: &Context) -> R
         return Ok(Flattened { after: before.clone(), before, freed_bytes: 0 });
     }
     let lineage = writer.manifest.lineage(before.id)?;
-    // Not more than all that it rests on, and what is in a base image.
+    // Not more than all that it depends on, and what is in a base image.
     let elsewhere = lineage.iter().filter(|s| s.is_by_reference());
     let elsewhere: u64 =
         elsewhere.map(|s| s.data_blocks.saturating_mul(s.block_bytes.into())).sum();

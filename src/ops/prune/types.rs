@@ -47,6 +47,6 @@ pub struct Pruned {
     /// It is in doubt whether the clock is wrong now, or was when snapshots were taken: rules by time dropped
     /// nothing.
     pub clock_in_doubt: bool,
-    /// What became of their room.
+    /// What became of their space.
     pub compaction: Compaction,
 }

@@ -17,7 +17,7 @@ struct Found {
     files: HashMap<String, bool>,
     /// The snapshots that they are of, each with its number.
     numbers: HashMap<Uuid, u64>,
-    /// Those that they rest on.
+    /// Those that they depend on.
     parents: HashSet<Uuid>,
 }
 
@@ -54,7 +54,7 @@ pub fn fetch_missing(
                 let is_leaf = is_lost && !numbers.is_empty() && is_ours;
                 (parents.contains(&snapshot.id) || is_leaf) && !numbers.contains_key(&snapshot.id)
             };
-            // The newest first: what it rests on is wanted then, too.
+            // The newest first: what it depends on is wanted then, too.
             for theirs in reader.manifest().stored().iter().rev() {
                 let is_broken = here.get(&theirs.file) == Some(&false);
                 let is_missing = !here.contains_key(&theirs.file) && is_wanted(theirs, &parents);
@@ -98,7 +98,7 @@ fn files_of(repository: &Repository, name: &str, image_id: Uuid) -> Result<Found
 }
 
 /// Snapshots that another repository took after the two went apart: those whose numbers are others here, and
-/// what rests on them.
+/// what depends on them.
 fn other_history(theirs: &Manifest, numbers: &HashMap<Uuid, u64>) -> HashSet<Uuid> {
     let taken: HashSet<u64> = numbers.values().copied().collect();
     let mut apart = HashSet::new();

@@ -213,7 +213,7 @@ pub(crate) fn copy_file(
     Ok(())
 }
 
-/// Makes the file anew from the same snapshot in another repository, where it may rest on other files.
+/// Makes the file anew from the same snapshot in another repository, where it may depend on other files.
 fn merge_from(
     repository: &Repository,
     writer: &mut Writer,

@@ -150,7 +150,7 @@ fn rebuild_from(
     manifest.next_number = manifest.next_number.max(highest.saturating_add(1));
     let kept = old.map_or(Vec::new(), |old| old.kept.clone());
     let taken = assign_labels(&mut manifest, old);
-    // What nothing rests on now may be what a file that cannot be used rests on: nothing is removed.
+    // What nothing depends on now may be what a file that cannot be used depends on: nothing is removed.
     let unneeded = old.map_or(Vec::new(), |old| remember(&mut manifest, old, &unnamed));
     manifest.unused = unused.iter().map(|(file, _)| file.clone()).collect();
     manifest.kept = manifest.unused.clone();

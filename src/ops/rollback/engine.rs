@@ -63,7 +63,7 @@ pub fn dry_run(
 /// Brings the image under `disk` to the tip of `target`, durably.
 ///
 /// # Errors
-/// `Busy` if somebody else wanted the image meanwhile: then it is a mixture, and more than that.
+/// `Busy` if somebody else wanted the image meanwhile: then it is half written, and more than that.
 pub fn execute(
     image: &RawFile,
     disk: &mut InPlace<'_>,

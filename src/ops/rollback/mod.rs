@@ -226,7 +226,7 @@ fn write_image(
     )))
 }
 
-/// True if there is room to write so much anew: what the image shares with a clone is not overwritten.
+/// True if there is free space to write so much anew: what the image shares with a clone is not overwritten.
 /// How much is needed is not known of an interrupted rollback, perhaps interrupted by just that.
 fn has_free_space(_repository: &Repository, image: &RawFile, needed_bytes: Option<u64>) -> bool {
     let room = if image.is_device() { None } else { free_space_at(image.path()) };

@@ -138,7 +138,7 @@ impl ScanPlan {
         }
     }
 
-    /// What a scan against `parent` is to look at; `turn` says which part of what is called unchanged.
+    /// What a scan against `parent` is to look at; `turn` says which part of what is taken for unchanged.
     pub fn scope(&self, parent: Option<&Chain>, image_bytes: u64, turn: u64) -> Result<Scope> {
         let Some(parent) = parent else { return Ok(Scope::Whole) };
         let (hints, since): (Option<Box<dyn ChangeHints>>, Option<&Chain>) = match &self.basis {

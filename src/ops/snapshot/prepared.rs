@@ -23,7 +23,7 @@ use uuid::Uuid;
 /// Finds the parent and draws the identity of a snapshot.
 ///
 /// # Errors
-/// `Mismatch` while the image is a mixture; `AlreadyExists` if the label is taken.
+/// `Mismatch` while the image is half written; `AlreadyExists` if the label is taken.
 pub(crate) fn prepare(
     repository: &Repository,
     manifest: &Manifest,
@@ -84,7 +84,7 @@ pub(crate) struct Prepared {
     pub(crate) parent_id: Option<Uuid>,
     parent_number: Option<u64>,
     time: Timestamp,
-    /// Which part of what is called unchanged is looked at.
+    /// Which part of what is taken for unchanged is looked at.
     turn: u64,
 }
 
@@ -233,7 +233,7 @@ impl Prepared {
     }
 }
 
-/// While a rollback has begun and not ended, the image is a mixture that nobody wants to keep.
+/// While a rollback has begun and not ended, the image is half written, and nobody wants to keep that.
 fn refuse_half_written(manifest: &Manifest, head: &Head) -> Result<()> {
     let Some(intent) = head.intent else { return Ok(()) };
     let name = &manifest.name;

@@ -53,7 +53,7 @@ pub struct SnapshotRequest {
     pub dry_run: bool,
     /// How it is found what changed; otherwise as the policy says.
     pub track: Option<Track>,
-    /// How much of what is called unchanged is looked at all the same; otherwise as the policy says.
+    /// How much of what is taken for unchanged is looked at all the same; otherwise as the policy says.
     pub recheck: Option<Recheck>,
     /// How long whoever writes to the image may be held up; otherwise as the policy says.
     pub max_stall: Option<Duration>,
@@ -91,7 +91,7 @@ impl SnapshotRequest {
         dry_run: bool,
         /// How it is found what changed; otherwise as the policy says.
         track: Option<Track>,
-        /// How much of what is called unchanged is looked at all the same; otherwise as the policy says.
+        /// How much of what is taken for unchanged is looked at all the same; otherwise as the policy says.
         recheck: Option<Recheck>,
         /// How long whoever writes to the image may be held up; otherwise as the policy says.
         max_stall: Option<Duration>,

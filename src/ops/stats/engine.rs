@@ -9,7 +9,7 @@ use crate::merge::layer_use;
 use std::sync::Arc;
 
 /// Bytes of `parent`'s file that nothing needs any more once it is dropped, if `child` is the only one
-/// that rests on it; about.
+/// that depends on it; about.
 pub fn superseded_bytes(child: &Arc<Delta>, parent: &Arc<Delta>, context: &Context) -> Result<u64> {
     let uses = layer_use(&[child.clone(), parent.clone()], context)?;
     let live = uses.last().map_or(0, |of| of.live_bytes);

@@ -61,7 +61,7 @@ fn cost(
     let open = |s: &Snapshot| open_delta(repository, manifest, s).map(Arc::new);
     let frees_bytes = match children.as_slice() {
         [] => {
-            // With what nobody else rests on.
+            // With what nobody else depends on.
             let mut next = manifest.clone();
             let ids = HashSet::from([snapshot.id]);
             let unneeded = crate::repo::compact::drop_from_manifest(&mut next, &ids);

@@ -32,7 +32,7 @@ pub struct Stats {
 pub struct Cost {
     /// The snapshot.
     pub snapshot: Snapshot,
-    /// Bytes that would be free without it; about. Nothing if several snapshots rest on it.
+    /// Bytes that would be free without it; about. Nothing if several snapshots depend on it.
     pub frees_bytes: u64,
 }
 

@@ -117,7 +117,7 @@ impl ImageCheck<'_> {
         verified: &mut Verified,
         context: &Context,
     ) -> Result<()> {
-        // A dropped one is looked at for those that rest on it.
+        // A dropped one is looked at for those that depend on it.
         verified.snapshots += u64::from(!self.manifest.is_dropped(snapshot.id));
         let delta = match open_delta(self.repository, self.manifest, snapshot) {
             Ok(delta) => Arc::new(delta),

@@ -10,7 +10,7 @@ pub enum VerifyScope {
     All,
     /// One image.
     Image(String),
-    /// One snapshot, with all that it rests on.
+    /// One snapshot, with all that it depends on.
     Snapshot(String, At),
 }
 
@@ -58,7 +58,7 @@ pub struct Damage {
     pub snapshot: String,
     /// What is wrong, and where.
     pub message: String,
-    /// The snapshots that rest on this file, and may need what is damaged: `NAME@N`, this one first.
+    /// The snapshots that depend on this file, and may need what is damaged: `NAME@N`, this one first.
     pub affects: Vec<String>,
 }
 
@@ -96,7 +96,7 @@ pub struct Verified {
     pub stored_bytes: u64,
     /// What is damaged: it was read, and is not what was written.
     pub damaged: Vec<Damage>,
-    /// What could not be looked at. Nothing is said of it, nor of what rests on it.
+    /// What could not be looked at. Nothing is said of it, nor of what depends on it.
     pub unchecked: Vec<Unchecked>,
     /// What that means for each snapshot that has lost something; not known after a quick verification.
     pub lost: Vec<Loss>,

@@ -58,7 +58,7 @@ pub struct Manifest {
     pub next_number: u64,
     /// Ascending by number.
     pub snapshots: Vec<Snapshot>,
-    /// Snapshots that are gone for the user, but whose files others rest on. Ascending by number.
+    /// Snapshots that are gone for the user, but whose files others depend on. Ascending by number.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub dropped: Vec<Snapshot>,
     /// Delta files that a repair could not use. They are not removed.
@@ -144,7 +144,7 @@ pub struct HintUse {
     pub since: Uuid,
     /// Bytes of the image that may have changed.
     pub named_bytes: u64,
-    /// Blocks that each snapshot looks at though they are called unchanged.
+    /// Blocks that each snapshot looks at though they are taken for unchanged.
     pub recheck_blocks: u64,
     /// Blocks among them that had changed.
     pub missed_blocks: u64,
