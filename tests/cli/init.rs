@@ -224,3 +224,21 @@ fn without_option_and_variable_the_data_folder_of_the_user_is_the_repository() {
     let line = Run::of(command.env_remove("IMGSNAP_REPO").env_remove("HOME")).failed(FAILED);
     assert!(line.ends_with("name one with --repo"), "{line}");
 }
+
+#[test]
+fn a_repository_is_named_as_a_path_or_as_the_url_of_a_file() {
+    let lab = Lab::bare();
+    let url = format!("file://{}", lab.at("a%20b"));
+    lab.done(&["--repo", &url, "init"]);
+    assert!(std::path::Path::new(&lab.at("a b/repository.toml")).is_file());
+    for (url, says) in [
+        ("s3://bucket/r", "this build has no s3 repositories: s3://bucket/r"),
+        ("file://r", "file://r names no absolute path"),
+    ] {
+        for verb in ["init", "list"] {
+            let err = lab.fails(FAILED, &["--repo", url, verb]);
+            assert!(err.contains(says), "{err}");
+        }
+    }
+    assert_eq!(std::fs::read_dir(lab.at(".")).unwrap().count(), 1, "a folder was made");
+}
