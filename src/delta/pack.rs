@@ -37,7 +37,7 @@ pub struct PieceSender {
 }
 
 impl PieceSender {
-    /// Takes pieces, and passes them on by [`GROUP_BYTES`].
+    /// Takes pieces, and passes them on in groups of about 1 MiB.
     ///
     /// # Errors
     /// `Interrupted` if the file cannot be written any more.

@@ -93,6 +93,7 @@ pub struct BatchBuilder {
     /// Where the last span ended.
     end: u64,
     ready: VecDeque<Batch>,
+    is_finished: bool,
 }
 
 impl BatchBuilder {
@@ -111,6 +112,7 @@ impl BatchBuilder {
             data_blocks: 0,
             end: 0,
             ready: VecDeque::new(),
+            is_finished: false,
         }
     }
 
@@ -170,8 +172,29 @@ impl BatchBuilder {
         self.ready.pop_front()
     }
 
+    /// The next batch; none at the end. `feed` is called until there is enough for one: it adds what comes
+    /// next, or gives false when there is no more.
+    ///
+    /// # Errors
+    /// Of `feed`.
+    pub fn next_fed(
+        &mut self,
+        mut feed: impl FnMut(&mut Self) -> Result<bool>,
+    ) -> Result<Option<Batch>> {
+        loop {
+            let ready = self.next_batch();
+            if ready.is_some() || self.is_finished {
+                return Ok(ready);
+            }
+            if !feed(self)? {
+                self.finish();
+            }
+        }
+    }
+
     /// Cuts what is left: there are no more spans.
     pub fn finish(&mut self) {
+        self.is_finished = true;
         match self.order {
             Order::Ascending => self.close_batch(),
             Order::ByFrame => self.close_frames(),

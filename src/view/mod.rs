@@ -20,7 +20,6 @@ pub struct Batches {
     walk: SpanWalk,
     builder: BatchBuilder,
     end: u64,
-    ended: bool,
 }
 
 impl Batches {
@@ -29,24 +28,16 @@ impl Batches {
         let mut walk = chain.walk_to(end);
         walk.seek(first);
         let builder = BatchBuilder::of(chain, order);
-        Self { walk, builder, end, ended: false }
+        Self { walk, builder, end }
     }
 
     /// The next batch; none at the end.
     pub fn next_batch(&mut self) -> Result<Option<Batch>> {
-        loop {
-            let ready = self.builder.next_batch();
-            if ready.is_some() || self.ended {
-                return Ok(ready);
-            }
-            match self.walk.next(self.end)? {
-                Some(span) => self.builder.add(self.walk.chunk(), span)?,
-                None => {
-                    self.builder.finish();
-                    self.ended = true;
-                }
-            }
-        }
+        let Self { walk, builder, end } = self;
+        builder.next_fed(|builder| {
+            let Some(span) = walk.next(*end)? else { return Ok(false) };
+            builder.add(walk.chunk(), span).map(|()| true)
+        })
     }
 }
 

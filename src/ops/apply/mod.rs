@@ -285,25 +285,18 @@ impl Patch {
         let end = self.geometry.block_count();
         let mut cursor = ChainCursor::with_gaps(&self.layers);
         let mut builder = BatchBuilder::new(self.geometry, &self.layers, Order::ByFrame);
-        let (mut written, mut ended) = (0, false);
+        let mut written = 0;
         context.progress().begin("apply", self.data_bytes());
         let outcome = ordered_map(
             context.threads(),
             context.in_flight(BATCH_BYTES),
             || {
-                loop {
+                builder.next_fed(|builder| {
                     context.check()?;
-                    let ready = builder.next_batch();
-                    if ready.is_some() || ended {
-                        return Ok(ready);
-                    }
                     let chunk = cursor.chunk(end, FETCH)?;
                     chunk.spans.iter().try_for_each(|span| builder.add(&chunk, *span))?;
-                    if cursor.position() >= end {
-                        builder.finish();
-                        ended = true;
-                    }
-                }
+                    Ok(cursor.position() < end)
+                })
             },
             |batch| decode_batch(self.geometry, batch),
             |decoded| {

@@ -138,29 +138,22 @@ fn by_tables(
     let fork = Fork::new(target.clone(), Some(current.clone()))?;
     let mut different = fork.differences();
     let mut builder = BatchBuilder::new(geometry, fork.sources(), Order::ByFrame);
-    let (mut covered, mut ended) = (0, false);
+    let mut covered = 0;
     ordered_map(
         context.threads(),
         context.in_flight(BATCH_BYTES),
         || {
-            loop {
+            builder.next_fed(|builder| {
                 context.check()?;
-                let ready = builder.next_batch();
-                if ready.is_some() || ended {
-                    return Ok(ready);
-                }
-                let Some(found) = different.next_difference()? else {
-                    builder.finish();
-                    ended = true;
-                    continue;
-                };
+                let Some(found) = different.next_difference()? else { return Ok(false) };
                 if let Some(span) = found.span.within(inside) {
                     builder.add(&found.chunk, span)?;
                 }
                 let so_far = geometry.bytes_in(BlockRange::between(0, found.span.blocks.end()));
                 context.progress().advance(so_far - covered);
                 covered = so_far;
-            }
+                Ok(true)
+            })
         },
         |batch| decode_batch(geometry, batch),
         each,
