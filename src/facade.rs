@@ -67,7 +67,7 @@ impl Repository {
     /// # Errors
     /// `Corrupt` if a file of it is missing or damaged.
     pub fn chain(&self, reader: &Reader, id: Uuid) -> Result<Chain> {
-        repo::session::chain(self, reader, id)
+        repo::files::open_chain(self, reader.manifest(), id)
     }
 
     /// An image with its snapshots.
@@ -288,15 +288,6 @@ impl Repository {
         context: &Context,
     ) -> Result<(PathBuf, Vec<u64>)> {
         ops::relink::base_image(self, name, base_image, context)
-    }
-
-    /// Fails if `file`, which need not exist, is within this repository or another one: by whatever path,
-    /// link or mount it is named, or if it is called otherwise there, too.
-    ///
-    /// # Errors
-    /// `InvalidInput`.
-    pub fn refuse_inside(&self, file: &Path) -> Result<()> {
-        repo::inside::refuse_inside(self, file)
     }
 
     /// Fails if `target` must not be overwritten: it is within a repository, or the base image of a snapshot.

@@ -43,7 +43,6 @@ pub use repo::clones::{CloneUse, Clones};
 pub use repo::compact::{Compaction, Merging};
 pub use repo::config::Defaults;
 pub use repo::inside::refuse_inside_any;
-pub use repo::live_file::warn_if_unguarded;
 pub use repo::policy::{Policy, SnapshotPolicy, Track};
 pub use repo::reference::{At, Reference, check_label};
 pub use repo::session::Reader;

@@ -40,7 +40,7 @@ pub fn run(request: &Request, context: &Context) -> Result<Report> {
         pattern: request.pattern,
         seed: SEED,
     };
-    let scratch = Scratch::new(&request.folder, free_space_at(request, image_bytes))?;
+    let scratch = Scratch::new(&request.folder, needed_bytes(request, image_bytes))?;
     let image = scratch.file("image");
     match &source {
         Some(source) => image::copy(source, &image, context)?,
@@ -101,7 +101,7 @@ fn settings(request: &Request) -> Vec<Setting> {
 }
 
 /// The image, its base, a restored copy with its ceiling, and all deltas.
-fn free_space_at(request: &Request, image_bytes: u64) -> u64 {
+fn needed_bytes(request: &Request, image_bytes: u64) -> u64 {
     let deltas = |setting: &Setting| setting.change * setting.chain as f64;
     let most = settings(request).iter().map(deltas).fold(0.0, f64::max);
     // A block larger than 4 KiB is stored whole for a change of 4 KiB.

@@ -1,7 +1,6 @@
 //! The scratch folder of a benchmark: large, and gone afterwards, also after Ctrl-C.
 
-use crate::base::error::best_effort;
-use crate::base::error::{Error, Result};
+use crate::base::error::{Error, Result, best_effort};
 use crate::base::free_space::{check_free_space, room_in};
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};

@@ -3,8 +3,7 @@
 use super::bench::args::Bench;
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueHint};
 use imgsnap::base::digest::DigestAlgorithm;
-use imgsnap::base::units::ByteRange;
-use imgsnap::base::units::{BlockSize, parse_bytes, parse_duration};
+use imgsnap::base::units::{BlockSize, ByteRange, parse_bytes, parse_duration};
 use imgsnap::codec::Compression;
 use imgsnap::repo::retention::{Count, LabelGlob, Period};
 use imgsnap::tracking::Recheck;

@@ -1,8 +1,7 @@
 //! Where text goes: results to stdout, everything else to stderr; quiet, verbose, JSON and bars in
 //! one value.
 
-use imgsnap::base::error::best_effort;
-use imgsnap::base::error::{Error, Result};
+use imgsnap::base::error::{Error, Result, best_effort};
 use imgsnap::base::progress::Progress;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::borrow::Cow;

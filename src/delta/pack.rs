@@ -53,10 +53,7 @@ impl PieceSender {
     }
 
     /// Passes on what has been taken.
-    ///
-    /// # Errors
-    /// `Interrupted` if the file cannot be written any more.
-    pub fn flush(&mut self) -> Result<()> {
+    fn flush(&mut self) -> Result<()> {
         self.group_bytes = 0;
         let group = std::mem::take(&mut self.group);
         let gone = |_| Error::new(ErrorKind::Interrupted, "the delta cannot be written");

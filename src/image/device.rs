@@ -5,8 +5,7 @@
 //! anything that it is a part of, before and after; and what the kernel counts as written is compared, which
 //! also tells of those who came and went in between.
 
-use crate::base::error::best_effort;
-use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::error::{Error, ErrorKind, Result, best_effort};
 use crate::image::users::{Intent, process_with, status_of};
 use std::ffi::OsString;
 use std::fs::{File, Metadata};

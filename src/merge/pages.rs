@@ -86,7 +86,7 @@ impl PagePlanner {
         if self.page.table.digests.len() + frame.block_count as usize > PAGE_ITEMS {
             self.close_page();
         }
-        self.free_some_space(RunKind::Data, first, last);
+        self.close_unless_fits(RunKind::Data, first, last);
         for entry in &frame.entries {
             self.add_runs(entry);
         }
@@ -98,7 +98,7 @@ impl PagePlanner {
         let kind = kind_of(difference.span.state);
         if kind != RunKind::Data {
             let first = difference.span.blocks.first;
-            self.free_some_space(kind, first, first);
+            self.close_unless_fits(kind, first, first);
             self.add_runs(&difference);
             return;
         }
@@ -107,7 +107,7 @@ impl PagePlanner {
             if self.page.table.digests.len() >= PAGE_ITEMS {
                 self.close_page();
             }
-            self.free_some_space(kind, rest.first, rest.first);
+            self.close_unless_fits(kind, rest.first, rest.first);
             let room = PAGE_ITEMS.saturating_sub(self.page.table.digests.len()).max(1) as u64;
             let part = BlockRange { first: rest.first, count: rest.count.min(room) };
             rest = BlockRange::between(part.end(), rest.end());
@@ -132,7 +132,7 @@ impl PagePlanner {
     }
 
     /// Closes the page if a run of this kind, up to one that begins at `last`, cannot be in it.
-    fn free_some_space(&mut self, kind: RunKind, first: u64, last: u64) {
+    fn close_unless_fits(&mut self, kind: RunKind, first: u64, last: u64) {
         let table = &self.page.table;
         let joins = table.runs.last().is_some_and(|run| {
             run.kind == kind && run.blocks.end() == first && run.blocks.count < MAX_RUN_BLOCKS

@@ -90,8 +90,7 @@ impl Window {
         self.fill(context)?;
         self.places.clear();
         self.bytes = 0;
-        out.send(self.pieces.drain(..))?;
-        out.flush()
+        out.send(self.pieces.drain(..))
     }
 
     fn fill(&mut self, context: &Context) -> Result<()> {

@@ -144,7 +144,7 @@ pub(crate) fn compact(
     compaction.is_delayed = !is_reaped;
     compaction.count_removed(unneeded);
     for group in groups {
-        if let Err(e) = free_space_at(repository, &writer.manifest, &group) {
+        if let Err(e) = check_space_for(repository, &writer.manifest, &group) {
             compaction.no_room.push(e.to_string());
             continue;
         }
@@ -180,7 +180,7 @@ pub(crate) fn compaction_of(
     let groups: Vec<Group> = groups
         .into_iter()
         .filter(|group| {
-            let room = free_space_at(repository, manifest, group);
+            let room = check_space_for(repository, manifest, group);
             compaction.no_room.extend(room.as_ref().err().map(Error::to_string));
             room.is_ok()
         })
@@ -191,7 +191,7 @@ pub(crate) fn compaction_of(
     Ok(compaction)
 }
 
-fn free_space_at(repository: &Repository, manifest: &Manifest, group: &Group) -> Result<()> {
+fn check_space_for(repository: &Repository, manifest: &Manifest, group: &Group) -> Result<()> {
     let what = format!("merging {} files of \"{}\"", group.absorbed.len() + 1, manifest.name);
     let needed_bytes = group.live_bytes + SPARE_BYTES;
     check_free_space(repository.store.free_space(), needed_bytes, &repository.location(), &what)

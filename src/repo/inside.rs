@@ -24,7 +24,7 @@ const DEPTH: usize = 8;
 ///
 /// # Errors
 /// `InvalidInput`.
-pub fn refuse_inside(repository: &Repository, file: &Path) -> Result<()> {
+pub(crate) fn refuse_inside(repository: &Repository, file: &Path) -> Result<()> {
     refuse_inside_any(file)?;
     let Some(root) = repository.store.local_path() else { return Ok(()) };
     // What cannot be looked at is told by whoever opens it.

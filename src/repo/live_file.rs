@@ -14,6 +14,7 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use uuid::Uuid;
+
 /// Notes which file or device the image is, with a commit of its own if that is news.
 pub(crate) fn note_live(
     repository: &Repository,
@@ -43,8 +44,8 @@ pub(crate) fn note_restored(
     if read(repository, name, context)?.manifest().source.as_deref() != Some(&path) {
         return Ok(());
     }
-    let file = std::fs::File::open(&path)
-        .map_err(|e| Error::io(format!("cannot open {}", path.display()), e))?;
+    let file =
+        File::open(&path).map_err(|e| Error::io(format!("cannot open {}", path.display()), e))?;
     let writer = write(repository, name, context)?;
     let live = LiveIdentity::of(&file, 0);
     let mut next = Manifest { live, ..writer.manifest.clone() };
@@ -140,7 +141,7 @@ pub(crate) fn note_head(
 
 /// Who does not own a file cannot ask the kernel whether others write to it, and who is not root cannot see
 /// who has a device open.
-pub fn warn_if_unguarded(image: &RawFile, context: &Context) {
+pub(crate) fn warn_if_unguarded(image: &RawFile, context: &Context) {
     if !image.sees_all_users() {
         context.progress().warn(&format!(
             "{}: who else has it open cannot be seen from here (not root, or in a container); nobody must \
@@ -228,7 +229,7 @@ pub fn image_named(repository: &Repository, image: &str, context: &Context) -> R
 /// The image whose live file is `path`.
 pub fn name_of_source(
     repository: &Repository,
-    path: &std::path::Path,
+    path: &Path,
     context: &Context,
 ) -> Result<Option<String>> {
     for name in repository.names()? {

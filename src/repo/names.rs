@@ -32,7 +32,7 @@ pub(crate) fn names_in(store: &dyn Store) -> Result<Vec<String>> {
 }
 
 /// True for a link that leads nowhere, or to what is in the repository anyway.
-pub(crate) fn is_idle_link(store: &dyn Store, name: &str) -> bool {
+fn is_idle_link(store: &dyn Store, name: &str) -> bool {
     let Some(root) = store.local_path() else { return false };
     let link = root.join(name);
     let is_link = link.symlink_metadata().is_ok_and(|meta| meta.is_symlink());

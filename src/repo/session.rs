@@ -7,8 +7,6 @@
 
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::progress::Context;
-use crate::chain::Chain;
-use crate::repo::files::open_chain;
 use crate::repo::head::Head;
 use crate::repo::manifest::{self, ImageFile, Manifest, Snapshot};
 use crate::repo::{Repository, reference};
@@ -93,11 +91,6 @@ fn or_not_found(repository: &Repository, name: &str, error: Error) -> Error {
         return error;
     }
     manifest::load(repository.store.as_ref(), name).err().unwrap_or(error)
-}
-
-/// Opens the chain of a snapshot that a reader found.
-pub fn chain(repository: &Repository, reader: &Reader, id: Uuid) -> Result<Chain> {
-    open_chain(repository, &reader.manifest, id)
 }
 
 /// Fails if what is known of the live image is damaged: it may have said that a snapshot is all that

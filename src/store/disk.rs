@@ -4,8 +4,7 @@
 //! Only what is said to be durable is: the bytes of a file after [`DiskFile::sync`], names after
 //! [`Disk::sync_folder`].
 
-use crate::base::error::ErrorKind;
-use crate::base::error::best_effort;
+use crate::base::error::{ErrorKind, best_effort};
 use crate::base::folder::{Folder, resolve};
 use crate::base::writeback::Writeback;
 use nix::fcntl::OFlag;

@@ -2,8 +2,7 @@
 //! fsync, rename without replacing, fsync of the folder.
 
 use super::{Disk, DiskFile, LockGuard, LockKind, Store, Upload};
-use crate::base::error::best_effort;
-use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::error::{Error, ErrorKind, Result, best_effort};
 use std::io;
 use std::path::Path;
 use std::sync::Arc;

@@ -8,8 +8,7 @@
 //! The folder may be another user's, who can exchange it at any moment: it is held while something is made
 //! in it, and has to be a folder of ours, or of whose folder it is in.
 
-use crate::base::error::best_effort;
-use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::error::{Error, ErrorKind, Result, best_effort};
 use crate::base::folder::{self, Folder};
 use crate::base::sys::{attribute, set_attribute, set_no_copy_on_write};
 use crate::tracking::reflink::{clone_into, own_bytes};

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that fails says where")]
 
 use crate::support::{
-    BLOCK, FAILED, KIB, Lab, MIB, change, disk, integer, is_unchanged_since, noise, skipped, string,
+    BLOCK, FAILED, KIB, Lab, MIB, change, disk, integer, noise, skipped, string, trusts_times,
 };
 use serde_json::{Value, json};
 use std::time::SystemTime;
@@ -276,7 +276,7 @@ fn an_unchanged_image_costs_next_to_nothing() {
 #[test]
 fn an_unchanged_file_is_not_read_unless_a_full_scan_is_asked_for() {
     let (lab, _) = Lab::with_snapshots(1);
-    if !is_unchanged_since(&lab.path("disk.img")) {
+    if !trusts_times(&lab.path("disk.img")) {
         let why = "times are not believed on this file system";
         return skipped("snapshot::an_unchanged_file_is_not_read", why);
     }

@@ -5,7 +5,7 @@
 
 use crate::changed::{self, alter};
 use crate::support::{
-    BLOCK, FAILED, Lab, Run, integer, is_unchanged_since, no_fork, noise, same, skipped, string,
+    BLOCK, FAILED, Lab, Run, integer, no_fork, noise, same, skipped, string, trusts_times,
 };
 use serde_json::{Value, json};
 use std::fs::File;
@@ -225,7 +225,7 @@ fn a_miss_is_not_forgotten_with_its_snapshot() {
 #[test]
 fn times_that_lie_are_found_out_by_the_recheck_too() {
     let (lab, mut bytes) = lab();
-    if !is_unchanged_since(&lab.path("disk.img")) {
+    if !trusts_times(&lab.path("disk.img")) {
         let why = "times are not believed on this file system";
         return skipped("tracking::times_that_lie_are_found_out", why);
     }
@@ -260,7 +260,7 @@ fn times_that_lie_are_found_out_by_the_recheck_too() {
 #[test]
 fn an_image_that_is_not_read_says_so() {
     let (lab, _) = lab();
-    if !is_unchanged_since(&lab.path("disk.img")) {
+    if !trusts_times(&lab.path("disk.img")) {
         let why = "times are not believed on this file system";
         return skipped("tracking::an_image_that_is_not_read_says_so", why);
     }

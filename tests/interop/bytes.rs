@@ -108,7 +108,7 @@ pub fn same_start(one: &str, other: &str, bytes: u64) {
 }
 
 /// True if the times of files are believed there: then a rollback needs no scan.
-pub fn is_unchanged_since(path: &str) -> bool {
+pub fn trusts_times(path: &str) -> bool {
     let kind = nix::sys::statfs::statfs(path).unwrap().filesystem_type().0;
     [0xef53, 0x5846_5342, 0x9123_683e, 0xf2f5_2010].contains(&kind)
 }

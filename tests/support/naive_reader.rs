@@ -1272,7 +1272,7 @@ impl Cutter {
                 if self.page.data + home.count > 1024 {
                     self.close_page();
                 }
-                self.free_some_space(&part.runs[0]);
+                self.close_unless_fits(&part.runs[0]);
                 for run in &part.runs {
                     self.add(*run);
                 }
@@ -1283,7 +1283,7 @@ impl Cutter {
                     if run.kind == Kind::Data && self.page.data == 1024 {
                         self.close_page();
                     }
-                    self.free_some_space(run);
+                    self.close_unless_fits(run);
                     self.add(*run);
                     self.pending += if run.kind == Kind::Data { 1 } else { 0 };
                     while self.pending >= self.frame_blocks + self.frame_blocks / 2 {
@@ -1309,7 +1309,7 @@ impl Cutter {
     }
 
     /// O2, of the runs
-    fn free_some_space(&mut self, run: &Run) {
+    fn close_unless_fits(&mut self, run: &Run) {
         let far = self.page.runs.first().is_some_and(|begin| run.first - begin.first >= 1 << 32);
         if far || (self.page.runs.len() >= 1024 && !self.joins(run)) {
             self.close_page();

@@ -170,7 +170,6 @@ fn absolute(module: &str, path: &[String], modules: &BTreeSet<String>) -> Option
     };
     let first = path.first()?;
     match first.as_str() {
-        "crate" if module.starts_with("cli") || module == "main" => Some(path[1..].to_vec()),
         "crate" | "imgsnap" => Some(path[1..].to_vec()),
         "self" => Some([here.as_slice(), &path[1..]].concat()),
         "super" => {

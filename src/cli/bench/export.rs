@@ -1,8 +1,7 @@
 //! Files for what was found: looked at before a run that takes minutes, and written at once or not
 //! at all.
 
-use imgsnap::base::error::best_effort;
-use imgsnap::base::error::{Error, ErrorKind, Result};
+use imgsnap::base::error::{Error, ErrorKind, Result, best_effort};
 use imgsnap::base::folder::resolve;
 use imgsnap::refuse_inside_any;
 use std::fs::{File, Permissions};

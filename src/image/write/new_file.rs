@@ -2,8 +2,7 @@
 //! a name, and given its own when it is proved. Killed before, it leaves nothing behind, or, while it has
 //! the temporary one, what the next one of that name clears away.
 
-use crate::base::error::best_effort;
-use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::error::{Error, ErrorKind, Result, best_effort};
 use crate::base::folder::{self, Folder};
 use crate::base::writeback::Writeback;
 use crate::image::write::Target;

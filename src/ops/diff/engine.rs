@@ -3,8 +3,7 @@
 use crate::base::error::Result;
 use crate::base::pipeline::ordered_map;
 use crate::base::progress::Context;
-use crate::base::units::ByteRange;
-use crate::base::units::{BlockRange, BlockSize, Geometry};
+use crate::base::units::{BlockRange, BlockSize, ByteRange, Geometry};
 use crate::chain::{Chain, Comparison};
 use crate::image::{Source, Window};
 use crate::scan::{BadMedium, Change, Index, Scope, scan};

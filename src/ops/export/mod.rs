@@ -7,7 +7,8 @@ use crate::delta::{Identity, Written};
 use crate::merge::{Plan, merge};
 use crate::ops::snapshot::engine::{self, Parent};
 use crate::repo::Repository;
-use crate::repo::session::{Reader, chain};
+use crate::repo::files::open_chain;
+use crate::repo::session::Reader;
 use crate::scan::{BadMedium, Scope};
 use crate::view::SnapshotView;
 use uuid::Uuid;
@@ -25,8 +26,9 @@ pub fn run(
     context: &Context,
     out: &mut dyn FnMut(&[u8]) -> Result<()>,
 ) -> Result<Written> {
-    let tip = chain(repository, reader, id)?;
-    let parent = since.map(|id| chain(repository, reader, id)).transpose()?;
+    let chain = |id| open_chain(repository, reader.manifest(), id);
+    let tip = chain(id)?;
+    let parent = since.map(chain).transpose()?;
     let footer = tip.tip().footer().clone();
     let identity = Identity {
         snapshot_id: footer.snapshot_id,

@@ -1,7 +1,6 @@
 //! The verb *import*: takes in a delta file that comes from elsewhere.
 
-use crate::base::error::best_effort;
-use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::error::{Error, ErrorKind, Result, best_effort};
 use crate::base::progress::Context;
 use crate::chain::{Chain, Fork};
 use crate::delta::{Delta, Depth, scrub};
@@ -182,7 +181,7 @@ fn add(
     let work = counts.data_blocks.saturating_mul(header.block_size.bytes().into());
     let work = work.saturating_add(delta.footer().file_bytes);
     context.progress().begin("verify", work);
-    let sound = prove_import(repository, &delta, &layers, parent, context);
+    let sound = prove_import(&delta, &layers, parent, context);
     context.progress().end();
     sound.map_err(|e| match e.kind() {
         ErrorKind::Corrupt => e.at(place),
@@ -212,7 +211,6 @@ fn add(
 }
 
 fn prove_import(
-    _repository: &Repository,
     delta: &Arc<Delta>,
     layers: &[Arc<Delta>],
     parent: Option<Chain>,

@@ -46,7 +46,7 @@ pub fn run(
         RestoreTarget::Target(target) => restore(&chain, request.range, target, context)?,
         RestoreTarget::Path(path) if is_device(path) => {
             refuse_target(repository, path)?;
-            let (restored, device_bytes) = to_device(&chain, path, request, context)?;
+            let (restored, device_bytes) = to_device(&chain, path, request, part.bytes, context)?;
             untouched_bytes = device_bytes.saturating_sub(part.bytes);
             restored
         }
@@ -75,6 +75,7 @@ fn to_device(
     chain: &Chain,
     path: &Path,
     request: &RestoreRequest,
+    bytes: u64,
     context: &Context,
 ) -> Result<(Restored, u64)> {
     if !request.force {
@@ -84,7 +85,7 @@ fn to_device(
     let device = RawFile::open_to_write(path)?;
     warn_if_unguarded(&device, context);
     let mut target = InPlace::new(&device);
-    target.check_free_space(check_range(request.range, chain.geometry().image_bytes)?.bytes)?;
+    target.check_free_space(bytes)?;
     let restored = restore(chain, request.range, &mut target, context)?;
     device.check_alone(Intent::Read)?;
     Ok((restored, device.image_bytes()))

@@ -153,7 +153,7 @@ pub fn run_through(
         outcome.work.read_bytes += found.read_bytes;
         needed_bytes = Some(found.written_bytes);
     }
-    if !has_free_space(repository, image, needed_bytes) {
+    if !has_free_space(image, needed_bytes) {
         context.progress().note("little room: the clones of the image go first");
         remove_all_clones(repository, &writer.manifest, context);
         if basis.hint.is_some() {
@@ -228,7 +228,7 @@ fn write_image(
 
 /// True if there is free space to write so much anew: what the image shares with a clone is not overwritten.
 /// How much is needed is not known of an interrupted rollback, perhaps interrupted by just that.
-fn has_free_space(_repository: &Repository, image: &RawFile, needed_bytes: Option<u64>) -> bool {
+fn has_free_space(image: &RawFile, needed_bytes: Option<u64>) -> bool {
     let room = if image.is_device() { None } else { free_space_at(image.path()) };
     room.is_none_or(|room| {
         needed_bytes.is_some_and(|needed| room / 2 >= needed.saturating_add(SPARE_BYTES))

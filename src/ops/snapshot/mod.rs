@@ -1,17 +1,15 @@
 //! Taking a snapshot: which parent, is the image believed unchanged, publish, commit, note the
 //! head.
 
-pub mod types;
-
 pub(crate) mod base_image;
 pub mod engine;
 pub(crate) mod plan;
 pub(crate) mod prepared;
 pub mod several;
 pub(crate) mod take;
+pub mod types;
 
-use crate::base::error::best_effort;
-use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::error::{Error, ErrorKind, Result, best_effort};
 use crate::base::progress::Context;
 use crate::ops::snapshot::plan::{Live, Search, plan_scan};
 use crate::ops::snapshot::prepared::prepare;
