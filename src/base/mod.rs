@@ -11,4 +11,5 @@ pub(crate) mod setters;
 #[expect(unsafe_code, reason = "the one file; see its contract")]
 pub(crate) mod sys;
 pub mod units;
+pub mod uri;
 pub(crate) mod writeback;

@@ -18,9 +18,9 @@ use crate::ops::verify::types::VerifyScope;
 use crate::repo::Repository;
 use crate::repo::config::Defaults;
 use crate::repo::manifest::Snapshot;
-use crate::repo::policy::Track;
 use crate::repo::reference::At;
 use crate::scan::{BadMedium, Index, Scope, scan};
+use crate::tracking::Track;
 
 use crate::image::write::NewFile;
 use crate::image::{RawFile, Source};
@@ -351,7 +351,7 @@ impl<'a> Rounds<'a> {
 
     fn snapshot_request(&self) -> SnapshotRequest {
         SnapshotRequest {
-            image: self.image.clone(),
+            image: self.image.clone().into(),
             name: Some(NAME.into()),
             compression: Some(self.request.compression),
             // What it measures is the scan.

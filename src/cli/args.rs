@@ -1,10 +1,12 @@
 //! What can be typed.
 
 use super::bench::args::Bench;
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueHint};
 use imgsnap::base::digest::DigestAlgorithm;
 use imgsnap::base::units::{BlockSize, ByteRange, parse_bytes, parse_duration};
 use imgsnap::codec::Compression;
+use imgsnap::image::{ImageUri, parse_image};
 use imgsnap::repo::retention::{Count, LabelGlob, Period};
 use imgsnap::tracking::Recheck;
 use imgsnap::{Reference, Track};
@@ -147,8 +149,9 @@ pub enum Command {
         /// The image
         name: String,
         /// Its file or device
-        #[arg(value_hint = ValueHint::FilePath, required_unless_present = "base_image")]
-        image: Option<PathBuf>,
+        #[arg(value_hint = ValueHint::FilePath, required_unless_present = "base_image",
+              value_parser = image_uri())]
+        image: Option<ImageUri>,
         /// The base image of its chain, which is proved to be the same
         #[arg(long, value_name = "IMAGE", value_hint = ValueHint::FilePath)]
         base_image: Option<PathBuf>,
@@ -183,11 +186,17 @@ pub struct Init {
     pub compression: Option<Compression>,
 }
 
+/// Reads an image, whose path need not be UTF-8.
+fn image_uri() -> impl TypedValueParser<Value = ImageUri> {
+    OsStringValueParser::new().try_map(parse_image)
+}
+
 #[derive(ClapArgs)]
 pub struct Snapshot {
     /// The raw image file or block device; several share the threads
-    #[arg(required = true, value_name = "IMAGE", value_hint = ValueHint::FilePath)]
-    pub images: Vec<PathBuf>,
+    #[arg(required = true, value_name = "IMAGE", value_hint = ValueHint::FilePath,
+          value_parser = image_uri())]
+    pub images: Vec<ImageUri>,
     /// Name of the image in the repository [default: its file name without extension]
     #[arg(short, long)]
     pub name: Option<String>,
@@ -252,8 +261,9 @@ pub struct Tracking {
 #[derive(ClapArgs)]
 pub struct Watch {
     /// Raw image files
-    #[arg(required = true, value_name = "IMAGE", value_hint = ValueHint::FilePath)]
-    pub images: Vec<PathBuf>,
+    #[arg(required = true, value_name = "IMAGE", value_hint = ValueHint::FilePath,
+          value_parser = image_uri())]
+    pub images: Vec<ImageUri>,
     /// How often, as in 30s, 5m or 1h
     #[arg(long, value_name = "TIME", value_parser = parse_interval)]
     pub every: Duration,

@@ -27,6 +27,7 @@ use clap::{CommandFactory, Parser};
 use imgsnap::base::error::{Error, Result};
 use imgsnap::base::folder::{Folder, resolve};
 use imgsnap::base::progress::Context;
+use imgsnap::image::ImageUri;
 use imgsnap::refuse_inside_any;
 use printer::Printer;
 use std::path::Path;
@@ -118,7 +119,8 @@ fn dispatch(args: &Args, printer: &Printer, stop: Arc<AtomicBool>) -> Result<Exi
             repair::run(place, name.as_deref(), from, printer, &context)
         }
         Command::Relink { name, image, base_image, format } => {
-            let (image, base_image) = ((image.as_deref(), format.is_raw()), base_image.as_deref());
+            let (image, base_image) =
+                ((image.as_ref().map(ImageUri::path), format.is_raw()), base_image.as_deref());
             admin::relink(&open()?, name, image, base_image, printer, &context)
         }
         Command::Bench(verb) => bench::run(verb, printer, &context),

@@ -62,7 +62,7 @@ pub fn open_or_create(
             }
             // Nothing is made for an image that cannot be taken.
             let why: Vec<Error> =
-                verb.images.iter().map_while(|image| why_not(image, verb).err()).collect();
+                verb.images.iter().map_while(|image| why_not(image.path(), verb).err()).collect();
             if why.len() == verb.images.len() {
                 return Ok(Err(why));
             }

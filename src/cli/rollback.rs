@@ -5,7 +5,7 @@ use super::printer::Printer;
 use super::{exit, output, repo};
 use imgsnap::base::error::Result;
 use imgsnap::base::progress::Context;
-use imgsnap::repo::manifest::HintKind;
+use imgsnap::tracking::HintKind;
 use imgsnap::{Repository, RollbackOutcome, RollbackRequest};
 use serde_json::json;
 use std::process::ExitCode;

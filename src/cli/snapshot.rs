@@ -5,7 +5,8 @@ use super::printer::Printer;
 use super::{exit, list, output, repo};
 use imgsnap::base::error::{Error, ErrorKind, Result};
 use imgsnap::base::progress::Context;
-use imgsnap::repo::manifest::HintKind;
+use imgsnap::image::ImageUri;
+use imgsnap::tracking::HintKind;
 use imgsnap::tracking::{ChangeList, MAX_LIST_BYTES};
 use imgsnap::{
     At, ChangedSince, Outcome, ParentChoice, Reference, SnapshotOutcome, SnapshotRequest,
@@ -13,7 +14,7 @@ use imgsnap::{
 };
 use std::fs::File;
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 
 /// What clap cannot judge: of several images, each must be one of its own.
@@ -31,7 +32,7 @@ pub fn check(verb: &Verb) -> Result<(), String> {
             return Err(format!("{option} is of one image; snapshot it by itself"));
         }
     }
-    let of = |image: &PathBuf| SnapshotRequest::new(image.clone());
+    let of = |image: &ImageUri| SnapshotRequest::new(image.clone());
     let requests: Vec<_> = verb.images.iter().map(of).collect();
     check_distinct(&requests).map_err(|error| error.to_string())
 }
@@ -83,14 +84,14 @@ struct Tally {
 }
 
 impl Tally {
-    fn failed(&mut self, image: &Path, error: Error, printer: &Printer) {
+    fn failed(&mut self, image: &ImageUri, error: Error, printer: &Printer) {
         if error.kind() == ErrorKind::Interrupted {
             // Once for all is enough.
             self.interrupted = Some(error);
             return;
         }
         let kind = error.kind();
-        printer.error(&error.at(image.display()));
+        printer.error(&error.at(image));
         self.first_failure.get_or_insert(kind);
     }
 
@@ -109,7 +110,7 @@ impl Tally {
     }
 }
 
-fn request(image: &Path, verb: &Verb) -> Result<SnapshotRequest> {
+fn request(image: &ImageUri, verb: &Verb) -> Result<SnapshotRequest> {
     let parent = match &verb.parent {
         Some(text) => ParentChoice::Of(parent_of(text, image, verb)?),
         None if verb.full => ParentChoice::Full,
@@ -122,7 +123,7 @@ fn request(image: &Path, verb: &Verb) -> Result<SnapshotRequest> {
         }
         _ => None,
     };
-    Ok(SnapshotRequest::new(image)
+    Ok(SnapshotRequest::new(image.clone())
         .name(verb.name.clone())
         .label(verb.label.clone())
         .parent(parent)
@@ -173,12 +174,12 @@ fn print(taken: &SnapshotOutcome, base_image: Option<&Path>, printer: &Printer) 
 }
 
 /// `NAME@WHICH`, or `@WHICH`: of the image itself, in either case.
-fn parent_of(text: &str, image: &Path, verb: &Verb) -> Result<At> {
+fn parent_of(text: &str, image: &ImageUri, verb: &Verb) -> Result<At> {
     if let Some(at) = text.strip_prefix('@') {
         return at.parse();
     }
     let reference: Reference = text.parse()?;
-    let name = verb.name.clone().map_or_else(|| name_of(image), Ok)?;
+    let name = verb.name.clone().map_or_else(|| name_of(image.path()), Ok)?;
     if reference.name != name {
         return Err(exit::usage(format!("{text} is a snapshot of another image")));
     }

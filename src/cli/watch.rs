@@ -5,18 +5,19 @@ use super::printer::Printer;
 use super::{exit, list, output, prune, repo};
 use imgsnap::base::error::{Error, Result};
 use imgsnap::base::progress::Context;
+use imgsnap::image::ImageUri;
 use imgsnap::{
     Outcome, Pruned, SnapshotOutcome, SnapshotRequest, WatchRequest, Watched, check_distinct,
 };
 use jiff::Timestamp;
 use serde_json::{Value, json};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError};
 
 /// What clap cannot judge: each image must be one of its own.
 pub fn check(verb: &Watch) -> Result<(), String> {
-    let of = |image: &PathBuf| SnapshotRequest::new(image.clone());
+    let of = |image: &ImageUri| SnapshotRequest::new(image.clone());
     let requests: Vec<_> = verb.images.iter().map(of).collect();
     check_distinct(&requests).map_err(|error| error.to_string())
 }
@@ -29,7 +30,7 @@ pub fn run(
 ) -> Result<ExitCode> {
     let repository = repo::open_or_make(place, printer)?;
     let rules = prune::rules(&verb.keep);
-    let of = |image: &PathBuf| {
+    let of = |image: &ImageUri| {
         SnapshotRequest::new(image.clone())
             .skip_unchanged(true)
             .skip_bad(verb.skip_bad)
@@ -125,7 +126,7 @@ fn to_json(watched: &Watched) -> Value {
     json!({
         "time": Timestamp::now().to_string(),
         "name": watched.name,
-        "image": output::path(&watched.image),
+        "image": output::path(watched.image.path()),
         "event": event,
         "snapshot": snapshot,
         "error": error,

@@ -9,7 +9,9 @@ mod device;
 mod format;
 mod guard;
 mod identity;
+mod live;
 mod raw;
+mod uri;
 mod users;
 pub mod write;
 
@@ -17,7 +19,9 @@ pub use base_image::BaseImage;
 pub use format::{ForeignFormat, refuse_foreign};
 pub use guard::{FileStat, ImageGuard};
 pub use identity::{DeviceIdentity, LiveIdentity, LoopFile};
+pub use live::LiveImage;
 pub use raw::{Forget, RawFile};
+pub use uri::{ImageUri, parse_image};
 pub use users::Intent;
 
 use crate::base::error::{Error, ErrorKind, Result};

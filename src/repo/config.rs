@@ -252,10 +252,10 @@ impl Config {
 mod tests {
     use super::*;
     use crate::repo::Repository;
-    use crate::repo::policy::Track;
     use crate::repo::retention::{Count, Rules};
     use crate::store::{LocalStore, OsDisk};
     use crate::tracking::Recheck;
+    use crate::tracking::Track;
     use std::sync::Arc;
     use std::time::Duration;
 

@@ -3,8 +3,7 @@
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::units::parse_duration;
 use crate::repo::retention::{Count, LabelGlob, Rules};
-use crate::tracking::Recheck;
-use std::str::FromStr;
+use crate::tracking::{Recheck, Track};
 use std::time::Duration;
 use toml::{Table, Value};
 
@@ -22,31 +21,6 @@ pub struct Policy {
 impl Default for Policy {
     fn default() -> Self {
         Self { rules: None, garbage: DEFAULT_GARBAGE }
-    }
-}
-
-/// How it is found, without reading, what changed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Track {
-    /// By clones of the image, where its file system can make them and that is worth while.
-    #[default]
-    Auto,
-    /// By clones of the image, or not at all.
-    Reflink,
-    /// Not at all.
-    None,
-}
-
-impl FromStr for Track {
-    type Err = Error;
-    fn from_str(text: &str) -> Result<Self> {
-        match text {
-            "auto" => Ok(Self::Auto),
-            "reflink" => Ok(Self::Reflink),
-            "none" => Ok(Self::None),
-            _ => Err(invalid(&format!("\"{}\" is no way to track", text.escape_debug()))
-                .hint("use auto, reflink or none")),
-        }
     }
 }
 

@@ -3,6 +3,7 @@
 use super::{LocalStore, OsDisk, Store};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::folder::{Folder, resolve};
+use crate::base::uri::Uri;
 use std::fs::File;
 use std::io;
 use std::path::{Component, Path, PathBuf};
@@ -13,14 +14,9 @@ use std::sync::Arc;
 /// # Errors
 /// `Unsupported` for a URL of another kind; `InvalidInput` for one that cannot be read.
 pub fn locate(place: &Path) -> Result<PathBuf> {
-    let path = match place.to_str().and_then(scheme_of) {
-        None => place.to_owned(),
-        Some(("file", rest)) if rest.starts_with('/') => PathBuf::from(percent_decoded(rest)?),
-        Some(("file", _)) => {
-            let what = format!("{} names no absolute path", place.display());
-            return Err(Error::new(ErrorKind::InvalidInput, what).hint("write file:///PATH"));
-        }
-        Some((scheme, _)) => {
+    let path = match Uri::parse(place)? {
+        Uri::Path(path) => path,
+        Uri::Other { scheme } => {
             let what = format!("this build has no {scheme} repositories: {}", place.display());
             return Err(Error::new(ErrorKind::Unsupported, what)
                 .hint(format!("name a folder; one that is called so is ./{}", place.display())));
@@ -76,62 +72,15 @@ pub fn make_folder(path: &Path) -> Result<()> {
     }
 }
 
-/// The scheme of a URL, and what stands behind its `://`.
-fn scheme_of(text: &str) -> Option<(&str, &str)> {
-    let (scheme, rest) = text.split_once("://")?;
-    let is_one = scheme.starts_with(|c: char| c.is_ascii_alphabetic())
-        && scheme.chars().all(|c| c.is_ascii_alphanumeric() || "+-.".contains(c));
-    is_one.then_some((scheme, rest))
-}
-
-fn percent_decoded(text: &str) -> Result<String> {
-    let bad = || {
-        let what = format!("{text:?} is no path of a URL: after '%' stand two hexadecimal digits");
-        Error::new(ErrorKind::InvalidInput, what)
-    };
-    let mut bytes = Vec::new();
-    let mut rest = text.bytes();
-    while let Some(byte) = rest.next() {
-        let digits = [rest.clone().next(), rest.clone().nth(1)];
-        match (byte, digits) {
-            (b'%', [Some(high), Some(low)]) => {
-                let digit = |byte: u8| char::from(byte).to_digit(16);
-                let (high, low) = digit(high).zip(digit(low)).ok_or_else(bad)?;
-                bytes.push((high * 16 + low) as u8);
-                rest.nth(1);
-            }
-            (b'%', _) => return Err(bad()),
-            _ => bytes.push(byte),
-        }
-    }
-    String::from_utf8(bytes).map_err(|_| bad())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn a_repository_is_a_path_or_a_url_of_a_file() {
+    fn a_repository_is_in_a_folder() {
         let located = |text: &str| locate(Path::new(text));
-        for (text, path) in [
-            ("/srv/r", "/srv/r"),
-            ("file:///srv/r", "/srv/r"),
-            ("file:///srv/a%20b%C3%A4", "/srv/a bä"),
-            ("/srv/s3://x", "/srv/s3:/x"),
-        ] {
-            assert_eq!(located(text).unwrap(), Path::new(path), "{text}");
-        }
+        assert_eq!(located("file:///srv/r").unwrap(), Path::new("/srv/r"));
         assert_eq!(located("r").unwrap(), std::env::current_dir().unwrap().join("r"));
-        for (text, kind) in [
-            ("s3://bucket/r", ErrorKind::Unsupported),
-            ("hdfs://host:1/r", ErrorKind::Unsupported),
-            ("file://host/r", ErrorKind::InvalidInput),
-            ("file:///a%2", ErrorKind::InvalidInput),
-            ("file:///a%zz", ErrorKind::InvalidInput),
-            ("file:///a%ff", ErrorKind::InvalidInput),
-        ] {
-            assert_eq!(located(text).unwrap_err().kind(), kind, "{text}");
-        }
+        assert_eq!(located("s3://bucket/r").unwrap_err().kind(), ErrorKind::Unsupported);
     }
 }

@@ -4,14 +4,25 @@
 //! named is taken to be as it was there, without a look.
 
 mod clones;
+mod file;
+mod given;
+mod kept;
 mod list;
 mod recheck;
 mod reflink;
+mod tracker;
 
 pub use clones::{CloneFolder, CloneStat, FoundClone, NewClone, Owner, tells_places};
+pub use file::FileTracker;
+pub use given::ListTracker;
+pub use kept::{CloneUse, Clones, KeptClone, KeptClones};
 pub use list::{ChangeList, MAX_LIST_BYTES};
 pub use recheck::{Recheck, cycle};
 pub use reflink::{MapDifferences, clone_into, extent_count};
+pub use tracker::{
+    ChangeTracker, HintFactory, HintKind, KnownChanges, PointInTime, Recorded, Since, Track,
+    TrackerRecord,
+};
 
 use crate::base::error::Result;
 use crate::base::units::ByteRange;

@@ -50,6 +50,24 @@ fn what_is_no_image_is_not_snapshotted() {
 }
 
 #[test]
+fn an_image_is_named_by_a_path_or_a_uri() {
+    let (lab, _) = Lab::with_snapshots(1);
+    for verb in [&["snapshot"][..], &["watch", "--every", "1s"], &["relink", "disk"]] {
+        for uri in ["nbd://host/vm", "nbd+unix:///vm?socket=/s", "qemu:/run/vm.sock", "libvirt:vm"]
+        {
+            let line = lab.run(&[verb, &[uri]].concat()).misused();
+            let scheme = uri.split(':').next().unwrap();
+            let said = format!("this build reads no {scheme} images: {uri}");
+            assert!(line.contains(&said), "{verb:?}: {line}");
+        }
+    }
+    lab.rename("disk.img", "a b.img");
+    let uri = format!("file://{}", lab.at("a b.img").replace(' ', "%20"));
+    lab.done(&["relink", "disk", &uri]);
+    assert!(lab.done(&["snapshot", &uri, "--name", "disk"]).contains("disk@2"));
+}
+
+#[test]
 fn a_first_snapshot_that_fails_makes_no_repository() {
     let lab = Lab::bare();
     let line = lab.fails(FAILED, &["snapshot", "nowhere.img"]);

@@ -6,9 +6,9 @@
 use crate::kit::*;
 use imgsnap::base::progress::Context;
 use imgsnap::base::units::BlockSize;
-use imgsnap::repo::manifest::HintKind;
 use imgsnap::repo::retention::{Count, Rules};
 use imgsnap::store::{LocalStore, OsDisk};
+use imgsnap::tracking::HintKind;
 use imgsnap::tracking::Recheck;
 use imgsnap::{
     At, Defaults, Outcome, ParentChoice, PruneRequest, Repository, RollbackRequest,

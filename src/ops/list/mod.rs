@@ -3,10 +3,11 @@
 use crate::base::error::Result;
 use crate::base::progress::Context;
 use crate::repo::Repository;
-use crate::repo::clones::{Clones, clones_or_warn};
+use crate::repo::clones::clones_or_warn;
 use crate::repo::head::Head;
 use crate::repo::manifest::Manifest;
 use crate::repo::session::read;
+use crate::tracking::Clones;
 
 /// An image and what is known of its live file.
 #[non_exhaustive]

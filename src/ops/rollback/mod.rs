@@ -17,25 +17,26 @@ use crate::base::free_space::free_space_at;
 use crate::base::progress::Context;
 use crate::chain::Chain;
 use crate::image::write::{InPlace, Medium, OsMedium};
-use crate::image::{Intent, RawFile, Source};
+use crate::image::{Intent, LiveImage, RawFile, Source};
 use crate::ops::rollback::engine::{Basis, RolledBack, dry_run, execute, prove, whole};
 use crate::ops::rollback::types::{RollbackOutcome, RollbackRequest};
-use crate::ops::snapshot::plan::{Live, Search, plan_scan};
+use crate::ops::snapshot::plan::{Search, plan_scan};
 use crate::ops::snapshot::snapshot_into;
 use crate::ops::snapshot::take::{policy_for, warn_of_policy};
 use crate::ops::snapshot::types::{SnapshotOutcome, SnapshotRequest};
-use crate::repo::clones::{remove_all_clones, remove_unneeded_clones};
+use crate::repo::clones::{clones_beside, remove_all_clones};
 use crate::repo::files::open_chain;
 use crate::repo::head::{Head, RollbackIntent};
 use crate::repo::inside::{refuse_base_image, refuse_inside};
 use crate::repo::live_file::{
     is_unchanged_since, note_live, refuse_link, refuse_other, warn_if_unguarded,
 };
-use crate::repo::manifest::{HintKind, Snapshot};
-use crate::repo::policy::{SnapshotPolicy, Track};
+use crate::repo::manifest::Snapshot;
+use crate::repo::policy::SnapshotPolicy;
 use crate::repo::session::write;
 use crate::repo::{Repository, reference};
 use crate::scan::Scope;
+use crate::tracking::{HintKind, Track};
 use uuid::Uuid;
 
 /// What should be left, besides what is written, when clones are kept during a rollback: file systems
@@ -94,7 +95,7 @@ pub fn run_through(
     }
     warn_if_unguarded(&image, context);
     refuse_other(&writer.manifest, &image, request.force_device, context)?;
-    let live = Live::held(image);
+    let live = LiveImage::held(image);
     let image = &live.image;
     let chain = open_chain(repository, &writer.manifest, target.id)?;
     check_device(image, &chain)?;
@@ -187,7 +188,8 @@ pub fn run_through(
     }
     // What one that was interrupted had saved may have left a clone that nobody needs.
     let is_tracked = rollback_policy(repository, &request.name).track != Track::None;
-    remove_unneeded_clones(repository, &writer.manifest, is_tracked, context);
+    let needed = writer.manifest.newest_clone().filter(|_| is_tracked).map(|(s, _)| s.id);
+    clones_beside(repository, &writer.manifest, &outcome.image).tidy(needed, context);
     outcome.proved = outcome.scanned || request.prove;
     Ok(outcome)
 }
@@ -274,7 +276,7 @@ fn rollback_policy(repository: &Repository, name: &str) -> SnapshotPolicy {
 fn save(
     repository: &Repository,
     writer: &mut crate::repo::session::Writer,
-    live: &Live,
+    live: &LiveImage,
     believe: bool,
     context: &Context,
 ) -> Result<SnapshotOutcome> {
@@ -298,7 +300,7 @@ fn basis<'a>(
     repository: &Repository,
     writer: &crate::repo::session::Writer,
     known: Option<Uuid>,
-    live: &Live,
+    live: &LiveImage,
     target: &'a Chain,
     believe: bool,
     context: &Context,
@@ -315,14 +317,13 @@ fn basis<'a>(
     }
     let request = &SnapshotRequest::default();
     let policy = rollback_policy(repository, &manifest.name);
-    let (head, against) = (&writer.head, Some(target));
+    let head = &writer.head;
     // What its times tell has been asked already.
-    let search = Search { manifest, head, live, stat: None, against, request, policy };
-    let way = plan_scan(repository, &search, context)?;
-    let (bytes, number) =
-        (live.image.image_bytes(), manifest.next_number.wrapping_add(head.skipped));
-    let hint = way.kind();
-    let scope = move || way.scope(Some(target), bytes, number);
+    let search = Search { manifest, head, stat: None, request, policy };
+    let (plan, _tracker) = plan_scan(repository, live, Some(target), &search, context)?;
+    let (bytes, turn) = (live.image.image_bytes(), manifest.next_number.wrapping_add(head.skipped));
+    let hint = plan.kind();
+    let scope = move || plan.scope(Some(target), bytes, turn);
     Ok(OwnedBasis { hint, from: From::Scan(Box::new(scope)) })
 }
 

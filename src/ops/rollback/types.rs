@@ -2,8 +2,8 @@
 
 use crate::base::setters::setters;
 use crate::ops::rollback::engine::RolledBack;
-use crate::repo::manifest::HintKind;
 use crate::repo::reference::At;
+use crate::tracking::HintKind;
 use std::path::PathBuf;
 
 /// A rollback that a user wants.

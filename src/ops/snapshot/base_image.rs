@@ -3,8 +3,7 @@
 
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::progress::Context;
-use crate::image::RawFile;
-use crate::ops::snapshot::plan::{Live, ScanPlan};
+use crate::image::{LiveImage, RawFile};
 use crate::ops::snapshot::prepared::prepare;
 use crate::ops::snapshot::take::{check_format, take_into};
 use crate::ops::snapshot::types::{ParentChoice, SnapshotOutcome, SnapshotRequest};
@@ -22,7 +21,7 @@ use std::time::Instant;
 pub(crate) fn snapshot_on_base_image(
     repository: &Repository,
     writer: &mut Writer,
-    live: &Live,
+    live: &LiveImage,
     base_image: &Path,
     request: &SnapshotRequest,
     context: &Context,
@@ -99,5 +98,5 @@ fn stage_base_image(
     context.check()?;
     make_durable(&base_image)?;
     upload.publish()?;
-    Ok(Snapshot { base_image: Some(path), ..prepared.entry(&taken, &ScanPlan::whole(), begun) })
+    Ok(Snapshot { base_image: Some(path), ..prepared.entry(&taken, begun) })
 }

@@ -11,7 +11,8 @@ pub mod types;
 
 use crate::base::error::{Error, ErrorKind, Result, best_effort};
 use crate::base::progress::Context;
-use crate::ops::snapshot::plan::{Live, Search, plan_scan};
+use crate::image::LiveImage;
+use crate::ops::snapshot::plan::Search;
 use crate::ops::snapshot::prepared::prepare;
 use crate::ops::snapshot::take::{
     check_format, check_some_was_read, policy_for, take_into, warn_of_policy,
@@ -22,10 +23,10 @@ use crate::repo::head::Head;
 use crate::repo::inside::refuse_inside;
 use crate::repo::live_file::{absolute, warn_if_unguarded};
 use crate::repo::manifest::{self, Manifest};
-use crate::repo::policy::Track;
 use crate::repo::reference::check_label;
 use crate::repo::session::{Writer, read, refuse_damaged_head, remove_image, write_or_create};
 use crate::tracking::CloneFolder;
+use crate::tracking::Track;
 use std::path::Path;
 use std::time::Instant;
 
@@ -35,10 +36,10 @@ pub fn run(
     request: &SnapshotRequest,
     context: &Context,
 ) -> Result<SnapshotOutcome> {
-    let path = absolute(&request.image)?;
+    let path = absolute(request.image.path())?;
     let name = match &request.name {
         Some(name) => name.clone(),
-        None => name_of(&request.image)?,
+        None => name_of(request.image.path())?,
     };
     manifest::check_name(&name)?;
     if CloneFolder::holds(&path) {
@@ -48,7 +49,7 @@ pub fn run(
     request.label.as_deref().map_or(Ok(()), check_label)?;
     warn_of_policy(repository, &name, context);
     let policy = policy_for(repository, &name, request);
-    let live = Live::open(&path, policy.track != Track::None)?;
+    let live = LiveImage::open(&path, policy.track != Track::None)?;
     refuse_inside(repository, &path)?;
     if live.user.is_none() {
         warn_if_unguarded(&live.image, context);
@@ -78,7 +79,7 @@ pub fn run(
 pub(crate) fn snapshot_into(
     repository: &Repository,
     writer: &mut Writer,
-    live: &Live,
+    live: &LiveImage,
     request: &SnapshotRequest,
     is_saving: bool,
     context: &Context,
@@ -97,26 +98,20 @@ fn try_snapshot(
     repository: &Repository,
     manifest: Manifest,
     head: &Head,
-    live: &Live,
+    live: &LiveImage,
     request: &SnapshotRequest,
     context: &Context,
 ) -> Result<SnapshotOutcome> {
     check_format(&manifest, &live.image, request, context)?;
     let mut prepared = prepare(repository, &manifest, head, request)?;
     let policy = policy_for(repository, &manifest.name, request);
-    let against = prepared.against().cloned();
-    let against = against.as_ref();
-    let stat = live.settled_stat();
-    let stat = stat.as_ref();
-    let search = Search { manifest: &manifest, head, live, stat, against, request, policy };
-    let scan_plan = plan_scan(repository, &search, context)?;
-    prepared.begin(&manifest, &scan_plan, context);
-    let begun = Instant::now();
-    let (taken, _) =
-        prepared.scan_live_or_clone(live, &scan_plan, false, context, &mut |_| Ok(()))?;
+    let (stat, begun) = (live.settled_stat(), Instant::now());
+    let search = Search { manifest: &manifest, head, stat: stat.as_ref(), request, policy };
+    let _tracker = prepared.begin(repository, live, &search, context)?;
+    let (taken, _) = prepared.scan_live_or_clone(live, false, context, &mut |_| Ok(()))?;
     check_some_was_read(&live.image, &taken)?;
-    let snapshot = prepared.entry(&taken, &scan_plan, begun);
-    let outcome = prepared.outcome(&manifest.name, snapshot, Outcome::DryRun, live, &scan_plan);
+    let snapshot = prepared.entry(&taken, begun);
+    let outcome = prepared.outcome(&manifest.name, snapshot, Outcome::DryRun, live);
     Ok(SnapshotOutcome { unread: taken.unread, ..outcome })
 }
 

@@ -7,15 +7,16 @@ use crate::base::units::{Geometry, NamedBlocks};
 use crate::chain::Chain;
 use crate::delta::Identity;
 use crate::format::footer::MAX_NUMBER;
-use crate::image::{RawFile, Source};
+use crate::image::{LiveImage, RawFile, Source};
 use crate::ops::snapshot::engine::{ChainParameters, Parent, Plan, Taken, take};
-use crate::ops::snapshot::plan::{Live, ScanPlan};
+use crate::ops::snapshot::plan::{ScanPlan, Search, plan_scan};
 use crate::ops::snapshot::types::{Outcome, ParentChoice, SnapshotOutcome, SnapshotRequest};
 use crate::repo::files::open_chain;
 use crate::repo::head::Head;
-use crate::repo::manifest::{HintKind, Manifest, RAW, Snapshot};
+use crate::repo::manifest::{Manifest, RAW, Snapshot};
 use crate::repo::{Repository, reference};
 use crate::scan::{BadMedium, Scope};
+use crate::tracking::{ChangeTracker, HintKind};
 use jiff::Timestamp;
 use std::time::Instant;
 use uuid::Uuid;
@@ -68,7 +69,8 @@ pub(crate) fn prepare(
     };
     let parent_number = parent_id.and_then(|id| manifest.by_id(id)).map(|s| s.number);
     let turn = manifest.next_number.wrapping_add(head.skipped);
-    Ok(Prepared { plan, parent_id, parent_number, time: now, turn })
+    let scan_plan = ScanPlan::whole();
+    Ok(Prepared { plan, parent_id, parent_number, time: now, turn, scan_plan })
 }
 
 /// Where the bytes of a delta go.
@@ -84,8 +86,9 @@ pub(crate) struct Prepared {
     pub(crate) parent_id: Option<Uuid>,
     parent_number: Option<u64>,
     time: Timestamp,
-    /// Which part of what is taken for unchanged is looked at.
+    /// Which part of what is called unchanged is rechecked.
     turn: u64,
+    pub(crate) scan_plan: ScanPlan,
 }
 
 impl Prepared {
@@ -97,8 +100,18 @@ impl Prepared {
         }
     }
 
-    /// The moment is now: the image is held, or cloned.
-    pub(crate) fn begin(&mut self, manifest: &Manifest, scan_plan: &ScanPlan, context: &Context) {
+    /// Fixes the point in time, and finds out how it is found what changed.
+    ///
+    /// # Errors
+    /// As [`plan_scan`].
+    pub(crate) fn begin<'a>(
+        &mut self,
+        repository: &'a Repository,
+        live: &'a LiveImage,
+        search: &Search<'_>,
+        context: &Context,
+    ) -> Result<Box<dyn ChangeTracker + 'a>> {
+        let (scan_plan, tracker) = plan_scan(repository, live, self.against(), search, context)?;
         self.time = Timestamp::now();
         self.plan.identity.time_seconds = self.time.as_second();
         let nanoseconds = u32::try_from(self.time.subsec_nanosecond());
@@ -115,8 +128,10 @@ impl Prepared {
                 format!("scanned against the tables of a chain of {}", chain.layers().len())
             }
         };
-        let (name, number) = (&manifest.name, self.plan.identity.number);
+        let (name, number) = (&search.manifest.name, self.plan.identity.number);
         context.progress().note(&format!("{name}@{number}: {how}"));
+        self.scan_plan = scan_plan;
+        Ok(tracker)
     }
 
     pub(crate) fn take(
@@ -133,15 +148,13 @@ impl Prepared {
     /// its clone; otherwise the clone. True if that was it.
     pub(crate) fn scan_live_or_clone(
         &self,
-        live: &Live,
-        scan_plan: &ScanPlan,
+        live: &LiveImage,
         may_release: bool,
         context: &Context,
         out: &mut dyn FnMut(Out<'_>) -> Result<()>,
     ) -> Result<(Taken, bool)> {
         let image = &live.image;
-        let clone = scan_plan.clone.as_ref().map(|clone| clone.file());
-        let clone = clone.or(scan_plan.standby.as_ref()).map(|file| {
+        let clone = self.scan_plan.point().source.as_ref().map(|file| {
             let file = file.try_clone();
             let file = file.map_err(|e| {
                 Error::io(format!("cannot open the clone of {} again", image.path().display()), e)
@@ -150,7 +163,7 @@ impl Prepared {
         });
         let clone = clone.transpose()?;
         let take_of = |source: &RawFile, out: &mut dyn FnMut(Out<'_>) -> Result<()>| {
-            let scope = scan_plan.scope(self.against(), source.image_bytes(), self.turn)?;
+            let scope = self.scan_plan.scope(self.against(), source.image_bytes(), self.turn)?;
             self.take(source, scope, context, &mut |bytes| out(Out::Bytes(bytes)))
         };
         let Some(clone) = clone else { return Ok((take_of(image, out)?, false)) };
@@ -173,7 +186,7 @@ impl Prepared {
         Ok((taken, true))
     }
 
-    pub(crate) fn entry(&self, taken: &Taken, scan_plan: &ScanPlan, begun: Instant) -> Snapshot {
+    pub(crate) fn entry(&self, taken: &Taken, begun: Instant) -> Snapshot {
         let footer = &taken.written.footer;
         let block_size = match &self.plan.parent {
             Parent::None(parameters) => parameters.block_size,
@@ -203,7 +216,7 @@ impl Prepared {
             base_image: None,
             format: footer.parent.is_none().then(|| RAW.to_owned()),
             in_use: false,
-            hint: scan_plan.hint_use(geometry, &taken.scanned),
+            hint: self.scan_plan.hint_use(geometry, &taken.scanned),
             kept_clone: None,
         }
     }
@@ -213,19 +226,18 @@ impl Prepared {
         name: &str,
         snapshot: Snapshot,
         outcome: Outcome,
-        live: &Live,
-        scan_plan: &ScanPlan,
+        live: &LiveImage,
     ) -> SnapshotOutcome {
-        let full_scan_reason = scan_plan.full_scan_reason().map(str::to_owned);
+        let full_scan_reason = self.scan_plan.full_scan_reason().map(str::to_owned);
         SnapshotOutcome {
             name: name.into(),
             outcome,
-            believed: scan_plan.kind() == Some(HintKind::Times),
+            believed: self.scan_plan.kind() == Some(HintKind::Times),
             parent_number: self.parent_number,
             hint: snapshot.hint,
             read_bytes: snapshot.read_bytes.unwrap_or(0),
             full_scan_reason: full_scan_reason.filter(|_| self.parent_number.is_some()),
-            clone_seconds: scan_plan.clone.as_ref().map(|clone| clone.seconds),
+            clone_seconds: self.scan_plan.point().stall_seconds,
             user: live.user.clone(),
             unread: NamedBlocks::default(),
             snapshot,

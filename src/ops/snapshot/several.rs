@@ -30,7 +30,7 @@ pub fn run(
     check_distinct(requests)?;
     let at_once = at_once(repository, requests, context);
     let shared = context.clone().shared_among(requests.len(), at_once);
-    let sizes: Vec<u64> = requests.iter().map(|request| bytes_of(&request.image)).collect();
+    let sizes: Vec<u64> = requests.iter().map(|request| bytes_of(request.image.path())).collect();
     let mut jobs = requests.iter().zip(sizes.iter().copied());
     context.progress().begin("scan", sizes.iter().sum());
     let outcome = ordered_map(
@@ -79,12 +79,12 @@ pub fn check_distinct(requests: &[SnapshotRequest]) -> Result<()> {
     // What cannot be found or named fails by itself later.
     let name = |request: &SnapshotRequest| match &request.name {
         Some(name) => Some(name.clone()),
-        None => name_of(&request.image).ok(),
+        None => name_of(request.image.path()).ok(),
     };
-    let known: Vec<_> = requests.iter().map(|r| (&r.image, identity(&r.image), name(r))).collect();
+    let known: Vec<_> =
+        requests.iter().map(|r| (&r.image, identity(r.image.path()), name(r))).collect();
     for (index, (image, identity, name)) in known.iter().enumerate() {
         for (other, other_identity, other_name) in known.iter().take(index) {
-            let (image, other) = (image.display(), other.display());
             let refuse = |what| Err(Error::new(ErrorKind::InvalidInput, what));
             if identity.is_some() && identity == other_identity {
                 return refuse(if image.to_string() == other.to_string() {
@@ -138,7 +138,7 @@ mod tests {
     fn the_same_image_or_name_twice_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
-        let request = |name: &str| SnapshotRequest { image: at(name), ..Default::default() };
+        let request = |name: &str| SnapshotRequest { image: at(name).into(), ..Default::default() };
         for name in ["a.img", "b.img"] {
             std::fs::write(at(name), name).unwrap();
         }

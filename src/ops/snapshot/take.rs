@@ -4,19 +4,18 @@
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::progress::Context;
 use crate::base::units::NamedBlocks;
-use crate::image::{FileStat, ForeignFormat, RawFile, Source};
+use crate::image::{FileStat, ForeignFormat, LiveImage, RawFile, Source};
 use crate::ops::snapshot::engine::Taken;
-use crate::ops::snapshot::plan::{Live, ScanPlan, Search, distrust_reason, plan_scan, policy_of};
+use crate::ops::snapshot::plan::{Search, distrust_reason, policy_of};
 use crate::ops::snapshot::prepared::{Out, prepare};
 use crate::ops::snapshot::types::{Outcome, SnapshotOutcome, SnapshotRequest};
 use crate::repo::Repository;
-use crate::repo::clones::remove_unneeded_clones;
 use crate::repo::live_file::{live_of, note_head, note_live};
-use crate::repo::manifest::{HintKind, KeptClone, Manifest, RAW, Snapshot};
-use crate::repo::policy::{SnapshotPolicy, Track};
+use crate::repo::manifest::{Manifest, RAW, Snapshot};
+use crate::repo::policy::SnapshotPolicy;
 use crate::repo::session::{Writer, commit_file};
 use crate::scan::Missed;
-use crate::tracking::CloneFolder;
+use crate::tracking::{HintKind, TrackerRecord};
 use std::time::Instant;
 use uuid::Uuid;
 
@@ -25,7 +24,7 @@ use uuid::Uuid;
 pub(crate) fn take_into(
     repository: &Repository,
     writer: &mut Writer,
-    live: &Live,
+    live: &LiveImage,
     request: &SnapshotRequest,
     is_saving: bool,
     context: &Context,
@@ -36,13 +35,10 @@ pub(crate) fn take_into(
     let stat = live.settled_stat();
     let mut prepared = prepare(repository, &writer.manifest, &writer.head, request)?;
     let policy = policy_for(repository, &name, request);
-    let against = prepared.against().cloned();
     let (manifest, head) = (&writer.manifest, &writer.head);
-    let (before, of) = (stat.as_ref(), against.as_ref());
-    let search = Search { manifest, head, live, stat: before, against: of, request, policy };
-    let scan_plan = plan_scan(repository, &search, context)?;
-    prepared.begin(manifest, &scan_plan, context);
-    let is_doubted = against.is_some() && distrust_reason(manifest).is_some();
+    let search = Search { manifest, head, stat: stat.as_ref(), request, policy };
+    let mut tracker = prepared.begin(repository, live, &search, context)?;
+    let is_doubted = prepared.against().is_some() && distrust_reason(manifest).is_some();
     let file = format!("{name}/{}.delta", prepared.plan.file_id);
     let mut upload = store.create(&file)?;
     let mut out = |event: Out<'_>| match event {
@@ -52,14 +48,14 @@ pub(crate) fn take_into(
             Ok(())
         }
     };
-    let taken = prepared.scan_live_or_clone(live, &scan_plan, !is_saving, context, &mut out)?;
+    let taken = prepared.scan_live_or_clone(live, !is_saving, context, &mut out)?;
     let (taken, is_of_clone) = taken;
     check_some_was_read(&live.image, &taken)?;
     // Only what was the same before and after the scan is believed later.
     let is_same = |stat: &FileStat| FileStat::of(live.image.file()).as_ref() == Some(stat);
     // A list may have left something out, and so may what has been found to. What could not be read is
     // tried again.
-    let is_exact = scan_plan.kind() != Some(HintKind::List)
+    let is_exact = prepared.scan_plan.kind() != Some(HintKind::List)
         && taken.scanned.missed.blocks == 0
         && taken.unread.is_empty();
     let stat = stat.filter(|stat| !is_of_clone && is_exact && is_same(stat));
@@ -71,39 +67,39 @@ pub(crate) fn take_into(
             writer.head.skipped = writer.head.skipped.wrapping_add(1);
             note_live(repository, writer, &live.image, context)?;
             note_head(repository, writer, parent.id, stat, context);
-            remove_unneeded_clones(
-                repository,
-                &writer.manifest,
-                policy.track != Track::None,
-                context,
-            );
-            let found = prepared.entry(&taken, &scan_plan, begun);
+            tracker.aborted(recorded(&writer.manifest), context);
+            let found = prepared.entry(&taken, begun);
             let outcome = Outcome::Skipped;
-            let skipped = prepared.outcome(&name, found, outcome, live, &scan_plan);
+            let skipped = prepared.outcome(&name, found, outcome, live);
             let parent_number = writer.manifest.stored_parent_of(&parent).map(|s| s.number);
             return Ok(SnapshotOutcome { snapshot: parent, parent_number, ..skipped });
         }
         return Err(Error::corrupt(format!("{name}: the parent is gone")));
     }
     context.check()?;
-    let mut snapshot = prepared.entry(&taken, &scan_plan, begun);
+    let mut snapshot = prepared.entry(&taken, begun);
     snapshot.in_use = live.user.is_some();
     // Before anything is published: what the manifest names must be there.
-    snapshot.kept_clone = keep_clone(live, &scan_plan, snapshot.id, context);
+    snapshot.kept_clone =
+        tracker.prepare(snapshot.id, context).map(|TrackerRecord::Clone(kept)| kept);
     let published = upload
         .publish()
         .and_then(|()| commit_snapshot(repository, writer, &snapshot, &live.image, context));
-    let is_tracked = policy.track != Track::None;
     if published.is_err() && snapshot.kept_clone.is_some() {
-        remove_unneeded_clones(repository, &writer.manifest, is_tracked, context);
+        tracker.aborted(recorded(&writer.manifest), context);
     }
     published?;
     note_head(repository, writer, snapshot.id, stat, context);
-    remove_unneeded_clones(repository, &writer.manifest, is_tracked, context);
+    tracker.committed(recorded(&writer.manifest), context);
     warn_of_missed(&name, &snapshot, taken.scanned.missed, context);
     warn_of_unread(&name, &snapshot, &taken.unread, context);
-    let outcome = prepared.outcome(&name, snapshot, Outcome::Taken, live, &scan_plan);
+    let outcome = prepared.outcome(&name, snapshot, Outcome::Taken, live);
     Ok(SnapshotOutcome { unread: taken.unread, ..outcome })
+}
+
+/// The newest snapshot of which the manifest has a tracker's record.
+fn recorded(manifest: &Manifest) -> Option<Uuid> {
+    manifest.newest_clone().map(|(snapshot, _)| snapshot.id)
 }
 
 fn commit_snapshot(
@@ -118,23 +114,6 @@ fn commit_snapshot(
     next.snapshots.push(snapshot.clone());
     next.next_number = snapshot.number.saturating_add(1);
     commit_file(repository, writer, next, &snapshot.file)
-}
-
-/// Gives the clone its name. Without one, the next snapshot reads more: no reason to have none.
-///
-/// Not after a list: it may have left something out, which is in the clone and not in the snapshot, and
-/// would be taken for known from then on. The clone of an earlier snapshot stays, and serves.
-fn keep_clone(live: &Live, scan_plan: &ScanPlan, id: Uuid, context: &Context) -> Option<KeptClone> {
-    let clone = scan_plan.clone.as_ref().filter(|_| scan_plan.kind() != Some(HintKind::List))?;
-    match CloneFolder::beside(live.image.path()).keep(clone, id) {
-        Ok(stat) => Some(KeptClone { stat, seconds: clone.seconds, extents: clone.extents }),
-        Err(e) => {
-            context
-                .progress()
-                .warn(&format!("{e}; the next snapshot may have to read all of the image"));
-            None
-        }
-    }
 }
 
 /// A disk that gives nothing at all is no disk with bad sectors.

@@ -3,9 +3,10 @@
 use crate::base::setters::setters;
 use crate::base::units::NamedBlocks;
 use crate::codec::Compression;
+use crate::image::ImageUri;
 use crate::repo::manifest::{HintUse, Snapshot};
-use crate::repo::policy::Track;
 use crate::repo::reference::At;
+use crate::tracking::Track;
 use crate::tracking::{ChangeList, Recheck};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -29,7 +30,7 @@ pub enum ParentChoice {
 #[non_exhaustive]
 pub struct SnapshotRequest {
     /// The image file or device.
-    pub image: PathBuf,
+    pub image: ImageUri,
     /// Name of the image; otherwise its file name without extension.
     pub name: Option<String>,
     /// A label.
@@ -63,7 +64,7 @@ pub struct SnapshotRequest {
 
 impl SnapshotRequest {
     /// Of an image file or device, as a user would want it who says nothing more.
-    pub fn new(image: impl Into<PathBuf>) -> Self {
+    pub fn new(image: impl Into<ImageUri>) -> Self {
         Self { image: image.into(), ..Self::default() }
     }
 

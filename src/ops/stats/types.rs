@@ -1,7 +1,7 @@
 //! What the snapshots of an image cost, and where it changes.
 
-use crate::repo::clones::Clones;
 use crate::repo::manifest::{Manifest, Snapshot};
+use crate::tracking::Clones;
 use jiff::civil::Date;
 
 /// What is known of an image.

@@ -3,14 +3,16 @@
 use crate::base::error::Result;
 use crate::base::progress::Context;
 use crate::repo::Repository;
-use crate::repo::clones::{CloneUse, list_clones, remove_clones};
+use crate::repo::clones::{clones_beside, list_clones};
 use crate::repo::session::write;
+use crate::tracking::CloneUse;
 
 /// Removes all clones of an image: its next snapshot reads all of it. Gives what was removed.
 pub fn run(repository: &Repository, name: &str, context: &Context) -> Result<Vec<CloneUse>> {
     let writer = write(repository, name, context)?;
     let clones = list_clones(repository, &writer.manifest)?;
-    let removed = remove_clones(repository, &writer.manifest, |_| true, context)?;
+    let Some(source) = &writer.manifest.source else { return Ok(Vec::new()) };
+    let removed = clones_beside(repository, &writer.manifest, source).remove_but(None, context)?;
     let is_removed = |clone: &CloneUse| removed.iter().any(|found| found.path == clone.path);
     Ok(clones.reference.into_iter().chain(clones.orphans).filter(is_removed).collect())
 }

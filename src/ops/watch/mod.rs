@@ -182,8 +182,8 @@ fn prune_by(
 }
 
 fn name_in(of: &SnapshotRequest) -> String {
-    let name = of.name.clone().map_or_else(|| name_of(&of.image), Ok);
-    name.unwrap_or_else(|_| of.image.display().to_string())
+    let name = of.name.clone().map_or_else(|| name_of(of.image.path()), Ok);
+    name.unwrap_or_else(|_| of.image.to_string())
 }
 
 /// The image that is due and has waited longest; it is taken.

@@ -2,10 +2,10 @@
 
 use crate::base::error::Result;
 use crate::base::setters::setters;
+use crate::image::ImageUri;
 use crate::ops::prune::types::Pruned;
 use crate::ops::snapshot::types::{SnapshotOutcome, SnapshotRequest};
 use crate::repo::retention::Rules;
-use std::path::PathBuf;
 use std::time::Duration;
 
 /// What is to be watched.
@@ -35,7 +35,7 @@ impl WatchRequest {
 #[non_exhaustive]
 pub struct Watched {
     /// The image.
-    pub image: PathBuf,
+    pub image: ImageUri,
     /// Its name.
     pub name: String,
     /// The snapshot.

@@ -13,7 +13,7 @@ use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::units::{BlockSize, Geometry};
 use crate::image::LiveIdentity;
 use crate::store::{Store, read_small};
-use crate::tracking::CloneStat;
+use crate::tracking::{HintKind, KeptClone};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
@@ -148,29 +148,6 @@ pub struct HintUse {
     pub recheck_blocks: u64,
     /// Blocks among them that had changed.
     pub missed_blocks: u64,
-}
-
-/// Who knows what changed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum HintKind {
-    /// The file system: extents that two clones share.
-    Extents,
-    /// A list that somebody gave.
-    List,
-    /// The times of the file: nobody wrote to it.
-    Times,
-}
-
-/// A clone beside the image, called by the id of the snapshot.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct KeptClone {
-    /// By what it is recognised.
-    pub stat: CloneStat,
-    /// How long making it took: so long writers of the image waited.
-    pub seconds: f64,
-    /// How many extents it has: the next one of them costs as much for each, about.
-    pub extents: u64,
 }
 
 impl Snapshot {
