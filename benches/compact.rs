@@ -9,7 +9,7 @@
 mod support;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use imgsnap::base::progress::Context;
+use imgsnap::base::events::Context;
 use imgsnap::chain::{Chain, Fork};
 use imgsnap::codec::Compression;
 use imgsnap::delta::{Caches, Identity};

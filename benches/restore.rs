@@ -10,7 +10,7 @@
 mod support;
 
 use criterion::{Bencher, Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
-use imgsnap::base::progress::Context;
+use imgsnap::base::events::Context;
 use imgsnap::chain::Chain;
 use imgsnap::delta::Caches;
 use imgsnap::image::write::{NewFile, Stream, Target};

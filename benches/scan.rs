@@ -10,8 +10,8 @@ mod support;
 use criterion::{
     BenchmarkId, Criterion, SamplingMode, Throughput, criterion_group, criterion_main,
 };
+use imgsnap::base::events::Context;
 use imgsnap::base::pipeline::ordered_map;
-use imgsnap::base::progress::Context;
 use imgsnap::chain::Chain;
 use imgsnap::delta::Caches;
 use imgsnap::image::{RawFile, Source};

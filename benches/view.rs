@@ -1,4 +1,4 @@
-//! Reads of a snapshot of 128 MiB, at scattered places and one after the other: of a base, and of a
+//! Reads of a snapshot of 128 MiB, at scattered places of it, or of 8 MiB of it, and one after the other: of a base, and of a
 //! chain of 100 in each layer of which 0.1 % of the blocks changed, scattered.
 //!
 //! The ceiling is the same read of a file that holds the image. All is in the page cache.
@@ -34,7 +34,10 @@ fn reads(c: &mut Criterion) {
         let mut random = Random(7);
         let scattered = (0..4096).map(|_| random.below(places) * bytes).collect::<Vec<_>>();
         let sequential = (0..places).map(|place| place * bytes).collect();
-        for (pattern, offsets) in [("scattered", scattered), ("sequential", sequential)] {
+        let near = scattered.iter().map(|offset| offset % (8 << 20)).collect();
+        for (pattern, offsets) in
+            [("scattered", scattered), ("scattered in 8 MiB", near), ("sequential", sequential)]
+        {
             let row = format!("{kib} KiB, {pattern}");
             group.bench_function(BenchmarkId::new(&row, "ceiling: file"), |b| {
                 let mut buffer = vec![0; bytes as usize];

@@ -1,11 +1,11 @@
 //! The verbs of a repository, as methods: what a program that uses the library calls.
 
 use crate::base::error::Result;
-use crate::base::progress::Context;
+use crate::base::events::Context;
 use crate::chain::Chain;
-use crate::delta::Written;
 use crate::image::write::Medium;
 use crate::ops;
+use crate::ops::export::types::{ExportOutcome, ExportRequest};
 use crate::ops::flatten::Flattened;
 use crate::ops::import::Imported;
 use crate::ops::list::Listing;
@@ -25,6 +25,7 @@ use crate::repo::session::Reader;
 use crate::repo::{self, Repository};
 use crate::store::{Store, locate, make_folder, store_at};
 use crate::tracking::{CloneUse, Clones};
+use crate::view::SnapshotView;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -62,12 +63,13 @@ impl Repository {
         repo::session::read(self, name, context)
     }
 
-    /// Opens the chain of a snapshot that a reader found.
+    /// Opens the chain of a snapshot that a reader found. Its files stay for as long as the chain lives, also
+    /// when the reader is gone, and nothing else is kept from being removed.
     ///
     /// # Errors
     /// `Corrupt` if a file of it is missing or damaged.
     pub fn chain(&self, reader: &Reader, id: Uuid) -> Result<Chain> {
-        repo::files::open_chain(self, reader.manifest(), id)
+        reader.chain(self, id)
     }
 
     /// An image with its snapshots.
@@ -298,20 +300,28 @@ impl Repository {
         repo::inside::refuse_target(self, target)
     }
 
-    /// Writes one delta file of a snapshot to `out`: against another one, which may be a later one, or a
-    /// full one. `out` gets it front to back.
+    /// A snapshot as a disk that can be read anywhere, for as long as it is wanted: its files stay, and
+    /// nothing else is kept from being removed.
+    ///
+    /// # Errors
+    /// `NotFound` if there is no such snapshot; `Corrupt` if a file of it is missing or damaged.
+    pub fn view(&self, name: &str, at: &At, context: &Context) -> Result<SnapshotView> {
+        let reader = self.read(name, context)?;
+        Ok(SnapshotView::new(reader.chain(self, reader.find(at)?.id)?))
+    }
+
+    /// Writes one delta file of a snapshot to `out`, front to back: against another one, which may be a later
+    /// one, or a full one.
     ///
     /// # Errors
     /// `Corrupt` if something that is needed is damaged. Then `out` holds no whole file.
     pub fn export(
         &self,
-        reader: &Reader,
-        id: Uuid,
-        since: Option<Uuid>,
+        request: &ExportRequest,
         context: &Context,
         out: &mut dyn FnMut(&[u8]) -> Result<()>,
-    ) -> Result<Written> {
-        ops::export::run(self, reader, id, since, context, out)
+    ) -> Result<ExportOutcome> {
+        ops::export::run(self, request, context, out)
     }
 
     /// Takes in a delta file that is read front to back from `input`, which `place` names. An image that

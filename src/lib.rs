@@ -19,9 +19,11 @@ pub mod tracking;
 pub mod view;
 
 pub use base::error::{Error, ErrorKind, Result};
-pub use base::progress::Context;
+pub use base::events::{Context, Event, Observer};
+pub use base::message::{Action, Message};
 pub use base::sys::share_heaps;
 pub use base::units::ByteRange;
+pub use ops::export::types::{ExportOutcome, ExportRequest};
 pub use ops::flatten::Flattened;
 pub use ops::import::Imported;
 pub use ops::list::Listing;
@@ -46,3 +48,4 @@ pub use repo::policy::{Policy, SnapshotPolicy};
 pub use repo::reference::{At, Reference, check_label};
 pub use repo::session::Reader;
 pub use tracking::{CloneUse, Clones, Track};
+pub use view::SnapshotView;

@@ -6,7 +6,7 @@
 use imgsnap::base::error::{Error, ErrorKind, Result};
 use imgsnap::repo::retention::Rules;
 use imgsnap::store::{Disk, LocalStore};
-use imgsnap::{At, PruneRequest, Repository, VerifyScope};
+use imgsnap::{At, ExportRequest, PruneRequest, Repository, VerifyScope};
 use imgsnap_fuzz::parts::Parts;
 use imgsnap_fuzz::seeds::{of_repositories, plant};
 use imgsnap_fuzz::support::crash_disk::CrashDisk;
@@ -120,7 +120,8 @@ fn export(repository: &Repository) {
     let Some(chain) = said(repository.chain(&reader, latest)) else { return };
     if chains::unread_blocks(&chain).is_some() {
         let nowhere = &mut |_: &[u8]| Ok(());
-        said(repository.export(&reader, latest, None, &context(), nowhere).map(|_| ()));
+        let request = ExportRequest::new("vm", At::Latest);
+        said(repository.export(&request, &context(), nowhere).map(|_| ()));
     }
 }
 

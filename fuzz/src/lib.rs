@@ -16,7 +16,7 @@ pub mod seeds;
 #[path = "../../tests/support/mod.rs"]
 pub mod support;
 
-use imgsnap::base::progress::Context;
+use imgsnap::base::events::Context;
 
 /// One thread, and nobody who is told.
 pub fn context() -> Context {

@@ -4,6 +4,7 @@
 //! updated in time proportional to a change.
 
 use crate::base::error::{Error, ErrorKind, Result};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use std::fmt;
 use std::str::FromStr;
 use xxhash_rust::xxh3;
@@ -111,6 +112,27 @@ impl FromStr for DigestAlgorithm {
         }
     }
 }
+
+/// In texts a digest is 32 hexadecimal digits.
+macro_rules! as_hex {
+    ($digest:ty) => {
+        impl Serialize for $digest {
+            fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+                to.serialize_str(&self.to_hex())
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $digest {
+            fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+                let text = String::deserialize(from)?;
+                let wrong = || de::Error::custom("a digest has 32 hex digits");
+                Self::from_hex(&text).ok_or_else(wrong)
+            }
+        }
+    };
+}
+as_hex!(Digest);
+as_hex!(ImageDigest);
 
 /// The random key of a chain.
 #[derive(Clone, Copy, PartialEq, Eq)]

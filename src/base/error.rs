@@ -1,42 +1,57 @@
-//! The one error type: a small stable kind, one line that says what, where and what to do, and the
-//! cause.
+//! The one error type: a small stable kind; what, where and why; and what to do, as data.
 
+use crate::base::message::Message;
+use crate::base::named::named;
+use serde::Serialize;
+use serde::ser::{SerializeStruct, Serializer};
 use std::fmt;
 use std::io;
 
-/// What class of thing went wrong. The set is small and stable; a program decides by it, a person
-/// reads the message.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum ErrorKind {
-    /// The operating system refused an operation.
-    Io,
-    /// Something named does not exist.
-    NotFound,
-    /// Something would have to be overwritten.
-    AlreadyExists,
-    /// Somebody else uses the image, the target or the repository.
-    Busy,
-    /// What the caller asked for makes no sense.
-    InvalidInput,
-    /// Bytes on disk are not what was written.
-    Corrupt,
-    /// Written by a later version, or not available on this system.
-    Unsupported,
-    /// Two things do not belong together.
-    Mismatch,
-    /// A limit of the format or of the system is exceeded.
-    LimitExceeded,
-    /// The user asked to stop.
-    Interrupted,
+named! {
+    /// What class of thing went wrong. The set is small and stable; a program decides by it, a person
+    /// reads the message.
+    pub enum ErrorKind {
+        /// The operating system refused an operation.
+        Io = "io",
+        /// Something named does not exist.
+        NotFound = "not-found",
+        /// Something would have to be overwritten.
+        AlreadyExists = "already-exists",
+        /// Somebody else uses the image, the target or the repository.
+        Busy = "busy",
+        /// What the caller asked for makes no sense.
+        InvalidInput = "invalid-input",
+        /// Bytes on disk are not what was written.
+        Corrupt = "corrupt",
+        /// Written by a later version, or not available on this system.
+        Unsupported = "unsupported",
+        /// Two things do not belong together.
+        Mismatch = "mismatch",
+        /// A limit of the format or of the system is exceeded.
+        LimitExceeded = "limit-exceeded",
+        /// The user asked to stop.
+        Interrupted = "interrupted",
+        /// Whoever was asked does not know the caller, or denies it something.
+        Auth = "auth",
+        /// A server or a network is not there now; another time it may be.
+        Unavailable = "unavailable",
+        /// A bug of imgsnap.
+        Internal = "internal",
+    }
 }
 
-/// An error of imgsnap. `Display` gives one line: what, where, and what to do.
+/// An error of imgsnap. `Display` gives one line: what, where, why, and what to do.
 #[derive(Debug)]
-pub struct Error {
+pub struct Error(Box<Fields>);
+
+#[derive(Debug)]
+struct Fields {
     kind: ErrorKind,
     message: String,
-    hint: Option<String>,
+    operation: Option<String>,
+    place: Option<String>,
+    offset: Option<u64>,
+    advice: Option<Message>,
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
 
@@ -46,10 +61,42 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 impl Error {
     /// An error without a cause. `message` says what and where, without a full stop.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), hint: None, source: None }
+        Self(Box::new(Fields {
+            kind,
+            message: message.into(),
+            operation: None,
+            place: None,
+            offset: None,
+            advice: None,
+            source: None,
+        }))
     }
 
-    /// The operating system refused: `what` is the operation and its object ("cannot read /x/y").
+    /// The operating system refused an operation ("read", "open the image") on a file or device.
+    pub fn os(operation: &str, place: impl fmt::Display, source: io::Error) -> Self {
+        let place = place.to_string();
+        let mut error = Self::io(format!("cannot {operation} {place}"), source);
+        error.0.operation = Some(operation.to_owned());
+        error.0.place = Some(place);
+        error
+    }
+
+    /// The same at byte `offset` of it.
+    pub fn os_at(
+        operation: &str,
+        place: impl fmt::Display,
+        offset: u64,
+        source: io::Error,
+    ) -> Self {
+        let mut error = Self::io(format!("cannot {operation} {place} at byte {offset}"), source);
+        error.0.operation = Some(operation.to_owned());
+        error.0.place = Some(place.to_string());
+        error.0.offset = Some(offset);
+        error
+    }
+
+    /// The operating system refused something that is done to no file in particular: `what` says what
+    /// ("cannot start a thread").
     pub fn io(what: impl Into<String>, source: io::Error) -> Self {
         let kind = match source.kind() {
             io::ErrorKind::NotFound => ErrorKind::NotFound,
@@ -59,22 +106,22 @@ impl Error {
         let mut error = Self::new(kind, what);
         match source.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                error.hint = Some("free some space and run the command again".into());
+                error.0.advice = Some("free some space and run the command again".into());
             }
             io::ErrorKind::FileTooLarge => {
                 let hint = "a file may not be that long here: raise the limit (ulimit -f), or use another \
                             file system";
-                error.hint = Some(hint.into());
+                error.0.advice = Some(hint.into());
             }
             io::ErrorKind::PermissionDenied => {
-                error.hint = Some("check its owner and mode".into());
+                error.0.advice = Some("check its owner and mode".into());
             }
             _ => {}
         }
         if matches!(source.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) {
-            error.hint = Some("raise the limit on open files (ulimit -n)".into());
+            error.0.advice = Some("raise the limit on open files (ulimit -n)".into());
         }
-        error.source = Some(Box::new(source));
+        error.0.source = Some(Box::new(source));
         error
     }
 
@@ -85,50 +132,87 @@ impl Error {
 
     /// Says what to do about it.
     #[must_use]
-    pub fn hint(mut self, hint: impl Into<String>) -> Self {
-        self.hint = Some(hint.into());
+    pub fn hint(mut self, advice: impl Into<Message>) -> Self {
+        self.0.advice = Some(advice.into());
         self
     }
 
     /// Says what to do, unless that was said.
     #[must_use]
-    pub fn or_hint(self, hint: impl Into<String>) -> Self {
-        if self.hint.is_some() { self } else { self.hint(hint) }
+    pub fn or_hint(self, advice: impl Into<Message>) -> Self {
+        if self.0.advice.is_some() { self } else { self.hint(advice) }
     }
 
     /// Puts the place before the message: `place: message`.
     #[must_use]
     pub fn at(mut self, place: impl fmt::Display) -> Self {
-        self.message = format!("{place}: {}", self.message);
+        let place = place.to_string();
+        self.0.message = format!("{place}: {}", self.0.message);
+        self.0.place.get_or_insert(place);
+        self
+    }
+
+    /// Notes at which byte of the place it is; the message says so already.
+    #[must_use]
+    pub fn at_offset(mut self, offset: u64) -> Self {
+        self.0.offset.get_or_insert(offset);
         self
     }
 
     /// What and where, without the cause and what to do.
     pub fn message(&self) -> &str {
-        &self.message
+        &self.0.message
+    }
+
+    /// What the operating system was to do, if that failed.
+    pub fn operation(&self) -> Option<&str> {
+        self.0.operation.as_deref()
+    }
+
+    /// Of what it is: a path, a URI, or the name of an image or snapshot.
+    pub fn place(&self) -> Option<&str> {
+        self.0.place.as_deref()
+    }
+
+    /// The first byte that it is of.
+    pub fn offset(&self) -> Option<u64> {
+        self.0.offset
+    }
+
+    /// What to do about it.
+    pub fn advice(&self) -> Option<&Message> {
+        self.0.advice.as_ref()
+    }
+
+    /// What, where and why.
+    pub fn without_advice(&self) -> String {
+        let Some(source) = &self.0.source else { return self.0.message.clone() };
+        // "No such file or directory (os error 2)": the number helps nobody.
+        let text = source.to_string();
+        format!("{}: {}", self.0.message, text.split(" (os error").next().unwrap_or_default())
     }
 
     /// The class of the error.
     pub fn kind(&self) -> ErrorKind {
-        self.kind
+        self.0.kind
     }
 
     /// True if bytes were read, and are not what was written. Whatever else keeps something from being
     /// checked says nothing of it.
     pub fn is_damage(&self) -> bool {
-        self.kind == ErrorKind::Corrupt
+        self.0.kind == ErrorKind::Corrupt
     }
 
     /// True if the file system or a quota is full, or a file may not grow any more.
     pub fn is_storage_full(&self) -> bool {
         use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
-        let cause = self.source.as_ref().and_then(|s| s.downcast_ref::<io::Error>());
+        let cause = self.0.source.as_ref().and_then(|s| s.downcast_ref::<io::Error>());
         cause.is_some_and(|e| matches!(e.kind(), StorageFull | QuotaExceeded | FileTooLarge))
     }
 
     /// True if a medium does not give back what is on it.
     pub fn is_bad_medium(&self) -> bool {
-        let cause = self.source.as_ref().and_then(|s| s.downcast_ref::<io::Error>());
+        let cause = self.0.source.as_ref().and_then(|s| s.downcast_ref::<io::Error>());
         // Sectors that cannot be read, and file systems whose checksums say so.
         const BAD: [i32; 4] = [libc::EIO, libc::ENODATA, libc::EILSEQ, libc::EBADMSG];
         cause.and_then(io::Error::raw_os_error).is_some_and(|number| BAD.contains(&number))
@@ -136,30 +220,50 @@ impl Error {
 
     /// True if the reader of a pipe went away.
     pub fn is_broken_pipe(&self) -> bool {
-        let cause = self.source.as_ref().and_then(|s| s.downcast_ref::<io::Error>());
+        let cause = self.0.source.as_ref().and_then(|s| s.downcast_ref::<io::Error>());
         cause.is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe)
     }
 }
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.message)?;
-        if let Some(source) = &self.source {
-            // "No such file or directory (os error 2)": the number helps nobody.
-            let text = source.to_string();
-            let text = text.split(" (os error").next().unwrap_or_default();
-            write!(f, ": {text}")?;
-        }
-        if let Some(hint) = &self.hint {
-            write!(f, "; {hint}")?;
-        }
-        Ok(())
+        Message::from(self).fmt(f)
+    }
+}
+
+impl Serialize for Error {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut fields = serializer.serialize_struct("Error", 6)?;
+        fields.serialize_field("kind", &self.0.kind)?;
+        fields.serialize_field("message", &self.without_advice())?;
+        fields.serialize_field("operation", &self.0.operation)?;
+        fields.serialize_field("place", &self.0.place)?;
+        fields.serialize_field("offset", &self.0.offset)?;
+        fields.serialize_field("advice", &self.0.advice)?;
+        fields.end()
     }
 }
 
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        self.source.as_ref().map(|s| s.as_ref() as _)
+        self.0.source.as_ref().map(|s| s.as_ref() as _)
+    }
+}
+
+/// What, where, why, and what to do.
+impl From<&Error> for Message {
+    fn from(error: &Error) -> Self {
+        let message = Self::from(error.without_advice());
+        match error.advice() {
+            Some(advice) => message.then("; ").then(advice.clone()),
+            None => message,
+        }
+    }
+}
+
+impl From<Error> for Message {
+    fn from(error: Error) -> Self {
+        (&error).into()
     }
 }
 

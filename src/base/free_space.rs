@@ -1,11 +1,11 @@
-//! Room on a file system: looked at before something large is begun.
+//! Free space of a file system: checked before something large is begun.
 
 use crate::base::error::{Error, ErrorKind, Result};
 use std::io;
 use std::path::Path;
 
 /// How many bytes this user can still write to the file system on which `path` is.
-pub fn room_in(path: &Path) -> io::Result<u64> {
+pub fn free_space_in(path: &Path) -> io::Result<u64> {
     let stat = nix::sys::statvfs::statvfs(path).map_err(io::Error::from)?;
     Ok((stat.blocks_available() as u64).saturating_mul(stat.fragment_size() as u64))
 }
@@ -13,7 +13,7 @@ pub fn room_in(path: &Path) -> io::Result<u64> {
 /// The same for a file that does not exist yet.
 pub fn free_space_at(file: &Path) -> Option<u64> {
     let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty());
-    room_in(folder.unwrap_or(Path::new("."))).ok()
+    free_space_in(folder.unwrap_or(Path::new("."))).ok()
 }
 
 /// Lets this process have as many files open as it may (RLIMIT_NOFILE). For programs, at their start.
@@ -45,22 +45,24 @@ pub fn check_file_limit(bytes: u64, place: &str) -> Result<()> {
     }
 }
 
-/// Fails if there is less room than `needed_bytes` in a place; `room` is none if it is not known. `what`
-/// says who needs it: "the merge".
+/// Fails if there is less free space than `needed_bytes` in a place; `free_bytes` is none if it is not known.
+/// `what` says who needs it: "the merge".
 ///
 /// # Errors
 /// `LimitExceeded`, with both numbers.
 pub fn check_free_space(
-    room: Option<u64>,
+    free_bytes: Option<u64>,
     needed_bytes: u64,
     place: &str,
     what: &str,
 ) -> Result<()> {
-    let Some(room) = room.filter(|room| *room < needed_bytes) else { return Ok(()) };
+    let Some(free_bytes) = free_bytes.filter(|free_bytes| *free_bytes < needed_bytes) else {
+        return Ok(());
+    };
     let mib = |bytes: u64| bytes.div_ceil(1 << 20);
     let what = format!(
         "{place} has {} MiB left; {what} needs {} MiB ({needed_bytes} bytes)",
-        mib(room),
+        mib(free_bytes),
         mib(needed_bytes)
     );
     Err(Error::new(ErrorKind::LimitExceeded, what).hint("free some space there"))

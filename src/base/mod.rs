@@ -1,12 +1,15 @@
 //! What everything else is made of: nouns, the one shape of concurrency, folders by descriptor, the one file
 //! with `unsafe`.
 
+pub(crate) mod byte_lock;
 pub mod digest;
 pub mod error;
+pub mod events;
 pub mod folder;
 pub mod free_space;
+pub mod message;
+pub(crate) mod named;
 pub mod pipeline;
-pub mod progress;
 pub(crate) mod setters;
 #[expect(unsafe_code, reason = "the one file; see its contract")]
 pub(crate) mod sys;

@@ -56,7 +56,7 @@ impl<P, T> Shared<P, T> {
 
 /// What a panic becomes.
 fn fault() -> Error {
-    Error::new(ErrorKind::Io, "a worker thread failed; this is a fault of imgsnap")
+    Error::new(ErrorKind::Internal, "a worker thread failed; this is a fault of imgsnap")
 }
 
 /// Delivers an error for the item of a worker that panics, so that nobody waits for it for ever.

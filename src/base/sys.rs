@@ -437,7 +437,7 @@ struct ExtentRequest {
 const FIEMAP: libc::Ioctl = 0xC020_660B_u32 as libc::Ioctl;
 
 /// Extents that are asked for at a time.
-pub const EXTENTS_AT_ONCE: usize = 4096;
+const EXTENTS_AT_ONCE: usize = 4096;
 
 /// The extents of a file from `start` on, ascending, at most [`EXTENTS_AT_ONCE`]; fewer only if there are
 /// no more. The first one may begin before `start`. What was not written to the file system yet may be

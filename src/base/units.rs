@@ -3,6 +3,7 @@
 //! All arithmetic between bytes and blocks stands here.
 
 use crate::base::error::{Error, ErrorKind, Result};
+use serde::Serialize;
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
@@ -11,7 +12,7 @@ use std::time::Duration;
 pub const MAX_IMAGE_BYTES: u64 = 1 << 62;
 
 /// The unit of comparison: a power of two from 4 KiB to 1 MiB.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 pub struct BlockSize(u32);
 
 impl BlockSize {
@@ -101,7 +102,7 @@ pub fn parse_duration(text: &str) -> Result<Duration> {
 }
 
 /// A run of blocks: `first` to `first + count - 1`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct BlockRange {
     /// The first block.
     pub first: u64,
@@ -122,7 +123,7 @@ impl BlockRange {
 }
 
 /// A run of bytes: `offset` to `offset + bytes - 1`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct ByteRange {
     /// Where it begins.
     pub offset: u64,
@@ -150,7 +151,7 @@ impl ByteRange {
 
 /// Ranges of blocks in ascending order, as many of them as can be told, and how many blocks they are in
 /// all.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct NamedBlocks {
     /// The first ranges, neighbours joined.
     pub ranges: Vec<BlockRange>,
@@ -195,7 +196,8 @@ impl NamedBlocks {
 }
 
 /// What an extent of a source holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum ExtentKind {
     /// Bytes that have to be read.
     Data,
@@ -204,7 +206,7 @@ pub enum ExtentKind {
 }
 
 /// A run of bytes of one kind. The extents of a source are ascending and contiguous.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Extent {
     /// Where it begins, in bytes.
     pub offset: u64,
@@ -215,7 +217,7 @@ pub struct Extent {
 }
 
 /// Block size and length of an image.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Geometry {
     /// The unit of comparison.
     pub block_size: BlockSize,

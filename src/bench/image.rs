@@ -4,8 +4,8 @@
 use super::ceiling::data_of;
 use super::request::Pattern;
 use crate::base::error::{Error, Result};
+use crate::base::events::{Context, Phase};
 use crate::base::pipeline::ordered_map;
-use crate::base::progress::Context;
 use crate::image::{RawFile, Source};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -80,7 +80,7 @@ impl ImagePlan {
         let pieces = (0..self.image_bytes.div_ceil(PIECE_BYTES))
             .filter(|piece| self.is_written(*piece))
             .map(|piece| (piece * PIECE_BYTES, piece_bytes(piece)));
-        write_image(path, self.image_bytes, "make image", pieces, context, |offset, bytes| {
+        write_image(path, self.image_bytes, Phase::MakeImage, pieces, context, |offset, bytes| {
             let mut piece = vec![0; bytes as usize];
             for (unit, bytes) in (offset / UNIT_BYTES..).zip(piece.chunks_mut(4096)) {
                 self.unit(unit, 0, bytes);
@@ -167,7 +167,7 @@ impl ImagePlan {
 /// Copies the data of the user's image to a file of our own, sparse, and syncs it.
 pub fn copy(image: &RawFile, path: &Path, context: &Context) -> Result<()> {
     let pieces = data_of(image, PIECE_BYTES)?.into_iter();
-    write_image(path, image.image_bytes(), "copy image", pieces, context, |offset, bytes| {
+    write_image(path, image.image_bytes(), Phase::CopyImage, pieces, context, |offset, bytes| {
         let mut buffer = Vec::new();
         let window = image.read(offset, bytes as usize, &mut buffer)?;
         let bytes = window.bytes().to_vec();
@@ -182,31 +182,31 @@ pub fn copy(image: &RawFile, path: &Path, context: &Context) -> Result<()> {
 fn write_image(
     path: &Path,
     image_bytes: u64,
-    phase: &str,
+    phase: Phase,
     mut pieces: impl Iterator<Item = (u64, u64)> + Send,
     context: &Context,
     fill: impl Fn(u64, u64) -> Result<Vec<u8>> + Sync,
 ) -> Result<()> {
     let file = File::create_new(path).map_err(|e| failed("create", path, e))?;
     file.set_len(image_bytes).map_err(|e| failed("set the length of", path, e))?;
-    context.progress().begin(phase, image_bytes);
+    context.begin(phase, image_bytes);
     let outcome = ordered_map(
         context.threads(),
         context.in_flight(PIECE_BYTES),
         || context.check().map(|()| pieces.next()),
         |(offset, bytes)| Ok((offset, fill(offset, bytes)?)),
         |(offset, bytes)| {
-            context.progress().advance(bytes.len() as u64);
+            context.advance(bytes.len() as u64);
             file.write_all_at(&bytes, offset).map_err(|e| failed("write", path, e))
         },
     );
-    context.progress().end();
+    context.end();
     outcome?;
     file.sync_all().map_err(|e| failed("sync", path, e))
 }
 
 fn failed(what: &str, path: &Path, error: std::io::Error) -> Error {
-    Error::io(format!("cannot {what} {}", path.display()), error)
+    Error::os(what, path.display(), error)
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ pub use report::{Cache, Machine, Point, Report, Row, Sample, Setting, Sweep, Wor
 pub use request::{Pattern, Request};
 
 use crate::base::error::Result;
-use crate::base::progress::Context;
+use crate::base::events::Context;
 use crate::base::units::BlockSize;
 use crate::image::{RawFile, Source};
 use image::ImagePlan;

@@ -17,7 +17,7 @@ pub enum Work {
     Incremental,
     /// A restore of the changed image to a new file.
     Restore,
-    /// A rollback to the state before the change, the head believed.
+    /// A rollback to the state before the change, the head trusted.
     Rollback,
     /// A verification of the repository, every block decoded.
     Verify,

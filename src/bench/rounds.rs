@@ -7,7 +7,7 @@ use super::report::{Cache, Point, Row, Sample, Setting, Work};
 use super::request::Request;
 use super::scratch::Scratch;
 use crate::base::error::{Error, Result};
-use crate::base::progress::Context;
+use crate::base::events::Context;
 use crate::chain::Chain;
 use crate::delta::BASE_FRAME_BYTES;
 use crate::ops::restore::engine::restore;
@@ -226,7 +226,7 @@ impl<'a> Rounds<'a> {
         let verify = |it: &Self| {
             let verified = it.repository.verify(&VerifyScope::All, false, &it.context)?;
             match verified.damaged.first() {
-                Some(damage) => Err(Error::corrupt(damage.message.clone())),
+                Some(damage) => Err(Error::corrupt(damage.message.to_string())),
                 None => Ok(Done::default()),
             }
         };
@@ -271,7 +271,7 @@ impl<'a> Rounds<'a> {
     ) -> Result<Done> {
         let cache = self.cache;
         self.context.check()?;
-        self.context.progress().note(&format!("{work}, {cache}"));
+        self.context.note(format!("{work}, {cache}"));
         let samples = self.point.rows.iter().find(|r| (r.work, r.cache) == (work, cache));
         let ceiling_first = samples.is_some_and(|row| row.samples.len() % 2 == 1);
         let mut ceiling = Some(ceiling);
@@ -325,7 +325,7 @@ impl<'a> Rounds<'a> {
             files.extend(entries.flatten().map(|entry| entry.path()));
         }
         for path in files {
-            let failed = |e| Error::io(format!("cannot read {}", path.display()), e);
+            let failed = |e| Error::os("read", path.display(), e);
             let file = File::open(&path).map_err(failed)?;
             match self.cache {
                 Cache::Warm => ceiling::read_pieces(&path, &pieces_of(len(&file)?))?,
@@ -415,11 +415,9 @@ impl<'a> Rounds<'a> {
 /// An empty repository, in the place of one that may be there.
 fn new_repository(request: &Request, setting: Setting, folder: &Path) -> Result<Repository> {
     if folder.exists() {
-        std::fs::remove_dir_all(folder)
-            .map_err(|e| Error::io(format!("cannot remove {}", folder.display()), e))?;
+        std::fs::remove_dir_all(folder).map_err(|e| Error::os("remove", folder.display(), e))?;
     }
-    std::fs::create_dir(folder)
-        .map_err(|e| Error::io(format!("cannot make {}", folder.display()), e))?;
+    std::fs::create_dir(folder).map_err(|e| Error::os("make", folder.display(), e))?;
     let store = LocalStore::new(Arc::new(OsDisk::new(folder.into())));
     let defaults = Defaults {
         block_size: setting.block_size,
@@ -439,6 +437,5 @@ fn len(file: &File) -> Result<u64> {
 }
 
 fn remove(path: &Path) -> Result<()> {
-    std::fs::remove_file(path)
-        .map_err(|e| Error::io(format!("cannot remove {}", path.display()), e))
+    std::fs::remove_file(path).map_err(|e| Error::os("remove", path.display(), e))
 }

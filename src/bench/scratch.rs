@@ -1,7 +1,8 @@
 //! The scratch folder of a benchmark: large, and gone afterwards, also after Ctrl-C.
 
 use crate::base::error::{Error, Result, best_effort};
-use crate::base::free_space::{check_free_space, room_in};
+use crate::base::free_space::{check_free_space, free_space_in};
+use crate::base::message::{Setting, message};
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -20,19 +21,24 @@ impl Scratch {
     /// Makes one in `folder`, after removing what killed runs left there.
     ///
     /// # Errors
-    /// `LimitExceeded` if there is less room than `needed_bytes`.
+    /// `LimitExceeded` if there is less free space than `needed_bytes`.
     pub fn new(folder: &Path, needed_bytes: u64) -> Result<Self> {
-        let failed = |what: &str, e| Error::io(format!("cannot {what} {}", folder.display()), e);
+        let failed = |what: &str, e| Error::os(what, folder.display(), e);
         for entry in std::fs::read_dir(folder).map_err(|e| failed("read", e))?.flatten() {
             let is_ours = entry.file_name().to_str().is_some_and(|n| n.starts_with(PREFIX));
             if is_ours && is_abandoned(&entry.path()) {
                 std::fs::remove_dir_all(entry.path()).map_err(|e| failed("clean", e))?;
             }
         }
-        let room = room_in(folder).map_err(|e| failed("ask", e))?;
+        let free_bytes = free_space_in(folder).map_err(|e| failed("ask", e))?;
         let place = folder.display().to_string();
-        check_free_space(Some(room), needed_bytes, &place, "the benchmark").map_err(|e| {
-            e.hint("choose another folder with --dir, or a smaller image with --size")
+        check_free_space(Some(free_bytes), needed_bytes, &place, "the benchmark").map_err(|e| {
+            e.hint(message![
+                "choose another folder with ",
+                Setting::Dir,
+                ", or a smaller image with ",
+                Setting::Size,
+            ])
         })?;
         let name = uuid::Uuid::new_v4().simple().to_string();
         let path = folder.join(format!("{PREFIX}{}", name.get(..12).unwrap_or_default()));

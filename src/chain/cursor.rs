@@ -7,9 +7,9 @@
 //! canvas     what each of these blocks is; the newest layer paints first, none paints over another
 //! ```
 //!
-//! A layer is looked at once for each canvas in which it has runs, not once for each run, so a
+//! A layer is examined once for each canvas in which it has runs, not once for each run, so a
 //! thousand layers with scattered blocks cost little more than one. Once a canvas is full, older
-//! layers are left where they are: what newer ones hide is not looked at, and its pages are skipped.
+//! layers are left where they are: what newer ones hide is not examined, and its pages are skipped.
 //! A run that covers more than a canvas needs none.
 
 use super::index_chunk::{IndexChunk, Span, State};
@@ -92,7 +92,7 @@ impl ChainCursor {
     }
 
     /// The spans of some ranges, ascending and not before the position. What lies between them is not
-    /// looked at.
+    /// examined.
     pub fn index_chunk_over(
         &mut self,
         ranges: impl Iterator<Item = BlockRange>,
@@ -252,7 +252,7 @@ impl TablePrefetchers {
     /// # Errors
     /// `Corrupt` if an index page is damaged.
     pub fn prefetch(&mut self, range: BlockRange) -> Result<()> {
-        self.0.iter_mut().try_for_each(|scout| scout.prefetch(range))
+        self.0.iter_mut().try_for_each(|prefetcher| prefetcher.prefetch(range))
     }
 }
 

@@ -8,7 +8,7 @@
 //! touched  runs of t3, t2 and p1: nothing else can differ
 //! ```
 //!
-//! What lies beside these runs is not looked at: to compare two snapshots of a large disk costs what
+//! What lies beside these runs is not examined: to compare two snapshots of a large disk costs what
 //! was changed between them.
 
 use super::Chain;
@@ -23,7 +23,7 @@ use crate::delta::Delta;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-/// Spans that are looked at in one go.
+/// Spans that are examined in one go.
 const FETCH: usize = 4096;
 
 /// A snapshot, and another one that it is held against.
@@ -70,7 +70,7 @@ impl Fork {
         self.parent.as_ref()
     }
 
-    /// The files that the content of blocks which differ is in, newest first: layers of the stretches
+    /// The files that the content of blocks which differ is in, newest first: layers of the chunks
     /// of [`Fork::differences`].
     pub fn sources(&self) -> &Arc<[Arc<Delta>]> {
         // What only the parent's files have is as the common ones have it.

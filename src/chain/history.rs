@@ -7,7 +7,7 @@
 use super::Chain;
 use crate::base::digest::Digest;
 use crate::base::error::Result;
-use crate::base::progress::Context;
+use crate::base::events::Context;
 use crate::delta::TableCursor;
 use crate::format::{Run, RunKind, TablePage};
 use std::cmp::Reverse;

@@ -77,6 +77,11 @@ impl IndexChunk {
         &self.layers
     }
 
+    /// All pages.
+    pub fn pages(&self) -> &[PageOf] {
+        &self.pages
+    }
+
     /// A page.
     pub fn page(&self, index: u32) -> Option<&PageOf> {
         self.pages.get(index as usize)

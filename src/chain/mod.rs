@@ -24,6 +24,7 @@ pub use walk::SpanWalk;
 
 use crate::base::digest::{Hasher, ImageDigest};
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::message::{Setting, message};
 use crate::base::units::Geometry;
 use crate::delta::Delta;
 use crate::format::Lineage;
@@ -93,8 +94,11 @@ impl Chain {
             None => Ok(()),
             Some(delta) => {
                 let what = format!("{}: unknown feature bits", delta.location());
-                Err(Error::new(ErrorKind::Unsupported, what)
-                    .hint("a later imgsnap wrote this; use that one, or take a --full snapshot"))
+                Err(Error::new(ErrorKind::Unsupported, what).hint(message![
+                    "a later imgsnap wrote this; use that one, or take a ",
+                    Setting::Full,
+                    " snapshot",
+                ]))
             }
         }
     }
@@ -105,7 +109,7 @@ impl Chain {
         key(self) == key(other)
     }
 
-    /// The index from block 0 on, in stretches.
+    /// The index from block 0 on, in chunks.
     pub fn cursor(&self) -> ChainCursor {
         ChainCursor::new(&self.layers)
     }

@@ -2,7 +2,7 @@
 
 use super::{Chain, State};
 use crate::base::error::Result;
-use crate::base::progress::Context;
+use crate::base::events::Context;
 use crate::base::units::{BlockRange, NamedBlocks};
 
 impl Chain {

@@ -3,7 +3,7 @@
 use super::printer::Printer;
 use super::{exit, list, output};
 use imgsnap::base::error::{Error, ErrorKind, Result};
-use imgsnap::base::progress::Context;
+use imgsnap::base::events::Context;
 use imgsnap::{Reference, Repository};
 use serde_json::json;
 use std::io::{BufRead, IsTerminal, Write};

@@ -1,6 +1,7 @@
 //! What can be typed.
 
 use super::bench::args::Bench;
+use super::words::{self, parsed};
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueHint};
 use imgsnap::base::digest::DigestAlgorithm;
@@ -55,7 +56,7 @@ pub enum Command {
     /// Show all that is known of a snapshot
     Show {
         /// NAME@WHICH
-        #[arg(value_name = "REF")]
+        #[arg(value_name = "REF", value_parser = parsed::<Reference>)]
         reference: Reference,
     },
     /// Show how much two snapshots or images differ, and where
@@ -95,7 +96,7 @@ pub enum Command {
     /// Remove a snapshot; those that rest on it stay as they are
     Delete {
         /// NAME@WHICH
-        #[arg(value_name = "REF")]
+        #[arg(value_name = "REF", value_parser = parsed::<Reference>)]
         reference: Reference,
         /// Merge its file into those that rest on it, even where that frees little
         #[arg(long)]
@@ -104,7 +105,7 @@ pub enum Command {
     /// Make a snapshot a base that rests on no other, without reading the image
     Flatten {
         /// NAME@WHICH
-        #[arg(value_name = "REF")]
+        #[arg(value_name = "REF", value_parser = parsed::<Reference>)]
         reference: Reference,
     },
     /// Write a snapshot to one self-contained delta file: all of it, or what changed since another
@@ -123,7 +124,7 @@ pub enum Command {
     /// Give a snapshot a label, or take it away
     Label {
         /// NAME@WHICH
-        #[arg(value_name = "REF")]
+        #[arg(value_name = "REF", value_parser = parsed::<Reference>)]
         reference: Reference,
         /// The label; without it, the snapshot has none afterwards
         label: Option<String>,
@@ -188,7 +189,7 @@ pub struct Init {
 
 /// Reads an image, whose path need not be UTF-8.
 fn image_uri() -> impl TypedValueParser<Value = ImageUri> {
-    OsStringValueParser::new().try_map(parse_image)
+    OsStringValueParser::new().try_map(|text| parse_image(text).map_err(|e| words::error(&e)))
 }
 
 #[derive(ClapArgs)]
@@ -299,7 +300,7 @@ impl Format {
 #[derive(ClapArgs)]
 pub struct Export {
     /// NAME@WHICH
-    #[arg(value_name = "REF")]
+    #[arg(value_name = "REF", value_parser = parsed::<Reference>)]
     pub reference: Reference,
     /// Only what differs from this snapshot, which may be a later one [default: all of it]
     #[arg(long, value_name = "REF")]
@@ -384,7 +385,7 @@ pub struct Prune {
 #[derive(ClapArgs)]
 pub struct Restore {
     /// NAME@WHICH
-    #[arg(value_name = "REF")]
+    #[arg(value_name = "REF", value_parser = parsed::<Reference>)]
     pub reference: Reference,
     /// A new file, a block device, or - for stdout
     #[arg(short, long, value_name = "FILE|DEVICE|-", value_hint = ValueHint::FilePath)]
@@ -427,7 +428,7 @@ fn parse_interval(text: &str) -> Result<Duration, String> {
         Ok(every) if every < Duration::from_secs(1) => {
             Err("it is less than a second; write it like 30s, 5m or 1h".into())
         }
-        other => other.map_err(|e| e.to_string()),
+        other => other.map_err(|e| words::error(&e)),
     }
 }
 

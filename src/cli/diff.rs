@@ -3,10 +3,10 @@
 use super::printer::Printer;
 use super::{exit, output, repo};
 use imgsnap::base::error::{ErrorKind, Result};
-use imgsnap::base::progress::Context;
+use imgsnap::base::events::Context;
 use imgsnap::image::RawFile;
 use imgsnap::ops::diff::engine::{Difference, MAP_REGIONS, Side, diff};
-use imgsnap::{Reader, Reference, Repository};
+use imgsnap::{Reference, Repository};
 use serde_json::json;
 use std::path::Path;
 use std::process::ExitCode;
@@ -28,9 +28,8 @@ pub fn run(
         }
         Err(e) => return Err(e),
     };
-    let mut readers = Vec::new();
-    let one = side(repository.as_ref(), before, &mut readers, context)?;
-    let other = side(repository.as_ref(), after, &mut readers, context)?;
+    let one = side(repository.as_ref(), before, context)?;
+    let other = side(repository.as_ref(), after, context)?;
     let difference = diff(one, other, context)?;
     if printer.is_json() {
         let extents: Vec<_> = difference
@@ -56,19 +55,12 @@ pub fn run(
     Ok(exit::DONE)
 }
 
-fn side(
-    repository: Option<&Repository>,
-    text: &str,
-    readers: &mut Vec<Reader>,
-    context: &Context,
-) -> Result<Side> {
+fn side(repository: Option<&Repository>, text: &str, context: &Context) -> Result<Side> {
     let reference = text.parse::<Reference>();
     match (repository, reference) {
         (Some(repository), Ok(reference)) if !Path::new(text).exists() => {
             let reader = repository.read(&reference.name, context)?;
             let chain = repository.chain(&reader, reader.find(&reference.at)?.id)?;
-            // It holds the lock that keeps the files of the chain.
-            readers.push(reader);
             Ok(Side::Snapshot(chain))
         }
         _ => Ok(Side::Image(Box::new(RawFile::open(Path::new(text))?))),

@@ -3,7 +3,7 @@
 use super::printer::Printer;
 use super::{exit, output, repo};
 use imgsnap::base::error::{ErrorKind, Result};
-use imgsnap::base::progress::Context;
+use imgsnap::base::events::Context;
 use imgsnap::repo::manifest::{HintUse, Manifest, Snapshot};
 use imgsnap::tracking::HintKind;
 use imgsnap::tracking::cycle;
@@ -83,8 +83,8 @@ pub fn list(
             }
             Err(e) => return Err(e),
         };
-        warn_of_half_written(&listing, context);
-        warn_of_clones(name, &listing.clones, context);
+        warn_of_half_written(&listing, printer);
+        warn_of_clones(name, &listing.clones, printer);
         if printer.is_json() {
             let manifest = &listing.manifest;
             for s in &manifest.snapshots {
@@ -113,12 +113,12 @@ fn clone_of<'a>(listing: &'a Listing, s: &Snapshot) -> Option<&'a CloneUse> {
     listing.clones.reference.as_ref().filter(|clone| clone.number == Some(s.number))
 }
 
-fn warn_of_half_written(listing: &Listing, context: &Context) {
+fn warn_of_half_written(listing: &Listing, printer: &Printer) {
     let manifest = &listing.manifest;
     if let Some(intent) = listing.head.intent {
         let name = &manifest.name;
         let target = manifest.by_id(intent.target).map_or("?".into(), |s| s.number.to_string());
-        context.progress().warn(&format!(
+        printer.warn(&format!(
             "a rollback of \"{name}\" to {name}@{target} was interrupted: its live image is a mixture; \
              finish it with \"imgsnap rollback {name} --to {name}@{target}\""
         ));
@@ -126,10 +126,10 @@ fn warn_of_half_written(listing: &Listing, context: &Context) {
 }
 
 /// Clones that take room and are of no use.
-pub fn warn_of_clones(name: &str, clones: &Clones, context: &Context) {
+pub fn warn_of_clones(name: &str, clones: &Clones, printer: &Printer) {
     for orphan in &clones.orphans {
         let (path, bytes) = (output::shown(&orphan.path), output::bytes(orphan.own_bytes));
-        context.progress().warn(&format!(
+        printer.warn(&format!(
             "{path} is a clone that no snapshot needs, and takes {bytes}; the next snapshot of \"{name}\" \
              removes it, or \"imgsnap untrack {name}\""
         ));
@@ -137,7 +137,7 @@ pub fn warn_of_clones(name: &str, clones: &Clones, context: &Context) {
     if !clones.foreign.is_empty() {
         let bytes = clones.foreign.iter().map(|clone| clone.own_bytes).sum();
         let first = clones.foreign.first().map(|clone| output::shown(&clone.path));
-        context.progress().note(&format!(
+        printer.note(&format!(
             "{} beside \"{name}\" of other repositories, {} (such as {})",
             output::plural(clones.foreign.len() as u64, "clone"),
             output::bytes(bytes),

@@ -21,12 +21,13 @@ mod travel;
 mod trust;
 mod verify;
 mod watch;
+mod words;
 
 use args::{Args, Command};
 use clap::{CommandFactory, Parser};
 use imgsnap::base::error::{Error, Result};
+use imgsnap::base::events::Context;
 use imgsnap::base::folder::{Folder, resolve};
-use imgsnap::base::progress::Context;
 use imgsnap::image::ImageUri;
 use imgsnap::refuse_inside_any;
 use printer::Printer;
@@ -78,13 +79,13 @@ fn stop_flag() -> Result<Arc<AtomicBool>> {
 }
 
 fn dispatch(args: &Args, printer: &Printer, stop: Arc<AtomicBool>) -> Result<ExitCode> {
-    let mut context = Context::new(printer.progress(), stop);
+    let mut context = Context::new(printer.observer(), stop);
     if let Some(threads) = args.threads {
         context = context.with_threads(threads);
     }
     let place = args.repo.as_deref();
     if uses_repository(&args.command) {
-        repo::warn_of_others(place, context.progress());
+        repo::warn_of_others(place, printer);
     }
     let open = || repo::open(place);
     match &args.command {
@@ -136,7 +137,7 @@ fn dispatch(args: &Args, printer: &Printer, stop: Arc<AtomicBool>) -> Result<Exi
 
 /// Writes a page for each verb, over those that are there.
 fn man(folder: &Path) -> Result<ExitCode> {
-    let failed = |e| Error::io(format!("cannot write to {}", folder.display()), e);
+    let failed = |e| Error::os("write to", folder.display(), e);
     refuse_inside_any(&folder.join("imgsnap.1"))?;
     std::fs::create_dir_all(folder).map_err(failed)?;
     let folder = Folder::open(&resolve(folder)?).map_err(failed)?;

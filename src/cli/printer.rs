@@ -1,8 +1,9 @@
 //! Where text goes: results to stdout, everything else to stderr; quiet, verbose, JSON and bars in
 //! one value.
 
+use super::words;
 use imgsnap::base::error::{Error, Result, best_effort};
-use imgsnap::base::progress::Progress;
+use imgsnap::base::events::{Event, Observer, Phase};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::borrow::Cow;
 use std::io::{IsTerminal, Write};
@@ -26,8 +27,8 @@ impl Printer {
         self.json
     }
 
-    /// What the library tells of its work.
-    pub fn progress(&self) -> Arc<dyn Progress> {
+    /// Is told of its work by the library.
+    pub fn observer(&self) -> Arc<dyn Observer> {
         self.bars.clone()
     }
 
@@ -57,13 +58,23 @@ impl Printer {
         }
     }
 
+    /// Something that the user should know, though the work goes on.
+    pub fn warn(&self, text: &str) {
+        self.bars.warn(text);
+    }
+
+    /// A step worth a line to somebody who wants to see what happens.
+    pub fn note(&self, text: &str) {
+        self.bars.note(text);
+    }
+
     /// What went wrong, and is tried again.
     pub fn failure(&self, text: &str) {
         self.bars.bar().suspend(|| to_stderr(&format!("imgsnap: error: {text}")));
     }
 
     pub fn error(&self, error: &Error) {
-        self.bars.bar().suspend(|| to_stderr(&format!("imgsnap: error: {error}")));
+        self.bars.bar().suspend(|| to_stderr(&format!("imgsnap: error: {}", words::error(error))));
     }
 }
 
@@ -104,8 +115,25 @@ impl Bars {
     }
 }
 
-impl Progress for Bars {
-    fn begin(&self, phase: &str, total_bytes: u64) {
+impl Observer for Bars {
+    fn observe(&self, event: Event) {
+        match event {
+            Event::Started { phase, total_bytes } => self.begin(phase, total_bytes),
+            Event::Advanced { bytes } => self.bar().inc(bytes),
+            Event::Ended => {
+                self.bar().finish_and_clear();
+                self.set(ProgressBar::hidden());
+            }
+            Event::Warning { message, .. } => self.warn(&words::message(&message)),
+            Event::Note { message } => self.note(&words::message(&message)),
+            // A later library tells more than this program knows of.
+            _ => {}
+        }
+    }
+}
+
+impl Bars {
+    fn begin(&self, phase: Phase, total_bytes: u64) {
         if self.quiet || !std::io::stderr().is_terminal() {
             return;
         }
@@ -117,17 +145,8 @@ impl Progress for Bars {
         let target = ProgressDrawTarget::stderr_with_hz(10);
         let bar = ProgressBar::with_draw_target(Some(total_bytes), target);
         bar.set_style(style);
-        bar.set_prefix(phase.to_owned());
+        bar.set_prefix(phase.name());
         self.set(bar);
-    }
-
-    fn advance(&self, bytes: u64) {
-        self.bar().inc(bytes);
-    }
-
-    fn end(&self) {
-        self.bar().finish_and_clear();
-        self.set(ProgressBar::hidden());
     }
 
     fn warn(&self, message: &str) {

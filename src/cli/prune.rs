@@ -2,9 +2,9 @@
 
 use super::args::{Keep, Prune};
 use super::printer::Printer;
-use super::{exit, list, output, repo};
+use super::{exit, list, output, repo, words};
 use imgsnap::base::error::{ErrorKind, Result};
-use imgsnap::base::progress::Context;
+use imgsnap::base::events::Context;
 use imgsnap::repo::retention::Rules;
 use imgsnap::{Compaction, PruneRequest, Pruned, Reference, Repository};
 use serde_json::{Value, json};
@@ -19,7 +19,7 @@ pub fn run(
     let names = repo::names(repository, verb.name.as_deref())?;
     for stranger in repository.unknown_images_in_config()? {
         let what = format!("repository.toml has rules for \"{}\"", stranger.escape_debug());
-        context.progress().warn(&format!("{what}, and there is no such image"));
+        printer.warn(&format!("{what}, and there is no such image"));
     }
     let rules = rules(&verb.keep);
     let request = PruneRequest::new()
@@ -31,9 +31,9 @@ pub fn run(
         match repository.prune(name, &request, context) {
             Ok(pruned) if printer.is_json() => values.push(to_json(&pruned, verb.dry_run)),
             Ok(pruned) => {
-                warn_of_free_space(&pruned.compaction, context);
-                warn_of_clock(&pruned, context);
-                tell_corrected(&pruned, context);
+                warn_of_free_space(&pruned.compaction, printer);
+                warn_of_clock(&pruned, printer);
+                tell_corrected(&pruned, printer);
                 printer.line(&describe(&pruned, verb.dry_run))?;
             }
             // It has just been forgotten.
@@ -65,16 +65,16 @@ pub fn rules(keep: &Keep) -> Rules {
     }
 }
 
-fn warn_of_free_space(compaction: &Compaction, context: &Context) {
-    for reason in &compaction.no_room {
-        context.progress().warn(&format!("{reason}; the next prune tries again"));
+fn warn_of_free_space(compaction: &Compaction, printer: &Printer) {
+    for reason in &compaction.no_space {
+        printer.warn(&format!("{}; the next prune tries again", words::message(reason)));
     }
 }
 
 /// Rules by time dropped nothing: whoever waits for room should know why.
-pub fn warn_of_clock(pruned: &Pruned, context: &Context) {
+pub fn warn_of_clock(pruned: &Pruned, printer: &Printer) {
     if pruned.clock_in_doubt {
-        context.progress().warn(&format!(
+        printer.warn(&format!(
             "{}: the clock is wrong, or was when snapshots were taken, so rules by time drop nothing; set \
              the clock, delete those with a wrong time, or use --keep-last",
             pruned.name
@@ -83,7 +83,7 @@ pub fn warn_of_clock(pruned: &Pruned, context: &Context) {
 }
 
 /// Times that do not fit to the numbers were told by a clock that was wrong.
-fn tell_corrected(pruned: &Pruned, context: &Context) {
+fn tell_corrected(pruned: &Pruned, printer: &Printer) {
     let told = pruned.corrected.first().filter(|_| !pruned.clock_in_doubt);
     let Some((first, time)) = told else { return };
     let name = &pruned.name;
@@ -91,7 +91,7 @@ fn tell_corrected(pruned: &Pruned, context: &Context) {
         0 => String::new(),
         more => format!(", and {} more the same way", output::count(more)),
     };
-    context.progress().warn(&format!(
+    printer.warn(&format!(
         "{name}@{first} has a time that does not fit to its number (the clock was wrong): it counts as \
          taken at {}{more}",
         output::time(*time)
@@ -118,7 +118,7 @@ fn compaction_json(compaction: &Compaction) -> Value {
         "freed_bytes": compaction.freed_bytes(),
         "garbage_bytes": compaction.garbage_bytes,
         "held_files": compaction.held_files,
-        "no_room": compaction.no_room,
+        "no_room": compaction.no_space.iter().map(words::message).collect::<Vec<_>>(),
         "delayed": compaction.is_delayed,
     })
 }
@@ -233,7 +233,7 @@ pub fn delete(
 ) -> Result<ExitCode> {
     let name = &reference.name;
     let (deleted, compaction) = repository.delete(name, &reference.at, compact, context)?;
-    warn_of_free_space(&compaction, context);
+    warn_of_free_space(&compaction, printer);
     if printer.is_json() {
         let mut value = json!({
             "name": name,

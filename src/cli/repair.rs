@@ -1,9 +1,9 @@
 //! `imgsnap repair`
 
 use super::printer::Printer;
-use super::{exit, output, repo};
+use super::{exit, output, repo, words};
 use imgsnap::base::error::{ErrorKind, Result};
-use imgsnap::base::progress::Context;
+use imgsnap::base::events::Context;
 use imgsnap::image::RawFile;
 use imgsnap::{MendSource, Mended, MendedBy, Rebuilt, Repository};
 use serde_json::{Map, Value, json};
@@ -20,7 +20,7 @@ pub fn run(
 ) -> Result<ExitCode> {
     let config = repo::restore_config(place)?;
     if let Some(defaults) = config {
-        context.progress().warn(&format!(
+        printer.warn(&format!(
             "repository.toml was lost and is made anew ({defaults}); the rules of prune, and the settings, \
              that stood in it are gone"
         ));
@@ -107,7 +107,7 @@ fn print(
                         MendedBy::Snapshot => "snapshot",
                         MendedBy::Blocks(_) => "blocks",
                     }),
-                    "message": file.outcome.as_ref().err().map(ToString::to_string),
+                    "message": file.outcome.as_ref().err().map(words::error),
                 })
             })
             .collect();
@@ -128,7 +128,7 @@ fn print(
                 let blocks = output::plural(*blocks, "damaged block");
                 format!("{what}  mended: {blocks} found, its file was written anew")
             }
-            Err(error) => format!("DAMAGED  {what} stays as it is: {error}"),
+            Err(error) => format!("DAMAGED  {what} stays as it is: {}", words::error(error)),
         })?;
     }
     if mended.iter().any(|file| file.outcome.is_err()) {
@@ -175,14 +175,15 @@ fn repair_manifest(
     let missing: Vec<_> = repaired.missing.iter().chain(&repaired.base_images).collect();
     if !missing.is_empty() {
         let files = missing.iter();
-        let files = files.map(|(snapshot, why)| json!({"snapshot": snapshot, "message": why}));
+        let files = files
+            .map(|(snapshot, why)| json!({"snapshot": snapshot, "message": words::message(why)}));
         value.insert("missing".into(), files.collect());
     }
     if printer.is_json() {
         return Ok(is_sound && missing.is_empty());
     }
     for (_, why) in &missing {
-        printer.line(&format!("DAMAGED  {why}"))?;
+        printer.line(&format!("DAMAGED  {}", words::message(why)))?;
     }
     if !repaired.missing.is_empty() {
         let how = format!("\"imgsnap repair {name} --from REPO\"");
@@ -207,7 +208,8 @@ fn tell_rebuilt(
     let Rebuilt { snapshots, unused, unlabelled, source, .. } = rebuilt;
     value.insert("rebuilt".into(), json!(true));
     if printer.is_json() {
-        let files = unused.iter().map(|(file, why)| json!({"file": file, "reason": why}));
+        let files =
+            unused.iter().map(|(file, why)| json!({"file": file, "reason": words::message(why)}));
         let labels =
             unlabelled.iter().map(|(number, label)| json!({"number": number, "label": label}));
         value.insert("snapshots".into(), json!(snapshots));
@@ -219,7 +221,7 @@ fn tell_rebuilt(
     let what = output::plural(*snapshots, "snapshot");
     printer.line(&format!("{name}: rebuilt the manifest with {what}"))?;
     for (file, reason) in unused {
-        printer.line(&format!("  not used, kept: {file}: {reason}"))?;
+        printer.line(&format!("  not used, kept: {file}: {}", words::message(reason)))?;
     }
     if !unused.is_empty() {
         let how = format!("\"imgsnap repair {name} --from REPO\"");

@@ -3,7 +3,7 @@
 use super::printer::Printer;
 use super::{exit, trust};
 use imgsnap::base::error::{Error, ErrorKind, Result};
-use imgsnap::base::progress::Progress;
+use imgsnap::base::message::{Message, Setting};
 use imgsnap::image::{RawFile, Source, refuse_foreign};
 use imgsnap::store::{locate, store_at};
 use imgsnap::tracking::clone_into;
@@ -25,14 +25,14 @@ fn place(repo: Option<&Path>) -> Result<PathBuf> {
     let data = data.or_else(|| variable("HOME").map(|home| home.join(".local/share")));
     data.map(|data| data.join("imgsnap")).ok_or_else(|| {
         Error::new(ErrorKind::NotFound, "no repository is named, and there is no home folder")
-            .hint("name one with --repo")
+            .hint(Message::from("name one with ").then(Setting::Repo))
     })
 }
 
 /// Warns if others may change the repository.
-pub fn warn_of_others(repo: Option<&Path>, progress: &dyn Progress) {
+pub fn warn_of_others(repo: Option<&Path>, printer: &Printer) {
     if let Ok(path) = place(repo) {
-        trust::warn_of_others(&path, progress);
+        trust::warn_of_others(&path, printer);
     }
 }
 

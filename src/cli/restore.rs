@@ -4,7 +4,7 @@ use super::args::Restore;
 use super::printer::Printer;
 use super::{exit, output};
 use imgsnap::base::error::Result;
-use imgsnap::base::progress::Context;
+use imgsnap::base::events::Context;
 use imgsnap::image::write::Stream;
 use imgsnap::{Repository, RestoreRequest, RestoreTarget};
 use serde_json::json;

@@ -4,7 +4,7 @@ use super::args::Rollback;
 use super::printer::Printer;
 use super::{exit, output, repo};
 use imgsnap::base::error::Result;
-use imgsnap::base::progress::Context;
+use imgsnap::base::events::Context;
 use imgsnap::tracking::HintKind;
 use imgsnap::{Repository, RollbackOutcome, RollbackRequest};
 use serde_json::json;

@@ -2,9 +2,9 @@
 
 use super::args::Snapshot as Verb;
 use super::printer::Printer;
-use super::{exit, list, output, repo};
+use super::{exit, list, output, repo, words};
 use imgsnap::base::error::{Error, ErrorKind, Result};
-use imgsnap::base::progress::Context;
+use imgsnap::base::events::Context;
 use imgsnap::image::ImageUri;
 use imgsnap::tracking::HintKind;
 use imgsnap::tracking::{ChangeList, MAX_LIST_BYTES};
@@ -34,7 +34,7 @@ pub fn check(verb: &Verb) -> Result<(), String> {
     }
     let of = |image: &ImageUri| SnapshotRequest::new(image.clone());
     let requests: Vec<_> = verb.images.iter().map(of).collect();
-    check_distinct(&requests).map_err(|error| error.to_string())
+    check_distinct(&requests).map_err(|error| words::error(&error))
 }
 
 pub fn run(
@@ -142,7 +142,7 @@ fn request(image: &ImageUri, verb: &Verb) -> Result<SnapshotRequest> {
 
 /// A list of changes, in whichever format.
 fn read_list(path: &Path) -> Result<ChangeList> {
-    let failed = |e| Error::io(format!("cannot read {}", path.display()), e);
+    let failed = |e| Error::os("read", path.display(), e);
     let mut bytes = Vec::new();
     let file = File::open(path).map_err(failed)?;
     file.take(MAX_LIST_BYTES + 1).read_to_end(&mut bytes).map_err(failed)?;
@@ -159,7 +159,7 @@ fn print(taken: &SnapshotOutcome, base_image: Option<&Path>, printer: &Printer) 
         if let Some(object) = value.as_object_mut() {
             object.insert("dry_run".into(), (taken.outcome == Outcome::DryRun).into());
             object.insert("skipped".into(), (taken.outcome == Outcome::Skipped).into());
-            object.insert("believed".into(), taken.believed.into());
+            object.insert("believed".into(), taken.unchanged_by_times.into());
             object.insert("full_scan_reason".into(), taken.full_scan_reason.clone().into());
             object.insert("clone_seconds".into(), taken.clone_seconds.into());
             object.insert("in_use_by".into(), taken.user.clone().into());
@@ -206,7 +206,7 @@ fn describe(taken: &SnapshotOutcome, base_image: Option<&Path>) -> String {
     let seconds = s.seconds.unwrap_or(0.0);
     let took = output::duration(seconds);
     let read = match s.read_bytes.unwrap_or(0) {
-        0 if taken.believed => "not read".into(),
+        0 if taken.unchanged_by_times => "not read".into(),
         0 => format!("nothing to read in {took}"),
         read => format!("{} read, {took}, {}", output::bytes(read), output::rate(read, seconds)),
     };

@@ -3,7 +3,7 @@
 use super::printer::Printer;
 use super::{exit, list, output, repo};
 use imgsnap::base::error::{ErrorKind, Result};
-use imgsnap::base::progress::Context;
+use imgsnap::base::events::Context;
 use imgsnap::{CloneUse, Repository, Stats};
 use serde_json::{Value, json};
 use std::process::ExitCode;
@@ -24,7 +24,7 @@ pub fn run(
     for name in &names {
         match repository.stats(name, context) {
             Ok(stats) => {
-                list::warn_of_clones(name, &stats.clones, context);
+                list::warn_of_clones(name, &stats.clones, printer);
                 all.push(stats);
             }
             // It has just been forgotten.

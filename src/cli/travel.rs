@@ -4,13 +4,13 @@ use super::args::{Apply, Export};
 use super::printer::Printer;
 use super::{exit, list, output, repo};
 use imgsnap::base::error::{Error, ErrorKind, Result};
+use imgsnap::base::events::Context;
 use imgsnap::base::free_space::free_space_at;
-use imgsnap::base::progress::Context;
 use imgsnap::delta::Caches;
 use imgsnap::image::write::{NewFile, Stream, Target};
 use imgsnap::image::{RawFile, Source};
 use imgsnap::ops::apply::{Applied, Patch, open_file};
-use imgsnap::{Imported, Reader, Repository, refuse_inside_any};
+use imgsnap::{ExportRequest, Imported, Reader, Repository, refuse_inside_any};
 use serde_json::json;
 use std::fs::File;
 use std::io::{Read, Write};
@@ -27,39 +27,32 @@ pub fn export(
 ) -> Result<ExitCode> {
     let begun = Instant::now();
     let name = &verb.reference.name;
-    let reader = repository.read(name, context)?;
-    let snapshot = reader.find(&verb.reference.at)?.clone();
-    let since = match &verb.since {
-        Some(text) => Some(reader.find(&repo::at_of(name, text)?)?.clone()),
-        None => None,
-    };
-    if since.as_ref().is_some_and(|since| since.id == snapshot.id) {
-        return Err(exit::usage("a snapshot does not differ from itself"));
-    }
-    let since_id = since.as_ref().map(|since| since.id);
+    let since = verb.since.as_ref().map(|text| repo::at_of(name, text)).transpose()?;
+    let request = ExportRequest::new(name.clone(), verb.reference.at.clone()).since(since);
     let is_stdout = verb.output == Path::new("-");
-    let bytes = if is_stdout {
+    let done = if is_stdout {
         output::refuse_terminal("a delta")?;
         let mut out = std::io::stdout().lock();
         let failed = |e| Error::io("cannot write to stdout", e);
         let write = &mut |bytes: &[u8]| out.write_all(bytes).map_err(failed);
-        let written = repository.export(&reader, snapshot.id, since_id, context, write)?;
+        let done = repository.export(&request, context, write)?;
         out.flush().map_err(failed)?;
-        written.footer.file_bytes
+        done
     } else {
         repository.refuse_target(&verb.output)?;
         refuse_live(repository, &verb.output, context)?;
         // It appears whole or not at all.
         let mut target = NewFile::create(&verb.output, 0, verb.force)?;
         let mut offset = 0;
-        repository.export(&reader, snapshot.id, since_id, context, &mut |bytes| {
+        let done = repository.export(&request, context, &mut |bytes| {
             target.write(offset, bytes)?;
             offset += bytes.len() as u64;
             target.advance_watermark(offset)
         })?;
         target.finish()?;
-        offset
+        done
     };
+    let (snapshot, since, bytes) = (done.snapshot, done.since, done.file_bytes);
     let seconds = begun.elapsed().as_secs_f64();
     let against =
         since.as_ref().map_or("all of it".to_owned(), |s| format!("since {name}@{}", s.number));
@@ -117,7 +110,7 @@ pub fn import(
         let imported = if file == Path::new("-") {
             repository.import(&mut std::io::stdin().lock(), "stdin", name, context)?
         } else {
-            let failed = |e| Error::io(format!("cannot open {}", file.display()), e);
+            let failed = |e| Error::os("open", file.display(), e);
             let mut input: Box<dyn Read> = Box::new(File::open(file).map_err(failed)?);
             repository.import(&mut input, &file.display().to_string(), name, context)?
         };
@@ -162,7 +155,7 @@ fn in_order(files: &[PathBuf]) -> Result<Vec<PathBuf>> {
     let mut numbered = Vec::new();
     for file in files {
         // A pipe can be read only once.
-        let failed = |e| Error::io(format!("cannot open {}", file.display()), e);
+        let failed = |e| Error::os("open", file.display(), e);
         let is_file = file != Path::new("-") && std::fs::metadata(file).map_err(failed)?.is_file();
         let number = match is_file {
             true => open_file(file, &caches)?.footer().number,

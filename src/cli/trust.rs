@@ -1,8 +1,8 @@
 //! Who else could change a repository. Whoever can write to it, or put another one in its place, says which
 //! file a rollback writes to, and what a restore gives: it is trusted like a program.
 
+use super::printer::Printer;
 use imgsnap::base::folder::is_ours;
-use imgsnap::base::progress::Progress;
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -15,7 +15,7 @@ const STICKY: u32 = 0o1000;
 /// Warns, once, if others may change the repository, which need not exist yet.
 ///
 /// Not of groups: with a umask of 002, which is common, everybody's own group may write to everything.
-pub fn warn_of_others(repository: &Path, progress: &dyn Progress) {
+pub fn warn_of_others(repository: &Path, printer: &Printer) {
     // By the way that a look at it goes: a link in it leads elsewhere.
     let there = repository.ancestors().find_map(|path| std::fs::canonicalize(path).ok());
     let Some(there) = there else { return };
@@ -26,7 +26,7 @@ pub fn warn_of_others(repository: &Path, progress: &dyn Progress) {
         if let Some(why) = wrong_with(&meta, is_repository) {
             let place = path.display();
             let what = if is_repository { "" } else { ", and so can the repository in it" };
-            progress.warn(&format!(
+            printer.warn(&format!(
                 "{place} {why}{what}; who changes it decides which file a rollback overwrites"
             ));
             return;

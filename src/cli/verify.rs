@@ -1,9 +1,9 @@
 //! `imgsnap verify`
 
 use super::printer::Printer;
-use super::{exit, output};
+use super::{exit, output, words};
 use imgsnap::base::error::{Error, ErrorKind, Result};
-use imgsnap::base::progress::Context;
+use imgsnap::base::events::Context;
 use imgsnap::{Reference, Repository, Verified, VerifyScope};
 use serde_json::json;
 use std::process::ExitCode;
@@ -35,7 +35,7 @@ pub fn run(
                 json!({
                     "kind": d.kind.name(),
                     "snapshot": d.snapshot,
-                    "message": d.message,
+                    "message": words::message(&d.message),
                     "affects": d.affects,
                 })
             })
@@ -43,7 +43,7 @@ pub fn run(
         let unchecked: Vec<_> = verified
             .unchecked
             .iter()
-            .map(|u| json!({"snapshot": u.snapshot, "message": u.message}))
+            .map(|u| json!({"snapshot": u.snapshot, "message": words::message(&u.message)}))
             .collect();
         let lost: Vec<_> = verified
             .lost
@@ -101,7 +101,11 @@ pub fn run(
                 0 => String::new(),
                 more => format!(" (and {} more)", output::count(more)),
             };
-            let what = format!("{}{more} could not be checked: {}", first.snapshot, first.message);
+            let what = format!(
+                "{}{more} could not be checked: {}",
+                first.snapshot,
+                words::message(&first.message)
+            );
             Err(Error::new(ErrorKind::Io, what))
         }
     }
@@ -114,7 +118,7 @@ const MAX_PRINTED: usize = 20;
 fn print_damage(verified: &Verified, quick: bool, printer: &Printer) -> Result<()> {
     for of_file in verified.damaged.chunk_by(|a, b| a.snapshot == b.snapshot) {
         for damage in of_file.iter().take(MAX_PRINTED) {
-            printer.line(&format!("DAMAGED  {}", damage.message))?;
+            printer.line(&format!("DAMAGED  {}", words::message(&damage.message)))?;
         }
         let more = of_file.len().saturating_sub(MAX_PRINTED) as u64;
         if more > 0 {
@@ -126,7 +130,7 @@ fn print_damage(verified: &Verified, quick: bool, printer: &Printer) -> Result<(
         printer.line(&format!("         may affect {}", damage.affects.join(", ")))?;
     }
     for unchecked in verified.unchecked.iter().take(MAX_PRINTED) {
-        let (snapshot, why) = (&unchecked.snapshot, &unchecked.message);
+        let (snapshot, why) = (&unchecked.snapshot, words::message(&unchecked.message));
         printer.line(&format!("UNKNOWN  {snapshot}  could not be checked: {why}"))?;
     }
     let more = verified.unchecked.len().saturating_sub(MAX_PRINTED) as u64;

@@ -2,9 +2,9 @@
 
 use super::args::Watch;
 use super::printer::Printer;
-use super::{exit, list, output, prune, repo};
+use super::{exit, list, output, prune, repo, words};
 use imgsnap::base::error::{Error, Result};
-use imgsnap::base::progress::Context;
+use imgsnap::base::events::Context;
 use imgsnap::image::ImageUri;
 use imgsnap::{
     Outcome, Pruned, SnapshotOutcome, SnapshotRequest, WatchRequest, Watched, check_distinct,
@@ -19,7 +19,7 @@ use std::sync::{Mutex, PoisonError};
 pub fn check(verb: &Watch) -> Result<(), String> {
     let of = |image: &ImageUri| SnapshotRequest::new(image.clone());
     let requests: Vec<_> = verb.images.iter().map(of).collect();
-    check_distinct(&requests).map_err(|error| error.to_string())
+    check_distinct(&requests).map_err(|error| words::error(&error))
 }
 
 pub fn run(
@@ -49,7 +49,7 @@ pub fn run(
     repository.watch(&request, context, |watched| {
         let mut unprinted = unprinted.lock().unwrap_or_else(PoisonError::into_inner);
         // That nobody reads what is printed does not stop the snapshots.
-        if let Err(error) = print(&watched, printer, context) {
+        if let Err(error) = print(&watched, printer) {
             unprinted.get_or_insert(error);
         }
     })?;
@@ -60,12 +60,13 @@ pub fn run(
     }
 }
 
-fn print(watched: &Watched, printer: &Printer, context: &Context) -> Result<()> {
+fn print(watched: &Watched, printer: &Printer) -> Result<()> {
     if let Some(Err(error)) = &watched.pruned {
-        context.progress().warn(&format!("{}: nothing was pruned: {error}", watched.name));
+        let why = words::error(error);
+        printer.warn(&format!("{}: nothing was pruned: {why}", watched.name));
     }
     if let Some(Ok(pruned)) = &watched.pruned {
-        prune::warn_of_clock(pruned, context);
+        prune::warn_of_clock(pruned, printer);
     }
     if printer.is_json() {
         return printer.json(&to_json(watched));
@@ -79,7 +80,8 @@ fn print(watched: &Watched, printer: &Printer, context: &Context) -> Result<()> 
                 1 => String::new(),
                 times => format!(" (failed {times} times in a row)"),
             };
-            let again = format!("{now}  {}{times}: {error}; again in {next}", watched.name);
+            let again =
+                format!("{now}  {}{times}: {}; again in {next}", watched.name, words::error(error));
             printer.failure(&again);
             Ok(())
         }
@@ -120,7 +122,7 @@ fn to_json(watched: &Watched) -> Value {
             let value = list::snapshot_json(&done.name, &done.snapshot, done.parent_number);
             (event, Some(value), None)
         }
-        Err(error) => ("failed", None, Some(error.to_string())),
+        Err(error) => ("failed", None, Some(words::error(error))),
     };
     let done = watched.result.as_ref().ok();
     json!({

@@ -6,7 +6,7 @@ use crate::base::units::BlockRange;
 use crate::format::{IndexPage, Run, TablePage};
 use std::sync::Arc;
 
-/// Runs that are looked at one after the other before a search.
+/// Runs that are examined one after the other before a search.
 const NEAR: usize = 4;
 /// Tables that are asked for ahead.
 const PREFETCH: usize = 32;

@@ -3,8 +3,8 @@
 use super::segment::Piece;
 use super::writer::{DeltaWriter, EncodedFrames};
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::events::Context;
 use crate::base::pipeline::{Allowance, growing_map, spawn};
-use crate::base::progress::Context;
 use crate::codec::{self, Compression};
 use crate::format::{Header, TablePage};
 use std::sync::Arc;

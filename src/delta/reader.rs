@@ -11,7 +11,7 @@ use crate::format::{
     TablePage,
 };
 use crate::image::BaseImage;
-use crate::store::Store;
+use crate::store::{LockGuard, Store};
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 use std::path::PathBuf;
@@ -109,6 +109,8 @@ pub struct Delta {
     hasher: Hasher,
     caches: Caches,
     base_image: Option<BaseImage>,
+    /// Keeps this file from being removed, and all others of its chain.
+    _guard: Option<Arc<LockGuard>>,
 }
 
 impl Delta {
@@ -144,6 +146,7 @@ impl Delta {
             footer,
             hasher,
             caches: caches.clone(),
+            _guard: None,
         })
     }
 
@@ -153,6 +156,11 @@ impl Delta {
             let block_count = self.footer.counts.data_blocks;
             self.base_image = Some(BaseImage::new(snapshot, block_count, path));
         }
+    }
+
+    /// Keeps what holds files back for as long as this one is open.
+    pub fn set_guard(&mut self, guard: Arc<LockGuard>) {
+        self._guard = Some(guard);
     }
 
     /// Where the blocks are, if not in this file.
@@ -207,14 +215,37 @@ impl Delta {
                 self.read_frame(place, &mut raw, &mut Vec::new())?;
                 Ok(Arc::new(raw))
             })
-            .map_err(|e: Error| e.at(self.record_place("frame", place.offset)))
+            .map_err(|e: Error| {
+                e.at(self.record_place("frame", place.offset)).at_offset(place.offset)
+            })
     }
 
     /// The same, for whoever needs it only once: into `raw`, which is as long as the blocks, by way of
     /// `record`, whose memory is used again. It is not put into the cache.
     pub fn frame_into(&self, place: FrameRef, raw: &mut [u8], record: &mut Vec<u8>) -> Result<()> {
         self.read_frame(place, raw, record)
-            .map_err(|e| e.at(self.record_place("frame", place.offset)))
+            .map_err(|e| e.at(self.record_place("frame", place.offset)).at_offset(place.offset))
+    }
+
+    /// Reads bytes of a frame whose `frame_bytes` decoded bytes are stored as they are, from `skipped` on,
+    /// and nothing else of it. Its checksum is not checked: the digests of its blocks have to prove them.
+    /// False, and nothing is read, if its record is shorter, so that it must be decoded, or if the file is
+    /// not on this host, so that it is better read as a whole and kept.
+    pub fn stored_into(
+        &self,
+        place: FrameRef,
+        frame_bytes: usize,
+        skipped: usize,
+        into: &mut [u8],
+    ) -> Result<bool> {
+        let is_stored = place.record_bytes as usize == RECORD_HEAD_BYTES + frame_bytes
+            && self.base_image.is_none()
+            && self.store.local_path().is_some();
+        if is_stored {
+            let skipped = (RECORD_HEAD_BYTES + skipped) as u64;
+            self.read_at(place.offset.saturating_add(skipped), into)?;
+        }
+        Ok(is_stored)
     }
 
     fn read_frame(&self, place: FrameRef, raw: &mut [u8], record: &mut Vec<u8>) -> Result<()> {
@@ -250,7 +281,8 @@ impl Delta {
         let mut rest: &[u8] = records;
         let mut found = Vec::with_capacity(row.len());
         for &(place, block_count) in row {
-            let at = |e: Error| e.at(self.record_place("frame", place.offset));
+            let at =
+                |e: Error| e.at(self.record_place("frame", place.offset)).at_offset(place.offset);
             let short = || at(Error::corrupt("a short record"));
             let (record, after) =
                 rest.split_at_checked(place.record_bytes as usize).ok_or_else(short)?;
@@ -311,10 +343,9 @@ impl Delta {
             let head = self.read_record(place, &mut record)?;
             self.decode_page(head.kind, payload_of(&record), place.offset)
         };
-        self.caches
-            .pages
-            .get_or_insert_with(&(self.header.file_id, place.offset), read)
-            .map_err(|e: Error| e.at(self.record_place("page", place.offset)))
+        self.caches.pages.get_or_insert_with(&(self.header.file_id, place.offset), read).map_err(
+            |e: Error| e.at(self.record_place("page", place.offset)).at_offset(place.offset),
+        )
     }
 
     pub(super) fn decode_page(&self, kind: RecordKind, payload: &[u8], at: u64) -> Result<Page> {

@@ -10,8 +10,8 @@
 use super::reader::{Delta, Page};
 use crate::base::digest::{Digest, StreamHasher, is_zero};
 use crate::base::error::{Error, Result};
+use crate::base::events::Context;
 use crate::base::pipeline::ordered_map;
-use crate::base::progress::Context;
 use crate::base::units::Geometry;
 use crate::codec;
 use crate::format::footer::FOOTER_BYTES;
@@ -56,8 +56,8 @@ pub fn scrub(delta: &Delta, depth: Depth, context: &Context) -> Result<u64> {
             for record in records {
                 let decoded = record.digests.len() as u64;
                 blocks += decoded;
-                context.progress().advance(record.head.record_bytes().into());
-                context.progress().advance(decoded * block_bytes);
+                context.advance(record.head.record_bytes().into());
+                context.advance(decoded * block_bytes);
                 let offset = record.offset;
                 walk.record(record).map_err(|e| e.at(record_place(delta, offset)))?;
             }
@@ -158,7 +158,7 @@ fn check(delta: &Delta, depth: Depth, piece: &FilePiece) -> Result<Vec<Checked>>
         head.verify(delta.header().file_id, offset, payload).map_err(place)?;
         let mut record = Checked { offset, head, page: None, digests: Vec::new(), zeros_at_end: 0 };
         match head.kind {
-            // FORMAT.md R2. What it says is believed only within that: it is memory.
+            // FORMAT.md R2. What it says is trusted only within that: it is memory.
             RecordKind::Frame { block_count, .. }
                 if u32::from(block_count) > delta.header().frame_blocks =>
             {

@@ -1,6 +1,7 @@
 //! A raw image that the blocks of a base are read from when they are needed (FORMAT.md M6).
 
 use crate::base::error::{Error, Result};
+use crate::base::message::{Setting, Verb, message};
 use crate::base::units::BlockRange;
 use std::fs::{File, OpenOptions};
 use std::io::{Seek, SeekFrom};
@@ -45,10 +46,10 @@ impl BaseImage {
             .hint("somebody wrote to that file; put the original back")
     }
 
-    /// Fails unless it is there with so many bytes, which are not looked at.
+    /// Fails unless it is there with so many bytes, which are not examined.
     pub fn check_size(&self, bytes: u64) -> Result<()> {
         let file = self.file()?;
-        let failed = |e| Error::io(format!("cannot look at {}", self.location()), e);
+        let failed = |e| Error::os("look at", self.location(), e);
         let mut file = file.as_ref();
         let have = file.seek(SeekFrom::End(0)).map_err(failed)?;
         if have != bytes {
@@ -79,7 +80,7 @@ impl BaseImage {
                 Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
                 Err(e) => {
                     let what = format!("{}: cannot be read at {offset}", self.location());
-                    return Err(Error::io(what, e));
+                    return Err(Error::io(what, e).at_offset(offset));
                 }
             }
         }
@@ -93,7 +94,8 @@ impl BaseImage {
             return Ok(file.clone());
         }
         let name = self.snapshot.split('@').next().unwrap_or_default();
-        let hint = format!("say where it is with \"imgsnap relink {name} --base-image IMAGE\"");
+        let relink = Verb::Relink.of(name).asking(Setting::BaseImage);
+        let hint = message!["say where it is with ", relink];
         let Some(path) = &self.path else {
             let what = format!(
                 "{}: it is not known where its base image is, which has its {} blocks",
@@ -112,7 +114,7 @@ impl BaseImage {
                 // It is not there, which is a loss until it is back.
                 std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory => {
                     Error::corrupt(format!("{what}: {}", e.kind()))
-                        .hint(format!("put it back, or {hint}"))
+                        .hint(message!["put it back, or ", hint])
                 }
                 _ => Error::io(what, e),
             }

@@ -52,7 +52,7 @@ impl DeviceWatch {
     /// # Errors
     /// `Busy` if somebody else has it open in a way that does not go together with ours, with his name.
     pub fn begin(file: &File, path: &Path, intent: Intent) -> Result<Self> {
-        let failed = |e| Error::io(format!("cannot look at {}", path.display()), e);
+        let failed = |e| Error::os("look at", path.display(), e);
         let number = file.metadata().map_err(failed)?.rdev();
         let folders = related(number);
         let numbers = folders.iter().filter_map(|folder| number_in(folder)).chain([number]);

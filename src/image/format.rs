@@ -2,6 +2,7 @@
 //! so this is asked once, before the first snapshot of an image, and never decides anything later.
 
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::message::{Setting, message};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -66,10 +67,11 @@ impl ForeignFormat {
         let (name, qemu) = (self.name, self.qemu);
         let place = path.display();
         let what = format!("{place} looks like a {name} image, and only raw images can be read");
-        Error::new(ErrorKind::Unsupported, what).hint(format!(
-            "convert it with \"qemu-img convert -f {qemu} -O raw {place} NEW.img\", or, if it is a raw disk \
-             all the same, use --format raw"
-        ))
+        Error::new(ErrorKind::Unsupported, what).hint(message![
+            format!("convert it with \"qemu-img convert -f {qemu} -O raw {place} NEW.img\", or, "),
+            "if it is a raw disk all the same, use ",
+            Setting::Format.to("raw"),
+        ])
     }
 }
 

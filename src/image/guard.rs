@@ -6,10 +6,10 @@
 //! long as we work, so that a virtual machine refuses to start), and the file's size and times
 //! before and after.
 
+use crate::base::byte_lock::{is_locked, share_byte, unlock_bytes};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::sys::{self, Lease};
 use crate::image::users::{Intent, process_with};
-use nix::fcntl::{FcntlArg, fcntl};
 use serde::{Deserialize, Serialize};
 use std::fs::{File, Metadata};
 use std::os::unix::fs::MetadataExt;
@@ -69,13 +69,7 @@ impl ImageGuard {
         if self.lease.is_some() {
             sys::release_lease(file);
         }
-        let all = libc::flock {
-            l_start: USED,
-            l_len: 2 * (UNSHARED - USED),
-            ..lock_byte(0, libc::F_UNLCK)
-        };
-        // Only our own locks: that cannot fail in a way that matters.
-        fcntl(file, FcntlArg::F_OFD_SETLK(&all)).unwrap_or_default();
+        unlock_bytes(file, USED, 2 * (UNSHARED - USED));
     }
 
     /// Fails once somebody has asked for the image.
@@ -130,32 +124,19 @@ fn qemu_locks(file: &File, path: &Path, intent: Intent) -> Result<()> {
     };
     // First held, then looked: two that do this at the same time both see the other.
     for &byte in held {
-        let lock = lock_byte(byte, libc::F_RDLCK);
-        match fcntl(file, FcntlArg::F_OFD_SETLK(&lock)) {
-            Ok(_) => {}
-            Err(nix::Error::EAGAIN | nix::Error::EACCES) => return Err(in_use(file, path, intent)),
+        match share_byte(file, byte) {
+            Ok(()) => {}
+            Err(e) if matches!(e.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => {
+                return Err(in_use(file, path, intent));
+            }
             // A file system without such locks: QEMU goes without them there, too.
             Err(_) => return Ok(()),
         }
     }
-    for &byte in conflicts {
-        let mut lock = lock_byte(byte, libc::F_WRLCK);
-        if fcntl(file, FcntlArg::F_OFD_GETLK(&mut lock)).is_ok()
-            && lock.l_type != libc::F_UNLCK as libc::c_short
-        {
-            return Err(in_use(file, path, intent));
-        }
-    }
-    Ok(())
-}
-
-fn lock_byte(byte: i64, kind: libc::c_int) -> libc::flock {
-    libc::flock {
-        l_type: kind as libc::c_short,
-        l_whence: libc::SEEK_SET as libc::c_short,
-        l_start: byte,
-        l_len: 1,
-        l_pid: 0,
+    let is_taken = |byte: &&i64| is_locked(file, **byte, 1).unwrap_or(false);
+    match conflicts.iter().find(is_taken) {
+        Some(_) => Err(in_use(file, path, intent)),
+        None => Ok(()),
     }
 }
 
@@ -166,7 +147,7 @@ pub(super) fn find_user(file: &File, intent: Intent) -> Option<String> {
     process_with(&is_it, intent, None).0
 }
 
-/// By what a regular file is recognised as unchanged (DESIGN.md, "When the head is believed").
+/// By what a regular file is recognised as unchanged (DESIGN.md, "When the head is trusted").
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileStat {
     /// Device number.
@@ -187,7 +168,7 @@ pub struct FileStat {
 
 impl FileStat {
     /// Reads it from a file; none if the file is not a regular one on a local file system whose
-    /// times can be believed (ext2/3/4, XFS, btrfs, F2FS), or the system does not tell.
+    /// times can be trusted (ext2/3/4, XFS, btrfs, F2FS), or the system does not tell.
     pub fn of(file: &File) -> Option<Self> {
         /// From linux/magic.h.
         const BELIEVED: [i64; 4] = [0xef53, 0x5846_5342, 0x9123_683e, 0xf2f5_2010];

@@ -84,7 +84,7 @@ impl RawFile {
     /// A file that nobody can write to: there is no other descriptor of it, and it has no name. It is
     /// called `path` in messages.
     pub fn unguarded(file: File, path: &Path) -> Result<Self> {
-        let failed = |e| Error::io(format!("cannot look at {}", path.display()), e);
+        let failed = |e| Error::os("look at", path.display(), e);
         Ok(Self {
             image_bytes: file.metadata().map_err(failed)?.len(),
             opened: times(&file, path)?,
@@ -105,8 +105,7 @@ impl RawFile {
 
     fn open_for(path: &Path, intent: Intent, follows: bool) -> Result<Self> {
         let place = path.display();
-        let meta = std::fs::metadata(path)
-            .map_err(|e| Error::io(format!("cannot open image {place}"), e))?;
+        let meta = std::fs::metadata(path).map_err(|e| Error::os("open image", &place, e))?;
         let is_device = meta.file_type().is_block_device();
         if !meta.is_file() && !is_device {
             let what = if meta.is_dir() { "a folder" } else { "no file and no block device" };
@@ -126,9 +125,8 @@ impl RawFile {
         };
         let mut file = opened.map_err(|e| open_error(path, e))?;
         let is_device = file.metadata().is_ok_and(|meta| meta.file_type().is_block_device());
-        let image_bytes = file
-            .seek(SeekFrom::End(0))
-            .map_err(|e| Error::io(format!("cannot find the length of {place}"), e))?;
+        let image_bytes =
+            file.seek(SeekFrom::End(0)).map_err(|e| Error::os("find the length of", &place, e))?;
         if image_bytes == 0 {
             return Err(Error::new(ErrorKind::InvalidInput, format!("{place} is empty (0 bytes)"))
                 .hint("name a raw disk image"));
@@ -178,7 +176,7 @@ impl RawFile {
         watch.map_or(Ok(()), |watch| watch.refuse_others(intent).map(drop))
     }
 
-    /// What identifies its present content, if that can be believed: only while the kernel keeps
+    /// What identifies its present content, if that can be trusted: only while the kernel keeps
     /// writers off. (One long write sets the times once, at its beginning.)
     pub fn settled_stat(&self) -> Option<FileStat> {
         let stat = FileStat::settled(&self.file)?;
@@ -224,12 +222,11 @@ fn open_error(path: &Path, error: std::io::Error) -> Error {
         return Error::new(ErrorKind::Busy, what)
             .hint("unmount it, or wait for its user, and run the command again");
     }
-    Error::io(format!("cannot open image {}", path.display()), error)
+    Error::os("open image", path.display(), error)
 }
 
 fn times(file: &File, path: &Path) -> Result<(i64, i64, i64, i64)> {
-    let meta =
-        file.metadata().map_err(|e| Error::io(format!("cannot stat {}", path.display()), e))?;
+    let meta = file.metadata().map_err(|e| Error::os("stat", path.display(), e))?;
     Ok((meta.mtime(), meta.mtime_nsec(), meta.ctime(), meta.ctime_nsec()))
 }
 
@@ -300,8 +297,7 @@ impl Source for RawFile {
                 Ok(n) => have += n,
                 Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
                 Err(e) => {
-                    let what = format!("cannot read {} at byte {at}", self.path.display());
-                    let error = Error::io(what, e);
+                    let error = Error::os_at("read", self.path.display(), at, e);
                     buffer.truncate(have);
                     return if error.is_bad_medium() { Ok(Some(error)) } else { Err(error) };
                 }
@@ -319,7 +315,7 @@ impl Source for RawFile {
         if self.is_device() || self.is_written.load(Ordering::Relaxed) {
             return Ok(());
         }
-        let failed = |e| Error::io(format!("cannot stat {}", self.path.display()), e);
+        let failed = |e| Error::os("stat", self.path.display(), e);
         let bytes = self.file.metadata().map_err(failed)?.len();
         if bytes != self.image_bytes || times(&self.file, &self.path)? != self.opened {
             let what = format!("{} changed while it was read", self.path.display());

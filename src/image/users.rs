@@ -16,7 +16,7 @@ pub enum Intent {
 const ALL_PROCESSES: &str = "pid:[4026531836]";
 
 /// The first other process that has something open, or mapped, that `is_it`, and whether all of them can be
-/// looked at. `is_it` is asked of a file, and of the link in `/proc` that leads to it.
+/// examined. `is_it` is asked of a file, and of the link in `/proc` that leads to it.
 ///
 /// Not in the way are the process that serves the device, and those that we are started by and that hold it
 /// to read, as `flock` and `udevadm lock` do.

@@ -1,12 +1,12 @@
 //! How much of what files hold is still of use to the newest of them.
 
 use crate::base::error::Result;
-use crate::base::progress::Context;
+use crate::base::events::Context;
 use crate::chain::{ChainCursor, IndexChunk, Span, State};
 use crate::delta::Delta;
 use std::sync::Arc;
 
-/// Spans that are looked at in one go.
+/// Spans that are examined in one go.
 const FETCH: usize = 4096;
 /// What a block takes in a table page, about: its digest and a run.
 const ENTRY_BYTES: u64 = 20;

@@ -16,7 +16,8 @@ mod window;
 pub use garbage::{LayerUse, layer_use};
 
 use crate::base::error::{Error, Result};
-use crate::base::progress::Context;
+use crate::base::events::{Context, Phase};
+use crate::base::message::{Verb, message};
 use crate::chain::{Chain, Fork};
 use crate::codec::Compression;
 use crate::delta::{
@@ -102,11 +103,11 @@ pub fn merge(
     let block_bytes = u64::from(header.block_size.bytes());
     let sources = plan.fork.sources().iter();
     let most_blocks: u64 = sources.map(|delta| delta.footer().counts.data_blocks).sum();
-    context.progress().begin("merge", most_blocks * block_bytes);
-    let mut advance = |blocks| context.progress().advance(blocks * block_bytes);
+    context.begin(Phase::Merge, most_blocks * block_bytes);
+    let mut advance = |blocks| context.advance(blocks * block_bytes);
     let produce = |pieces: &mut PieceSender| plan_into(plan, context, pieces);
     let outcome = write_produced(&header, plan.compression, context, out, &mut advance, produce);
-    context.progress().end();
+    context.end();
     let (writer, (changed_blocks, changed_bytes)) = outcome?;
     let lineage = plan.fork.parent().map(Chain::as_parent);
     let image_bytes = tip.geometry().image_bytes;
@@ -136,9 +137,11 @@ fn plan_into(plan: &Plan, context: &Context, pieces: &mut PieceSender) -> Result
     // Before anything gets a footer: do the tables that were passed give this snapshot?
     if differences.image_digest() != plan.fork.tip().image_digest() {
         let what = "the tables do not give the image digest of the snapshot";
-        return Err(Error::corrupt(what)
-            .at(plan.fork.tip().tip().location())
-            .hint("run \"imgsnap verify\" to see what is damaged"));
+        return Err(Error::corrupt(what).at(plan.fork.tip().tip().location()).hint(message![
+            "run ",
+            Verb::Verify.call(),
+            " to see what is damaged"
+        ]));
     }
     finder.finish(&mut tokens);
     tokens.drain(..).for_each(|token| planner.take(token));

@@ -3,8 +3,8 @@
 
 use super::pages::{FramePlan, PagePlan};
 use crate::base::error::{Error, Result};
+use crate::base::events::Context;
 use crate::base::pipeline::ordered_map;
-use crate::base::progress::Context;
 use crate::base::units::{BlockRange, Geometry};
 use crate::chain::Difference;
 use crate::delta::{Piece, PieceSender};

@@ -1,7 +1,8 @@
 //! The clones of an image of the repository.
 
 use crate::base::error::Result;
-use crate::base::progress::Context;
+use crate::base::events::{Context, WarningId};
+use crate::base::message::message;
 use crate::repo::Repository;
 use crate::repo::manifest::{self, Manifest};
 use crate::repo::session::write_lock;
@@ -55,7 +56,8 @@ pub(crate) fn clones_or_warn(
     context: &Context,
 ) -> Clones {
     clones(repository, manifest).unwrap_or_else(|e| {
-        context.progress().warn(&format!("{}: its clones are not known: {e}", manifest.name));
+        let what = message![format!("{}: its clones are not known: ", manifest.name), e];
+        context.warn(WarningId::ClonesUnknown, what);
         Clones::default()
     })
 }
@@ -64,6 +66,6 @@ pub(crate) fn clones_or_warn(
 pub(crate) fn remove_all_clones(repository: &Repository, manifest: &Manifest, context: &Context) {
     let Some(source) = &manifest.source else { return };
     if let Err(e) = clones_beside(repository, manifest, source).remove_but(None, context) {
-        context.progress().warn(&format!("{e}; remove it by hand"));
+        context.warn(WarningId::CloneStays, message![e, "; remove it by hand"]);
     }
 }

@@ -10,8 +10,9 @@
 //! be on disk twice.
 
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::events::Context;
 use crate::base::free_space::check_free_space;
-use crate::base::progress::Context;
+use crate::base::message::Message;
 use crate::chain::{Chain, Fork};
 use crate::delta::Identity;
 use crate::merge::{Merged, Plan, layer_use, merge, prove};
@@ -20,6 +21,7 @@ use crate::repo::files::open_chain;
 use crate::repo::head::Head;
 use crate::repo::manifest::{self, Manifest, Snapshot};
 use crate::repo::session::{Writer, collect_garbage, commit_file, discard_unless_named};
+use serde::Serialize;
 use std::collections::{HashMap, HashSet};
 use uuid::Uuid;
 
@@ -41,7 +43,7 @@ pub(crate) enum CompactWhen {
 }
 
 /// Dropped snapshots that were, or would be, merged into the one that depends on them.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Merging {
     /// The snapshot that stays.
@@ -55,7 +57,7 @@ pub struct Merging {
 }
 
 /// What became of the space that dropped snapshots took, or would.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Compaction {
     /// Files that nobody needed any more.
@@ -70,7 +72,7 @@ pub struct Compaction {
     /// Files of dropped snapshots that others depend on.
     pub held_files: u64,
     /// Merges that did not happen for want of free space: why.
-    pub no_room: Vec<String>,
+    pub no_space: Vec<Message>,
     /// Somebody reads: files are removed by the next writer, not yet.
     pub is_delayed: bool,
 }
@@ -145,7 +147,7 @@ pub(crate) fn compact(
     compaction.count_removed(unneeded);
     for group in groups {
         if let Err(e) = check_space_for(repository, &writer.manifest, &group) {
-            compaction.no_room.push(e.to_string());
+            compaction.no_space.push(e.into());
             continue;
         }
         let absorbed: HashSet<Uuid> = group.absorbed.iter().map(|s| s.id).collect();
@@ -180,9 +182,9 @@ pub(crate) fn compaction_of(
     let groups: Vec<Group> = groups
         .into_iter()
         .filter(|group| {
-            let room = check_space_for(repository, manifest, group);
-            compaction.no_room.extend(room.as_ref().err().map(Error::to_string));
-            room.is_ok()
+            let space = check_space_for(repository, manifest, group);
+            compaction.no_space.extend(space.as_ref().err().map(Message::from));
+            space.is_ok()
         })
         .collect();
     let absorbed: usize = groups.iter().map(|group| group.absorbed.len()).sum();

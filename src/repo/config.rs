@@ -3,6 +3,7 @@
 
 use crate::base::digest::DigestAlgorithm;
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::message::{Message, Setting, Verb, message};
 use crate::base::units::BlockSize;
 use crate::codec::Compression;
 use crate::repo::names::{FILE, names_in};
@@ -46,7 +47,7 @@ pub(crate) struct Config {
     pub(crate) id: Uuid,
     defaults: Defaults,
     /// `[prune]`, `[snapshot]` and `[images]` as they stand: a mistake in them concerns these verbs
-    /// alone, so they are looked at only when they are asked for.
+    /// alone, so they are examined only when they are asked for.
     prune: Option<Value>,
     snapshot: Option<Value>,
     images: Option<Value>,
@@ -77,7 +78,9 @@ struct WireNew {
     compression: String,
 }
 
-const REBUILD: &str = "run \"imgsnap repair\" to rebuild it from the delta files";
+fn rebuild() -> Message {
+    message!["run ", Verb::Repair.call(), " to rebuild it from the delta files"]
+}
 
 fn is_lost(bytes: &[u8]) -> bool {
     let text = std::str::from_utf8(bytes).unwrap_or_default();
@@ -128,14 +131,18 @@ impl Config {
                     return Err(Self::missing(store));
                 }
                 let what = format!("{} is not a repository", store.location(""));
-                return Err(Error::new(ErrorKind::NotFound, what)
-                    .hint("name one with --repo, or make one with \"imgsnap init\""));
+                return Err(Error::new(ErrorKind::NotFound, what).hint(message![
+                    "name one with ",
+                    Setting::Repo,
+                    ", or make one with ",
+                    Verb::Init.call(),
+                ]));
             }
             other => other?,
         };
         if is_lost(&bytes) {
             let lost = Error::corrupt("it is empty, or no text").at(store.location(FILE));
-            return Err(lost.hint(REBUILD));
+            return Err(lost.hint(rebuild()));
         }
         Self::decode(&bytes).map_err(|e| e.at(store.location(FILE)))
     }
@@ -143,7 +150,7 @@ impl Config {
     /// What to say where there are images, and no configuration.
     pub(crate) fn missing(store: &dyn Store) -> Error {
         let what = format!("{} is missing, and there are images beside it", store.location(FILE));
-        Error::corrupt(what).hint(REBUILD)
+        Error::corrupt(what).hint(rebuild())
     }
 
     /// True if the file is missing, or holds nothing that a person could have written: what is left after a
@@ -161,14 +168,15 @@ impl Config {
 
     fn decode(bytes: &[u8]) -> Result<Self> {
         let text = std::str::from_utf8(bytes).map_err(|_| Error::corrupt("it is no text"))?;
-        // A later version may have keys that this one cannot read: the version is looked at first.
+        // A later version may have keys that this one cannot read: the version is examined first.
         #[derive(Deserialize)]
         struct VersionOnly {
             version: u32,
         }
         let first_line = |e: toml::de::Error| {
-            Error::corrupt(e.message().lines().next().unwrap_or_default().to_owned())
-                .hint("correct it by hand, or move it away and run \"imgsnap repair\"")
+            Error::corrupt(e.message().lines().next().unwrap_or_default().to_owned()).hint(
+                message!["correct it by hand, or move it away and run ", Verb::Repair.call(),],
+            )
         };
         let VersionOnly { version } = toml::from_str(text).map_err(first_line)?;
         if version > VERSION {

@@ -5,6 +5,7 @@ use crate::chain::Chain;
 use crate::delta::Delta;
 use crate::repo::Repository;
 use crate::repo::manifest::{Manifest, Snapshot};
+use crate::store::LockGuard;
 use std::sync::Arc;
 use uuid::Uuid;
 
@@ -14,9 +15,24 @@ use uuid::Uuid;
 /// `Corrupt` if a file is damaged, missing, or not the one that the manifest or its child
 /// names.
 pub(crate) fn open_chain(repository: &Repository, manifest: &Manifest, id: Uuid) -> Result<Chain> {
+    open_guarded(repository, manifest, id, None)
+}
+
+/// The same with what holds its files back, as long as one of them is open.
+pub(crate) fn open_guarded(
+    repository: &Repository,
+    manifest: &Manifest,
+    id: Uuid,
+    guard: Option<LockGuard>,
+) -> Result<Chain> {
+    let guard = guard.map(Arc::new);
     let mut layers = Vec::new();
     for snapshot in manifest.lineage(id)? {
-        layers.push(Arc::new(open_delta(repository, manifest, snapshot)?));
+        let mut delta = open_delta(repository, manifest, snapshot)?;
+        if let Some(guard) = &guard {
+            delta.set_guard(guard.clone());
+        }
+        layers.push(Arc::new(delta));
     }
     Chain::link(layers)
 }

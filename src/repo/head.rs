@@ -13,7 +13,7 @@ use uuid::Uuid;
 pub struct Head {
     /// The snapshot that the live image last equalled.
     pub snapshot: Option<Uuid>,
-    /// What the image file looked like then; none if that is not to be believed.
+    /// What the image file looked like then; none if that is not to be trusted.
     pub stat: Option<FileStat>,
     /// A rollback has begun: until it ends, the image is half written.
     pub intent: Option<RollbackIntent>,
@@ -60,7 +60,7 @@ impl Head {
         }
     }
 
-    /// Removes the head state, durably. Needs no room.
+    /// Removes the head state, durably. Needs no free space.
     pub fn forget(store: &dyn Store, name: &str) -> Result<()> {
         store.remove(&file(name))?;
         store.sync_dir(name)

@@ -3,6 +3,7 @@
 
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::folder::{Folder, parent};
+use crate::base::message::{Verb, message};
 use crate::delta::Delta;
 use crate::repo::config::Config;
 use crate::repo::manifest::{self, ImageFile};
@@ -27,14 +28,14 @@ const DEPTH: usize = 8;
 pub(crate) fn refuse_inside(repository: &Repository, file: &Path) -> Result<()> {
     refuse_inside_any(file)?;
     let Some(root) = repository.store.local_path() else { return Ok(()) };
-    // What cannot be looked at is told by whoever opens it.
+    // What cannot be checked is told by whoever opens it.
     let (Ok(root), Ok(folder)) = (std::fs::canonicalize(root), std::fs::canonicalize(parent(file)))
     else {
         return Ok(());
     };
     let meta = std::fs::metadata(file).ok();
     let mut inside = Inside::default();
-    let failed = |e| Error::io(format!("cannot look into {}", root.display()), e);
+    let failed = |e| Error::os("look into", root.display(), e);
     let top = Folder::open(&root).map_err(failed)?;
     inside.search(&top, meta.as_ref(), DEPTH).map_err(failed)?;
     let is_of = |path: &Path| {
@@ -88,10 +89,11 @@ pub(crate) fn refuse_base_image(repository: &Repository, target: &Path) -> Resul
                 let what = format!(
                     "{place} is the base image of {name}@{number}, whose blocks are there only"
                 );
-                return Err(Error::new(ErrorKind::InvalidInput, what).hint(format!(
-                    "choose another file, or make what rests on {name}@{number} independent of it with \
-                     \"imgsnap flatten\""
-                )));
+                return Err(Error::new(ErrorKind::InvalidInput, what).hint(message![
+                    "choose another file, or make what rests on ",
+                    format!("{name}@{number} independent of it with "),
+                    Verb::Flatten.call(),
+                ]));
             }
         }
     }

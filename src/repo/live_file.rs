@@ -2,8 +2,9 @@
 //! else that its path may lead to.
 
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::events::{Context, WarningId};
 use crate::base::folder::{Folder, is_ours, resolve};
-use crate::base::progress::Context;
+use crate::base::message::{Setting, Verb, message};
 use crate::image::{FileStat, LiveIdentity, RawFile};
 use crate::repo::Repository;
 use crate::repo::head::Head;
@@ -44,8 +45,7 @@ pub(crate) fn note_restored(
     if read(repository, name, context)?.manifest().source.as_deref() != Some(&path) {
         return Ok(());
     }
-    let file =
-        File::open(&path).map_err(|e| Error::io(format!("cannot open {}", path.display()), e))?;
+    let file = File::open(&path).map_err(|e| Error::os("open", path.display(), e))?;
     let writer = write(repository, name, context)?;
     let live = LiveIdentity::of(&file, 0);
     let mut next = Manifest { live, ..writer.manifest.clone() };
@@ -68,10 +68,10 @@ pub(crate) fn live_of(
         return now;
     }
     let (name, place) = (&manifest.name, image.path().display());
-    context.progress().warn(&format!(
-        "{place} is not what the last snapshot of \"{name}\" was taken of: {difference}; a rollback is \
-         refused until \"imgsnap relink {name} {place}\""
-    ));
+    let what =
+        format!("{place} is not what the last snapshot of \"{name}\" was taken of: {difference}");
+    let relink = Verb::Relink.of(name).with(Setting::Image, place);
+    context.warn(WarningId::OtherImage, message![what, "; a rollback is refused until ", relink]);
     manifest.live.clone()
 }
 
@@ -90,10 +90,10 @@ pub(crate) fn refuse_link(name: &str, path: &Path) -> Result<()> {
     match std::fs::canonicalize(path) {
         Ok(real) if real != path && !is_device(path) => {
             let what = format!("{} leads to {} now", path.display(), real.display());
-            Err(Error::new(ErrorKind::Mismatch, what).hint(format!(
-                "if that is the live file of \"{name}\", run \"imgsnap relink {name} {}\"",
-                real.display()
-            )))
+            Err(Error::new(ErrorKind::Mismatch, what).hint(message![
+                format!("if that is the live file of \"{name}\", run "),
+                Verb::Relink.of(name).with(Setting::Image, real.display()),
+            ]))
         }
         _ => Ok(()),
     }
@@ -113,15 +113,18 @@ pub(crate) fn refuse_other(
     let (Some(was), Some(is)) = (&manifest.live, image.identity()) else { return Ok(()) };
     let Some(difference) = was.difference(&is) else { return Ok(()) };
     if image.is_device() && force_device {
-        context.progress().warn(&format!("{place} is another device: {difference}; as you asked"));
+        let what = format!("{place} is another device: {difference}; as you asked");
+        context.warn(WarningId::OtherImage, what);
         return Ok(());
     }
     let what =
         format!("{place} is not what the last snapshot of \"{name}\" was taken of: {difference}");
-    let force = if image.is_device() { ", or --force-device" } else { "" };
-    Err(Error::new(ErrorKind::Mismatch, what).hint(format!(
-        "if it is to be written to all the same, use \"imgsnap relink {name} {place}\"{force}"
-    )))
+    let relink = Verb::Relink.of(name).with(Setting::Image, place);
+    let advice = message!["if it is to be written to all the same, use ", relink];
+    Err(Error::new(ErrorKind::Mismatch, what).hint(match image.is_device() {
+        true => advice.then(", or ").then(Setting::ForceDevice),
+        false => advice,
+    }))
 }
 
 /// The snapshot stands already: failing to note the head only costs a scan.
@@ -135,7 +138,8 @@ pub(crate) fn note_head(
     let skipped = writer.head.skipped;
     writer.head = Head { snapshot: Some(id), stat, intent: None, skipped };
     if let Err(e) = writer.head.save(repository.store.as_ref(), &writer.manifest.name) {
-        context.progress().warn(&format!("{e}; the next rollback will have to scan"));
+        let what = message![e, "; the next rollback will have to scan"];
+        context.warn(WarningId::HeadNotNoted, what);
     }
 }
 
@@ -143,23 +147,25 @@ pub(crate) fn note_head(
 /// who has a device open.
 pub(crate) fn warn_if_unguarded(image: &RawFile, context: &Context) {
     if !image.sees_all_users() {
-        context.progress().warn(&format!(
+        let what = format!(
             "{}: who else has it open cannot be seen from here (not root, or in a container); nobody must \
              write to it",
             image.path().display()
-        ));
+        );
+        context.warn(WarningId::UsersUnseen, what);
     }
     if !image.is_guarded() {
-        context.progress().warn(&format!(
+        let what = format!(
             "{}: no lease is to be had (another owner, or the file system), so a program that has it \
              open for writing is noticed only by the file's times",
             image.path().display()
-        ));
+        );
+        context.warn(WarningId::NoLease, what);
     }
 }
 
 /// True if an image file with this settled stat is, byte for byte, what it was when the head was noted
-/// (DESIGN.md, "When the head is believed").
+/// (DESIGN.md, "When the head is trusted").
 pub(crate) fn is_unchanged_since(head: &Head, stat: Option<&FileStat>) -> bool {
     head.intent.is_none() && stat.is_some() && head.stat.as_ref() == stat
 }
@@ -167,7 +173,7 @@ pub(crate) fn is_unchanged_since(head: &Head, stat: Option<&FileStat>) -> bool {
 /// The path by which an image is known: of a file the real one; of a device the one that was given,
 /// because what it points to may be another one after the next boot.
 pub(crate) fn absolute(path: &Path) -> Result<PathBuf> {
-    let failed = |e| Error::io(format!("cannot open image {}", path.display()), e);
+    let failed = |e| Error::os("open image", path.display(), e);
     std::fs::metadata(path).map_err(failed)?;
     let real = resolve(path)?;
     let path = if real.is_file() { real } else { std::path::absolute(path).map_err(failed)? };
@@ -184,7 +190,7 @@ pub(crate) fn absolute(path: &Path) -> Result<PathBuf> {
 /// nor its name.
 pub(crate) fn make_durable(base_image: &RawFile) -> Result<()> {
     let path = base_image.path();
-    let failed = |e| Error::io(format!("cannot sync {}", path.display()), e);
+    let failed = |e| Error::os("sync", path.display(), e);
     base_image.file().sync_all().map_err(failed)?;
     let Some(folder) = path.parent().filter(|_| !base_image.is_device()) else { return Ok(()) };
     match File::open(folder).and_then(|folder| folder.sync_all()) {
@@ -215,14 +221,16 @@ pub fn image_named(repository: &Repository, image: &str, context: &Context) -> R
     }
     if !Path::new(image).exists() {
         let what = format!("\"{image}\" is neither an image in the repository nor a file");
-        return Err(
-            Error::new(ErrorKind::NotFound, what).hint("\"imgsnap list\" shows what there is")
-        );
+        return Err(Error::new(ErrorKind::NotFound, what)
+            .hint(message![Verb::List.call(), " shows what there is"]));
     }
     name_of_source(repository, &absolute(Path::new(image))?, context)?.ok_or_else(|| {
         let what = format!("{image} is not the live file of an image in the repository");
-        Error::new(ErrorKind::NotFound, what)
-            .hint("name the image, or run \"imgsnap relink NAME IMAGE\" if it was moved")
+        Error::new(ErrorKind::NotFound, what).hint(message![
+            "name the image, or run ",
+            Verb::Relink.call().asking(Setting::Name).asking(Setting::Image),
+            " if it was moved",
+        ])
     })
 }
 

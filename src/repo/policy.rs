@@ -29,7 +29,7 @@ impl Default for Policy {
 pub struct SnapshotPolicy {
     /// How changes are found.
     pub track: Track,
-    /// How much of what is taken for unchanged is looked at all the same.
+    /// How much of what is assumed to be unchanged is rechecked.
     pub recheck: Recheck,
     /// How long whoever writes to the image may be held up.
     pub max_stall: Duration,

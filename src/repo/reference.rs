@@ -1,6 +1,7 @@
 //! How a user names a snapshot: `NAME@N`, `NAME@latest`, `NAME@head`, `NAME@LABEL`, `NAME@TIME`.
 
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::message::{Verb, message};
 use crate::format::footer::MAX_LABEL_BYTES;
 use crate::repo::head::Head;
 use crate::repo::manifest::{Manifest, Snapshot};
@@ -153,7 +154,8 @@ pub(crate) fn find<'a>(manifest: &'a Manifest, head: &Head, at: &At) -> Result<&
                     "which snapshot of \"{name}\" is the newest from {time} or before is in doubt: the clock \
                      is wrong, or was when they were taken"
                 );
-                let hint = format!("name one by its number; \"imgsnap list {name}\" shows them");
+                let list = Verb::List.of(name);
+                let hint = message!["name one by its number; ", list, " shows them"];
                 return Err(Error::new(ErrorKind::Mismatch, what).hint(hint));
             }
             let what = format!("no snapshot of \"{name}\" is from {time} or before");
@@ -162,7 +164,7 @@ pub(crate) fn find<'a>(manifest: &'a Manifest, head: &Head, at: &At) -> Result<&
     };
     found.ok_or_else(|| {
         Error::new(ErrorKind::NotFound, what)
-            .hint(format!("\"imgsnap list {name}\" shows what there is"))
+            .hint(message![Verb::List.of(name), " shows what there is"])
     })
 }
 

@@ -1,6 +1,7 @@
 //! An open repository: a store, its configuration, what is cached of it.
 
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::message::{Setting, message};
 use crate::delta::{Caches, Traffic};
 use crate::repo::config::{Config, Defaults};
 use crate::repo::names::{self, is_left_of_init, is_of_filesystem, names_in};
@@ -33,7 +34,7 @@ impl Repository {
         if let Ok(there) = Self::open_in(store.clone()) {
             let what = format!("{place} is a repository already (new bases: {})", there.defaults());
             return Err(Error::new(ErrorKind::AlreadyExists, what)
-                .hint("choose another folder with --repo"));
+                .hint(message!["choose another folder with ", Setting::Repo]));
         }
         let (left, foreign): (Vec<String>, Vec<String>) =
             store.list("")?.into_iter().partition(|name| is_left_of_init(name));

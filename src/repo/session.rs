@@ -4,9 +4,13 @@
 //! | --- | --- | --- |
 //! | `write` | whoever commits, exclusively | nobody waits: the second one is told that it is busy |
 //! | `reap` | readers and writers, shared; exclusively to unlink | what is read stays |
+//! | bytes of `reap` | chains, one for each of their files | these files stay when the reader is gone |
 
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::base::progress::Context;
+use crate::base::events::{Context, WarningId};
+use crate::base::message::{Setting, Verb, message};
+use crate::chain::Chain;
+use crate::repo::files::open_guarded;
 use crate::repo::head::Head;
 use crate::repo::manifest::{self, ImageFile, Manifest, Snapshot};
 use crate::repo::{Repository, reference};
@@ -19,10 +23,28 @@ pub struct Reader {
     manifest: Manifest,
     head: Head,
     pub(crate) head_was_damaged: bool,
-    _reap: Option<LockGuard>,
+    /// None where nothing can be locked.
+    reap: Option<LockGuard>,
 }
 
 impl Reader {
+    /// Opens the chain of a snapshot. It holds back its own files, and nothing else, for as long as it lives,
+    /// also when the reader is gone.
+    ///
+    /// # Errors
+    /// `Corrupt` if a file of it is missing or damaged.
+    pub fn chain(&self, repository: &Repository, id: Uuid) -> Result<Chain> {
+        let lineage = self.manifest.lineage(id)?;
+        let files: Vec<&str> = lineage.iter().map(|s| s.file.as_str()).collect();
+        let lock = reader_lock(&self.manifest.name);
+        let guard = match self.reap {
+            Some(_) => repository.store.hold(&lock, &files)?,
+            // Nothing can be locked here.
+            None => None,
+        };
+        open_guarded(repository, &self.manifest, id, guard)
+    }
+
     /// The snapshots.
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
@@ -80,9 +102,9 @@ pub fn read(repository: &Repository, name: &str, context: &Context) -> Result<Re
     let manifest = manifest::load(store, name)?;
     let (head, is_damaged) = Head::load(store, name)?;
     if is_damaged {
-        context.progress().warn(&damaged_head(name));
+        context.warn(WarningId::HeadDamaged, damaged_head(name));
     }
-    Ok(Reader { manifest, head, head_was_damaged: is_damaged, _reap: reap })
+    Ok(Reader { manifest, head, head_was_damaged: is_damaged, reap })
 }
 
 /// What cannot be locked because the image has just been forgotten is not there.
@@ -99,10 +121,12 @@ pub(crate) fn refuse_damaged_head(name: &str, is_damaged: bool) -> Result<()> {
     if !is_damaged {
         return Ok(());
     }
-    Err(Error::new(ErrorKind::Mismatch, damaged_head(name)).hint(format!(
-        "run \"imgsnap rollback {name} --to REF\", or, if you know that the image is sound, \"imgsnap \
-         relink {name} IMAGE\""
-    )))
+    Err(Error::new(ErrorKind::Mismatch, damaged_head(name)).hint(message![
+        "run ",
+        Verb::Rollback.of(name).asking(Setting::To),
+        ", or, if you know that the image is sound, ",
+        Verb::Relink.of(name).asking(Setting::Image),
+    ]))
 }
 
 /// Takes the write lock of an image, whose folder exists.
@@ -202,7 +226,7 @@ pub(crate) fn writer(
     Ok(Writer { manifest, head, head_was_damaged, _write: write, reap })
 }
 
-/// Removes a file that was published, unless the ruling manifest names it: a full disk gets its room
+/// Removes a file that was published, unless the ruling manifest names it: a full disk gets its space
 /// back.
 pub(crate) fn discard_unless_named(repository: &Repository, name: &str, file: &str) -> Result<()> {
     let store = repository.store.as_ref();
@@ -265,16 +289,27 @@ pub(crate) fn collect_garbage(
     let is_manifest = |file: &&String| manifest::sequence_of(file).is_some();
     let (old, others): (Vec<&String>, Vec<&String>) =
         files.iter().filter(|file| is_unneeded(file)).partition(is_manifest);
+    let lock = reader_lock(name);
+    let mut is_all = true;
+    let mut free = Vec::new();
+    for file in others {
+        // What a chain reads stays, and the manifests that name it.
+        match ImageFile::is_delta(file) && store.is_held(&lock, Some(file))? {
+            true => is_all = false,
+            false => free.push(file),
+        }
+    }
+    let old = if is_all { old } else { Vec::new() };
     let remove = |file: &String| {
-        context.progress().note(&format!("removing {name}/{file}, which is not needed any more"));
+        context.note(format!("removing {name}/{file}, which is not needed any more"));
         store.remove(&format!("{name}/{file}"))
     };
-    others.iter().try_for_each(|file| remove(file))?;
-    if others.iter().any(|file| ImageFile::is_delta(file)) && !old.is_empty() {
+    free.iter().try_for_each(|file| remove(file))?;
+    if free.iter().any(|file| ImageFile::is_delta(file)) && !old.is_empty() {
         store.sync_dir(name)?;
     }
     old.iter().try_for_each(|file| remove(file))?;
-    Ok(true)
+    Ok(is_all)
 }
 
 /// Removes an image: all that we made in its folder, and the folder if nothing else is in it; false if
@@ -283,10 +318,12 @@ pub(crate) fn remove_image(repository: &Repository, mut writer: Writer) -> Resul
     let store = repository.store.as_ref();
     let name = writer.manifest.name.clone();
     writer.release_reader_lock();
-    let Some(_alone) = store.lock(&reader_lock(&name), LockKind::Exclusive)? else {
+    let lock = reader_lock(&name);
+    let alone = store.lock(&lock, LockKind::Exclusive)?;
+    if alone.is_none() || store.is_held(&lock, None)? {
         return Err(Error::new(ErrorKind::Busy, format!("somebody is reading \"{name}\""))
             .hint("run the command again when that is done"));
-    };
+    }
     // The commit comes first: from here on nothing of the image is listed, whatever is still
     // there.
     writer.manifest.snapshots.clear();
@@ -330,7 +367,7 @@ fn share_reader_lock(
             Ok(Some(guard)) => return Ok(Some(guard)),
             Ok(None) => std::thread::sleep(Duration::from_millis(20)),
             Err(e) if e.kind() == ErrorKind::Unsupported => {
-                context.progress().warn(&format!("{e}; reading without a lock"));
+                context.warn(WarningId::NoLock, message![e, "; reading without a lock"]);
                 return Ok(None);
             }
             Err(e) => return Err(e),
@@ -348,7 +385,7 @@ pub(crate) fn readers(repository: &Repository, context: &Context) -> Result<Vec<
     let failed = |e: Error| match e.kind() {
         ErrorKind::Interrupted => Err(e),
         _ => {
-            context.progress().warn(&format!("{e}; not used"));
+            context.warn(WarningId::SourceUnusable, message![e, "; not used"]);
             Ok(())
         }
     };

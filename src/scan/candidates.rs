@@ -11,7 +11,7 @@ pub(super) struct Candidates {
     hints: Option<Box<dyn ChangeHints>>,
     touched: Option<Touched>,
     geometry: Geometry,
-    /// The next range of each, looked at already.
+    /// The next range of each, examined already.
     hinted: Option<BlockRange>,
     crossed: Option<BlockRange>,
 }

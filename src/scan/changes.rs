@@ -3,6 +3,7 @@
 use crate::base::digest::{Digest, Hasher, ImageDigest};
 use crate::base::units::{BlockRange, BlockSize};
 use crate::chain::Chain;
+use serde::Serialize;
 
 /// What is mapped at once, by all threads together. Each mapping that goes interrupts the other
 /// cores, so few large windows are faster than many small ones.
@@ -95,18 +96,18 @@ pub enum BadMedium {
 /// What a scan found out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Scanned {
-    /// Digest of the image as it is, as far as it was looked at.
+    /// Digest of the image as it is, as far as it was examined.
     pub image_digest: ImageDigest,
     /// Bytes read from the source.
     pub read_bytes: u64,
-    /// Bytes of the image that hints named; none if all of it was looked at.
+    /// Bytes of the image that hints named; none if all of it was examined.
     pub named_bytes: Option<u64>,
     /// What changed though no hint named it.
     pub missed: Missed,
 }
 
 /// Blocks that changed though no hint named them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct Missed {
     /// How many were found.
     pub blocks: u64,

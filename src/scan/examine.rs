@@ -4,6 +4,7 @@ use super::changes::{BadMedium, Change, Changes};
 use super::job::{Job, Part};
 use crate::base::digest::{Digest, Hasher, is_zero};
 use crate::base::error::{Error, Result};
+use crate::base::message::{Setting, message};
 use crate::base::units::{BlockRange, Geometry};
 use crate::chain::{IndexChunk, Span, State};
 use crate::image::Source;
@@ -21,7 +22,7 @@ impl Examiner<'_> {
         let index = job.index.as_deref();
         let joined =
             |a: &Part, b: &Part| !a.is_hole && !b.is_hole && a.blocks.end() == b.blocks.first;
-        // Parts that follow each other are read at once, however they are looked at.
+        // Parts that follow each other are read at once, however they are examined.
         for parts in job.parts.chunk_by(joined) {
             match parts {
                 [hole] if hole.is_hole => self.zeros(index, *hole, changes),
@@ -193,7 +194,11 @@ impl Examiner<'_> {
 /// Says what to do about a sector that cannot be read.
 fn with_hint(error: Error) -> Error {
     match error.is_bad_medium() {
-        true => error.or_hint("check its disk; a snapshot with --skip-bad stores what can be read"),
+        true => error.or_hint(message![
+            "check its disk; a snapshot with ",
+            Setting::SkipBad,
+            " stores what can be read",
+        ]),
         false => error,
     }
 }

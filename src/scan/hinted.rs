@@ -1,17 +1,17 @@
-//! What may have changed, and a share of the rest; what lies between is not looked at.
+//! What may have changed, and a share of the rest; what lies between is not examined.
 //!
 //! ```text
 //! hints      ....CC.......C...............   since an earlier snapshot
 //! touched    ..C..........................   between that one and the parent
-//! recheck    ...............RRRR..........   a share of what is taken for unchanged
-//! looked at  ..C.CC.......C.RRRR..........
+//! recheck    ...............RRRR..........   a share of what is assumed to be unchanged
+//! examined   ..C.CC.......C.RRRR..........
 //! ```
 
 use super::candidates::Candidates;
 use super::changes::window_bytes;
 use super::job::{Extents, Job, Part};
 use crate::base::error::Result;
-use crate::base::progress::Context;
+use crate::base::events::Context;
 use crate::base::units::{BlockRange, ExtentKind, Geometry};
 use crate::chain::{Chain, ChainCursor, TablePrefetchers, Touched};
 use crate::image::Source;
@@ -42,11 +42,11 @@ pub struct Hinted {
     pub hints: Option<Box<dyn ChangeHints>>,
     /// Where that snapshot and the parent differ; without, they are the same.
     pub touched: Option<Touched>,
-    /// Blocks that are looked at in any case.
+    /// Blocks that are examined in any case.
     pub recheck: BlockRange,
 }
 
-/// Cuts what is to be looked at into jobs, in order.
+/// Cuts what is to be examined into jobs, in order.
 pub(super) struct HintedPlan<'a> {
     source: &'a dyn Source,
     geometry: Geometry,
@@ -122,7 +122,7 @@ impl<'a> HintedPlan<'a> {
         Ok(Some(Job { blocks, parts, index: Some(index.into()) }))
     }
 
-    /// What the next job looks at; nothing at the end.
+    /// What the next job examines; nothing at the end.
     fn parts(&mut self) -> Result<Vec<Part>> {
         let mut parts: Vec<Part> = Vec::new();
         let mut budget = self.window;

@@ -10,13 +10,13 @@ use std::sync::Arc;
 pub(super) struct Job {
     /// What is done with when it is done: for the progress.
     pub blocks: BlockRange,
-    /// Ascending. What lies in no part is not looked at, and is as the index has it.
+    /// Ascending. What lies in no part is not examined, and is as the index has it.
     pub parts: Vec<Part>,
     /// The index over all parts, if there is one.
     pub index: Option<Arc<IndexChunk>>,
 }
 
-/// Blocks that are looked at in one way.
+/// Blocks that are examined in one way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Part {
     pub blocks: BlockRange,

@@ -23,8 +23,9 @@ pub use hinted::Hinted;
 
 use crate::base::digest::ImageDigest;
 use crate::base::error::{Error, Result};
+use crate::base::events::Context;
+use crate::base::message::{Setting, Verb, message};
 use crate::base::pipeline::{Allowance, growing_map};
-use crate::base::progress::Context;
 use crate::base::units::Geometry;
 use crate::chain::Chain;
 use crate::image::Source;
@@ -36,7 +37,7 @@ use whole::WholePlan;
 /// What may be copied at once, by all that share.
 const COPIED_BYTES: u64 = 24 << 20;
 
-/// What of an image is looked at.
+/// What of an image is examined.
 pub enum Scope {
     /// All of it. That proves the index, too.
     Whole,
@@ -97,7 +98,7 @@ pub fn scan(
             let covered = geometry.bytes_in(job.blocks);
             let mut changes = pool().pop().unwrap_or_default();
             examiner.examine(&job, &mut changes)?;
-            context.progress().advance(covered);
+            context.advance(covered);
             Ok(changes)
         },
         |changes| {
@@ -132,7 +133,7 @@ enum Plan<'a> {
     Hinted(Box<HintedPlan<'a>>),
 }
 
-/// The image digest that follows from the parent's and from what was looked at.
+/// The image digest that follows from the parent's and from what was examined.
 fn stepped(chain: &Chain, geometry: Geometry, new_terms: u128, old_terms: u128) -> ImageDigest {
     let hasher = chain.hasher();
     let sizes =
@@ -146,8 +147,13 @@ fn prove(index: &Index<'_>, old_terms: u128) -> Result<()> {
     let passed = chain.hasher().empty_image(chain.geometry().image_bytes).plus(old_terms);
     if passed != chain.image_digest() {
         let what = format!("{}: the index of its chain is damaged", chain.tip().location());
-        return Err(Error::corrupt(what)
-            .hint("run \"imgsnap verify\" to see where, and take a --full snapshot"));
+        return Err(Error::corrupt(what).hint(message![
+            "run ",
+            Verb::Verify.call(),
+            " to see where, and take a ",
+            Setting::Full,
+            " snapshot",
+        ]));
     }
     Ok(())
 }

@@ -3,7 +3,7 @@
 use super::changes::{Index, window_bytes};
 use super::job::{Extents, Job, Part};
 use crate::base::error::Result;
-use crate::base::progress::Context;
+use crate::base::events::Context;
 use crate::base::units::{BlockRange, ExtentKind, Geometry};
 use crate::chain::{ChainCursor, IndexChunk};
 use crate::image::Source;

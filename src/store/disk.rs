@@ -4,6 +4,7 @@
 //! Only what is said to be durable is: the bytes of a file after [`DiskFile::sync`], names after
 //! [`Disk::sync_folder`].
 
+use crate::base::byte_lock::{is_locked, share_byte};
 use crate::base::error::{ErrorKind, best_effort};
 use crate::base::folder::{Folder, resolve};
 use crate::base::writeback::Writeback;
@@ -53,6 +54,10 @@ pub trait Disk: Send + Sync {
     fn sync_folder(&self, folder: &str) -> io::Result<()>;
     /// Tries to lock a file, which is made if it does not exist.
     fn lock(&self, path: &str, kind: LockKind) -> io::Result<Option<super::LockGuard>>;
+    /// Locks bytes of a file, shared, which is made if it does not exist. None where there are no such locks.
+    fn share_bytes(&self, path: &str, bytes: &[i64]) -> io::Result<Option<super::LockGuard>>;
+    /// True if one of `count` bytes of a file from `byte` on is locked; 0 for all that follow.
+    fn is_locked(&self, path: &str, byte: i64, count: i64) -> io::Result<bool>;
     /// How many bytes can still be written, if that is known.
     fn free_space(&self) -> Option<u64> {
         None
@@ -153,6 +158,11 @@ impl OsDisk {
         }
     }
 
+    fn lock_file(&self, path: &str) -> io::Result<File> {
+        let (folder, name) = self.place(path)?;
+        lock_file_in(&folder, name)
+    }
+
     fn close(&self, path: &str) {
         OPEN.remove(&(self.id, path.to_owned()));
     }
@@ -229,8 +239,7 @@ impl Disk for OsDisk {
     fn lock(&self, path: &str, kind: LockKind) -> io::Result<Option<super::LockGuard>> {
         let (folder, name) = self.place(path)?;
         loop {
-            // What a link leads to is not ours to make.
-            let file = folder.regular_file(name, OFlag::O_RDWR | OFlag::O_CREAT, 0o600)?;
+            let file = lock_file_in(&folder, name)?;
             let outcome = match kind {
                 LockKind::Shared => file.try_lock_shared(),
                 LockKind::Exclusive => file.try_lock(),
@@ -249,8 +258,28 @@ impl Disk for OsDisk {
         }
     }
 
+    fn share_bytes(&self, path: &str, bytes: &[i64]) -> io::Result<Option<super::LockGuard>> {
+        let file = self.lock_file(path)?;
+        for byte in bytes {
+            match share_byte(&file, *byte) {
+                Ok(()) => {}
+                Err(e) if is_without_locks(&e) => return Ok(None),
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(Some(Box::new(file)))
+    }
+
+    fn is_locked(&self, path: &str, byte: i64, count: i64) -> io::Result<bool> {
+        match is_locked(&self.lock_file(path)?, byte, count) {
+            // Then nobody could lock one.
+            Err(e) if is_without_locks(&e) => Ok(false),
+            other => other,
+        }
+    }
+
     fn free_space(&self) -> Option<u64> {
-        crate::base::free_space::room_in(&self.root).ok()
+        crate::base::free_space::free_space_in(&self.root).ok()
     }
 
     fn location(&self, path: &str) -> String {
@@ -260,6 +289,18 @@ impl Disk for OsDisk {
     fn local_path(&self) -> Option<&Path> {
         Some(&self.root)
     }
+}
+
+/// What a link leads to is not ours to make.
+fn lock_file_in(folder: &Folder, name: &str) -> io::Result<File> {
+    folder.regular_file(name, OFlag::O_RDWR | OFlag::O_CREAT, 0o600)
+}
+
+fn is_without_locks(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EINVAL | libc::ENOLCK | libc::EOPNOTSUPP | libc::ENOSYS)
+    )
 }
 
 fn name_in(path: &str) -> &str {

@@ -20,10 +20,20 @@ impl LocalStore {
 
     fn error(&self, verb: &str, name: &str, error: io::Error) -> Error {
         let is_link = error.raw_os_error() == Some(libc::ELOOP);
-        let error = Error::io(format!("cannot {verb} {}", self.disk.location(name)), error);
+        let error = Error::os(verb, self.disk.location(name), error);
         match is_link {
             true => error.hint("no link is followed in a repository: put there what it leads to"),
             false => error,
+        }
+    }
+
+    fn lock_error(&self, name: &str, error: io::Error) -> Error {
+        match error.kind() {
+            io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied => {
+                let what = format!("cannot lock {}: {}", self.disk.location(name), error.kind());
+                Error::new(ErrorKind::Unsupported, what)
+            }
+            _ => self.error("lock", name, error),
         }
     }
 
@@ -68,7 +78,7 @@ impl Store for LocalStore {
                 return Error::corrupt(what);
             }
             let place = self.disk.location(name);
-            Error::io(format!("cannot read {place} at byte {offset}"), e)
+            Error::os_at("read", place, offset, e)
         })
     }
 
@@ -127,13 +137,21 @@ impl Store for LocalStore {
     }
 
     fn lock(&self, name: &str, kind: LockKind) -> Result<Option<LockGuard>> {
-        self.disk.lock(name, kind).map_err(|e| match e.kind() {
-            io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied => {
-                let what = format!("cannot lock {}: {}", self.disk.location(name), e.kind());
-                Error::new(ErrorKind::Unsupported, what)
-            }
-            _ => self.error("lock", name, e),
-        })
+        self.disk.lock(name, kind).map_err(|e| self.lock_error(name, e))
+    }
+
+    fn hold(&self, lock: &str, objects: &[&str]) -> Result<Option<LockGuard>> {
+        let bytes: Vec<i64> = objects.iter().map(|object| byte_of(object)).collect();
+        match self.disk.share_bytes(lock, &bytes).map_err(|e| self.lock_error(lock, e))? {
+            // All of them.
+            None => self.lock(lock, LockKind::Shared),
+            guard => Ok(guard),
+        }
+    }
+
+    fn is_held(&self, lock: &str, object: Option<&str>) -> Result<bool> {
+        let (byte, count) = object.map_or((0, 0), |object| (byte_of(object), 1));
+        self.disk.is_locked(lock, byte, count).map_err(|e| self.lock_error(lock, e))
     }
 
     fn free_space(&self) -> Option<u64> {
@@ -149,6 +167,12 @@ impl Store for LocalStore {
     }
 }
 
+/// The byte of a lock file that stands for an object. Two that share one hold each other back, which is no
+/// harm.
+fn byte_of(object: &str) -> i64 {
+    (xxhash_rust::xxh3::xxh3_64(object.as_bytes()) >> 2) as i64
+}
+
 struct LocalUpload {
     disk: Arc<dyn Disk>,
     out: Option<Box<dyn DiskFile>>,
@@ -159,7 +183,7 @@ struct LocalUpload {
 
 impl LocalUpload {
     fn error(&self, verb: &str, error: io::Error) -> Error {
-        Error::io(format!("cannot {verb} {}", self.disk.location(&self.name)), error)
+        Error::os(verb, self.disk.location(&self.name), error)
     }
 
     fn finish(mut self, replace: bool) -> Result<()> {

@@ -55,6 +55,19 @@ pub trait Store: Send + Sync {
     /// `Unsupported` if nothing can be locked here (read-only media).
     fn lock(&self, name: &str, kind: LockKind) -> Result<Option<LockGuard>>;
 
+    /// Holds objects back: while the guard lives, [`Store::is_held`] says so of each. `lock` is the name of
+    /// the lock that is taken for it.
+    ///
+    /// # Errors
+    /// As of [`Store::lock`].
+    fn hold(&self, lock: &str, objects: &[&str]) -> Result<Option<LockGuard>>;
+
+    /// True if somebody holds an object back; without a name, any.
+    ///
+    /// # Errors
+    /// If that cannot be found out.
+    fn is_held(&self, lock: &str, object: Option<&str>) -> Result<bool>;
+
     /// How many bytes can still be written, if that is known.
     fn free_space(&self) -> Option<u64> {
         None
@@ -70,7 +83,7 @@ pub trait Store: Send + Sync {
 }
 
 /// Holds a lock until it is dropped. A dead process holds none.
-pub type LockGuard = Box<dyn Send>;
+pub type LockGuard = Box<dyn Send + Sync>;
 
 /// An object that is being written, front to back. Dropped without `publish`, nothing is left of
 /// it.

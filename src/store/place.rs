@@ -22,7 +22,7 @@ pub fn locate(place: &Path) -> Result<PathBuf> {
                 .hint(format!("name a folder; one that is called so is ./{}", place.display())));
         }
     };
-    std::path::absolute(&path).map_err(|e| Error::io(format!("cannot use {}", path.display()), e))
+    std::path::absolute(&path).map_err(|e| Error::os("use", path.display(), e))
 }
 
 /// The store in a folder, which need not exist. Nobody else's link leads to it.
@@ -41,7 +41,7 @@ pub fn store_at(path: &Path) -> Result<Arc<dyn Store>> {
 /// # Errors
 /// `Io` if one cannot be made; `InvalidInput` for a path with `..` that leads through what is not there.
 pub fn make_folder(path: &Path) -> Result<()> {
-    let failed = |e| Error::io(format!("cannot make the repository {}", path.display()), e);
+    let failed = |e| Error::os("make the repository", path.display(), e);
     // From the first folder that is there on, each in the one before it: whoever may write to that one
     // cannot lead us elsewhere.
     let there = path.ancestors().find(|folder| folder.exists()).unwrap_or(Path::new("/"));

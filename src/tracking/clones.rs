@@ -104,7 +104,7 @@ impl NewClone {
     /// `Unsupported` if the file system shares no extents, has no nameless files or no extended
     /// attributes.
     pub fn make(image: &File, path: &Path, extents: u64, owner: Owner) -> Result<Self> {
-        let failed = |e| Error::io(format!("cannot make a clone of {}", path.display()), e);
+        let failed = |e| Error::os("make a clone of", path.display(), e);
         if !tells_places(image) {
             return Err(cannot(path));
         }
@@ -202,7 +202,7 @@ impl CloneFolder {
     /// `Unsupported` if the folder is none, but a link or a file.
     pub fn keep(&self, clone: &NewClone, id: Uuid) -> Result<CloneStat> {
         let path = self.path_of(id);
-        let failed = |e| Error::io(format!("cannot keep the clone {}", path.display()), e);
+        let failed = |e| Error::os("keep the clone", path.display(), e);
         let above = Folder::of(&self.path).map_err(failed)?;
         let mut tries = MAKE_TRIES;
         let folder = loop {
@@ -231,7 +231,7 @@ impl CloneFolder {
     /// `Unsupported` if it is no folder, or one that neither we made nor whoever has the one above.
     fn open_in(&self, above: &Folder) -> Result<Folder> {
         let place = self.path.display();
-        let failed = |e| Error::io(format!("cannot open {place}"), e);
+        let failed = |e| Error::os("open", &place, e);
         let folder = above.folder(FOLDER).map_err(|e| match e.raw_os_error() {
             Some(libc::ELOOP | libc::ENOTDIR) => {
                 let what = format!("{place} is no folder");
@@ -252,7 +252,7 @@ impl CloneFolder {
 
     /// The same; none if it is not there.
     fn opened(&self) -> Result<Option<Folder>> {
-        let failed = |e| Error::io(format!("cannot open {}", self.path.display()), e);
+        let failed = |e| Error::os("open", self.path.display(), e);
         let above = match Folder::of(&self.path) {
             // None was made through a link; a device may be named through one.
             Err(e) if is_absent(&e) || e.raw_os_error() == Some(libc::ELOOP) => return Ok(None),
@@ -270,13 +270,13 @@ impl CloneFolder {
         match open(&folder, &found.id.to_string()) {
             Ok(file) => own_bytes(&file).map_err(|e| e.at(found.path.display())),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(0),
-            Err(e) => Err(Error::io(format!("cannot open {}", found.path.display()), e)),
+            Err(e) => Err(Error::os("open", found.path.display(), e)),
         }
     }
 
     /// Opens the clone of a snapshot if it is the one that was made; otherwise says what is wrong.
     pub fn open(&self, id: Uuid, made: &CloneStat) -> Result<File, String> {
-        let folder = self.opened().map_err(|e| e.to_string())?;
+        let folder = self.opened().map_err(|e| e.without_advice())?;
         let folder = folder.ok_or_else(|| "is missing".to_owned())?;
         let file = open(&folder, &id.to_string()).map_err(|e| match e.kind() {
             io::ErrorKind::NotFound => "is missing".to_owned(),
@@ -291,7 +291,7 @@ impl CloneFolder {
 
     /// All that is in it and has the name of a clone, sorted.
     pub fn list(&self) -> Result<Vec<FoundClone>> {
-        let failed = |e| Error::io(format!("cannot list {}", self.path.display()), e);
+        let failed = |e| Error::os("list", self.path.display(), e);
         let Some(folder) = self.opened()? else { return Ok(Vec::new()) };
         let mut found = Vec::new();
         for entry in folder.entries().map_err(failed)? {
@@ -321,7 +321,7 @@ impl CloneFolder {
     /// there.
     pub fn remove(&self, id: Uuid) -> Result<()> {
         let path = self.path_of(id);
-        let failed = |e| Error::io(format!("cannot remove the clone {}", path.display()), e);
+        let failed = |e| Error::os("remove the clone", path.display(), e);
         let Some(folder) = self.opened()? else { return Ok(()) };
         match folder.remove(id.to_string()) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}

@@ -8,7 +8,8 @@
 //! ```
 
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::base::progress::Context;
+use crate::base::events::{Context, WarningId};
+use crate::base::message::{Setting, message};
 use crate::base::sys;
 use crate::image::{FileStat, LiveImage, RawFile, Source};
 use crate::tracking::{
@@ -90,7 +91,8 @@ impl<'a> FileTracker<'a> {
         if image.is_device() || self.track == Track::None {
             let what = format!("{place} is a device: it cannot be cloned");
             return match is_forced {
-                true => Err(Error::new(ErrorKind::Unsupported, what).hint("use --track auto")),
+                true => Err(Error::new(ErrorKind::Unsupported, what)
+                    .hint(message!["use ", Setting::Track.to("auto")])),
                 false => Ok(Err(None)),
             };
         }
@@ -114,18 +116,22 @@ impl<'a> FileTracker<'a> {
         };
         if let Some(user) = &self.live.user {
             let what = format!("{place} is open for writing by {user}, and no clone can be made");
-            return Err(Error::new(ErrorKind::Busy, what).hint(format!(
-                "{error}; keep it on XFS or btrfs, where it can be cloned while it is in use; or shut the \
-                 virtual machine down, or close the file, and run the command again"
-            )));
+            return Err(Error::new(ErrorKind::Busy, what).hint(message![
+                error,
+                "; keep it on XFS or btrfs, where it can be cloned while it is in use; or shut the virtual \
+                 machine down, or close the file, and run the command again",
+            ]));
         }
         if is_forced {
-            return Err(error.or_hint("XFS and btrfs can; or use --track auto"));
+            return Err(
+                error.or_hint(message!["XFS and btrfs can; or use ", Setting::Track.to("auto")])
+            );
         }
         match error.kind() {
-            ErrorKind::Unsupported => context.progress().note(&format!("not tracked: {error}")),
+            ErrorKind::Unsupported => context.note(message!["not tracked: ", &error]),
             _ => {
-                context.progress().warn(&format!("{error}; nothing is known of what changes then"));
+                let what = message![&error, "; nothing is known of what changes then"];
+                context.warn(WarningId::CloneNotMade, what);
             }
         }
         // Elsewhere nobody expects one.
@@ -185,8 +191,8 @@ impl ChangeTracker for FileTracker<'_> {
             Ok(kept) => Some(TrackerRecord::Clone(kept)),
             // Without one, the next snapshot reads more: no reason to have none.
             Err(e) => {
-                let what = format!("{e}; the next snapshot may have to read all of the image");
-                context.progress().warn(&what);
+                let what = message![e, "; the next snapshot may have to read all of the image"];
+                context.warn(WarningId::CloneNotKept, what);
                 None
             }
         }
@@ -223,9 +229,11 @@ fn check_stall(
         s if s < 1.0 => format!("{}ms", (2e3 * s).ceil()),
         s => format!("{}s", s.ceil()),
     };
-    Err(Error::new(ErrorKind::Busy, what).hint(format!(
-        "allow that with --max-stall {enough}, or shut the virtual machine down and defragment the image"
-    )))
+    Err(Error::new(ErrorKind::Busy, what).hint(message![
+        "allow that with ",
+        Setting::MaxStall.to(enough),
+        ", or shut the virtual machine down and defragment the image",
+    ]))
 }
 
 /// What a clone costs for each extent, in seconds: what the last one did, if it had enough of them to

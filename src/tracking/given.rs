@@ -1,7 +1,7 @@
 //! Changes that somebody else knows: a list that was handed over with the snapshot.
 
 use crate::base::error::Result;
-use crate::base::progress::Context;
+use crate::base::events::Context;
 use crate::tracking::{
     ChangeHints, ChangeList, ChangeTracker, FileTracker, HintKind, KnownChanges, PointInTime,
     Since, TrackerRecord,

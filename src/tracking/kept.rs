@@ -1,7 +1,8 @@
 //! The clones beside a live image: which are of use, which are left over, what they take.
 
 use crate::base::error::Result;
-use crate::base::progress::Context;
+use crate::base::events::{Context, WarningId};
+use crate::base::message::message;
 use crate::tracking::{CloneFolder, CloneStat, FoundClone, NewClone, Owner};
 use serde::{Deserialize, Serialize};
 use std::cell::OnceCell;
@@ -21,7 +22,7 @@ pub struct KeptClone {
 }
 
 /// What clones beside an image take.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Clones {
     /// The one that the next snapshot is compared with.
@@ -33,7 +34,7 @@ pub struct Clones {
 }
 
 /// A clone, and what it takes.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct CloneUse {
     /// Number of its snapshot; none if no snapshot names it.
@@ -119,7 +120,7 @@ impl<'a> KeptClones<'a> {
             if !is_unneeded && !self.is_left_over(&found) {
                 continue;
             }
-            context.progress().note(&format!("removing the clone {}", found.path.display()));
+            context.note(format!("removing the clone {}", found.path.display()));
             self.folder.remove(found.id)?;
             removed.push(found);
         }
@@ -129,7 +130,7 @@ impl<'a> KeptClones<'a> {
     /// The same, where the next snapshot tries again what fails: it is only told.
     pub fn tidy(&self, needed: Option<Uuid>, context: &Context) {
         if let Err(e) = self.remove_but(needed, context) {
-            context.progress().warn(&format!("{e}; the next snapshot tries again"));
+            context.warn(WarningId::CloneStays, message![e, "; the next snapshot tries again"]);
         }
     }
 

@@ -1,7 +1,7 @@
-//! Which share of what is taken for unchanged is looked at all the same.
+//! Which share of what is assumed to be unchanged is rechecked.
 //!
-//! The image is cut into equal parts, and each snapshot looks at the one that its number says: after as
-//! many snapshots as there are parts all of it was looked at. What is found unchanged and makes no
+//! The image is cut into equal parts, and each snapshot rechecks the one that its number says: after as
+//! many snapshots as there are parts all of it was examined. What is found unchanged and makes no
 //! snapshot counts as well.
 
 use crate::base::error::{Error, ErrorKind, Result};
@@ -14,7 +14,7 @@ const USUAL_SHARE: f64 = 0.01;
 /// But not more than this.
 const USUAL_BYTES: u64 = 64 << 20;
 
-/// How much is looked at in each snapshot.
+/// How much is examined in each snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub enum Recheck {
     /// 1 % of the image or 64 MiB, whichever is less.
@@ -37,7 +37,7 @@ impl Recheck {
         Ok(Self::Share(percent / 100.0))
     }
 
-    /// How many blocks of an image are looked at in each snapshot; none only if that is asked for.
+    /// How many blocks of an image are examined in each snapshot; none only if that is asked for.
     pub fn block_count(self, geometry: Geometry) -> u64 {
         let count = geometry.block_count();
         let share = |share: f64| ((count as f64 * share).ceil() as u64).min(count);
@@ -50,7 +50,7 @@ impl Recheck {
         }
     }
 
-    /// The blocks that are looked at in a turn; the next turn looks at those behind them.
+    /// The blocks that are examined in a turn; the next turn examines those behind them.
     pub fn blocks(self, geometry: Geometry, turn: u64) -> BlockRange {
         let at_once = self.block_count(geometry);
         let Some(cycle) = cycle(geometry.block_count(), at_once) else {
@@ -61,7 +61,7 @@ impl Recheck {
     }
 }
 
-/// After how many snapshots all `block_count` blocks were looked at, `at_once` in each; none if never.
+/// After how many snapshots all `block_count` blocks were examined, `at_once` in each; none if never.
 pub fn cycle(block_count: u64, at_once: u64) -> Option<u64> {
     (at_once > 0).then(|| block_count.div_ceil(at_once))
 }

@@ -12,11 +12,12 @@
 //! nothing.
 
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::base::sys::{EXTENTS_AT_ONCE, FileExtent, clone_file, count_file_extents, file_extents};
+use crate::base::sys::{FileExtent, clone_file, count_file_extents, file_extents};
 use crate::base::units::ByteRange;
 use crate::tracking::ChangeHints;
 use std::collections::VecDeque;
 use std::fs::File;
+use std::io;
 
 const UNKNOWN: u32 = 0x2;
 const DELAYED: u32 = 0x4;
@@ -77,14 +78,9 @@ struct Batch {
 /// The map of a file from `start` on, as much as is told at a time; up to `end`, beyond which, and
 /// beyond the end of the file at `length`, are zeros.
 fn batch(file: &File, start: u64, length: u64, end: u64, what: &str) -> Result<Batch> {
-    let extents = file_extents(file, start)
-        .map_err(|e| Error::io(format!("cannot read the extents of {what}"), e))?;
-    let covered = match extents.last() {
-        // There may be more, whether or not there was room for them.
-        Some(last) if last.flags & LAST == 0 => last.logical.saturating_add(last.bytes),
-        _ => end,
-    };
-    let covered = covered.min(end);
+    let failed = |e| Error::os("read the extents of", what, e);
+    let (extents, next) = extents_from(file, start).map_err(failed)?;
+    let covered = next.unwrap_or(end).min(end);
     let mut pieces = Vec::with_capacity(2 * extents.len() + 2);
     let mut at = start;
     for extent in &extents {
@@ -103,6 +99,14 @@ fn batch(file: &File, start: u64, length: u64, end: u64, what: &str) -> Result<B
         pieces.push(Piece { start: at, end: covered, place: Place::Zero });
     }
     Ok(Batch { pieces, end: covered })
+}
+
+/// The extents of a file from `start` on, as many as are told at a time; and where others may follow.
+fn extents_from(file: &File, start: u64) -> io::Result<(Vec<FileExtent>, Option<u64>)> {
+    let extents = file_extents(file, start)?;
+    let last = extents.last().filter(|last| last.flags & LAST == 0);
+    let next = last.map(|last| last.logical.saturating_add(last.bytes));
+    Ok((extents, next))
 }
 
 fn place_of(extent: &FileExtent, offset: u64) -> Place {
@@ -133,7 +137,7 @@ impl MapDifferences {
     pub fn new(older: File, newer: File) -> Result<Self> {
         let length = |file: &File, which: &str| {
             let meta = file.metadata();
-            meta.map(|meta| meta.len()).map_err(|e| Error::io(format!("cannot look at {which}"), e))
+            meta.map(|meta| meta.len()).map_err(|e| Error::os("look at", which, e))
         };
         let lengths = (length(&older, OLDER)?, length(&newer, NEWER)?);
         let end = lengths.0.max(lengths.1);
@@ -246,15 +250,13 @@ pub fn extent_count(file: &File) -> Result<u64> {
 pub fn own_bytes(file: &File) -> Result<u64> {
     let (mut start, mut own) = (0, 0);
     loop {
-        let extents =
-            file_extents(file, start).map_err(|e| Error::io("cannot read the extents", e))?;
+        let failed = |e| Error::io("cannot read the extents", e);
+        let (extents, next) = extents_from(file, start).map_err(failed)?;
         let of_it = extents.iter().filter(|extent| extent.flags & SHARED == 0);
         own += of_it.map(|extent| extent.bytes).sum::<u64>();
-        match extents.last() {
-            Some(last) if extents.len() >= EXTENTS_AT_ONCE => {
-                start = last.logical.saturating_add(last.bytes).max(start + 1);
-            }
-            _ => return Ok(own),
+        match next.filter(|next| *next > start) {
+            Some(next) => start = next,
+            None => return Ok(own),
         }
     }
 }

@@ -7,7 +7,7 @@
 //! ```
 
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::base::progress::Context;
+use crate::base::events::Context;
 use crate::image::FileStat;
 use crate::tracking::{ChangeHints, KeptClone};
 use serde::{Deserialize, Serialize};

@@ -150,11 +150,11 @@ impl BatchBuilder {
         while span.blocks.count > 0 {
             let (frame, ordinals) = of.page.frame_of(ordinal);
             // Not beyond the frame, nor beyond a batch.
-            let room = u64::from(ordinals.end.saturating_sub(ordinal)).min(self.room());
-            if room == 0 {
+            let most = u64::from(ordinals.end.saturating_sub(ordinal)).min(self.remaining_blocks());
+            if most == 0 {
                 return Err(Error::corrupt("a block without a frame"));
             }
-            let count = span.blocks.count.min(room);
+            let count = span.blocks.count.min(most);
             // A batch may have been cut since: it took the pages along.
             let page = self.number_of(of);
             let blocks = BlockRange { first: span.blocks.first, count };
@@ -202,7 +202,7 @@ impl BatchBuilder {
     }
 
     /// Data blocks that fit the batch; for frames there is no such limit yet.
-    fn room(&self) -> u64 {
+    fn remaining_blocks(&self) -> u64 {
         match self.order {
             Order::Ascending => self.batch_blocks().saturating_sub(self.data_blocks).max(1),
             Order::ByFrame => u64::MAX,
@@ -290,7 +290,7 @@ impl BatchBuilder {
     }
 }
 
-fn unread(geometry: Geometry, blocks: BlockRange) -> Error {
+pub(super) fn unread(geometry: Geometry, blocks: BlockRange) -> Error {
     let (offset, bytes) = (geometry.offset(blocks.first), geometry.bytes_in(blocks));
     let what = format!("{bytes} bytes at {offset} could not be read when the snapshot was taken");
     Error::corrupt(what)

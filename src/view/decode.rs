@@ -1,9 +1,10 @@
 //! From a batch to checked blocks.
 
-use super::batch::{Batch, Order, Part, Place};
+use super::batch::{Batch, Order, Part, Place, unread};
 use crate::base::digest::{Digest, is_zero};
 use crate::base::error::{Error, Result};
 use crate::base::units::{BlockRange, Geometry};
+use crate::chain::{Chain, IndexChunk, Span, State};
 use crate::delta::Delta;
 use crate::format::TablePage;
 use std::sync::Arc;
@@ -28,13 +29,8 @@ pub fn decode_batch(geometry: Geometry, batch: Batch) -> Result<Decoded> {
     let size = geometry.block_size.in_memory();
     let data = batch.parts.iter().filter(|part| part.is_data());
     let blocks = data.map(|part| part.blocks.count as usize).sum::<usize>();
-    let mut decoder = Decoder {
-        geometry,
-        bytes: Vec::with_capacity(blocks * size),
-        terms: batch.unread_terms,
-        frame: None,
-        record: Vec::new(),
-    };
+    let mut decoder = Decoder::new(geometry, Vec::with_capacity(blocks * size));
+    decoder.terms = batch.unread_terms;
     for part in &batch.parts {
         let Some(place) = part.from else { continue };
         let missing = || Error::corrupt("a block without a page");
@@ -46,7 +42,8 @@ pub fn decode_batch(geometry: Geometry, batch: Batch) -> Result<Decoded> {
     Ok(Decoded { parts: batch.parts, bytes, terms, settled: batch.settled })
 }
 
-struct Decoder {
+/// Decodes blocks, and checks each.
+pub(super) struct Decoder {
     geometry: Geometry,
     bytes: Vec<u8>,
     terms: u128,
@@ -57,6 +54,79 @@ struct Decoder {
 }
 
 impl Decoder {
+    /// Puts what it decodes into `bytes`, from its beginning on.
+    pub fn new(geometry: Geometry, mut bytes: Vec<u8>) -> Self {
+        bytes.clear();
+        Self { geometry, bytes, terms: 0, frame: None, record: Vec::new() }
+    }
+
+    /// What was decoded.
+    pub fn into_bytes(self) -> Vec<u8> {
+        self.bytes
+    }
+
+    /// Adds the blocks of a span of a chunk of `chain`, whatever they are.
+    ///
+    /// # Errors
+    /// `Corrupt` if a block is not what its digest says, or was never read.
+    pub fn span(&mut self, chain: &Chain, chunk: &IndexChunk, span: Span) -> Result<()> {
+        let size = self.geometry.block_size.in_memory();
+        let (page, mut ordinal) = match span.state {
+            State::Unread if !chain.has_unread_as_zeros() => {
+                return Err(unread(self.geometry, span.blocks));
+            }
+            State::Zero | State::Unread => {
+                self.bytes.resize(self.bytes.len() + span.blocks.count as usize * size, 0);
+                return Ok(());
+            }
+            State::Data { page, ordinal } => (page, ordinal),
+        };
+        let missing = || Error::corrupt("a span without a page");
+        let of = chunk.page(page).ok_or_else(missing)?;
+        let delta = chain.layers().get(of.layer as usize).ok_or_else(missing)?;
+        let mut first = span.blocks.first;
+        while first < span.blocks.end() {
+            let (frame, ordinals) = of.page.frame_of(ordinal);
+            let in_frame = u64::from(ordinals.end.saturating_sub(ordinal));
+            let blocks = BlockRange::between(first, span.blocks.end().min(first + in_frame));
+            if blocks.count == 0 {
+                return Err(Error::corrupt("a block without a frame"));
+            }
+            let place = Place { page, frame, ordinal };
+            if !self.stored(delta, &of.page, place, blocks)? {
+                self.part(delta, &of.page, place, blocks, Order::Ascending)?;
+            }
+            ordinal += blocks.count as u32;
+            first = blocks.end();
+        }
+        // The next span may be of another chunk, whose pages have other numbers.
+        self.frame = None;
+        Ok(())
+    }
+
+    /// Adds blocks of a frame that is stored as it is, without the rest of it: the digest of each proves it.
+    /// False if it is not stored so, or they are not what they should be.
+    fn stored(
+        &mut self,
+        delta: &Delta,
+        page: &TablePage,
+        place: Place,
+        blocks: BlockRange,
+    ) -> Result<bool> {
+        let size = self.geometry.block_size.in_memory();
+        let (start, ordinals) = (self.bytes.len(), page.ordinals_of(place.frame));
+        let Some(at) = page.frames.get(place.frame as usize).copied() else { return Ok(false) };
+        let skipped = place.ordinal.saturating_sub(ordinals.start) as usize * size;
+        self.bytes.resize(start + blocks.count as usize * size, 0);
+        let into = self.bytes.get_mut(start..).unwrap_or_default();
+        let is_read = delta.stored_into(at, ordinals.len() * size, skipped, into)?;
+        if is_read && self.check_against(delta, page, place.ordinal, blocks, start).is_ok() {
+            return Ok(true);
+        }
+        self.bytes.truncate(start);
+        Ok(false)
+    }
+
     fn part(
         &mut self,
         delta: &Delta,

@@ -3,6 +3,7 @@
 
 mod batch;
 mod decode;
+mod regions;
 mod write;
 
 pub use batch::{BATCH_BYTES, Batch, BatchBuilder, Order, Part};
@@ -10,9 +11,12 @@ pub use decode::{Decoded, decode_batch};
 pub use write::write_decoded;
 
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::base::units::{Extent, ExtentKind, Geometry};
+use crate::base::units::{BlockRange, Extent, ExtentKind, Geometry};
 use crate::chain::{Chain, SpanWalk, State};
 use crate::image::{Source, Window};
+use decode::Decoder;
+use regions::Regions;
+use std::fmt;
 use std::sync::{Mutex, PoisonError};
 
 /// A part of a chain's image, batch by batch.
@@ -43,20 +47,20 @@ impl Batches {
 
 /// A snapshot that can be read.
 pub struct SnapshotView {
-    chain: Chain,
-    /// For the extents: they are asked for in ascending order, mostly.
+    regions: Regions,
+    /// For the extents, which may be longer than any region: they are asked for in ascending order, mostly.
     walk: Mutex<Option<SpanWalk>>,
 }
 
 impl SnapshotView {
     /// The snapshot at the tip of `chain`.
     pub fn new(chain: Chain) -> Self {
-        Self { chain, walk: Mutex::new(None) }
+        Self { regions: Regions::new(chain), walk: Mutex::new(None) }
     }
 
     /// Its chain.
     pub fn chain(&self) -> &Chain {
-        &self.chain
+        self.regions.chain()
     }
 
     /// Takes the walk of the last call if it is not beyond `block`: it does not begin anew each time.
@@ -64,14 +68,20 @@ impl SnapshotView {
         let mut kept = self.walk.lock().unwrap_or_else(PoisonError::into_inner);
         let mut walk = match kept.take() {
             Some(walk) if walk.position() <= block => walk,
-            _ => self.chain.walk(),
+            _ => self.chain().walk(),
         };
         walk.seek(block);
         walk
     }
 
     fn geometry(&self) -> Geometry {
-        self.chain.geometry()
+        self.chain().geometry()
+    }
+}
+
+impl fmt::Debug for SnapshotView {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SnapshotView").field("name", &self.name()).finish_non_exhaustive()
     }
 }
 
@@ -118,22 +128,12 @@ impl Source for SnapshotView {
             return Err(Error::new(ErrorKind::InvalidInput, what));
         }
         let first = offset / size;
-        let mut batches = Batches::new(&self.chain, first, end.div_ceil(size), Order::Ascending);
-        buffer.clear();
-        while let Some(batch) = batches.next_batch().map_err(|e| e.at(self.name()))? {
-            let decoded = decode_batch(geometry, batch).map_err(|e| e.at(self.name()))?;
-            let mut data = decoded.bytes.as_slice();
-            for part in &decoded.parts {
-                let length = (part.blocks.count * size) as usize;
-                if part.is_data() {
-                    let (now, rest) = data.split_at(length.min(data.len()));
-                    buffer.extend_from_slice(now);
-                    data = rest;
-                } else {
-                    buffer.resize(buffer.len() + length, 0);
-                }
-            }
-        }
+        let mut decoder = Decoder::new(geometry, std::mem::take(buffer));
+        let blocks = BlockRange::between(first, end.div_ceil(size));
+        let read =
+            self.regions.spans(blocks, |chunk, span| decoder.span(self.chain(), chunk, span));
+        *buffer = decoder.into_bytes();
+        read.map_err(|e| e.at(self.name()))?;
         let start = (offset - geometry.offset(first)) as usize;
         let short = || Error::corrupt("fewer bytes were decoded than the blocks have");
         Ok(Window::Copied(buffer.get(start..start + bytes).ok_or_else(short)?))
@@ -144,6 +144,6 @@ impl Source for SnapshotView {
     }
 
     fn name(&self) -> String {
-        self.chain.tip().location()
+        self.chain().tip().location()
     }
 }

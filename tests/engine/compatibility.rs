@@ -1,7 +1,7 @@
 //! Every released version's repository restores for ever (FORMAT.md P1, P2, J1 to J5).
 
 use crate::support::{fixtures, is_blessing, naive_reader, text};
-use imgsnap::base::progress::Context;
+use imgsnap::base::events::Context;
 use imgsnap::image::write::Stream;
 use imgsnap::ops::restore::engine::restore;
 use imgsnap::repo::retention::{Count, Rules};

@@ -86,7 +86,7 @@ fn every_flipped_byte_gives_an_error_or_the_right_bytes() {
 
 #[test]
 fn every_flipped_byte_is_found_by_a_scrub() {
-    let context = imgsnap::base::progress::Context::silent().with_threads(1);
+    let context = imgsnap::base::events::Context::silent().with_threads(1);
     for (files, known) in recipes().into_iter().flat_map(chains) {
         for (index, file) in files.iter().enumerate().skip(known) {
             for at in places(file) {
@@ -214,7 +214,7 @@ fn a_frame_that_is_too_short_is_damage() {
     writer.finish(&maker.plan().identity, None, 4 * 4096, digest).unwrap();
     let chain = open_chain(&[bytes]).unwrap();
     assert_eq!(restore_chain(&chain).unwrap_err().kind(), ErrorKind::Corrupt);
-    let context = imgsnap::base::progress::Context::silent();
+    let context = imgsnap::base::events::Context::silent();
     assert!(imgsnap::ops::verify::engine::verify_stored(chain.tip(), &context).is_err());
     assert!(
         !imgsnap::ops::verify::engine::find_damage(chain.tip(), &context)
@@ -233,7 +233,7 @@ fn a_frame_that_says_it_has_many_blocks_gets_no_memory_for_them() {
     file[256 + 10..256 + 12].fill(0xff);
     mend_checksums(&mut file);
     let chain = open_chain(&[file]).unwrap();
-    let context = imgsnap::base::progress::Context::silent().with_threads(1);
+    let context = imgsnap::base::events::Context::silent().with_threads(1);
     let error = imgsnap::ops::verify::engine::verify_all(chain.tip(), &context).unwrap_err();
     assert!(error.to_string().contains("record at byte 256: a frame of 65535 blocks"), "{error}");
 }

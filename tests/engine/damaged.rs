@@ -9,7 +9,7 @@ use crate::support::{
     restore_chain, text,
 };
 use imgsnap::base::error::ErrorKind;
-use imgsnap::base::progress::Context;
+use imgsnap::base::events::Context;
 use imgsnap::codec::Compression;
 use imgsnap::ops::snapshot::engine::{Plan, take};
 use imgsnap::scan::Scope;
@@ -293,7 +293,7 @@ fn catalogue() -> Vec<(&'static str, usize, Edit, ErrorKind, &'static str)> {
                 mend(f)
             },
             Corrupt,
-            "the image digest differs; run \"imgsnap verify\" to see what is damaged",
+            "the image digest differs; run verify() to see what is damaged",
         ),
         (
             "count-too-small",
@@ -554,7 +554,7 @@ fn every_file_of_the_catalogue_is_in_it() {
 #[test]
 fn a_wrong_image_digest_is_told_from_right_ones() {
     let damaged = std::fs::read(fixtures().join("damaged/v1/image-digest.delta")).unwrap();
-    let context = imgsnap::base::progress::Context::silent();
+    let context = imgsnap::base::events::Context::silent();
     for (tip, sound) in [(golden(2), [true, true]), (damaged, [false, true])] {
         let chain = open_chain(&[golden(1), tip]).unwrap();
         assert_eq!(imgsnap::ops::verify::engine::verify_digests(&chain, &context).unwrap(), sound);

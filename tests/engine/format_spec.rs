@@ -7,7 +7,7 @@ use crate::support::{
     open_chain_on, restore_chain, text,
 };
 use imgsnap::base::digest::{Digest, DigestAlgorithm};
-use imgsnap::base::progress::Context;
+use imgsnap::base::events::Context;
 use imgsnap::base::units::{BlockRange, BlockSize};
 use imgsnap::codec::Compression;
 use imgsnap::delta::{DeltaWriter, Piece, Segmenter};

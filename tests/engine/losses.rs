@@ -1,7 +1,7 @@
 //! What `verify` calls lost is what cannot be restored, of every snapshot, wherever the damage is.
 
 use crate::support::{Random, text};
-use imgsnap::base::progress::Context;
+use imgsnap::base::events::Context;
 use imgsnap::base::units::ByteRange;
 use imgsnap::image::write::Stream;
 use imgsnap::ops::restore::engine::restore;

@@ -15,6 +15,7 @@ mod corruption;
 mod damaged;
 mod faults;
 mod format_spec;
+mod held;
 mod losses;
 mod mended;
 mod model;

@@ -6,7 +6,7 @@ use crate::support::crash_disk::CrashDisk;
 use crate::support::power::Survival;
 use crate::support::{MemorySource, text};
 use imgsnap::base::error::Result;
-use imgsnap::base::progress::Context;
+use imgsnap::base::events::Context;
 use imgsnap::image::Source;
 use imgsnap::image::write::Stream;
 use imgsnap::ops::restore::engine::restore;

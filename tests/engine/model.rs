@@ -3,7 +3,7 @@
 
 use crate::support::{ChainMaker, Random, Recipe, naive_reader, text};
 use imgsnap::base::digest::DigestAlgorithm;
-use imgsnap::base::progress::Context;
+use imgsnap::base::events::Context;
 use imgsnap::base::units::BlockSize;
 use imgsnap::base::units::ByteRange;
 use imgsnap::chain::Chain;

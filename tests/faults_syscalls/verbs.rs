@@ -4,7 +4,7 @@
 
 use crate::lab::Lab;
 use crate::random::Random;
-use imgsnap::base::progress::Context;
+use imgsnap::base::events::Context;
 use imgsnap::repo::head::{Head, RollbackIntent};
 use imgsnap::store::{LocalStore, OsDisk};
 use imgsnap::{At, Repository};

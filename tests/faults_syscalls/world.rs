@@ -2,7 +2,7 @@
 
 use crate::lab::{Lab, no_fork};
 use imgsnap::base::error::{Error, ErrorKind, Result};
-use imgsnap::base::progress::Context;
+use imgsnap::base::events::Context;
 use imgsnap::image::RawFile;
 use imgsnap::image::write::{NewFile, Stream};
 use imgsnap::ops::apply::Patch;
@@ -87,7 +87,7 @@ fn image(repository: &Repository, name: &str) -> Result<Image> {
     }
     let verified = repository.verify(&VerifyScope::Image(name.into()), false, &context())?;
     if let Some(damage) = verified.damaged.first() {
-        return Err(Error::corrupt(damage.message.clone()));
+        return Err(Error::corrupt(damage.message.to_string()));
     }
     let source = reader.manifest().source.clone();
     let base_images =

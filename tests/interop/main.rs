@@ -15,7 +15,7 @@ mod filesystems;
 mod full_disk;
 mod killed;
 mod kit;
-mod no_room;
+mod no_free_space;
 mod power_loss;
 mod qemu;
 mod raced;

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that fails says where")]
 
 use crate::kit::*;
-use imgsnap::base::progress::{Context, Progress};
+use imgsnap::base::events::{Context, Event, Observer};
 use imgsnap::repo::retention::{Count, Rules};
 use imgsnap::store::{Disk, DiskFile, LocalStore, LockGuard, LockKind, OsDisk};
 use imgsnap::{Repository, SnapshotRequest, WatchRequest, Watched};
@@ -70,6 +70,14 @@ impl Disk for Meddling {
         self.disk.sync_folder(folder)
     }
 
+    fn share_bytes(&self, path: &str, bytes: &[i64]) -> io::Result<Option<LockGuard>> {
+        self.disk.share_bytes(path, bytes)
+    }
+
+    fn is_locked(&self, path: &str, byte: i64, count: i64) -> io::Result<bool> {
+        self.disk.is_locked(path, byte, count)
+    }
+
     fn lock(&self, path: &str, kind: LockKind) -> io::Result<Option<LockGuard>> {
         let is_to_write = path == "vm/write.lock" && kind == LockKind::Exclusive;
         if is_to_write && self.locks.fetch_add(1, Ordering::SeqCst) == 1 {
@@ -87,14 +95,11 @@ impl Disk for Meddling {
 #[derive(Default)]
 struct Warnings(Mutex<Vec<String>>);
 
-impl Progress for Warnings {
-    fn begin(&self, _phase: &str, _total_bytes: u64) {}
-    fn advance(&self, _bytes: u64) {}
-    fn end(&self) {}
-    fn note(&self, _message: &str) {}
-
-    fn warn(&self, message: &str) {
-        self.0.lock().unwrap().push(message.into());
+impl Observer for Warnings {
+    fn observe(&self, event: Event) {
+        if let Event::Warning { message, .. } = event {
+            self.0.lock().unwrap().push(message.to_string());
+        }
     }
 }
 

@@ -21,6 +21,8 @@ struct State {
     /// What a sync that fails loses for ever.
     loses: Survival,
     locks: BTreeMap<String, (u32, bool)>,
+    /// Locked bytes, by file: how many hold each.
+    bytes: BTreeMap<(String, i64), u32>,
     log: Vec<String>,
     /// What was there before each operation, if that is to be kept.
     moments: Option<Vec<Contents>>,
@@ -213,6 +215,21 @@ impl Drop for CrashLock {
     }
 }
 
+struct CrashBytes {
+    disk: CrashDisk,
+    path: String,
+    bytes: Vec<i64>,
+}
+
+impl Drop for CrashBytes {
+    fn drop(&mut self) {
+        let mut state = self.disk.state();
+        for byte in &self.bytes {
+            *state.bytes.get_mut(&(self.path.clone(), *byte)).unwrap() -= 1;
+        }
+    }
+}
+
 impl Disk for CrashDisk {
     fn list(&self, folder: &str) -> io::Result<Vec<String>> {
         let state = self.state();
@@ -310,6 +327,23 @@ impl Disk for CrashDisk {
         }
         let exclusive = kind == LockKind::Exclusive;
         Ok(Some(Box::new(CrashLock { disk: self.clone(), path: path.into(), exclusive })))
+    }
+
+    fn share_bytes(&self, path: &str, bytes: &[i64]) -> io::Result<Option<LockGuard>> {
+        let mut state = self.state();
+        for byte in bytes {
+            *state.bytes.entry((path.into(), *byte)).or_default() += 1;
+        }
+        Ok(Some(Box::new(CrashBytes {
+            disk: self.clone(),
+            path: path.into(),
+            bytes: bytes.into(),
+        })))
+    }
+
+    fn is_locked(&self, path: &str, byte: i64, count: i64) -> io::Result<bool> {
+        let is_in = |(of, at): &(String, i64)| of == path && (count == 0 || *at == byte);
+        Ok(self.state().bytes.iter().any(|(key, holders)| *holders > 0 && is_in(key)))
     }
 
     fn location(&self, path: &str) -> String {

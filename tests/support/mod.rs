@@ -18,7 +18,7 @@ pub use random::Random;
 
 use imgsnap::base::digest::{DigestAlgorithm, DigestKey};
 use imgsnap::base::error::Result;
-use imgsnap::base::progress::Context;
+use imgsnap::base::events::Context;
 use imgsnap::base::units::{BlockSize, Extent, ExtentKind};
 use imgsnap::chain::{Chain, Fork};
 use imgsnap::codec::Compression;

@@ -117,6 +117,24 @@ fn bytes_are_decoded_without_io_and_the_command_line_uses_the_public_interface_a
     }
 }
 
+/// What can be typed is data in the library (`base/message.rs`); the command line words it.
+#[test]
+fn the_library_has_no_text_of_the_command_line() {
+    let others = ["nbdinfo", "rbd diff", "qemu-img"];
+    let library = sources("src").into_iter().filter(|(path, _)| !path.starts_with("src/cli"));
+    for (path, text) in library {
+        let text = text.split("#[cfg(test)]").next().unwrap();
+        let code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
+        for line in code.filter(|line| !others.iter().any(|other| line.contains(other))) {
+            let is_option = [" --", "\"--", "(--"].iter().any(|start| {
+                let found = line.split_once(start).and_then(|(_, rest)| rest.chars().next());
+                found.is_some_and(|next| next.is_ascii_lowercase())
+            });
+            assert!(!is_option && !line.contains("\\\"imgsnap "), "{path}: {line}");
+        }
+    }
+}
+
 #[test]
 fn unsafe_code_stands_in_one_file_and_is_argued() {
     for (path, text) in sources("src") {

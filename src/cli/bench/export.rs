@@ -28,7 +28,7 @@ impl Export {
                 return Err(Error::new(ErrorKind::InvalidInput, format!("{place} is no file")));
             }
             Err(e) if e.kind() == IoKind::NotFound => None,
-            Err(e) => return Err(Error::io(format!("cannot write {place}"), e)),
+            Err(e) => return Err(Error::os("write", place, e)),
         };
         let Some(name) = path.file_name() else {
             let what = format!("{place} is no name of a file");
@@ -66,7 +66,7 @@ impl Export {
     }
 
     fn failed(&self, error: io::Error) -> Error {
-        Error::io(format!("cannot write {}", self.path.display()), error)
+        Error::os("write", self.path.display(), error)
     }
 }
 

@@ -16,7 +16,7 @@ use super::{exit, output};
 use args::Bench;
 use export::Export;
 use imgsnap::base::error::Result;
-use imgsnap::base::progress::Context;
+use imgsnap::base::events::Context;
 use imgsnap::bench;
 use std::process::ExitCode;
 

@@ -105,7 +105,7 @@ impl<'a> InPlace<'a> {
     }
 
     fn failed(&self, what: &str, error: io::Error) -> Error {
-        Error::io(format!("cannot {what} {}", self.image.path().display()), error)
+        Error::os(what, self.image.path().display(), error)
     }
 }
 

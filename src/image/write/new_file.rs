@@ -4,6 +4,7 @@
 
 use crate::base::error::{Error, ErrorKind, Result, best_effort};
 use crate::base::folder::{self, Folder};
+use crate::base::message::{Setting, message};
 use crate::base::writeback::Writeback;
 use crate::image::write::Target;
 use crate::image::{ImageGuard, Intent};
@@ -62,7 +63,7 @@ impl NewFile {
             Err(e) => return Err(failed("look at", e)),
             Ok(_) if !replace => {
                 return Err(Error::new(ErrorKind::AlreadyExists, format!("{place} exists"))
-                    .hint("choose another name, or --force to replace it"));
+                    .hint(message!["choose another name, or ", Setting::Force, " to replace it"]));
             }
             Ok(_) => {
                 let old =
@@ -114,7 +115,7 @@ impl NewFile {
     }
 
     fn failed(&self, what: &str, error: io::Error) -> Error {
-        Error::io(format!("cannot {what} {}", self.path.display()), error)
+        Error::os(what, self.path.display(), error)
     }
 
     /// The commit.

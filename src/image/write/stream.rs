@@ -20,7 +20,7 @@ impl<W: Write> Stream<W> {
     fn emit(&mut self, bytes: &[u8]) -> Result<()> {
         self.offset += bytes.len() as u64;
         let name = &self.name;
-        self.out.write_all(bytes).map_err(|e| Error::io(format!("cannot write to {name}"), e))
+        self.out.write_all(bytes).map_err(|e| Error::os("write to", name, e))
     }
 
     fn check(&self, offset: u64) -> Result<()> {
@@ -59,7 +59,7 @@ impl<W: Write> Target for Stream<W> {
 
     fn finish(&mut self) -> Result<()> {
         let name = &self.name;
-        self.out.flush().map_err(|e| Error::io(format!("cannot write to {name}"), e))
+        self.out.flush().map_err(|e| Error::os("write to", name, e))
     }
 
     fn name(&self) -> String {

@@ -9,9 +9,10 @@
 
 use crate::base::digest::ImageDigest;
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::events::{Context, Phase};
 use crate::base::free_space::check_free_space;
+use crate::base::message::{Setting, Verb, message};
 use crate::base::pipeline::ordered_map;
-use crate::base::progress::Context;
 use crate::base::units::{BlockRange, ByteRange, Geometry};
 use crate::chain::{Chain, ChainCursor, IndexChunk, State, check_links};
 use crate::delta::{Caches, Delta};
@@ -22,10 +23,11 @@ use crate::ops::restore::engine::restore;
 use crate::scan::{BadMedium, Change, Changes, Index, Scope, scan};
 use crate::store::{LocalStore, OsDisk, Store};
 use crate::view::{BATCH_BYTES, BatchBuilder, Decoded, Order, decode_batch, write_decoded};
+use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Spans that are looked at in one go.
+/// Spans that are examined in one go.
 const FETCH: usize = 4096;
 
 /// Delta files that follow each other.
@@ -39,7 +41,7 @@ pub struct Patch {
 }
 
 /// What was made of them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Applied {
     /// Length of the image.
     pub image_bytes: u64,
@@ -51,8 +53,7 @@ pub struct Applied {
 
 /// Opens a delta file that lies anywhere.
 pub fn open_file(path: &Path, caches: &Caches) -> Result<Delta> {
-    let absolute = std::path::absolute(path)
-        .map_err(|e| Error::io(format!("cannot open {}", path.display()), e))?;
+    let absolute = std::path::absolute(path).map_err(|e| Error::os("open", path.display(), e))?;
     let folder = absolute.parent().unwrap_or(Path::new("/")).to_owned();
     let name = absolute.file_name().and_then(|name| name.to_str()).ok_or_else(|| {
         Error::new(ErrorKind::InvalidInput, format!("{} is no name of a file", path.display()))
@@ -66,7 +67,7 @@ pub fn open_file(path: &Path, caches: &Caches) -> Result<Delta> {
             ErrorKind::Unsupported,
             format!("{}: its blocks are in a base image", path.display()),
         )
-        .hint("use \"imgsnap export\" to get a file that has them")),
+        .hint(message!["use ", Verb::Export.call(), " to get a file that has them"])),
     }
 }
 
@@ -100,13 +101,18 @@ impl Patch {
         self.geometry.image_bytes
     }
 
-    /// Fails unless what [`Patch::write`] will write fits into `room` bytes, if that is known.
+    /// Fails unless what [`Patch::write`] will write fits into `free_bytes` bytes, if that is known.
     ///
     /// # Errors
     /// `LimitExceeded` if not, with `place`.
-    pub fn check_free_space(&self, base_bytes: u64, room: Option<u64>, place: &str) -> Result<()> {
+    pub fn check_free_space(
+        &self,
+        base_bytes: u64,
+        free_bytes: Option<u64>,
+        place: &str,
+    ) -> Result<()> {
         let needed = base_bytes.saturating_add(self.data_bytes()).min(self.image_bytes());
-        check_free_space(room, needed, place, "the image")
+        check_free_space(free_bytes, needed, place, "the image")
     }
 
     /// True if it is complete by itself and begins from no image.
@@ -141,16 +147,18 @@ impl Patch {
             }
             (None, Some(from)) => {
                 return Err(Error::new(ErrorKind::Mismatch, self.begins_from(from))
-                    .hint("name that image with --base"));
+                    .hint(message!["name that image with ", Setting::Base]));
             }
             (Some(_), None) => {
                 let what = "the first delta file is a full one and begins from no image";
-                return Err(Error::new(ErrorKind::Mismatch, what).hint("leave out --base"));
+                return Err(Error::new(ErrorKind::Mismatch, what)
+                    .hint(message!["leave out ", Setting::Base]));
             }
         };
         if target.is_sequential() {
             let what = "deltas onto a base image cannot be written to a pipe";
-            return Err(Error::new(ErrorKind::InvalidInput, what).hint("name a file with -o"));
+            return Err(Error::new(ErrorKind::InvalidInput, what)
+                .hint(message!["name a file with ", Setting::Output]));
         }
         let mut written_bytes = 0;
         self.check_base(base, context, &mut |range, bytes| {
@@ -174,7 +182,8 @@ impl Patch {
     pub fn write_in_place(&self, image: &RawFile, context: &Context) -> Result<Applied> {
         if self.from.is_none() {
             let what = "the first delta file is a full one: there is nothing to apply it to";
-            return Err(Error::new(ErrorKind::Mismatch, what).hint("write a new image with -o"));
+            return Err(Error::new(ErrorKind::Mismatch, what)
+                .hint(message!["write a new image with ", Setting::Output]));
         }
         let (image_bytes, image_digest) = (self.image_bytes(), self.newest.footer().image_digest);
         let mut disk = InPlace::new(image);
@@ -227,7 +236,7 @@ impl Patch {
         let size = self.geometry.block_size.in_memory();
         let mut runs = Runs::new(&self.layers, self.geometry.block_count());
         let mut terms = 0u128;
-        context.progress().begin("check", base.image_bytes());
+        context.begin(Phase::Check, base.image_bytes());
         let index = Index::Nothing(hasher, self.geometry.block_size);
         let scanned =
             scan(base, &index, Scope::Whole, BadMedium::Fail, context, |changes: &Changes| {
@@ -256,7 +265,7 @@ impl Patch {
                 }
                 open.map_or(Ok(()), |(range, bytes)| kept(range, &bytes))
             });
-        context.progress().end();
+        context.end();
         let scanned = scanned?;
         runs.finish()?;
         let image_bytes = self.geometry.image_bytes;
@@ -286,7 +295,7 @@ impl Patch {
         let mut cursor = ChainCursor::with_gaps(&self.layers);
         let mut builder = BatchBuilder::new(self.geometry, &self.layers, Order::ByFrame);
         let mut written = 0;
-        context.progress().begin("apply", self.data_bytes());
+        context.begin(Phase::Apply, self.data_bytes());
         let outcome = ordered_map(
             context.threads(),
             context.in_flight(BATCH_BYTES),
@@ -300,12 +309,12 @@ impl Patch {
             },
             |batch| decode_batch(self.geometry, batch),
             |decoded| {
-                context.progress().advance(decoded.bytes.len() as u64);
+                context.advance(decoded.bytes.len() as u64);
                 written += each(decoded)?;
                 Ok(())
             },
         );
-        context.progress().end();
+        context.end();
         outcome.map(|()| written)
     }
 

@@ -1,7 +1,8 @@
 //! The verb *delete*: drops one snapshot. What depends on it stays as it is.
 
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::base::progress::Context;
+use crate::base::events::{Context, WarningId};
+use crate::base::message::{Setting, Verb, message};
 use crate::repo::Repository;
 use crate::repo::compact::{CompactWhen, Compaction, compact, drop_snapshots};
 use crate::repo::manifest::Snapshot;
@@ -23,10 +24,11 @@ pub fn run(
     if writer.head.intent.is_some_and(|intent| intent.target == snapshot.id) {
         let place = format!("{name}@{}", snapshot.number);
         let what = format!("a rollback of \"{name}\" to {place} was interrupted");
-        return Err(Error::new(ErrorKind::Mismatch, what).hint(format!(
-            "finish it with \"imgsnap rollback {name} --to {place}\", or roll back to another \
-             snapshot, before this one is deleted"
-        )));
+        return Err(Error::new(ErrorKind::Mismatch, what).hint(message![
+            "finish it with ",
+            Verb::Rollback.of(name).with(Setting::To, place),
+            ", or roll back to another snapshot, before this one is deleted",
+        ]));
     }
     // A policy that cannot be read is no reason to keep what somebody wants to be gone.
     let garbage = repository.policy(name).unwrap_or_default().garbage;
@@ -46,7 +48,7 @@ fn settle(
 ) -> Result<Compaction> {
     match compact(repository, writer, unneeded, worth, context) {
         Err(e) if e.kind() != ErrorKind::Interrupted => {
-            context.progress().warn(&format!("{e}; the next prune tries again"));
+            context.warn(WarningId::CleanupDelayed, message![e, "; the next prune tries again"]);
             Ok(Compaction::default())
         }
         other => other,

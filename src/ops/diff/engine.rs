@@ -1,13 +1,14 @@
 //! The verb *diff*: how much two disks differ, and where.
 
 use crate::base::error::Result;
+use crate::base::events::{Context, Phase};
 use crate::base::pipeline::ordered_map;
-use crate::base::progress::Context;
 use crate::base::units::{BlockRange, BlockSize, ByteRange, Geometry};
 use crate::chain::{Chain, Comparison};
 use crate::image::{Source, Window};
 use crate::scan::{BadMedium, Change, Index, Scope, scan};
 use crate::view::SnapshotView;
+use serde::Serialize;
 
 /// What is compared.
 pub enum Side {
@@ -21,7 +22,7 @@ pub enum Side {
 pub const MAP_REGIONS: usize = 256;
 
 /// Where two disks differ.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Difference {
     /// Unit of the comparison.
     pub block_size: BlockSize,
@@ -142,7 +143,7 @@ fn by_digest(
     let (mut difference, geometry) = Difference::new(longer, ordered);
     let source_end = geometry.block_size.count(source.image_bytes());
     let mut walk = snapshot.walk();
-    context.progress().begin("compare", source.image_bytes());
+    context.begin(Phase::Compare, source.image_bytes());
     let outcome =
         scan(source, &Index::Parent(snapshot), Scope::Whole, BadMedium::Fail, context, |changes| {
             for change in &changes.list {
@@ -166,7 +167,7 @@ fn by_digest(
             }
             Ok(())
         });
-    context.progress().end();
+    context.end();
     outcome?;
     Ok(difference)
 }
@@ -177,7 +178,7 @@ fn by_bytes(one: &dyn Source, other: &dyn Source, context: &Context) -> Result<D
     let (mut difference, geometry) = Difference::new(longer, sizes);
     let size = geometry.block_size.in_memory();
     let mut at = 0;
-    context.progress().begin("compare", geometry.image_bytes);
+    context.begin(Phase::Compare, geometry.image_bytes);
     let outcome = ordered_map(
         context.threads(),
         context.in_flight(2 * STEP_BYTES),
@@ -185,7 +186,7 @@ fn by_bytes(one: &dyn Source, other: &dyn Source, context: &Context) -> Result<D
             context.check()?;
             let start = skip_common_hole(one, other, at)?;
             let end = (start + STEP_BYTES).min(geometry.image_bytes);
-            context.progress().advance(end - at);
+            context.advance(end - at);
             at = end;
             Ok((start < end).then_some((start, end)))
         },
@@ -205,7 +206,7 @@ fn by_bytes(one: &dyn Source, other: &dyn Source, context: &Context) -> Result<D
             Ok(())
         },
     );
-    context.progress().end();
+    context.end();
     outcome?;
     one.check_at_end()?;
     other.check_at_end()?;

@@ -1,18 +1,20 @@
 //! The verb *flatten*: makes a snapshot a base, from the repository alone.
 
 use crate::base::error::Result;
+use crate::base::events::{Context, WarningId};
 use crate::base::free_space::check_free_space;
-use crate::base::progress::Context;
+use crate::base::message::message;
 use crate::repo::Repository;
 use crate::repo::compact::rewrite;
 use crate::repo::files::open_chain;
 use crate::repo::manifest::Snapshot;
 use crate::repo::reference::{self, At};
 use crate::repo::session::{collect_garbage, write};
+use serde::Serialize;
 use std::collections::HashSet;
 
 /// A snapshot that was made a base.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Flattened {
     /// What it was.
@@ -37,7 +39,7 @@ pub fn run(repository: &Repository, name: &str, at: &At, context: &Context) -> R
     let elsewhere: u64 =
         elsewhere.map(|s| s.data_blocks.saturating_mul(s.block_bytes.into())).sum();
     let most = lineage.iter().map(|s| s.file_bytes).sum::<u64>() + elsewhere;
-    if repository.store.free_space().is_some_and(|room| room < most) {
+    if repository.store.free_space().is_some_and(|free_bytes| free_bytes < most) {
         let layers = open_chain(repository, &writer.manifest, before.id)?.layers().clone();
         let needed = crate::merge::layer_use(&layers, context)?;
         let needed = needed.iter().map(|of| of.live_bytes).sum::<u64>() + elsewhere + (1 << 20);
@@ -52,7 +54,7 @@ pub fn run(repository: &Repository, name: &str, at: &At, context: &Context) -> R
         rewrite(repository, &mut writer, before.id, None, &HashSet::new(), context)?;
     writer.release_reader_lock();
     if let Err(error) = collect_garbage(repository, &writer.manifest, context) {
-        context.progress().warn(&format!("{error}; the next snapshot tries again"));
+        context.warn(WarningId::CleanupDelayed, message![error, "; the next snapshot tries again"]);
     }
     let freed_bytes = unneeded.iter().map(|s| s.file_bytes).sum::<u64>() + before.file_bytes;
     Ok(Flattened { before, after, freed_bytes })

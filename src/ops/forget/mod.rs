@@ -1,7 +1,7 @@
 //! The verb *forget*: removes an image with all its snapshots.
 
 use crate::base::error::Result;
-use crate::base::progress::Context;
+use crate::base::events::{Context, WarningId};
 use crate::repo::Repository;
 use crate::repo::clones::remove_all_clones;
 use crate::repo::session::{remove_image, write};
@@ -15,9 +15,10 @@ pub fn run(repository: &Repository, name: &str, context: &Context) -> Result<(u6
     remove_all_clones(repository, &writer.manifest, context);
     if !remove_image(repository, writer)? {
         let place = repository.store.location(name);
-        context.progress().warn(&format!(
+        let what = format!(
             "{place} stays: there is something in it, or mounted on it, that imgsnap has not put there"
-        ));
+        );
+        context.warn(WarningId::FolderStays, what);
     }
     Ok(freed)
 }

@@ -1,7 +1,8 @@
 //! The verb *import*: takes in a delta file that comes from elsewhere.
 
 use crate::base::error::{Error, ErrorKind, Result, best_effort};
-use crate::base::progress::Context;
+use crate::base::events::{Context, Phase, WarningId};
+use crate::base::message::{Setting, Verb, message};
 use crate::chain::{Chain, Fork};
 use crate::delta::{Delta, Depth, scrub};
 use crate::format::footer::FOOTER_BYTES;
@@ -16,6 +17,7 @@ use crate::repo::manifest::{self, MAX_IMPORTED_NUMBER, Manifest, Snapshot};
 use crate::repo::session::{
     Writer, commit_file, discard_unless_named, read, remove_image, write, write_new,
 };
+use serde::Serialize;
 use std::io::Read;
 use std::sync::Arc;
 use uuid::Uuid;
@@ -27,7 +29,7 @@ const MAX_UNREAD_BLOCKS: u64 = 1 << 28;
 const PIECE_BYTES: usize = 1 << 20;
 
 /// A snapshot that was taken in.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Imported {
     /// Name of the image.
@@ -58,8 +60,11 @@ pub fn run(
     let header = Header::decode(&start).map_err(|e| e.at(place))?;
     if header.layout() == FrameLayout::Absent {
         let what = format!("{place}: its blocks are in a base image, not in it");
-        return Err(Error::new(ErrorKind::Unsupported, what)
-            .hint("use \"imgsnap export\" to get a file that has them"));
+        return Err(Error::new(ErrorKind::Unsupported, what).hint(message![
+            "use ",
+            Verb::Export.call(),
+            " to get a file that has them"
+        ]));
     }
     let (name, is_new_image) = name_for(repository, header.image_id, name, context)?;
     let mut writer = if is_new_image {
@@ -99,13 +104,13 @@ fn name_for(
         match name {
             Some(name) if is_it && name != known => {
                 let what = format!("the image is \"{known}\" here, not \"{name}\"");
-                return Err(Error::new(ErrorKind::Mismatch, what).hint("leave out --name"));
+                return Err(Error::new(ErrorKind::Mismatch, what)
+                    .hint(message!["leave out ", Setting::Name]));
             }
             Some(name) if !is_it && name == known => {
                 let what = format!("\"{name}\" is another image");
-                return Err(
-                    Error::new(ErrorKind::Mismatch, what).hint("choose another name with --name")
-                );
+                return Err(Error::new(ErrorKind::Mismatch, what)
+                    .hint(message!["choose another name with ", Setting::Name]));
             }
             _ if is_it => return Ok((known, false)),
             _ => {}
@@ -113,7 +118,7 @@ fn name_for(
     }
     let unnamed = || {
         let what = "the image of this delta is not in the repository yet";
-        Error::new(ErrorKind::NotFound, what).hint("give it a name with --name")
+        Error::new(ErrorKind::NotFound, what).hint(message!["give it a name with ", Setting::Name])
     };
     let name = name.ok_or_else(unnamed)?;
     manifest::check_name(name)?;
@@ -180,9 +185,9 @@ fn add(
     }
     let work = counts.data_blocks.saturating_mul(header.block_size.bytes().into());
     let work = work.saturating_add(delta.footer().file_bytes);
-    context.progress().begin("verify", work);
+    context.begin(Phase::Verify, work);
     let sound = prove_import(&delta, &layers, parent, context);
-    context.progress().end();
+    context.end();
     sound.map_err(|e| match e.kind() {
         ErrorKind::Corrupt => e.at(place),
         _ => e,
@@ -196,11 +201,9 @@ fn add(
         _ => None,
     };
     if let Some((label, why)) = lost {
-        context.progress().warn(&format!(
-            "{name}@{} comes without its label \"{}\": {why}",
-            entry.number,
-            label.escape_debug()
-        ));
+        let (number, label) = (entry.number, label.escape_debug());
+        let what = format!("{name}@{number} comes without its label \"{label}\": {why}");
+        context.warn(WarningId::LabelDropped, what);
         entry.label = None;
     }
     next.next_number = next.next_number.max(entry.number.saturating_add(1));
@@ -243,7 +246,7 @@ fn check_place(manifest: &Manifest, footer: &Footer, place: &str) -> Result<()> 
                  forward",
                 parent.number, footer.number
             );
-            return Err(refused(place, what).hint("use it with \"imgsnap apply\""));
+            return Err(refused(place, what).hint(message!["use it with ", Verb::Apply.call()]));
         }
     }
     match stored.iter().find(|s| s.number == footer.number) {
@@ -268,7 +271,7 @@ fn fill(input: &mut dyn Read, buffer: &mut [u8], place: &str) -> Result<()> {
         std::io::ErrorKind::UnexpectedEof => {
             Error::corrupt(format!("{place}: too short for a delta file"))
         }
-        _ => Error::io(format!("cannot read {place}"), e),
+        _ => Error::os("read", place, e),
     })
 }
 
@@ -287,7 +290,7 @@ fn receive(
         let count = match input.read(&mut piece) {
             Ok(count) => count,
             Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
-            Err(e) => return Err(Error::io(format!("cannot read {place}"), e)),
+            Err(e) => return Err(Error::os("read", place, e)),
         };
         let now = piece.get(..count).unwrap_or_default();
         if now.is_empty() {

@@ -1,7 +1,7 @@
 //! The verb *label*: gives a snapshot a name of its own, or takes it away.
 
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::base::progress::Context;
+use crate::base::events::Context;
 use crate::repo::Repository;
 use crate::repo::manifest::{self, Snapshot};
 use crate::repo::reference::{self, At, check_label};

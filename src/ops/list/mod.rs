@@ -1,15 +1,17 @@
 //! The verb *list*: an image, its snapshots, and what is known of its live file.
 
 use crate::base::error::Result;
-use crate::base::progress::Context;
+use crate::base::events::Context;
 use crate::repo::Repository;
 use crate::repo::clones::clones_or_warn;
 use crate::repo::head::Head;
 use crate::repo::manifest::Manifest;
 use crate::repo::session::read;
 use crate::tracking::Clones;
+use serde::Serialize;
 
 /// An image and what is known of its live file.
+#[derive(Serialize)]
 #[non_exhaustive]
 pub struct Listing {
     /// Its snapshots.

@@ -3,7 +3,8 @@
 pub mod types;
 
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::base::progress::Context;
+use crate::base::events::Context;
+use crate::base::message::{Setting, Verb, message};
 use crate::ops::prune::types::{PruneRequest, Pruned};
 use crate::repo::Repository;
 use crate::repo::compact::{
@@ -32,8 +33,11 @@ pub fn run(
     let policy = repository.policy(name)?;
     let rules = request.rules.clone().or(policy.rules).ok_or_else(|| {
         let what = format!("nothing says which snapshots of \"{name}\" to keep");
-        Error::new(ErrorKind::InvalidInput, what)
-            .hint("give rules such as --keep-daily 7, or write them into repository.toml")
+        Error::new(ErrorKind::InvalidInput, what).hint(message![
+            "give rules such as ",
+            Setting::KeepDaily.to(7),
+            ", or write them into repository.toml",
+        ])
     })?;
     let worth = CompactWhen::of(request.compact, policy.garbage);
     if request.dry_run {
@@ -106,10 +110,12 @@ fn decide_all(manifest: &Manifest, head: &Head, rules: &Rules) -> Result<Decided
     let keeps_some = decided.iter().any(|decision| !decision.keep.is_empty());
     if !keeps_some && !manifest.snapshots.is_empty() {
         let what = format!("these rules keep none of the snapshots of \"{}\"", manifest.name);
-        return Err(Error::new(ErrorKind::InvalidInput, what).hint(format!(
-            "add one such as --keep-last 1, or remove the image with \"imgsnap forget {}\"",
-            manifest.name
-        )));
+        return Err(Error::new(ErrorKind::InvalidInput, what).hint(message![
+            "add one such as ",
+            Setting::KeepLast.to(1),
+            ", or remove the image with ",
+            Verb::Forget.of(&manifest.name),
+        ]));
     }
     let intent = head.intent.map(|intent| (Some(intent.target), intent.saved));
     let reasons = |s: &Snapshot, mut keep: Vec<String>| {

@@ -5,6 +5,7 @@ use crate::repo::compact::Compaction;
 use crate::repo::manifest::Snapshot;
 use crate::repo::retention::Rules;
 use jiff::Timestamp;
+use serde::Serialize;
 
 /// What is to be kept.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -35,7 +36,7 @@ impl PruneRequest {
 }
 
 /// What became of the snapshots of an image, or would.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Pruned {
     /// Name of the image.

@@ -1,7 +1,7 @@
 //! The verb *relink*: where the live file of an image is now, or its base image.
 
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::base::progress::Context;
+use crate::base::events::{Context, Phase, WarningId};
 use crate::format::FrameLayout;
 use crate::image::{ForeignFormat, RawFile, Source};
 use crate::repo::Repository;
@@ -54,7 +54,7 @@ pub fn run(
         .try_for_each(|b| refuse_itself(b, &path))?;
     match refuse_base_image(repository, &path) {
         // Another image is damaged. Nothing is written to this one, and a rollback asks again.
-        Err(e) if e.is_damage() => context.progress().warn(&e.to_string()),
+        Err(e) if e.is_damage() => context.warn(WarningId::BaseImagesUnknown, e),
         other => other?,
     }
     let before = writer.manifest.clone();
@@ -104,14 +104,14 @@ pub fn base_image(
         let mut changed = source.image_bytes().abs_diff(base.image_bytes);
         if changed == 0 {
             let size = u64::from(base.block_bytes);
-            context.progress().begin("scan", base.image_bytes);
+            context.begin(Phase::Scan, base.image_bytes);
             let index = Index::Parent(&chain);
             let scanned =
                 scan(&source, &index, Scope::Whole, BadMedium::Fail, context, |changes| {
                     changed += changes.block_count() * size;
                     Ok(())
                 });
-            context.progress().end();
+            context.end();
             scanned?;
         }
         match changed {

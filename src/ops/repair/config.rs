@@ -14,7 +14,7 @@ use crate::tracking::CloneFolder;
 use std::sync::Arc;
 use uuid::Uuid;
 
-/// Frames that are looked at to see how they are compressed: what does not compress is stored.
+/// Frames that are examined to see how they are compressed: what does not compress is stored.
 const LOOKS: usize = 64;
 
 /// Makes `repository.toml` anew if it is lost, or holds nothing that a person could have written. The

@@ -1,7 +1,8 @@
 //! Before a lost manifest is rebuilt: files that are lost as well come back from other repositories.
 
 use crate::base::error::{ErrorKind, Result};
-use crate::base::progress::Context;
+use crate::base::events::Context;
+use crate::base::message::message;
 use crate::delta::Delta;
 use crate::ops::repair::mend::{copy_file, is_final};
 use crate::ops::repair::types::MendSource;
@@ -69,7 +70,7 @@ pub fn fetch_missing(
                         parents.extend(theirs.parent);
                     }
                     Err(e) if is_final(&e) => return Err(e),
-                    Err(e) => context.progress().note(&format!("{file}: not used: {e}")),
+                    Err(e) => context.note(message![format!("{file}: not used: "), e]),
                 }
             }
         }

@@ -2,8 +2,9 @@
 //! repository, or block by block from wherever blocks of equal digest are.
 
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::events::{Context, Phase, WarningId};
 use crate::base::free_space::check_free_space;
-use crate::base::progress::Context;
+use crate::base::message::{Setting, Verb, message};
 use crate::base::units::NamedBlocks;
 use crate::chain::Fork;
 use crate::codec::Compression;
@@ -46,7 +47,7 @@ pub fn run(
 ) -> Result<Vec<Mended>> {
     let mut writer = write(repository, name, context)?;
     let mut outcomes = Vec::new();
-    // Before anything is changed: what cannot be looked at now may be sound.
+    // Before anything is changed: what cannot be checked now may be sound.
     let mut ids = Vec::new();
     for snapshot in writer.manifest.stored() {
         if damage_of(repository, &writer.manifest, snapshot, context)?.is_some() {
@@ -90,9 +91,9 @@ fn damage_of(
         Err(e) => return Ok(Some(Damage::File(e))),
     };
     let bytes = snapshot.data_blocks.saturating_mul(u64::from(snapshot.block_bytes));
-    context.progress().begin("verify", snapshot.file_bytes.saturating_add(bytes));
+    context.begin(Phase::Verify, snapshot.file_bytes.saturating_add(bytes));
     let verified = verify_all(&delta, context);
-    context.progress().end();
+    context.end();
     match verified {
         Ok(_) => Ok(None),
         Err(e) if !e.is_damage() => Err(unchecked(manifest, snapshot, e)),
@@ -183,7 +184,7 @@ pub(crate) fn copy_file(
     let mut upload = repository.store.create(&name)?;
     let (mut content, mut offset) = (theirs.hasher().stream(), 0);
     let content_end = snapshot.file_bytes - FOOTER_BYTES as u64;
-    context.progress().begin("copy", snapshot.file_bytes);
+    context.begin(Phase::Copy, snapshot.file_bytes);
     let mut buffer = Vec::new();
     let mut copy = || {
         while offset < snapshot.file_bytes {
@@ -201,12 +202,12 @@ pub(crate) fn copy_file(
             }
             upload.write(&buffer)?;
             offset += buffer.len() as u64;
-            context.progress().advance(buffer.len() as u64);
+            context.advance(buffer.len() as u64);
         }
         Ok(())
     };
     let copied = copy();
-    context.progress().end();
+    context.end();
     copied?;
     upload.publish_over()?;
     repository.caches.forget(theirs.header().file_id);
@@ -222,7 +223,7 @@ fn merge_from(
     reader: &Reader,
     context: &Context,
 ) -> Result<MendedBy> {
-    let theirs = |id| open_chain(other, reader.manifest(), id);
+    let theirs = |id| reader.chain(other, id);
     let tip = theirs(snapshot.id)?;
     let parent = snapshot.parent.map(theirs).transpose()?;
     if tip.image_digest() != snapshot.image_digest {
@@ -251,9 +252,8 @@ fn mend_blocks(
     if delta.base_image().is_some() {
         let what = "its blocks are in a base image, and the same snapshot is nowhere else";
         let name = &writer.manifest.name;
-        let hint = format!(
-            "put the original back, or say with \"imgsnap relink {name} --base-image IMAGE\" where it is"
-        );
+        let relink = Verb::Relink.of(name).asking(Setting::BaseImage);
+        let hint = message!["put the original back, or say with ", relink, " where it is"];
         return Err(Error::new(ErrorKind::Unsupported, what).hint(hint));
     }
     let mut wanted = Wanted::of(delta, &damaged.lost.blocks)?;
@@ -269,7 +269,7 @@ fn mend_blocks(
         match source {
             MendSource::Image(image) => match wanted.look_into_image(image, context) {
                 Err(e) if e.kind() != ErrorKind::Interrupted => {
-                    context.progress().warn(&format!("{e}; not used"));
+                    context.warn(WarningId::SourceUnusable, message![e, "; not used"]);
                 }
                 other => other?,
             },
@@ -391,7 +391,7 @@ fn passed(attempt: Result<MendedBy>, place: &str, context: &Context) -> Result<O
         Ok(mended) => Ok(Some(mended)),
         Err(e) if is_final(&e) => Err(e),
         Err(e) => {
-            context.progress().note(&format!("{place}: not that way: {e}"));
+            context.note(message![format!("{place}: not that way: "), e]);
             Ok(None)
         }
     }

@@ -18,7 +18,8 @@ pub(crate) mod rebuild;
 pub mod types;
 
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::base::progress::Context;
+use crate::base::events::Context;
+use crate::base::message::{Message, message};
 use crate::chain::Fork;
 use crate::delta::Delta;
 use crate::format::footer::MAX_NUMBER;
@@ -57,7 +58,7 @@ pub fn run(repository: &Repository, name: &str, context: &Context) -> Result<Rep
     let ruling = match twice(|| manifest::load(store, name)) {
         Ok(manifest) => Some(manifest),
         Err(e) if e.kind() == ErrorKind::Corrupt => {
-            context.progress().note(&e.to_string());
+            context.note(e);
             None
         }
         Err(e) => return Err(not_now(e)),
@@ -73,7 +74,7 @@ pub fn run(repository: &Repository, name: &str, context: &Context) -> Result<Rep
     };
     let missing = missing(repository, &manifest)?;
     let missing = missing.into_iter().map(|(s, why)| (format!("{name}@{}", s.number), why));
-    let missing: Vec<(String, String)> = missing.collect();
+    let missing: Vec<(String, Message)> = missing.collect();
     let base_images = missing_base_images(repository, &manifest)?;
     let unused = if rebuilt.is_some() { Vec::new() } else { manifest.unused.clone() };
     let renumbered = match manifest.next_number > MAX_NUMBER / 2 && missing.is_empty() {
@@ -125,7 +126,7 @@ fn rebuild_from(
     repository: &Repository,
     name: &str,
     candidates: Vec<Candidate>,
-    mut unused: Vec<(String, String)>,
+    mut unused: Vec<(String, Message)>,
     old: Option<&Manifest>,
     context: &Context,
 ) -> Result<(Manifest, Rebuilt)> {
@@ -194,7 +195,7 @@ fn adopt(
         match prove_stray(repository, &found, snapshot, context) {
             Ok(()) => next.snapshots.push(snapshot.clone()),
             Err(e) if e.kind() == ErrorKind::Corrupt => {
-                context.progress().note(&format!("{}: not taken in: {e}", snapshot.file));
+                context.note(message![format!("{}: not taken in: ", snapshot.file), e]);
             }
             Err(e) => return Err(not_now(e)),
         }
@@ -213,7 +214,7 @@ fn adopt(
 fn open_all(
     repository: &Repository,
     name: &str,
-    unused: &mut Vec<(String, String)>,
+    unused: &mut Vec<(String, Message)>,
 ) -> Result<Vec<Candidate>> {
     let mut candidates = Vec::new();
     for file in repository.store.list(name)?.into_iter().filter(|file| ImageFile::is_delta(file)) {
@@ -221,7 +222,7 @@ fn open_all(
         match twice(|| Delta::open(repository.store.clone(), &path, &repository.caches)) {
             Ok(delta) => candidates.push((file, Arc::new(delta))),
             Err(e) if e.kind() == ErrorKind::Io => return Err(not_now(e)),
-            Err(e) => unused.push((file, e.to_string())),
+            Err(e) => unused.push((file, e.into())),
         }
     }
     Ok(candidates)
@@ -274,12 +275,12 @@ fn is_gain(repository: &Repository, ruling: &Manifest, next: &Manifest) -> Resul
 fn missing<'a>(
     repository: &Repository,
     manifest: &'a Manifest,
-) -> Result<Vec<(&'a Snapshot, String)>> {
+) -> Result<Vec<(&'a Snapshot, Message)>> {
     let mut missing = Vec::new();
     for snapshot in manifest.stored() {
         match twice(|| open_delta(repository, manifest, snapshot)) {
             Ok(_) => {}
-            Err(e) if e.kind() == ErrorKind::Corrupt => missing.push((snapshot, e.to_string())),
+            Err(e) if e.kind() == ErrorKind::Corrupt => missing.push((snapshot, e.into())),
             Err(e) => return Err(not_now(e)),
         }
     }
@@ -290,7 +291,7 @@ fn missing<'a>(
 fn missing_base_images(
     repository: &Repository,
     manifest: &Manifest,
-) -> Result<Vec<(String, String)>> {
+) -> Result<Vec<(String, Message)>> {
     let mut missing = Vec::new();
     for snapshot in manifest.stored().into_iter().filter(|s| s.is_by_reference()) {
         let Ok(delta) = open_delta(repository, manifest, snapshot) else {
@@ -300,7 +301,7 @@ fn missing_base_images(
         match twice(|| base_image.check_size(delta.footer().image_bytes)) {
             Ok(()) => {}
             Err(e) if e.kind() == ErrorKind::Corrupt => {
-                missing.push((format!("{}@{}", manifest.name, snapshot.number), e.to_string()));
+                missing.push((format!("{}@{}", manifest.name, snapshot.number), e.into()));
             }
             Err(e) => return Err(not_now(e)),
         }
@@ -344,7 +345,7 @@ fn renumber(
     Ok(renumbered)
 }
 
-/// What is called damaged is left out for good: it is looked at twice.
+/// What is called damaged is left out for good: it is examined twice.
 fn twice<T>(look: impl Fn() -> Result<T>) -> Result<T> {
     look().or_else(|_| look())
 }

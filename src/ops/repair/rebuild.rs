@@ -2,7 +2,8 @@
 //! that changes nothing.
 
 use crate::base::error::Result;
-use crate::base::progress::Context;
+use crate::base::events::Context;
+use crate::base::message::Message;
 use crate::chain::Chain;
 use crate::delta::Delta;
 use crate::ops::verify::engine::verify_all;
@@ -66,10 +67,10 @@ pub(crate) fn in_order(
 pub(crate) fn collect(
     candidates: Vec<Candidate>,
     manifest: &mut Manifest,
-    unused: &mut Vec<(String, String)>,
+    unused: &mut Vec<(String, Message)>,
 ) -> Result<()> {
     let mut chains: HashMap<Uuid, Vec<Arc<Delta>>> = HashMap::new();
-    let mut left: Vec<(Candidate, String)> = Vec::new();
+    let mut left: Vec<(Candidate, Message)> = Vec::new();
     for (file, delta) in candidates {
         let footer = delta.footer().clone();
         let mut layers = vec![delta.clone()];
@@ -77,18 +78,18 @@ pub(crate) fn collect(
         let ancestors = parent.map_or(Some(Vec::new()), |id| chains.get(&id).cloned());
         let wrong = match ancestors {
             _ if chains.contains_key(&footer.snapshot_id) => {
-                Some("another file is of the same snapshot".to_owned())
+                Some("another file is of the same snapshot".into())
             }
-            None => Some("its parent is missing".to_owned()),
+            None => Some("its parent is missing".into()),
             Some(_) if delta.header().image_id != manifest.image_id => {
-                Some("it is of another image".to_owned())
+                Some("it is of another image".into())
             }
             Some(_) if footer.number < manifest.next_number => {
-                Some("another file has its number".to_owned())
+                Some("another file has its number".into())
             }
             Some(ancestors) => {
                 layers.extend(ancestors);
-                Chain::link(layers.clone()).err().map(|e| e.to_string())
+                Chain::link(layers.clone()).err().map(Message::from)
             }
         };
         if let Some(wrong) = wrong {

@@ -1,14 +1,16 @@
 //! Where sound blocks come from, and what was repaired with them.
 
 use crate::base::error::Result;
+use crate::base::message::Message;
 use crate::image::Source;
 use crate::repo::Repository;
 use crate::repo::manifest::Manifest;
+use serde::Serialize;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 /// What a repair did.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Repaired {
     /// The manifest was rebuilt; none if it was sound.
@@ -17,21 +19,21 @@ pub struct Repaired {
     /// the new one.
     pub renumbered: Vec<(u64, u64)>,
     /// Snapshots that the manifest names and whose files are not there, or are others: `NAME@N`, and why.
-    pub missing: Vec<(String, String)>,
+    pub missing: Vec<(String, Message)>,
     /// Bases whose base image is missing: `NAME@N`, and why.
-    pub base_images: Vec<(String, String)>,
+    pub base_images: Vec<(String, Message)>,
     /// Files that an earlier repair could not use, and that are of no use yet.
     pub unused: Vec<String>,
 }
 
 /// A manifest that was rebuilt.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Rebuilt {
     /// How many snapshots it names.
     pub snapshots: u64,
     /// Files that could not be used, and why. They are kept.
-    pub unused: Vec<(String, String)>,
+    pub unused: Vec<(String, Message)>,
     /// Numbers of snapshots without the label that they were taken with, because a later one has it.
     pub unlabelled: Vec<(u64, String)>,
     /// Where the live file is, if that was still to be found.
@@ -41,7 +43,7 @@ pub struct Rebuilt {
 impl Rebuilt {
     pub(crate) fn of(
         manifest: &Manifest,
-        unused: Vec<(String, String)>,
+        unused: Vec<(String, Message)>,
         taken: Vec<(u64, String)>,
     ) -> Self {
         let is_listed =
@@ -65,7 +67,8 @@ pub enum MendSource {
 }
 
 /// How a damaged file was put right.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum MendedBy {
     /// The same file was there.
     Copy,
@@ -76,7 +79,7 @@ pub enum MendedBy {
 }
 
 /// What became of a damaged file.
-#[derive(Debug)]
+#[derive(Debug, Serialize)]
 pub struct Mended {
     /// `NAME@N`.
     pub snapshot: String,

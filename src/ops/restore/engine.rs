@@ -4,9 +4,10 @@
 
 use crate::base::digest::ImageDigest;
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::events::{Context, Phase};
 use crate::base::free_space::check_free_space;
+use crate::base::message::{Verb, message};
 use crate::base::pipeline::ordered_map;
-use crate::base::progress::Context;
 use crate::base::units::ByteRange;
 use crate::chain::{Chain, State};
 use crate::image::write::Target;
@@ -29,7 +30,7 @@ pub fn restore(
     let blocks = part.blocks(geometry.block_size);
     let order = if target.is_sequential() { Order::Ascending } else { Order::ByFrame };
     let mut batches = Batches::new(chain, blocks.first, blocks.end(), order);
-    context.progress().begin("restore", part.bytes);
+    context.begin(Phase::Restore, part.bytes);
     let (mut terms, mut data_bytes) = (0u128, 0);
     let outcome = ordered_map(
         context.threads(),
@@ -43,12 +44,12 @@ pub fn restore(
             terms = terms.wrapping_add(decoded.terms);
             data_bytes += write_decoded(&decoded, geometry, part, target)?;
             for of in &decoded.parts {
-                context.progress().advance(geometry.bytes_in(of.blocks));
+                context.advance(geometry.bytes_in(of.blocks));
             }
             target.advance_watermark(geometry.offset(decoded.settled).saturating_sub(part.offset))
         },
     );
-    context.progress().end();
+    context.end();
     outcome?;
     let whole = part.offset == 0 && part.bytes == geometry.image_bytes;
     if whole {
@@ -58,20 +59,22 @@ pub fn restore(
     Ok(Restored { bytes: part.bytes, data_bytes, proved: whole })
 }
 
-/// Fails unless what a restore will write fits into `room` bytes, if that is known; holes take none.
+/// Fails unless what a restore will write fits into `free_bytes` bytes, if that is known; holes take none.
 ///
 /// # Errors
 /// `LimitExceeded` if not, with `place`.
 pub fn check_free_space_for(
     chain: &Chain,
     range: Option<ByteRange>,
-    room: Option<u64>,
+    free_bytes: Option<u64>,
     place: &str,
 ) -> Result<()> {
     let geometry = chain.geometry();
     let part = check_range(range, geometry.image_bytes)?;
     // Only who may have too little has to look into the tables.
-    let Some(room) = room.filter(|room| *room < part.bytes) else { return Ok(()) };
+    let Some(free_bytes) = free_bytes.filter(|free_bytes| *free_bytes < part.bytes) else {
+        return Ok(());
+    };
     let blocks = part.blocks(geometry.block_size);
     let mut walk = chain.walk_to(blocks.end());
     walk.seek(blocks.first);
@@ -81,7 +84,7 @@ pub fn check_free_space_for(
             needed += geometry.bytes_in(span.blocks);
         }
     }
-    check_free_space(Some(room), needed.min(part.bytes), place, "the restore")
+    check_free_space(Some(free_bytes), needed.min(part.bytes), place, "the restore")
 }
 
 /// The part of an image of `image_bytes` bytes that is meant: all of it if none is named.
@@ -105,7 +108,11 @@ fn prove(chain: &Chain, terms: u128) -> Result<()> {
     let digest: ImageDigest = hasher.empty_image(chain.geometry().image_bytes).plus(terms);
     if digest != chain.image_digest() {
         let what = format!("{}: the image digest differs", chain.tip().location());
-        return Err(Error::corrupt(what).hint("run \"imgsnap verify\" to see what is damaged"));
+        return Err(Error::corrupt(what).hint(message![
+            "run ",
+            Verb::Verify.call(),
+            " to see what is damaged"
+        ]));
     }
     Ok(())
 }

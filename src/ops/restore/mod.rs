@@ -4,14 +4,14 @@ pub mod engine;
 pub mod types;
 
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::events::{Context, WarningId};
 use crate::base::free_space::free_space_at;
-use crate::base::progress::Context;
+use crate::base::message::{Setting, Verb, message};
 use crate::base::units::NamedBlocks;
 use crate::chain::Chain;
 use crate::image::write::{InPlace, NewFile};
 use crate::image::{Intent, RawFile, Source};
 use crate::repo::Repository;
-use crate::repo::files::open_chain;
 use crate::repo::inside::refuse_target;
 use crate::repo::live_file::{note_restored, warn_if_unguarded};
 use crate::repo::session::read;
@@ -33,7 +33,8 @@ pub fn run(
 ) -> Result<RestoreOutcome> {
     let reader = read(repository, &request.name, context)?;
     let snapshot = reader.find(&request.at)?.clone();
-    let chain = open_chain(repository, reader.manifest(), snapshot.id)?;
+    let chain = reader.chain(repository, snapshot.id)?;
+    drop(reader);
     // Before a target of that length is made.
     let part = check_range(request.range, snapshot.image_bytes)?;
     let unread = chain.unread(part.blocks(chain.geometry().block_size), context)?;
@@ -56,13 +57,11 @@ pub fn run(
             let mut target = NewFile::create(path, part.bytes, request.force)?;
             check_free_space_for(&chain, request.range, free_space_at(path), &place)?;
             let restored = restore(&chain, request.range, &mut target, context)?;
-            // While somebody reads, a writer clears nothing away.
-            drop(reader);
             let name = &request.name;
             if let Err(e) = note_restored(repository, name, path, context) {
-                context.progress().warn(&format!(
-                    "{e}; before a rollback, run \"imgsnap relink {name} {place}\""
-                ));
+                let relink = Verb::Relink.of(name).with(Setting::Image, place);
+                let what = message![e, "; before a rollback, run ", relink];
+                context.warn(WarningId::LiveFileNotNoted, what);
             }
             restored
         }
@@ -80,7 +79,11 @@ fn to_device(
 ) -> Result<(Restored, u64)> {
     if !request.force {
         let what = format!("{} is a device: what is on it would be lost", path.display());
-        return Err(Error::new(ErrorKind::AlreadyExists, what).hint("use --force to write to it"));
+        return Err(Error::new(ErrorKind::AlreadyExists, what).hint(message![
+            "use ",
+            Setting::Force,
+            " to write to it"
+        ]));
     }
     let device = RawFile::open_to_write(path)?;
     warn_if_unguarded(&device, context);
@@ -102,14 +105,18 @@ fn accept(
     let (name, what) = (&request.name, unread.describe(chain.geometry()));
     if !request.accept_unread {
         let what = format!("{name}@{number}: {what} could not be read when it was taken");
-        return Err(Error::corrupt(what).hint(
-            "restore another snapshot, another --range, or this one with --accept-unread, which writes \
-             zeros there",
-        ));
+        return Err(Error::corrupt(what).hint(message![
+            "restore another snapshot, another ",
+            Setting::Range,
+            ", or this one with ",
+            Setting::AcceptUnread,
+            ", which writes zeros there",
+        ]));
     }
-    context
-        .progress()
-        .warn(&format!("{name}@{number}: zeros where its image could not be read: {what}"));
+    context.warn(
+        WarningId::UnreadBlocks,
+        format!("{name}@{number}: zeros where its image could not be read: {what}"),
+    );
     Ok(chain.with_unread_as_zeros())
 }
 

@@ -5,6 +5,7 @@ use crate::base::units::{ByteRange, NamedBlocks};
 use crate::image::write::Target;
 use crate::repo::manifest::Snapshot;
 use crate::repo::reference::At;
+use serde::Serialize;
 use std::path::Path;
 
 /// A restore that a user wants.
@@ -50,7 +51,7 @@ pub enum RestoreTarget<'a> {
 }
 
 /// What a restore copied.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Restored {
     /// Length of what was restored.
@@ -62,7 +63,7 @@ pub struct Restored {
 }
 
 /// What became of a restore.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize)]
 #[non_exhaustive]
 pub struct RestoreOutcome {
     /// The snapshot.

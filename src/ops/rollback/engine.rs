@@ -7,14 +7,15 @@
 //! point completes it: what is written is what the snapshot has, whatever was there.
 
 use crate::base::error::{Error, Result};
+use crate::base::events::{Context, Phase};
 use crate::base::pipeline::ordered_map;
-use crate::base::progress::Context;
 use crate::base::units::{BlockRange, ByteRange};
 use crate::chain::{Chain, Fork, State};
 use crate::image::write::{InPlace, Target};
 use crate::image::{RawFile, Source};
 use crate::scan::{BadMedium, Index, Missed, Scope, scan};
 use crate::view::{BATCH_BYTES, BatchBuilder, Decoded, Order, decode_batch, write_decoded};
+use serde::Serialize;
 
 /// How the blocks that differ are found.
 pub enum Basis<'a> {
@@ -24,13 +25,13 @@ pub enum Basis<'a> {
     Scan(&'a dyn Fn() -> Result<Scope>),
 }
 
-/// The scope of a scan that believes nothing.
+/// The scope of a scan that trusts nothing.
 pub fn whole() -> Result<Scope> {
     Ok(Scope::Whole)
 }
 
 /// What a rollback did, or would do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct RolledBack {
     /// Bytes written or zeroed.
     pub written_bytes: u64,
@@ -53,7 +54,7 @@ pub fn dry_run(
     let mut written_bytes = 0;
     let geometry = target.geometry();
     let (read_bytes, missed) =
-        differences(image, target, basis, context, "check", &mut |decoded| {
+        differences(image, target, basis, context, Phase::Check, &mut |decoded| {
             written_bytes += decoded.parts.iter().map(|p| geometry.bytes_in(p.blocks)).sum::<u64>();
             Ok(())
         })?;
@@ -82,7 +83,8 @@ pub fn execute(
         write_decoded(&decoded, geometry, whole, disk)?;
         disk.advance_watermark(geometry.offset(decoded.settled))
     };
-    let (read_bytes, missed) = differences(image, target, basis, context, "roll back", &mut write)?;
+    let (read_bytes, missed) =
+        differences(image, target, basis, context, Phase::RollBack, &mut write)?;
     if !image.is_device() && image.image_bytes() > geometry.image_bytes {
         disk.set_length(geometry.image_bytes)?;
     }
@@ -112,17 +114,17 @@ fn differences(
     target: &Chain,
     basis: &Basis<'_>,
     context: &Context,
-    phase: &str,
+    phase: Phase,
     each: &mut dyn FnMut(Decoded) -> Result<()>,
 ) -> Result<(u64, Missed)> {
-    context.progress().begin(phase, target.geometry().image_bytes);
+    context.begin(phase, target.geometry().image_bytes);
     let outcome = match basis {
         Basis::Tables(current) => {
             by_tables(current, target, context, each).map(|()| (0, Missed::default()))
         }
         Basis::Scan(scope) => by_scan(image, target, scope()?, context, each),
     };
-    context.progress().end();
+    context.end();
     outcome
 }
 
@@ -150,7 +152,7 @@ fn by_tables(
                     builder.add(&found.chunk, span)?;
                 }
                 let so_far = geometry.bytes_in(BlockRange::between(0, found.span.blocks.end()));
-                context.progress().advance(so_far - covered);
+                context.advance(so_far - covered);
                 covered = so_far;
                 Ok(true)
             })

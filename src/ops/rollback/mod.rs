@@ -13,8 +13,9 @@ pub mod types;
 pub mod engine;
 
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::events::{Context, WarningId};
 use crate::base::free_space::free_space_at;
-use crate::base::progress::Context;
+use crate::base::message::{Setting, Verb, message};
 use crate::chain::Chain;
 use crate::image::write::{InPlace, Medium, OsMedium};
 use crate::image::{Intent, LiveImage, RawFile, Source};
@@ -63,25 +64,24 @@ pub fn run_through(
     let target = reference::find(&writer.manifest, &writer.head, &request.to)?.clone();
     let path = writer.manifest.source.clone().ok_or_else(|| {
         let what = format!("it is not known where the live file of \"{}\" is", request.name);
-        let hint = format!("run \"imgsnap relink {} IMAGE\" first", request.name);
-        Error::new(ErrorKind::NotFound, what).hint(hint)
+        let relink = Verb::Relink.of(&request.name).asking(Setting::Image);
+        Error::new(ErrorKind::NotFound, what).hint(message!["run ", relink, " first"])
     })?;
     warn_of_policy(repository, &request.name, context);
     refuse_inside(repository, &path)?;
     match refuse_base_image(repository, &path) {
         // Another image is damaged: what is saved first is lost to nobody.
-        Err(e) if e.is_damage() && request.save => context.progress().warn(&e.to_string()),
+        Err(e) if e.is_damage() && request.save => context.warn(WarningId::BaseImagesUnknown, e),
         other => other?,
     }
     let open = || {
         refuse_link(&request.name, &path)?;
         RawFile::open_to_write(&path).map_err(|e| match e.kind() {
-            ErrorKind::NotFound => e.hint(format!(
-                "run \"imgsnap restore {}@{} -o {}\" to make it anew",
-                request.name,
-                target.number,
-                path.display()
-            )),
+            ErrorKind::NotFound => {
+                let restore = Verb::Restore.of(format!("{}@{}", request.name, target.number));
+                let restore = restore.with(Setting::Output, path.display());
+                e.hint(message!["run ", restore, " to make it anew"])
+            }
             _ => e,
         })
     };
@@ -101,11 +101,12 @@ pub fn run_through(
     check_device(image, &chain)?;
     InPlace::through(image, medium).check_free_space(chain.geometry().image_bytes)?;
     if writer.head_was_damaged {
-        context.progress().warn("the head state was damaged; the image will be scanned");
+        context
+            .warn(WarningId::HeadDamaged, "the head state was damaged; the image will be scanned");
     }
-    let believe = !request.prove && !suspicious;
+    let trust_hints = !request.prove && !suspicious;
     let is_unchanged_since =
-        believe && is_unchanged_since(&writer.head, live.settled_stat().as_ref());
+        trust_hints && is_unchanged_since(&writer.head, live.settled_stat().as_ref());
     let current = writer.head.snapshot.filter(|id| writer.manifest.by_id(*id).is_some());
     let mut known = if is_unchanged_since { current } else { None };
     // Of an interrupted one: what it had saved.
@@ -123,7 +124,7 @@ pub fn run_through(
         resumed,
     };
     if request.dry_run {
-        let basis = basis(repository, &writer, known, &live, &chain, believe, context)?;
+        let basis = basis(repository, &writer, known, &live, &chain, trust_hints, context)?;
         let (basis, work) = dry_run_all(image, &chain, basis, context)?;
         outcome.work = work;
         outcome.scanned = basis.is_scan();
@@ -132,7 +133,7 @@ pub fn run_through(
     }
     if request.save && !resumed {
         if known.is_none() {
-            let mut saved = save(repository, &mut writer, &live, believe, context)?;
+            let mut saved = save(repository, &mut writer, &live, trust_hints, context)?;
             outcome.work.read_bytes += saved.read_bytes;
             if saved.hint.is_some_and(|hint| hint.missed_blocks > 0) {
                 // What was known is wrong: what is overwritten must be in a snapshot that read all.
@@ -145,7 +146,7 @@ pub fn run_through(
         }
         outcome.saved = known.and_then(|id| writer.manifest.by_id(id)).map(|s| s.number);
     }
-    let mut basis = basis(repository, &writer, known, &live, &chain, believe, context)?;
+    let mut basis = basis(repository, &writer, known, &live, &chain, trust_hints, context)?;
     let mut needed_bytes = None;
     if !resumed {
         // Damage in the repository must show while the image is still whole.
@@ -155,7 +156,7 @@ pub fn run_through(
         needed_bytes = Some(found.written_bytes);
     }
     if !has_free_space(image, needed_bytes) {
-        context.progress().note("little room: the clones of the image go first");
+        context.note("little room: the clones of the image go first");
         remove_all_clones(repository, &writer.manifest, context);
         if basis.hint.is_some() {
             // There is one without a name, too, until nobody has it open.
@@ -204,7 +205,7 @@ fn write_image(
     let Step { image, medium, target, chain, basis, saved } = *step;
     let before = writer.head.clone();
     intend(repository, writer, &target.id, saved)?;
-    context.progress().note("the intent is noted; from here on the image is a mixture");
+    context.note("the intent is noted; from here on the image is a mixture");
     let mut disk = InPlace::through(image, medium);
     let work = execute(image, &mut disk, chain, &basis.as_basis(), context);
     let error = match work {
@@ -222,18 +223,16 @@ fn write_image(
     let saved = saved.and_then(|id| writer.manifest.by_id(id));
     let saved =
         saved.map_or(String::new(), |s| format!(" (the state before is {name}@{})", s.number));
-    Err(error.hint(format!(
-        "the image is a mixture now{saved}: run \"imgsnap rollback {name} --to {name}@{}\" again",
-        target.number
-    )))
+    let again = Verb::Rollback.of(name).with(Setting::To, format!("{name}@{}", target.number));
+    Err(error.hint(message![format!("the image is a mixture now{saved}: run "), again, " again"]))
 }
 
 /// True if there is free space to write so much anew: what the image shares with a clone is not overwritten.
 /// How much is needed is not known of an interrupted rollback, perhaps interrupted by just that.
 fn has_free_space(image: &RawFile, needed_bytes: Option<u64>) -> bool {
-    let room = if image.is_device() { None } else { free_space_at(image.path()) };
-    room.is_none_or(|room| {
-        needed_bytes.is_some_and(|needed| room / 2 >= needed.saturating_add(SPARE_BYTES))
+    let free_bytes = if image.is_device() { None } else { free_space_at(image.path()) };
+    free_bytes.is_none_or(|free_bytes| {
+        needed_bytes.is_some_and(|needed| free_bytes / 2 >= needed.saturating_add(SPARE_BYTES))
     })
 }
 
@@ -259,7 +258,10 @@ fn end_rollback(
             Some(_) => Ok(()),
         };
     };
-    context.progress().warn(&format!("{error}; what is known of the image is forgotten"));
+    context.warn(
+        WarningId::HeadNotNoted,
+        message![error, "; what is known of the image is forgotten"],
+    );
     Head::forget(store, &name)
 }
 
@@ -277,11 +279,11 @@ fn save(
     repository: &Repository,
     writer: &mut crate::repo::session::Writer,
     live: &LiveImage,
-    believe: bool,
+    trust_hints: bool,
     context: &Context,
 ) -> Result<SnapshotOutcome> {
     let request = SnapshotRequest {
-        full_scan: !believe,
+        full_scan: !trust_hints,
         skip_unchanged: true,
         track: Some(rollback_policy(repository, &writer.manifest.name).track),
         ..SnapshotRequest::default()
@@ -289,8 +291,13 @@ fn save(
     let place = live.image.path().display().to_string();
     snapshot_into(repository, writer, live, &request, true, context).map_err(|e| {
         let is_image = e.is_bad_medium() && e.message().contains(&place);
-        let hint = "take a snapshot with --skip-bad, then roll back with --no-save, which writes over \
-                    bad sectors";
+        let hint = message![
+            "take a snapshot with ",
+            Setting::SkipBad,
+            ", then roll back with ",
+            Setting::NoSave,
+            ", which writes over bad sectors",
+        ];
         if is_image { e.hint(hint) } else { e }
     })
 }
@@ -302,7 +309,7 @@ fn basis<'a>(
     known: Option<Uuid>,
     live: &LiveImage,
     target: &'a Chain,
-    believe: bool,
+    trust_hints: bool,
     context: &Context,
 ) -> Result<OwnedBasis<'a>> {
     let manifest = &writer.manifest;
@@ -312,7 +319,7 @@ fn basis<'a>(
             return Ok(OwnedBasis { hint: None, from: From::Tables(chain) });
         }
     }
-    if !believe {
+    if !trust_hints {
         return Ok(OwnedBasis::whole());
     }
     let request = &SnapshotRequest::default();
@@ -394,11 +401,13 @@ fn dry_run_all<'a>(
     if found.missed.blocks == 0 {
         return Ok((basis, found));
     }
-    context.progress().warn(&format!(
-        "{}: {} blocks that should have been unchanged had changed; all of it is read",
-        image.path().display(),
-        found.missed.blocks
-    ));
+    let (place, blocks) = (image.path().display(), found.missed.blocks);
+    context.warn(
+        WarningId::MissedChanges,
+        format!(
+            "{place}: {blocks} blocks that should have been unchanged had changed; all of it is read"
+        ),
+    );
     let basis = OwnedBasis::whole();
     let mut again = dry_run(image, target, &basis.as_basis(), context)?;
     again.read_bytes += found.read_bytes;
@@ -409,7 +418,7 @@ fn dry_run_all<'a>(
 /// What the device has is what counts.
 fn forget_cached(image: &RawFile, medium: &dyn Medium, context: &Context) {
     if let Err(e) = medium.sync(image.file()) {
-        context.progress().note(&format!("cannot sync {}: {e}", image.path().display()));
+        context.note(format!("cannot sync {}: {e}", image.path().display()));
     }
     medium.forget(image.file());
 }

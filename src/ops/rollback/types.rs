@@ -4,6 +4,7 @@ use crate::base::setters::setters;
 use crate::ops::rollback::engine::RolledBack;
 use crate::repo::reference::At;
 use crate::tracking::HintKind;
+use serde::Serialize;
 use std::path::PathBuf;
 
 /// A rollback that a user wants.
@@ -44,7 +45,7 @@ impl RollbackRequest {
 }
 
 /// What a rollback did.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct RollbackOutcome {
     /// Number of the snapshot that the image equals now.

@@ -2,7 +2,8 @@
 //! twenty deltas, and twenty tables.
 
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::base::progress::Context;
+use crate::base::events::Context;
+use crate::base::message::{Setting, message};
 use crate::image::{LiveImage, RawFile};
 use crate::ops::snapshot::prepared::prepare;
 use crate::ops::snapshot::take::{check_format, take_into};
@@ -63,11 +64,15 @@ fn stage_base_image(
     if !writer.manifest.snapshots.is_empty() && request.parent != ParentChoice::Full {
         let what = format!("\"{name}\" has snapshots already, and so a base");
         return Err(Error::new(ErrorKind::InvalidInput, what)
-            .hint("begin a new chain on the base image with --full"));
+            .hint(message!["begin a new chain on the base image with ", Setting::Full]));
     }
     if request.changed.is_some() {
         let what = format!("{} begins a chain: no list tells since when", path.display());
-        return Err(Error::new(ErrorKind::InvalidInput, what).hint("leave --changed out"));
+        return Err(Error::new(ErrorKind::InvalidInput, what).hint(message![
+            "leave ",
+            Setting::Changed,
+            " out"
+        ]));
     }
     // What would be refused later leaves nothing behind.
     prepare(
@@ -87,7 +92,7 @@ fn stage_base_image(
     let mut prepared = prepare(repository, &writer.manifest, &writer.head, &request)?;
     prepared.plan.is_by_reference = true;
     let place = path.display();
-    context.progress().note(&format!("{name}: the table of {place}; its blocks stay there"));
+    context.note(format!("{name}: the table of {place}; its blocks stay there"));
     let mut upload = repository.store.create(&format!("{name}/{}.delta", prepared.plan.file_id))?;
     let taken =
         prepared.take(&base_image, Scope::Whole, context, &mut |bytes| upload.write(bytes))?;

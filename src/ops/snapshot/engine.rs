@@ -8,7 +8,7 @@
 
 use crate::base::digest::{DigestAlgorithm, DigestKey, Hasher};
 use crate::base::error::Result;
-use crate::base::progress::Context;
+use crate::base::events::{Context, Phase};
 use crate::base::units::{BlockSize, Geometry, NamedBlocks};
 use crate::chain::Chain;
 use crate::codec::Compression;
@@ -131,12 +131,12 @@ pub fn take(
             (Index::Parent(chain), Some(chain.as_parent()))
         }
     };
-    context.progress().begin("scan", geometry.image_bytes);
+    context.begin(Phase::Scan, geometry.image_bytes);
     let produce = |pieces: &mut PieceSender| {
         scan_into(source, &index, scope, plan.bad_medium, &header, context, pieces)
     };
     let outcome = write_produced(&header, plan.compression, context, out, &mut |_| {}, produce);
-    context.progress().end();
+    context.end();
     let (writer, (scanned, counted)) = outcome?;
     let written =
         writer.finish(&plan.identity, lineage, geometry.image_bytes, scanned.image_digest)?;

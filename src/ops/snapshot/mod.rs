@@ -1,5 +1,4 @@
-//! Taking a snapshot: which parent, is the image believed unchanged, publish, commit, note the
-//! head.
+//! Taking a snapshot: which parent, what changed, publish, commit, note the head.
 
 pub(crate) mod base_image;
 pub mod engine;
@@ -10,7 +9,8 @@ pub(crate) mod take;
 pub mod types;
 
 use crate::base::error::{Error, ErrorKind, Result, best_effort};
-use crate::base::progress::Context;
+use crate::base::events::Context;
+use crate::base::message::{Setting, Verb, message};
 use crate::image::LiveImage;
 use crate::ops::snapshot::plan::Search;
 use crate::ops::snapshot::prepared::prepare;
@@ -131,17 +131,18 @@ fn check_source(manifest: Manifest, path: &Path) -> Result<Manifest> {
         Some(source) if source != path => {
             let name = &manifest.name;
             let what = format!("\"{name}\" is the name of {}", source.display());
-            Err(Error::new(ErrorKind::AlreadyExists, what).hint(format!(
-                "give this image another one with --name, or, if the file was moved, run \"imgsnap relink \
-                 {name} {}\"",
-                path.display()
-            )))
+            Err(Error::new(ErrorKind::AlreadyExists, what).hint(message![
+                "give this image another one with ",
+                Setting::Name,
+                ", or, if the file was moved, run ",
+                Verb::Relink.of(name).with(Setting::Image, path.display()),
+            ]))
         }
         None => {
             let name = &manifest.name;
             let what = format!("it is not known which file \"{name}\" is the name of");
-            let hint = format!("run \"imgsnap relink {name} {}\" first", path.display());
-            Err(Error::new(ErrorKind::Mismatch, what).hint(hint))
+            let relink = Verb::Relink.of(name).with(Setting::Image, path.display());
+            Err(Error::new(ErrorKind::Mismatch, what).hint(message!["run ", relink, " first"]))
         }
         _ => Ok(manifest),
     }

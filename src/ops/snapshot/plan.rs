@@ -7,7 +7,8 @@
 //! ```
 
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::base::progress::Context;
+use crate::base::events::Context;
+use crate::base::message::{Setting, message};
 use crate::base::units::Geometry;
 use crate::chain::{Chain, Fork};
 use crate::image::{FileStat, LiveImage, Source};
@@ -200,7 +201,11 @@ fn listed<'a>(
     let name = &manifest.name;
     let Some(parent) = against else {
         let what = format!("a new base of \"{name}\" rests on no snapshot: no list goes with it");
-        return Err(Error::new(ErrorKind::Mismatch, what).hint("leave --changed out"));
+        return Err(Error::new(ErrorKind::Mismatch, what).hint(message![
+            "leave ",
+            Setting::Changed,
+            " out"
+        ]));
     };
     let lineage = manifest.lineage(id_of(parent))?;
     if lineage.iter().all(|s| s.id != since.id) {
@@ -209,8 +214,13 @@ fn listed<'a>(
             "{name}@{} is no ancestor of the parent {name}@{number}: the list says nothing of it",
             since.number
         );
-        return Err(Error::new(ErrorKind::Mismatch, what)
-            .hint("name an ancestor with --changed-since, or leave --changed out"));
+        return Err(Error::new(ErrorKind::Mismatch, what).hint(message![
+            "name an ancestor with ",
+            Setting::ChangedSince,
+            ", or leave ",
+            Setting::Changed,
+            " out",
+        ]));
     }
     Ok(Some((open_chain(repository, manifest, since.id)?, &changed.list)))
 }
@@ -226,8 +236,10 @@ fn recorded(
         .newest_clone()
         .ok_or_else(|| "there is no clone of an earlier snapshot".to_owned())?;
     let place = format!("{}@{}", manifest.name, newest.number);
-    let chain = open_chain(repository, manifest, newest.id)
-        .map_err(|e| format!("the tables of {place}, of which there is a clone, fail: {e}"))?;
+    let chain = open_chain(repository, manifest, newest.id).map_err(|e| {
+        let why = e.without_advice();
+        format!("the tables of {place}, of which there is a clone, fail: {why}")
+    })?;
     if against.is_some_and(|against| !against.is_comparable(&chain)) {
         return Err(format!("there is a clone of {place} only, whose chain is another one"));
     }

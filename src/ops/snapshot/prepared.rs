@@ -2,7 +2,8 @@
 
 use crate::base::digest::DigestKey;
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::base::progress::Context;
+use crate::base::events::Context;
+use crate::base::message::{Setting, Verb, message};
 use crate::base::units::{Geometry, NamedBlocks};
 use crate::chain::Chain;
 use crate::delta::Identity;
@@ -76,7 +77,7 @@ pub(crate) fn prepare(
 /// Where the bytes of a delta go.
 pub(crate) enum Out<'a> {
     Bytes(&'a [u8]),
-    /// What was written is void: it begins again.
+    /// What was written does not count: it begins again.
     Restart,
 }
 
@@ -129,7 +130,7 @@ impl Prepared {
             }
         };
         let (name, number) = (&search.manifest.name, self.plan.identity.number);
-        context.progress().note(&format!("{name}@{number}: {how}"));
+        context.note(format!("{name}@{number}: {how}"));
         self.scan_plan = scan_plan;
         Ok(tracker)
     }
@@ -172,9 +173,7 @@ impl Prepared {
                 Err(busy) if busy.kind() == ErrorKind::Busy && may_release => {
                     // Whoever wants the image has it at once.
                     image.release();
-                    context
-                        .progress()
-                        .note(&format!("{}: its clone is read instead", busy.message()));
+                    context.note(format!("{}: its clone is read instead", busy.message()));
                     out(Out::Restart)?;
                 }
                 other => return Ok((other?, false)),
@@ -232,7 +231,7 @@ impl Prepared {
         SnapshotOutcome {
             name: name.into(),
             outcome,
-            believed: self.scan_plan.kind() == Some(HintKind::Times),
+            unchanged_by_times: self.scan_plan.kind() == Some(HintKind::Times),
             parent_number: self.parent_number,
             hint: snapshot.hint,
             read_bytes: snapshot.read_bytes.unwrap_or(0),
@@ -251,10 +250,15 @@ fn refuse_half_written(manifest: &Manifest, head: &Head) -> Result<()> {
     let name = &manifest.name;
     let target = manifest.by_id(intent.target).map_or("?".into(), |s| s.number.to_string());
     let what = format!("a rollback of \"{name}\" to {name}@{target} was interrupted");
-    Err(Error::new(ErrorKind::Mismatch, what).hint(format!(
-        "finish it with \"imgsnap rollback {name} --to {name}@{target}\", or run \"imgsnap relink {name} \
-         IMAGE\" if the image has been replaced since"
-    )))
+    let finish = Verb::Rollback.of(name).with(Setting::To, format!("{name}@{target}"));
+    let relink = Verb::Relink.of(name).asking(Setting::Image);
+    Err(Error::new(ErrorKind::Mismatch, what).hint(message![
+        "finish it with ",
+        finish,
+        ", or run ",
+        relink,
+        " if the image has been replaced since",
+    ]))
 }
 
 /// Numbers are never used twice, and after the last one there is none.
@@ -264,8 +268,9 @@ fn refuse_last_number(manifest: &Manifest) -> Result<()> {
     }
     let name = &manifest.name;
     let what = format!("no number is left for a snapshot of \"{name}\"");
-    let hint = format!("\"imgsnap repair {name}\" gives lower ones to those that were imported");
-    Err(Error::new(ErrorKind::LimitExceeded, what).hint(hint))
+    let repair = Verb::Repair.of(name);
+    Err(Error::new(ErrorKind::LimitExceeded, what)
+        .hint(message![repair, " gives lower ones to those that were imported"]))
 }
 
 fn choose_parent(manifest: &Manifest, head: &Head, choice: &ParentChoice) -> Result<Option<Uuid>> {

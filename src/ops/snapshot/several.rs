@@ -1,8 +1,8 @@
 //! Snapshots of several images at once. They share the threads and the memory that one would have.
 
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::events::{Context, Phase};
 use crate::base::pipeline::ordered_map;
-use crate::base::progress::Context;
 use crate::ops::snapshot::types::{SnapshotOutcome, SnapshotRequest};
 use crate::ops::snapshot::{self, name_of};
 use crate::repo::Repository;
@@ -32,7 +32,7 @@ pub fn run(
     let shared = context.clone().shared_among(requests.len(), at_once);
     let sizes: Vec<u64> = requests.iter().map(|request| bytes_of(request.image.path())).collect();
     let mut jobs = requests.iter().zip(sizes.iter().copied());
-    context.progress().begin("scan", sizes.iter().sum());
+    context.begin(Phase::Scan, sizes.iter().sum());
     let outcome = ordered_map(
         at_once,
         // Results are small: none that waits for an earlier one keeps the next image from beginning.
@@ -50,7 +50,7 @@ pub fn run(
             Ok(())
         },
     );
-    context.progress().end();
+    context.end();
     outcome
 }
 

@@ -2,7 +2,8 @@
 //! the head.
 
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::base::progress::Context;
+use crate::base::events::{Context, WarningId};
+use crate::base::message::message;
 use crate::base::units::NamedBlocks;
 use crate::image::{FileStat, ForeignFormat, LiveImage, RawFile, Source};
 use crate::ops::snapshot::engine::Taken;
@@ -51,7 +52,7 @@ pub(crate) fn take_into(
     let taken = prepared.scan_live_or_clone(live, !is_saving, context, &mut out)?;
     let (taken, is_of_clone) = taken;
     check_some_was_read(&live.image, &taken)?;
-    // Only what was the same before and after the scan is believed later.
+    // Only what was the same before and after the scan is trusted later.
     let is_same = |stat: &FileStat| FileStat::of(live.image.file()).as_ref() == Some(stat);
     // A list may have left something out, and so may what has been found to. What could not be read is
     // tried again.
@@ -130,11 +131,12 @@ fn warn_of_unread(name: &str, snapshot: &Snapshot, unread: &NamedBlocks, context
         && !unread.is_empty()
     {
         let number = snapshot.number;
-        context.progress().warn(&format!(
+        let what = format!(
             "{name}@{number} is incomplete, because its image could not be read as a whole: {}; the next \
              snapshot reads all of it again",
             unread.describe(geometry)
-        ));
+        );
+        context.warn(WarningId::UnreadBlocks, what);
     }
 }
 
@@ -143,10 +145,11 @@ fn warn_of_missed(name: &str, snapshot: &Snapshot, missed: Missed, context: &Con
     let (blocks, number) = (missed.blocks, snapshot.number);
     let at = first * u64::from(snapshot.block_bytes);
     let what = if blocks == 1 { "1 block" } else { &format!("{blocks} blocks") };
-    context.progress().warn(&format!(
+    let what = format!(
         "{name}@{number}: {what} that should have been unchanged had changed (first at byte {at}); \
          stored all the same, and the next snapshot reads all of the image"
-    ));
+    );
+    context.warn(WarningId::MissedChanges, what);
 }
 
 /// The first snapshot decides how an image is read, and nothing changes that later: a guest can write any
@@ -174,11 +177,12 @@ pub(crate) fn check_format(
         return Err(looks.refusal(image.path()));
     }
     if !is_first {
-        context.progress().warn(&format!(
+        let what = format!(
             "{} looks like a {} image now; it is taken as raw, as it was before",
             image.path().display(),
             looks.name()
-        ));
+        );
+        context.warn(WarningId::LooksForeign, what);
     }
     Ok(())
 }
@@ -195,6 +199,6 @@ pub(crate) fn policy_for(
 /// Tells of such a slip, once for each verb.
 pub(crate) fn warn_of_policy(repository: &Repository, name: &str, context: &Context) {
     if let Err(e) = repository.snapshot_policy(name) {
-        context.progress().warn(&format!("{e}; until then the usual settings hold"));
+        context.warn(WarningId::PolicyInvalid, message![e, "; until then the usual settings hold"]);
     }
 }

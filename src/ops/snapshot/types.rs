@@ -8,6 +8,7 @@ use crate::repo::manifest::{HintUse, Snapshot};
 use crate::repo::reference::At;
 use crate::tracking::Track;
 use crate::tracking::{ChangeList, Recheck};
+use serde::Serialize;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -39,7 +40,7 @@ pub struct SnapshotRequest {
     pub parent: ParentChoice,
     /// The image is a clone of this one, which becomes its base and stays where it is.
     pub base_image: Option<PathBuf>,
-    /// Read the image even if it is believed to be unchanged.
+    /// Read the image even if it is known to be unchanged.
     pub full_scan: bool,
     /// Publish nothing if the image is unchanged.
     pub skip_unchanged: bool,
@@ -54,7 +55,7 @@ pub struct SnapshotRequest {
     pub dry_run: bool,
     /// How it is found what changed; otherwise as the policy says.
     pub track: Option<Track>,
-    /// How much of what is taken for unchanged is looked at all the same; otherwise as the policy says.
+    /// How much of what is assumed to be unchanged is rechecked; otherwise as the policy says.
     pub recheck: Option<Recheck>,
     /// How long whoever writes to the image may be held up; otherwise as the policy says.
     pub max_stall: Option<Duration>,
@@ -77,7 +78,7 @@ impl SnapshotRequest {
         parent: ParentChoice,
         /// The image is a clone of this one, which becomes its base and stays where it is.
         base_image: Option<PathBuf>,
-        /// Read the image even if it is believed to be unchanged.
+        /// Read the image even if it is known to be unchanged.
         full_scan: bool,
         /// Publish nothing if the image is unchanged.
         skip_unchanged: bool,
@@ -92,7 +93,7 @@ impl SnapshotRequest {
         dry_run: bool,
         /// How it is found what changed; otherwise as the policy says.
         track: Option<Track>,
-        /// How much of what is taken for unchanged is looked at all the same; otherwise as the policy says.
+        /// How much of what is assumed to be unchanged is rechecked; otherwise as the policy says.
         recheck: Option<Recheck>,
         /// How long whoever writes to the image may be held up; otherwise as the policy says.
         max_stall: Option<Duration>,
@@ -111,7 +112,8 @@ pub struct ChangedSince {
 }
 
 /// What became of it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Outcome {
     /// It was published.
     Taken,
@@ -122,7 +124,7 @@ pub enum Outcome {
 }
 
 /// A snapshot that was taken, or not.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize)]
 #[non_exhaustive]
 pub struct SnapshotOutcome {
     /// Name of the image.
@@ -131,8 +133,8 @@ pub struct SnapshotOutcome {
     pub snapshot: Snapshot,
     /// What became of it.
     pub outcome: Outcome,
-    /// True if the image was believed to be unchanged.
-    pub believed: bool,
+    /// True if the image was known to be unchanged.
+    pub unchanged_by_times: bool,
     /// Number of the parent.
     pub parent_number: Option<u64>,
     /// What told where it may have changed, of this scan, also if its snapshot was skipped.

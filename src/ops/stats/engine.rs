@@ -1,7 +1,7 @@
 //! The verb *stats*: what the files of an image hold, and where it changes.
 
 use crate::base::error::Result;
-use crate::base::progress::Context;
+use crate::base::events::Context;
 use crate::base::units::Geometry;
 use crate::chain::Chain;
 use crate::delta::{Delta, TableCursor};

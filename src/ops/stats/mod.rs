@@ -5,7 +5,7 @@ pub mod types;
 pub mod engine;
 
 use crate::base::error::Result;
-use crate::base::progress::Context;
+use crate::base::events::Context;
 use crate::ops::stats::engine::{add_heat, superseded_bytes};
 use crate::ops::stats::types::{Cost, Day, Stats};
 use crate::repo::Repository;

@@ -3,9 +3,10 @@
 use crate::repo::manifest::{Manifest, Snapshot};
 use crate::tracking::Clones;
 use jiff::civil::Date;
+use serde::Serialize;
 
 /// What is known of an image.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Stats {
     /// Its snapshots.
@@ -27,7 +28,7 @@ pub struct Stats {
 }
 
 /// What one snapshot costs.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Cost {
     /// The snapshot.
@@ -37,7 +38,7 @@ pub struct Cost {
 }
 
 /// What was added on a day.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Day {
     /// Which.

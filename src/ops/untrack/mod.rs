@@ -1,7 +1,7 @@
 //! The verb *untrack*: removes the clones of an image.
 
 use crate::base::error::Result;
-use crate::base::progress::Context;
+use crate::base::events::Context;
 use crate::repo::Repository;
 use crate::repo::clones::{clones_beside, list_clones};
 use crate::repo::session::write;

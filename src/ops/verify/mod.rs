@@ -6,7 +6,7 @@ pub mod types;
 pub mod engine;
 
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::base::progress::Context;
+use crate::base::events::{Context, Phase};
 use crate::base::units::{BlockRange, NamedBlocks};
 use crate::chain::Chain;
 use crate::delta::Delta;
@@ -42,7 +42,7 @@ pub fn run(
         let reader = match read(repository, &name, context) {
             Ok(reader) => reader,
             Err(e) if e.kind() == ErrorKind::Corrupt => {
-                let message = e.to_string();
+                let message = e.into();
                 let kind = DamageKind::Manifest;
                 let damage = Damage { kind, snapshot: name, message, affects: Vec::new() };
                 verified.damaged.push(damage);
@@ -50,9 +50,9 @@ pub fn run(
             }
             // It has just been forgotten.
             Err(e) if *scope == VerifyScope::All && e.kind() == ErrorKind::NotFound => continue,
-            // The others can be looked at all the same.
+            // The others can be checked all the same.
             Err(e) if *scope == VerifyScope::All && e.kind() == ErrorKind::Io => {
-                verified.unchecked.push(Unchecked { snapshot: name, message: e.to_string() });
+                verified.unchecked.push(Unchecked { snapshot: name, message: e.into() });
                 continue;
             }
             Err(e) => return Err(e),
@@ -73,7 +73,7 @@ pub fn run(
         let work = |s: &&Snapshot| {
             s.file_bytes + if quick { 0 } else { s.data_blocks * u64::from(s.block_bytes) }
         };
-        context.progress().begin("verify", snapshots.iter().map(work).sum());
+        context.begin(Phase::Verify, snapshots.iter().map(work).sum());
         let mut files = snapshots.iter();
         let outcome = files
             .try_for_each(|snapshot| image.check(snapshot, quick, &mut verified, context))
@@ -85,7 +85,7 @@ pub fn run(
                 true => Ok(()),
                 false => image.report_losses(&snapshots, &mut verified, context),
             });
-        context.progress().end();
+        context.end();
         outcome?;
     }
     Ok(verified)
@@ -98,7 +98,7 @@ struct ImageCheck<'a> {
     open: HashMap<Uuid, Arc<Delta>>,
     /// What is lost of the file of each snapshot whose own file is damaged.
     damaged: HashMap<Uuid, Lost>,
-    /// Snapshots of whose own file not all could be looked at.
+    /// Snapshots of whose own file not all could be checked.
     unchecked: HashSet<Uuid>,
 }
 
@@ -117,7 +117,7 @@ impl ImageCheck<'_> {
         verified: &mut Verified,
         context: &Context,
     ) -> Result<()> {
-        // A dropped one is looked at for those that depend on it.
+        // A dropped one is examined for those that depend on it.
         verified.snapshots += u64::from(!self.manifest.is_dropped(snapshot.id));
         let delta = match open_delta(self.repository, self.manifest, snapshot) {
             Ok(delta) => Arc::new(delta),
@@ -132,7 +132,7 @@ impl ImageCheck<'_> {
         };
         match whole {
             Ok(blocks) => verified.blocks += blocks,
-            // What that means is only known when all blocks are looked at.
+            // What that means is only known when all blocks are examined.
             Err(e) if quick => {
                 return self.found(snapshot, DamageKind::Record, e, Lost::All, verified);
             }
@@ -176,7 +176,7 @@ impl ImageCheck<'_> {
                 None => self.unchecked.contains(&ancestor.id),
             });
             // What it lacks was reported, and nothing more can be said; but its sound ancestors are
-            // looked at when it is their turn.
+            // checked when it is their turn.
             if is_damaged || done.contains(&tip.id) {
                 continue;
             }
@@ -308,11 +308,11 @@ impl ImageCheck<'_> {
         Ok(())
     }
 
-    /// Not all of the file of a snapshot could be looked at.
+    /// Not all of the file of a snapshot could be checked.
     fn pass(&mut self, snapshot: &Snapshot, error: &Error, verified: &mut Verified) {
         if self.unchecked.insert(snapshot.id) {
             let name = format!("{}@{}", self.manifest.name, snapshot.number);
-            verified.unchecked.push(Unchecked { snapshot: name, message: error.to_string() });
+            verified.unchecked.push(Unchecked { snapshot: name, message: error.into() });
         }
     }
 
@@ -351,7 +351,7 @@ impl ImageCheck<'_> {
                 snapshot.number,
                 if self.manifest.is_dropped(snapshot.id) { " (dropped)" } else { "" }
             ),
-            message: error.to_string(),
+            message: error.into(),
             affects: affected.iter().filter_map(name).collect(),
         });
         Ok(())

@@ -1,7 +1,10 @@
 //! What is to be verified, and what was found.
 
+use crate::base::message::Message;
+use crate::base::named::named;
 use crate::base::units::{Geometry, NamedBlocks};
 use crate::repo::reference::At;
+use serde::Serialize;
 
 /// What is to be verified.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -14,42 +17,28 @@ pub enum VerifyScope {
     Snapshot(String, At),
 }
 
-/// Which part of a repository is damaged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DamageKind {
-    /// The manifest of an image.
-    Manifest,
-    /// A delta file as a whole: it is missing, or another one, or its header or footer is damaged.
-    File,
-    /// Stored bytes that no block needs.
-    Record,
-    /// A page of the table of a delta file.
-    Table,
-    /// Blocks in a delta file.
-    Blocks,
-    /// Blocks in a base image.
-    BaseImage,
-    /// All bytes are what was written, but they are not the image that was taken.
-    ImageDigest,
-}
-
-impl DamageKind {
-    /// One word for it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Manifest => "manifest",
-            Self::File => "file",
-            Self::Record => "record",
-            Self::Table => "table",
-            Self::Blocks => "blocks",
-            Self::BaseImage => "base-image",
-            Self::ImageDigest => "image-digest",
-        }
+named! {
+    /// Which part of a repository is damaged.
+    pub enum DamageKind {
+        /// The manifest of an image.
+        Manifest = "manifest",
+        /// A delta file as a whole: it is missing, or another one, or its header or footer is damaged.
+        File = "file",
+        /// Stored bytes that no block needs.
+        Record = "record",
+        /// A page of the table of a delta file.
+        Table = "table",
+        /// Blocks in a delta file.
+        Blocks = "blocks",
+        /// Blocks in a base image.
+        BaseImage = "base-image",
+        /// All bytes are what was written, but they are not the image that was taken.
+        ImageDigest = "image-digest",
     }
 }
 
 /// Something that is damaged.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Damage {
     /// What it is.
@@ -57,13 +46,13 @@ pub struct Damage {
     /// The snapshot whose file it is: `NAME@N`.
     pub snapshot: String,
     /// What is wrong, and where.
-    pub message: String,
+    pub message: Message,
     /// The snapshots that depend on this file, and may need what is damaged: `NAME@N`, this one first.
     pub affects: Vec<String>,
 }
 
 /// What a snapshot has lost.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Loss {
     /// `NAME@N`.
@@ -74,21 +63,21 @@ pub struct Loss {
     pub blocks: Option<NamedBlocks>,
 }
 
-/// A snapshot of which not all could be looked at: it may be sound.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A snapshot of which not all could be checked: it may be sound.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Unchecked {
     /// `NAME@N`; of a manifest, the name of its image.
     pub snapshot: String,
     /// Why.
-    pub message: String,
+    pub message: Message,
 }
 
 /// The outcome of a verification.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Verified {
-    /// Snapshots looked at.
+    /// Snapshots checked.
     pub snapshots: u64,
     /// Blocks decoded and compared with their digest; none in a quick verification.
     pub blocks: u64,
@@ -96,7 +85,7 @@ pub struct Verified {
     pub stored_bytes: u64,
     /// What is damaged: it was read, and is not what was written.
     pub damaged: Vec<Damage>,
-    /// What could not be looked at. Nothing is said of it, nor of what depends on it.
+    /// What could not be checked. Nothing is said of it, nor of what depends on it.
     pub unchecked: Vec<Unchecked>,
     /// What that means for each snapshot that has lost something; not known after a quick verification.
     pub lost: Vec<Loss>,

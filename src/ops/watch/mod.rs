@@ -6,8 +6,8 @@
 pub mod types;
 
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::events::Context;
 use crate::base::pipeline::spawn;
-use crate::base::progress::Context;
 use crate::ops::prune;
 use crate::ops::prune::types::{PruneRequest, Pruned};
 use crate::ops::snapshot::several::{at_once, check_distinct};

@@ -6,6 +6,7 @@ use crate::image::ImageUri;
 use crate::ops::prune::types::Pruned;
 use crate::ops::snapshot::types::{SnapshotOutcome, SnapshotRequest};
 use crate::repo::retention::Rules;
+use serde::Serialize;
 use std::time::Duration;
 
 /// What is to be watched.
@@ -32,6 +33,7 @@ impl WatchRequest {
 }
 
 /// What became of one turn of an image.
+#[derive(Serialize)]
 #[non_exhaustive]
 pub struct Watched {
     /// The image.

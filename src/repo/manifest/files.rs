@@ -2,6 +2,7 @@
 //! not ours: it is never read as one of these, and never removed.
 
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::message::{Setting, message};
 use uuid::Uuid;
 
 /// What a file in the folder of an image is, by its name.
@@ -72,8 +73,11 @@ pub fn check_name(name: &str) -> Result<()> {
     let bad = |c: char| c.is_control() || c.is_whitespace() || c == '/' || c == '@';
     if name.is_empty() || name.len() > 128 || name.starts_with(['.', '-']) || name.contains(bad) {
         let what = format!("\"{}\" cannot be the name of an image", name.escape_debug());
-        return Err(Error::new(ErrorKind::InvalidInput, what)
-            .hint("choose one with --name: up to 128 letters, digits, '-', '_' or '.'"));
+        return Err(Error::new(ErrorKind::InvalidInput, what).hint(message![
+            "choose one with ",
+            Setting::Name,
+            ": up to 128 letters, digits, '-', '_' or '.'",
+        ]));
     }
     Ok(())
 }

@@ -10,6 +10,7 @@ mod wire;
 
 use crate::base::digest::{Digest, ImageDigest};
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::message::{Verb, message};
 use crate::base::units::{BlockSize, Geometry};
 use crate::image::LiveIdentity;
 use crate::store::{Store, read_small};
@@ -64,7 +65,7 @@ pub struct Manifest {
     /// Delta files that a repair could not use. They are not removed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub kept: Vec<String>,
-    /// Those among them that could not be used: the next repair looks at them again.
+    /// Those among them that could not be used: the next repair tries them again.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unused: Vec<String>,
 }
@@ -90,14 +91,12 @@ pub struct Snapshot {
     /// Length of its delta file.
     pub file_bytes: u64,
     /// Digest of its footer.
-    #[serde(with = "wire::digest_hex")]
     pub footer_digest: Digest,
     /// Block size of its chain.
     pub block_bytes: u32,
     /// Length of the image.
     pub image_bytes: u64,
     /// Digest of the image.
-    #[serde(with = "wire::image_digest_hex")]
     pub image_digest: ImageDigest,
     /// Blocks in data runs.
     pub data_blocks: u64,
@@ -127,7 +126,7 @@ pub struct Snapshot {
     /// The image was open for writing: it is what it would have been after a power failure then.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub in_use: bool,
-    /// What told where it may have changed; none if all of it was looked at.
+    /// What told where it may have changed; none if all of it was examined.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "or_none")]
     pub hint: Option<HintUse>,
     /// The clone of the image that was kept.
@@ -144,7 +143,7 @@ pub struct HintUse {
     pub since: Uuid,
     /// Bytes of the image that may have changed.
     pub named_bytes: u64,
-    /// Blocks that each snapshot looks at though they are taken for unchanged.
+    /// Blocks that each snapshot rechecks.
     pub recheck_blocks: u64,
     /// Blocks among them that had changed.
     pub missed_blocks: u64,
@@ -306,7 +305,7 @@ impl Manifest {
         if digest != sum {
             return Err(damaged());
         }
-        // All of it, not only what is looked at: JSON is text.
+        // All of it, not only what is examined: JSON is text.
         let text = std::str::from_utf8(body).map_err(|_| damaged())?;
         let manifest: Self = serde_json::from_str(text)
             .map_err(|e| Error::corrupt(format!("the manifest is not valid: {e}")))?;
@@ -329,7 +328,8 @@ pub fn ruling(store: &dyn Store, name: &str) -> Result<Option<u64>> {
 /// `NotFound` if there is no such image; `Corrupt` if the manifest is damaged, or gone though there
 /// are deltas.
 pub fn load(store: &dyn Store, name: &str) -> Result<Manifest> {
-    let hint = format!("run \"imgsnap repair {name}\" to rebuild it from the delta files");
+    let repair = Verb::Repair.of(name);
+    let hint = message!["run ", repair, " to rebuild it from the delta files"];
     let Some(sequence) = ruling(store, name)? else {
         if store.list(name)?.iter().any(|file| ImageFile::is_delta(file)) {
             let what = format!("{name}: the manifest is missing");
@@ -339,7 +339,7 @@ pub fn load(store: &dyn Store, name: &str) -> Result<Manifest> {
             ErrorKind::NotFound,
             format!("no image \"{name}\" in the repository"),
         )
-        .hint("\"imgsnap list\" shows what there is"));
+        .hint(message![Verb::List.call(), " shows what there is"]));
     };
     let file = format!("{name}/{}", file_name(sequence));
     let bytes = read_small(store, &file, MAX_MANIFEST_BYTES)?;

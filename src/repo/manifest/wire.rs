@@ -33,31 +33,3 @@ pub(crate) fn or_none<'de, D: Deserializer<'de>, T: DeserializeOwned>(
     let value = serde_json::Value::deserialize(from)?;
     Ok(serde_json::from_value(value).ok())
 }
-
-pub(crate) mod digest_hex {
-    use crate::base::digest::Digest;
-    use serde::{Deserialize, Deserializer, Serializer, de::Error};
-
-    pub fn serialize<S: Serializer>(digest: &Digest, to: S) -> Result<S::Ok, S::Error> {
-        to.serialize_str(&digest.to_hex())
-    }
-
-    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Digest, D::Error> {
-        let text = String::deserialize(from)?;
-        Digest::from_hex(&text).ok_or_else(|| D::Error::custom("a digest has 32 hex digits"))
-    }
-}
-
-pub(crate) mod image_digest_hex {
-    use crate::base::digest::ImageDigest;
-    use serde::{Deserialize, Deserializer, Serializer, de::Error};
-
-    pub fn serialize<S: Serializer>(digest: &ImageDigest, to: S) -> Result<S::Ok, S::Error> {
-        to.serialize_str(&digest.to_hex())
-    }
-
-    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<ImageDigest, D::Error> {
-        let text = String::deserialize(from)?;
-        ImageDigest::from_hex(&text).ok_or_else(|| D::Error::custom("a digest has 32 hex digits"))
-    }
-}

@@ -17,7 +17,7 @@ use jiff::{Timestamp, Zoned};
 pub struct Decision {
     /// Why it is kept. Without a reason it may go.
     pub keep: Vec<String>,
-    /// When it was taken, as far as clocks can be believed.
+    /// When it was taken, as far as clocks can be trusted.
     pub time: Timestamp,
 }
 

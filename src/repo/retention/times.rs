@@ -1,4 +1,4 @@
-//! When snapshots were taken, as far as their clocks can be believed. Their order is that of their numbers;
+//! When snapshots were taken, as far as their clocks can be trusted. Their order is that of their numbers;
 //! a time that does not fit into it was told by a clock that was wrong.
 
 use crate::repo::manifest::Snapshot;

@@ -4,7 +4,7 @@ use crate::power_loss::world::{Bytes, context, repository_on};
 use crate::support::crash_disk::CrashDisk;
 use imgsnap::VerifyScope;
 use imgsnap::base::error::{ErrorKind, Result};
-use imgsnap::base::progress::{Context, Progress};
+use imgsnap::base::events::{Context, Event, Observer};
 use imgsnap::image::write::Stream;
 use imgsnap::ops::restore::engine::restore;
 use std::collections::{BTreeMap, BTreeSet};
@@ -61,14 +61,12 @@ impl Seen {
 #[derive(Default)]
 struct Warnings(Mutex<Vec<String>>);
 
-impl Progress for Warnings {
-    fn begin(&self, _: &str, _: u64) {}
-    fn advance(&self, _: u64) {}
-    fn end(&self) {}
-    fn warn(&self, message: &str) {
-        self.0.lock().unwrap().push(message.into());
+impl Observer for Warnings {
+    fn observe(&self, event: Event) {
+        if let Event::Warning { message, .. } = event {
+            self.0.lock().unwrap().push(message.to_string());
+        }
     }
-    fn note(&self, _: &str) {}
 }
 
 /// All that is listed, restored. `is_quick`: only listed, with the bytes that `known` has.

@@ -2,9 +2,9 @@
 
 use crate::support::crash_disk::CrashDisk;
 use crate::support::{Random, text};
-use imgsnap::base::progress::Context;
+use imgsnap::base::events::Context;
 use imgsnap::store::LocalStore;
-use imgsnap::{Defaults, Repository, SnapshotRequest};
+use imgsnap::{At, Defaults, ExportRequest, Repository, SnapshotRequest};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -104,14 +104,14 @@ impl World {
             std::fs::write(&image, &bytes).unwrap();
             let request = SnapshotRequest::new(image.clone());
             repository.snapshot(&request, &context()).unwrap();
-            let reader = repository.read("origin", &context()).unwrap();
-            let ids: Vec<_> = reader.manifest().snapshots.iter().rev().map(|s| s.id).collect();
+            let since = (number > 1).then_some(At::Number(number - 1));
+            let request = ExportRequest::new("origin", At::Number(number)).since(since);
             let mut file = Vec::new();
             let mut out = |piece: &[u8]| {
                 file.extend_from_slice(piece);
                 Ok(())
             };
-            repository.export(&reader, ids[0], ids.get(1).copied(), &context(), &mut out).unwrap();
+            repository.export(&request, &context(), &mut out).unwrap();
             deliveries.push(Delivery { file, number, content: Arc::new(bytes.clone()) });
         }
         deliveries

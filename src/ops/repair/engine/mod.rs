@@ -13,8 +13,8 @@ pub use search::{Found, Wanted};
 
 use crate::base::digest::Digest;
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::events::{Context, Phase};
 use crate::base::pipeline::ordered_map;
-use crate::base::progress::Context;
 use crate::base::units::{BlockRange, Geometry};
 use crate::chain::{IndexChunk, Span, State};
 use crate::codec::Compression;
@@ -62,10 +62,10 @@ pub fn mend(
         ..old.clone()
     };
     let bytes = footer.counts.data_blocks.saturating_mul(u64::from(old.block_size.bytes()));
-    context.progress().begin("mend", bytes);
+    context.begin(Phase::Mend, bytes);
     let produce = |pieces: &mut PieceSender| read_into(plan, &header, context, pieces);
     let outcome = write_produced(&header, plan.compression, context, out, &mut |_| {}, produce);
-    context.progress().end();
+    context.end();
     let identity = Identity::of(footer);
     let (writer, ()) = outcome?;
     writer.finish(&identity, footer.parent, footer.image_bytes, footer.image_digest)
@@ -119,7 +119,7 @@ fn read_into(
             Entry::Other(run) => Ok((Entry::Other(run), Vec::new())),
             Entry::Data(chunk, span) => {
                 let bytes = plan.blocks(geometry, &chunk, span)?;
-                context.progress().advance(bytes.len() as u64);
+                context.advance(bytes.len() as u64);
                 Ok((Entry::Data(chunk, span), bytes))
             }
         },

@@ -3,8 +3,8 @@
 
 use crate::base::digest::{Digest, Hasher, is_zero};
 use crate::base::error::{Error, Result};
+use crate::base::events::{Context, Phase};
 use crate::base::pipeline::ordered_map;
-use crate::base::progress::Context;
 use crate::base::units::{BlockRange, BlockSize, ExtentKind, Geometry};
 use crate::chain::{IndexChunk, Span, State};
 use crate::delta::{Delta, TableCursor};
@@ -161,7 +161,7 @@ impl Wanted {
         }
         let geometry = Geometry::new(self.block_size, image.image_bytes())?;
         let size = u64::from(self.block_size.bytes());
-        context.progress().begin("search", geometry.image_bytes);
+        context.begin(Phase::Search, geometry.image_bytes);
         let mut position = 0;
         let wanted = std::sync::Mutex::new(self);
         let lock = || wanted.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -209,7 +209,7 @@ impl Wanted {
                     let read = buffer.len() as u64 / size * size;
                     at = if bad.is_some() { at + read + size } else { offset + bytes };
                 }
-                context.progress().advance(bytes);
+                context.advance(bytes);
                 Ok(hits)
             },
             |hits| {
@@ -222,7 +222,7 @@ impl Wanted {
                 Ok(())
             },
         );
-        context.progress().end();
+        context.end();
         outcome
     }
 }

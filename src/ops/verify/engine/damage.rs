@@ -1,8 +1,8 @@
 //! Which blocks of a damaged file are lost: through its tree, past every page that cannot be read.
 
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::events::Context;
 use crate::base::pipeline::ordered_map;
-use crate::base::progress::Context;
 use crate::base::units::{BlockRange, Geometry};
 use crate::chain::{IndexChunk, Span, State};
 use crate::delta::{Delta, TableCursor};
@@ -37,11 +37,11 @@ pub struct Finding {
 /// What is damaged in a file.
 #[derive(Debug, Default)]
 pub struct Damaged {
-    /// Blocks that were looked at.
+    /// Blocks that were examined.
     pub blocks: u64,
     /// What is wrong, as far as it is told.
     pub findings: Vec<Finding>,
-    /// What could not be looked at, and so may be sound: why, of the first of it.
+    /// What could not be checked, and so may be sound: why, of the first of it.
     pub unchecked: Option<Error>,
     /// What cannot be had from this file.
     pub lost: LostBlocks,
@@ -75,7 +75,7 @@ impl Damaged {
     }
 }
 
-/// Looks at every block of one file, through its tree, and names what is damaged.
+/// Checks every block of one file, through its tree, and names what is damaged.
 ///
 /// # Errors
 /// `Interrupted`; everything else is in the outcome.
@@ -91,7 +91,7 @@ pub fn find_damage(delta: &Arc<Delta>, context: &Context) -> Result<Damaged> {
             runs.next()
         },
         |(chunk, span)| {
-            context.progress().advance(geometry.bytes_in(span.blocks));
+            context.advance(geometry.bytes_in(span.blocks));
             let found = match delta.base_image() {
                 Some(image) => changed_in(delta, image, geometry, &chunk, span),
                 None => damage_in(geometry, &chunk, span),

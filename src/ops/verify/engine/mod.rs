@@ -7,7 +7,7 @@ pub use damage::{Damaged, Finding, LostBlocks, Part, find_damage, losses_with};
 
 use crate::base::digest::ImageDigest;
 use crate::base::error::{Error, Result};
-use crate::base::progress::Context;
+use crate::base::events::Context;
 use crate::chain::{Chain, digest_steps};
 use crate::delta::{Delta, Depth, TableCursor, scrub};
 use crate::format::RunKind;
@@ -55,7 +55,7 @@ pub fn verify_runs(delta: &Arc<Delta>, parent_end: Option<u64>, context: &Contex
                 return wrong("a run beyond the end");
             }
             RunKind::Zero => {
-                // The last stretch of zeros, which must reach the parent's end if the image is
+                // The last run of zeros, which must reach the parent's end if the image is
                 // shorter.
                 zeroed = match zeroed {
                     Some((from, until)) if until == run.blocks.first => {

@@ -1,27 +1,133 @@
-//! How long work tells how far it is, and how it is told to stop.
+//! What work tells of itself while it goes on, and how it is told to stop.
 
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::message::Message;
+use crate::base::named::named;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
-/// Sees how far a piece of work is. Called from several threads.
-pub trait Progress: Send + Sync {
+named! {
+    /// What is being done.
+    pub enum Phase {
+        /// The first file of a chain is written.
+        Apply = "apply",
+        /// An image is checked against a digest.
+        Check = "check",
+        /// Two snapshots, or a snapshot and an image.
+        Compare = "compare",
+        /// Bytes are copied.
+        Copy = "copy",
+        /// An image is copied, to measure with.
+        CopyImage = "copy image",
+        /// An image is made, to measure with.
+        MakeImage = "make image",
+        /// Damaged bytes are replaced.
+        Mend = "mend",
+        /// Several delta files become one.
+        Merge = "merge",
+        /// A snapshot is written out.
+        Restore = "restore",
+        /// An image is put back.
+        RollBack = "roll back",
+        /// What changed is found out.
+        Scan = "scan",
+        /// Lost blocks are looked for.
+        Search = "search",
+        /// Stored bytes are checked.
+        Verify = "verify",
+    }
+}
+
+named! {
+    /// What a warning is of.
+    pub enum WarningId {
+        /// It is not known whether a file is the base image of some image.
+        BaseImagesUnknown = "base-images-unknown",
+        /// What is not needed any more is removed later.
+        CleanupDelayed = "cleanup-delayed",
+        /// No clone could be kept.
+        CloneNotKept = "clone-not-kept",
+        /// No clone could be made.
+        CloneNotMade = "clone-not-made",
+        /// A clone that nobody needs could not be removed.
+        CloneStays = "clone-stays",
+        /// Which clones there are could not be found out.
+        ClonesUnknown = "clones-unknown",
+        /// A delta begins a chain of its own.
+        ExportUnrelated = "export-unrelated",
+        /// A folder of the repository could not be removed.
+        FolderStays = "folder-stays",
+        /// What was known of the live image is damaged.
+        HeadDamaged = "head-damaged",
+        /// What is known of the live image could not be noted.
+        HeadNotNoted = "head-not-noted",
+        /// A snapshot lost its label.
+        LabelDropped = "label-dropped",
+        /// It is not noted that a file is the live image.
+        LiveFileNotNoted = "live-file-not-noted",
+        /// The content of an image looks like a format that it does not have.
+        LooksForeign = "looks-foreign",
+        /// Blocks had changed that were called unchanged.
+        MissedChanges = "missed-changes",
+        /// Who opens the image meanwhile cannot be seen.
+        NoLease = "no-lease",
+        /// Nothing could be locked.
+        NoLock = "no-lock",
+        /// A file or device is not the one that it was.
+        OtherImage = "other-image",
+        /// The policy in the configuration is invalid.
+        PolicyInvalid = "policy-invalid",
+        /// Another repository, or an image, was not used.
+        SourceUnusable = "source-unusable",
+        /// Blocks could not be read from the image.
+        UnreadBlocks = "unread-blocks",
+        /// Who has the image open cannot be seen.
+        UsersUnseen = "users-unseen",
+    }
+}
+
+/// What work tells of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Event {
     /// A phase begins; `total_bytes` are to be covered.
-    fn begin(&self, phase: &str, total_bytes: u64);
-    /// So many more bytes are covered.
-    fn advance(&self, bytes: u64);
+    Started {
+        /// Which.
+        phase: Phase,
+        /// How much work it is.
+        total_bytes: u64,
+    },
+    /// So many more bytes of the phase are covered.
+    Advanced {
+        /// How many.
+        bytes: u64,
+    },
     /// The phase is over.
-    fn end(&self);
+    Ended,
     /// Something that the user should know, though the work goes on.
-    fn warn(&self, message: &str);
+    Warning {
+        /// What it is of.
+        id: WarningId,
+        /// What to say.
+        message: Message,
+    },
     /// A step worth a line to somebody who wants to see what happens.
-    fn note(&self, message: &str);
+    Note {
+        /// What to say.
+        message: Message,
+    },
+}
+
+/// Is told what happens. Called from several threads.
+pub trait Observer: Send + Sync {
+    /// Something happened.
+    fn observe(&self, event: Event);
 }
 
 /// What every verb is given: whom to tell, when to stop, how many threads.
 #[derive(Clone)]
 pub struct Context {
-    progress: Arc<dyn Progress>,
+    observer: Arc<dyn Observer>,
     stop: Arc<AtomicBool>,
     threads: usize,
     sharing: Arc<Sharing>,
@@ -45,9 +151,9 @@ const MAX_THREADS: usize = 16;
 
 impl Context {
     /// `stop` may be set at any time, also by a signal handler.
-    pub fn new(progress: Arc<dyn Progress>, stop: Arc<AtomicBool>) -> Self {
+    pub fn new(observer: Arc<dyn Observer>, stop: Arc<AtomicBool>) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        Self { progress, stop, threads: cores.min(MAX_THREADS), sharing: Sharing::new(1, 1) }
+        Self { observer, stop, threads: cores.min(MAX_THREADS), sharing: Sharing::new(1, 1) }
     }
 
     /// Tells nobody and never stops.
@@ -78,7 +184,7 @@ impl Context {
     /// The same for a work that is `bytes` bytes of the phase that has begun, and begins none itself.
     #[must_use]
     pub fn part_of_phase(mut self, bytes: u64) -> Self {
-        self.progress = Arc::new(Part { whole: self.progress, rest: AtomicU64::new(bytes) });
+        self.observer = Arc::new(Part { whole: self.observer, rest: AtomicU64::new(bytes) });
         self
     }
 
@@ -112,9 +218,29 @@ impl Context {
         (fit.max(2) as usize).min(self.threads() + 2)
     }
 
-    /// Whom to tell.
-    pub fn progress(&self) -> &dyn Progress {
-        self.progress.as_ref()
+    /// A phase begins; `total_bytes` are to be covered.
+    pub fn begin(&self, phase: Phase, total_bytes: u64) {
+        self.observer.observe(Event::Started { phase, total_bytes });
+    }
+
+    /// So many more bytes are covered.
+    pub fn advance(&self, bytes: u64) {
+        self.observer.observe(Event::Advanced { bytes });
+    }
+
+    /// The phase is over.
+    pub fn end(&self) {
+        self.observer.observe(Event::Ended);
+    }
+
+    /// Something that the user should know, though the work goes on.
+    pub fn warn(&self, id: WarningId, message: impl Into<Message>) {
+        self.observer.observe(Event::Warning { id, message: message.into() });
+    }
+
+    /// A step worth a line to somebody who wants to see what happens.
+    pub fn note(&self, message: impl Into<Message>) {
+        self.observer.observe(Event::Note { message: message.into() });
     }
 
     /// An error of kind `Interrupted` once the user asked to stop.
@@ -129,45 +255,35 @@ impl Context {
 /// A part of a phase. What a work did not cover, because it failed or had nothing to do, counts as
 /// covered when it is over: otherwise the whole would never be.
 struct Part {
-    whole: Arc<dyn Progress>,
+    whole: Arc<dyn Observer>,
     rest: AtomicU64,
 }
 
-impl Progress for Part {
-    fn begin(&self, _: &str, _: u64) {}
-
-    fn advance(&self, bytes: u64) {
-        let less = |rest: u64| Some(rest.saturating_sub(bytes));
-        let order = Ordering::Relaxed;
-        let rest = self.rest.fetch_update(order, order, less).unwrap_or_default();
-        self.whole.advance(bytes.min(rest));
-    }
-
-    fn end(&self) {}
-
-    fn warn(&self, message: &str) {
-        self.whole.warn(message);
-    }
-
-    fn note(&self, message: &str) {
-        self.whole.note(message);
+impl Observer for Part {
+    fn observe(&self, event: Event) {
+        match event {
+            Event::Started { .. } | Event::Ended => {}
+            Event::Advanced { bytes } => {
+                let less = |rest: u64| Some(rest.saturating_sub(bytes));
+                let order = Ordering::Relaxed;
+                let rest = self.rest.fetch_update(order, order, less).unwrap_or_default();
+                self.whole.observe(Event::Advanced { bytes: bytes.min(rest) });
+            }
+            event => self.whole.observe(event),
+        }
     }
 }
 
 impl Drop for Part {
     fn drop(&mut self) {
-        self.whole.advance(*self.rest.get_mut());
+        self.whole.observe(Event::Advanced { bytes: *self.rest.get_mut() });
     }
 }
 
 struct Silent;
 
-impl Progress for Silent {
-    fn begin(&self, _: &str, _: u64) {}
-    fn advance(&self, _: u64) {}
-    fn end(&self) {}
-    fn warn(&self, _: &str) {}
-    fn note(&self, _: &str) {}
+impl Observer for Silent {
+    fn observe(&self, _: Event) {}
 }
 
 #[cfg(test)]
@@ -209,18 +325,11 @@ mod tests {
     #[derive(Default)]
     struct Count(AtomicU64);
 
-    impl Progress for Count {
-        fn begin(&self, _: &str, _: u64) {
-            panic!("a part begins nothing");
-        }
-        fn advance(&self, bytes: u64) {
+    impl Observer for Count {
+        fn observe(&self, event: Event) {
+            let Event::Advanced { bytes } = event else { panic!("a part begins and ends nothing") };
             self.0.fetch_add(bytes, Ordering::Relaxed);
         }
-        fn end(&self) {
-            panic!("a part ends nothing");
-        }
-        fn warn(&self, _: &str) {}
-        fn note(&self, _: &str) {}
     }
 
     #[test]
@@ -230,9 +339,9 @@ mod tests {
         for advances in [&[][..], &[30], &[30, 70], &[30, 70, 10], &[200]] {
             count.0.store(0, Ordering::Relaxed);
             let part = whole.clone().part_of_phase(100);
-            part.progress().begin("scan", 100);
-            advances.iter().for_each(|bytes| part.progress().advance(*bytes));
-            part.progress().end();
+            part.begin(Phase::Scan, 100);
+            advances.iter().for_each(|bytes| part.advance(*bytes));
+            part.end();
             drop(part);
             assert_eq!(count.0.load(Ordering::Relaxed), 100, "{advances:?}");
         }
