@@ -4,10 +4,10 @@
 check: fmt-check lint doc test
 
 fmt-check:
-    cargo fmt --check
+    cargo fmt --all --check
 
 lint:
-    cargo clippy --all-targets -- -D warnings
+    cargo clippy --workspace --all-targets -- -D warnings
     # The library alone, without what the program needs.
     cargo clippy --lib --no-default-features -- -D warnings
     # The fuzz targets are a project of their own, which must not lag behind.
@@ -37,7 +37,7 @@ address:
 
 # Put the formatting right
 fmt:
-    cargo fmt
+    cargo fmt --all
 
 # Fuzz each target for so many seconds (fuzz/README.md)
 fuzz SECONDS="60":

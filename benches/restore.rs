@@ -14,7 +14,7 @@ use imgsnap::base::events::Context;
 use imgsnap::chain::Chain;
 use imgsnap::delta::Caches;
 use imgsnap::image::write::{NewFile, Stream, Target};
-use imgsnap::ops::restore::engine::restore;
+use imgsnap::view::restore;
 use std::hint::black_box;
 use std::path::Path;
 use std::time::{Duration, Instant};

@@ -5,11 +5,16 @@ use crate::base::events::Context;
 use crate::chain::Chain;
 use crate::image::write::Medium;
 use crate::ops;
+use crate::ops::delete::types::Deleted;
+use crate::ops::diff::engine::Difference;
+use crate::ops::diff::types::DiffSide;
 use crate::ops::export::types::{ExportOutcome, ExportRequest};
-use crate::ops::flatten::Flattened;
-use crate::ops::import::Imported;
-use crate::ops::list::Listing;
+use crate::ops::flatten::types::Flattened;
+use crate::ops::forget::types::Forgotten;
+use crate::ops::import::types::Imported;
+use crate::ops::list::types::Listing;
 use crate::ops::prune::types::{PruneRequest, Pruned};
+use crate::ops::relink::types::{Relinked, RelinkedBase};
 use crate::ops::repair::types::{MendSource, Mended, Repaired};
 use crate::ops::restore::types::{RestoreOutcome, RestoreRequest, RestoreTarget};
 use crate::ops::rollback::types::{RollbackOutcome, RollbackRequest};
@@ -17,7 +22,6 @@ use crate::ops::snapshot::types::{SnapshotOutcome, SnapshotRequest};
 use crate::ops::stats::types::Stats;
 use crate::ops::verify::types::{Verified, VerifyScope};
 use crate::ops::watch::types::{WatchRequest, Watched};
-use crate::repo::compact::Compaction;
 use crate::repo::config::Defaults;
 use crate::repo::manifest::{Manifest, Snapshot};
 use crate::repo::reference::At;
@@ -27,7 +31,7 @@ use crate::store::{Store, locate, make_folder, store_at};
 use crate::tracking::{CloneUse, Clones};
 use crate::view::SnapshotView;
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use uuid::Uuid;
 
@@ -118,8 +122,8 @@ impl Repository {
     }
 
     /// Takes a snapshot of each image, some at a time. What became of each is given to `each`, in the
-    /// order of the requests; one that fails does not stop the others. Who stops all by the context is
-    /// told `Interrupted` for each that was not taken.
+    /// order of the requests; one that fails does not stop the others. After an interrupt, each request
+    /// that was not processed fails with `Interrupted`.
     ///
     /// # Errors
     /// `InvalidInput` if two requests are of the same image or name; then nothing was done.
@@ -214,13 +218,7 @@ impl Repository {
     ///
     /// # Errors
     /// `Mismatch` if it is the target of a rollback that was interrupted.
-    pub fn delete(
-        &self,
-        name: &str,
-        at: &At,
-        compact: bool,
-        context: &Context,
-    ) -> Result<(Snapshot, Compaction)> {
+    pub fn delete(&self, name: &str, at: &At, compact: bool, context: &Context) -> Result<Deleted> {
         ops::delete::run(self, name, at, compact, context)
     }
 
@@ -247,15 +245,15 @@ impl Repository {
         ops::label::run(self, name, at, label, context)
     }
 
-    /// Removes an image with all its snapshots. Gives their number and the bytes of their files.
+    /// Removes an image with all its snapshots.
     ///
     /// # Errors
     /// `Busy` while somebody reads it.
-    pub fn forget(&self, name: &str, context: &Context) -> Result<(u64, u64)> {
+    pub fn forget(&self, name: &str, context: &Context) -> Result<Forgotten> {
         ops::forget::run(self, name, context)
     }
 
-    /// Removes all clones of an image: its next snapshot reads all of it. Gives what was removed.
+    /// Removes all clones of an image: its next snapshot reads all of it. Returns what was removed.
     ///
     /// # Errors
     /// `Busy` if somebody works on the image.
@@ -274,12 +272,11 @@ impl Repository {
         image: &Path,
         is_raw: bool,
         context: &Context,
-    ) -> Result<PathBuf> {
+    ) -> Result<Relinked> {
         ops::relink::run(self, name, image, is_raw, context)
     }
 
-    /// Says where the base image of an image is now, after a proof that the file is what it was. Gives
-    /// the path and the numbers of the snapshots that are bases by reference to it.
+    /// Says where the base image of an image is now, after a proof that the file is what it was.
     ///
     /// # Errors
     /// `Mismatch` if the file is the base image of none of its snapshots, with how much of it differs.
@@ -288,7 +285,7 @@ impl Repository {
         name: &str,
         base_image: &Path,
         context: &Context,
-    ) -> Result<(PathBuf, Vec<u64>)> {
+    ) -> Result<RelinkedBase> {
         ops::relink::base_image(self, name, base_image, context)
     }
 
@@ -308,6 +305,27 @@ impl Repository {
     pub fn view(&self, name: &str, at: &At, context: &Context) -> Result<SnapshotView> {
         let reader = self.read(name, context)?;
         Ok(SnapshotView::new(reader.chain(self, reader.find(at)?.id)?))
+    }
+
+    /// Compares two disks, and tells where they differ.
+    ///
+    /// # Errors
+    /// `NotFound` if there is no such snapshot; `Corrupt` if one is damaged.
+    pub fn diff(
+        &self,
+        before: &DiffSide,
+        after: &DiffSide,
+        context: &Context,
+    ) -> Result<Difference> {
+        ops::diff::run(Some(self), before, after, context)
+    }
+
+    /// Fails if a result that is written to `target` would take the place of a live image.
+    ///
+    /// # Errors
+    /// `InvalidInput`.
+    pub fn refuse_live_file(&self, target: &Path, context: &Context) -> Result<()> {
+        repo::live_file::refuse_live_file(self, target, context)
     }
 
     /// Writes one delta file of a snapshot to `out`, front to back: against another one, which may be a later
@@ -349,7 +367,7 @@ impl Repository {
     }
 
     /// Brings back, from other repositories, what a repair of a lost manifest would have to leave out.
-    /// Gives the names of the files.
+    /// Returns the names of the files.
     ///
     /// # Errors
     /// If a copy cannot be written.

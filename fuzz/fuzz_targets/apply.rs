@@ -3,7 +3,7 @@
 #![no_main]
 
 use imgsnap::image::RawFile;
-use imgsnap::ops::apply::Patch;
+use imgsnap::ops::apply::engine::Patch;
 use imgsnap_fuzz::chains::{MOST_BYTES, Memory, Nowhere, bytes_of, refusal, unread_blocks};
 use imgsnap_fuzz::parts::Parts;
 use imgsnap_fuzz::seeds::{images, of_chains, plant};

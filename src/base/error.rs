@@ -1,6 +1,6 @@
 //! The one error type: a small stable kind; what, where and why; and what to do, as data.
 
-use crate::base::message::Message;
+use crate::base::message::{Action, Message};
 use crate::base::named::named;
 use serde::Serialize;
 use serde::ser::{SerializeStruct, Serializer};
@@ -106,7 +106,8 @@ impl Error {
         let mut error = Self::new(kind, what);
         match source.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                error.0.advice = Some("free some space and run the command again".into());
+                let advice = Message::from("free some space and ").then(Action::Retry);
+                error.0.advice = Some(advice);
             }
             io::ErrorKind::FileTooLarge => {
                 let hint = "a file may not be that long here: raise the limit (ulimit -f), or use another \

@@ -1,8 +1,9 @@
-//! What work tells of itself while it goes on, and how it is told to stop.
+//! Progress, warnings and cancellation of a running operation.
 
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::message::Message;
 use crate::base::named::named;
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
@@ -67,7 +68,7 @@ named! {
         LiveFileNotNoted = "live-file-not-noted",
         /// The content of an image looks like a format that it does not have.
         LooksForeign = "looks-foreign",
-        /// Blocks had changed that were called unchanged.
+        /// Blocks had changed that no hint named.
         MissedChanges = "missed-changes",
         /// Who opens the image meanwhile cannot be seen.
         NoLease = "no-lease",
@@ -124,7 +125,7 @@ pub trait Observer: Send + Sync {
     fn observe(&self, event: Event);
 }
 
-/// What every verb is given: whom to tell, when to stop, how many threads.
+/// Passed to every verb: the observer, the stop flag, the number of threads.
 #[derive(Clone)]
 pub struct Context {
     observer: Arc<dyn Observer>,
@@ -133,9 +134,9 @@ pub struct Context {
     sharing: Arc<Sharing>,
 }
 
-/// Works that go on at once and share the threads and the memory.
+/// Operations that run concurrently and share threads and memory.
 struct Sharing {
-    /// Works that have not ended yet, those that have not begun included.
+    /// Operations not finished yet, including those not started.
     left: AtomicUsize,
     at_once: usize,
 }
@@ -148,6 +149,12 @@ impl Sharing {
 
 /// More threads than this add memory and no speed: two to four saturate a memory channel.
 const MAX_THREADS: usize = 16;
+
+impl fmt::Debug for Context {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Context").field("threads", &self.threads).finish_non_exhaustive()
+    }
+}
 
 impl Context {
     /// `stop` may be set at any time, also by a signal handler.

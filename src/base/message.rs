@@ -94,6 +94,8 @@ pub enum Action {
     Call(Call),
     /// Set something in the request, to a value if it has one.
     Set(Setting, Option<String>),
+    /// Make the same call again.
+    Retry,
 }
 
 /// A call of a verb.
@@ -157,6 +159,7 @@ impl fmt::Display for Action {
         };
         match self {
             Self::Set(setting, value) => set(f, setting, value),
+            Self::Retry => f.write_str("try again"),
             Self::Call(call) => {
                 write!(f, "{}(", call.verb.name())?;
                 let mut comma = "";
@@ -279,6 +282,7 @@ mod tests {
         let worded = message.worded(|action| match action {
             Action::Call(call) => format!("<{}>", call.verb.name()),
             Action::Set(setting, _) => format!("--{}", setting.name()),
+            Action::Retry => unreachable!(),
         });
         assert_eq!(worded, "another file; first <relink>, or use --track; not used");
         assert_eq!(message.actions().count(), 2);

@@ -77,7 +77,7 @@ impl MappedWindow {
                 s.start.compare_exchange(FREE, CLAIMED, claim.0, claim.1).is_ok()
             })
             .ok_or_else(|| io::Error::from(io::ErrorKind::OutOfMemory))?;
-        // SAFETY: that nobody changes the file cannot be had; instead the module's contract holds. The bytes
+        // SAFETY: we cannot keep others from changing the file; the module's contract covers that. The bytes
         // are only read, as `u8`, of which every value is valid; a truncation becomes zeros by the guard,
         // which stands already. The map is of this value alone, so no slice of it lives longer.
         let map = unsafe { memmap2::MmapOptions::new().offset(offset).len(bytes).map(file) };
@@ -217,7 +217,7 @@ fn sync_range(file: &File, offset: u64, bytes: u64, flags: libc::c_uint) -> io::
     // SAFETY: numbers only, a descriptor that is open while `file` is borrowed among them.
     let result = unsafe { libc::sync_file_range(file.as_fd().as_raw_fd(), offset, bytes, flags) };
     let error = io::Error::last_os_error();
-    // Where it is not to be had, the fsync does all of the work.
+    // Where unsupported, the fsync does all of the work.
     let is_missing =
         matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EINVAL | libc::ESPIPE));
     if result == 0 || is_missing { Ok(()) } else { Err(error) }

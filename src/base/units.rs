@@ -149,8 +149,7 @@ impl ByteRange {
     }
 }
 
-/// Ranges of blocks in ascending order, as many of them as can be told, and how many blocks they are in
-/// all.
+/// Ranges of blocks in ascending order, up to a limit, and the total number of blocks.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct NamedBlocks {
     /// The first ranges, neighbours joined.

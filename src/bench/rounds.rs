@@ -10,10 +10,10 @@ use crate::base::error::{Error, Result};
 use crate::base::events::Context;
 use crate::chain::Chain;
 use crate::delta::BASE_FRAME_BYTES;
-use crate::ops::restore::engine::restore;
 use crate::ops::rollback::types::RollbackRequest;
 use crate::ops::snapshot::types::SnapshotRequest;
 use crate::ops::verify::types::VerifyScope;
+use crate::view::restore;
 
 use crate::repo::Repository;
 use crate::repo::config::Defaults;

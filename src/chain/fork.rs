@@ -24,7 +24,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 /// Spans that are examined in one go.
-const FETCH: usize = 4096;
+const SPANS_PER_CHUNK: usize = 4096;
 
 /// A snapshot, and another one that it is held against.
 pub struct Fork {
@@ -118,7 +118,7 @@ impl Touched {
     /// `Corrupt` if a table is damaged.
     pub fn next_range(&mut self, end: u64) -> Result<Option<BlockRange>> {
         while self.ranges.is_empty() && self.cursor.position() < end {
-            for span in self.cursor.chunk(end, FETCH)?.spans {
+            for span in self.cursor.chunk(end, SPANS_PER_CHUNK)?.spans {
                 match self.ranges.back_mut() {
                     Some(last) if last.end() == span.blocks.first => {
                         last.count += span.blocks.count;

@@ -26,8 +26,9 @@ use crate::base::digest::{Hasher, ImageDigest};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::message::{Setting, message};
 use crate::base::units::Geometry;
-use crate::delta::Delta;
+use crate::delta::{Delta, ReadGuard};
 use crate::format::Lineage;
+use std::fmt;
 use std::sync::Arc;
 
 /// A snapshot with all its ancestors.
@@ -38,6 +39,13 @@ pub struct Chain {
     tip: Arc<Delta>,
     geometry: Geometry,
     unread_as_zeros: bool,
+}
+
+impl fmt::Debug for Chain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let files: Vec<&str> = self.layers.iter().map(|delta| delta.name()).collect();
+        f.debug_struct("Chain").field("files", &files).finish_non_exhaustive()
+    }
 }
 
 impl Chain {
@@ -57,6 +65,11 @@ impl Chain {
     /// The newest file.
     pub fn tip(&self) -> &Arc<Delta> {
         &self.tip
+    }
+
+    /// What keeps the files of the chain from being removed; none where their user does, or nothing can.
+    pub fn guard(&self) -> Option<&ReadGuard> {
+        self.tip.guard().map(Arc::as_ref)
     }
 
     /// Newest first.

@@ -26,7 +26,7 @@ impl Chain {
         Ok(unread)
     }
 
-    /// The same chain, whose unread blocks read as zeros. Otherwise they are not to be had.
+    /// The same chain with unread blocks as zeros; by default reading one is an error.
     #[must_use]
     pub fn with_unread_as_zeros(self) -> Self {
         Self { unread_as_zeros: true, ..self }

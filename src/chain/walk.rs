@@ -7,7 +7,7 @@ use crate::base::units::BlockRange;
 use std::sync::Arc;
 
 /// Spans that are fetched at a time.
-const FETCH: usize = 512;
+const SPANS_PER_CHUNK: usize = 512;
 
 /// A walk that can be cut anywhere, span by span.
 pub struct SpanWalk {
@@ -62,7 +62,7 @@ impl SpanWalk {
             }
             self.cursor.seek(self.position);
             let end = self.end.max(end);
-            self.chunk = Arc::new(self.cursor.chunk(end, FETCH)?);
+            self.chunk = Arc::new(self.cursor.chunk(end, SPANS_PER_CHUNK)?);
             self.index = 0;
         }
     }

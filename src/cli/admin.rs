@@ -44,7 +44,8 @@ pub fn forget(
             return Err(Error::new(ErrorKind::Interrupted, "nothing was removed"));
         }
     }
-    let (snapshots, freed) = repository.forget(name, context)?;
+    let done = repository.forget(name, context)?;
+    let (snapshots, freed) = (done.snapshots, done.freed_bytes);
     if printer.is_json() {
         printer.json(&json!({"name": name, "snapshots": snapshots, "freed_bytes": freed}))?;
     } else {
@@ -96,7 +97,8 @@ pub fn relink(
     let mut value = json!({"name": name});
     // What has to be proved comes first.
     if let Some(base_image) = base_image {
-        let (path, numbers) = repository.relink_base_image(name, base_image, context)?;
+        let done = repository.relink_base_image(name, base_image, context)?;
+        let (path, numbers) = (done.base_image, done.numbers);
         let refs: Vec<String> = numbers.iter().map(|n| format!("{name}@{n}")).collect();
         if !printer.is_json() {
             let refs = refs.join(", ");
@@ -108,7 +110,7 @@ pub fn relink(
         }
     }
     if let Some(image) = image {
-        let path = repository.relink(name, image, is_raw, context)?;
+        let path = repository.relink(name, image, is_raw, context)?.image;
         if !printer.is_json() {
             printer.line(&format!("the live file of \"{name}\" is {}", output::shown(&path)))?;
         } else if let Some(object) = value.as_object_mut() {

@@ -4,9 +4,8 @@ use super::printer::Printer;
 use super::{exit, output, repo};
 use imgsnap::base::error::{ErrorKind, Result};
 use imgsnap::base::events::Context;
-use imgsnap::image::RawFile;
-use imgsnap::ops::diff::engine::{Difference, MAP_REGIONS, Side, diff};
-use imgsnap::{Reference, Repository};
+use imgsnap::ops::diff::engine::MAP_REGIONS;
+use imgsnap::{DiffSide, Difference, Reference, ops};
 use serde_json::json;
 use std::path::Path;
 use std::process::ExitCode;
@@ -28,9 +27,9 @@ pub fn run(
         }
         Err(e) => return Err(e),
     };
-    let one = side(repository.as_ref(), before, context)?;
-    let other = side(repository.as_ref(), after, context)?;
-    let difference = diff(one, other, context)?;
+    let side = |text| side(repository.is_some(), text);
+    let (one, other) = (side(before)?, side(after)?);
+    let difference = ops::diff::run(repository.as_ref(), &one, &other, context)?;
     if printer.is_json() {
         let extents: Vec<_> = difference
             .extents
@@ -55,15 +54,13 @@ pub fn run(
     Ok(exit::DONE)
 }
 
-fn side(repository: Option<&Repository>, text: &str, context: &Context) -> Result<Side> {
-    let reference = text.parse::<Reference>();
-    match (repository, reference) {
-        (Some(repository), Ok(reference)) if !Path::new(text).exists() => {
-            let reader = repository.read(&reference.name, context)?;
-            let chain = repository.chain(&reader, reader.find(&reference.at)?.id)?;
-            Ok(Side::Snapshot(chain))
+/// What exists as a file is an image.
+fn side(has_repository: bool, text: &str) -> Result<DiffSide> {
+    match text.parse::<Reference>() {
+        Ok(reference) if has_repository && !Path::new(text).exists() => {
+            Ok(DiffSide::Snapshot(reference))
         }
-        _ => Ok(Side::Image(Box::new(RawFile::open(Path::new(text))?))),
+        _ => Ok(DiffSide::Image(text.parse()?)),
     }
 }
 

@@ -210,7 +210,8 @@ fn lines(compaction: &Compaction, dry_run: bool) -> Vec<String> {
     }
     let freed = compaction.freed_bytes();
     if freed > 0 {
-        let when = if compaction.is_delayed { ", once those who read are done" } else { "" };
+        let when =
+            if compaction.is_delayed { ", some of it once those who read are done" } else { "" };
         lines.push(format!("freed    {about}{}{when}", output::bytes(freed)));
     }
     if compaction.held_files > 0 {
@@ -232,7 +233,8 @@ pub fn delete(
     context: &Context,
 ) -> Result<ExitCode> {
     let name = &reference.name;
-    let (deleted, compaction) = repository.delete(name, &reference.at, compact, context)?;
+    let deleted = repository.delete(name, &reference.at, compact, context)?;
+    let (deleted, compaction) = (deleted.snapshot, deleted.compaction);
     warn_of_free_space(&compaction, printer);
     if printer.is_json() {
         let mut value = json!({
@@ -248,7 +250,8 @@ pub fn delete(
         printer.json(&value)?;
     } else {
         let freed = output::bytes(compaction.freed_bytes());
-        let when = if compaction.is_delayed { ", once those who read are done" } else { "" };
+        let when =
+            if compaction.is_delayed { ", some of it once those who read are done" } else { "" };
         printer.line(&format!("deleted {name}@{}: {freed} freed{when}", deleted.number))?;
         if compaction.held_files > 0 {
             lines(&compaction, false)

@@ -3,18 +3,17 @@
 use super::args::{Apply, Export};
 use super::printer::Printer;
 use super::{exit, list, output, repo};
-use imgsnap::base::error::{Error, ErrorKind, Result};
+use imgsnap::base::error::{Error, Result};
 use imgsnap::base::events::Context;
-use imgsnap::base::free_space::free_space_at;
 use imgsnap::delta::Caches;
 use imgsnap::image::write::{NewFile, Stream, Target};
-use imgsnap::image::{RawFile, Source};
-use imgsnap::ops::apply::{Applied, Patch, open_file};
-use imgsnap::{ExportRequest, Imported, Reader, Repository, refuse_inside_any};
+use imgsnap::ops::apply::engine::open_file;
+use imgsnap::{
+    Applied, ApplyRequest, ApplyTarget, ExportRequest, Imported, Reader, Repository, ops,
+};
 use serde_json::json;
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
@@ -28,6 +27,12 @@ pub fn export(
     let begun = Instant::now();
     let name = &verb.reference.name;
     let since = verb.since.as_ref().map(|text| repo::at_of(name, text)).transpose()?;
+    // Before anything is made where it goes.
+    let reader = repository.read(name, context)?;
+    for at in [Some(&verb.reference.at), since.as_ref()].into_iter().flatten() {
+        reader.find(at)?;
+    }
+    drop(reader);
     let request = ExportRequest::new(name.clone(), verb.reference.at.clone()).since(since);
     let is_stdout = verb.output == Path::new("-");
     let done = if is_stdout {
@@ -40,7 +45,7 @@ pub fn export(
         done
     } else {
         repository.refuse_target(&verb.output)?;
-        refuse_live(repository, &verb.output, context)?;
+        repository.refuse_live_file(&verb.output, context)?;
         // It appears whole or not at all.
         let mut target = NewFile::create(&verb.output, 0, verb.force)?;
         let mut offset = 0;
@@ -81,18 +86,6 @@ pub fn export(
         printer.line(&line)?;
     }
     Ok(exit::DONE)
-}
-
-/// A delta in the place of a live image is never meant.
-fn refuse_live(repository: &Repository, output: &Path, context: &Context) -> Result<()> {
-    let Ok(path) = std::fs::canonicalize(output) else { return Ok(()) };
-    match repository.name_of_source(&path, context)? {
-        None => Ok(()),
-        Some(name) => {
-            let what = format!("{} is the live file of \"{name}\"", output.display());
-            Err(Error::new(ErrorKind::InvalidInput, what).hint("choose another name"))
-        }
-    }
 }
 
 pub fn import(
@@ -167,15 +160,6 @@ fn in_order(files: &[PathBuf]) -> Result<Vec<PathBuf>> {
     Ok(numbered.into_iter().map(|(_, file)| file).collect())
 }
 
-/// Fails if what `apply` would change is in a repository, or needed by the one that would be used here.
-fn refuse_target(place: Option<&Path>, target: &Path) -> Result<()> {
-    match repo::open(place) {
-        Ok(repository) => repository.refuse_target(target),
-        // It needs none.
-        Err(_) => refuse_inside_any(target),
-    }
-}
-
 pub fn apply(
     place: Option<&Path>,
     verb: &Apply,
@@ -183,46 +167,26 @@ pub fn apply(
     context: &Context,
 ) -> Result<ExitCode> {
     let begun = Instant::now();
-    let patch = Patch::open(&verb.deltas)?;
+    // It needs none, and writes into none.
+    let repository = repo::open(place).ok();
+    let deltas = verb.deltas.clone();
+    let request = ApplyRequest::new(deltas).base(verb.base.clone()).force(verb.force);
+    let run = |target| ops::apply::run(repository.as_ref(), &request, target, context);
     let (done, to) = match (&verb.output, &verb.base) {
-        (None, Some(base)) => {
-            refuse_target(place, base)?;
-            let image = RawFile::open_to_write(base)?;
-            (patch.write_in_place(&image, context)?, base.clone())
-        }
+        (None, Some(base)) => (run(ApplyTarget::InPlace)?, base),
         (None, None) => return Err(exit::usage("--in-place changes the image that --base names")),
-        (Some(output), base) => {
-            if output != Path::new("-") {
-                refuse_target(place, output)?;
-            }
-            let base = base.as_ref().map(|base| RawFile::open(base)).transpose()?;
-            let base_bytes = base.as_ref().map_or(0, allocated_bytes);
-            let base = base.as_ref();
-            let done = if output == Path::new("-") {
-                output::refuse_terminal("an image")?;
-                let mut target = Stream::new(std::io::stdout().lock(), "stdout");
-                patch.write(base, &mut target, context)?
-            } else {
-                let mut target = NewFile::create(output, patch.image_bytes(), verb.force)?;
-                let place = output.display().to_string();
-                patch.check_free_space(base_bytes, free_space_at(output), &place)?;
-                patch.write(base, &mut target, context)?
-            };
-            (done, output.clone())
+        (Some(output), _) if output == Path::new("-") => {
+            output::refuse_terminal("an image")?;
+            let mut target = Stream::new(std::io::stdout().lock(), "stdout");
+            (run(ApplyTarget::Target(&mut target))?, output)
         }
+        (Some(output), _) => (run(ApplyTarget::Path(output))?, output),
     };
-    tell_apply(verb, &patch, &done, &to, begun.elapsed().as_secs_f64(), printer)
-}
-
-/// Bytes of an image that are no holes.
-fn allocated_bytes(image: &RawFile) -> u64 {
-    let blocks = image.file().metadata().map_or(u64::MAX / 512, |meta| meta.blocks());
-    if image.is_device() { image.image_bytes() } else { blocks * 512 }
+    tell_apply(verb, &done, to, begun.elapsed().as_secs_f64(), printer)
 }
 
 fn tell_apply(
     verb: &Apply,
-    patch: &Patch,
     done: &Applied,
     to: &Path,
     seconds: f64,
@@ -234,14 +198,14 @@ fn tell_apply(
         output::shown(to),
         output::bytes(done.written_bytes),
         output::duration(seconds),
-        patch.number()
+        done.number
     );
     if to == Path::new("-") {
         // Stdout is the image.
         printer.say(&line);
     } else if printer.is_json() {
         printer.json(&json!({
-            "number": patch.number(),
+            "number": done.number,
             "deltas": verb.deltas.iter().map(|delta| output::path(delta)).collect::<Vec<_>>(),
             "base": verb.base.as_deref().map(output::path),
             "output": output::path(to),

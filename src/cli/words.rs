@@ -22,6 +22,7 @@ pub fn parsed<T: FromStr<Err = Error>>(text: &str) -> Result<T, String> {
 fn action(action: &Action) -> String {
     match action {
         Action::Set(setting, value) => option(*setting, value.as_deref()),
+        Action::Retry => "run the command again".to_owned(),
         Action::Call(call) => {
             let mut words = vec!["imgsnap".to_owned(), call.verb.name().to_owned()];
             words.extend(call.subject.clone());
@@ -85,6 +86,7 @@ mod tests {
             (Message::from(Setting::Name), "--name"),
             (Setting::Track.to("auto").into(), "--track auto"),
             (Setting::SkipBad.into(), "--skip-bad"),
+            (Action::Retry.into(), "run the command again"),
         ] {
             assert_eq!(super::message(&message), typed);
         }

@@ -7,7 +7,7 @@ use crate::format::{IndexPage, Run, TablePage};
 use std::sync::Arc;
 
 /// Runs that are examined one after the other before a search.
-const NEAR: usize = 4;
+const LINEAR_SEARCH_RUNS: usize = 4;
 /// Tables that are asked for ahead.
 const PREFETCH: usize = 32;
 
@@ -53,7 +53,8 @@ impl TableCursor {
         if let Some((page, index)) = &mut self.leaf {
             let rest = page.runs.get(*index..).unwrap_or_default();
             // Mostly it is there already, or nearly: a search looks at places far apart.
-            let near = rest.iter().take(NEAR).position(|run| run.blocks.end() > block);
+            let near =
+                rest.iter().take(LINEAR_SEARCH_RUNS).position(|run| run.blocks.end() > block);
             if let Some(near) = near {
                 *index += near;
                 return Ok(());

@@ -14,7 +14,7 @@ mod writer;
 
 pub use cursor::{TableCursor, TablePrefetcher};
 pub use pack::{BASE_FRAME_BYTES, DELTA_FRAME_BYTES, PieceSender, write_produced};
-pub use reader::{Caches, Delta, Traffic};
+pub use reader::{Caches, Delta, ReadGuard, Traffic};
 pub use scrub::{Depth, scrub};
 pub use segment::{PAGE_ITEMS, PAGE_SPAN, Piece, Segmenter};
 pub use writer::{DeltaWriter, EncodedFrames, Identity, Written};

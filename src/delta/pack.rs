@@ -62,7 +62,7 @@ impl PieceSender {
 }
 
 /// Writes a file that is begun with `header`, of the pieces that `produce` makes in a thread of its own;
-/// `written` is told how many blocks were. Gives the writer, which wants a footer, and what `produce` gave.
+/// `written` receives block counts. Returns the writer, still without footer, and the result of `produce`.
 ///
 /// # Errors
 /// Of `out`, of `produce`; `Corrupt` if a frame that is to be copied is damaged.

@@ -14,6 +14,7 @@ use crate::image::BaseImage;
 use crate::store::{LockGuard, Store};
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
+use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -99,6 +100,33 @@ impl Weighter<(Uuid, u64), Arc<Vec<u8>>> for Weigh {
     }
 }
 
+/// Keeps files from being removed for as long as it lives.
+pub struct ReadGuard {
+    /// The image.
+    pub image: String,
+    /// The manifest that named the files.
+    pub sequence: u64,
+    /// Their names.
+    pub files: Vec<String>,
+    _lock: LockGuard,
+}
+
+impl ReadGuard {
+    /// Of files of an image that a manifest names, and what locks them.
+    pub fn new(image: &str, sequence: u64, files: Vec<String>, lock: LockGuard) -> Self {
+        Self { image: image.into(), sequence, files, _lock: lock }
+    }
+}
+
+impl fmt::Debug for ReadGuard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { image, sequence, files, .. } = self;
+        let mut fields = f.debug_struct("ReadGuard");
+        fields.field("image", image).field("sequence", sequence).field("files", files);
+        fields.finish_non_exhaustive()
+    }
+}
+
 /// An open delta file. Its header and footer are valid; each record is checked when it is read.
 pub struct Delta {
     store: Arc<dyn Store>,
@@ -110,7 +138,7 @@ pub struct Delta {
     caches: Caches,
     base_image: Option<BaseImage>,
     /// Keeps this file from being removed, and all others of its chain.
-    _guard: Option<Arc<LockGuard>>,
+    guard: Option<Arc<ReadGuard>>,
 }
 
 impl Delta {
@@ -146,7 +174,7 @@ impl Delta {
             footer,
             hasher,
             caches: caches.clone(),
-            _guard: None,
+            guard: None,
         })
     }
 
@@ -159,8 +187,13 @@ impl Delta {
     }
 
     /// Keeps what holds files back for as long as this one is open.
-    pub fn set_guard(&mut self, guard: Arc<LockGuard>) {
-        self._guard = Some(guard);
+    pub fn set_guard(&mut self, guard: Arc<ReadGuard>) {
+        self.guard = Some(guard);
+    }
+
+    /// What holds this file back, if anything does.
+    pub fn guard(&self) -> Option<&Arc<ReadGuard>> {
+        self.guard.as_ref()
     }
 
     /// Where the blocks are, if not in this file.
@@ -263,7 +296,7 @@ impl Delta {
     }
 
     /// Reads the records of frames that lie side by side into `records`, which has their length, and
-    /// checks them. Gives how each is encoded, how many blocks it has, and the length of its payload.
+    /// checks them. Returns how each is encoded, how many blocks it has, and the length of its payload.
     ///
     /// # Errors
     /// `Corrupt` if one is not the frame that its page names.
@@ -371,8 +404,8 @@ impl Delta {
         Ok(head)
     }
 
-    /// Reads a record, header and payload, without a look at its checksum: for whoever measures what
-    /// reading costs alone.
+    /// Reads a record, header and payload, without verifying its checksum; for benchmarks that measure
+    /// reading alone.
     ///
     /// # Errors
     /// `Corrupt` if there is no record of that length at that place.

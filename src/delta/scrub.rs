@@ -34,7 +34,7 @@ const MAX_ORPHANS: usize = 1 << 16;
 const PIECE_BYTES: u64 = (RECORD_HEAD_BYTES as u64) + (MAX_PAYLOAD_BYTES as u64);
 
 /// Checks the checksum of each record, that records follow each other and agree with the pages and
-/// with the footer, the digest of the whole file, and the blocks if `depth` says so. Gives the number
+/// with the footer, the digest of the whole file, and the blocks if `depth` says so. Returns the number
 /// of blocks that were held against their digest.
 ///
 /// # Errors

@@ -1,11 +1,12 @@
 //! Block devices: who else uses one, and whether anything was written to it.
 //!
 //! The kernel refuses an exclusive open (O_EXCL) only while somebody else has one: a file system, a volume, a
-//! swap area. Who simply opens the device and writes is not kept off. So it is looked who has it open, or
-//! anything that it is a part of, before and after; and what the kernel counts as written is compared, which
-//! also tells of those who came and went in between.
+//! swap area. A process that simply opens the device and writes is not kept out. So open descriptors of the
+//! device, and of whatever it is a part of, are checked before and after; and the kernel's write counters are
+//! compared, which also reveals writers that came and went in between.
 
 use crate::base::error::{Error, ErrorKind, Result, best_effort};
+use crate::base::message::{Action, message};
 use crate::image::users::{Intent, process_with, status_of};
 use std::ffi::OsString;
 use std::fs::{File, Metadata};
@@ -15,10 +16,10 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// How often, and how long each time, it is waited for somebody who only has a look, as udev does after each
-/// change, and losetup at a device that may be free.
-const LOOKS: usize = 20;
-const LOOK_TIME: Duration = Duration::from_millis(100);
+/// How often and how long to wait for a short-lived opener, such as udev after a change, or losetup probing
+/// for a free device.
+const MAX_POLLS: usize = 20;
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// A device that is open, and what it was when it was opened.
 #[derive(Debug)]
@@ -74,13 +75,13 @@ impl DeviceWatch {
     /// Fails if somebody else has it open now, as [`DeviceWatch::begin`] does. True if all can be seen.
     pub fn refuse_others(&self, intent: Intent) -> Result<bool> {
         // Who only reads is in the way of a writer alone: of those there are more.
-        let looks = if intent == Intent::Write { LOOKS } else { LOOKS / 4 };
+        let looks = if intent == Intent::Write { MAX_POLLS } else { MAX_POLLS / 4 };
         let mut found = self.others(intent);
         for _ in 1..looks {
             if found.0.is_none() {
                 break;
             }
-            std::thread::sleep(LOOK_TIME);
+            std::thread::sleep(POLL_INTERVAL);
             found = self.others(intent);
         }
         let (user, sees_all) = found;
@@ -90,8 +91,10 @@ impl DeviceWatch {
             Intent::Write => "in use by",
         };
         let what = format!("{} is {how} {user}", self.place.display());
-        Err(Error::new(ErrorKind::Busy, what)
-            .hint("shut the virtual machine down, or close the device, and run the command again"))
+        Err(Error::new(ErrorKind::Busy, what).hint(message![
+            "shut the virtual machine down, or close the device, and ",
+            Action::Retry
+        ]))
     }
 
     /// Fails if anything was written since it was opened, or somebody could be writing now.
@@ -103,7 +106,7 @@ impl DeviceWatch {
         if self.written_now(file) != self.written {
             let what = format!("{} was written to while it was read", self.place.display());
             return Err(Error::new(ErrorKind::Busy, what)
-                .hint("run the command again when nobody writes to it"));
+                .hint(message![Action::Retry, " when nobody writes to it"]));
         }
         Ok(())
     }

@@ -1,13 +1,14 @@
 //! Nobody else writes: what is done so that an image does not change while it is read or written,
 //! and how a file is recognised as unchanged.
 //!
-//! Three means, as far as each is to be had: a lease (the kernel refuses it if somebody has the
+//! Three mechanisms, each used where available: a lease (the kernel refuses it if somebody has the
 //! file open for writing, and tells us when somebody wants to), the lock bytes of QEMU (held for as
 //! long as we work, so that a virtual machine refuses to start), and the file's size and times
 //! before and after.
 
-use crate::base::byte_lock::{is_locked, share_byte, unlock_bytes};
+use crate::base::byte_lock::{holder, share_byte, unlock_bytes};
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::message::{Action, message};
 use crate::base::sys::{self, Lease};
 use crate::image::users::{Intent, process_with};
 use serde::{Deserialize, Serialize};
@@ -33,7 +34,7 @@ const WRITE_UNCHANGED: i64 = 2;
 const RESIZE: i64 = 3;
 
 impl ImageGuard {
-    /// Takes what can be had on `file`.
+    /// Takes every lock that the file system offers on `file`.
     ///
     /// # Errors
     /// `Busy` if somebody uses the image in a way that does not go together with ours.
@@ -64,7 +65,7 @@ impl ImageGuard {
         self.lease.is_some_and(|lease| sys::holds_lease(file, lease))
     }
 
-    /// Gives the image free, as if its descriptor were closed.
+    /// Releases all locks, as closing the descriptor would.
     pub fn release(&self, file: &File) {
         if self.lease.is_some() {
             sys::release_lease(file);
@@ -78,7 +79,7 @@ impl ImageGuard {
             Some(lease) if !sys::holds_lease(file, lease) => {
                 let what = format!("{}: another program opened it meanwhile", path.display());
                 Err(Error::new(ErrorKind::Busy, what)
-                    .hint("run the command again when that program is done"))
+                    .hint(message![Action::Retry, " when that program is done"]))
             }
             _ => Ok(()),
         }
@@ -92,7 +93,7 @@ fn in_use(file: &File, path: &Path, intent: Intent) -> Error {
     };
     let who = find_user(file, intent).unwrap_or_else(|| "another program".into());
     Error::new(ErrorKind::Busy, format!("{} is {how} {who}", path.display()))
-        .hint("shut the virtual machine down, or close the file, and run the command again")
+        .hint(message!["shut the virtual machine down, or close the file, and ", Action::Retry])
 }
 
 fn qemu_locks(file: &File, path: &Path, intent: Intent) -> Result<()> {
@@ -133,7 +134,7 @@ fn qemu_locks(file: &File, path: &Path, intent: Intent) -> Result<()> {
             Err(_) => return Ok(()),
         }
     }
-    let is_taken = |byte: &&i64| is_locked(file, **byte, 1).unwrap_or(false);
+    let is_taken = |byte: &&i64| holder(file, **byte, 1).is_ok_and(|held| held.is_some());
     match conflicts.iter().find(is_taken) {
         Some(_) => Err(in_use(file, path, intent)),
         None => Ok(()),
@@ -171,12 +172,12 @@ impl FileStat {
     /// times can be trusted (ext2/3/4, XFS, btrfs, F2FS), or the system does not tell.
     pub fn of(file: &File) -> Option<Self> {
         /// From linux/magic.h.
-        const BELIEVED: [i64; 4] = [0xef53, 0x5846_5342, 0x9123_683e, 0xf2f5_2010];
+        const TRUSTED_FILESYSTEMS: [i64; 4] = [0xef53, 0x5846_5342, 0x9123_683e, 0xf2f5_2010];
         let meta = file.metadata().ok().filter(std::fs::Metadata::is_file)?;
         let filesystem = nix::sys::statfs::fstatfs(file).ok()?.filesystem_type().0 as i64;
         let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
         let time = |s: i64, ns: i64| s.checked_mul(1_000_000_000)?.checked_add(ns);
-        BELIEVED.contains(&filesystem).then_some(Self {
+        TRUSTED_FILESYSTEMS.contains(&filesystem).then_some(Self {
             device: meta.dev(),
             inode: meta.ino(),
             bytes: meta.len(),
@@ -195,13 +196,13 @@ impl FileStat {
         if seconds { SECOND_NS + TICK_NS } else { TICK_NS }
     }
 
-    /// The stat of a file whose content is settled: it is on disk, and any later write will change
+    /// The stat of a file whose content is stable: it is on disk, and any later write will change
     /// the times.
     ///
     /// Dirty pages are flushed first (a page that is mapped and already dirty is written to without
     /// a new time), and then the clock must have moved on since the last change, by more than
     /// its granularity.
-    pub fn settled(file: &File) -> Option<Self> {
+    pub fn stable(file: &File) -> Option<Self> {
         file.sync_all().ok()?;
         for _ in 0..150 {
             let stat = Self::of(file)?;

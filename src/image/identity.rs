@@ -188,7 +188,7 @@ impl LiveIdentity {
     /// That of an open image; none where inodes come and go (network file systems but NFS, FUSE, overlays).
     pub fn of(file: &File, bytes: u64) -> Option<Self> {
         /// From linux/magic.h: ext, XFS, btrfs, F2FS, tmpfs, NFS, ZFS.
-        const STEADY: [i64; 7] =
+        const STABLE_INODE_FILESYSTEMS: [i64; 7] =
             [0xef53, 0x5846_5342, 0x9123_683e, 0xf2f5_2010, 0x0102_1994, 0x6969, 0x2fc1_2fc1];
         let meta = file.metadata().ok()?;
         if meta.file_type().is_block_device() {
@@ -196,7 +196,7 @@ impl LiveIdentity {
         }
         let filesystem = nix::sys::statfs::fstatfs(file).ok()?.filesystem_type().0 as i64;
         let (inode, born_ns) = (meta.ino(), born_ns(&meta));
-        STEADY.contains(&filesystem).then_some(Self::File { inode, born_ns })
+        STABLE_INODE_FILESYSTEMS.contains(&filesystem).then_some(Self::File { inode, born_ns })
     }
 
     /// What tells that `now` is not what this was; none if nothing does.

@@ -33,7 +33,7 @@ impl LiveImage {
     }
 
     /// What identifies its content; none while others write, or if it was written to a moment ago.
-    pub fn settled_stat(&self) -> Option<FileStat> {
-        if self.user.is_none() { self.image.settled_stat() } else { None }
+    pub fn stable_stat(&self) -> Option<FileStat> {
+        if self.user.is_none() { self.image.stable_stat() } else { None }
     }
 }

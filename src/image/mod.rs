@@ -20,11 +20,12 @@ pub use format::{ForeignFormat, refuse_foreign};
 pub use guard::{FileStat, ImageGuard};
 pub use identity::{DeviceIdentity, LiveIdentity, LoopFile};
 pub use live::LiveImage;
-pub use raw::{Forget, RawFile};
+pub use raw::{DropFromCache, RawFile};
 pub use uri::{ImageUri, parse_image};
 pub use users::Intent;
 
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::message::{Action, message};
 use crate::base::sys::MappedWindow;
 use crate::base::units::Extent;
 
@@ -77,10 +78,10 @@ pub trait Source: Sync {
     fn name(&self) -> String;
 }
 
-/// Bytes that were read. [`Window::check`] must be asked after the last look at them.
+/// Bytes that were read. Call [`Window::check`] after the last access to them.
 pub enum Window<'a> {
     /// Mapped from a file, and what to let go of when it is unmapped.
-    Mapped(MappedWindow, Option<Forget<'a>>),
+    Mapped(MappedWindow, Option<DropFromCache<'a>>),
     /// Copied.
     Copied(&'a [u8]),
 }
@@ -104,7 +105,7 @@ impl Window<'_> {
                 let what =
                     format!("{} became shorter or unreadable while it was read", source.name());
                 Err(Error::new(ErrorKind::Busy, what)
-                    .hint("run the command again when nobody changes it, and check its disk"))
+                    .hint(message![Action::Retry, " when nobody changes it, and check its disk"]))
             }
             _ => Ok(()),
         }

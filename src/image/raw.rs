@@ -2,6 +2,7 @@
 
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::folder::{self, Folder};
+use crate::base::message::{Action, message};
 use crate::base::sys::{self, MappedWindow};
 use crate::base::units::{Extent, ExtentKind};
 use crate::image::device::DeviceWatch;
@@ -29,7 +30,7 @@ pub struct RawFile {
     guard: ImageGuard,
     opened: (i64, i64, i64, i64),
     can_populate: AtomicBool,
-    cold: Cold,
+    cold: UncachedParts,
     /// We wrote to it ourselves: its times say nothing about others any more.
     is_written: AtomicBool,
 }
@@ -93,7 +94,7 @@ impl RawFile {
             watch: None,
             guard: ImageGuard::none(),
             can_populate: AtomicBool::new(true),
-            cold: Cold::default(),
+            cold: UncachedParts::default(),
             is_written: AtomicBool::new(false),
         })
     }
@@ -137,7 +138,7 @@ impl RawFile {
         let can_populate = AtomicBool::new(true);
         let path = path.into();
         let is_written = AtomicBool::new(false);
-        let cold = Cold::default();
+        let cold = UncachedParts::default();
         Ok(Self { file, path, image_bytes, watch, guard, opened, can_populate, cold, is_written })
     }
 
@@ -178,8 +179,8 @@ impl RawFile {
 
     /// What identifies its present content, if that can be trusted: only while the kernel keeps
     /// writers off. (One long write sets the times once, at its beginning.)
-    pub fn settled_stat(&self) -> Option<FileStat> {
-        let stat = FileStat::settled(&self.file)?;
+    pub fn stable_stat(&self) -> Option<FileStat> {
+        let stat = FileStat::stable(&self.file)?;
         self.guard.is_held(&self.file).then_some(stat)
     }
 
@@ -212,7 +213,7 @@ impl RawFile {
     fn truncated(&self, at: u64) -> Error {
         let what = format!("{} became shorter while it was read", self.path.display());
         Error::new(ErrorKind::Busy, format!("{what} (no byte at {at})"))
-            .hint("run the command again when nobody changes it")
+            .hint(message![Action::Retry, " when nobody changes it"])
     }
 }
 
@@ -220,7 +221,7 @@ fn open_error(path: &Path, error: std::io::Error) -> Error {
     if matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EAGAIN | libc::ETXTBSY)) {
         let what = format!("{} is mounted or in use", path.display());
         return Error::new(ErrorKind::Busy, what)
-            .hint("unmount it, or wait for its user, and run the command again");
+            .hint(message!["unmount it, or wait for its user, and ", Action::Retry]);
     }
     Error::os("open image", path.display(), error)
 }
@@ -249,7 +250,7 @@ impl Source for RawFile {
             Ok(data) if data as u64 > offset => until(data, ExtentKind::Hole),
             Ok(_) => match lseek64(&self.file, offset as i64, Whence::SeekHole) {
                 Ok(hole) => until(hole, ExtentKind::Data),
-                // Not to be had here: everything has to be read.
+                // No SEEK_DATA here: treat everything as data.
                 Err(_) => all(ExtentKind::Data),
             },
             // No data from here on; or the file was truncated, which `check` finds.
@@ -266,7 +267,8 @@ impl Source for RawFile {
     ) -> Result<Window<'a>> {
         if bytes > SMALL_BYTES && self.can_populate.load(Ordering::Relaxed) {
             let cold = self.cold.is_cold(&self.file, offset, self.image_bytes);
-            let forget = cold.then(|| Forget { file: &self.file, offset, bytes: bytes as u64 });
+            let forget =
+                cold.then(|| DropFromCache { file: &self.file, offset, bytes: bytes as u64 });
             match MappedWindow::new(&self.file, offset, bytes) {
                 Ok(window) => return Ok(Window::Mapped(window, forget)),
                 Err(e) if e.raw_os_error() == Some(libc::EINVAL) => {
@@ -320,7 +322,7 @@ impl Source for RawFile {
         if bytes != self.image_bytes || times(&self.file, &self.path)? != self.opened {
             let what = format!("{} changed while it was read", self.path.display());
             return Err(Error::new(ErrorKind::Busy, what)
-                .hint("run the command again when nobody writes to it"));
+                .hint(message![Action::Retry, " when nobody writes to it"]));
         }
         Ok(())
     }
@@ -344,7 +346,7 @@ impl Source for RawFile {
 /// backup that throws the working set of the host out of memory is a bad guest.
 ///
 /// Drops a range from the cache when it is dropped itself, which must be after the range was unmapped.
-pub struct Forget<'a> {
+pub struct DropFromCache<'a> {
     file: &'a File,
     offset: u64,
     bytes: u64,
@@ -354,9 +356,9 @@ pub struct Forget<'a> {
 /// when its first byte is read, by a look at places that readahead for what we read before (some
 /// megabytes) does not reach; looking everywhere would cost more than reading.
 #[derive(Default)]
-struct Cold(Mutex<Vec<(u64, bool)>>);
+struct UncachedParts(Mutex<Vec<(u64, bool)>>);
 
-impl Cold {
+impl UncachedParts {
     const PART_BYTES: u64 = 128 << 20;
     const LOOK_BYTES: u64 = 64 << 10;
 
@@ -379,7 +381,7 @@ impl Cold {
     }
 }
 
-impl Drop for Forget<'_> {
+impl Drop for DropFromCache<'_> {
     fn drop(&mut self) {
         advise(self.file, self.offset, self.bytes, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
     }

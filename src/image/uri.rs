@@ -47,9 +47,21 @@ impl Default for ImageUri {
     }
 }
 
-/// A path, whatever it looks like.
-impl<P: Into<PathBuf>> From<P> for ImageUri {
-    fn from(path: P) -> Self {
+/// A path, whatever it looks like. A text has to be parsed: it may be a URI.
+impl From<PathBuf> for ImageUri {
+    fn from(path: PathBuf) -> Self {
+        Self::File(path)
+    }
+}
+
+impl From<&Path> for ImageUri {
+    fn from(path: &Path) -> Self {
+        Self::File(path.into())
+    }
+}
+
+impl From<&PathBuf> for ImageUri {
+    fn from(path: &PathBuf) -> Self {
         Self::File(path.into())
     }
 }

@@ -7,7 +7,7 @@ use crate::delta::Delta;
 use std::sync::Arc;
 
 /// Spans that are examined in one go.
-const FETCH: usize = 4096;
+const SPANS_PER_CHUNK: usize = 4096;
 /// What a block takes in a table page, about: its digest and a run.
 const ENTRY_BYTES: u64 = 20;
 
@@ -55,7 +55,7 @@ pub fn layer_use(layers: &[Arc<Delta>], context: &Context) -> Result<Vec<LayerUs
     let mut below = ChainCursor::with_gaps(&Arc::from([oldest.clone()]));
     loop {
         context.check()?;
-        let chunk = cursor.chunk(u64::MAX, FETCH)?;
+        let chunk = cursor.chunk(u64::MAX, SPANS_PER_CHUNK)?;
         if chunk.spans.is_empty() {
             break;
         }
@@ -68,7 +68,7 @@ pub fn layer_use(layers: &[Arc<Delta>], context: &Context) -> Result<Vec<LayerUs
             }
             below.seek(span.blocks.first);
             while below.position() < span.blocks.end() {
-                let hidden = below.chunk(span.blocks.end(), FETCH)?;
+                let hidden = below.chunk(span.blocks.end(), SPANS_PER_CHUNK)?;
                 hidden.spans.iter().for_each(|span| superseded.add(&hidden, *span));
             }
         }

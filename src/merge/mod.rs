@@ -115,7 +115,7 @@ pub fn merge(
     Ok(Merged { written, changed_blocks, changed_bytes })
 }
 
-/// Plans, and sends the pieces. Gives the blocks of the image that have a run, and their bytes.
+/// Plans, and sends the pieces. Returns the blocks of the image that have a run, and their bytes.
 fn plan_into(plan: &Plan, context: &Context, pieces: &mut PieceSender) -> Result<(u64, u64)> {
     let geometry = plan.fork.tip().geometry();
     let mut differences = plan.fork.differences();

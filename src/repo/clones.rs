@@ -49,7 +49,7 @@ pub(crate) fn list_clones(repository: &Repository, manifest: &Manifest) -> Resul
     clones_beside(repository, manifest, source).list(newest)
 }
 
-/// The same; what cannot be listed is told, and is no reason to tell nothing.
+/// Like [`clones`]; a failure is reported as a warning, so that the rest can still be listed.
 pub(crate) fn clones_or_warn(
     repository: &Repository,
     manifest: &Manifest,

@@ -242,8 +242,8 @@ fn plan_compaction(
 }
 
 /// Puts another file in the place of a snapshot's, against `parent`, and commits that. `absorbed`
-/// snapshots, which are dropped, go. Gives what the manifest says of it now, and what nothing rests
-/// on any more.
+/// snapshots, which are dropped, are removed. Returns the new manifest entry, and the snapshots that nothing
+/// depends on any more.
 pub(crate) fn rewrite(
     repository: &Repository,
     writer: &mut Writer,
@@ -355,7 +355,7 @@ impl CompactWhen {
     }
 }
 
-/// Drops snapshots from a manifest. Gives those that are named no more, because nothing depends on them.
+/// Drops snapshots from a manifest. Returns those that are named no more, because nothing depends on them.
 pub(crate) fn drop_from_manifest(manifest: &mut Manifest, ids: &HashSet<Uuid>) -> Vec<Snapshot> {
     let (dropped, kept): (Vec<_>, Vec<_>) =
         std::mem::take(&mut manifest.snapshots).into_iter().partition(|s| ids.contains(&s.id));

@@ -2,10 +2,9 @@
 
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::chain::Chain;
-use crate::delta::Delta;
+use crate::delta::{Delta, ReadGuard};
 use crate::repo::Repository;
 use crate::repo::manifest::{Manifest, Snapshot};
-use crate::store::LockGuard;
 use std::sync::Arc;
 use uuid::Uuid;
 
@@ -23,7 +22,7 @@ pub(crate) fn open_guarded(
     repository: &Repository,
     manifest: &Manifest,
     id: Uuid,
-    guard: Option<LockGuard>,
+    guard: Option<ReadGuard>,
 ) -> Result<Chain> {
     let guard = guard.map(Arc::new);
     let mut layers = Vec::new();
@@ -43,7 +42,7 @@ pub(crate) fn open_delta(
     manifest: &Manifest,
     snapshot: &Snapshot,
 ) -> Result<Delta> {
-    let place = format!("{}@{}", manifest.name, snapshot.number);
+    let place = manifest.place_of(snapshot);
     let file = format!("{}/{}", manifest.name, snapshot.file);
     let store = &repository.store;
     let mut delta =

@@ -28,13 +28,13 @@ const DEPTH: usize = 8;
 pub(crate) fn refuse_inside(repository: &Repository, file: &Path) -> Result<()> {
     refuse_inside_any(file)?;
     let Some(root) = repository.store.local_path() else { return Ok(()) };
-    // What cannot be checked is told by whoever opens it.
+    // If the path cannot be resolved, opening it reports why.
     let (Ok(root), Ok(folder)) = (std::fs::canonicalize(root), std::fs::canonicalize(parent(file)))
     else {
         return Ok(());
     };
     let meta = std::fs::metadata(file).ok();
-    let mut inside = Inside::default();
+    let mut inside = RepositoryContents::default();
     let failed = |e| Error::os("look into", root.display(), e);
     let top = Folder::open(&root).map_err(failed)?;
     inside.search(&top, meta.as_ref(), DEPTH).map_err(failed)?;
@@ -148,13 +148,13 @@ fn refused(file: &Path, repository: &Path) -> Error {
 
 /// What is in a repository.
 #[derive(Default)]
-struct Inside {
+struct RepositoryContents {
     folders: HashSet<(u64, u64)>,
     /// True if the file that is looked for has a name in it.
     has_file: bool,
 }
 
-impl Inside {
+impl RepositoryContents {
     fn search(&mut self, folder: &Folder, file: Option<&Metadata>, depth: usize) -> io::Result<()> {
         let here = folder.owned()?;
         self.folders.insert((here.device, here.inode));

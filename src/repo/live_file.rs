@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use uuid::Uuid;
 
 /// Notes which file or device the image is, with a commit of its own if that is news.
-pub(crate) fn note_live(
+pub(crate) fn record_live_file(
     repository: &Repository,
     writer: &mut Writer,
     image: &RawFile,
@@ -35,7 +35,7 @@ pub(crate) fn note_live(
 
 /// Notes that the live file of an image has been made anew at its place, if `path` is that. Otherwise a
 /// rollback would refuse it as a file that it does not know.
-pub(crate) fn note_restored(
+pub(crate) fn record_restored_file(
     repository: &Repository,
     name: &str,
     path: &Path,
@@ -128,7 +128,7 @@ pub(crate) fn refuse_other(
 }
 
 /// The snapshot stands already: failing to note the head only costs a scan.
-pub(crate) fn note_head(
+pub(crate) fn record_head(
     repository: &Repository,
     writer: &mut Writer,
     id: Uuid,
@@ -164,7 +164,7 @@ pub(crate) fn warn_if_unguarded(image: &RawFile, context: &Context) {
     }
 }
 
-/// True if an image file with this settled stat is, byte for byte, what it was when the head was noted
+/// True if an image file with this stable stat is, byte for byte, what it was when the head was noted
 /// (DESIGN.md, "When the head is trusted").
 pub(crate) fn is_unchanged_since(head: &Head, stat: Option<&FileStat>) -> bool {
     head.intent.is_none() && stat.is_some() && head.stat.as_ref() == stat
@@ -232,6 +232,21 @@ pub fn image_named(repository: &Repository, image: &str, context: &Context) -> R
             " if it was moved",
         ])
     })
+}
+
+/// A result in the place of a live image is never meant.
+///
+/// # Errors
+/// `InvalidInput` if `target` is the live file of an image.
+pub fn refuse_live_file(repository: &Repository, target: &Path, context: &Context) -> Result<()> {
+    let Ok(path) = std::fs::canonicalize(target) else { return Ok(()) };
+    match name_of_source(repository, &path, context)? {
+        None => Ok(()),
+        Some(name) => {
+            let what = format!("{} is the live file of \"{name}\"", target.display());
+            Err(Error::new(ErrorKind::InvalidInput, what).hint("choose another name"))
+        }
+    }
 }
 
 /// The image whose live file is `path`.

@@ -17,7 +17,7 @@ pub(crate) fn names_in(store: &dyn Store) -> Result<Vec<String>> {
             };
             match store.list(&name) {
                 // A link that leads to no image of its own is in nobody's way.
-                Err(_) if is_idle_link(store, &name) => Ok(false),
+                Err(_) if is_ignorable_link(store, &name) => Ok(false),
                 // That of the file system is root's alone.
                 Err(_) if is_of_filesystem(&name) => Ok(false),
                 other => Ok(other?.iter().any(is_ours)),
@@ -31,8 +31,8 @@ pub(crate) fn names_in(store: &dyn Store) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// True for a link that leads nowhere, or to what is in the repository anyway.
-fn is_idle_link(store: &dyn Store, name: &str) -> bool {
+/// True for a dangling symlink, or one whose target is listed under its own name.
+fn is_ignorable_link(store: &dyn Store, name: &str) -> bool {
     let Some(root) = store.local_path() else { return false };
     let link = root.join(name);
     let is_link = link.symlink_metadata().is_ok_and(|meta| meta.is_symlink());

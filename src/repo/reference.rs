@@ -22,6 +22,7 @@ pub struct Reference {
 
 /// Which snapshot of an image.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub enum At {
     /// By number.
     Number(u64),

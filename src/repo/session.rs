@@ -2,19 +2,22 @@
 //!
 //! | lock | held by | |
 //! | --- | --- | --- |
-//! | `write` | whoever commits, exclusively | nobody waits: the second one is told that it is busy |
+//! | `write` | whoever commits, exclusively | exclusive: a second writer fails with `Busy` |
 //! | `reap` | readers and writers, shared; exclusively to unlink | what is read stays |
 //! | bytes of `reap` | chains, one for each of their files | these files stay when the reader is gone |
 
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::events::{Context, WarningId};
-use crate::base::message::{Setting, Verb, message};
+use crate::base::message::{Action, Setting, Verb, message};
 use crate::chain::Chain;
+use crate::delta::ReadGuard;
 use crate::repo::files::open_guarded;
 use crate::repo::head::Head;
-use crate::repo::manifest::{self, ImageFile, Manifest, Snapshot};
+use crate::repo::manifest::{self, ImageFile, MAX_MANIFEST_BYTES, Manifest, Snapshot};
 use crate::repo::{Repository, reference};
-use crate::store::{LockGuard, LockKind, Store};
+use crate::store::{LockGuard, LockKind, Store, read_small};
+use std::cmp::Reverse;
+use std::fmt;
 use std::time::Duration;
 use uuid::Uuid;
 
@@ -27,6 +30,14 @@ pub struct Reader {
     reap: Option<LockGuard>,
 }
 
+impl fmt::Debug for Reader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Manifest { name, sequence, .. } = &self.manifest;
+        let mut fields = f.debug_struct("Reader");
+        fields.field("name", name).field("sequence", sequence).finish_non_exhaustive()
+    }
+}
+
 impl Reader {
     /// Opens the chain of a snapshot. It holds back its own files, and nothing else, for as long as it lives,
     /// also when the reader is gone.
@@ -36,12 +47,14 @@ impl Reader {
     pub fn chain(&self, repository: &Repository, id: Uuid) -> Result<Chain> {
         let lineage = self.manifest.lineage(id)?;
         let files: Vec<&str> = lineage.iter().map(|s| s.file.as_str()).collect();
-        let lock = reader_lock(&self.manifest.name);
-        let guard = match self.reap {
-            Some(_) => repository.store.hold(&lock, &files)?,
+        let lock = match self.reap {
+            Some(_) => repository.store.hold(&reader_lock(&self.manifest.name), &files)?,
             // Nothing can be locked here.
             None => None,
         };
+        let files = files.into_iter().map(str::to_owned).collect();
+        let Manifest { name, sequence, .. } = &self.manifest;
+        let guard = lock.map(|lock| ReadGuard::new(name, *sequence, files, lock));
         open_guarded(repository, &self.manifest, id, guard)
     }
 
@@ -143,7 +156,7 @@ pub(crate) fn lock_to_write(repository: &Repository, name: &str) -> Result<LockG
         std::thread::sleep(Duration::from_millis(5));
     }
     let what = format!("another imgsnap is working on \"{name}\"");
-    Err(Error::new(ErrorKind::Busy, what).hint("run the command again when it is done"))
+    Err(Error::new(ErrorKind::Busy, what).hint(message![Action::Retry, " when it is done"]))
 }
 
 /// The same of one that may not exist yet. Whoever forgets it meanwhile takes the folder along.
@@ -206,7 +219,7 @@ pub(crate) fn write_new(
     let write = lock_to_create(repository, name)?;
     if manifest::ruling(store, name)?.is_some() {
         let what = format!("somebody else made \"{name}\" at the same time");
-        return Err(Error::new(ErrorKind::Busy, what).hint("run the command again"));
+        return Err(Error::new(ErrorKind::Busy, what).hint(Action::Retry));
     }
     let mut manifest = Manifest { image_id, ..Manifest::new(name, None) };
     manifest::commit(store, &mut manifest)?;
@@ -290,16 +303,15 @@ pub(crate) fn collect_garbage(
     let (old, others): (Vec<&String>, Vec<&String>) =
         files.iter().filter(|file| is_unneeded(file)).partition(is_manifest);
     let lock = reader_lock(name);
-    let mut is_all = true;
-    let mut free = Vec::new();
+    let (mut free, mut held) = (Vec::new(), Vec::new());
     for file in others {
-        // What a chain reads stays, and the manifests that name it.
         match ImageFile::is_delta(file) && store.is_held(&lock, Some(file))? {
-            true => is_all = false,
+            true => held.push(file),
             false => free.push(file),
         }
     }
-    let old = if is_all { old } else { Vec::new() };
+    let is_all = held.is_empty();
+    let old = not_naming(store, name, old, held)?;
     let remove = |file: &String| {
         context.note(format!("removing {name}/{file}, which is not needed any more"));
         store.remove(&format!("{name}/{file}"))
@@ -312,9 +324,39 @@ pub(crate) fn collect_garbage(
     Ok(is_all)
 }
 
+/// Those of some older manifests that need not stay: for each file that is held there is another one that
+/// tells that it was dropped.
+fn not_naming<'a>(
+    store: &dyn Store,
+    name: &str,
+    mut old: Vec<&'a String>,
+    mut held: Vec<&String>,
+) -> Result<Vec<&'a String>> {
+    old.sort_by_key(|file| Reverse(manifest::sequence_of(file)));
+    let mut unneeded = Vec::new();
+    for file in old {
+        let count = held.len();
+        if count > 0 {
+            let bytes = read_small(store, &format!("{name}/{file}"), MAX_MANIFEST_BYTES)?;
+            // One that cannot be read tells nothing, and goes as ever.
+            if let Ok(manifest) = Manifest::decode(&bytes) {
+                held.retain(|file| manifest.stored().iter().all(|s| s.file != **file));
+            }
+        }
+        if held.len() == count {
+            unneeded.push(file);
+        }
+    }
+    Ok(unneeded)
+}
+
 /// Removes an image: all that we made in its folder, and the folder if nothing else is in it; false if
-/// something is.
-pub(crate) fn remove_image(repository: &Repository, mut writer: Writer) -> Result<bool> {
+/// something is. `first` is done once nobody reads it any more, and before anything is removed.
+pub(crate) fn remove_image(
+    repository: &Repository,
+    mut writer: Writer,
+    first: impl FnOnce(&Manifest),
+) -> Result<bool> {
     let store = repository.store.as_ref();
     let name = writer.manifest.name.clone();
     writer.release_reader_lock();
@@ -322,8 +364,9 @@ pub(crate) fn remove_image(repository: &Repository, mut writer: Writer) -> Resul
     let alone = store.lock(&lock, LockKind::Exclusive)?;
     if alone.is_none() || store.is_held(&lock, None)? {
         return Err(Error::new(ErrorKind::Busy, format!("somebody is reading \"{name}\""))
-            .hint("run the command again when that is done"));
+            .hint(message![Action::Retry, " when that is done"]));
     }
+    first(&writer.manifest);
     // The commit comes first: from here on nothing of the image is listed, whatever is still
     // there.
     writer.manifest.snapshots.clear();
@@ -375,7 +418,7 @@ fn share_reader_lock(
         context.check()?;
     }
     Err(Error::new(ErrorKind::Busy, format!("another imgsnap is removing files of \"{name}\""))
-        .hint("run the command again when it is done"))
+        .hint(message![Action::Retry, " when it is done"]))
 }
 
 /// Every image of a repository that can be read.

@@ -128,9 +128,9 @@ impl Examiner<'_> {
             for block in span.blocks.first..span.blocks.end() {
                 let bytes = blocks.next().unwrap_or_default();
                 let was = match span.state {
-                    State::Zero => Was::Zero,
-                    State::Unread => Was::Unread,
-                    State::Data { .. } => digests.next().map_or(Was::Unread, |d| Was::Data(*d)),
+                    State::Zero => Prior::Zero,
+                    State::Unread => Prior::Unread,
+                    State::Data { .. } => digests.next().map_or(Prior::Unread, |d| Prior::Data(*d)),
                 };
                 if self.differs(block, bytes, was, changes) && !part.may_differ {
                     changes.miss(BlockRange { first: block, count: 1 });
@@ -146,11 +146,11 @@ impl Examiner<'_> {
     }
 
     /// True if a block is not what it was; then it is among the changes.
-    fn differs(&self, block: u64, bytes: &[u8], was: Was, changes: &mut Changes) -> bool {
+    fn differs(&self, block: u64, bytes: &[u8], was: Prior, changes: &mut Changes) -> bool {
         let size = self.geometry.block_size.in_memory();
         match was {
-            Was::Zero if is_zero(bytes) => return false,
-            Was::Data(digest) if bytes.len() == size && self.hasher.digest(bytes) == digest => {
+            Prior::Zero if is_zero(bytes) => return false,
+            Prior::Data(digest) if bytes.len() == size && self.hasher.digest(bytes) == digest => {
                 changes.unchanged(self.hasher.term(block, digest));
                 return false;
             }
@@ -163,9 +163,9 @@ impl Examiner<'_> {
         let copy = changes.bytes.get(start..).unwrap_or_default();
         let is = (!is_zero(copy)).then(|| self.hasher.digest(copy));
         let old = match was {
-            Was::Zero => None,
-            Was::Unread => Some(Digest::UNREAD),
-            Was::Data(digest) => Some(digest),
+            Prior::Zero => None,
+            Prior::Unread => Some(Digest::UNREAD),
+            Prior::Data(digest) => Some(digest),
         };
         if is == old {
             changes.bytes.truncate(start);
@@ -212,7 +212,7 @@ fn spans_within(index: &IndexChunk, range: BlockRange) -> impl Iterator<Item = S
 
 /// What the index has for a block.
 #[derive(Clone, Copy)]
-enum Was {
+enum Prior {
     Zero,
     Unread,
     Data(Digest),

@@ -36,7 +36,7 @@ const ZEROS_PER_JOB: u64 = 16 << 10;
 /// Spans of the index that one job takes beyond the end of the image.
 const SPANS_PER_JOB: usize = 256;
 
-/// What to look at.
+/// The part of an image to examine.
 pub struct Hinted {
     /// What may have changed since an earlier snapshot; without, nothing has.
     pub hints: Option<Box<dyn ChangeHints>>,
@@ -59,7 +59,7 @@ pub(super) struct HintedPlan<'a> {
     old_count: u64,
     /// Blocks that one job reads.
     window: u64,
-    /// Ranges to look at, and whether a change there is no surprise.
+    /// Ranges to examine, and whether a hint named them (otherwise a change there counts as missed).
     ahead: VecDeque<(BlockRange, bool)>,
     /// Jobs whose bytes and tables are on their way.
     asked_for: VecDeque<Vec<Part>>,
@@ -158,15 +158,15 @@ impl<'a> HintedPlan<'a> {
             let gap = BlockRange::between(self.asked.unwrap_or(0), end);
             let small = SMALL_GAP_BYTES / u64::from(self.geometry.block_size.bytes());
             let is_between = self.asked.is_some() && candidate.is_some();
-            let looked_at = match is_between && gap.count <= small {
+            let range = match is_between && gap.count <= small {
                 true => gap,
                 false => BlockRange::between(
                     gap.first.max(self.recheck.first),
                     gap.end().min(self.recheck.end()),
                 ),
             };
-            if looked_at.count > 0 {
-                self.ahead.push_back((looked_at, false));
+            if range.count > 0 {
+                self.ahead.push_back((range, false));
             }
             match candidate {
                 None => self.are_all_asked = true,

@@ -15,7 +15,7 @@ const SMALL_HOLE_BYTES: u64 = 64 << 10;
 const WINDOWS_AHEAD: u64 = 8;
 /// Spans of the index that one job takes, where there is nothing to read.
 const SPANS_PER_JOB: usize = 256;
-/// Windows between two looks at whether somebody else wants the image.
+/// Windows between two checks whether another process wants the image.
 const CHECK_EVERY: u64 = 4;
 
 /// Cuts the image into jobs, in order.
@@ -25,8 +25,8 @@ pub(super) struct WholePlan<'a> {
     geometry: Geometry,
     extents: Extents<'a>,
     cursor: Option<ChainCursor>,
-    /// The index as far as it was merged ahead, and where that ends: a long chain is not looked
-    /// through for each window.
+    /// The index merged ahead, and where that ends, so that a long chain is not searched for each
+    /// window.
     ahead: Option<Arc<IndexChunk>>,
     ahead_end: u64,
     /// The longer of image and index, in blocks.

@@ -4,7 +4,7 @@
 //! Only what is said to be durable is: the bytes of a file after [`DiskFile::sync`], names after
 //! [`Disk::sync_folder`].
 
-use crate::base::byte_lock::{is_locked, share_byte};
+use crate::base::byte_lock::{Held, holder, share_byte, unlock_bytes};
 use crate::base::error::{ErrorKind, best_effort};
 use crate::base::folder::{Folder, resolve};
 use crate::base::writeback::Writeback;
@@ -36,7 +36,7 @@ pub trait Disk: Send + Sync {
     fn size(&self, path: &str) -> io::Result<u64>;
     /// Fills `buffer` from `offset` on.
     fn read_at(&self, path: &str, offset: u64, buffer: &mut [u8]) -> io::Result<()>;
-    /// Begins to read what will be asked for soon, if that is to be had.
+    /// Starts reading ahead what will be read soon, where supported.
     fn prefetch(&self, _path: &str, _offset: u64, _bytes: u64) {}
     /// Makes a file that does not exist yet.
     fn create(&self, path: &str) -> io::Result<Box<dyn DiskFile>>;
@@ -54,10 +54,10 @@ pub trait Disk: Send + Sync {
     fn sync_folder(&self, folder: &str) -> io::Result<()>;
     /// Tries to lock a file, which is made if it does not exist.
     fn lock(&self, path: &str, kind: LockKind) -> io::Result<Option<super::LockGuard>>;
-    /// Locks bytes of a file, shared, which is made if it does not exist. None where there are no such locks.
+    /// Locks bytes of a file, shared, which is made if it does not exist. None where they cannot be locked.
     fn share_bytes(&self, path: &str, bytes: &[i64]) -> io::Result<Option<super::LockGuard>>;
-    /// True if one of `count` bytes of a file from `byte` on is locked; 0 for all that follow.
-    fn is_locked(&self, path: &str, byte: i64, count: i64) -> io::Result<bool>;
+    /// True if one of `count` bytes of a file from `byte` on is locked so; 0 for all that follow.
+    fn is_shared(&self, path: &str, byte: i64, count: i64) -> io::Result<bool>;
     /// How many bytes can still be written, if that is known.
     fn free_space(&self) -> Option<u64> {
         None
@@ -89,8 +89,8 @@ pub struct OsDisk {
 }
 
 /// Open delta files of all disks, so that a chain of a thousand works with few descriptors. Delta files are
-/// immutable, have names of their own, and are not unlinked while a reader holds the `reap` lock. Others,
-/// such as the head state, may be another file each time.
+/// immutable, have names of their own, and are not unlinked while they are read. Others, such as the head
+/// state, may be another file each time.
 static OPEN: LazyLock<Cache<(u64, String), Arc<File>>> =
     LazyLock::new(|| Cache::new(most_open_files(soft_limit())));
 static NEXT_ID: AtomicU64 = AtomicU64::new(0);
@@ -148,19 +148,12 @@ impl OsDisk {
             return open();
         }
         let key = (self.id, path.to_owned());
-        match OPEN.get_or_insert_with(&key, open) {
-            Err(e) if matches!(e.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) => {
-                // Others have taken what was left: do with fewer.
-                OPEN.clear();
-                OPEN.get_or_insert_with(&key, open)
-            }
-            other => other,
-        }
+        with_fewer_open(|| OPEN.get_or_insert_with(&key, open))
     }
 
     fn lock_file(&self, path: &str) -> io::Result<File> {
         let (folder, name) = self.place(path)?;
-        lock_file_in(&folder, name)
+        with_fewer_open(|| lock_file_in(&folder, name))
     }
 
     fn close(&self, path: &str) {
@@ -259,22 +252,19 @@ impl Disk for OsDisk {
     }
 
     fn share_bytes(&self, path: &str, bytes: &[i64]) -> io::Result<Option<super::LockGuard>> {
-        let file = self.lock_file(path)?;
-        for byte in bytes {
-            match share_byte(&file, *byte) {
-                Ok(()) => {}
-                Err(e) if is_without_locks(&e) => return Ok(None),
-                Err(e) => return Err(e),
-            }
-        }
-        Ok(Some(Box::new(file)))
+        let locks = ByteLocks(self.lock_file(path)?);
+        // Whatever is wrong with a byte: the whole file can be locked instead.
+        let is_locked = bytes.iter().all(|byte| share_byte(&locks.0, *byte).is_ok());
+        Ok(is_locked.then(|| Box::new(locks) as super::LockGuard))
     }
 
-    fn is_locked(&self, path: &str, byte: i64, count: i64) -> io::Result<bool> {
-        match is_locked(&self.lock_file(path)?, byte, count) {
+    fn is_shared(&self, path: &str, byte: i64, count: i64) -> io::Result<bool> {
+        match holder(&self.lock_file(path)?, byte, count) {
+            // Where flock is made of such locks (NFS, SMB), an exclusive one is the caller's own.
+            Ok(held) => Ok(held == Some(Held::Shared)),
             // Then nobody could lock one.
             Err(e) if is_without_locks(&e) => Ok(false),
-            other => other,
+            Err(e) => Err(e),
         }
     }
 
@@ -288,6 +278,26 @@ impl Disk for OsDisk {
 
     fn local_path(&self) -> Option<&Path> {
         Some(&self.root)
+    }
+}
+
+/// Opens a file; if others have taken all descriptors that were left, after the delta files are closed.
+fn with_fewer_open<T>(open: impl Fn() -> io::Result<T>) -> io::Result<T> {
+    match open() {
+        Err(e) if matches!(e.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) => {
+            OPEN.clear();
+            open()
+        }
+        other => other,
+    }
+}
+
+/// Locks of bytes. Not every file system lets go of them when the file is closed.
+struct ByteLocks(File);
+
+impl Drop for ByteLocks {
+    fn drop(&mut self) {
+        unlock_bytes(&self.0, 0, 0);
     }
 }
 

@@ -151,7 +151,7 @@ impl Store for LocalStore {
 
     fn is_held(&self, lock: &str, object: Option<&str>) -> Result<bool> {
         let (byte, count) = object.map_or((0, 0), |object| (byte_of(object), 1));
-        self.disk.is_locked(lock, byte, count).map_err(|e| self.lock_error(lock, e))
+        self.disk.is_shared(lock, byte, count).map_err(|e| self.lock_error(lock, e))
     }
 
     fn free_space(&self) -> Option<u64> {

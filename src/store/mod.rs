@@ -49,7 +49,7 @@ pub trait Store: Send + Sync {
     /// Removes a folder if nothing is in it; false if there is.
     fn remove_folder(&self, folder: &str) -> Result<bool>;
 
-    /// Takes a lock. None if it is not to be had now.
+    /// Takes a lock. None if somebody else holds it.
     ///
     /// # Errors
     /// `Unsupported` if nothing can be locked here (read-only media).

@@ -105,7 +105,7 @@ impl NewClone {
     /// attributes.
     pub fn make(image: &File, path: &Path, extents: u64, owner: Owner) -> Result<Self> {
         let failed = |e| Error::os("make a clone of", path.display(), e);
-        if !tells_places(image) {
+        if !has_physical_addresses(image) {
             return Err(cannot(path));
         }
         let to = Folder::of(path).and_then(|folder| folder.nameless());
@@ -150,7 +150,7 @@ impl NewClone {
 
 /// True on file systems of which it is known that two extents with one address are one. Others clone, too,
 /// but tell something else: SMB the offset in the file, bcachefs an address on one of several devices.
-pub fn tells_places(file: &File) -> bool {
+pub fn has_physical_addresses(file: &File) -> bool {
     let kind = fstatfs(file).map(|stat| stat.filesystem_type());
     kind.is_ok_and(|kind| [XFS_SUPER_MAGIC, BTRFS_SUPER_MAGIC].contains(&kind))
 }

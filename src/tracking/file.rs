@@ -9,12 +9,13 @@
 
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::events::{Context, WarningId};
-use crate::base::message::{Setting, message};
+use crate::base::message::{Action, Setting, message};
 use crate::base::sys;
 use crate::image::{FileStat, LiveImage, RawFile, Source};
 use crate::tracking::{
-    ChangeHints, ChangeTracker, HintKind, KeptClone, KeptClones, KnownChanges, MapDifferences,
-    NewClone, PointInTime, Recorded, Since, Track, TrackerRecord, extent_count, tells_places,
+    ChangeHints, ChangeTracker, Consistency, HintKind, KeptClone, KeptClones, KnownChanges,
+    MapDifferences, NewClone, PointInTime, Recorded, Since, Track, TrackerRecord, extent_count,
+    has_physical_addresses,
 };
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
@@ -119,7 +120,8 @@ impl<'a> FileTracker<'a> {
             return Err(Error::new(ErrorKind::Busy, what).hint(message![
                 error,
                 "; keep it on XFS or btrfs, where it can be cloned while it is in use; or shut the virtual \
-                 machine down, or close the file, and run the command again",
+                 machine down, or close the file, and ",
+                Action::Retry,
             ]));
         }
         if is_forced {
@@ -135,7 +137,7 @@ impl<'a> FileTracker<'a> {
             }
         }
         // Elsewhere nobody expects one.
-        let is_expected = tells_places(image.file());
+        let is_expected = has_physical_addresses(image.file());
         Ok(Err(is_expected.then(|| format!("no clone could be made ({})", error.message()))))
     }
 }
@@ -183,7 +185,11 @@ impl ChangeTracker for FileTracker<'_> {
             (_, None, _) => KnownChanges::Unknown(why_none),
         };
         self.clone = clone;
-        Ok(PointInTime { source, stall_seconds, changes })
+        let consistency = match self.live.user {
+            Some(_) => Consistency::Crash,
+            None => Consistency::Stopped,
+        };
+        Ok(PointInTime { source, stall_seconds, consistency, changes })
     }
 
     fn prepare(&mut self, id: Uuid, context: &Context) -> Option<TrackerRecord> {

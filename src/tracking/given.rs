@@ -3,12 +3,12 @@
 use crate::base::error::Result;
 use crate::base::events::Context;
 use crate::tracking::{
-    ChangeHints, ChangeList, ChangeTracker, FileTracker, HintKind, KnownChanges, PointInTime,
-    Since, TrackerRecord,
+    ChangeHints, ChangeList, ChangeTracker, Consistency, FileTracker, HintKind, KnownChanges,
+    PointInTime, Since, TrackerRecord,
 };
 use uuid::Uuid;
 
-/// Tells of an image what a list says.
+/// Tracks changes by a list that the caller supplied.
 pub struct ListTracker<'a> {
     list: ChangeList,
     since: Uuid,
@@ -38,7 +38,9 @@ impl ChangeTracker for ListTracker<'_> {
         };
         let (since, kind) = (self.since, HintKind::List);
         let changes = KnownChanges::Hinted { since, kind, hints: Box::new(hints) };
-        Ok(PointInTime { source: None, stall_seconds: None, changes })
+        // Of an image in use no list is taken.
+        let consistency = Consistency::Stopped;
+        Ok(PointInTime { source: None, stall_seconds: None, consistency, changes })
     }
 
     /// Nothing is kept: the list may have left something out, which would be in a clone and not in the

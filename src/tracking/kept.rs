@@ -45,7 +45,7 @@ pub struct CloneUse {
     pub own_bytes: u64,
 }
 
-/// Gives all images of a repository; none if one of them cannot be read.
+/// Lists all images of a repository; none if one of them cannot be read.
 type ListImages<'a> = Box<dyn Fn() -> Option<Vec<Uuid>> + 'a>;
 
 /// The clones of one image of a repository, and of images that the repository had and has no more.
@@ -108,7 +108,7 @@ impl<'a> KeptClones<'a> {
         Ok(clones)
     }
 
-    /// Removes all clones of the image but `needed`, and those of images that are gone. Gives what was
+    /// Removes all clones of the image but `needed`, and those of images that are gone. Returns what was
     /// removed.
     ///
     /// # Errors
@@ -127,7 +127,7 @@ impl<'a> KeptClones<'a> {
         Ok(removed)
     }
 
-    /// The same, where the next snapshot tries again what fails: it is only told.
+    /// Like `remove_but`, but only warns of a failure; the next snapshot tries again.
     pub fn tidy(&self, needed: Option<Uuid>, context: &Context) {
         if let Err(e) = self.remove_but(needed, context) {
             context.warn(WarningId::CloneStays, message![e, "; the next snapshot tries again"]);

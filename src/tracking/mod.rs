@@ -12,7 +12,7 @@ mod recheck;
 mod reflink;
 mod tracker;
 
-pub use clones::{CloneFolder, CloneStat, FoundClone, NewClone, Owner, tells_places};
+pub use clones::{CloneFolder, CloneStat, FoundClone, NewClone, Owner, has_physical_addresses};
 pub use file::FileTracker;
 pub use given::ListTracker;
 pub use kept::{CloneUse, Clones, KeptClone, KeptClones};
@@ -20,8 +20,8 @@ pub use list::{ChangeList, MAX_LIST_BYTES};
 pub use recheck::{Recheck, cycle};
 pub use reflink::{MapDifferences, clone_into, extent_count};
 pub use tracker::{
-    ChangeTracker, HintFactory, HintKind, KnownChanges, PointInTime, Recorded, Since, Track,
-    TrackerRecord,
+    ChangeTracker, Consistency, HintFactory, HintKind, KnownChanges, PointInTime, Recorded, Since,
+    Track, TrackerRecord,
 };
 
 use crate::base::error::Result;

@@ -75,8 +75,8 @@ struct Batch {
     end: u64,
 }
 
-/// The map of a file from `start` on, as much as is told at a time; up to `end`, beyond which, and
-/// beyond the end of the file at `length`, are zeros.
+/// One FIEMAP batch of a file from `start` on, up to `end`. Everything beyond the end of the file at `length`
+/// is zeros.
 fn batch(file: &File, start: u64, length: u64, end: u64, what: &str) -> Result<Batch> {
     let failed = |e| Error::os("read the extents of", what, e);
     let (extents, next) = extents_from(file, start).map_err(failed)?;

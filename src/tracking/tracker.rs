@@ -16,13 +16,13 @@ use std::str::FromStr;
 use uuid::Uuid;
 
 /// Knows what changed in an image since an earlier snapshot, and keeps what it takes to know it at the next
-/// one. Hints are never trusted alone: a scan rechecks a part of what they call unchanged.
+/// one. Hints are never trusted alone: each scan rechecks a part of the blocks they do not name.
 pub trait ChangeTracker {
     /// Fixes the point in time of the snapshot, and finds out what changed since an earlier one.
     ///
     /// # Errors
-    /// `Busy` if the image is in use and its state at one moment cannot be had, or not fast enough;
-    /// `Unsupported` if tracking was asked for and is not to be had.
+    /// `Busy` if the image is in use and cannot be cloned, or not fast enough; `Unsupported` if tracking is
+    /// required but unavailable.
     fn begin(&mut self, since: Since, context: &Context) -> Result<PointInTime>;
 
     /// Makes durable what the next snapshot needs to know what changed since snapshot `id`, and gives what
@@ -85,8 +85,20 @@ pub struct PointInTime {
     pub source: Option<File>,
     /// How long writers of the image were held up, in seconds, if they were.
     pub stall_seconds: Option<f64>,
+    /// What the image was at that moment.
+    pub consistency: Consistency,
     /// What changed.
     pub changes: KnownChanges,
+}
+
+/// What an image is that is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Consistency {
+    /// Nobody had it open for writing.
+    Stopped,
+    /// It was in use: it is what it would have been after a power failure then.
+    Crash,
 }
 
 /// What a tracker knows of changes.
@@ -135,6 +147,7 @@ pub enum HintKind {
 /// How it is found, without reading, what changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum Track {
     /// By clones of the image, where its file system can make them and that is worth while.
     #[default]

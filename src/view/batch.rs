@@ -74,7 +74,7 @@ pub struct Batch {
     /// The sum of the terms of unread blocks that are given as zeros.
     pub(super) unread_terms: u128,
     /// When this batch is written, everything before this block is.
-    pub(super) settled: u64,
+    pub(super) watermark: u64,
 }
 
 /// Collects spans and cuts them into batches.
@@ -283,10 +283,10 @@ impl BatchBuilder {
         }
     }
 
-    fn push(&mut self, pages: Arc<Pages>, parts: Vec<Part>, settled: u64) {
+    fn push(&mut self, pages: Arc<Pages>, parts: Vec<Part>, watermark: u64) {
         // With whichever batch: they are added up.
         let unread_terms = std::mem::take(&mut self.unread_terms);
-        self.ready.push_back(Batch { pages, parts, order: self.order, unread_terms, settled });
+        self.ready.push_back(Batch { pages, parts, order: self.order, unread_terms, watermark });
     }
 }
 

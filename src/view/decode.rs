@@ -18,7 +18,7 @@ pub struct Decoded {
     /// The sum of the terms of these blocks, and of unread ones that are given as zeros.
     pub terms: u128,
     /// When it is written, everything before this block is.
-    pub settled: u64,
+    pub watermark: u64,
 }
 
 /// Decodes the data blocks of a batch and checks each against its digest.
@@ -39,7 +39,7 @@ pub fn decode_batch(geometry: Geometry, batch: Batch) -> Result<Decoded> {
         decoder.part(delta, &of.page, place, part.blocks, batch.order)?;
     }
     let Decoder { bytes, terms, .. } = decoder;
-    Ok(Decoded { parts: batch.parts, bytes, terms, settled: batch.settled })
+    Ok(Decoded { parts: batch.parts, bytes, terms, watermark: batch.watermark })
 }
 
 /// Decodes blocks, and checks each.

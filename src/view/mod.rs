@@ -4,10 +4,12 @@
 mod batch;
 mod decode;
 mod regions;
+mod restore;
 mod write;
 
 pub use batch::{BATCH_BYTES, Batch, BatchBuilder, Order, Part};
 pub use decode::{Decoded, decode_batch};
+pub use restore::{Restored, check_free_space_for, check_range, restore};
 pub use write::write_decoded;
 
 use crate::base::error::{Error, ErrorKind, Result};

@@ -12,6 +12,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 const REGION_BLOCKS: u64 = 1024;
 /// What regions and their pages may take.
 const BUDGET_BYTES: u64 = 16 << 20;
+/// What an entry takes besides.
+const ENTRY_BYTES: usize = 256;
 /// About how many of them that is.
 const USUAL_REGIONS: usize = 512;
 
@@ -33,7 +35,7 @@ impl Regions {
         &self.chain
     }
 
-    /// Gives `each` the spans of some blocks, ascending and without a gap, each with the chunk that it is of.
+    /// Passes to `each` the spans of some blocks, ascending and without a gap, each with its chunk.
     ///
     /// # Errors
     /// `Corrupt` if a page that is needed is damaged; of `each`.
@@ -49,7 +51,7 @@ impl Regions {
             let wanted = BlockRange::between(at, end);
             let chunk = match self.known.get_or_insert_with(&region, || self.merge(region)) {
                 Ok(chunk) => chunk,
-                // What is damaged beside the blocks that are wanted is not met.
+                // A damaged page may be one that only its neighbours need.
                 Err(_) => Arc::new(self.merged(wanted, None)?.0),
             };
             let first = chunk.spans.partition_point(|span| span.blocks.end() <= at);
@@ -87,12 +89,9 @@ struct Weigh;
 
 impl Weighter<u64, Arc<IndexChunk>> for Weigh {
     fn weight(&self, _: &u64, chunk: &Arc<IndexChunk>) -> u64 {
-        // A page of a delta reaches over many regions, which share it.
-        let share = |of: &crate::chain::PageOf| {
-            let regions = (of.page.bounds().count / REGION_BLOCKS).max(1);
-            of.page.memory_bytes() / regions + size_of_val(of) as u64
-        };
-        let pages: u64 = chunk.pages().iter().map(share).sum();
-        pages + (chunk.spans.len() * size_of::<Span>()) as u64
+        // A page of a delta reaches over many regions, which may share it, or not.
+        let pages: u64 = chunk.pages().iter().map(|of| of.page.memory_bytes()).sum();
+        let own = size_of_val(chunk.pages()) + chunk.spans.len() * size_of::<Span>();
+        pages + (own + ENTRY_BYTES) as u64
     }
 }

@@ -5,7 +5,7 @@ use crate::base::units::{ByteRange, Geometry};
 use crate::image::write::Target;
 use crate::view::{Decoded, Part};
 
-/// Writes a decoded batch, neighbours in one piece, cut to `part`. Gives the number of data bytes.
+/// Writes a decoded batch, neighbours in one piece, cut to `part`. Returns the number of data bytes.
 pub fn write_decoded(
     decoded: &Decoded,
     geometry: Geometry,

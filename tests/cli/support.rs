@@ -137,7 +137,7 @@ impl Lab {
     }
 
     pub fn command(&self, args: &[&str]) -> Command {
-        self.prepare(Command::new(assert_cmd::cargo::cargo_bin!("imgsnap")), args)
+        self.prepare(Command::new(env!("CARGO_BIN_EXE_imgsnap")), args)
     }
 
     /// The same as nobody, from a copy of the binary that nobody may run; none if that cannot be
@@ -147,7 +147,7 @@ impl Lab {
         let program = self.path("imgsnap-of-nobody");
         if !program.exists() {
             let _calm = no_fork();
-            std::fs::copy(assert_cmd::cargo::cargo_bin!("imgsnap"), &program).unwrap();
+            std::fs::copy(env!("CARGO_BIN_EXE_imgsnap"), &program).unwrap();
         }
         let drop_to = |args: &[&str]| {
             let id = NOBODY.to_string();
@@ -180,7 +180,7 @@ impl Lab {
     pub fn limited(&self, limit: &str, args: &[&str]) -> Run {
         let mut shell = Command::new("bash");
         shell.args(["-c", &format!("ulimit {limit}; exec \"$@\""), "bash"]);
-        shell.arg(assert_cmd::cargo::cargo_bin!("imgsnap"));
+        shell.arg(env!("CARGO_BIN_EXE_imgsnap"));
         Run::of(&mut self.prepare(shell, args))
     }
 

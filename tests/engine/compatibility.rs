@@ -3,9 +3,9 @@
 use crate::support::{fixtures, is_blessing, naive_reader, text};
 use imgsnap::base::events::Context;
 use imgsnap::image::write::Stream;
-use imgsnap::ops::restore::engine::restore;
 use imgsnap::repo::retention::{Count, Rules};
 use imgsnap::store::{LocalStore, OsDisk};
+use imgsnap::view::restore;
 use imgsnap::{At, Defaults, PruneRequest, Repository, SnapshotRequest, VerifyScope};
 use std::path::Path;
 use std::path::PathBuf;

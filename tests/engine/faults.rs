@@ -10,9 +10,9 @@ use crate::support::{Random, text};
 use imgsnap::base::error::{Error, ErrorKind, Result};
 use imgsnap::base::events::{Context, Event, Observer};
 use imgsnap::image::write::Stream;
-use imgsnap::ops::restore::engine::restore;
 use imgsnap::repo::retention::{Count, Rules};
 use imgsnap::store::{Disk, LocalStore};
+use imgsnap::view::restore;
 use imgsnap::{
     At, Defaults, ExportRequest, Outcome, ParentChoice, PruneRequest, Rebuilt, Repository,
     RollbackRequest, SnapshotRequest, VerifyScope,
@@ -609,26 +609,31 @@ fn damaged_manifest_is_never_a_silent_step_back() {
 /// P5: one writer at a time, readers beside it; files that are read are not unlinked.
 #[test]
 fn locks_keep_writers_apart_and_files_for_readers() {
-    let scene = Scene::new();
-    let repository = open(&scene.disk).unwrap();
-    let write = scene.disk.lock("vm/write.lock", imgsnap::store::LockKind::Exclusive).unwrap();
-    let busy = take(&scene.disk, &scene.image()).unwrap_err();
-    assert_eq!(busy.kind(), ErrorKind::Busy);
-    drop(write);
-    let reader = repository.read("vm", &context()).unwrap();
-    let last = reader.manifest().latest().unwrap().clone();
-    repository.delete("vm", &At::Latest, false, &context()).unwrap();
-    let chain = repository.chain(&reader, last.id).unwrap();
-    let mut bytes = Vec::new();
-    restore(&chain, None, &mut Stream::new(&mut bytes, "memory"), &context()).unwrap();
-    assert!(bytes == image_of(2), "a reader keeps what it reads");
-    drop(reader);
-    take(&scene.disk, &scene.image()).unwrap();
-    let is_there = || scene.disk.get(&format!("vm/{}", last.file)).is_some();
-    assert!(is_there(), "a chain keeps what it reads");
-    drop(chain);
-    take(&scene.disk, &scene.image()).unwrap();
-    assert!(!is_there(), "the next writer removes it");
+    for has_byte_locks in [true, false] {
+        let scene = Scene::new();
+        if !has_byte_locks {
+            scene.disk.refuse_byte_locks();
+        }
+        let repository = open(&scene.disk).unwrap();
+        let write = scene.disk.lock("vm/write.lock", imgsnap::store::LockKind::Exclusive).unwrap();
+        let busy = take(&scene.disk, &scene.image()).unwrap_err();
+        assert_eq!(busy.kind(), ErrorKind::Busy);
+        drop(write);
+        let reader = repository.read("vm", &context()).unwrap();
+        let last = reader.manifest().latest().unwrap().clone();
+        repository.delete("vm", &At::Latest, false, &context()).unwrap();
+        let chain = repository.chain(&reader, last.id).unwrap();
+        let mut bytes = Vec::new();
+        restore(&chain, None, &mut Stream::new(&mut bytes, "memory"), &context()).unwrap();
+        assert!(bytes == image_of(2), "a reader keeps what it reads");
+        drop(reader);
+        take(&scene.disk, &scene.image()).unwrap();
+        let is_there = || scene.disk.get(&format!("vm/{}", last.file)).is_some();
+        assert!(is_there(), "a chain keeps what it reads");
+        drop(chain);
+        take(&scene.disk, &scene.image()).unwrap();
+        assert!(!is_there(), "the next writer removes it");
+    }
 }
 
 /// S2: without the head state, and with a damaged one, everything is found by a scan.

@@ -83,10 +83,23 @@ fn what_a_view_reads_stays_while_everything_else_is_removed() {
         let lab = Lab::new();
         let files = lab.files();
         let view = lab.view(held);
+        let guard = view.chain().guard().unwrap();
+        assert_eq!((guard.image.as_str(), guard.sequence), ("vm", 5), "{guard:?}");
+        assert_eq!(guard.files.len(), if held == 4 { 1 } else { held as usize });
         assert!(prune(&lab.open()), "{held}: some files are removed later");
         let is_held = |number: u64| number <= held || number == 4;
         assert_eq!(lab.there(&files), (1..=4).map(is_held).collect::<Vec<_>>(), "{held}");
         lab.check(&view, held);
+        for label in ["a", "b", "c", "d"] {
+            lab.open().label("vm", &At::Number(4), Some(label), &Context::silent()).unwrap();
+        }
+        let manifests = std::fs::read_dir(lab.repo().join("vm")).unwrap().filter(|entry| {
+            entry.as_ref().unwrap().file_name().to_str().unwrap().starts_with("manifest.")
+        });
+        assert!(
+            manifests.count() <= 3,
+            "{held}: one that rules, one before it, one that names them"
+        );
         // A copy of its chain, and what goes through its tables, is enough.
         let (chain, walk) = (view.chain().clone(), view.chain().walk());
         drop(view);

@@ -4,8 +4,8 @@ use crate::support::{Random, text};
 use imgsnap::base::events::Context;
 use imgsnap::base::units::ByteRange;
 use imgsnap::image::write::Stream;
-use imgsnap::ops::restore::engine::restore;
 use imgsnap::store::{LocalStore, OsDisk};
+use imgsnap::view::restore;
 use imgsnap::{
     At, DamageKind, Defaults, ParentChoice, Repository, SnapshotRequest, Verified, VerifyScope,
 };

@@ -10,9 +10,9 @@ use imgsnap::chain::Chain;
 use imgsnap::codec::Compression;
 use imgsnap::delta::{Caches, Delta};
 use imgsnap::image::write::{NewFile, Stream};
-use imgsnap::ops::restore::engine::restore;
 use imgsnap::repo::retention::{Count, Rules};
 use imgsnap::store::{LocalStore, OsDisk, Store};
+use imgsnap::view::restore;
 use imgsnap::{
     At, Defaults, Outcome, ParentChoice, PruneRequest, Repository, RollbackRequest,
     SnapshotRequest, VerifyScope,

@@ -121,7 +121,7 @@ impl Lab {
         let program = lab.path("imgsnap");
         {
             let _calm = no_fork();
-            std::fs::copy(assert_cmd::cargo::cargo_bin!("imgsnap"), &program).unwrap();
+            std::fs::copy(env!("CARGO_BIN_EXE_imgsnap"), &program).unwrap();
         }
         lab.program = Some(program);
         std::fs::create_dir(&lab.repo).unwrap();
@@ -140,7 +140,7 @@ impl Lab {
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = match &self.program {
             Some(program) => Command::new(program),
-            None => Command::new(assert_cmd::cargo::cargo_bin!("imgsnap")),
+            None => Command::new(env!("CARGO_BIN_EXE_imgsnap")),
         };
         if self.program.is_some() {
             command.uid(NOBODY).gid(NOBODY);
@@ -221,7 +221,7 @@ impl Lab {
     pub fn restore(&self, reference: &str) -> String {
         let out = self.path(&format!("{reference}.restored"));
         std::fs::remove_file(&out).ok();
-        let mut restore = Command::new(assert_cmd::cargo::cargo_bin!("imgsnap"));
+        let mut restore = Command::new(env!("CARGO_BIN_EXE_imgsnap"));
         restore.args(["--repo", &self.repo, "restore", reference, "-o", &out]);
         Run::of(format!("restore {reference}"), output(&mut restore).unwrap()).done();
         out

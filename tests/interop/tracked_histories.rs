@@ -19,6 +19,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
 use std::sync::Arc;
 use xxhash_rust::xxh3::xxh3_128;
 
@@ -295,7 +296,7 @@ impl Trial {
             _ => ParentChoice::Incremental,
         };
         let track = if random.below(14) == 0 { Track::None } else { Track::Reflink };
-        let request = SnapshotRequest::new(self.image.clone())
+        let request = SnapshotRequest::new(Path::new(&self.image))
             .parent(parent)
             .track(Some(track))
             .recheck(Some(Recheck::Share(0.0)))
@@ -312,7 +313,7 @@ impl Trial {
             }
             Outcome::Taken => assert_eq!(keeper.known.insert(number, hash), None),
         }
-        let truth = SnapshotRequest::new(self.image.clone())
+        let truth = SnapshotRequest::new(Path::new(&self.image))
             .parent(ParentChoice::Of(At::Number(number)))
             .track(Some(Track::None))
             .full_scan(true)

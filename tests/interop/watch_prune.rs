@@ -9,7 +9,7 @@ use imgsnap::store::{Disk, DiskFile, LocalStore, LockGuard, LockKind, OsDisk};
 use imgsnap::{Repository, SnapshotRequest, WatchRequest, Watched};
 use jiff::Timestamp;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -74,8 +74,8 @@ impl Disk for Meddling {
         self.disk.share_bytes(path, bytes)
     }
 
-    fn is_locked(&self, path: &str, byte: i64, count: i64) -> io::Result<bool> {
-        self.disk.is_locked(path, byte, count)
+    fn is_shared(&self, path: &str, byte: i64, count: i64) -> io::Result<bool> {
+        self.disk.is_shared(path, byte, count)
     }
 
     fn lock(&self, path: &str, kind: LockKind) -> io::Result<Option<LockGuard>> {
@@ -138,8 +138,9 @@ fn watch_once(lab: &Lab, action: impl Fn(&AtomicBool) + Send + Sync + 'static) -
     let repository = Repository::open_in(Arc::new(LocalStore::new(Arc::new(disk)))).unwrap();
     let warnings = Arc::new(Warnings::default());
     let context = Context::new(warnings.clone(), stop.clone()).with_threads(1);
-    let request = WatchRequest::new(vec![SnapshotRequest::new(image)], Duration::from_secs(3600))
-        .rules(Some(Rules { last: Some(Count::Most(1)), ..Rules::default() }));
+    let request =
+        WatchRequest::new(vec![SnapshotRequest::new(Path::new(&image))], Duration::from_secs(3600))
+            .rules(Some(Rules { last: Some(Count::Most(1)), ..Rules::default() }));
     let turns = Mutex::new(Vec::new());
     let ended = Mutex::new(None);
     let each = |watched| {

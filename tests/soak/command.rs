@@ -36,7 +36,7 @@ pub struct Order<'a> {
 impl Order<'_> {
     /// Starts it, to run beside another one.
     pub fn start(self, world: &World) -> Running {
-        let program = assert_cmd::cargo::cargo_bin!("imgsnap");
+        let program = Path::new(env!("CARGO_BIN_EXE_imgsnap"));
         let mut command = self.fault.command(program);
         command.args(&self.args).env("IMGSNAP_REPO", self.repo).env("HOME", &world.place);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());

@@ -90,7 +90,7 @@ impl World {
         let mut file = File::create(folder.join("soak.log")).unwrap();
         writeln!(file, "seed {seed}").unwrap();
         let repo = place.join("repo");
-        let program = assert_cmd::cargo::cargo_bin!("imgsnap");
+        let program = Path::new(env!("CARGO_BIN_EXE_imgsnap"));
         let made = Command::new(program).arg("init").env("IMGSNAP_REPO", &repo).output().unwrap();
         assert!(made.status.success(), "{made:?}");
         Self {

@@ -23,6 +23,7 @@ struct State {
     locks: BTreeMap<String, (u32, bool)>,
     /// Locked bytes, by file: how many hold each.
     bytes: BTreeMap<(String, i64), u32>,
+    has_no_byte_locks: bool,
     log: Vec<String>,
     /// What was there before each operation, if that is to be kept.
     moments: Option<Vec<Contents>>,
@@ -38,6 +39,11 @@ pub fn folder_of(path: &str) -> &str {
 }
 
 impl CrashDisk {
+    /// From now on bytes of files cannot be locked, as on some file systems.
+    pub fn refuse_byte_locks(&self) {
+        self.state().has_no_byte_locks = true;
+    }
+
     pub fn of(contents: Contents) -> Self {
         let state = State { now: contents, ..State::default() };
         Self { state: Arc::new(Mutex::new(state)) }
@@ -331,6 +337,9 @@ impl Disk for CrashDisk {
 
     fn share_bytes(&self, path: &str, bytes: &[i64]) -> io::Result<Option<LockGuard>> {
         let mut state = self.state();
+        if state.has_no_byte_locks {
+            return Ok(None);
+        }
         for byte in bytes {
             *state.bytes.entry((path.into(), *byte)).or_default() += 1;
         }
@@ -341,7 +350,7 @@ impl Disk for CrashDisk {
         })))
     }
 
-    fn is_locked(&self, path: &str, byte: i64, count: i64) -> io::Result<bool> {
+    fn is_shared(&self, path: &str, byte: i64, count: i64) -> io::Result<bool> {
         let is_in = |(of, at): &(String, i64)| of == path && (count == 0 || *at == byte);
         Ok(self.state().bytes.iter().any(|(key, holders)| *holders > 0 && is_in(key)))
     }

@@ -251,12 +251,7 @@ pub fn restore_chain(chain: &Chain) -> Result<Vec<u8>> {
         ));
     }
     let mut target = imgsnap::image::write::Stream::new(&mut out, "memory");
-    imgsnap::ops::restore::engine::restore(
-        chain,
-        None,
-        &mut target,
-        &Context::silent().with_threads(1),
-    )?;
+    imgsnap::view::restore(chain, None, &mut target, &Context::silent().with_threads(1))?;
     Ok(out)
 }
 

@@ -76,7 +76,7 @@ impl<'a> InPlace<'a> {
         self.written_bytes
     }
 
-    /// True if the range reads as zeros now; false if that is not to be had here.
+    /// True if the range reads as zeros now; false if the file system or device cannot punch holes.
     fn punch(&mut self, offset: u64, bytes: u64) -> Result<bool> {
         if !self.can_punch {
             return Ok(false);

@@ -15,7 +15,7 @@ pub use stream::Stream;
 
 use crate::base::error::Result;
 
-/// To write where holes are not to be had.
+/// Written where holes cannot be punched.
 static ZEROS: [u8; 1 << 16] = [0; 1 << 16];
 
 /// A disk that is being written.

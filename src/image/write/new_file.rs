@@ -4,7 +4,7 @@
 
 use crate::base::error::{Error, ErrorKind, Result, best_effort};
 use crate::base::folder::{self, Folder};
-use crate::base::message::{Setting, message};
+use crate::base::message::{Action, Setting, message};
 use crate::base::writeback::Writeback;
 use crate::image::write::Target;
 use crate::image::{ImageGuard, Intent};
@@ -70,7 +70,7 @@ impl NewFile {
                     folder.file(&name, OFlag::O_RDWR, 0).map_err(|e| match e.raw_os_error() {
                         Some(libc::EAGAIN | libc::ETXTBSY) => {
                             Error::new(ErrorKind::Busy, format!("{place} is in use"))
-                                .hint("close it and run the command again")
+                                .hint(message!["close it and ", Action::Retry])
                         }
                         Some(libc::ELOOP | libc::EISDIR | libc::ENXIO) => no_file(&path),
                         _ => failed("replace", e),

@@ -1,8 +1,11 @@
 //! The verb *delete*: drops one snapshot. What depends on it stays as it is.
 
+pub mod types;
+
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::events::{Context, WarningId};
 use crate::base::message::{Setting, Verb, message};
+use crate::ops::delete::types::Deleted;
 use crate::repo::Repository;
 use crate::repo::compact::{CompactWhen, Compaction, compact, drop_snapshots};
 use crate::repo::manifest::Snapshot;
@@ -17,7 +20,7 @@ pub fn run(
     at: &At,
     compact: bool,
     context: &Context,
-) -> Result<(Snapshot, Compaction)> {
+) -> Result<Deleted> {
     let mut writer = write(repository, name, context)?;
     refuse_damaged_head(name, writer.head_was_damaged)?;
     let snapshot = reference::find(&writer.manifest, &writer.head, at)?.clone();
@@ -33,20 +36,25 @@ pub fn run(
     // A policy that cannot be read is no reason to keep what somebody wants to be gone.
     let garbage = repository.policy(name).unwrap_or_default().garbage;
     let unneeded = drop_snapshots(repository, &mut writer, &HashSet::from([snapshot.id]))?;
-    let compaction =
-        settle(repository, &mut writer, &unneeded, CompactWhen::of(compact, garbage), context)?;
-    Ok((snapshot, compaction))
+    let compaction = compact_or_warn(
+        repository,
+        &mut writer,
+        &unneeded,
+        CompactWhen::of(compact, garbage),
+        context,
+    )?;
+    Ok(Deleted { snapshot, compaction })
 }
 
 /// Compacts after a commit that stands: what fails now only leaves something for the next writer.
-fn settle(
+fn compact_or_warn(
     repository: &Repository,
     writer: &mut Writer,
     unneeded: &[Snapshot],
-    worth: CompactWhen,
+    when: CompactWhen,
     context: &Context,
 ) -> Result<Compaction> {
-    match compact(repository, writer, unneeded, worth, context) {
+    match compact(repository, writer, unneeded, when, context) {
         Err(e) if e.kind() != ErrorKind::Interrupted => {
             context.warn(WarningId::CleanupDelayed, message![e, "; the next prune tries again"]);
             Ok(Compaction::default())

@@ -1,4 +1,4 @@
-//! The verb *diff*: how much two disks differ, and where.
+//! Compares two disks: by their tables where both are of one chain, otherwise by reading them.
 
 use crate::base::error::Result;
 use crate::base::events::{Context, Phase};
@@ -23,6 +23,7 @@ pub const MAP_REGIONS: usize = 256;
 
 /// Where two disks differ.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct Difference {
     /// Unit of the comparison.
     pub block_size: BlockSize,

@@ -1,29 +1,18 @@
 //! The verb *flatten*: makes a snapshot a base, from the repository alone.
 
+pub mod types;
+
 use crate::base::error::Result;
 use crate::base::events::{Context, WarningId};
 use crate::base::free_space::check_free_space;
 use crate::base::message::message;
+use crate::ops::flatten::types::Flattened;
 use crate::repo::Repository;
 use crate::repo::compact::rewrite;
 use crate::repo::files::open_chain;
-use crate::repo::manifest::Snapshot;
 use crate::repo::reference::{self, At};
 use crate::repo::session::{collect_garbage, write};
-use serde::Serialize;
 use std::collections::HashSet;
-
-/// A snapshot that was made a base.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[non_exhaustive]
-pub struct Flattened {
-    /// What it was.
-    pub before: Snapshot,
-    /// And is now: the same, if it was a base already.
-    pub after: Snapshot,
-    /// Bytes of dropped ancestors that nothing depends on any more.
-    pub freed_bytes: u64,
-}
 
 /// Makes a snapshot a base: a synthetic full, made from the repository without a look at the image.
 /// Its ancestors stay as they are.

@@ -1,5 +1,7 @@
 //! The verb *import*: takes in a delta file that comes from elsewhere.
 
+pub mod types;
+
 use crate::base::error::{Error, ErrorKind, Result, best_effort};
 use crate::base::events::{Context, Phase, WarningId};
 use crate::base::message::{Setting, Verb, message};
@@ -9,6 +11,7 @@ use crate::format::footer::FOOTER_BYTES;
 use crate::format::header::HEADER_BYTES;
 use crate::format::{Footer, FrameLayout, Header};
 use crate::merge;
+use crate::ops::import::types::Imported;
 use crate::ops::verify::engine::verify_runs;
 use crate::repo::Repository;
 use crate::repo::entry::entry;
@@ -17,30 +20,15 @@ use crate::repo::manifest::{self, MAX_IMPORTED_NUMBER, Manifest, Snapshot};
 use crate::repo::session::{
     Writer, commit_file, discard_unless_named, read, remove_image, write, write_new,
 };
-use serde::Serialize;
 use std::io::Read;
 use std::sync::Arc;
 use uuid::Uuid;
 
-/// More blocks that could not be read are no snapshot any more: 1 TiB of the smallest.
+/// The most unread blocks that an imported snapshot may have: 1 TiB of 4 KiB blocks.
 const MAX_UNREAD_BLOCKS: u64 = 1 << 28;
 
 /// Bytes that are read from a stream at a time.
 const PIECE_BYTES: usize = 1 << 20;
-
-/// A snapshot that was taken in.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[non_exhaustive]
-pub struct Imported {
-    /// Name of the image.
-    pub name: String,
-    /// The snapshot.
-    pub snapshot: Snapshot,
-    /// False if it was there already.
-    pub is_new: bool,
-    /// True if the image is new, too.
-    pub is_new_image: bool,
-}
 
 /// Takes in a delta file that is read front to back from `input`, which `place` names. An image that
 /// is not here yet is made, with the name `name`.
@@ -78,7 +66,7 @@ pub fn run(
         Err(error) => {
             if is_new_image {
                 // An image without snapshots stays behind; the next import fills it.
-                best_effort(remove_image(repository, writer));
+                best_effort(remove_image(repository, writer, |_| ()));
             }
             Err(error)
         }

@@ -39,39 +39,39 @@ pub fn run(
             ", or write them into repository.toml",
         ])
     })?;
-    let worth = CompactWhen::of(request.compact, policy.garbage);
+    let when = CompactWhen::of(request.compact, policy.garbage);
     if request.dry_run {
         let reader = read(repository, name, context)?;
         refuse_damaged_head(name, reader.head_was_damaged)?;
         let decided = decide_all(reader.manifest(), reader.head(), &rules)?;
         let mut next = reader.manifest().clone();
         let unneeded = drop_from_manifest(&mut next, &decided.dropped());
-        let compaction = compaction_of(repository, &next, &unneeded, worth, context)?;
+        let compaction = compaction_of(repository, &next, &unneeded, when, context)?;
         return Ok(decided.outcome(name, compaction));
     }
     let mut writer = write(repository, name, context)?;
     refuse_damaged_head(name, writer.head_was_damaged)?;
     let decided = decide_all(&writer.manifest, &writer.head, &rules)?;
     let ids = decided.dropped();
-    check_kept(repository, &writer.manifest, &ids, worth, context).map_err(|e| {
+    check_kept(repository, &writer.manifest, &ids, when, context).map_err(|e| {
         if e.kind() == ErrorKind::Interrupted { e } else { e.at("nothing was dropped") }
     })?;
     let unneeded = drop_snapshots(repository, &mut writer, &ids)?;
     let dropped = ids.len();
-    let compaction = compact(repository, &mut writer, &unneeded, worth, context).map_err(|e| {
+    let compaction = compact(repository, &mut writer, &unneeded, when, context).map_err(|e| {
         e.at(format!("{name}: {dropped} dropped, but getting their room back failed"))
             .or_hint("the next prune goes on with that")
     })?;
     Ok(decided.outcome(name, compaction))
 }
 
-/// Fails if a file is missing, or a table damaged, on which something rests that is to be kept: those
-/// that are to be dropped may be all that is left.
+/// Fails if a kept snapshot depends on a missing file or a damaged table: the snapshots about to be dropped
+/// may be the only restorable ones left.
 fn check_kept(
     repository: &Repository,
     manifest: &Manifest,
     dropped: &HashSet<Uuid>,
-    worth: CompactWhen,
+    when: CompactWhen,
     context: &Context,
 ) -> Result<()> {
     let mut next = manifest.clone();
@@ -80,7 +80,7 @@ fn check_kept(
     for tip in next.snapshots.iter().filter(|s| !parents.contains(&s.id)) {
         open_chain(repository, &next, tip.id)?;
     }
-    compaction_of(repository, &next, &[], worth, context).map(|_| ())
+    compaction_of(repository, &next, &[], when, context).map(|_| ())
 }
 
 /// Each snapshot with the reasons to keep it, and the time that counted.
@@ -132,6 +132,6 @@ fn decide_all(manifest: &Manifest, head: &Head, rules: &Rules) -> Result<Decided
             (s, Decision { keep, ..of })
         })
         .collect();
-    let clock_in_doubt = rules.ask_for_time() && times.is_in_doubt;
+    let clock_in_doubt = rules.use_time() && times.is_in_doubt;
     Ok(Decided { snapshots, clock_in_doubt })
 }

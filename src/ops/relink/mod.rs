@@ -1,9 +1,12 @@
 //! The verb *relink*: where the live file of an image is now, or its base image.
 
+pub mod types;
+
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::events::{Context, Phase, WarningId};
 use crate::format::FrameLayout;
 use crate::image::{ForeignFormat, RawFile, Source};
+use crate::ops::relink::types::{Relinked, RelinkedBase};
 use crate::repo::Repository;
 use crate::repo::clones::remove_all_clones;
 use crate::repo::files::open_chain;
@@ -15,7 +18,7 @@ use crate::repo::live_file::{
 use crate::repo::manifest::{self, Manifest, Snapshot};
 use crate::repo::session::write;
 use crate::scan::{BadMedium, Index, Scope, scan};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// Says where the live file of an image is now. What was known of it is forgotten, an
 /// interrupted rollback included.
@@ -28,7 +31,7 @@ pub fn run(
     image: &Path,
     is_raw: bool,
     context: &Context,
-) -> Result<PathBuf> {
+) -> Result<Relinked> {
     let path = absolute(image)?;
     let opened = RawFile::open(&path)?;
     refuse_inside(repository, &path)?;
@@ -71,11 +74,10 @@ pub fn run(
     // the old file cannot be true of the new one, which is another inode.
     let head = Head { stat: None, intent: None, ..writer.head.clone() };
     head.save(repository.store.as_ref(), name)?;
-    Ok(path)
+    Ok(Relinked { image: path })
 }
 
-/// Says where the base image of an image is now, after a proof that the file is what it was. Gives
-/// the path and the numbers of the snapshots that are bases by reference to it.
+/// Says where the base image of an image is now, after a proof that the file is what it was.
 ///
 /// # Errors
 /// `Mismatch` if the file is the base image of none of its snapshots, with how much of it differs.
@@ -84,7 +86,7 @@ pub fn base_image(
     name: &str,
     base_image: &Path,
     context: &Context,
-) -> Result<(PathBuf, Vec<u64>)> {
+) -> Result<RelinkedBase> {
     let path = absolute(base_image)?;
     let mut writer = write(repository, name, context)?;
     let mut next = writer.manifest.clone();
@@ -136,5 +138,6 @@ pub fn base_image(
     }
     manifest::commit(repository.store.as_ref(), &mut next)?;
     writer.manifest = next;
-    Ok((path, found.into_iter().map(|(_, number)| number).collect()))
+    let numbers = found.into_iter().map(|(_, number)| number).collect();
+    Ok(RelinkedBase { base_image: path, numbers })
 }

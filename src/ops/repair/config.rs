@@ -15,7 +15,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 /// Frames that are examined to see how they are compressed: what does not compress is stored.
-const LOOKS: usize = 64;
+const MAX_PROBED_FRAMES: usize = 64;
 
 /// Makes `repository.toml` anew if it is lost, or holds nothing that a person could have written. The
 /// rules of `prune` and the settings that stood in it are lost. None if it is there.
@@ -73,7 +73,7 @@ fn write_config(store: &dyn Store, config: Config) -> Result<Defaults> {
 /// How the frames of a file are compressed; none if that cannot be told.
 fn compression_of(store: &dyn Store, delta: &Delta) -> Option<Compression> {
     let mut at = HEADER_BYTES as u64;
-    for _ in 0..LOOKS {
+    for _ in 0..MAX_PROBED_FRAMES {
         let mut head = [0; crate::format::record::RECORD_HEAD_BYTES];
         store.read_at(delta.name(), at, &mut head).ok()?;
         let head = RecordHead::decode(&head).ok()?;

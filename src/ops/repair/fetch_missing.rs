@@ -23,7 +23,7 @@ struct Found {
 }
 
 /// Brings back, from other repositories, what a repair of a lost manifest would have to leave out: files
-/// that cannot be opened, and parents that are missing. Gives the names of the files.
+/// that cannot be opened, and parents that are missing. Returns the names of the files.
 ///
 /// # Errors
 /// If a copy cannot be written.

@@ -115,7 +115,7 @@ fn mend_file(
     sources: &[MendSource],
     context: &Context,
 ) -> Result<MendedBy> {
-    let place = format!("{}@{}", writer.manifest.name, snapshot.number);
+    let place = writer.manifest.place_of(snapshot);
     // A sound file whose blocks are in a base image is not what is damaged.
     let is_elsewhere = matches!(&damage, Damage::Parts { delta, damaged, .. }
         if delta.base_image().is_some() && damaged.lost.pages.is_empty());
@@ -267,7 +267,7 @@ fn mend_blocks(
     let mut readers = Vec::new();
     for source in sources {
         match source {
-            MendSource::Image(image) => match wanted.look_into_image(image, context) {
+            MendSource::Image(image) => match wanted.search_image(image, context) {
                 Err(e) if e.kind() != ErrorKind::Interrupted => {
                     context.warn(WarningId::SourceUnusable, message![e, "; not used"]);
                 }

@@ -4,7 +4,7 @@
 //! manifest damaged or gone       -> from all delta files that can be used
 //! manifest sound, but not the last one that was committed
 //!                                -> the same, as soon as more can be restored by that
-//! manifest sound                 -> nothing; what it names and is not there is told
+//! manifest sound                 -> nothing; named files that are missing are reported
 //! ```
 //!
 //! Only what was read and does not match is left out. Of a file that cannot be read now nobody knows, so
@@ -19,7 +19,7 @@ pub mod types;
 
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::events::Context;
-use crate::base::message::{Message, message};
+use crate::base::message::{Action, Message, message};
 use crate::chain::Fork;
 use crate::delta::Delta;
 use crate::format::footer::MAX_NUMBER;
@@ -61,7 +61,7 @@ pub fn run(repository: &Repository, name: &str, context: &Context) -> Result<Rep
             context.note(e);
             None
         }
-        Err(e) => return Err(not_now(e)),
+        Err(e) => return Err(with_retry_hint(e)),
     };
     let rebuilt = rebuild(repository, name, ruling.as_ref(), context)?;
     let (manifest, rebuilt) = match (rebuilt, ruling) {
@@ -145,7 +145,7 @@ fn rebuild_from(
         .filter(|(file, _)| !old.is_some_and(|old| is_named(old, file)))
         .map(|(_, delta)| delta.footer().snapshot_id)
         .collect();
-    let ordered = in_order(candidates, old, context).map_err(not_now)?;
+    let ordered = in_order(candidates, old, context).map_err(with_retry_hint)?;
     collect(ordered, &mut manifest, &mut unused)?;
     // Numbers are never used twice, also those of files that cannot be used now.
     manifest.next_number = manifest.next_number.max(highest.saturating_add(1));
@@ -176,7 +176,7 @@ fn adopt(
         return Ok(None);
     }
     let mut found = Manifest { image_id: ruling.image_id, ..Manifest::new(&ruling.name, None) };
-    let ordered = in_order(candidates, Some(ruling), context).map_err(not_now)?;
+    let ordered = in_order(candidates, Some(ruling), context).map_err(with_retry_hint)?;
     collect(ordered, &mut found, &mut Vec::new())?;
     let mut next = ruling.clone();
     let stored = ruling.stored();
@@ -197,7 +197,7 @@ fn adopt(
             Err(e) if e.kind() == ErrorKind::Corrupt => {
                 context.note(message![format!("{}: not taken in: ", snapshot.file), e]);
             }
-            Err(e) => return Err(not_now(e)),
+            Err(e) => return Err(with_retry_hint(e)),
         }
     }
     if next.snapshots.len() == ruling.snapshots.len() {
@@ -221,7 +221,7 @@ fn open_all(
         let path = format!("{name}/{file}");
         match twice(|| Delta::open(repository.store.clone(), &path, &repository.caches)) {
             Ok(delta) => candidates.push((file, Arc::new(delta))),
-            Err(e) if e.kind() == ErrorKind::Io => return Err(not_now(e)),
+            Err(e) if e.kind() == ErrorKind::Io => return Err(with_retry_hint(e)),
             Err(e) => unused.push((file, e.into())),
         }
     }
@@ -281,7 +281,7 @@ fn missing<'a>(
         match twice(|| open_delta(repository, manifest, snapshot)) {
             Ok(_) => {}
             Err(e) if e.kind() == ErrorKind::Corrupt => missing.push((snapshot, e.into())),
-            Err(e) => return Err(not_now(e)),
+            Err(e) => return Err(with_retry_hint(e)),
         }
     }
     Ok(missing)
@@ -301,9 +301,9 @@ fn missing_base_images(
         match twice(|| base_image.check_size(delta.footer().image_bytes)) {
             Ok(()) => {}
             Err(e) if e.kind() == ErrorKind::Corrupt => {
-                missing.push((format!("{}@{}", manifest.name, snapshot.number), e.into()));
+                missing.push((manifest.place_of(snapshot), e.into()));
             }
-            Err(e) => return Err(not_now(e)),
+            Err(e) => return Err(with_retry_hint(e)),
         }
     }
     Ok(missing)
@@ -345,17 +345,18 @@ fn renumber(
     Ok(renumbered)
 }
 
-/// What is called damaged is left out for good: it is examined twice.
+/// Tries once more on error: a file reported as damaged is left out for good.
 fn twice<T>(look: impl Fn() -> Result<T>) -> Result<T> {
     look().or_else(|_| look())
 }
 
-/// What cannot be read now is no damage yet: a manifest without it would be a loss for good.
-fn not_now(error: Error) -> Error {
+/// An I/O error is not damage: rebuilding the manifest without the file would lose it for good.
+fn with_retry_hint(error: Error) -> Error {
     match error.kind() {
-        ErrorKind::Io => error.or_hint(
-            "run the command again; if the disk has lost that file for good, move it out of the folder first",
-        ),
+        ErrorKind::Io => error.or_hint(message![
+            Action::Retry,
+            "; if the disk has lost that file for good, move it out of the folder first"
+        ]),
         _ => error,
     }
 }
@@ -373,7 +374,7 @@ fn older_manifests(store: &dyn Store, name: &str, sequence: u64) -> Result<Vec<M
         let read = || Manifest::decode(&read_small(store, &file, manifest::MAX_MANIFEST_BYTES)?);
         match twice(read) {
             Ok(manifest) if manifest.name == name => older.push(manifest),
-            Err(e) if e.kind() == ErrorKind::Io => return Err(not_now(e)),
+            Err(e) if e.kind() == ErrorKind::Io => return Err(with_retry_hint(e)),
             _ => {}
         }
     }

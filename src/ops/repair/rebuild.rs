@@ -112,7 +112,7 @@ pub(crate) fn collect(
 }
 
 /// Gives each snapshot the label that it had last, as far as that is known, and each label to one snapshot:
-/// to that which had it in the old manifest, else to the newest, which took it from the others. Gives what
+/// to that which had it in the old manifest, else to the newest, which took it from the others. Returns what
 /// was left out.
 pub(crate) fn assign_labels(manifest: &mut Manifest, old: Option<&Manifest>) -> Vec<(u64, String)> {
     let known =
@@ -136,7 +136,7 @@ pub(crate) fn assign_labels(manifest: &mut Manifest, old: Option<&Manifest>) -> 
     left_out
 }
 
-/// Takes over what only a manifest knows. Gives dropped snapshots on which nothing rests any more.
+/// Copies what only the old manifest records. Returns dropped snapshots that nothing depends on any more.
 ///
 /// What was dropped stays so, unless there is a file of it that the manifest did not name: it may have been
 /// taken in again since.

@@ -6,6 +6,7 @@ use crate::image::Source;
 use crate::repo::Repository;
 use crate::repo::manifest::Manifest;
 use serde::Serialize;
+use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -66,6 +67,15 @@ pub enum MendSource {
     Image(Arc<dyn Source + Send>),
 }
 
+impl fmt::Debug for MendSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Repository(repository) => f.debug_tuple("Repository").field(repository).finish(),
+            Self::Image(image) => f.debug_tuple("Image").field(&image.name()).finish(),
+        }
+    }
+}
+
 /// How a damaged file was put right.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -80,6 +90,7 @@ pub enum MendedBy {
 
 /// What became of a damaged file.
 #[derive(Debug, Serialize)]
+#[non_exhaustive]
 pub struct Mended {
     /// `NAME@N`.
     pub snapshot: String,

@@ -1,6 +1,5 @@
 //! The verb *restore*: a snapshot, or a part of it, as a file, on a device, or to whatever takes bytes.
 
-pub mod engine;
 pub mod types;
 
 use crate::base::error::{Error, ErrorKind, Result};
@@ -13,12 +12,12 @@ use crate::image::write::{InPlace, NewFile};
 use crate::image::{Intent, RawFile, Source};
 use crate::repo::Repository;
 use crate::repo::inside::refuse_target;
-use crate::repo::live_file::{note_restored, warn_if_unguarded};
+use crate::repo::live_file::{record_restored_file, warn_if_unguarded};
 use crate::repo::session::read;
-use engine::{check_free_space_for, check_range, restore};
+use crate::view::{Restored, check_free_space_for, check_range, restore};
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
-use types::{RestoreOutcome, RestoreRequest, RestoreTarget, Restored};
+use types::{RestoreOutcome, RestoreRequest, RestoreTarget};
 
 /// Restores.
 ///
@@ -58,7 +57,7 @@ pub fn run(
             check_free_space_for(&chain, request.range, free_space_at(path), &place)?;
             let restored = restore(&chain, request.range, &mut target, context)?;
             let name = &request.name;
-            if let Err(e) = note_restored(repository, name, path, context) {
+            if let Err(e) = record_restored_file(repository, name, path, context) {
                 let relink = Verb::Relink.of(name).with(Setting::Image, place);
                 let what = message![e, "; before a rollback, run ", relink];
                 context.warn(WarningId::LiveFileNotNoted, what);
@@ -69,7 +68,7 @@ pub fn run(
     Ok(RestoreOutcome { snapshot, restored, unread, untouched_bytes })
 }
 
-/// Gives the length of the device, too.
+/// Also returns the length of the device.
 fn to_device(
     chain: &Chain,
     path: &Path,

@@ -5,7 +5,9 @@ use crate::base::units::{ByteRange, NamedBlocks};
 use crate::image::write::Target;
 use crate::repo::manifest::Snapshot;
 use crate::repo::reference::At;
+use crate::view::Restored;
 use serde::Serialize;
+use std::fmt;
 use std::path::Path;
 
 /// A restore that a user wants.
@@ -50,16 +52,13 @@ pub enum RestoreTarget<'a> {
     Target(&'a mut dyn Target),
 }
 
-/// What a restore copied.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[non_exhaustive]
-pub struct Restored {
-    /// Length of what was restored.
-    pub bytes: u64,
-    /// Bytes of it that were data.
-    pub data_bytes: u64,
-    /// True if the image digest was compared: for a whole image, not for a part.
-    pub proved: bool,
+impl fmt::Debug for RestoreTarget<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Path(path) => f.debug_tuple("Path").field(path).finish(),
+            Self::Target(_) => f.write_str("Target"),
+        }
+    }
 }
 
 /// What became of a restore.

@@ -18,10 +18,10 @@ use crate::view::{BATCH_BYTES, BatchBuilder, Decoded, Order, decode_batch, write
 use serde::Serialize;
 
 /// How the blocks that differ are found.
-pub enum Basis<'a> {
+pub enum DiffSource<'a> {
     /// From the tables: the image is known to equal the tip of this comparable chain.
     Tables(&'a Chain),
-    /// By reading the image, as much of it as the scope says. It is read twice, so it is asked for twice.
+    /// By reading what the scope covers of the image; called twice, for the dry run and for the write.
     Scan(&'a dyn Fn() -> Result<Scope>),
 }
 
@@ -32,6 +32,7 @@ pub fn whole() -> Result<Scope> {
 
 /// What a rollback did, or would do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[non_exhaustive]
 pub struct RolledBack {
     /// Bytes written or zeroed.
     pub written_bytes: u64,
@@ -48,13 +49,13 @@ pub struct RolledBack {
 pub fn dry_run(
     image: &RawFile,
     target: &Chain,
-    basis: &Basis<'_>,
+    source: &DiffSource<'_>,
     context: &Context,
 ) -> Result<RolledBack> {
     let mut written_bytes = 0;
     let geometry = target.geometry();
     let (read_bytes, missed) =
-        differences(image, target, basis, context, Phase::Check, &mut |decoded| {
+        differences(image, target, source, context, Phase::Check, &mut |decoded| {
             written_bytes += decoded.parts.iter().map(|p| geometry.bytes_in(p.blocks)).sum::<u64>();
             Ok(())
         })?;
@@ -69,7 +70,7 @@ pub fn execute(
     image: &RawFile,
     disk: &mut InPlace<'_>,
     target: &Chain,
-    basis: &Basis<'_>,
+    source: &DiffSource<'_>,
     context: &Context,
 ) -> Result<RolledBack> {
     let geometry = target.geometry();
@@ -81,10 +82,10 @@ pub fn execute(
     let mut write = |decoded: Decoded| {
         image.check()?;
         write_decoded(&decoded, geometry, whole, disk)?;
-        disk.advance_watermark(geometry.offset(decoded.settled))
+        disk.advance_watermark(geometry.offset(decoded.watermark))
     };
     let (read_bytes, missed) =
-        differences(image, target, basis, context, Phase::RollBack, &mut write)?;
+        differences(image, target, source, context, Phase::RollBack, &mut write)?;
     if !image.is_device() && image.image_bytes() > geometry.image_bytes {
         disk.set_length(geometry.image_bytes)?;
     }
@@ -95,7 +96,7 @@ pub fn execute(
 
 /// Reads all of `image` and fails unless it is the tip of `target`.
 pub fn prove(image: &RawFile, target: &Chain, context: &Context) -> Result<()> {
-    let found = dry_run(image, target, &Basis::Scan(&whole), context)?;
+    let found = dry_run(image, target, &DiffSource::Scan(&whole), context)?;
     let lengths = (image.image_bytes(), target.geometry().image_bytes);
     if found.written_bytes > 0 || lengths.0 != lengths.1 {
         let bytes = found.written_bytes;
@@ -107,22 +108,22 @@ pub fn prove(image: &RawFile, target: &Chain, context: &Context) -> Result<()> {
     Ok(())
 }
 
-/// Gives `each` what `target` has where the image differs from it, within its length, in order,
+/// Passes to `each` what `target` has where the image differs from it, within its length, in order,
 /// decoded and proved; and tells how much was read to find it.
 fn differences(
     image: &RawFile,
     target: &Chain,
-    basis: &Basis<'_>,
+    source: &DiffSource<'_>,
     context: &Context,
     phase: Phase,
     each: &mut dyn FnMut(Decoded) -> Result<()>,
 ) -> Result<(u64, Missed)> {
     context.begin(phase, target.geometry().image_bytes);
-    let outcome = match basis {
-        Basis::Tables(current) => {
+    let outcome = match source {
+        DiffSource::Tables(current) => {
             by_tables(current, target, context, each).map(|()| (0, Missed::default()))
         }
-        Basis::Scan(scope) => by_scan(image, target, scope()?, context, each),
+        DiffSource::Scan(scope) => by_scan(image, target, scope()?, context, each),
     };
     context.end();
     outcome

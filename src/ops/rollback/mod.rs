@@ -4,9 +4,9 @@
 //! save the present state -> intent (durable) -> write what differs, fsync -> head = target, no intent
 //! ```
 //!
-//! Interrupted before the intent, nothing has happened. Interrupted after it, the image is a
-//! mixture, and the intent says so: the next rollback does not save it, and finds what differs by a
-//! scan.
+//! Interrupted before the intent, nothing has happened. Interrupted after it, the image is
+//! half written, and the intent records that: the next rollback does not save it, and scans all of it to
+//! find what differs.
 
 pub mod types;
 
@@ -19,9 +19,9 @@ use crate::base::message::{Setting, Verb, message};
 use crate::chain::Chain;
 use crate::image::write::{InPlace, Medium, OsMedium};
 use crate::image::{Intent, LiveImage, RawFile, Source};
-use crate::ops::rollback::engine::{Basis, RolledBack, dry_run, execute, prove, whole};
+use crate::ops::rollback::engine::{DiffSource, RolledBack, dry_run, execute, prove, whole};
 use crate::ops::rollback::types::{RollbackOutcome, RollbackRequest};
-use crate::ops::snapshot::plan::{Search, plan_scan};
+use crate::ops::snapshot::plan::{PlanInput, plan_scan};
 use crate::ops::snapshot::snapshot_into;
 use crate::ops::snapshot::take::{policy_for, warn_of_policy};
 use crate::ops::snapshot::types::{SnapshotOutcome, SnapshotRequest};
@@ -30,7 +30,7 @@ use crate::repo::files::open_chain;
 use crate::repo::head::{Head, RollbackIntent};
 use crate::repo::inside::{refuse_base_image, refuse_inside};
 use crate::repo::live_file::{
-    is_unchanged_since, note_live, refuse_link, refuse_other, warn_if_unguarded,
+    is_unchanged_since, record_live_file, refuse_link, refuse_other, warn_if_unguarded,
 };
 use crate::repo::manifest::Snapshot;
 use crate::repo::policy::SnapshotPolicy;
@@ -53,7 +53,7 @@ pub fn run(
     run_through(repository, &OsMedium, request, context)
 }
 
-/// The same by other means of changing the image than the operating system's own.
+/// Like [`run`], but writes to the image through `medium`; tests use it to simulate power loss.
 pub fn run_through(
     repository: &Repository,
     medium: &dyn Medium,
@@ -106,7 +106,7 @@ pub fn run_through(
     }
     let trust_hints = !request.prove && !suspicious;
     let is_unchanged_since =
-        trust_hints && is_unchanged_since(&writer.head, live.settled_stat().as_ref());
+        trust_hints && is_unchanged_since(&writer.head, live.stable_stat().as_ref());
     let current = writer.head.snapshot.filter(|id| writer.manifest.by_id(*id).is_some());
     let mut known = if is_unchanged_since { current } else { None };
     // Of an interrupted one: what it had saved.
@@ -124,11 +124,11 @@ pub fn run_through(
         resumed,
     };
     if request.dry_run {
-        let basis = basis(repository, &writer, known, &live, &chain, trust_hints, context)?;
-        let (basis, work) = dry_run_all(image, &chain, basis, context)?;
+        let plan = plan_diff(repository, &writer, known, &live, &chain, trust_hints, context)?;
+        let (plan, work) = dry_run_all(image, &chain, plan, context)?;
         outcome.work = work;
-        outcome.scanned = basis.is_scan();
-        outcome.hint = basis.hint;
+        outcome.scanned = plan.is_scan();
+        outcome.hint = plan.hint;
         return Ok(outcome);
     }
     if request.save && !resumed {
@@ -146,31 +146,31 @@ pub fn run_through(
         }
         outcome.saved = known.and_then(|id| writer.manifest.by_id(id)).map(|s| s.number);
     }
-    let mut basis = basis(repository, &writer, known, &live, &chain, trust_hints, context)?;
+    let mut plan = plan_diff(repository, &writer, known, &live, &chain, trust_hints, context)?;
     let mut needed_bytes = None;
     if !resumed {
         // Damage in the repository must show while the image is still whole.
-        let (rehearsed, found) = dry_run_all(image, &chain, basis, context)?;
-        basis = rehearsed;
+        let (rehearsed, found) = dry_run_all(image, &chain, plan, context)?;
+        plan = rehearsed;
         outcome.work.read_bytes += found.read_bytes;
         needed_bytes = Some(found.written_bytes);
     }
     if !has_free_space(image, needed_bytes) {
         context.note("little room: the clones of the image go first");
         remove_all_clones(repository, &writer.manifest, context);
-        if basis.hint.is_some() {
+        if plan.hint.is_some() {
             // There is one without a name, too, until nobody has it open.
-            basis = OwnedBasis::whole();
-            let found = dry_run(image, &chain, &basis.as_basis(), context)?;
+            plan = DiffPlan::whole();
+            let found = dry_run(image, &chain, &plan.source(), context)?;
             outcome.work.read_bytes += found.read_bytes;
         }
     }
-    outcome.scanned |= basis.is_scan();
-    outcome.hint = outcome.hint.or(basis.hint);
+    outcome.scanned |= plan.is_scan();
+    outcome.hint = outcome.hint.or(plan.hint);
     let saved =
         outcome.saved.and_then(|n| writer.manifest.snapshots.iter().find(|s| s.number == n));
     let saved = saved.map(|s| s.id);
-    let step = Step { image, medium, target: &target, chain: &chain, basis: &basis, saved };
+    let step = Step { image, medium, target: &target, chain: &chain, plan: &plan, saved };
     let work = write_image(repository, &mut writer, &step, context)?;
     outcome.work.written_bytes = work.written_bytes;
     outcome.work.read_bytes += work.read_bytes;
@@ -178,7 +178,7 @@ pub fn run_through(
         // What is read to prove it comes from the disk, not from memory.
         medium.forget(image.file());
         // The file may have another length than when it was opened.
-        drop(basis);
+        drop(plan);
         drop(live);
         let image = RawFile::open_to_write(&outcome.image)?;
         prove(&image, &chain, context)
@@ -202,12 +202,12 @@ fn write_image(
     step: &Step<'_>,
     context: &Context,
 ) -> Result<RolledBack> {
-    let Step { image, medium, target, chain, basis, saved } = *step;
+    let Step { image, medium, target, chain, plan, saved } = *step;
     let before = writer.head.clone();
-    intend(repository, writer, &target.id, saved)?;
+    record_intent(repository, writer, &target.id, saved)?;
     context.note("the intent is noted; from here on the image is a mixture");
     let mut disk = InPlace::through(image, medium);
-    let work = execute(image, &mut disk, chain, &basis.as_basis(), context);
+    let work = execute(image, &mut disk, chain, &plan.source(), context);
     let error = match work {
         Ok(work) => return Ok(work),
         Err(error) => error,
@@ -236,8 +236,8 @@ fn has_free_space(image: &RawFile, needed_bytes: Option<u64>) -> bool {
     })
 }
 
-/// Notes that the image is the snapshot now. An intent that stays would be taken for a mixture, and
-/// later work for something that need not be saved.
+/// Records that the image equals the snapshot now. An intent left behind would mark the image as half
+/// written, and changes made later would not be saved.
 fn end_rollback(
     repository: &Repository,
     writer: &mut crate::repo::session::Writer,
@@ -245,7 +245,7 @@ fn end_rollback(
     image: &RawFile,
     context: &Context,
 ) -> Result<()> {
-    let stat = image.settled_stat();
+    let stat = image.stable_stat();
     image.check_alone(Intent::Read)?;
     let name = writer.manifest.name.clone();
     let store = repository.store.as_ref();
@@ -254,7 +254,7 @@ fn end_rollback(
     let Err(error) = writer.head.save(store, &name) else {
         return match writer.manifest.live {
             // What an earlier program began.
-            None => note_live(repository, writer, image, context),
+            None => record_live_file(repository, writer, image, context),
             Some(_) => Ok(()),
         };
     };
@@ -265,7 +265,7 @@ fn end_rollback(
     Head::forget(store, &name)
 }
 
-/// How it is found what changed. That nothing can be cloned keeps nobody from going back.
+/// The image's tracking policy, except that a rollback does not fail because no clone can be made.
 fn rollback_policy(repository: &Repository, name: &str) -> SnapshotPolicy {
     let policy = policy_for(repository, name, &SnapshotRequest::default());
     match policy.track {
@@ -303,7 +303,7 @@ fn save(
 }
 
 /// From what the differences to `target` are found, if the image is known to equal `known`.
-fn basis<'a>(
+fn plan_diff<'a>(
     repository: &Repository,
     writer: &crate::repo::session::Writer,
     known: Option<Uuid>,
@@ -311,30 +311,31 @@ fn basis<'a>(
     target: &'a Chain,
     trust_hints: bool,
     context: &Context,
-) -> Result<OwnedBasis<'a>> {
+) -> Result<DiffPlan<'a>> {
     let manifest = &writer.manifest;
     if let Some(id) = known {
         let chain = open_chain(repository, manifest, id)?;
         if chain.is_comparable(target) {
-            return Ok(OwnedBasis { hint: None, from: From::Tables(chain) });
+            return Ok(DiffPlan { hint: None, source: OwnedDiffSource::Tables(chain) });
         }
     }
     if !trust_hints {
-        return Ok(OwnedBasis::whole());
+        return Ok(DiffPlan::whole());
     }
     let request = &SnapshotRequest::default();
     let policy = rollback_policy(repository, &manifest.name);
     let head = &writer.head;
     // What its times tell has been asked already.
-    let search = Search { manifest, head, stat: None, request, policy };
-    let (plan, _tracker) = plan_scan(repository, live, Some(target), &search, context)?;
+    let search = PlanInput { manifest, head, stat: None, request, policy };
+    let (scan_plan, _tracker) = plan_scan(repository, live, Some(target), &search, context)?;
     let (bytes, turn) = (live.image.image_bytes(), manifest.next_number.wrapping_add(head.skipped));
-    let hint = plan.kind();
-    let scope = move || plan.scope(Some(target), bytes, turn);
-    Ok(OwnedBasis { hint, from: From::Scan(Box::new(scope)) })
+    // A clone that tells nothing would only hold the space of what is overwritten.
+    let Some(hint) = scan_plan.kind() else { return Ok(DiffPlan::whole()) };
+    let scope = move || scan_plan.scope(Some(target), bytes, turn);
+    Ok(DiffPlan { hint: Some(hint), source: OwnedDiffSource::Scan(Box::new(scope)) })
 }
 
-fn intend(
+fn record_intent(
     repository: &Repository,
     writer: &mut crate::repo::session::Writer,
     target: &Uuid,
@@ -356,50 +357,50 @@ struct Step<'a> {
     medium: &'a dyn Medium,
     target: &'a Snapshot,
     chain: &'a Chain,
-    basis: &'a OwnedBasis<'a>,
+    plan: &'a DiffPlan<'a>,
     saved: Option<Uuid>,
 }
 
-struct OwnedBasis<'a> {
+struct DiffPlan<'a> {
     /// Who tells where the image may differ; none if all is read, or nothing.
     hint: Option<HintKind>,
-    from: From<'a>,
+    source: OwnedDiffSource<'a>,
 }
 
-enum From<'a> {
+enum OwnedDiffSource<'a> {
     Tables(Chain),
     Scan(Box<dyn Fn() -> Result<Scope> + 'a>),
 }
 
-impl OwnedBasis<'_> {
+impl DiffPlan<'_> {
     /// All is read.
     fn whole() -> Self {
-        Self { hint: None, from: From::Scan(Box::new(whole)) }
+        Self { hint: None, source: OwnedDiffSource::Scan(Box::new(whole)) }
     }
 
-    fn as_basis(&self) -> Basis<'_> {
-        match &self.from {
-            From::Tables(chain) => Basis::Tables(chain),
-            From::Scan(scope) => Basis::Scan(scope.as_ref()),
+    fn source(&self) -> DiffSource<'_> {
+        match &self.source {
+            OwnedDiffSource::Tables(chain) => DiffSource::Tables(chain),
+            OwnedDiffSource::Scan(scope) => DiffSource::Scan(scope.as_ref()),
         }
     }
 
     /// True if all of the image is read.
     fn is_scan(&self) -> bool {
-        matches!(self.from, From::Scan(_)) && self.hint.is_none()
+        matches!(self.source, OwnedDiffSource::Scan(_)) && self.hint.is_none()
     }
 }
 
-/// Rehearses what will be written. If what told where to look has missed something, all is read.
+/// Performs a dry run. If the hints turn out to have missed a change, repeats it as a full scan.
 fn dry_run_all<'a>(
     image: &RawFile,
     target: &Chain,
-    basis: OwnedBasis<'a>,
+    plan: DiffPlan<'a>,
     context: &Context,
-) -> Result<(OwnedBasis<'a>, RolledBack)> {
-    let found = dry_run(image, target, &basis.as_basis(), context)?;
+) -> Result<(DiffPlan<'a>, RolledBack)> {
+    let found = dry_run(image, target, &plan.source(), context)?;
     if found.missed.blocks == 0 {
-        return Ok((basis, found));
+        return Ok((plan, found));
     }
     let (place, blocks) = (image.path().display(), found.missed.blocks);
     context.warn(
@@ -408,10 +409,10 @@ fn dry_run_all<'a>(
             "{place}: {blocks} blocks that should have been unchanged had changed; all of it is read"
         ),
     );
-    let basis = OwnedBasis::whole();
-    let mut again = dry_run(image, target, &basis.as_basis(), context)?;
+    let plan = DiffPlan::whole();
+    let mut again = dry_run(image, target, &plan.source(), context)?;
     again.read_bytes += found.read_bytes;
-    Ok((basis, again))
+    Ok((plan, again))
 }
 
 /// A sync that failed has lost what it had to write, and memory still has it: nothing would seem to differ.

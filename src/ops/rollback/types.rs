@@ -17,7 +17,7 @@ pub struct RollbackRequest {
     pub to: At,
     /// Take a snapshot of the present state first.
     pub save: bool,
-    /// Believe nothing: find what differs by a scan, and read everything again at the end.
+    /// Trust no hints: find what differs by a full scan, and verify the whole image at the end.
     pub prove: bool,
     /// Change nothing, only tell.
     pub dry_run: bool,

@@ -144,7 +144,7 @@ pub fn take(
     Ok(Taken { written, scanned, changed_blocks, changed_bytes, unread })
 }
 
-/// Scans, cuts, and hands over the pieces. Gives what was found, and what was passed on.
+/// Scans, cuts, and hands over the pieces. Returns what was found, and what was passed on.
 fn scan_into(
     source: &dyn Source,
     index: &Index<'_>,

@@ -12,7 +12,7 @@ use crate::base::error::{Error, ErrorKind, Result, best_effort};
 use crate::base::events::Context;
 use crate::base::message::{Setting, Verb, message};
 use crate::image::LiveImage;
-use crate::ops::snapshot::plan::Search;
+use crate::ops::snapshot::plan::PlanInput;
 use crate::ops::snapshot::prepared::prepare;
 use crate::ops::snapshot::take::{
     check_format, check_some_was_read, policy_for, take_into, warn_of_policy,
@@ -69,7 +69,7 @@ pub fn run(
         .and_then(|_| snapshot_into(repository, &mut writer, &live, request, false, context));
     if outcome.is_err() && is_new {
         // An image without snapshots stays behind; the next snapshot fills it.
-        best_effort(remove_image(repository, writer));
+        best_effort(remove_image(repository, writer, |_| ()));
     }
     outcome
 }
@@ -105,8 +105,8 @@ fn try_snapshot(
     check_format(&manifest, &live.image, request, context)?;
     let mut prepared = prepare(repository, &manifest, head, request)?;
     let policy = policy_for(repository, &manifest.name, request);
-    let (stat, begun) = (live.settled_stat(), Instant::now());
-    let search = Search { manifest: &manifest, head, stat: stat.as_ref(), request, policy };
+    let (stat, begun) = (live.stable_stat(), Instant::now());
+    let search = PlanInput { manifest: &manifest, head, stat: stat.as_ref(), request, policy };
     let _tracker = prepared.begin(repository, live, &search, context)?;
     let (taken, _) = prepared.scan_live_or_clone(live, false, context, &mut |_| Ok(()))?;
     check_some_was_read(&live.image, &taken)?;

@@ -21,8 +21,8 @@ use crate::repo::policy::SnapshotPolicy;
 use crate::repo::{Repository, reference};
 use crate::scan::{Hinted, Scanned, Scope};
 use crate::tracking::{
-    ChangeList, ChangeTracker, FileTracker, HintKind, KnownChanges, ListTracker, PointInTime,
-    Recheck, Recorded, Since, TrackerRecord,
+    ChangeList, ChangeTracker, Consistency, FileTracker, HintKind, KnownChanges, ListTracker,
+    PointInTime, Recheck, Recorded, Since, TrackerRecord,
 };
 use uuid::Uuid;
 
@@ -47,7 +47,8 @@ impl ScanPlan {
     /// All is read.
     pub fn whole() -> Self {
         let changes = KnownChanges::Unknown(None);
-        let point = PointInTime { source: None, stall_seconds: None, changes };
+        let consistency = Consistency::Stopped;
+        let point = PointInTime { source: None, stall_seconds: None, consistency, changes };
         Self { point, since: None, recheck: Recheck::Usual }
     }
 
@@ -69,7 +70,7 @@ impl ScanPlan {
         self.point.changes.hint().map(|(kind, _)| kind)
     }
 
-    /// What a scan against `parent` covers; `turn` says which part of what is called unchanged it rechecks.
+    /// The scope of a scan against `parent`; `turn` selects the part of the unchanged blocks to recheck.
     pub fn scope(&self, parent: Option<&Chain>, image_bytes: u64, turn: u64) -> Result<Scope> {
         let Some(parent) = parent else { return Ok(Scope::Whole) };
         let hints = match &self.point.changes {
@@ -105,7 +106,7 @@ fn id_of(chain: &Chain) -> Uuid {
 }
 
 /// What is known when a snapshot begins, and what is asked for.
-pub(crate) struct Search<'a> {
+pub(crate) struct PlanInput<'a> {
     pub manifest: &'a Manifest,
     pub head: &'a Head,
     /// What identifies the content of the image now, if that is known.
@@ -114,20 +115,20 @@ pub(crate) struct Search<'a> {
     pub policy: SnapshotPolicy,
 }
 
-/// Fixes the point in time of a snapshot that is compared with `against` (nothing: a base), and finds out
-/// how it is found what changed. The tracker that did it is told later what became of the snapshot.
+/// Fixes the point in time of a snapshot against `against` (none for a base) and chooses how changes are
+/// found. The caller reports the outcome to the returned tracker (`committed` or `aborted`).
 ///
 /// # Errors
 /// `Busy` if the image is in use and cannot be cloned, or not fast enough; `Unsupported` if tracking
-/// is asked for and not to be had; `Mismatch` for a list since a snapshot that is no ancestor.
+/// is required but unavailable; `Mismatch` for a list since a snapshot that is not an ancestor.
 pub(crate) fn plan_scan<'a>(
     repository: &'a Repository,
     live: &'a LiveImage,
     against: Option<&Chain>,
-    search: &Search<'_>,
+    search: &PlanInput<'_>,
     context: &Context,
 ) -> Result<(ScanPlan, Box<dyn ChangeTracker + 'a>)> {
-    let Search { manifest, head, request, policy, .. } = search;
+    let PlanInput { manifest, head, request, policy, .. } = search;
     let listed = listed(repository, live, against, search)?;
     let (recorded, reference) = match recorded(repository, manifest, against) {
         Ok((recorded, chain)) => (Ok(recorded), Some(chain)),
@@ -192,9 +193,9 @@ fn listed<'a>(
     repository: &Repository,
     live: &LiveImage,
     against: Option<&Chain>,
-    search: &Search<'a>,
+    search: &PlanInput<'a>,
 ) -> Result<Option<(Chain, &'a ChangeList)>> {
-    let Search { manifest, head, request, .. } = search;
+    let PlanInput { manifest, head, request, .. } = search;
     let Some(changed) = &request.changed else { return Ok(None) };
     let since = reference::find(manifest, head, &changed.since)?;
     changed.list.check_length(live.image.image_bytes(), since.image_bytes)?;
@@ -235,7 +236,7 @@ fn recorded(
     let (newest, kept) = manifest
         .newest_clone()
         .ok_or_else(|| "there is no clone of an earlier snapshot".to_owned())?;
-    let place = format!("{}@{}", manifest.name, newest.number);
+    let place = manifest.place_of(newest);
     let chain = open_chain(repository, manifest, newest.id).map_err(|e| {
         let why = e.without_advice();
         format!("the tables of {place}, of which there is a clone, fail: {why}")

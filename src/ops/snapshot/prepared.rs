@@ -10,7 +10,7 @@ use crate::delta::Identity;
 use crate::format::footer::MAX_NUMBER;
 use crate::image::{LiveImage, RawFile, Source};
 use crate::ops::snapshot::engine::{ChainParameters, Parent, Plan, Taken, take};
-use crate::ops::snapshot::plan::{ScanPlan, Search, plan_scan};
+use crate::ops::snapshot::plan::{PlanInput, ScanPlan, plan_scan};
 use crate::ops::snapshot::types::{Outcome, ParentChoice, SnapshotOutcome, SnapshotRequest};
 use crate::repo::files::open_chain;
 use crate::repo::head::Head;
@@ -75,9 +75,9 @@ pub(crate) fn prepare(
 }
 
 /// Where the bytes of a delta go.
-pub(crate) enum Out<'a> {
+pub(crate) enum OutputEvent<'a> {
     Bytes(&'a [u8]),
-    /// What was written does not count: it begins again.
+    /// Discard what was written so far; the file starts again.
     Restart,
 }
 
@@ -87,7 +87,7 @@ pub(crate) struct Prepared {
     pub(crate) parent_id: Option<Uuid>,
     parent_number: Option<u64>,
     time: Timestamp,
-    /// Which part of what is called unchanged is rechecked.
+    /// Selects the part of the unchanged blocks that this snapshot rechecks.
     turn: u64,
     pub(crate) scan_plan: ScanPlan,
 }
@@ -109,7 +109,7 @@ impl Prepared {
         &mut self,
         repository: &'a Repository,
         live: &'a LiveImage,
-        search: &Search<'_>,
+        search: &PlanInput<'_>,
         context: &Context,
     ) -> Result<Box<dyn ChangeTracker + 'a>> {
         let (scan_plan, tracker) = plan_scan(repository, live, self.against(), search, context)?;
@@ -152,7 +152,7 @@ impl Prepared {
         live: &LiveImage,
         may_release: bool,
         context: &Context,
-        out: &mut dyn FnMut(Out<'_>) -> Result<()>,
+        out: &mut dyn FnMut(OutputEvent<'_>) -> Result<()>,
     ) -> Result<(Taken, bool)> {
         let image = &live.image;
         let clone = self.scan_plan.point().source.as_ref().map(|file| {
@@ -163,9 +163,9 @@ impl Prepared {
             RawFile::unguarded(file, image.path())
         });
         let clone = clone.transpose()?;
-        let take_of = |source: &RawFile, out: &mut dyn FnMut(Out<'_>) -> Result<()>| {
+        let take_of = |source: &RawFile, out: &mut dyn FnMut(OutputEvent<'_>) -> Result<()>| {
             let scope = self.scan_plan.scope(self.against(), source.image_bytes(), self.turn)?;
-            self.take(source, scope, context, &mut |bytes| out(Out::Bytes(bytes)))
+            self.take(source, scope, context, &mut |bytes| out(OutputEvent::Bytes(bytes)))
         };
         let Some(clone) = clone else { return Ok((take_of(image, out)?, false)) };
         if live.user.is_none() && image.is_guarded() {
@@ -174,7 +174,7 @@ impl Prepared {
                     // Whoever wants the image has it at once.
                     image.release();
                     context.note(format!("{}: its clone is read instead", busy.message()));
-                    out(Out::Restart)?;
+                    out(OutputEvent::Restart)?;
                 }
                 other => return Ok((other?, false)),
             }

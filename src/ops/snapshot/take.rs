@@ -7,16 +7,16 @@ use crate::base::message::message;
 use crate::base::units::NamedBlocks;
 use crate::image::{FileStat, ForeignFormat, LiveImage, RawFile, Source};
 use crate::ops::snapshot::engine::Taken;
-use crate::ops::snapshot::plan::{Search, distrust_reason, policy_of};
-use crate::ops::snapshot::prepared::{Out, prepare};
+use crate::ops::snapshot::plan::{PlanInput, distrust_reason, policy_of};
+use crate::ops::snapshot::prepared::{OutputEvent, prepare};
 use crate::ops::snapshot::types::{Outcome, SnapshotOutcome, SnapshotRequest};
 use crate::repo::Repository;
-use crate::repo::live_file::{live_of, note_head, note_live};
+use crate::repo::live_file::{live_of, record_head, record_live_file};
 use crate::repo::manifest::{Manifest, RAW, Snapshot};
 use crate::repo::policy::SnapshotPolicy;
 use crate::repo::session::{Writer, commit_file};
 use crate::scan::Missed;
-use crate::tracking::{HintKind, TrackerRecord};
+use crate::tracking::{Consistency, HintKind, TrackerRecord};
 use std::time::Instant;
 use uuid::Uuid;
 
@@ -33,18 +33,18 @@ pub(crate) fn take_into(
     let store = repository.store.as_ref();
     let name = writer.manifest.name.clone();
     let begun = Instant::now();
-    let stat = live.settled_stat();
+    let stat = live.stable_stat();
     let mut prepared = prepare(repository, &writer.manifest, &writer.head, request)?;
     let policy = policy_for(repository, &name, request);
     let (manifest, head) = (&writer.manifest, &writer.head);
-    let search = Search { manifest, head, stat: stat.as_ref(), request, policy };
+    let search = PlanInput { manifest, head, stat: stat.as_ref(), request, policy };
     let mut tracker = prepared.begin(repository, live, &search, context)?;
     let is_doubted = prepared.against().is_some() && distrust_reason(manifest).is_some();
     let file = format!("{name}/{}.delta", prepared.plan.file_id);
     let mut upload = store.create(&file)?;
-    let mut out = |event: Out<'_>| match event {
-        Out::Bytes(bytes) => upload.write(bytes),
-        Out::Restart => {
+    let mut out = |event: OutputEvent<'_>| match event {
+        OutputEvent::Bytes(bytes) => upload.write(bytes),
+        OutputEvent::Restart => {
             upload = store.create(&file)?;
             Ok(())
         }
@@ -66,8 +66,8 @@ pub(crate) fn take_into(
         let parent = prepared.parent_id.and_then(|id| writer.manifest.by_id(id)).cloned();
         if let Some(parent) = parent {
             writer.head.skipped = writer.head.skipped.wrapping_add(1);
-            note_live(repository, writer, &live.image, context)?;
-            note_head(repository, writer, parent.id, stat, context);
+            record_live_file(repository, writer, &live.image, context)?;
+            record_head(repository, writer, parent.id, stat, context);
             tracker.aborted(recorded(&writer.manifest), context);
             let found = prepared.entry(&taken, begun);
             let outcome = Outcome::Skipped;
@@ -79,7 +79,7 @@ pub(crate) fn take_into(
     }
     context.check()?;
     let mut snapshot = prepared.entry(&taken, begun);
-    snapshot.in_use = live.user.is_some();
+    snapshot.in_use = prepared.scan_plan.point().consistency == Consistency::Crash;
     // Before anything is published: what the manifest names must be there.
     snapshot.kept_clone =
         tracker.prepare(snapshot.id, context).map(|TrackerRecord::Clone(kept)| kept);
@@ -90,7 +90,7 @@ pub(crate) fn take_into(
         tracker.aborted(recorded(&writer.manifest), context);
     }
     published?;
-    note_head(repository, writer, snapshot.id, stat, context);
+    record_head(repository, writer, snapshot.id, stat, context);
     tracker.committed(recorded(&writer.manifest), context);
     warn_of_missed(&name, &snapshot, taken.scanned.missed, context);
     warn_of_unread(&name, &snapshot, &taken.unread, context);

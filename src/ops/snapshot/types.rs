@@ -14,6 +14,7 @@ use std::time::Duration;
 
 /// Against what a snapshot is taken.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub enum ParentChoice {
     /// The snapshot that the live image last equalled, else the newest.
     #[default]
@@ -137,7 +138,7 @@ pub struct SnapshotOutcome {
     pub unchanged_by_times: bool,
     /// Number of the parent.
     pub parent_number: Option<u64>,
-    /// What told where it may have changed, of this scan, also if its snapshot was skipped.
+    /// The hint that this scan used; present even if the snapshot was skipped.
     pub hint: Option<HintUse>,
     /// Bytes that this scan read.
     pub read_bytes: u64,

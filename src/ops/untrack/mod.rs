@@ -7,7 +7,7 @@ use crate::repo::clones::{clones_beside, list_clones};
 use crate::repo::session::write;
 use crate::tracking::CloneUse;
 
-/// Removes all clones of an image: its next snapshot reads all of it. Gives what was removed.
+/// Removes all clones of an image: its next snapshot reads all of it. Returns what was removed.
 pub fn run(repository: &Repository, name: &str, context: &Context) -> Result<Vec<CloneUse>> {
     let writer = write(repository, name, context)?;
     let clones = list_clones(repository, &writer.manifest)?;

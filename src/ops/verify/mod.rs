@@ -102,7 +102,7 @@ struct ImageCheck<'a> {
     unchecked: HashSet<Uuid>,
 }
 
-/// What cannot be had.
+/// What cannot be restored from a file.
 #[derive(Debug, Clone)]
 enum Lost {
     All,
@@ -233,7 +233,7 @@ impl ImageCheck<'_> {
             if self.unchecked.contains(&snapshot.id) {
                 return Ok(());
             }
-            // Every block is to be had, and yet not all stored bytes are what was written.
+            // Every block can be restored, but other stored bytes are damaged.
             let first = verify_stored(delta, context).err().unwrap_or(first);
             return self.found(snapshot, DamageKind::Record, first, lost, verified);
         }
@@ -285,7 +285,7 @@ impl ImageCheck<'_> {
             if self.manifest.is_dropped(snapshot.id) {
                 continue;
             }
-            let name = format!("{}@{}", self.manifest.name, snapshot.number);
+            let name = self.manifest.place_of(snapshot);
             let geometry = snapshot.geometry()?;
             let blocks = match lost {
                 Lost::All => None,
@@ -311,7 +311,7 @@ impl ImageCheck<'_> {
     /// Not all of the file of a snapshot could be checked.
     fn pass(&mut self, snapshot: &Snapshot, error: &Error, verified: &mut Verified) {
         if self.unchecked.insert(snapshot.id) {
-            let name = format!("{}@{}", self.manifest.name, snapshot.number);
+            let name = self.manifest.place_of(snapshot);
             verified.unchecked.push(Unchecked { snapshot: name, message: error.into() });
         }
     }
@@ -340,9 +340,7 @@ impl ImageCheck<'_> {
             }
         }
         // Those that are dropped affect nobody.
-        let name = |id: &Uuid| {
-            self.manifest.by_id(*id).map(|s| format!("{}@{}", self.manifest.name, s.number))
-        };
+        let name = |id: &Uuid| self.manifest.by_id(*id).map(|s| self.manifest.place_of(s));
         verified.damaged.push(Damage {
             kind,
             snapshot: format!(

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 /// What is to be verified.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum VerifyScope {
     /// All images.
     All,

@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 /// After the first failure; after each other one twice as long, up to the interval.
 const FIRST_RETRY: Duration = Duration::from_secs(5);
 
-/// How often it is looked whether to stop.
+/// How often the stop flag is polled.
 const TICK: Duration = Duration::from_millis(100);
 
 /// What is known of an image from turn to turn.

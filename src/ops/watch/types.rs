@@ -11,6 +11,7 @@ use std::time::Duration;
 
 /// What is to be watched.
 #[non_exhaustive]
+#[derive(Debug)]
 pub struct WatchRequest {
     /// The images, each with how its snapshots are taken.
     pub images: Vec<SnapshotRequest>,
@@ -33,7 +34,7 @@ impl WatchRequest {
 }
 
 /// What became of one turn of an image.
-#[derive(Serialize)]
+#[derive(Debug, Serialize)]
 #[non_exhaustive]
 pub struct Watched {
     /// The image.

@@ -10,7 +10,7 @@ mod wire;
 
 use crate::base::digest::{Digest, ImageDigest};
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::base::message::{Verb, message};
+use crate::base::message::{Action, Verb, message};
 use crate::base::units::{BlockSize, Geometry};
 use crate::image::LiveIdentity;
 use crate::store::{Store, read_small};
@@ -52,7 +52,7 @@ pub struct Manifest {
     /// Where the live image is.
     #[serde(deserialize_with = "wire::present")]
     pub source: Option<PathBuf>,
-    /// What told the live image from others, when it was last seen. A rollback writes to nothing else.
+    /// Identity of the live file or device when last seen. A rollback writes to nothing else.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "or_none")]
     pub live: Option<LiveIdentity>,
     /// The number of the next snapshot.
@@ -126,7 +126,7 @@ pub struct Snapshot {
     /// The image was open for writing: it is what it would have been after a power failure then.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub in_use: bool,
-    /// What told where it may have changed; none if all of it was examined.
+    /// The hint that limited the scan; none after a full scan.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "or_none")]
     pub hint: Option<HintUse>,
     /// The clone of the image that was kept.
@@ -163,7 +163,7 @@ impl Snapshot {
         Geometry::new(BlockSize::new(self.block_bytes)?, self.image_bytes)
     }
 
-    /// Blocks that had changed though nothing told so.
+    /// Changed blocks that the hint had not named.
     pub fn missed_blocks(&self) -> u64 {
         self.hint.map_or(0, |hint| hint.missed_blocks)
     }
@@ -184,6 +184,11 @@ impl Manifest {
             kept: Vec::new(),
             unused: Vec::new(),
         }
+    }
+
+    /// What to call a snapshot of the image: `NAME@N`.
+    pub fn place_of(&self, snapshot: &Snapshot) -> String {
+        format!("{}@{}", self.name, snapshot.number)
     }
 
     /// The snapshot with an id, unless it is dropped.
@@ -370,7 +375,7 @@ pub fn commit(store: &dyn Store, next: &mut Manifest) -> Result<()> {
     upload.publish().map_err(|e| match e.kind() {
         ErrorKind::AlreadyExists => {
             let what = format!("somebody else changed \"{}\" at the same time", next.name);
-            Error::new(ErrorKind::Busy, what).hint("run the command again")
+            Error::new(ErrorKind::Busy, what).hint(Action::Retry)
         }
         _ => e,
     })

@@ -1,4 +1,4 @@
-//! How values stand in the JSON of a manifest (FORMAT.md J3), where that is not what `serde` takes.
+//! Decoders for manifest values (FORMAT.md J3) that are stricter than serde's own.
 
 use serde::de::{DeserializeOwned, Error};
 use serde::{Deserialize, Deserializer};

@@ -46,7 +46,7 @@ pub fn decide(
         }
     }
     for (snapshot, decision) in snapshots.iter().zip(&mut decisions) {
-        if times.is_in_doubt && rules.ask_for_time() {
+        if times.is_in_doubt && rules.use_time() {
             decision.keep.push("clock in doubt".into());
         }
         let label = snapshot.label.as_deref();

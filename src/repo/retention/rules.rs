@@ -168,7 +168,7 @@ pub struct Rules {
 
 impl Rules {
     /// True if a rule goes by the time, not by number or label.
-    pub fn ask_for_time(&self) -> bool {
+    pub fn use_time(&self) -> bool {
         let by_time = Self { last: None, labels: Vec::new(), ..self.clone() };
         !by_time.is_empty()
     }

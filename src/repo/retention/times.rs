@@ -1,5 +1,5 @@
 //! When snapshots were taken, as far as their clocks can be trusted. Their order is that of their numbers;
-//! a time that does not fit into it was told by a clock that was wrong.
+//! a time that does not fit into it was recorded by a clock that was wrong.
 
 use crate::repo::manifest::Snapshot;
 use jiff::Timestamp;
@@ -29,18 +29,19 @@ impl Times {
     /// goes back is wrong, or only ever ahead, so that each is wrong that a later one is before: however many
     /// those are.
     pub fn of(snapshots: &[Snapshot], now: Timestamp) -> Self {
-        let told: Vec<Timestamp> = snapshots.iter().map(|s| s.time).collect();
-        let is_behind = now < EARLIEST || told.last().is_some_and(|newest| *newest > now);
-        let fits = longest_run(&told, now);
-        let ahead = told.iter().filter(|time| **time > now).count();
+        let recorded: Vec<Timestamp> = snapshots.iter().map(|s| s.time).collect();
+        let is_behind = now < EARLIEST || recorded.last().is_some_and(|newest| *newest > now);
+        let fits = longest_run(&recorded, now);
+        let ahead = recorded.iter().filter(|time| **time > now).count();
         let fitting = fits.iter().filter(|fits| **fits).count();
         let is_in_doubt = is_behind || ahead > fitting;
         let most = if is_behind { Timestamp::MAX } else { now };
-        let longest = fitted(&told, &longest_run(&told, most), most);
-        let behind = fitted(&told, &never_back(&told, most), most);
-        let mut others = vec![behind, fitted(&told, &never_overtaken(&told, most), most)];
+        let longest = fitted(&recorded, &longest_run(&recorded, most), most);
+        let behind = fitted(&recorded, &not_before_any_earlier(&recorded, most), most);
+        let mut others =
+            vec![behind, fitted(&recorded, &not_after_any_later(&recorded, most), most)];
         if is_in_doubt {
-            others.push(fitted(&told, &longest_run(&told, Timestamp::MAX), Timestamp::MAX));
+            others.push(fitted(&recorded, &longest_run(&recorded, Timestamp::MAX), Timestamp::MAX));
         }
         Self { effective: longest, is_in_doubt, others }
     }
@@ -59,7 +60,7 @@ impl Times {
 }
 
 /// Which times are not before any earlier one, nor beyond `most`.
-fn never_back(times: &[Timestamp], most: Timestamp) -> Vec<bool> {
+fn not_before_any_earlier(times: &[Timestamp], most: Timestamp) -> Vec<bool> {
     let mut last = EARLIEST;
     let fits = |time: &Timestamp| {
         let fits = (last..=most).contains(time);
@@ -70,7 +71,7 @@ fn never_back(times: &[Timestamp], most: Timestamp) -> Vec<bool> {
 }
 
 /// Which times are not after any later one, nor beyond `most`.
-fn never_overtaken(times: &[Timestamp], most: Timestamp) -> Vec<bool> {
+fn not_after_any_later(times: &[Timestamp], most: Timestamp) -> Vec<bool> {
     let mut next = most;
     let fits = |time: &Timestamp| {
         let fits = (EARLIEST..=next).contains(time);
@@ -134,10 +135,10 @@ mod tests {
     use super::super::tests::snapshot;
     use super::*;
 
-    fn of(told: &[&str], now: &str) -> (Vec<String>, bool) {
+    fn of(recorded: &[&str], now: &str) -> (Vec<String>, bool) {
         let year = |text: &str| format!("{text}T00:00Z").parse::<Timestamp>().unwrap();
         let snapshots: Vec<Snapshot> =
-            (1..).zip(told).map(|(number, text)| snapshot(number, year(text), None)).collect();
+            (1..).zip(recorded).map(|(number, text)| snapshot(number, year(text), None)).collect();
         let times = Times::of(&snapshots, year(now));
         let shown = |time: &Timestamp| time.strftime("%F").to_string();
         (times.effective.iter().map(shown).collect(), times.is_in_doubt)
@@ -193,10 +194,10 @@ mod tests {
                 true,
             ),
         ];
-        for (told, now, want, is_behind) in cases {
-            let (effective, is_in_doubt) = of(told, now);
-            assert_eq!(effective, *want, "{told:?} {now}");
-            assert_eq!(is_in_doubt, *is_behind, "{told:?} {now}");
+        for (recorded, now, want, is_behind) in cases {
+            let (effective, is_in_doubt) = of(recorded, now);
+            assert_eq!(effective, *want, "{recorded:?} {now}");
+            assert_eq!(is_in_doubt, *is_behind, "{recorded:?} {now}");
         }
     }
 
@@ -211,21 +212,24 @@ mod tests {
                 (seed >> 33) % most
             };
             let count = next(12) as usize;
-            let told: Vec<Timestamp> = (0..count).map(|_| second(next(20))).collect();
+            let recorded: Vec<Timestamp> = (0..count).map(|_| second(next(20))).collect();
             let now = second(next(25));
             let snapshots: Vec<Snapshot> =
-                (1..).zip(&told).map(|(number, time)| snapshot(number, *time, None)).collect();
+                (1..).zip(&recorded).map(|(number, time)| snapshot(number, *time, None)).collect();
             let times = Times::of(&snapshots, now);
-            let is_possible = told.iter().chain([&now]).all(|time| *time >= EARLIEST);
-            if is_possible && told.is_sorted() && told.last().is_none_or(|last| *last <= now) {
-                assert!(times.readings().all(|t| *t == told) && !times.is_in_doubt);
+            let is_possible = recorded.iter().chain([&now]).all(|time| *time >= EARLIEST);
+            if is_possible
+                && recorded.is_sorted()
+                && recorded.last().is_none_or(|last| *last <= now)
+            {
+                assert!(times.readings().all(|t| *t == recorded) && !times.is_in_doubt);
             }
             assert!(
                 times.readings().all(|t| t.len() == count && t.is_sorted()),
-                "{told:?} {times:?}"
+                "{recorded:?} {times:?}"
             );
             let is_bounded = times.effective.iter().all(|time| *time <= now);
-            assert!(times.is_in_doubt || is_bounded, "{told:?} {now} {times:?}");
+            assert!(times.is_in_doubt || is_bounded, "{recorded:?} {now} {times:?}");
         }
     }
 }

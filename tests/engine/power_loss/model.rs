@@ -6,7 +6,7 @@ use imgsnap::VerifyScope;
 use imgsnap::base::error::{ErrorKind, Result};
 use imgsnap::base::events::{Context, Event, Observer};
 use imgsnap::image::write::Stream;
-use imgsnap::ops::restore::engine::restore;
+use imgsnap::view::restore;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};

@@ -4,6 +4,7 @@
 use crate::base::digest::{Digest, Hasher, is_zero};
 use crate::base::error::{Error, Result};
 use crate::base::events::{Context, Phase};
+use crate::base::message::Action;
 use crate::base::pipeline::ordered_map;
 use crate::base::units::{BlockRange, BlockSize, ExtentKind, Geometry};
 use crate::chain::{IndexChunk, Span, State};
@@ -118,13 +119,13 @@ impl Wanted {
                 let mut chunk = IndexChunk::new(Arc::new([delta.clone()]));
                 let page = chunk.add_page(0, page.clone());
                 let span = Span { blocks, state: State::Data { page, ordinal } };
-                self.look_at(delta, geometry, &chunk, span, is_comparable);
+                self.search_span(delta, geometry, &chunk, span, is_comparable);
             }
             moved = cursor.advance();
         }
     }
 
-    fn look_at(
+    fn search_span(
         &mut self,
         delta: &Arc<Delta>,
         geometry: Geometry,
@@ -137,7 +138,7 @@ impl Wanted {
                 continue;
             }
             let one = span.within(BlockRange { first, count: 1 });
-            // A block that cannot be had here may be had elsewhere.
+            // Not readable here; another source may have the block.
             let Some(Ok(bytes)) = one.map(|one| stored(geometry, chunk, one)) else { continue };
             let digest = self.hasher.digest(&bytes);
             if self.is_missing(&digest) {
@@ -151,7 +152,7 @@ impl Wanted {
     ///
     /// # Errors
     /// If it cannot be read.
-    pub fn look_into_image(
+    pub fn search_image(
         &mut self,
         image: &Arc<dyn Source + Send>,
         context: &Context,
@@ -261,9 +262,7 @@ impl Found {
             }
         };
         if hasher.digest(&bytes) != *digest {
-            return Err(
-                Error::corrupt("a block changed after it was found").hint("run the command again")
-            );
+            return Err(Error::corrupt("a block changed after it was found").hint(Action::Retry));
         }
         Ok(bytes)
     }

@@ -11,7 +11,7 @@ use crate::image::BaseImage;
 use crate::view::{BATCH_BYTES, BatchBuilder, Order, decode_batch};
 use std::sync::Arc;
 
-/// Findings of one file that are told, at most; a file with more is lost anyway.
+/// The most findings reported for one file; a file with more is lost anyway.
 const MAX_FINDINGS: usize = 1000;
 
 /// Which part of a file is damaged.
@@ -43,17 +43,17 @@ pub struct Damaged {
     pub findings: Vec<Finding>,
     /// What could not be checked, and so may be sound: why, of the first of it.
     pub unchecked: Option<Error>,
-    /// What cannot be had from this file.
+    /// Blocks that cannot be restored from this file.
     pub lost: LostBlocks,
 }
 
-/// Blocks that cannot be had; both lists ascending, neighbours joined.
+/// Blocks that cannot be restored; both lists ascending, neighbours merged.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LostBlocks {
     /// Stored blocks that are damaged.
     pub blocks: Vec<BlockRange>,
-    /// What pages of the tree cover that cannot be read: nobody can look past them, also where a newer
-    /// file has the blocks.
+    /// Ranges covered by unreadable table pages. The cursor cannot get past such a page, so they are lost
+    /// even where a newer file has the blocks.
     pub pages: Vec<BlockRange>,
 }
 
@@ -148,14 +148,14 @@ impl DataRuns {
     fn next(&mut self) -> Result<Option<(IndexChunk, Span)>> {
         if !std::mem::replace(&mut self.started, true) {
             let moved = self.cursor.seek(0);
-            self.pass_broken(moved)?;
+            self.skip_broken_pages(moved)?;
         }
         while let Some((page, run)) = self.cursor.run() {
             let Run { blocks, kind, ordinal } = run;
             let mut chunk = IndexChunk::new(Arc::new([self.delta.clone()]));
             let page = chunk.add_page(0, page.clone());
             let moved = self.cursor.advance();
-            self.pass_broken(moved)?;
+            self.skip_broken_pages(moved)?;
             if kind == RunKind::Data {
                 return Ok(Some((chunk, Span { blocks, state: State::Data { page, ordinal } })));
             }
@@ -163,7 +163,7 @@ impl DataRuns {
         Ok(None)
     }
 
-    fn pass_broken(&mut self, mut moved: Result<()>) -> Result<()> {
+    fn skip_broken_pages(&mut self, mut moved: Result<()>) -> Result<()> {
         while let Err(error) = moved {
             if error.kind() == ErrorKind::Interrupted {
                 return Err(error);

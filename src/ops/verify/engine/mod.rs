@@ -23,7 +23,7 @@ pub fn verify_stored(delta: &Delta, context: &Context) -> Result<()> {
     delta.base_image().map_or(Ok(()), |image| image.check_size(image_bytes))
 }
 
-/// Checks the stored bytes of one file and every block in it, in one walk from front to back. Gives
+/// Checks the stored bytes of one file and every block in it, in one walk from front to back. Returns
 /// the number of blocks.
 ///
 /// # Errors
@@ -76,7 +76,7 @@ pub fn verify_runs(delta: &Arc<Delta>, parent_end: Option<u64>, context: &Contex
 }
 
 /// Computes the image digest of each snapshot of a chain from its parent's and the entries of its
-/// file. Gives, newest first, whether it is the one in the footer.
+/// file. Returns, newest first, whether it is the one in the footer.
 ///
 /// # Errors
 /// `Corrupt` if a table cannot be read.

@@ -1,7 +1,7 @@
-//! The verb *restore*: copy a snapshot, or a part of it, to a target. Every block is checked
-//! against its digest before it is written, and the whole against the image digest before the
-//! target is made visible.
+//! Copies a snapshot, or a part of it, to a target. Every block is checked against its digest before it is
+//! written, and the whole against the image digest before the target is made visible.
 
+use super::{BATCH_BYTES, Batches, Order, decode_batch, write_decoded};
 use crate::base::digest::ImageDigest;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::events::{Context, Phase};
@@ -11,8 +11,19 @@ use crate::base::pipeline::ordered_map;
 use crate::base::units::ByteRange;
 use crate::chain::{Chain, State};
 use crate::image::write::Target;
-use crate::ops::restore::types::Restored;
-use crate::view::{BATCH_BYTES, Batches, Order, decode_batch, write_decoded};
+use serde::Serialize;
+
+/// What a restore copied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Restored {
+    /// Length of what was restored.
+    pub bytes: u64,
+    /// Bytes of it that were data.
+    pub data_bytes: u64,
+    /// True if the image digest was compared: for a whole image, not for a part.
+    pub proved: bool,
+}
 
 /// Restores the snapshot at the tip of `chain`, or the part `range` of it, to `target`, which it
 /// finishes.
@@ -46,7 +57,7 @@ pub fn restore(
             for of in &decoded.parts {
                 context.advance(geometry.bytes_in(of.blocks));
             }
-            target.advance_watermark(geometry.offset(decoded.settled).saturating_sub(part.offset))
+            target.advance_watermark(geometry.offset(decoded.watermark).saturating_sub(part.offset))
         },
     );
     context.end();

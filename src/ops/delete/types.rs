@@ -1,0 +1,15 @@
+//! What was deleted.
+
+use crate::repo::compact::Compaction;
+use crate::repo::manifest::Snapshot;
+use serde::Serialize;
+
+/// A snapshot that was deleted.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct Deleted {
+    /// The snapshot, as it was.
+    pub snapshot: Snapshot,
+    /// What became of its space.
+    pub compaction: Compaction,
+}

@@ -1,0 +1,22 @@
+//! What was linked anew.
+
+use serde::Serialize;
+use std::path::PathBuf;
+
+/// A live file that an image has now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Relinked {
+    /// Where it is.
+    pub image: PathBuf,
+}
+
+/// A base image that was found again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct RelinkedBase {
+    /// Where it is.
+    pub base_image: PathBuf,
+    /// Numbers of the snapshots whose blocks it has.
+    pub numbers: Vec<u64>,
+}
