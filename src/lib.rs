@@ -37,10 +37,9 @@ pub use ops::relink::types::{Relinked, RelinkedBase};
 pub use ops::repair::types::{MendSource, Mended, MendedBy, Rebuilt, Repaired};
 pub use ops::restore::types::{RestoreOutcome, RestoreRequest, RestoreTarget};
 pub use ops::rollback::types::{RollbackOutcome, RollbackRequest};
-pub use ops::snapshot::name_of;
 pub use ops::snapshot::several::check_distinct;
 pub use ops::snapshot::types::{
-    ChangedSince, Outcome, ParentChoice, SnapshotOutcome, SnapshotRequest,
+    ChangedSince, Outcome, ParentChoice, SnapshotOutcome, SnapshotRequest, name_of,
 };
 pub use ops::stats::CELLS;
 pub use ops::stats::types::{Cost, Day, Stats};

@@ -225,19 +225,16 @@ impl Context {
         (fit.max(2) as usize).min(self.threads() + 2)
     }
 
-    /// A phase begins; `total_bytes` are to be covered.
-    pub fn begin(&self, phase: Phase, total_bytes: u64) {
+    /// A phase begins; `total_bytes` are to be covered. It ends when the guard is dropped.
+    #[must_use]
+    pub fn begin(&self, phase: Phase, total_bytes: u64) -> PhaseGuard<'_> {
         self.observer.observe(Event::Started { phase, total_bytes });
+        PhaseGuard(self)
     }
 
     /// So many more bytes are covered.
     pub fn advance(&self, bytes: u64) {
         self.observer.observe(Event::Advanced { bytes });
-    }
-
-    /// The phase is over.
-    pub fn end(&self) {
-        self.observer.observe(Event::Ended);
     }
 
     /// Something that the user should know, though the work goes on.
@@ -256,6 +253,16 @@ impl Context {
             return Err(Error::new(ErrorKind::Interrupted, "interrupted"));
         }
         Ok(())
+    }
+}
+
+/// A phase that goes on.
+#[derive(Debug)]
+pub struct PhaseGuard<'a>(&'a Context);
+
+impl Drop for PhaseGuard<'_> {
+    fn drop(&mut self) {
+        self.0.observer.observe(Event::Ended);
     }
 }
 
@@ -346,9 +353,9 @@ mod tests {
         for advances in [&[][..], &[30], &[30, 70], &[30, 70, 10], &[200]] {
             count.0.store(0, Ordering::Relaxed);
             let part = whole.clone().part_of_phase(100);
-            part.begin(Phase::Scan, 100);
+            let phase = part.begin(Phase::Scan, 100);
             advances.iter().for_each(|bytes| part.advance(*bytes));
-            part.end();
+            drop(phase);
             drop(part);
             assert_eq!(count.0.load(Ordering::Relaxed), 100, "{advances:?}");
         }

@@ -189,7 +189,7 @@ fn write_image(
 ) -> Result<()> {
     let file = File::create_new(path).map_err(|e| failed("create", path, e))?;
     file.set_len(image_bytes).map_err(|e| failed("set the length of", path, e))?;
-    context.begin(phase, image_bytes);
+    let phase = context.begin(phase, image_bytes);
     let outcome = ordered_map(
         context.threads(),
         context.in_flight(PIECE_BYTES),
@@ -200,7 +200,7 @@ fn write_image(
             file.write_all_at(&bytes, offset).map_err(|e| failed("write", path, e))
         },
     );
-    context.end();
+    drop(phase);
     outcome?;
     file.sync_all().map_err(|e| failed("sync", path, e))
 }

@@ -58,7 +58,7 @@ impl Chain {
         if base.footer().parent.is_some() {
             return Err(Error::corrupt(format!("{}: its parent is missing", base.location())));
         }
-        let geometry = Geometry::new(tip.header().block_size, tip.footer().image_bytes)?;
+        let geometry = tip.geometry()?;
         Ok(Self { layers: layers.into(), tip, geometry, unread_as_zeros: false })
     }
 

@@ -2,6 +2,7 @@
 
 use crate::base::digest::{Digest, Hasher};
 use crate::base::error::{Error, Result};
+use crate::base::units::Geometry;
 use crate::codec::{self, Codec};
 use crate::format::footer::FOOTER_BYTES;
 use crate::format::header::HEADER_BYTES;
@@ -209,6 +210,14 @@ impl Delta {
     /// The footer.
     pub fn footer(&self) -> &Footer {
         &self.footer
+    }
+
+    /// Block size of its chain, and length of the image.
+    ///
+    /// # Errors
+    /// If they are beyond the limits of the format.
+    pub fn geometry(&self) -> Result<Geometry> {
+        Geometry::new(self.header.block_size, self.footer.image_bytes)
     }
 
     /// The digest of the footer, by which the manifest knows the file.

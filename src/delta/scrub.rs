@@ -202,7 +202,7 @@ struct Walk<'a> {
 
 impl<'a> Walk<'a> {
     fn new(delta: &'a Delta) -> Result<Self> {
-        let geometry = Geometry::new(delta.header().block_size, delta.footer().image_bytes)?;
+        let geometry = delta.geometry()?;
         Ok(Self {
             delta,
             geometry,

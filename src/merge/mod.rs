@@ -103,11 +103,11 @@ pub fn merge(
     let block_bytes = u64::from(header.block_size.bytes());
     let sources = plan.fork.sources().iter();
     let most_blocks: u64 = sources.map(|delta| delta.footer().counts.data_blocks).sum();
-    context.begin(Phase::Merge, most_blocks * block_bytes);
+    let phase = context.begin(Phase::Merge, most_blocks * block_bytes);
     let mut advance = |blocks| context.advance(blocks * block_bytes);
     let produce = |pieces: &mut PieceSender| plan_into(plan, context, pieces);
     let outcome = write_produced(&header, plan.compression, context, out, &mut advance, produce);
-    context.end();
+    drop(phase);
     let (writer, (changed_blocks, changed_bytes)) = outcome?;
     let lineage = plan.fork.parent().map(Chain::as_parent);
     let image_bytes = tip.geometry().image_bytes;

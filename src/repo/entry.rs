@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 pub(crate) fn entry(delta: &Arc<Delta>, file: String, layers: &[Arc<Delta>]) -> Result<Snapshot> {
     let footer = delta.footer();
-    let geometry = Geometry::new(delta.header().block_size, footer.image_bytes)?;
+    let geometry = delta.geometry()?;
     let (changed_blocks, changed_bytes) = changed(delta, geometry)?;
     let nanoseconds = i32::try_from(footer.time_nanoseconds).unwrap_or(0);
     Ok(Snapshot {

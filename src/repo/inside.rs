@@ -2,6 +2,7 @@
 //! an export that would be taken for one of them, a base image that snapshots depend on.
 
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::events::{Context, WarningId};
 use crate::base::folder::{Folder, parent};
 use crate::base::message::{Verb, message};
 use crate::delta::Delta;
@@ -98,6 +99,22 @@ pub(crate) fn refuse_base_image(repository: &Repository, target: &Path) -> Resul
         }
     }
     Ok(())
+}
+
+/// The same, where nothing is lost if another image is damaged, so that it cannot be told: then there is a
+/// warning.
+pub(crate) fn refuse_base_image_or_warn(
+    repository: &Repository,
+    target: &Path,
+    context: &Context,
+) -> Result<()> {
+    match refuse_base_image(repository, target) {
+        Err(e) if e.is_damage() => {
+            context.warn(WarningId::BaseImagesUnknown, e);
+            Ok(())
+        }
+        other => other,
+    }
 }
 
 /// True if the blocks of a snapshot may be in a base image, by its files alone.

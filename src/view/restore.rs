@@ -41,7 +41,7 @@ pub fn restore(
     let blocks = part.blocks(geometry.block_size);
     let order = if target.is_sequential() { Order::Ascending } else { Order::ByFrame };
     let mut batches = Batches::new(chain, blocks.first, blocks.end(), order);
-    context.begin(Phase::Restore, part.bytes);
+    let phase = context.begin(Phase::Restore, part.bytes);
     let (mut terms, mut data_bytes) = (0u128, 0);
     let outcome = ordered_map(
         context.threads(),
@@ -60,7 +60,7 @@ pub fn restore(
             target.advance_watermark(geometry.offset(decoded.watermark).saturating_sub(part.offset))
         },
     );
-    context.end();
+    drop(phase);
     outcome?;
     let whole = part.offset == 0 && part.bytes == geometry.image_bytes;
     if whole {

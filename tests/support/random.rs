@@ -30,7 +30,8 @@ impl Random {
 
 /// True as soon as it is so; false after a while.
 pub fn wait_until(mut is_so: impl FnMut() -> bool) -> bool {
-    let deadline = Instant::now() + Duration::from_secs(20);
+    // As long as a very busy machine may take.
+    let deadline = Instant::now() + Duration::from_secs(120);
     while Instant::now() < deadline {
         if is_so() {
             return true;

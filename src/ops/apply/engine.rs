@@ -80,7 +80,7 @@ impl Patch {
             return Err(Error::new(ErrorKind::InvalidInput, "no delta file is named"));
         };
         let from = oldest.footer().parent;
-        let geometry = Geometry::new(newest.header().block_size, newest.footer().image_bytes)?;
+        let geometry = newest.geometry()?;
         Ok(Self { layers: layers.into(), newest, geometry, from })
     }
 
@@ -234,7 +234,7 @@ impl Patch {
         let size = self.geometry.block_size.in_memory();
         let mut runs = Runs::new(&self.layers, self.geometry.block_count());
         let mut terms = 0u128;
-        context.begin(Phase::Check, base.image_bytes());
+        let phase = context.begin(Phase::Check, base.image_bytes());
         let index = Index::Nothing(hasher, self.geometry.block_size);
         let scanned =
             scan(base, &index, Scope::Whole, BadMedium::Fail, context, |changes: &Changes| {
@@ -263,7 +263,7 @@ impl Patch {
                 }
                 open.map_or(Ok(()), |(range, bytes)| kept(range, &bytes))
             });
-        context.end();
+        drop(phase);
         let scanned = scanned?;
         runs.finish()?;
         let image_bytes = self.geometry.image_bytes;
@@ -293,7 +293,7 @@ impl Patch {
         let mut cursor = ChainCursor::with_gaps(&self.layers);
         let mut builder = BatchBuilder::new(self.geometry, &self.layers, Order::ByFrame);
         let mut written = 0;
-        context.begin(Phase::Apply, self.data_bytes());
+        let phase = context.begin(Phase::Apply, self.data_bytes());
         let outcome = ordered_map(
             context.threads(),
             context.in_flight(BATCH_BYTES),
@@ -312,7 +312,7 @@ impl Patch {
                 Ok(())
             },
         );
-        context.end();
+        drop(phase);
         outcome.map(|()| written)
     }
 

@@ -144,7 +144,7 @@ fn by_digest(
     let (mut difference, geometry) = Difference::new(longer, ordered);
     let source_end = geometry.block_size.count(source.image_bytes());
     let mut walk = snapshot.walk();
-    context.begin(Phase::Compare, source.image_bytes());
+    let phase = context.begin(Phase::Compare, source.image_bytes());
     let outcome =
         scan(source, &Index::Parent(snapshot), Scope::Whole, BadMedium::Fail, context, |changes| {
             for change in &changes.list {
@@ -168,7 +168,7 @@ fn by_digest(
             }
             Ok(())
         });
-    context.end();
+    drop(phase);
     outcome?;
     Ok(difference)
 }
@@ -179,7 +179,7 @@ fn by_bytes(one: &dyn Source, other: &dyn Source, context: &Context) -> Result<D
     let (mut difference, geometry) = Difference::new(longer, sizes);
     let size = geometry.block_size.in_memory();
     let mut at = 0;
-    context.begin(Phase::Compare, geometry.image_bytes);
+    let phase = context.begin(Phase::Compare, geometry.image_bytes);
     let outcome = ordered_map(
         context.threads(),
         context.in_flight(2 * STEP_BYTES),
@@ -207,7 +207,7 @@ fn by_bytes(one: &dyn Source, other: &dyn Source, context: &Context) -> Result<D
             Ok(())
         },
     );
-    context.end();
+    drop(phase);
     outcome?;
     one.check_at_end()?;
     other.check_at_end()?;

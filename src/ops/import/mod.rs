@@ -173,9 +173,9 @@ fn add(
     }
     let work = counts.data_blocks.saturating_mul(header.block_size.bytes().into());
     let work = work.saturating_add(delta.footer().file_bytes);
-    context.begin(Phase::Verify, work);
+    let phase = context.begin(Phase::Verify, work);
     let sound = prove_import(&delta, &layers, parent, context);
-    context.end();
+    drop(phase);
     sound.map_err(|e| match e.kind() {
         ErrorKind::Corrupt => e.at(place),
         _ => e,

@@ -3,7 +3,7 @@
 pub mod types;
 
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::base::events::{Context, Phase, WarningId};
+use crate::base::events::{Context, Phase};
 use crate::format::FrameLayout;
 use crate::image::{ForeignFormat, RawFile, Source};
 use crate::ops::relink::types::{Relinked, RelinkedBase};
@@ -11,7 +11,7 @@ use crate::repo::Repository;
 use crate::repo::clones::remove_all_clones;
 use crate::repo::files::open_chain;
 use crate::repo::head::Head;
-use crate::repo::inside::{refuse_base_image, refuse_inside};
+use crate::repo::inside::{refuse_base_image_or_warn, refuse_inside};
 use crate::repo::live_file::{
     absolute, make_durable, name_of_source, refuse_itself, warn_if_unguarded,
 };
@@ -55,11 +55,8 @@ pub fn run(
         .iter()
         .filter_map(|s| s.base_image.as_ref())
         .try_for_each(|b| refuse_itself(b, &path))?;
-    match refuse_base_image(repository, &path) {
-        // Another image is damaged. Nothing is written to this one, and a rollback asks again.
-        Err(e) if e.is_damage() => context.warn(WarningId::BaseImagesUnknown, e),
-        other => other?,
-    }
+    // Nothing is written to it now, and a rollback asks again.
+    refuse_base_image_or_warn(repository, &path, context)?;
     let before = writer.manifest.clone();
     let mut next = before.clone();
     next.source = Some(path.clone());
@@ -106,14 +103,14 @@ pub fn base_image(
         let mut changed = source.image_bytes().abs_diff(base.image_bytes);
         if changed == 0 {
             let size = u64::from(base.block_bytes);
-            context.begin(Phase::Scan, base.image_bytes);
+            let phase = context.begin(Phase::Scan, base.image_bytes);
             let index = Index::Parent(&chain);
             let scanned =
                 scan(&source, &index, Scope::Whole, BadMedium::Fail, context, |changes| {
                     changed += changes.block_count() * size;
                     Ok(())
                 });
-            context.end();
+            drop(phase);
             scanned?;
         }
         match changed {

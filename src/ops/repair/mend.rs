@@ -91,9 +91,9 @@ fn damage_of(
         Err(e) => return Ok(Some(Damage::File(e))),
     };
     let bytes = snapshot.data_blocks.saturating_mul(u64::from(snapshot.block_bytes));
-    context.begin(Phase::Verify, snapshot.file_bytes.saturating_add(bytes));
+    let phase = context.begin(Phase::Verify, snapshot.file_bytes.saturating_add(bytes));
     let verified = verify_all(&delta, context);
-    context.end();
+    drop(phase);
     match verified {
         Ok(_) => Ok(None),
         Err(e) if !e.is_damage() => Err(unchecked(manifest, snapshot, e)),
@@ -184,7 +184,7 @@ pub(crate) fn copy_file(
     let mut upload = repository.store.create(&name)?;
     let (mut content, mut offset) = (theirs.hasher().stream(), 0);
     let content_end = snapshot.file_bytes - FOOTER_BYTES as u64;
-    context.begin(Phase::Copy, snapshot.file_bytes);
+    let phase = context.begin(Phase::Copy, snapshot.file_bytes);
     let mut buffer = Vec::new();
     let mut copy = || {
         while offset < snapshot.file_bytes {
@@ -207,7 +207,7 @@ pub(crate) fn copy_file(
         Ok(())
     };
     let copied = copy();
-    context.end();
+    drop(phase);
     copied?;
     upload.publish_over()?;
     repository.caches.forget(theirs.header().file_id);

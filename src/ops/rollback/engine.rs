@@ -118,14 +118,14 @@ fn differences(
     phase: Phase,
     each: &mut dyn FnMut(Decoded) -> Result<()>,
 ) -> Result<(u64, Missed)> {
-    context.begin(phase, target.geometry().image_bytes);
+    let phase = context.begin(phase, target.geometry().image_bytes);
     let outcome = match source {
         DiffSource::Tables(current) => {
             by_tables(current, target, context, each).map(|()| (0, Missed::default()))
         }
         DiffSource::Scan(scope) => by_scan(image, target, scope()?, context, each),
     };
-    context.end();
+    drop(phase);
     outcome
 }
 

@@ -28,7 +28,7 @@ use crate::ops::snapshot::types::{SnapshotOutcome, SnapshotRequest};
 use crate::repo::clones::{clones_beside, remove_all_clones};
 use crate::repo::files::open_chain;
 use crate::repo::head::{Head, RollbackIntent};
-use crate::repo::inside::{refuse_base_image, refuse_inside};
+use crate::repo::inside::{refuse_base_image, refuse_base_image_or_warn, refuse_inside};
 use crate::repo::live_file::{
     is_unchanged_since, record_live_file, refuse_link, refuse_other, warn_if_unguarded,
 };
@@ -69,10 +69,10 @@ pub fn run_through(
     })?;
     warn_of_policy(repository, &request.name, context);
     refuse_inside(repository, &path)?;
-    match refuse_base_image(repository, &path) {
-        // Another image is damaged: what is saved first is lost to nobody.
-        Err(e) if e.is_damage() && request.save => context.warn(WarningId::BaseImagesUnknown, e),
-        other => other?,
+    match request.save {
+        // What is saved first is lost to nobody.
+        true => refuse_base_image_or_warn(repository, &path, context)?,
+        false => refuse_base_image(repository, &path)?,
     }
     let open = || {
         refuse_link(&request.name, &path)?;

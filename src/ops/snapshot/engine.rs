@@ -131,12 +131,12 @@ pub fn take(
             (Index::Parent(chain), Some(chain.as_parent()))
         }
     };
-    context.begin(Phase::Scan, geometry.image_bytes);
+    let phase = context.begin(Phase::Scan, geometry.image_bytes);
     let produce = |pieces: &mut PieceSender| {
         scan_into(source, &index, scope, plan.bad_medium, &header, context, pieces)
     };
     let outcome = write_produced(&header, plan.compression, context, out, &mut |_| {}, produce);
-    context.end();
+    drop(phase);
     let (writer, (scanned, counted)) = outcome?;
     let written =
         writer.finish(&plan.identity, lineage, geometry.image_bytes, scanned.image_digest)?;

@@ -37,10 +37,7 @@ pub fn run(
     context: &Context,
 ) -> Result<SnapshotOutcome> {
     let path = absolute(request.image.path())?;
-    let name = match &request.name {
-        Some(name) => name.clone(),
-        None => name_of(request.image.path())?,
-    };
+    let name = request.image_name()?;
     manifest::check_name(&name)?;
     if CloneFolder::holds(&path) {
         let what = format!("{} is a clone that is kept to find changes", path.display());
@@ -113,17 +110,6 @@ fn try_snapshot(
     let snapshot = prepared.entry(&taken, begun);
     let outcome = prepared.outcome(&manifest.name, snapshot, Outcome::DryRun, live);
     Ok(SnapshotOutcome { unread: taken.unread, ..outcome })
-}
-
-/// The name of an image: its file name without extension.
-///
-/// # Errors
-/// `InvalidInput` if that is no name of an image.
-pub fn name_of(path: &Path) -> Result<String> {
-    let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
-    let stem: String =
-        stem.chars().map(|c| if c.is_whitespace() || c == '@' { '-' } else { c }).collect();
-    manifest::check_name(&stem).map(|()| stem)
 }
 
 fn check_source(manifest: Manifest, path: &Path) -> Result<Manifest> {

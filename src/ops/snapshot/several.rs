@@ -3,8 +3,8 @@
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::events::{Context, Phase};
 use crate::base::pipeline::ordered_map;
+use crate::ops::snapshot;
 use crate::ops::snapshot::types::{SnapshotOutcome, SnapshotRequest};
-use crate::ops::snapshot::{self, name_of};
 use crate::repo::Repository;
 use std::fs::{File, Metadata};
 use std::io::{Seek, SeekFrom};
@@ -32,7 +32,7 @@ pub fn run(
     let shared = context.clone().shared_among(requests.len(), at_once);
     let sizes: Vec<u64> = requests.iter().map(|request| bytes_of(request.image.path())).collect();
     let mut jobs = requests.iter().zip(sizes.iter().copied());
-    context.begin(Phase::Scan, sizes.iter().sum());
+    let phase = context.begin(Phase::Scan, sizes.iter().sum());
     let outcome = ordered_map(
         at_once,
         // Results are small: none that waits for an earlier one keeps the next image from beginning.
@@ -50,7 +50,7 @@ pub fn run(
             Ok(())
         },
     );
-    context.end();
+    drop(phase);
     outcome
 }
 
@@ -77,10 +77,7 @@ pub(crate) fn at_once(
 /// `InvalidInput` that says which.
 pub fn check_distinct(requests: &[SnapshotRequest]) -> Result<()> {
     // What cannot be found or named fails by itself later.
-    let name = |request: &SnapshotRequest| match &request.name {
-        Some(name) => Some(name.clone()),
-        None => name_of(request.image.path()).ok(),
-    };
+    let name = |request: &SnapshotRequest| request.image_name().ok();
     let known: Vec<_> =
         requests.iter().map(|r| (&r.image, identity(r.image.path()), name(r))).collect();
     for (index, (image, identity, name)) in known.iter().enumerate() {

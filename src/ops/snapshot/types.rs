@@ -1,15 +1,16 @@
 //! What a snapshot is asked for with, and what became of it.
 
+use crate::base::error::Result;
 use crate::base::setters::setters;
 use crate::base::units::NamedBlocks;
 use crate::codec::Compression;
 use crate::image::ImageUri;
-use crate::repo::manifest::{HintUse, Snapshot};
+use crate::repo::manifest::{self, HintUse, Snapshot};
 use crate::repo::reference::At;
 use crate::tracking::Track;
 use crate::tracking::{ChangeList, Recheck};
 use serde::Serialize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Against what a snapshot is taken.
@@ -65,6 +66,14 @@ pub struct SnapshotRequest {
 }
 
 impl SnapshotRequest {
+    /// Name of the image in the repository: the one that is given, or that of its file.
+    ///
+    /// # Errors
+    /// `InvalidInput` if the name of its file is no name of an image.
+    pub fn image_name(&self) -> Result<String> {
+        self.name.clone().map_or_else(|| name_of(self.image.path()), Ok)
+    }
+
     /// Of an image file or device, as a user would want it who says nothing more.
     pub fn new(image: impl Into<ImageUri>) -> Self {
         Self { image: image.into(), ..Self::default() }
@@ -101,6 +110,17 @@ impl SnapshotRequest {
         /// What changed since an earlier snapshot, as somebody else knows.
         changed: Option<ChangedSince>,
     }
+}
+
+/// The name of an image: its file name without extension.
+///
+/// # Errors
+/// `InvalidInput` if that is no name of an image.
+pub fn name_of(path: &Path) -> Result<String> {
+    let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
+    let stem: String =
+        stem.chars().map(|c| if c.is_whitespace() || c == '@' { '-' } else { c }).collect();
+    manifest::check_name(&stem).map(|()| stem)
 }
 
 /// A list of changes, and the snapshot since which they were made.

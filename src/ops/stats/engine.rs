@@ -2,7 +2,6 @@
 
 use crate::base::error::Result;
 use crate::base::events::Context;
-use crate::base::units::Geometry;
 use crate::chain::Chain;
 use crate::delta::{Delta, TableCursor};
 use crate::merge::layer_use;
@@ -30,7 +29,7 @@ pub fn add_heat(
             continue;
         }
         context.check()?;
-        let geometry = Geometry::new(delta.header().block_size, delta.footer().image_bytes)?;
+        let geometry = delta.geometry()?;
         let mut cursor = TableCursor::new(delta.clone());
         cursor.seek(0)?;
         while let Some((_, run)) = cursor.run() {

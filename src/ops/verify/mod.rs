@@ -73,7 +73,7 @@ pub fn run(
         let work = |s: &&Snapshot| {
             s.file_bytes + if quick { 0 } else { s.data_blocks * u64::from(s.block_bytes) }
         };
-        context.begin(Phase::Verify, snapshots.iter().map(work).sum());
+        let phase = context.begin(Phase::Verify, snapshots.iter().map(work).sum());
         let mut files = snapshots.iter();
         let outcome = files
             .try_for_each(|snapshot| image.check(snapshot, quick, &mut verified, context))
@@ -85,7 +85,7 @@ pub fn run(
                 true => Ok(()),
                 false => image.report_losses(&snapshots, &mut verified, context),
             });
-        context.end();
+        drop(phase);
         outcome?;
     }
     Ok(verified)

@@ -10,9 +10,9 @@ use crate::base::events::Context;
 use crate::base::pipeline::spawn;
 use crate::ops::prune;
 use crate::ops::prune::types::{PruneRequest, Pruned};
+use crate::ops::snapshot;
 use crate::ops::snapshot::several::{at_once, check_distinct};
 use crate::ops::snapshot::types::{Outcome, SnapshotOutcome, SnapshotRequest};
-use crate::ops::snapshot::{self, name_of};
 use crate::ops::watch::types::{WatchRequest, Watched};
 use crate::repo::Repository;
 use crate::repo::retention::Rules;
@@ -182,8 +182,7 @@ fn prune_by(
 }
 
 fn name_in(of: &SnapshotRequest) -> String {
-    let name = of.name.clone().map_or_else(|| name_of(of.image.path()), Ok);
-    name.unwrap_or_else(|_| of.image.to_string())
+    of.image_name().unwrap_or_else(|_| of.image.to_string())
 }
 
 /// The image that is due and has waited longest; it is taken.

@@ -62,10 +62,10 @@ pub fn mend(
         ..old.clone()
     };
     let bytes = footer.counts.data_blocks.saturating_mul(u64::from(old.block_size.bytes()));
-    context.begin(Phase::Mend, bytes);
+    let phase = context.begin(Phase::Mend, bytes);
     let produce = |pieces: &mut PieceSender| read_into(plan, &header, context, pieces);
     let outcome = write_produced(&header, plan.compression, context, out, &mut |_| {}, produce);
-    context.end();
+    drop(phase);
     let identity = Identity::of(footer);
     let (writer, ()) = outcome?;
     writer.finish(&identity, footer.parent, footer.image_bytes, footer.image_digest)

@@ -162,7 +162,7 @@ impl Wanted {
         }
         let geometry = Geometry::new(self.block_size, image.image_bytes())?;
         let size = u64::from(self.block_size.bytes());
-        context.begin(Phase::Search, geometry.image_bytes);
+        let phase = context.begin(Phase::Search, geometry.image_bytes);
         let mut position = 0;
         let wanted = std::sync::Mutex::new(self);
         let lock = || wanted.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -223,7 +223,7 @@ impl Wanted {
                 Ok(())
             },
         );
-        context.end();
+        drop(phase);
         outcome
     }
 }

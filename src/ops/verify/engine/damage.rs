@@ -80,7 +80,7 @@ impl Damaged {
 /// # Errors
 /// `Interrupted`; everything else is in the outcome.
 pub fn find_damage(delta: &Arc<Delta>, context: &Context) -> Result<Damaged> {
-    let geometry = Geometry::new(delta.header().block_size, delta.footer().image_bytes)?;
+    let geometry = delta.geometry()?;
     let (mut damaged, mut lost) = (Damaged::default(), LostBlocks::default());
     let mut runs = DataRuns::new(delta);
     ordered_map(
