@@ -74,11 +74,7 @@ impl Error {
 
     /// The operating system refused an operation ("read", "open the image") on a file or device.
     pub fn os(operation: &str, place: impl fmt::Display, source: io::Error) -> Self {
-        let place = place.to_string();
-        let mut error = Self::io(format!("cannot {operation} {place}"), source);
-        error.0.operation = Some(operation.to_owned());
-        error.0.place = Some(place);
-        error
+        Self::refused(format!("cannot {operation} {place}"), operation, place, source)
     }
 
     /// The same at byte `offset` of it.
@@ -88,10 +84,14 @@ impl Error {
         offset: u64,
         source: io::Error,
     ) -> Self {
-        let mut error = Self::io(format!("cannot {operation} {place} at byte {offset}"), source);
+        let what = format!("cannot {operation} {place} at byte {offset}");
+        Self::refused(what, operation, place, source).at_offset(offset)
+    }
+
+    fn refused(what: String, operation: &str, place: impl fmt::Display, source: io::Error) -> Self {
+        let mut error = Self::io(what, source);
         error.0.operation = Some(operation.to_owned());
         error.0.place = Some(place.to_string());
-        error.0.offset = Some(offset);
         error
     }
 

@@ -148,6 +148,15 @@ impl NewClone {
     }
 }
 
+/// Opens a clone of the image at `path` once more.
+///
+/// # Errors
+/// `Io` if there is no descriptor left.
+pub fn reopen(clone: &File, path: &Path) -> Result<File> {
+    let failed = |e| Error::io(format!("cannot open the clone of {} again", path.display()), e);
+    clone.try_clone().map_err(failed)
+}
+
 /// True on file systems of which it is known that two extents with one address are one. Others clone, too,
 /// but tell something else: SMB the offset in the file, bcachefs an address on one of several devices.
 pub fn has_physical_addresses(file: &File) -> bool {

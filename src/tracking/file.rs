@@ -15,7 +15,7 @@ use crate::image::{FileStat, LiveImage, RawFile, Source};
 use crate::tracking::{
     ChangeHints, ChangeTracker, Consistency, HintKind, KeptClone, KeptClones, KnownChanges,
     MapDifferences, NewClone, PointInTime, Recorded, Since, Track, TrackerRecord, extent_count,
-    has_physical_addresses,
+    has_physical_addresses, reopen,
 };
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
@@ -160,7 +160,7 @@ impl ChangeTracker for FileTracker<'_> {
         };
         let stall_seconds = clone.as_ref().map(|clone| clone.seconds);
         let mut source = match &clone {
-            Some(clone) => Some(again(clone.file(), self.live)?),
+            Some(clone) => Some(reopen(clone.file(), self.live.image.path())?),
             None => None,
         };
         let changes = match (unchanged_since, &clone, reference) {
@@ -172,7 +172,7 @@ impl ChangeTracker for FileTracker<'_> {
                 KnownChanges::Unchanged(parent)
             }
             (_, Some(clone), Ok((id, older))) => {
-                let newer = again(clone.file(), self.live)?;
+                let newer = reopen(clone.file(), self.live.image.path())?;
                 let hints = move |_| {
                     let failed = |e| Error::io("cannot open a clone again", e);
                     let older = older.try_clone().map_err(failed)?;
@@ -207,11 +207,6 @@ impl ChangeTracker for FileTracker<'_> {
     fn recover(&mut self, recorded: Option<Uuid>, context: &Context) {
         self.clones.tidy(recorded.filter(|_| self.track != Track::None), context);
     }
-}
-
-fn again(file: &File, live: &LiveImage) -> Result<File> {
-    let place = live.image.path().display();
-    file.try_clone().map_err(|e| Error::io(format!("cannot open the clone of {place} again"), e))
 }
 
 /// Fails if whoever writes to the image would be held up for too long.

@@ -12,7 +12,9 @@ mod recheck;
 mod reflink;
 mod tracker;
 
-pub use clones::{CloneFolder, CloneStat, FoundClone, NewClone, Owner, has_physical_addresses};
+pub use clones::{
+    CloneFolder, CloneStat, FoundClone, NewClone, Owner, has_physical_addresses, reopen,
+};
 pub use file::FileTracker;
 pub use given::ListTracker;
 pub use kept::{CloneUse, Clones, KeptClone, KeptClones};

@@ -17,7 +17,7 @@ use crate::repo::head::Head;
 use crate::repo::manifest::{Manifest, RAW, Snapshot};
 use crate::repo::{Repository, reference};
 use crate::scan::{BadMedium, Scope};
-use crate::tracking::{ChangeTracker, HintKind};
+use crate::tracking::{ChangeTracker, HintKind, reopen};
 use jiff::Timestamp;
 use std::time::Instant;
 use uuid::Uuid;
@@ -155,13 +155,12 @@ impl Prepared {
         out: &mut dyn FnMut(OutputEvent<'_>) -> Result<()>,
     ) -> Result<(Taken, bool)> {
         let image = &live.image;
-        let clone = self.scan_plan.point().source.as_ref().map(|file| {
-            let file = file.try_clone();
-            let file = file.map_err(|e| {
-                Error::io(format!("cannot open the clone of {} again", image.path().display()), e)
-            })?;
-            RawFile::unguarded(file, image.path())
-        });
+        let clone = self
+            .scan_plan
+            .point()
+            .source
+            .as_ref()
+            .map(|file| RawFile::unguarded(reopen(file, image.path())?, image.path()));
         let clone = clone.transpose()?;
         let take_of = |source: &RawFile, out: &mut dyn FnMut(OutputEvent<'_>) -> Result<()>| {
             let scope = self.scan_plan.scope(self.against(), source.image_bytes(), self.turn)?;
