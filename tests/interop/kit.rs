@@ -199,6 +199,16 @@ impl Lab {
         self.run(&["snapshot", image, "--json"]).done().json()["number"].as_u64().unwrap()
     }
 
+    /// True if there is a repository; otherwise that is what is said.
+    #[track_caller]
+    pub fn has_repository(&self) -> bool {
+        let run = self.run(&["list"]);
+        run.code() == Some(0) || {
+            run.fails(1).says("is not a repository");
+            false
+        }
+    }
+
     /// The numbers of an image's snapshots; none if there is no such image.
     #[track_caller]
     pub fn numbers(&self, name: &str) -> Vec<u64> {
