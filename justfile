@@ -23,6 +23,10 @@ test:
 faults:
     IMGSNAP_FAULTS=all cargo test --test faults_syscalls -- --test-threads 1
 
+# The commit protocol, explored with more faults, deaths and days at once (tests/protocol)
+model:
+    IMGSNAP_MODEL=deep cargo test --test protocol -- --nocapture nothing_is_lost
+
 # Random verbs on random images for so long, with kills, faults and damage, held against a model
 soak time="30m" *args:
     cargo test --release --test soak -- --for {{time}} {{args}}

@@ -417,7 +417,7 @@ mod tests {
         drop(window);
         assert_eq!(cached(), warm, "and after it was read");
         let drop_all = PosixFadviseAdvice::POSIX_FADV_DONTNEED;
-        // What the kernel itself works on in that moment, to reclaim or to move it, stays whatever is advised.
+        // What the kernel reclaims or moves in that moment stays, whatever is advised.
         let attempts = [(); 5].map(|()| {
             let source = RawFile::open(&path).unwrap();
             posix_fadvise(&source.file, 0, 0, drop_all).unwrap();
