@@ -140,7 +140,7 @@ pub(crate) fn compact(
 ) -> Result<Compaction> {
     // If somebody reads now, the next writer removes the files.
     writer.release_reader_lock();
-    let is_reaped = collect_garbage(repository, &writer.manifest, context)?;
+    let is_reaped = collect_garbage(repository, &mut writer.manifest, context)?;
     let (groups, mut compaction, mut failed) =
         plan_compaction(repository, &writer.manifest, worth, context)?;
     compaction.is_delayed = !is_reaped;
@@ -159,7 +159,7 @@ pub(crate) fn compact(
                 continue;
             }
         }
-        compaction.is_delayed |= !collect_garbage(repository, &writer.manifest, context)?;
+        compaction.is_delayed |= !collect_garbage(repository, &mut writer.manifest, context)?;
     }
     if let Some(error) = failed {
         return Err(error);

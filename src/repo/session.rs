@@ -13,10 +13,10 @@ use crate::chain::Chain;
 use crate::delta::ReadGuard;
 use crate::repo::files::open_guarded;
 use crate::repo::head::Head;
-use crate::repo::manifest::{self, ImageFile, MAX_MANIFEST_BYTES, Manifest, Snapshot};
+use crate::repo::manifest::{self, ImageFile, Manifest, Snapshot};
 use crate::repo::{Repository, reference};
-use crate::store::{LockGuard, LockKind, Store, read_small};
-use std::cmp::Reverse;
+use crate::store::{LockGuard, LockKind, Store};
+use std::collections::HashSet;
 use std::fmt;
 use std::time::Duration;
 use uuid::Uuid;
@@ -229,11 +229,11 @@ pub(crate) fn write_new(
 pub(crate) fn writer(
     repository: &Repository,
     write: LockGuard,
-    manifest: Manifest,
+    mut manifest: Manifest,
     context: &Context,
 ) -> Result<Writer> {
     let store = repository.store.as_ref();
-    collect_garbage(repository, &manifest, context)?;
+    collect_garbage(repository, &mut manifest, context)?;
     let reap = share_reader_lock(store, &manifest.name, context)?;
     let (head, head_was_damaged) = Head::load(store, &manifest.name)?;
     Ok(Writer { manifest, head, head_was_damaged, _write: write, reap })
@@ -272,11 +272,11 @@ pub(crate) fn commit_file(
 /// the write lock.
 pub(crate) fn collect_garbage(
     repository: &Repository,
-    manifest: &Manifest,
+    manifest: &mut Manifest,
     context: &Context,
 ) -> Result<bool> {
     let store = repository.store.as_ref();
-    let name = &manifest.name;
+    let name = &manifest.name.clone();
     let Some(_alone) = store.lock(&reader_lock(name), LockKind::Exclusive)? else {
         return Ok(false);
     };
@@ -287,13 +287,15 @@ pub(crate) fn collect_garbage(
     if files.iter().filter_map(|file| manifest::sequence_of(file)).max() > Some(manifest.sequence) {
         return Ok(false);
     }
-    let stored = manifest.stored();
-    let is_named = |file: &String| stored.iter().any(|s| s.file == *file);
+    let present: HashSet<&str> = files.iter().map(String::as_str).collect();
+    // What is not there now, after a sync, does not come back.
+    manifest.sweep(&present);
+    let named: HashSet<&str> = manifest.objects().collect();
     // If a file that is named is missing, another one may be it, under another name: keep all.
-    let is_whole = stored.iter().all(|s| files.contains(&s.file));
+    let is_whole = manifest.stored().iter().all(|s| present.contains(s.file.as_str()));
     let is_unneeded = |file: &String| match ImageFile::of(file) {
         Some(ImageFile::Temporary) => true,
-        Some(ImageFile::Delta) => is_whole && !manifest.kept.contains(file) && !is_named(file),
+        Some(ImageFile::Delta) => is_whole && !named.contains(file.as_str()),
         Some(ImageFile::Manifest(sequence)) => sequence < manifest.sequence,
         Some(ImageFile::Head | ImageFile::Lock) | None => false,
     };
@@ -311,7 +313,9 @@ pub(crate) fn collect_garbage(
         }
     }
     let is_all = held.is_empty();
-    let old = not_naming(store, name, old, held)?;
+    // What is held and was dropped under an earlier version only an older manifest knows to be dropped.
+    let are_told = held.iter().all(|file| manifest.is_condemned(file));
+    let old = if are_told { old } else { Vec::new() };
     let remove = |file: &String| {
         context.note(format!("removing {name}/{file}, which is not needed any more"));
         store.remove(&format!("{name}/{file}"))
@@ -322,32 +326,6 @@ pub(crate) fn collect_garbage(
     }
     old.iter().try_for_each(|file| remove(file))?;
     Ok(is_all)
-}
-
-/// Those of some older manifests that need not stay: for each file that is held there is another one that
-/// tells that it was dropped.
-fn not_naming<'a>(
-    store: &dyn Store,
-    name: &str,
-    mut old: Vec<&'a String>,
-    mut held: Vec<&String>,
-) -> Result<Vec<&'a String>> {
-    old.sort_by_key(|file| Reverse(manifest::sequence_of(file)));
-    let mut unneeded = Vec::new();
-    for file in old {
-        let count = held.len();
-        if count > 0 {
-            let bytes = read_small(store, &format!("{name}/{file}"), MAX_MANIFEST_BYTES)?;
-            // One that cannot be read tells nothing, and goes as ever.
-            if let Ok(manifest) = Manifest::decode(&bytes) {
-                held.retain(|file| manifest.stored().iter().all(|s| s.file != **file));
-            }
-        }
-        if held.len() == count {
-            unneeded.push(file);
-        }
-    }
-    Ok(unneeded)
 }
 
 /// Removes an image: all that we made in its folder, and the folder if nothing else is in it; false if

@@ -497,9 +497,8 @@ pub fn forge(lab: &Lab, name: &str, change: impl FnOnce(&mut Value)) {
     let mut value: Value = serde_json::from_str(text.split_once('\n').unwrap().1).unwrap();
     change(&mut value);
     let body = format!("{value:#}\n");
-    let version = if value.get("dropped").is_some() { 2 } else { 1 };
     let digest = xxhash_rust::xxh3::xxh3_128(body.as_bytes());
-    lab.write(&file, format!("imgsnap-manifest {version} {digest:032x}\n{body}").as_bytes());
+    lab.write(&file, format!("imgsnap-manifest 3 {digest:032x}\n{body}").as_bytes());
 }
 
 /// A whole number in JSON, as byte counts must be.

@@ -49,6 +49,11 @@ fn bless(folder: &Path) {
         let request = SnapshotRequest::new(path).label(label);
         repository.snapshot(&request, &Context::silent()).unwrap();
     }
+    // Something that is condemned.
+    let path = image.path().join("vm.img");
+    std::fs::write(&path, text(10_000, 4)).unwrap();
+    repository.snapshot(&SnapshotRequest::new(path), &Context::silent()).unwrap();
+    repository.delete("vm", &At::Number(4), true, &Context::silent()).unwrap();
     std::fs::remove_file(folder.join("vm/head.json")).unwrap();
 }
 
@@ -89,8 +94,7 @@ fn ruling(folder: &Path) -> PathBuf {
     files.filter(|path| path.to_str().unwrap().contains("manifest.")).max().unwrap()
 }
 
-/// P1 (no rules in repository.toml), J2: old files are merged, and the manifest has the first version
-/// again once nothing is dropped.
+/// P1 (no rules in repository.toml), J2: old files are merged, and the manifest becomes one of version 3.
 #[test]
 fn repositories_of_every_version_are_pruned_flattened_and_extended() {
     let context = Context::silent();
@@ -114,7 +118,7 @@ fn repositories_of_every_version_are_pruned_flattened_and_extended() {
             check(folder, &[2, 3]);
             prune(repository, 1, true);
             check(folder, &[3]);
-            assert_eq!(manifest_version(folder), "1");
+            assert_eq!(manifest_version(folder), "3");
         });
         for number in [1, 2, 3] {
             for (compact, merges) in [(false, true), (false, false), (true, false)] {
@@ -123,8 +127,7 @@ fn repositories_of_every_version_are_pruned_flattened_and_extended() {
                     let left: Vec<u64> = (1..=3).filter(|n| *n != number).collect();
                     check(folder, &left);
                     let listed = repository.list("vm", &context).unwrap().manifest;
-                    let version = if listed.dropped.is_empty() { "1" } else { "2" };
-                    assert_eq!(manifest_version(folder), version);
+                    assert_eq!(manifest_version(folder), "3");
                     let stays = !merges && !compact && number < 3;
                     assert_eq!(!listed.dropped.is_empty(), stays, "{number} {compact}");
                 });
@@ -144,8 +147,8 @@ fn repositories_of_every_version_are_pruned_flattened_and_extended() {
 #[test]
 fn repositories_of_every_version_restore() {
     let versions = fixtures().join("repos");
-    if is_blessing() && !versions.join("0.1.0").exists() {
-        bless(&versions.join("0.1.0"));
+    if is_blessing() && !versions.join("manifest-3").exists() {
+        bless(&versions.join("manifest-3"));
     }
     let mut count = 0;
     for version in std::fs::read_dir(versions).unwrap().flatten() {
@@ -175,10 +178,20 @@ fn a_manifest_of_a_later_version_is_refused_and_unknown_keys_are_not() {
     };
     let repository = Repository::open_in(store(place.path())).unwrap();
     let context = Context::silent();
-    seal(1, &body.replacen('{', "{\"of_tomorrow\": [1, 2],", 1));
-    assert_eq!(repository.read("vm", &context).unwrap().manifest().snapshots.len(), 3);
-    assert_eq!(naive_reader::read_manifest(&folder).unwrap().snapshots.len(), 3);
-    for version in [3, 4, 1000] {
+    let commit = "\"commit\": \"18ddab2b-d2f6-4c59-b4d5-c5dfe82e7291\",";
+    for (version, more) in
+        [(1, "\"of_tomorrow\": [1, 2],".into()), (3, format!("{commit} \"of_tomorrow\": 1,"))]
+    {
+        seal(version, &body.replacen('{', &format!("{{{more}"), 1));
+        assert_eq!(repository.read("vm", &context).unwrap().manifest().snapshots.len(), 3);
+        assert_eq!(naive_reader::read_manifest(&folder).unwrap().snapshots.len(), 3);
+    }
+    // What it says it needs is understood or refused.
+    seal(3, &body.replacen('{', &format!("{{{commit} \"needs\": [\"tomorrow\"],"), 1));
+    let error = repository.read("vm", &context).err().unwrap();
+    assert_eq!(error.kind(), imgsnap::base::error::ErrorKind::Unsupported, "{error}");
+    assert!(naive_reader::read_manifest(&folder).unwrap_err().starts_with("J5"));
+    for version in [4, 5, 1000] {
         seal(version, body);
         let error = repository.read("vm", &context).err().unwrap();
         assert_eq!(error.kind(), imgsnap::base::error::ErrorKind::Unsupported, "{error}");
@@ -188,6 +201,11 @@ fn a_manifest_of_a_later_version_is_refused_and_unknown_keys_are_not() {
     let error = repository.read("vm", &context).err().unwrap();
     assert_eq!(error.kind(), imgsnap::base::error::ErrorKind::Corrupt, "{error}");
     assert!(naive_reader::read_manifest(&folder).unwrap_err().starts_with("J5"));
+    // Version 3 is a commit.
+    seal(3, body);
+    let error = repository.read("vm", &context).err().unwrap();
+    assert_eq!(error.kind(), imgsnap::base::error::ErrorKind::Corrupt, "{error}");
+    assert!(naive_reader::read_manifest(&folder).unwrap_err().starts_with("J10"));
     // J4: a parent that is missing, a number that stands twice.
     for (from, to) in
         [("\"number\": 2", "\"number\": 1"), ("\"next_number\": 4", "\"next_number\": 3")]
@@ -212,19 +230,28 @@ fn a_manifest_with_dropped_snapshots_is_refused_where_it_is_wrong() {
     let file = ruling(&folder);
     let text = std::fs::read_to_string(&file).unwrap();
     let (first, body) = text.split_once('\n').unwrap();
-    assert!(first.starts_with("imgsnap-manifest 2 "), "{first}");
+    assert!(first.starts_with("imgsnap-manifest 3 "), "{first}");
     let good: serde_json::Value = serde_json::from_str(body).unwrap();
     type Edit = fn(&mut serde_json::Value);
-    let edits: [(&str, u32, Edit); 8] = [
+    let edits: [(&str, u32, Edit); 12] = [
         // The second version is what tells an older program that it must not read on.
         ("version", 1, |_| {}),
-        ("label", 2, |json| json["dropped"][0]["label"] = "x".into()),
-        ("number", 2, |json| json["dropped"][0]["number"] = 3.into()),
-        ("number of a parent", 2, |json| json["dropped"][0]["number"] = 9.into()),
-        ("next number", 2, |json| json["next_number"] = 3.into()),
-        ("id", 2, |json| json["dropped"][0]["id"] = json["snapshots"][0]["id"].clone()),
-        ("missing parent", 2, |json| json["dropped"][0]["id"] = json["image_id"].clone()),
-        ("order", 2, |json| {
+        ("no commit", 3, |json| drop(json.as_object_mut().unwrap().remove("commit"))),
+        ("ancestors", 3, |json| {
+            json["ancestors"] = serde_json::json!([{"sequence": 99, "commit": json["commit"]}]);
+        }),
+        ("condemned and named", 3, |json| {
+            let object = json["snapshots"][0]["file"].clone();
+            json["condemned"] = serde_json::json!([{"object": object, "sequence": 1}]);
+        }),
+        ("swept", 3, |json| json["swept"] = 99.into()),
+        ("label", 3, |json| json["dropped"][0]["label"] = "x".into()),
+        ("number", 3, |json| json["dropped"][0]["number"] = 3.into()),
+        ("number of a parent", 3, |json| json["dropped"][0]["number"] = 9.into()),
+        ("next number", 3, |json| json["next_number"] = 3.into()),
+        ("id", 3, |json| json["dropped"][0]["id"] = json["snapshots"][0]["id"].clone()),
+        ("missing parent", 3, |json| json["dropped"][0]["id"] = json["image_id"].clone()),
+        ("order", 3, |json| {
             let listed = json["snapshots"].as_array_mut().unwrap();
             listed.reverse();
         }),
@@ -234,8 +261,10 @@ fn a_manifest_with_dropped_snapshots_is_refused_where_it_is_wrong() {
         let digest = xxhash_rust::xxh3::xxh3_128(body.as_bytes());
         std::fs::write(&file, format!("imgsnap-manifest {version} {digest:032x}\n{body}")).unwrap();
     };
-    seal(2, &good);
-    check(place.path(), &[1, 3]);
+    for version in [2, 3] {
+        seal(version, &good);
+        check(place.path(), &[1, 3]);
+    }
     for (name, version, edit) in edits {
         let mut json = good.clone();
         edit(&mut json);

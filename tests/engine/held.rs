@@ -3,6 +3,7 @@
 use crate::support::{Random, text};
 use imgsnap::base::events::Context;
 use imgsnap::image::Source;
+use imgsnap::repo::manifest::{Condemned, ManifestDigest};
 use imgsnap::repo::retention::{Count, Rules};
 use imgsnap::{
     At, Defaults, ErrorKind, ParentChoice, PruneRequest, Repository, SnapshotRequest, SnapshotView,
@@ -96,10 +97,7 @@ fn what_a_view_reads_stays_while_everything_else_is_removed() {
         let manifests = std::fs::read_dir(lab.repo().join("vm")).unwrap().filter(|entry| {
             entry.as_ref().unwrap().file_name().to_str().unwrap().starts_with("manifest.")
         });
-        assert!(
-            manifests.count() <= 3,
-            "{held}: one that rules, one before it, one that names them"
-        );
+        assert!(manifests.count() <= 2, "{held}: one that rules, and one before it");
         // A copy of its chain, and what goes through its tables, is enough.
         let (chain, walk) = (view.chain().clone(), view.chain().walk());
         drop(view);
@@ -111,6 +109,38 @@ fn what_a_view_reads_stays_while_everything_else_is_removed() {
         assert_eq!(lab.there(&files), [false, false, false, true], "{held}");
         lab.check(&lab.view(4), 4);
     }
+}
+
+/// J10 to J12: each commit names the one before it, what nobody names any more is condemned, and what is not
+/// there any more is forgotten.
+#[test]
+fn what_is_dropped_is_condemned_until_it_is_gone() {
+    let lab = Lab::new();
+    let manifest = || lab.open().read("vm", &Context::silent()).unwrap().manifest().clone();
+    let label = |label| {
+        let before = manifest();
+        let file = lab.repo().join(format!("vm/manifest.{:06}", before.sequence));
+        let bytes = std::fs::read(file).unwrap();
+        lab.open().label("vm", &At::Number(1), Some(label), &Context::silent()).unwrap();
+        let after = manifest();
+        assert_eq!(after.previous, Some(ManifestDigest::of(&bytes)));
+        assert_eq!(after.ancestors.last().map(|a| (a.sequence, Some(a.commit))), {
+            Some((before.sequence, before.commit))
+        });
+        after
+    };
+    let object = manifest().snapshots[3].file.clone();
+    let view = lab.view(4);
+    lab.open().delete("vm", &At::Number(4), true, &Context::silent()).unwrap();
+    let sequence = manifest().sequence;
+    let condemned = [Condemned { object, sequence }];
+    assert_eq!(manifest().condemned, condemned);
+    for still in ["a", "b"] {
+        assert_eq!(label(still).condemned, condemned, "it is held");
+    }
+    drop(view);
+    assert_eq!((label("c").condemned.len(), label("d").condemned.len()), (1, 0), "seen to be gone");
+    assert_eq!((manifest().swept, lab.there(&lab.files())), (sequence, vec![true; 3]));
 }
 
 /// P6: another program holds a file back by the byte that FORMAT.md names.

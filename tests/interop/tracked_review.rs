@@ -273,7 +273,7 @@ fn by_list(lab: &Lab, image: &str, list: &str, more: &[&str]) -> Value {
 fn seal(path: &str, manifest: &Value) {
     let body = format!("{manifest:#}\n");
     let digest = xxhash_rust::xxh3::xxh3_128(body.as_bytes());
-    std::fs::write(path, format!("imgsnap-manifest 1 {digest:032x}\n{body}")).unwrap();
+    std::fs::write(path, format!("imgsnap-manifest 3 {digest:032x}\n{body}")).unwrap();
 }
 
 #[test]

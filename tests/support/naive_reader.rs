@@ -1408,7 +1408,7 @@ pub fn parse_manifest(bytes: &[u8]) -> Result<Manifest, String> {
     ensure(words.first() == Some(&"imgsnap-manifest") && words.len() >= 2, || {
         format!("J2: the first line is {first:?}")
     })?;
-    ensure(["1", "2"].contains(&words[1]), || {
+    ensure(["1", "2", "3"].contains(&words[1]), || {
         format!("J5: version {:?} is not supported", words[1])
     })?;
     let digest = format!("{:032x}", xxhash_rust::xxh3::xxh3_128(rest));
@@ -1424,8 +1424,12 @@ pub fn parse_manifest(bytes: &[u8]) -> Result<Manifest, String> {
         ensure(Path::new(&source).is_absolute(), || format!("J3: source is {source:?}"))?;
     }
     let has_dropped = json.get("dropped").is_some();
-    ensure(has_dropped == (words[1] == "2"), || {
+    ensure(words[1] == "3" || has_dropped == (words[1] == "2"), || {
         format!("J2: version {}, and the key dropped: {has_dropped}", words[1])
+    })?;
+    let needs = json.get("needs").and_then(Value::as_array);
+    ensure(words[1] != "3" || needs.is_none_or(Vec::is_empty), || {
+        format!("J5: {needs:?} is not known")
     })?;
     let snapshots = read_snapshots(&json, "snapshots")?;
     let dropped = if has_dropped { read_snapshots(&json, "dropped")? } else { Vec::new() };
@@ -1475,7 +1479,38 @@ pub fn parse_manifest(bytes: &[u8]) -> Result<Manifest, String> {
         })?;
     }
     let sequence = number_of(&json, "sequence")?;
+    if words[1] == "3" {
+        check_commit(&json, sequence, &all)?;
+    }
     Ok(Manifest { sequence, name, image_id, next_number, snapshots, dropped, json })
+}
+
+/// J10 to J12
+fn check_commit(json: &Value, sequence: u64, stored: &[&Snapshot]) -> Result<(), String> {
+    let of = |key: &str| json.get(key).and_then(Value::as_array).cloned().unwrap_or_default();
+    uuid(&text_of(json, "commit").map_err(|_| "J10: there is no commit")?)?;
+    if json.get("previous").is_some() {
+        let previous = text_of(json, "previous")?;
+        let is_digest = previous.len() == 64 && previous.bytes().all(|b| b.is_ascii_hexdigit());
+        ensure(is_digest, || format!("J10: previous is {previous:?}"))?;
+    }
+    let mut last = 0;
+    for ancestor in of("ancestors") {
+        uuid(&text_of(&ancestor, "commit")?)?;
+        let of = number_of(&ancestor, "sequence")?;
+        ensure(last < of && of < sequence, || format!("J10: the ancestor {of}, after {last}"))?;
+        last = of;
+    }
+    let kept = of("kept");
+    for condemned in of("condemned") {
+        let (object, since) = (text_of(&condemned, "object")?, number_of(&condemned, "sequence")?);
+        ensure((1..=sequence).contains(&since), || format!("J11: condemned by {since}"))?;
+        let is_named =
+            stored.iter().any(|s| s.file == object) || kept.contains(&object.clone().into());
+        ensure(!is_named, || format!("J11: {object} is condemned, and named"))?;
+    }
+    let swept = json.get("swept").map_or(Ok(0), |_| number_of(json, "swept"))?;
+    ensure(swept <= sequence, || format!("J12: swept is {swept}"))
 }
 
 /// An array of snapshots, each with what it alone can show.

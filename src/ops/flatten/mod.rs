@@ -42,7 +42,7 @@ pub fn run(repository: &Repository, name: &str, at: &At, context: &Context) -> R
     let (after, unneeded) =
         rewrite(repository, &mut writer, before.id, None, &HashSet::new(), context)?;
     writer.release_reader_lock();
-    if let Err(error) = collect_garbage(repository, &writer.manifest, context) {
+    if let Err(error) = collect_garbage(repository, &mut writer.manifest, context) {
         context.warn(WarningId::CleanupDelayed, message![error, "; the next snapshot tries again"]);
     }
     let freed_bytes = unneeded.iter().map(|s| s.file_bytes).sum::<u64>() + before.file_bytes;

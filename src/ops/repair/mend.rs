@@ -74,7 +74,7 @@ pub fn run(
     }
     // The damaged files are not named any more.
     writer.release_reader_lock();
-    collect_garbage(repository, &writer.manifest, context)?;
+    collect_garbage(repository, &mut writer.manifest, context)?;
     Ok(outcomes)
 }
 

@@ -138,6 +138,7 @@ fn rebuild_from(
             Error::corrupt(what).hint("put the files of the repository back from a copy")
         })?;
     manifest.sequence = manifest::ruling(repository.store.as_ref(), name)?.unwrap_or(0);
+    manifest.follow(old);
     let numbers = candidates.iter().filter(|(_, d)| d.header().image_id == manifest.image_id);
     let highest = numbers.map(|(_, delta)| delta.footer().number).max().unwrap_or(0);
     let unnamed: HashSet<Uuid> = candidates
@@ -239,6 +240,7 @@ fn strays(
     let is_stray = |(file, delta): &&Candidate| {
         delta.header().image_id == ruling.image_id
             && !is_named(ruling, file)
+            && !ruling.is_condemned(file)
             && older.iter().all(|m| !is_named(m, file))
     };
     Ok(candidates.iter().filter(is_stray).map(|(file, _)| file.clone()).collect())
@@ -341,7 +343,7 @@ fn renumber(
     manifest::commit(repository.store.as_ref(), &mut next)?;
     writer.manifest = next;
     writer.release_reader_lock();
-    collect_garbage(repository, &writer.manifest, context)?;
+    collect_garbage(repository, &mut writer.manifest, context)?;
     Ok(renumbered)
 }
 

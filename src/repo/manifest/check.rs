@@ -2,7 +2,8 @@
 
 use crate::base::error::{Error, Result};
 use crate::format::footer::{MAX_LABEL_BYTES, MAX_NUMBER};
-use crate::repo::manifest::{Manifest, Snapshot, check_name};
+use crate::repo::manifest::files::check_name;
+use crate::repo::manifest::types::{Manifest, Snapshot};
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
@@ -16,6 +17,9 @@ impl Manifest {
     fn find_wrong(&self) -> Option<String> {
         if let Err(e) = check_name(&self.name) {
             return Some(e.message().to_owned());
+        }
+        if let Some(wrong) = self.find_wrong_in_commit() {
+            return Some(wrong.into());
         }
         if !self.dropped.is_sorted_by_key(|s| s.number)
             || self.dropped.iter().any(|s| s.label.is_some())

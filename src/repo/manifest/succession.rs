@@ -1,0 +1,160 @@
+//! Which commit a manifest is, which ones it follows, and what it names no more (FORMAT.md J10 to J12; the
+//! protocol stands in DESIGN.md, "One commit for every store").
+
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::repo::manifest::commit::{Ancestor, Condemned, ManifestDigest, Read};
+use crate::repo::manifest::types::Manifest;
+use std::collections::HashSet;
+use uuid::Uuid;
+
+/// What a program must know that reads a manifest with it. None so far: all of version 3 is known to whoever
+/// reads version 3.
+const KNOWN_NEEDS: [&str; 0] = [];
+
+/// So many of the last commits are all named as ancestors.
+const RECENT: u64 = 16;
+
+impl Manifest {
+    /// Remembers that these are its bytes in the store.
+    pub(crate) fn is_read_from(&mut self, bytes: &[u8]) {
+        let objects = self.objects().map(str::to_owned).collect();
+        self.read = Some(Read { digest: ManifestDigest::of(bytes), objects });
+    }
+
+    /// Objects that it names, whatever for.
+    pub(crate) fn objects(&self) -> impl Iterator<Item = &str> {
+        let stored = self.snapshots.iter().chain(&self.dropped).map(|s| &s.file);
+        stored.chain(&self.kept).map(String::as_str)
+    }
+
+    /// True for an object that it, or one before it, names no more.
+    pub(crate) fn is_condemned(&self, object: &str) -> bool {
+        self.condemned.iter().any(|condemned| condemned.object == object)
+    }
+
+    /// Goes on from an earlier manifest of the image, where what came after it is lost: what that condemned,
+    /// and deleted, nobody knows.
+    pub(crate) fn follow(&mut self, earlier: Option<&Self>) {
+        self.swept = self.sequence;
+        if let Some(earlier) = earlier {
+            self.ancestors = earlier.all_ancestors();
+            self.condemned = earlier.condemned.clone();
+            self.read = earlier.read.clone();
+        }
+        self.commit = None;
+    }
+
+    /// Forgets condemned objects that are not in the folder any more.
+    pub(crate) fn sweep(&mut self, present: &HashSet<&str>) {
+        let is_gone = |condemned: &Condemned| !present.contains(condemned.object.as_str());
+        let gone = self.condemned.iter().filter(|condemned| is_gone(condemned));
+        self.swept = gone.map(|condemned| condemned.sequence).fold(self.swept, u64::max);
+        self.condemned.retain(|condemned| !is_gone(condemned));
+    }
+
+    /// Its ancestors, and itself.
+    fn all_ancestors(&self) -> Vec<Ancestor> {
+        let own = self.commit.map(|commit| Ancestor { sequence: self.sequence, commit });
+        self.ancestors.iter().cloned().chain(own).collect()
+    }
+
+    /// Makes it the one that follows the commit that it was read from.
+    pub(super) fn succeed(&mut self) -> Result<()> {
+        let last =
+            || Error::corrupt(format!("{}: there is no number for another commit", self.name));
+        let sequence = self.sequence.checked_add(1).ok_or_else(last)?;
+        self.ancestors = self.all_ancestors();
+        self.ancestors.retain(|ancestor| is_remembered(ancestor.sequence, sequence));
+        self.commit = Some(Uuid::new_v4());
+        self.sequence = sequence;
+        let before = self.read.take();
+        self.previous = before.as_ref().map(|before| before.digest);
+        let named: HashSet<String> = self.objects().map(str::to_owned).collect();
+        // A repair may need again what was condemned: in a folder that is safe while it holds the lock.
+        self.condemned.retain(|condemned| !named.contains(&condemned.object));
+        let known: HashSet<String> = self.condemned.iter().map(|c| c.object.clone()).collect();
+        let objects = before.map(|before| before.objects).unwrap_or_default();
+        let is_new = |object: &String| !named.contains(object) && !known.contains(object);
+        let dropped = objects.into_iter().filter(is_new);
+        self.condemned.extend(dropped.map(|object| Condemned { object, sequence }));
+        Ok(())
+    }
+
+    /// Keys of version 3 mean nothing in an earlier one.
+    pub(super) fn forget_commit(&mut self) {
+        (self.commit, self.previous, self.swept) = (None, None, 0);
+        self.needs.clear();
+        self.ancestors.clear();
+        self.condemned.clear();
+    }
+
+    /// What is wrong with the keys of version 3.
+    pub(super) fn find_wrong_in_commit(&self) -> Option<&'static str> {
+        let numbers = || self.ancestors.iter().map(|ancestor| ancestor.sequence);
+        let is_before = |sequence: u64| (1..self.sequence).contains(&sequence);
+        if !numbers().is_sorted_by(|a, b| a < b) || !numbers().all(is_before) {
+            return Some("the ancestors are out of order");
+        }
+        let condemned = |c: &Condemned| (1..=self.sequence).contains(&c.sequence);
+        if !self.condemned.iter().all(condemned) || self.swept > self.sequence {
+            return Some("something is condemned by a later manifest");
+        }
+        let named: HashSet<&str> = self.objects().collect();
+        let is_both = self.condemned.iter().any(|c| named.contains(c.object.as_str()));
+        is_both.then_some("something is condemned, and named")
+    }
+
+    /// Fails if it needs what this program does not know.
+    pub(super) fn check_needs(&self) -> Result<()> {
+        match self.needs.iter().find(|need| !KNOWN_NEEDS.contains(&need.as_str())) {
+            None => Ok(()),
+            Some(need) => {
+                let what = format!("the manifest needs {need:?}, which this program does not know");
+                Err(Error::new(ErrorKind::Unsupported, what)
+                    .hint("a later imgsnap wrote this; use that one"))
+            }
+        }
+    }
+}
+
+/// True if a manifest names an ancestor of that number: the last ones all, of those before four for each
+/// power of two. Whoever is not named once, is not named later.
+fn is_remembered(ancestor: u64, sequence: u64) -> bool {
+    let back = sequence.saturating_sub(ancestor);
+    back <= RECENT || ancestor.is_multiple_of(back.next_power_of_two() / 8)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ancestors_are_remembered_sparsely_and_never_again_once_forgotten() {
+        let mut known: Vec<u64> = Vec::new();
+        for sequence in 1..3000 {
+            let all: Vec<u64> = (1..sequence).filter(|a| is_remembered(*a, sequence)).collect();
+            assert!(all.iter().all(|a| *a + 1 == sequence || known.contains(a)), "{sequence}");
+            assert!(all.len() <= 16 + 4 * 9, "{sequence}: {}", all.len());
+            known = all;
+        }
+        assert!(known.iter().any(|a| *a < 1100), "{known:?}");
+    }
+
+    #[test]
+    fn what_is_named_no_more_is_condemned_until_it_is_gone() {
+        let mut manifest =
+            Manifest { kept: vec!["a".into(), "b".into()], ..Manifest::new("vm", None) };
+        manifest.succeed().unwrap();
+        manifest.is_read_from(b"1");
+        let first = manifest.commit.unwrap();
+        manifest.kept = vec!["b".into()];
+        manifest.succeed().unwrap();
+        assert_eq!(manifest.previous, Some(ManifestDigest::of(b"1")));
+        assert_eq!(manifest.ancestors, [Ancestor { sequence: 1, commit: first }]);
+        assert_eq!(manifest.condemned, [Condemned { object: "a".into(), sequence: 2 }]);
+        manifest.sweep(&HashSet::from(["a"]));
+        assert!(manifest.is_condemned("a") && manifest.swept == 0);
+        manifest.sweep(&HashSet::from(["b"]));
+        assert!(!manifest.is_condemned("a") && manifest.swept == 2);
+    }
+}
