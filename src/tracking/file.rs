@@ -173,8 +173,10 @@ impl ChangeTracker for FileTracker<'_> {
             }
             (_, Some(clone), Ok((id, older))) => {
                 let newer = reopen(clone.file(), self.live.image.path())?;
+                let what =
+                    format!("cannot open a clone of {} again", self.live.image.path().display());
                 let hints = move |_| {
-                    let failed = |e| Error::io("cannot open a clone again", e);
+                    let failed = |e| Error::io(what.as_str(), e);
                     let older = older.try_clone().map_err(failed)?;
                     let newer = newer.try_clone().map_err(failed)?;
                     Ok(Box::new(MapDifferences::new(older, newer)?) as Box<dyn ChangeHints>)
