@@ -217,7 +217,7 @@ impl Repository {
     /// Deletes a snapshot. What depends on it stays as it is.
     ///
     /// # Errors
-    /// `Mismatch` if it is the target of a rollback that was interrupted.
+    /// `Mismatch` if it is protected, or the target of a rollback that was interrupted.
     pub fn delete(&self, name: &str, at: &At, compact: bool, context: &Context) -> Result<Deleted> {
         ops::delete::run(self, name, at, compact, context)
     }
@@ -245,10 +245,24 @@ impl Repository {
         ops::label::run(self, name, at, label, context)
     }
 
+    /// Protects a snapshot, or takes that back: while it is protected, nothing drops it.
+    ///
+    /// # Errors
+    /// `NotFound` if there is no such snapshot.
+    pub fn protect(
+        &self,
+        name: &str,
+        at: &At,
+        protect: bool,
+        context: &Context,
+    ) -> Result<Snapshot> {
+        ops::protect::run(self, name, at, protect, context)
+    }
+
     /// Removes an image with all its snapshots.
     ///
     /// # Errors
-    /// `Busy` while somebody reads it.
+    /// `Busy` while somebody reads it; `Mismatch` if a snapshot of it is protected.
     pub fn forget(&self, name: &str, context: &Context) -> Result<Forgotten> {
         ops::forget::run(self, name, context)
     }

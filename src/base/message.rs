@@ -20,6 +20,8 @@ named! {
         Init = "init",
         /// Show what there is.
         List = "list",
+        /// Keep a snapshot from being dropped.
+        Protect = "protect",
         /// Say where a file is.
         Relink = "relink",
         /// Rebuild what is lost.
@@ -68,6 +70,8 @@ named! {
         Name = "name",
         /// Do not save before a rollback.
         NoSave = "no_save",
+        /// Take protection back.
+        Off = "off",
         /// Where the result goes.
         Output = "output",
         /// The part that is meant.
@@ -155,7 +159,10 @@ impl fmt::Display for Action {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let set = |f: &mut fmt::Formatter<'_>, setting: &Setting, value: &Option<String>| {
             f.write_str(setting.name())?;
-            value.as_ref().map_or(Ok(()), |value| write!(f, "={value}"))
+            match value.as_deref() {
+                None | Some("") => Ok(()),
+                Some(value) => write!(f, "={value}"),
+            }
         };
         match self {
             Self::Set(setting, value) => set(f, setting, value),

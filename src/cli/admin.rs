@@ -1,9 +1,10 @@
-//! `imgsnap label`, `forget`, `repair`, `relink` and `untrack`
+//! `imgsnap label`, `protect`, `forget`, `repair`, `relink` and `untrack`
 
 use super::printer::Printer;
 use super::{exit, list, output};
 use imgsnap::base::error::{Error, ErrorKind, Result};
 use imgsnap::base::events::Context;
+use imgsnap::repo::manifest::Snapshot;
 use imgsnap::{Reference, Repository};
 use serde_json::json;
 use std::io::{BufRead, IsTerminal, Write};
@@ -19,12 +20,37 @@ pub fn label(
 ) -> Result<ExitCode> {
     let name = &reference.name;
     let snapshot = repository.label(name, &reference.at, label, context)?;
+    let what = label.map_or("has no label".into(), |label| format!("is \"{label}\""));
+    say_changed(repository, name, &snapshot, &what, printer, context)
+}
+
+pub fn protect(
+    repository: &Repository,
+    reference: &Reference,
+    protect: bool,
+    printer: &Printer,
+    context: &Context,
+) -> Result<ExitCode> {
+    let name = &reference.name;
+    let snapshot = repository.protect(name, &reference.at, protect, context)?;
+    let what = if protect { "is protected" } else { "is not protected any more" };
+    say_changed(repository, name, &snapshot, what, printer, context)
+}
+
+/// What a snapshot is now.
+fn say_changed(
+    repository: &Repository,
+    name: &str,
+    snapshot: &Snapshot,
+    what: &str,
+    printer: &Printer,
+    context: &Context,
+) -> Result<ExitCode> {
     if printer.is_json() {
         let manifest = repository.list(name, context)?.manifest;
-        let parent = manifest.stored_parent_of(&snapshot).map(|p| p.number);
-        printer.json(&list::snapshot_json(name, &snapshot, parent))?;
+        let parent = manifest.stored_parent_of(snapshot).map(|p| p.number);
+        printer.json(&list::snapshot_json(name, snapshot, parent))?;
     } else {
-        let what = label.map_or("has no label".into(), |label| format!("is \"{label}\""));
         printer.line(&format!("{name}@{} {what}", snapshot.number))?;
     }
     Ok(exit::DONE)

@@ -129,6 +129,15 @@ pub enum Command {
         /// The label; without it, the snapshot has none afterwards
         label: Option<String>,
     },
+    /// Keep a snapshot whatever prune, delete, forget or watch are told
+    Protect {
+        /// NAME@WHICH
+        #[arg(value_name = "REF", value_parser = parsed::<Reference>)]
+        reference: Reference,
+        /// It may be dropped again
+        #[arg(long)]
+        off: bool,
+    },
     /// Remove an image with all its snapshots from the repository
     Forget {
         /// The image

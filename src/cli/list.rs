@@ -23,6 +23,7 @@ pub fn snapshot_json(name: &str, s: &Snapshot, parent_number: Option<u64>) -> Va
         "kind": if s.parent.is_none() { "base" } else { "delta" },
         "base_image": s.base_image.as_deref().map(output::path),
         "in_use": s.in_use,
+        "protected": s.protected,
         "hint": s.hint.map(|hint| hint_json(s, &hint)),
         "clone_seconds": s.kept_clone.as_ref().map(|clone| clone.seconds),
         "label": s.label,
@@ -185,6 +186,7 @@ fn row(listing: &Listing, s: &Snapshot) -> Vec<String> {
     let mut notes: Vec<String> = s.label.iter().cloned().collect();
     let file = s.base_image.as_ref().and_then(|path| path.file_name());
     notes.extend(file.map(|file| format!("(in {})", file.to_string_lossy())));
+    notes.extend(s.protected.then(|| "(protected)".to_owned()));
     notes.extend(is_head.then(|| "(head)".to_owned()));
     notes.extend((s.unread_blocks > 0).then(|| "(incomplete: unread blocks)".to_owned()));
     vec![
@@ -290,6 +292,9 @@ pub fn show(
         ("id", s.id.to_string()),
         ("file", chain.tip().location()),
     ];
+    if s.protected {
+        rows.insert(1, ("protected", "yes: nothing drops it".into()));
+    }
     if !unread.is_empty() {
         let what = unread.describe(chain.geometry());
         rows.insert(3, ("unread", format!("{what}: could not be read when it was taken")));

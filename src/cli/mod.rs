@@ -115,6 +115,9 @@ fn dispatch(args: &Args, printer: &Printer, stop: Arc<AtomicBool>) -> Result<Exi
         Command::Label { reference, label } => {
             admin::label(&open()?, reference, label.as_deref(), printer, &context)
         }
+        Command::Protect { reference, off } => {
+            admin::protect(&open()?, reference, !off, printer, &context)
+        }
         Command::Forget { name, yes } => admin::forget(&open()?, name, *yes, printer, &context),
         Command::Repair { name, from } => {
             repair::run(place, name.as_deref(), from, printer, &context)

@@ -10,6 +10,7 @@ pub mod forget;
 pub mod import;
 pub mod label;
 pub mod list;
+pub mod protect;
 pub mod prune;
 pub mod relink;
 pub mod repair;

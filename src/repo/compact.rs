@@ -20,7 +20,9 @@ use crate::repo::Repository;
 use crate::repo::files::open_chain;
 use crate::repo::head::Head;
 use crate::repo::manifest::{self, Manifest, Snapshot};
-use crate::repo::session::{Writer, collect_garbage, commit_file, discard_unless_named};
+use crate::repo::session::{
+    Writer, collect_garbage, commit_file, discard_unless_named, refuse_protected,
+};
 use serde::Serialize;
 use std::collections::{HashMap, HashSet};
 use uuid::Uuid;
@@ -114,6 +116,7 @@ pub(crate) fn drop_snapshots(
     writer: &mut Writer,
     ids: &HashSet<Uuid>,
 ) -> Result<Vec<Snapshot>> {
+    refuse_protected(&writer.manifest, |s| ids.contains(&s.id))?;
     let mut next = writer.manifest.clone();
     let unneeded = drop_from_manifest(&mut next, ids);
     if ids.is_empty() && unneeded.is_empty() {

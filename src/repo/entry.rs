@@ -36,6 +36,7 @@ pub(crate) fn entry(delta: &Arc<Delta>, file: String, layers: &[Arc<Delta>]) -> 
         seconds: None,
         base_image: None,
         format: None,
+        protected: false,
         in_use: false,
         hint: None,
         kept_clone: None,

@@ -328,6 +328,18 @@ pub(crate) fn collect_garbage(
     Ok(is_all)
 }
 
+/// Fails if a snapshot that is meant is protected.
+pub(crate) fn refuse_protected(
+    manifest: &Manifest,
+    is_meant: impl Fn(&Snapshot) -> bool,
+) -> Result<()> {
+    let mut protected = manifest.snapshots.iter().filter(|s| s.protected);
+    let Some(snapshot) = protected.find(|s| is_meant(s)) else { return Ok(()) };
+    let place = manifest.place_of(snapshot);
+    let hint = message![Verb::Protect.of(&place).with(Setting::Off, ""), " takes that back"];
+    Err(Error::new(ErrorKind::Mismatch, format!("{place} is protected")).hint(hint))
+}
+
 /// Removes an image: all that we made in its folder, and the folder if nothing else is in it; false if
 /// something is. `first` is done once nobody reads it any more, and before anything is removed.
 pub(crate) fn remove_image(

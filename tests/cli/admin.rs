@@ -48,6 +48,31 @@ fn what_rested_on_the_deleted_head_rests_on_the_newest() {
 }
 
 #[test]
+fn what_is_protected_is_dropped_by_nothing() {
+    let (lab, states) = Lab::with_snapshots(4);
+    assert_eq!(lab.done(&["protect", "disk@2"]), "disk@2 is protected\n");
+    lab.done(&["protect", "disk@2"]);
+    assert!(lab.done(&["list"]).contains("(protected)"));
+    assert!(lab.done(&["show", "disk@2"]).contains("yes: nothing drops it"));
+    for args in [&["delete", "disk@2"][..], &["forget", "disk", "--yes"]] {
+        let line = lab.fails(FAILED, args);
+        let hint = "disk@2 is protected; \"imgsnap protect disk@2 --off\" takes that back";
+        assert!(line.contains(hint), "{line}");
+    }
+    let prune = ["prune", "disk", "--keep-last", "1", "--compact"];
+    let told = lab.done(&[&prune[..], &["--dry-run"]].concat());
+    assert!(told.contains("protected"), "{told}");
+    lab.done(&prune);
+    assert_eq!(numbers(&lab), [2, 4]);
+    lab.restores("disk@2", &states[1]);
+    let listed = lab.json(&["list"]);
+    assert_eq!((&listed[0]["protected"], &listed[1]["protected"]), (&json!(true), &json!(false)));
+    assert_eq!(lab.json(&["protect", "disk@2", "--off"])["protected"], json!(false));
+    lab.done(&["delete", "disk@2"]);
+    assert_eq!(numbers(&lab), [4]);
+}
+
+#[test]
 fn a_label_is_given_moved_and_taken_away() {
     let (lab, states) = Lab::with_snapshots(2);
     assert_eq!(lab.done(&["label", "disk@1", "good"]), "disk@1 is \"good\"\n");

@@ -65,6 +65,7 @@ fn help_is_exactly_this() {
       apply        Make an image from delta files and the image that they begin from, without a
                    repository
       label        Give a snapshot a label, or take it away
+      protect      Keep a snapshot whatever prune, delete, forget or watch are told
       forget       Remove an image with all its snapshots from the repository
       repair       Rebuild a lost or damaged manifest; with --from, put damaged files right, too
       relink       Say where the live file of an image is now, or its base image

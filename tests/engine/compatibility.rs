@@ -233,7 +233,7 @@ fn a_manifest_with_dropped_snapshots_is_refused_where_it_is_wrong() {
     assert!(first.starts_with("imgsnap-manifest 3 "), "{first}");
     let good: serde_json::Value = serde_json::from_str(body).unwrap();
     type Edit = fn(&mut serde_json::Value);
-    let edits: [(&str, u32, Edit); 12] = [
+    let edits: [(&str, u32, Edit); 13] = [
         // The second version is what tells an older program that it must not read on.
         ("version", 1, |_| {}),
         ("no commit", 3, |json| drop(json.as_object_mut().unwrap().remove("commit"))),
@@ -244,6 +244,7 @@ fn a_manifest_with_dropped_snapshots_is_refused_where_it_is_wrong() {
             let object = json["snapshots"][0]["file"].clone();
             json["condemned"] = serde_json::json!([{"object": object, "sequence": 1}]);
         }),
+        ("protected and dropped", 3, |json| json["dropped"][0]["protected"] = true.into()),
         ("swept", 3, |json| json["swept"] = 99.into()),
         ("label", 3, |json| json["dropped"][0]["label"] = "x".into()),
         ("number", 3, |json| json["dropped"][0]["number"] = 3.into()),

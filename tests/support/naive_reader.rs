@@ -1428,7 +1428,8 @@ pub fn parse_manifest(bytes: &[u8]) -> Result<Manifest, String> {
         format!("J2: version {}, and the key dropped: {has_dropped}", words[1])
     })?;
     let needs = json.get("needs").and_then(Value::as_array);
-    ensure(words[1] != "3" || needs.is_none_or(Vec::is_empty), || {
+    let needs: Vec<&str> = needs.into_iter().flatten().filter_map(Value::as_str).collect();
+    ensure(words[1] != "3" || needs.iter().all(|need| *need == "protected"), || {
         format!("J5: {needs:?} is not known")
     })?;
     let snapshots = read_snapshots(&json, "snapshots")?;
@@ -1478,6 +1479,8 @@ pub fn parse_manifest(bytes: &[u8]) -> Result<Manifest, String> {
             format!("J3: number {} is dropped, and nothing rests on it", snapshot.number)
         })?;
     }
+    let is_protected = |s: &Snapshot| s.json.get("protected") == Some(&Value::Bool(true));
+    ensure(!dropped.iter().any(is_protected), || "J13: a dropped snapshot is protected".into())?;
     let sequence = number_of(&json, "sequence")?;
     if words[1] == "3" {
         check_commit(&json, sequence, &all)?;

@@ -8,11 +8,12 @@ use crate::ops::forget::types::Forgotten;
 use crate::repo::Repository;
 use crate::repo::clones::remove_all_clones;
 use crate::repo::manifest::Manifest;
-use crate::repo::session::{remove_image, write};
+use crate::repo::session::{refuse_protected, remove_image, write};
 
 /// Removes an image with all its snapshots.
 pub fn run(repository: &Repository, name: &str, context: &Context) -> Result<Forgotten> {
     let writer = write(repository, name, context)?;
+    refuse_protected(&writer.manifest, |_| true)?;
     let snapshots = &writer.manifest.snapshots;
     let freed_bytes = snapshots.iter().map(|s| s.file_bytes).sum();
     let forgotten = Forgotten { snapshots: snapshots.len() as u64, freed_bytes };

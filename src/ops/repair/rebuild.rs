@@ -153,6 +153,7 @@ pub(crate) fn remember(
             snapshot.seconds = known.seconds;
             snapshot.base_image = known.base_image.clone();
             snapshot.format = known.format.clone();
+            snapshot.protected = known.protected;
             snapshot.in_use = known.in_use;
             snapshot.hint = known.hint;
             snapshot.kept_clone = known.kept_clone.clone();

@@ -213,6 +213,7 @@ impl Prepared {
             seconds: Some(begun.elapsed().as_secs_f64()),
             base_image: None,
             format: footer.parent.is_none().then(|| RAW.to_owned()),
+            protected: false,
             in_use: false,
             hint: self.scan_plan.hint_use(geometry, &taken.scanned),
             kept_clone: None,

@@ -26,6 +26,9 @@ impl Manifest {
         {
             return Some("the dropped snapshots are out of order, or have labels".into());
         }
+        if self.dropped.iter().any(|s| s.protected) {
+            return Some("a dropped snapshot is protected".into());
+        }
         if !self.snapshots.is_sorted_by_key(|s| s.number) {
             return Some("the snapshots are out of order".into());
         }

@@ -7,9 +7,9 @@ use crate::repo::manifest::types::Manifest;
 use std::collections::HashSet;
 use uuid::Uuid;
 
-/// What a program must know that reads a manifest with it. None so far: all of version 3 is known to whoever
-/// reads version 3.
-const KNOWN_NEEDS: [&str; 0] = [];
+/// What a program must know that reads a manifest with a protected snapshot: another one would drop it.
+const PROTECTED: &str = "protected";
+const KNOWN_NEEDS: [&str; 1] = [PROTECTED];
 
 /// So many of the last commits are all named as ancestors.
 const RECENT: u64 = 16;
@@ -67,6 +67,8 @@ impl Manifest {
         self.ancestors.retain(|ancestor| is_remembered(ancestor.sequence, sequence));
         self.commit = Some(Uuid::new_v4());
         self.sequence = sequence;
+        let is_protected = self.snapshots.iter().any(|s| s.protected);
+        self.needs = is_protected.then(|| PROTECTED.to_owned()).into_iter().collect();
         let before = self.read.take();
         self.previous = before.as_ref().map(|before| before.digest);
         let named: HashSet<String> = self.objects().map(str::to_owned).collect();

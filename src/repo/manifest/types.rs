@@ -139,6 +139,9 @@ pub struct Snapshot {
     /// says; [`RAW`] if that says nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub format: Option<String>,
+    /// Nothing drops it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub protected: bool,
     /// The image was open for writing: it is what it would have been after a power failure then.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub in_use: bool,
