@@ -82,18 +82,21 @@ impl Worker<'_> {
         files
     }
 
-    /// The manifest that rules, as text.
-    fn manifest(&self, owned: &Owned) -> (PathBuf, String) {
+    /// What the manifest that rules names: as files of snapshots, dropped or not, and as kept.
+    fn named(&self, owned: &Owned) -> (BTreeSet<String>, BTreeSet<String>) {
         let ruling = self.files(owned, |name| name.starts_with("manifest.")).pop().unwrap();
         let text = std::fs::read_to_string(&ruling).unwrap();
-        (ruling, text)
+        let manifest: serde_json::Value =
+            serde_json::from_str(text.split_once('\n').unwrap().1).unwrap();
+        let all = |key: &str| manifest[key].as_array().cloned().unwrap_or_default();
+        let name = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
+        let stored = [all("snapshots"), all("dropped")].concat();
+        (stored.iter().map(|s| name(&s["file"])).collect(), all("kept").iter().map(name).collect())
     }
 
     fn damage_delta(&mut self, owned: &mut Owned) {
-        let (_, manifest) = self.manifest(owned);
-        let named = self.files(owned, |name| {
-            name.ends_with(".delta") && manifest.contains(&format!("\"{name}\""))
-        });
+        let (stored, kept) = self.named(owned);
+        let named = self.files(owned, |name| stored.contains(name) || kept.contains(name));
         let path = pick(&mut self.random, &named);
         let damage = Damaged::new(self, path);
         let file = damage.path.file_name().unwrap().to_str().unwrap().to_owned();
@@ -102,8 +105,7 @@ impl Worker<'_> {
             let args = [["verify", &name, "--json"].as_slice(), depth].concat();
             let run = self.run_clean(&args);
             // Kept, it is nobody's.
-            let is_kept =
-                manifest.split_once("\"kept\"").is_some_and(|(_, kept)| kept.contains(&file));
+            let is_kept = kept.contains(&file);
             let is_found = run.code == Some(3) && run.json()["damaged"] != serde_json::json!([]);
             assert!(is_found || is_kept, "{}: {} was not found", run.what, damage.how);
         }
@@ -126,8 +128,8 @@ impl Worker<'_> {
         }
         let (add, go) = self.work_on_damaged(owned);
         // What was merged into others, or dropped, is not needed any more.
-        let (_, manifest) = self.manifest(owned);
-        if manifest.contains(&file) {
+        let (stored, kept) = self.named(owned);
+        if stored.contains(&file) || kept.contains(&file) {
             damage.put_back(self);
         }
         owned.reconcile(self, &add, &go);
