@@ -48,14 +48,10 @@ pub struct Manifest {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub needs: Vec<String>,
     /// Which commit it is; none before it is one, and in versions 1 and 2.
-    #[serde(
-        default,
-        skip_serializing_if = "Option::is_none",
-        deserialize_with = "wire::id_or_null"
-    )]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "wire::some_id")]
     pub commit: Option<Uuid>,
     /// Digest of the manifest that it follows, if that is known.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "wire::some")]
     pub previous: Option<ManifestDigest>,
     /// Commits that it follows, ascending: the last ones, and of those before fewer and fewer.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

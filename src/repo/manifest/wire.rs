@@ -21,6 +21,18 @@ pub(crate) fn id_or_null<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Uu
     Option::<String>::deserialize(from)?.map(|text| parse_id(&text)).transpose()
 }
 
+/// A value, if the key is there: null is no value.
+pub(crate) fn some<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    from: D,
+) -> Result<Option<T>, D::Error> {
+    T::deserialize(from).map(Some)
+}
+
+/// The same of a UUID.
+pub(crate) fn some_id<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Uuid>, D::Error> {
+    id(from).map(Some)
+}
+
 fn parse_id<E: Error>(text: &str) -> Result<Uuid, E> {
     let id = Uuid::parse_str(text).ok().filter(|id| id.to_string() == text);
     id.ok_or_else(|| E::custom("an id has 32 lower case hex digits, 8-4-4-4-12"))
