@@ -268,6 +268,22 @@ pub(crate) fn commit_file(
     Ok(())
 }
 
+/// Commits a change of what the manifest says of one snapshot. Gives what it says then.
+pub(crate) fn change_snapshot(
+    repository: &Repository,
+    writer: &Writer,
+    id: Uuid,
+    change: impl FnOnce(&mut Snapshot),
+) -> Result<Snapshot> {
+    let mut next = writer.manifest.clone();
+    let gone = || Error::corrupt(format!("{}: the snapshot is gone", writer.manifest.name));
+    let snapshot = next.snapshots.iter_mut().find(|s| s.id == id).ok_or_else(gone)?;
+    change(snapshot);
+    let changed = snapshot.clone();
+    manifest::commit(repository.store.as_ref(), &mut next)?;
+    Ok(changed)
+}
+
 /// Removes what the ruling manifest does not name, unless somebody reads: then false. The caller holds
 /// the write lock.
 pub(crate) fn collect_garbage(

@@ -262,9 +262,9 @@ impl Turn<'_> {
             return self.send(Request::DeleteAll { image, none });
         }
         self.commit(image, |next| {
-            let items = (0..ITEMS as Item).filter(|item| next.snapshots & 1 << item != 0);
-            items.collect::<Vec<_>>().into_iter().for_each(|item| next.condemn(item));
-            next.snapshots = 0;
+            let dropped = std::mem::take(&mut next.snapshots);
+            let items = (0..ITEMS as Item).filter(|item| dropped & 1 << item != 0);
+            items.for_each(|item| next.condemn(item));
         });
     }
 
@@ -325,9 +325,7 @@ impl Turn<'_> {
         }
         let folder = &self.state.store.images[image as usize];
         let is_there = |item: usize| folder.data & 1 << item != 0 || is_pin(&item);
-        let base = ruling.base.map_or(0, |(pin, _)| 1 << pin);
-        let named = ruling.snapshots | ruling.pinned() | ruling.all_condemned() | base;
-        let is_unnamed = |item: &usize| is_there(*item) && named & 1 << item == 0;
+        let is_unnamed = |item: &usize| is_there(*item) && ruling.named() & 1 << item == 0;
         let mut unnamed: Vec<usize> = (0..ITEMS).filter(is_unnamed).collect();
         if self.is(Mistake::SlowUploadDeleted) {
             unnamed.retain(is_pin);
@@ -363,9 +361,8 @@ impl Turn<'_> {
             let condemned = ruling.condemned[*item];
             let is_there = folder.data & 1 << item != 0;
             let is_condemned = condemned > 0 && is_over(*item, condemned) && !is_marked(condemned);
-            let named = ruling.snapshots | ruling.pinned() | ruling.all_condemned();
             let is_old = self.is(Mistake::SlowUploadDeleted)
-                && named & 1 << item == 0
+                && ruling.named() & 1 << item == 0
                 && folder.ages[*item] >= DAY;
             is_there && (is_condemned || is_old)
         };

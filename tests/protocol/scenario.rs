@@ -192,9 +192,7 @@ impl Scenario {
             }
         }
         let [origin, other] = &state.store.images;
-        let base = other.ruling().base.map_or(0, |(pin, _)| 1 << pin);
-        let pins = (0..).zip(origin.ruling().pins).filter(|(_, object)| *object > 0);
-        let pins = pins.fold(0, |items, (pin, _)| items | 1 << pin);
+        let (pins, base) = (origin.ruling().pin_set(), other.ruling().base_pin());
         for folder in &state.store.images {
             let ruling = folder.ruling();
             let named = ruling.snapshots | ruling.pinned();
@@ -241,13 +239,11 @@ impl State {
     pub fn used_items(&self, scenario: &Scenario, image: u8) -> Items {
         let mut used = self.store.images[image as usize].data;
         for manifest in self.manifests(image) {
-            let base = manifest.base.map_or(0, |(pin, _)| 1 << pin);
-            used |= manifest.snapshots | manifest.pinned() | manifest.all_condemned() | base;
+            used |= manifest.named();
         }
         if image == 1 {
             for manifest in self.manifests(0) {
-                let pins = (0..).zip(manifest.pins).filter(|(_, object)| *object > 0);
-                used |= pins.fold(0, |items, (pin, _)| items | 1 << pin);
+                used |= manifest.pin_set();
             }
         } else {
             for manifest in self.manifests(1) {
@@ -307,8 +303,7 @@ impl State {
             // Of those that do not rule nothing is read but their number and age.
             let old = folder.manifests.len() - 1;
             for (manifest, _) in folder.manifests.iter_mut().take(old) {
-                let ruling = Manifest { sequence: manifest.sequence, ..Manifest::default() };
-                *manifest = Manifest { id: 15, ..ruling };
+                *manifest = Manifest { sequence: manifest.sequence, id: 15, ..Manifest::default() };
             }
             self.forget_ids(image);
         }

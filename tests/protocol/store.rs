@@ -45,6 +45,22 @@ impl Manifest {
         (0..ITEMS).filter(|item| self.condemned[*item] > 0).fold(0, |items, item| items | 1 << item)
     }
 
+    /// Image 0: the pins that it has.
+    pub fn pin_set(&self) -> Items {
+        let pins = (0..ITEMS).filter(|pin| self.pins[*pin] > 0);
+        pins.fold(0, |items, pin| items | 1 << pin)
+    }
+
+    /// Image 1: the pin that it depends on.
+    pub fn base_pin(&self) -> Items {
+        self.base.map_or(0, |(pin, _)| 1 << pin)
+    }
+
+    /// Items of the image that it names, whatever for.
+    pub fn named(&self) -> Items {
+        self.snapshots | self.pinned() | self.all_condemned() | self.base_pin()
+    }
+
     pub fn condemn(&mut self, item: Item) {
         let condemned = &mut self.condemned[item as usize];
         *condemned = if *condemned > 0 { *condemned } else { self.sequence };

@@ -3,9 +3,9 @@
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::events::Context;
 use crate::repo::Repository;
-use crate::repo::manifest::{self, Snapshot};
+use crate::repo::manifest::Snapshot;
 use crate::repo::reference::{self, At, check_label};
-use crate::repo::session::write;
+use crate::repo::session::{change_snapshot, write};
 
 /// Gives a snapshot a label, or takes it away.
 pub fn run(
@@ -18,16 +18,11 @@ pub fn run(
     label.map_or(Ok(()), check_label)?;
     let writer = write(repository, name, context)?;
     let id = reference::find(&writer.manifest, &writer.head, at)?.id;
-    let mut next = writer.manifest.clone();
-    let taken = next.snapshots.iter().find(|s| s.id != id && s.label.as_deref() == label);
+    let snapshots = &writer.manifest.snapshots;
+    let taken = snapshots.iter().find(|s| s.id != id && s.label.as_deref() == label);
     if let (Some(taken), Some(label)) = (taken, label) {
         let what = format!("{name}@{} has the label \"{label}\"", taken.number);
         return Err(Error::new(ErrorKind::AlreadyExists, what).hint("choose another label"));
     }
-    for snapshot in next.snapshots.iter_mut().filter(|s| s.id == id) {
-        snapshot.label = label.map(str::to_owned);
-    }
-    manifest::commit(repository.store.as_ref(), &mut next)?;
-    let changed = next.by_id(id).cloned();
-    changed.ok_or_else(|| Error::corrupt(format!("{name}: the snapshot is gone")))
+    change_snapshot(repository, &writer, id, |snapshot| snapshot.label = label.map(str::to_owned))
 }

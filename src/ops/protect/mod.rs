@@ -1,11 +1,11 @@
 //! The verb *protect*: keeps a snapshot from being dropped, whatever asks for it.
 
-use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::error::Result;
 use crate::base::events::Context;
 use crate::repo::Repository;
-use crate::repo::manifest::{self, Snapshot};
+use crate::repo::manifest::Snapshot;
 use crate::repo::reference::{self, At};
-use crate::repo::session::write;
+use crate::repo::session::{change_snapshot, write};
 
 /// Protects a snapshot, or takes that back.
 pub fn run(
@@ -16,14 +16,9 @@ pub fn run(
     context: &Context,
 ) -> Result<Snapshot> {
     let writer = write(repository, name, context)?;
-    let id = reference::find(&writer.manifest, &writer.head, at)?.id;
-    let mut next = writer.manifest.clone();
-    for snapshot in next.snapshots.iter_mut().filter(|s| s.id == id) {
-        snapshot.protected = protect;
+    let snapshot = reference::find(&writer.manifest, &writer.head, at)?;
+    if snapshot.protected == protect {
+        return Ok(snapshot.clone());
     }
-    if next != writer.manifest {
-        manifest::commit(repository.store.as_ref(), &mut next)?;
-    }
-    let changed = next.by_id(id).cloned();
-    changed.ok_or_else(|| Error::new(ErrorKind::NotFound, format!("{name}: the snapshot is gone")))
+    change_snapshot(repository, &writer, snapshot.id, |snapshot| snapshot.protected = protect)
 }

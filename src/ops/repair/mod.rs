@@ -385,5 +385,5 @@ fn older_manifests(store: &dyn Store, name: &str, sequence: u64) -> Result<Vec<M
 
 /// True for a file that a manifest names, whatever for.
 fn is_named(manifest: &Manifest, file: &String) -> bool {
-    manifest.kept.contains(file) || manifest.stored().iter().any(|s| s.file == *file)
+    manifest.objects().any(|object| object == file)
 }

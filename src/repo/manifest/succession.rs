@@ -41,7 +41,6 @@ impl Manifest {
             self.condemned = earlier.condemned.clone();
             self.read = earlier.read.clone();
         }
-        self.commit = None;
     }
 
     /// Forgets condemned objects that are not in the folder any more.
