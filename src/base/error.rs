@@ -211,6 +211,12 @@ impl Error {
         cause.is_some_and(|e| matches!(e.kind(), StorageFull | QuotaExceeded | FileTooLarge))
     }
 
+    /// What the operating system said, if it was asked.
+    pub fn io_kind(&self) -> Option<io::ErrorKind> {
+        let cause = self.0.source.as_ref().and_then(|s| s.downcast_ref::<io::Error>());
+        cause.map(io::Error::kind)
+    }
+
     /// True if a medium does not give back what is on it.
     pub fn is_bad_medium(&self) -> bool {
         let cause = self.0.source.as_ref().and_then(|s| s.downcast_ref::<io::Error>());

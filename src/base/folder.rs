@@ -189,6 +189,21 @@ impl Folder {
         Ok(owned(&fstatat(&self.fd, name.as_ref(), AtFlags::AT_SYMLINK_NOFOLLOW)?))
     }
 
+    /// When a file in it was last written, renamed or changed otherwise, by the clock of its file system.
+    pub fn time_of(&self, name: impl AsRef<Path>) -> io::Result<jiff::Timestamp> {
+        let stat = fstatat(&self.fd, name.as_ref(), AtFlags::AT_SYMLINK_NOFOLLOW)?;
+        let time = |seconds, nanoseconds: i64| {
+            jiff::Timestamp::new(seconds, nanoseconds as i32).unwrap_or_default()
+        };
+        // Not every file system counts a rename as a change.
+        Ok(time(stat.st_mtime, stat.st_mtime_nsec).max(time(stat.st_ctime, stat.st_ctime_nsec)))
+    }
+
+    /// What file system it is on, as linux/magic.h has it.
+    pub fn filesystem(&self) -> io::Result<i64> {
+        Ok(nix::sys::statfs::fstatfs(&self.fd)?.filesystem_type().0 as i64)
+    }
+
     /// Length of a regular file in it or below.
     pub fn size(&self, name: &str) -> io::Result<u64> {
         let meta = self.regular_file(name, OFlag::O_RDONLY, 0)?.metadata()?;

@@ -17,12 +17,12 @@ use crate::chain::{Chain, Fork};
 use crate::delta::Identity;
 use crate::merge::{Merged, Plan, layer_use, merge, prove};
 use crate::repo::Repository;
+use crate::repo::change::{commit_change, discard_unless_named, refuse_protected};
 use crate::repo::files::open_chain;
+use crate::repo::garbage::collect_garbage;
 use crate::repo::head::Head;
-use crate::repo::manifest::{self, Manifest, Snapshot};
-use crate::repo::session::{
-    Writer, collect_garbage, commit_file, discard_unless_named, refuse_protected,
-};
+use crate::repo::manifest::{self, Manifest, Snapshot, object_name};
+use crate::repo::session::Writer;
 use serde::Serialize;
 use std::collections::{HashMap, HashSet};
 use uuid::Uuid;
@@ -117,13 +117,14 @@ pub(crate) fn drop_snapshots(
     ids: &HashSet<Uuid>,
 ) -> Result<Vec<Snapshot>> {
     refuse_protected(&writer.manifest, |s| ids.contains(&s.id))?;
-    let mut next = writer.manifest.clone();
-    let unneeded = drop_from_manifest(&mut next, ids);
-    if ids.is_empty() && unneeded.is_empty() {
+    let unneeded = drop_from_manifest(&mut writer.manifest.clone(), ids);
+    if ids.is_empty() && unneeded.is_empty() && !writer.manifest.has_disowned() {
         return Ok(unneeded);
     }
-    manifest::commit(repository.store.as_ref(), &mut next)?;
-    writer.manifest = next;
+    let unneeded = commit_change(repository, writer, None, |next| {
+        refuse_protected(next, |s| ids.contains(&s.id))?;
+        Ok(drop_from_manifest(next, ids))
+    })?;
     if writer.head.snapshot.is_some_and(|id| ids.contains(&id)) {
         // What an interrupted rollback left behind stays known.
         writer.head = Head { snapshot: None, stat: None, ..writer.head.clone() };
@@ -280,29 +281,38 @@ pub(crate) fn rewrite_as(
         file_id,
         compression: repository.defaults().compression,
     };
-    let file = format!("{file_id}.delta");
+    let file = object_name();
     let mut upload = store.create(&format!("{name}/{file}"))?;
     let merged = merge(&plan, context, &mut |bytes| upload.write(bytes))?;
     context.check()?;
     upload.publish()?;
+    let before = writer.manifest.lineage(id)?.into_iter().cloned().collect::<Vec<_>>();
+    let change = |next: &mut Manifest| {
+        let is_same = next.lineage(id).is_ok_and(|now| before.iter().eq(now));
+        if !is_same {
+            return Err(manifest::changed_meanwhile(&next.name));
+        }
+        let format = next.format().to_owned();
+        next.dropped.retain(|s| !absorbed.contains(&s.id));
+        let mut entry = None;
+        for snapshot in next.snapshots.iter_mut().chain(&mut next.dropped).filter(|s| s.id == id) {
+            *snapshot = with_file(snapshot, &file, &merged, &format);
+            entry = Some(snapshot.clone());
+        }
+        next.snapshots.sort_by_key(|s| s.number);
+        next.dropped.sort_by_key(|s| s.number);
+        let unneeded = drop_from_manifest(next, &HashSet::new());
+        let gone = || Error::corrupt(format!("{}: the snapshot is gone", next.name));
+        Ok((entry.ok_or_else(gone)?, unneeded))
+    };
     let mut next = writer.manifest.clone();
-    next.dropped.retain(|s| !absorbed.contains(&s.id));
-    let (mut entry, format) = (None, writer.manifest.format().to_owned());
-    for snapshot in next.snapshots.iter_mut().chain(&mut next.dropped).filter(|s| s.id == id) {
-        *snapshot = with_file(snapshot, &file, &merged, &format);
-        entry = Some(snapshot.clone());
-    }
-    next.snapshots.sort_by_key(|s| s.number);
-    next.dropped.sort_by_key(|s| s.number);
-    let unneeded = drop_from_manifest(&mut next, &HashSet::new());
+    change(&mut next)?;
     let proved = prove_merged(repository, &next, id, parent, context);
-    let proved = proved.and_then(|()| commit_file(repository, writer, next, &file));
-    if let Err(error) = proved {
+    let committed = proved.and_then(|()| commit_change(repository, writer, Some(&file), change));
+    if committed.is_err() {
         discard_unless_named(repository, &name, &file)?;
-        return Err(error);
     }
-    let gone = || Error::corrupt(format!("{name}: the snapshot is gone"));
-    Ok((entry.ok_or_else(gone)?, unneeded))
+    committed
 }
 
 /// Opens the new file as `next` names it, and proves that it gives its snapshot.

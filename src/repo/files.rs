@@ -1,10 +1,11 @@
 //! The delta files and chains that a manifest names.
 
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::message::Action;
 use crate::chain::Chain;
 use crate::delta::{Delta, ReadGuard};
 use crate::repo::Repository;
-use crate::repo::manifest::{Manifest, Snapshot};
+use crate::repo::manifest::{self, Manifest, Snapshot};
 use std::sync::Arc;
 use uuid::Uuid;
 
@@ -36,6 +37,27 @@ pub(crate) fn open_guarded(
     Chain::link(layers)
 }
 
+/// What to say of a missing file: it is damage only if what rules now names it. Who reads without a lock may
+/// be late (C8).
+fn missing_file(repository: &Repository, manifest: &Manifest, snapshot: &Snapshot) -> Error {
+    let place = manifest.place_of(snapshot);
+    let is_later = |now: &Manifest| {
+        now.sequence > manifest.sequence && now.objects().all(|object| object != snapshot.file)
+    };
+    match manifest::load_last(repository.store.as_ref(), &manifest.name) {
+        Ok(now) if is_later(&now) => {
+            let what = format!("{place} was dropped, or merged, while it was read");
+            Error::new(ErrorKind::NotFound, what).hint(Action::Retry)
+        }
+        Err(e) if e.kind() == ErrorKind::Unavailable => e.at(place),
+        _ => {
+            let file = repository.store.location(&format!("{}/{}", manifest.name, snapshot.file));
+            let what = format!("{place}: its file {file} is missing");
+            Error::corrupt(what).hint("put the file back, or restore another snapshot")
+        }
+    }
+}
+
 /// Opens the delta file of a snapshot and checks that it is the one that the manifest names.
 pub(crate) fn open_delta(
     repository: &Repository,
@@ -47,10 +69,7 @@ pub(crate) fn open_delta(
     let store = &repository.store;
     let mut delta =
         Delta::open(store.clone(), &file, &repository.caches).map_err(|e| match e.kind() {
-            ErrorKind::NotFound => {
-                let what = format!("{place}: its file {} is missing", store.location(&file));
-                Error::corrupt(what).hint("put the file back, or restore another snapshot")
-            }
+            ErrorKind::NotFound => missing_file(repository, manifest, snapshot),
             _ => e.at(&place),
         })?;
     delta.set_base_image(&place, snapshot.base_image.clone());

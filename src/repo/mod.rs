@@ -5,15 +5,18 @@
 //!            -> Writer (write lock, reap lock shared) -> publish a delta, commit a manifest, note the head
 //! ```
 
+pub(crate) mod change;
 pub mod clones;
 pub mod compact;
 pub mod config;
 pub(crate) mod entry;
 pub(crate) mod files;
+pub(crate) mod garbage;
 pub mod head;
 pub mod inside;
 pub mod live_file;
 pub mod manifest;
+pub(crate) mod marker;
 pub(crate) mod names;
 pub mod policy;
 pub mod reference;

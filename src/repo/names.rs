@@ -20,7 +20,10 @@ pub(crate) fn names_in(store: &dyn Store) -> Result<Vec<String>> {
                 Err(_) if is_ignorable_link(store, &name) => Ok(false),
                 // That of the file system is root's alone.
                 Err(_) if is_of_filesystem(&name) => Ok(false),
-                other => Ok(other?.iter().any(is_ours)),
+                other => {
+                    let files = other?;
+                    Ok(files.iter().any(is_ours) && !is_forgotten(store, &name, &files)?)
+                }
             }
         };
         if manifest::check_name(&name).is_ok() && name != FILE && known()? {
@@ -29,6 +32,15 @@ pub(crate) fn names_in(store: &dyn Store) -> Result<Vec<String>> {
     }
     names.sort();
     Ok(names)
+}
+
+/// True for an image that was forgotten where its last manifest has to stay.
+fn is_forgotten(store: &dyn Store, name: &str, files: &[String]) -> Result<bool> {
+    if store.sharing()?.is_locked() && files.iter().any(|file| ImageFile::is_delta(file)) {
+        return Ok(false);
+    }
+    // One that is damaged is listed, so that somebody sees it.
+    Ok(manifest::load_last(store, name).is_ok_and(|last| last.forgotten))
 }
 
 /// True for a dangling symlink, or one whose target is listed under its own name.

@@ -5,6 +5,9 @@
 //! | `write` | whoever commits, exclusively | exclusive: a second writer fails with `Busy` |
 //! | `reap` | readers and writers, shared; exclusively to unlink | what is read stays |
 //! | bytes of `reap` | chains, one for each of their files | these files stay when the reader is gone |
+//!
+//! Where a store has no locks, markers and the grace period take their place ([`Sharing::Shared`]), and who
+//! commits second does so on top of what was committed first.
 
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::events::{Context, WarningId};
@@ -12,12 +15,14 @@ use crate::base::message::{Action, Setting, Verb, message};
 use crate::chain::Chain;
 use crate::delta::ReadGuard;
 use crate::repo::files::open_guarded;
+use crate::repo::garbage::{collect_garbage, reader_lock};
 use crate::repo::head::Head;
-use crate::repo::manifest::{self, ImageFile, Manifest, Snapshot};
+use crate::repo::manifest::{self, Manifest, Snapshot};
+use crate::repo::marker::{Marker, is_read_only, load_marked};
 use crate::repo::{Repository, reference};
-use crate::store::{LockGuard, LockKind, Store};
-use std::collections::HashSet;
+use crate::store::{LockGuard, LockKind, Sharing, Store};
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 use uuid::Uuid;
 
@@ -26,8 +31,13 @@ pub struct Reader {
     manifest: Manifest,
     head: Head,
     pub(crate) head_was_damaged: bool,
-    /// None where nothing can be locked.
-    reap: Option<LockGuard>,
+    held: Option<Held>,
+}
+
+/// What keeps files from being removed; none where nothing can be written.
+enum Held {
+    Lock { _guard: LockGuard },
+    Marker(Arc<Marker>),
 }
 
 impl fmt::Debug for Reader {
@@ -47,9 +57,11 @@ impl Reader {
     pub fn chain(&self, repository: &Repository, id: Uuid) -> Result<Chain> {
         let lineage = self.manifest.lineage(id)?;
         let files: Vec<&str> = lineage.iter().map(|s| s.file.as_str()).collect();
-        let lock = match self.reap {
-            Some(_) => repository.store.hold(&reader_lock(&self.manifest.name), &files)?,
-            // Nothing can be locked here.
+        let lock = match &self.held {
+            Some(Held::Lock { .. }) => {
+                repository.store.hold(&reader_lock(&self.manifest.name), &files)?
+            }
+            Some(Held::Marker(marker)) => Some(Box::new(marker.clone()) as LockGuard),
             None => None,
         };
         let files = files.into_iter().map(str::to_owned).collect();
@@ -80,23 +92,25 @@ pub(crate) struct Writer {
     pub(crate) head: Head,
     /// The head state was there but could not be read: it may have held the intent of a rollback.
     pub(crate) head_was_damaged: bool,
-    _write: LockGuard,
-    reap: Option<LockGuard>,
+    /// None where there are no locks, or they do not work.
+    _write: Option<LockGuard>,
+    held: Option<Held>,
+    /// What ruled when it was opened, or committed last: what it uploads since then no manifest before has
+    /// condemned.
+    pub(crate) began: u64,
 }
 
 impl Writer {
-    /// Lets go of what keeps files from being unlinked.
+    /// Lets go of what keeps files from being unlinked. Only a lock does that to our own files.
     pub(crate) fn release_reader_lock(&mut self) {
-        self.reap = None;
+        if matches!(self.held, Some(Held::Lock { .. })) {
+            self.held = None;
+        }
     }
 }
 
 pub(crate) fn write_lock(name: &str) -> String {
     format!("{name}/write.lock")
-}
-
-fn reader_lock(name: &str) -> String {
-    format!("{name}/reap.lock")
 }
 
 /// Opens an image for reading.
@@ -110,14 +124,34 @@ pub fn read(repository: &Repository, name: &str, context: &Context) -> Result<Re
         // Say so before a lock file is made in a folder that does not exist.
         manifest::load(store, name)?;
     }
-    let reap =
-        share_reader_lock(store, name, context).map_err(|e| or_not_found(repository, name, e))?;
-    let manifest = manifest::load(store, name)?;
+    let (manifest, held) = match store.sharing()? {
+        Sharing::Locked => {
+            let lock = share_reader_lock(store, name, context)
+                .map_err(|e| or_not_found(repository, name, e))?;
+            (manifest::load(store, name)?, lock)
+        }
+        Sharing::Shared { .. } => {
+            let (manifest, marker) = load_marked(&repository.store, name, manifest::load)?;
+            (manifest, held_by(marker, context)?)
+        }
+    };
     let (head, is_damaged) = Head::load(store, name)?;
     if is_damaged {
         context.warn(WarningId::HeadDamaged, damaged_head(name));
     }
-    Ok(Reader { manifest, head, head_was_damaged: is_damaged, reap })
+    Ok(Reader { manifest, head, head_was_damaged: is_damaged, held })
+}
+
+/// Who may not write relies on the grace period (C8).
+fn held_by(marker: Result<Marker>, context: &Context) -> Result<Option<Held>> {
+    match marker {
+        Ok(marker) => Ok(Some(Held::Marker(Arc::new(marker)))),
+        Err(e) if is_read_only(&e) => {
+            context.note(message!["reading without a marker: ", e]);
+            Ok(None)
+        }
+        Err(e) => Err(e),
+    }
 }
 
 /// What cannot be locked because the image has just been forgotten is not there.
@@ -143,7 +177,17 @@ pub(crate) fn refuse_damaged_head(name: &str, is_damaged: bool) -> Result<()> {
 }
 
 /// Takes the write lock of an image, whose folder exists.
-pub(crate) fn lock_to_write(repository: &Repository, name: &str) -> Result<LockGuard> {
+pub(crate) fn lock_to_write(repository: &Repository, name: &str) -> Result<Option<LockGuard>> {
+    match lock_writers_out(repository, name) {
+        // They are but speed then.
+        Err(e) if e.kind() != ErrorKind::Busy && !repository.store.sharing()?.is_locked() => {
+            Ok(None)
+        }
+        other => other.map(Some),
+    }
+}
+
+fn lock_writers_out(repository: &Repository, name: &str) -> Result<LockGuard> {
     let file = write_lock(name);
     for _ in 0..100 {
         if let Some(lock) = repository.store.lock(&file, LockKind::Exclusive)? {
@@ -160,7 +204,7 @@ pub(crate) fn lock_to_write(repository: &Repository, name: &str) -> Result<LockG
 }
 
 /// The same of one that may not exist yet. Whoever forgets it meanwhile takes the folder along.
-fn lock_to_create(repository: &Repository, name: &str) -> Result<LockGuard> {
+fn lock_to_create(repository: &Repository, name: &str) -> Result<Option<LockGuard>> {
     for _ in 0..20 {
         repository.store.create_folder(name)?;
         match lock_to_write(repository, name) {
@@ -198,7 +242,7 @@ pub(crate) fn write_or_create(
         Err(e) if e.kind() == ErrorKind::NotFound => {
             // An empty manifest before the first delta: deltas without one are then a loss, not
             // a beginning.
-            let mut manifest = Manifest::new(name, Some(source.into()));
+            let mut manifest = first(store, Manifest::new(name, Some(source.into())))?;
             manifest::commit(store, &mut manifest)?;
             is_new = true;
             manifest
@@ -206,6 +250,16 @@ pub(crate) fn write_or_create(
         other => other?,
     };
     Ok((writer(repository, write, manifest, context)?, is_new))
+}
+
+/// The first manifest of an image, after that of one that was forgotten (C10).
+fn first(store: &dyn Store, manifest: Manifest) -> Result<Manifest> {
+    match manifest::load_last(store, &manifest.name) {
+        Ok(last) if last.forgotten => Ok(manifest.succeeding(&last)),
+        Ok(_) => Err(manifest::changed_meanwhile(&manifest.name)),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(manifest),
+        Err(e) => Err(e),
+    }
 }
 
 /// Opens an image that does not exist yet, of an identity that comes from elsewhere.
@@ -217,184 +271,39 @@ pub(crate) fn write_new(
 ) -> Result<Writer> {
     let store = repository.store.as_ref();
     let write = lock_to_create(repository, name)?;
-    if manifest::ruling(store, name)?.is_some() {
+    if manifest::load(store, name).is_ok() {
         let what = format!("somebody else made \"{name}\" at the same time");
         return Err(Error::new(ErrorKind::Busy, what).hint(Action::Retry));
     }
-    let mut manifest = Manifest { image_id, ..Manifest::new(name, None) };
+    let mut manifest = first(store, Manifest { image_id, ..Manifest::new(name, None) })?;
     manifest::commit(store, &mut manifest)?;
     writer(repository, write, manifest, context)
 }
 
 pub(crate) fn writer(
     repository: &Repository,
-    write: LockGuard,
+    write: Option<LockGuard>,
     mut manifest: Manifest,
     context: &Context,
 ) -> Result<Writer> {
     let store = repository.store.as_ref();
-    collect_garbage(repository, &mut manifest, context)?;
-    let reap = share_reader_lock(store, &manifest.name, context)?;
-    let (head, head_was_damaged) = Head::load(store, &manifest.name)?;
-    Ok(Writer { manifest, head, head_was_damaged, _write: write, reap })
-}
-
-/// Removes a file that was published, unless the ruling manifest names it: a full disk gets its space
-/// back.
-pub(crate) fn discard_unless_named(repository: &Repository, name: &str, file: &str) -> Result<()> {
-    let store = repository.store.as_ref();
-    let ruling = manifest::load(store, name);
-    let is_unnamed = ruling.is_ok_and(|m| m.stored().iter().all(|s| s.file != file));
-    if is_unnamed { store.remove(&format!("{name}/{file}")) } else { Ok(()) }
-}
-
-/// Commits `next`, which names a new file.
-pub(crate) fn commit_file(
-    repository: &Repository,
-    writer: &mut Writer,
-    mut next: Manifest,
-    file: &str,
-) -> Result<()> {
-    let store = repository.store.as_ref();
-    if let Err(error) = manifest::commit(store, &mut next) {
-        // If it certainly does not stand, its file is garbage now: a full disk gets its space back.
-        let ruling = manifest::ruling(store, &next.name);
-        if ruling.is_ok_and(|n| n.is_some_and(|n| n < next.sequence)) {
-            store.remove(&format!("{}/{file}", next.name))?;
+    let name = manifest.name.clone();
+    let held = match store.sharing()? {
+        Sharing::Locked => {
+            collect_garbage(repository, &mut manifest, context)?;
+            share_reader_lock(store, &name, context)?
         }
-        return Err(error);
-    }
-    writer.manifest = next;
-    Ok(())
-}
-
-/// Commits a change of what the manifest says of one snapshot. Gives what it says then.
-pub(crate) fn change_snapshot(
-    repository: &Repository,
-    writer: &Writer,
-    id: Uuid,
-    change: impl FnOnce(&mut Snapshot),
-) -> Result<Snapshot> {
-    let mut next = writer.manifest.clone();
-    let gone = || Error::corrupt(format!("{}: the snapshot is gone", writer.manifest.name));
-    let snapshot = next.snapshots.iter_mut().find(|s| s.id == id).ok_or_else(gone)?;
-    change(snapshot);
-    let changed = snapshot.clone();
-    manifest::commit(repository.store.as_ref(), &mut next)?;
-    Ok(changed)
-}
-
-/// Removes what the ruling manifest does not name, unless somebody reads: then false. The caller holds
-/// the write lock.
-pub(crate) fn collect_garbage(
-    repository: &Repository,
-    manifest: &mut Manifest,
-    context: &Context,
-) -> Result<bool> {
-    let store = repository.store.as_ref();
-    let name = &manifest.name.clone();
-    let Some(_alone) = store.lock(&reader_lock(name), LockKind::Exclusive)? else {
-        return Ok(false);
-    };
-    // The manifest that rules may not be durable yet: its writer may have died before the sync.
-    store.sync_dir(name)?;
-    let files = store.list(name)?;
-    // A commit that was reported as failed may stand all the same: what it names is not ours to remove.
-    if files.iter().filter_map(|file| manifest::sequence_of(file)).max() > Some(manifest.sequence) {
-        return Ok(false);
-    }
-    let present: HashSet<&str> = files.iter().map(String::as_str).collect();
-    // What is not there now, after a sync, does not come back.
-    manifest.sweep(&present);
-    let named: HashSet<&str> = manifest.objects().collect();
-    // If a file that is named is missing, another one may be it, under another name: keep all.
-    let is_whole = manifest.stored().iter().all(|s| present.contains(s.file.as_str()));
-    let is_unneeded = |file: &String| match ImageFile::of(file) {
-        Some(ImageFile::Temporary) => true,
-        Some(ImageFile::Delta) => is_whole && !named.contains(file.as_str()),
-        Some(ImageFile::Manifest(sequence)) => sequence < manifest.sequence,
-        Some(ImageFile::Head | ImageFile::Lock) | None => false,
-    };
-    // Manifests go last: they tell a repair that what they name was dropped, and not forgotten to be
-    // named.
-    let is_manifest = |file: &&String| manifest::sequence_of(file).is_some();
-    let (old, others): (Vec<&String>, Vec<&String>) =
-        files.iter().filter(|file| is_unneeded(file)).partition(is_manifest);
-    let lock = reader_lock(name);
-    let (mut free, mut held) = (Vec::new(), Vec::new());
-    for file in others {
-        match ImageFile::is_delta(file) && store.is_held(&lock, Some(file))? {
-            true => held.push(file),
-            false => free.push(file),
+        Sharing::Shared { .. } => {
+            let (marked, marker) = load_marked(&repository.store, &name, manifest::load)?;
+            manifest = marked;
+            let held = Some(Held::Marker(Arc::new(marker?)));
+            collect_garbage(repository, &mut manifest, context)?;
+            held
         }
-    }
-    let is_all = held.is_empty();
-    // What is held and was dropped under an earlier version only an older manifest knows to be dropped.
-    let are_told = held.iter().all(|file| manifest.is_condemned(file));
-    let old = if are_told { old } else { Vec::new() };
-    let remove = |file: &String| {
-        context.note(format!("removing {name}/{file}, which is not needed any more"));
-        store.remove(&format!("{name}/{file}"))
     };
-    free.iter().try_for_each(|file| remove(file))?;
-    if free.iter().any(|file| ImageFile::is_delta(file)) && !old.is_empty() {
-        store.sync_dir(name)?;
-    }
-    old.iter().try_for_each(|file| remove(file))?;
-    Ok(is_all)
-}
-
-/// Fails if a snapshot that is meant is protected.
-pub(crate) fn refuse_protected(
-    manifest: &Manifest,
-    is_meant: impl Fn(&Snapshot) -> bool,
-) -> Result<()> {
-    let mut protected = manifest.snapshots.iter().filter(|s| s.protected);
-    let Some(snapshot) = protected.find(|s| is_meant(s)) else { return Ok(()) };
-    let place = manifest.place_of(snapshot);
-    let hint = message![Verb::Protect.of(&place).with(Setting::Off, ""), " takes that back"];
-    Err(Error::new(ErrorKind::Mismatch, format!("{place} is protected")).hint(hint))
-}
-
-/// Removes an image: all that we made in its folder, and the folder if nothing else is in it; false if
-/// something is. `first` is done once nobody reads it any more, and before anything is removed.
-pub(crate) fn remove_image(
-    repository: &Repository,
-    mut writer: Writer,
-    first: impl FnOnce(&Manifest),
-) -> Result<bool> {
-    let store = repository.store.as_ref();
-    let name = writer.manifest.name.clone();
-    writer.release_reader_lock();
-    let lock = reader_lock(&name);
-    let alone = store.lock(&lock, LockKind::Exclusive)?;
-    if alone.is_none() || store.is_held(&lock, None)? {
-        return Err(Error::new(ErrorKind::Busy, format!("somebody is reading \"{name}\""))
-            .hint(message![Action::Retry, " when that is done"]));
-    }
-    first(&writer.manifest);
-    // The commit comes first: from here on nothing of the image is listed, whatever is still
-    // there.
-    writer.manifest.snapshots.clear();
-    writer.manifest.dropped.clear();
-    manifest::commit(store, &mut writer.manifest)?;
-    // The ruling manifest goes last: without it an older one would rule, or deltas look like a
-    // loss.
-    let ruling = manifest::file_name(writer.manifest.sequence);
-    let (locks, files): (Vec<String>, Vec<String>) = store
-        .list(&name)?
-        .into_iter()
-        .filter(|file| *file != ruling && ImageFile::of(file).is_some())
-        .partition(|file| ImageFile::of(file) == Some(ImageFile::Lock));
-    for file in &files {
-        store.remove(&format!("{name}/{file}"))?;
-    }
-    store.sync_dir(&name)?;
-    store.remove(&format!("{name}/{ruling}"))?;
-    for file in &locks {
-        store.remove(&format!("{name}/{file}"))?;
-    }
-    store.remove_folder(&name)
+    let (head, head_was_damaged) = Head::load(store, &name)?;
+    let began = manifest.sequence;
+    Ok(Writer { manifest, head, head_was_damaged, _write: write, held, began })
 }
 
 /// What to say of a head state that cannot be read.
@@ -405,15 +314,11 @@ pub(crate) fn damaged_head(name: &str) -> String {
     )
 }
 
-fn share_reader_lock(
-    store: &dyn Store,
-    name: &str,
-    context: &Context,
-) -> Result<Option<LockGuard>> {
+fn share_reader_lock(store: &dyn Store, name: &str, context: &Context) -> Result<Option<Held>> {
     // It is held exclusively only while files are unlinked: a moment.
     for _ in 0..500 {
         match store.lock(&reader_lock(name), LockKind::Shared) {
-            Ok(Some(guard)) => return Ok(Some(guard)),
+            Ok(Some(guard)) => return Ok(Some(Held::Lock { _guard: guard })),
             Ok(None) => std::thread::sleep(Duration::from_millis(20)),
             Err(e) if e.kind() == ErrorKind::Unsupported => {
                 context.warn(WarningId::NoLock, message![e, "; reading without a lock"]);

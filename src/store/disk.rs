@@ -6,7 +6,7 @@
 
 use crate::base::byte_lock::{Held, holder, share_byte, unlock_bytes};
 use crate::base::error::{ErrorKind, best_effort};
-use crate::base::folder::{Folder, resolve};
+use crate::base::folder::{Entry, Folder, resolve};
 use crate::base::writeback::Writeback;
 use nix::fcntl::OFlag;
 use quick_cache::sync::Cache;
@@ -32,6 +32,12 @@ pub enum LockKind {
 pub trait Disk: Send + Sync {
     /// Names in a folder.
     fn list(&self, folder: &str) -> io::Result<Vec<String>>;
+    /// The same with the time at which each was written last, by the clock of the file system.
+    fn list_timed(&self, folder: &str) -> io::Result<Vec<super::Listed>>;
+    /// True if locks keep all apart who can use the folder: it is of this host alone, and they work.
+    fn has_locks(&self) -> io::Result<bool> {
+        Ok(true)
+    }
     /// Length of a file.
     fn size(&self, path: &str) -> io::Result<u64>;
     /// Fills `buffer` from `offset` on.
@@ -86,7 +92,12 @@ pub struct OsDisk {
     real: OnceLock<PathBuf>,
     /// Tells its files from those of others in [`OPEN`].
     id: u64,
+    has_locks: OnceLock<bool>,
 }
+
+/// File systems of this host alone, whose locks end with their holder, from linux/magic.h: ext, XFS, btrfs,
+/// F2FS, tmpfs.
+const LOCAL_FILESYSTEMS: [i64; 5] = [0xef53, 0x5846_5342, 0x9123_683e, 0xf2f5_2010, 0x0102_1994];
 
 /// Open delta files of all disks, so that a chain of a thousand works with few descriptors. Delta files are
 /// immutable, have names of their own, and are not unlinked while they are read. Others, such as the head
@@ -111,7 +122,8 @@ fn soft_limit() -> u64 {
 impl OsDisk {
     /// The folder at `root`, which need not exist yet.
     pub fn new(root: PathBuf) -> Self {
-        Self { root, real: OnceLock::new(), id: NEXT_ID.fetch_add(1, Ordering::Relaxed) }
+        let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
+        Self { root, real: OnceLock::new(), id, has_locks: OnceLock::new() }
     }
 
     fn path(&self, path: &str) -> PathBuf {
@@ -172,6 +184,28 @@ impl Disk for OsDisk {
         let entries = self.folder(folder)?.entries()?;
         // A name that is not UTF-8 is none of ours.
         Ok(entries.into_iter().filter_map(|entry| entry.name.into_string().ok()).collect())
+    }
+
+    fn list_timed(&self, folder: &str) -> io::Result<Vec<super::Listed>> {
+        let folder = self.folder(folder)?;
+        let listed = |entry: Entry| {
+            let name = entry.name.into_string().ok()?;
+            match folder.time_of(&name) {
+                Ok(time) => Some(Ok(super::Listed { name, time })),
+                // It has just been removed.
+                Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+                Err(e) => Some(Err(e)),
+            }
+        };
+        folder.entries()?.into_iter().filter_map(listed).collect()
+    }
+
+    fn has_locks(&self) -> io::Result<bool> {
+        if let Some(known) = self.has_locks.get() {
+            return Ok(*known);
+        }
+        let magic = self.folder("")?.filesystem()?;
+        Ok(*self.has_locks.get_or_init(|| LOCAL_FILESYSTEMS.contains(&magic)))
     }
 
     fn size(&self, path: &str) -> io::Result<u64> {

@@ -1,7 +1,7 @@
 //! A store in an ordinary folder. Here stands the publish protocol (FORMAT.md P3): temporary name,
 //! fsync, rename without replacing, fsync of the folder.
 
-use super::{Disk, DiskFile, LockGuard, LockKind, Store, Upload};
+use super::{Disk, DiskFile, Listed, LockGuard, LockKind, Sharing, Store, Upload};
 use crate::base::error::{Error, ErrorKind, Result, best_effort};
 use std::io;
 use std::path::Path;
@@ -10,12 +10,19 @@ use std::sync::Arc;
 /// Objects in a folder.
 pub struct LocalStore {
     disk: Arc<dyn Disk>,
+    /// None: as its file system says.
+    sharing: Option<Sharing>,
 }
 
 impl LocalStore {
     /// The store in the folder that `disk` stands for.
     pub fn new(disk: Arc<dyn Disk>) -> Self {
-        Self { disk }
+        Self { disk, sharing: None }
+    }
+
+    /// The same, whatever its file system says: for tests.
+    pub fn shared_as(disk: Arc<dyn Disk>, sharing: Sharing) -> Self {
+        Self { disk, sharing: Some(sharing) }
     }
 
     fn error(&self, verb: &str, name: &str, error: io::Error) -> Error {
@@ -64,6 +71,20 @@ impl Store for LocalStore {
                 Ok(Vec::new())
             }
             Err(e) => Err(self.error("list", folder, e)),
+        }
+    }
+
+    fn list_timed(&self, folder: &str) -> Result<Vec<Listed>> {
+        self.disk.list_timed(folder).map_err(|e| self.error("list", folder, e))
+    }
+
+    fn sharing(&self) -> Result<Sharing> {
+        if let Some(sharing) = self.sharing {
+            return Ok(sharing);
+        }
+        match self.disk.has_locks().map_err(|e| self.error("find the file system of", "", e))? {
+            true => Ok(Sharing::Locked),
+            false => Ok(Sharing::SHARED),
         }
     }
 

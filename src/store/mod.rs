@@ -7,20 +7,69 @@
 
 mod disk;
 mod local;
+mod memory;
 mod place;
 
 pub use disk::{Disk, DiskFile, LockKind, OsDisk};
 pub use local::LocalStore;
+pub use memory::{Act, Fault, Host, MemoryStore, World};
 pub use place::{locate, make_folder, store_at};
 
 use crate::base::error::Result;
+use jiff::Timestamp;
 use std::path::Path;
+use std::time::Duration;
+
+/// What keeps those apart who use a store at the same time (DESIGN.md, "One commit for every store").
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sharing {
+    /// Locks, which end with their holder: what is dropped can be deleted at once.
+    Locked,
+    /// Put-if-absent alone. Who reads, or uploads, leaves a marker, and what is dropped stays for a while.
+    Shared {
+        /// How long it stays at least.
+        grace: Duration,
+        /// How long a marker counts.
+        marker_life: Duration,
+    },
+}
+
+impl Sharing {
+    /// Of a folder or a bucket that several hosts may use.
+    pub const SHARED: Self = Self::Shared {
+        grace: Duration::from_secs(3 * 24 * 3600),
+        marker_life: Duration::from_secs(14 * 24 * 3600),
+    };
+
+    /// True where there are locks.
+    pub fn is_locked(self) -> bool {
+        self == Self::Locked
+    }
+}
+
+/// An object as a store lists it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    /// Its name in its folder.
+    pub name: String,
+    /// When it was put, by the store's clock.
+    pub time: Timestamp,
+}
 
 /// Objects by name.
 pub trait Store: Send + Sync {
     /// Names of the objects, or folders, in `folder` (empty for the top), without the path before
     /// them. A folder that does not exist is empty.
     fn list(&self, folder: &str) -> Result<Vec<String>>;
+
+    /// The same with the time of each object, by the clock of the store.
+    fn list_timed(&self, folder: &str) -> Result<Vec<Listed>>;
+
+    /// What keeps those apart who use it.
+    ///
+    /// # Errors
+    /// If that cannot be found out.
+    fn sharing(&self) -> Result<Sharing>;
 
     /// Length of an object in bytes.
     fn size(&self, name: &str) -> Result<u64>;
@@ -33,6 +82,21 @@ pub trait Store: Send + Sync {
 
     /// Begins a new object. Nobody sees it before it is published.
     fn create(&self, name: &str) -> Result<Box<dyn Upload>>;
+
+    /// Puts a small object. After an error other than `AlreadyExists` it may be there, now or later.
+    ///
+    /// # Errors
+    /// `AlreadyExists` if there is an object of this name: it is not replaced.
+    fn put_if_absent(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        let mut upload = self.create(name)?;
+        upload.write(bytes)?;
+        upload.publish()
+    }
+
+    /// Waits before something is tried for the `attempt`th time.
+    fn pause(&self, attempt: u32) {
+        std::thread::sleep(Duration::from_millis(50 << attempt.min(7)));
+    }
 
     /// Replaces a small object that is only a hint. Everything else is immutable.
     fn replace(&self, name: &str, bytes: &[u8]) -> Result<()>;

@@ -5,7 +5,7 @@
 use crate::kit::*;
 use imgsnap::base::events::{Context, Event, Observer};
 use imgsnap::repo::retention::{Count, Rules};
-use imgsnap::store::{Disk, DiskFile, LocalStore, LockGuard, LockKind, OsDisk};
+use imgsnap::store::{Disk, DiskFile, Listed, LocalStore, LockGuard, LockKind, OsDisk};
 use imgsnap::{Repository, SnapshotRequest, WatchRequest, Watched};
 use jiff::Timestamp;
 use std::io;
@@ -32,6 +32,10 @@ struct Meddling {
 impl Disk for Meddling {
     fn list(&self, folder: &str) -> io::Result<Vec<String>> {
         self.disk.list(folder)
+    }
+
+    fn list_timed(&self, folder: &str) -> io::Result<Vec<Listed>> {
+        self.disk.list_timed(folder)
     }
 
     fn size(&self, path: &str) -> io::Result<u64> {

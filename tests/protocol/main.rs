@@ -6,11 +6,16 @@
 //! `IMGSNAP_MODEL=deep` explores with more faults, deaths and days.
 
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+#![allow(clippy::print_stdout)]
 
 mod explore;
 mod hosts;
+#[path = "../support/random.rs"]
+mod random;
 mod scenario;
+mod schedules;
 mod store;
+mod turns;
 
 use explore::explore;
 use scenario::{Bounds, Mistake, Scenario, Task, Task::*};

@@ -1460,7 +1460,7 @@ pub fn parse_manifest(bytes: &[u8]) -> Result<Manifest, String> {
         if let Some(label) = optional_text_of(&snapshot.json, "label")? {
             ensure(labels.insert(label.clone()), || format!("J4: label {label:?} twice"))?;
         }
-        ensure(files.insert(file_id_of(&snapshot.file)?), || {
+        ensure(files.insert(name_of(&snapshot.file)?), || {
             format!("J4: file {:?} twice", snapshot.file)
         })?;
         if let Some(parent) = &snapshot.parent {
@@ -1620,8 +1620,8 @@ fn uuid(text: &str) -> Result<[u8; 16], String> {
     hex(&text.replace('-', "")).map_err(|_| format!("C3: {text:?} is not a UUID"))
 }
 
-/// The `file_id` that the name of a delta file gives, see section 7
-fn file_id_of(name: &str) -> Result<[u8; 16], String> {
+/// The UUID in the name of a delta file, see section 7
+fn name_of(name: &str) -> Result<[u8; 16], String> {
     let stem = name.strip_suffix(".delta");
     stem.and_then(|stem| uuid(stem).ok()).ok_or_else(|| format!("J3: file is {name:?}"))
 }
@@ -1638,12 +1638,13 @@ pub fn restore_from(folder: &Path, number: u64) -> Result<Vec<u8>, String> {
     let manifest = read_manifest(folder)?;
     let (mut files, mut base_images) = (Vec::new(), BTreeMap::new());
     for snapshot in lineage(&manifest, number)? {
-        files.push(read_snapshot(folder, &manifest, snapshot)?);
+        let file = read_snapshot(folder, &manifest, snapshot)?;
         // One that cannot be read gives no blocks, and that is an error only if one is needed.
         if let Some(bytes) = snapshot.base_image.as_ref().and_then(|path| std::fs::read(path).ok())
         {
-            base_images.insert(file_id_of(&snapshot.file)?, bytes);
+            base_images.insert(parse(&file)?.file_id, bytes);
         }
+        files.push(file);
     }
     restore_on(&files, &base_images)
 }
@@ -1685,9 +1686,6 @@ fn check_snapshot(manifest: &Manifest, snapshot: &Snapshot, file: &[u8]) -> Resu
         format!("J3: file_bytes is {file_bytes}, the length {}", file.len())
     })?;
     let delta = parse(file)?;
-    ensure(file_id_of(&snapshot.file)? == delta.file_id, || {
-        format!("J3: {} has another file_id", snapshot.file)
-    })?;
     ensure(uuid(&manifest.image_id)? == delta.image_id, || "J3: another image_id".to_owned())?;
     ensure(uuid(&snapshot.id)? == delta.snapshot_id, || "J3: another snapshot_id".to_owned())?;
     let parent = match &snapshot.parent {

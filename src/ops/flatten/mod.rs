@@ -10,8 +10,9 @@ use crate::ops::flatten::types::Flattened;
 use crate::repo::Repository;
 use crate::repo::compact::rewrite;
 use crate::repo::files::open_chain;
+use crate::repo::garbage::collect_garbage;
 use crate::repo::reference::{self, At};
-use crate::repo::session::{collect_garbage, write};
+use crate::repo::session::write;
 use std::collections::HashSet;
 
 /// Makes a snapshot a base: a synthetic full, made from the repository without a look at the image.

@@ -6,9 +6,10 @@ use crate::base::error::Result;
 use crate::base::events::{Context, WarningId};
 use crate::ops::forget::types::Forgotten;
 use crate::repo::Repository;
+use crate::repo::change::{refuse_protected, remove_image};
 use crate::repo::clones::remove_all_clones;
 use crate::repo::manifest::Manifest;
-use crate::repo::session::{refuse_protected, remove_image, write};
+use crate::repo::session::write;
 
 /// Removes an image with all its snapshots.
 pub fn run(repository: &Repository, name: &str, context: &Context) -> Result<Forgotten> {

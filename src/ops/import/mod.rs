@@ -14,12 +14,11 @@ use crate::merge;
 use crate::ops::import::types::Imported;
 use crate::ops::verify::engine::verify_runs;
 use crate::repo::Repository;
+use crate::repo::change::{commit_change, discard_unless_named, remove_unused_image};
 use crate::repo::entry::entry;
 use crate::repo::files::open_chain;
-use crate::repo::manifest::{self, MAX_IMPORTED_NUMBER, Manifest, Snapshot};
-use crate::repo::session::{
-    Writer, commit_file, discard_unless_named, read, remove_image, write, write_new,
-};
+use crate::repo::manifest::{self, MAX_IMPORTED_NUMBER, Manifest, Snapshot, object_name};
+use crate::repo::session::{Writer, read, write, write_new};
 use std::io::Read;
 use std::sync::Arc;
 use uuid::Uuid;
@@ -66,7 +65,7 @@ pub fn run(
         Err(error) => {
             if is_new_image {
                 // An image without snapshots stays behind; the next import fills it.
-                best_effort(remove_image(repository, writer, |_| ()));
+                best_effort(remove_unused_image(repository, writer));
             }
             Err(error)
         }
@@ -124,7 +123,7 @@ fn import_into(
 ) -> Result<(Snapshot, bool)> {
     let store = repository.store.as_ref();
     let name = writer.manifest.name.clone();
-    let file = format!("{}.delta", header.file_id);
+    let file = object_name();
     let path = format!("{name}/{file}");
     let mut upload = store.create(&path)?;
     upload.write(start)?;
@@ -180,9 +179,9 @@ fn add(
         ErrorKind::Corrupt => e.at(place),
         _ => e,
     })?;
-    let mut next = writer.manifest.clone();
     let mut entry = entry(&delta, file.to_owned(), &layers)?;
-    let is_taken = |label: &String| next.snapshots.iter().any(|s| s.label.as_ref() == Some(label));
+    let snapshots = &writer.manifest.snapshots;
+    let is_taken = |label: &String| snapshots.iter().any(|s| s.label.as_ref() == Some(label));
     let lost = match (&entry.label, &delta.footer().label) {
         (Some(label), _) if is_taken(label) => Some((label.clone(), "another snapshot has it")),
         (None, Some(label)) => Some((label.clone(), "it cannot be one")),
@@ -194,11 +193,12 @@ fn add(
         context.warn(WarningId::LabelDropped, what);
         entry.label = None;
     }
-    next.next_number = next.next_number.max(entry.number.saturating_add(1));
-    next.snapshots.push(entry.clone());
-    next.snapshots.sort_by_key(|s| s.number);
-    commit_file(repository, writer, next, file)?;
-    Ok(entry)
+    commit_change(repository, writer, Some(file), |next| {
+        next.next_number = next.next_number.max(entry.number.saturating_add(1));
+        next.snapshots.push(entry.clone());
+        next.snapshots.sort_by_key(|s| s.number);
+        Ok(entry.clone())
+    })
 }
 
 fn prove_import(

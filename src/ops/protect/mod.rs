@@ -3,9 +3,10 @@
 use crate::base::error::Result;
 use crate::base::events::Context;
 use crate::repo::Repository;
+use crate::repo::change::change_snapshot;
 use crate::repo::manifest::Snapshot;
 use crate::repo::reference::{self, At};
-use crate::repo::session::{change_snapshot, write};
+use crate::repo::session::write;
 
 /// Protects a snapshot, or takes that back.
 pub fn run(
@@ -15,10 +16,10 @@ pub fn run(
     protect: bool,
     context: &Context,
 ) -> Result<Snapshot> {
-    let writer = write(repository, name, context)?;
-    let snapshot = reference::find(&writer.manifest, &writer.head, at)?;
+    let mut writer = write(repository, name, context)?;
+    let snapshot = reference::find(&writer.manifest, &writer.head, at)?.clone();
     if snapshot.protected == protect {
         return Ok(snapshot.clone());
     }
-    change_snapshot(repository, &writer, snapshot.id, |snapshot| snapshot.protected = protect)
+    change_snapshot(repository, &mut writer, snapshot.id, |snapshot| snapshot.protected = protect)
 }

@@ -15,12 +15,12 @@ use crate::ops::repair::engine::{self, Wanted};
 use crate::ops::repair::types::{MendSource, Mended, MendedBy};
 use crate::ops::verify::engine::{Damaged, find_damage, verify_all};
 use crate::repo::Repository;
+use crate::repo::change::{commit_change, discard_unless_named};
 use crate::repo::compact::{drop_from_manifest, with_file};
 use crate::repo::files::{open_chain, open_delta};
-use crate::repo::manifest::{Manifest, Snapshot};
-use crate::repo::session::{
-    self, Reader, Writer, collect_garbage, commit_file, discard_unless_named, write,
-};
+use crate::repo::garbage::collect_garbage;
+use crate::repo::manifest::{self, Manifest, Snapshot, object_name};
+use crate::repo::session::{self, Reader, Writer, write};
 use std::collections::HashSet;
 use std::sync::Arc;
 use uuid::Uuid;
@@ -328,18 +328,25 @@ fn replace_file(
         "a new file for the snapshot",
     )?;
     let file_id = Uuid::new_v4();
-    let file = format!("{file_id}.delta");
+    let file = object_name();
     let mut upload = store.create(&format!("{name}/{file}"))?;
     let made = make(file_id, &mut |bytes| upload.write(bytes))?;
     context.check()?;
     upload.publish()?;
-    let (mut next, format) = (writer.manifest.clone(), writer.manifest.format().to_owned());
-    for s in next.snapshots.iter_mut().chain(&mut next.dropped).filter(|s| s.id == snapshot.id) {
+    let change = |next: &mut Manifest| {
+        let format = next.format().to_owned();
+        let is_it = |s: &&mut Snapshot| s.id == snapshot.id && s.file == snapshot.file;
+        let stored = next.snapshots.iter_mut().chain(&mut next.dropped);
+        let gone = || manifest::changed_meanwhile(&name);
+        let s = stored.into_iter().find(is_it).ok_or_else(gone)?;
         *s = with_file(s, &file, &made, &format);
-    }
-    drop_from_manifest(&mut next, &HashSet::new());
+        drop_from_manifest(next, &HashSet::new());
+        Ok(())
+    };
+    let mut next = writer.manifest.clone();
+    change(&mut next)?;
     let proved = prove_whole(repository, &next, snapshot, context);
-    let committed = proved.and_then(|()| commit_file(repository, writer, next, &file));
+    let committed = proved.and_then(|()| commit_change(repository, writer, Some(&file), change));
     if let Err(error) = committed {
         discard_unless_named(repository, &name, &file)?;
         return Err(error);

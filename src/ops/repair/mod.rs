@@ -32,9 +32,10 @@ use crate::ops::verify::engine::{verify_all, verify_runs};
 use crate::repo::Repository;
 use crate::repo::compact::rewrite_as;
 use crate::repo::files::{open_chain, open_delta};
+use crate::repo::garbage::collect_garbage;
 use crate::repo::head::Head;
 use crate::repo::manifest::{self, ImageFile, MAX_IMPORTED_NUMBER, Manifest, Snapshot};
-use crate::repo::session::{collect_garbage, lock_to_write, writer};
+use crate::repo::session::{lock_to_write, writer};
 use crate::store::{Store, read_small};
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -315,7 +316,7 @@ fn missing_base_images(
 /// took in by `import`.
 fn renumber(
     repository: &Repository,
-    write: crate::store::LockGuard,
+    write: Option<crate::store::LockGuard>,
     manifest: Manifest,
     context: &Context,
 ) -> Result<Vec<(u64, u64)>> {

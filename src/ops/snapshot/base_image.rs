@@ -9,11 +9,12 @@ use crate::ops::snapshot::prepared::prepare;
 use crate::ops::snapshot::take::{check_format, take_into};
 use crate::ops::snapshot::types::{ParentChoice, SnapshotOutcome, SnapshotRequest};
 use crate::repo::Repository;
+use crate::repo::change::discard_unless_named;
 use crate::repo::inside::refuse_inside;
 use crate::repo::live_file::{absolute, make_durable, refuse_itself, warn_if_unguarded};
 use crate::repo::manifest::Snapshot;
 use crate::repo::reference::At;
-use crate::repo::session::{Writer, discard_unless_named};
+use crate::repo::session::Writer;
 use crate::scan::Scope;
 use std::path::Path;
 use std::time::Instant;
@@ -93,7 +94,7 @@ fn stage_base_image(
     prepared.plan.is_by_reference = true;
     let place = path.display();
     context.note(format!("{name}: the table of {place}; its blocks stay there"));
-    let mut upload = repository.store.create(&format!("{name}/{}.delta", prepared.plan.file_id))?;
+    let mut upload = repository.store.create(&format!("{name}/{}", prepared.object))?;
     let taken =
         prepared.take(&base_image, Scope::Whole, context, &mut |bytes| upload.write(bytes))?;
     if taken.written.footer.counts.unread_blocks > 0 {

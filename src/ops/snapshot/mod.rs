@@ -19,12 +19,13 @@ use crate::ops::snapshot::take::{
 };
 use crate::ops::snapshot::types::{Outcome, SnapshotOutcome, SnapshotRequest};
 use crate::repo::Repository;
+use crate::repo::change::remove_unused_image;
 use crate::repo::head::Head;
 use crate::repo::inside::refuse_inside;
 use crate::repo::live_file::{absolute, warn_if_unguarded};
 use crate::repo::manifest::{self, Manifest};
 use crate::repo::reference::check_label;
-use crate::repo::session::{Writer, read, refuse_damaged_head, remove_image, write_or_create};
+use crate::repo::session::{Writer, read, refuse_damaged_head, write_or_create};
 use crate::tracking::CloneFolder;
 use crate::tracking::Track;
 use std::path::Path;
@@ -66,7 +67,7 @@ pub fn run(
         .and_then(|_| snapshot_into(repository, &mut writer, &live, request, false, context));
     if outcome.is_err() && is_new {
         // An image without snapshots stays behind; the next snapshot fills it.
-        best_effort(remove_image(repository, writer, |_| ()));
+        best_effort(remove_unused_image(repository, writer));
     }
     outcome
 }

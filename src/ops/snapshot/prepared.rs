@@ -14,7 +14,7 @@ use crate::ops::snapshot::plan::{PlanInput, ScanPlan, plan_scan};
 use crate::ops::snapshot::types::{Outcome, ParentChoice, SnapshotOutcome, SnapshotRequest};
 use crate::repo::files::open_chain;
 use crate::repo::head::Head;
-use crate::repo::manifest::{Manifest, RAW, Snapshot};
+use crate::repo::manifest::{Manifest, RAW, Snapshot, object_name};
 use crate::repo::{Repository, reference};
 use crate::scan::{BadMedium, Scope};
 use crate::tracking::{ChangeTracker, HintKind, reopen};
@@ -71,7 +71,8 @@ pub(crate) fn prepare(
     let parent_number = parent_id.and_then(|id| manifest.by_id(id)).map(|s| s.number);
     let turn = manifest.next_number.wrapping_add(head.skipped);
     let scan_plan = ScanPlan::whole();
-    Ok(Prepared { plan, parent_id, parent_number, time: now, turn, scan_plan })
+    let object = object_name();
+    Ok(Prepared { plan, object, parent_id, parent_number, time: now, turn, scan_plan })
 }
 
 /// Where the bytes of a delta go.
@@ -84,6 +85,8 @@ pub(crate) enum OutputEvent<'a> {
 /// A snapshot that is about to be taken.
 pub(crate) struct Prepared {
     pub(crate) plan: Plan,
+    /// What its file is called.
+    pub(crate) object: String,
     pub(crate) parent_id: Option<Uuid>,
     parent_number: Option<u64>,
     time: Timestamp,
@@ -197,7 +200,7 @@ impl Prepared {
             parent: footer.parent.map(|p| p.parent_id),
             label: footer.label.clone(),
             time: self.time,
-            file: format!("{}.delta", self.plan.file_id),
+            file: self.object.clone(),
             file_bytes: footer.file_bytes,
             footer_digest: taken.written.footer_digest,
             block_bytes: block_size.bytes(),

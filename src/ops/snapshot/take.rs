@@ -11,10 +11,11 @@ use crate::ops::snapshot::plan::{PlanInput, distrust_reason, policy_of};
 use crate::ops::snapshot::prepared::{OutputEvent, prepare};
 use crate::ops::snapshot::types::{Outcome, SnapshotOutcome, SnapshotRequest};
 use crate::repo::Repository;
+use crate::repo::change::commit_change;
 use crate::repo::live_file::{live_of, record_head, record_live_file};
-use crate::repo::manifest::{Manifest, RAW, Snapshot};
+use crate::repo::manifest::{Manifest, RAW, Snapshot, changed_meanwhile};
 use crate::repo::policy::SnapshotPolicy;
-use crate::repo::session::{Writer, commit_file};
+use crate::repo::session::Writer;
 use crate::scan::Missed;
 use crate::tracking::{Consistency, HintKind, TrackerRecord};
 use std::time::Instant;
@@ -40,7 +41,7 @@ pub(crate) fn take_into(
     let search = PlanInput { manifest, head, stat: stat.as_ref(), request, policy };
     let mut tracker = prepared.begin(repository, live, &search, context)?;
     let is_doubted = prepared.against().is_some() && distrust_reason(manifest).is_some();
-    let file = format!("{name}/{}.delta", prepared.plan.file_id);
+    let file = format!("{name}/{}", prepared.object);
     let mut upload = store.create(&file)?;
     let mut out = |event: OutputEvent<'_>| match event {
         OutputEvent::Bytes(bytes) => upload.write(bytes),
@@ -110,11 +111,18 @@ fn commit_snapshot(
     image: &RawFile,
     context: &Context,
 ) -> Result<()> {
-    let mut next = writer.manifest.clone();
-    next.live = live_of(&next, image, context);
-    next.snapshots.push(snapshot.clone());
-    next.next_number = snapshot.number.saturating_add(1);
-    commit_file(repository, writer, next, &snapshot.file)
+    let number = snapshot.number.saturating_add(1);
+    // The file has the number: another snapshot of another host may have it by then.
+    let expected = writer.manifest.next_number;
+    commit_change(repository, writer, Some(&snapshot.file), |next| {
+        if next.next_number != expected {
+            return Err(changed_meanwhile(&next.name));
+        }
+        next.live = live_of(next, image, context);
+        next.snapshots.push(snapshot.clone());
+        next.next_number = number;
+        Ok(())
+    })
 }
 
 /// A disk that gives nothing at all is no disk with bad sectors.

@@ -14,6 +14,8 @@ pub enum ImageFile {
     Delta,
     /// The head state.
     Head,
+    /// Somebody read, or began to change, what the manifest with that number names.
+    Marker(u64),
     /// What is locked.
     Lock,
     /// One of these that was being written.
@@ -34,12 +36,18 @@ impl ImageFile {
         if let Some(sequence) = sequence_of(name) {
             return Some(Self::Manifest(sequence));
         }
+        if let Some((sequence, random)) =
+            name.strip_prefix("marker.").and_then(|rest| rest.split_once('.'))
+        {
+            let sequence = sequence_of(&format!("manifest.{sequence}"))?;
+            return is_random(random).then_some(Self::Marker(sequence));
+        }
         if let Some(id) = name.strip_suffix(".delta") {
             let is_id = Uuid::parse_str(id).is_ok_and(|parsed| parsed.to_string() == id);
             return is_id.then_some(Self::Delta);
         }
         let of = temporary_of(name)?;
-        matches!(Self::of(of)?, Self::Manifest(_) | Self::Delta | Self::Head)
+        matches!(Self::of(of)?, Self::Manifest(_) | Self::Delta | Self::Head | Self::Marker(_))
             .then_some(Self::Temporary)
     }
 
@@ -53,8 +61,23 @@ impl ImageFile {
 pub fn temporary_of(name: &str) -> Option<&str> {
     let rest = name.strip_prefix('.')?.strip_suffix(".tmp")?;
     let (of, random) = rest.rsplit_once('.')?;
-    let is_random = random.len() == RANDOM && random.bytes().all(|b| b.is_ascii_hexdigit());
-    is_random.then_some(of)
+    is_random(random).then_some(of)
+}
+
+fn is_random(text: &str) -> bool {
+    text.len() == RANDOM && text.bytes().all(|b| b.is_ascii_hexdigit())
+}
+
+/// A name that was never given before, for a marker of the manifest with that number.
+pub(crate) fn marker_name(sequence: u64) -> String {
+    let random = Uuid::new_v4().simple().to_string();
+    format!("marker.{sequence:06}.{}", random.get(..RANDOM).unwrap_or_default())
+}
+
+/// A name that was never given before, for one attempt to upload a delta file: whatever arrives late of
+/// another attempt is not taken for it (C3).
+pub(crate) fn object_name() -> String {
+    format!("{}.delta", Uuid::new_v4())
 }
 
 /// The file name of a manifest.
@@ -95,6 +118,7 @@ mod tests {
             (delta, ImageFile::Delta),
             ("head.json", ImageFile::Head),
             ("reap.lock", ImageFile::Lock),
+            ("marker.000042.0123456789ab", ImageFile::Marker(42)),
             (".head.json.0123456789ab.tmp", ImageFile::Temporary),
             (".manifest.000042.0123456789ab.tmp", ImageFile::Temporary),
             (&format!(".{delta}.0123456789ab.tmp"), ImageFile::Temporary),
@@ -117,6 +141,8 @@ mod tests {
             ".write.lock.0123456789ab.tmp",
             "..head.json.0123456789ab.tmp.0123456789ab.tmp",
             "head.json~",
+            "marker.42.0123456789ab",
+            "marker.000042",
         ] {
             assert_eq!(ImageFile::of(name), None, "{name}");
         }

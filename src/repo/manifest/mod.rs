@@ -17,6 +17,7 @@ use crate::store::{Store, read_small};
 
 pub use commit::{Ancestor, Condemned, ManifestDigest};
 pub use files::{ImageFile, check_name, file_name, sequence_of, temporary_of};
+pub(crate) use files::{marker_name, object_name};
 pub(crate) use types::MAX_IMPORTED_NUMBER;
 pub use types::{HintUse, MAX_MANIFEST_BYTES, Manifest, RAW, Snapshot};
 
@@ -31,18 +32,50 @@ pub fn ruling(store: &dyn Store, name: &str) -> Result<Option<u64>> {
 /// `NotFound` if there is no such image; `Corrupt` if the manifest is damaged, or gone though there
 /// are deltas.
 pub fn load(store: &dyn Store, name: &str) -> Result<Manifest> {
+    match load_last(store, name)? {
+        last if last.forgotten => Err(no_image(name)),
+        last => Ok(last),
+    }
+}
+
+/// The same, also of an image that was forgotten.
+pub(crate) fn load_last(store: &dyn Store, name: &str) -> Result<Manifest> {
+    let mut tries = LOAD_TRIES;
+    loop {
+        let files = store.list(name)?;
+        let ruling = files.iter().filter_map(|file| sequence_of(file)).max();
+        match load_ruling(store, name, ruling, &files) {
+            // Somebody committed, and removed it, after it was listed.
+            Err(e) if e.kind() == ErrorKind::NotFound && ruling.is_some() && tries > 0 => {
+                tries -= 1;
+            }
+            other => return other,
+        }
+    }
+}
+
+/// How often a manifest is read that others replace meanwhile.
+const LOAD_TRIES: usize = 16;
+
+fn no_image(name: &str) -> Error {
+    Error::new(ErrorKind::NotFound, format!("no image \"{name}\" in the repository"))
+        .hint(message![Verb::List.call(), " shows what there is"])
+}
+
+fn load_ruling(
+    store: &dyn Store,
+    name: &str,
+    ruling: Option<u64>,
+    files: &[String],
+) -> Result<Manifest> {
     let repair = Verb::Repair.of(name);
     let hint = message!["run ", repair, " to rebuild it from the delta files"];
-    let Some(sequence) = ruling(store, name)? else {
-        if store.list(name)?.iter().any(|file| ImageFile::is_delta(file)) {
+    let Some(sequence) = ruling else {
+        if files.iter().any(|file| ImageFile::is_delta(file)) {
             let what = format!("{name}: the manifest is missing");
             return Err(Error::corrupt(what).hint(hint));
         }
-        return Err(Error::new(
-            ErrorKind::NotFound,
-            format!("no image \"{name}\" in the repository"),
-        )
-        .hint(message![Verb::List.call(), " shows what there is"]));
+        return Err(no_image(name));
     };
     let file = format!("{name}/{}", file_name(sequence));
     let bytes = read_small(store, &file, MAX_MANIFEST_BYTES)?;
@@ -70,15 +103,56 @@ pub fn commit(store: &dyn Store, next: &mut Manifest) -> Result<()> {
     let bytes = next.encode()?;
     next.is_read_from(&bytes);
     let file = format!("{}/{}", next.name, file_name(next.sequence));
-    let mut upload = store.create(&file)?;
-    upload.write(&bytes)?;
-    upload.publish().map_err(|e| match e.kind() {
-        ErrorKind::AlreadyExists => {
-            let what = format!("somebody else changed \"{}\" at the same time", next.name);
-            Error::new(ErrorKind::Busy, what).hint(Action::Retry)
-        }
+    if !store.sharing()?.is_locked() {
+        return put_until_decided(store, next, &file, &bytes);
+    }
+    store.put_if_absent(&file, &bytes).map_err(|e| match e.kind() {
+        ErrorKind::AlreadyExists => changed_meanwhile(&next.name),
         _ => e,
     })
+}
+
+/// What to say of an image that somebody else changes at the same time.
+pub(crate) fn changed_meanwhile(name: &str) -> Error {
+    let what = format!("somebody else changed \"{name}\" at the same time");
+    Error::new(ErrorKind::Busy, what).hint(Action::Retry)
+}
+
+/// How often a manifest is put until it is known what became of it.
+const PUT_TRIES: u32 = 8;
+
+/// Puts a manifest and looks who rules then (C1, C2). An answer proves nothing: of a number that is below
+/// the highest one the manifest may have been collected, and a put without an answer may stand.
+fn put_until_decided(store: &dyn Store, next: &Manifest, file: &str, bytes: &[u8]) -> Result<()> {
+    let mut error = None;
+    for attempt in 0..PUT_TRIES {
+        let answer = store.put_if_absent(file, bytes);
+        match is_won(store, next) {
+            Ok(Some(true)) => return Ok(()),
+            Ok(Some(false)) => return Err(changed_meanwhile(&next.name)),
+            Ok(None) => error = answer.err().or(error),
+            Err(e) => error = Some(e),
+        }
+        store.pause(attempt);
+    }
+    let what = format!("it is not known whether \"{}\" was changed", next.name);
+    let error = error.unwrap_or_else(|| Error::new(ErrorKind::Unavailable, "no answer"));
+    let error = Error::new(ErrorKind::Unavailable, format!("{what}: {}", error.without_advice()));
+    Err(error.hint(message![Verb::List.of(&next.name), " shows it when the store answers again"]))
+}
+
+/// Whether a commit that was put is the one that rules, or one that it follows; none if that is not known.
+fn is_won(store: &dyn Store, next: &Manifest) -> Result<Option<bool>> {
+    let last = match load_last(store, &next.name) {
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
+        other => other?,
+    };
+    if last.sequence < next.sequence {
+        return Ok(None);
+    }
+    let mut commits = last.all_ancestors().into_iter();
+    let at_number = commits.find(|commit| commit.sequence == next.sequence);
+    Ok(at_number.map(|commit| Some(commit.commit) == next.commit))
 }
 
 #[cfg(test)]

@@ -9,7 +9,9 @@ use uuid::Uuid;
 
 /// What a program must know that reads a manifest with a protected snapshot: another one would drop it.
 const PROTECTED: &str = "protected";
-const KNOWN_NEEDS: [&str; 1] = [PROTECTED];
+/// ... of an image that was forgotten: another one would list it.
+const FORGOTTEN: &str = "forgotten";
+const KNOWN_NEEDS: [&str; 2] = [PROTECTED, FORGOTTEN];
 
 /// So many of the last commits are all named as ancestors.
 const RECENT: u64 = 16;
@@ -43,6 +45,33 @@ impl Manifest {
         }
     }
 
+    /// Condemns an object that nobody names, with the next commit.
+    pub(crate) fn disown(&mut self, object: &str) {
+        if let Some(read) = &mut self.read {
+            read.objects.insert(object.to_owned());
+        }
+    }
+
+    /// True if the next commit will condemn what nobody names.
+    pub(crate) fn has_disowned(&self) -> bool {
+        let named: HashSet<&str> = self.objects().collect();
+        self.read
+            .as_ref()
+            .is_some_and(|read| read.objects.iter().any(|object| !named.contains(object.as_str())))
+    }
+
+    /// The first image of its name after one that was forgotten: it goes on with its numbers.
+    pub(crate) fn succeeding(self, forgotten: &Self) -> Self {
+        Self {
+            sequence: forgotten.sequence,
+            ancestors: forgotten.all_ancestors(),
+            condemned: forgotten.condemned.clone(),
+            swept: forgotten.swept,
+            read: forgotten.read.clone(),
+            ..self
+        }
+    }
+
     /// Forgets condemned objects that are not in the folder any more.
     pub(crate) fn sweep(&mut self, present: &HashSet<&str>) {
         let is_gone = |condemned: &Condemned| !present.contains(condemned.object.as_str());
@@ -52,7 +81,7 @@ impl Manifest {
     }
 
     /// Its ancestors, and itself.
-    fn all_ancestors(&self) -> Vec<Ancestor> {
+    pub(super) fn all_ancestors(&self) -> Vec<Ancestor> {
         let own = self.commit.map(|commit| Ancestor { sequence: self.sequence, commit });
         self.ancestors.iter().cloned().chain(own).collect()
     }
@@ -67,7 +96,9 @@ impl Manifest {
         self.commit = Some(Uuid::new_v4());
         self.sequence = sequence;
         let is_protected = self.snapshots.iter().any(|s| s.protected);
-        self.needs = is_protected.then(|| PROTECTED.to_owned()).into_iter().collect();
+        let needs = [(is_protected, PROTECTED), (self.forgotten, FORGOTTEN)];
+        let needed = needs.into_iter().filter(|(is_needed, _)| *is_needed);
+        self.needs = needed.map(|(_, need)| need.to_owned()).collect();
         let before = self.read.take();
         self.previous = before.as_ref().map(|before| before.digest);
         let named: HashSet<String> = self.objects().map(str::to_owned).collect();
@@ -83,7 +114,7 @@ impl Manifest {
 
     /// Keys of version 3 mean nothing in an earlier one.
     pub(super) fn forget_commit(&mut self) {
-        (self.commit, self.previous, self.swept) = (None, None, 0);
+        (self.commit, self.previous, self.swept, self.forgotten) = (None, None, 0, false);
         self.needs.clear();
         self.ancestors.clear();
         self.condemned.clear();
@@ -97,6 +128,9 @@ impl Manifest {
             return Some("the ancestors are out of order");
         }
         let condemned = |c: &Condemned| (1..=self.sequence).contains(&c.sequence);
+        if self.forgotten && !self.stored().is_empty() {
+            return Some("it was forgotten, and has snapshots");
+        }
         if !self.condemned.iter().all(condemned) || self.swept > self.sequence {
             return Some("something is condemned by a later manifest");
         }

@@ -73,6 +73,9 @@ pub struct Manifest {
     /// Those among them that could not be used: the next repair tries them again.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unused: Vec<String>,
+    /// The image is gone; another one of its name goes on with its numbers.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub forgotten: bool,
     /// What it was read from.
     #[serde(skip)]
     pub(crate) read: Option<Read>,
@@ -204,6 +207,7 @@ impl Manifest {
             dropped: Vec::new(),
             kept: Vec::new(),
             unused: Vec::new(),
+            forgotten: false,
             read: None,
         }
     }

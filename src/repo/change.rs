@@ -1,0 +1,181 @@
+//! Changes of an image: what a commit says anew, and what becomes of a file that it was to name.
+
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::message::{Action, Setting, Verb, message};
+use crate::repo::Repository;
+use crate::repo::garbage::reader_lock;
+use crate::repo::manifest::{self, ImageFile, Manifest, Snapshot};
+use crate::repo::session::Writer;
+use crate::store::{LockKind, Store};
+use uuid::Uuid;
+
+/// Removes a file that was published, unless the ruling manifest names it: a full disk gets its space
+/// back. Without locks that is left to who collects garbage.
+pub(crate) fn discard_unless_named(repository: &Repository, name: &str, file: &str) -> Result<()> {
+    let store = repository.store.as_ref();
+    let ruling = manifest::load(store, name);
+    let is_unnamed = ruling.is_ok_and(|m| m.stored().iter().all(|s| s.file != file));
+    let is_ours = is_unnamed && store.sharing()?.is_locked();
+    if is_ours { store.remove(&format!("{name}/{file}")) } else { Ok(()) }
+}
+
+/// How often a change is made anew on top of what others committed meanwhile.
+const REBASE_TRIES: usize = 16;
+
+/// Commits a change of what rules, which may name a `file` that was uploaded since the writer was opened.
+/// Where others may commit meanwhile, `change` is called again for what rules then.
+///
+/// # Errors
+/// `Busy` if the change makes no sense any more; those of [`manifest::commit`] and of `change`.
+pub(crate) fn commit_change<T>(
+    repository: &Repository,
+    writer: &mut Writer,
+    file: Option<&str>,
+    change: impl Fn(&mut Manifest) -> Result<T>,
+) -> Result<T> {
+    let store = repository.store.as_ref();
+    let is_locked = store.sharing()?.is_locked();
+    let mut next = writer.manifest.clone();
+    let mut changed = change(&mut next)?;
+    for _ in 0..REBASE_TRIES {
+        let error = match manifest::commit(store, &mut next) {
+            Ok(()) => {
+                writer.began = next.sequence;
+                writer.manifest = next;
+                return Ok(changed);
+            }
+            Err(error) => error,
+        };
+        if is_locked {
+            discard_after(store, &next, file)?;
+            return Err(error);
+        }
+        if error.kind() != ErrorKind::Busy {
+            return Err(error);
+        }
+        next = manifest::load(store, &writer.manifest.name)?;
+        // What was condemned is not named again (C5); what was swept may have been condemned (C6).
+        let is_lost = |file: &str| next.is_condemned(file) || next.swept > writer.began;
+        if next.image_id != writer.manifest.image_id || file.is_some_and(is_lost) {
+            return Err(error);
+        }
+        writer.manifest = next.clone();
+        let outcome = change(&mut next).and_then(|changed| next.check().map(|()| changed));
+        changed = outcome.map_err(|e| match e.kind() {
+            ErrorKind::Corrupt => manifest::changed_meanwhile(&next.name),
+            _ => e,
+        })?;
+    }
+    Err(manifest::changed_meanwhile(&writer.manifest.name))
+}
+
+/// If a commit certainly does not stand, its file is garbage now: a full disk gets its space back.
+fn discard_after(store: &dyn Store, next: &Manifest, file: Option<&str>) -> Result<()> {
+    let Some(file) = file else { return Ok(()) };
+    let ruling = manifest::ruling(store, &next.name);
+    match ruling.is_ok_and(|n| n.is_some_and(|n| n < next.sequence)) {
+        true => store.remove(&format!("{}/{file}", next.name)),
+        false => Ok(()),
+    }
+}
+
+/// Commits a change of what the manifest says of one snapshot. Gives what it says then.
+pub(crate) fn change_snapshot(
+    repository: &Repository,
+    writer: &mut Writer,
+    id: Uuid,
+    change: impl Fn(&mut Snapshot),
+) -> Result<Snapshot> {
+    commit_change(repository, writer, None, |next| {
+        let gone = || Error::corrupt(format!("{}: the snapshot is gone", next.name));
+        let snapshot = next.snapshots.iter_mut().find(|s| s.id == id).ok_or_else(gone)?;
+        change(snapshot);
+        Ok(snapshot.clone())
+    })
+}
+
+/// Fails if a snapshot that is meant is protected.
+pub(crate) fn refuse_protected(
+    manifest: &Manifest,
+    is_meant: impl Fn(&Snapshot) -> bool,
+) -> Result<()> {
+    let mut protected = manifest.snapshots.iter().filter(|s| s.protected);
+    let Some(snapshot) = protected.find(|s| is_meant(s)) else { return Ok(()) };
+    let place = manifest.place_of(snapshot);
+    let hint = message![Verb::Protect.of(&place).with(Setting::Off, ""), " takes that back"];
+    Err(Error::new(ErrorKind::Mismatch, format!("{place} is protected")).hint(hint))
+}
+
+/// The last manifest of an image, which stays: who slept could otherwise put one of this image as that of its
+/// successor (C10).
+fn forget(manifest: &mut Manifest) {
+    manifest.snapshots.clear();
+    manifest.dropped.clear();
+    manifest.kept.clear();
+    manifest.unused.clear();
+    manifest.forgotten = true;
+}
+
+/// Removes an image that was made for a snapshot that failed, unless somebody else has taken one of it since.
+pub(crate) fn remove_unused_image(repository: &Repository, mut writer: Writer) -> Result<()> {
+    if repository.store.sharing()?.is_locked() {
+        return remove_image(repository, writer, |_| ()).map(drop);
+    }
+    commit_change(repository, &mut writer, None, |next| match next.stored().is_empty() {
+        true => {
+            forget(next);
+            Ok(())
+        }
+        false => Err(manifest::changed_meanwhile(&next.name)),
+    })
+}
+
+/// Removes an image: all that we made in its folder, and the folder if nothing else is in it; false if
+/// something is. `first` is done once nobody reads it any more, and before anything is removed.
+pub(crate) fn remove_image(
+    repository: &Repository,
+    mut writer: Writer,
+    first: impl FnOnce(&Manifest),
+) -> Result<bool> {
+    let store = repository.store.as_ref();
+    let name = writer.manifest.name.clone();
+    writer.release_reader_lock();
+    if !store.sharing()?.is_locked() {
+        commit_change(repository, &mut writer, None, |next| {
+            refuse_protected(next, |_| true)?;
+            forget(next);
+            Ok(())
+        })?;
+        first(&writer.manifest);
+        return Ok(true);
+    }
+    let lock = reader_lock(&name);
+    let alone = store.lock(&lock, LockKind::Exclusive)?;
+    if alone.is_none() || store.is_held(&lock, None)? {
+        return Err(Error::new(ErrorKind::Busy, format!("somebody is reading \"{name}\""))
+            .hint(message![Action::Retry, " when that is done"]));
+    }
+    first(&writer.manifest);
+    // The commit comes first: from here on nothing of the image is listed, whatever is still
+    // there.
+    writer.manifest.snapshots.clear();
+    writer.manifest.dropped.clear();
+    manifest::commit(store, &mut writer.manifest)?;
+    // The ruling manifest goes last: without it an older one would rule, or deltas look like a
+    // loss.
+    let ruling = manifest::file_name(writer.manifest.sequence);
+    let (locks, files): (Vec<String>, Vec<String>) = store
+        .list(&name)?
+        .into_iter()
+        .filter(|file| *file != ruling && ImageFile::of(file).is_some())
+        .partition(|file| ImageFile::of(file) == Some(ImageFile::Lock));
+    for file in &files {
+        store.remove(&format!("{name}/{file}"))?;
+    }
+    store.sync_dir(&name)?;
+    store.remove(&format!("{name}/{ruling}"))?;
+    for file in &locks {
+        store.remove(&format!("{name}/{file}"))?;
+    }
+    store.remove_folder(&name)
+}

@@ -1,0 +1,170 @@
+//! Removing what no manifest names (FORMAT.md P4; C4 to C7).
+
+use crate::base::error::Result;
+use crate::base::events::Context;
+use crate::repo::Repository;
+use crate::repo::manifest::{self, ImageFile, Manifest};
+use crate::store::{Listed, LockKind, Sharing};
+use jiff::Timestamp;
+use std::collections::{BTreeMap, HashSet};
+use std::time::Duration;
+
+pub(crate) fn reader_lock(name: &str) -> String {
+    format!("{name}/reap.lock")
+}
+
+/// Removes what the ruling manifest does not name, and nobody reads; false if some of it has to wait. The
+/// caller holds the write lock.
+pub(crate) fn collect_garbage(
+    repository: &Repository,
+    manifest: &mut Manifest,
+    context: &Context,
+) -> Result<bool> {
+    match repository.store.sharing()? {
+        Sharing::Locked => collect_locked(repository, manifest, context),
+        Sharing::Shared { grace, marker_life } => {
+            collect_shared(repository, manifest, grace, marker_life, context)
+        }
+    }
+}
+
+fn collect_locked(
+    repository: &Repository,
+    manifest: &mut Manifest,
+    context: &Context,
+) -> Result<bool> {
+    let store = repository.store.as_ref();
+    let name = &manifest.name.clone();
+    let Some(_alone) = store.lock(&reader_lock(name), LockKind::Exclusive)? else {
+        return Ok(false);
+    };
+    // The manifest that rules may not be durable yet: its writer may have died before the sync.
+    store.sync_dir(name)?;
+    let files = store.list(name)?;
+    // A commit that was reported as failed may stand all the same: what it names is not ours to remove.
+    if files.iter().filter_map(|file| manifest::sequence_of(file)).max() > Some(manifest.sequence) {
+        return Ok(false);
+    }
+    if files.iter().any(|file| matches!(ImageFile::of(file), Some(ImageFile::Marker(_)))) {
+        // Somebody uses the folder from elsewhere, and does not see the locks.
+        let Sharing::Shared { grace, marker_life } = Sharing::SHARED else { return Ok(false) };
+        return collect_shared(repository, manifest, grace, marker_life, context);
+    }
+    let present: HashSet<&str> = files.iter().map(String::as_str).collect();
+    // What is not there now, after a sync, does not come back.
+    manifest.sweep(&present);
+    let named: HashSet<&str> = manifest.objects().collect();
+    let is_whole = is_whole(manifest, &present);
+    let is_unneeded = |file: &String| match ImageFile::of(file) {
+        Some(ImageFile::Temporary) => true,
+        Some(ImageFile::Delta) => is_whole && !named.contains(file.as_str()),
+        Some(ImageFile::Manifest(sequence)) => sequence < manifest.sequence,
+        Some(ImageFile::Head | ImageFile::Lock | ImageFile::Marker(_)) | None => false,
+    };
+    // Manifests go last: they tell a repair that what they name was dropped, and not forgotten to be
+    // named.
+    let is_manifest = |file: &&String| manifest::sequence_of(file).is_some();
+    let (old, others): (Vec<&String>, Vec<&String>) =
+        files.iter().filter(|file| is_unneeded(file)).partition(is_manifest);
+    let lock = reader_lock(name);
+    let (mut free, mut held) = (Vec::new(), Vec::new());
+    for file in others {
+        match ImageFile::is_delta(file) && store.is_held(&lock, Some(file))? {
+            true => held.push(file),
+            false => free.push(file),
+        }
+    }
+    let is_all = held.is_empty();
+    // What is held and was dropped under an earlier version only an older manifest knows to be dropped.
+    let are_told = held.iter().all(|file| manifest.is_condemned(file));
+    let old = if are_told { old } else { Vec::new() };
+    let remove = |file: &String| remove(repository, name, file, context);
+    free.iter().try_for_each(|file| remove(file))?;
+    if free.iter().any(|file| ImageFile::is_delta(file)) && !old.is_empty() {
+        store.sync_dir(name)?;
+    }
+    old.iter().try_for_each(|file| remove(file))?;
+    Ok(is_all)
+}
+
+/// The same without locks: only what a manifest has condemned, which is older than the grace period by the
+/// store's clock, and not later than what somebody marked.
+fn collect_shared(
+    repository: &Repository,
+    manifest: &mut Manifest,
+    grace: Duration,
+    marker_life: Duration,
+    context: &Context,
+) -> Result<bool> {
+    let name = &manifest.name.clone();
+    let listed = repository.store.list_timed(name)?;
+    let manifests: BTreeMap<u64, Timestamp> = listed
+        .iter()
+        .filter_map(|object| Some((manifest::sequence_of(&object.name)?, object.time)))
+        .collect();
+    if manifests.last_key_value().map(|(sequence, _)| *sequence) != Some(manifest.sequence) {
+        return Ok(false);
+    }
+    // Later than that it may be, which is no harm.
+    let now = listed.iter().map(|object| object.time).max().unwrap_or_default();
+    let is_past =
+        |time: Timestamp, span: Duration| time.saturating_add(span).is_ok_and(|end| end < now);
+    let is_old = |time: Timestamp| is_past(time, grace);
+    let (expired, markers): (Vec<(u64, &Listed)>, Vec<_>) = listed
+        .iter()
+        .filter_map(|object| match ImageFile::of(&object.name) {
+            Some(ImageFile::Marker(sequence)) => Some((sequence, object)),
+            _ => None,
+        })
+        .partition(|(_, object)| is_past(object.time, marker_life));
+    let marked = markers.iter().map(|(sequence, _)| *sequence).min().unwrap_or(u64::MAX);
+    let present: HashSet<&str> = listed.iter().map(|object| object.name.as_str()).collect();
+    manifest.sweep(&present);
+    let is_whole = is_whole(manifest, &present);
+    // Of a manifest that is gone, the one that follows tells.
+    let is_since = |sequence: u64| manifests.range(sequence..).next().map(|(_, time)| *time);
+    let mut is_all = true;
+    for condemned in &manifest.condemned {
+        let is_free =
+            condemned.sequence <= marked && is_since(condemned.sequence).is_some_and(is_old);
+        match is_whole && is_free {
+            true => remove(repository, name, &condemned.object, context)?,
+            false => is_all = false,
+        }
+    }
+    let named: HashSet<&str> = manifest.objects().collect();
+    let mut disowned = Vec::new();
+    for object in listed.iter().filter(|object| is_old(object.time)) {
+        match ImageFile::of(&object.name) {
+            Some(ImageFile::Temporary) => remove(repository, name, &object.name, context)?,
+            Some(ImageFile::Manifest(sequence)) if sequence < manifest.sequence => {
+                remove(repository, name, &object.name, context)?;
+            }
+            // Its writer has died, or sleeps: it is condemned first, and then the writer finds it so.
+            Some(ImageFile::Delta)
+                if is_whole
+                    && !named.contains(object.name.as_str())
+                    && !manifest.is_condemned(&object.name) =>
+            {
+                disowned.push(&object.name);
+            }
+            _ => {}
+        }
+    }
+    for (_, object) in &expired {
+        remove(repository, name, &object.name, context)?;
+    }
+    is_all &= disowned.is_empty();
+    disowned.into_iter().for_each(|object| manifest.disown(object));
+    Ok(is_all)
+}
+
+/// If a file that is named is missing, another one may be it, under another name: nothing is removed.
+fn is_whole(manifest: &Manifest, present: &HashSet<&str>) -> bool {
+    manifest.stored().iter().all(|s| present.contains(s.file.as_str()))
+}
+
+fn remove(repository: &Repository, name: &str, file: &str, context: &Context) -> Result<()> {
+    context.note(format!("removing {name}/{file}, which is not needed any more"));
+    repository.store.remove(&format!("{name}/{file}"))
+}

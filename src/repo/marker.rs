@@ -1,0 +1,68 @@
+//! Markers (C7): where there are no locks, who reads what a manifest names, or is about to name more, says
+//! so in the store. What later manifests condemn waits until the marker is gone, or has expired.
+
+use crate::base::error::{Error, ErrorKind, Result, best_effort};
+use crate::repo::manifest::{self, Manifest};
+use crate::store::Store;
+use std::io;
+use std::sync::Arc;
+
+/// How often a marker is put to which there is no answer.
+const TRIES: u32 = 5;
+
+/// A marker, as long as it lives.
+pub(crate) struct Marker {
+    store: Arc<dyn Store>,
+    object: String,
+}
+
+impl Marker {
+    /// Puts one for the manifest with that number.
+    pub fn put(store: &Arc<dyn Store>, name: &str, sequence: u64) -> Result<Self> {
+        let mut attempt = 0;
+        loop {
+            // A name for each attempt: one without an answer expires.
+            let object = format!("{name}/{}", manifest::marker_name(sequence));
+            match store.put_if_absent(&object, b"") {
+                Ok(()) => return Ok(Self { store: store.clone(), object }),
+                Err(e) if e.kind() == ErrorKind::Unavailable && attempt < TRIES => {
+                    store.pause(attempt);
+                    attempt += 1;
+                }
+                Err(e) => return Err(e),
+            }
+        }
+    }
+}
+
+impl Drop for Marker {
+    fn drop(&mut self) {
+        // Otherwise it expires.
+        best_effort(self.store.remove(&self.object));
+    }
+}
+
+/// What rules, and a marker for it or for one before it; none if that cannot be put.
+///
+/// # Errors
+/// As of [`manifest::load`].
+pub(crate) fn load_marked(
+    store: &Arc<dyn Store>,
+    name: &str,
+    load: fn(&dyn Store, &str) -> Result<Manifest>,
+) -> Result<(Manifest, Result<Marker>)> {
+    let manifest = load(store.as_ref(), name)?;
+    let marker = Marker::put(store, name, manifest.sequence);
+    // What was condemned before the marker was there does not wait for it.
+    match manifest::ruling(store.as_ref(), name)? == Some(manifest.sequence) {
+        true => Ok((manifest, marker)),
+        false => Ok((load(store.as_ref(), name)?, marker)),
+    }
+}
+
+/// True if nothing can be written here.
+pub(crate) fn is_read_only(error: &Error) -> bool {
+    let denied = [io::ErrorKind::ReadOnlyFilesystem, io::ErrorKind::PermissionDenied];
+    let is_denied = error.io_kind().is_some_and(|kind| denied.contains(&kind));
+    is_denied || matches!(error.kind(), ErrorKind::Auth | ErrorKind::Unsupported)
+}

@@ -1,0 +1,176 @@
+//! Hosts that take turns: one of them goes on until it asks the store for something, and then it is drawn who
+//! goes on, what becomes of the request, and whether a host falls asleep, or dies, or days pass meanwhile.
+
+use crate::random::Random;
+use imgsnap::store::{Act, Fault, Host, World};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
+
+const HOUR: Duration = Duration::from_secs(3600);
+/// What may pass at once: less than a grace period, more than one, more than a marker lives.
+const SPANS: [u32; 4] = [1, 20, 5 * 24, 20 * 24];
+
+/// How much goes wrong, in thousandths of the requests.
+#[derive(Debug, Clone, Copy)]
+pub struct Trouble {
+    pub faults: u64,
+    pub sleeps: u64,
+    pub deaths: u64,
+    pub days: u64,
+}
+
+struct State {
+    random: Random,
+    trouble: Trouble,
+    world: World,
+    /// Requests of each host that wait for their turn.
+    waiting: Vec<usize>,
+    granted: Vec<bool>,
+    /// Turns that it sleeps.
+    asleep: Vec<u64>,
+    dead: Vec<bool>,
+    done: Vec<bool>,
+    running: Option<usize>,
+    turns: u64,
+    /// One schedule alone is told turn by turn.
+    is_traced: bool,
+}
+
+/// Whose turn it is.
+pub struct Turns {
+    state: Mutex<State>,
+    /// One for each host.
+    woken: Vec<Condvar>,
+}
+
+impl Turns {
+    pub fn new(hosts: usize, seed: u64, trouble: Trouble, world: World) -> Arc<Self> {
+        let state = State {
+            random: Random(seed),
+            trouble,
+            world,
+            waiting: vec![0; hosts],
+            granted: vec![false; hosts],
+            asleep: vec![0; hosts],
+            dead: vec![false; hosts],
+            done: vec![false; hosts],
+            running: None,
+            turns: 0,
+            is_traced: std::env::var_os("IMGSNAP_SCHEDULE").is_some(),
+        };
+        let woken = (0..hosts).map(|_| Condvar::new()).collect();
+        Arc::new(Self { state: Mutex::new(state), woken })
+    }
+
+    pub fn is_dead(&self, host: usize) -> bool {
+        self.state.lock().unwrap().dead[host]
+    }
+
+    /// How many turns there were.
+    pub fn turns(&self) -> u64 {
+        self.state.lock().unwrap().turns
+    }
+
+    /// The host has nothing more to do.
+    pub fn end(&self, host: usize) {
+        let mut state = self.state.lock().unwrap();
+        state.done[host] = true;
+        if state.running == Some(host) {
+            state.running = None;
+        }
+        self.next(&mut state);
+    }
+
+    fn next(&self, state: &mut State) {
+        let is_computing = |host: usize| !state.done[host] && state.waiting[host] == 0;
+        if state.running.is_some() || (0..state.done.len()).any(is_computing) {
+            return;
+        }
+        state.turns += 1;
+        let Trouble { sleeps, days, .. } = state.trouble;
+        if state.random.below(1000) < days {
+            let span = SPANS[state.random.below(SPANS.len() as u64) as usize];
+            state.world.pass(HOUR * span);
+            if state.is_traced {
+                println!("{span} hours pass");
+            }
+        }
+        let late = state.world.late_requests() as u64;
+        if late > 0 && state.random.below(8) == 0 {
+            let which = state.random.below(late) as usize;
+            if state.is_traced {
+                println!("late request {which} of {late} lands");
+            }
+            state.world.land(which);
+        }
+        let all: Vec<usize> = (0..state.done.len()).filter(|h| state.waiting[*h] > 0).collect();
+        for host in &all {
+            state.asleep[*host] = state.asleep[*host].saturating_sub(1);
+        }
+        let mut awake: Vec<usize> =
+            all.iter().copied().filter(|host| state.asleep[*host] == 0).collect();
+        if awake.is_empty() {
+            awake = all;
+        }
+        if awake.is_empty() {
+            return;
+        }
+        let host = awake[state.random.below(awake.len() as u64) as usize];
+        if state.random.below(1000) < sleeps && awake.len() > 1 {
+            state.asleep[host] = 1 + state.random.below(60);
+            return self.next(state);
+        }
+        state.asleep[host] = 0;
+        state.running = Some(host);
+        state.granted[host] = true;
+        self.woken[host].notify_all();
+    }
+
+    fn take_turn(&self, host: usize, act: Act, name: &str) -> Fault {
+        let mut state = self.state.lock().unwrap();
+        state.waiting[host] += 1;
+        if state.running == Some(host) {
+            state.running = None;
+        }
+        self.next(&mut state);
+        while !state.granted[host] {
+            state = self.woken[host].wait(state).unwrap();
+        }
+        state.granted[host] = false;
+        state.waiting[host] -= 1;
+        let Trouble { faults, deaths, .. } = state.trouble;
+        state.dead[host] |= state.random.below(1000) < deaths;
+        let drawn = [Fault::Lost, Fault::Unanswered, Fault::Late, Fault::Twice];
+        let rate = if act == Act::Read { faults / 4 } else { faults };
+        let fault = match state.random.below(1000) < rate {
+            _ if state.dead[host] => Fault::Lost,
+            true => drawn[state.random.below(4) as usize],
+            false => Fault::None,
+        };
+        if state.is_traced {
+            println!("host {host}: {act:?} {name}: {fault:?}");
+        }
+        fault
+    }
+}
+
+/// A host that takes turns.
+pub struct Seat {
+    pub turns: Arc<Turns>,
+    pub host: usize,
+}
+
+impl Host for Seat {
+    fn ask(&self, act: Act, name: &str) -> Fault {
+        self.turns.take_turn(self.host, act, name)
+    }
+}
+
+/// A host that is alone, and to which nothing happens.
+pub struct Alone;
+
+impl Host for Alone {
+    fn ask(&self, _act: Act, _name: &str) -> Fault {
+        Fault::None
+    }
+}
