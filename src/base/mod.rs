@@ -9,6 +9,7 @@ pub mod folder;
 pub mod free_space;
 pub mod message;
 pub(crate) mod named;
+pub(crate) mod ownership;
 pub mod pipeline;
 pub(crate) mod setters;
 #[expect(unsafe_code, reason = "the one file; see its contract")]

@@ -20,6 +20,7 @@ mod init;
 mod inside;
 mod list;
 mod mend;
+mod owners;
 mod portable;
 mod prune;
 #[path = "../support/random.rs"]

@@ -140,15 +140,27 @@ impl Lab {
         self.prepare(Command::new(env!("CARGO_BIN_EXE_imgsnap")), args)
     }
 
-    /// The same as nobody, from a copy of the binary that nobody may run; none if that cannot be
-    /// had here.
-    pub fn command_of_nobody(&self, args: &[&str]) -> Option<Command> {
+    /// A copy of the binary that every user may run, in a folder that every user may enter.
+    fn program_for_all(&self) -> PathBuf {
         std::fs::set_permissions(self.folder.path(), PermissionsExt::from_mode(0o755)).unwrap();
-        let program = self.path("imgsnap-of-nobody");
+        let program = self.path("imgsnap-for-all");
         if !program.exists() {
             let _calm = no_fork();
             std::fs::copy(env!("CARGO_BIN_EXE_imgsnap"), &program).unwrap();
         }
+        program
+    }
+
+    /// The same as another user, who has no group but this one. Only for root.
+    pub fn command_as(&self, user: u32, group: u32, args: &[&str]) -> Command {
+        let mut command = Command::new(self.program_for_all());
+        command.uid(user).gid(group);
+        self.prepare(command, args)
+    }
+
+    /// The same as nobody; none if that cannot be had here.
+    pub fn command_of_nobody(&self, args: &[&str]) -> Option<Command> {
+        let program = self.program_for_all();
         let drop_to = |args: &[&str]| {
             let id = NOBODY.to_string();
             let mut command = Command::new("setpriv");
