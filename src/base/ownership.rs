@@ -39,8 +39,17 @@ pub fn create_file(folder: &Folder, name: &str, access: OFlag) -> io::Result<Fil
 /// `AlreadyExists` if there is something of that name.
 pub fn create_folder(above: &Folder, name: &str) -> io::Result<()> {
     above.make_folder(name, 0o700)?;
+    let given = give_folder(above, name);
+    if given.is_err() {
+        // One that is not empty stays: somebody else is at work there.
+        best_effort(above.remove_folder(name));
+    }
+    given
+}
+
+fn give_folder(above: &Folder, name: &str) -> io::Result<()> {
     let made = above.folder(name)?;
-    // Somebody may have put another one there since: one that holds something is not ours.
+    // Somebody may have put another one in its place: one that holds something is not ours to give away.
     if !made.entries()?.is_empty() {
         return Err(io::ErrorKind::AlreadyExists.into());
     }

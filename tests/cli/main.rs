@@ -6,6 +6,7 @@
 #![allow(missing_docs)]
 
 mod admin;
+mod attributes;
 mod bad_input;
 mod base_image;
 mod bench;

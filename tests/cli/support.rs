@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that fails says where")]
 
 pub use crate::random::{Random, wait_until};
+use rustix::fs::XattrFlags;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -134,6 +135,35 @@ impl Lab {
     /// Bytes that a file takes up on its disk.
     pub fn allocated(&self, name: &str) -> u64 {
         std::fs::metadata(self.path(name)).unwrap().blocks() * 512
+    }
+
+    pub fn set_mode(&self, name: &str, mode: u32) {
+        std::fs::set_permissions(self.path(name), PermissionsExt::from_mode(mode)).unwrap();
+    }
+
+    /// Mode, owner and group of a file.
+    pub fn whose(&self, name: &str) -> [u32; 3] {
+        let meta = self.path(name).metadata().unwrap();
+        [meta.mode() & 0o7777, meta.uid(), meta.gid()]
+    }
+
+    /// Gives a file an extended attribute; false if that cannot be had here.
+    #[must_use]
+    pub fn set_xattr(&self, name: &str, attribute: &str, value: &[u8]) -> bool {
+        rustix::fs::setxattr(self.path(name), attribute, value, XattrFlags::empty()).is_ok()
+    }
+
+    /// The extended attributes of a file.
+    pub fn xattrs(&self, name: &str) -> BTreeMap<String, Vec<u8>> {
+        let (path, mut buffer) = (self.path(name), vec![0; 64 * KIB]);
+        let bytes = rustix::fs::listxattr(&path, &mut buffer[..]).unwrap_or(0);
+        let names = String::from_utf8(buffer[..bytes].to_vec()).unwrap();
+        let value = |attribute: &str| {
+            let mut buffer = vec![0; 64 * KIB];
+            let bytes = rustix::fs::getxattr(&path, attribute, &mut buffer[..]).unwrap();
+            buffer[..bytes].to_vec()
+        };
+        names.split_terminator('\0').map(|name| (name.to_owned(), value(name))).collect()
     }
 
     pub fn command(&self, args: &[&str]) -> Command {
