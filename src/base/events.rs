@@ -42,6 +42,10 @@ named! {
 named! {
     /// What a warning is of.
     pub enum WarningId {
+        /// An extended attribute of the image file is not remembered.
+        AttributesNotNoted = "attributes-not-noted",
+        /// A restored file has not got all that its image file had.
+        AttributesNotRestored = "attributes-not-restored",
         /// It is not known whether a file is the base image of some image.
         BaseImagesUnknown = "base-images-unknown",
         /// What is not needed any more is removed later.

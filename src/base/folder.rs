@@ -52,6 +52,8 @@ pub struct Owned {
     pub inode: u64,
     /// User id of its owner.
     pub owner: u32,
+    /// Id of its group.
+    pub group: u32,
     /// Permissions, and those bits above them.
     pub mode: u32,
 }
@@ -213,7 +215,8 @@ impl Folder {
 
 fn owned(stat: &nix::sys::stat::FileStat) -> Owned {
     let mode = stat.st_mode & 0o7777;
-    Owned { device: stat.st_dev, inode: stat.st_ino, owner: stat.st_uid, mode }
+    let (owner, group) = (stat.st_uid, stat.st_gid);
+    Owned { device: stat.st_dev, inode: stat.st_ino, owner, group, mode }
 }
 
 /// What is wrong with a folder, a link or a pipe where a file should be.

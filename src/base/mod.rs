@@ -1,5 +1,5 @@
-//! What everything else is made of: nouns, the one shape of concurrency, folders by descriptor, the one file
-//! with `unsafe`.
+//! What everything else is made of: nouns, the one shape of concurrency, folders by descriptor, the one
+//! module with `unsafe`.
 
 pub(crate) mod byte_lock;
 pub mod digest;
@@ -9,9 +9,10 @@ pub mod folder;
 pub mod free_space;
 pub mod message;
 pub(crate) mod named;
+pub(crate) mod ownership;
 pub mod pipeline;
 pub(crate) mod setters;
-#[expect(unsafe_code, reason = "the one file; see its contract")]
+#[expect(unsafe_code, reason = "the one module; see its contract")]
 pub(crate) mod sys;
 pub mod units;
 pub mod uri;

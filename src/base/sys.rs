@@ -1,4 +1,4 @@
-//! What the operating system offers only behind `unsafe`, each behind a safe function: the one file
+//! What the operating system offers only behind `unsafe`, each behind a safe function: the one module
 //! of this program in which `unsafe` stands.
 //!
 //! # The contract of a mapped window
@@ -21,7 +21,10 @@
 //! files, we rely on the compiler reading each byte at most a few times and never inventing a
 //! value: the digest of a racing read is some number, and is used for nothing but "look closer".
 
-use std::ffi::CStr;
+mod attributes;
+
+pub use attributes::{attribute, attribute_names, remove_attribute, set_attribute};
+
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
@@ -342,31 +345,6 @@ pub fn clone_file(from: &File, to: &File) -> io::Result<()> {
     // while the files are borrowed.
     let result = unsafe { libc::ioctl(to, libc::FICLONE, from) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
-}
-
-/// Writes an extended attribute of a file.
-///
-/// # Errors
-/// `EOPNOTSUPP` where the file system has none.
-pub fn set_attribute(file: &File, name: &CStr, value: &[u8]) -> io::Result<()> {
-    let fd = file.as_fd().as_raw_fd();
-    // SAFETY: a string with its end, and a buffer that is as long as is said; the kernel only reads them.
-    let result =
-        unsafe { libc::fsetxattr(fd, name.as_ptr(), value.as_ptr().cast(), value.len(), 0) };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
-}
-
-/// Reads an extended attribute of a file, at most 256 bytes.
-///
-/// # Errors
-/// `ENODATA` if it has none.
-pub fn attribute(file: &File, name: &CStr) -> io::Result<Vec<u8>> {
-    let (fd, mut value) = (file.as_fd().as_raw_fd(), vec![0; 256]);
-    // SAFETY: a string with its end, and a buffer that is as long as is said; a longer attribute is refused.
-    let length =
-        unsafe { libc::fgetxattr(fd, name.as_ptr(), value.as_mut_ptr().cast(), value.len()) };
-    value.truncate(usize::try_from(length).map_err(|_| io::Error::last_os_error())?);
-    Ok(value)
 }
 
 /// Tells btrfs not to copy an empty file on write. Other file systems may refuse.

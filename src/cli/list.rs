@@ -4,6 +4,7 @@ use super::printer::Printer;
 use super::{exit, output, repo};
 use imgsnap::base::error::{ErrorKind, Result};
 use imgsnap::base::events::Context;
+use imgsnap::image::FileAttributes;
 use imgsnap::repo::manifest::{HintUse, Manifest, Snapshot};
 use imgsnap::tracking::HintKind;
 use imgsnap::tracking::cycle;
@@ -24,6 +25,7 @@ pub fn snapshot_json(name: &str, s: &Snapshot, parent_number: Option<u64>) -> Va
         "base_image": s.base_image.as_deref().map(output::path),
         "in_use": s.in_use,
         "protected": s.protected,
+        "attributes": s.attributes.as_ref().map(attributes_json),
         "hint": s.hint.map(|hint| hint_json(s, &hint)),
         "clone_seconds": s.kept_clone.as_ref().map(|clone| clone.seconds),
         "label": s.label,
@@ -40,6 +42,13 @@ pub fn snapshot_json(name: &str, s: &Snapshot, parent_number: Option<u64>) -> Va
         "stored_bytes": s.file_bytes,
         "seconds": s.seconds,
     })
+}
+
+/// Values of extended attributes are for restore alone.
+fn attributes_json(attributes: &FileAttributes) -> Value {
+    let FileAttributes { uid, gid, mode, xattrs } = attributes;
+    let names: Vec<&String> = xattrs.keys().collect();
+    json!({ "uid": uid, "gid": gid, "mode": format!("{mode:04o}"), "xattrs": names })
 }
 
 fn hint_json(s: &Snapshot, hint: &HintUse) -> Value {
@@ -292,6 +301,9 @@ pub fn show(
         ("id", s.id.to_string()),
         ("file", chain.tip().location()),
     ];
+    if let Some(attributes) = &s.attributes {
+        rows.insert(8, ("file mode", attributes_text(attributes)));
+    }
     if s.protected {
         rows.insert(1, ("protected", "yes: nothing drops it".into()));
     }
@@ -315,6 +327,15 @@ pub fn show(
 /// What the clone of an image takes, and what for.
 pub fn clone_text(clone: &CloneUse) -> String {
     format!("{} beside the image, to find what changes", output::bytes(clone.own_bytes))
+}
+
+fn attributes_text(attributes: &FileAttributes) -> String {
+    let FileAttributes { uid, gid, mode, xattrs } = attributes;
+    let more = match xattrs.len() as u64 {
+        0 => String::new(),
+        count => format!(", {}", output::plural(count, "extended attribute")),
+    };
+    format!("{mode:04o}, user {uid}, group {gid}{more}")
 }
 
 /// Who told what may have changed, and how much of the rest was looked at.

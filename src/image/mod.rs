@@ -4,6 +4,7 @@
 //! reads that may be made from many threads. What a source promises about holes it promises for
 //! ever: a hole is zeros.
 
+mod attributes;
 mod base_image;
 mod device;
 mod format;
@@ -15,6 +16,7 @@ mod uri;
 mod users;
 pub mod write;
 
+pub use attributes::{FileAttributes, NotGiven};
 pub use base_image::BaseImage;
 pub use format::{ForeignFormat, refuse_foreign};
 pub use guard::{FileStat, ImageGuard};

@@ -38,6 +38,7 @@ pub(crate) fn entry(delta: &Arc<Delta>, file: String, layers: &[Arc<Delta>]) -> 
         format: None,
         protected: false,
         in_use: false,
+        attributes: None,
         hint: None,
         kept_clone: None,
     })

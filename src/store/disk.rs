@@ -7,6 +7,7 @@
 use crate::base::byte_lock::{Held, holder, share_byte, unlock_bytes};
 use crate::base::error::{ErrorKind, best_effort};
 use crate::base::folder::{Entry, Folder, resolve};
+use crate::base::ownership::{create_file, create_folder, open_or_create};
 use crate::base::writeback::Writeback;
 use nix::fcntl::OFlag;
 use quick_cache::sync::Cache;
@@ -165,7 +166,7 @@ impl OsDisk {
 
     fn lock_file(&self, path: &str) -> io::Result<File> {
         let (folder, name) = self.place(path)?;
-        with_fewer_open(|| lock_file_in(&folder, name))
+        with_fewer_open(|| open_or_create(&folder, name))
     }
 
     fn close(&self, path: &str) {
@@ -227,8 +228,7 @@ impl Disk for OsDisk {
 
     fn create(&self, path: &str) -> io::Result<Box<dyn DiskFile>> {
         let (folder, name) = self.place(path)?;
-        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL;
-        Ok(Box::new(OsFile::new(folder.file(name, flags, 0o600)?)))
+        Ok(Box::new(OsFile::new(create_file(&folder, name, OFlag::O_WRONLY)?)))
     }
 
     fn rename_new(&self, from: &str, to: &str) -> io::Result<()> {
@@ -250,8 +250,7 @@ impl Disk for OsDisk {
 
     fn create_folder(&self, folder: &str) -> io::Result<()> {
         let (above, name) = self.place(folder)?;
-        // Images are secrets: nobody else reads them.
-        above.make_folder(name, 0o700)
+        create_folder(&above, name)
     }
 
     fn remove_folder(&self, folder: &str) -> io::Result<()> {
@@ -266,7 +265,7 @@ impl Disk for OsDisk {
     fn lock(&self, path: &str, kind: LockKind) -> io::Result<Option<super::LockGuard>> {
         let (folder, name) = self.place(path)?;
         loop {
-            let file = lock_file_in(&folder, name)?;
+            let file = open_or_create(&folder, name)?;
             let outcome = match kind {
                 LockKind::Shared => file.try_lock_shared(),
                 LockKind::Exclusive => file.try_lock(),
@@ -333,11 +332,6 @@ impl Drop for ByteLocks {
     fn drop(&mut self) {
         unlock_bytes(&self.0, 0, 0);
     }
-}
-
-/// What a link leads to is not ours to make.
-fn lock_file_in(folder: &Folder, name: &str) -> io::Result<File> {
-    folder.regular_file(name, OFlag::O_RDWR | OFlag::O_CREAT, 0o600)
 }
 
 fn is_without_locks(error: &io::Error) -> bool {

@@ -87,6 +87,8 @@ fn everything_that_is_made_is_for_its_owner_alone() {
     };
     for state in &states {
         lab.write("disk.img", state);
+        // What a restore gives back.
+        set_mode(&lab.path("disk.img"), 0o600);
         open(&["snapshot", "disk.img"]);
     }
     open(&["label", "disk@1", "first"]);

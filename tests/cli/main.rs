@@ -6,6 +6,7 @@
 #![allow(missing_docs)]
 
 mod admin;
+mod attributes;
 mod bad_input;
 mod base_image;
 mod bench;
@@ -20,6 +21,7 @@ mod init;
 mod inside;
 mod list;
 mod mend;
+mod owners;
 mod portable;
 mod prune;
 #[path = "../support/random.rs"]

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that fails says where")]
 
 pub use crate::random::{Random, wait_until};
+use rustix::fs::XattrFlags;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -136,19 +137,60 @@ impl Lab {
         std::fs::metadata(self.path(name)).unwrap().blocks() * 512
     }
 
+    pub fn set_mode(&self, name: &str, mode: u32) {
+        std::fs::set_permissions(self.path(name), PermissionsExt::from_mode(mode)).unwrap();
+    }
+
+    /// Mode, owner and group of a file.
+    pub fn whose(&self, name: &str) -> [u32; 3] {
+        let meta = self.path(name).metadata().unwrap();
+        [meta.mode() & 0o7777, meta.uid(), meta.gid()]
+    }
+
+    /// Gives a file an extended attribute; false if that cannot be had here.
+    #[must_use]
+    pub fn set_xattr(&self, name: &str, attribute: &str, value: &[u8]) -> bool {
+        rustix::fs::setxattr(self.path(name), attribute, value, XattrFlags::empty()).is_ok()
+    }
+
+    /// The extended attributes of a file.
+    pub fn xattrs(&self, name: &str) -> BTreeMap<String, Vec<u8>> {
+        let (path, mut buffer) = (self.path(name), vec![0; 64 * KIB]);
+        let bytes = rustix::fs::listxattr(&path, &mut buffer[..]).unwrap_or(0);
+        let names = String::from_utf8(buffer[..bytes].to_vec()).unwrap();
+        let value = |attribute: &str| {
+            let mut buffer = vec![0; 64 * KIB];
+            let bytes = rustix::fs::getxattr(&path, attribute, &mut buffer[..]).unwrap();
+            buffer[..bytes].to_vec()
+        };
+        names.split_terminator('\0').map(|name| (name.to_owned(), value(name))).collect()
+    }
+
     pub fn command(&self, args: &[&str]) -> Command {
         self.prepare(Command::new(env!("CARGO_BIN_EXE_imgsnap")), args)
     }
 
-    /// The same as nobody, from a copy of the binary that nobody may run; none if that cannot be
-    /// had here.
-    pub fn command_of_nobody(&self, args: &[&str]) -> Option<Command> {
+    /// A copy of the binary that every user may run, in a folder that every user may enter.
+    fn program_for_all(&self) -> PathBuf {
         std::fs::set_permissions(self.folder.path(), PermissionsExt::from_mode(0o755)).unwrap();
-        let program = self.path("imgsnap-of-nobody");
+        let program = self.path("imgsnap-for-all");
         if !program.exists() {
             let _calm = no_fork();
             std::fs::copy(env!("CARGO_BIN_EXE_imgsnap"), &program).unwrap();
         }
+        program
+    }
+
+    /// The same as another user, who has no group but this one. Only for root.
+    pub fn command_as(&self, user: u32, group: u32, args: &[&str]) -> Command {
+        let mut command = Command::new(self.program_for_all());
+        command.uid(user).gid(group);
+        self.prepare(command, args)
+    }
+
+    /// The same as nobody; none if that cannot be had here.
+    pub fn command_of_nobody(&self, args: &[&str]) -> Option<Command> {
+        let program = self.program_for_all();
         let drop_to = |args: &[&str]| {
             let id = NOBODY.to_string();
             let mut command = Command::new("setpriv");

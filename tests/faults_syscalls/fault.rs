@@ -60,7 +60,7 @@ fn errors(call: &str) -> &'static [What] {
         "ftruncate" => &[Error("EIO"), Error("ENOSPC"), Error("EINTR")],
         "fallocate" => &[Error("EIO"), Error("ENOSPC"), Error("EOPNOTSUPP")],
         "copy_file_range" | "fsetxattr" => &[Error("EIO"), Error("ENOSPC"), Error("EOPNOTSUPP")],
-        "fgetxattr" => &[Error("EIO"), Error("ENODATA")],
+        "fgetxattr" | "flistxattr" | "fremovexattr" => &[Error("EIO"), Error("ENODATA")],
         "ioctl" => &[Error("EIO"), Error("ENOTTY"), Error("EOPNOTSUPP"), Error("ENOSPC")],
         "lseek" => &[Error("EIO"), Error("EINVAL")],
         "flock" => &[Error("EWOULDBLOCK"), Error("ENOLCK")],

@@ -7,15 +7,14 @@ use crate::base::folder::{self, Folder};
 use crate::base::message::{Action, Setting, message};
 use crate::base::writeback::Writeback;
 use crate::image::write::Target;
-use crate::image::{ImageGuard, Intent};
+use crate::image::{FileAttributes, ImageGuard, Intent, NotGiven};
 use nix::fcntl::OFlag;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
-use std::os::unix::fs::{FileExt, PermissionsExt, fchown};
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// How temporary names end, and how many random digits are before that.
@@ -36,6 +35,9 @@ pub struct NewFile {
     has_temporary_name: bool,
     /// The file that will be replaced, held against other users.
     replaced: Option<(File, ImageGuard)>,
+    /// What it gets unless it replaces one.
+    attributes: Option<FileAttributes>,
+    not_given: NotGiven,
     finished: bool,
     writeback: Writeback,
 }
@@ -97,6 +99,7 @@ impl NewFile {
         };
         // A file system without locks: nobody clears anything away there.
         best_effort(file.try_lock());
+        let (attributes, not_given) = (None, NotGiven::default());
         let (finished, writeback) = (false, Writeback::default());
         let target = Self {
             file,
@@ -107,11 +110,26 @@ impl NewFile {
             temporary,
             has_temporary_name,
             replaced,
+            attributes,
+            not_given,
             finished,
             writeback,
         };
         target.file.set_len(bytes).map_err(|e| target.failed("set the length of", e))?;
         Ok(target)
+    }
+
+    /// The same with owner, mode and extended attributes of another file, as far as the caller may give them,
+    /// unless it replaces one: whose those are it gets.
+    #[must_use]
+    pub fn with_attributes(mut self, attributes: Option<FileAttributes>) -> Self {
+        self.attributes = attributes;
+        self
+    }
+
+    /// What of these it did not get, in words; none if nothing is missing that matters.
+    pub fn not_given(&self) -> Option<String> {
+        self.attributes.as_ref().and_then(|attributes| self.not_given.describe(attributes))
     }
 
     fn failed(&self, what: &str, error: io::Error) -> Error {
@@ -135,18 +153,23 @@ impl NewFile {
         }
     }
 
-    /// A replaced file keeps its owner and mode; a new one gets what other programs give it.
-    fn set_owner_and_mode(&self) -> io::Result<()> {
-        match &self.replaced {
-            Some((old, _)) => {
-                let meta = old.metadata()?;
-                fchown(&self.file, Some(meta.uid()), Some(meta.gid()))?;
-                // A disk image is no program.
-                self.file.set_permissions(PermissionsExt::from_mode(meta.mode() & 0o777))
-            }
-            // Images are secrets: only the owner, whatever the umask would allow.
-            None => self.file.set_permissions(PermissionsExt::from_mode(0o600)),
+    /// Before it has its name: nobody ever finds it with more access than it will have.
+    fn set_attributes(&mut self) -> io::Result<()> {
+        if let Some((old, _)) = &self.replaced {
+            let gone = || io::Error::other("it is no file any more");
+            let not_given = FileAttributes::of(old).ok_or_else(gone)?.give_to(&self.file)?;
+            // What is replaced is not to become somebody else's.
+            return match not_given.is_empty() {
+                true => Ok(()),
+                false => Err(io::ErrorKind::PermissionDenied.into()),
+            };
         }
+        match &self.attributes {
+            Some(attributes) => self.not_given = attributes.give_to(&self.file)?,
+            // Images are secrets: only the owner, whatever the umask would allow.
+            None => self.file.set_permissions(PermissionsExt::from_mode(0o600))?,
+        }
+        Ok(())
     }
 }
 
@@ -204,7 +227,7 @@ impl Target for NewFile {
     }
 
     fn finish(&mut self) -> Result<()> {
-        self.set_owner_and_mode().map_err(|e| self.failed("set the owner of", e))?;
+        self.set_attributes().map_err(|e| self.failed("set the owner and mode of", e))?;
         self.file.sync_all().map_err(|e| self.failed("sync", e))?;
         if let Some((old, guard)) = &self.replaced {
             guard.check(old, &self.path)?;

@@ -155,6 +155,7 @@ pub(crate) fn remember(
             snapshot.format = known.format.clone();
             snapshot.protected = known.protected;
             snapshot.in_use = known.in_use;
+            snapshot.attributes = known.attributes.clone();
             snapshot.hint = known.hint;
             snapshot.kept_clone = known.kept_clone.clone();
         }

@@ -53,9 +53,16 @@ pub fn run(
         RestoreTarget::Path(path) => {
             refuse_target(repository, path)?;
             let place = path.display().to_string();
-            let mut target = NewFile::create(path, part.bytes, request.force)?;
+            // A part of an image is a file of its own.
+            let attributes = snapshot.attributes.clone().filter(|_| request.range.is_none());
+            let target = NewFile::create(path, part.bytes, request.force)?;
+            let mut target = target.with_attributes(attributes);
             check_free_space_for(&chain, request.range, free_space_at(path), &place)?;
             let restored = restore(&chain, request.range, &mut target, context)?;
+            if let Some(missing) = target.not_given() {
+                let what = format!("{place} could not be given {missing}");
+                context.warn(WarningId::AttributesNotRestored, what);
+            }
             let name = &request.name;
             if let Err(e) = record_restored_file(repository, name, path, context) {
                 let relink = Verb::Relink.of(name).with(Setting::Image, place);

@@ -46,7 +46,9 @@ impl RestoreRequest {
 
 /// Where to.
 pub enum RestoreTarget<'a> {
-    /// A new file, which appears whole or not at all; or a device.
+    /// A new file, which appears whole or not at all; or a device. If all of the image is restored, a new
+    /// file gets the owner, mode and extended attributes of the image file as far as the caller may set
+    /// them; otherwise mode 0600. One that is replaced keeps its own.
     Path(&'a Path),
     /// Something else that takes bytes.
     Target(&'a mut dyn Target),

@@ -218,6 +218,7 @@ impl Prepared {
             format: footer.parent.is_none().then(|| RAW.to_owned()),
             protected: false,
             in_use: false,
+            attributes: None,
             hint: self.scan_plan.hint_use(geometry, &taken.scanned),
             kept_clone: None,
         }

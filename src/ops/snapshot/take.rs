@@ -5,7 +5,7 @@ use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::events::{Context, WarningId};
 use crate::base::message::message;
 use crate::base::units::NamedBlocks;
-use crate::image::{FileStat, ForeignFormat, LiveImage, RawFile, Source};
+use crate::image::{FileAttributes, FileStat, ForeignFormat, LiveImage, RawFile, Source};
 use crate::ops::snapshot::engine::Taken;
 use crate::ops::snapshot::plan::{PlanInput, distrust_reason, policy_of};
 use crate::ops::snapshot::prepared::{OutputEvent, prepare};
@@ -81,6 +81,7 @@ pub(crate) fn take_into(
     context.check()?;
     let mut snapshot = prepared.entry(&taken, begun);
     snapshot.in_use = prepared.scan_plan.point().consistency == Consistency::Crash;
+    snapshot.attributes = attributes_of(&live.image, context);
     // Before anything is published: what the manifest names must be there.
     snapshot.kept_clone =
         tracker.prepare(snapshot.id, context).map(|TrackerRecord::Clone(kept)| kept);
@@ -123,6 +124,18 @@ fn commit_snapshot(
         next.next_number = number;
         Ok(())
     })
+}
+
+/// Of the live file, also where its clone was read.
+fn attributes_of(image: &RawFile, context: &Context) -> Option<FileAttributes> {
+    let mut attributes = FileAttributes::of(image.file())?;
+    let left_out = attributes.limit();
+    if !left_out.is_empty() {
+        let (place, names) = (image.path().display(), left_out.join(", "));
+        let what = format!("{place}: its extended attributes are too large to be remembered");
+        context.warn(WarningId::AttributesNotNoted, format!("{what}: {names}"));
+    }
+    Some(attributes)
 }
 
 /// A disk that gives nothing at all is no disk with bad sectors.

@@ -3,7 +3,7 @@
 use crate::base::digest::{Digest, ImageDigest};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::units::{BlockSize, Geometry};
-use crate::image::LiveIdentity;
+use crate::image::{FileAttributes, LiveIdentity};
 use crate::repo::manifest::commit::{Ancestor, Condemned, ManifestDigest, Read};
 use crate::repo::manifest::wire::{self, or_none};
 use crate::tracking::{HintKind, KeptClone};
@@ -144,6 +144,9 @@ pub struct Snapshot {
     /// The image was open for writing: it is what it would have been after a power failure then.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub in_use: bool,
+    /// Owner, mode and extended attributes of the image file; none of a device, or if they are not known.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "or_none")]
+    pub attributes: Option<FileAttributes>,
     /// The hint that limited the scan; none after a full scan.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "or_none")]
     pub hint: Option<HintUse>,
