@@ -1,6 +1,6 @@
 //! Every released version's repository restores for ever (FORMAT.md P1, P2, J1 to J5).
 
-use crate::support::{fixtures, is_blessing, naive_reader, text};
+use crate::support::{config, fixtures, is_blessing, naive_reader, text};
 use imgsnap::base::events::Context;
 use imgsnap::image::write::Stream;
 use imgsnap::repo::retention::{Count, Rules};
@@ -78,9 +78,7 @@ fn check(folder: &Path, numbers: &[u64]) {
 
 /// Files of dropped snapshots stay as they are, unless all of them is garbage.
 fn merge_nothing(folder: &Path) {
-    let file = folder.join("repository.toml");
-    let text = std::fs::read_to_string(&file).unwrap();
-    std::fs::write(&file, format!("{text}\n[prune]\ngarbage = 100\n")).unwrap();
+    config::add(folder, "[prune]\ngarbage = 100\n");
 }
 
 /// The version in the first line of the ruling manifest.
@@ -94,7 +92,7 @@ fn ruling(folder: &Path) -> PathBuf {
     files.filter(|path| path.to_str().unwrap().contains("manifest.")).max().unwrap()
 }
 
-/// P1 (no rules in repository.toml), J2: old files are merged, and the manifest becomes one of version 3.
+/// P1 (no rules in the configuration), J2: old files are merged, and the manifest becomes one of version 3.
 #[test]
 fn repositories_of_every_version_are_pruned_flattened_and_extended() {
     let context = Context::silent();
