@@ -1,4 +1,4 @@
-//! Every released version's repository restores for ever (FORMAT.md P1, P2, J1 to J5).
+//! Every released version's repository restores for ever (FORMAT.md P1, P2, P7, P8, J1 to J5).
 
 use crate::support::{config, fixtures, is_blessing, naive_reader, text};
 use imgsnap::base::events::Context;
@@ -55,6 +55,10 @@ fn bless(folder: &Path) {
     repository.snapshot(&SnapshotRequest::new(path), &Context::silent()).unwrap();
     repository.delete("vm", &At::Number(4), true, &Context::silent()).unwrap();
     std::fs::remove_file(folder.join("vm/head.json")).unwrap();
+    let store = store(folder);
+    let was = Repository::configuration(store.as_ref()).unwrap();
+    let text = format!("{}\n[snapshot]\nrecheck = 2\n", was.text);
+    Repository::replace_configuration(store.as_ref(), &was, &text).unwrap();
 }
 
 /// Both readers give these snapshots of a repository, and it has no others.
@@ -145,8 +149,9 @@ fn repositories_of_every_version_are_pruned_flattened_and_extended() {
 #[test]
 fn repositories_of_every_version_restore() {
     let versions = fixtures().join("repos");
-    if is_blessing() && !versions.join("manifest-3").exists() {
-        bless(&versions.join("manifest-3"));
+    // The latest layout: numbered configurations.
+    if is_blessing() && !versions.join("config-1").exists() {
+        bless(&versions.join("config-1"));
     }
     let mut count = 0;
     for version in std::fs::read_dir(versions).unwrap().flatten() {
