@@ -33,9 +33,7 @@ pub fn restore_config(store: &Arc<dyn Store>) -> Result<Option<RestoredConfig>> 
     let store = all.as_ref();
     match object::ruling(store) {
         Ok(ruling) => {
-            if ruling.number.is_some() {
-                object::mark(store)?;
-            }
+            ruling.number.map_or(Ok(()), |number| object::finish(store, number))?;
             return Ok(None);
         }
         // Whatever cannot be read now, or was written by a later version, is not lost.

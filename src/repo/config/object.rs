@@ -160,9 +160,15 @@ pub(crate) fn commit(store: &dyn Store, number: Option<u64>, text: &str) -> Resu
         ErrorKind::NotFound if numbers(store)?.first() >= Some(&next) => Err(changed(store)),
         _ => Err(e),
     })?;
-    mark(store)?;
-    sweep(store, next);
+    finish(store, next)?;
     Ok(next)
+}
+
+/// Does what a writer leaves to do who dies after he published `number`, or before he published another.
+pub(crate) fn finish(store: &dyn Store, number: u64) -> Result<()> {
+    mark(store)?;
+    sweep(store, number);
+    Ok(())
 }
 
 /// What to say to the one of two writers who is the second.
@@ -203,7 +209,7 @@ pub(crate) fn begin_marker(store: &dyn Store) -> Result<()> {
 }
 
 /// Puts the marker in the place of what an older program wrote, or of nothing.
-pub(crate) fn mark(store: &dyn Store) -> Result<()> {
+fn mark(store: &dyn Store) -> Result<()> {
     if is_marked(store)? {
         return Ok(());
     }
