@@ -15,8 +15,8 @@ pub fn read(store: &dyn Store) -> Result<Configuration> {
     Ok(configuration(store, ruling.number, ruling.text))
 }
 
-/// Puts `text` in the place of the configuration that was read. One that is the same is not written; then what
-/// an interrupted change left to do is done.
+/// Puts `text` in the place of the configuration that was read. One that is the same is not written; then
+/// what an interrupted change left to do is done.
 pub fn replace(store: &dyn Store, was: &Configuration, text: &str) -> Result<Configuration> {
     if text == was.text {
         was.number.map_or(Ok(()), |number| object::finish(store, number))?;

@@ -81,7 +81,9 @@ pub(crate) fn read(store: &dyn Store, number: u64) -> Result<String> {
             unseal("config", VERSION, &bytes).map_err(|e| e.at(store.location(&file)))?;
         Ok(text.to_owned())
     });
-    text.map_err(|e| if e.is_damage() { e.hint(repair()) } else { e })
+    // Whoever edits it where it lies changes what its first line says of it.
+    let by_hand = || message!["; change it with ", Verb::Config.of("edit"), ", not by hand"];
+    text.map_err(|e| if e.is_damage() { e.hint(repair().then(by_hand())) } else { e })
 }
 
 /// Reads what an older program wrote.
