@@ -5,6 +5,7 @@ use crate::base::events::Context;
 use crate::chain::Chain;
 use crate::image::write::Medium;
 use crate::ops;
+use crate::ops::config::types::Configuration;
 use crate::ops::delete::types::Deleted;
 use crate::ops::diff::engine::Difference;
 use crate::ops::diff::types::DiffSide;
@@ -15,7 +16,7 @@ use crate::ops::import::types::Imported;
 use crate::ops::list::types::Listing;
 use crate::ops::prune::types::{PruneRequest, Pruned};
 use crate::ops::relink::types::{Relinked, RelinkedBase};
-use crate::ops::repair::types::{MendSource, Mended, Repaired};
+use crate::ops::repair::types::{MendSource, Mended, Repaired, RestoredConfig};
 use crate::ops::restore::types::{RestoreOutcome, RestoreRequest, RestoreTarget};
 use crate::ops::rollback::types::{RollbackOutcome, RollbackRequest};
 use crate::ops::snapshot::types::{SnapshotOutcome, SnapshotRequest};
@@ -52,7 +53,7 @@ impl Repository {
     pub fn init(place: impl AsRef<Path>, defaults: Defaults) -> Result<Self> {
         let path = locate(place.as_ref())?;
         // That there is one already is told below.
-        if !path.join(repo::names::FILE).exists() {
+        if !repo::names::looks_like_repository(&path) {
             repo::inside::refuse_inside_any(&path)?;
         }
         make_folder(&path)?;
@@ -407,11 +408,34 @@ impl Repository {
         ops::repair::mend::run(self, name, sources, context)
     }
 
-    /// Makes a lost `repository.toml` anew, from what the images are. None if it is there.
+    /// Rebuilds a configuration that is lost or damaged. None if it is sound.
     ///
     /// # Errors
-    /// `NotFound` if there is no image either.
-    pub fn restore_config(store: &Arc<dyn Store>) -> Result<Option<Defaults>> {
+    /// `NotFound` if there is no repository.
+    pub fn restore_config(store: &Arc<dyn Store>) -> Result<Option<RestoredConfig>> {
         ops::repair::config::restore_config(store)
+    }
+
+    /// Reads the configuration of the repository in a store, whatever it says.
+    ///
+    /// # Errors
+    /// `NotFound` if there is no repository; `Corrupt` if the configuration is lost or damaged.
+    pub fn configuration(store: &dyn Store) -> Result<Configuration> {
+        ops::config::read(store)
+    }
+
+    /// Puts `text` in the place of a configuration that was read, and gives what holds then. A repository
+    /// that is open goes on with the one that it was opened with; older programs refuse the repository from
+    /// then on.
+    ///
+    /// # Errors
+    /// `InvalidInput` if anything in it is wrong, or the id is another one; `Busy` if somebody else changed
+    /// the configuration since it was read. Then nothing is written.
+    pub fn replace_configuration(
+        store: &dyn Store,
+        was: &Configuration,
+        text: &str,
+    ) -> Result<Configuration> {
+        ops::config::replace(store, was, text)
     }
 }

@@ -24,6 +24,7 @@ pub use base::message::{Action, Message};
 pub use base::sys::share_heaps;
 pub use base::units::ByteRange;
 pub use ops::apply::types::{Applied, ApplyRequest, ApplyTarget};
+pub use ops::config::types::Configuration;
 pub use ops::delete::types::Deleted;
 pub use ops::diff::engine::Difference;
 pub use ops::diff::types::DiffSide;
@@ -34,7 +35,9 @@ pub use ops::import::types::Imported;
 pub use ops::list::types::Listing;
 pub use ops::prune::types::{PruneRequest, Pruned};
 pub use ops::relink::types::{Relinked, RelinkedBase};
-pub use ops::repair::types::{MendSource, Mended, MendedBy, Rebuilt, Repaired};
+pub use ops::repair::types::{
+    ConfigOrigin, MendSource, Mended, MendedBy, Rebuilt, Repaired, RestoredConfig,
+};
 pub use ops::restore::types::{RestoreOutcome, RestoreRequest, RestoreTarget};
 pub use ops::rollback::types::{RollbackOutcome, RollbackRequest};
 pub use ops::snapshot::several::check_distinct;

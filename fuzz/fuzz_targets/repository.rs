@@ -1,4 +1,4 @@
-//! A hostile repository: its manifest, files, head state and repository.toml. Everything is asked of it and
+//! A hostile repository: its manifest, files, head state and configuration. Everything is asked of it and
 //! every verb is run on it; what could be restored before, and is listed after, still restores to the same
 //! bytes.
 #![no_main]
@@ -9,6 +9,7 @@ use imgsnap::store::{Disk, LocalStore};
 use imgsnap::{At, ExportRequest, PruneRequest, Repository, VerifyScope};
 use imgsnap_fuzz::parts::Parts;
 use imgsnap_fuzz::seeds::{of_repositories, plant};
+use imgsnap_fuzz::support::config::sealed;
 use imgsnap_fuzz::support::crash_disk::CrashDisk;
 use imgsnap_fuzz::{chains, context, mend, meter};
 use libfuzzer_sys::fuzz_target;
@@ -34,7 +35,11 @@ fn put(parts: &Parts) -> CrashDisk {
     let disk = CrashDisk::default();
     disk.create_folder("vm").expect("an empty disk");
     let toml = parts.toml.as_deref().unwrap_or(b"version = 1\n");
-    disk.put("repository.toml", toml);
+    // As an older program wrote it, or with the checksum of what is written now.
+    match std::str::from_utf8(toml) {
+        Ok(text) if parts.how & mend::CHECKSUMS != 0 => disk.put("config.000001", &sealed(text)),
+        _ => disk.put("repository.toml", toml),
+    }
     for file in &parts.deltas {
         let id = file.get(40..56).and_then(|id| Uuid::from_slice(id).ok()).unwrap_or_default();
         disk.put(&format!("vm/{id}.delta"), file);

@@ -12,6 +12,7 @@ use imgsnap::tracking::Recheck;
 use imgsnap::{At, Reference, Repository, Track, check_label};
 use imgsnap_fuzz::meter;
 use imgsnap_fuzz::seeds::{fixture, plant, read};
+use imgsnap_fuzz::support::config::sealed;
 use imgsnap_fuzz::support::crash_disk::CrashDisk;
 use libfuzzer_sys::fuzz_target;
 use std::fmt::{Debug, Display};
@@ -20,7 +21,7 @@ use std::sync::Arc;
 
 fuzz_target!(init: plant(seeds), |data: &[u8]| {
     let Some((&what, bytes)) = data.split_first() else { return };
-    meter::within(bytes.len() * 128 + (256 << 10), || match what % 3 {
+    meter::within(bytes.len() * 256 + (256 << 10), || match what % 3 {
         0 => toml(bytes),
         1 => head(bytes),
         _ => std::str::from_utf8(bytes).map(words).unwrap_or_default(),
@@ -72,9 +73,37 @@ fn one_line<T>(result: imgsnap::base::error::Result<T>) -> Option<T> {
     result.map_err(|error| error.kind()).ok()
 }
 
+/// As an older program wrote it, as it is written now, and in the place of that with its first line.
 fn toml(bytes: &[u8]) {
+    opened("repository.toml", bytes);
+    opened("config.000001", bytes);
+    if let Ok(text) = std::str::from_utf8(bytes) {
+        opened("config.000001", &sealed(text));
+        replaced(text);
+    }
+}
+
+/// What is taken is read again, and everything in it makes sense.
+fn replaced(text: &str) {
     let disk = CrashDisk::default();
-    disk.put("repository.toml", bytes);
+    // Nothing that could be read, so it has no id to be kept.
+    disk.put("config.000001", &sealed("="));
+    let store = LocalStore::new(Arc::new(disk.clone()));
+    let was = Repository::configuration(&store).expect("a configuration");
+    let replaced = one_line(Repository::replace_configuration(&store, &was, text));
+    if replaced.is_some_and(|now| now != was) {
+        assert_eq!(Repository::configuration(&store).expect("it was written").text, text);
+        let repository = Repository::open_in(Arc::new(store)).expect("it was checked");
+        for name in ["vm", "db"] {
+            repository.policy(name).expect("it was checked");
+            repository.snapshot_policy(name).expect("it was checked");
+        }
+    }
+}
+
+fn opened(place: &str, bytes: &[u8]) {
+    let disk = CrashDisk::default();
+    disk.put(place, bytes);
     let store = Arc::new(LocalStore::new(Arc::new(disk)));
     let Some(repository) = one_line(Repository::open_in(store)) else { return };
     repository.defaults();

@@ -10,6 +10,8 @@ named! {
     pub enum Verb {
         /// Make an image without a repository.
         Apply = "apply",
+        /// Show or change the configuration.
+        Config = "config",
         /// Write a portable delta file.
         Export = "export",
         /// Make a snapshot a base.

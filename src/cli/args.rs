@@ -1,6 +1,7 @@
 //! What can be typed.
 
 use super::bench::args::Bench;
+use super::config::args::Config;
 use super::words::{self, parsed};
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueHint};
@@ -153,6 +154,11 @@ pub enum Command {
         /// Where to look for what is damaged: a repository, or an image; can be given several times
         #[arg(long, value_name = "REPO|IMAGE", value_hint = ValueHint::AnyPath)]
         from: Vec<PathBuf>,
+    },
+    /// Show or change the configuration: rules of prune, how snapshots are taken, what bases are made with
+    Config {
+        #[command(subcommand)]
+        verb: Config,
     },
     /// Say where the live file of an image is now, or its base image
     Relink {
@@ -372,7 +378,7 @@ pub struct Keep {
 }
 
 /// N is a number from 1, or "unlimited". The newest snapshot of each of the last N periods that have
-/// any is kept; rules unite. Without rules, those in repository.toml hold.
+/// any is kept; rules unite. Without rules, those in the configuration hold.
 #[derive(ClapArgs)]
 pub struct Prune {
     /// The image

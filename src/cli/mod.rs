@@ -4,6 +4,7 @@
 mod admin;
 mod args;
 mod bench;
+mod config;
 mod diff;
 mod exit;
 mod init;
@@ -122,6 +123,7 @@ fn dispatch(args: &Args, printer: &Printer, stop: Arc<AtomicBool>) -> Result<Exi
         Command::Repair { name, from } => {
             repair::run(place, name.as_deref(), from, printer, &context)
         }
+        Command::Config { verb } => config::run(place, verb, printer),
         Command::Relink { name, image, base_image, format } => {
             let (image, base_image) =
                 ((image.as_ref().map(ImageUri::path), format.is_raw()), base_image.as_deref());

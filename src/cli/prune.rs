@@ -18,7 +18,7 @@ pub fn run(
 ) -> Result<ExitCode> {
     let names = repo::names(repository, verb.name.as_deref())?;
     for stranger in repository.unknown_images_in_config()? {
-        let what = format!("repository.toml has rules for \"{}\"", stranger.escape_debug());
+        let what = format!("the configuration has rules for \"{}\"", stranger.escape_debug());
         printer.warn(&format!("{what}, and there is no such image"));
     }
     let rules = rules(&verb.keep);

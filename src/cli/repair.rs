@@ -5,7 +5,7 @@ use super::{exit, output, repo, words};
 use imgsnap::base::error::{ErrorKind, Result};
 use imgsnap::base::events::Context;
 use imgsnap::image::RawFile;
-use imgsnap::{MendSource, Mended, MendedBy, Rebuilt, Repository};
+use imgsnap::{ConfigOrigin, MendSource, Mended, MendedBy, Rebuilt, Repository, RestoredConfig};
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -18,12 +18,8 @@ pub fn run(
     printer: &Printer,
     context: &Context,
 ) -> Result<ExitCode> {
-    let config = repo::restore_config(place)?;
-    if let Some(defaults) = config {
-        printer.warn(&format!(
-            "repository.toml was lost and is made anew ({defaults}); the rules of prune, and the settings, \
-             that stood in it are gone"
-        ));
+    if let Some(restored) = Repository::restore_config(&repo::store(place)?)? {
+        printer.warn(&tell_config(&restored));
     }
     let repository = &repo::open(place)?;
     let sources: Vec<MendSource> = from.iter().map(|path| source(path)).collect::<Result<_>>()?;
@@ -46,6 +42,22 @@ pub fn run(
         None if is_sound => exit::DONE,
         None => exit::damaged(),
     })
+}
+
+fn tell_config(restored: &RestoredConfig) -> String {
+    let what = "the configuration was lost or damaged, and was rebuilt from";
+    match restored.origin {
+        ConfigOrigin::Earlier(number) => {
+            format!("{what} configuration {number}; what was changed after it is lost")
+        }
+        ConfigOrigin::OlderProgram => {
+            format!("{what} repository.toml; what was changed after that is lost")
+        }
+        _ => format!(
+            "{what} the delta files ({}); the rules of prune, and the settings, that stood in it are lost",
+            restored.defaults
+        ),
+    }
 }
 
 /// True if no damage is left.

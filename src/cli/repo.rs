@@ -5,12 +5,13 @@ use super::{exit, trust};
 use imgsnap::base::error::{Error, ErrorKind, Result};
 use imgsnap::base::message::{Message, Setting};
 use imgsnap::image::{RawFile, Source, refuse_foreign};
-use imgsnap::store::{locate, store_at};
+use imgsnap::store::{Store, locate, store_at};
 use imgsnap::tracking::clone_into;
 use imgsnap::{At, Defaults, Reference, Repository, Track};
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// `--repo`, else `IMGSNAP_REPO`, else the user's data folder.
 fn place(repo: Option<&Path>) -> Result<PathBuf> {
@@ -41,9 +42,9 @@ pub fn open(repo: Option<&Path>) -> Result<Repository> {
     Repository::open(place(repo)?)
 }
 
-/// Makes a lost `repository.toml` anew; none if it is there.
-pub fn restore_config(repo: Option<&Path>) -> Result<Option<Defaults>> {
-    Repository::restore_config(&store_at(&place(repo)?)?)
+/// Where it is, without a look at it.
+pub fn store(repo: Option<&Path>) -> Result<Arc<dyn Store>> {
+    store_at(&place(repo)?)
 }
 
 /// Opens the repository, and makes it if there is nothing yet and one of the images can be opened.

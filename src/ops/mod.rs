@@ -2,6 +2,7 @@
 //! and tables, and knows of no repository; `types` are what a caller asks for and gets.
 
 pub mod apply;
+pub mod config;
 pub mod delete;
 pub mod diff;
 pub mod export;

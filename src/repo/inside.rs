@@ -137,7 +137,7 @@ pub fn refuse_inside_any(file: &Path) -> Result<()> {
     let folders = [Some(parent(file).to_owned()), file.canonicalize().ok()];
     for folder in folders.into_iter().flatten().filter_map(|path| path.canonicalize().ok()) {
         let is_repository = |path: &&Path| {
-            let is_root = path.join(names::FILE).is_file()
+            let is_root = names::looks_like_repository(path)
                 && Config::load(&LocalStore::new(Arc::new(OsDisk::new((*path).into())))).is_ok();
             is_root || is_image_folder(path)
         };

@@ -22,6 +22,8 @@ pub mod policy;
 pub mod reference;
 mod repository;
 pub mod retention;
+mod seal;
 pub mod session;
+pub(crate) mod top;
 
 pub use repository::Repository;

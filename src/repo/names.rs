@@ -2,10 +2,9 @@
 
 use crate::base::error::Result;
 use crate::repo::manifest::{self, ImageFile};
+use crate::repo::top::{self, MARKER, config_file};
 use crate::store::Store;
-
-/// The configuration of a repository, which makes a folder one.
-pub(crate) const FILE: &str = "repository.toml";
+use std::path::Path;
 
 /// The names of the images in a store, sorted.
 pub(crate) fn names_in(store: &dyn Store) -> Result<Vec<String>> {
@@ -26,7 +25,7 @@ pub(crate) fn names_in(store: &dyn Store) -> Result<Vec<String>> {
                 }
             }
         };
-        if manifest::check_name(&name).is_ok() && name != FILE && known()? {
+        if manifest::check_name(&name).is_ok() && known()? {
             names.push(name);
         }
     }
@@ -54,9 +53,15 @@ fn is_ignorable_link(store: &dyn Store, name: &str) -> bool {
     is_link && (!is_folder || std::fs::canonicalize(&link).ok().as_ref().is_some_and(leads_inside))
 }
 
-/// True for what an `init` that was killed leaves behind.
-pub(crate) fn is_left_of_init(name: &str) -> bool {
-    manifest::temporary_of(name) == Some(FILE)
+/// True for an object at the top that was being written.
+pub(crate) fn is_temporary(name: &str) -> bool {
+    manifest::temporary_of(name).is_some_and(top::is_of_repository)
+}
+
+/// True if a folder has a file that only a repository has, by its name.
+pub(crate) fn looks_like_repository(folder: &Path) -> bool {
+    // The first configuration stays for ever.
+    [MARKER, &config_file(1)].iter().any(|name| folder.join(name).is_file())
 }
 
 /// True for what is in the root of a file system that is otherwise empty.

@@ -1,4 +1,4 @@
-//! The policies in `repository.toml`: what `prune` keeps, and how snapshots are taken.
+//! The policies in the configuration: what `prune` keeps, and how snapshots are taken.
 
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::units::parse_duration;
@@ -12,7 +12,7 @@ const DEFAULT_GARBAGE: f64 = 0.05;
 /// What `prune` keeps of an image.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Policy {
-    /// The rules; none if repository.toml has none for it.
+    /// The rules; none if the configuration has none for it.
     pub rules: Option<Rules>,
     /// The share of garbage that is left where it is, 0 to 1.
     pub garbage: f64,

@@ -3,9 +3,10 @@
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::message::{Setting, message};
 use crate::delta::{Caches, Traffic};
-use crate::repo::config::{Config, Defaults};
-use crate::repo::names::{self, is_left_of_init, is_of_filesystem, names_in};
+use crate::repo::config::{Config, Defaults, object};
+use crate::repo::names::{is_of_filesystem, is_temporary, names_in};
 use crate::repo::policy::{Policy, SnapshotPolicy};
+use crate::repo::top::MARKER;
 use crate::store::Store;
 use std::fmt;
 use std::sync::Arc;
@@ -31,31 +32,37 @@ impl Repository {
     /// `AlreadyExists` if there is one, or the folder holds something else.
     pub fn init_in(store: Arc<dyn Store>, defaults: Defaults) -> Result<Self> {
         let place = store.location("");
-        if let Ok(there) = Self::open_in(store.clone()) {
-            let what = format!("{place} is a repository already (new bases: {})", there.defaults());
-            return Err(Error::new(ErrorKind::AlreadyExists, what)
-                .hint(message!["choose another folder with ", Setting::Repo]));
-        }
-        let (left, foreign): (Vec<String>, Vec<String>) =
-            store.list("")?.into_iter().partition(|name| is_left_of_init(name));
-        let foreign: Vec<String> =
-            foreign.into_iter().filter(|name| !is_of_filesystem(name)).collect();
+        let why_not = match Self::open_in(store.clone()) {
+            Err(e) => e,
+            Ok(there) => {
+                let defaults = there.defaults();
+                let what = format!("{place} is a repository already (new bases: {defaults})");
+                return Err(Error::new(ErrorKind::AlreadyExists, what)
+                    .hint(message!["choose another folder with ", Setting::Repo]));
+            }
+        };
         if !names_in(store.as_ref())?.is_empty() {
-            return Err(Config::missing(store.as_ref()));
+            return Err(why_not);
         }
-        if let Some(name) = foreign.first() {
+        let (left, others): (Vec<String>, Vec<String>) =
+            store.list("")?.into_iter().partition(|name| is_temporary(name));
+        // What an init wrote that was interrupted, and perhaps not only now.
+        let is_begun = is_begun(store.as_ref())?;
+        let is_foreign = |name: &&String| !(is_begun && *name == MARKER || is_of_filesystem(name));
+        if let Some(name) = others.iter().find(is_foreign) {
             let what = format!("{place} is not empty (it holds \"{name}\")");
             return Err(Error::new(ErrorKind::AlreadyExists, what).hint("choose an empty folder"));
         }
-        // Of one that was interrupted. Nobody else would remove it, so it must not come back either.
+        // Nobody else would remove it, so it must not come back either.
         for name in &left {
             store.remove(name)?;
         }
         store.sync_dir("")?;
+        if !is_begun {
+            object::begin_marker(store.as_ref())?;
+        }
         let config = Config::new(defaults);
-        let mut upload = store.create(names::FILE)?;
-        upload.write(config.encode()?.as_bytes())?;
-        upload.publish()?;
+        object::begin(store.as_ref(), &config.encode()?)?;
         Ok(Self { store, config, caches: Caches::default() })
     }
 
@@ -70,8 +77,10 @@ impl Repository {
 
     /// True if there is nothing at all where `store` is: a repository can be made there.
     pub fn is_vacant(store: &dyn Store) -> bool {
+        let is_begun = is_begun(store).unwrap_or_default();
         store.list("").is_ok_and(|names| {
-            names.iter().all(|name| is_left_of_init(name) || is_of_filesystem(name))
+            let is_left = |name: &str| is_temporary(name) || is_begun && name == MARKER;
+            names.iter().all(|name| is_left(name) || is_of_filesystem(name))
         })
     }
 
@@ -88,17 +97,17 @@ impl Repository {
     /// What `prune` keeps of an image.
     ///
     /// # Errors
-    /// `InvalidInput` if the tables for it in repository.toml are wrong. Nothing else fails then.
+    /// `InvalidInput` if the tables for it in the configuration are wrong. Nothing else fails then.
     pub fn policy(&self, name: &str) -> Result<Policy> {
-        self.config.policy(name).map_err(|e| e.at(self.store.location(names::FILE)))
+        self.config.policy(name).map_err(|e| e.at(self.place_of_config()))
     }
 
     /// How snapshots of an image are taken.
     ///
     /// # Errors
-    /// `InvalidInput` if the tables for it in repository.toml are wrong.
+    /// `InvalidInput` if the tables for it in the configuration are wrong.
     pub fn snapshot_policy(&self, name: &str) -> Result<SnapshotPolicy> {
-        self.config.snapshot_policy(name).map_err(|e| e.at(self.store.location(names::FILE)))
+        self.config.snapshot_policy(name).map_err(|e| e.at(self.place_of_config()))
     }
 
     /// What was read and decoded through it so far.
@@ -111,7 +120,11 @@ impl Repository {
         self.store.location("")
     }
 
-    /// Images that have rules in repository.toml and do not exist, sorted.
+    fn place_of_config(&self) -> String {
+        self.store.location(&self.config.file())
+    }
+
+    /// Images that have rules in the configuration and do not exist, sorted.
     pub fn unknown_images_in_config(&self) -> Result<Vec<String>> {
         let names = self.names()?;
         Ok(self.config.named_images().into_iter().filter(|name| !names.contains(name)).collect())
@@ -121,4 +134,9 @@ impl Repository {
     pub fn names(&self) -> Result<Vec<String>> {
         names_in(self.store.as_ref())
     }
+}
+
+/// True if an init was interrupted between the marker and the first configuration.
+fn is_begun(store: &dyn Store) -> Result<bool> {
+    Ok(object::numbers(store)?.is_empty() && object::is_marked(store)?)
 }

@@ -149,9 +149,8 @@ fn a_pipe_in_the_place_of_a_file_holds_nobody_up() {
     let delta = lab.delta("disk", 1);
     let manifest = lab.manifest("disk");
     let newer = "repo/disk/manifest.000099".to_owned();
-    for name in
-        [delta, manifest, newer, "repo/disk/reap.lock".into(), "repo/repository.toml".into()]
-    {
+    let more = ["repo/disk/reap.lock", "repo/config.000001", "repo/config.000002"];
+    for name in [delta, manifest, newer].into_iter().chain(more.map(str::to_owned)) {
         let kept = lab.exists(&name).then(|| lab.rename(&name, "kept"));
         assert!(made(&name).unwrap().success());
         for args in [&["list"][..], &["restore", "disk@2", "-o", "x"], &["verify"]] {

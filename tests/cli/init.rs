@@ -12,9 +12,7 @@ fn makes_a_repository_with_the_usual_parameters_and_says_so() {
     let place = lab.at("repo");
     assert_eq!(run.text(), format!("made a repository in {place} (4K blocks, xxh3, lz4)\n"));
     assert_eq!(run.err, "");
-    let config: toml::Table =
-        String::from_utf8(lab.read("repo/repository.toml")).unwrap().parse().unwrap();
-    assert_eq!(config["version"].as_integer(), Some(1));
+    let config: toml::Table = lab.configuration().parse().unwrap();
     assert_eq!(config["new"]["block_size"].as_integer(), Some(4096));
     assert_eq!(config["new"]["digest"].as_str(), Some("xxh3"));
     assert_eq!(config["new"]["compression"].as_str(), Some("lz4"));
@@ -31,7 +29,7 @@ fn json_has_the_parameters() {
     assert_eq!(integer(&made, "block_bytes"), 65536);
     assert_eq!(string(&made, "digest"), "blake3");
     assert_eq!(string(&made, "compression"), "zstd:7");
-    let config = String::from_utf8(lab.read("repo/repository.toml")).unwrap();
+    let config = lab.configuration();
     assert!(config.contains(string(&made, "id")), "{config}");
 }
 
@@ -184,7 +182,7 @@ fn an_empty_folder_and_folders_that_are_not_there_become_the_repository() {
     std::fs::create_dir(lab.path("repo")).unwrap();
     lab.done(&["init"]);
     lab.done(&["init", "--repo", "a/b/c"]);
-    assert!(lab.exists("repo/repository.toml") && lab.exists("a/b/c/repository.toml"));
+    assert!(lab.exists("repo/config.000001") && lab.exists("a/b/c/config.000001"));
 }
 
 #[test]
@@ -197,10 +195,10 @@ fn nobody_else_may_look_into_a_new_repository() {
 fn the_option_goes_before_the_variable() {
     let lab = Lab::bare();
     lab.done(&["init", "--repo", "other"]);
-    assert!(lab.exists("other/repository.toml"));
+    assert!(lab.exists("other/config.000001"));
     assert!(!lab.exists("repo"));
     lab.done(&["init", "-r", "third"]);
-    assert!(lab.exists("third/repository.toml"));
+    assert!(lab.exists("third/config.000001"));
 }
 
 #[test]
@@ -216,10 +214,10 @@ fn without_option_and_variable_the_data_folder_of_the_user_is_the_repository() {
     };
     // An empty variable is as good as none.
     Run::of(command.env("IMGSNAP_REPO", "")).done();
-    assert!(lab.exists("home/.local/share/imgsnap/repository.toml"));
+    assert!(lab.exists("home/.local/share/imgsnap/config.000001"));
     let mut command = lab.command_of_nobody(&["init"]).unwrap();
     Run::of(command.env_remove("IMGSNAP_REPO").env("XDG_DATA_HOME", lab.path("data"))).done();
-    assert!(lab.exists("data/imgsnap/repository.toml"));
+    assert!(lab.exists("data/imgsnap/config.000001"));
     let mut command = lab.command_of_nobody(&["init"]).unwrap();
     let line = Run::of(command.env_remove("IMGSNAP_REPO").env_remove("HOME")).failed(FAILED);
     assert!(line.ends_with("name one with --repo"), "{line}");
@@ -230,7 +228,7 @@ fn a_repository_is_named_as_a_path_or_as_the_url_of_a_file() {
     let lab = Lab::bare();
     let url = format!("file://{}", lab.at("a%20b"));
     lab.done(&["--repo", &url, "init"]);
-    assert!(std::path::Path::new(&lab.at("a b/repository.toml")).is_file());
+    assert!(std::path::Path::new(&lab.at("a b/config.000001")).is_file());
     for (url, says) in [
         ("s3://bucket/r", "this build has no s3 repositories: s3://bucket/r"),
         ("file://r", "file://r names no absolute path"),

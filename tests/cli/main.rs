@@ -11,6 +11,9 @@ mod bad_input;
 mod base_image;
 mod bench;
 mod changed;
+#[path = "../support/config.rs"]
+mod config;
+mod configuration;
 mod delete;
 mod diff;
 mod flatten;

@@ -194,7 +194,7 @@ fn a_dry_run_says_about_how_much_would_be_freed() {
 }
 
 #[test]
-fn the_policy_in_repository_toml_holds_for_all_images_and_that_of_an_image_for_it_alone() {
+fn the_policy_in_the_configuration_holds_for_all_images_and_that_of_an_image_for_it_alone() {
     let lab = Lab::new();
     let mut states = Vec::new();
     for name in ["disk", "db", "web"] {
@@ -232,7 +232,7 @@ fn without_any_rule_prune_is_refused() {
                 line.starts_with("nothing says which snapshots of \"disk\" to keep; "),
                 "{line}"
             );
-            assert!(line.contains("--keep-") && line.contains("repository.toml"), "{line}");
+            assert!(line.contains("--keep-") && line.contains("\"imgsnap config edit\""), "{line}");
         }
     }
 }
@@ -259,7 +259,7 @@ fn an_unknown_key_in_the_policy_is_refused_and_named_and_concerns_prune_alone() 
     for rules in [&[][..], &["--keep-last", "1"]] {
         let line = lab.fails(FAILED, &[&["prune", "disk"], rules].concat());
         assert!(
-            line.contains("repository.toml: [prune]: keep_dialy: there is no such key"),
+            line.contains("config.000002: [prune]: keep_dialy: there is no such key"),
             "{line}"
         );
     }

@@ -137,8 +137,9 @@ impl History {
             self.log.push(format!("lost: {file}"));
         }
         if self.random.below(3) == 0 {
-            self.lab.write("repo/repository.toml", b"");
-            self.log.push("lost: repository.toml".into());
+            let object = self.lab.config_object();
+            self.lab.write(&object, b"");
+            self.log.push(format!("lost: {object}"));
         }
         is_lost
     }
@@ -222,38 +223,81 @@ fn a_lost_configuration_is_made_anew_from_the_delta_files() {
     let bytes = disk(1, 1024 * KIB);
     lab.write("disk.img", &bytes);
     lab.done(&["snapshot", "disk.img"]);
-    for lose in [0, 1, 2] {
-        match lose {
-            0 => lab.remove("repo/repository.toml"),
-            1 => lab.write("repo/repository.toml", b""),
-            _ => lab.write("repo/repository.toml", &[0; 180]),
+    let from_files = "rebuilt from the delta files (64K blocks, blake3, zstd:1)";
+    let all = |lab: &Lab| {
+        let entries = std::fs::read_dir(lab.path("repo")).unwrap().flatten();
+        entries
+            .filter(|e| e.path().is_file())
+            .for_each(|e| std::fs::remove_file(e.path()).unwrap());
+    };
+    let objects = |lab: &Lab| {
+        let entries = std::fs::read_dir(lab.path("repo")).unwrap().flatten();
+        let objects = entries.filter(|e| e.file_name().to_str().unwrap().starts_with("config."));
+        objects.for_each(|e| std::fs::remove_file(e.path()).unwrap());
+    };
+    // What of the configuration is lost, how, and what the repair has to go by. Numbers go on.
+    type Lose<'a> = &'a dyn Fn(&Lab);
+    let cases: [(Lose, &str, u64); 8] = [
+        (&|lab| lab.write("repo/config.000001", b""), from_files, 2),
+        (&|lab| lab.write("repo/config.000002", &[0; 180]), "rebuilt from configuration 1;", 3),
+        (&|lab| lab.write("repo/config.000003", b"x\n"), "rebuilt from configuration 1;", 4),
+        (
+            &|lab| lab.write("repo/config.000099", b"imgsnap-config 1 0"),
+            "from configuration 4;",
+            100,
+        ),
+        (&|lab| objects(lab), from_files, 1),
+        (&|lab| all(lab), from_files, 1),
+        (
+            &|lab| {
+                all(lab);
+                lab.write("repo/repository.toml", b"# cut off\n");
+            },
+            from_files,
+            1,
+        ),
+        (
+            &|lab| {
+                let text = format!("version = 1\n{}", lab.configuration());
+                lab.write("repo/repository.toml", text.as_bytes());
+                lab.write("repo/config.000001", b"");
+            },
+            "rebuilt from repository.toml;",
+            2,
+        ),
+    ];
+    for (case, (lose, told, number)) in cases.into_iter().enumerate() {
+        if case == 1 {
+            // The first one can be read again, as a repair found it.
+            lab.write("repo/config.000001", &lab.read("repo/config.000002"));
         }
+        lose(&lab);
         for args in [&["list"][..], &["snapshot", "disk.img"], &["restore", "disk@1", "-o", "x"]] {
             let line = lab.fails(DAMAGE, args);
-            assert!(
-                line.contains("repository.toml") && line.contains("\"imgsnap repair\""),
-                "{line}"
-            );
+            assert!(line.contains("\"imgsnap repair\""), "{case}: {line}");
         }
-        if lose == 0 {
-            // No other repository is made in its place.
-            let line = lab.fails(DAMAGE, &["init"]);
-            assert!(line.contains("\"imgsnap repair\""), "{line}");
-        }
+        // No other repository is made in its place.
+        let line = lab.fails(DAMAGE, &["init"]);
+        assert!(line.contains("\"imgsnap repair\""), "{case}: {line}");
         let run = lab.run(&["repair"]).done();
-        let told = "repository.toml was lost and is made anew (64K blocks, blake3, zstd:1)";
-        assert!(run.err.contains(told), "{}", run.err);
+        assert!(run.err.contains(told), "{case}: {}", run.err);
+        assert_eq!(lab.config_object(), format!("repo/config.{number:06}"), "{case}");
+        assert!(lab.read("repo/repository.toml").ends_with(b"\nversion = 2\n"), "{case}");
         assert_eq!(lab.run(&["repair"]).done().err, "");
         lab.restores("disk@1", &bytes);
-        lab.done(&["snapshot", "disk.img", "--full"]);
-        let config = String::from_utf8(lab.read("repo/repository.toml")).unwrap();
+        let config = lab.configuration();
         assert!(config.contains("block_size = 65536") && config.contains("blake3"), "{config}");
         assert_ne!(made["id"], json!(null));
     }
+    lab.done(&["snapshot", "disk.img", "--full"]);
+    // A marker that is missing comes back.
+    lab.remove("repo/repository.toml");
+    assert_eq!(lab.run(&["repair"]).done().err, "");
+    assert!(lab.exists("repo/repository.toml"));
     // What somebody wrote there, and cannot be read, is for him to correct.
     lab.configure("[prune\n");
     let line = lab.fails(DAMAGE, &["repair"]);
-    assert!(line.contains("correct it by hand"), "{line}");
+    assert!(line.contains("correct it with \"imgsnap config edit\""), "{line}");
 }
 
 #[test]

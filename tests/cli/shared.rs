@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that fails says where")]
 
+use crate::config;
 use crate::support::{FAILED, Lab, Run};
 
 /// A lab with two snapshots of `disk.img`, a copy of it, an export of the first one, and nothing in the
@@ -47,38 +48,52 @@ fn file_as_repository(args: &[&str]) {
 
 fn newer_repository(args: &[&str]) {
     let lab = lab();
-    let config = String::from_utf8(lab.read("repo/repository.toml")).unwrap();
-    let newer = config.replace("version = 1", "version = 2");
-    assert_ne!(newer, config);
-    lab.write("repo/repository.toml", newer.as_bytes());
+    let object = String::from_utf8(lab.read("repo/config.000001")).unwrap();
+    lab.write("repo/config.000001", object.replace("config 1 ", "config 2 ").as_bytes());
     let line = lab.fails(FAILED, args);
-    assert!(
-        line.contains("repository version 2, this program knows 1; a later imgsnap made it"),
-        "{line}"
-    );
-    assert!(line.contains("repository.toml"), "{line}");
+    let what = "configuration version 2, this program knows 1; a later imgsnap wrote this";
+    assert!(line.contains("config.000001: ") && line.contains(what), "{line}");
+    // As a program from before this one says it of what is written now.
+    lab.remove("repo/config.000001");
+    lab.write("repo/repository.toml", b"version = 3\n");
+    let line = lab.fails(FAILED, args);
+    let what = "repository version 3, this program knows 2; a later imgsnap made it";
+    assert!(line.contains("repository.toml: ") && line.contains(what), "{line}");
 }
 
 fn damaged_configuration(args: &[&str]) {
     let lab = lab();
-    for bad in [
-        "",
-        "no toml at all = = =",
-        "version = \"one\"",
-        "version = 1\n[new]\nblock_size = 5000\ndigest = \"xxh3\"\ncompression = \"lz4\"\n",
-    ] {
-        if bad.is_empty() && args[0] == "repair" {
-            // That can be made anew; what somebody wrote there cannot.
-            continue;
-        }
-        lab.write("repo/repository.toml", bad.as_bytes());
+    let good = lab.read("repo/config.000001");
+    let refused = |place: &str, bad: &str| {
         let before = lab.everything();
         let run = lab.run(args);
         let code = run.code.unwrap();
         assert!([1, 3].contains(&code), "{bad}: {code}");
         let line = run.failed(code);
-        assert!(line.contains("repository.toml: "), "{bad}: {line}");
+        assert!(line.contains(&format!("{place}: ")), "{bad}: {line}");
         lab.ensure_untouched(&before, &line);
+    };
+    // What is damaged can be rebuilt; what somebody wrote there cannot.
+    if args[0] != "repair" {
+        for bad in [&b""[..], &good[..100], &good.to_ascii_uppercase()] {
+            lab.write("repo/config.000001", bad);
+            refused("config.000001", &String::from_utf8_lossy(bad));
+        }
+    }
+    let bad = [
+        "no toml at all = = =",
+        "version = \"one\"",
+        "version = 1\n[new]\nblock_size = 5000\ndigest = \"xxh3\"\ncompression = \"lz4\"\n",
+    ];
+    for bad in bad {
+        lab.write("repo/config.000001", &config::sealed(bad));
+        refused("config.000001", bad);
+    }
+    // As an older program would read it.
+    lab.remove("repo/config.000001");
+    for bad in bad {
+        lab.write("repo/repository.toml", bad.as_bytes());
+        refused("repository.toml", bad);
     }
 }
 
@@ -253,7 +268,7 @@ mod apply {
     #[test]
     fn needs_no_repository_and_looks_at_none() {
         let lab = super::lab();
-        lab.write("repo/repository.toml", b"no toml at all = = =");
+        lab.write("repo/config.000001", b"no toml at all = = =");
         lab.done(ARGS);
         let lab = super::lab();
         lab.done(&super::with_repo("nowhere", ARGS));

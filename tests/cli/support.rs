@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that fails says where")]
 
+use crate::config;
 pub use crate::random::{Random, wait_until};
 use rustix::fs::XattrFlags;
 use serde_json::Value;
@@ -371,10 +372,22 @@ impl Lab {
         run
     }
 
-    /// Adds a text to repository.toml.
-    pub fn configure(&self, text: &str) {
-        let config = String::from_utf8(self.read("repo/repository.toml")).unwrap();
-        self.write("repo/repository.toml", format!("{config}\n{text}").as_bytes());
+    /// Adds a text to the configuration, whatever it says. Returns the path of the object that rules then.
+    pub fn configure(&self, text: &str) -> String {
+        let _calm = no_fork();
+        self.at(&format!("repo/{}", config::add(self.path("repo"), text)))
+    }
+
+    /// The object that has the configuration.
+    pub fn config_object(&self) -> String {
+        let entries = std::fs::read_dir(self.path("repo")).unwrap();
+        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        format!("repo/{}", config::ruling(&names.collect::<Vec<_>>()))
+    }
+
+    /// The text of the configuration that rules.
+    pub fn configuration(&self) -> String {
+        config::text_in(self.path("repo"))
     }
 
     /// Reads an image in the repository until it is dropped, as far as others can tell.

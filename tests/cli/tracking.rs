@@ -1,5 +1,5 @@
 //! What is believed without reading, and how a belief that was wrong is found out: lists and times
-//! that lie, the share that is looked at all the same, and what repository.toml says of both.
+//! that lie, the share that is looked at all the same, and what the configuration says of both.
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that fails says where")]
 
@@ -380,8 +380,7 @@ fn a_slip_in_how_snapshots_are_taken_is_warned_of_once_and_costs_no_snapshot() {
     ] {
         let (lab, mut bytes) = lab();
         alter(&lab, &mut bytes, &[100], 2);
-        lab.configure(text);
-        let place = lab.at("repo/repository.toml");
+        let place = lab.configure(text);
         for more in [&["--dry-run"][..], &[]] {
             let run = lab.run(&[&["snapshot", "disk.img"], more].concat()).done();
             let warning = format!("imgsnap: warning: {place}: {why}");
@@ -401,7 +400,7 @@ fn a_slip_in_how_snapshots_are_taken_is_warned_of_once_and_costs_no_snapshot() {
 }
 
 #[test]
-fn a_rollback_goes_on_whatever_repository_toml_says_of_snapshots() {
+fn a_rollback_goes_on_whatever_the_configuration_says_of_snapshots() {
     for (text, warnings) in [("track = \"reflink\"", 0), ("trak = \"auto\"", 1), ("recheck = 0", 0)]
     {
         for more in

@@ -6,7 +6,7 @@ use crate::support::{DONE, FAILED, Lab, Run, USAGE, no_fork};
 use std::fs::File;
 use std::process::{Command, Stdio};
 
-const VERBS: [&str; 24] = [
+const VERBS: [&str; 25] = [
     "init",
     "snapshot",
     "watch",
@@ -27,6 +27,7 @@ const VERBS: [&str; 24] = [
     "label",
     "forget",
     "repair",
+    "config",
     "relink",
     "bench",
     "completions",
@@ -68,6 +69,8 @@ fn help_is_exactly_this() {
       protect      Keep a snapshot whatever prune, delete, forget or watch are told
       forget       Remove an image with all its snapshots from the repository
       repair       Rebuild a lost or damaged manifest; with --from, put damaged files right, too
+      config       Show or change the configuration: rules of prune, how snapshots are taken, what bases
+                   are made with
       relink       Say where the live file of an image is now, or its base image
       bench        Measure every verb against the ceiling of this machine
       completions  Print a completion script

@@ -284,7 +284,7 @@ fn what_no_rule_that_was_typed_keeps_is_dropped_after_each_snapshot() {
 }
 
 #[test]
-fn without_typed_rules_those_in_repository_toml_hold_for_each_image() {
+fn without_typed_rules_those_in_the_configuration_hold_for_each_image() {
     let lab = Lab::new();
     let mut bytes = disk(1, MIB);
     lab.configure("[images.disk.prune]\nkeep_last = 2\n");

@@ -1,6 +1,6 @@
-//! Every released version's repository restores for ever (FORMAT.md P1, P2, J1 to J5).
+//! Every released version's repository restores for ever (FORMAT.md P1, P2, P7, P8, J1 to J5).
 
-use crate::support::{fixtures, is_blessing, naive_reader, text};
+use crate::support::{config, fixtures, is_blessing, naive_reader, text};
 use imgsnap::base::events::Context;
 use imgsnap::image::write::Stream;
 use imgsnap::repo::retention::{Count, Rules};
@@ -55,6 +55,10 @@ fn bless(folder: &Path) {
     repository.snapshot(&SnapshotRequest::new(path), &Context::silent()).unwrap();
     repository.delete("vm", &At::Number(4), true, &Context::silent()).unwrap();
     std::fs::remove_file(folder.join("vm/head.json")).unwrap();
+    let store = store(folder);
+    let was = Repository::configuration(store.as_ref()).unwrap();
+    let text = format!("{}\n[snapshot]\nrecheck = 2\n", was.text);
+    Repository::replace_configuration(store.as_ref(), &was, &text).unwrap();
 }
 
 /// Both readers give these snapshots of a repository, and it has no others.
@@ -78,9 +82,7 @@ fn check(folder: &Path, numbers: &[u64]) {
 
 /// Files of dropped snapshots stay as they are, unless all of them is garbage.
 fn merge_nothing(folder: &Path) {
-    let file = folder.join("repository.toml");
-    let text = std::fs::read_to_string(&file).unwrap();
-    std::fs::write(&file, format!("{text}\n[prune]\ngarbage = 100\n")).unwrap();
+    config::add(folder, "[prune]\ngarbage = 100\n");
 }
 
 /// The version in the first line of the ruling manifest.
@@ -94,7 +96,7 @@ fn ruling(folder: &Path) -> PathBuf {
     files.filter(|path| path.to_str().unwrap().contains("manifest.")).max().unwrap()
 }
 
-/// P1 (no rules in repository.toml), J2: old files are merged, and the manifest becomes one of version 3.
+/// P1 (no rules in the configuration), J2: old files are merged, and the manifest becomes one of version 3.
 #[test]
 fn repositories_of_every_version_are_pruned_flattened_and_extended() {
     let context = Context::silent();
@@ -147,8 +149,9 @@ fn repositories_of_every_version_are_pruned_flattened_and_extended() {
 #[test]
 fn repositories_of_every_version_restore() {
     let versions = fixtures().join("repos");
-    if is_blessing() && !versions.join("manifest-3").exists() {
-        bless(&versions.join("manifest-3"));
+    // The latest layout: numbered configurations.
+    if is_blessing() && !versions.join("config-1").exists() {
+        bless(&versions.join("config-1"));
     }
     let mut count = 0;
     for version in std::fs::read_dir(versions).unwrap().flatten() {

@@ -6,7 +6,7 @@
 
 use crate::support::crash_disk::CrashDisk;
 use crate::support::power::Survival;
-use crate::support::{Random, text};
+use crate::support::{Random, config, text};
 use imgsnap::base::error::{Error, ErrorKind, Result};
 use imgsnap::base::events::{Context, Event, Observer};
 use imgsnap::image::write::Stream;
@@ -103,15 +103,13 @@ impl Scene {
 
     /// Drops snapshots whose files stay, because nothing is worth a merge.
     fn drop_only(&self, numbers: &[u64]) {
-        let good = self.disk.get("repository.toml").unwrap();
-        let text = String::from_utf8(good.clone()).unwrap();
-        self.disk.put("repository.toml", format!("{text}\n[prune]\ngarbage = 100\n").as_bytes());
+        let added = merge_nothing(&self.disk);
         for number in numbers {
             delete(&self.disk, *number, false).unwrap();
         }
         let manifest = open(&self.disk).unwrap().list("vm", &context()).unwrap().manifest;
         assert_eq!(manifest.dropped.len(), numbers.len());
-        self.disk.put("repository.toml", &good);
+        self.disk.remove(&added).unwrap();
     }
 
     fn image(&self) -> PathBuf {
@@ -121,6 +119,14 @@ impl Scene {
     fn write_live(&self, day: u64) {
         std::fs::write(self.image(), image_of(day)).unwrap();
     }
+}
+
+/// Files of dropped snapshots stay as they are. Returns the name of the configuration that says so.
+fn merge_nothing(disk: &CrashDisk) -> String {
+    let get = |name: &str| disk.get(name).unwrap();
+    let (name, bytes) = config::extended(&disk.files(), get, "[prune]\ngarbage = 100\n");
+    disk.put(&name, &bytes);
+    name
 }
 
 fn take(disk: &CrashDisk, image: &Path) -> Result<()> {
@@ -264,8 +270,7 @@ fn delete_with_a_merge_survives_every_fault() {
 #[test]
 fn delete_without_a_merge_survives_every_fault() {
     let scene = Scene::new();
-    let text = String::from_utf8(scene.disk.get("repository.toml").unwrap()).unwrap();
-    scene.disk.put("repository.toml", format!("{text}\n[prune]\ngarbage = 100\n").as_bytes());
+    merge_nothing(&scene.disk);
     survive(&scene, &|disk| delete(disk, 2, false));
     delete(&scene.disk, 2, false).unwrap();
     assert_eq!(depth(&scene.disk, 3), 3);

@@ -11,6 +11,7 @@
 )]
 
 mod compatibility;
+mod configuration;
 mod corruption;
 mod damaged;
 mod faults;

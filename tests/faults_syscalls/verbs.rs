@@ -207,6 +207,22 @@ fn without_manifests(lab: &Lab) {
     }
 }
 
+/// The configuration is `repository.toml` alone.
+fn of_an_older_program(lab: &Lab) {
+    let object = lab.path("repo/config.000001");
+    let text = std::fs::read_to_string(&object).unwrap();
+    let text = format!("version = 1\n{}", text.split_once('\n').unwrap().1);
+    std::fs::write(lab.path("repo/repository.toml"), text).unwrap();
+    std::fs::remove_file(object).unwrap();
+}
+
+/// The same, taken over by somebody who was killed before the marker was written.
+fn half_taken_over(lab: &Lab) {
+    let object = std::fs::read(lab.path("repo/config.000001")).unwrap();
+    of_an_older_program(lab);
+    std::fs::write(lab.path("repo/config.000001"), object).unwrap();
+}
+
 fn damaged_manifest(lab: &Lab) {
     let folder = lab.path("repo/vm");
     let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
@@ -287,6 +303,9 @@ pub fn all() -> Vec<Verb> {
         Verb::new("forget web -y"),
         Verb::new("untrack vm"),
         Verb::new("--repo fresh init"),
+        Verb::new("config set prune.keep_last 2"),
+        Verb::new("config set prune.keep_last 2").prepared(of_an_older_program),
+        Verb::new("repair web").prepared(half_taken_over),
         Verb::new("diff vm@1 vm@3"),
         Verb::new("diff vm@2 vm.img"),
         Verb::new("verify"),

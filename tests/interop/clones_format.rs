@@ -11,7 +11,7 @@ fn manifest(lab: &Lab, name: &str) -> (Value, String) {
     let files = lab.stored(name);
     let ruling = files.iter().rfind(|f| f.starts_with("manifest.")).unwrap();
     let text = std::fs::read_to_string(format!("{}/{name}/{ruling}", lab.repo)).unwrap();
-    let toml = std::fs::read_to_string(format!("{}/repository.toml", lab.repo)).unwrap();
+    let toml = crate::config::text_in(&lab.repo);
     let id = toml.lines().find_map(|line| line.strip_prefix("id = ")).unwrap();
     let manifest = serde_json::from_str(text.split_once('\n').unwrap().1).unwrap();
     (manifest, id.trim_matches('"').to_owned())

@@ -9,6 +9,8 @@ mod believed;
 mod bytes;
 mod clones;
 mod clones_format;
+#[path = "../support/config.rs"]
+mod config;
 mod devices;
 mod ext4;
 mod filesystems;

@@ -404,9 +404,7 @@ fn rolls_back_without_room(is_saved: bool, reflink: bool) -> Result<(), String> 
     for (number, system) in [XFS, BTRFS].into_iter().enumerate() {
         let (lab, _guards, image) = lab_on(system)?;
         if reflink {
-            let config = format!("{}/repository.toml", lab.repo);
-            let text = std::fs::read_to_string(&config).unwrap();
-            std::fs::write(&config, text + "\n[snapshot]\ntrack = \"reflink\"\n").unwrap();
+            crate::config::add(&lab.repo, "[snapshot]\ntrack = \"reflink\"\n");
         }
         take(&lab, &image);
         let first = lab.path("first");

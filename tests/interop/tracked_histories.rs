@@ -50,11 +50,8 @@ impl Keeper {
         std::fs::create_dir(&folder).unwrap();
         let defaults = Defaults { block_size, ..Defaults::default() };
         drop(Repository::init_in(store(&folder), defaults).unwrap());
-        let config = format!("{folder}/repository.toml");
-        let text = std::fs::read_to_string(&config).unwrap();
         // A rollback takes no options: it must find everything without a recheck, too.
-        let tracking = "\n[snapshot]\ntrack = \"reflink\"\nrecheck = 0\n";
-        std::fs::write(&config, text + tracking).unwrap();
+        crate::config::add(&folder, "[snapshot]\ntrack = \"reflink\"\nrecheck = 0\n");
         let repository = Repository::open_in(store(&folder)).unwrap();
         Self { folder, repository, known: BTreeMap::new() }
     }

@@ -9,11 +9,9 @@ use serde_json::{Value, json};
 
 const BLOCK: u64 = 4096;
 
-/// Adds to repository.toml how much of what is called unchanged is looked at.
+/// Adds to the configuration how much of what is called unchanged is looked at.
 pub fn configure(lab: &Lab, setting: &str) {
-    let config = format!("{}/repository.toml", lab.repo);
-    let text = std::fs::read_to_string(&config).unwrap();
-    std::fs::write(&config, format!("{text}\n[snapshot]\n{setting}\n")).unwrap();
+    crate::config::add(&lab.repo, &format!("[snapshot]\n{setting}\n"));
 }
 
 /// A tracked image with three snapshots, changed since at two places, one in either half; and the library

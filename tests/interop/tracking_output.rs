@@ -170,7 +170,7 @@ fn an_image_that_is_in_use_is_taken_as_it_is_and_that_is_told() {
 }
 
 #[test]
-fn nobody_is_held_up_longer_than_was_typed_else_than_repository_toml_says() {
+fn nobody_is_held_up_longer_than_was_typed_else_than_the_configuration_says() {
     let lab = Lab::new();
     let (_device, _mount) = need!(mounted(&lab, XFS.0, XFS.1, 400));
     let image = begin(&lab);
@@ -184,16 +184,19 @@ fn nobody_is_held_up_longer_than_was_typed_else_than_repository_toml_says() {
     };
     refused(&["--max-stall", "0s"]);
     refused(&["--max-stall", "0s", "--dry-run"]);
-    let toml = format!("{}/repository.toml", lab.repo);
-    let plain = std::fs::read_to_string(&toml).unwrap();
-    std::fs::write(&toml, format!("{plain}\n[snapshot]\nmax_stall = \"0s\"\n")).unwrap();
+    let plain = crate::config::text_in(&lab.repo);
+    let configure = |more: &str| {
+        let text = format!("{plain}\n[snapshot]\nmax_stall = \"0s\"\n{more}");
+        crate::config::change(&lab.repo, |_| text);
+    };
+    configure("");
     refused(&[]);
     lab.run(&["snapshot", &image, "--max-stall", "10s"]).done();
     let own = "[images.disk.snapshot]\nmax_stall = \"5s\"\n";
-    std::fs::write(&toml, format!("{plain}\n[snapshot]\nmax_stall = \"0s\"\n{own}")).unwrap();
+    configure(own);
     lab.run(&["snapshot", &image]).done();
     // Whom nobody uses, nobody has to wait for.
-    std::fs::write(&toml, format!("{plain}\n[snapshot]\nmax_stall = \"0s\"\n")).unwrap();
+    configure("");
     drop(user);
     lab.run(&["snapshot", &image]).done();
     lab.verify(4);

@@ -14,6 +14,8 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 mod command;
+#[path = "../support/config.rs"]
+mod config;
 mod damage;
 mod disk;
 mod fault;

@@ -62,10 +62,8 @@ impl Worker<'_> {
 
     /// What the defaults of the repository are is of no matter to those who work in it.
     pub fn configure(&mut self) {
-        let path = self.world.repo.join("repository.toml");
         let _alone = self.world.alone();
-        let text = std::fs::read_to_string(&path).unwrap();
-        let mut config: toml::Table = text.parse().unwrap();
+        let mut config: toml::Table = crate::config::text_in(&self.world.repo).parse().unwrap();
         let new = config["new"].as_table_mut().unwrap();
         let size = 4096_i64 << self.random.below(9);
         new.insert("block_size".into(), size.into());
@@ -75,9 +73,7 @@ impl Worker<'_> {
         let mut prune = toml::Table::new();
         prune.insert("garbage".into(), pick(&mut self.random, &[0_i64, 5, 40, 100]).into());
         config.insert("prune".into(), prune.into());
-        let next = self.folder.join("next.toml");
-        std::fs::write(&next, config.to_string()).unwrap();
-        std::fs::rename(next, path).unwrap();
+        crate::config::change(&self.world.repo, |_| config.to_string());
     }
 }
 

@@ -18,6 +18,8 @@ struct State {
     crash_at: Option<u64>,
     /// This operation alone fails.
     fail_at: Option<u64>,
+    /// Before this operation somebody else puts a file there.
+    intruder: Option<(u64, String, Vec<u8>)>,
     /// What a sync that fails loses for ever.
     loses: Survival,
     locks: BTreeMap<String, (u32, bool)>,
@@ -87,7 +89,14 @@ impl CrashDisk {
         state.fail_at = Some(operation);
     }
 
-    /// The same, and should that be a sync, `loses` says what it loses: the bytes are read as they were
+    /// Before this operation somebody else puts a durable file there, unless there is one of that name.
+    pub fn intrude_at(&self, operation: u64, path: &str, bytes: &[u8]) {
+        let mut state = self.state();
+        state.operations = 0;
+        state.intruder = Some((operation, path.to_owned(), bytes.to_owned()));
+    }
+
+    /// This operation alone fails; should that be a sync, `loses` says what it loses: the bytes are read as they were
     /// written until the power goes, and no later sync makes them durable.
     pub fn fail_and_lose_at(&self, operation: u64, loses: Survival) {
         self.fail_at(operation);
@@ -159,6 +168,11 @@ fn step(state: &mut State, what: &str, path: &str) -> io::Result<()> {
     state.log.push(format!("{now} {what} {path}"));
     if let Some(moments) = &mut state.moments {
         moments.push(state.now.clone());
+    }
+    if let Some((_, path, bytes)) = state.intruder.take_if(|(at, ..)| *at == now)
+        && state.now.file(&path).is_none()
+    {
+        state.now.put(&path, &bytes);
     }
     if state.crash_at.is_some_and(|at| now >= at) || state.fail_at == Some(now) {
         return Err(io::Error::from_raw_os_error(5));

@@ -9,6 +9,7 @@
     clippy::indexing_slicing
 )]
 
+pub mod config;
 pub mod crash_disk;
 pub mod naive_reader;
 pub mod power;

@@ -36,7 +36,8 @@ pub fn run(
         Error::new(ErrorKind::InvalidInput, what).hint(message![
             "give rules such as ",
             Setting::KeepDaily.to(7),
-            ", or write them into repository.toml",
+            ", or write them into the configuration with ",
+            Verb::Config.of("edit"),
         ])
     })?;
     let when = CompactWhen::of(request.compact, policy.garbage);

@@ -11,7 +11,7 @@ use serde::Serialize;
 #[derive(Debug, Clone, Default, PartialEq)]
 #[non_exhaustive]
 pub struct PruneRequest {
-    /// Otherwise those in `repository.toml`.
+    /// Otherwise those in the configuration.
     pub rules: Option<Rules>,
     /// Merge even where it frees little.
     pub compact: bool,
@@ -20,13 +20,13 @@ pub struct PruneRequest {
 }
 
 impl PruneRequest {
-    /// By the rules in `repository.toml`.
+    /// By the rules in the configuration.
     pub fn new() -> Self {
         Self::default()
     }
 
     setters! {
-        /// Otherwise those in `repository.toml`.
+        /// Otherwise those in the configuration.
         rules: Option<Rules>,
         /// Merge even where it frees little.
         compact: bool,

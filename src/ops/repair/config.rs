@@ -1,14 +1,20 @@
-//! Rebuilding `repository.toml` from the delta files: what new bases are made with is what the newest one was
-//! made with.
+//! Rebuilding a configuration that is lost or damaged.
+//!
+//! ```text
+//! a numbered one that is sound    -> the highest of them is written again
+//! what an older program wrote     -> it is taken over
+//! neither                         -> what new bases are made with is what the newest one was made with
+//! ```
 
 use crate::base::error::{ErrorKind, Result};
 use crate::codec::{Codec, Compression};
 use crate::delta::{Caches, Delta};
 use crate::format::header::HEADER_BYTES;
 use crate::format::{RecordHead, RecordKind};
-use crate::repo::config::{Config, Defaults};
+use crate::ops::repair::types::{ConfigOrigin, RestoredConfig};
+use crate::repo::config::{Config, Defaults, object};
 use crate::repo::manifest::{self, ImageFile};
-use crate::repo::names::{self, names_in};
+use crate::repo::names::names_in;
 use crate::store::Store;
 use crate::tracking::CloneFolder;
 use std::sync::Arc;
@@ -17,25 +23,52 @@ use uuid::Uuid;
 /// Frames that are examined to see how they are compressed: what does not compress is stored.
 const MAX_PROBED_FRAMES: usize = 64;
 
-/// Makes `repository.toml` anew if it is lost, or holds nothing that a person could have written. The
-/// rules of `prune` and the settings that stood in it are lost. None if it is there.
+/// Rebuilds the configuration if it is lost or damaged, or holds nothing that a person could have written.
+/// None if it is sound; then what an interrupted change left to do is done.
 ///
 /// # Errors
-/// `NotFound` if there is no image either.
-pub fn restore_config(store: &Arc<dyn Store>) -> Result<Option<Defaults>> {
-    if !Config::is_lost(store.as_ref())? {
-        return Ok(None);
+/// `NotFound` if there is no repository; `Corrupt` if somebody wrote something into it that makes no sense.
+pub fn restore_config(store: &Arc<dyn Store>) -> Result<Option<RestoredConfig>> {
+    let all = store;
+    let store = all.as_ref();
+    match object::ruling(store) {
+        Ok(ruling) => {
+            ruling.number.map_or(Ok(()), |number| object::finish(store, number))?;
+            return Ok(None);
+        }
+        // Whatever cannot be read now, or was written by a later version, is not lost.
+        Err(e) if !e.is_damage() => return Err(e),
+        Err(_) => {}
     }
+    let numbers = object::numbers(store)?;
+    let (text, origin) = match last_sound(store, &numbers)? {
+        Some(sound) => sound,
+        None => (rebuilt(all)?.encode()?, ConfigOrigin::DeltaFiles),
+    };
+    let number = object::commit(store, numbers.first().copied(), &text)?;
+    let defaults = Config::load(store)?.defaults();
+    Ok(Some(RestoredConfig { number, origin, defaults }))
+}
+
+/// The text of the last configuration that can be read.
+fn last_sound(store: &dyn Store, numbers: &[u64]) -> Result<Option<(String, ConfigOrigin)>> {
+    let sound = |text: Result<String>| match text {
+        Ok(text) => Ok(Some(text)),
+        Err(e) if e.is_damage() || e.kind() == ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e),
+    };
+    for number in numbers {
+        if let Some(text) = sound(object::read(store, *number))? {
+            return Ok(Some((text, ConfigOrigin::Earlier(*number))));
+        }
+    }
+    let text = sound(object::read_unnumbered(store))?;
+    Ok(text.map(|text| (text, ConfigOrigin::OlderProgram)))
+}
+
+/// What new bases are made with, by the files that there are; without any, as usual.
+fn rebuilt(store: &Arc<dyn Store>) -> Result<Config> {
     let names = names_in(store.as_ref())?;
-    if names.is_empty() {
-        return match Config::load(store.as_ref()) {
-            // What is empty and alone is of an init that was cut off.
-            Err(e) if e.kind() == ErrorKind::Corrupt => {
-                write_config(store.as_ref(), Config::new(Defaults::default())).map(Some)
-            }
-            other => other.map(|_| None),
-        };
-    }
     let caches = Caches::default();
     let mut newest: Option<Delta> = None;
     for name in &names {
@@ -60,14 +93,7 @@ pub fn restore_config(store: &Arc<dyn Store>) -> Result<Option<Defaults>> {
         defaults.compression = compression_of(store.as_ref(), delta).unwrap_or_default();
     }
     let id = known_id(store.as_ref(), &names).unwrap_or_else(Uuid::new_v4);
-    write_config(store.as_ref(), Config::with_id(id, defaults)).map(Some)
-}
-
-fn write_config(store: &dyn Store, config: Config) -> Result<Defaults> {
-    let mut upload = store.create(names::FILE)?;
-    upload.write(config.encode()?.as_bytes())?;
-    upload.publish_over()?;
-    Ok(config.defaults())
+    Ok(Config::with_id(id, defaults))
 }
 
 /// How the frames of a file are compressed; none if that cannot be told.

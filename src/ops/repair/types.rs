@@ -4,6 +4,7 @@ use crate::base::error::Result;
 use crate::base::message::Message;
 use crate::image::Source;
 use crate::repo::Repository;
+use crate::repo::config::Defaults;
 use crate::repo::manifest::Manifest;
 use serde::Serialize;
 use std::fmt;
@@ -25,6 +26,30 @@ pub struct Repaired {
     pub base_images: Vec<(String, Message)>,
     /// Files that an earlier repair could not use, and that are of no use yet.
     pub unused: Vec<String>,
+}
+
+/// A configuration that was rebuilt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RestoredConfig {
+    /// The number that it was given.
+    pub number: u64,
+    /// What it was rebuilt from.
+    pub origin: ConfigOrigin,
+    /// With what new bases are made now.
+    pub defaults: Defaults,
+}
+
+/// What a configuration was rebuilt from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ConfigOrigin {
+    /// The one with that number: whatever was changed after it is lost.
+    Earlier(u64),
+    /// What an older program wrote.
+    OlderProgram,
+    /// The delta files: the rules of `prune`, and the other settings, are lost.
+    DeltaFiles,
 }
 
 /// A manifest that was rebuilt.

@@ -208,7 +208,7 @@ pub(crate) fn check_format(
     Ok(())
 }
 
-/// How a snapshot is taken. A slip in repository.toml must not be the end of all snapshots.
+/// How a snapshot is taken. A slip in the configuration must not be the end of all snapshots.
 pub(crate) fn policy_for(
     repository: &Repository,
     name: &str,

@@ -17,7 +17,7 @@ pub struct WatchRequest {
     pub images: Vec<SnapshotRequest>,
     /// From one snapshot to the next.
     pub every: Duration,
-    /// What is kept; otherwise what repository.toml says, and all if it says nothing.
+    /// What is kept; otherwise what the configuration says, and all if it says nothing.
     pub rules: Option<Rules>,
 }
 
@@ -28,7 +28,7 @@ impl WatchRequest {
     }
 
     setters! {
-        /// What is kept; otherwise what repository.toml says, and all if it says nothing.
+        /// What is kept; otherwise what the configuration says, and all if it says nothing.
         rules: Option<Rules>,
     }
 }

@@ -3,6 +3,7 @@
 
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::message::{Setting, message};
+use crate::repo::top;
 use uuid::Uuid;
 
 /// What a file in the folder of an image is, by its name.
@@ -94,7 +95,8 @@ pub fn sequence_of(file: &str) -> Option<u64> {
 /// Checks the name of an image (FORMAT.md P2).
 pub fn check_name(name: &str) -> Result<()> {
     let bad = |c: char| c.is_control() || c.is_whitespace() || c == '/' || c == '@';
-    if name.is_empty() || name.len() > 128 || name.starts_with(['.', '-']) || name.contains(bad) {
+    let is_bad = name.len() > 128 || name.starts_with(['.', '-']) || name.contains(bad);
+    if name.is_empty() || is_bad || top::is_of_repository(name) {
         let what = format!("\"{}\" cannot be the name of an image", name.escape_debug());
         return Err(Error::new(ErrorKind::InvalidInput, what).hint(message![
             "choose one with ",

@@ -163,10 +163,23 @@ mod tests {
 
     #[test]
     fn names_are_checked() {
-        for name in ["vm", "web-01", "a.b", "größe"] {
+        for name in ["vm", "web-01", "a.b", "größe", "config", "config.1"] {
             assert!(check_name(name).is_ok(), "{name}");
         }
-        for name in ["", ".", "..", ".x", "-x", "a/b", "a@b", "a b", "a\nb", &"x".repeat(129)] {
+        for name in [
+            "",
+            ".",
+            "..",
+            ".x",
+            "-x",
+            "a/b",
+            "a@b",
+            "a b",
+            "a\nb",
+            &"x".repeat(129),
+            "repository.toml",
+            "config.000001",
+        ] {
             assert!(check_name(name).is_err(), "{name}");
         }
     }

@@ -6,6 +6,7 @@ use crate::base::units::{BlockSize, Geometry};
 use crate::image::{FileAttributes, LiveIdentity};
 use crate::repo::manifest::commit::{Ancestor, Condemned, ManifestDigest, Read};
 use crate::repo::manifest::wire::{self, or_none};
+use crate::repo::seal::{seal, unseal};
 use crate::tracking::{HintKind, KeptClone};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -300,20 +301,17 @@ impl Manifest {
 
     /// The bytes of the file.
     pub fn encode(&self) -> Result<Vec<u8>> {
-        let mut body = serde_json::to_vec_pretty(self).map_err(|e| {
+        let mut body = serde_json::to_string_pretty(self).map_err(|e| {
             Error::new(ErrorKind::InvalidInput, format!("cannot write the manifest: {e}"))
         })?;
-        body.push(b'\n');
-        let digest = xxhash_rust::xxh3::xxh3_128(&body);
+        body.push('\n');
         // One that was read, and is not committed, is of the version that it was.
         let version = match (self.commit, self.dropped.is_empty()) {
             (Some(_), _) => VERSION,
             (None, true) => 1,
             (None, false) => 2,
         };
-        let mut bytes = format!("imgsnap-manifest {version} {digest:032x}\n").into_bytes();
-        bytes.append(&mut body);
-        Ok(bytes)
+        Ok(seal("manifest", version, &body))
     }
 
     /// Checks and decodes the bytes of a file.
@@ -321,30 +319,8 @@ impl Manifest {
     /// # Errors
     /// `Corrupt`, or `Unsupported` if a later version wrote it.
     pub fn decode(bytes: &[u8]) -> Result<Self> {
-        let damaged = || Error::corrupt("the manifest is damaged");
-        let end = bytes.iter().position(|&b| b == b'\n').ok_or_else(damaged)?;
-        let (line, body) = bytes.split_at(end);
-        let line = std::str::from_utf8(line).map_err(|_| damaged())?;
-        let rest = line.strip_prefix("imgsnap-manifest ").ok_or_else(damaged)?;
-        let (version, digest) = rest.split_once(' ').ok_or_else(damaged)?;
-        // As it is written: no sign, no zeros before it.
-        let is_number = version.bytes().all(|b| b.is_ascii_digit()) && !version.starts_with('0');
-        let known = version.parse::<u32>().ok().filter(|v| *v <= VERSION);
-        if !is_number || version.is_empty() {
-            return Err(damaged());
-        }
-        let Some(version) = known else {
-            let what = format!("manifest version {version}, this program knows {VERSION}");
-            return Err(Error::new(ErrorKind::Unsupported, what)
-                .hint("a later imgsnap wrote this; use that one"));
-        };
-        let body = body.split_first().map_or(body, |(_, rest)| rest);
-        let sum = format!("{:032x}", xxhash_rust::xxh3::xxh3_128(body));
-        if digest != sum {
-            return Err(damaged());
-        }
         // All of it, not only what is examined: JSON is text.
-        let text = std::str::from_utf8(body).map_err(|_| damaged())?;
+        let (version, text) = unseal("manifest", VERSION, bytes)?;
         let mut manifest: Self = serde_json::from_str(text)
             .map_err(|e| Error::corrupt(format!("the manifest is not valid: {e}")))?;
         if version < VERSION {
@@ -358,7 +334,7 @@ impl Manifest {
             _ => manifest.commit.is_some(),
         };
         if !is_of_version {
-            return Err(damaged());
+            return Err(Error::corrupt("the manifest is damaged"));
         }
         manifest.check()?;
         manifest.is_read_from(bytes);

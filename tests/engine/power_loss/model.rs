@@ -80,6 +80,9 @@ pub fn look(disk: &CrashDisk, known: Option<&Visible>) -> Result<Seen> {
         }
         other => other?,
     };
+    // The configuration is committed on top of what makes older programs refuse.
+    let marker = disk.get("repository.toml").unwrap_or_default();
+    assert!(marker.ends_with(b"version = 2\n"), "{:?}", String::from_utf8_lossy(&marker));
     let warnings = Arc::new(Warnings::default());
     let context = Context::new(warnings.clone(), Arc::default()).with_threads(1);
     let mut seen = Seen::default();
@@ -139,7 +142,7 @@ pub fn look(disk: &CrashDisk, known: Option<&Visible>) -> Result<Seen> {
 pub fn assert_tidy(disk: &CrashDisk, name: &str) {
     let files = disk.files();
     let at_top = files.iter().filter(|file| !file.contains('/')).collect::<Vec<_>>();
-    assert_eq!(at_top, ["repository.toml"]);
+    assert_eq!(at_top, ["config.000001", "repository.toml"]);
     let here = files.iter().filter_map(|file| file.strip_prefix(&format!("{name}/")));
     let here: Vec<&str> = here.filter(|file| !file.ends_with(".lock")).collect();
     let listing = match repository_on(disk).unwrap().list(name, &context()) {

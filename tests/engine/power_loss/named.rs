@@ -60,7 +60,8 @@ fn an_init_that_was_interrupted_leaves_nothing_when_the_next_one_is_done() {
                 init(&disk).unwrap();
             }
             let disk = disk.after_power_loss(Survival::Nothing);
-            assert_eq!(disk.files(), ["repository.toml"], "{operation}, {survival:?}");
+            let files = ["config.000001", "repository.toml"];
+            assert_eq!(disk.files(), files, "{operation}, {survival:?}");
         }
     }
 }

@@ -1,0 +1,65 @@
+//! `imgsnap config`
+
+pub mod args;
+mod editor;
+mod text;
+
+use super::printer::Printer;
+use super::{exit, repo};
+use args::Config;
+use editor::Edited;
+use imgsnap::base::error::Result;
+use imgsnap::{Configuration, Repository};
+use serde_json::json;
+use std::io::IsTerminal;
+use std::path::Path;
+use std::process::ExitCode;
+
+pub fn run(place: Option<&Path>, verb: &Config, printer: &Printer) -> Result<ExitCode> {
+    let store = repo::store(place)?;
+    let was = Repository::configuration(store.as_ref())?;
+    let replace = |text: &str| Repository::replace_configuration(store.as_ref(), &was, text);
+    match verb {
+        Config::Show => show(&was, printer)?,
+        Config::Edit => {
+            let now = match Edited::from(&was.text)? {
+                Some(edited) => {
+                    let outcome = replace(&edited.text);
+                    edited.end(outcome)?
+                }
+                None => was.clone(),
+            };
+            tell(&was, &now, printer)?;
+        }
+        Config::Set { key, value, .. } => {
+            let now = replace(&text::with(&was.text, key, value.as_deref())?)?;
+            tell(&was, &now, printer)?;
+        }
+    }
+    Ok(exit::DONE)
+}
+
+fn show(configuration: &Configuration, printer: &Printer) -> Result<()> {
+    let Configuration { number, place, text, .. } = configuration;
+    if printer.is_json() {
+        return printer.json(&json!({"number": number, "place": place, "text": text}));
+    }
+    let is_harmless = |c: char| matches!(c, '\n' | '\r' | '\t') || !c.is_control();
+    // As it stands, but for what would take over a terminal.
+    if std::io::stdout().is_terminal() && !text.chars().all(is_harmless) {
+        return printer.line(text.trim_end());
+    }
+    printer.bytes(text.as_bytes())
+}
+
+fn tell(was: &Configuration, now: &Configuration, printer: &Printer) -> Result<()> {
+    let is_changed = was != now;
+    if printer.is_json() {
+        let (number, place) = (now.number, &now.place);
+        return printer.json(&json!({"number": number, "place": place, "changed": is_changed}));
+    }
+    if !is_changed {
+        return printer.line("the configuration is as it was");
+    }
+    printer.line(&format!("the configuration is in {} now", now.place))
+}

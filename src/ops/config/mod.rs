@@ -1,0 +1,41 @@
+//! The verb *config*: reads the configuration, and puts another one in its place.
+//!
+//! Neither opens the repository: a configuration that makes no sense can be read, and replaced.
+
+pub mod types;
+
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::ops::config::types::Configuration;
+use crate::repo::config::{Config, object};
+use crate::store::Store;
+
+/// Reads the configuration that rules.
+pub fn read(store: &dyn Store) -> Result<Configuration> {
+    let ruling = object::ruling(store)?;
+    Ok(configuration(store, ruling.number, ruling.text))
+}
+
+/// Puts `text` in the place of the configuration that was read. One that is the same is not written; then
+/// what an interrupted change left to do is done.
+pub fn replace(store: &dyn Store, was: &Configuration, text: &str) -> Result<Configuration> {
+    if text == was.text {
+        was.number.map_or(Ok(()), |number| object::finish(store, number))?;
+        return Ok(was.clone());
+    }
+    let id = Config::checked(text)?.id;
+    // One that makes no sense has no id that could be kept.
+    if Config::decode(&was.text).is_ok_and(|was| was.id != id) {
+        let what = "it is the identity of the repository, and stays";
+        return Err(Error::new(ErrorKind::InvalidInput, what).at("id"));
+    }
+    if read(store)? != *was {
+        return Err(object::changed(store));
+    }
+    let number = object::commit(store, was.number, text)?;
+    Ok(configuration(store, Some(number), text.to_owned()))
+}
+
+fn configuration(store: &dyn Store, number: Option<u64>, text: String) -> Configuration {
+    let place = store.location(&object::file_of(number));
+    Configuration { number, place, text }
+}

@@ -1,0 +1,278 @@
+//! The configuration: identity, the defaults for new bases, and the tables of the policies (FORMAT.md P1).
+
+pub(crate) mod object;
+
+use crate::base::digest::DigestAlgorithm;
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::message::{Message, Verb, message};
+use crate::base::units::BlockSize;
+use crate::codec::Compression;
+use crate::repo::manifest::check_name;
+use crate::repo::policy::{Policy, PruneTable, SnapshotPolicy, SnapshotTable, invalid, table_at};
+use crate::store::Store;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use toml::{Table, Value};
+use uuid::Uuid;
+
+/// What the text of older programs begins with, and may stay when it is taken over.
+const VERSION: u32 = 1;
+
+/// With what a new base is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Defaults {
+    /// Unit of comparison.
+    pub block_size: BlockSize,
+    /// Digest of blocks.
+    pub digest: DigestAlgorithm,
+    /// Compression; of deltas, too.
+    pub compression: Compression,
+}
+
+impl Default for Defaults {
+    fn default() -> Self {
+        Self {
+            block_size: BlockSize::DEFAULT,
+            digest: DigestAlgorithm::default(),
+            compression: Compression::default(),
+        }
+    }
+}
+
+impl fmt::Display for Defaults {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} blocks, {}, {}", self.block_size, self.digest, self.compression)
+    }
+}
+
+pub(crate) struct Config {
+    /// The object that it stands in; none if that is what an older program wrote.
+    number: Option<u64>,
+    pub(crate) id: Uuid,
+    defaults: Defaults,
+    /// `[prune]`, `[snapshot]` and `[images]` as they stand: a mistake in them concerns these verbs
+    /// alone, so they are examined only when they are asked for.
+    prune: Option<Value>,
+    snapshot: Option<Value>,
+    images: Option<Value>,
+    /// A name that is none of a table or key here, and one that is none in `[new]`.
+    stranger: Option<String>,
+    stranger_in_new: Option<String>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Wire {
+    #[serde(skip_serializing)]
+    version: Option<u32>,
+    id: Option<Uuid>,
+    new: Option<WireNew>,
+    #[serde(skip_serializing)]
+    prune: Option<Value>,
+    #[serde(skip_serializing)]
+    snapshot: Option<Value>,
+    #[serde(skip_serializing)]
+    images: Option<Value>,
+    /// Tables that nobody reads: perhaps a slip of the pen.
+    #[serde(flatten, skip_serializing)]
+    others: Table,
+}
+
+#[derive(Serialize, Deserialize)]
+struct WireNew {
+    block_size: u32,
+    digest: String,
+    compression: String,
+    #[serde(flatten, skip_serializing)]
+    others: Table,
+}
+
+fn correct() -> Message {
+    message!["correct it with ", Verb::Config.of("edit")]
+}
+
+/// What is wrong with a text, and where.
+fn invalid_toml(text: &str, error: &toml::de::Error) -> Error {
+    let what = error.message().lines().next().unwrap_or_default();
+    let before = error.span().and_then(|span| text.get(..span.start));
+    match before {
+        Some(before) => {
+            let line = before.matches('\n').count() + 1;
+            Error::corrupt(what).at(format!("line {line}"))
+        }
+        None => Error::corrupt(what),
+    }
+}
+
+impl Config {
+    /// That of a new repository.
+    pub(crate) fn new(defaults: Defaults) -> Self {
+        Self::with_id(Uuid::new_v4(), defaults)
+    }
+
+    pub(crate) fn with_id(id: Uuid, defaults: Defaults) -> Self {
+        let (prune, snapshot, images) = (None, None, None);
+        let (stranger, stranger_in_new) = (None, None);
+        let number = Some(1);
+        Self { number, id, defaults, prune, snapshot, images, stranger, stranger_in_new }
+    }
+
+    pub(crate) fn defaults(&self) -> Defaults {
+        self.defaults
+    }
+
+    pub(crate) fn encode(&self) -> Result<String> {
+        let Defaults { block_size, digest, compression } = self.defaults;
+        let new = WireNew {
+            block_size: block_size.bytes(),
+            digest: digest.to_string(),
+            compression: compression.to_string(),
+            others: Table::new(),
+        };
+        let wire = Wire {
+            version: None,
+            id: Some(self.id),
+            new: Some(new),
+            prune: None,
+            snapshot: None,
+            images: None,
+            others: Table::new(),
+        };
+        let body = toml::to_string(&wire).map_err(|e| {
+            Error::new(ErrorKind::InvalidInput, format!("cannot write the configuration: {e}"))
+        })?;
+        Ok(format!("# [new] is for new bases; [prune] and [snapshot] can be added.\n\n{body}"))
+    }
+
+    /// Reads the one that rules.
+    ///
+    /// # Errors
+    /// `NotFound` if there is no repository; `Corrupt` if the configuration is lost, damaged, or makes no
+    /// sense.
+    pub(crate) fn load(store: &dyn Store) -> Result<Self> {
+        let ruling = object::ruling(store)?;
+        let read = || {
+            let config = Self::decode(&ruling.text)?;
+            // Any folder may have a file of that name.
+            if ruling.number.is_none() && object::version_in(&ruling.text).is_none() {
+                return Err(Error::corrupt("it has no version").hint(correct()));
+            }
+            Ok(Self { number: ruling.number, ..config })
+        };
+        read().map_err(|e: Error| e.at(store.location(&ruling.file())))
+    }
+
+    /// Reads a text, and fails if anything in it is wrong, whoever reads it one day.
+    ///
+    /// # Errors
+    /// `InvalidInput`, with the line or the key.
+    pub(crate) fn checked(text: &str) -> Result<Self> {
+        let check = || {
+            let config = Self::decode(text)?;
+            if let Some(stranger) = &config.stranger_in_new {
+                let place = stranger.escape_debug();
+                return Err(invalid("there is no such key").at(place).at("[new]"));
+            }
+            let names = config.named_images();
+            names.iter().try_for_each(|name| check_name(name).map_err(|e| e.at("[images]")))?;
+            for name in names.iter().map(String::as_str).chain([""]) {
+                config.policy(name)?;
+                config.snapshot_policy(name)?;
+            }
+            Ok(config)
+        };
+        check().map_err(|e: Error| Error::new(ErrorKind::InvalidInput, e.message()))
+    }
+
+    /// Reads a text. A mistake in the tables of the policies is found by whoever asks for them.
+    ///
+    /// # Errors
+    /// `Corrupt`, with the line or the key.
+    pub(crate) fn decode(text: &str) -> Result<Self> {
+        let wire: Wire =
+            toml::from_str(text).map_err(|e| invalid_toml(text, &e).hint(correct()))?;
+        if wire.version.is_some_and(|version| version != VERSION) {
+            let what = format!("it is not {VERSION}");
+            return Err(Error::corrupt(what).at("version").hint(correct()));
+        }
+        let mut defaults = Defaults::default();
+        let mut stranger_in_new = None;
+        if let Some(new) = wire.new {
+            let at = |key| move |e: Error| e.at(key).at("[new]").or_hint(correct());
+            defaults = Defaults {
+                block_size: BlockSize::new(new.block_size).map_err(at("block_size"))?,
+                digest: new.digest.parse().map_err(at("digest"))?,
+                compression: new.compression.parse().map_err(at("compression"))?,
+            };
+            stranger_in_new = new.others.keys().next().cloned();
+        }
+        let Wire { prune, snapshot, images, others, .. } = wire;
+        let stranger = others.keys().next().cloned();
+        let id = wire.id.unwrap_or_default();
+        let number = None;
+        Ok(Self { number, id, defaults, prune, snapshot, images, stranger, stranger_in_new })
+    }
+
+    /// The name of the object that it stands in.
+    pub(crate) fn file(&self) -> String {
+        object::file_of(self.number)
+    }
+
+    /// The images that have a table of their own.
+    pub(crate) fn named_images(&self) -> Vec<String> {
+        let images = self.images.as_ref().and_then(Value::as_table);
+        images.map_or(Vec::new(), |images| images.keys().cloned().collect())
+    }
+
+    /// What `prune` keeps of an image.
+    ///
+    /// # Errors
+    /// `InvalidInput` if `[prune]` or the table of this image is wrong.
+    pub(crate) fn policy(&self, name: &str) -> Result<Policy> {
+        let (own, common) = self.tables(name, "prune", self.prune.as_ref(), PruneTable::read)?;
+        Ok(PruneTable::policy(own, common))
+    }
+
+    /// How snapshots of an image are taken.
+    ///
+    /// # Errors
+    /// `InvalidInput` if `[snapshot]` or the table of this image is wrong.
+    pub(crate) fn snapshot_policy(&self, name: &str) -> Result<SnapshotPolicy> {
+        let read = SnapshotTable::read;
+        let (own, common) = self.tables(name, "snapshot", self.snapshot.as_ref(), read)?;
+        Ok(SnapshotTable::policy(own, common))
+    }
+
+    /// The table `key` of an image, and the one for all.
+    fn tables<T>(
+        &self,
+        name: &str,
+        key: &str,
+        common: Option<&Value>,
+        read: fn(&Table) -> Result<T>,
+    ) -> Result<(Option<T>, Option<T>)> {
+        let both = || {
+            // A rule in a table that nobody reads would be one that is missing.
+            if let Some(stranger) = self.stranger.as_ref().filter(|_| key == "prune") {
+                return Err(invalid("there is no such table or key").at(stranger.escape_debug()));
+            }
+            let read = |value: Option<&Value>, place: &str| {
+                let table = table_at(value, place)?;
+                table.map(|table| read(table).map_err(|e| e.at(place))).transpose()
+            };
+            let common = read(common, &format!("[{key}]"))?;
+            let images = table_at(self.images.as_ref(), "[images]")?;
+            let place = format!("images.\"{name}\"");
+            let image = table_at(images.and_then(|t| t.get(name)), &format!("[{place}]"))?;
+            let is_known = |key: &str| matches!(key, "prune" | "snapshot");
+            if let Some(key) = image.and_then(|table| table.keys().find(|key| !is_known(key))) {
+                return Err(invalid("there is no such key").at(key.escape_debug()).at(&place));
+            }
+            let own = read(image.and_then(|t| t.get(key)), &format!("[{place}.{key}]"))?;
+            Ok((own, common))
+        };
+        both().map_err(|e: Error| e.hint(correct()))
+    }
+}
+
+#[cfg(test)]
+mod tests;

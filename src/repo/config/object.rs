@@ -1,0 +1,238 @@
+//! Where the configuration stands: numbered objects that are committed as manifests are, and the marker
+//! beside them (FORMAT.md P1, P7, P8).
+//!
+//! ```text
+//! config.000001 ... config.000007   the highest number rules; none is ever replaced or removed
+//! repository.toml                   the marker; in a repository of an older program, the configuration
+//! ```
+
+use crate::base::error::{Error, ErrorKind, Result, best_effort};
+use crate::base::message::{Action, Message, Setting, Verb, message};
+use crate::repo::manifest::temporary_of;
+use crate::repo::names::names_in;
+use crate::repo::seal::{seal, unseal};
+use crate::repo::top::{MARKER, config_file, config_number};
+use crate::store::{Store, read_small};
+use serde::Deserialize;
+
+/// The version in the first line of a numbered object.
+const VERSION: u32 = 1;
+
+/// The version in `repository.toml` that says that the configuration is elsewhere. Older programs know 1.
+const MARKED: u32 = 2;
+
+/// A configuration longer than this is refused.
+const MAX_BYTES: u64 = 1 << 20;
+
+const MARKER_TEXT: &str = "\
+# The configuration of this imgsnap repository is in config.NNNNNN, the one with the highest number.
+# It is changed with imgsnap config. Programs that do not know this refuse the version below.
+version = 2
+";
+
+/// The text of the configuration that rules.
+pub(crate) struct Ruling {
+    /// Of the object; none if it is `repository.toml`.
+    pub(crate) number: Option<u64>,
+    pub(crate) text: String,
+}
+
+impl Ruling {
+    /// The name of its object.
+    pub(crate) fn file(&self) -> String {
+        file_of(self.number)
+    }
+}
+
+/// The name of the object with a number; without one, of what older programs wrote.
+pub(crate) fn file_of(number: Option<u64>) -> String {
+    number.map_or_else(|| MARKER.to_owned(), config_file)
+}
+
+/// The numbers that are taken, descending.
+pub(crate) fn numbers(store: &dyn Store) -> Result<Vec<u64>> {
+    let names = store.list("")?;
+    let mut numbers: Vec<u64> = names.iter().filter_map(|name| config_number(name)).collect();
+    numbers.sort_by(|a, b| b.cmp(a));
+    Ok(numbers)
+}
+
+/// Reads the text of the configuration that rules, whatever it says.
+///
+/// # Errors
+/// `NotFound` if there is no repository; `Corrupt` if the configuration is lost or damaged: no older one
+/// takes its place.
+pub(crate) fn ruling(store: &dyn Store) -> Result<Ruling> {
+    match numbers(store)?.first() {
+        Some(number) => {
+            let text = read(store, *number)?;
+            Ok(Ruling { number: Some(*number), text })
+        }
+        None => Ok(Ruling { number: None, text: read_unnumbered(store)? }),
+    }
+}
+
+/// Reads the text of a numbered configuration.
+pub(crate) fn read(store: &dyn Store, number: u64) -> Result<String> {
+    let file = config_file(number);
+    let bytes = read_small(store, &file, MAX_BYTES);
+    let text = bytes.and_then(|bytes| {
+        let (_, text) =
+            unseal("config", VERSION, &bytes).map_err(|e| e.at(store.location(&file)))?;
+        Ok(text.to_owned())
+    });
+    // Whoever edits it where it lies changes what its first line says of it.
+    let by_hand = || message!["; change it with ", Verb::Config.of("edit"), ", not by hand"];
+    text.map_err(|e| if e.is_damage() { e.hint(repair().then(by_hand())) } else { e })
+}
+
+/// Reads what an older program wrote.
+pub(crate) fn read_unnumbered(store: &dyn Store) -> Result<String> {
+    let bytes = match read_small(store, MARKER, MAX_BYTES) {
+        Err(e) if e.kind() == ErrorKind::NotFound => return Err(none_in(store)),
+        other => other?,
+    };
+    let text = std::str::from_utf8(&bytes).unwrap_or_default();
+    // Nothing but comments is what is left of one that was cut off.
+    let is_said = |line: &str| !line.trim().is_empty() && !line.trim_start().starts_with('#');
+    if text.contains('\0') || !text.lines().any(is_said) {
+        let lost = Error::corrupt("it is empty, or no text").at(store.location(MARKER));
+        return Err(lost.hint(repair()));
+    }
+    match version_in(text) {
+        Some(MARKED) => Err(none_in(store)),
+        Some(later @ MARKED..) => {
+            let what = format!("repository version {later}, this program knows {MARKED}");
+            Err(Error::new(ErrorKind::Unsupported, what)
+                .hint("a later imgsnap made it; use that one")
+                .at(store.location(MARKER)))
+        }
+        _ => Ok(text.to_owned()),
+    }
+}
+
+/// What to say where there is no configuration: with images beside it, it was lost.
+fn none_in(store: &dyn Store) -> Error {
+    let place = store.location("");
+    if names_in(store).is_ok_and(|names| !names.is_empty()) {
+        let what = format!("{place} has images, and its configuration is missing");
+        return Error::corrupt(what).hint(repair());
+    }
+    Error::new(ErrorKind::NotFound, format!("{place} is not a repository")).hint(message![
+        "name one with ",
+        Setting::Repo,
+        ", or make one with ",
+        Verb::Init.call(),
+    ])
+}
+
+fn repair() -> Message {
+    message!["run ", Verb::Repair.call(), " to rebuild it"]
+}
+
+/// The version that a text names, if anything can be told of it.
+pub(crate) fn version_in(text: &str) -> Option<u32> {
+    #[derive(Deserialize)]
+    struct VersionOnly {
+        version: u32,
+    }
+    toml::from_str(text).ok().map(|VersionOnly { version }| version)
+}
+
+/// Writes the first configuration, which makes a folder with the marker a repository.
+///
+/// # Errors
+/// `AlreadyExists` if somebody else did so at the same time.
+pub(crate) fn begin(store: &dyn Store, text: &str) -> Result<()> {
+    put(store, 1, text)
+}
+
+/// Writes the configuration that follows `number` (none: what an older program wrote), and makes older
+/// programs refuse. Returns its number.
+///
+/// # Errors
+/// `Busy` if somebody else changed it in the meantime. After any other error the change may stand.
+pub(crate) fn commit(store: &dyn Store, number: Option<u64>, text: &str) -> Result<u64> {
+    let Some(next) = number.unwrap_or(0).checked_add(1) else {
+        return Err(Error::corrupt("there is no number for another configuration"));
+    };
+    put(store, next, text).or_else(|e| match e.kind() {
+        ErrorKind::AlreadyExists => Err(changed(store)),
+        // Whoever was faster removed what was left to publish.
+        ErrorKind::NotFound if numbers(store)?.first() >= Some(&next) => Err(changed(store)),
+        _ => Err(e),
+    })?;
+    finish(store, next)?;
+    Ok(next)
+}
+
+/// Does what a writer leaves to do who dies after he published `number`, or before he published another.
+pub(crate) fn finish(store: &dyn Store, number: u64) -> Result<()> {
+    mark(store)?;
+    sweep(store, number);
+    Ok(())
+}
+
+/// What to say to the one of two writers who is the second.
+pub(crate) fn changed(store: &dyn Store) -> Error {
+    let place = store.location("");
+    let what = format!("somebody else changed the configuration of {place} at the same time");
+    Error::new(ErrorKind::Busy, what).hint(Action::Retry)
+}
+
+pub(crate) fn put(store: &dyn Store, number: u64, text: &str) -> Result<()> {
+    let bytes = seal("config", VERSION, text);
+    if bytes.len() as u64 > MAX_BYTES {
+        let what = format!("a configuration of more than {MAX_BYTES} bytes");
+        return Err(Error::new(ErrorKind::LimitExceeded, what));
+    }
+    let mut upload = store.create(&config_file(number))?;
+    upload.write(&bytes)?;
+    upload.publish()
+}
+
+/// True if older programs refuse to open what is here.
+pub(crate) fn is_marked(store: &dyn Store) -> Result<bool> {
+    match read_small(store, MARKER, MAX_BYTES) {
+        Ok(bytes) => Ok(std::str::from_utf8(&bytes).ok().and_then(version_in) >= Some(MARKED)),
+        Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::Corrupt) => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
+/// Writes the marker into a folder that has nothing of that name.
+///
+/// # Errors
+/// `AlreadyExists` if it has.
+pub(crate) fn begin_marker(store: &dyn Store) -> Result<()> {
+    let mut upload = store.create(MARKER)?;
+    upload.write(MARKER_TEXT.as_bytes())?;
+    upload.publish()
+}
+
+/// Puts the marker in the place of what an older program wrote, or of nothing.
+fn mark(store: &dyn Store) -> Result<()> {
+    if is_marked(store)? {
+        return Ok(());
+    }
+    let mut upload = store.create(MARKER)?;
+    upload.write(MARKER_TEXT.as_bytes())?;
+    match upload.publish_over() {
+        // Somebody else did the same, and then removed what was left to do.
+        Err(e) if e.kind() == ErrorKind::NotFound && is_marked(store)? => Ok(()),
+        other => other,
+    }
+}
+
+/// Removes what writers that were killed left behind. Whoever still writes a configuration up to `number`
+/// comes too late.
+fn sweep(store: &dyn Store, number: u64) {
+    let is_left = |name: &String| {
+        let of = temporary_of(name);
+        of == Some(MARKER) || of.and_then(config_number).is_some_and(|of| of <= number)
+    };
+    // The change stands; the next one removes what stays.
+    for name in store.list("").unwrap_or_default().iter().filter(|name| is_left(name)) {
+        best_effort(store.remove(name));
+    }
+}

@@ -1,0 +1,43 @@
+//! The names of what lies at the top of a repository beside its images (FORMAT.md section 7).
+
+/// Makes a folder a repository for programs that know no configuration in numbered objects: to them it is the
+/// configuration, and of a version that they refuse.
+pub(crate) const MARKER: &str = "repository.toml";
+
+/// The name of the configuration with that number.
+pub(crate) fn config_file(number: u64) -> String {
+    format!("config.{number:06}")
+}
+
+/// The number in the name of a configuration; the first one is 1.
+pub(crate) fn config_number(file: &str) -> Option<u64> {
+    let number = file.strip_prefix("config.")?.parse().ok()?;
+    (number > 0 && config_file(number) == file).then_some(number)
+}
+
+/// True for the name of an object at the top, which no image can have.
+pub(crate) fn is_of_repository(name: &str) -> bool {
+    name == MARKER || config_number(name).is_some()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_canonical_names_are_configurations() {
+        for (name, number) in
+            [("config.000001", 1), ("config.000042", 42), ("config.1234567", 1_234_567)]
+        {
+            assert_eq!(config_number(name), Some(number), "{name}");
+            assert!(is_of_repository(name), "{name}");
+        }
+        for name in
+            ["config.000000", "config.1", "config.+00001", "config.", "config.000001.tmp", "config"]
+        {
+            assert_eq!(config_number(name), None, "{name}");
+            assert!(!is_of_repository(name), "{name}");
+        }
+        assert!(is_of_repository("repository.toml"));
+    }
+}
