@@ -24,7 +24,8 @@ use crate::ops::stats::types::Stats;
 use crate::ops::verify::types::{Verified, VerifyScope};
 use crate::ops::watch::types::{WatchRequest, Watched};
 use crate::repo::config::Defaults;
-use crate::repo::manifest::{Manifest, Snapshot};
+use crate::repo::host::HostState;
+use crate::repo::manifest::Snapshot;
 use crate::repo::reference::At;
 use crate::repo::session::Reader;
 use crate::repo::{self, Repository};
@@ -43,7 +44,7 @@ impl Repository {
     /// `NotFound` if there is none; `Unsupported` if a later version made it, or for a URL of a kind that
     /// this build does not know.
     pub fn open(place: impl AsRef<Path>) -> Result<Self> {
-        Self::open_in(store_at(&locate(place.as_ref())?)?)
+        Self::open_in(store_at(&locate(place.as_ref())?)?, HostState::of_this_host())
     }
 
     /// Makes a repository, and the folder for it if it is missing.
@@ -57,7 +58,7 @@ impl Repository {
             repo::inside::refuse_inside_any(&path)?;
         }
         make_folder(&path)?;
-        Self::init_in(store_at(&path)?, defaults)
+        Self::init_in(store_at(&path)?, defaults, HostState::of_this_host())
     }
 
     /// Opens an image for reading: while the reader lives, no file that its manifest names is unlinked.
@@ -89,8 +90,8 @@ impl Repository {
     ///
     /// # Errors
     /// `Io` if they cannot be listed.
-    pub fn clones(&self, manifest: &Manifest) -> Result<Clones> {
-        repo::clones::clones(self, manifest)
+    pub fn clones(&self, reader: &Reader) -> Result<Clones> {
+        repo::clones::clones(self, reader.manifest(), reader.head())
     }
 
     /// The image that a user means: by name, or by the path of its live file.

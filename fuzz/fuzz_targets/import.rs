@@ -2,6 +2,7 @@
 //! second reader says, and what is refused changes nothing.
 #![no_main]
 
+use imgsnap::repo::host::HostState;
 use imgsnap::store::LocalStore;
 use imgsnap::{Defaults, Repository, VerifyScope};
 use imgsnap_fuzz::parts::Parts;
@@ -22,7 +23,9 @@ fuzz_target!(init: plant(of_chains), |data: &[u8]| {
 fn import(files: &[Vec<u8>]) {
     let disk = CrashDisk::default();
     let store = Arc::new(LocalStore::new(Arc::new(disk.clone())));
-    let repository = Repository::init_in(store, Defaults::default()).expect("an empty folder");
+    let repository =
+        Repository::init_in(store.clone(), Defaults::default(), HostState::in_store(store, "host"))
+            .expect("an empty folder");
     let mut taken: Vec<Vec<u8>> = Vec::new();
     for file in files {
         let before = snapshots(&repository);

@@ -4,6 +4,7 @@
 #![no_main]
 
 use imgsnap::base::error::{Error, ErrorKind, Result};
+use imgsnap::repo::host::HostState;
 use imgsnap::repo::retention::Rules;
 use imgsnap::store::{Disk, LocalStore};
 use imgsnap::{At, ExportRequest, PruneRequest, Repository, VerifyScope};
@@ -62,7 +63,8 @@ fn sequence_in(manifest: &[u8]) -> Option<u64> {
 
 fn run(disk: &CrashDisk, data: &[u8]) {
     let store = Arc::new(LocalStore::new(Arc::new(disk.clone())));
-    let Some(repository) = said(Repository::open_in(store)) else { return };
+    let host = HostState::in_store(store.clone(), "host");
+    let Some(repository) = said(Repository::open_in(store, host)) else { return };
     said(repository.names());
     if said(repository.repair("vm", &context())).is_some_and(|done| done.rebuilt.is_some()) {
         // It can be read again, and is not repaired twice.

@@ -5,11 +5,12 @@
 use imgsnap::base::digest::{Digest, DigestAlgorithm, ImageDigest};
 use imgsnap::base::units::{BlockSize, parse_bytes, parse_duration};
 use imgsnap::codec::Compression;
-use imgsnap::repo::head::Head;
+use imgsnap::repo::host::HostState;
+use imgsnap::repo::manifest::{self, Manifest};
 use imgsnap::repo::retention::{Count, LabelGlob, Period};
-use imgsnap::store::{LocalStore, Store};
+use imgsnap::store::LocalStore;
 use imgsnap::tracking::Recheck;
-use imgsnap::{At, Reference, Repository, Track, check_label};
+use imgsnap::{At, Context, Defaults, Reference, Repository, Track, check_label};
 use imgsnap_fuzz::meter;
 use imgsnap_fuzz::seeds::{fixture, plant, read};
 use imgsnap_fuzz::support::config::sealed;
@@ -88,12 +89,13 @@ fn replaced(text: &str) {
     let disk = CrashDisk::default();
     // Nothing that could be read, so it has no id to be kept.
     disk.put("config.000001", &sealed("="));
-    let store = LocalStore::new(Arc::new(disk.clone()));
-    let was = Repository::configuration(&store).expect("a configuration");
-    let replaced = one_line(Repository::replace_configuration(&store, &was, text));
+    let store = Arc::new(LocalStore::new(Arc::new(disk.clone())));
+    let was = Repository::configuration(store.as_ref()).expect("a configuration");
+    let replaced = one_line(Repository::replace_configuration(store.as_ref(), &was, text));
     if replaced.is_some_and(|now| now != was) {
-        assert_eq!(Repository::configuration(&store).expect("it was written").text, text);
-        let repository = Repository::open_in(Arc::new(store)).expect("it was checked");
+        assert_eq!(Repository::configuration(store.as_ref()).expect("it was written").text, text);
+        let host = HostState::in_store(store.clone(), "host");
+        let repository = Repository::open_in(store, host).expect("it was checked");
         for name in ["vm", "db"] {
             repository.policy(name).expect("it was checked");
             repository.snapshot_policy(name).expect("it was checked");
@@ -105,7 +107,8 @@ fn opened(place: &str, bytes: &[u8]) {
     let disk = CrashDisk::default();
     disk.put(place, bytes);
     let store = Arc::new(LocalStore::new(Arc::new(disk)));
-    let Some(repository) = one_line(Repository::open_in(store)) else { return };
+    let host = HostState::in_store(store.clone(), "host");
+    let Some(repository) = one_line(Repository::open_in(store, host)) else { return };
     repository.defaults();
     for name in ["vm", "db"] {
         one_line(repository.policy(name));
@@ -114,15 +117,20 @@ fn opened(place: &str, bytes: &[u8]) {
     one_line(repository.unknown_images_in_config());
 }
 
+/// What is known of a live image, by this host and by an earlier program.
 fn head(bytes: &[u8]) {
     let disk = CrashDisk::default();
+    let store = Arc::new(LocalStore::new(Arc::new(disk.clone())));
+    let host = HostState::in_store(store.clone(), "host");
+    let repository =
+        Repository::init_in(store.clone(), Defaults::default(), host).expect("nothing is there");
+    disk.create_folder("vm").expect("nothing is there");
+    let mut manifest = Manifest::new("vm", None);
+    manifest::commit(store.as_ref(), &mut manifest).expect("nothing is there");
     disk.put("vm/head.json", bytes);
-    let store: Arc<dyn Store> = Arc::new(LocalStore::new(Arc::new(disk)));
-    let (head, is_damaged) = Head::load(store.as_ref(), "vm").expect("it can be read");
-    if !is_damaged {
-        head.save(store.as_ref(), "vm").expect("what was read can be written");
-        assert_eq!(Head::load(store.as_ref(), "vm").expect("it can be read"), (head, false));
-    }
+    disk.put(&format!("{}/{}.json", repository.id(), manifest.image_id), bytes);
+    let reader = repository.read("vm", &Context::silent()).expect("it can be read");
+    assert_eq!(reader.head().snapshot, None, "there is none");
 }
 
 fn seeds() -> Vec<Vec<u8>> {
@@ -137,6 +145,10 @@ fn seeds() -> Vec<Vec<u8>> {
         "bytes":3,"mtime_ns":4,"ctime_ns":5,"boot_id":"x","filesystem":6},"intent":{"target":
         "a0a0a0a0-a0a0-a0a0-a0a0-a0a0a0a0a001","saved":null},"skipped":7}"#;
     seeds.push([&[1], head.as_slice()].concat());
+    let record = br#"{"machine":"host","repository":"r","image":"vm","source":"file:///a%20b","live":{"kind":"file",
+        "inode":2,"born_ns":3},"snapshot":null,"stat":null,"skipped":7,"newest":{"sequence":9,"commit":
+        "a0a0a0a0-a0a0-a0a0-a0a0-a0a0a0a0a001"}}"#;
+    seeds.push([&[1], record.as_slice()].concat());
     for text in [
         "vm@2",
         "vm@latest",

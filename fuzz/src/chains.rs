@@ -10,10 +10,10 @@ use imgsnap::format::{FrameLayout, RunKind};
 use imgsnap::image::write::{Stream, Target};
 use imgsnap::merge::{self, layer_use};
 use imgsnap::ops::diff::engine::{Difference, Side, diff};
-use imgsnap::view::restore;
 use imgsnap::ops::verify::engine::{
     find_damage, verify_all, verify_digests, verify_runs, verify_stored,
 };
+use imgsnap::view::restore;
 use uuid::Uuid;
 
 /// Longer images are not held in memory.

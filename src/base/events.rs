@@ -66,6 +66,8 @@ named! {
         HeadDamaged = "head-damaged",
         /// What is known of the live image could not be noted.
         HeadNotNoted = "head-not-noted",
+        /// The repository is older than what this host has seen of it.
+        TurnedBack = "turned-back",
         /// A snapshot lost its label.
         LabelDropped = "label-dropped",
         /// It is not noted that a file is the live image.

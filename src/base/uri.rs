@@ -41,6 +41,20 @@ impl Uri {
     }
 }
 
+/// A path as a URI: `file:///PATH`, with percent signs for all but letters, digits and `-._~/`.
+pub fn file_uri(path: &Path) -> String {
+    let mut uri = "file://".to_owned();
+    for byte in path.as_os_str().as_bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' => {
+                uri.push(char::from(*byte));
+            }
+            other => uri.push_str(&format!("%{other:02X}")),
+        }
+    }
+    uri
+}
+
 /// The scheme of a URI, and what follows its `://`, or its `:` if nothing else does.
 fn scheme_of(text: &[u8]) -> Option<(&str, &[u8])> {
     let end = text.iter().position(|byte| *byte == b':')?;
@@ -99,6 +113,11 @@ mod tests {
             ("libvirt:vm/vda", other("libvirt")),
         ] {
             assert_eq!(parsed(text).unwrap(), uri, "{text}");
+            if let Uri::Path(path) = uri.clone()
+                && path.is_absolute()
+            {
+                assert_eq!(Uri::parse(Path::new(&file_uri(&path))).unwrap(), uri);
+            }
         }
         for text in ["file://host/r", "file:///a%2", "file:///a%zz"] {
             assert_eq!(parsed(text).unwrap_err().kind(), ErrorKind::InvalidInput, "{text}");

@@ -17,6 +17,7 @@ use crate::view::restore;
 
 use crate::repo::Repository;
 use crate::repo::config::Defaults;
+use crate::repo::host::HostState;
 use crate::repo::manifest::Snapshot;
 use crate::repo::reference::At;
 use crate::scan::{BadMedium, Index, Scope, scan};
@@ -424,7 +425,9 @@ fn new_repository(request: &Request, setting: Setting, folder: &Path) -> Result<
         compression: request.compression,
         ..Defaults::default()
     };
-    Repository::init_in(Arc::new(store), defaults)
+    // What is measured leaves nothing behind elsewhere.
+    let host = HostState::in_folder(&folder.join(".state"));
+    Repository::init_in(Arc::new(store), defaults, host)
 }
 
 /// A file of a length, in pieces of 1 MiB.

@@ -167,8 +167,11 @@ fn describe(listing: &Listing) -> String {
     let clone = listing.clones.reference.as_ref().map_or(String::new(), |clone| {
         format!(", {} held by its clone", output::bytes(clone.own_bytes))
     });
-    let source = manifest.source.as_ref();
-    let source = source.map_or("(live file unknown)".into(), |path| output::shown(path));
+    let source = match (&listing.head.source, &manifest.source, &listing.head.elsewhere) {
+        (Some(path), ..) => output::shown(path),
+        (None, Some(path), Some(host)) => format!("{}:{}", host.name, output::shown(path)),
+        _ => "(live file unknown)".into(),
+    };
     let title = format!(
         "{}  {source}  {}, {} stored{held}{clone}",
         manifest.name,

@@ -5,6 +5,7 @@ use super::{exit, trust};
 use imgsnap::base::error::{Error, ErrorKind, Result};
 use imgsnap::base::message::{Message, Setting};
 use imgsnap::image::{RawFile, Source, refuse_foreign};
+use imgsnap::repo::host::HostState;
 use imgsnap::store::{Store, locate, store_at};
 use imgsnap::tracking::clone_into;
 use imgsnap::{At, Defaults, Reference, Repository, Track};
@@ -56,7 +57,7 @@ pub fn open_or_create(
 ) -> Result<Result<Repository, Vec<Error>>> {
     let path = place(repo)?;
     let store = store_at(&path)?;
-    match Repository::open_in(store.clone()) {
+    match Repository::open_in(store.clone(), HostState::of_this_host()) {
         Err(e) if e.kind() == ErrorKind::NotFound && Repository::is_vacant(store.as_ref()) => {
             if verb.dry_run {
                 return Err(e);
@@ -103,7 +104,7 @@ pub fn open_or_make(repo: Option<&Path>, printer: &Printer) -> Result<Repository
     let store = store_at(&path)?;
     let mut tries = MAKE_TRIES;
     loop {
-        match Repository::open_in(store.clone()) {
+        match Repository::open_in(store.clone(), HostState::of_this_host()) {
             Err(e) if e.kind() == ErrorKind::NotFound && Repository::is_vacant(store.as_ref()) => {}
             other => return other,
         }

@@ -4,6 +4,7 @@ use crate::base::error::Result;
 use crate::base::events::{Context, WarningId};
 use crate::base::message::message;
 use crate::repo::Repository;
+use crate::repo::head::Head;
 use crate::repo::manifest::{self, Manifest};
 use crate::repo::session::write_lock;
 use crate::store::LockKind;
@@ -25,8 +26,8 @@ pub(crate) fn clones_beside<'a>(
 }
 
 /// The clones beside the live file of an image.
-pub fn clones(repository: &Repository, manifest: &Manifest) -> Result<Clones> {
-    let mut clones = list_clones(repository, manifest)?;
+pub fn clones(repository: &Repository, manifest: &Manifest, head: &Head) -> Result<Clones> {
+    let mut clones = list_clones(repository, manifest, head)?;
     if !clones.orphans.is_empty() {
         // One that a snapshot is just about to name is none.
         let lock = repository.store.lock(&write_lock(&manifest.name), LockKind::Shared);
@@ -34,7 +35,7 @@ pub fn clones(repository: &Repository, manifest: &Manifest) -> Result<Clones> {
             Ok(None) => clones.orphans.clear(),
             Ok(Some(_alone)) => {
                 let manifest = manifest::load(repository.store.as_ref(), &manifest.name)?;
-                clones = list_clones(repository, &manifest)?;
+                clones = list_clones(repository, &manifest, head)?;
             }
             // Where nothing can be locked nobody writes.
             Err(_) => {}
@@ -43,8 +44,12 @@ pub fn clones(repository: &Repository, manifest: &Manifest) -> Result<Clones> {
     Ok(clones)
 }
 
-pub(crate) fn list_clones(repository: &Repository, manifest: &Manifest) -> Result<Clones> {
-    let Some(source) = &manifest.source else { return Ok(Clones::default()) };
+pub(crate) fn list_clones(
+    repository: &Repository,
+    manifest: &Manifest,
+    head: &Head,
+) -> Result<Clones> {
+    let Some(source) = &head.source else { return Ok(Clones::default()) };
     let newest = manifest.newest_clone().map(|(s, _)| (s.id, s.number));
     clones_beside(repository, manifest, source).list(newest)
 }
@@ -53,9 +58,10 @@ pub(crate) fn list_clones(repository: &Repository, manifest: &Manifest) -> Resul
 pub(crate) fn clones_or_warn(
     repository: &Repository,
     manifest: &Manifest,
+    head: &Head,
     context: &Context,
 ) -> Clones {
-    clones(repository, manifest).unwrap_or_else(|e| {
+    clones(repository, manifest, head).unwrap_or_else(|e| {
         let what = message![format!("{}: its clones are not known: ", manifest.name), e];
         context.warn(WarningId::ClonesUnknown, what);
         Clones::default()
@@ -63,8 +69,13 @@ pub(crate) fn clones_or_warn(
 }
 
 /// Removes all clones of an image that is not there, or not where it was, any more.
-pub(crate) fn remove_all_clones(repository: &Repository, manifest: &Manifest, context: &Context) {
-    let Some(source) = &manifest.source else { return };
+pub(crate) fn remove_all_clones(
+    repository: &Repository,
+    manifest: &Manifest,
+    head: &Head,
+    context: &Context,
+) {
+    let Some(source) = &head.source else { return };
     if let Err(e) = clones_beside(repository, manifest, source).remove_but(None, context) {
         context.warn(WarningId::CloneStays, message![e, "; remove it by hand"]);
     }

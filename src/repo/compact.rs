@@ -20,7 +20,6 @@ use crate::repo::Repository;
 use crate::repo::change::{commit_change, discard_unless_named, refuse_protected};
 use crate::repo::files::open_chain;
 use crate::repo::garbage::collect_garbage;
-use crate::repo::head::Head;
 use crate::repo::manifest::{self, Manifest, Snapshot, object_name};
 use crate::repo::session::Writer;
 use serde::Serialize;
@@ -126,9 +125,8 @@ pub(crate) fn drop_snapshots(
         Ok(drop_from_manifest(next, ids))
     })?;
     if writer.head.snapshot.is_some_and(|id| ids.contains(&id)) {
-        // What an interrupted rollback left behind stays known.
-        writer.head = Head { snapshot: None, stat: None, ..writer.head.clone() };
-        writer.head.save(repository.store.as_ref(), &writer.manifest.name)?;
+        // Where it is kept, it leads to nothing from now on.
+        (writer.head.snapshot, writer.head.stat) = (None, None);
     }
     Ok(unneeded)
 }

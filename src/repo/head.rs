@@ -1,15 +1,26 @@
-//! What is known of the live image (FORMAT.md section 9): which snapshot it last equalled, and
-//! whether a rollback was begun and not ended. A hint: nothing is lost without it.
+//! What is known of the live image: where it is, which file or device, which snapshot it last equalled, and
+//! whether a rollback was begun and not ended. Most of it is of this host alone ([`HostState`]), and a hint:
+//! nothing is lost without it. That a rollback has begun stands in the manifest, for every host.
+//!
+//! Earlier programs kept it in the repository (`head.json`). It is moved by the first writer that finds the
+//! live file.
 
-use crate::base::error::{Error, ErrorKind, Result};
-use crate::image::FileStat;
-use crate::store::{Store, read_small};
+use crate::base::error::{ErrorKind, Result};
+use crate::base::events::{Context, WarningId};
+use crate::image::{FileStat, LiveIdentity};
+use crate::repo::Repository;
+use crate::repo::host::HostName;
+use crate::repo::manifest::{Ancestor, Manifest};
+use crate::store::read_small;
 use serde::{Deserialize, Serialize};
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::PathBuf;
 use uuid::Uuid;
 
-/// The head state of an image.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+/// What is known of the live image.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct Head {
     /// The snapshot that the live image last equalled.
     pub snapshot: Option<Uuid>,
@@ -19,12 +30,24 @@ pub struct Head {
     pub intent: Option<RollbackIntent>,
     /// How often the image was found unchanged and no snapshot was made: each time another part of it was
     /// read again (FORMAT.md J6).
-    #[serde(default, skip_serializing_if = "is_zero")]
     pub skipped: u64,
+    /// Where the live image is on this host.
+    pub source: Option<PathBuf>,
+    /// Which file or device that was when last seen. A rollback writes to nothing else.
+    pub live: Option<LiveIdentity>,
+    /// The host that it is of, if that is not this one.
+    pub elsewhere: Option<HostName>,
+    #[serde(skip)]
+    origin: Origin,
 }
 
-fn is_zero(count: &u64) -> bool {
-    *count == 0
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Origin {
+    /// Of this host.
+    #[default]
+    Here,
+    /// Of the repository, by an earlier program; and whether the live file is there.
+    Repository { is_found: bool },
 }
 
 /// A rollback that has begun.
@@ -37,40 +60,200 @@ pub struct RollbackIntent {
     pub saved: Option<Uuid>,
 }
 
+/// What a host keeps.
+#[derive(Serialize, Deserialize)]
+struct Record {
+    /// The host that wrote it: one that was copied, or is on a shared disk, is of another.
+    machine: String,
+    /// For people.
+    repository: String,
+    image: String,
+    #[serde(with = "crate::repo::manifest::path")]
+    source: Option<PathBuf>,
+    live: Option<LiveIdentity>,
+    snapshot: Option<Uuid>,
+    stat: Option<FileStat>,
+    #[serde(default)]
+    skipped: u64,
+    /// The newest commit that was seen.
+    newest: Option<Ancestor>,
+}
+
+/// `head.json` of earlier programs.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct InRepository {
+    snapshot: Option<Uuid>,
+    stat: Option<FileStat>,
+    intent: Option<RollbackIntent>,
+    #[serde(default)]
+    skipped: u64,
+}
+
 fn file(name: &str) -> String {
     format!("{name}/head.json")
 }
 
 impl Head {
-    /// Reads the head state of an image; empty if there is none.
-    ///
-    /// A damaged one counts as none, but for `true`: it might have held the intent of a rollback.
+    /// What is known of the live image of `manifest`. What is damaged counts as not known, but for `true`: it
+    /// might have held the intent of a rollback.
     ///
     /// # Errors
-    /// If it is there but cannot be read.
-    pub fn load(store: &dyn Store, name: &str) -> Result<(Self, bool)> {
-        match read_small(store, &file(name), 1 << 20) {
-            Ok(bytes) => {
-                let head = serde_json::from_slice(&bytes);
-                Ok(head.map_or((Self::default(), true), |head| (head, false)))
-            }
-            Err(e) if e.kind() == ErrorKind::NotFound => Ok((Self::default(), false)),
-            Err(e) if e.kind() == ErrorKind::Corrupt => Ok((Self::default(), true)),
-            Err(e) => Err(e),
+    /// If something is there but cannot be read.
+    pub(crate) fn load(
+        repository: &Repository,
+        manifest: &Manifest,
+        context: &Context,
+    ) -> Result<(Self, bool)> {
+        let (mut head, is_damaged) = match of_host(repository, manifest, context)? {
+            Some(head) => (head, false),
+            None => without_record(repository, manifest)?,
+        };
+        // Another host may have dropped it.
+        if head.snapshot.is_some_and(|id| manifest.by_id(id).is_none()) {
+            (head.snapshot, head.stat) = (None, None);
         }
+        head.intent = manifest.rollback.as_ref().map_or(head.intent, |rollback| {
+            Some(RollbackIntent { target: rollback.target, saved: rollback.saved })
+        });
+        Ok((head, is_damaged))
     }
 
-    /// Removes the head state, durably. Needs no free space.
-    pub fn forget(store: &dyn Store, name: &str) -> Result<()> {
-        store.remove(&file(name))?;
-        store.sync_dir(name)
+    /// What is known of a live image that is seen first.
+    pub(crate) fn at(source: PathBuf) -> Self {
+        Self { source: Some(source), ..Self::default() }
     }
 
-    /// Writes the head state, durably.
-    pub fn save(&self, store: &dyn Store, name: &str) -> Result<()> {
-        let bytes = serde_json::to_vec_pretty(self).map_err(|e| {
-            Error::new(ErrorKind::InvalidInput, format!("cannot write the head state: {e}"))
-        })?;
-        store.replace(&file(name), &bytes)
+    /// The snapshot that the image equals now, and what its file looks like.
+    pub(crate) fn equal_to(&self, id: Uuid, stat: Option<FileStat>) -> Self {
+        Self { snapshot: Some(id), stat, ..self.clone() }
     }
+
+    /// True if an earlier program keeps it in the repository, and this host has the live file.
+    pub(crate) fn is_to_be_moved(&self) -> bool {
+        self.origin == Origin::Repository { is_found: true }
+    }
+
+    /// Keeps what this host knows, durably. What is in the repository of an image that is not here is left
+    /// alone.
+    pub(crate) fn save(&self, repository: &Repository, manifest: &Manifest) -> Result<()> {
+        if self.origin == (Origin::Repository { is_found: false }) || self.source.is_none() {
+            return Ok(());
+        }
+        let commit = manifest.commit;
+        let record = Record {
+            machine: repository.host.host().machine.clone(),
+            repository: repository.location(),
+            image: manifest.name.clone(),
+            source: self.source.clone(),
+            live: self.live.clone(),
+            snapshot: self.snapshot,
+            stat: self.stat.clone(),
+            skipped: self.skipped,
+            newest: commit.map(|commit| Ancestor { sequence: manifest.sequence, commit }),
+        };
+        repository.host.save(repository.id(), manifest.image_id, &record)
+    }
+
+    /// Moves to this host what an earlier program kept in the repository. An intent must stand in the
+    /// manifest by then.
+    pub(crate) fn move_here(&mut self, repository: &Repository, manifest: &Manifest) -> Result<()> {
+        self.save(repository, manifest)?;
+        self.origin = Origin::Here;
+        let store = repository.store.as_ref();
+        store.remove(&file(&manifest.name))?;
+        store.sync_dir(&manifest.name)
+    }
+}
+
+/// What this host has kept.
+fn of_host(
+    repository: &Repository,
+    manifest: &Manifest,
+    context: &Context,
+) -> Result<Option<Head>> {
+    let loaded = repository.host.load::<Record>(repository.id(), manifest.image_id);
+    let record = match loaded {
+        Err(e) if e.kind() == ErrorKind::Corrupt => {
+            context.warn(WarningId::HeadDamaged, e);
+            return Ok(None);
+        }
+        other => other?,
+    };
+    let is_ours = |record: &Record| record.machine == repository.host.host().machine;
+    let Some(record) = record.filter(is_ours) else { return Ok(None) };
+    let is_lost = |newest: &Ancestor| {
+        !manifest.is_or_follows(newest) && repository.host.is_news(manifest.image_id)
+    };
+    if let Some(newest) = record.newest.filter(is_lost) {
+        let what = format!(
+            "\"{}\" has been turned back: this host has seen commit {}, and {} rules; if the repository is \
+             an old copy, snapshots are missing",
+            manifest.name, newest.sequence, manifest.sequence
+        );
+        context.warn(WarningId::TurnedBack, what);
+    }
+    Ok(Some(Head {
+        snapshot: record.snapshot,
+        stat: record.stat,
+        intent: None,
+        skipped: record.skipped,
+        source: record.source,
+        live: record.live,
+        elsewhere: None,
+        origin: Origin::Here,
+    }))
+}
+
+/// What the manifest tells, or what an earlier program left beside it.
+fn without_record(repository: &Repository, manifest: &Manifest) -> Result<(Head, bool)> {
+    let source = manifest.source.clone();
+    match &manifest.host {
+        Some(host) if host.machine == repository.host.host().machine => {
+            return Ok((Head { source, ..Head::default() }, false));
+        }
+        Some(host) => {
+            return Ok((Head { elsewhere: Some(host.clone()), ..Head::default() }, false));
+        }
+        // In a store that was not there for earlier programs, who is of no host is of nobody.
+        None if repository.store.local_path().is_none() => return Ok((Head::default(), false)),
+        None => {}
+    }
+    let store = repository.store.as_ref();
+    let (kept, is_damaged) = match read_small(store, &file(&manifest.name), 1 << 20) {
+        Ok(bytes) => {
+            let kept = serde_json::from_slice::<InRepository>(&bytes);
+            kept.map_or((None, true), |kept| (Some(kept), false))
+        }
+        Err(e) if e.kind() == ErrorKind::NotFound => (None, false),
+        Err(e) if e.kind() == ErrorKind::Corrupt => (None, true),
+        Err(e) => return Err(e),
+    };
+    let origin = Origin::Repository { is_found: is_found(manifest) };
+    let live = manifest.live.clone();
+    let mut head = Head { source, live, origin, ..Head::default() };
+    if let Some(kept) = kept {
+        (head.snapshot, head.stat) = (kept.snapshot, kept.stat);
+        (head.intent, head.skipped) = (kept.intent, kept.skipped);
+    }
+    Ok((head, is_damaged))
+}
+
+/// True if the live file that an earlier program recorded is on this host.
+fn is_found(manifest: &Manifest) -> bool {
+    let Some(source) = &manifest.source else { return false };
+    let is_image = std::fs::metadata(source)
+        .is_ok_and(|meta| meta.is_file() || meta.file_type().is_block_device());
+    let opened = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(source);
+    let Some(file) = opened.ok().filter(|_| is_image) else { return false };
+    match (&manifest.live, LiveIdentity::of(&file, device_bytes(&file))) {
+        (Some(was), Some(is)) => was.difference(&is).is_none(),
+        _ => true,
+    }
+}
+
+/// The length of a device; of a file it tells nothing.
+fn device_bytes(file: &File) -> u64 {
+    use std::io::{Seek, SeekFrom};
+    (&*file).seek(SeekFrom::End(0)).unwrap_or(0)
 }

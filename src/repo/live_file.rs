@@ -8,7 +8,6 @@ use crate::base::message::{Setting, Verb, message};
 use crate::image::{FileStat, LiveIdentity, RawFile};
 use crate::repo::Repository;
 use crate::repo::head::Head;
-use crate::repo::manifest::{self, Manifest};
 use crate::repo::session::{Writer, read, write};
 use std::fs::File;
 use std::io;
@@ -16,21 +15,28 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use uuid::Uuid;
 
-/// Notes which file or device the image is, with a commit of its own if that is news.
-pub(crate) fn record_live_file(
-    repository: &Repository,
-    writer: &mut Writer,
-    image: &RawFile,
-    context: &Context,
-) -> Result<()> {
-    let live = live_of(&writer.manifest, image, context);
-    if live == writer.manifest.live {
-        return Ok(());
-    }
-    let mut next = Manifest { live, ..writer.manifest.clone() };
-    manifest::commit(repository.store.as_ref(), &mut next)?;
-    writer.manifest = next;
-    Ok(())
+/// Where the live image is on this host.
+///
+/// # Errors
+/// `NotFound` if that is not known: a manifest alone leads nobody to write anywhere.
+pub(crate) fn source_of<'a>(name: &str, head: &'a Head) -> Result<&'a Path> {
+    let unknown = || {
+        let what = match &head.elsewhere {
+            Some(host) => format!("the live file of \"{name}\" is on another host, {}", host.name),
+            None => format!("it is not known where the live file of \"{name}\" is"),
+        };
+        let relink = Verb::Relink.of(name).asking(Setting::Image);
+        Error::new(ErrorKind::NotFound, what).hint(message!["run ", relink, " first"])
+    };
+    head.source.as_deref().ok_or_else(unknown)
+}
+
+/// Remembers which file or device the image is. True if that is news, which is kept with the head.
+pub(crate) fn record_live_file(writer: &mut Writer, image: &RawFile, context: &Context) -> bool {
+    let live = live_of(&writer.manifest.name, &writer.head, image, context);
+    let is_news = live != writer.head.live;
+    writer.head.live = live;
+    is_news
 }
 
 /// Notes that the live file of an image has been made anew at its place, if `path` is that. Otherwise a
@@ -42,37 +48,37 @@ pub(crate) fn record_restored_file(
     context: &Context,
 ) -> Result<()> {
     let Ok(path) = std::fs::canonicalize(path) else { return Ok(()) };
-    if read(repository, name, context)?.manifest().source.as_deref() != Some(&path) {
+    if read(repository, name, context)?.head().source.as_deref() != Some(&path) {
         return Ok(());
     }
     let file = File::open(&path).map_err(|e| Error::os("open", path.display(), e))?;
-    let writer = write(repository, name, context)?;
-    let live = LiveIdentity::of(&file, 0);
-    let mut next = Manifest { live, ..writer.manifest.clone() };
-    manifest::commit(repository.store.as_ref(), &mut next)
+    let mut writer = write(repository, name, context)?;
+    writer.head.live = LiveIdentity::of(&file, 0);
+    writer.head.save(repository, &writer.manifest)
 }
 
 /// What a snapshot of an image notes of it. A file that was replaced is the live file from now on; another
 /// device is not, and neither is a file that others may have put there by a hard link: that takes a `relink`.
 pub(crate) fn live_of(
-    manifest: &Manifest,
+    name: &str,
+    head: &Head,
     image: &RawFile,
     context: &Context,
 ) -> Option<LiveIdentity> {
     let now = image.identity();
-    let (Some(was), Some(is)) = (&manifest.live, &now) else {
-        return now.or(manifest.live.clone());
+    let (Some(was), Some(is)) = (&head.live, &now) else {
+        return now.or(head.live.clone());
     };
     let Some(difference) = was.difference(is) else { return now };
     if !image.is_device() && !may_be_another_file(image) {
         return now;
     }
-    let (name, place) = (&manifest.name, image.path().display());
+    let place = image.path().display();
     let what =
         format!("{place} is not what the last snapshot of \"{name}\" was taken of: {difference}");
     let relink = Verb::Relink.of(name).with(Setting::Image, place);
     context.warn(WarningId::OtherImage, message![what, "; a rollback is refused until ", relink]);
-    manifest.live.clone()
+    head.live.clone()
 }
 
 /// True for a file that has other names, in a folder in which somebody else can make one.
@@ -104,13 +110,14 @@ pub(crate) fn refuse_link(name: &str, path: &Path) -> Result<()> {
 /// # Errors
 /// `Mismatch` if it is another file, or another device and nobody insists.
 pub(crate) fn refuse_other(
-    manifest: &Manifest,
+    name: &str,
+    head: &Head,
     image: &RawFile,
     force_device: bool,
     context: &Context,
 ) -> Result<()> {
-    let (name, place) = (&manifest.name, image.path().display());
-    let (Some(was), Some(is)) = (&manifest.live, image.identity()) else { return Ok(()) };
+    let place = image.path().display();
+    let (Some(was), Some(is)) = (&head.live, image.identity()) else { return Ok(()) };
     let Some(difference) = was.difference(&is) else { return Ok(()) };
     if image.is_device() && force_device {
         let what = format!("{place} is another device: {difference}; as you asked");
@@ -135,9 +142,17 @@ pub(crate) fn record_head(
     stat: Option<FileStat>,
     context: &Context,
 ) {
-    let skipped = writer.head.skipped;
-    writer.head = Head { snapshot: Some(id), stat, intent: None, skipped };
-    if let Err(e) = writer.head.save(repository.store.as_ref(), &writer.manifest.name) {
+    writer.head = writer.head.equal_to(id, stat);
+    keep_head(repository, writer, context);
+}
+
+/// Keeps what is known of the live image, or warns.
+pub(crate) fn keep_head(repository: &Repository, writer: &mut Writer, context: &Context) {
+    let kept = match writer.head.is_to_be_moved() {
+        true => writer.head.move_here(repository, &writer.manifest),
+        false => writer.head.save(repository, &writer.manifest),
+    };
+    if let Err(e) = kept {
         let what = message![e, "; the next rollback will have to scan"];
         context.warn(WarningId::HeadNotNoted, what);
     }
@@ -176,14 +191,7 @@ pub(crate) fn absolute(path: &Path) -> Result<PathBuf> {
     let failed = |e| Error::os("open image", path.display(), e);
     std::fs::metadata(path).map_err(failed)?;
     let real = resolve(path)?;
-    let path = if real.is_file() { real } else { std::path::absolute(path).map_err(failed)? };
-    if path.to_str().is_none() {
-        let what = format!("the path {} is no UTF-8", path.display());
-        return Err(Error::new(ErrorKind::Unsupported, what).hint(
-            "an image is known by its path: give it a name, and its folders, that can be written",
-        ));
-    }
-    Ok(path)
+    if real.is_file() { Ok(real) } else { std::path::absolute(path).map_err(failed) }
 }
 
 /// The blocks are nowhere else: what was written to the base image a moment ago must not go with the power,
@@ -257,7 +265,7 @@ pub fn name_of_source(
 ) -> Result<Option<String>> {
     for name in repository.names()? {
         match read(repository, &name, context) {
-            Ok(reader) if reader.manifest().source.as_deref() == Some(path) => {
+            Ok(reader) if reader.head().source.as_deref() == Some(path) => {
                 return Ok(Some(name));
             }
             // That another image is damaged, or just forgotten, is no reason to refuse this one.

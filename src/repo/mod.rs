@@ -13,6 +13,7 @@ pub(crate) mod entry;
 pub(crate) mod files;
 pub(crate) mod garbage;
 pub mod head;
+pub mod host;
 pub mod inside;
 pub mod live_file;
 pub mod manifest;

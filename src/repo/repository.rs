@@ -4,6 +4,7 @@ use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::message::{Setting, message};
 use crate::delta::{Caches, Traffic};
 use crate::repo::config::{Config, Defaults, object};
+use crate::repo::host::HostState;
 use crate::repo::names::{is_of_filesystem, is_temporary, names_in};
 use crate::repo::policy::{Policy, SnapshotPolicy};
 use crate::repo::top::MARKER;
@@ -15,6 +16,7 @@ use uuid::Uuid;
 /// An open repository.
 pub struct Repository {
     pub(crate) store: Arc<dyn Store>,
+    pub(crate) host: HostState,
     pub(crate) config: Config,
     pub(crate) caches: Caches,
 }
@@ -26,13 +28,13 @@ impl fmt::Debug for Repository {
 }
 
 impl Repository {
-    /// Makes a repository in a store.
+    /// Makes a repository in a store, which is used from `host`.
     ///
     /// # Errors
     /// `AlreadyExists` if there is one, or the folder holds something else.
-    pub fn init_in(store: Arc<dyn Store>, defaults: Defaults) -> Result<Self> {
+    pub fn init_in(store: Arc<dyn Store>, defaults: Defaults, host: HostState) -> Result<Self> {
         let place = store.location("");
-        let why_not = match Self::open_in(store.clone()) {
+        let why_not = match Self::open_in(store.clone(), host.clone()) {
             Err(e) => e,
             Ok(there) => {
                 let defaults = there.defaults();
@@ -63,16 +65,16 @@ impl Repository {
         }
         let config = Config::new(defaults);
         object::begin(store.as_ref(), &config.encode()?)?;
-        Ok(Self { store, config, caches: Caches::default() })
+        Ok(Self { store, host, config, caches: Caches::default() })
     }
 
-    /// Opens the repository in a store.
+    /// Opens the repository in a store, which is used from `host`.
     ///
     /// # Errors
     /// `NotFound` if there is none, `Unsupported` if a later version made it.
-    pub fn open_in(store: Arc<dyn Store>) -> Result<Self> {
+    pub fn open_in(store: Arc<dyn Store>, host: HostState) -> Result<Self> {
         let config = Config::load(store.as_ref())?;
-        Ok(Self { store, config, caches: Caches::default() })
+        Ok(Self { store, host, config, caches: Caches::default() })
     }
 
     /// True if there is nothing at all where `store` is: a repository can be made there.

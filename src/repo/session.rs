@@ -17,7 +17,7 @@ use crate::delta::ReadGuard;
 use crate::repo::files::open_guarded;
 use crate::repo::garbage::{collect_garbage, reader_lock};
 use crate::repo::head::Head;
-use crate::repo::manifest::{self, Manifest, Snapshot};
+use crate::repo::manifest::{self, Manifest, Rollback, Snapshot};
 use crate::repo::marker::{Marker, is_read_only, load_marked};
 use crate::repo::{Repository, reference};
 use crate::store::{LockGuard, LockKind, Sharing, Store};
@@ -135,7 +135,7 @@ pub fn read(repository: &Repository, name: &str, context: &Context) -> Result<Re
             (manifest, held_by(marker, context)?)
         }
     };
-    let (head, is_damaged) = Head::load(store, name)?;
+    let (head, is_damaged) = Head::load(repository, &manifest, context)?;
     if is_damaged {
         context.warn(WarningId::HeadDamaged, damaged_head(name));
     }
@@ -242,7 +242,13 @@ pub(crate) fn write_or_create(
         Err(e) if e.kind() == ErrorKind::NotFound => {
             // An empty manifest before the first delta: deltas without one are then a loss, not
             // a beginning.
-            let mut manifest = first(store, Manifest::new(name, Some(source.into())))?;
+            let mut manifest = first(
+                store,
+                Manifest {
+                    host: Some(repository.host.host().clone()),
+                    ..Manifest::new(name, Some(source.into()))
+                },
+            )?;
             manifest::commit(store, &mut manifest)?;
             is_new = true;
             manifest
@@ -301,9 +307,33 @@ pub(crate) fn writer(
             held
         }
     };
-    let (head, head_was_damaged) = Head::load(store, &name)?;
+    let (head, head_was_damaged) = Head::load(repository, &manifest, context)?;
     let began = manifest.sequence;
-    Ok(Writer { manifest, head, head_was_damaged, _write: write, held, began })
+    let mut writer = Writer { manifest, head, head_was_damaged, _write: write, held, began };
+    if writer.head.is_to_be_moved() && !head_was_damaged {
+        move_head(repository, &mut writer, context)?;
+    }
+    Ok(writer)
+}
+
+/// Moves to this host what an earlier program kept of it in the repository.
+fn move_head(repository: &Repository, writer: &mut Writer, context: &Context) -> Result<()> {
+    if let Some(intent) = writer.head.intent.filter(|_| writer.manifest.rollback.is_none()) {
+        let rollback = Rollback {
+            host: repository.host.host().clone(),
+            target: intent.target,
+            saved: intent.saved,
+            live: writer.head.live.clone(),
+        };
+        let mut next = Manifest { rollback: Some(rollback), ..writer.manifest.clone() };
+        manifest::commit(repository.store.as_ref(), &mut next)?;
+        writer.manifest = next;
+    }
+    if let Err(e) = writer.head.move_here(repository, &writer.manifest) {
+        // It stays where it is.
+        context.note(message!["what is known of the live image stays in the repository: ", e]);
+    }
+    Ok(())
 }
 
 /// What to say of a head state that cannot be read.

@@ -92,7 +92,7 @@ fn a_restore_gives_back_permissions_and_what_users_say_of_their_files() {
         let mut found = lab.xattrs("out.img");
         found.retain(|name, _| name != "security.selinux");
         assert_eq!(found, wanted, "{what}");
-        assert_eq!(std::fs::read_dir(lab.path(".")).unwrap().count(), 3, "nothing stays behind");
+        assert_eq!(std::fs::read_dir(lab.path(".")).unwrap().count(), 4, "nothing stays behind");
     }
 }
 
@@ -230,6 +230,7 @@ fn a_file_is_given_to_its_owner_and_group_as_far_as_the_caller_may() {
             lab.set_mode(&format!("repo/disk/{file}"), 0o666);
         }
         lab.set_mode("repo/repository.toml", 0o644);
+        lab.set_mode("repo/config.000001", 0o644);
         lab.set_mode("out", 0o777);
         // Who restores it, and whose it is then.
         for (user, group, whose, is_whole) in [

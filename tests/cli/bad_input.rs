@@ -472,8 +472,7 @@ fn a_manifest_of_a_later_version_is_not_taken_for_damage() {
 #[test]
 fn a_damaged_head_state_costs_a_scan_and_nothing_else() {
     let (lab, states) = Lab::with_snapshots(2);
-    let head = lab.stored("disk").into_iter().find(|f| f.starts_with("head")).unwrap();
-    lab.write(&format!("repo/disk/{head}"), b"{ \"snapshot\": ");
+    lab.as_of_before("disk", b"{ \"snapshot\": ");
     assert_eq!(lab.json(&["list"]).as_array().unwrap().len(), 2);
     let run = lab.run(&["rollback", "disk", "--to", "@1", "--json"]).done();
     assert_eq!(run.json()["scanned"], serde_json::json!(true));

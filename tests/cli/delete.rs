@@ -117,7 +117,9 @@ fn the_target_of_an_interrupted_rollback_is_not_deleted() {
     let (lab, states) = Lab::with_snapshots(3);
     let id = lab.json(&["show", "disk@2"])["id"].clone();
     let head = json!({"snapshot": null, "stat": null, "intent": {"target": id, "saved": null}});
-    lab.write("repo/disk/head.json", head.to_string().as_bytes());
+    lab.as_of_before("disk", head.to_string().as_bytes());
+    // What an earlier program knew is moved, and nothing else is changed.
+    lab.run(&["delete", "disk@2"]).failed(FAILED);
     let line = lab.fails(FAILED, &["delete", "disk@2"]);
     assert!(
         line.starts_with("a rollback of \"disk\" to disk@2 was interrupted; finish it"),
@@ -227,7 +229,7 @@ fn a_repair_keeps_dropped_ones_on_which_an_unusable_file_rests() {
 #[test]
 fn nothing_is_dropped_while_the_head_state_is_damaged() {
     let (lab, states) = patient(3);
-    lab.write("repo/disk/head.json", b"{ no json");
+    lab.as_of_before("disk", b"{ no json");
     for args in [&["prune", "disk", "--keep-last", "1"][..], &["delete", "disk@2"]] {
         let line = lab.fails(FAILED, args);
         assert!(line.contains("head state of \"disk\" is damaged"), "{line}");

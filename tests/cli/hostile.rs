@@ -178,7 +178,8 @@ fn what_a_terminal_would_obey_is_shown_instead() {
     {
         is_harmless(&lab.run(args));
     }
-    let run = lab.run(&["list"]).done();
+    // What a manifest says of another host is shown.
+    let run = Run::of(lab.command(&["list"]).env("IMGSNAP_MACHINE_ID", "another")).done();
     assert!(run.text().contains(r"\u{1b}]0;owned\u{7}\u{9b}2J\r/disk.img"));
     let run = lab.run(&["restore", "disk@\u{1b}[2J", "-o", "x"]);
     is_harmless(&run);

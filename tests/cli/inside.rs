@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that fails says where")]
 
-use crate::support::{BUSY, DAMAGE, FAILED, KIB, Lab, disk, forge, noise, same};
+use crate::support::{BUSY, DAMAGE, FAILED, KIB, Lab, disk, noise, same};
 use std::fs::{File, hard_link};
 use std::os::unix::fs::symlink;
 
@@ -50,7 +50,7 @@ fn an_image_in_the_repository_is_refused_by_every_verb_through_whatever_it_is_ca
         }
     }
     // One that an earlier program let in.
-    forge(&lab, "web", |m| m["source"] = lab.at("repo/vm/vm.img").into());
+    lab.forge_known_of("web", |known| known["source"] = lab.at("repo/vm/vm.img").into());
     let line = lab.fails(FAILED, &["rollback", "web", "--to", "@1"]);
     assert!(line.contains("is within the repository"), "{line}");
     same(&lab.read("repo/vm/vm.img"), &bytes, "the image");
@@ -160,13 +160,15 @@ fn a_base_image_is_overwritten_by_nobody() {
     assert!(line.contains("is the base image of clone@1"), "{line}");
     let (manifest, web) = (lab.manifest("clone"), lab.manifest("web"));
     let (good, of_web) = (lab.read(&manifest), lab.read(&web));
-    forge(&lab, "web", |m| {
-        m["source"] = lab.at("golden.img").into();
-        m.as_object_mut().unwrap().remove("live");
+    let known = lab.read(&lab.known_of("web"));
+    lab.forge_known_of("web", |known| {
+        known["source"] = lab.at("golden.img").into();
+        known["live"] = serde_json::Value::Null;
     });
     let line = lab.fails(FAILED, &["rollback", "web", "--to", "@1"]);
     assert!(line.contains("is the base image of clone@1"), "{line}");
     lab.write(&web, &of_web);
+    lab.write(&lab.known_of("web"), &known);
     lab.write(&manifest, b"damaged");
     let line = lab.fails(DAMAGE, &["restore", "web@1", "-o", "golden.img", "--force"]);
     assert!(line.contains("it is not known whether"), "{line}");

@@ -20,6 +20,7 @@ mod flatten;
 mod format;
 mod honest;
 mod hostile;
+mod hosts;
 mod init;
 mod inside;
 mod list;

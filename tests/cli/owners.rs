@@ -1,4 +1,4 @@
-//! Whose the files of a repository are (FORMAT.md P7): its folder says so, whoever works in it.
+//! Whose the files of a repository are (FORMAT.md P9): its folder says so, whoever works in it.
 
 #![allow(clippy::unwrap_used, reason = "a test that fails says where")]
 

@@ -316,7 +316,7 @@ fn what_an_interrupted_rollback_needs_is_kept() {
     let id = |number: usize| lab.json(&["list"])[number - 1]["id"].clone();
     let intent = json!({"target": id(2), "saved": id(4)});
     let head = json!({"snapshot": null, "stat": null, "intent": intent});
-    lab.write("repo/disk/head.json", head.to_string().as_bytes());
+    lab.as_of_before("disk", head.to_string().as_bytes());
     let done = pruned(&lab, &["--keep-last", "1"]);
     let reason = || vec!["interrupted rollback"];
     assert_eq!(kept(&done), [(2, reason()), (4, reason()), (6, vec!["last"])]);

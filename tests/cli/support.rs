@@ -182,11 +182,23 @@ impl Lab {
         program
     }
 
+    /// Where another user keeps what is known of live images.
+    fn state_of(&self, user: u32) -> PathBuf {
+        let folder = self.path(&format!("state-{user}"));
+        if std::fs::create_dir(&folder).is_ok() {
+            // Only root has other users.
+            std::os::unix::fs::chown(&folder, Some(user), None).ok();
+        }
+        folder
+    }
+
     /// The same as another user, who has no group but this one. Only for root.
     pub fn command_as(&self, user: u32, group: u32, args: &[&str]) -> Command {
         let mut command = Command::new(self.program_for_all());
         command.uid(user).gid(group);
-        self.prepare(command, args)
+        let mut command = self.prepare(command, args);
+        command.env("IMGSNAP_STATE", self.state_of(user));
+        command
     }
 
     /// The same as nobody; none if that cannot be had here.
@@ -196,7 +208,9 @@ impl Lab {
             let id = NOBODY.to_string();
             let mut command = Command::new("setpriv");
             command.args(["--reuid", &id, "--clear-groups"]).arg(&program);
-            self.prepare(command, args)
+            let mut command = self.prepare(command, args);
+            command.env("IMGSNAP_STATE", self.state_of(NOBODY));
+            command
         };
         let mut trial = drop_to(&["--version"]);
         trial.stdout(Stdio::null()).stderr(Stdio::null());
@@ -210,6 +224,7 @@ impl Lab {
     fn prepare(&self, mut command: Command, args: &[&str]) -> Command {
         command.args(args).current_dir(self.folder.path());
         command.env("IMGSNAP_REPO", self.path("repo")).env("HOME", self.path("home"));
+        command.env("IMGSNAP_STATE", self.path("state"));
         command.env("TZ", "UTC").env_remove("XDG_DATA_HOME").env_remove("COLUMNS");
         command
     }
@@ -418,6 +433,44 @@ impl Lab {
         let files = self.stored(name);
         let newest = files.iter().rfind(|f| f.starts_with("manifest.")).unwrap();
         format!("repo/{name}/{newest}")
+    }
+
+    /// Where this host keeps what it knows of the live file of an image.
+    pub fn known_of(&self, name: &str) -> String {
+        let text = String::from_utf8(self.read(&self.manifest(name))).unwrap();
+        let manifest: Value = serde_json::from_str(text.split_once('\n').unwrap().1).unwrap();
+        let file = format!("{}.json", string(&manifest, "image_id"));
+        let folders = std::fs::read_dir(self.path("state")).unwrap();
+        let folders = folders.map(|folder| folder.unwrap().file_name().into_string().unwrap());
+        let found = folders.map(|folder| format!("state/{folder}/{file}"));
+        found.into_iter().find(|path| self.exists(path)).unwrap()
+    }
+
+    /// Changes that.
+    pub fn forge_known_of(&self, name: &str, change: impl FnOnce(&mut Value)) {
+        let file = self.known_of(name);
+        let mut known = serde_json::from_slice(&self.read(&file)).unwrap();
+        change(&mut known);
+        self.write(&file, known.to_string().as_bytes());
+    }
+
+    /// Makes an image what an earlier program would have left: the same snapshots in a manifest of version 1,
+    /// and what is known of the live file beside it.
+    pub fn as_of_before(&self, name: &str, head: &[u8]) {
+        let known: Value = serde_json::from_slice(&self.read(&self.known_of(name))).unwrap();
+        self.remove(&self.known_of(name));
+        let file = self.manifest(name);
+        forge(self, name, |manifest| {
+            manifest["source"] = self.at("disk.img").into();
+            manifest["live"] = known["live"].clone();
+            let keys = manifest.as_object_mut().unwrap();
+            for key in ["commit", "previous", "ancestors", "condemned", "swept", "host", "needs"] {
+                keys.remove(key);
+            }
+        });
+        let text = String::from_utf8(self.read(&file)).unwrap();
+        self.write(&file, text.replacen("imgsnap-manifest 3", "imgsnap-manifest 1", 1).as_bytes());
+        self.write(&format!("repo/{name}/head.json"), head);
     }
 
     /// Removes all manifests of an image.

@@ -233,9 +233,9 @@ fn times_that_lie_are_found_out_by_the_recheck_too() {
     // What the image is now is noted as what it was at the first snapshot.
     let first = string(&lab.json(&["show", "disk@1"]), "id").to_owned();
     let second = string(&lab.json(&["snapshot", "disk.img"]), "id").to_owned();
-    let head = String::from_utf8(lab.read("repo/disk/head.json")).unwrap();
+    let head = String::from_utf8(lab.read(&lab.known_of("disk"))).unwrap();
     assert!(head.contains(&second), "{head}");
-    lab.write("repo/disk/head.json", head.replace(&second, &first).as_bytes());
+    lab.write(&lab.known_of("disk"), head.replace(&second, &first).as_bytes());
     // The third looks at the fourth quarter, the fourth at the first.
     let run = lab.run(&["snapshot", "disk.img", "--recheck", "25%", "--json"]).done();
     let taken = run.json();

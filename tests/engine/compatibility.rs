@@ -3,6 +3,7 @@
 use crate::support::{config, fixtures, is_blessing, naive_reader, text};
 use imgsnap::base::events::Context;
 use imgsnap::image::write::Stream;
+use imgsnap::repo::host::HostState;
 use imgsnap::repo::retention::{Count, Rules};
 use imgsnap::store::{LocalStore, OsDisk};
 use imgsnap::view::restore;
@@ -24,6 +25,11 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
+/// What is known on this host lies beside: a name that is none of an image.
+fn host(folder: &Path) -> HostState {
+    HostState::in_folder(&folder.join(".state"))
+}
+
 fn store(folder: &Path) -> Arc<LocalStore> {
     Arc::new(LocalStore::new(Arc::new(OsDisk::new(folder.into()))))
 }
@@ -40,7 +46,7 @@ fn images() -> Vec<Vec<u8>> {
 
 fn bless(folder: &Path) {
     std::fs::create_dir_all(folder).unwrap();
-    let repository = Repository::init_in(store(folder), Defaults::default()).unwrap();
+    let repository = Repository::init_in(store(folder), Defaults::default(), host(folder)).unwrap();
     let image = tempfile::tempdir().unwrap();
     for (index, bytes) in images().iter().enumerate() {
         let path = image.path().join("vm.img");
@@ -64,7 +70,7 @@ fn bless(folder: &Path) {
 /// Both readers give these snapshots of a repository, and it has no others.
 fn check(folder: &Path, numbers: &[u64]) {
     let context = Context::silent();
-    let repository = Repository::open_in(store(folder)).unwrap();
+    let repository = Repository::open_in(store(folder), host(folder)).unwrap();
     let reader = repository.read("vm", &context).unwrap();
     let listed: Vec<u64> = reader.manifest().snapshots.iter().map(|s| s.number).collect();
     assert_eq!(listed, numbers);
@@ -107,7 +113,10 @@ fn repositories_of_every_version_are_pruned_flattened_and_extended() {
             if !merges {
                 merge_nothing(place.path());
             }
-            work(&Repository::open_in(store(place.path())).unwrap(), place.path());
+            work(
+                &Repository::open_in(store(place.path()), host(place.path())).unwrap(),
+                place.path(),
+            );
         };
         let prune = |repository: &Repository, last, compact| {
             let rules = Rules { last: Some(Count::Most(last)), ..Rules::default() };
@@ -157,7 +166,7 @@ fn repositories_of_every_version_restore() {
     for version in std::fs::read_dir(versions).unwrap().flatten() {
         let place = tempfile::tempdir().unwrap();
         copy(&version.path(), place.path());
-        let repository = Repository::open_in(store(place.path())).unwrap();
+        let repository = Repository::open_in(store(place.path()), host(place.path())).unwrap();
         assert_eq!(repository.names().unwrap(), ["vm"]);
         check(place.path(), &[1, 2, 3]);
         let reader = repository.read("vm", &Context::silent()).unwrap();
@@ -179,7 +188,7 @@ fn a_manifest_of_a_later_version_is_refused_and_unknown_keys_are_not() {
         let digest = xxhash_rust::xxh3::xxh3_128(body.as_bytes());
         std::fs::write(&file, format!("imgsnap-manifest {version} {digest:032x}\n{body}")).unwrap();
     };
-    let repository = Repository::open_in(store(place.path())).unwrap();
+    let repository = Repository::open_in(store(place.path()), host(place.path())).unwrap();
     let context = Context::silent();
     let commit = "\"commit\": \"18ddab2b-d2f6-4c59-b4d5-c5dfe82e7291\",";
     for (version, more) in
@@ -227,7 +236,7 @@ fn a_manifest_with_dropped_snapshots_is_refused_where_it_is_wrong() {
     copy(&fixtures().join("repos/0.1.0"), place.path());
     merge_nothing(place.path());
     let folder = place.path().join("vm");
-    let repository = Repository::open_in(store(place.path())).unwrap();
+    let repository = Repository::open_in(store(place.path()), host(place.path())).unwrap();
     let context = Context::silent();
     repository.delete("vm", &At::Number(2), false, &context).unwrap();
     let file = ruling(&folder);

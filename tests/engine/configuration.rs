@@ -5,6 +5,7 @@ use crate::support::config;
 use crate::support::crash_disk::CrashDisk;
 use crate::support::power::Survival;
 use imgsnap::base::error::{ErrorKind, Result};
+use imgsnap::repo::host::HostState;
 use imgsnap::store::{LocalStore, Store};
 use imgsnap::{Defaults, Repository};
 use std::sync::Arc;
@@ -13,13 +14,17 @@ fn store(disk: &CrashDisk) -> Arc<dyn Store> {
     Arc::new(LocalStore::new(Arc::new(disk.clone())))
 }
 
+fn host(disk: &CrashDisk) -> HostState {
+    HostState::in_store(store(disk), "host")
+}
+
 fn init(disk: &CrashDisk) -> Result<()> {
-    Repository::init_in(store(disk), Defaults::default()).map(drop)
+    Repository::init_in(store(disk), Defaults::default(), host(disk)).map(drop)
 }
 
 fn text(disk: &CrashDisk) -> Result<String> {
     let text = Repository::configuration(store(disk).as_ref())?.text;
-    Repository::open_in(store(disk)).expect("it makes sense");
+    Repository::open_in(store(disk), host(disk)).expect("it makes sense");
     Ok(text)
 }
 
@@ -80,7 +85,7 @@ fn survivors(
 #[test]
 fn an_init_that_is_interrupted_anywhere_goes_on_where_it_was() {
     for (what, is_done, disk) in survivors(&CrashDisk::default(), &init) {
-        let is_there = match Repository::open_in(store(&disk)) {
+        let is_there = match Repository::open_in(store(&disk), host(&disk)) {
             Ok(_) => is_done,
             Err(e) => {
                 assert!(!is_done, "{what}: {e}");

@@ -4,6 +4,7 @@ use crate::support::{Random, text};
 use imgsnap::base::events::Context;
 use imgsnap::base::units::ByteRange;
 use imgsnap::image::write::Stream;
+use imgsnap::repo::host::HostState;
 use imgsnap::store::{LocalStore, OsDisk};
 use imgsnap::view::restore;
 use imgsnap::{
@@ -30,7 +31,8 @@ impl Lab {
     fn new(blocks: u64) -> Self {
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir(folder.path().join("repo")).unwrap();
-        Repository::init_in(store(folder.path()), Defaults::default()).unwrap();
+        Repository::init_in(store(folder.path()), Defaults::default(), host(folder.path()))
+            .unwrap();
         let mut lab = Self { folder, images: Vec::new() };
         let mut image = text((blocks * BLOCK) as usize - 100, 1);
         let mut numbers = Random(5);
@@ -73,7 +75,7 @@ impl Lab {
     }
 
     fn open(&self) -> Repository {
-        Repository::open_in(store(self.folder.path())).unwrap()
+        Repository::open_in(store(self.folder.path()), host(self.folder.path())).unwrap()
     }
 
     fn delta(&self, number: u64) -> PathBuf {
@@ -136,6 +138,10 @@ impl Lab {
             );
         }
     }
+}
+
+fn host(folder: &Path) -> HostState {
+    HostState::in_folder(&folder.join("state"))
 }
 
 fn store(folder: &Path) -> Arc<LocalStore> {

@@ -9,6 +9,7 @@ use imgsnap::base::error::Result;
 use imgsnap::base::events::Context;
 use imgsnap::image::Source;
 use imgsnap::image::write::Stream;
+use imgsnap::repo::host::HostState;
 use imgsnap::store::{Disk, LocalStore};
 use imgsnap::view::restore;
 use imgsnap::{At, Defaults, MendSource, MendedBy, Repository, SnapshotRequest, VerifyScope};
@@ -20,7 +21,8 @@ fn context() -> Context {
 }
 
 fn open(disk: &CrashDisk) -> Repository {
-    Repository::open_in(Arc::new(LocalStore::new(Arc::new(disk.clone())))).unwrap()
+    let store = Arc::new(LocalStore::new(Arc::new(disk.clone())));
+    Repository::open_in(store.clone(), HostState::in_store(store, "host")).unwrap()
 }
 
 /// What each snapshot restores to; none if it does not.
@@ -54,7 +56,8 @@ impl Scene {
         let folder = tempfile::tempdir().unwrap();
         let disk = CrashDisk::default();
         let store = Arc::new(LocalStore::new(Arc::new(disk.clone())));
-        Repository::init_in(store, Defaults::default()).unwrap();
+        let host = HostState::in_store(store.clone(), "host");
+        Repository::init_in(store, Defaults::default(), host).unwrap();
         let image = folder.path().join("vm.img");
         let mut bytes = text(70_000, 1);
         for day in 0..3 {

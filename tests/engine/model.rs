@@ -10,6 +10,7 @@ use imgsnap::chain::Chain;
 use imgsnap::codec::Compression;
 use imgsnap::delta::{Caches, Delta};
 use imgsnap::image::write::{NewFile, Stream};
+use imgsnap::repo::host::HostState;
 use imgsnap::repo::retention::{Count, Rules};
 use imgsnap::store::{LocalStore, OsDisk, Store};
 use imgsnap::view::restore;
@@ -75,7 +76,8 @@ impl Bench {
     fn new(defaults: Defaults) -> Self {
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir(folder.path().join("repo")).unwrap();
-        let repository = Repository::init_in(Self::store(&folder), defaults).unwrap();
+        let repository =
+            Repository::init_in(Self::store(&folder), defaults, Self::host(&folder)).unwrap();
         let live = crate::support::text(40_000, 1);
         std::fs::write(folder.path().join("vm.img"), &live).unwrap();
         let context = Context::silent().with_threads(2);
@@ -89,6 +91,10 @@ impl Bench {
             head: None,
             templates: 0,
         }
+    }
+
+    fn host(folder: &tempfile::TempDir) -> HostState {
+        HostState::in_folder(&folder.path().join("state"))
     }
 
     fn store(folder: &tempfile::TempDir) -> Arc<LocalStore> {
@@ -287,7 +293,9 @@ impl Bench {
                 }
             }
             Step::Reopen => {
-                self.repository = Repository::open_in(Self::store(&self.folder)).unwrap()
+                self.repository =
+                    Repository::open_in(Self::store(&self.folder), Self::host(&self.folder))
+                        .unwrap()
             }
         }
     }

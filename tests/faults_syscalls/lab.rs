@@ -123,6 +123,7 @@ impl Lab {
         command
             .env("IMGSNAP_REPO", self.path("repo"))
             .env("HOME", self.path("home"))
+            .env("IMGSNAP_STATE", self.path("state"))
             .env("TZ", "UTC");
         command.env_remove("RUST_BACKTRACE");
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());

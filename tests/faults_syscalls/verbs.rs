@@ -5,7 +5,8 @@
 use crate::lab::Lab;
 use crate::random::Random;
 use imgsnap::base::events::Context;
-use imgsnap::repo::head::{Head, RollbackIntent};
+use imgsnap::repo::host::HostState;
+use imgsnap::repo::manifest::{self, Rollback};
 use imgsnap::store::{LocalStore, OsDisk};
 use imgsnap::{At, Repository};
 use std::process::{Command, Stdio};
@@ -190,12 +191,15 @@ fn interrupted(lab: &Lab) {
     mixture[20_000..40_000].copy_from_slice(&state(4)[20_000..40_000]);
     lab.write("vm.img", &mixture);
     let store = Arc::new(LocalStore::new(Arc::new(OsDisk::new(lab.path("repo")))));
-    let repository = Repository::open_in(store.clone()).unwrap();
+    let host = HostState::in_folder(&lab.path("state"));
+    let repository = Repository::open_in(store.clone(), host.clone()).unwrap();
     let reader = repository.read("vm", &Context::silent()).unwrap();
     let id = |number| reader.find(&At::Number(number)).unwrap().id;
-    let intent = Some(RollbackIntent { target: id(1), saved: Some(id(3)) });
-    let head = Head { snapshot: Some(id(3)), intent, ..Head::default() };
-    head.save(store.as_ref(), "vm").unwrap();
+    let host = host.host().clone();
+    let rollback = Rollback { host, target: id(1), saved: Some(id(3)), live: None };
+    let mut next = reader.manifest().clone();
+    next.rollback = Some(rollback);
+    manifest::commit(store.as_ref(), &mut next).unwrap();
 }
 
 fn without_manifests(lab: &Lab) {

@@ -6,6 +6,7 @@ use imgsnap::base::events::Context;
 use imgsnap::image::RawFile;
 use imgsnap::image::write::{NewFile, Stream};
 use imgsnap::ops::apply::engine::Patch;
+use imgsnap::repo::host::HostState;
 use imgsnap::store::{LocalStore, OsDisk};
 use imgsnap::view::restore;
 use imgsnap::{Repository, VerifyScope};
@@ -44,7 +45,8 @@ fn context() -> Context {
 }
 
 fn open(path: &Path) -> Result<Repository> {
-    Repository::open_in(Arc::new(LocalStore::new(Arc::new(OsDisk::new(path.to_owned())))))
+    let store = Arc::new(LocalStore::new(Arc::new(OsDisk::new(path.to_owned()))));
+    Repository::open_in(store, HostState::in_folder(&path.with_file_name("state")))
 }
 
 /// Everything, every block of every snapshot proved.

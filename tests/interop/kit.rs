@@ -146,6 +146,7 @@ impl Lab {
             command.uid(NOBODY).gid(NOBODY);
         }
         command.args(args).env("IMGSNAP_REPO", &self.repo).current_dir(self.folder.path());
+        command.env("IMGSNAP_STATE", self.path("state"));
         command
     }
 

@@ -6,6 +6,7 @@
 use crate::kit::*;
 use imgsnap::base::events::Context;
 use imgsnap::base::units::BlockSize;
+use imgsnap::repo::host::HostState;
 use imgsnap::repo::retention::{Count, Rules};
 use imgsnap::store::{LocalStore, OsDisk};
 use imgsnap::tracking::HintKind;
@@ -49,16 +50,20 @@ impl Keeper {
         let block_size = BlockSize::new(block_bytes).unwrap();
         std::fs::create_dir(&folder).unwrap();
         let defaults = Defaults { block_size, ..Defaults::default() };
-        drop(Repository::init_in(store(&folder), defaults).unwrap());
+        drop(Repository::init_in(store(&folder), defaults, host(&folder)).unwrap());
         // A rollback takes no options: it must find everything without a recheck, too.
         crate::config::add(&folder, "[snapshot]\ntrack = \"reflink\"\nrecheck = 0\n");
-        let repository = Repository::open_in(store(&folder)).unwrap();
+        let repository = Repository::open_in(store(&folder), host(&folder)).unwrap();
         Self { folder, repository, known: BTreeMap::new() }
     }
 
     fn any(&self, random: &mut Random) -> u64 {
         pick(random, &self.known.keys().copied().collect::<Vec<_>>())
     }
+}
+
+fn host(folder: &str) -> HostState {
+    HostState::in_folder(Path::new(&format!("{folder}-state")))
 }
 
 fn store(folder: &str) -> Arc<LocalStore> {
@@ -404,7 +409,8 @@ impl Trial {
             }
             7..9 => self.move_it(),
             9 => {
-                let repository = Repository::open_in(store(&self.keepers[which].folder));
+                let folder = &self.keepers[which].folder;
+                let repository = Repository::open_in(store(folder), host(folder));
                 self.keepers[which].repository = repository.unwrap();
             }
             _ => {}

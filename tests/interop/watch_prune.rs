@@ -4,6 +4,7 @@
 
 use crate::kit::*;
 use imgsnap::base::events::{Context, Event, Observer};
+use imgsnap::repo::host::HostState;
 use imgsnap::repo::retention::{Count, Rules};
 use imgsnap::store::{Disk, DiskFile, Listed, LocalStore, LockGuard, LockKind, OsDisk};
 use imgsnap::{Repository, SnapshotRequest, WatchRequest, Watched};
@@ -139,7 +140,8 @@ fn watch_once(lab: &Lab, action: impl Fn(&AtomicBool) + Send + Sync + 'static) -
         locks: AtomicU64::new(0),
         action: Box::new(move || action(&flag)),
     };
-    let repository = Repository::open_in(Arc::new(LocalStore::new(Arc::new(disk)))).unwrap();
+    let host = HostState::in_folder(lab.path("state").as_ref());
+    let repository = Repository::open_in(Arc::new(LocalStore::new(Arc::new(disk))), host).unwrap();
     let warnings = Arc::new(Warnings::default());
     let context = Context::new(warnings.clone(), stop.clone()).with_threads(1);
     let request =

@@ -39,6 +39,7 @@ impl Order<'_> {
         let program = Path::new(env!("CARGO_BIN_EXE_imgsnap"));
         let mut command = self.fault.command(program);
         command.args(&self.args).env("IMGSNAP_REPO", self.repo).env("HOME", &world.place);
+        command.env("IMGSNAP_STATE", world.place.join("state"));
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         // Not with us, if somebody types Ctrl-C.
         command.process_group(0).current_dir(&world.place);

@@ -8,6 +8,7 @@
 #![allow(dead_code, missing_docs, clippy::unwrap_used, clippy::indexing_slicing)]
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -1421,7 +1422,7 @@ pub fn parse_manifest(bytes: &[u8]) -> Result<Manifest, String> {
     let name = text_of(&json, "name")?;
     check_name(&name)?;
     if let Some(source) = optional_text_of(&json, "source")? {
-        ensure(Path::new(&source).is_absolute(), || format!("J3: source is {source:?}"))?;
+        path_of(&source).map_err(|error| format!("J3: source: {error}"))?;
     }
     let has_dropped = json.get("dropped").is_some();
     ensure(words[1] == "3" || has_dropped == (words[1] == "2"), || {
@@ -1429,9 +1430,11 @@ pub fn parse_manifest(bytes: &[u8]) -> Result<Manifest, String> {
     })?;
     let needs = json.get("needs").and_then(Value::as_array);
     let needs: Vec<&str> = needs.into_iter().flatten().filter_map(Value::as_str).collect();
-    ensure(words[1] != "3" || needs.iter().all(|need| *need == "protected"), || {
-        format!("J5: {needs:?} is not known")
-    })?;
+    ensure(
+        words[1] != "3"
+            || needs.iter().all(|need| ["protected", "forgotten", "rollback"].contains(need)),
+        || format!("J5: {needs:?} is not known"),
+    )?;
     let snapshots = read_snapshots(&json, "snapshots")?;
     let dropped = if has_dropped { read_snapshots(&json, "dropped")? } else { Vec::new() };
     ensure(!has_dropped || !dropped.is_empty(), || "J3: dropped is empty".to_owned())?;
@@ -1524,11 +1527,8 @@ fn read_snapshots(json: &Value, key: &str) -> Result<Vec<Snapshot>, String> {
         check_keys(entry)?;
         let base_image = match entry.get("base_image") {
             None => None,
-            Some(_) => Some(PathBuf::from(text_of(entry, "base_image")?)),
+            Some(_) => Some(path_of(&text_of(entry, "base_image")?)?),
         };
-        ensure(base_image.as_ref().is_none_or(|path| path.is_absolute()), || {
-            format!("J3: base_image is {base_image:?}")
-        })?;
         let snapshot = Snapshot {
             number: number_of(entry, "number")?,
             id: text_of(entry, "id")?,
@@ -1599,6 +1599,27 @@ fn optional_text_of(json: &Value, key: &str) -> Result<Option<String>, String> {
         Some(Value::Null) => Ok(None),
         _ => text_of(json, key).map(Some),
     }
+}
+
+/// A path: a URI, or, as earlier programs wrote it, the path itself
+fn path_of(text: &str) -> Result<PathBuf, String> {
+    if text.starts_with('/') {
+        return Ok(PathBuf::from(text));
+    }
+    let bad = || format!("C5: {text:?} is no path");
+    let encoded = text.strip_prefix("file://").filter(|path| path.starts_with('/'));
+    let mut bytes = encoded.ok_or_else(bad)?.bytes();
+    let mut path = Vec::new();
+    while let Some(byte) = bytes.next() {
+        if byte != b'%' {
+            path.push(byte);
+            continue;
+        }
+        let digits = [bytes.next().ok_or_else(bad)?, bytes.next().ok_or_else(bad)?];
+        let digits = std::str::from_utf8(&digits).map_err(|_| bad())?.to_owned();
+        path.push(u8::from_str_radix(&digits, 16).map_err(|_| bad())?);
+    }
+    Ok(PathBuf::from(std::ffi::OsString::from_vec(path)))
 }
 
 /// Sixteen bytes from 32 hexadecimal digits, in this order

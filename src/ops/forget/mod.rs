@@ -19,13 +19,18 @@ pub fn run(repository: &Repository, name: &str, context: &Context) -> Result<For
     let freed_bytes = snapshots.iter().map(|s| s.file_bytes).sum();
     let forgotten = Forgotten { snapshots: snapshots.len() as u64, freed_bytes };
     // Of an image that is gone, nobody would know its clones.
-    let first = |manifest: &Manifest| remove_all_clones(repository, manifest, context);
+    let head = writer.head.clone();
+    let image_id = writer.manifest.image_id;
+    let first = |manifest: &Manifest| remove_all_clones(repository, manifest, &head, context);
     if !remove_image(repository, writer, first)? {
         let place = repository.store.location(name);
         let what = format!(
             "{place} stays: there is something in it, or mounted on it, that imgsnap has not put there"
         );
         context.warn(WarningId::FolderStays, what);
+    }
+    if let Err(e) = repository.host.forget(repository.id(), image_id) {
+        context.note(e);
     }
     Ok(forgotten)
 }

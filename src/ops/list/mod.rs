@@ -13,6 +13,6 @@ use crate::repo::session::read;
 pub fn run(repository: &Repository, name: &str, context: &Context) -> Result<Listing> {
     let reader = read(repository, name, context)?;
     let head = reader.head().clone();
-    let clones = clones_or_warn(repository, reader.manifest(), context);
+    let clones = clones_or_warn(repository, reader.manifest(), &head, context);
     Ok(Listing { manifest: reader.manifest().clone(), head, clones })
 }

@@ -8,6 +8,7 @@ use crate::format::FrameLayout;
 use crate::image::{ForeignFormat, RawFile, Source};
 use crate::ops::relink::types::{Relinked, RelinkedBase};
 use crate::repo::Repository;
+use crate::repo::change::commit_change;
 use crate::repo::clones::remove_all_clones;
 use crate::repo::files::open_chain;
 use crate::repo::head::Head;
@@ -43,9 +44,9 @@ pub fn run(
         return Err(Error::new(ErrorKind::AlreadyExists, what)
             .hint("a rollback of one would destroy the other; name another file"));
     }
-    let writer = write(repository, name, context)?;
+    let mut writer = write(repository, name, context)?;
     // A guest may have written that into the disk that it is; whoever names another one chose it.
-    let is_it = writer.manifest.live.as_ref().zip(live.as_ref());
+    let is_it = writer.head.live.as_ref().zip(live.as_ref());
     let is_it = is_it.is_some_and(|(was, is)| was.difference(is).is_none());
     if let Some(looks) = looks.filter(|_| !is_raw && !is_it) {
         return Err(looks.refusal(&path));
@@ -57,20 +58,24 @@ pub fn run(
         .try_for_each(|b| refuse_itself(b, &path))?;
     // Nothing is written to it now, and a rollback asks again.
     refuse_base_image_or_warn(repository, &path, context)?;
-    let before = writer.manifest.clone();
-    let mut next = before.clone();
-    next.source = Some(path.clone());
-    next.live = live;
+    let before = writer.head.clone();
     if before.source.as_deref().and_then(Path::parent) != path.parent() {
         // They lie beside the file that it was, perhaps on another file system, where nobody would
         // look for them any more.
-        remove_all_clones(repository, &before, context);
+        remove_all_clones(repository, &writer.manifest, &before, context);
     }
-    manifest::commit(repository.store.as_ref(), &mut next)?;
-    // After the commit: an intent must not be forgotten if that failed. What the old head says of
-    // the old file cannot be true of the new one, which is another inode.
-    let head = Head { stat: None, intent: None, ..writer.head.clone() };
-    head.save(repository.store.as_ref(), name)?;
+    // What the old head says of the old file cannot be true of the new one, which is another inode.
+    writer.head = Head::at(path.clone());
+    writer.head.snapshot = before.snapshot;
+    writer.head.skipped = before.skipped;
+    writer.head.live = live;
+    commit_change(repository, &mut writer, None, |next| {
+        next.source = Some(path.clone());
+        next.host = Some(repository.host.host().clone());
+        (next.live, next.rollback) = (None, None);
+        Ok(())
+    })?;
+    writer.head.move_here(repository, &writer.manifest)?;
     Ok(Relinked { image: path })
 }
 
@@ -87,7 +92,7 @@ pub fn base_image(
     let path = absolute(base_image)?;
     let mut writer = write(repository, name, context)?;
     let mut next = writer.manifest.clone();
-    if let Some(live) = &writer.manifest.source {
+    if let Some(live) = &writer.head.source {
         refuse_itself(&path, live)?;
     }
     let source = RawFile::open(&path)?;

@@ -68,6 +68,7 @@ pub fn run(repository: &Repository, name: &str, context: &Context) -> Result<Rep
     let (manifest, rebuilt) = match (rebuilt, ruling) {
         (Some((mut manifest, rebuilt)), _) => {
             manifest::commit(store, &mut manifest)?;
+            note_repaired(repository, &manifest, context)?;
             (manifest, Some(rebuilt))
         }
         (None, Some(manifest)) => (manifest, None),
@@ -83,6 +84,15 @@ pub fn run(repository: &Repository, name: &str, context: &Context) -> Result<Rep
         false => Vec::new(),
     };
     Ok(Repaired { rebuilt, renumbered, missing, base_images, unused })
+}
+
+/// What was repaired here is not told to be turned back.
+fn note_repaired(repository: &Repository, manifest: &Manifest, context: &Context) -> Result<()> {
+    let (head, _) = Head::load(repository, manifest, &Context::silent())?;
+    if let Err(e) = head.save(repository, manifest) {
+        context.note(e);
+    }
+    Ok(())
 }
 
 /// The manifest that should rule instead of `ruling`, not committed yet; none if that is as it should be.
@@ -133,6 +143,8 @@ fn rebuild_from(
 ) -> Result<(Manifest, Rebuilt)> {
     let mut manifest = Manifest::new(name, old.and_then(|m| m.source.clone()));
     manifest.live = old.and_then(|m| m.live.clone());
+    manifest.host = old.and_then(|m| m.host.clone());
+    manifest.rollback = old.and_then(|m| m.rollback.clone());
     manifest.image_id =
         most_common_image(&candidates).or(old.map(|m| m.image_id)).ok_or_else(|| {
             let what = format!("{name}: no delta file can be read");
@@ -184,7 +196,7 @@ fn adopt(
     let stored = ruling.stored();
     // A base by reference was committed if the head is known to be on it: of one that was given up,
     // nobody knows where its blocks are.
-    let head = Head::load(repository.store.as_ref(), &ruling.name)?.0.snapshot;
+    let head = Head::load(repository, ruling, context)?.0.snapshot;
     let of_head = head.and_then(|id| found.lineage(id).ok()).unwrap_or_default();
     for snapshot in found.snapshots.iter().filter(|s| strays.contains(&s.file)) {
         let is_free = stored.iter().all(|s| s.number != snapshot.number);

@@ -25,16 +25,18 @@ use crate::ops::snapshot::plan::{PlanInput, plan_scan};
 use crate::ops::snapshot::snapshot_into;
 use crate::ops::snapshot::take::{policy_for, warn_of_policy};
 use crate::ops::snapshot::types::{SnapshotOutcome, SnapshotRequest};
+use crate::repo::change::commit_change;
 use crate::repo::clones::{clones_beside, remove_all_clones};
 use crate::repo::files::open_chain;
-use crate::repo::head::{Head, RollbackIntent};
+use crate::repo::head::RollbackIntent;
 use crate::repo::inside::{refuse_base_image, refuse_base_image_or_warn, refuse_inside};
 use crate::repo::live_file::{
-    is_unchanged_since, record_live_file, refuse_link, refuse_other, warn_if_unguarded,
+    is_unchanged_since, record_head, record_live_file, refuse_link, refuse_other, source_of,
+    warn_if_unguarded,
 };
-use crate::repo::manifest::Snapshot;
+use crate::repo::manifest::{Rollback, Snapshot};
 use crate::repo::policy::SnapshotPolicy;
-use crate::repo::session::write;
+use crate::repo::session::{Writer, write};
 use crate::repo::{Repository, reference};
 use crate::scan::Scope;
 use crate::tracking::{HintKind, Track};
@@ -62,11 +64,7 @@ pub fn run_through(
 ) -> Result<RollbackOutcome> {
     let mut writer = write(repository, &request.name, context)?;
     let target = reference::find(&writer.manifest, &writer.head, &request.to)?.clone();
-    let path = writer.manifest.source.clone().ok_or_else(|| {
-        let what = format!("it is not known where the live file of \"{}\" is", request.name);
-        let relink = Verb::Relink.of(&request.name).asking(Setting::Image);
-        Error::new(ErrorKind::NotFound, what).hint(message!["run ", relink, " first"])
-    })?;
+    let path = source_of(&request.name, &writer.head)?.to_owned();
     warn_of_policy(repository, &request.name, context);
     refuse_inside(repository, &path)?;
     match request.save {
@@ -94,7 +92,7 @@ pub fn run_through(
         image = open()?;
     }
     warn_if_unguarded(&image, context);
-    refuse_other(&writer.manifest, &image, request.force_device, context)?;
+    refuse_other(&request.name, &writer.head, &image, request.force_device, context)?;
     let live = LiveImage::held(image);
     let image = &live.image;
     let chain = open_chain(repository, &writer.manifest, target.id)?;
@@ -157,7 +155,7 @@ pub fn run_through(
     }
     if !has_free_space(image, needed_bytes) {
         context.note("little room: the clones of the image go first");
-        remove_all_clones(repository, &writer.manifest, context);
+        remove_all_clones(repository, &writer.manifest, &writer.head, context);
         if plan.hint.is_some() {
             // There is one without a name, too, until nobody has it open.
             plan = DiffPlan::whole();
@@ -198,13 +196,20 @@ pub fn run_through(
 /// From the intent to the last byte.
 fn write_image(
     repository: &Repository,
-    writer: &mut crate::repo::session::Writer,
+    writer: &mut Writer,
     step: &Step<'_>,
     context: &Context,
 ) -> Result<RolledBack> {
     let Step { image, medium, target, chain, plan, saved } = *step;
-    let before = writer.head.clone();
-    record_intent(repository, writer, &target.id, saved)?;
+    let before = writer.head.intent;
+    let saved = saved.or(before.and_then(|intent| intent.saved));
+    let rollback = Rollback {
+        host: repository.host.host().clone(),
+        target: target.id,
+        saved,
+        live: image.identity(),
+    };
+    record_intent(repository, writer, Some(rollback))?;
     context.note("the intent is noted; from here on the image is a mixture");
     let mut disk = InPlace::through(image, medium);
     let work = execute(image, &mut disk, chain, &plan.source(), context);
@@ -213,13 +218,11 @@ fn write_image(
         Err(error) => error,
     };
     let name = &writer.manifest.name;
-    if !disk.is_begun() && before.intent.is_none() {
+    if !disk.is_begun() && before.is_none() {
         // Nothing was written: nothing happened.
-        before.save(repository.store.as_ref(), name)?;
-        writer.head = before;
+        record_intent(repository, writer, None)?;
         return Err(error);
     }
-    let saved = writer.head.intent.and_then(|intent| intent.saved);
     let saved = saved.and_then(|id| writer.manifest.by_id(id));
     let saved =
         saved.map_or(String::new(), |s| format!(" (the state before is {name}@{})", s.number));
@@ -240,29 +243,23 @@ fn has_free_space(image: &RawFile, needed_bytes: Option<u64>) -> bool {
 /// written, and changes made later would not be saved.
 fn end_rollback(
     repository: &Repository,
-    writer: &mut crate::repo::session::Writer,
+    writer: &mut Writer,
     id: Uuid,
     image: &RawFile,
     context: &Context,
 ) -> Result<()> {
     let stat = image.stable_stat();
     image.check_alone(Intent::Read)?;
-    let name = writer.manifest.name.clone();
-    let store = repository.store.as_ref();
-    let skipped = writer.head.skipped;
-    writer.head = Head { snapshot: Some(id), stat, intent: None, skipped };
-    let Err(error) = writer.head.save(store, &name) else {
-        return match writer.manifest.live {
-            // What an earlier program began.
-            None => record_live_file(repository, writer, image, context),
-            Some(_) => Ok(()),
-        };
-    };
-    context.warn(
-        WarningId::HeadNotNoted,
-        message![error, "; what is known of the image is forgotten"],
-    );
-    Head::forget(store, &name)
+    record_live_file(writer, image, context);
+    record_head(repository, writer, id, stat, context);
+    record_intent(repository, writer, None).map_err(|e| {
+        let what = format!(
+            "{}: all was written, but not that the rollback is done",
+            image.path().display()
+        );
+        let again = Verb::Rollback.of(&writer.manifest.name).asking(Setting::To);
+        e.at(what).or_hint(message!["run ", again, " again"])
+    })
 }
 
 /// The image's tracking policy, except that a rollback does not fail because no clone can be made.
@@ -277,7 +274,7 @@ fn rollback_policy(repository: &Repository, name: &str) -> SnapshotPolicy {
 /// Saves the present state.
 fn save(
     repository: &Repository,
-    writer: &mut crate::repo::session::Writer,
+    writer: &mut Writer,
     live: &LiveImage,
     trust_hints: bool,
     context: &Context,
@@ -305,7 +302,7 @@ fn save(
 /// From what the differences to `target` are found, if the image is known to equal `known`.
 fn plan_diff<'a>(
     repository: &Repository,
-    writer: &crate::repo::session::Writer,
+    writer: &Writer,
     known: Option<Uuid>,
     live: &LiveImage,
     target: &'a Chain,
@@ -335,20 +332,18 @@ fn plan_diff<'a>(
     Ok(DiffPlan { hint: Some(hint), source: OwnedDiffSource::Scan(Box::new(scope)) })
 }
 
+/// Says in the manifest, to every host, that a rollback has begun, or that none is under way.
 fn record_intent(
     repository: &Repository,
-    writer: &mut crate::repo::session::Writer,
-    target: &Uuid,
-    saved: Option<Uuid>,
+    writer: &mut Writer,
+    rollback: Option<Rollback>,
 ) -> Result<()> {
-    let before = writer.head.intent.and_then(|intent| intent.saved);
-    writer.head = Head {
-        snapshot: writer.head.snapshot,
-        stat: None,
-        intent: Some(RollbackIntent { target: *target, saved: saved.or(before) }),
-        skipped: writer.head.skipped,
-    };
-    writer.head.save(repository.store.as_ref(), &writer.manifest.name)
+    commit_change(repository, writer, None, |next| {
+        next.rollback.clone_from(&rollback);
+        Ok(())
+    })?;
+    writer.head.intent = rollback.map(|r| RollbackIntent { target: r.target, saved: r.saved });
+    Ok(())
 }
 
 /// What is to be written, and where.

@@ -55,16 +55,19 @@ pub fn run(
     if request.dry_run {
         let (manifest, head) = match read(repository, &name, context) {
             Err(e) if e.kind() == ErrorKind::NotFound => {
-                (Manifest::new(&name, Some(path)), Head::default())
+                (Manifest::new(&name, Some(path.clone())), Head::at(path))
             }
             Err(e) => return Err(e),
-            Ok(reader) => (check_source(reader.manifest().clone(), &path)?, reader.head().clone()),
+            Ok(reader) => {
+                check_source(reader.manifest(), reader.head(), &path)?;
+                (reader.manifest().clone(), reader.head().clone())
+            }
         };
         return try_snapshot(repository, manifest, &head, &live, request, context);
     }
     let (mut writer, is_new) = write_or_create(repository, &name, &path, context)?;
-    let outcome = check_source(writer.manifest.clone(), &path)
-        .and_then(|_| snapshot_into(repository, &mut writer, &live, request, false, context));
+    let outcome = check_source(&writer.manifest, &writer.head, &path)
+        .and_then(|()| snapshot_into(repository, &mut writer, &live, request, false, context));
     if outcome.is_err() && is_new {
         // An image without snapshots stays behind; the next snapshot fills it.
         best_effort(remove_unused_image(repository, writer));
@@ -113,24 +116,37 @@ fn try_snapshot(
     Ok(SnapshotOutcome { unread: taken.unread, ..outcome })
 }
 
-fn check_source(manifest: Manifest, path: &Path) -> Result<Manifest> {
-    match &manifest.source {
-        Some(source) if source != path => {
-            let name = &manifest.name;
+fn check_source(manifest: &Manifest, head: &Head, path: &Path) -> Result<()> {
+    let name = &manifest.name;
+    let relink = Verb::Relink.of(name).with(Setting::Image, path.display());
+    match (&head.source, &head.elsewhere) {
+        (Some(source), _) if source != path => {
             let what = format!("\"{name}\" is the name of {}", source.display());
             Err(Error::new(ErrorKind::AlreadyExists, what).hint(message![
                 "give this image another one with ",
                 Setting::Name,
                 ", or, if the file was moved, run ",
-                Verb::Relink.of(name).with(Setting::Image, path.display()),
+                relink,
             ]))
         }
-        None => {
-            let name = &manifest.name;
+        (None, Some(host)) => {
+            let place = manifest.source.as_deref().unwrap_or(Path::new("an image"));
+            let what = format!(
+                "\"{name}\" is the name of {} on another host, {}",
+                place.display(),
+                host.name
+            );
+            Err(Error::new(ErrorKind::AlreadyExists, what).hint(message![
+                "give this image another one with ",
+                Setting::Name,
+                ", or, if it was moved to this host, run ",
+                relink,
+            ]))
+        }
+        (None, None) => {
             let what = format!("it is not known which file \"{name}\" is the name of");
-            let relink = Verb::Relink.of(name).with(Setting::Image, path.display());
             Err(Error::new(ErrorKind::Mismatch, what).hint(message!["run ", relink, " first"]))
         }
-        _ => Ok(manifest),
+        _ => Ok(()),
     }
 }

@@ -12,7 +12,7 @@ use crate::ops::snapshot::prepared::{OutputEvent, prepare};
 use crate::ops::snapshot::types::{Outcome, SnapshotOutcome, SnapshotRequest};
 use crate::repo::Repository;
 use crate::repo::change::commit_change;
-use crate::repo::live_file::{live_of, record_head, record_live_file};
+use crate::repo::live_file::{keep_head, record_head, record_live_file};
 use crate::repo::manifest::{Manifest, RAW, Snapshot, changed_meanwhile};
 use crate::repo::policy::SnapshotPolicy;
 use crate::repo::session::Writer;
@@ -67,7 +67,7 @@ pub(crate) fn take_into(
         let parent = prepared.parent_id.and_then(|id| writer.manifest.by_id(id)).cloned();
         if let Some(parent) = parent {
             writer.head.skipped = writer.head.skipped.wrapping_add(1);
-            record_live_file(repository, writer, &live.image, context)?;
+            record_live_file(writer, &live.image, context);
             record_head(repository, writer, parent.id, stat, context);
             tracker.aborted(recorded(&writer.manifest), context);
             let found = prepared.entry(&taken, begun);
@@ -85,9 +85,11 @@ pub(crate) fn take_into(
     // Before anything is published: what the manifest names must be there.
     snapshot.kept_clone =
         tracker.prepare(snapshot.id, context).map(|TrackerRecord::Clone(kept)| kept);
-    let published = upload
-        .publish()
-        .and_then(|()| commit_snapshot(repository, writer, &snapshot, &live.image, context));
+    if record_live_file(writer, &live.image, context) {
+        // Before the snapshot is there: without it a rollback would not know another file.
+        keep_head(repository, writer, context);
+    }
+    let published = upload.publish().and_then(|()| commit_snapshot(repository, writer, &snapshot));
     if published.is_err() && snapshot.kept_clone.is_some() {
         tracker.aborted(recorded(&writer.manifest), context);
     }
@@ -109,17 +111,20 @@ fn commit_snapshot(
     repository: &Repository,
     writer: &mut Writer,
     snapshot: &Snapshot,
-    image: &RawFile,
-    context: &Context,
 ) -> Result<()> {
     let number = snapshot.number.saturating_add(1);
     // The file has the number: another snapshot of another host may have it by then.
     let expected = writer.manifest.next_number;
+    let source = writer.head.source.clone();
     commit_change(repository, writer, Some(&snapshot.file), |next| {
         if next.next_number != expected {
             return Err(changed_meanwhile(&next.name));
         }
-        next.live = live_of(next, image, context);
+        if next.host.is_none() {
+            next.host = Some(repository.host.host().clone());
+            next.source.clone_from(&source);
+        }
+        next.live = None;
         next.snapshots.push(snapshot.clone());
         next.next_number = number;
         Ok(())

@@ -44,7 +44,7 @@ pub fn run(repository: &Repository, name: &str, context: &Context) -> Result<Sta
         garbage_bytes: compaction.garbage_bytes,
         heat,
         cell_bytes,
-        clones: clones_or_warn(repository, reader.manifest(), context),
+        clones: clones_or_warn(repository, reader.manifest(), reader.head(), context),
         manifest: manifest.clone(),
     })
 }

@@ -98,10 +98,11 @@ fn take_turns(
         let begun = Instant::now();
         let started = Timestamp::now();
         // As it is now: its settings may have changed, or its disk may be away.
-        let (result, now, pruned) = match Repository::open_in(repository.store.clone()) {
-            Ok(repository) => take_turn(&repository, of, request.rules.as_ref(), context),
-            Err(e) => (Err(e), Timestamp::now(), None),
-        };
+        let (result, now, pruned) =
+            match Repository::open_in(repository.store.clone(), repository.host.clone()) {
+                Ok(repository) => take_turn(&repository, of, request.rules.as_ref(), context),
+                Err(e) => (Err(e), Timestamp::now(), None),
+            };
         if result.as_ref().is_err_and(|e| e.kind() == ErrorKind::Interrupted) {
             return;
         }

@@ -229,11 +229,12 @@ fn a_mistake_in_the_rules_is_named_and_concerns_them_alone() {
 fn a_repository_with_a_mistake_in_the_rules_opens_and_names_the_file() {
     let folder = tempfile::tempdir().unwrap();
     let store = || Arc::new(LocalStore::new(Arc::new(OsDisk::new(folder.path().into()))));
-    Repository::init_in(store(), Defaults::default()).unwrap();
+    let host = || crate::repo::host::HostState::in_folder(&folder.path().join(".state"));
+    Repository::init_in(store(), Defaults::default(), host()).unwrap();
     let ruling = object::ruling(store().as_ref()).unwrap();
     let text = ruling.text + "\n[prune]\nkeep_lats = 7\n";
     object::commit(store().as_ref(), ruling.number, &text).unwrap();
-    let repository = Repository::open_in(store()).unwrap();
+    let repository = Repository::open_in(store(), host()).unwrap();
     assert!(repository.names().unwrap().is_empty());
     let line = repository.policy("vm").unwrap_err().to_string();
     let why = "[prune]: keep_lats: there is no such key; correct it with config(edit)";

@@ -11,7 +11,9 @@ use uuid::Uuid;
 const PROTECTED: &str = "protected";
 /// ... of an image that was forgotten: another one would list it.
 const FORGOTTEN: &str = "forgotten";
-const KNOWN_NEEDS: [&str; 2] = [PROTECTED, FORGOTTEN];
+/// ... of an image that is being rolled back: another one would take a snapshot of it.
+const ROLLBACK: &str = "rollback";
+const KNOWN_NEEDS: [&str; 3] = [PROTECTED, FORGOTTEN, ROLLBACK];
 
 /// So many of the last commits are all named as ancestors.
 const RECENT: u64 = 16;
@@ -80,6 +82,16 @@ impl Manifest {
         self.condemned.retain(|condemned| !is_gone(condemned));
     }
 
+    /// False if a commit is known not to be this one, nor before it.
+    pub(crate) fn is_or_follows(&self, commit: &Ancestor) -> bool {
+        let known = self.all_ancestors();
+        match known.iter().find(|known| known.sequence == commit.sequence) {
+            Some(known) => known.commit == commit.commit,
+            // Of those before, few are remembered.
+            None => self.sequence > commit.sequence,
+        }
+    }
+
     /// Its ancestors, and itself.
     pub(super) fn all_ancestors(&self) -> Vec<Ancestor> {
         let own = self.commit.map(|commit| Ancestor { sequence: self.sequence, commit });
@@ -96,7 +108,9 @@ impl Manifest {
         self.commit = Some(Uuid::new_v4());
         self.sequence = sequence;
         let is_protected = self.snapshots.iter().any(|s| s.protected);
-        let needs = [(is_protected, PROTECTED), (self.forgotten, FORGOTTEN)];
+        let is_rolled_back = self.rollback.is_some();
+        let needs =
+            [(is_protected, PROTECTED), (self.forgotten, FORGOTTEN), (is_rolled_back, ROLLBACK)];
         let needed = needs.into_iter().filter(|(is_needed, _)| *is_needed);
         self.needs = needed.map(|(_, need)| need.to_owned()).collect();
         let before = self.read.take();
@@ -115,6 +129,7 @@ impl Manifest {
     /// Keys of version 3 mean nothing in an earlier one.
     pub(super) fn forget_commit(&mut self) {
         (self.commit, self.previous, self.swept, self.forgotten) = (None, None, 0, false);
+        (self.host, self.rollback) = (None, None);
         self.needs.clear();
         self.ancestors.clear();
         self.condemned.clear();

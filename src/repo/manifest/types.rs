@@ -4,6 +4,7 @@ use crate::base::digest::{Digest, ImageDigest};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::units::{BlockSize, Geometry};
 use crate::image::{FileAttributes, LiveIdentity};
+use crate::repo::host::HostName;
 use crate::repo::manifest::commit::{Ancestor, Condemned, ManifestDigest, Read};
 use crate::repo::manifest::wire::{self, or_none};
 use crate::repo::seal::{seal, unseal};
@@ -37,10 +38,16 @@ pub struct Manifest {
     /// Identity of the image.
     #[serde(deserialize_with = "wire::id")]
     pub image_id: Uuid,
-    /// Where the live image is.
-    #[serde(deserialize_with = "wire::present")]
+    /// Where the live image is on its host, for people.
+    #[serde(with = "wire::path")]
     pub source: Option<PathBuf>,
-    /// Identity of the live file or device when last seen. A rollback writes to nothing else.
+    /// The host that it is on; none if that is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<HostName>,
+    /// A rollback that has begun: no host takes a snapshot of what is half written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollback: Option<Rollback>,
+    /// In versions 1 and 2: identity of the live file or device when last seen.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "or_none")]
     pub live: Option<LiveIdentity>,
     /// The number of the next snapshot.
@@ -84,6 +91,22 @@ pub struct Manifest {
 
 fn is_zero(number: &u64) -> bool {
     *number == 0
+}
+
+/// A rollback that has begun, and not ended.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Rollback {
+    /// Where.
+    pub host: HostName,
+    /// Where to.
+    #[serde(deserialize_with = "wire::id")]
+    pub target: Uuid,
+    /// The snapshot that holds the state before, if one was taken.
+    #[serde(deserialize_with = "wire::id_or_null")]
+    pub saved: Option<Uuid>,
+    /// What is written to.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "or_none")]
+    pub live: Option<LiveIdentity>,
 }
 
 /// One snapshot, as the manifest knows it.
@@ -133,7 +156,7 @@ pub struct Snapshot {
     #[serde(deserialize_with = "wire::present")]
     pub seconds: Option<f64>,
     /// The file that its blocks are in, if they are not in its delta file.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "wire::path")]
     pub base_image: Option<PathBuf>,
     /// In a base: how the image file was read. Otherwise, and where it is missing, as the base of the chain
     /// says; [`RAW`] if that says nothing.
@@ -199,6 +222,8 @@ impl Manifest {
             name: name.into(),
             image_id: Uuid::new_v4(),
             source,
+            host: None,
+            rollback: None,
             live: None,
             next_number: 1,
             needs: Vec::new(),

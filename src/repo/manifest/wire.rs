@@ -45,3 +45,34 @@ pub(crate) fn or_none<'de, D: Deserializer<'de>, T: DeserializeOwned>(
     let value = serde_json::Value::deserialize(from)?;
     Ok(serde_json::from_value(value).ok())
 }
+
+/// A path as a percent-encoded URI: it need not be UTF-8. Earlier programs wrote it as it is.
+pub(crate) mod path {
+    use crate::base::uri::{Uri, file_uri};
+    use serde::{Deserialize, Deserializer, Serializer};
+    use std::path::{Path, PathBuf};
+
+    #[expect(clippy::ref_option, reason = "serde hands it so")]
+    pub(crate) fn serialize<S: Serializer>(
+        path: &Option<PathBuf>,
+        to: S,
+    ) -> Result<S::Ok, S::Error> {
+        match path {
+            Some(path) => to.serialize_str(&file_uri(path)),
+            None => to.serialize_none(),
+        }
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<Option<PathBuf>, D::Error> {
+        let Some(text) = Option::<String>::deserialize(from)? else { return Ok(None) };
+        if text.starts_with('/') {
+            return Ok(Some(text.into()));
+        }
+        match Uri::parse(Path::new(&text)) {
+            Ok(Uri::Path(path)) if text.starts_with("file:") => Ok(Some(path)),
+            _ => Err(serde::de::Error::custom("a path is file:///PATH")),
+        }
+    }
+}

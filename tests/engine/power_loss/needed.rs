@@ -7,15 +7,13 @@ use crate::support::power::Lie;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// What is left out: a sync, by its line in the log and the one before it.
-const LIES: [(&str, Lie); 16] = [
+const LIES: [(&str, Lie); 14] = [
     ("of a delta file", |sync, _| is_of(sync, ".delta.")),
     ("of a manifest", |sync, _| is_of(sync, "/.manifest.")),
-    ("of the head state", |sync, _| is_of(sync, "/.head.json.")),
     ("of the configuration", |sync, _| is_of(sync, ".config.")),
     ("of the marker", |sync, _| is_of(sync, ".repository.toml.")),
     ("of the name of a delta file", |sync, before| names(sync, before, "rename ", ".delta")),
     ("of the name of a manifest", |sync, before| names(sync, before, "rename ", "/manifest.")),
-    ("of the name of the head state", |sync, before| names(sync, before, "replace ", "head.json")),
     ("of the name of the configuration", |sync, before| names(sync, before, "rename ", "config.")),
     ("of the name of the marker", |sync, before| names(sync, before, "rename ", "repository.toml")),
     ("of the name of a folder", |sync, before| names(sync, before, "create folder", "")),

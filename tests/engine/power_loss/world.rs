@@ -3,6 +3,7 @@
 use crate::support::crash_disk::CrashDisk;
 use crate::support::{Random, text};
 use imgsnap::base::events::Context;
+use imgsnap::repo::host::HostState;
 use imgsnap::store::LocalStore;
 use imgsnap::{At, Defaults, ExportRequest, Repository, SnapshotRequest};
 use std::path::PathBuf;
@@ -32,12 +33,14 @@ pub fn context() -> Context {
 }
 
 pub fn repository_on(disk: &CrashDisk) -> imgsnap::base::error::Result<Repository> {
-    Repository::open_in(Arc::new(LocalStore::new(Arc::new(disk.clone()))))
+    let store = Arc::new(LocalStore::new(Arc::new(disk.clone())));
+    Repository::open_in(store.clone(), HostState::in_store(store, "host"))
 }
 
 pub fn init(disk: &CrashDisk) -> imgsnap::base::error::Result<()> {
-    let store = LocalStore::new(Arc::new(disk.clone()));
-    Repository::init_in(Arc::new(store), Defaults::default()).map(|_| ())
+    let store = Arc::new(LocalStore::new(Arc::new(disk.clone())));
+    let host = HostState::in_store(store.clone(), "host");
+    Repository::init_in(store, Defaults::default(), host).map(|_| ())
 }
 
 /// Some content of an image: text, noise and zeros.

@@ -1,0 +1,170 @@
+//! Host state (FORMAT.md section 9): what a host knows of the live images of repositories, apart from the
+//! repositories, which others may use, and may be copies.
+//!
+//! ```text
+//! STATE/REPOSITORY-ID/IMAGE-ID.json
+//! ```
+
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::store::{LocalStore, OsDisk, Store, make_folder, read_small};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::collections::HashSet;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use uuid::Uuid;
+
+/// A record larger than that cannot be right.
+const MAX_RECORD_BYTES: u64 = 1 << 20;
+
+/// Which host something is of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostName {
+    /// Its identity: 32 lower case hexadecimal digits.
+    pub machine: String,
+    /// What it is called, for people.
+    pub name: String,
+}
+
+/// This host, and where it keeps what it knows.
+#[derive(Clone)]
+pub struct HostState {
+    host: HostName,
+    /// None if there is no place for it.
+    store: Option<Arc<dyn Store>>,
+    /// A folder that is made when something is kept first.
+    folder: Option<PathBuf>,
+    /// Images of which it was told that they have been turned back.
+    told: Arc<Mutex<HashSet<Uuid>>>,
+}
+
+impl fmt::Debug for HostState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HostState").field("host", &self.host).finish_non_exhaustive()
+    }
+}
+
+impl HostState {
+    /// Of this host: in the folder `IMGSNAP_STATE`, else in `/var/lib/imgsnap-state` for root, and in
+    /// `imgsnap` in the state folder of others (`XDG_STATE_HOME`, `~/.local/state`).
+    pub fn of_this_host() -> Self {
+        let host = this_host();
+        match usual_folder() {
+            Some(folder) => Self { host, ..Self::in_folder(&folder) },
+            None => Self { host, store: None, folder: None, told: Arc::default() },
+        }
+    }
+
+    /// The same in a folder, which need not exist.
+    pub fn in_folder(folder: &Path) -> Self {
+        let store = LocalStore::new(Arc::new(OsDisk::new(folder.into())));
+        let folder = Some(folder.into());
+        Self { host: this_host(), store: Some(Arc::new(store)), folder, told: Arc::default() }
+    }
+
+    /// What a host keeps elsewhere: for tests.
+    pub fn in_store(store: Arc<dyn Store>, machine: &str) -> Self {
+        let host = HostName { machine: machine.into(), name: machine.into() };
+        Self { host, store: Some(store), folder: None, told: Arc::default() }
+    }
+
+    /// Which host it is.
+    pub fn host(&self) -> &HostName {
+        &self.host
+    }
+
+    /// What is kept of an image; none if nothing is.
+    ///
+    /// # Errors
+    /// `Corrupt` if it is damaged.
+    pub(crate) fn load<T: DeserializeOwned>(
+        &self,
+        repository: Uuid,
+        image: Uuid,
+    ) -> Result<Option<T>> {
+        let Some(store) = &self.store else { return Ok(None) };
+        let name = record_name(repository, image);
+        let bytes = match read_small(store.as_ref(), &name, MAX_RECORD_BYTES) {
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
+            other => other?,
+        };
+        let damaged = |e| Error::corrupt(format!("{}: {e}", store.location(&name)));
+        serde_json::from_slice(&bytes).map(Some).map_err(damaged)
+    }
+
+    /// Keeps what is known of an image, durably.
+    pub(crate) fn save(
+        &self,
+        repository: Uuid,
+        image: Uuid,
+        record: &impl Serialize,
+    ) -> Result<()> {
+        let nowhere = || {
+            let what = "there is no place for what is known of the live image: no home folder";
+            Error::new(ErrorKind::Unsupported, what).hint("name a folder in IMGSNAP_STATE")
+        };
+        let store = self.store.as_ref().ok_or_else(nowhere)?;
+        let bytes = serde_json::to_vec_pretty(record).map_err(|e| {
+            Error::new(ErrorKind::InvalidInput, format!("cannot write the host state: {e}"))
+        })?;
+        let name = record_name(repository, image);
+        match store.replace(&name, &bytes) {
+            // The first record.
+            Err(e) if e.kind() == ErrorKind::NotFound => {
+                self.folder.as_deref().map_or(Ok(()), make_folder)?;
+                store.create_folder(&repository.to_string())?;
+                store.replace(&name, &bytes)
+            }
+            other => other,
+        }
+    }
+
+    /// True the first time that something is told of an image.
+    pub(crate) fn is_news(&self, image: Uuid) -> bool {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner).insert(image)
+    }
+
+    /// Forgets an image.
+    pub(crate) fn forget(&self, repository: Uuid, image: Uuid) -> Result<()> {
+        let Some(store) = &self.store else { return Ok(()) };
+        match store.remove(&record_name(repository, image)) {
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
+            other => other,
+        }
+    }
+}
+
+fn record_name(repository: Uuid, image: Uuid) -> String {
+    format!("{repository}/{image}.json")
+}
+
+fn usual_folder() -> Option<PathBuf> {
+    let variable = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    if let Some(folder) = variable("IMGSNAP_STATE") {
+        return std::path::absolute(folder).ok();
+    }
+    if nix::unistd::geteuid().is_root() {
+        return Some("/var/lib/imgsnap-state".into());
+    }
+    let state = variable("XDG_STATE_HOME").filter(|path| path.is_absolute());
+    let state = state.or_else(|| variable("HOME").map(|home| home.join(".local/state")));
+    state.map(|state| state.join("imgsnap"))
+}
+
+/// The machine id is for this host alone (machine-id(5)): what is made of it tells nobody what it is.
+fn this_host() -> HostName {
+    let line = |path: &str| {
+        let text = std::fs::read_to_string(path).ok()?;
+        Some(text.trim().to_owned()).filter(|line| !line.is_empty())
+    };
+    let name = line("/proc/sys/kernel/hostname").unwrap_or_else(|| "localhost".into());
+    let known = std::env::var("IMGSNAP_MACHINE_ID").ok().filter(|id| !id.is_empty());
+    let id = known
+        .or_else(|| line("/etc/machine-id"))
+        .or_else(|| line("/var/lib/dbus/machine-id"))
+        .unwrap_or_else(|| name.clone());
+    let digest = blake3::derive_key("imgsnap machine identity", id.as_bytes());
+    let machine = digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+    HostName { machine, name }
+}
