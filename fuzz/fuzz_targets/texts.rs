@@ -8,7 +8,7 @@ use imgsnap::codec::Compression;
 use imgsnap::repo::host::HostState;
 use imgsnap::repo::manifest::{self, Manifest};
 use imgsnap::repo::retention::{Count, LabelGlob, Period};
-use imgsnap::store::LocalStore;
+use imgsnap::store::{Disk, LocalStore};
 use imgsnap::tracking::Recheck;
 use imgsnap::{At, Context, Defaults, Reference, Repository, Track, check_label};
 use imgsnap_fuzz::meter;
