@@ -23,11 +23,14 @@ pub fn snapshot_json(name: &str, s: &Snapshot, parent_number: Option<u64>) -> Va
         "parent_number": parent_number,
         "kind": if s.parent.is_none() { "base" } else { "delta" },
         "base_image": s.base_image.as_deref().map(output::path),
-        "in_use": s.in_use,
+        "in_use": !s.consistency.is_stopped(),
+        "consistency": s.consistency,
         "protected": s.protected,
         "attributes": s.attributes.as_ref().map(attributes_json),
         "hint": s.hint.map(|hint| hint_json(s, &hint)),
-        "clone_seconds": s.kept_clone.as_ref().map(|clone| clone.seconds),
+        "clone_seconds": s.kept_clone().map(|clone| clone.seconds),
+        "tracking_seconds": s.timings.map(|timings| timings.tracking_seconds),
+        "scan_seconds": s.timings.map(|timings| timings.scan_seconds),
         "label": s.label,
         "time": s.time.to_string(),
         "image_bytes": s.image_bytes,
@@ -314,7 +317,7 @@ pub fn show(
         let what = unread.describe(chain.geometry());
         rows.insert(3, ("unread", format!("{what}: could not be read when it was taken")));
     }
-    if s.in_use {
+    if !s.consistency.is_stopped() {
         let state = "in use when it was taken: as after a power failure (crash-consistent)";
         rows.insert(3, ("state", state.into()));
     }

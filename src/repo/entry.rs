@@ -5,6 +5,7 @@ use crate::base::units::{BlockRange, Geometry};
 use crate::delta::Delta;
 use crate::repo::manifest::Snapshot;
 use crate::repo::reference::check_label;
+use crate::tracking::Consistency;
 use jiff::Timestamp;
 use std::sync::Arc;
 
@@ -37,10 +38,11 @@ pub(crate) fn entry(delta: &Arc<Delta>, file: String, layers: &[Arc<Delta>]) -> 
         base_image: None,
         format: None,
         protected: false,
-        in_use: false,
+        consistency: Consistency::Stopped,
         attributes: None,
         hint: None,
-        kept_clone: None,
+        tracker: None,
+        timings: None,
     })
 }
 

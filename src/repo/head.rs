@@ -1,6 +1,6 @@
 //! What is known of the live image: where it is, which file or device, which snapshot it last equalled, and
-//! whether a rollback was begun and not ended. Most of it is of this host alone ([`HostState`](crate::repo::host::HostState)), and a hint:
-//! nothing is lost without it. That a rollback has begun stands in the manifest, for every host.
+//! whether a rollback was begun and not ended. Most of it is of this host alone, and a hint: nothing is lost
+//! without it. That a rollback has begun stands in the manifest, for every host.
 //!
 //! Earlier programs kept it in the repository (`head.json`). It is moved by the first writer that finds the
 //! live file.

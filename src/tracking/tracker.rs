@@ -72,7 +72,8 @@ pub struct Recorded {
 }
 
 /// What the manifest records of a tracker at a snapshot.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum TrackerRecord {
     /// A clone of the image.
@@ -92,13 +93,24 @@ pub struct PointInTime {
 }
 
 /// What an image is that is read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum Consistency {
     /// Nobody had it open for writing.
+    #[default]
     Stopped,
     /// It was in use: it is what it would have been after a power failure then.
     Crash,
+    /// It was in use, and the file systems in it were frozen.
+    Frozen,
+}
+
+impl Consistency {
+    /// True if nobody had it open for writing.
+    pub fn is_stopped(&self) -> bool {
+        *self == Self::Stopped
+    }
 }
 
 /// What a tracker knows of changes.

@@ -43,7 +43,7 @@ fn tracked(mkfs: &str, args: &[&str]) -> Result<(), String> {
     assert_eq!(hint["missed_blocks"], 0);
     let named = hint["named_bytes"].as_u64().unwrap();
     assert!((4096..3 * MIB).contains(&named), "{named}");
-    assert_eq!(snapshots[1].get("in_use"), None);
+    assert_eq!(snapshots[1].get("consistency"), None);
     // K1 and K3: the clone of the newest is there, and no other.
     let id = snapshots[1]["id"].as_str().unwrap();
     let folder = lab.path("mnt/.imgsnap");
@@ -55,7 +55,7 @@ fn tracked(mkfs: &str, args: &[&str]) -> Result<(), String> {
     // K2: by what it is recognised.
     let meta = std::fs::metadata(&clone).unwrap();
     assert_eq!(meta.permissions().mode() & 0o777, 0o600);
-    let stat = &snapshots[1]["kept_clone"]["stat"];
+    let stat = &snapshots[1]["tracker"]["stat"];
     let ns = |s: i64, ns: i64| s * 1_000_000_000 + ns;
     assert_eq!(stat["inode"], meta.ino());
     assert_eq!(stat["bytes"], meta.len());
@@ -63,8 +63,8 @@ fn tracked(mkfs: &str, args: &[&str]) -> Result<(), String> {
     assert_eq!(stat["ctime_ns"], ns(meta.ctime(), meta.ctime_nsec()));
     let born = meta.created().unwrap().duration_since(std::time::UNIX_EPOCH).unwrap();
     assert_eq!(stat["born_ns"], u64::try_from(born.as_nanos()).unwrap());
-    assert!(snapshots[1]["kept_clone"]["seconds"].is_f64());
-    assert!(snapshots[1]["kept_clone"]["extents"].is_u64());
+    assert!(snapshots[1]["tracker"]["seconds"].is_f64());
+    assert!(snapshots[1]["tracker"]["extents"].is_u64());
     Ok(())
 }
 

@@ -229,13 +229,13 @@ fn a_repair_keeps_what_the_older_manifest_knew_of_hints_and_clones() {
     let (_, after) = manifest(&lab, "vm");
     for number in 0..3 {
         let [old, new] = [&before, &after].map(|of| &of["snapshots"][number]);
-        for key in ["id", "in_use", "hint", "kept_clone"] {
+        for key in ["id", "consistency", "hint", "tracker"] {
             assert_eq!(old.get(key), new.get(key), "{key} of {number}");
         }
     }
     let third = &after["snapshots"][2];
-    assert!(third["kept_clone"].is_object() && third["hint"].is_object(), "{third}");
-    assert_eq!(after["snapshots"][1]["in_use"], true);
+    assert!(third["tracker"].is_object() && third["hint"].is_object(), "{third}");
+    assert_eq!(after["snapshots"][1]["consistency"], "crash");
     // Nothing has to be read to go on.
     put(&image, MIB, &noise(4, BLOCK));
     let (taken, err) = take(&lab, &image);
@@ -246,7 +246,10 @@ fn a_repair_keeps_what_the_older_manifest_knew_of_hints_and_clones() {
 
 /// The head state says that it was skipped so often that one more is too many.
 fn skip_too_often(lab: &Lab) {
-    let head = format!("{}/vm/head.json", lab.repo);
+    let first = |folder: &std::path::Path| {
+        std::fs::read_dir(folder).unwrap().next().unwrap().unwrap().path()
+    };
+    let head = first(&first(lab.path("state").as_ref()));
     let mut value: Value = serde_json::from_slice(&std::fs::read(&head).unwrap()).unwrap();
     value["skipped"] = u64::MAX.into();
     std::fs::write(&head, value.to_string()).unwrap();

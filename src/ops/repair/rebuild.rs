@@ -154,10 +154,11 @@ pub(crate) fn remember(
             snapshot.base_image = known.base_image.clone();
             snapshot.format = known.format.clone();
             snapshot.protected = known.protected;
-            snapshot.in_use = known.in_use;
+            snapshot.consistency = known.consistency;
             snapshot.attributes = known.attributes.clone();
             snapshot.hint = known.hint;
-            snapshot.kept_clone = known.kept_clone.clone();
+            snapshot.tracker = known.tracker.clone();
+            snapshot.timings = known.timings;
         }
     }
     let (dropped, listed) = std::mem::take(&mut manifest.snapshots)

@@ -28,6 +28,7 @@ use crate::ops::snapshot::types::{SnapshotOutcome, SnapshotRequest};
 use crate::repo::change::commit_change;
 use crate::repo::clones::{clones_beside, remove_all_clones};
 use crate::repo::files::open_chain;
+use crate::repo::garbage::collect_garbage;
 use crate::repo::head::RollbackIntent;
 use crate::repo::inside::{refuse_base_image, refuse_base_image_or_warn, refuse_inside};
 use crate::repo::live_file::{
@@ -189,6 +190,11 @@ pub fn run_through(
     let is_tracked = rollback_policy(repository, &request.name).track != Track::None;
     let needed = writer.manifest.newest_clone().filter(|_| is_tracked).map(|(s, _)| s.id);
     clones_beside(repository, &writer.manifest, &outcome.image).tidy(needed, context);
+    // It has committed twice and more.
+    writer.release_reader_lock();
+    if let Err(e) = collect_garbage(repository, &mut writer.manifest, context) {
+        context.note(e);
+    }
     outcome.proved = outcome.scanned || request.prove;
     Ok(outcome)
 }

@@ -217,10 +217,11 @@ impl Prepared {
             base_image: None,
             format: footer.parent.is_none().then(|| RAW.to_owned()),
             protected: false,
-            in_use: false,
+            consistency: self.scan_plan.point().consistency,
             attributes: None,
             hint: self.scan_plan.hint_use(geometry, &taken.scanned),
-            kept_clone: None,
+            tracker: None,
+            timings: None,
         }
     }
 

@@ -13,11 +13,11 @@ use crate::ops::snapshot::types::{Outcome, SnapshotOutcome, SnapshotRequest};
 use crate::repo::Repository;
 use crate::repo::change::commit_change;
 use crate::repo::live_file::{keep_head, record_head, record_live_file};
-use crate::repo::manifest::{Manifest, RAW, Snapshot, changed_meanwhile};
+use crate::repo::manifest::{Manifest, RAW, Snapshot, Timings, changed_meanwhile};
 use crate::repo::policy::SnapshotPolicy;
 use crate::repo::session::Writer;
 use crate::scan::Missed;
-use crate::tracking::{Consistency, HintKind, TrackerRecord};
+use crate::tracking::HintKind;
 use std::time::Instant;
 use uuid::Uuid;
 
@@ -40,6 +40,7 @@ pub(crate) fn take_into(
     let (manifest, head) = (&writer.manifest, &writer.head);
     let search = PlanInput { manifest, head, stat: stat.as_ref(), request, policy };
     let mut tracker = prepared.begin(repository, live, &search, context)?;
+    let tracking_seconds = begun.elapsed().as_secs_f64();
     let is_doubted = prepared.against().is_some() && distrust_reason(manifest).is_some();
     let file = format!("{name}/{}", prepared.object);
     let mut upload = store.create(&file)?;
@@ -51,6 +52,7 @@ pub(crate) fn take_into(
         }
     };
     let taken = prepared.scan_live_or_clone(live, !is_saving, context, &mut out)?;
+    let scan_seconds = begun.elapsed().as_secs_f64() - tracking_seconds;
     let (taken, is_of_clone) = taken;
     check_some_was_read(&live.image, &taken)?;
     // Only what was the same before and after the scan is trusted later.
@@ -80,17 +82,16 @@ pub(crate) fn take_into(
     }
     context.check()?;
     let mut snapshot = prepared.entry(&taken, begun);
-    snapshot.in_use = prepared.scan_plan.point().consistency == Consistency::Crash;
+    snapshot.timings = Some(Timings { tracking_seconds, scan_seconds });
     snapshot.attributes = attributes_of(&live.image, context);
     // Before anything is published: what the manifest names must be there.
-    snapshot.kept_clone =
-        tracker.prepare(snapshot.id, context).map(|TrackerRecord::Clone(kept)| kept);
+    snapshot.tracker = tracker.prepare(snapshot.id, context);
     if record_live_file(writer, &live.image, context) {
         // Before the snapshot is there: without it a rollback would not know another file.
         keep_head(repository, writer, context);
     }
     let published = upload.publish().and_then(|()| commit_snapshot(repository, writer, &snapshot));
-    if published.is_err() && snapshot.kept_clone.is_some() {
+    if published.is_err() && snapshot.tracker.is_some() {
         tracker.aborted(recorded(&writer.manifest), context);
     }
     published?;

@@ -19,7 +19,7 @@ pub use commit::{Ancestor, Condemned, ManifestDigest};
 pub use files::{ImageFile, check_name, file_name, sequence_of, temporary_of};
 pub(crate) use files::{marker_name, object_name};
 pub(crate) use types::MAX_IMPORTED_NUMBER;
-pub use types::{HintUse, MAX_MANIFEST_BYTES, Manifest, RAW, Rollback, Snapshot};
+pub use types::{HintUse, MAX_MANIFEST_BYTES, Manifest, RAW, Rollback, Snapshot, Timings};
 pub(crate) use wire::path;
 
 /// The sequence number of the ruling manifest of an image; none if the image has none.

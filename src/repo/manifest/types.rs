@@ -8,7 +8,7 @@ use crate::repo::host::HostName;
 use crate::repo::manifest::commit::{Ancestor, Condemned, ManifestDigest, Read};
 use crate::repo::manifest::wire::{self, or_none};
 use crate::repo::seal::{seal, unseal};
-use crate::tracking::{HintKind, KeptClone};
+use crate::tracking::{Consistency, HintKind, KeptClone, TrackerRecord};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
@@ -165,18 +165,40 @@ pub struct Snapshot {
     /// Nothing drops it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub protected: bool,
-    /// The image was open for writing: it is what it would have been after a power failure then.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub in_use: bool,
+    /// What the image was: stopped, or as after a power failure then. Earlier programs wrote `in_use`.
+    #[serde(
+        default,
+        alias = "in_use",
+        skip_serializing_if = "Consistency::is_stopped",
+        deserialize_with = "wire::consistency"
+    )]
+    pub consistency: Consistency,
     /// Owner, mode and extended attributes of the image file; none of a device, or if they are not known.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "or_none")]
     pub attributes: Option<FileAttributes>,
     /// The hint that limited the scan; none after a full scan.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "or_none")]
     pub hint: Option<HintUse>,
-    /// The clone of the image that was kept.
+    /// From what the next snapshot learns what has changed. Earlier programs wrote `kept_clone`.
+    #[serde(
+        default,
+        alias = "kept_clone",
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "wire::tracker"
+    )]
+    pub tracker: Option<TrackerRecord>,
+    /// What took how long.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "or_none")]
-    pub kept_clone: Option<KeptClone>,
+    pub timings: Option<Timings>,
+}
+
+/// What took how long when a snapshot was taken, in seconds.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Timings {
+    /// Until it was known what may have changed: clones, maps of extents.
+    pub tracking_seconds: f64,
+    /// Reading, comparing and writing what had changed.
+    pub scan_seconds: f64,
 }
 
 /// What a hint said, and how far it was right.
@@ -206,6 +228,11 @@ impl Snapshot {
     /// If they are beyond the limits of the format.
     pub fn geometry(&self) -> Result<Geometry> {
         Geometry::new(BlockSize::new(self.block_bytes)?, self.image_bytes)
+    }
+
+    /// The clone of the image that was kept.
+    pub fn kept_clone(&self) -> Option<&KeptClone> {
+        self.tracker.as_ref().map(|TrackerRecord::Clone(kept)| kept)
     }
 
     /// Changed blocks that the hint had not named.
@@ -254,7 +281,7 @@ impl Manifest {
     /// The newest snapshot that has a clone, dropped or not.
     pub(crate) fn newest_clone(&self) -> Option<(&Snapshot, &KeptClone)> {
         let stored = self.stored();
-        stored.into_iter().rev().find_map(|s| s.kept_clone.as_ref().map(|kept| (s, kept)))
+        stored.into_iter().rev().find_map(|s| s.kept_clone().map(|kept| (s, kept)))
     }
 
     /// All snapshots that have a file, dropped or not, ascending by number.

@@ -1,5 +1,6 @@
 //! Decoders for manifest values (FORMAT.md J3) that are stricter than serde's own.
 
+use crate::tracking::{Consistency, TrackerRecord};
 use serde::de::{DeserializeOwned, Error};
 use serde::{Deserialize, Deserializer};
 use uuid::Uuid;
@@ -43,6 +44,26 @@ pub(crate) fn or_none<'de, D: Deserializer<'de>, T: DeserializeOwned>(
     from: D,
 ) -> Result<Option<T>, D::Error> {
     let value = serde_json::Value::deserialize(from)?;
+    Ok(serde_json::from_value(value).ok())
+}
+
+/// What an image was when it was read. A later version may know more of them: nothing is promised then.
+pub(crate) fn consistency<'de, D: Deserializer<'de>>(from: D) -> Result<Consistency, D::Error> {
+    Ok(match serde_json::Value::deserialize(from)? {
+        // Whether it was in use, as earlier programs wrote it.
+        serde_json::Value::Bool(false) => Consistency::Stopped,
+        value => serde_json::from_value(value).unwrap_or(Consistency::Crash),
+    })
+}
+
+/// The record of a tracker; none of a kind that we do not know. Earlier programs knew one.
+pub(crate) fn tracker<'de, D: Deserializer<'de>>(
+    from: D,
+) -> Result<Option<TrackerRecord>, D::Error> {
+    let mut value = serde_json::Value::deserialize(from)?;
+    if let Some(keys) = value.as_object_mut() {
+        keys.entry("kind").or_insert_with(|| "clone".into());
+    }
     Ok(serde_json::from_value(value).ok())
 }
 
