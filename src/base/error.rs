@@ -217,6 +217,13 @@ impl Error {
         cause.map(io::Error::kind)
     }
 
+    /// True if nothing can be written there by this caller.
+    pub fn is_read_only(&self) -> bool {
+        let denied = [io::ErrorKind::ReadOnlyFilesystem, io::ErrorKind::PermissionDenied];
+        let is_denied = self.io_kind().is_some_and(|kind| denied.contains(&kind));
+        is_denied || matches!(self.kind(), ErrorKind::Auth | ErrorKind::Unsupported)
+    }
+
     /// True if a medium does not give back what is on it.
     pub fn is_bad_medium(&self) -> bool {
         let cause = self.0.source.as_ref().and_then(|s| s.downcast_ref::<io::Error>());

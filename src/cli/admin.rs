@@ -1,6 +1,7 @@
 //! `imgsnap label`, `protect`, `forget`, `repair`, `relink` and `untrack`
 
 use super::printer::Printer;
+use super::prune::freed_later;
 use super::{exit, list, output};
 use imgsnap::base::error::{Error, ErrorKind, Result};
 use imgsnap::base::events::Context;
@@ -73,10 +74,17 @@ pub fn forget(
     let done = repository.forget(name, context)?;
     let (snapshots, freed) = (done.snapshots, done.freed_bytes);
     if printer.is_json() {
-        printer.json(&json!({"name": name, "snapshots": snapshots, "freed_bytes": freed}))?;
+        let grace = done.grace_seconds;
+        let (now, later) = if grace.is_none() { (freed, 0) } else { (0, freed) };
+        printer.json(&json!({"name": name, "snapshots": snapshots, "freed_bytes": now,
+            "to_free_bytes": later, "grace_seconds": grace}))?;
     } else {
         let what = output::plural(snapshots, "snapshot");
-        printer.line(&format!("forgot \"{name}\": {what}, {} freed", output::bytes(freed)))?;
+        let freed = match done.grace_seconds {
+            None => format!("{} freed", output::bytes(freed)),
+            Some(grace) => format!("to free {}", freed_later(freed, grace)),
+        };
+        printer.line(&format!("forgot \"{name}\": {what}, {freed}"))?;
     }
     Ok(exit::DONE)
 }

@@ -115,7 +115,9 @@ fn compaction_json(compaction: &Compaction) -> Value {
         "removed_files": compaction.removed_files,
         "removed_bytes": compaction.removed_bytes,
         "merged": merged,
-        "freed_bytes": compaction.freed_bytes(),
+        "freed_bytes": compaction.grace_seconds.map_or(compaction.freed_bytes(), |_| 0),
+        "to_free_bytes": compaction.grace_seconds.map_or(0, |_| compaction.freed_bytes()),
+        "grace_seconds": compaction.grace_seconds,
         "garbage_bytes": compaction.garbage_bytes,
         "held_files": compaction.held_files,
         "no_room": compaction.no_space.iter().map(words::message).collect::<Vec<_>>(),
@@ -210,9 +212,10 @@ fn lines(compaction: &Compaction, dry_run: bool) -> Vec<String> {
     }
     let freed = compaction.freed_bytes();
     if freed > 0 {
-        let when =
-            if compaction.is_delayed { ", some of it once those who read are done" } else { "" };
-        lines.push(format!("freed    {about}{}{when}", output::bytes(freed)));
+        lines.push(match compaction.grace_seconds {
+            None => format!("freed    {about}{}{}", output::bytes(freed), when(compaction)),
+            Some(grace) => format!("to free  {}", freed_later(freed, grace)),
+        });
     }
     if compaction.held_files > 0 {
         let garbage = match compaction.garbage_bytes {
@@ -223,6 +226,17 @@ fn lines(compaction: &Compaction, dry_run: bool) -> Vec<String> {
         lines.push(format!("held     {files} of dropped snapshots on which others rest{garbage}"));
     }
     lines
+}
+
+fn when(compaction: &Compaction) -> &'static str {
+    if compaction.is_delayed { ", some of it once those who read are done" } else { "" }
+}
+
+/// Bytes that are freed when no host can be reading them any more.
+pub fn freed_later(bytes: u64, grace_seconds: u64) -> String {
+    let days = grace_seconds.div_ceil(24 * 3600);
+    let bytes = output::bytes(bytes);
+    format!("{bytes}, by a prune after {}: other hosts may read it", output::plural(days, "day"))
 }
 
 pub fn delete(
@@ -249,10 +263,12 @@ pub fn delete(
         }
         printer.json(&value)?;
     } else {
-        let freed = output::bytes(compaction.freed_bytes());
-        let when =
-            if compaction.is_delayed { ", some of it once those who read are done" } else { "" };
-        printer.line(&format!("deleted {name}@{}: {freed} freed{when}", deleted.number))?;
+        let freed = compaction.freed_bytes();
+        let what = match compaction.grace_seconds {
+            None => format!("{} freed{}", output::bytes(freed), when(&compaction)),
+            Some(grace) => format!("to free {}", freed_later(freed, grace)),
+        };
+        printer.line(&format!("deleted {name}@{}: {what}", deleted.number))?;
         if compaction.held_files > 0 {
             lines(&compaction, false)
                 .iter()

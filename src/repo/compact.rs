@@ -76,10 +76,13 @@ pub struct Compaction {
     pub no_space: Vec<Message>,
     /// Somebody reads: files are removed by the next writer, not yet.
     pub is_delayed: bool,
+    /// How long what is dropped stays at least, in seconds, where other hosts may read it: nothing is freed
+    /// before.
+    pub grace_seconds: Option<u64>,
 }
 
 impl Compaction {
-    /// Bytes that were freed, less those that were written for it.
+    /// Bytes that were freed, or will be, less those that were written for it.
     pub fn freed_bytes(&self) -> u64 {
         let merged = self.merged.iter().map(|m| m.before_bytes.saturating_sub(m.after_bytes));
         self.removed_bytes + merged.sum::<u64>()
@@ -110,10 +113,13 @@ impl Group {
 
 /// Drops snapshots: commits a manifest without them. Files that nobody depends on are not named any
 /// more; they are given.
+///
+/// `still` tells which of them are to go by what rules then, if others changed it meanwhile.
 pub(crate) fn drop_snapshots(
     repository: &Repository,
     writer: &mut Writer,
     ids: &HashSet<Uuid>,
+    still: impl Fn(&Manifest) -> Result<HashSet<Uuid>>,
 ) -> Result<Vec<Snapshot>> {
     refuse_protected(&writer.manifest, |s| ids.contains(&s.id))?;
     let unneeded = drop_from_manifest(&mut writer.manifest.clone(), ids);
@@ -121,8 +127,9 @@ pub(crate) fn drop_snapshots(
         return Ok(unneeded);
     }
     let unneeded = commit_change(repository, writer, None, |next| {
-        refuse_protected(next, |s| ids.contains(&s.id))?;
-        Ok(drop_from_manifest(next, ids))
+        let still: HashSet<Uuid> = still(next)?.intersection(ids).copied().collect();
+        refuse_protected(next, |s| still.contains(&s.id))?;
+        Ok(drop_from_manifest(next, &still))
     })?;
     if writer.head.snapshot.is_some_and(|id| ids.contains(&id)) {
         // Where it is kept, it leads to nothing from now on.
@@ -146,6 +153,7 @@ pub(crate) fn compact(
     let (groups, mut compaction, mut failed) =
         plan_compaction(repository, &writer.manifest, worth, context)?;
     compaction.is_delayed = !is_reaped;
+    compaction.grace_seconds = repository.store.sharing()?.grace().map(|grace| grace.as_secs());
     compaction.count_removed(unneeded);
     for group in groups {
         if let Err(e) = check_space_for(repository, &writer.manifest, &group) {

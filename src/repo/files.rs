@@ -49,7 +49,7 @@ fn missing_file(repository: &Repository, manifest: &Manifest, snapshot: &Snapsho
             let what = format!("{place} was dropped, or merged, while it was read");
             Error::new(ErrorKind::NotFound, what).hint(Action::Retry)
         }
-        Err(e) if e.kind() == ErrorKind::Unavailable => e.at(place),
+        Err(e) if !e.is_damage() && e.kind() != ErrorKind::NotFound => e.at(place),
         _ => {
             let file = repository.store.location(&format!("{}/{}", manifest.name, snapshot.file));
             let what = format!("{place}: its file {file} is missing");

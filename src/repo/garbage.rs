@@ -4,6 +4,7 @@ use crate::base::error::Result;
 use crate::base::events::Context;
 use crate::repo::Repository;
 use crate::repo::manifest::{self, ImageFile, Manifest};
+use crate::repo::marker::Marker;
 use crate::store::{Listed, LockKind, Sharing};
 use jiff::Timestamp;
 use std::collections::{BTreeMap, HashSet};
@@ -44,11 +45,6 @@ fn collect_locked(
     // A commit that was reported as failed may stand all the same: what it names is not ours to remove.
     if files.iter().filter_map(|file| manifest::sequence_of(file)).max() > Some(manifest.sequence) {
         return Ok(false);
-    }
-    if files.iter().any(|file| matches!(ImageFile::of(file), Some(ImageFile::Marker(_)))) {
-        // Somebody uses the folder from elsewhere, and does not see the locks.
-        let Sharing::Shared { grace, marker_life } = Sharing::SHARED else { return Ok(false) };
-        return collect_shared(repository, manifest, grace, marker_life, context);
     }
     let present: HashSet<&str> = files.iter().map(String::as_str).collect();
     // What is not there now, after a sync, does not come back.
@@ -97,6 +93,8 @@ fn collect_shared(
     context: &Context,
 ) -> Result<bool> {
     let name = &manifest.name.clone();
+    // It tells what the store takes the time for.
+    let clock = Marker::put(&repository.store, name, manifest.sequence)?;
     let listed = repository.store.list_timed(name)?;
     let manifests: BTreeMap<u64, Timestamp> = listed
         .iter()
@@ -105,8 +103,7 @@ fn collect_shared(
     if manifests.last_key_value().map(|(sequence, _)| *sequence) != Some(manifest.sequence) {
         return Ok(false);
     }
-    // Later than that it may be, which is no harm.
-    let now = listed.iter().map(|object| object.time).max().unwrap_or_default();
+    let Some(now) = clock.time(&listed) else { return Ok(false) };
     let is_past =
         |time: Timestamp, span: Duration| time.saturating_add(span).is_ok_and(|end| end < now);
     let is_old = |time: Timestamp| is_past(time, grace);
@@ -123,10 +120,13 @@ fn collect_shared(
     let is_whole = is_whole(manifest, &present);
     // Of a manifest that is gone, the one that follows tells.
     let is_since = |sequence: u64| manifests.range(sequence..).next().map(|(_, time)| *time);
+    let lock = reader_lock(name);
     let mut is_all = true;
     for condemned in &manifest.condemned {
         let is_free =
             condemned.sequence <= marked && is_since(condemned.sequence).is_some_and(is_old);
+        // Somebody on this host, who sees locks, may read it.
+        let is_free = is_free && !repository.store.is_held(&lock, Some(&condemned.object))?;
         match is_whole && is_free {
             true => remove(repository, name, &condemned.object, context)?,
             false => is_all = false,
@@ -157,6 +157,25 @@ fn collect_shared(
     is_all &= disowned.is_empty();
     disowned.into_iter().for_each(|object| manifest.disown(object));
     Ok(is_all)
+}
+
+/// Removes what is left of images that were forgotten, where it has to wait for that (C10).
+pub(crate) fn collect_forgotten(repository: &Repository, context: &Context) -> Result<()> {
+    let store = repository.store.as_ref();
+    let Sharing::Shared { grace, marker_life } = store.sharing()? else { return Ok(()) };
+    for name in store.list("")?.into_iter().filter(|name| manifest::check_name(name).is_ok()) {
+        match manifest::load_last(store, &name) {
+            Ok(mut last) if last.forgotten => {
+                collect_shared(repository, &mut last, grace, marker_life, context)?;
+                if last.has_disowned() {
+                    manifest::commit(store, &mut last)?;
+                }
+            }
+            // Whatever is wrong with another image is told by who asks for it.
+            Ok(_) | Err(_) => {}
+        }
+    }
+    Ok(())
 }
 
 /// If a file that is named is missing, another one may be it, under another name: nothing is removed.

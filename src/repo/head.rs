@@ -109,14 +109,23 @@ impl Head {
             Some(head) => (head, false),
             None => without_record(repository, manifest)?,
         };
-        // Another host may have dropped it.
+        let in_repository = head.intent;
+        head = head.in_view_of(manifest);
+        head.intent = head.intent.or(in_repository);
+        Ok((head, is_damaged))
+    }
+
+    /// The same by what a manifest says now: another host may have dropped its snapshot, or begun a rollback.
+    pub(crate) fn in_view_of(&self, manifest: &Manifest) -> Self {
+        let mut head = self.clone();
         if head.snapshot.is_some_and(|id| manifest.by_id(id).is_none()) {
             (head.snapshot, head.stat) = (None, None);
         }
-        head.intent = manifest.rollback.as_ref().map_or(head.intent, |rollback| {
-            Some(RollbackIntent { target: rollback.target, saved: rollback.saved })
-        });
-        Ok((head, is_damaged))
+        head.intent = manifest
+            .rollback
+            .as_ref()
+            .map(|rollback| RollbackIntent { target: rollback.target, saved: rollback.saved });
+        head
     }
 
     /// What is known of a live image that is seen first.

@@ -1,10 +1,10 @@
 //! Markers (C7): where there are no locks, who reads what a manifest names, or is about to name more, says
 //! so in the store. What later manifests condemn waits until the marker is gone, or has expired.
 
-use crate::base::error::{Error, ErrorKind, Result, best_effort};
+use crate::base::error::{ErrorKind, Result, best_effort};
 use crate::repo::manifest::{self, Manifest};
-use crate::store::Store;
-use std::io;
+use crate::store::{Listed, Store};
+use jiff::Timestamp;
 use std::sync::Arc;
 
 /// How often a marker is put to which there is no answer.
@@ -35,6 +35,14 @@ impl Marker {
     }
 }
 
+impl Marker {
+    /// When it was put, by the store's clock, among what is listed; none if it is not there any more.
+    pub fn time(&self, listed: &[Listed]) -> Option<Timestamp> {
+        let name = self.object.rsplit('/').next();
+        listed.iter().find(|object| Some(object.name.as_str()) == name).map(|object| object.time)
+    }
+}
+
 impl Drop for Marker {
     fn drop(&mut self) {
         // Otherwise it expires.
@@ -58,11 +66,4 @@ pub(crate) fn load_marked(
         true => Ok((manifest, marker)),
         false => Ok((load(store.as_ref(), name)?, marker)),
     }
-}
-
-/// True if nothing can be written here.
-pub(crate) fn is_read_only(error: &Error) -> bool {
-    let denied = [io::ErrorKind::ReadOnlyFilesystem, io::ErrorKind::PermissionDenied];
-    let is_denied = error.io_kind().is_some_and(|kind| denied.contains(&kind));
-    is_denied || matches!(error.kind(), ErrorKind::Auth | ErrorKind::Unsupported)
 }

@@ -3,7 +3,7 @@
 use crate::base::error::Result;
 use crate::repo::manifest::{self, ImageFile};
 use crate::repo::top::{self, MARKER, config_file};
-use crate::store::Store;
+use crate::store::{SHARED, Store};
 use std::path::Path;
 
 /// The names of the images in a store, sorted.
@@ -55,7 +55,7 @@ fn is_ignorable_link(store: &dyn Store, name: &str) -> bool {
 
 /// True for an object at the top that was being written.
 pub(crate) fn is_temporary(name: &str) -> bool {
-    manifest::temporary_of(name).is_some_and(top::is_of_repository)
+    manifest::temporary_of(name).is_some_and(|of| top::is_of_repository(of) || of == SHARED)
 }
 
 /// True if a folder has a file that only a repository has, by its name.
@@ -66,5 +66,5 @@ pub(crate) fn looks_like_repository(folder: &Path) -> bool {
 
 /// True for what is in the root of a file system that is otherwise empty.
 pub(crate) fn is_of_filesystem(name: &str) -> bool {
-    name == "lost+found"
+    name == "lost+found" || name == SHARED
 }

@@ -18,7 +18,7 @@ use crate::repo::files::open_guarded;
 use crate::repo::garbage::{collect_garbage, reader_lock};
 use crate::repo::head::Head;
 use crate::repo::manifest::{self, Manifest, Rollback, Snapshot};
-use crate::repo::marker::{Marker, is_read_only, load_marked};
+use crate::repo::marker::{Marker, load_marked};
 use crate::repo::{Repository, reference};
 use crate::store::{LockGuard, LockKind, Sharing, Store};
 use std::fmt;
@@ -146,7 +146,7 @@ pub fn read(repository: &Repository, name: &str, context: &Context) -> Result<Re
 fn held_by(marker: Result<Marker>, context: &Context) -> Result<Option<Held>> {
     match marker {
         Ok(marker) => Ok(Some(Held::Marker(Arc::new(marker)))),
-        Err(e) if is_read_only(&e) => {
+        Err(e) if e.is_read_only() || e.is_storage_full() => {
             context.note(message!["reading without a marker: ", e]);
             Ok(None)
         }

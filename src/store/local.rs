@@ -7,6 +7,10 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+/// What is put at the top where the folder is used from a file system on which locks do not keep all apart: from
+/// then on nobody relies on them, nor who has it on a local one. No image can be called so.
+pub(crate) const SHARED: &str = ".shared";
+
 /// Objects in a folder.
 pub struct LocalStore {
     disk: Arc<dyn Disk>,
@@ -20,7 +24,7 @@ impl LocalStore {
         Self { disk, sharing: None }
     }
 
-    /// The same, whatever its file system says: for tests.
+    /// The same, whatever its file system says.
     pub fn shared_as(disk: Arc<dyn Disk>, sharing: Sharing) -> Self {
         Self { disk, sharing: Some(sharing) }
     }
@@ -82,10 +86,23 @@ impl Store for LocalStore {
         if let Some(sharing) = self.sharing {
             return Ok(sharing);
         }
-        match self.disk.has_locks().map_err(|e| self.error("find the file system of", "", e))? {
-            true => Ok(Sharing::Locked),
-            false => Ok(Sharing::SHARED),
+        let has_locks =
+            self.disk.has_locks().map_err(|e| self.error("find the file system of", "", e))?;
+        let is_known = match self.disk.size(SHARED) {
+            Ok(_) => true,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => false,
+            Err(e) => return Err(self.error("open", SHARED, e)),
+        };
+        if !has_locks && !is_known {
+            match self.put_if_absent(SHARED, b"") {
+                Err(e) if e.kind() == ErrorKind::AlreadyExists => {}
+                // Nobody who cannot write changes anything, and nothing is there to be read.
+                Err(e) if e.is_read_only() || e.kind() == ErrorKind::NotFound => {}
+                Err(e) if e.is_storage_full() => {}
+                other => other?,
+            }
         }
+        Ok(if has_locks && !is_known { Sharing::Locked } else { Sharing::SHARED })
     }
 
     fn size(&self, name: &str) -> Result<u64> {

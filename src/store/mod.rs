@@ -12,6 +12,7 @@ mod place;
 
 pub use disk::{Disk, DiskFile, LockKind, OsDisk};
 pub use local::LocalStore;
+pub(crate) use local::SHARED;
 pub use memory::{Act, Fault, Host, MemoryStore, World};
 pub use place::{locate, make_folder, store_at};
 
@@ -40,6 +41,14 @@ impl Sharing {
         grace: Duration::from_secs(3 * 24 * 3600),
         marker_life: Duration::from_secs(14 * 24 * 3600),
     };
+
+    /// How long what is dropped stays at least, where it stays.
+    pub fn grace(self) -> Option<Duration> {
+        match self {
+            Self::Locked => None,
+            Self::Shared { grace, .. } => Some(grace),
+        }
+    }
 
     /// True where there are locks.
     pub fn is_locked(self) -> bool {

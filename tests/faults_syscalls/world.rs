@@ -91,17 +91,17 @@ fn image(repository: &Repository, name: &str) -> Result<Image> {
     if let Some(damage) = verified.damaged.first() {
         return Err(Error::corrupt(damage.message.to_string()));
     }
-    let source = reader.manifest().source.clone();
+    let source = reader.head().source.clone();
     let base_images =
         reader.manifest().stored().into_iter().filter_map(|s| s.base_image.clone()).collect();
     Ok(Image { snapshots, source, base_images, has_intent: reader.head().intent.is_some() })
 }
 
-/// The files of a folder, but not those of repositories, and not clones.
+/// The files of a folder, but not those of repositories, not clones, and not what a host remembers.
 fn gather(lab: &Lab, folder: &Path, files: &mut BTreeMap<String, Bytes>) {
     for entry in std::fs::read_dir(folder).unwrap().map(Result::unwrap_entry) {
         let (path, name) = entry;
-        if REPOSITORIES.contains(&name.as_str()) || name == ".imgsnap" {
+        if REPOSITORIES.contains(&name.as_str()) || [".imgsnap", "state"].contains(&name.as_str()) {
             continue;
         }
         if path.is_dir() {

@@ -15,7 +15,7 @@ use imgsnap::{
     At, Context, Defaults, ErrorKind, Outcome, PruneRequest, Repository, RestoreRequest,
     RestoreTarget, SnapshotRequest, Track, VerifyScope,
 };
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -27,8 +27,9 @@ const IMAGES: [&str; 2] = ["a", "b"];
 const IMAGE_BYTES: u64 = 3 * 4096;
 const DAY: Duration = Duration::from_secs(24 * 3600);
 const GRACE: Duration = Duration::from_secs(3 * 24 * 3600);
+const MARKER_HOURS: u64 = 14 * 24;
 const SHARING: Sharing =
-    Sharing::Shared { grace: GRACE, marker_life: Duration::from_secs(14 * 24 * 3600) };
+    Sharing::Shared { grace: GRACE, marker_life: Duration::from_secs(MARKER_HOURS * 3600) };
 
 /// What is known of the snapshots, by id.
 #[derive(Default)]
@@ -38,6 +39,12 @@ struct Known {
     /// Those that must be there at the end, with their image; none of an image that somebody forgot.
     kept: HashMap<uuid::Uuid, &'static str>,
     forgotten: BTreeSet<&'static str>,
+    /// Of which image each is.
+    images: HashMap<uuid::Uuid, &'static str>,
+    /// Somebody asked for them to be deleted, and was told that they are.
+    to_delete: HashSet<uuid::Uuid>,
+    gone: HashSet<uuid::Uuid>,
+    protected: HashSet<uuid::Uuid>,
     /// Who takes a snapshot of which image.
     busy: [usize; 2],
 }
@@ -70,6 +77,9 @@ impl Scene {
     /// Whatever happens, nothing is damaged, and nobody has made a mistake.
     fn check(&self, host: usize, verb: &str, error: &imgsnap::Error) {
         use ErrorKind::{AlreadyExists, Busy, InvalidInput, NotFound, Unavailable};
+        if error.kind() == ErrorKind::Mismatch && error.to_string().contains("protected") {
+            return;
+        }
         if !matches!(error.kind(), AlreadyExists | Busy | InvalidInput | NotFound | Unavailable) {
             self.fail(host, &format!("{verb}: {:?}: {error}", error.kind()));
         }
@@ -99,6 +109,7 @@ impl Scene {
         match taken {
             Ok(outcome) => {
                 let id = outcome.snapshot.id;
+                known.images.insert(id, IMAGES[image]);
                 let before = known.contents.insert(id, content.clone());
                 assert!(before.is_none_or(|before| before == content), "{}", self.seed);
                 if outcome.outcome == Outcome::Taken && label.is_some() {
@@ -119,6 +130,7 @@ impl Scene {
             return;
         }
         let snapshot = &listed[random.below(listed.len() as u64) as usize];
+        let begun = self.turns.hours();
         let mut bytes = Vec::new();
         let mut stream = Stream::new(&mut bytes, "memory");
         let request = RestoreRequest::new(IMAGES[image]).at(At::Number(snapshot.number));
@@ -133,7 +145,14 @@ impl Scene {
                     self.fail(host, &format!("{}@{} is wrong", IMAGES[image], snapshot.number));
                 }
             }
-            Err(e) => self.check(host, "restore", &e),
+            Err(e) => {
+                let line = e.to_string();
+                let is_gone = line.contains("while it was read") || line.contains("not exist");
+                if is_gone && self.turns.hours() - begun < MARKER_HOURS {
+                    self.fail(host, &format!("a reader is disturbed: {line}"));
+                }
+                self.check(host, "restore", &e)
+            }
         }
     }
 
@@ -141,21 +160,69 @@ impl Scene {
     fn delete(&self, repository: &Repository, host: usize, image: usize, random: &mut Random) {
         let context = Context::silent();
         let Ok(listed) = repository.list(IMAGES[image], &context) else { return };
-        let free: Vec<u64> = listed
+        let free: Vec<(uuid::Uuid, u64)> = listed
             .manifest
             .snapshots
             .iter()
             .filter(|s| s.label.is_none())
-            .map(|s| s.number)
+            .map(|s| (s.id, s.number))
             .collect();
         if free.is_empty() {
             return;
         }
-        let number = free[random.below(free.len() as u64) as usize];
+        let (id, number) = free[random.below(free.len() as u64) as usize];
+        let mut known = self.known.lock().unwrap();
+        known.to_delete.insert(id);
+        let is_protected = known.protected.contains(&id);
+        drop(known);
         let compact = random.below(2) == 0;
         let deleted = repository.delete(IMAGES[image], &At::Number(number), compact, &context);
-        if let Err(e) = deleted {
-            self.check(host, "delete", &e);
+        match deleted {
+            // Another image may have its name and number by now.
+            Ok(deleted) if deleted.snapshot.id == id && is_protected => {
+                self.fail(host, "what was protected is deleted")
+            }
+            Ok(deleted) => {
+                self.known.lock().unwrap().gone.insert(deleted.snapshot.id);
+            }
+            Err(e) => self.check(host, "delete", &e),
+        }
+    }
+
+    /// Labels a snapshot, so that no rule drops it, or protects it.
+    fn keep(&self, repository: &Repository, host: usize, image: usize, random: &mut Random) {
+        let (name, context) = (IMAGES[image], Context::silent());
+        let Ok(listed) = repository.list(name, &context) else { return };
+        let listed = listed.manifest.snapshots;
+        let Some(number) = listed.get(random.below(8) as usize).map(|s| s.number) else { return };
+        let (at, label) = (At::Number(number), format!("keep-{:016x}", random.next()));
+        let is_protecting = random.below(2) == 0;
+        let kept = match is_protecting {
+            true => repository.protect(name, &at, true, &context),
+            false => repository.label(name, &at, Some(&label), &context),
+        };
+        match kept {
+            Ok(kept) => {
+                let mut known = self.known.lock().unwrap();
+                known.kept.insert(kept.id, name);
+                if is_protecting {
+                    known.protected.insert(kept.id);
+                }
+            }
+            Err(e) => self.check(host, "label", &e),
+        }
+    }
+
+    fn forget(&self, repository: &Repository, host: usize, name: &'static str) {
+        let mut known = self.known.lock().unwrap();
+        // Before: a snapshot that is taken meanwhile may be forgotten, too.
+        known.forgotten.insert(name);
+        let of_image = |id: &&uuid::Uuid| known.images.get(id) == Some(&name);
+        let there: Vec<uuid::Uuid> = known.contents.keys().filter(of_image).copied().collect();
+        drop(known);
+        match repository.forget(name, &Context::silent()) {
+            Ok(_) => self.known.lock().unwrap().gone.extend(there),
+            Err(e) => self.check(host, "forget", &e),
         }
     }
 
@@ -179,7 +246,7 @@ impl Scene {
         let context = Context::silent();
         let image = random.below(8) as usize / 6;
         let name = IMAGES[image];
-        let outcome = match random.below(if host == 2 { 8 } else { 14 }) {
+        let outcome = match random.below(if host == 2 { 10 } else { 16 }) {
             0 => repository.prune(name, &rules(1 + random.below(2)), &context).map(drop),
             1 | 2 => return self.delete(repository, host, image, random),
             3 => {
@@ -191,12 +258,10 @@ impl Scene {
                     other => other.map(drop),
                 }
             }
-            4 if random.below(6) == 0 => {
-                // Before: a snapshot that is taken meanwhile may be forgotten, too.
-                self.known.lock().unwrap().forgotten.insert(name);
-                repository.forget(name, &context).map(drop)
-            }
+            4 if random.below(6) == 0 => return self.forget(repository, host, name),
+            5 if random.below(4) == 0 => repository.repair(name, &context).map(drop),
             5 => repository.flatten(name, &At::Latest, &context).map(drop),
+            8 | 9 => return self.keep(repository, host, image, random),
             4 | 6 | 7 => return self.restore(repository, host, image, random),
             _ => return self.snapshot(repository, host, image, random),
         };
@@ -215,6 +280,26 @@ impl Scene {
         let repository = Repository::open_in(Arc::new(store), host).unwrap();
         let context = Context::silent();
         let known = self.known.lock().unwrap();
+        // Who has an image can remove what is left of others that were forgotten.
+        let one = SnapshotRequest::new(self.path(0).as_path()).name(Some("one".into()));
+        repository.snapshot(&one.track(Some(Track::None)).is_raw(true), &context).unwrap();
+        for _ in 0..6 {
+            self.world.pass(20 * DAY);
+            repository.prune("one", &rules(2), &context).unwrap();
+        }
+        let objects = self.world.names();
+        for name in
+            IMAGES.iter().filter(|name| !repository.names().unwrap().contains(&(**name).into()))
+        {
+            let mut left =
+                objects.iter().filter_map(|object| object.strip_prefix(&format!("{name}/")));
+            let is_last = |file: &str| file.starts_with("manifest.");
+            assert!(
+                left.clone().count() <= 1 && left.all(is_last),
+                "schedule {}: {name}",
+                self.seed
+            );
+        }
         for name in repository.names().unwrap() {
             for _ in 0..6 {
                 self.world.pass(20 * DAY);
@@ -246,8 +331,11 @@ impl Scene {
         let list = |name: &String| repository.list(name, &context).unwrap().manifest.snapshots;
         let listed: BTreeMap<uuid::Uuid, u64> =
             names.iter().flat_map(list).map(|s| (s.id, s.number)).collect();
-        for (id, image) in known.kept.iter().filter(|(_, image)| !known.forgotten.contains(*image))
-        {
+        assert!(listed.keys().all(|id| !known.gone.contains(id)), "schedule {}", self.seed);
+        let is_wanted = |id: &uuid::Uuid, image: &str| {
+            !known.to_delete.contains(id) && !known.forgotten.contains(image)
+        };
+        for (id, image) in known.kept.iter().filter(|(id, image)| is_wanted(id, image)) {
             assert!(listed.contains_key(id), "schedule {}: of {image}, {id} is lost", self.seed);
         }
     }

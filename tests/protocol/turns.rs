@@ -7,8 +7,9 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 const HOUR: Duration = Duration::from_secs(3600);
-/// What may pass at once: less than a grace period, more than one, more than a marker lives.
-const SPANS: [u32; 4] = [1, 20, 5 * 24, 20 * 24];
+/// Hours that may pass at once, and that a host may sleep: less than a grace period, more than one, more than a
+/// marker lives.
+const SPANS: [u64; 4] = [20, 4 * 24, 8 * 24, 20 * 24];
 
 /// How much goes wrong, in thousandths of the requests.
 #[derive(Debug, Clone, Copy)]
@@ -26,14 +27,28 @@ struct State {
     /// Requests of each host that wait for their turn.
     waiting: Vec<usize>,
     granted: Vec<bool>,
-    /// Turns that it sleeps.
+    /// Turns that it sleeps, and the hour until which it does.
     asleep: Vec<u64>,
+    until: Vec<u64>,
+    /// Its request is one before which a sleep is of interest: a commit, a removal, a listing.
+    is_critical: Vec<bool>,
+    hours: u64,
     dead: Vec<bool>,
     done: Vec<bool>,
     running: Option<usize>,
     turns: u64,
     /// One schedule alone is told turn by turn.
     is_traced: bool,
+}
+
+impl State {
+    fn pass(&mut self, hours: u64) {
+        self.hours += hours;
+        self.world.pass(HOUR * hours as u32);
+        if self.is_traced && hours > 0 {
+            println!("{hours} hours pass");
+        }
+    }
 }
 
 /// Whose turn it is.
@@ -52,6 +67,9 @@ impl Turns {
             waiting: vec![0; hosts],
             granted: vec![false; hosts],
             asleep: vec![0; hosts],
+            until: vec![0; hosts],
+            is_critical: vec![false; hosts],
+            hours: 0,
             dead: vec![false; hosts],
             done: vec![false; hosts],
             running: None,
@@ -64,6 +82,11 @@ impl Turns {
 
     pub fn is_dead(&self, host: usize) -> bool {
         self.state.lock().unwrap().dead[host]
+    }
+
+    /// How many hours have passed.
+    pub fn hours(&self) -> u64 {
+        self.state.lock().unwrap().hours
     }
 
     /// How many turns there were.
@@ -90,10 +113,10 @@ impl Turns {
         let Trouble { sleeps, days, .. } = state.trouble;
         if state.random.below(1000) < days {
             let span = SPANS[state.random.below(SPANS.len() as u64) as usize];
-            state.world.pass(HOUR * span);
-            if state.is_traced {
-                println!("{span} hours pass");
-            }
+            state.pass(span);
+        }
+        if state.until.iter().any(|until| *until > state.hours) && state.random.below(6) == 0 {
+            state.pass(12);
         }
         let late = state.world.late_requests() as u64;
         if late > 0 && state.random.below(8) == 0 {
@@ -107,17 +130,28 @@ impl Turns {
         for host in &all {
             state.asleep[*host] = state.asleep[*host].saturating_sub(1);
         }
+        let is_awake = |s: &State, host: usize| s.asleep[host] == 0 && s.until[host] <= s.hours;
         let mut awake: Vec<usize> =
-            all.iter().copied().filter(|host| state.asleep[*host] == 0).collect();
+            all.iter().copied().filter(|host| is_awake(state, *host)).collect();
         if awake.is_empty() {
-            awake = all;
-        }
-        if awake.is_empty() {
-            return;
+            let Some(first) = all.iter().copied().min_by_key(|host| state.until[*host]) else {
+                return;
+            };
+            state.pass(state.until[first].saturating_sub(state.hours));
+            awake = vec![first];
         }
         let host = awake[state.random.below(awake.len() as u64) as usize];
-        if state.random.below(1000) < sleeps && awake.len() > 1 {
-            state.asleep[host] = 1 + state.random.below(60);
+        let sleeps = if state.is_critical[host] { 6 * sleeps } else { sleeps };
+        if state.random.below(1000) < sleeps && all.len() > 1 {
+            // Once for each request.
+            state.is_critical[host] = false;
+            match state.random.below(2) {
+                0 => state.asleep[host] = 1 + state.random.below(60),
+                _ => {
+                    let span = SPANS[state.random.below(SPANS.len() as u64) as usize];
+                    state.until[host] = state.hours + span;
+                }
+            }
             return self.next(state);
         }
         state.asleep[host] = 0;
@@ -128,6 +162,9 @@ impl Turns {
 
     fn take_turn(&self, host: usize, act: Act, name: &str) -> Fault {
         let mut state = self.state.lock().unwrap();
+        let is_listing = act == Act::Read && !name.contains('/');
+        let is_commit = act == Act::Put && name.contains("/manifest.");
+        state.is_critical[host] = is_listing || is_commit || act == Act::Remove;
         state.waiting[host] += 1;
         if state.running == Some(host) {
             state.running = None;

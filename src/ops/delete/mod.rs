@@ -8,6 +8,7 @@ use crate::base::message::{Setting, Verb, message};
 use crate::ops::delete::types::Deleted;
 use crate::repo::Repository;
 use crate::repo::compact::{CompactWhen, Compaction, compact, drop_snapshots};
+use crate::repo::head::Head;
 use crate::repo::manifest::Snapshot;
 use crate::repo::reference::{self, At};
 use crate::repo::session::{Writer, refuse_damaged_head, write};
@@ -24,18 +25,14 @@ pub fn run(
     let mut writer = write(repository, name, context)?;
     refuse_damaged_head(name, writer.head_was_damaged)?;
     let snapshot = reference::find(&writer.manifest, &writer.head, at)?.clone();
-    if writer.head.intent.is_some_and(|intent| intent.target == snapshot.id) {
-        let place = format!("{name}@{}", snapshot.number);
-        let what = format!("a rollback of \"{name}\" to {place} was interrupted");
-        return Err(Error::new(ErrorKind::Mismatch, what).hint(message![
-            "finish it with ",
-            Verb::Rollback.of(name).with(Setting::To, place),
-            ", or roll back to another snapshot, before this one is deleted",
-        ]));
-    }
+    refuse_target(&writer.head, &snapshot, name)?;
     // A policy that cannot be read is no reason to keep what somebody wants to be gone.
     let garbage = repository.policy(name).unwrap_or_default().garbage;
-    let unneeded = drop_snapshots(repository, &mut writer, &HashSet::from([snapshot.id]))?;
+    let (head, ids) = (writer.head.clone(), HashSet::from([snapshot.id]));
+    let unneeded = drop_snapshots(repository, &mut writer, &ids, |next| {
+        refuse_target(&head.in_view_of(next), &snapshot, name)?;
+        Ok(ids.clone())
+    })?;
     let compaction = compact_or_warn(
         repository,
         &mut writer,
@@ -44,6 +41,20 @@ pub fn run(
         context,
     )?;
     Ok(Deleted { snapshot, compaction })
+}
+
+/// Fails if a rollback to a snapshot was interrupted.
+fn refuse_target(head: &Head, snapshot: &Snapshot, name: &str) -> Result<()> {
+    if head.intent.is_none_or(|intent| intent.target != snapshot.id) {
+        return Ok(());
+    }
+    let place = format!("{name}@{}", snapshot.number);
+    let what = format!("a rollback of \"{name}\" to {place} was interrupted");
+    Err(Error::new(ErrorKind::Mismatch, what).hint(message![
+        "finish it with ",
+        Verb::Rollback.of(name).with(Setting::To, place),
+        ", or roll back to another snapshot, before this one is deleted",
+    ]))
 }
 
 /// Compacts after a commit that stands: what fails now only leaves something for the next writer.

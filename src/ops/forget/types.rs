@@ -10,4 +10,6 @@ pub struct Forgotten {
     pub snapshots: u64,
     /// Bytes of their files.
     pub freed_bytes: u64,
+    /// How long they stay at least, in seconds, where other hosts may read them.
+    pub grace_seconds: Option<u64>,
 }

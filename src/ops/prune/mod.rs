@@ -11,6 +11,7 @@ use crate::repo::compact::{
     CompactWhen, Compaction, compact, compaction_of, drop_from_manifest, drop_snapshots,
 };
 use crate::repo::files::open_chain;
+use crate::repo::garbage::collect_forgotten;
 use crate::repo::head::Head;
 use crate::repo::manifest::{Manifest, Snapshot};
 use crate::repo::retention::{Decision, Rules, Times, decide};
@@ -57,7 +58,13 @@ pub fn run(
     check_kept(repository, &writer.manifest, &ids, when, context).map_err(|e| {
         if e.kind() == ErrorKind::Interrupted { e } else { e.at("nothing was dropped") }
     })?;
-    let unneeded = drop_snapshots(repository, &mut writer, &ids)?;
+    let head = writer.head.clone();
+    let unneeded = drop_snapshots(repository, &mut writer, &ids, |next| {
+        Ok(decide_all(next, &head.in_view_of(next), &rules)?.dropped())
+    })?;
+    if let Err(e) = collect_forgotten(repository, context) {
+        context.note(e);
+    }
     let dropped = ids.len();
     let compaction = compact(repository, &mut writer, &unneeded, when, context).map_err(|e| {
         e.at(format!("{name}: {dropped} dropped, but getting their room back failed"))

@@ -104,12 +104,21 @@ fn rebuild(
 ) -> Result<Option<(Manifest, Rebuilt)>> {
     let mut unused = Vec::new();
     let mut candidates = open_all(repository, name, &mut unused)?;
+    let is_locked = repository.store.sharing()?.is_locked();
     let Some(ruling) = ruling else {
         let older = older_manifests(repository.store.as_ref(), name, u64::MAX)?.into_iter().next();
+        if let Some(older) = older.as_ref().filter(|_| !is_locked) {
+            // Somebody may be about to remove it (C5).
+            candidates.retain(|(file, _)| !older.is_condemned(file));
+        }
         return rebuild_from(repository, name, candidates, unused, older.as_ref(), context)
             .map(Some);
     };
-    let strays = strays(repository, ruling, &candidates)?;
+    // Without locks, what nobody names may be about to be named, or about to be removed.
+    let strays = match is_locked {
+        true => strays(repository, ruling, &candidates)?,
+        false => HashSet::new(),
+    };
     // The others were dropped, or are of nobody.
     let is_meant = |file: &String| {
         ruling.unused.contains(file)

@@ -117,8 +117,11 @@ fn commit_snapshot(
     // The file has the number: another snapshot of another host may have it by then.
     let expected = writer.manifest.next_number;
     let source = writer.head.source.clone();
+    let is_half_written = writer.manifest.rollback.is_some();
     commit_change(repository, writer, Some(&snapshot.file), |next| {
-        if next.next_number != expected {
+        let has_parent = snapshot.parent.is_none_or(|id| next.stored().iter().any(|s| s.id == id));
+        if next.next_number != expected || !has_parent || next.rollback.is_some() != is_half_written
+        {
             return Err(changed_meanwhile(&next.name));
         }
         if next.host.is_none() {

@@ -129,9 +129,16 @@ fn put_until_decided(store: &dyn Store, next: &Manifest, file: &str, bytes: &[u8
     for attempt in 0..PUT_TRIES {
         let answer = store.put_if_absent(file, bytes);
         match is_won(store, next) {
-            Ok(Some(true)) => return Ok(()),
+            Ok(Some(true)) => {
+                // It may be there, and not be durable: that may be what failed.
+                return answer.or_else(|_| store.sync_dir(&next.name));
+            }
             Ok(Some(false)) => return Err(changed_meanwhile(&next.name)),
-            Ok(None) => error = answer.err().or(error),
+            Ok(None) => match answer {
+                // It was refused, not lost.
+                Err(e) if error.is_none() && is_refusal(&e) => return Err(e),
+                answer => error = answer.err().or(error),
+            },
             Err(e) => error = Some(e),
         }
         store.pause(attempt);
@@ -140,6 +147,11 @@ fn put_until_decided(store: &dyn Store, next: &Manifest, file: &str, bytes: &[u8
     let error = error.unwrap_or_else(|| Error::new(ErrorKind::Unavailable, "no answer"));
     let error = Error::new(ErrorKind::Unavailable, format!("{what}: {}", error.without_advice()));
     Err(error.hint(message![Verb::List.of(&next.name), " shows it when the store answers again"]))
+}
+
+/// True for an answer that says that nothing was put, and nothing will be.
+fn is_refusal(error: &Error) -> bool {
+    error.is_storage_full() || error.is_read_only()
 }
 
 /// Whether a commit that was put is the one that rules, or one that it follows; none if that is not known.

@@ -116,7 +116,8 @@ impl Manifest {
         let before = self.read.take();
         self.previous = before.as_ref().map(|before| before.digest);
         let named: HashSet<String> = self.objects().map(str::to_owned).collect();
-        // A repair may need again what was condemned: in a folder that is safe while it holds the lock.
+        // A repair may need again what was condemned: in a folder that is safe while it holds the lock, and
+        // where there is none it takes nothing of that kind.
         self.condemned.retain(|condemned| !named.contains(&condemned.object));
         let known: HashSet<String> = self.condemned.iter().map(|c| c.object.clone()).collect();
         let objects = before.map(|before| before.objects).unwrap_or_default();
