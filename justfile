@@ -27,6 +27,10 @@ faults:
 model:
     IMGSNAP_MODEL=deep cargo test --test protocol -- --nocapture nothing_is_lost
 
+# The real code under so many random schedules of a store without locks, one worker for each processor
+schedules count="1000000":
+    IMGSNAP_SCHEDULES={{count}} cargo test --release --test protocol -- --nocapture schedules
+
 # Random verbs on random images for so long, with kills, faults and damage, held against a model
 soak time="30m" *args:
     cargo test --release --test soak -- --for {{time}} {{args}}

@@ -7,8 +7,8 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-/// What is put at the top where the folder is used from a file system on which locks do not keep all apart: from
-/// then on nobody relies on them, nor who has it on a local one. No image can be called so.
+/// What is put at the top where the folder is used from a file system on which locks do not keep all apart:
+/// from then on nobody relies on them, nor who has it on a local one. No image can be called so.
 pub(crate) const SHARED: &str = ".shared";
 
 /// Objects in a folder.

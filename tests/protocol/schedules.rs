@@ -2,7 +2,8 @@
 //! and the third only the repository, snapshot, restore, delete, prune, merge, label, forget and begin anew,
 //! while requests are lost, delayed and carried out twice, hosts sleep and die, and days pass.
 //!
-//! `IMGSNAP_SCHEDULES` says how many; `IMGSNAP_SCHEDULE` runs one of them.
+//! `IMGSNAP_SCHEDULES` says how many, `IMGSNAP_SCHEDULES_FROM` from which on; `IMGSNAP_SCHEDULE` runs one of them,
+//! and tells it turn by turn.
 
 use crate::random::Random;
 use crate::turns::{Alone, Seat, Trouble, Turns};
@@ -19,7 +20,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
 
 const HOSTS: usize = 3;
@@ -103,7 +104,7 @@ impl Scene {
             .recheck(Some(Recheck::Share(0.0)))
             .skip_unchanged(random.below(4) == 0)
             .is_raw(true);
-        let taken = repository.snapshot(&request, &Context::silent());
+        let taken = repository.snapshot(&request, &context());
         let mut known = self.known.lock().unwrap();
         known.busy[image] -= 1;
         match taken {
@@ -121,7 +122,7 @@ impl Scene {
     }
 
     fn restore(&self, repository: &Repository, host: usize, image: usize, random: &mut Random) {
-        let context = Context::silent();
+        let context = context();
         let listed = match repository.list(IMAGES[image], &context) {
             Ok(listed) => listed.manifest.snapshots,
             Err(e) => return self.check(host, "list", &e),
@@ -158,7 +159,7 @@ impl Scene {
 
     /// Drops any snapshot but those with a label.
     fn delete(&self, repository: &Repository, host: usize, image: usize, random: &mut Random) {
-        let context = Context::silent();
+        let context = context();
         let Ok(listed) = repository.list(IMAGES[image], &context) else { return };
         let free: Vec<(uuid::Uuid, u64)> = listed
             .manifest
@@ -191,7 +192,7 @@ impl Scene {
 
     /// Labels a snapshot, so that no rule drops it, or protects it.
     fn keep(&self, repository: &Repository, host: usize, image: usize, random: &mut Random) {
-        let (name, context) = (IMAGES[image], Context::silent());
+        let (name, context) = (IMAGES[image], context());
         let Ok(listed) = repository.list(name, &context) else { return };
         let listed = listed.manifest.snapshots;
         let Some(number) = listed.get(random.below(8) as usize).map(|s| s.number) else { return };
@@ -220,7 +221,7 @@ impl Scene {
         let of_image = |id: &&uuid::Uuid| known.images.get(id) == Some(&name);
         let there: Vec<uuid::Uuid> = known.contents.keys().filter(of_image).copied().collect();
         drop(known);
-        match repository.forget(name, &Context::silent()) {
+        match repository.forget(name, &context()) {
             Ok(_) => self.known.lock().unwrap().gone.extend(there),
             Err(e) => self.check(host, "forget", &e),
         }
@@ -243,7 +244,7 @@ impl Scene {
     }
 
     fn step(&self, repository: &Repository, host: usize, random: &mut Random) {
-        let context = Context::silent();
+        let context = context();
         let image = random.below(8) as usize / 6;
         let name = IMAGES[image];
         let outcome = match random.below(if host == 2 { 10 } else { 16 }) {
@@ -278,12 +279,12 @@ impl Scene {
         let store = MemoryStore::new(self.world.clone(), Arc::new(Alone), SHARING);
         let host = machine(&self.states, 2);
         let repository = Repository::open_in(Arc::new(store), host).unwrap();
-        let context = Context::silent();
+        let context = context();
         let known = self.known.lock().unwrap();
         // Who has an image can remove what is left of others that were forgotten.
         let one = SnapshotRequest::new(self.path(0).as_path()).name(Some("one".into()));
         repository.snapshot(&one.track(Some(Track::None)).is_raw(true), &context).unwrap();
-        for _ in 0..6 {
+        for _ in 0..3 {
             self.world.pass(20 * DAY);
             repository.prune("one", &rules(2), &context).unwrap();
         }
@@ -301,7 +302,7 @@ impl Scene {
             );
         }
         for name in repository.names().unwrap() {
-            for _ in 0..6 {
+            for _ in 0..3 {
                 self.world.pass(20 * DAY);
                 repository.prune(&name, &rules(2), &context).unwrap();
             }
@@ -350,6 +351,13 @@ impl Drop for End<'_> {
     fn drop(&mut self) {
         self.turns.end(self.host);
     }
+}
+
+/// To make one asks the system how many processors there are, which takes longer than most of what follows.
+static CONTEXT: LazyLock<Context> = LazyLock::new(|| Context::silent().with_threads(1));
+
+fn context() -> Context {
+    CONTEXT.clone()
 }
 
 fn rules(last: u64) -> PruneRequest {
@@ -404,7 +412,10 @@ fn the_real_code_loses_nothing_whatever_the_schedule() {
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     let (first, count) = match number("IMGSNAP_SCHEDULE") {
         Some(seed) => (seed, 1),
-        None => (0, number("IMGSNAP_SCHEDULES").unwrap_or(1500)),
+        None => {
+            let first = number("IMGSNAP_SCHEDULES_FROM").unwrap_or(0);
+            (first, number("IMGSNAP_SCHEDULES").unwrap_or(1500))
+        }
     };
     let shm = Path::new("/dev/shm");
     let base = if shm.is_dir() { shm.to_owned() } else { std::env::temp_dir() };
