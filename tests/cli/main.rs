@@ -44,3 +44,4 @@ mod usage;
 mod verify;
 mod watch;
 mod watcher;
+mod without_locks;
