@@ -153,7 +153,7 @@ pub(crate) fn compact(
     let (groups, mut compaction, mut failed) =
         plan_compaction(repository, &writer.manifest, worth, context)?;
     compaction.is_delayed = !is_reaped;
-    compaction.grace_seconds = repository.store.sharing()?.grace().map(|grace| grace.as_secs());
+    compaction.grace_seconds = repository.sharing()?.grace().map(|grace| grace.as_secs());
     compaction.count_removed(unneeded);
     for group in groups {
         if let Err(e) = check_space_for(repository, &writer.manifest, &group) {

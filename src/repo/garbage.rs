@@ -21,7 +21,7 @@ pub(crate) fn collect_garbage(
     manifest: &mut Manifest,
     context: &Context,
 ) -> Result<bool> {
-    match repository.store.sharing()? {
+    match repository.sharing()? {
         Sharing::Locked => collect_locked(repository, manifest, context),
         Sharing::Shared { grace, marker_life } => {
             collect_shared(repository, manifest, grace, marker_life, context)
@@ -162,7 +162,7 @@ fn collect_shared(
 /// Removes what is left of images that were forgotten, where it has to wait for that (C10).
 pub(crate) fn collect_forgotten(repository: &Repository, context: &Context) -> Result<()> {
     let store = repository.store.as_ref();
-    let Sharing::Shared { grace, marker_life } = store.sharing()? else { return Ok(()) };
+    let Sharing::Shared { grace, marker_life } = repository.sharing()? else { return Ok(()) };
     for name in store.list("")?.into_iter().filter(|name| manifest::check_name(name).is_ok()) {
         match manifest::load_last(store, &name) {
             Ok(mut last) if last.forgotten => {

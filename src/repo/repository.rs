@@ -8,7 +8,7 @@ use crate::repo::host::HostState;
 use crate::repo::names::{is_of_filesystem, is_temporary, names_in};
 use crate::repo::policy::{Policy, SnapshotPolicy};
 use crate::repo::top::MARKER;
-use crate::store::Store;
+use crate::store::{Sharing, Store};
 use std::fmt;
 use std::sync::Arc;
 use uuid::Uuid;
@@ -110,6 +110,18 @@ impl Repository {
     /// `InvalidInput` if the tables for it in the configuration are wrong.
     pub fn snapshot_policy(&self, name: &str) -> Result<SnapshotPolicy> {
         self.config.snapshot_policy(name).map_err(|e| e.at(self.place_of_config()))
+    }
+
+    /// What keeps those apart who use it, and how long what is dropped stays.
+    pub(crate) fn sharing(&self) -> Result<Sharing> {
+        // With a slip in the configuration nothing is removed earlier.
+        let configured = self.config.grace().unwrap_or_default();
+        Ok(match (self.store.sharing()?, configured) {
+            (Sharing::Shared { marker_life, .. }, Some(grace)) => {
+                Sharing::Shared { grace, marker_life }
+            }
+            (sharing, _) => sharing,
+        })
     }
 
     /// What was read and decoded through it so far.

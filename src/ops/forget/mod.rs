@@ -17,7 +17,7 @@ pub fn run(repository: &Repository, name: &str, context: &Context) -> Result<For
     refuse_protected(&writer.manifest, |_| true)?;
     let snapshots = &writer.manifest.snapshots;
     let freed_bytes = snapshots.iter().map(|s| s.file_bytes).sum();
-    let grace_seconds = repository.store.sharing()?.grace().map(|grace| grace.as_secs());
+    let grace_seconds = repository.sharing()?.grace().map(|grace| grace.as_secs());
     let snapshots = snapshots.len() as u64;
     let forgotten = Forgotten { snapshots, freed_bytes, grace_seconds };
     // Of an image that is gone, nobody would know its clones.

@@ -12,6 +12,7 @@ use crate::repo::policy::{Policy, PruneTable, SnapshotPolicy, SnapshotTable, inv
 use crate::store::Store;
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::time::Duration;
 use toml::{Table, Value};
 use uuid::Uuid;
 
@@ -55,6 +56,7 @@ pub(crate) struct Config {
     prune: Option<Value>,
     snapshot: Option<Value>,
     images: Option<Value>,
+    store: Option<Value>,
     /// A name that is none of a table or key here, and one that is none in `[new]`.
     stranger: Option<String>,
     stranger_in_new: Option<String>,
@@ -72,6 +74,8 @@ struct Wire {
     snapshot: Option<Value>,
     #[serde(skip_serializing)]
     images: Option<Value>,
+    #[serde(skip_serializing)]
+    store: Option<Value>,
     /// Tables that nobody reads: perhaps a slip of the pen.
     #[serde(flatten, skip_serializing)]
     others: Table,
@@ -110,10 +114,10 @@ impl Config {
     }
 
     pub(crate) fn with_id(id: Uuid, defaults: Defaults) -> Self {
-        let (prune, snapshot, images) = (None, None, None);
+        let (prune, snapshot, images, store) = (None, None, None, None);
         let (stranger, stranger_in_new) = (None, None);
         let number = Some(1);
-        Self { number, id, defaults, prune, snapshot, images, stranger, stranger_in_new }
+        Self { number, id, defaults, prune, snapshot, images, store, stranger, stranger_in_new }
     }
 
     pub(crate) fn defaults(&self) -> Defaults {
@@ -135,6 +139,7 @@ impl Config {
             prune: None,
             snapshot: None,
             images: None,
+            store: None,
             others: Table::new(),
         };
         let body = toml::to_string(&wire).map_err(|e| {
@@ -178,6 +183,7 @@ impl Config {
                 config.policy(name)?;
                 config.snapshot_policy(name)?;
             }
+            config.grace()?;
             Ok(config)
         };
         check().map_err(|e: Error| Error::new(ErrorKind::InvalidInput, e.message()))
@@ -205,11 +211,11 @@ impl Config {
             };
             stranger_in_new = new.others.keys().next().cloned();
         }
-        let Wire { prune, snapshot, images, others, .. } = wire;
+        let Wire { prune, snapshot, images, store, others, .. } = wire;
         let stranger = others.keys().next().cloned();
         let id = wire.id.unwrap_or_default();
         let number = None;
-        Ok(Self { number, id, defaults, prune, snapshot, images, stranger, stranger_in_new })
+        Ok(Self { number, id, defaults, prune, snapshot, images, store, stranger, stranger_in_new })
     }
 
     /// The name of the object that it stands in.
@@ -240,6 +246,27 @@ impl Config {
         let read = SnapshotTable::read;
         let (own, common) = self.tables(name, "snapshot", self.snapshot.as_ref(), read)?;
         Ok(SnapshotTable::policy(own, common))
+    }
+
+    /// How long what is dropped stays where other hosts may read it; none if nothing is said.
+    ///
+    /// # Errors
+    /// `InvalidInput` if `[store]` is wrong, or it is less than a day or more than a year.
+    pub(crate) fn grace(&self) -> Result<Option<Duration>> {
+        let read = |table: &Table| {
+            let wrong = || invalid("it is no length of time from 1d to 365d").at("grace");
+            if let Some(key) = table.keys().find(|key| *key != "grace") {
+                return Err(invalid("there is no such key").at(key.escape_debug()));
+            }
+            let Some(value) = table.get("grace") else { return Ok(None) };
+            let days = value.as_str().and_then(|text| text.strip_suffix('d')?.parse::<u64>().ok());
+            let days = days.filter(|days| (1..=365).contains(days)).ok_or_else(wrong)?;
+            Ok(Some(Duration::from_secs(days * 24 * 3600)))
+        };
+        let grace = table_at(self.store.as_ref(), "[store]").and_then(|table| {
+            table.map_or(Ok(None), |table| read(table).map_err(|e| e.at("[store]")))
+        });
+        grace.map_err(|e: Error| e.hint(correct()))
     }
 
     /// The table `key` of an image, and the one for all.

@@ -187,6 +187,22 @@ fn how_snapshots_are_taken_is_said_key_by_key() {
 }
 
 #[test]
+fn how_long_what_is_dropped_stays_is_from_a_day_to_a_year() {
+    let grace =
+        |text: &str| with(text).grace().map(|grace| grace.map(|grace| grace.as_secs() / 86400));
+    for (text, days) in [("", None), ("[store]", None), ("[store]\ngrace = \"7d\"", Some(7))] {
+        assert_eq!(grace(text).unwrap(), days, "{text}");
+    }
+    for text in
+        ["grace = \"0d\"", "grace = \"366d\"", "grace = \"12h\"", "grace = 3", "grac = \"3d\""]
+    {
+        let error = grace(&format!("[store]\n{text}")).unwrap_err();
+        assert!(error.to_string().starts_with("[store]: grac"), "{error}");
+    }
+    assert!(grace("[[store]]").is_err());
+}
+
+#[test]
 fn a_mistake_in_the_rules_is_named_and_concerns_them_alone() {
     for (text, place) in [
         ("[prune]\nkeep_dialy = 7", "[prune]: keep_dialy: there is no such key"),
