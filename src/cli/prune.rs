@@ -266,6 +266,7 @@ pub fn delete(
         let freed = compaction.freed_bytes();
         let what = match compaction.grace_seconds {
             None => format!("{} freed{}", output::bytes(freed), when(&compaction)),
+            Some(_) if freed == 0 => "nothing to free".to_owned(),
             Some(grace) => format!("to free {}", freed_later(freed, grace)),
         };
         printer.line(&format!("deleted {name}@{}: {what}", deleted.number))?;

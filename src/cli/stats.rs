@@ -86,6 +86,7 @@ fn to_json(stats: &Stats) -> Value {
         "dropped_files": stats.manifest.dropped.len(),
         "dropped_bytes": stats.dropped_bytes,
         "garbage_bytes": stats.garbage_bytes,
+        "condemned_bytes": stats.condemned_bytes,
         "raw_bytes": stats.raw_bytes(),
         "frame_bytes": stats.frame_bytes(),
         "days": days,
@@ -172,6 +173,9 @@ fn describe(stats: &Stats) -> String {
         ("garbage", garbage),
         ("clone", clone),
     ];
+    let condemned =
+        format!("{} of dropped files that may still be read", output::bytes(stats.condemned_bytes));
+    rows.extend((stats.condemned_bytes > 0).then_some(("to free", condemned)));
     rows.extend((!foreign.is_empty()).then_some(("others", others)));
     for (noun, value) in rows {
         text.push_str(&format!("\n  {noun:<10} {value}"));

@@ -75,6 +75,7 @@ fn json_has_these_keys_and_whole_numbers() {
     let all = [
         "cell_bytes",
         "clone_bytes",
+        "condemned_bytes",
         "days",
         "dropped_bytes",
         "dropped_files",

@@ -23,7 +23,10 @@ pub fn with(text: &str, key: &str, value: Option<&str>) -> Result<String> {
             gone.ok_or_else(|| Error::new(ErrorKind::NotFound, format!("{key} is not set")))?;
         }
     }
-    Ok(document.to_string())
+    let text = document.to_string();
+    // A table that was made at the end has none.
+    let end = if text.ends_with('\n') { "" } else { "\n" };
+    Ok(text + end)
 }
 
 fn path(key: &str) -> Result<Vec<Key>> {

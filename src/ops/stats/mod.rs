@@ -4,7 +4,7 @@ pub mod types;
 
 pub mod engine;
 
-use crate::base::error::Result;
+use crate::base::error::{ErrorKind, Result};
 use crate::base::events::Context;
 use crate::ops::stats::engine::{add_heat, superseded_bytes};
 use crate::ops::stats::types::{Cost, Day, Stats};
@@ -42,11 +42,25 @@ pub fn run(repository: &Repository, name: &str, context: &Context) -> Result<Sta
         days: days(&manifest.snapshots),
         dropped_bytes: manifest.dropped.iter().map(|s| s.file_bytes).sum(),
         garbage_bytes: compaction.garbage_bytes,
+        condemned_bytes: condemned_bytes(repository, manifest)?,
         heat,
         cell_bytes,
         clones: clones_or_warn(repository, reader.manifest(), reader.head(), context),
         manifest: manifest.clone(),
     })
+}
+
+/// Bytes of files that are dropped, and still there: somebody reads them, or other hosts may.
+fn condemned_bytes(repository: &Repository, manifest: &Manifest) -> Result<u64> {
+    let mut bytes = 0;
+    for condemned in &manifest.condemned {
+        match repository.store.size(&format!("{}/{}", manifest.name, condemned.object)) {
+            Ok(size) => bytes += size,
+            Err(e) if e.kind() == ErrorKind::NotFound => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(bytes)
 }
 
 fn cost(

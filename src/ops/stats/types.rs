@@ -19,6 +19,8 @@ pub struct Stats {
     pub dropped_bytes: u64,
     /// Bytes that nobody needs but that are not freed yet; about.
     pub garbage_bytes: u64,
+    /// Bytes of files that are dropped, and wait until nobody can be reading them.
+    pub condemned_bytes: u64,
     /// Bytes that the deltas changed in each part of the image.
     pub heat: Vec<u64>,
     /// Length of a part.
