@@ -273,7 +273,8 @@ impl Scene {
         // what the rules are for.
         let is_meanwhile = self.sleeper.is_some_and(|sleeper| sleeper != host);
         let verbs = match is_meanwhile {
-            true if random.below(2) == 0 => 3,
+            true if random.below(3) == 0 => 3,
+            true if random.below(2) == 0 => return self.keep(repository, host, image, random),
             true => 10,
             false if host == 2 => 10,
             false => 16,
@@ -414,7 +415,7 @@ fn trouble(random: &mut Random) -> Trouble {
         host: random.below(HOSTS as u64) as usize,
         before: Before::ALL[random.below(Before::ALL.len() as u64) as usize],
         skipped: random.below(4),
-        hours: 24 * (2 + random.below(40)),
+        hours: 24 * [4, 10, 20, 40][random.below(4) as usize],
     });
     Trouble { faults, sleeps, deaths, days, sleeper }
 }
