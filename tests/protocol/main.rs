@@ -16,6 +16,7 @@ mod scenario;
 mod schedules;
 mod store;
 mod turns;
+mod watch;
 
 use explore::explore;
 use scenario::{Bounds, Mistake, Scenario, Task, Task::*};

@@ -6,7 +6,7 @@
 //! and tells it turn by turn.
 
 use crate::random::Random;
-use crate::turns::{Alone, Seat, Trouble, Turns};
+use crate::turns::{Alone, Before, Seat, Sleeper, Trouble, Turns};
 use imgsnap::image::write::Stream;
 use imgsnap::repo::host::HostState;
 use imgsnap::repo::retention::{Count, Rules};
@@ -46,14 +46,27 @@ struct Known {
     to_delete: HashSet<uuid::Uuid>,
     gone: HashSet<uuid::Uuid>,
     protected: HashSet<uuid::Uuid>,
+    /// Labels of which somebody was told that they are not given, because others were faster.
+    refused: HashSet<String>,
     /// Who takes a snapshot of which image.
     busy: [usize; 2],
+}
+
+impl Known {
+    /// Who was told that others were faster has changed nothing, and will not (C2).
+    fn refuse(&mut self, label: Option<String>, error: &imgsnap::Error) {
+        if error.kind() == ErrorKind::Busy {
+            self.refused.extend(label);
+        }
+    }
 }
 
 struct Scene {
     seed: u64,
     folder: PathBuf,
     turns: Arc<Turns>,
+    /// Who sleeps for long, while the others go on without new snapshots.
+    sleeper: Option<usize>,
     world: World,
     /// What the machines remember.
     states: World,
@@ -75,14 +88,20 @@ impl Scene {
         panic!("schedule {}: host {host}: {what}; {:#?}", self.seed, self.world.names())
     }
 
-    /// Whatever happens, nothing is damaged, and nobody has made a mistake.
-    fn check(&self, host: usize, verb: &str, error: &imgsnap::Error) {
+    /// Whatever happens, nothing is damaged, nobody has made a mistake, and what a marker holds stays. `begun` is
+    /// the hour.
+    fn check(&self, host: usize, verb: &str, begun: u64, error: &imgsnap::Error) {
         use ErrorKind::{AlreadyExists, Busy, InvalidInput, NotFound, Unavailable};
         if error.kind() == ErrorKind::Mismatch && error.to_string().contains("protected") {
             return;
         }
         if !matches!(error.kind(), AlreadyExists | Busy | InvalidInput | NotFound | Unavailable) {
             self.fail(host, &format!("{verb}: {:?}: {error}", error.kind()));
+        }
+        let line = error.to_string();
+        let is_gone = line.contains("while it was read") || line.contains(".delta does not exist");
+        if is_gone && self.turns.hours() - begun < MARKER_HOURS {
+            self.fail(host, &format!("{verb} is disturbed: {line}"));
         }
     }
 
@@ -104,6 +123,7 @@ impl Scene {
             .recheck(Some(Recheck::Share(0.0)))
             .skip_unchanged(random.below(4) == 0)
             .is_raw(true);
+        let begun = self.turns.hours();
         let taken = repository.snapshot(&request, &context());
         let mut known = self.known.lock().unwrap();
         known.busy[image] -= 1;
@@ -117,21 +137,24 @@ impl Scene {
                     known.kept.insert(id, IMAGES[image]);
                 }
             }
-            Err(e) => self.check(host, "snapshot", &e),
+            Err(e) => {
+                known.refuse(label, &e);
+                drop(known);
+                self.check(host, "snapshot", begun, &e)
+            }
         }
     }
 
     fn restore(&self, repository: &Repository, host: usize, image: usize, random: &mut Random) {
-        let context = context();
+        let (context, begun) = (context(), self.turns.hours());
         let listed = match repository.list(IMAGES[image], &context) {
             Ok(listed) => listed.manifest.snapshots,
-            Err(e) => return self.check(host, "list", &e),
+            Err(e) => return self.check(host, "list", begun, &e),
         };
         if listed.is_empty() {
             return;
         }
         let snapshot = &listed[random.below(listed.len() as u64) as usize];
-        let begun = self.turns.hours();
         let mut bytes = Vec::new();
         let mut stream = Stream::new(&mut bytes, "memory");
         let request = RestoreRequest::new(IMAGES[image]).at(At::Number(snapshot.number));
@@ -146,20 +169,13 @@ impl Scene {
                     self.fail(host, &format!("{}@{} is wrong", IMAGES[image], snapshot.number));
                 }
             }
-            Err(e) => {
-                let line = e.to_string();
-                let is_gone = line.contains("while it was read") || line.contains("not exist");
-                if is_gone && self.turns.hours() - begun < MARKER_HOURS {
-                    self.fail(host, &format!("a reader is disturbed: {line}"));
-                }
-                self.check(host, "restore", &e)
-            }
+            Err(e) => self.check(host, "restore", begun, &e),
         }
     }
 
     /// Drops any snapshot but those with a label.
     fn delete(&self, repository: &Repository, host: usize, image: usize, random: &mut Random) {
-        let context = context();
+        let (context, begun) = (context(), self.turns.hours());
         let Ok(listed) = repository.list(IMAGES[image], &context) else { return };
         let free: Vec<(uuid::Uuid, u64)> = listed
             .manifest
@@ -186,13 +202,13 @@ impl Scene {
             Ok(deleted) => {
                 self.known.lock().unwrap().gone.insert(deleted.snapshot.id);
             }
-            Err(e) => self.check(host, "delete", &e),
+            Err(e) => self.check(host, "delete", begun, &e),
         }
     }
 
     /// Labels a snapshot, so that no rule drops it, or protects it.
     fn keep(&self, repository: &Repository, host: usize, image: usize, random: &mut Random) {
-        let (name, context) = (IMAGES[image], context());
+        let (name, context, begun) = (IMAGES[image], context(), self.turns.hours());
         let Ok(listed) = repository.list(name, &context) else { return };
         let listed = listed.manifest.snapshots;
         let Some(number) = listed.get(random.below(8) as usize).map(|s| s.number) else { return };
@@ -210,7 +226,10 @@ impl Scene {
                     known.protected.insert(kept.id);
                 }
             }
-            Err(e) => self.check(host, "label", &e),
+            Err(e) => {
+                self.known.lock().unwrap().refuse((!is_protecting).then_some(label), &e);
+                self.check(host, "label", begun, &e)
+            }
         }
     }
 
@@ -221,9 +240,10 @@ impl Scene {
         let of_image = |id: &&uuid::Uuid| known.images.get(id) == Some(&name);
         let there: Vec<uuid::Uuid> = known.contents.keys().filter(of_image).copied().collect();
         drop(known);
+        let begun = self.turns.hours();
         match repository.forget(name, &context()) {
             Ok(_) => self.known.lock().unwrap().gone.extend(there),
-            Err(e) => self.check(host, "forget", &e),
+            Err(e) => self.check(host, "forget", begun, &e),
         }
     }
 
@@ -234,7 +254,9 @@ impl Scene {
         let mut random = Random(self.seed.wrapping_mul(31).wrapping_add(host as u64));
         let store = Arc::new(MemoryStore::new(self.world.clone(), seat, SHARING));
         if let Ok(repository) = Repository::open_in(store, machine(&self.states, host)) {
-            for _ in 0..2 + random.below(3) {
+            let is_alone = self.sleeper == Some(host);
+            let steps = if is_alone || self.sleeper.is_none() { 2 } else { 5 } + random.below(3);
+            for _ in 0..steps {
                 self.step(&repository, host, &mut random);
                 if self.turns.is_dead(host) {
                     break;
@@ -244,10 +266,20 @@ impl Scene {
     }
 
     fn step(&self, repository: &Repository, host: usize, random: &mut Random) {
-        let context = context();
+        let (context, begun) = (context(), self.turns.hours());
         let image = random.below(8) as usize / 6;
         let name = IMAGES[image];
-        let outcome = match random.below(if host == 2 { 10 } else { 16 }) {
+        // A snapshot would take its number from one whose host sleeps, and a commit that nothing else hinders is
+        // what the rules are for.
+        let is_meanwhile = self.sleeper.is_some_and(|sleeper| sleeper != host);
+        let verbs = match is_meanwhile {
+            true if random.below(3) == 0 => 3,
+            true if random.below(2) == 0 => return self.keep(repository, host, image, random),
+            true => 10,
+            false if host == 2 => 10,
+            false => 16,
+        };
+        let outcome = match random.below(verbs) {
             0 => repository.prune(name, &rules(1 + random.below(2)), &context).map(drop),
             1 | 2 => return self.delete(repository, host, image, random),
             3 => {
@@ -267,7 +299,7 @@ impl Scene {
             _ => return self.snapshot(repository, host, image, random),
         };
         if let Err(e) = outcome {
-            self.check(host, "a verb", &e);
+            self.check(host, "a verb", begun, &e);
         }
     }
 
@@ -330,8 +362,10 @@ impl Scene {
         }
         let names = repository.names().unwrap();
         let list = |name: &String| repository.list(name, &context).unwrap().manifest.snapshots;
-        let listed: BTreeMap<uuid::Uuid, u64> =
-            names.iter().flat_map(list).map(|s| (s.id, s.number)).collect();
+        let listed: BTreeMap<uuid::Uuid, Option<String>> =
+            names.iter().flat_map(list).map(|s| (s.id, s.label)).collect();
+        let is_refused = |label: &String| known.refused.contains(label);
+        assert!(!listed.values().flatten().any(is_refused), "schedule {}", self.seed);
         assert!(listed.keys().all(|id| !known.gone.contains(id)), "schedule {}", self.seed);
         let is_wanted = |id: &uuid::Uuid, image: &str| {
             !known.to_delete.contains(id) && !known.forgotten.contains(image)
@@ -377,23 +411,30 @@ fn trouble(random: &mut Random) -> Trouble {
     };
     let faults = draw(random, 150);
     let (sleeps, deaths, days) = (draw(random, 100), draw(random, 15), draw(random, 80));
-    Trouble { faults, sleeps, deaths, days }
+    let sleeper = (random.below(3) == 0).then(|| Sleeper {
+        host: random.below(HOSTS as u64) as usize,
+        before: Before::ALL[random.below(Before::ALL.len() as u64) as usize],
+        skipped: random.below(4),
+        hours: 24 * [4, 10, 20, 40][random.below(4) as usize],
+    });
+    Trouble { faults, sleeps, deaths, days, sleeper }
 }
 
 /// Gives the number of turns.
 fn run(seed: u64, folder: &Path) -> u64 {
     let mut random = Random(seed.wrapping_mul(0x5851_f42d_4c95_7f2d));
     let world = World::default();
-    let turns = Turns::new(HOSTS, random.next(), trouble(&mut random), world.clone());
-    let folder = folder.to_owned();
-    let scene =
-        Scene { seed, folder, turns, world, states: World::default(), known: Mutex::default() };
+    let (order, trouble) = (random.next(), trouble(&mut random));
+    let sleeper = trouble.sleeper.map(|sleeper| sleeper.host);
+    let turns = Turns::new(HOSTS, order, trouble, world.clone(), GRACE);
+    let (folder, states, known) = (folder.to_owned(), World::default(), Mutex::default());
+    let scene = Scene { seed, folder, turns, sleeper, world, states, known };
     let alone = Arc::new(MemoryStore::new(scene.world.clone(), Arc::new(Alone), SHARING));
     let host = machine(&scene.states, 0);
     let repository = Repository::init_in(alone, Defaults::default(), host).unwrap();
     for image in 0..IMAGES.len() {
         std::fs::write(scene.path(image), random.bytes(IMAGE_BYTES as usize)).unwrap();
-        for _ in 0..random.below(3) {
+        for _ in 0..random.below(if scene.sleeper.is_some() { 4 } else { 3 }) {
             scene.snapshot(&repository, 0, image, &mut random);
         }
     }
@@ -403,6 +444,9 @@ fn run(seed: u64, folder: &Path) -> u64 {
             scope.spawn(move || scene.run(host));
         }
     });
+    if let Some(wrong) = scene.turns.wrong() {
+        panic!("schedule {seed}: {wrong}");
+    }
     scene.end();
     scene.turns.turns()
 }

@@ -2,6 +2,7 @@
 //! goes on, what becomes of the request, and whether a host falls asleep, or dies, or days pass meanwhile.
 
 use crate::random::Random;
+use crate::watch::Watch;
 use imgsnap::store::{Act, Fault, Host, World};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
@@ -18,6 +19,46 @@ pub struct Trouble {
     pub sleeps: u64,
     pub deaths: u64,
     pub days: u64,
+    pub sleeper: Option<Sleeper>,
+}
+
+/// A host that sleeps once for days or weeks, before a request after which others must not have gone too far.
+#[derive(Debug, Clone, Copy)]
+pub struct Sleeper {
+    pub host: usize,
+    pub before: Before,
+    /// So many of these requests come first.
+    pub skipped: u64,
+    pub hours: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Before {
+    Commit,
+    Upload,
+    Marker,
+    Removal,
+    Listing,
+    /// A part of a snapshot.
+    Reading,
+}
+
+impl Before {
+    pub const ALL: [Self; 6] =
+        [Self::Commit, Self::Upload, Self::Marker, Self::Removal, Self::Listing, Self::Reading];
+
+    fn of(act: Act, name: &str) -> Option<Self> {
+        let is_delta = name.ends_with(".delta");
+        match act {
+            Act::Put if name.contains("/manifest.") => Some(Self::Commit),
+            Act::Put if is_delta => Some(Self::Upload),
+            Act::Put if name.contains("/marker.") => Some(Self::Marker),
+            Act::Remove if is_delta => Some(Self::Removal),
+            Act::Read if is_delta => Some(Self::Reading),
+            Act::Read if !name.contains('/') => Some(Self::Listing),
+            _ => None,
+        }
+    }
 }
 
 struct State {
@@ -33,6 +74,9 @@ struct State {
     /// Its request is one before which a sleep is of interest: a commit, a removal, a listing.
     is_critical: Vec<bool>,
     hours: u64,
+    watch: Watch,
+    /// Something was put or removed, perhaps, since the last look.
+    is_changed: bool,
     dead: Vec<bool>,
     done: Vec<bool>,
     running: Option<usize>,
@@ -49,6 +93,23 @@ impl State {
             println!("{hours} hours pass");
         }
     }
+
+    fn fall_asleep(&mut self, host: usize, before: Option<Before>) {
+        let sleeper = self.trouble.sleeper.as_mut();
+        match sleeper.filter(|sleeper| sleeper.host == host && Some(sleeper.before) == before) {
+            Some(sleeper) if sleeper.skipped > 0 => sleeper.skipped -= 1,
+            Some(sleeper) => {
+                self.until[host] = self.hours + sleeper.hours;
+                self.trouble.sleeper = None;
+            }
+            None => {}
+        }
+    }
+
+    fn look(&mut self) {
+        self.watch.look(&self.world, self.hours);
+        self.is_changed = false;
+    }
 }
 
 /// Whose turn it is.
@@ -59,7 +120,13 @@ pub struct Turns {
 }
 
 impl Turns {
-    pub fn new(hosts: usize, seed: u64, trouble: Trouble, world: World) -> Arc<Self> {
+    pub fn new(
+        hosts: usize,
+        seed: u64,
+        trouble: Trouble,
+        world: World,
+        grace: Duration,
+    ) -> Arc<Self> {
         let state = State {
             random: Random(seed),
             trouble,
@@ -70,6 +137,8 @@ impl Turns {
             until: vec![0; hosts],
             is_critical: vec![false; hosts],
             hours: 0,
+            watch: Watch::new(grace.as_secs() / 3600),
+            is_changed: true,
             dead: vec![false; hosts],
             done: vec![false; hosts],
             running: None,
@@ -87,6 +156,11 @@ impl Turns {
     /// How many hours have passed.
     pub fn hours(&self) -> u64 {
         self.state.lock().unwrap().hours
+    }
+
+    /// What was wrong at any time.
+    pub fn wrong(&self) -> Option<String> {
+        self.state.lock().unwrap().watch.wrong.clone()
     }
 
     /// How many turns there were.
@@ -110,13 +184,17 @@ impl Turns {
             return;
         }
         state.turns += 1;
+        if state.is_changed {
+            state.look();
+        }
         let Trouble { sleeps, days, .. } = state.trouble;
         if state.random.below(1000) < days {
             let span = SPANS[state.random.below(SPANS.len() as u64) as usize];
             state.pass(span);
         }
         if state.until.iter().any(|until| *until > state.hours) && state.random.below(6) == 0 {
-            state.pass(12);
+            let hours = [12, 24, 96][state.random.below(3) as usize];
+            state.pass(hours);
         }
         let late = state.world.late_requests() as u64;
         if late > 0 && state.random.below(8) == 0 {
@@ -125,6 +203,7 @@ impl Turns {
                 println!("late request {which} of {late} lands");
             }
             state.world.land(which);
+            state.look();
         }
         let all: Vec<usize> = (0..state.done.len()).filter(|h| state.waiting[*h] > 0).collect();
         for host in &all {
@@ -162,9 +241,10 @@ impl Turns {
 
     fn take_turn(&self, host: usize, act: Act, name: &str) -> Fault {
         let mut state = self.state.lock().unwrap();
-        let is_listing = act == Act::Read && !name.contains('/');
-        let is_commit = act == Act::Put && name.contains("/manifest.");
-        state.is_critical[host] = is_listing || is_commit || act == Act::Remove;
+        let before = Before::of(act, name);
+        let is_critical = matches!(before, Some(Before::Commit | Before::Listing));
+        state.is_critical[host] = is_critical || act == Act::Remove;
+        state.fall_asleep(host, before);
         state.waiting[host] += 1;
         if state.running == Some(host) {
             state.running = None;
@@ -184,6 +264,8 @@ impl Turns {
             true => drawn[state.random.below(4) as usize],
             false => Fault::None,
         };
+        // As soon as this returns.
+        state.is_changed |= act != Act::Read;
         if state.is_traced {
             println!("host {host}: {act:?} {name}: {fault:?}");
         }
