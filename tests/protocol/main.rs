@@ -8,6 +8,7 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 #![allow(clippy::print_stdout)]
 
+mod directed;
 mod explore;
 mod hosts;
 #[path = "../support/random.rs"]
