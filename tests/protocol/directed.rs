@@ -6,8 +6,8 @@ use imgsnap::repo::host::HostState;
 use imgsnap::repo::retention::{Count, Rules};
 use imgsnap::store::{Act, Fault, Host, MemoryStore, Sharing, World};
 use imgsnap::{
-    At, Context, Defaults, ErrorKind, PruneRequest, Repository, RestoreRequest, RestoreTarget,
-    Result, SnapshotOutcome, SnapshotRequest, Track,
+    At, Context, Defaults, ErrorKind, ParentChoice, PruneRequest, Repository, RestoreRequest,
+    RestoreTarget, Result, SnapshotOutcome, SnapshotRequest, Track,
 };
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -196,7 +196,10 @@ fn a_snapshot_of_an_image_that_was_forgotten_is_none_of_its_successor() {
             lab.take_as_it_is(&lab.repository()).unwrap();
         }
     });
-    let refused = lab.take(&sleeper).unwrap_err();
+    // One that depends on nothing.
+    let request = SnapshotRequest::new(lab.image.as_path()).parent(ParentChoice::Full);
+    let request = request.track(Some(Track::None)).is_raw(true);
+    let refused = sleeper.snapshot(&request, &Context::silent()).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Busy, "{refused}");
     assert_eq!(lab.numbers(), [1, 2, 3]);
 }
