@@ -74,6 +74,33 @@ fn a_guest_that_writes_a_header_into_its_raw_disk_changes_nothing_but_a_warning(
     lab.done(&["snapshot", "disk.img"]);
 }
 
+/// Rule J17: what a later version says more is none of ours, and promises nothing; what an earlier one said is
+/// understood.
+#[test]
+fn what_an_image_was_and_who_tracked_it_is_read_as_every_version_writes_it() {
+    let (lab, _) = Lab::with_snapshots(1);
+    for (key, value, is_in_use, consistency) in [
+        ("consistency", json!("stopped"), false, "stopped"),
+        ("consistency", json!("crash"), true, "crash"),
+        ("consistency", json!("frozen"), true, "frozen"),
+        ("consistency", json!("blessed"), true, "crash"),
+        ("in_use", json!(true), true, "crash"),
+        ("in_use", json!(false), false, "stopped"),
+    ] {
+        forge(&lab, "disk", |manifest| {
+            let snapshot = manifest["snapshots"][0].as_object_mut().unwrap();
+            snapshot.retain(|key, _| key != "in_use" && key != "consistency");
+            snapshot.insert(key.into(), value.clone());
+            snapshot.insert("tracker".into(), json!({"kind": "bitmap", "name": "x"}));
+        });
+        let shown = lab.json(&["show", "disk@1"]);
+        assert_eq!(shown["in_use"], is_in_use, "{key}: {value}");
+        assert_eq!(shown["consistency"], consistency, "{key}: {value}");
+        assert!(shown["clone_seconds"].is_null());
+    }
+    lab.done(&["snapshot", "disk.img"]);
+}
+
 /// Rule J8.
 #[test]
 fn an_image_that_a_later_version_reads_in_another_way_is_not_taken_as_raw() {
@@ -248,7 +275,7 @@ fn a_path_that_is_no_text_is_a_uri_in_json_and_panics_nowhere() {
         lab.write("disk.img", &states[0]);
         assert_eq!(run(args)["output"], want, "{args:?}");
     }
-    // An image is known by its path, whatever that is.
+    // An image is known by its path, whatever that is (C6).
     let odd_image = lab.path("").join(odd);
     Run::of(lab.command(&["snapshot", "--name", "odd", "--json"]).arg(&odd_image)).done();
     let text = String::from_utf8(lab.read(&lab.manifest("odd"))).unwrap();

@@ -12,6 +12,7 @@ fn on(lab: &Lab, name: &str, args: &[&str]) -> Run {
     Run::of(&mut command)
 }
 
+/// Rules J15, S1.
 #[test]
 fn a_live_image_belongs_to_the_host_that_made_it() {
     let (lab, states) = Lab::with_snapshots(3);
@@ -39,6 +40,7 @@ fn a_live_image_belongs_to_the_host_that_made_it() {
     assert_eq!(lab.read("moved.img"), states[1]);
 }
 
+/// Rule J15.
 #[test]
 fn a_rollback_that_was_interrupted_stops_every_host() {
     let (lab, states) = Lab::with_snapshots(3);
@@ -58,6 +60,7 @@ fn a_rollback_that_was_interrupted_stops_every_host() {
     assert_eq!(integer(&lab.json(&["snapshot", "disk.img"]), "number"), 4);
 }
 
+/// Rule S2.
 #[test]
 fn what_another_machine_has_written_down_is_not_believed() {
     let (lab, states) = Lab::with_snapshots(2);
@@ -75,6 +78,7 @@ fn what_another_machine_has_written_down_is_not_believed() {
     assert!(lab.run(&["list"]).done().err.is_empty());
 }
 
+/// Rule S4.
 #[test]
 fn what_an_earlier_program_kept_in_the_repository_is_moved_by_who_has_the_live_file() {
     let (lab, states) = Lab::with_snapshots(2);
@@ -102,6 +106,7 @@ fn what_an_earlier_program_kept_in_the_repository_is_moved_by_who_has_the_live_f
     lab.done(&["snapshot", "disk.img", "--skip-unchanged"]);
 }
 
+/// Rule S3.
 #[test]
 fn a_repository_that_was_turned_back_is_told_of() {
     let (lab, _) = Lab::with_snapshots(2);

@@ -30,6 +30,7 @@ fn what_is_dropped_stays_for_the_grace_period_and_that_is_said() {
     assert!(lab.stored("disk").iter().all(|file| !file.starts_with("marker.")), "nobody is left");
 }
 
+/// Rule J16.
 #[test]
 fn an_image_that_was_forgotten_leaves_its_last_manifest_and_its_number() {
     let (lab, _) = lab(2);
