@@ -277,6 +277,11 @@ pub(crate) fn rewrite_as(
 ) -> Result<(Snapshot, Vec<Snapshot>)> {
     let store = repository.store.as_ref();
     let name = writer.manifest.name.clone();
+    // What it was planned by may not rule any more.
+    let is_there = |id: &Uuid| writer.manifest.stored().iter().any(|s| s.id == *id);
+    if !is_there(&id) || !parent.as_ref().is_none_or(is_there) {
+        return Err(manifest::changed_meanwhile(&name));
+    }
     let tip = open_chain(repository, &writer.manifest, id)?;
     let parent = parent.map(|id| open_chain(repository, &writer.manifest, id)).transpose()?;
     let footer = tip.tip().footer().clone();

@@ -6,6 +6,7 @@
 //! ```
 
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::repo::manifest::temporary_of;
 use crate::store::{LocalStore, OsDisk, Store, make_folder, read_small};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -118,6 +119,15 @@ impl HostState {
             }
             other => other,
         }
+    }
+
+    /// Removes what a save that was killed has left. Nobody else may be saving what is known of the image.
+    pub(crate) fn tidy(&self, repository: Uuid, image: Uuid) -> Result<()> {
+        let Some(store) = &self.store else { return Ok(()) };
+        let (folder, record) = (repository.to_string(), format!("{image}.json"));
+        let files = store.list(&folder)?;
+        let left = files.iter().filter(|file| temporary_of(file) == Some(record.as_str()));
+        left.map(|file| format!("{folder}/{file}")).try_for_each(|file| store.remove(&file))
     }
 
     /// True the first time that something is told of an image.

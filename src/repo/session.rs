@@ -297,6 +297,9 @@ pub(crate) fn writer(
     let held = match store.sharing()? {
         Sharing::Locked => {
             collect_garbage(repository, &mut manifest, context)?;
+            if let Err(e) = repository.host.tidy(repository.id(), manifest.image_id) {
+                context.note(e);
+            }
             share_reader_lock(store, &name, context)?
         }
         Sharing::Shared { .. } => {

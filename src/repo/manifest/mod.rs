@@ -44,14 +44,18 @@ pub(crate) fn load_last(store: &dyn Store, name: &str) -> Result<Manifest> {
     let mut tries = LOAD_TRIES;
     loop {
         let files = store.list(name)?;
-        let ruling = files.iter().filter_map(|file| sequence_of(file)).max();
-        match load_ruling(store, name, ruling, &files) {
-            // Somebody committed, and removed it, after it was listed.
-            Err(e) if e.kind() == ErrorKind::NotFound && ruling.is_some() && tries > 0 => {
-                tries -= 1;
-            }
-            other => return other,
+        let listed = files.iter().filter_map(|file| sequence_of(file)).max();
+        let loaded = load_ruling(store, name, listed, &files);
+        let is_sure = loaded.is_ok() && store.sharing()?.is_locked();
+        if is_sure || listed.is_none() || tries == 0 {
+            return loaded;
         }
+        // Somebody may have committed since it was listed, and have removed it; and without locks a manifest that
+        // was on its way for long may have come into its place.
+        if ruling(store, name)? == listed {
+            return loaded;
+        }
+        tries -= 1;
     }
 }
 
