@@ -50,8 +50,8 @@ pub(crate) fn load_last(store: &dyn Store, name: &str) -> Result<Manifest> {
         if is_sure || listed.is_none() || tries == 0 {
             return loaded;
         }
-        // Somebody may have committed since it was listed, and have removed it; and without locks a manifest that
-        // was on its way for long may have come into its place.
+        // Somebody may have committed since it was listed, and have removed it; and without locks a manifest
+        // that was on its way for long may have come into its place.
         if ruling(store, name)? == listed {
             return loaded;
         }
