@@ -35,6 +35,7 @@ use crate::repo::files::{open_chain, open_delta};
 use crate::repo::garbage::collect_garbage;
 use crate::repo::head::Head;
 use crate::repo::manifest::{self, ImageFile, MAX_IMPORTED_NUMBER, Manifest, Snapshot};
+use crate::repo::marker::Marker;
 use crate::repo::session::{lock_to_write, writer};
 use crate::store::{Store, read_small};
 use std::collections::HashSet;
@@ -54,6 +55,14 @@ pub fn run(repository: &Repository, name: &str, context: &Context) -> Result<Rep
         manifest::load(store, name)?;
     }
     let write = lock_to_write(repository, name)?;
+    // Without locks, what it reads must not be dropped by others meanwhile.
+    let _marker = match store.sharing()?.is_locked() {
+        true => None,
+        false => {
+            let ruling = manifest::ruling(store, name)?.unwrap_or(0);
+            Some(Marker::put(&repository.store, name, ruling)?)
+        }
+    };
     // What is found may have a name that is not durable yet: whoever gave it died before the sync.
     store.sync_dir(name)?;
     let ruling = match twice(|| manifest::load(store, name)) {
