@@ -207,35 +207,34 @@ impl Error {
     /// True if the file system or a quota is full, or a file may not grow any more.
     pub fn is_storage_full(&self) -> bool {
         use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
-        let cause = self.0.source.as_ref().and_then(|s| s.downcast_ref::<io::Error>());
-        cause.is_some_and(|e| matches!(e.kind(), StorageFull | QuotaExceeded | FileTooLarge))
+        self.io_cause()
+            .is_some_and(|e| matches!(e.kind(), StorageFull | QuotaExceeded | FileTooLarge))
     }
 
     /// What the operating system said, if it was asked.
-    pub fn io_kind(&self) -> Option<io::ErrorKind> {
-        let cause = self.0.source.as_ref().and_then(|s| s.downcast_ref::<io::Error>());
-        cause.map(io::Error::kind)
+    fn io_cause(&self) -> Option<&io::Error> {
+        self.0.source.as_ref().and_then(|s| s.downcast_ref::<io::Error>())
     }
 
     /// True if nothing can be written there by this caller.
     pub fn is_read_only(&self) -> bool {
         let denied = [io::ErrorKind::ReadOnlyFilesystem, io::ErrorKind::PermissionDenied];
-        let is_denied = self.io_kind().is_some_and(|kind| denied.contains(&kind));
+        let is_denied = self.io_cause().is_some_and(|e| denied.contains(&e.kind()));
         is_denied || matches!(self.kind(), ErrorKind::Auth | ErrorKind::Unsupported)
     }
 
     /// True if a medium does not give back what is on it.
     pub fn is_bad_medium(&self) -> bool {
-        let cause = self.0.source.as_ref().and_then(|s| s.downcast_ref::<io::Error>());
         // Sectors that cannot be read, and file systems whose checksums say so.
         const BAD: [i32; 4] = [libc::EIO, libc::ENODATA, libc::EILSEQ, libc::EBADMSG];
-        cause.and_then(io::Error::raw_os_error).is_some_and(|number| BAD.contains(&number))
+        self.io_cause()
+            .and_then(io::Error::raw_os_error)
+            .is_some_and(|number| BAD.contains(&number))
     }
 
     /// True if the reader of a pipe went away.
     pub fn is_broken_pipe(&self) -> bool {
-        let cause = self.0.source.as_ref().and_then(|s| s.downcast_ref::<io::Error>());
-        cause.is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe)
+        self.io_cause().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe)
     }
 }
 

@@ -13,10 +13,12 @@ use uuid::Uuid;
 /// back. Without locks that is left to who collects garbage.
 pub(crate) fn discard_unless_named(repository: &Repository, name: &str, file: &str) -> Result<()> {
     let store = repository.store.as_ref();
+    if !store.sharing()?.is_locked() {
+        return Ok(());
+    }
     let ruling = manifest::load(store, name);
     let is_unnamed = ruling.is_ok_and(|m| m.stored().iter().all(|s| s.file != file));
-    let is_ours = is_unnamed && store.sharing()?.is_locked();
-    if is_ours { store.remove(&format!("{name}/{file}")) } else { Ok(()) }
+    if is_unnamed { store.remove(&format!("{name}/{file}")) } else { Ok(()) }
 }
 
 /// How often a change is made anew on top of what others committed meanwhile.

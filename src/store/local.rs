@@ -14,19 +14,12 @@ pub(crate) const SHARED: &str = ".shared";
 /// Objects in a folder.
 pub struct LocalStore {
     disk: Arc<dyn Disk>,
-    /// None: as its file system says.
-    sharing: Option<Sharing>,
 }
 
 impl LocalStore {
     /// The store in the folder that `disk` stands for.
     pub fn new(disk: Arc<dyn Disk>) -> Self {
-        Self { disk, sharing: None }
-    }
-
-    /// The same, whatever its file system says.
-    pub fn shared_as(disk: Arc<dyn Disk>, sharing: Sharing) -> Self {
-        Self { disk, sharing: Some(sharing) }
+        Self { disk }
     }
 
     fn error(&self, verb: &str, name: &str, error: io::Error) -> Error {
@@ -83,9 +76,6 @@ impl Store for LocalStore {
     }
 
     fn sharing(&self) -> Result<Sharing> {
-        if let Some(sharing) = self.sharing {
-            return Ok(sharing);
-        }
         let has_locks =
             self.disk.has_locks().map_err(|e| self.error("find the file system of", "", e))?;
         let is_known = match self.disk.size(SHARED) {

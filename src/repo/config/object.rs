@@ -186,9 +186,7 @@ pub(crate) fn put(store: &dyn Store, number: u64, text: &str) -> Result<()> {
         let what = format!("a configuration of more than {MAX_BYTES} bytes");
         return Err(Error::new(ErrorKind::LimitExceeded, what));
     }
-    let mut upload = store.create(&config_file(number))?;
-    upload.write(&bytes)?;
-    upload.publish()
+    store.put_if_absent(&config_file(number), &bytes)
 }
 
 /// True if older programs refuse to open what is here.
@@ -205,9 +203,7 @@ pub(crate) fn is_marked(store: &dyn Store) -> Result<bool> {
 /// # Errors
 /// `AlreadyExists` if it has.
 pub(crate) fn begin_marker(store: &dyn Store) -> Result<()> {
-    let mut upload = store.create(MARKER)?;
-    upload.write(MARKER_TEXT.as_bytes())?;
-    upload.publish()
+    store.put_if_absent(MARKER, MARKER_TEXT.as_bytes())
 }
 
 /// Puts the marker in the place of what an older program wrote, or of nothing.
