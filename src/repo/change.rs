@@ -96,16 +96,20 @@ pub(crate) fn change_snapshot(
     })
 }
 
-/// Fails if a snapshot that is meant is protected.
-pub(crate) fn refuse_protected(
-    manifest: &Manifest,
-    is_meant: impl Fn(&Snapshot) -> bool,
-) -> Result<()> {
-    let mut protected = manifest.snapshots.iter().filter(|s| s.protected);
-    let Some(snapshot) = protected.find(|s| is_meant(s)) else { return Ok(()) };
+/// Fails if a snapshot that is meant must not be dropped.
+pub(crate) fn refuse_kept(manifest: &Manifest, is_meant: impl Fn(&Snapshot) -> bool) -> Result<()> {
+    let mut meant = manifest.snapshots.iter().filter(|s| is_meant(s));
+    let kept = meant.find_map(|s| manifest.keeps(s).map(|why| (s, why)));
+    let Some((snapshot, why)) = kept else { return Ok(()) };
     let place = manifest.place_of(snapshot);
-    let hint = message![Verb::Protect.of(&place).with(Setting::Off, ""), " takes that back"];
-    Err(Error::new(ErrorKind::Mismatch, format!("{place} is protected")).hint(hint))
+    let error = Error::new(ErrorKind::Mismatch, format!("{place} is {why}"));
+    Err(match snapshot.protected {
+        true => {
+            let off = Verb::Protect.of(&place).with(Setting::Off, "");
+            error.hint(message![off, " takes that back"])
+        }
+        false => error,
+    })
 }
 
 /// The last manifest of an image, which stays: who slept could otherwise put one of this image as that of its
@@ -113,6 +117,7 @@ pub(crate) fn refuse_protected(
 fn forget(manifest: &mut Manifest) {
     manifest.snapshots.clear();
     manifest.dropped.clear();
+    manifest.pending.clear();
     manifest.kept.clear();
     manifest.unused.clear();
     manifest.forgotten = true;
@@ -144,7 +149,7 @@ pub(crate) fn remove_image(
     writer.release_reader_lock();
     if !store.sharing()?.is_locked() {
         commit_change(repository, &mut writer, None, |next| {
-            refuse_protected(next, |_| true)?;
+            refuse_kept(next, |_| true)?;
             forget(next);
             Ok(())
         })?;

@@ -17,7 +17,7 @@ use crate::chain::{Chain, Fork};
 use crate::delta::Identity;
 use crate::merge::{Merged, Plan, layer_use, merge, prove};
 use crate::repo::Repository;
-use crate::repo::change::{commit_change, discard_unless_named, refuse_protected};
+use crate::repo::change::{commit_change, discard_unless_named, refuse_kept};
 use crate::repo::files::open_chain;
 use crate::repo::garbage::collect_garbage;
 use crate::repo::manifest::{self, Manifest, Snapshot, object_name};
@@ -121,14 +121,14 @@ pub(crate) fn drop_snapshots(
     ids: &HashSet<Uuid>,
     still: impl Fn(&Manifest) -> Result<HashSet<Uuid>>,
 ) -> Result<Vec<Snapshot>> {
-    refuse_protected(&writer.manifest, |s| ids.contains(&s.id))?;
+    refuse_kept(&writer.manifest, |s| ids.contains(&s.id))?;
     let unneeded = drop_from_manifest(&mut writer.manifest.clone(), ids);
     if ids.is_empty() && unneeded.is_empty() && !writer.manifest.has_disowned() {
         return Ok(unneeded);
     }
     let unneeded = commit_change(repository, writer, None, |next| {
         let still: HashSet<Uuid> = still(next)?.intersection(ids).copied().collect();
-        refuse_protected(next, |s| still.contains(&s.id))?;
+        refuse_kept(next, |s| still.contains(&s.id))?;
         Ok(drop_from_manifest(next, &still))
     })?;
     if writer.head.snapshot.is_some_and(|id| ids.contains(&id)) {
@@ -384,7 +384,8 @@ pub(crate) fn drop_from_manifest(manifest: &mut Manifest, ids: &HashSet<Uuid>) -
     let (dropped, kept): (Vec<_>, Vec<_>) =
         std::mem::take(&mut manifest.snapshots).into_iter().partition(|s| ids.contains(&s.id));
     manifest.snapshots = kept;
-    manifest.dropped.extend(dropped.into_iter().map(|s| Snapshot { label: None, ..s }));
+    let bare = |s| Snapshot { label: None, attachments: Vec::new(), ..s };
+    manifest.dropped.extend(dropped.into_iter().map(bare));
     manifest.dropped.sort_by_key(|s| s.number);
     let mut needed: HashSet<Uuid> = manifest.snapshots.iter().filter_map(|s| s.parent).collect();
     let mut unneeded = Vec::new();

@@ -53,9 +53,9 @@ fn collect_locked(
     let is_whole = is_whole(manifest, &present);
     let is_unneeded = |file: &String| match ImageFile::of(file) {
         Some(ImageFile::Temporary) => true,
-        Some(ImageFile::Delta) => is_whole && !named.contains(file.as_str()),
+        Some(of) if of.is_object() => is_whole && !named.contains(file.as_str()),
         Some(ImageFile::Manifest(sequence)) => sequence < manifest.sequence,
-        Some(ImageFile::Head | ImageFile::Lock | ImageFile::Marker(_)) | None => false,
+        Some(_) | None => false,
     };
     // Manifests go last: they tell a repair that what they name was dropped, and not forgotten to be
     // named.
@@ -65,18 +65,20 @@ fn collect_locked(
     let lock = reader_lock(name);
     let (mut free, mut held) = (Vec::new(), Vec::new());
     for file in others {
-        match ImageFile::is_delta(file) && store.is_held(&lock, Some(file))? {
+        match is_object(file) && store.is_held(&lock, Some(file))? {
             true => held.push(file),
             false => free.push(file),
         }
     }
     let is_all = held.is_empty();
+    // With the next commit: what this one names stays.
+    manifest.expire_pending(Timestamp::now());
     // What is held and was dropped under an earlier version only an older manifest knows to be dropped.
     let are_told = held.iter().all(|file| manifest.is_condemned(file));
     let old = if are_told { old } else { Vec::new() };
     let remove = |file: &String| remove(repository, name, file, context);
     free.iter().try_for_each(|file| remove(file))?;
-    if free.iter().any(|file| ImageFile::is_delta(file)) && !old.is_empty() {
+    if free.iter().any(|file| is_object(file)) && !old.is_empty() {
         store.sync_dir(name)?;
     }
     old.iter().try_for_each(|file| remove(file))?;
@@ -141,8 +143,9 @@ fn collect_shared(
                 remove(repository, name, &object.name, context)?;
             }
             // Its writer has died, or sleeps: it is condemned first, and then the writer finds it so.
-            Some(ImageFile::Delta)
-                if is_whole
+            Some(of)
+                if of.is_object()
+                    && is_whole
                     && !named.contains(object.name.as_str())
                     && !manifest.is_condemned(&object.name) =>
             {
@@ -154,6 +157,7 @@ fn collect_shared(
     for (_, object) in &expired {
         remove(repository, name, &object.name, context)?;
     }
+    manifest.expire_pending(now);
     is_all &= disowned.is_empty();
     disowned.into_iter().for_each(|object| manifest.disown(object));
     Ok(is_all)
@@ -176,6 +180,10 @@ pub(crate) fn collect_forgotten(repository: &Repository, context: &Context) -> R
         }
     }
     Ok(())
+}
+
+fn is_object(file: &str) -> bool {
+    ImageFile::of(file).is_some_and(|file| file.is_object())
 }
 
 /// If a file that is named is missing, another one may be it, under another name: nothing is removed.

@@ -21,5 +21,6 @@ mod losses;
 mod mended;
 mod model;
 mod power_loss;
+mod related;
 #[path = "../support/mod.rs"]
 mod support;

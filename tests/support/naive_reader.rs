@@ -1400,6 +1400,10 @@ pub fn read_manifest(folder: &Path) -> Result<Manifest, String> {
     Ok(manifest)
 }
 
+/// J5
+const KNOWN_NEEDS: [&str; 6] =
+    ["protected", "forgotten", "rollback", "pins", "attachments", "pending"];
+
 /// The rules of section 8 that the bytes alone can show
 pub fn parse_manifest(bytes: &[u8]) -> Result<Manifest, String> {
     let line = bytes.iter().position(|byte| *byte == b'\n').ok_or("J2: no first line")?;
@@ -1430,11 +1434,9 @@ pub fn parse_manifest(bytes: &[u8]) -> Result<Manifest, String> {
     })?;
     let needs = json.get("needs").and_then(Value::as_array);
     let needs: Vec<&str> = needs.into_iter().flatten().filter_map(Value::as_str).collect();
-    ensure(
-        words[1] != "3"
-            || needs.iter().all(|need| ["protected", "forgotten", "rollback"].contains(need)),
-        || format!("J5: {needs:?} is not known"),
-    )?;
+    ensure(words[1] != "3" || needs.iter().all(|need| KNOWN_NEEDS.contains(need)), || {
+        format!("J5: {needs:?} is not known")
+    })?;
     let snapshots = read_snapshots(&json, "snapshots")?;
     let dropped = if has_dropped { read_snapshots(&json, "dropped")? } else { Vec::new() };
     ensure(!has_dropped || !dropped.is_empty(), || "J3: dropped is empty".to_owned())?;
@@ -1486,9 +1488,80 @@ pub fn parse_manifest(bytes: &[u8]) -> Result<Manifest, String> {
     ensure(!dropped.iter().any(is_protected), || "J13: a dropped snapshot is protected".into())?;
     let sequence = number_of(&json, "sequence")?;
     if words[1] == "3" {
+        check_relations(&json, &snapshots, &dropped, next_number)?;
         check_commit(&json, sequence, &all)?;
     }
     Ok(Manifest { sequence, name, image_id, next_number, snapshots, dropped, json })
+}
+
+fn list_of(json: &Value, key: &str) -> Vec<Value> {
+    json.get(key).and_then(Value::as_array).cloned().unwrap_or_default()
+}
+
+/// J18 to J21
+fn check_relations(
+    json: &Value,
+    snapshots: &[Snapshot],
+    dropped: &[Snapshot],
+    next_number: u64,
+) -> Result<(), String> {
+    let mut needed = BTreeSet::new();
+    let mut objects: BTreeSet<String> =
+        snapshots.iter().chain(dropped).map(|s| s.file.clone()).collect();
+    for snapshot in dropped {
+        let is_bare =
+            snapshot.json.get("pins").is_none() && snapshot.json.get("attachments").is_none();
+        ensure(is_bare, || format!("J18, J20: {} is dropped", snapshot.number))?;
+    }
+    for snapshot in snapshots.iter().chain(dropped) {
+        for pin in list_of(&snapshot.json, "pins") {
+            uuid(&text_of(&pin, "id")?)?;
+            uuid(&text_of(&pin, "image")?)?;
+            text_of(&pin, "name")?;
+            needed.insert("pins");
+        }
+        if let Some(group) = snapshot.json.get("group") {
+            uuid(&text_of(group, "id")?)?;
+            for member in list_of(group, "members") {
+                uuid(&text_of(&member, "image")?)?;
+                uuid(&text_of(&member, "snapshot")?)?;
+            }
+        }
+        let mut names = BTreeSet::new();
+        for attachment in list_of(&snapshot.json, "attachments") {
+            let (name, object) = (text_of(&attachment, "name")?, text_of(&attachment, "object")?);
+            let is_bad = name.is_empty()
+                || name.len() > 255
+                || name.starts_with('.')
+                || name.contains(|c: char| c == '/' || c.is_control());
+            ensure(!is_bad && names.insert(name.clone()), || format!("J20: the name {name:?}"))?;
+            uuid(object.strip_suffix(".attachment").ok_or("J20: the name of the object")?)?;
+            number_of(&attachment, "bytes")?;
+            ensure(text_of(&attachment, "digest")?.len() == 64, || "J20: the digest".into())?;
+            ensure(objects.insert(object), || format!("J20: the object of {name:?} twice"))?;
+            needed.insert("attachments");
+        }
+    }
+    let mut taken: BTreeSet<u64> = snapshots.iter().chain(dropped).map(|s| s.number).collect();
+    for pending in list_of(json, "pending") {
+        uuid(&text_of(&pending, "id")?)?;
+        let number = number_of(&pending, "number")?;
+        let is_free = number >= 1 && number < next_number && taken.insert(number);
+        ensure(is_free, || format!("J21: the number {number}"))?;
+        let parent = optional_text_of(&pending, "parent")?;
+        let has_parent = parent.is_none_or(|id| snapshots.iter().any(|s| s.id == id));
+        ensure(has_parent, || format!("J21: the parent of {number}"))?;
+        for object in list_of(&pending, "objects") {
+            let object = object.as_str().unwrap_or_default().to_owned();
+            ensure(object.ends_with(".delta"), || format!("J21: the object {object:?}"))?;
+            ensure(objects.insert(object.clone()), || format!("J21: {object} twice"))?;
+        }
+        text_of(&pending, "expires")?;
+        needed.insert("pending");
+    }
+    let needs = list_of(json, "needs");
+    let is_told = |need: &&str| needs.contains(&(*need).into());
+    ensure(needed.iter().all(is_told), || format!("J5: {needs:?} lacks some of {needed:?}"))
 }
 
 /// J10 to J12
@@ -1511,8 +1584,15 @@ fn check_commit(json: &Value, sequence: u64, stored: &[&Snapshot]) -> Result<(),
     for condemned in of("condemned") {
         let (object, since) = (text_of(&condemned, "object")?, number_of(&condemned, "sequence")?);
         ensure((1..=sequence).contains(&since), || format!("J11: condemned by {since}"))?;
-        let is_named =
-            stored.iter().any(|s| s.file == object) || kept.contains(&object.clone().into());
+        let is_attached = |s: &&Snapshot| {
+            list_of(&s.json, "attachments").iter().any(|one| one["object"] == *object)
+        };
+        let is_pending = of("pending")
+            .iter()
+            .any(|one| list_of(one, "objects").contains(&object.clone().into()));
+        let is_named = stored.iter().any(|s| s.file == object || is_attached(s))
+            || is_pending
+            || kept.contains(&object.clone().into());
         ensure(!is_named, || format!("J11: {object} is condemned, and named"))?;
     }
     let swept = json.get("swept").map_or(Ok(0), |_| number_of(json, "swept"))?;

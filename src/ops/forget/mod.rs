@@ -6,7 +6,7 @@ use crate::base::error::Result;
 use crate::base::events::{Context, WarningId};
 use crate::ops::forget::types::Forgotten;
 use crate::repo::Repository;
-use crate::repo::change::{refuse_protected, remove_image};
+use crate::repo::change::{refuse_kept, remove_image};
 use crate::repo::clones::remove_all_clones;
 use crate::repo::manifest::Manifest;
 use crate::repo::session::write;
@@ -14,7 +14,7 @@ use crate::repo::session::write;
 /// Removes an image with all its snapshots.
 pub fn run(repository: &Repository, name: &str, context: &Context) -> Result<Forgotten> {
     let writer = write(repository, name, context)?;
-    refuse_protected(&writer.manifest, |_| true)?;
+    refuse_kept(&writer.manifest, |_| true)?;
     let snapshots = &writer.manifest.snapshots;
     let freed_bytes = snapshots.iter().map(|s| s.file_bytes).sum();
     let grace_seconds = repository.sharing()?.grace().map(|grace| grace.as_secs());

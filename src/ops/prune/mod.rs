@@ -127,7 +127,7 @@ fn decide_all(manifest: &Manifest, head: &Head, rules: &Rules) -> Result<Decided
     }
     let intent = head.intent.map(|intent| (Some(intent.target), intent.saved));
     let reasons = |s: &Snapshot, mut keep: Vec<String>| {
-        keep.extend(s.protected.then(|| "protected".to_owned()));
+        keep.extend(manifest.keeps(s));
         // The next snapshot is taken against it, and is small because of that.
         keep.extend((head.snapshot == Some(s.id)).then(|| "head".to_owned()));
         let is_needed = intent.is_some_and(|(to, saved)| to == Some(s.id) || saved == Some(s.id));

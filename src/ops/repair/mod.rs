@@ -88,7 +88,10 @@ pub fn run(repository: &Repository, name: &str, context: &Context) -> Result<Rep
     let missing: Vec<(String, Message)> = missing.collect();
     let base_images = missing_base_images(repository, &manifest)?;
     let unused = if rebuilt.is_some() { Vec::new() } else { manifest.unused.clone() };
-    let renumbered = match manifest.next_number > MAX_NUMBER / 2 && missing.is_empty() {
+    let renumbered = match manifest.next_number > MAX_NUMBER / 2
+        && missing.is_empty()
+        && manifest.pending.is_empty()
+    {
         true => renumber(repository, write, manifest, context)?,
         false => Vec::new(),
     };

@@ -9,7 +9,7 @@ use crate::delta::Delta;
 use crate::ops::verify::engine::verify_all;
 use crate::repo::compact::drop_from_manifest;
 use crate::repo::entry::entry;
-use crate::repo::manifest::{Manifest, Snapshot};
+use crate::repo::manifest::{Manifest, Pending, Snapshot};
 use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -154,6 +154,9 @@ pub(crate) fn remember(
             snapshot.base_image = known.base_image.clone();
             snapshot.format = known.format.clone();
             snapshot.protected = known.protected;
+            snapshot.pins = known.pins.clone();
+            snapshot.group = known.group.clone();
+            snapshot.attachments = known.attachments.clone();
             snapshot.consistency = known.consistency;
             snapshot.attributes = known.attributes.clone();
             snapshot.hint = known.hint;
@@ -165,6 +168,16 @@ pub(crate) fn remember(
         .into_iter()
         .partition(|s| old.is_dropped(s.id) && !unnamed.contains(&s.id));
     (manifest.dropped, manifest.snapshots) = (dropped, listed);
-    manifest.dropped.iter_mut().for_each(|snapshot| snapshot.label = None);
+    for snapshot in &mut manifest.dropped {
+        snapshot.label = None;
+        snapshot.pins.clear();
+        snapshot.attachments.clear();
+    }
+    let numbers: HashSet<u64> = manifest.stored().into_iter().map(|s| s.number).collect();
+    let is_possible = |pending: &&Pending| {
+        let has_parent = pending.parent.is_none_or(|parent| manifest.by_id(parent).is_some());
+        has_parent && !numbers.contains(&pending.number)
+    };
+    manifest.pending = old.pending.iter().filter(is_possible).cloned().collect();
     drop_from_manifest(manifest, &HashSet::new())
 }

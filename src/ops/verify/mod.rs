@@ -117,6 +117,7 @@ impl ImageCheck<'_> {
         verified: &mut Verified,
         context: &Context,
     ) -> Result<()> {
+        self.check_attachments(snapshot, verified);
         // A dropped one is examined for those that depend on it.
         verified.snapshots += u64::from(!self.manifest.is_dropped(snapshot.id));
         let delta = match open_delta(self.repository, self.manifest, snapshot) {
@@ -155,6 +156,29 @@ impl ImageCheck<'_> {
         match verify_runs(&delta, parent_end, context) {
             Err(e) => self.found(snapshot, DamageKind::ImageDigest, e, Lost::All, verified),
             Ok(()) => Ok(()),
+        }
+    }
+
+    fn check_attachments(&self, snapshot: &Snapshot, verified: &mut Verified) {
+        let place = self.manifest.place_of(snapshot);
+        for attachment in &snapshot.attachments {
+            let read = attachment.read(self.repository.store.as_ref(), &self.manifest.name);
+            let Err(error) = read else {
+                verified.stored_bytes += attachment.bytes;
+                continue;
+            };
+            let (snapshot, is_missing) = (place.clone(), error.kind() == ErrorKind::NotFound);
+            match is_missing || error.is_damage() {
+                true => verified.damaged.push(Damage {
+                    kind: DamageKind::Attachment,
+                    snapshot,
+                    message: error.into(),
+                    affects: vec![place.clone()],
+                }),
+                false => {
+                    verified.unchecked.push(Unchecked { snapshot, message: error.into() });
+                }
+            }
         }
     }
 

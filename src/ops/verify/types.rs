@@ -31,6 +31,8 @@ named! {
         Table = "table",
         /// Blocks in a delta file.
         Blocks = "blocks",
+        /// What belongs to a snapshot and is not of the image.
+        Attachment = "attachment",
         /// Blocks in a base image.
         BaseImage = "base-image",
         /// All bytes are what was written, but they are not the image that was taken.

@@ -1,11 +1,17 @@
-//! The rules that hold in every manifest (FORMAT.md J3, J4). Whoever calculates with it relies on them.
+//! The rules that hold in every manifest (FORMAT.md J3, J4, J18 to J21). Whoever calculates with it relies on
+//! them.
 
 use crate::base::error::{Error, Result};
 use crate::format::footer::{MAX_LABEL_BYTES, MAX_NUMBER};
-use crate::repo::manifest::files::check_name;
+use crate::repo::manifest::files::{ImageFile, check_name};
+use crate::repo::manifest::related::Attachment;
 use crate::repo::manifest::types::{Manifest, Snapshot};
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
+use uuid::Uuid;
+
+/// Longest name of an attachment or a group, in bytes: as of a file.
+const MAX_NAME_BYTES: usize = 255;
 
 impl Manifest {
     pub(crate) fn check(&self) -> Result<()> {
@@ -28,6 +34,9 @@ impl Manifest {
         }
         if self.dropped.iter().any(|s| s.protected) {
             return Some("a dropped snapshot is protected".into());
+        }
+        if let Some(wrong) = self.find_wrong_in_relations() {
+            return Some(wrong.into());
         }
         if !self.snapshots.is_sorted_by_key(|s| s.number) {
             return Some("the snapshots are out of order".into());
@@ -67,6 +76,43 @@ impl Manifest {
         self.sizes_add_up().is_none().then(|| "its sizes are beyond all disks".into())
     }
 
+    /// What is wrong with what its snapshots have to do with others.
+    fn find_wrong_in_relations(&self) -> Option<&'static str> {
+        let is_bare = |s: &Snapshot| s.attachments.is_empty() && s.pins.is_empty();
+        if !self.dropped.iter().all(is_bare) {
+            return Some("a dropped snapshot has attachments, or something depends on it");
+        }
+        let attachments = || self.snapshots.iter().flat_map(|s| &s.attachments);
+        let is_attachment =
+            |a: &Attachment| ImageFile::of(&a.object) == Some(ImageFile::Attachment);
+        let are_names = attachments().all(|a| is_name(&a.name) && is_attachment(a));
+        let mut names: HashSet<(Uuid, &str)> = HashSet::new();
+        let mut all = self.snapshots.iter().flat_map(|s| s.attachments.iter().map(|a| (s.id, a)));
+        if !are_names || !all.all(|(id, a)| names.insert((id, &a.name))) {
+            return Some("the name of an attachment stands twice, or is none");
+        }
+        let mut groups =
+            self.snapshots.iter().chain(&self.dropped).filter_map(|s| s.group.as_ref());
+        if !groups.all(|group| group.name.as_deref().is_none_or(is_name)) {
+            return Some("the name of a group is none");
+        }
+        let mut ids: HashSet<Uuid> = self.stored().into_iter().map(|s| s.id).collect();
+        let mut numbers: HashSet<u64> = self.stored().into_iter().map(|s| s.number).collect();
+        let are_pending = self.pending.iter().all(|pending| {
+            let has_parent = pending.parent.is_none_or(|parent| self.by_id(parent).is_some());
+            let are_deltas = pending.objects.iter().all(|object| ImageFile::is_delta(object));
+            let is_new = ids.insert(pending.id) && numbers.insert(pending.number);
+            has_parent && are_deltas && is_new && (1..self.next_number).contains(&pending.number)
+        });
+        if !are_pending {
+            return Some("a snapshot that is being taken is there already, or its parent is not");
+        }
+        let mut files: HashSet<&str> = self.stored().into_iter().map(|s| &*s.file).collect();
+        let attached = attachments().map(|attachment| &attachment.object);
+        let mut objects = attached.chain(self.pending.iter().flat_map(|pending| &pending.objects));
+        (!objects.all(|object| files.insert(object))).then_some("one object is named twice")
+    }
+
     /// What the files hold, packed and not: if that can be added up here, then everywhere.
     fn sizes_add_up(&self) -> Option<u64> {
         self.stored().into_iter().try_fold(0u64, |sum, s| {
@@ -74,6 +120,11 @@ impl Manifest {
             sum.checked_add(raw)?.checked_add(s.file_bytes)?.checked_add(s.frame_bytes)
         })
     }
+}
+
+fn is_name(name: &str) -> bool {
+    let is_bad = name.is_empty() || name.len() > MAX_NAME_BYTES || name.starts_with('.');
+    !is_bad && !name.contains(|c: char| c == '/' || c.is_control())
 }
 
 fn is_relative(path: &&Path) -> bool {

@@ -13,6 +13,8 @@ pub enum ImageFile {
     Manifest(u64),
     /// A delta file.
     Delta,
+    /// What belongs to a snapshot and is not of the image.
+    Attachment,
     /// The head state.
     Head,
     /// Somebody read, or began to change, what the manifest with that number names.
@@ -43,13 +45,22 @@ impl ImageFile {
             let sequence = sequence_of(&format!("manifest.{sequence}"))?;
             return is_random(random).then_some(Self::Marker(sequence));
         }
-        if let Some(id) = name.strip_suffix(".delta") {
-            let is_id = Uuid::parse_str(id).is_ok_and(|parsed| parsed.to_string() == id);
-            return is_id.then_some(Self::Delta);
+        if let Some((id, kind)) = name.rsplit_once('.')
+            && Uuid::parse_str(id).is_ok_and(|parsed| parsed.to_string() == id)
+        {
+            return match kind {
+                "delta" => Some(Self::Delta),
+                "attachment" => Some(Self::Attachment),
+                _ => None,
+            };
         }
         let of = temporary_of(name)?;
-        matches!(Self::of(of)?, Self::Manifest(_) | Self::Delta | Self::Head | Self::Marker(_))
-            .then_some(Self::Temporary)
+        (!matches!(Self::of(of)?, Self::Lock | Self::Temporary)).then_some(Self::Temporary)
+    }
+
+    /// True for a file that is garbage unless a manifest names it.
+    pub(crate) fn is_object(&self) -> bool {
+        matches!(self, Self::Delta | Self::Attachment)
     }
 
     /// True for a delta file.
@@ -118,6 +129,7 @@ mod tests {
         for (name, what) in [
             ("manifest.000042", ImageFile::Manifest(42)),
             (delta, ImageFile::Delta),
+            (&format!("{ID}.attachment"), ImageFile::Attachment),
             ("head.json", ImageFile::Head),
             ("reap.lock", ImageFile::Lock),
             ("marker.000042.0123456789ab", ImageFile::Marker(42)),

@@ -7,6 +7,7 @@
 mod check;
 mod commit;
 mod files;
+mod related;
 mod succession;
 mod types;
 mod wire;
@@ -18,6 +19,7 @@ use crate::store::{Store, read_small};
 pub use commit::{Ancestor, Condemned, ManifestDigest};
 pub use files::{ImageFile, check_name, file_name, sequence_of, temporary_of};
 pub(crate) use files::{marker_name, object_name};
+pub use related::{Attachment, Group, MAX_ATTACHMENT_BYTES, Pending, Pin, SnapshotPlace};
 pub(crate) use types::MAX_IMPORTED_NUMBER;
 pub use types::{HintUse, MAX_MANIFEST_BYTES, Manifest, RAW, Rollback, Snapshot, Timings};
 pub(crate) use wire::path;

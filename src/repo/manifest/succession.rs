@@ -3,7 +3,8 @@
 
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::repo::manifest::commit::{Ancestor, Condemned, ManifestDigest, Read};
-use crate::repo::manifest::types::Manifest;
+use crate::repo::manifest::types::{Manifest, Snapshot};
+use jiff::Timestamp;
 use std::collections::HashSet;
 use uuid::Uuid;
 
@@ -13,7 +14,13 @@ const PROTECTED: &str = "protected";
 const FORGOTTEN: &str = "forgotten";
 /// ... of an image that is being rolled back: another one would take a snapshot of it.
 const ROLLBACK: &str = "rollback";
-const KNOWN_NEEDS: [&str; 3] = [PROTECTED, FORGOTTEN, ROLLBACK];
+/// ... with a snapshot on which something elsewhere depends: another one would drop it.
+const PINS: &str = "pins";
+/// ... with a snapshot that is not finished: another one would take its number, and what is there of it.
+const PENDING: &str = "pending";
+/// ... with attachments: another one would take them for garbage.
+const ATTACHMENTS: &str = "attachments";
+const KNOWN_NEEDS: [&str; 6] = [PROTECTED, FORGOTTEN, ROLLBACK, PINS, PENDING, ATTACHMENTS];
 
 /// So many of the last commits are all named as ancestors.
 const RECENT: u64 = 16;
@@ -28,7 +35,9 @@ impl Manifest {
     /// Objects that it names, whatever for.
     pub(crate) fn objects(&self) -> impl Iterator<Item = &str> {
         let stored = self.snapshots.iter().chain(&self.dropped).map(|s| &s.file);
-        stored.chain(&self.kept).map(String::as_str)
+        let attachments = self.snapshots.iter().flat_map(|s| &s.attachments).map(|a| &a.object);
+        let pending = self.pending.iter().flat_map(|pending| &pending.objects);
+        stored.chain(attachments).chain(pending).chain(&self.kept).map(String::as_str)
     }
 
     /// True for an object that it, or one before it, names no more.
@@ -82,6 +91,11 @@ impl Manifest {
         self.condemned.retain(|condemned| !is_gone(condemned));
     }
 
+    /// Gives up what was to be finished by now; `now` is what the clock of the store says.
+    pub(crate) fn expire_pending(&mut self, now: Timestamp) {
+        self.pending.retain(|pending| pending.expires > now);
+    }
+
     /// False if a commit is known not to be this one, nor before it.
     pub(crate) fn is_or_follows(&self, commit: &Ancestor) -> bool {
         let known = self.all_ancestors();
@@ -107,12 +121,7 @@ impl Manifest {
         self.ancestors.retain(|ancestor| is_remembered(ancestor.sequence, sequence));
         self.commit = Some(Uuid::new_v4());
         self.sequence = sequence;
-        let is_protected = self.snapshots.iter().any(|s| s.protected);
-        let is_rolled_back = self.rollback.is_some();
-        let needs =
-            [(is_protected, PROTECTED), (self.forgotten, FORGOTTEN), (is_rolled_back, ROLLBACK)];
-        let needed = needs.into_iter().filter(|(is_needed, _)| *is_needed);
-        self.needs = needed.map(|(_, need)| need.to_owned()).collect();
+        self.needs = self.needs_of_content();
         let before = self.read.take();
         self.previous = before.as_ref().map(|before| before.digest);
         let named: HashSet<String> = self.objects().map(str::to_owned).collect();
@@ -127,6 +136,20 @@ impl Manifest {
         Ok(())
     }
 
+    fn needs_of_content(&self) -> Vec<String> {
+        let has = |what: fn(&Snapshot) -> bool| self.snapshots.iter().any(what);
+        let needs = [
+            (has(|s| s.protected), PROTECTED),
+            (self.forgotten, FORGOTTEN),
+            (self.rollback.is_some(), ROLLBACK),
+            (has(|s| !s.pins.is_empty()), PINS),
+            (!self.pending.is_empty(), PENDING),
+            (has(|s| !s.attachments.is_empty()), ATTACHMENTS),
+        ];
+        let needed = needs.into_iter().filter(|(is_needed, _)| *is_needed);
+        needed.map(|(_, need)| need.to_owned()).collect()
+    }
+
     /// Keys of version 3 mean nothing in an earlier one.
     pub(super) fn forget_commit(&mut self) {
         (self.commit, self.previous, self.swept, self.forgotten) = (None, None, 0, false);
@@ -134,6 +157,12 @@ impl Manifest {
         self.needs.clear();
         self.ancestors.clear();
         self.condemned.clear();
+        self.pending.clear();
+        for snapshot in self.snapshots.iter_mut().chain(&mut self.dropped) {
+            (snapshot.group, snapshot.protected) = (None, false);
+            snapshot.pins.clear();
+            snapshot.attachments.clear();
+        }
     }
 
     /// What is wrong with the keys of version 3.

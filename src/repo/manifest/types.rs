@@ -6,6 +6,7 @@ use crate::base::units::{BlockSize, Geometry};
 use crate::image::{FileAttributes, LiveIdentity};
 use crate::repo::host::HostName;
 use crate::repo::manifest::commit::{Ancestor, Condemned, ManifestDigest, Read};
+use crate::repo::manifest::related::{Attachment, Group, Pending, Pin};
 use crate::repo::manifest::wire::{self, or_none};
 use crate::repo::seal::{seal, unseal};
 use crate::tracking::{Consistency, HintKind, KeptClone, TrackerRecord};
@@ -75,6 +76,9 @@ pub struct Manifest {
     /// Snapshots that are gone for the user, but whose files others depend on. Ascending by number.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub dropped: Vec<Snapshot>,
+    /// Snapshots that are not finished. Another one gets neither their numbers nor their objects.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pending: Vec<Pending>,
     /// Delta files that a repair could not use. They are not removed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub kept: Vec<String>,
@@ -165,6 +169,15 @@ pub struct Snapshot {
     /// Nothing drops it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub protected: bool,
+    /// What depends on it elsewhere, while which nothing drops it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pins: Vec<Pin>,
+    /// Snapshots of other images that were taken with it.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "or_none")]
+    pub group: Option<Group>,
+    /// What belongs to it and is not of the image.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub attachments: Vec<Attachment>,
     /// What the image was: stopped, or as after a power failure then. Earlier programs wrote `in_use`.
     #[serde(
         default,
@@ -261,6 +274,7 @@ impl Manifest {
             swept: 0,
             snapshots: Vec::new(),
             dropped: Vec::new(),
+            pending: Vec::new(),
             kept: Vec::new(),
             unused: Vec::new(),
             forgotten: false,
@@ -294,6 +308,19 @@ impl Manifest {
     /// True if the snapshot with an id is dropped.
     pub fn is_dropped(&self, id: Uuid) -> bool {
         self.dropped.iter().any(|s| s.id == id)
+    }
+
+    /// Why a snapshot must not be dropped, in a word or two; none if it may.
+    pub fn keeps(&self, snapshot: &Snapshot) -> Option<String> {
+        if snapshot.protected {
+            return Some("protected".into());
+        }
+        if let Some(pin) = snapshot.pins.first() {
+            return Some(format!("needed by \"{}\"", pin.name.escape_debug()));
+        }
+        let is_parent = |pending: &Pending| pending.parent == Some(snapshot.id);
+        let pending = self.pending.iter().find(|pending| is_parent(pending))?;
+        Some(format!("needed by number {}, which is being taken", pending.number))
     }
 
     /// The parent of a snapshot, dropped or not.

@@ -1,0 +1,100 @@
+//! What a snapshot has to do with others: its group, what depends on it, what belongs to it, and snapshots
+//! that are not finished (FORMAT.md J18 to J21).
+
+use crate::base::error::{Error, Result};
+use crate::repo::manifest::commit::ManifestDigest;
+use crate::repo::manifest::wire;
+use crate::store::{Store, read_small};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// Largest attachment: it is read whole.
+pub const MAX_ATTACHMENT_BYTES: u64 = 64 << 20;
+
+/// Snapshots of several images at one point in time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Group {
+    /// Its identity.
+    #[serde(deserialize_with = "wire::id")]
+    pub id: Uuid,
+    /// What people call it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// All of them, this one included, whether or not they came about.
+    pub members: Vec<SnapshotPlace>,
+}
+
+/// A snapshot of an image in the same repository.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotPlace {
+    /// Identity of the image.
+    #[serde(deserialize_with = "wire::id")]
+    pub image: Uuid,
+    /// What the image was called then, for people.
+    pub name: String,
+    /// Identity of the snapshot.
+    #[serde(deserialize_with = "wire::id")]
+    pub snapshot: Uuid,
+}
+
+/// Bytes that belong to a snapshot, and are not of the image: the definition of a machine, say.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attachment {
+    /// What it is called: the name of a file.
+    pub name: String,
+    /// Name of its object in the folder of the image.
+    pub object: String,
+    /// Its length.
+    pub bytes: u64,
+    /// BLAKE3 of it.
+    pub digest: ManifestDigest,
+}
+
+impl Attachment {
+    /// Reads it from the folder of an image.
+    ///
+    /// # Errors
+    /// `Corrupt` if it is not what was attached; what the store fails with.
+    pub fn read(&self, store: &dyn Store, image: &str) -> Result<Vec<u8>> {
+        let object = format!("{image}/{}", self.object);
+        let bytes = read_small(store, &object, MAX_ATTACHMENT_BYTES)?;
+        match bytes.len() as u64 == self.bytes && ManifestDigest::of(&bytes) == self.digest {
+            true => Ok(bytes),
+            false => {
+                let what = format!("the attachment \"{}\" is damaged", self.name.escape_debug());
+                Err(Error::corrupt(what).at(store.location(&object)))
+            }
+        }
+    }
+}
+
+/// Something that depends on a snapshot from elsewhere in the repository, while which it is not dropped (C9).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pin {
+    /// Its identity: made for this one dependence.
+    #[serde(deserialize_with = "wire::id")]
+    pub id: Uuid,
+    /// Identity of the image that depends on it.
+    #[serde(deserialize_with = "wire::id")]
+    pub image: Uuid,
+    /// What that image was called, for people.
+    pub name: String,
+}
+
+/// A snapshot that is being taken in parts, by others perhaps, or that was interrupted and can be resumed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Pending {
+    /// Its identity, which the snapshot will have.
+    #[serde(deserialize_with = "wire::id")]
+    pub id: Uuid,
+    /// Its number, which no other one gets.
+    pub number: u64,
+    /// Its parent, which is not dropped meanwhile; none of a base.
+    #[serde(deserialize_with = "wire::id_or_null")]
+    pub parent: Option<Uuid>,
+    /// Names of what is finished: no garbage.
+    pub objects: Vec<String>,
+    /// When it is given up, by the clock of the store.
+    pub expires: Timestamp,
+}
