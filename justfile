@@ -19,8 +19,9 @@ doc:
 test:
     cargo test
 
-# Every fault of every system call of every verb, and a kill before each (strace; tracked images: root)
+# Every fault of every request to a store, of every system call, and a kill before each (strace; tracked images: root)
 faults:
+    IMGSNAP_FAULTS=all cargo test --test protocol -- --nocapture each_request
     IMGSNAP_FAULTS=all cargo test --test faults_syscalls -- --test-threads 1
 
 # The commit protocol, explored with more faults, deaths and days at once (tests/protocol)

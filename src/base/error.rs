@@ -204,6 +204,11 @@ impl Error {
         self.0.kind == ErrorKind::Corrupt
     }
 
+    /// True if something could not be read now, and may be another time: that says nothing of what is there.
+    pub fn is_unread(&self) -> bool {
+        matches!(self.0.kind, ErrorKind::Io | ErrorKind::Auth | ErrorKind::Unavailable)
+    }
+
     /// True if the file system or a quota is full, or a file may not grow any more.
     pub fn is_storage_full(&self) -> bool {
         use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};

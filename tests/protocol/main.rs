@@ -8,8 +8,11 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 #![allow(clippy::print_stdout)]
 
+mod desk;
 mod directed;
+mod each_request;
 mod explore;
+mod faulty;
 mod hosts;
 #[path = "../support/random.rs"]
 mod random;
@@ -17,6 +20,7 @@ mod scenario;
 mod schedules;
 mod store;
 mod turns;
+mod verbs;
 mod watch;
 
 use explore::explore;

@@ -75,7 +75,7 @@ fn rebuilt(store: &Arc<dyn Store>) -> Result<Config> {
         for file in store.list(name)?.into_iter().filter(|file| ImageFile::is_delta(file)) {
             let delta = match Delta::open(store.clone(), &format!("{name}/{file}"), &caches) {
                 Ok(delta) => delta,
-                Err(e) if e.kind() == ErrorKind::Io => return Err(e),
+                Err(e) if e.is_unread() => return Err(e),
                 Err(_) => continue,
             };
             let is_newer = newest

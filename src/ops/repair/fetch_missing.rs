@@ -86,7 +86,7 @@ fn files_of(repository: &Repository, name: &str, image_id: Uuid) -> Result<Found
         let opened =
             Delta::open(repository.store.clone(), &format!("{name}/{file}"), &repository.caches);
         let opened = match opened {
-            Err(e) if e.kind() == ErrorKind::Io => return Err(e),
+            Err(e) if e.is_unread() => return Err(e),
             other => other.ok().filter(|delta| delta.header().image_id == image_id),
         };
         let parent = opened.as_ref().and_then(|delta| delta.footer().parent);

@@ -256,7 +256,7 @@ fn open_all(
         let path = format!("{name}/{file}");
         match twice(|| Delta::open(repository.store.clone(), &path, &repository.caches)) {
             Ok(delta) => candidates.push((file, Arc::new(delta))),
-            Err(e) if e.kind() == ErrorKind::Io => return Err(with_retry_hint(e)),
+            Err(e) if e.is_unread() => return Err(with_retry_hint(e)),
             Err(e) => unused.push((file, e.into())),
         }
     }
@@ -410,7 +410,7 @@ fn older_manifests(store: &dyn Store, name: &str, sequence: u64) -> Result<Vec<M
         let read = || Manifest::decode(&read_small(store, &file, manifest::MAX_MANIFEST_BYTES)?);
         match twice(read) {
             Ok(manifest) if manifest.name == name => older.push(manifest),
-            Err(e) if e.kind() == ErrorKind::Io => return Err(with_retry_hint(e)),
+            Err(e) if e.is_unread() => return Err(with_retry_hint(e)),
             _ => {}
         }
     }

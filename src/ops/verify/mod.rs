@@ -51,7 +51,7 @@ pub fn run(
             // It has just been forgotten.
             Err(e) if *scope == VerifyScope::All && e.kind() == ErrorKind::NotFound => continue,
             // The others can be checked all the same.
-            Err(e) if *scope == VerifyScope::All && e.kind() == ErrorKind::Io => {
+            Err(e) if *scope == VerifyScope::All && e.is_unread() => {
                 verified.unchecked.push(Unchecked { snapshot: name, message: e.into() });
                 continue;
             }

@@ -114,9 +114,14 @@ pub(crate) fn read_unnumbered(store: &dyn Store) -> Result<String> {
 /// What to say where there is no configuration: with images beside it, it was lost.
 fn none_in(store: &dyn Store) -> Error {
     let place = store.location("");
-    if names_in(store).is_ok_and(|names| !names.is_empty()) {
-        let what = format!("{place} has images, and its configuration is missing");
-        return Error::corrupt(what).hint(repair());
+    match names_in(store) {
+        Ok(names) if !names.is_empty() => {
+            let what = format!("{place} has images, and its configuration is missing");
+            return Error::corrupt(what).hint(repair());
+        }
+        // What is not answered now may be one. Where others let nobody look in is none of ours.
+        Err(e) if e.is_unread() && !e.is_read_only() => return e,
+        Ok(_) | Err(_) => {}
     }
     Error::new(ErrorKind::NotFound, format!("{place} is not a repository")).hint(message![
         "name one with ",
