@@ -28,6 +28,10 @@ pub struct Head {
     pub stat: Option<FileStat>,
     /// A rollback has begun: until it ends, the image is half written.
     pub intent: Option<RollbackIntent>,
+    /// The rollback that this host has begun to write for: an intent alone may have landed late, of one that
+    /// was told to have failed.
+    #[serde(skip)]
+    pub(crate) begun: Option<RollbackIntent>,
     /// How often the image was found unchanged and no snapshot was made: each time another part of it was
     /// read again (FORMAT.md J6).
     pub skipped: u64,
@@ -75,6 +79,9 @@ struct Record {
     stat: Option<FileStat>,
     #[serde(default)]
     skipped: u64,
+    /// The rollback that it writes for.
+    #[serde(default)]
+    rollback: Option<RollbackIntent>,
     /// The newest commit that was seen.
     newest: Option<Ancestor>,
 }
@@ -105,13 +112,15 @@ impl Head {
         manifest: &Manifest,
         context: &Context,
     ) -> Result<(Self, bool)> {
-        let (mut head, is_damaged) = match of_host(repository, manifest, context)? {
-            Some(head) => (head, false),
-            None => without_record(repository, manifest)?,
-        };
+        if let Some(head) = of_host(repository, manifest, context)? {
+            return Ok((head.in_view_of(manifest), false));
+        }
+        let (mut head, is_damaged) = without_record(repository, manifest)?;
         let in_repository = head.intent;
         head = head.in_view_of(manifest);
         head.intent = head.intent.or(in_repository);
+        // Nobody knows better.
+        head.begun = head.intent;
         Ok((head, is_damaged))
     }
 
@@ -135,7 +144,12 @@ impl Head {
 
     /// The snapshot that the image equals now, and what its file looks like.
     pub(crate) fn equal_to(&self, id: Uuid, stat: Option<FileStat>) -> Self {
-        Self { snapshot: Some(id), stat, ..self.clone() }
+        Self { snapshot: Some(id), stat, begun: None, ..self.clone() }
+    }
+
+    /// True if the image may be a mixture: a rollback has begun, and written something.
+    pub(crate) fn is_half_written(&self) -> bool {
+        self.intent.is_some() && self.begun == self.intent
     }
 
     /// True if an earlier program keeps it in the repository, and this host has the live file.
@@ -159,6 +173,7 @@ impl Head {
             snapshot: self.snapshot,
             stat: self.stat.clone(),
             skipped: self.skipped,
+            rollback: self.begun.filter(|begun| self.intent == Some(*begun)),
             newest: commit.map(|commit| Ancestor { sequence: manifest.sequence, commit }),
         };
         repository.host.save(repository.id(), manifest.image_id, &record)
@@ -206,6 +221,7 @@ fn of_host(
         snapshot: record.snapshot,
         stat: record.stat,
         intent: None,
+        begun: record.rollback,
         skipped: record.skipped,
         source: record.source,
         live: record.live,

@@ -7,7 +7,7 @@ use imgsnap::repo::retention::{Count, Rules};
 use imgsnap::store::{Act, Fault, Host, MemoryStore, Sharing, World};
 use imgsnap::{
     At, Context, Defaults, ErrorKind, ParentChoice, PruneRequest, Repository, RestoreRequest,
-    RestoreTarget, Result, SnapshotOutcome, SnapshotRequest, Track,
+    RestoreTarget, Result, RollbackRequest, SnapshotOutcome, SnapshotRequest, Track,
 };
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -252,4 +252,40 @@ fn nobody_takes_a_snapshot_of_what_is_half_written_since() {
     assert_eq!(refused.kind(), ErrorKind::Busy, "{refused}");
     let refused = lab.take(&lab.repository()).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Mismatch, "{refused}");
+}
+
+/// Puts of manifests land when all is over, and are not answered.
+struct Deaf;
+
+impl Host for Deaf {
+    fn ask(&self, act: Act, name: &str) -> Fault {
+        let is_commit = act == Act::Put && name.contains("/manifest.");
+        if is_commit { Fault::Late } else { Fault::None }
+    }
+}
+
+/// The rollback was told to have failed, and its intent lands days later: what was written to the image meanwhile
+/// is saved as ever.
+#[test]
+fn an_intent_that_lands_late_is_none_of_an_image_that_is_half_written() {
+    let lab = Lab::new();
+    let back = |repository: &Repository| {
+        let request = RollbackRequest::new("a", At::Number(1));
+        repository.rollback(&request, &Context::silent())
+    };
+    let deaf = Repository::open_in(lab.store(Arc::new(Deaf)), lab.host()).unwrap();
+    let failed = back(&deaf).unwrap_err();
+    assert_eq!(failed.kind(), ErrorKind::Unavailable, "{failed}");
+    assert!(lab.world.late_requests() > 0);
+    while lab.world.late_requests() > 0 {
+        lab.world.land(0);
+    }
+    std::fs::write(&lab.image, [7; 5000]).unwrap();
+    let refused = lab.take_as_it_is(&lab.repository()).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Mismatch, "{refused}");
+    let done = back(&lab.repository()).unwrap();
+    assert!(!done.resumed);
+    assert_eq!(lab.restore(&lab.repository(), done.saved.unwrap()).unwrap(), [7; 5000]);
+    let first = lab.restore(&lab.repository(), 1).unwrap();
+    assert_eq!(std::fs::read(&lab.image).unwrap(), first);
 }

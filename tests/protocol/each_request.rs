@@ -224,8 +224,8 @@ impl<'a> Scene<'a> {
         if !is_whole && !now.is_mixture() {
             return Err("the live image was written to, and nothing says so".into());
         }
-        // What was seen once stays, but for the intent of a rollback that was told to have failed: until that is run again, or the image is
-        // relinked, it counts as a mixture, although nothing was written.
+        // What was seen once stays, but for the intent of a rollback that was told to have failed: until that is run
+        // again, or the image is relinked, nobody takes a snapshot, although nothing was written.
         let may_begin = self.verb.effect == Effect::Saving && outcome.is_err();
         let was_done = !may_begin && self.is_same(&now, after);
         match case.lands {

@@ -3,13 +3,15 @@
 use crate::desk::{Desk, context, digest, keep, restored};
 use imgsnap::base::events::{Event, Observer};
 use imgsnap::image::Source;
-use imgsnap::repo::manifest;
+use imgsnap::image::write::Medium;
 use imgsnap::store::{Store, World};
 use imgsnap::{
     At, Context, Defaults, DiffSide, Error, ErrorKind, ExportRequest, ParentChoice, PruneRequest,
     Reference, Repository, Result, RollbackRequest, SnapshotRequest, Track, VerifyScope,
     WatchRequest,
 };
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
@@ -205,13 +207,21 @@ fn condemned(desk: &Desk) {
     desk.store.world.pass(Duration::from_secs(20 * 24 * 3600));
 }
 
-/// A rollback has begun, and nobody knows how far it came.
+/// Writes a part, and no more.
+struct Failing;
+
+impl Medium for Failing {
+    fn write(&self, file: &File, bytes: &[u8], offset: u64) -> std::io::Result<()> {
+        file.write_all_at(&bytes[..bytes.len() / 2], offset)?;
+        Err(std::io::ErrorKind::StorageFull.into())
+    }
+}
+
 fn half_written(desk: &Desk) {
     grown(desk);
-    let mut next = manifest::load(desk.store.as_ref(), "a").unwrap();
-    let (host, target) = (desk.host.host().clone(), next.snapshots[2].id);
-    next.rollback = Some(manifest::Rollback { host, target, saved: None, live: None });
-    manifest::commit(desk.store.as_ref(), &mut next).unwrap();
+    let request = RollbackRequest::new("a", At::Number(1));
+    let failed = desk.open().unwrap().rollback_through(&Failing, &request, &context());
+    assert!(failed.unwrap_err().is_storage_full());
 }
 
 fn forgotten(desk: &Desk) {

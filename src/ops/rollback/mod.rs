@@ -6,7 +6,9 @@
 //!
 //! Interrupted before the intent, nothing has happened. Interrupted after it, the image is
 //! half written, and the intent records that: the next rollback does not save it, and scans all of it to
-//! find what differs.
+//! find what differs. An intent may also land long after its rollback was told to have failed; so the host
+//! records, before the first byte, that it writes, and of an image to which nothing was written the next
+//! rollback saves the present state as ever.
 
 pub mod types;
 
@@ -32,8 +34,8 @@ use crate::repo::garbage::collect_garbage;
 use crate::repo::head::RollbackIntent;
 use crate::repo::inside::{refuse_base_image, refuse_base_image_or_warn, refuse_inside};
 use crate::repo::live_file::{
-    is_unchanged_since, record_head, record_live_file, refuse_link, refuse_other, source_of,
-    warn_if_unguarded,
+    is_unchanged_since, keep_head, record_head, record_live_file, refuse_link, refuse_other,
+    source_of, warn_if_unguarded,
 };
 use crate::repo::manifest::{Rollback, Snapshot};
 use crate::repo::policy::SnapshotPolicy;
@@ -85,8 +87,8 @@ pub fn run_through(
         })
     };
     let mut image = open()?;
-    let resumed = writer.head.intent.is_some();
-    let suspicious = resumed || writer.head_was_damaged;
+    let resumed = writer.head.is_half_written();
+    let suspicious = writer.head.intent.is_some() || writer.head_was_damaged;
     if suspicious {
         forget_cached(&image, medium, context);
         drop(image);
@@ -109,7 +111,7 @@ pub fn run_through(
     let current = writer.head.snapshot.filter(|id| writer.manifest.by_id(*id).is_some());
     let mut known = if is_unchanged_since { current } else { None };
     // Of an interrupted one: what it had saved.
-    let intended = writer.head.intent.and_then(|intent| intent.saved);
+    let intended = writer.head.begun.filter(|_| resumed).and_then(|intent| intent.saved);
     let intended = intended.and_then(|id| writer.manifest.by_id(id));
     let mut outcome = RollbackOutcome {
         number: target.number,
@@ -129,6 +131,11 @@ pub fn run_through(
         outcome.scanned = plan.is_scan();
         outcome.hint = plan.hint;
         return Ok(outcome);
+    }
+    if !resumed {
+        // An intent that is there all the same landed late, or its host died before the first byte. It stays
+        // in the manifest until this one takes its place: what is known here may be wrong.
+        writer.head.intent = None;
     }
     if request.save && !resumed {
         if known.is_none() {
@@ -207,8 +214,9 @@ fn write_image(
     context: &Context,
 ) -> Result<RolledBack> {
     let Step { image, medium, target, chain, plan, saved } = *step;
-    let before = writer.head.intent;
-    let saved = saved.or(before.and_then(|intent| intent.saved));
+    let (is_first, is_resumed) =
+        (writer.manifest.rollback.is_none(), writer.head.is_half_written());
+    let saved = saved.or(writer.head.intent.and_then(|intent| intent.saved));
     let rollback = Rollback {
         host: repository.host.host().clone(),
         target: target.id,
@@ -216,6 +224,9 @@ fn write_image(
         live: image.identity(),
     };
     record_intent(repository, writer, Some(rollback))?;
+    // Before the first byte: without it the next rollback saves what may be a mixture.
+    writer.head.begun = writer.head.intent;
+    keep_head(repository, writer, context);
     context.note("the intent is noted; from here on the image is a mixture");
     let mut disk = InPlace::through(image, medium);
     let work = execute(image, &mut disk, chain, &plan.source(), context);
@@ -224,9 +235,13 @@ fn write_image(
         Err(error) => error,
     };
     let name = &writer.manifest.name;
-    if !disk.is_begun() && before.is_none() {
+    if !disk.is_begun() && !is_resumed {
         // Nothing was written: nothing happened.
-        record_intent(repository, writer, None)?;
+        writer.head.begun = None;
+        keep_head(repository, writer, context);
+        if is_first {
+            record_intent(repository, writer, None)?;
+        }
         return Err(error);
     }
     let saved = saved.and_then(|id| writer.manifest.by_id(id));

@@ -415,7 +415,12 @@ impl<'a> Line<'a> {
         if seen.intent.is_some() && seen.source.is_some() {
             self.assert_refused(disk, seen);
         }
+        let is_mixture = seen.intent.is_some() && !is_of(&disk.image(), &self.whole);
         let after = verb.run(self.world, disk, seen).unwrap_or_else(|e| panic!("{e}"));
+        if let Verb::Rollback { .. } = verb {
+            let count = |visible: &Visible| visible.get("vm").map_or(0, BTreeMap::len);
+            assert!(!is_mixture || count(&after) == count(&seen.visible), "a mixture is saved");
+        }
         let now = look(disk, Some(&after)).unwrap_or_else(|e| panic!("{e}"));
         match &verb {
             Verb::Repair { name } => self.assert_repaired(&now.visible, &seen.visible, name),
