@@ -15,7 +15,7 @@
 
 use crate::desk::{Desk, Seen, context, digest, held};
 use crate::faulty::{Objects, Plan, Request, Wrong};
-use crate::verbs::{Effect, VERBS, Verb};
+use crate::each_verb::{Effect, VERBS, Verb};
 use imgsnap::store::{Act, Fault, World};
 use imgsnap::{Error, ErrorKind};
 use std::collections::BTreeSet;

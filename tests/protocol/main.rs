@@ -20,7 +20,7 @@ mod scenario;
 mod schedules;
 mod store;
 mod turns;
-mod verbs;
+mod each_verb;
 mod watch;
 
 use explore::explore;
