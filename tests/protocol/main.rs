@@ -11,12 +11,16 @@
 mod directed;
 mod explore;
 mod hosts;
+mod known;
+mod live;
 #[path = "../support/random.rs"]
 mod random;
 mod scenario;
 mod schedules;
 mod store;
+mod travel;
 mod turns;
+mod verbs;
 mod watch;
 
 use explore::explore;
