@@ -148,8 +148,13 @@ pub(crate) fn remove_image(
     let name = writer.manifest.name.clone();
     writer.release_reader_lock();
     if !store.sharing()?.is_locked() {
+        let known = writer.manifest.rollback.clone();
         commit_change(repository, &mut writer, None, |next| {
             refuse_kept(next, |_| true)?;
+            // One that has begun since would be left with half of a live image, and of nothing else.
+            if next.rollback != known {
+                return Err(manifest::changed_meanwhile(&next.name));
+            }
             forget(next);
             Ok(())
         })?;

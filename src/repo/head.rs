@@ -204,7 +204,10 @@ fn of_host(
         }
         other => other?,
     };
-    let is_ours = |record: &Record| record.machine == repository.host.host().machine;
+    let machine = &repository.host.host().machine;
+    // Who linked the image elsewhere since has taken it from this host.
+    let is_elsewhere = manifest.host.as_ref().is_some_and(|host| host.machine != *machine);
+    let is_ours = |record: &Record| record.machine == *machine && !is_elsewhere;
     let Some(record) = record.filter(is_ours) else { return Ok(None) };
     let is_lost = |newest: &Ancestor| {
         !manifest.is_or_follows(newest) && repository.host.is_news(manifest.image_id)

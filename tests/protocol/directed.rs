@@ -1,7 +1,7 @@
 //! Interleavings that a random schedule hardly meets, one by one: a host is held at one request, what others do
 //! meanwhile is done, and then it goes on.
 
-use imgsnap::image::write::Stream;
+use imgsnap::image::write::{Medium, Stream};
 use imgsnap::repo::host::HostState;
 use imgsnap::repo::retention::{Count, Rules};
 use imgsnap::store::{Act, Fault, Host, MemoryStore, Sharing, World};
@@ -9,6 +9,7 @@ use imgsnap::{
     At, Context, Defaults, ErrorKind, ParentChoice, PruneRequest, Repository, RestoreRequest,
     RestoreTarget, Result, RollbackRequest, SnapshotOutcome, SnapshotRequest, Track,
 };
+use std::fs::File;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -32,6 +33,15 @@ impl Host for Held {
             meanwhile();
         }
         Fault::None
+    }
+}
+
+/// A disk that writes nothing.
+struct NoMedium;
+
+impl Medium for NoMedium {
+    fn write(&self, _file: &File, _bytes: &[u8], _offset: u64) -> std::io::Result<()> {
+        Err(std::io::ErrorKind::Other.into())
     }
 }
 
@@ -117,6 +127,13 @@ impl Lab {
         let labels = labels.iter().map(|label| label.parse().unwrap()).collect();
         let rules = Rules { last: Some(Count::Most(last)), labels, ..Rules::default() };
         repository.prune("a", &PruneRequest::new().rules(Some(rules)), &Context::silent()).map(drop)
+    }
+
+    /// Rolls back to the first snapshot, and fails before the first byte is written.
+    fn roll_back_halfway(&self) {
+        let request = RollbackRequest::new("a", At::Number(1));
+        let context = Context::silent();
+        self.repository().rollback_through(&NoMedium, &request, &context).unwrap_err();
     }
 
     /// Days pass, and somebody collects what is garbage by then.
@@ -288,4 +305,51 @@ fn an_intent_that_lands_late_is_none_of_an_image_that_is_half_written() {
     assert_eq!(lab.restore(&lab.repository(), done.saved.unwrap()).unwrap(), [7; 5000]);
     let first = lab.restore(&lab.repository(), 1).unwrap();
     assert_eq!(std::fs::read(&lab.image).unwrap(), first);
+}
+
+/// Nor do a relink and a forget pass over a rollback that began meanwhile.
+#[test]
+fn a_rollback_that_began_meanwhile_is_not_forgotten() {
+    for forgets in [false, true] {
+        let lab = Lab::new();
+        let slow = lab.held(Act::Put, "a/manifest.", Lab::roll_back_halfway);
+        let refused = match forgets {
+            false => slow.relink("a", &lab.image, true, &Context::silent()).map(drop),
+            true => slow.forget("a", &Context::silent()).map(drop),
+        };
+        assert_eq!(refused.unwrap_err().kind(), ErrorKind::Busy, "{forgets}");
+        let refused = lab.take_as_it_is(&lab.repository()).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Mismatch, "{refused}");
+    }
+}
+
+/// Where a rollback leads to may be dropped before others see that it has begun.
+#[test]
+fn a_rollback_to_what_was_dropped_meanwhile_does_not_begin() {
+    let lab = Lab::new();
+    // What the image is now is saved already.
+    let slow = lab.held(Act::Put, "a/manifest.", |lab| lab.delete(1));
+    let request = RollbackRequest::new("a", At::Number(1)).save(false);
+    let refused = slow.rollback(&request, &Context::silent()).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Busy, "{refused}");
+    lab.take(&lab.repository()).unwrap();
+    assert_eq!(lab.numbers(), [2, 3, 4]);
+}
+
+/// What another machine was told to have is no longer this one's.
+#[test]
+fn a_live_file_that_was_linked_elsewhere_is_left_alone() {
+    let lab = Lab::new();
+    let store = MemoryStore::new(lab.states.clone(), lab.alone(), Sharing::SHARED);
+    let other = HostState::in_store(Arc::new(store), "another");
+    let other = Repository::open_in(lab.store(lab.alone()), other).unwrap();
+    let copy = lab.image.with_extension("copy");
+    std::fs::copy(&lab.image, &copy).unwrap();
+    other.relink("a", &copy, true, &Context::silent()).unwrap();
+    let request = RollbackRequest::new("a", At::Number(1));
+    let refused = lab.repository().rollback(&request, &Context::silent()).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::NotFound, "{refused}");
+    let refused = lab.take_as_it_is(&lab.repository()).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::AlreadyExists, "{refused}");
+    other.rollback(&request, &Context::silent()).unwrap();
 }

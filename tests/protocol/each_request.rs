@@ -14,8 +14,8 @@
 //! A part of the faults is run; all of them with `IMGSNAP_FAULTS=all`. `IMGSNAP_VERB` names one verb of the table.
 
 use crate::desk::{Desk, Seen, context, digest, held};
-use crate::faulty::{Objects, Plan, Request, Wrong};
 use crate::each_verb::{Effect, VERBS, Verb};
+use crate::faulty::{Objects, Plan, Request, Wrong};
 use imgsnap::store::{Act, Fault, World};
 use imgsnap::{Error, ErrorKind};
 use std::collections::BTreeSet;

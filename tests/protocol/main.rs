@@ -11,16 +11,20 @@
 mod desk;
 mod directed;
 mod each_request;
+mod each_verb;
 mod explore;
 mod faulty;
 mod hosts;
+mod known;
+mod live;
 #[path = "../support/random.rs"]
 mod random;
 mod scenario;
 mod schedules;
 mod store;
+mod travel;
 mod turns;
-mod each_verb;
+mod verbs;
 mod watch;
 
 use explore::explore;

@@ -163,6 +163,11 @@ impl Turns {
         self.state.lock().unwrap().watch.wrong.clone()
     }
 
+    /// True if a manifest that ruled named a file, at any time.
+    pub fn has_ruled(&self, file: &str) -> bool {
+        self.state.lock().unwrap().watch.named.contains(file)
+    }
+
     /// How many turns there were.
     pub fn turns(&self) -> u64 {
         self.state.lock().unwrap().turns

@@ -19,14 +19,16 @@ pub struct Watch {
     deltas: HashSet<String>,
     /// Removed once: a copy of its upload, and of its removal, may land later.
     gone: HashSet<String>,
+    /// What a manifest that ruled named, at any time.
+    pub named: HashSet<String>,
     /// What was wrong first.
     pub wrong: Option<String>,
 }
 
 impl Watch {
     pub fn new(grace_hours: u64) -> Self {
-        let (ruling, deltas, gone) = Default::default();
-        Self { grace_hours, ruling, deltas, gone, wrong: None }
+        let (ruling, deltas, gone, named) = Default::default();
+        Self { grace_hours, ruling, deltas, gone, named, wrong: None }
     }
 
     pub fn look(&mut self, world: &World, hours: u64) {
@@ -82,9 +84,9 @@ impl Watch {
             if !is_next || !(is_same || before.manifest.forgotten) {
                 self.note(format!("{object} does not follow {}", before.object));
             }
-            // Nobody takes a protection back.
+            // Nothing is dropped by the commit that takes its protection back.
             let before_it = before.manifest.snapshots.iter().filter(|s| s.protected);
-            let is_kept = |id| manifest.snapshots.iter().any(|s| s.id == id && s.protected);
+            let is_kept = |id| manifest.snapshots.iter().any(|s| s.id == id);
             if let Some(lost) = before_it.map(|s| s.id).find(|id| !is_kept(*id)) {
                 self.note(format!("{object} drops {lost}, which was protected"));
             }
@@ -94,6 +96,7 @@ impl Watch {
             let hour = since.get(&condemned.object).copied().unwrap_or(hours);
             (condemned.object.clone(), hour)
         });
+        self.named.extend(manifest.snapshots.iter().map(|s| s.file.clone()));
         let (condemned, digest) = (condemned.collect(), ManifestDigest::of(&bytes));
         self.ruling.insert(image, Ruling { object, manifest, digest, condemned });
     }

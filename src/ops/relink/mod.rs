@@ -69,7 +69,12 @@ pub fn run(
     writer.head.snapshot = before.snapshot;
     writer.head.skipped = before.skipped;
     writer.head.live = live;
+    let known = writer.manifest.rollback.clone();
     commit_change(repository, &mut writer, None, |next| {
+        // One that has begun since is not forgotten: what it writes to may be this file.
+        if next.rollback != known {
+            return Err(manifest::changed_meanwhile(&next.name));
+        }
         next.source = Some(path.clone());
         next.host = Some(repository.host.host().clone());
         (next.live, next.rollback) = (None, None);

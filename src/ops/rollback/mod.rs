@@ -37,7 +37,7 @@ use crate::repo::live_file::{
     is_unchanged_since, keep_head, record_head, record_live_file, refuse_link, refuse_other,
     source_of, warn_if_unguarded,
 };
-use crate::repo::manifest::{Rollback, Snapshot};
+use crate::repo::manifest::{Manifest, Rollback, Snapshot, changed_meanwhile};
 use crate::repo::policy::SnapshotPolicy;
 use crate::repo::session::{Writer, write};
 use crate::repo::{Repository, reference};
@@ -359,7 +359,14 @@ fn record_intent(
     writer: &mut Writer,
     rollback: Option<Rollback>,
 ) -> Result<()> {
+    let Manifest { rollback: before, host, source, .. } = writer.manifest.clone();
     commit_change(repository, writer, None, |next| {
+        // Others may have linked the image elsewhere, begun a rollback, or dropped where this one leads to.
+        let is_the_same = next.rollback == before && next.host == host && next.source == source;
+        let has_target = rollback.as_ref().is_none_or(|r| next.by_id(r.target).is_some());
+        if !is_the_same || !has_target {
+            return Err(changed_meanwhile(&next.name));
+        }
         next.rollback.clone_from(&rollback);
         Ok(())
     })?;
