@@ -353,3 +353,17 @@ fn a_live_file_that_was_linked_elsewhere_is_left_alone() {
     assert_eq!(refused.kind(), ErrorKind::AlreadyExists, "{refused}");
     other.rollback(&request, &Context::silent()).unwrap();
 }
+
+/// ... nor is what it took before a snapshot of the other's image.
+#[test]
+fn a_snapshot_of_a_file_that_is_linked_elsewhere_since_is_none() {
+    let lab = Lab::new();
+    let slow = lab.held(Act::Put, "a/manifest.", |lab| {
+        let copy = lab.image.with_extension("copy");
+        std::fs::copy(&lab.image, &copy).unwrap();
+        lab.repository().relink("a", &copy, true, &Context::silent()).unwrap();
+    });
+    let refused = lab.take(&slow).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Busy, "{refused}");
+    assert_eq!(lab.numbers(), [1, 2, 3]);
+}

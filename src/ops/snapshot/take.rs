@@ -117,11 +117,14 @@ fn commit_snapshot(
     // The file has the number: another snapshot of another host may have it by then.
     let expected = writer.manifest.next_number;
     let source = writer.head.source.clone();
+    let Manifest { host, source: linked, .. } = writer.manifest.clone();
     let is_half_written = writer.manifest.rollback.is_some();
     commit_change(repository, writer, Some(&snapshot.file), |next| {
         let has_parent = snapshot.parent.is_none_or(|id| next.stored().iter().any(|s| s.id == id));
-        if next.next_number != expected || !has_parent || next.rollback.is_some() != is_half_written
-        {
+        // Linked elsewhere since, this file is the image no more.
+        let is_linked = next.host == host && next.source == linked;
+        let is_as_it_was = next.rollback.is_some() == is_half_written;
+        if next.next_number != expected || !has_parent || !is_linked || !is_as_it_was {
             return Err(changed_meanwhile(&next.name));
         }
         if next.host.is_none() {
