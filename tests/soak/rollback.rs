@@ -24,6 +24,8 @@ impl Worker<'_> {
                 0 => Fault::in_writing(&mut self.random, self.world.tools),
                 _ => self.some_fault(),
             };
+            // Killed between the intent and the first byte, it has written nothing.
+            let is_written = is_mixture && owned.image.difference_to(self.world, &before).is_some();
             let run = self.run_with(&args.iter().map(String::as_str).collect::<Vec<_>>(), fault);
             let is_done = run.done_unless_faulted();
             if args.contains(&"--dry-run".into()) {
@@ -34,14 +36,16 @@ impl Worker<'_> {
                 return owned.image.is_as_it_was(self.world);
             }
             // What is saved is what was there before, and only if that was no mixture.
-            let may_save = is_saving && !is_mixture;
+            let may_save = is_saving && !is_written;
             let saved = [(before.clone(), None)];
             let saved = if may_save { saved.as_slice() } else { &[] };
             owned.reconcile(self, saved, &BTreeSet::new());
             if is_done {
                 let done = run.json();
-                assert_eq!(done["resumed"], is_mixture, "{done}");
-                if may_save {
+                let is_resumed = done["resumed"].as_bool().unwrap();
+                assert!(is_resumed || !is_written, "what is half written is saved: {done}");
+                assert!(is_mixture || !is_resumed, "nothing was begun: {done}");
+                if may_save && !is_resumed {
                     let saved = done["saved"].as_str().unwrap().rsplit_once('@').unwrap().1;
                     let saved = &owned.known[&saved.parse::<u64>().unwrap()];
                     assert!(saved.state.is(&before), "what was saved is not what was: {done}");
