@@ -24,8 +24,13 @@ impl Worker<'_> {
                 0 => Fault::in_writing(&mut self.random, self.world.tools),
                 _ => self.some_fault(),
             };
-            // Killed between the intent and the first byte, it has written nothing.
-            let is_written = is_mixture && owned.image.difference_to(self.world, &before).is_some();
+            // One that was killed before the first byte, or after the last one, left no mixture.
+            let known = owned.known.values().map(|known| known.state.clone());
+            let is_now = |state: &Arc<_>| owned.image.difference_to(self.world, state).is_none();
+            let whole = match is_mixture {
+                true => std::iter::once(before.clone()).chain(known).find(is_now),
+                false => Some(before.clone()),
+            };
             let run = self.run_with(&args.iter().map(String::as_str).collect::<Vec<_>>(), fault);
             let is_done = run.done_unless_faulted();
             if args.contains(&"--dry-run".into()) {
@@ -36,19 +41,17 @@ impl Worker<'_> {
                 return owned.image.is_as_it_was(self.world);
             }
             // What is saved is what was there before, and only if that was no mixture.
-            let may_save = is_saving && !is_written;
-            let saved = [(before.clone(), None)];
-            let saved = if may_save { saved.as_slice() } else { &[] };
-            owned.reconcile(self, saved, &BTreeSet::new());
+            let saved = whole.clone().filter(|_| is_saving).map(|whole| (whole, None));
+            owned.reconcile(self, saved.as_slice(), &BTreeSet::new());
             if is_done {
                 let done = run.json();
                 let is_resumed = done["resumed"].as_bool().unwrap();
-                assert!(is_resumed || !is_written, "what is half written is saved: {done}");
+                assert!(is_resumed || whole.is_some(), "what is half written is saved: {done}");
                 assert!(is_mixture || !is_resumed, "nothing was begun: {done}");
-                if may_save && !is_resumed {
+                if let Some((whole, _)) = saved.filter(|_| !is_resumed) {
                     let saved = done["saved"].as_str().unwrap().rsplit_once('@').unwrap().1;
                     let saved = &owned.known[&saved.parse::<u64>().unwrap()];
-                    assert!(saved.state.is(&before), "what was saved is not what was: {done}");
+                    assert!(saved.state.is(&whole), "what was saved is not what was: {done}");
                 }
                 owned.image.state = (*target).clone();
                 owned.image.is_as_it_was(self.world);
