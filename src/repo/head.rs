@@ -28,10 +28,10 @@ pub struct Head {
     pub stat: Option<FileStat>,
     /// A rollback has begun: until it ends, the image is half written.
     pub intent: Option<RollbackIntent>,
-    /// The rollback that this host has begun to write for: an intent alone may have landed late, of one that
-    /// was told to have failed.
+    /// This host has begun to write to it, for this rollback or one before: an intent alone may have landed
+    /// late, of a rollback that was told to have failed.
     #[serde(skip)]
-    pub(crate) begun: Option<RollbackIntent>,
+    pub(crate) is_written_to: bool,
     /// How often the image was found unchanged and no snapshot was made: each time another part of it was
     /// read again (FORMAT.md J6).
     pub skipped: u64,
@@ -79,9 +79,9 @@ struct Record {
     stat: Option<FileStat>,
     #[serde(default)]
     skipped: u64,
-    /// The rollback that it writes for.
+    /// A rollback writes to the image, or was interrupted when it did.
     #[serde(default)]
-    rollback: Option<RollbackIntent>,
+    half_written: bool,
     /// The newest commit that was seen.
     newest: Option<Ancestor>,
 }
@@ -120,7 +120,7 @@ impl Head {
         head = head.in_view_of(manifest);
         head.intent = head.intent.or(in_repository);
         // Nobody knows better.
-        head.begun = head.intent;
+        head.is_written_to = head.intent.is_some();
         Ok((head, is_damaged))
     }
 
@@ -144,12 +144,12 @@ impl Head {
 
     /// The snapshot that the image equals now, and what its file looks like.
     pub(crate) fn equal_to(&self, id: Uuid, stat: Option<FileStat>) -> Self {
-        Self { snapshot: Some(id), stat, begun: None, ..self.clone() }
+        Self { snapshot: Some(id), stat, is_written_to: false, ..self.clone() }
     }
 
     /// True if the image may be a mixture: a rollback has begun, and written something.
     pub(crate) fn is_half_written(&self) -> bool {
-        self.intent.is_some() && self.begun == self.intent
+        self.intent.is_some() && self.is_written_to
     }
 
     /// True if an earlier program keeps it in the repository, and this host has the live file.
@@ -173,7 +173,7 @@ impl Head {
             snapshot: self.snapshot,
             stat: self.stat.clone(),
             skipped: self.skipped,
-            rollback: self.begun.filter(|begun| self.intent == Some(*begun)),
+            half_written: self.is_written_to,
             newest: commit.map(|commit| Ancestor { sequence: manifest.sequence, commit }),
         };
         repository.host.save(repository.id(), manifest.image_id, &record)
@@ -224,7 +224,7 @@ fn of_host(
         snapshot: record.snapshot,
         stat: record.stat,
         intent: None,
-        begun: record.rollback,
+        is_written_to: record.half_written,
         skipped: record.skipped,
         source: record.source,
         live: record.live,

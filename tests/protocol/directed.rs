@@ -354,6 +354,23 @@ fn a_live_file_that_was_linked_elsewhere_is_left_alone() {
     other.rollback(&request, &Context::silent()).unwrap();
 }
 
+/// A rollback of what is half written, which is killed before its own first byte, does not make it whole.
+#[test]
+fn what_is_half_written_stays_so_whatever_the_next_rollback_comes_to() {
+    let lab = Lab::new();
+    lab.roll_back_halfway();
+    let store = lab.store(lab.alone());
+    let mut next = imgsnap::repo::manifest::load(store.as_ref(), "a").unwrap();
+    let begun = next.rollback.clone().unwrap();
+    next.rollback =
+        Some(imgsnap::repo::manifest::Rollback { target: next.snapshots[1].id, ..begun });
+    imgsnap::repo::manifest::commit(store.as_ref(), &mut next).unwrap();
+    let request = RollbackRequest::new("a", At::Number(3));
+    let done = lab.repository().rollback(&request, &Context::silent()).unwrap();
+    assert!(done.resumed);
+    assert_eq!(lab.numbers(), [1, 2, 3]);
+}
+
 /// ... nor is what it took before a snapshot of the other's image.
 #[test]
 fn a_snapshot_of_a_file_that_is_linked_elsewhere_since_is_none() {

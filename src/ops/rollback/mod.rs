@@ -111,7 +111,7 @@ pub fn run_through(
     let current = writer.head.snapshot.filter(|id| writer.manifest.by_id(*id).is_some());
     let mut known = if is_unchanged_since { current } else { None };
     // Of an interrupted one: what it had saved.
-    let intended = writer.head.begun.filter(|_| resumed).and_then(|intent| intent.saved);
+    let intended = writer.head.intent.filter(|_| resumed).and_then(|intent| intent.saved);
     let intended = intended.and_then(|id| writer.manifest.by_id(id));
     let mut outcome = RollbackOutcome {
         number: target.number,
@@ -225,7 +225,7 @@ fn write_image(
     };
     record_intent(repository, writer, Some(rollback))?;
     // Before the first byte: without it the next rollback saves what may be a mixture.
-    writer.head.begun = writer.head.intent;
+    writer.head.is_written_to = true;
     keep_head(repository, writer, context);
     context.note("the intent is noted; from here on the image is a mixture");
     let mut disk = InPlace::through(image, medium);
@@ -237,7 +237,7 @@ fn write_image(
     let name = &writer.manifest.name;
     if !disk.is_begun() && !is_resumed {
         // Nothing was written: nothing happened.
-        writer.head.begun = None;
+        writer.head.is_written_to = false;
         keep_head(repository, writer, context);
         if is_first {
             record_intent(repository, writer, None)?;
