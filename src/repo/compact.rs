@@ -14,16 +14,17 @@ use crate::base::events::Context;
 use crate::base::free_space::check_free_space;
 use crate::base::message::Message;
 use crate::chain::{Chain, Fork};
-use crate::delta::Identity;
+use crate::delta::{Delta, Identity};
 use crate::merge::{Merged, Plan, layer_use, merge, prove};
 use crate::repo::Repository;
 use crate::repo::change::{commit_change, discard_unless_named, refuse_kept};
-use crate::repo::files::open_chain;
+use crate::repo::files::{open_chain, open_delta};
 use crate::repo::garbage::collect_garbage;
 use crate::repo::manifest::{self, Manifest, Snapshot, object_name};
 use crate::repo::session::Writer;
 use serde::Serialize;
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 use uuid::Uuid;
 
 /// So many dropped snapshots in a row are merged though they hold little garbage: each is one more file
@@ -218,10 +219,10 @@ fn plan_compaction(
 ) -> Result<(Vec<Group>, Compaction, Option<Error>)> {
     let (mut groups, mut compaction, mut failed) = (Vec::new(), Compaction::default(), None);
     for path in paths(manifest) {
-        let chain = open_chain(repository, manifest, path.first().map_or(Uuid::nil(), |s| s.id));
-        let uses = chain.and_then(|chain| {
-            layer_use(chain.layers().get(..path.len()).unwrap_or_default(), context)
-        });
+        // No more of the chain than that: it may be long, and there may be many of them.
+        let layers = path.iter().map(|s| open_delta(repository, manifest, s).map(Arc::new));
+        let layers: Result<Vec<Arc<Delta>>> = layers.collect();
+        let uses = layers.and_then(|layers| layer_use(&layers, context));
         let uses = match uses {
             Ok(uses) => uses,
             Err(e) if e.kind() == ErrorKind::Interrupted => return Err(e),

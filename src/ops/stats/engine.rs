@@ -2,7 +2,6 @@
 
 use crate::base::error::Result;
 use crate::base::events::Context;
-use crate::chain::Chain;
 use crate::delta::{Delta, TableCursor};
 use crate::merge::layer_use;
 use std::sync::Arc;
@@ -15,36 +14,33 @@ pub fn superseded_bytes(child: &Arc<Delta>, parent: &Arc<Delta>, context: &Conte
     Ok(parent.footer().file_bytes.saturating_sub(live))
 }
 
-/// Adds the bytes that the deltas of a chain changed, a count for each of `cells`, which share the image
-/// among them. Files whose id is in `done` are left out, and bases: they are not changes.
+/// Adds the bytes that a delta changed, a count for each of `cells`, which share the image among them. A base
+/// is no change.
 pub fn add_heat(
-    chain: &Chain,
+    delta: &Arc<Delta>,
     cells: &mut [u64],
     cell_bytes: u64,
-    done: &mut std::collections::HashSet<uuid::Uuid>,
     context: &Context,
 ) -> Result<()> {
-    for delta in chain.layers().iter() {
-        if delta.footer().parent.is_none() || !done.insert(delta.header().file_id) {
-            continue;
-        }
-        context.check()?;
-        let geometry = delta.geometry()?;
-        let mut cursor = TableCursor::new(delta.clone());
-        cursor.seek(0)?;
-        while let Some((_, run)) = cursor.run() {
-            let mut offset = geometry.offset(run.blocks.first).min(geometry.image_bytes);
-            let end = geometry.offset(run.blocks.end()).min(geometry.image_bytes);
-            while offset < end {
-                let index = offset / cell_bytes.max(1);
-                let until = ((index + 1) * cell_bytes).min(end);
-                if let Some(cell) = cells.get_mut(index as usize) {
-                    *cell = cell.saturating_add(until - offset);
-                }
-                offset = until;
+    if delta.footer().parent.is_none() {
+        return Ok(());
+    }
+    context.check()?;
+    let geometry = delta.geometry()?;
+    let mut cursor = TableCursor::new(delta.clone());
+    cursor.seek(0)?;
+    while let Some((_, run)) = cursor.run() {
+        let mut offset = geometry.offset(run.blocks.first).min(geometry.image_bytes);
+        let end = geometry.offset(run.blocks.end()).min(geometry.image_bytes);
+        while offset < end {
+            let index = offset / cell_bytes.max(1);
+            let until = ((index + 1) * cell_bytes).min(end);
+            if let Some(cell) = cells.get_mut(index as usize) {
+                *cell = cell.saturating_add(until - offset);
             }
-            cursor.advance()?;
+            offset = until;
         }
+        cursor.advance()?;
     }
     Ok(())
 }

@@ -11,13 +11,14 @@ use crate::ops::stats::types::{Cost, Day, Stats};
 use crate::repo::Repository;
 use crate::repo::clones::clones_or_warn;
 use crate::repo::compact::{CompactWhen, compaction_of};
-use crate::repo::files::{open_chain, open_delta};
+use crate::repo::files::open_delta;
 use crate::repo::manifest::{Manifest, Snapshot};
 use crate::repo::session::read;
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
+use uuid::Uuid;
 
 /// Parts of an image whose changes are counted.
 pub const CELLS: u64 = 256;
@@ -29,13 +30,20 @@ pub fn run(repository: &Repository, name: &str, context: &Context) -> Result<Sta
     let longest = manifest.snapshots.iter().map(|s| s.image_bytes).max().unwrap_or(0);
     let cell_bytes = longest.div_ceil(CELLS).next_multiple_of(4096).max(4096);
     let mut heat = vec![0; longest.div_ceil(cell_bytes) as usize];
-    let mut done = HashSet::new();
-    for snapshot in manifest.snapshots.iter().rev() {
-        let chain = open_chain(repository, manifest, snapshot.id)?;
-        add_heat(&chain, &mut heat, cell_bytes, &mut done, context)?;
+    let stored = manifest.stored();
+    for snapshot in &stored {
+        let delta = Arc::new(open_delta(repository, manifest, snapshot)?);
+        add_heat(&delta, &mut heat, cell_bytes, context)?;
     }
-    let costs: Result<Vec<Cost>> =
-        manifest.snapshots.iter().map(|s| cost(repository, manifest, s, context)).collect();
+    let mut children: HashMap<Uuid, Vec<&Snapshot>> = HashMap::new();
+    for (parent, child) in stored.iter().filter_map(|s| Some((s.parent?, s))) {
+        children.entry(parent).or_default().push(child);
+    }
+    let cost = |snapshot: &Snapshot| {
+        let children = children.get(&snapshot.id).map_or(&[][..], Vec::as_slice);
+        cost(repository, manifest, snapshot, children, context)
+    };
+    let costs: Result<Vec<Cost>> = manifest.snapshots.iter().map(cost).collect();
     let compaction = compaction_of(repository, manifest, &[], CompactWhen::Never, context)?;
     Ok(Stats {
         costs: costs?,
@@ -67,13 +75,11 @@ fn cost(
     repository: &Repository,
     manifest: &Manifest,
     snapshot: &Snapshot,
+    children: &[&Snapshot],
     context: &Context,
 ) -> Result<Cost> {
-    let stored = manifest.stored();
-    let children: Vec<&&Snapshot> =
-        stored.iter().filter(|s| s.parent == Some(snapshot.id)).collect();
     let open = |s: &Snapshot| open_delta(repository, manifest, s).map(Arc::new);
-    let frees_bytes = match children.as_slice() {
+    let frees_bytes = match children {
         [] => {
             // With what nobody else depends on.
             let mut next = manifest.clone();

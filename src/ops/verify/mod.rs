@@ -192,6 +192,9 @@ impl ImageCheck<'_> {
         let mut done: HashSet<Uuid> = HashSet::new();
         // Parents come before children.
         for tip in snapshots.iter().rev() {
+            if done.contains(&tip.id) {
+                continue;
+            }
             let lineage = self.manifest.lineage(tip.id)?;
             // Damaged blocks are no matter: their digests are in the tables.
             let is_damaged = lineage.iter().any(|ancestor| match self.damaged.get(&ancestor.id) {
@@ -201,7 +204,7 @@ impl ImageCheck<'_> {
             });
             // What it lacks was reported, and nothing more can be said; but its sound ancestors are
             // checked when it is their turn.
-            if is_damaged || done.contains(&tip.id) {
+            if is_damaged {
                 continue;
             }
             done.extend(lineage.iter().map(|s| s.id));
