@@ -6,8 +6,9 @@ use imgsnap::repo::host::HostState;
 use imgsnap::repo::retention::{Count, Rules};
 use imgsnap::store::{Act, Fault, Host, MemoryStore, Sharing, World};
 use imgsnap::{
-    At, Context, Defaults, ErrorKind, ParentChoice, PruneRequest, Repository, RestoreRequest,
-    RestoreTarget, Result, RollbackRequest, SnapshotOutcome, SnapshotRequest, Track,
+    At, Context, Defaults, ErrorKind, ExportRequest, ParentChoice, PruneRequest, Repository,
+    RestoreRequest, RestoreTarget, Result, RollbackRequest, SnapshotOutcome, SnapshotRequest,
+    Track,
 };
 use std::fs::File;
 use std::path::PathBuf;
@@ -219,6 +220,26 @@ fn a_snapshot_of_an_image_that_was_forgotten_is_none_of_its_successor() {
     let refused = sleeper.snapshot(&request, &Context::silent()).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Busy, "{refused}");
     assert_eq!(lab.numbers(), [1, 2, 3]);
+}
+
+/// ... nor is what is imported.
+#[test]
+fn an_import_of_an_image_that_was_forgotten_is_none_of_its_successor() {
+    let lab = Lab::new();
+    let mut file = Vec::new();
+    let mut write = |bytes: &[u8]| {
+        file.extend_from_slice(bytes);
+        Ok(())
+    };
+    let request = ExportRequest::new("a", At::Number(3));
+    lab.repository().export(&request, &Context::silent(), &mut write).unwrap();
+    let slow = lab.held(Act::Remove, "a/marker.", |lab| {
+        lab.repository().forget("a", &Context::silent()).unwrap();
+        lab.take_as_it_is(&lab.repository()).unwrap();
+    });
+    let imported = slow.import(&mut &file[..], "a file", None, &Context::silent());
+    assert_eq!(imported.unwrap_err().kind(), ErrorKind::Busy);
+    assert_eq!(lab.numbers(), [1]);
 }
 
 /// What the rules keep is decided by what is there when it is committed.

@@ -88,13 +88,18 @@ impl Scene {
         let request = RollbackRequest::new(name, At::Number(to.number));
         let request = request.save(random.below(4) > 0 && !self.is_meanwhile(host));
         let before = self.content(host, image);
-        let (was, nth) = self.live(host, image, |live| {
-            let was = *live;
-            (live.users, live.rollbacks, live.begun) =
-                (live.users + 1, live.rollbacks + 1, live.begun + 1);
-            live.is_doubtful = true;
-            (was, live.begun)
-        });
+        // Whoever says that a file is the image, whatever it holds, ends the rollback that he finds noted.
+        let mut known = self.known();
+        if known.relinks[image] > 0 {
+            return;
+        }
+        let live = &mut known.live[machine_of(host)][image];
+        let was = *live;
+        (live.users, live.rollbacks, live.begun) =
+            (live.users + 1, live.rollbacks + 1, live.begun + 1);
+        live.is_doubtful = true;
+        let nth = live.begun;
+        drop(known);
         let pieces = if random.below(4) == 0 { random.below(4) } else { u64::MAX };
         let disk = Disk { seat: self.seat(host), pieces: pieces.into() };
         let rolled = repository.rollback_through(&disk, &request, &context);
@@ -159,6 +164,7 @@ impl Scene {
         if live.users == 1 && (is_needed || random.below(2) == 0) {
             known.whole.insert(make_anew(&path, random));
         }
+        let is_first = known.relinks[image] == 0;
         known.relinks[image] += 1;
         known.relinked[image] += 1;
         let nth = known.relinked[image];
@@ -167,7 +173,7 @@ impl Scene {
         let mut known = self.known();
         known.relinks[image] -= 1;
         // It is no longer the other machine's.
-        let is_only = known.relinks[image] == 0 && nth == known.relinked[image];
+        let is_only = is_first && nth == known.relinked[image];
         if linked.is_ok() && is_only {
             known.live[1 - machine_of(host)][image].is_linked = false;
         }

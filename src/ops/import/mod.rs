@@ -59,6 +59,10 @@ pub fn run(
     } else {
         write(repository, &name, context)?
     };
+    if writer.manifest.image_id != header.image_id {
+        // It was forgotten, and another one has its name since it was looked for.
+        return Err(manifest::changed_meanwhile(&name));
+    }
     let imported = import_into(repository, &mut writer, &header, &start, input, place, context);
     match imported {
         Ok((snapshot, is_new)) => Ok(Imported { name, snapshot, is_new, is_new_image }),
