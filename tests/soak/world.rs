@@ -254,6 +254,8 @@ pub struct Filler(PathBuf);
 
 impl Drop for Filler {
     fn drop(&mut self) {
+        // XFS frees what is unlinked later, and what is cut off at once.
+        File::options().write(true).open(&self.0).unwrap().set_len(0).unwrap();
         std::fs::remove_file(&self.0).unwrap();
     }
 }
