@@ -128,7 +128,7 @@ pub(crate) fn remove_unused_image(repository: &Repository, mut writer: Writer) -
     if repository.store.sharing()?.is_locked() {
         return remove_image(repository, writer, |_| ()).map(drop);
     }
-    commit_change(repository, &mut writer, None, |next| match next.stored().is_empty() {
+    commit_change(repository, &mut writer, None, |next| match next.is_unused() {
         true => {
             forget(next);
             Ok(())

@@ -37,6 +37,14 @@ pub(crate) fn open_guarded(
     Chain::link(layers)
 }
 
+/// False if an object is named no more: who reads without a lock may be late (C8).
+pub(crate) fn is_named_now(repository: &Repository, manifest: &Manifest, object: &str) -> bool {
+    let now = manifest::load_last(repository.store.as_ref(), &manifest.name);
+    now.is_ok_and(|now| {
+        now.sequence <= manifest.sequence || now.objects().any(|named| named == object)
+    })
+}
+
 /// What to say of a missing file: it is damage only if what rules now names it. Who reads without a lock may
 /// be late (C8).
 fn missing_file(repository: &Repository, manifest: &Manifest, snapshot: &Snapshot) -> Error {

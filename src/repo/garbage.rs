@@ -49,7 +49,9 @@ fn collect_locked(
     let present: HashSet<&str> = files.iter().map(String::as_str).collect();
     // What is not there now, after a sync, does not come back.
     manifest.sweep(&present);
-    let named: HashSet<&str> = manifest.objects().collect();
+    // What is expired since it was read is named in the store all the same.
+    let read = manifest.read.as_ref().into_iter().flat_map(|read| &read.objects);
+    let named: HashSet<&str> = manifest.objects().chain(read.map(String::as_str)).collect();
     let is_whole = is_whole(manifest, &present);
     let is_unneeded = |file: &String| match ImageFile::of(file) {
         Some(ImageFile::Temporary) => true,

@@ -28,10 +28,10 @@ pub struct Head {
     pub stat: Option<FileStat>,
     /// A rollback has begun: until it ends, the image is half written.
     pub intent: Option<RollbackIntent>,
-    /// This host has begun to write to it, for this rollback or one before: an intent alone may have landed
-    /// late, of a rollback that was told to have failed.
+    /// Rollbacks for which nothing was written: an intent may land long after its rollback was told to have
+    /// failed. Of one that is not among them nobody knows.
     #[serde(skip)]
-    pub(crate) is_written_to: bool,
+    pub(crate) unwritten: Vec<Uuid>,
     /// How often the image was found unchanged and no snapshot was made: each time another part of it was
     /// read again (FORMAT.md J6).
     pub skipped: u64,
@@ -54,6 +54,9 @@ enum Origin {
     Repository { is_found: bool },
 }
 
+/// So many rollbacks are remembered for which nothing was written.
+const MAX_UNWRITTEN: usize = 16;
+
 /// A rollback that has begun.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -62,6 +65,9 @@ pub struct RollbackIntent {
     pub target: Uuid,
     /// The snapshot that holds the state before, if one was taken.
     pub saved: Option<Uuid>,
+    /// Its identity, if it has one.
+    #[serde(skip)]
+    pub id: Option<Uuid>,
 }
 
 /// What a host keeps.
@@ -79,9 +85,9 @@ struct Record {
     stat: Option<FileStat>,
     #[serde(default)]
     skipped: u64,
-    /// A rollback writes to the image, or was interrupted when it did.
+    /// Rollbacks for which nothing was written.
     #[serde(default)]
-    half_written: bool,
+    unwritten: Vec<Uuid>,
     /// The newest commit that was seen.
     newest: Option<Ancestor>,
 }
@@ -119,8 +125,6 @@ impl Head {
         let in_repository = head.intent;
         head = head.in_view_of(manifest);
         head.intent = head.intent.or(in_repository);
-        // Nobody knows better.
-        head.is_written_to = head.intent.is_some();
         Ok((head, is_damaged))
     }
 
@@ -130,10 +134,11 @@ impl Head {
         if head.snapshot.is_some_and(|id| manifest.by_id(id).is_none()) {
             (head.snapshot, head.stat) = (None, None);
         }
-        head.intent = manifest
-            .rollback
-            .as_ref()
-            .map(|rollback| RollbackIntent { target: rollback.target, saved: rollback.saved });
+        head.intent = manifest.rollback.as_ref().map(|rollback| RollbackIntent {
+            target: rollback.target,
+            saved: rollback.saved,
+            id: rollback.id,
+        });
         head
     }
 
@@ -144,12 +149,23 @@ impl Head {
 
     /// The snapshot that the image equals now, and what its file looks like.
     pub(crate) fn equal_to(&self, id: Uuid, stat: Option<FileStat>) -> Self {
-        Self { snapshot: Some(id), stat, is_written_to: false, ..self.clone() }
+        Self { snapshot: Some(id), stat, ..self.clone() }
     }
 
-    /// True if the image may be a mixture: a rollback has begun, and written something.
+    /// True if the image may be a mixture: a rollback has begun, and perhaps written something.
     pub(crate) fn is_half_written(&self) -> bool {
-        self.intent.is_some() && self.is_written_to
+        let is_unwritten = |id| self.unwritten.contains(&id);
+        self.intent.is_some_and(|intent| !intent.id.is_some_and(is_unwritten))
+    }
+
+    /// Remembers of a rollback that nothing is written for it, or forgets that.
+    pub(crate) fn set_unwritten(&mut self, id: Uuid, is_unwritten: bool) {
+        self.unwritten.retain(|other| *other != id);
+        if is_unwritten {
+            self.unwritten.push(id);
+            let many = self.unwritten.len().saturating_sub(MAX_UNWRITTEN);
+            self.unwritten.drain(..many);
+        }
     }
 
     /// True if an earlier program keeps it in the repository, and this host has the live file.
@@ -173,7 +189,7 @@ impl Head {
             snapshot: self.snapshot,
             stat: self.stat.clone(),
             skipped: self.skipped,
-            half_written: self.is_written_to,
+            unwritten: self.unwritten.clone(),
             newest: commit.map(|commit| Ancestor { sequence: manifest.sequence, commit }),
         };
         repository.host.save(repository.id(), manifest.image_id, &record)
@@ -224,7 +240,7 @@ fn of_host(
         snapshot: record.snapshot,
         stat: record.stat,
         intent: None,
-        is_written_to: record.half_written,
+        unwritten: record.unwritten,
         skipped: record.skipped,
         source: record.source,
         live: record.live,

@@ -323,6 +323,7 @@ pub(crate) fn writer(
 fn move_head(repository: &Repository, writer: &mut Writer, context: &Context) -> Result<()> {
     if let Some(intent) = writer.head.intent.filter(|_| writer.manifest.rollback.is_none()) {
         let rollback = Rollback {
+            id: None,
             host: repository.host.host().clone(),
             target: intent.target,
             saved: intent.saved,

@@ -196,6 +196,42 @@ fn a_snapshot_that_is_not_finished_keeps_its_number_its_parent_and_its_objects_u
     assert_eq!(lab.take(7), 7, "its number is not given again");
 }
 
+/// J3 (kept), J20, J21: a repair takes no part for a snapshot, and removes nothing that it cannot tell.
+#[test]
+fn a_repair_keeps_attachments_and_parts() {
+    for is_lost in [false, true] {
+        let lab = Lab::new(|lab, next| {
+            next.snapshots[2].attachments = vec![lab.attach("machine.xml", b"<machine/>")];
+            next.next_number = 9;
+            // A whole file, so that it could be taken for a snapshot.
+            let file = lab.repo().join("vm").join(&next.snapshots[2].file);
+            let part = lab.put("delta", &std::fs::read(file).unwrap());
+            next.pending = vec![pending(7, None, &part, if is_lost { 24 } else { -1 })];
+        });
+        let before = lab.manifest();
+        let (attachment, part) =
+            (&before.snapshots[2].attachments[0].object, &before.pending[0].objects[0]);
+        let ruling = lab.repo().join("vm").join(manifest::file_name(before.sequence));
+        if is_lost {
+            // One that is older, and knows as much, is there.
+            let mut next = before.clone();
+            manifest::commit(&lab.store(), &mut next).unwrap();
+            std::fs::remove_file(lab.repo().join("vm").join(manifest::file_name(next.sequence)))
+                .unwrap();
+            let bytes = std::fs::read(&ruling).unwrap();
+            std::fs::write(lab.repo().join("vm/manifest.000099"), &bytes[..99]).unwrap();
+        }
+        lab.open().repair("vm", &Context::silent()).unwrap();
+        let mended = lab.open().mend("vm", &[], &Context::silent());
+        assert!(mended.is_ok(), "{mended:?}");
+        let now = lab.manifest();
+        assert_eq!(now.snapshots.len(), 3);
+        assert!(lab.has(attachment) && lab.has(part), "{is_lost}");
+        assert_eq!(now.pending, before.pending, "{is_lost}");
+        assert_eq!(now.snapshots[2].attachments, before.snapshots[2].attachments);
+    }
+}
+
 /// J4, J5, J18, J20 to J22: what cannot be is refused by both readers.
 #[test]
 fn a_manifest_that_contradicts_itself_is_refused() {

@@ -196,7 +196,7 @@ fn interrupted(lab: &Lab) {
     let reader = repository.read("vm", &Context::silent()).unwrap();
     let id = |number| reader.find(&At::Number(number)).unwrap().id;
     let host = host.host().clone();
-    let rollback = Rollback { host, target: id(1), saved: Some(id(3)), live: None };
+    let rollback = Rollback { id: None, host, target: id(1), saved: Some(id(3)), live: None };
     let mut next = reader.manifest().clone();
     next.rollback = Some(rollback);
     manifest::commit(store.as_ref(), &mut next).unwrap();

@@ -279,6 +279,7 @@ fn nobody_takes_a_snapshot_of_what_is_half_written_since() {
         let store = lab.store(lab.alone());
         let mut next = imgsnap::repo::manifest::load(store.as_ref(), "a").unwrap();
         next.rollback = Some(imgsnap::repo::manifest::Rollback {
+            id: None,
             host: lab.host().host().clone(),
             target: next.snapshots[0].id,
             saved: None,
@@ -355,6 +356,20 @@ fn a_rollback_to_what_was_dropped_meanwhile_does_not_begin() {
     assert_eq!(refused.kind(), ErrorKind::Busy, "{refused}");
     lab.take(&lab.repository()).unwrap();
     assert_eq!(lab.numbers(), [2, 3, 4]);
+}
+
+/// Nor does one over what was saved, if that was dropped meanwhile.
+#[test]
+fn a_rollback_over_what_is_in_no_snapshot_any_more_does_not_begin() {
+    let lab = Lab::new();
+    let now = std::fs::read(&lab.image).unwrap();
+    let slow = lab.held(Act::Put, "a/manifest.", |lab| lab.delete(3));
+    let request = RollbackRequest::new("a", At::Number(1));
+    let refused = slow.rollback(&request, &Context::silent()).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Busy, "{refused}");
+    assert_eq!(std::fs::read(&lab.image).unwrap(), now);
+    let saved = lab.repository().rollback(&request, &Context::silent()).unwrap().saved.unwrap();
+    assert_eq!(lab.restore(&lab.repository(), saved).unwrap(), now);
 }
 
 /// What another machine was told to have is no longer this one's.

@@ -241,6 +241,10 @@ fn check_place(manifest: &Manifest, footer: &Footer, place: &str) -> Result<()> 
             return Err(refused(place, what).hint(message!["use it with ", Verb::Apply.call()]));
         }
     }
+    if manifest.pending.iter().any(|pending| pending.number == footer.number) {
+        let what = format!("{name}@{} is being taken", footer.number);
+        return Err(refused(place, what));
+    }
     match stored.iter().find(|s| s.number == footer.number) {
         Some(other) if other.id == footer.snapshot_id => {
             Err(refused(place, format!("{name}@{} was dropped here", other.number)))

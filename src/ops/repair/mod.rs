@@ -119,6 +119,10 @@ fn rebuild(
     let is_locked = repository.store.sharing()?.is_locked();
     let Some(ruling) = ruling else {
         let older = older_manifests(repository.store.as_ref(), name, u64::MAX)?.into_iter().next();
+        let pending = older.iter().flat_map(|older| &older.pending).flat_map(|p| &p.objects);
+        let pending: HashSet<&String> = pending.collect();
+        candidates.retain(|(file, _)| !pending.contains(file));
+        unused.retain(|(file, _)| !pending.contains(file));
         if let Some(older) = older.as_ref().filter(|_| !is_locked) {
             // Somebody may be about to remove it (C5).
             candidates.retain(|(file, _)| !older.is_condemned(file));
@@ -191,10 +195,16 @@ fn rebuild_from(
     manifest.unused = unused.iter().map(|(file, _)| file.clone()).collect();
     manifest.kept = manifest.unused.clone();
     manifest.kept.extend(unneeded.into_iter().map(|s| s.file).chain(kept));
+    // Whose attachments they were may be told by what cannot be read now.
+    let mut kept = std::mem::take(&mut manifest.kept);
+    kept.extend(repository.store.list(name)?.into_iter().filter(|file| {
+        ImageFile::of(file) == Some(ImageFile::Attachment) && !manifest.is_condemned(file)
+    }));
+    let named: HashSet<&str> = manifest.objects().collect();
+    kept.retain(|file| !named.contains(file.as_str()));
+    manifest.kept = kept;
     manifest.kept.sort();
     manifest.kept.dedup();
-    let named: Vec<String> = manifest.stored().iter().map(|s| s.file.clone()).collect();
-    manifest.kept.retain(|file| !named.contains(file));
     let rebuilt = Rebuilt::of(&manifest, unused, taken);
     Ok((manifest, rebuilt))
 }
@@ -228,7 +238,10 @@ fn adopt(
         }
         // It may be of a commit that was given up.
         match prove_stray(repository, &found, snapshot, context) {
-            Ok(()) => next.snapshots.push(snapshot.clone()),
+            Ok(()) => {
+                next.pending.retain(|p| p.id != snapshot.id && p.number != snapshot.number);
+                next.snapshots.push(snapshot.clone());
+            }
             Err(e) if e.kind() == ErrorKind::Corrupt => {
                 context.note(message![format!("{}: not taken in: ", snapshot.file), e]);
             }

@@ -174,9 +174,12 @@ pub(crate) fn remember(
         snapshot.attachments.clear();
     }
     let numbers: HashSet<u64> = manifest.stored().into_iter().map(|s| s.number).collect();
+    let ids: HashSet<Uuid> = manifest.stored().into_iter().map(|s| s.id).collect();
+    let listed: HashSet<Uuid> = manifest.snapshots.iter().map(|s| s.id).collect();
     let is_possible = |pending: &&Pending| {
-        let has_parent = pending.parent.is_none_or(|parent| manifest.by_id(parent).is_some());
-        has_parent && !numbers.contains(&pending.number)
+        let has_parent = pending.parent.is_none_or(|parent| listed.contains(&parent));
+        let is_taken = numbers.contains(&pending.number) || ids.contains(&pending.id);
+        has_parent && !is_taken
     };
     manifest.pending = old.pending.iter().filter(is_possible).cloned().collect();
     drop_from_manifest(manifest, &HashSet::new())

@@ -7,8 +7,8 @@
 //! Interrupted before the intent, nothing has happened. Interrupted after it, the image is
 //! half written, and the intent records that: the next rollback does not save it, and scans all of it to
 //! find what differs. An intent may also land long after its rollback was told to have failed; so the host
-//! records, before the first byte, that it writes, and of an image to which nothing was written the next
-//! rollback saves the present state as ever.
+//! notes of each, until the first byte, that nothing is written, and then the next rollback saves the present
+//! state as ever.
 
 pub mod types;
 
@@ -34,8 +34,8 @@ use crate::repo::garbage::collect_garbage;
 use crate::repo::head::RollbackIntent;
 use crate::repo::inside::{refuse_base_image, refuse_base_image_or_warn, refuse_inside};
 use crate::repo::live_file::{
-    is_unchanged_since, keep_head, record_head, record_live_file, refuse_link, refuse_other,
-    source_of, warn_if_unguarded,
+    is_unchanged_since, record_head, record_live_file, refuse_link, refuse_other, source_of,
+    warn_if_unguarded,
 };
 use crate::repo::manifest::{Manifest, Rollback, Snapshot, changed_meanwhile};
 use crate::repo::policy::SnapshotPolicy;
@@ -217,16 +217,25 @@ fn write_image(
     let (is_first, is_resumed) =
         (writer.manifest.rollback.is_none(), writer.head.is_half_written());
     let saved = saved.or(writer.head.intent.and_then(|intent| intent.saved));
-    let rollback = Rollback {
-        host: repository.host.host().clone(),
-        target: target.id,
-        saved,
-        live: image.identity(),
-    };
+    let id = Uuid::new_v4();
+    let (host, target_id) = (repository.host.host().clone(), target.id);
+    let rollback =
+        Rollback { id: Some(id), host, target: target_id, saved, live: image.identity() };
+    // Before the intent, which may land long after this was told to have failed.
+    writer.head.set_unwritten(id, !is_resumed);
+    let noted = writer.head.save(repository, &writer.manifest);
+    let is_noted = !is_resumed && noted.map_err(|e| context.note(e)).is_ok();
     record_intent(repository, writer, Some(rollback))?;
-    // Before the first byte: without it the next rollback saves what may be a mixture.
-    writer.head.is_written_to = true;
-    keep_head(repository, writer, context);
+    writer.head.set_unwritten(id, false);
+    if is_noted {
+        // Otherwise the next one would save a mixture.
+        if let Err(e) = writer.head.save(repository, &writer.manifest) {
+            if is_first {
+                record_intent(repository, writer, None)?;
+            }
+            return Err(e.hint("nothing was written"));
+        }
+    }
     context.note("the intent is noted; from here on the image is a mixture");
     let mut disk = InPlace::through(image, medium);
     let work = execute(image, &mut disk, chain, &plan.source(), context);
@@ -235,13 +244,9 @@ fn write_image(
         Err(error) => error,
     };
     let name = &writer.manifest.name;
-    if !disk.is_begun() && !is_resumed {
+    if !disk.is_begun() && is_first {
         // Nothing was written: nothing happened.
-        writer.head.is_written_to = false;
-        keep_head(repository, writer, context);
-        if is_first {
-            record_intent(repository, writer, None)?;
-        }
+        record_intent(repository, writer, None)?;
         return Err(error);
     }
     let saved = saved.and_then(|id| writer.manifest.by_id(id));
@@ -360,17 +365,21 @@ fn record_intent(
     rollback: Option<Rollback>,
 ) -> Result<()> {
     let Manifest { rollback: before, host, source, .. } = writer.manifest.clone();
+    let is_listed = |id: &Uuid| writer.manifest.by_id(*id).is_some();
+    let saved = rollback.as_ref().and_then(|r| r.saved).filter(is_listed);
     commit_change(repository, writer, None, |next| {
-        // Others may have linked the image elsewhere, begun a rollback, or dropped where this one leads to.
+        // Others may have linked the image elsewhere, begun a rollback, or dropped either end of this one.
         let is_the_same = next.rollback == before && next.host == host && next.source == source;
         let has_target = rollback.as_ref().is_none_or(|r| next.by_id(r.target).is_some());
-        if !is_the_same || !has_target {
+        let has_saved = saved.is_none_or(|id| next.by_id(id).is_some());
+        if !is_the_same || !has_target || !has_saved {
             return Err(changed_meanwhile(&next.name));
         }
         next.rollback.clone_from(&rollback);
         Ok(())
     })?;
-    writer.head.intent = rollback.map(|r| RollbackIntent { target: r.target, saved: r.saved });
+    writer.head.intent =
+        rollback.map(|r| RollbackIntent { target: r.target, saved: r.saved, id: r.id });
     Ok(())
 }
 

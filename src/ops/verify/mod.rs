@@ -16,7 +16,7 @@ use crate::ops::verify::engine::{
 };
 use crate::ops::verify::types::{Damage, DamageKind, Loss, Unchecked, Verified, VerifyScope};
 use crate::repo::Repository;
-use crate::repo::files::open_delta;
+use crate::repo::files::{is_named_now, open_delta};
 use crate::repo::manifest::{Manifest, Snapshot};
 use crate::repo::session::read;
 use std::collections::{HashMap, HashSet};
@@ -167,8 +167,10 @@ impl ImageCheck<'_> {
                 verified.stored_bytes += attachment.bytes;
                 continue;
             };
-            let (snapshot, is_missing) = (place.clone(), error.kind() == ErrorKind::NotFound);
-            match is_missing || error.is_damage() {
+            let is_missing = error.kind() == ErrorKind::NotFound;
+            let is_named = || is_named_now(self.repository, self.manifest, &attachment.object);
+            let snapshot = place.clone();
+            match is_missing && is_named() || error.is_damage() {
                 true => verified.damaged.push(Damage {
                     kind: DamageKind::Attachment,
                     snapshot,

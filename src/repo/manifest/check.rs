@@ -4,13 +4,16 @@
 use crate::base::error::{Error, Result};
 use crate::format::footer::{MAX_LABEL_BYTES, MAX_NUMBER};
 use crate::repo::manifest::files::{ImageFile, check_name};
-use crate::repo::manifest::related::Attachment;
+use crate::repo::manifest::related::{Attachment, MAX_ATTACHMENT_BYTES};
 use crate::repo::manifest::types::{Manifest, Snapshot};
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use uuid::Uuid;
 
-/// Longest name of an attachment or a group, in bytes: as of a file.
+/// So many snapshots of an image may be unfinished.
+const MAX_PENDING: usize = 1000;
+
+/// Longest name of an attachment, in bytes: as of a file.
 const MAX_NAME_BYTES: usize = 255;
 
 impl Manifest {
@@ -83,23 +86,24 @@ impl Manifest {
             return Some("a dropped snapshot has attachments, or something depends on it");
         }
         let attachments = || self.snapshots.iter().flat_map(|s| &s.attachments);
-        let is_attachment =
-            |a: &Attachment| ImageFile::of(&a.object) == Some(ImageFile::Attachment);
+        let is_attachment = |a: &Attachment| {
+            let is_object = ImageFile::of(&a.object) == Some(ImageFile::Attachment);
+            is_object && a.bytes <= MAX_ATTACHMENT_BYTES
+        };
         let are_names = attachments().all(|a| is_name(&a.name) && is_attachment(a));
         let mut names: HashSet<(Uuid, &str)> = HashSet::new();
         let mut all = self.snapshots.iter().flat_map(|s| s.attachments.iter().map(|a| (s.id, a)));
         if !are_names || !all.all(|(id, a)| names.insert((id, &a.name))) {
-            return Some("the name of an attachment stands twice, or is none");
-        }
-        let mut groups =
-            self.snapshots.iter().chain(&self.dropped).filter_map(|s| s.group.as_ref());
-        if !groups.all(|group| group.name.as_deref().is_none_or(is_name)) {
-            return Some("the name of a group is none");
+            return Some("the name of an attachment stands twice, or it is none");
         }
         let mut ids: HashSet<Uuid> = self.stored().into_iter().map(|s| s.id).collect();
         let mut numbers: HashSet<u64> = self.stored().into_iter().map(|s| s.number).collect();
+        if self.pending.len() > MAX_PENDING {
+            return Some("so many snapshots are not taken at once");
+        }
+        let listed: HashSet<Uuid> = self.snapshots.iter().map(|s| s.id).collect();
         let are_pending = self.pending.iter().all(|pending| {
-            let has_parent = pending.parent.is_none_or(|parent| self.by_id(parent).is_some());
+            let has_parent = pending.parent.is_none_or(|parent| listed.contains(&parent));
             let are_deltas = pending.objects.iter().all(|object| ImageFile::is_delta(object));
             let is_new = ids.insert(pending.id) && numbers.insert(pending.number);
             has_parent && are_deltas && is_new && (1..self.next_number).contains(&pending.number)

@@ -61,5 +61,5 @@ pub struct Condemned {
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Read {
     pub(super) digest: ManifestDigest,
-    pub(super) objects: BTreeSet<String>,
+    pub(in crate::repo) objects: BTreeSet<String>,
 }

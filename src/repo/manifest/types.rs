@@ -100,6 +100,9 @@ fn is_zero(number: &u64) -> bool {
 /// A rollback that has begun, and not ended.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Rollback {
+    /// Its identity; none if an earlier program began it.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "wire::some_id")]
+    pub id: Option<Uuid>,
     /// Where.
     pub host: HostName,
     /// Where to.
@@ -285,6 +288,11 @@ impl Manifest {
     /// What to call a snapshot of the image: `NAME@N`.
     pub fn place_of(&self, snapshot: &Snapshot) -> String {
         format!("{}@{}", self.name, snapshot.number)
+    }
+
+    /// True if nobody has taken a snapshot of the image, nor takes one in parts.
+    pub(crate) fn is_unused(&self) -> bool {
+        self.snapshots.is_empty() && self.dropped.is_empty() && self.pending.is_empty()
     }
 
     /// The snapshot with an id, unless it is dropped.

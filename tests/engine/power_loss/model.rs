@@ -118,7 +118,8 @@ pub fn look(disk: &CrashDisk, known: Option<&Visible>) -> Result<Seen> {
                 target: number(intent.target),
                 saved: intent.saved.and_then(number),
             });
-            seen.source = manifest.source.clone();
+            // After a relink that was killed halfway the manifest says another.
+            seen.source = reader.head().source.clone();
         }
         if manifest.stored().iter().any(|s| s.is_by_reference()) {
             seen.by_reference.insert(name.clone());
