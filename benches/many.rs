@@ -47,7 +47,7 @@ impl Lab {
         self.taken += 1;
         let file = std::fs::OpenOptions::new().write(true).open(self.path("vm.img")).unwrap();
         let block = self.taken.to_le_bytes().repeat(512);
-        file.write_all_at(&block, self.taken % BLOCKS << 12).unwrap();
+        file.write_all_at(&block, (self.taken % BLOCKS) << 12).unwrap();
         drop(file);
         self.snapshot("vm");
     }
@@ -102,6 +102,7 @@ fn copy(from: &Path, to: &Path) {
 }
 
 type Measured = fn(&Lab, &Repository, &At);
+type Whole = fn(&Lab, &Repository);
 
 /// Those with a star change the repository, which is put back then.
 const VERBS: [(&str, Measured); 17] = [
@@ -215,7 +216,7 @@ fn main() {
     for count in counts {
         (taken..count).for_each(|number| lab.snapshot(&format!("vm{number}")));
         taken = count;
-        let verbs: [(&str, fn(&Lab, &Repository)); 4] = [
+        let verbs: [(&str, Whole); 4] = [
             ("names", |_, repository| drop(repository.names().unwrap())),
             ("image_named, the file", |lab, repository| {
                 drop(repository.name_of_source(&lab.path("vm.img"), &lab.context))
