@@ -120,8 +120,12 @@ impl Scene {
                 return;
             }
         };
-        // Of the successor of an image that was forgotten nobody may have told yet where it is.
-        if !is_linked && !self.known().forgotten.contains(name) {
+        // Of the successor of an image that was forgotten, or whose first snapshot failed, nobody may have told
+        // yet where it is.
+        let machine = ["one", "another"][machine_of(host)];
+        let is_elsewhere = |of: HostName| of.machine != machine;
+        let owner = self.ruling(name).and_then(|manifest| manifest.host);
+        if !is_linked && owner.is_some_and(is_elsewhere) {
             self.fail(host, "what another machine has is rolled back");
         }
         let mut known = self.known();
