@@ -40,20 +40,20 @@ pub(crate) fn open_guarded(
 /// False if an object is named no more: who reads without a lock may be late (C8).
 pub(crate) fn is_named_now(repository: &Repository, manifest: &Manifest, object: &str) -> bool {
     let now = manifest::load_last(repository.store.as_ref(), &manifest.name);
-    now.is_ok_and(|now| {
-        now.sequence <= manifest.sequence || now.objects().any(|named| named == object)
-    })
+    now.is_ok_and(|now| !is_dropped_by(&now, manifest, object))
+}
+
+/// True if a manifest came after another one, and names an object no more.
+fn is_dropped_by(now: &Manifest, manifest: &Manifest, object: &str) -> bool {
+    now.sequence > manifest.sequence && now.objects().all(|named| named != object)
 }
 
 /// What to say of a missing file: it is damage only if what rules now names it. Who reads without a lock may
 /// be late (C8).
 fn missing_file(repository: &Repository, manifest: &Manifest, snapshot: &Snapshot) -> Error {
     let place = manifest.place_of(snapshot);
-    let is_later = |now: &Manifest| {
-        now.sequence > manifest.sequence && now.objects().all(|object| object != snapshot.file)
-    };
     match manifest::load_last(repository.store.as_ref(), &manifest.name) {
-        Ok(now) if is_later(&now) => {
+        Ok(now) if is_dropped_by(&now, manifest, &snapshot.file) => {
             let what = format!("{place} was dropped, or merged, while it was read");
             Error::new(ErrorKind::NotFound, what).hint(Action::Retry)
         }

@@ -1,4 +1,4 @@
-//! What a host works with, and what a user sees then, for `each_request.rs`.
+//! What a host works with, and what a user sees then, for `each_request.rs`; some of it for the schedules, too.
 
 use crate::faulty::{Faulty, Plan, Wrong};
 use imgsnap::image::write::Stream;
@@ -158,6 +158,7 @@ fn is_no_repository(error: &Error) -> bool {
     [ErrorKind::NotFound, ErrorKind::Corrupt].contains(&error.kind())
 }
 
+/// To make one asks the system how many processors there are, which takes longer than most of what follows.
 pub fn context() -> Context {
     static CONTEXT: LazyLock<Context> = LazyLock::new(|| Context::silent().with_threads(1));
     CONTEXT.clone()

@@ -1,14 +1,14 @@
 //! Interleavings that a random schedule hardly meets, one by one: a host is held at one request, what others do
 //! meanwhile is done, and then it goes on.
 
-use imgsnap::image::write::{Medium, Stream};
+use crate::desk::restored;
+use imgsnap::image::write::Medium;
 use imgsnap::repo::host::HostState;
 use imgsnap::repo::retention::{Count, Rules};
 use imgsnap::store::{Act, Fault, Host, MemoryStore, Sharing, World};
 use imgsnap::{
     At, Context, Defaults, ErrorKind, ExportRequest, ParentChoice, PruneRequest, Repository,
-    RestoreRequest, RestoreTarget, Result, RollbackRequest, SnapshotOutcome, SnapshotRequest,
-    Track,
+    Result, RollbackRequest, SnapshotOutcome, SnapshotRequest, Track,
 };
 use std::fs::File;
 use std::path::PathBuf;
@@ -111,12 +111,7 @@ impl Lab {
     }
 
     fn restore(&self, repository: &Repository, number: u64) -> Result<Vec<u8>> {
-        let mut bytes = Vec::new();
-        let mut stream = Stream::new(&mut bytes, "memory");
-        let request = RestoreRequest::new("a").at(At::Number(number));
-        let target = RestoreTarget::Target(&mut stream);
-        repository.restore(&request, target, &Context::silent())?;
-        Ok(bytes)
+        restored(repository, "a", number)
     }
 
     fn delete(&self, number: u64) {

@@ -2,9 +2,10 @@
 //! another machine, which may get a copy. What is half written must be in no snapshot, and nothing that a rollback
 //! writes over may be lost.
 
+use crate::desk::context;
 use crate::known::Live;
 use crate::random::Random;
-use crate::schedules::{IMAGE_BYTES, IMAGES, Scene, context};
+use crate::schedules::{IMAGE_BYTES, IMAGES, Scene};
 use crate::turns::Seat;
 use imgsnap::image::write::Medium;
 use imgsnap::repo::host::HostName;

@@ -8,23 +8,20 @@
 //! `IMGSNAP_SCHEDULES` says how many, `IMGSNAP_SCHEDULES_FROM` from which on; `IMGSNAP_SCHEDULE` runs one of them,
 //! and tells it turn by turn.
 
+use crate::desk::{context, restored};
 use crate::known::Known;
 use crate::live::{machine_of, make_anew};
 use crate::random::Random;
 use crate::turns::{Alone, Before, Seat, Sleeper, Trouble, Turns};
-use imgsnap::image::write::Stream;
 use imgsnap::repo::host::HostState;
 use imgsnap::repo::manifest::Snapshot;
 use imgsnap::repo::retention::{Count, Rules};
 use imgsnap::store::{Host, MemoryStore, Sharing, World};
-use imgsnap::{
-    At, Context, Defaults, PruneRequest, Repository, RestoreRequest, RestoreTarget,
-    SnapshotRequest, Track, VerifyScope,
-};
+use imgsnap::{At, Defaults, PruneRequest, Repository, SnapshotRequest, Track, VerifyScope};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use uuid::Uuid;
 
@@ -198,12 +195,7 @@ impl Scene {
                 stored.map(|s| s.file.as_str()).chain([ruling.as_str()]).collect();
             assert_eq!(there, named, "schedule {}: {name}", self.seed);
             for snapshot in &manifest.snapshots {
-                let at = At::Number(snapshot.number);
-                let mut bytes = Vec::new();
-                let mut stream = Stream::new(&mut bytes, "memory");
-                let request = RestoreRequest::new(name.as_str()).at(at);
-                let target = RestoreTarget::Target(&mut stream);
-                repository.restore(&request, target, &context).unwrap();
+                let bytes = restored(&repository, &name, snapshot.number).unwrap();
                 // Of some it is not known whether they were taken; "one" may be of what is half written.
                 let is_right = match known.contents.get(&snapshot.id) {
                     Some(expected) => *expected == bytes,
@@ -243,13 +235,6 @@ impl Drop for End<'_> {
     fn drop(&mut self) {
         self.turns.end(self.host);
     }
-}
-
-/// To make one asks the system how many processors there are, which takes longer than most of what follows.
-static CONTEXT: LazyLock<Context> = LazyLock::new(|| Context::silent().with_threads(1));
-
-pub fn context() -> Context {
-    CONTEXT.clone()
 }
 
 fn rules(last: u64) -> PruneRequest {

@@ -1,8 +1,9 @@
 //! What leaves a repository, and comes back, and the configuration, in the schedules.
 
+use crate::desk::context;
 use crate::known::Exported;
 use crate::random::Random;
-use crate::schedules::{IMAGES, Scene, context};
+use crate::schedules::{IMAGES, Scene};
 use crate::turns::Alone;
 use imgsnap::{At, ErrorKind, ExportRequest, Repository};
 use std::sync::Arc;

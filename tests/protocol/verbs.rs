@@ -1,8 +1,9 @@
 //! The verbs that a repository without live files has, and what must not become of them, in the schedules.
 
+use crate::desk::context;
 use crate::live::{POWER, machine_of, write_block};
 use crate::random::Random;
-use crate::schedules::{IMAGES, MARKER_HOURS, Scene, context};
+use crate::schedules::{IMAGES, MARKER_HOURS, Scene};
 use imgsnap::image::write::Stream;
 use imgsnap::tracking::Recheck;
 use imgsnap::{

@@ -188,23 +188,21 @@ fn rebuild_from(
     collect(ordered, &mut manifest, &mut unused)?;
     // Numbers are never used twice, also those of files that cannot be used now.
     manifest.next_number = manifest.next_number.max(highest.saturating_add(1));
-    let kept = old.map_or(Vec::new(), |old| old.kept.clone());
+    let mut kept = old.map_or(Vec::new(), |old| old.kept.clone());
     let taken = assign_labels(&mut manifest, old);
     // What nothing depends on now may be what a file that cannot be used depends on: nothing is removed.
     let unneeded = old.map_or(Vec::new(), |old| remember(&mut manifest, old, &unnamed));
     manifest.unused = unused.iter().map(|(file, _)| file.clone()).collect();
-    manifest.kept = manifest.unused.clone();
-    manifest.kept.extend(unneeded.into_iter().map(|s| s.file).chain(kept));
+    kept.extend(manifest.unused.iter().cloned().chain(unneeded.into_iter().map(|s| s.file)));
     // Whose attachments they were may be told by what cannot be read now.
-    let mut kept = std::mem::take(&mut manifest.kept);
     kept.extend(repository.store.list(name)?.into_iter().filter(|file| {
         ImageFile::of(file) == Some(ImageFile::Attachment) && !manifest.is_condemned(file)
     }));
     let named: HashSet<&str> = manifest.objects().collect();
     kept.retain(|file| !named.contains(file.as_str()));
+    kept.sort();
+    kept.dedup();
     manifest.kept = kept;
-    manifest.kept.sort();
-    manifest.kept.dedup();
     let rebuilt = Rebuilt::of(&manifest, unused, taken);
     Ok((manifest, rebuilt))
 }
