@@ -171,7 +171,7 @@ impl Trial {
 
     fn rollback(&mut self) {
         let before = self.state.clone();
-        let mut is_first = true;
+        let mut is_interrupted = false;
         // Killed in the middle, it is run again, sometimes to another snapshot, until it gets
         // through.
         for attempt in 0.. {
@@ -182,20 +182,23 @@ impl Trial {
             let mut args = vec!["rollback", "vm", "--to", &to, "--json"];
             args.extend((!save).then_some("--no-save"));
             args.extend((self.random.below(3) == 0).then_some("--prove"));
+            // Killed between the intent and the first byte, it is noted as interrupted, and saves all the same.
+            let is_whole = self.image_is(&before);
             let ended =
                 if attempt < 3 { self.run(&args) } else { Ended::Done(self.lab.run(&args)) };
             // What is saved is what was there before, and only if that was no mixture.
-            self.reconcile(Some(&before).filter(|_| save && is_first), None);
+            self.reconcile(Some(&before).filter(|_| save && is_whole), None);
             if let Ended::Done(run) = ended {
-                let done = run.done().json();
-                assert_eq!(done["resumed"], !is_first, "{done}");
+                let resumed = run.done().json()["resumed"].as_bool().unwrap();
+                assert!(resumed || is_whole, "a mixture was taken for what was there before");
+                assert!(!resumed || is_interrupted, "nothing was interrupted");
                 assert!(self.image_is(&target), "the image is not {to}");
                 assert!(!self.is_mixture());
                 self.state = target;
                 return;
             }
             if self.is_mixture() {
-                is_first = false;
+                is_interrupted = true;
                 let refused = self.lab.run(&["snapshot", &self.image]).fails(1);
                 refused.says("was interrupted");
                 self.reconcile(None, None);
@@ -204,7 +207,10 @@ impl Trial {
                 self.state = target;
                 return;
             } else {
-                assert!(is_first && self.image_is(&before), "a mixture that nobody knows of");
+                assert!(
+                    !is_interrupted && self.image_is(&before),
+                    "a mixture that nobody knows of"
+                );
             }
         }
     }
