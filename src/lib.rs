@@ -49,7 +49,7 @@ pub use ops::stats::types::{Cost, Day, Stats};
 pub use ops::verify::types::{Damage, DamageKind, Loss, Unchecked, Verified, VerifyScope};
 pub use ops::watch::types::{WatchRequest, Watched};
 pub use repo::Repository;
-pub use repo::compact::{Compaction, Merging};
+pub use repo::compaction::{Compaction, Merging};
 pub use repo::config::Defaults;
 pub use repo::inside::refuse_inside_any;
 pub use repo::policy::{Policy, SnapshotPolicy};

@@ -191,14 +191,16 @@ impl Folder {
         Ok(owned(&fstatat(&self.fd, name.as_ref(), AtFlags::AT_SYMLINK_NOFOLLOW)?))
     }
 
-    /// When a file in it was last written, renamed or changed otherwise, by the clock of its file system.
-    pub fn time_of(&self, name: impl AsRef<Path>) -> io::Result<jiff::Timestamp> {
+    /// When a file in it was last written, renamed or changed otherwise, by the clock of its file system, and
+    /// its length.
+    pub fn time_and_size(&self, name: impl AsRef<Path>) -> io::Result<(jiff::Timestamp, u64)> {
         let stat = fstatat(&self.fd, name.as_ref(), AtFlags::AT_SYMLINK_NOFOLLOW)?;
         let time = |seconds, nanoseconds: i64| {
             jiff::Timestamp::new(seconds, nanoseconds as i32).unwrap_or_default()
         };
         // Not every file system counts a rename as a change.
-        Ok(time(stat.st_mtime, stat.st_mtime_nsec).max(time(stat.st_ctime, stat.st_ctime_nsec)))
+        let changed = time(stat.st_ctime, stat.st_ctime_nsec);
+        Ok((time(stat.st_mtime, stat.st_mtime_nsec).max(changed), stat.st_size.max(0) as u64))
     }
 
     /// What file system it is on, as linux/magic.h has it.

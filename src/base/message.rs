@@ -12,6 +12,8 @@ named! {
         Apply = "apply",
         /// Show or change the configuration.
         Config = "config",
+        /// Drop a snapshot.
+        Delete = "delete",
         /// Write a portable delta file.
         Export = "export",
         /// Make a snapshot a base.

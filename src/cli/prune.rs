@@ -2,7 +2,7 @@
 
 use super::args::{Keep, Prune};
 use super::printer::Printer;
-use super::{exit, list, output, repo, words};
+use super::{exit, list, output, repo};
 use imgsnap::base::error::{ErrorKind, Result};
 use imgsnap::base::events::Context;
 use imgsnap::repo::retention::Rules;
@@ -65,9 +65,9 @@ pub fn rules(keep: &Keep) -> Rules {
     }
 }
 
-fn warn_of_free_space(compaction: &Compaction, printer: &Printer) {
+pub fn warn_of_free_space(compaction: &Compaction, printer: &Printer) {
     for reason in &compaction.no_space {
-        printer.warn(&format!("{}; the next prune tries again", words::message(reason)));
+        printer.warn(&format!("{reason}; the next prune tries again"));
     }
 }
 
@@ -115,12 +115,12 @@ fn compaction_json(compaction: &Compaction) -> Value {
         "removed_files": compaction.removed_files,
         "removed_bytes": compaction.removed_bytes,
         "merged": merged,
-        "freed_bytes": compaction.grace_seconds.map_or(compaction.freed_bytes(), |_| 0),
-        "to_free_bytes": compaction.grace_seconds.map_or(0, |_| compaction.freed_bytes()),
+        "freed_bytes": compaction.freed_bytes,
+        "to_free_bytes": compaction.to_free_bytes,
         "grace_seconds": compaction.grace_seconds,
         "garbage_bytes": compaction.garbage_bytes,
         "held_files": compaction.held_files,
-        "no_room": compaction.no_space.iter().map(words::message).collect::<Vec<_>>(),
+        "no_room": compaction.no_space,
         "delayed": compaction.is_delayed,
     })
 }
@@ -210,12 +210,11 @@ fn lines(compaction: &Compaction, dry_run: bool) -> Vec<String> {
             output::bytes(after)
         ));
     }
-    let freed = compaction.freed_bytes();
-    if freed > 0 {
-        lines.push(match compaction.grace_seconds {
-            None => format!("freed    {about}{}{}", output::bytes(freed), when(compaction)),
-            Some(grace) => format!("to free  {}", freed_later(freed, grace)),
-        });
+    if compaction.freed_bytes > 0 {
+        lines.push(format!("freed    {about}{}", output::bytes(compaction.freed_bytes)));
+    }
+    if compaction.to_free_bytes > 0 {
+        lines.push(format!("to free  {}", to_free(compaction)));
     }
     if compaction.held_files > 0 {
         let garbage = match compaction.garbage_bytes {
@@ -228,8 +227,13 @@ fn lines(compaction: &Compaction, dry_run: bool) -> Vec<String> {
     lines
 }
 
-fn when(compaction: &Compaction) -> &'static str {
-    if compaction.is_delayed { ", some of it once those who read are done" } else { "" }
+/// What is freed later, and when.
+fn to_free(compaction: &Compaction) -> String {
+    let bytes = compaction.to_free_bytes;
+    match compaction.grace_seconds {
+        Some(grace) => freed_later(bytes, grace),
+        None => format!("{}, once those who read are done", output::bytes(bytes)),
+    }
 }
 
 /// Bytes that are freed when no host can be reading them any more.
@@ -263,11 +267,11 @@ pub fn delete(
         }
         printer.json(&value)?;
     } else {
-        let freed = compaction.freed_bytes();
-        let what = match compaction.grace_seconds {
-            None => format!("{} freed{}", output::bytes(freed), when(&compaction)),
-            Some(_) if freed == 0 => "nothing to free".to_owned(),
-            Some(grace) => format!("to free {}", freed_later(freed, grace)),
+        let freed = format!("{} freed", output::bytes(compaction.freed_bytes));
+        let what = match (compaction.freed_bytes, compaction.to_free_bytes) {
+            (_, 0) => freed,
+            (0, _) => format!("to free {}", to_free(&compaction)),
+            _ => format!("{freed}, to free {}", to_free(&compaction)),
         };
         printer.line(&format!("deleted {name}@{}: {what}", deleted.number))?;
         if compaction.held_files > 0 {

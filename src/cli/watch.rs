@@ -63,9 +63,10 @@ pub fn run(
 fn print(watched: &Watched, printer: &Printer) -> Result<()> {
     if let Some(Err(error)) = &watched.pruned {
         let why = words::error(error);
-        printer.warn(&format!("{}: nothing was pruned: {why}", watched.name));
+        printer.warn(&format!("{}: cannot prune: {why}", watched.name));
     }
     if let Some(Ok(pruned)) = &watched.pruned {
+        prune::warn_of_free_space(&pruned.compaction, printer);
         prune::warn_of_clock(pruned, printer);
     }
     if printer.is_json() {

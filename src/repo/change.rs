@@ -5,6 +5,7 @@ use crate::base::message::{Action, Setting, Verb, message};
 use crate::repo::Repository;
 use crate::repo::garbage::reader_lock;
 use crate::repo::manifest::{self, ImageFile, Manifest, Snapshot};
+use crate::repo::reserve::{is_released, keep_reserve};
 use crate::repo::session::Writer;
 use crate::store::{LockKind, Store};
 use uuid::Uuid;
@@ -40,10 +41,13 @@ pub(crate) fn commit_change<T>(
     let mut next = writer.manifest.clone();
     let mut changed = change(&mut next)?;
     for _ in 0..REBASE_TRIES {
-        let error = match manifest::commit(store, &mut next) {
+        let error = match commit(store, writer.frees, &mut next) {
             Ok(()) => {
                 writer.began = next.sequence;
                 writer.manifest = next;
+                if !writer.frees {
+                    keep_reserve(store, &writer.manifest);
+                }
                 return Ok(changed);
             }
             Err(error) => error,
@@ -69,6 +73,21 @@ pub(crate) fn commit_change<T>(
         })?;
     }
     Err(manifest::changed_meanwhile(&writer.manifest.name))
+}
+
+/// Commits what rules next: on a full disk, for who frees space, with what is kept for that.
+fn commit(store: &dyn Store, frees: bool, next: &mut Manifest) -> Result<()> {
+    let again = next.clone();
+    match manifest::commit(store, next) {
+        Err(e) if frees && e.is_storage_full() && is_released(store) => {}
+        other => return other,
+    }
+    // It may be there: the last sync may be what failed.
+    if manifest::is_won(store, next)? == Some(true) {
+        return store.sync_dir(&next.name);
+    }
+    *next = again;
+    manifest::commit(store, next)
 }
 
 /// If a commit certainly does not stand, its file is garbage now: a full disk gets its space back.
@@ -172,7 +191,7 @@ pub(crate) fn remove_image(
     // there.
     writer.manifest.snapshots.clear();
     writer.manifest.dropped.clear();
-    manifest::commit(store, &mut writer.manifest)?;
+    commit(store, writer.frees, &mut writer.manifest)?;
     // The ruling manifest goes last: without it an older one would rule, or deltas look like a
     // loss.
     let ruling = manifest::file_name(writer.manifest.sequence);

@@ -10,85 +10,26 @@
 //! be on disk twice.
 
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::base::events::Context;
+use crate::base::events::{Context, WarningId};
 use crate::base::free_space::check_free_space;
-use crate::base::message::Message;
+use crate::base::message::message;
 use crate::chain::{Chain, Fork};
 use crate::delta::{Delta, Identity};
 use crate::merge::{Merged, Plan, layer_use, merge, prove};
 use crate::repo::Repository;
 use crate::repo::change::{commit_change, discard_unless_named, refuse_kept};
+use crate::repo::compaction::{CompactWhen, Compaction, Merging};
 use crate::repo::files::{open_chain, open_delta};
 use crate::repo::garbage::collect_garbage;
 use crate::repo::manifest::{self, Manifest, Snapshot, object_name};
+use crate::repo::reserve::with_reserve;
 use crate::repo::session::Writer;
-use serde::Serialize;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use uuid::Uuid;
 
-/// So many dropped snapshots in a row are merged though they hold little garbage: each is one more file
-/// to look into.
-const MAX_DROPPED_IN_A_ROW: usize = 64;
 /// What a merge needs beside what lives, at most: header, footer, the ends of pages.
 const SPARE_BYTES: u64 = 1 << 20;
-
-/// When files are merged.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) enum CompactWhen {
-    /// Whenever there is something to merge.
-    Always,
-    /// When so large a share of the files would be freed.
-    Share(f64),
-    /// Not at all: only to know the garbage.
-    Never,
-}
-
-/// Dropped snapshots that were, or would be, merged into the one that depends on them.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[non_exhaustive]
-pub struct Merging {
-    /// The snapshot that stays.
-    pub number: u64,
-    /// Dropped ones that go, newest first.
-    pub absorbed: Vec<u64>,
-    /// Bytes of all these files.
-    pub before_bytes: u64,
-    /// Bytes of the one file in their place; in a plan, about.
-    pub after_bytes: u64,
-}
-
-/// What became of the space that dropped snapshots took, or would.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
-#[non_exhaustive]
-pub struct Compaction {
-    /// Files that nobody needed any more.
-    pub removed_files: u64,
-    /// Their bytes.
-    pub removed_bytes: u64,
-    /// What was merged.
-    pub merged: Vec<Merging>,
-    /// Bytes in files of dropped snapshots, and of those on them, that nobody needs but that are not
-    /// freed yet; about.
-    pub garbage_bytes: u64,
-    /// Files of dropped snapshots that others depend on.
-    pub held_files: u64,
-    /// Merges that did not happen for want of free space: why.
-    pub no_space: Vec<Message>,
-    /// Somebody reads: files are removed by the next writer, not yet.
-    pub is_delayed: bool,
-    /// How long what is dropped stays at least, in seconds, where other hosts may read it: nothing is freed
-    /// before.
-    pub grace_seconds: Option<u64>,
-}
-
-impl Compaction {
-    /// Bytes that were freed, or will be, less those that were written for it.
-    pub fn freed_bytes(&self) -> u64 {
-        let merged = self.merged.iter().map(|m| m.before_bytes.saturating_sub(m.after_bytes));
-        self.removed_bytes + merged.sum::<u64>()
-    }
-}
 
 /// A merge that is worth it.
 struct Group {
@@ -150,33 +91,52 @@ pub(crate) fn compact(
 ) -> Result<Compaction> {
     // If somebody reads now, the next writer removes the files.
     writer.release_reader_lock();
-    let is_reaped = collect_garbage(repository, &mut writer.manifest, context)?;
+    let store = repository.store.as_ref();
+    let mut reaped =
+        with_reserve(store, || collect_garbage(repository, &mut writer.manifest, context))?;
     let (groups, mut compaction, mut failed) =
         plan_compaction(repository, &writer.manifest, worth, context)?;
-    compaction.is_delayed = !is_reaped;
     compaction.grace_seconds = repository.sharing()?.grace().map(|grace| grace.as_secs());
     compaction.count_removed(unneeded);
     for group in groups {
         if let Err(e) = check_space_for(repository, &writer.manifest, &group) {
-            compaction.no_space.push(e.into());
+            compaction.no_space.push(e.without_advice());
             continue;
         }
         let absorbed: HashSet<Uuid> = group.absorbed.iter().map(|s| s.id).collect();
         match rewrite(repository, writer, group.top.id, group.parent, &absorbed, context) {
-            Ok((merged, _)) => compaction.merged.push(group.merging(merged.file_bytes)),
+            Ok((merged, unneeded)) => {
+                compaction.merged.push(group.merging(merged.file_bytes));
+                compaction.count_removed(&unneeded);
+            }
             Err(e) if e.kind() == ErrorKind::Interrupted => return Err(e),
             Err(e) => {
                 failed.get_or_insert(e);
                 continue;
             }
         }
-        compaction.is_delayed |= !collect_garbage(repository, &mut writer.manifest, context)?;
+        let more = collect_garbage(repository, &mut writer.manifest, context)?;
+        reaped.is_all &= more.is_all;
+        reaped.freed_bytes += more.freed_bytes;
     }
     if let Some(error) = failed {
         return Err(error);
     }
     compaction.held_files = writer.manifest.dropped.len() as u64;
+    compaction.is_delayed = !reaped.is_all;
+    compaction.count_freed(writer.freed_bytes, reaped.freed_bytes);
     Ok(compaction)
+}
+
+/// After a commit that stands: what fails now only leaves something for the next writer.
+pub(crate) fn or_warn(compacted: Result<Compaction>, context: &Context) -> Result<Compaction> {
+    match compacted {
+        Err(e) if e.kind() != ErrorKind::Interrupted => {
+            context.warn(WarningId::CleanupDelayed, message![e, "; the next prune tries again"]);
+            Ok(Compaction::default())
+        }
+        other => other,
+    }
 }
 
 /// What a compaction would do if `manifest` ruled.
@@ -194,13 +154,16 @@ pub(crate) fn compaction_of(
         .into_iter()
         .filter(|group| {
             let space = check_space_for(repository, manifest, group);
-            compaction.no_space.extend(space.as_ref().err().map(Message::from));
+            compaction.no_space.extend(space.as_ref().err().map(Error::without_advice));
             space.is_ok()
         })
         .collect();
     let absorbed: usize = groups.iter().map(|group| group.absorbed.len()).sum();
     compaction.held_files = manifest.dropped.len().saturating_sub(absorbed) as u64;
     compaction.merged = groups.iter().map(|group| group.merging(group.live_bytes)).collect();
+    compaction.grace_seconds = repository.sharing()?.grace().map(|grace| grace.as_secs());
+    let at_once = compaction.grace_seconds.map_or(compaction.unneeded_bytes(), |_| 0);
+    compaction.count_freed(0, at_once);
     Ok(compaction)
 }
 
@@ -339,47 +302,6 @@ fn prove_merged(
     prove(&Fork::new(chain, parent)?, context)
 }
 
-impl Compaction {
-    fn count_removed(&mut self, unneeded: &[Snapshot]) {
-        self.removed_files = unneeded.len() as u64;
-        self.removed_bytes = unneeded.iter().map(|s| s.file_bytes).sum();
-    }
-}
-
-impl CompactWhen {
-    /// As a caller asks: always, or when a share of the files is garbage.
-    pub(crate) fn of(always: bool, garbage: f64) -> Self {
-        if always { Self::Always } else { Self::Share(garbage) }
-    }
-
-    /// How many of the files below the first one are worth to be merged into it. `sizes` are the bytes
-    /// of each file and what of them lives, the newest first; the last one may be a base.
-    fn count(self, sizes: &[(u64, u64)], ends_at_base: bool) -> usize {
-        let below = sizes.len().saturating_sub(1);
-        let share = match self {
-            Self::Always => return below,
-            Self::Never => return 0,
-            Self::Share(share) => share,
-        };
-        let (mut best, mut total, mut garbage) = (0, 0u64, 0u64);
-        for (index, (bytes, live)) in sizes.iter().enumerate() {
-            total += bytes;
-            garbage += bytes.saturating_sub(*live);
-            if index > 0 && garbage as f64 >= share * total as f64 {
-                best = index;
-            }
-        }
-        if best == 0 && below > MAX_DROPPED_IN_A_ROW {
-            // A large base is not rewritten to save descriptors.
-            let (last, others) = sizes.split_last().map_or((0, 0), |((last, _), others)| {
-                (*last, others.iter().map(|(bytes, _)| bytes).sum())
-            });
-            best = if ends_at_base && last > others { below - 1 } else { below };
-        }
-        best
-    }
-}
-
 /// Drops snapshots from a manifest. Returns those that are named no more, because nothing depends on them.
 pub(crate) fn drop_from_manifest(manifest: &mut Manifest, ids: &HashSet<Uuid>) -> Vec<Snapshot> {
     let (dropped, kept): (Vec<_>, Vec<_>) =
@@ -454,33 +376,5 @@ pub(crate) fn with_file(
         base_image: None,
         format: footer.parent.is_none().then(|| format.to_owned()),
         ..snapshot.clone()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_base_is_not_rewritten_for_little() {
-        let share = CompactWhen::Share(0.05);
-        // A large base of which one percent is superseded.
-        assert_eq!(share.count(&[(10, 10), (1000, 990)], true), 0);
-        assert_eq!(share.count(&[(10, 10), (1000, 900)], true), 1);
-        assert_eq!(CompactWhen::Always.count(&[(10, 10), (1000, 1000)], true), 1);
-        // The deltas are merged without the base below them.
-        assert_eq!(share.count(&[(10, 10), (10, 5), (10, 6), (1000, 990)], true), 2);
-        assert_eq!(share.count(&[(10, 10)], true), 0);
-    }
-
-    #[test]
-    fn many_files_are_merged_though_they_hold_no_garbage() {
-        let mut sizes = vec![(10, 10); MAX_DROPPED_IN_A_ROW + 1];
-        assert_eq!(CompactWhen::Share(0.05).count(&sizes, false), 0);
-        sizes.push((10, 10));
-        assert_eq!(CompactWhen::Share(0.05).count(&sizes, true), MAX_DROPPED_IN_A_ROW + 1);
-        sizes.pop();
-        sizes.push((100_000, 100_000));
-        assert_eq!(CompactWhen::Share(0.05).count(&sizes, true), MAX_DROPPED_IN_A_ROW);
     }
 }

@@ -7,20 +7,28 @@ use crate::repo::manifest::{self, ImageFile, Manifest};
 use crate::repo::marker::Marker;
 use crate::store::{Listed, LockKind, Sharing};
 use jiff::Timestamp;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
 pub(crate) fn reader_lock(name: &str) -> String {
     format!("{name}/reap.lock")
 }
 
-/// Removes what the ruling manifest does not name, and nobody reads; false if some of it has to wait. The
-/// caller holds the write lock.
+/// What was removed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Reaped {
+    /// False if some has to wait.
+    pub(crate) is_all: bool,
+    /// Bytes of the files that were removed, but for manifests, of which there is always one.
+    pub(crate) freed_bytes: u64,
+}
+
+/// Removes what the ruling manifest does not name, and nobody reads. The caller holds the write lock.
 pub(crate) fn collect_garbage(
     repository: &Repository,
     manifest: &mut Manifest,
     context: &Context,
-) -> Result<bool> {
+) -> Result<Reaped> {
     match repository.sharing()? {
         Sharing::Locked => collect_locked(repository, manifest, context),
         Sharing::Shared { grace, marker_life } => {
@@ -33,18 +41,19 @@ fn collect_locked(
     repository: &Repository,
     manifest: &mut Manifest,
     context: &Context,
-) -> Result<bool> {
+) -> Result<Reaped> {
     let store = repository.store.as_ref();
     let name = &manifest.name.clone();
+    let mut reaped = Reaped::default();
     let Some(_alone) = store.lock(&reader_lock(name), LockKind::Exclusive)? else {
-        return Ok(false);
+        return Ok(reaped);
     };
     // The manifest that rules may not be durable yet: its writer may have died before the sync.
     store.sync_dir(name)?;
     let files = store.list(name)?;
     // A commit that was reported as failed may stand all the same: what it names is not ours to remove.
     if files.iter().filter_map(|file| manifest::sequence_of(file)).max() > Some(manifest.sequence) {
-        return Ok(false);
+        return Ok(reaped);
     }
     let present: HashSet<&str> = files.iter().map(String::as_str).collect();
     // What is not there now, after a sync, does not come back.
@@ -72,19 +81,24 @@ fn collect_locked(
             false => free.push(file),
         }
     }
-    let is_all = held.is_empty();
+    reaped.is_all = held.is_empty();
     // With the next commit: what this one names stays.
     manifest.expire_pending(Timestamp::now());
     // What is held and was dropped under an earlier version only an older manifest knows to be dropped.
     let are_told = held.iter().all(|file| manifest.is_condemned(file));
     let old = if are_told { old } else { Vec::new() };
     let remove = |file: &String| remove(repository, name, file, context);
-    free.iter().try_for_each(|file| remove(file))?;
+    for file in &free {
+        // What cannot be asked for it is removed all the same.
+        let bytes = store.size(&format!("{name}/{file}")).unwrap_or_default();
+        remove(file)?;
+        reaped.freed_bytes += bytes;
+    }
     if free.iter().any(|file| is_object(file)) && !old.is_empty() {
         store.sync_dir(name)?;
     }
     old.iter().try_for_each(|file| remove(file))?;
-    Ok(is_all)
+    Ok(reaped)
 }
 
 /// The same without locks: only what a manifest has condemned, which is older than the grace period by the
@@ -95,8 +109,9 @@ fn collect_shared(
     grace: Duration,
     marker_life: Duration,
     context: &Context,
-) -> Result<bool> {
+) -> Result<Reaped> {
     let name = &manifest.name.clone();
+    let mut reaped = Reaped::default();
     // It tells what the store takes the time for.
     let clock = Marker::put(&repository.store, name, manifest.sequence)?;
     let listed = repository.store.list_timed(name)?;
@@ -105,9 +120,9 @@ fn collect_shared(
         .filter_map(|object| Some((manifest::sequence_of(&object.name)?, object.time)))
         .collect();
     if manifests.last_key_value().map(|(sequence, _)| *sequence) != Some(manifest.sequence) {
-        return Ok(false);
+        return Ok(reaped);
     }
-    let Some(now) = clock.time(&listed) else { return Ok(false) };
+    let Some(now) = clock.time(&listed) else { return Ok(reaped) };
     let is_past =
         |time: Timestamp, span: Duration| time.saturating_add(span).is_ok_and(|end| end < now);
     let is_old = |time: Timestamp| is_past(time, grace);
@@ -119,28 +134,35 @@ fn collect_shared(
         })
         .partition(|(_, object)| is_past(object.time, marker_life));
     let marked = markers.iter().map(|(sequence, _)| *sequence).min().unwrap_or(u64::MAX);
-    let present: HashSet<&str> = listed.iter().map(|object| object.name.as_str()).collect();
+    let sizes: HashMap<&str, u64> =
+        listed.iter().map(|object| (object.name.as_str(), object.bytes)).collect();
+    let present: HashSet<&str> = sizes.keys().copied().collect();
     manifest.sweep(&present);
     let is_whole = is_whole(manifest, &present);
     // Of a manifest that is gone, the one that follows tells.
     let is_since = |sequence: u64| manifests.range(sequence..).next().map(|(_, time)| *time);
     let lock = reader_lock(name);
-    let mut is_all = true;
+    reaped.is_all = true;
     for condemned in &manifest.condemned {
         let is_free =
             condemned.sequence <= marked && is_since(condemned.sequence).is_some_and(is_old);
         // Somebody on this host, who sees locks, may read it.
         let is_free = is_free && !repository.store.is_held(&lock, Some(&condemned.object))?;
-        match is_whole && is_free {
-            true => remove(repository, name, &condemned.object, context)?,
-            false => is_all = false,
+        if !(is_whole && is_free) {
+            reaped.is_all = false;
+            continue;
         }
+        remove(repository, name, &condemned.object, context)?;
+        reaped.freed_bytes += sizes.get(condemned.object.as_str()).copied().unwrap_or_default();
     }
     let named: HashSet<&str> = manifest.objects().collect();
     let mut disowned = Vec::new();
     for object in listed.iter().filter(|object| is_old(object.time)) {
         match ImageFile::of(&object.name) {
-            Some(ImageFile::Temporary) => remove(repository, name, &object.name, context)?,
+            Some(ImageFile::Temporary) => {
+                remove(repository, name, &object.name, context)?;
+                reaped.freed_bytes += object.bytes;
+            }
             Some(ImageFile::Manifest(sequence)) if sequence < manifest.sequence => {
                 remove(repository, name, &object.name, context)?;
             }
@@ -160,9 +182,9 @@ fn collect_shared(
         remove(repository, name, &object.name, context)?;
     }
     manifest.expire_pending(now);
-    is_all &= disowned.is_empty();
+    reaped.is_all &= disowned.is_empty();
     disowned.into_iter().for_each(|object| manifest.disown(object));
-    Ok(is_all)
+    Ok(reaped)
 }
 
 /// Removes what is left of images that were forgotten, where it has to wait for that (C10).

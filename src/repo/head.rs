@@ -28,10 +28,6 @@ pub struct Head {
     pub stat: Option<FileStat>,
     /// A rollback has begun: until it ends, the image is half written.
     pub intent: Option<RollbackIntent>,
-    /// Rollbacks for which nothing was written: an intent may land long after its rollback was told to have
-    /// failed. Of one that is not among them nobody knows.
-    #[serde(skip)]
-    pub(crate) unwritten: Vec<Uuid>,
     /// How often the image was found unchanged and no snapshot was made: each time another part of it was
     /// read again (FORMAT.md J6).
     pub skipped: u64,
@@ -53,9 +49,6 @@ enum Origin {
     /// Of the repository, by an earlier program; and whether the live file is there.
     Repository { is_found: bool },
 }
-
-/// So many rollbacks are remembered for which nothing was written.
-const MAX_UNWRITTEN: usize = 16;
 
 /// A rollback that has begun.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -85,9 +78,6 @@ struct Record {
     stat: Option<FileStat>,
     #[serde(default)]
     skipped: u64,
-    /// Rollbacks for which nothing was written.
-    #[serde(default)]
-    unwritten: Vec<Uuid>,
     /// The newest commit that was seen.
     newest: Option<Ancestor>,
 }
@@ -152,20 +142,16 @@ impl Head {
         Self { snapshot: Some(id), stat, ..self.clone() }
     }
 
-    /// True if the image may be a mixture: a rollback has begun, and perhaps written something.
-    pub(crate) fn is_half_written(&self) -> bool {
-        let is_unwritten = |id| self.unwritten.contains(&id);
-        self.intent.is_some_and(|intent| !intent.id.is_some_and(is_unwritten))
-    }
-
-    /// Remembers of a rollback that nothing is written for it, or forgets that.
-    pub(crate) fn set_unwritten(&mut self, id: Uuid, is_unwritten: bool) {
-        self.unwritten.retain(|other| *other != id);
-        if is_unwritten {
-            self.unwritten.push(id);
-            let many = self.unwritten.len().saturating_sub(MAX_UNWRITTEN);
-            self.unwritten.drain(..many);
-        }
+    /// True if the image may be a mixture: a rollback has begun, and perhaps written something. An intent may
+    /// land long after its rollback was told to have failed.
+    ///
+    /// # Errors
+    /// If that cannot be found out.
+    pub(crate) fn is_half_written(&self, repository: &Repository, image: Uuid) -> Result<bool> {
+        let Some(intent) = self.intent else { return Ok(false) };
+        let Some(id) = intent.id else { return Ok(true) };
+        let note = repository.host.unwritten(repository.id(), image, id);
+        Ok(!note.is_there()?)
     }
 
     /// True if an earlier program keeps it in the repository, and this host has the live file.
@@ -189,7 +175,6 @@ impl Head {
             snapshot: self.snapshot,
             stat: self.stat.clone(),
             skipped: self.skipped,
-            unwritten: self.unwritten.clone(),
             newest: commit.map(|commit| Ancestor { sequence: manifest.sequence, commit }),
         };
         repository.host.save(repository.id(), manifest.image_id, &record)
@@ -240,7 +225,6 @@ fn of_host(
         snapshot: record.snapshot,
         stat: record.stat,
         intent: None,
-        unwritten: record.unwritten,
         skipped: record.skipped,
         source: record.source,
         live: record.live,

@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! STATE/REPOSITORY-ID/IMAGE-ID.json
+//! STATE/REPOSITORY-ID/IMAGE-ID.ROLLBACK-ID.unwritten
 //! ```
 
 use crate::base::error::{Error, ErrorKind, Result};
@@ -113,20 +114,32 @@ impl HostState {
         match store.replace(&name, &bytes) {
             // The first record.
             Err(e) if e.kind() == ErrorKind::NotFound => {
-                self.folder.as_deref().map_or(Ok(()), make_folder)?;
-                store.create_folder(&repository.to_string())?;
+                self.make_folder_of(store.as_ref(), &repository.to_string())?;
                 store.replace(&name, &bytes)
             }
             other => other,
         }
     }
 
+    /// The note that nothing is written for a rollback of an image.
+    pub(crate) fn unwritten(&self, repository: Uuid, image: Uuid, rollback: Uuid) -> Unwritten {
+        Unwritten { host: self.clone(), folder: repository.to_string(), image, rollback }
+    }
+
+    /// Makes the folder of a repository.
+    fn make_folder_of(&self, store: &dyn Store, repository: &str) -> Result<()> {
+        self.folder.as_deref().map_or(Ok(()), make_folder)?;
+        store.create_folder(repository)
+    }
+
     /// Removes what a save that was killed has left. Nobody else may be saving what is known of the image.
     pub(crate) fn tidy(&self, repository: Uuid, image: Uuid) -> Result<()> {
         let Some(store) = &self.store else { return Ok(()) };
-        let (folder, record) = (repository.to_string(), format!("{image}.json"));
+        let (folder, image) = (repository.to_string(), image.to_string());
         let files = store.list(&folder)?;
-        let left = files.iter().filter(|file| temporary_of(file) == Some(record.as_str()));
+        let left = files.iter().filter(|file| {
+            temporary_of(file).is_some_and(|of| of.split('.').next() == Some(image.as_str()))
+        });
         left.map(|file| format!("{folder}/{file}")).try_for_each(|file| store.remove(&file))
     }
 
@@ -138,11 +151,81 @@ impl HostState {
     /// Forgets an image.
     pub(crate) fn forget(&self, repository: Uuid, image: Uuid) -> Result<()> {
         let Some(store) = &self.store else { return Ok(()) };
+        let (folder, name) = (repository.to_string(), image.to_string());
+        for note in notes_of(store.as_ref(), &folder, &name)? {
+            store.remove(&format!("{folder}/{note}"))?;
+        }
         match store.remove(&record_name(repository, image)) {
             Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
             other => other,
         }
     }
+}
+
+/// The note that nothing is written for a rollback: an object of its own, so that no other process, which
+/// keeps what it knows of the image, brings it back.
+pub(crate) struct Unwritten {
+    host: HostState,
+    folder: String,
+    image: Uuid,
+    rollback: Uuid,
+}
+
+/// So many notes of an image are kept: the rollbacks of older ones do not land any more.
+const MAX_NOTES: usize = 16;
+const NOTE: &str = ".unwritten";
+
+impl Unwritten {
+    fn name(&self) -> String {
+        format!("{}/{}.{}{NOTE}", self.folder, self.image, self.rollback)
+    }
+
+    /// Puts it, durably. After an error it may be there.
+    pub(crate) fn put(&self) -> Result<()> {
+        let Some(store) = &self.host.store else { return Ok(()) };
+        let machine = self.host.host.machine.as_bytes();
+        match store.put_if_absent(&self.name(), machine) {
+            // The first thing that is known of the repository.
+            Err(e) if e.kind() == ErrorKind::NotFound => {
+                self.host.make_folder_of(store.as_ref(), &self.folder)?;
+                store.put_if_absent(&self.name(), machine)?;
+            }
+            other => other?,
+        }
+        let old = notes_of(store.as_ref(), &self.folder, &self.image.to_string())?;
+        let own = self.name();
+        let old = old.iter().rev().skip(MAX_NOTES).map(|note| format!("{}/{note}", self.folder));
+        old.filter(|note| *note != own).try_for_each(|note| store.remove(&note))
+    }
+
+    /// True if it is there, and of this host: not of one that was copied.
+    ///
+    /// # Errors
+    /// If that cannot be found out.
+    pub(crate) fn is_there(&self) -> Result<bool> {
+        let Some(store) = &self.host.store else { return Ok(false) };
+        match read_small(store.as_ref(), &self.name(), MAX_RECORD_BYTES) {
+            Ok(machine) => Ok(machine == self.host.host.machine.as_bytes()),
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Removes it, durably.
+    pub(crate) fn remove(&self) -> Result<()> {
+        let Some(store) = &self.host.store else { return Ok(()) };
+        store.remove(&self.name())?;
+        store.sync_dir(&self.folder)
+    }
+}
+
+/// The notes of an image, oldest first.
+fn notes_of(store: &dyn Store, folder: &str, image: &str) -> Result<Vec<String>> {
+    let is_note = |name: &str| name.ends_with(NOTE) && name.split('.').next() == Some(image);
+    let mut notes = store.list_timed(folder)?;
+    notes.retain(|note| is_note(&note.name));
+    notes.sort_by_key(|note| note.time);
+    Ok(notes.into_iter().map(|note| note.name).collect())
 }
 
 fn record_name(repository: Uuid, image: Uuid) -> String {

@@ -8,6 +8,7 @@
 pub(crate) mod change;
 pub mod clones;
 pub mod compact;
+pub mod compaction;
 pub mod config;
 pub(crate) mod entry;
 pub(crate) mod files;
@@ -22,6 +23,7 @@ pub(crate) mod names;
 pub mod policy;
 pub mod reference;
 mod repository;
+pub(crate) mod reserve;
 pub mod retention;
 mod seal;
 pub mod session;

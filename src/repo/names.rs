@@ -3,7 +3,7 @@
 use crate::base::error::Result;
 use crate::repo::manifest::{self, ImageFile};
 use crate::repo::top::{self, MARKER, config_file};
-use crate::store::{SHARED, Store};
+use crate::store::{RESERVE, SHARED, Store};
 use std::path::Path;
 
 /// The names of the images in a store, sorted.
@@ -64,7 +64,8 @@ pub(crate) fn looks_like_repository(folder: &Path) -> bool {
     [MARKER, &config_file(1)].iter().any(|name| folder.join(name).is_file())
 }
 
-/// True for what is in the root of a file system that is otherwise empty.
+/// True for what is in a folder that is otherwise empty: of the file system, or of a repository that was
+/// removed.
 pub(crate) fn is_of_filesystem(name: &str) -> bool {
-    name == "lost+found" || name == SHARED
+    [SHARED, RESERVE, "lost+found"].contains(&name)
 }

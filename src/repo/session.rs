@@ -19,6 +19,7 @@ use crate::repo::garbage::{collect_garbage, reader_lock};
 use crate::repo::head::Head;
 use crate::repo::manifest::{self, Manifest, Rollback, Snapshot};
 use crate::repo::marker::{Marker, load_marked};
+use crate::repo::reserve::with_reserve;
 use crate::repo::{Repository, reference};
 use crate::store::{LockGuard, LockKind, Sharing, Store};
 use std::fmt;
@@ -98,6 +99,10 @@ pub(crate) struct Writer {
     /// What ruled when it was opened, or committed last: what it uploads since then no manifest before has
     /// condemned.
     pub(crate) began: u64,
+    /// Bytes of what others had left, which were freed when it was opened.
+    pub(crate) freed_bytes: u64,
+    /// True if it frees space, for which the reserve is there.
+    pub(crate) frees: bool,
 }
 
 impl Writer {
@@ -227,6 +232,17 @@ pub(crate) fn write(repository: &Repository, name: &str, context: &Context) -> R
     writer(repository, write, manifest, context)
 }
 
+/// The same for who frees space, which must be possible on a full disk.
+pub(crate) fn write_to_free(
+    repository: &Repository,
+    name: &str,
+    context: &Context,
+) -> Result<Writer> {
+    let store = repository.store.as_ref();
+    let writer = with_reserve(store, || write(repository, name, context))?;
+    Ok(Writer { frees: true, ..writer })
+}
+
 /// The same for an image that may not exist yet. True if this made it.
 pub(crate) fn write_or_create(
     repository: &Repository,
@@ -294,25 +310,33 @@ pub(crate) fn writer(
 ) -> Result<Writer> {
     let store = repository.store.as_ref();
     let name = manifest.name.clone();
-    let held = match store.sharing()? {
+    let (held, reaped) = match store.sharing()? {
         Sharing::Locked => {
-            collect_garbage(repository, &mut manifest, context)?;
+            let reaped = collect_garbage(repository, &mut manifest, context)?;
             if let Err(e) = repository.host.tidy(repository.id(), manifest.image_id) {
                 context.note(e);
             }
-            share_reader_lock(store, &name, context)?
+            (share_reader_lock(store, &name, context)?, reaped)
         }
         Sharing::Shared { .. } => {
             let (marked, marker) = load_marked(&repository.store, &name, manifest::load)?;
             manifest = marked;
             let held = Some(Held::Marker(Arc::new(marker?)));
-            collect_garbage(repository, &mut manifest, context)?;
-            held
+            (held, collect_garbage(repository, &mut manifest, context)?)
         }
     };
     let (head, head_was_damaged) = Head::load(repository, &manifest, context)?;
     let began = manifest.sequence;
-    let mut writer = Writer { manifest, head, head_was_damaged, _write: write, held, began };
+    let mut writer = Writer {
+        manifest,
+        head,
+        head_was_damaged,
+        _write: write,
+        held,
+        began,
+        freed_bytes: reaped.freed_bytes,
+        frees: false,
+    };
     if writer.head.is_to_be_moved() && !head_was_damaged {
         move_head(repository, &mut writer, context)?;
     }

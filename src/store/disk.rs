@@ -33,7 +33,8 @@ pub enum LockKind {
 pub trait Disk: Send + Sync {
     /// Names in a folder.
     fn list(&self, folder: &str) -> io::Result<Vec<String>>;
-    /// The same with the time at which each was written last, by the clock of the file system.
+    /// The same with the time at which each was written last, by the clock of the file system, and its
+    /// length.
     fn list_timed(&self, folder: &str) -> io::Result<Vec<super::Listed>>;
     /// True if locks keep all apart who can use the folder: it is of this host alone, and they work.
     fn has_locks(&self) -> io::Result<bool> {
@@ -191,8 +192,8 @@ impl Disk for OsDisk {
         let folder = self.folder(folder)?;
         let listed = |entry: Entry| {
             let name = entry.name.into_string().ok()?;
-            match folder.time_of(&name) {
-                Ok(time) => Some(Ok(super::Listed { name, time })),
+            match folder.time_and_size(&name) {
+                Ok((time, bytes)) => Some(Ok(super::Listed { name, time, bytes })),
                 // It has just been removed.
                 Err(e) if e.kind() == io::ErrorKind::NotFound => None,
                 Err(e) => Some(Err(e)),

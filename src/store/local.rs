@@ -11,6 +11,9 @@ use std::sync::Arc;
 /// from then on nobody relies on them, nor who has it on a local one. No image can be called so.
 pub(crate) const SHARED: &str = ".shared";
 
+/// What takes the space that is kept for those who free space. No image can be called so.
+pub(crate) const RESERVE: &str = ".reserve";
+
 /// Objects in a folder.
 pub struct LocalStore {
     disk: Arc<dyn Disk>,
@@ -186,6 +189,34 @@ impl Store for LocalStore {
         self.disk.free_space()
     }
 
+    fn keep_reserve(&self, bytes: u64) -> Result<()> {
+        let kept = match self.disk.size(RESERVE) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+            other => Some(other.map_err(|e| self.error("open", RESERVE, e))?),
+        };
+        let is_ample = || self.free_space().is_some_and(|free| free / 2 >= bytes);
+        if kept.is_some_and(|kept| kept >= bytes) || !is_ample() {
+            return Ok(());
+        }
+        // One that is too short was interrupted, or is of a smaller repository.
+        self.remove(RESERVE)?;
+        let mut out = self.disk.create(RESERVE).map_err(|e| self.error("create", RESERVE, e))?;
+        let written = write_noise(out.as_mut(), bytes).and_then(|()| out.sync());
+        if written.is_err() {
+            best_effort(self.disk.remove(RESERVE));
+        }
+        written.map_err(|e| self.error("write", RESERVE, e))
+    }
+
+    fn release_reserve(&self) -> Result<bool> {
+        match self.disk.remove(RESERVE) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
+            other => other.map_err(|e| self.error("remove", RESERVE, e))?,
+        }
+        // Only then is its space free on every file system.
+        self.sync_dir("").map(|()| true)
+    }
+
     fn location(&self, name: &str) -> String {
         self.disk.location(name)
     }
@@ -193,6 +224,20 @@ impl Store for LocalStore {
     fn local_path(&self) -> Option<&Path> {
         self.disk.local_path()
     }
+}
+
+/// Writes bytes that no file system can compress, or has already.
+fn write_noise(out: &mut dyn DiskFile, bytes: u64) -> io::Result<()> {
+    let mut noise = blake3::Hasher::new().update(uuid::Uuid::new_v4().as_bytes()).finalize_xof();
+    let mut piece = vec![0; 64 << 10];
+    let mut left = bytes;
+    while left > 0 {
+        let now = left.min(piece.len() as u64) as usize;
+        noise.fill(&mut piece);
+        out.write(piece.get(..now).unwrap_or_default())?;
+        left -= now as u64;
+    }
+    Ok(())
 }
 
 /// The byte of a lock file that stands for an object. Two that share one hold each other back, which is no

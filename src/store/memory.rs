@@ -172,11 +172,11 @@ impl Store for MemoryStore {
         self.read(folder, |state| {
             let mut listed: Vec<Listed> = Vec::new();
             let below = state.objects.range(above.clone()..);
-            for (name, (_, time)) in below.take_while(|(name, _)| name.starts_with(&above)) {
+            for (name, (bytes, time)) in below.take_while(|(name, _)| name.starts_with(&above)) {
                 let rest = name.get(above.len()..).unwrap_or_default();
                 let name = rest.split('/').next().unwrap_or_default().to_owned();
                 if listed.last().is_none_or(|last| last.name != name) {
-                    listed.push(Listed { name, time: *time });
+                    listed.push(Listed { name, time: *time, bytes: bytes.len() as u64 });
                 }
             }
             Ok(listed)

@@ -12,7 +12,7 @@ mod place;
 
 pub use disk::{Disk, DiskFile, LockKind, OsDisk};
 pub use local::LocalStore;
-pub(crate) use local::SHARED;
+pub(crate) use local::{RESERVE, SHARED};
 pub use memory::{Act, Fault, Host, MemoryStore, World};
 pub use place::{locate, make_folder, store_at};
 
@@ -63,6 +63,8 @@ pub struct Listed {
     pub name: String,
     /// When it was put, by the store's clock.
     pub time: Timestamp,
+    /// Its length.
+    pub bytes: u64,
 }
 
 /// Objects by name.
@@ -71,7 +73,7 @@ pub trait Store: Send + Sync {
     /// them. A folder that does not exist is empty.
     fn list(&self, folder: &str) -> Result<Vec<String>>;
 
-    /// The same with the time of each object, by the clock of the store.
+    /// The same with the time of each object, by the clock of the store, and its length.
     fn list_timed(&self, folder: &str) -> Result<Vec<Listed>>;
 
     /// What keeps those apart who use it.
@@ -144,6 +146,23 @@ pub trait Store: Send + Sync {
     /// How many bytes can still be written, if that is known.
     fn free_space(&self) -> Option<u64> {
         None
+    }
+
+    /// Keeps at least so many bytes of space from being used, if there is far more, for what frees space when
+    /// nothing is left otherwise.
+    ///
+    /// # Errors
+    /// If that many cannot be kept.
+    fn keep_reserve(&self, _bytes: u64) -> Result<()> {
+        Ok(())
+    }
+
+    /// Gives back what was kept; false if nothing was.
+    ///
+    /// # Errors
+    /// If it cannot be removed.
+    fn release_reserve(&self) -> Result<bool> {
+        Ok(false)
     }
 
     /// What to call an object in a message.

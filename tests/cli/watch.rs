@@ -314,10 +314,7 @@ fn a_slip_in_the_rules_drops_nothing_and_costs_no_snapshot() {
     let warnings = ended.err.iter().filter(|line| line.starts_with("imgsnap: warning: "));
     let warnings: Vec<&String> = warnings.collect();
     assert_eq!((ended.code, warnings.len()), (Some(DONE), 1), "{:?}", ended.err);
-    assert!(
-        warnings[0].starts_with("imgsnap: warning: disk: nothing was pruned: "),
-        "{warnings:?}"
-    );
+    assert!(warnings[0].starts_with("imgsnap: warning: disk: cannot prune: "), "{warnings:?}");
     assert!(warnings[0].contains("keep_lats: there is no such key"), "{warnings:?}");
     lab.holds("disk", &[(1, &bytes)]);
 }

@@ -3,18 +3,9 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that fails says where")]
 
 use crate::kit::*;
+use crate::no_free_space::fill;
 
 const FULL: &str = "No space left on device";
-
-/// Leaves that many bytes on a tmpfs; gives the file that takes the rest.
-fn fill(folder: &str, left: u64) -> String {
-    let path = format!("{folder}/filler");
-    let stat = nix::sys::statvfs::statvfs(folder).unwrap();
-    let free = stat.blocks_available() * stat.fragment_size();
-    let file = std::fs::File::create(&path).unwrap();
-    std::io::Write::write_all(&mut &file, &vec![1; usize::try_from(free - left).unwrap()]).unwrap();
-    path
-}
 
 #[test]
 fn snapshot_into_a_full_repository_fails_and_loses_nothing() {

@@ -299,7 +299,7 @@ impl Host for Deaf {
 }
 
 /// The rollback was told to have failed, and its intent lands days later: what was written to the image meanwhile
-/// is saved as ever.
+/// is saved as ever. (FORMAT.md S5)
 #[test]
 fn an_intent_that_lands_late_is_none_of_an_image_that_is_half_written() {
     let lab = Lab::new();

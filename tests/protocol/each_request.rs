@@ -151,9 +151,7 @@ impl<'a> Scene<'a> {
         let is_end = |end: &Seen| match self.verb.effect {
             Effect::Whole => end == now,
             Effect::LeftOut => end.has_all_of(now),
-            Effect::InStages | Effect::Saving | Effect::RestLater => {
-                end == now || end.contents() == now.contents()
-            }
+            Effect::Saving | Effect::RestLater => end == now || end.contents() == now.contents(),
         };
         is_end(&self.before) || is_end(&self.first[0].1)
     }
@@ -162,7 +160,7 @@ impl<'a> Scene<'a> {
     fn is_same(&self, now: &Seen, expected: &Seen) -> bool {
         now == expected
             || match self.verb.effect {
-                Effect::Whole | Effect::InStages | Effect::LeftOut => false,
+                Effect::Whole | Effect::LeftOut => false,
                 Effect::RestLater => now.contents() == expected.contents(),
                 Effect::Saving => now.is_twice(expected),
             }
@@ -183,9 +181,7 @@ impl<'a> Scene<'a> {
         };
         match self.verb.effect {
             // From a stage it may go on in either way; and what the host does not know it saves again.
-            Effect::InStages | Effect::Saving | Effect::LeftOut => {
-                self.first.iter().chain(&self.second).any(is_like)
-            }
+            Effect::Saving | Effect::LeftOut => self.first.iter().chain(&self.second).any(is_like),
             _ if self.is_same(was, &self.first[0].1) => is_like(&self.second[forgets]),
             _ => is_like(&self.first[forgets]),
         }

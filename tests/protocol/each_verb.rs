@@ -30,11 +30,10 @@ pub struct Verb {
 pub enum Effect {
     /// All of it, or nothing.
     Whole,
-    /// There is more than one commit: also what the first ones did.
-    InStages,
-    /// The same, and what the first one saved is saved again if the host does not know that it was.
+    /// There is more than one commit: also what the first ones did; and what the first one saved is saved again
+    /// if the host does not know that it was.
     Saving,
-    /// As in stages, and it succeeds although the last ones failed, which are left to the next prune.
+    /// The same without that, and it succeeds although the last ones failed, which are left to the next prune.
     RestLater,
     /// What it could not read to its end is left out, until it runs again.
     LeftOut,
@@ -48,9 +47,9 @@ const fn verb(name: &'static str, setup: Setup, act: Run) -> Verb {
 }
 
 pub const VERBS: [Verb; 35] = [
-    // What is dropped is merged afterwards, with a commit for each merge.
+    // What is dropped is merged afterwards, with a commit for each merge, or by the next prune.
     Verb {
-        effect: Effect::InStages,
+        effect: Effect::RestLater,
         ..verb("prune, with merges", grown, |desk| prune(desk, &keep(2).compact(true)))
     },
     // A snapshot saves the present state, then the intent is noted, and taken back in the end.

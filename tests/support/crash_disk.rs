@@ -262,7 +262,7 @@ impl Disk for CrashDisk {
     fn list_timed(&self, folder: &str) -> io::Result<Vec<Listed>> {
         // It is asked only where there are no locks, and here there are.
         let time = jiff::Timestamp::UNIX_EPOCH;
-        Ok(self.list(folder)?.into_iter().map(|name| Listed { name, time }).collect())
+        Ok(self.list(folder)?.into_iter().map(|name| Listed { name, time, bytes: 0 }).collect())
     }
 
     fn size(&self, path: &str) -> io::Result<u64> {

@@ -3,15 +3,16 @@
 pub mod types;
 
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::base::events::{Context, WarningId};
+use crate::base::events::Context;
 use crate::base::message::{Setting, Verb, message};
 use crate::ops::delete::types::Deleted;
 use crate::repo::Repository;
-use crate::repo::compact::{CompactWhen, Compaction, compact, drop_snapshots};
+use crate::repo::compact::{compact, drop_snapshots, or_warn};
+use crate::repo::compaction::CompactWhen;
 use crate::repo::head::Head;
 use crate::repo::manifest::Snapshot;
 use crate::repo::reference::{self, At};
-use crate::repo::session::{Writer, refuse_damaged_head, write};
+use crate::repo::session::{refuse_damaged_head, write_to_free};
 use std::collections::HashSet;
 
 /// Deletes a snapshot. What depends on it stays as it is.
@@ -19,10 +20,10 @@ pub fn run(
     repository: &Repository,
     name: &str,
     at: &At,
-    compact: bool,
+    is_compact: bool,
     context: &Context,
 ) -> Result<Deleted> {
-    let mut writer = write(repository, name, context)?;
+    let mut writer = write_to_free(repository, name, context)?;
     refuse_damaged_head(name, writer.head_was_damaged)?;
     let snapshot = reference::find(&writer.manifest, &writer.head, at)?.clone();
     refuse_target(&writer.head, &snapshot, name)?;
@@ -33,13 +34,9 @@ pub fn run(
         refuse_target(&head.in_view_of(next), &snapshot, name)?;
         Ok(ids.clone())
     })?;
-    let compaction = compact_or_warn(
-        repository,
-        &mut writer,
-        &unneeded,
-        CompactWhen::of(compact, garbage),
-        context,
-    )?;
+    let when = CompactWhen::of(is_compact, garbage);
+    let compacted = compact(repository, &mut writer, &unneeded, when, context);
+    let compaction = or_warn(compacted, context)?;
     Ok(Deleted { snapshot, compaction })
 }
 
@@ -55,21 +52,4 @@ fn refuse_target(head: &Head, snapshot: &Snapshot, name: &str) -> Result<()> {
         Verb::Rollback.of(name).with(Setting::To, place),
         ", or roll back to another snapshot, before this one is deleted",
     ]))
-}
-
-/// Compacts after a commit that stands: what fails now only leaves something for the next writer.
-fn compact_or_warn(
-    repository: &Repository,
-    writer: &mut Writer,
-    unneeded: &[Snapshot],
-    when: CompactWhen,
-    context: &Context,
-) -> Result<Compaction> {
-    match compact(repository, writer, unneeded, when, context) {
-        Err(e) if e.kind() != ErrorKind::Interrupted => {
-            context.warn(WarningId::CleanupDelayed, message![e, "; the next prune tries again"]);
-            Ok(Compaction::default())
-        }
-        other => other,
-    }
 }

@@ -1,6 +1,6 @@
 //! What was deleted.
 
-use crate::repo::compact::Compaction;
+use crate::repo::compaction::Compaction;
 use crate::repo::manifest::Snapshot;
 use serde::Serialize;
 

@@ -9,16 +9,16 @@ use crate::repo::Repository;
 use crate::repo::change::{refuse_kept, remove_image};
 use crate::repo::clones::remove_all_clones;
 use crate::repo::manifest::Manifest;
-use crate::repo::session::write;
+use crate::repo::session::write_to_free;
 
 /// Removes an image with all its snapshots.
 pub fn run(repository: &Repository, name: &str, context: &Context) -> Result<Forgotten> {
-    let writer = write(repository, name, context)?;
+    let writer = write_to_free(repository, name, context)?;
     refuse_kept(&writer.manifest, |_| true)?;
-    let snapshots = &writer.manifest.snapshots;
-    let freed_bytes = snapshots.iter().map(|s| s.file_bytes).sum();
+    let stored = writer.manifest.stored();
+    let freed_bytes = writer.freed_bytes + stored.iter().map(|s| s.file_bytes).sum::<u64>();
     let grace_seconds = repository.sharing()?.grace().map(|grace| grace.as_secs());
-    let snapshots = snapshots.len() as u64;
+    let snapshots = writer.manifest.snapshots.len() as u64;
     let forgotten = Forgotten { snapshots, freed_bytes, grace_seconds };
     // Of an image that is gone, nobody would know its clones.
     let head = writer.head.clone();

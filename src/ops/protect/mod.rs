@@ -6,7 +6,7 @@ use crate::repo::Repository;
 use crate::repo::change::change_snapshot;
 use crate::repo::manifest::Snapshot;
 use crate::repo::reference::{self, At};
-use crate::repo::session::write;
+use crate::repo::session::{write, write_to_free};
 
 /// Protects a snapshot, or takes that back.
 pub fn run(
@@ -16,7 +16,9 @@ pub fn run(
     protect: bool,
     context: &Context,
 ) -> Result<Snapshot> {
-    let mut writer = write(repository, name, context)?;
+    // What is protected must be released before it can be dropped.
+    let open = if protect { write } else { write_to_free };
+    let mut writer = open(repository, name, context)?;
     let snapshot = reference::find(&writer.manifest, &writer.head, at)?.clone();
     if snapshot.protected == protect {
         return Ok(snapshot.clone());

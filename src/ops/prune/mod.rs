@@ -7,15 +7,14 @@ use crate::base::events::Context;
 use crate::base::message::{Setting, Verb, message};
 use crate::ops::prune::types::{PruneRequest, Pruned};
 use crate::repo::Repository;
-use crate::repo::compact::{
-    CompactWhen, Compaction, compact, compaction_of, drop_from_manifest, drop_snapshots,
-};
+use crate::repo::compact::{compact, compaction_of, drop_from_manifest, drop_snapshots, or_warn};
+use crate::repo::compaction::{CompactWhen, Compaction};
 use crate::repo::files::open_chain;
 use crate::repo::garbage::collect_forgotten;
 use crate::repo::head::Head;
 use crate::repo::manifest::{Manifest, Snapshot};
 use crate::repo::retention::{Decision, Rules, Times, decide};
-use crate::repo::session::{read, refuse_damaged_head, write};
+use crate::repo::session::{read, refuse_damaged_head, write_to_free};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use std::collections::HashSet;
@@ -51,11 +50,13 @@ pub fn run(
         let compaction = compaction_of(repository, &next, &unneeded, when, context)?;
         return Ok(decided.outcome(name, compaction));
     }
-    let mut writer = write(repository, name, context)?;
+    let mut writer = write_to_free(repository, name, context)?;
     refuse_damaged_head(name, writer.head_was_damaged)?;
     let decided = decide_all(&writer.manifest, &writer.head, &rules)?;
     let ids = decided.dropped();
-    check_kept(repository, &writer.manifest, &ids, when, context).map_err(|e| {
+    let checked = plan_checked(repository, &writer.manifest, &ids, when, context);
+    let refused = |plan| refuse_for_nothing(&writer.manifest, &ids, &plan);
+    checked.and_then(refused).map_err(|e| {
         if e.kind() == ErrorKind::Interrupted { e } else { e.at("nothing was dropped") }
     })?;
     let head = writer.head.clone();
@@ -66,29 +67,56 @@ pub fn run(
         context.note(e);
     }
     let dropped = ids.len();
-    let compaction = compact(repository, &mut writer, &unneeded, when, context).map_err(|e| {
-        e.at(format!("{name}: {dropped} dropped, but getting their room back failed"))
-            .or_hint("the next prune goes on with that")
-    })?;
+    let compaction = match compact(repository, &mut writer, &unneeded, when, context) {
+        // What is kept may be damaged as well.
+        Err(e) if e.is_damage() => {
+            let what = format!("{name}: {dropped} dropped, but getting their space back failed");
+            return Err(e.at(what).or_hint("the next prune goes on with that"));
+        }
+        other => or_warn(other, context)?,
+    };
     Ok(decided.outcome(name, compaction))
 }
 
-/// Fails if a kept snapshot depends on a missing file or a damaged table: the snapshots about to be dropped
-/// may be the only restorable ones left.
-fn check_kept(
+/// What a compaction would do.
+///
+/// # Errors
+/// If a kept snapshot depends on a missing file or a damaged table: the snapshots about to be dropped may be
+/// the only restorable ones left.
+fn plan_checked(
     repository: &Repository,
     manifest: &Manifest,
     dropped: &HashSet<Uuid>,
     when: CompactWhen,
     context: &Context,
-) -> Result<()> {
+) -> Result<Compaction> {
     let mut next = manifest.clone();
-    drop_from_manifest(&mut next, dropped);
+    let unneeded = drop_from_manifest(&mut next, dropped);
     let parents: HashSet<Uuid> = next.stored().iter().filter_map(|s| s.parent).collect();
     for tip in next.snapshots.iter().filter(|s| !parents.contains(&s.id)) {
         open_chain(repository, &next, tip.id)?;
     }
-    compaction_of(repository, &next, &[], when, context).map(|_| ())
+    compaction_of(repository, &next, &unneeded, when, context)
+}
+
+/// Fails if dropping them would free nothing, because what they depend on can only be merged, and there is no
+/// space for that: they are worth more as snapshots.
+fn refuse_for_nothing(
+    manifest: &Manifest,
+    dropped: &HashSet<Uuid>,
+    plan: &Compaction,
+) -> Result<()> {
+    let is_nothing = plan.removed_files == 0 && plan.merged.is_empty();
+    let Some(reason) = plan.no_space.first().filter(|_| is_nothing && !dropped.is_empty()) else {
+        return Ok(());
+    };
+    let error = Error::new(ErrorKind::LimitExceeded, reason.clone());
+    let Some(newest) = manifest.snapshots.last() else { return Err(error) };
+    Err(error.hint(message![
+        "free some space there, or some of the repository with ",
+        Verb::Delete.of(manifest.place_of(newest)),
+        ", on which nothing depends",
+    ]))
 }
 
 /// Each snapshot with the reasons to keep it, and the time that counted.

@@ -1,7 +1,7 @@
 //! What is to be kept, and what became of the rest.
 
 use crate::base::setters::setters;
-use crate::repo::compact::Compaction;
+use crate::repo::compaction::Compaction;
 use crate::repo::manifest::Snapshot;
 use crate::repo::retention::Rules;
 use jiff::Timestamp;

@@ -32,6 +32,7 @@ use crate::repo::clones::{clones_beside, remove_all_clones};
 use crate::repo::files::open_chain;
 use crate::repo::garbage::collect_garbage;
 use crate::repo::head::RollbackIntent;
+use crate::repo::host::Unwritten;
 use crate::repo::inside::{refuse_base_image, refuse_base_image_or_warn, refuse_inside};
 use crate::repo::live_file::{
     is_unchanged_since, record_head, record_live_file, refuse_link, refuse_other, source_of,
@@ -87,7 +88,7 @@ pub fn run_through(
         })
     };
     let mut image = open()?;
-    let resumed = writer.head.is_half_written();
+    let resumed = writer.head.is_half_written(repository, writer.manifest.image_id)?;
     let suspicious = writer.head.intent.is_some() || writer.head_was_damaged;
     if suspicious {
         forget_cached(&image, medium, context);
@@ -177,7 +178,7 @@ pub fn run_through(
         outcome.saved.and_then(|n| writer.manifest.snapshots.iter().find(|s| s.number == n));
     let saved = saved.map(|s| s.id);
     let step = Step { image, medium, target: &target, chain: &chain, plan: &plan, saved };
-    let work = write_image(repository, &mut writer, &step, context)?;
+    let work = write_image(repository, &mut writer, &step, resumed, context)?;
     outcome.work.written_bytes = work.written_bytes;
     outcome.work.read_bytes += work.read_bytes;
     if request.prove {
@@ -206,30 +207,38 @@ pub fn run_through(
     Ok(outcome)
 }
 
+/// True if a note is there that was told to have failed. Without one a rollback that has not begun to write
+/// counts as half done.
+fn may_be_there(note: &Unwritten, error: &Error, context: &Context) -> Result<bool> {
+    context.note(error);
+    note.is_there()
+}
+
 /// From the intent to the last byte.
 fn write_image(
     repository: &Repository,
     writer: &mut Writer,
     step: &Step<'_>,
+    is_resumed: bool,
     context: &Context,
 ) -> Result<RolledBack> {
     let Step { image, medium, target, chain, plan, saved } = *step;
-    let (is_first, is_resumed) =
-        (writer.manifest.rollback.is_none(), writer.head.is_half_written());
+    let is_first = writer.manifest.rollback.is_none();
     let saved = saved.or(writer.head.intent.and_then(|intent| intent.saved));
     let id = Uuid::new_v4();
     let (host, target_id) = (repository.host.host().clone(), target.id);
     let rollback =
         Rollback { id: Some(id), host, target: target_id, saved, live: image.identity() };
+    let note = repository.host.unwritten(repository.id(), writer.manifest.image_id, id);
     // Before the intent, which may land long after this was told to have failed.
-    writer.head.set_unwritten(id, !is_resumed);
-    let noted = writer.head.save(repository, &writer.manifest);
-    let is_noted = !is_resumed && noted.map_err(|e| context.note(e)).is_ok();
+    let is_noted = match is_resumed {
+        true => false,
+        false => note.put().map_or_else(|e| may_be_there(&note, &e, context), |()| Ok(true))?,
+    };
     record_intent(repository, writer, Some(rollback))?;
-    writer.head.set_unwritten(id, false);
     if is_noted {
         // Otherwise the next one would save a mixture.
-        if let Err(e) = writer.head.save(repository, &writer.manifest) {
+        if let Err(e) = note.remove() {
             if is_first {
                 record_intent(repository, writer, None)?;
             }

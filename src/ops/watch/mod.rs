@@ -144,21 +144,27 @@ fn take_turns(
     }
 }
 
-/// A snapshot, the moment from which on it stands, and what is pruned after it.
+/// A snapshot, the moment from which on it stands, and what is pruned after it, or before it on a full disk.
 fn take_turn(
     repository: &Repository,
     of: &SnapshotRequest,
     rules: Option<&Rules>,
     context: &Context,
 ) -> (Result<SnapshotOutcome>, Timestamp, Option<Result<Pruned>>) {
-    let result = snapshot::run(repository, of, context);
-    let now = Timestamp::now();
-    let pruned = match &result {
-        Ok(done) if done.outcome == Outcome::Taken => {
-            prune_by(repository, rules, &done.name, context)
+    let mut result = snapshot::run(repository, of, context);
+    let mut pruned = None;
+    if result.as_ref().is_err_and(Error::is_storage_full) {
+        pruned = prune_by(repository, rules, &name_in(of), context);
+        let is_freed = |pruned: &Pruned| pruned.compaction.freed_bytes > 0;
+        if pruned.as_ref().is_some_and(|pruned| pruned.as_ref().is_ok_and(is_freed)) {
+            result = snapshot::run(repository, of, context);
         }
-        _ => None,
-    };
+    }
+    let now = Timestamp::now();
+    if let Some(done) = result.as_ref().ok().filter(|done| done.outcome == Outcome::Taken) {
+        // What was dropped before it is told as well.
+        pruned = pruned.or_else(|| prune_by(repository, rules, &done.name, context));
+    }
     (result, now, pruned)
 }
 

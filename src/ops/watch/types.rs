@@ -43,7 +43,7 @@ pub struct Watched {
     pub name: String,
     /// The snapshot.
     pub result: Result<SnapshotOutcome>,
-    /// What was dropped afterwards, if there are rules and a new snapshot.
+    /// What was dropped, if there are rules: after a new snapshot, or before it on a full disk.
     pub pruned: Option<Result<Pruned>>,
     /// How long the turn took.
     pub seconds: f64,

@@ -61,5 +61,7 @@ pub struct Condemned {
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Read {
     pub(super) digest: ManifestDigest,
+    /// Its length.
+    pub(in crate::repo) bytes: u64,
     pub(in crate::repo) objects: BTreeSet<String>,
 }

@@ -161,7 +161,7 @@ fn is_refusal(error: &Error) -> bool {
 }
 
 /// Whether a commit that was put is the one that rules, or one that it follows; none if that is not known.
-fn is_won(store: &dyn Store, next: &Manifest) -> Result<Option<bool>> {
+pub(crate) fn is_won(store: &dyn Store, next: &Manifest) -> Result<Option<bool>> {
     let last = match load_last(store, &next.name) {
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
         other => other?,

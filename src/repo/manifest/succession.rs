@@ -29,7 +29,8 @@ impl Manifest {
     /// Remembers that these are its bytes in the store.
     pub(crate) fn is_read_from(&mut self, bytes: &[u8]) {
         let objects = self.objects().map(str::to_owned).collect();
-        self.read = Some(Read { digest: ManifestDigest::of(bytes), objects });
+        let (digest, bytes) = (ManifestDigest::of(bytes), bytes.len() as u64);
+        self.read = Some(Read { digest, bytes, objects });
     }
 
     /// Objects that it names, whatever for.
