@@ -76,6 +76,7 @@ impl Compression {
     pub fn most_threads(self, frame_bytes: u64) -> usize {
         match self {
             Self::Zstd(6..) if frame_bytes > 256 << 10 => 1,
+            Self::Zstd(6..) if frame_bytes > 128 << 10 => 4,
             Self::Zstd(_) if frame_bytes > 256 << 10 => 4,
             _ => usize::MAX,
         }

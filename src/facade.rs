@@ -29,7 +29,7 @@ use crate::repo::manifest::Snapshot;
 use crate::repo::reference::At;
 use crate::repo::session::Reader;
 use crate::repo::{self, Repository};
-use crate::store::{Store, locate, make_folder, store_at};
+use crate::store::{Above, Store, locate, store_at};
 use crate::tracking::{CloneUse, Clones};
 use crate::view::SnapshotView;
 use std::io::Read;
@@ -41,24 +41,52 @@ impl Repository {
     /// Opens a repository: `place` is a path, or a URL such as `file:///srv/backup`.
     ///
     /// # Errors
-    /// `NotFound` if there is none; `Unsupported` if a later version made it, or for a URL of a kind that
-    /// this build does not know.
+    /// `NotFound` if there is none, or if the one that this host has used there is missing; `Unsupported` if
+    /// a later version made it, or for a URL of a kind that this build does not know.
     pub fn open(place: impl AsRef<Path>) -> Result<Self> {
         Self::open_in(store_at(&locate(place.as_ref())?)?, HostState::of_this_host())
     }
 
-    /// Makes a repository, and the folder for it if it is missing.
+    /// Makes a repository, and the folder for it if it is missing. This host forgets which others it has used
+    /// there.
     ///
     /// # Errors
-    /// `AlreadyExists` if there is one, or something else; `InvalidInput` within another repository.
+    /// `AlreadyExists` if there is one, or something else; `InvalidInput` within another repository;
+    /// `NotFound` if the folder above it is missing.
     pub fn init(place: impl AsRef<Path>, defaults: Defaults) -> Result<Self> {
-        let path = locate(place.as_ref())?;
-        // That there is one already is told below.
-        if !repo::names::looks_like_repository(&path) {
-            repo::inside::refuse_inside_any(&path)?;
-        }
-        make_folder(&path)?;
-        Self::init_in(store_at(&path)?, defaults, HostState::of_this_host())
+        let (path, host) = (locate(place.as_ref())?, HostState::of_this_host());
+        repo::first_use::init(&path, defaults, Above::MustExist, &host)
+    }
+
+    /// Opens a repository to write to it, and makes it if this host has never used one there
+    /// ([`Repository::is_new`]). Of several who do that at the same time one makes it, and all have it.
+    ///
+    /// # Errors
+    /// `NotFound` if this host has used one there that is missing now: its disk may not be mounted;
+    /// `Mismatch` if it has used others there; as of [`Repository::init`].
+    pub fn open_or_init(place: impl AsRef<Path>, defaults: Defaults) -> Result<Self> {
+        let (path, host) = (locate(place.as_ref())?, HostState::of_this_host());
+        repo::first_use::open_or_init(&path, defaults, Above::MustExist, &host)
+    }
+
+    /// Takes a repository back that [`Repository::open_or_init`] made, if nothing came into it and nobody
+    /// else has opened it in that way. True if it is gone, and its folder, if that was made as well.
+    ///
+    /// # Errors
+    /// If it cannot be removed.
+    pub fn take_back(self) -> Result<bool> {
+        repo::first_use::take_back_unused(self)
+    }
+
+    /// Opens a repository, and remembers that this host uses it at this place, besides those that it has used
+    /// there.
+    ///
+    /// # Errors
+    /// As of [`Repository::open`]; `Io` if that cannot be remembered.
+    pub fn accept(place: impl AsRef<Path>) -> Result<Self> {
+        let repository = Self::open(place)?;
+        repository.place.remember(repository.id())?;
+        Ok(repository)
     }
 
     /// Opens an image for reading: while the reader lives, no file that its manifest names is unlinked.

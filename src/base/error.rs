@@ -131,6 +131,13 @@ impl Error {
         Self::new(ErrorKind::Corrupt, message)
     }
 
+    /// The same as of another class.
+    #[must_use]
+    pub fn of_kind(mut self, kind: ErrorKind) -> Self {
+        self.0.kind = kind;
+        self
+    }
+
     /// Says what to do about it.
     #[must_use]
     pub fn hint(mut self, advice: impl Into<Message>) -> Self {

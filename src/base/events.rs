@@ -82,6 +82,10 @@ named! {
         NoLock = "no-lock",
         /// A file or device is not the one that it was.
         OtherImage = "other-image",
+        /// This host has used other repositories where this one is.
+        OtherRepository = "other-repository",
+        /// It is not known which repositories this host has used there.
+        PlaceUnknown = "place-unknown",
         /// The policy in the configuration is invalid.
         PolicyInvalid = "policy-invalid",
         /// Another repository, or an image, was not used.

@@ -42,6 +42,8 @@ named! {
 named! {
     /// What can be set in a request.
     pub enum Setting {
+        /// Use the repository that is there, too.
+        Accept = "accept",
         /// Take an incomplete snapshot.
         AcceptUnread = "accept_unread",
         /// The image that a chain of files begins from.

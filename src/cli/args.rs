@@ -119,6 +119,8 @@ pub enum Command {
         /// Name of the image, if it is not in the repository yet
         #[arg(short, long)]
         name: Option<String>,
+        #[command(flatten)]
+        first_use: FirstUse,
     },
     /// Make an image from delta files and the image that they begin from, without a repository
     Apply(Apply),
@@ -200,6 +202,17 @@ pub struct Init {
     /// lz4, zstd[:LEVEL] or none [default: lz4]
     #[arg(long)]
     pub compression: Option<Compression>,
+    /// Make none: from now on, use the one that is there, where this host has used another one before
+    #[arg(long, conflicts_with_all = ["block_size", "digest", "compression"])]
+    pub accept: bool,
+}
+
+/// What becomes of a repository that is not there.
+#[derive(ClapArgs, Clone, Copy)]
+pub struct FirstUse {
+    /// Fail if there is no repository, and make none
+    #[arg(long)]
+    pub must_exist: bool,
 }
 
 /// Reads an image, whose path need not be UTF-8.
@@ -258,6 +271,8 @@ pub struct Snapshot {
     /// Change nothing, only tell
     #[arg(long)]
     pub dry_run: bool,
+    #[command(flatten)]
+    pub first_use: FirstUse,
 }
 
 /// How it is found, without reading, what changed.
@@ -295,6 +310,8 @@ pub struct Watch {
     /// lz4, zstd[:LEVEL] or none [default: the repository's]
     #[arg(long)]
     pub compression: Option<Compression>,
+    #[command(flatten)]
+    pub first_use: FirstUse,
 }
 
 /// How the image file is to be read.

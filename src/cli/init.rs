@@ -3,13 +3,22 @@
 use super::args::Init;
 use super::printer::Printer;
 use super::{exit, repo};
-use imgsnap::Defaults;
 use imgsnap::base::error::Result;
+use imgsnap::{Defaults, Repository};
 use serde_json::json;
 use std::path::Path;
 use std::process::ExitCode;
 
 pub fn run(place: Option<&Path>, verb: &Init, printer: &Printer) -> Result<ExitCode> {
+    if verb.accept {
+        let repository = repo::accept(place)?;
+        let what = format!(
+            "from now on this host also uses the repository {} in {}",
+            repository.id(),
+            repository.location()
+        );
+        return tell(&repository, &what, printer);
+    }
     let usual = Defaults::default();
     let defaults = Defaults {
         block_size: verb.block_size.unwrap_or(usual.block_size),
@@ -17,6 +26,12 @@ pub fn run(place: Option<&Path>, verb: &Init, printer: &Printer) -> Result<ExitC
         compression: verb.compression.unwrap_or(usual.compression),
     };
     let repository = repo::create(place, defaults)?;
+    let what = format!("made a repository in {} ({defaults})", repository.location());
+    tell(&repository, &what, printer)
+}
+
+fn tell(repository: &Repository, what: &str, printer: &Printer) -> Result<ExitCode> {
+    let defaults = repository.defaults();
     if printer.is_json() {
         printer.json(&json!({
             "repository": repository.location(),
@@ -26,7 +41,7 @@ pub fn run(place: Option<&Path>, verb: &Init, printer: &Printer) -> Result<ExitC
             "compression": defaults.compression.to_string(),
         }))?;
     } else {
-        printer.line(&format!("made a repository in {} ({defaults})", repository.location()))?;
+        printer.line(what)?;
     }
     Ok(exit::DONE)
 }

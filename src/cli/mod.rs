@@ -89,6 +89,8 @@ fn dispatch(args: &Args, printer: &Printer, stop: Arc<AtomicBool>) -> Result<Exi
         repo::warn_of_others(place, printer);
     }
     let open = || repo::open(place);
+    let open_to_change = || repo::open_to_change(place);
+    let open_for = |is_to_change| if is_to_change { open_to_change() } else { open() };
     match &args.command {
         Command::Init(verb) => init::run(place, verb, printer),
         Command::Snapshot(verb) => snapshot::run(place, verb, printer, &context),
@@ -96,30 +98,36 @@ fn dispatch(args: &Args, printer: &Printer, stop: Arc<AtomicBool>) -> Result<Exi
         Command::Show { reference } => list::show(&open()?, reference, printer, &context),
         Command::Diff { before, after } => diff::run(place, before, after, printer, &context),
         Command::Restore(verb) => restore::run(&open()?, verb, printer, &context),
-        Command::Rollback(verb) => rollback::run(&open()?, verb, printer, &context),
+        Command::Rollback(verb) => {
+            rollback::run(&open_for(!verb.dry_run)?, verb, printer, &context)
+        }
         Command::Verify { what, quick } => {
             verify::run(&open()?, what.as_deref(), *quick, printer, &context)
         }
-        Command::Prune(verb) => prune::run(&open()?, verb, printer, &context),
+        Command::Prune(verb) => prune::run(&open_for(!verb.dry_run)?, verb, printer, &context),
         Command::Delete { reference, compact } => {
-            prune::delete(&open()?, reference, *compact, printer, &context)
+            prune::delete(&open_to_change()?, reference, *compact, printer, &context)
         }
-        Command::Flatten { reference } => prune::flatten(&open()?, reference, printer, &context),
+        Command::Flatten { reference } => {
+            prune::flatten(&open_to_change()?, reference, printer, &context)
+        }
         Command::Watch(verb) => watch::run(place, verb, printer, &context),
-        Command::Untrack { name } => admin::untrack(&open()?, name, printer, &context),
+        Command::Untrack { name } => admin::untrack(&open_to_change()?, name, printer, &context),
         Command::Stats { name } => stats::run(&open()?, name.as_deref(), printer, &context),
         Command::Export(verb) => travel::export(&open()?, verb, printer, &context),
-        Command::Import { files, name } => {
-            travel::import(place, files, name.as_deref(), printer, &context)
+        Command::Import { files, name, first_use } => {
+            travel::import(place, files, name.as_deref(), *first_use, printer, &context)
         }
         Command::Apply(verb) => travel::apply(place, verb, printer, &context),
         Command::Label { reference, label } => {
-            admin::label(&open()?, reference, label.as_deref(), printer, &context)
+            admin::label(&open_to_change()?, reference, label.as_deref(), printer, &context)
         }
         Command::Protect { reference, off } => {
-            admin::protect(&open()?, reference, !off, printer, &context)
+            admin::protect(&open_to_change()?, reference, !off, printer, &context)
         }
-        Command::Forget { name, yes } => admin::forget(&open()?, name, *yes, printer, &context),
+        Command::Forget { name, yes } => {
+            admin::forget(&open_to_change()?, name, *yes, printer, &context)
+        }
         Command::Repair { name, from } => {
             repair::run(place, name.as_deref(), from, printer, &context)
         }
@@ -127,7 +135,7 @@ fn dispatch(args: &Args, printer: &Printer, stop: Arc<AtomicBool>) -> Result<Exi
         Command::Relink { name, image, base_image, format } => {
             let (image, base_image) =
                 ((image.as_ref().map(ImageUri::path), format.is_raw()), base_image.as_deref());
-            admin::relink(&open()?, name, image, base_image, printer, &context)
+            admin::relink(&open_to_change()?, name, image, base_image, printer, &context)
         }
         Command::Bench(verb) => bench::run(verb, printer, &context),
         Command::Completions { shell } => {

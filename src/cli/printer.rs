@@ -54,8 +54,13 @@ impl Printer {
     /// Something that happened by the way.
     pub fn say(&self, text: &str) {
         if !self.quiet {
-            self.bars.bar().suspend(|| to_stderr(&format!("imgsnap: {text}")));
+            self.tell(text);
         }
+    }
+
+    /// The same, also to who wants quiet.
+    pub fn tell(&self, text: &str) {
+        self.bars.bar().suspend(|| to_stderr(&format!("imgsnap: {text}")));
     }
 
     /// Something that the user should know, though the work goes on.

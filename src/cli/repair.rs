@@ -18,10 +18,7 @@ pub fn run(
     printer: &Printer,
     context: &Context,
 ) -> Result<ExitCode> {
-    if let Some(restored) = Repository::restore_config(&repo::store(place)?)? {
-        printer.warn(&tell_config(&restored));
-    }
-    let repository = &repo::open(place)?;
+    let repository = &open(place, printer)?;
     let sources: Vec<MendSource> = from.iter().map(|path| source(path)).collect::<Result<_>>()?;
     let names = repo::names(repository, name)?;
     let (mut is_sound, mut failed) = (true, None);
@@ -42,6 +39,28 @@ pub fn run(
         None if is_sound => exit::DONE,
         None => exit::damaged(),
     })
+}
+
+/// Opens it with its configuration, which is rebuilt if it is lost.
+fn open(place: Option<&Path>, printer: &Printer) -> Result<Repository> {
+    let store = repo::store(place)?;
+    // Nothing is changed in one that is not the one that is meant.
+    match repo::open(place) {
+        Ok(repository) => repository.check_place()?,
+        Err(e) if e.is_damage() => {}
+        Err(e) => return Err(e),
+    }
+    let Some(restored) = Repository::restore_config(&store)? else {
+        return repo::open_to_change(place);
+    };
+    printer.warn(&tell_config(&restored));
+    // Its identity may be lost, too.
+    if restored.origin == ConfigOrigin::DeltaFiles
+        && let Err(e) = repo::accept(place)
+    {
+        printer.note(&words::error(&e));
+    }
+    repo::open_to_change(place)
 }
 
 fn tell_config(restored: &RestoredConfig) -> String {

@@ -1,12 +1,14 @@
 //! Which repository.
 
+use super::args::FirstUse;
 use super::printer::Printer;
-use super::{exit, trust};
+use super::{exit, trust, words};
 use imgsnap::base::error::{Error, ErrorKind, Result};
 use imgsnap::base::message::{Message, Setting};
 use imgsnap::image::{RawFile, Source, refuse_foreign};
+use imgsnap::repo::first_use;
 use imgsnap::repo::host::HostState;
-use imgsnap::store::{Store, locate, store_at};
+use imgsnap::store::{Above, Store, locate, store_at};
 use imgsnap::tracking::clone_into;
 use imgsnap::{At, Defaults, Reference, Repository, Track};
 use std::fs::OpenOptions;
@@ -14,15 +16,26 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// `--repo`, else `IMGSNAP_REPO`, else the user's data folder.
-fn place(repo: Option<&Path>) -> Result<PathBuf> {
+/// Where a repository is, or may be made.
+struct Place {
+    path: PathBuf,
+    above: Above,
+}
+
+/// `--repo`, else `IMGSNAP_REPO`, else the user's data folder, which is made whole.
+fn place(repo: Option<&Path>) -> Result<Place> {
     let variable = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    if let Some(path) = repo.map(Path::to_owned).or_else(|| variable("IMGSNAP_REPO")) {
-        return locate(&path);
+    match repo.map(Path::to_owned).or_else(|| variable("IMGSNAP_REPO")) {
+        Some(path) => Ok(Place { path: locate(&path)?, above: Above::MustExist }),
+        None => Ok(Place { path: usual_place()?, above: Above::Make }),
     }
+}
+
+fn usual_place() -> Result<PathBuf> {
     if nix::unistd::geteuid().is_root() {
         return Ok("/var/lib/imgsnap".into());
     }
+    let variable = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
     let data = variable("XDG_DATA_HOME").filter(|p| p.is_absolute());
     let data = data.or_else(|| variable("HOME").map(|home| home.join(".local/share")));
     data.map(|data| data.join("imgsnap")).ok_or_else(|| {
@@ -33,19 +46,31 @@ fn place(repo: Option<&Path>) -> Result<PathBuf> {
 
 /// Warns if others may change the repository.
 pub fn warn_of_others(repo: Option<&Path>, printer: &Printer) {
-    if let Ok(path) = place(repo) {
-        trust::warn_of_others(&path, printer);
+    if let Ok(place) = place(repo) {
+        trust::warn_of_others(&place.path, printer);
     }
 }
 
 /// Opens the repository.
 pub fn open(repo: Option<&Path>) -> Result<Repository> {
-    Repository::open(place(repo)?)
+    Repository::open(place(repo)?.path)
 }
 
 /// Where it is, without a look at it.
 pub fn store(repo: Option<&Path>) -> Result<Arc<dyn Store>> {
-    store_at(&place(repo)?)
+    store_at(&place(repo)?.path)
+}
+
+/// Opens the repository for a verb that changes it.
+pub fn open_to_change(repo: Option<&Path>) -> Result<Repository> {
+    let repository = open(repo)?;
+    repository.check_place()?;
+    Ok(repository)
+}
+
+/// Why there is no repository, if something failed because of that.
+pub fn or_missing(store: &dyn Store, error: Error) -> Error {
+    Repository::or_missing(store, &HostState::of_this_host(), error)
 }
 
 /// Opens the repository, and makes it if there is nothing yet and one of the images can be opened.
@@ -55,23 +80,19 @@ pub fn open_or_create(
     verb: &super::args::Snapshot,
     printer: &Printer,
 ) -> Result<Result<Repository, Vec<Error>>> {
-    let path = place(repo)?;
-    let store = store_at(&path)?;
-    match Repository::open_in(store.clone(), HostState::of_this_host()) {
-        Err(e) if e.kind() == ErrorKind::NotFound && Repository::is_vacant(store.as_ref()) => {
-            if verb.dry_run {
-                return Err(e);
-            }
-            // Nothing is made for an image that cannot be taken.
-            let why: Vec<Error> =
-                verb.images.iter().map_while(|image| why_not(image.path(), verb).err()).collect();
-            if why.len() == verb.images.len() {
-                return Ok(Err(why));
-            }
-            open_or_make(repo, printer).map(Ok)
-        }
-        other => other.map(Ok),
+    let host = HostState::of_this_host();
+    if verb.dry_run {
+        return open(repo).map(Ok);
     }
+    if !verb.first_use.must_exist && first_use::is_first(&place(repo)?.path, &host) {
+        // Nothing is made for an image that cannot be taken.
+        let why: Vec<Error> =
+            verb.images.iter().map_while(|image| why_not(image.path(), verb).err()).collect();
+        if why.len() == verb.images.len() {
+            return Ok(Err(why));
+        }
+    }
+    open_or_make(repo, verb.first_use, printer).map(Ok)
 }
 
 /// Fails if an image cannot be taken: one that is in use can, where it can be cloned.
@@ -98,41 +119,53 @@ fn can_clone_beside(file: &Path) -> bool {
     }
 }
 
-/// Opens the repository, and makes it if there is nothing yet.
-pub fn open_or_make(repo: Option<&Path>, printer: &Printer) -> Result<Repository> {
-    let path = place(repo)?;
-    let store = store_at(&path)?;
-    let mut tries = MAKE_TRIES;
-    loop {
-        match Repository::open_in(store.clone(), HostState::of_this_host()) {
-            Err(e) if e.kind() == ErrorKind::NotFound && Repository::is_vacant(store.as_ref()) => {}
-            other => return other,
-        }
-        tries -= 1;
-        match create(repo, Defaults::default()) {
-            Ok(repository) => {
-                let defaults = repository.defaults();
-                printer.say(&format!("made a repository in {} ({defaults})", path.display()));
-                return Ok(repository);
-            }
-            // Somebody else makes it at the same time.
-            Err(e)
-                if tries > 0
-                    && matches!(e.kind(), ErrorKind::AlreadyExists | ErrorKind::NotFound) =>
-            {
-                std::thread::sleep(std::time::Duration::from_millis(20));
-            }
-            Err(e) => return Err(e),
-        }
+/// Opens the repository to write to it, and makes it if there is nothing yet.
+pub fn open_or_make(
+    repo: Option<&Path>,
+    first_use: FirstUse,
+    printer: &Printer,
+) -> Result<Repository> {
+    if first_use.must_exist {
+        return open_to_change(repo);
     }
+    let Place { path, above } = place(repo)?;
+    let (host, defaults) = (HostState::of_this_host(), Defaults::default());
+    let repository = first_use::open_or_init(&path, defaults, above, &host)?;
+    if repository.is_new() {
+        // Also where it is to be quiet: it may not be where it was meant to be.
+        let defaults = repository.defaults();
+        printer.tell(&format!("made a repository in {} ({defaults})", path.display()));
+    }
+    Ok(repository)
 }
 
-/// How often it is tried to make a repository that others make at the same time.
-const MAKE_TRIES: usize = 50;
+/// Works with a repository that may just have been made, which is taken back if nothing came into it.
+pub fn or_take_back<T>(
+    repository: Repository,
+    printer: &Printer,
+    work: impl FnOnce(&Repository) -> Result<T>,
+) -> Result<T> {
+    let outcome = work(&repository);
+    if repository.is_new() {
+        let place = repository.location();
+        match repository.take_back() {
+            Ok(true) => printer.tell(&format!("removed the repository in {place} again")),
+            Ok(false) => {}
+            Err(e) => printer.warn(&format!("an empty repository stays: {}", words::error(&e))),
+        }
+    }
+    outcome
+}
 
 /// Makes the repository.
 pub fn create(repo: Option<&Path>, defaults: Defaults) -> Result<Repository> {
-    Repository::init(place(repo)?, defaults)
+    let Place { path, above } = place(repo)?;
+    first_use::init(&path, defaults, above, &HostState::of_this_host())
+}
+
+/// Uses the repository that is there, whatever was used there before.
+pub fn accept(repo: Option<&Path>) -> Result<Repository> {
+    Repository::accept(place(repo)?.path)
 }
 
 /// `NAME@WHICH`, or `@WHICH`: of the image `name`, in either case.

@@ -9,8 +9,8 @@ use imgsnap::image::ImageUri;
 use imgsnap::tracking::HintKind;
 use imgsnap::tracking::{ChangeList, MAX_LIST_BYTES};
 use imgsnap::{
-    At, ChangedSince, Outcome, ParentChoice, Reference, SnapshotOutcome, SnapshotRequest,
-    check_distinct, name_of,
+    At, ChangedSince, Outcome, ParentChoice, Reference, Repository, SnapshotOutcome,
+    SnapshotRequest, check_distinct, name_of,
 };
 use std::fs::File;
 use std::io::Read;
@@ -47,6 +47,15 @@ pub fn run(
         Ok(repository) => repository,
         Err(why) => return refuse_all(verb, why, printer),
     };
+    repo::or_take_back(repository, printer, |repository| take(repository, verb, printer, context))
+}
+
+fn take(
+    repository: &Repository,
+    verb: &Verb,
+    printer: &Printer,
+    context: &Context,
+) -> Result<ExitCode> {
     let base_image = verb.base_image.as_deref();
     if let [image] = verb.images.as_slice() {
         let taken = repository.snapshot(&request(image, verb)?, context)?;

@@ -1,6 +1,6 @@
 //! `imgsnap export`, `import` and `apply`
 
-use super::args::{Apply, Export};
+use super::args::{Apply, Export, FirstUse};
 use super::printer::Printer;
 use super::{exit, list, output, repo};
 use imgsnap::base::error::{Error, Result};
@@ -92,13 +92,26 @@ pub fn import(
     place: Option<&Path>,
     files: &[PathBuf],
     name: Option<&str>,
+    first_use: FirstUse,
     printer: &Printer,
     context: &Context,
 ) -> Result<ExitCode> {
     // Before a repository is made for files that are none.
     let files = in_order(files)?;
-    let repository = repo::open_or_make(place, printer)?;
-    for file in &files {
+    let repository = repo::open_or_make(place, first_use, printer)?;
+    repo::or_take_back(repository, printer, |repository| {
+        import_all(repository, &files, name, printer, context)
+    })
+}
+
+fn import_all(
+    repository: &Repository,
+    files: &[PathBuf],
+    name: Option<&str>,
+    printer: &Printer,
+    context: &Context,
+) -> Result<ExitCode> {
+    for file in files {
         let begun = Instant::now();
         let imported = if file == Path::new("-") {
             repository.import(&mut std::io::stdin().lock(), "stdin", name, context)?
@@ -107,7 +120,7 @@ pub fn import(
             let mut input: Box<dyn Read> = Box::new(File::open(file).map_err(failed)?);
             repository.import(&mut input, &file.display().to_string(), name, context)?
         };
-        tell_import(&repository, &imported, begun.elapsed().as_secs_f64(), printer, context)?;
+        tell_import(repository, &imported, begun.elapsed().as_secs_f64(), printer, context)?;
     }
     Ok(exit::DONE)
 }

@@ -7,7 +7,8 @@ use imgsnap::base::error::{Error, Result};
 use imgsnap::base::events::Context;
 use imgsnap::image::ImageUri;
 use imgsnap::{
-    Outcome, Pruned, SnapshotOutcome, SnapshotRequest, WatchRequest, Watched, check_distinct,
+    Outcome, Pruned, Repository, SnapshotOutcome, SnapshotRequest, WatchRequest, Watched,
+    check_distinct,
 };
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -28,7 +29,16 @@ pub fn run(
     printer: &Printer,
     context: &Context,
 ) -> Result<ExitCode> {
-    let repository = repo::open_or_make(place, printer)?;
+    let repository = repo::open_or_make(place, verb.first_use, printer)?;
+    repo::or_take_back(repository, printer, |repository| watch(repository, verb, printer, context))
+}
+
+fn watch(
+    repository: &Repository,
+    verb: &Watch,
+    printer: &Printer,
+    context: &Context,
+) -> Result<ExitCode> {
     let rules = prune::rules(&verb.keep);
     let of = |image: &ImageUri| {
         SnapshotRequest::new(image.clone())

@@ -1,6 +1,6 @@
 //! Changes of an image: what a commit says anew, and what becomes of a file that it was to name.
 
-use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::error::{Error, ErrorKind, Result, best_effort};
 use crate::base::message::{Action, Setting, Verb, message};
 use crate::repo::Repository;
 use crate::repo::garbage::reader_lock;
@@ -43,6 +43,10 @@ pub(crate) fn commit_change<T>(
     for _ in 0..REBASE_TRIES {
         let error = match commit(store, writer.frees, &mut next) {
             Ok(()) => {
+                if !next.is_unused() {
+                    // The next writer tries it again, and says why it cannot be.
+                    best_effort(repository.settle());
+                }
                 writer.began = next.sequence;
                 writer.manifest = next;
                 if !writer.frees {

@@ -4,11 +4,12 @@
 //! ```text
 //! STATE/REPOSITORY-ID/IMAGE-ID.json
 //! STATE/REPOSITORY-ID/IMAGE-ID.ROLLBACK-ID.unwritten
+//! STATE/places/DIGEST-OF-PATH.json    (src/repo/place.rs)
 //! ```
 
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::repo::manifest::temporary_of;
-use crate::store::{LocalStore, OsDisk, Store, make_folder, read_small};
+use crate::store::{Above, LocalStore, OsDisk, Store, make_folder, read_small};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
@@ -85,13 +86,20 @@ impl HostState {
         repository: Uuid,
         image: Uuid,
     ) -> Result<Option<T>> {
+        self.load_file(&record_name(repository, image))
+    }
+
+    /// Reads a record; none if there is none.
+    ///
+    /// # Errors
+    /// `Corrupt` if it is damaged.
+    pub(crate) fn load_file<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>> {
         let Some(store) = &self.store else { return Ok(None) };
-        let name = record_name(repository, image);
-        let bytes = match read_small(store.as_ref(), &name, MAX_RECORD_BYTES) {
+        let bytes = match read_small(store.as_ref(), name, MAX_RECORD_BYTES) {
             Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
             other => other?,
         };
-        let damaged = |e| Error::corrupt(format!("{}: {e}", store.location(&name)));
+        let damaged = |e| Error::corrupt(format!("{}: {e}", store.location(name)));
         serde_json::from_slice(&bytes).map(Some).map_err(damaged)
     }
 
@@ -102,6 +110,11 @@ impl HostState {
         image: Uuid,
         record: &impl Serialize,
     ) -> Result<()> {
+        self.save_file(&record_name(repository, image), record)
+    }
+
+    /// Writes a record in a folder, durably, in the place of the one that is there.
+    pub(crate) fn save_file(&self, name: &str, record: &impl Serialize) -> Result<()> {
         let nowhere = || {
             let what = "there is no place for what is known of the live image: no home folder";
             Error::new(ErrorKind::Unsupported, what).hint("name a folder in IMGSNAP_STATE")
@@ -110,12 +123,12 @@ impl HostState {
         let bytes = serde_json::to_vec_pretty(record).map_err(|e| {
             Error::new(ErrorKind::InvalidInput, format!("cannot write the host state: {e}"))
         })?;
-        let name = record_name(repository, image);
-        match store.replace(&name, &bytes) {
+        let folder = name.split_once('/').map_or("", |(folder, _)| folder);
+        match store.replace(name, &bytes) {
             // The first record.
             Err(e) if e.kind() == ErrorKind::NotFound => {
-                self.make_folder_of(store.as_ref(), &repository.to_string())?;
-                store.replace(&name, &bytes)
+                self.make_folder_of(store.as_ref(), folder)?;
+                store.replace(name, &bytes)
             }
             other => other,
         }
@@ -128,7 +141,7 @@ impl HostState {
 
     /// Makes the folder of a repository.
     fn make_folder_of(&self, store: &dyn Store, repository: &str) -> Result<()> {
-        self.folder.as_deref().map_or(Ok(()), make_folder)?;
+        self.folder.as_deref().map_or(Ok(()), |f| make_folder(f, Above::Make).map(drop))?;
         store.create_folder(repository)
     }
 
@@ -146,6 +159,15 @@ impl HostState {
     /// True the first time that something is told of an image.
     pub(crate) fn is_news(&self, image: Uuid) -> bool {
         self.told.lock().unwrap_or_else(PoisonError::into_inner).insert(image)
+    }
+
+    /// Forgets all images of a repository.
+    pub(crate) fn forget_repository(&self, repository: Uuid) -> Result<()> {
+        let Some(store) = &self.store else { return Ok(()) };
+        let folder = repository.to_string();
+        let files = store.list(&folder)?;
+        files.iter().try_for_each(|file| store.remove(&format!("{folder}/{file}")))?;
+        store.remove_folder(&folder).map(drop)
     }
 
     /// Forgets an image.

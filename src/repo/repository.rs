@@ -6,11 +6,13 @@ use crate::delta::{Caches, Traffic};
 use crate::repo::config::{Config, Defaults, object};
 use crate::repo::host::HostState;
 use crate::repo::names::{is_of_filesystem, is_temporary, names_in};
+use crate::repo::place::Place;
 use crate::repo::policy::{Policy, SnapshotPolicy};
+use crate::repo::root::Root;
 use crate::repo::top::MARKER;
 use crate::store::{Sharing, Store};
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use uuid::Uuid;
 
 /// An open repository.
@@ -19,6 +21,19 @@ pub struct Repository {
     pub(crate) host: HostState,
     pub(crate) config: Config,
     pub(crate) caches: Caches,
+    pub(crate) place: Place,
+    /// If it was opened where one may be made.
+    pub(crate) first_use: Option<FirstUse>,
+}
+
+/// What keeps a repository there that others may take back (`first_use.rs`).
+pub(crate) struct FirstUse {
+    /// Locked, shared.
+    pub(crate) root: Mutex<Option<Root>>,
+    /// True if it was made by that.
+    pub(crate) is_new: bool,
+    /// True if its folder was, too.
+    pub(crate) is_folder_new: bool,
 }
 
 impl fmt::Debug for Repository {
@@ -65,7 +80,12 @@ impl Repository {
         }
         let config = Config::new(defaults);
         object::begin(store.as_ref(), &config.encode()?)?;
-        Ok(Self { store, host, config, caches: Caches::default() })
+        Ok(Self::with(store, host, config))
+    }
+
+    fn with(store: Arc<dyn Store>, host: HostState, config: Config) -> Self {
+        let place = Place::of(store.as_ref(), &host);
+        Self { store, host, config, caches: Caches::default(), place, first_use: None }
     }
 
     /// Opens the repository in a store, which is used from `host`.
@@ -73,8 +93,48 @@ impl Repository {
     /// # Errors
     /// `NotFound` if there is none, `Unsupported` if a later version made it.
     pub fn open_in(store: Arc<dyn Store>, host: HostState) -> Result<Self> {
-        let config = Config::load(store.as_ref())?;
-        Ok(Self { store, host, config, caches: Caches::default() })
+        match Config::load(store.as_ref()) {
+            Ok(config) => Ok(Self::with(store, host, config)),
+            Err(e) => Err(Self::or_missing(store.as_ref(), &host, e)),
+        }
+    }
+
+    /// Why it cannot be opened: where there is nothing, the host may have used one that is missing now.
+    pub fn or_missing(store: &dyn Store, host: &HostState, error: Error) -> Error {
+        match error.kind() {
+            ErrorKind::NotFound => Place::of(store, host).missing().unwrap_or(error),
+            _ => error,
+        }
+    }
+
+    /// Fails if this host has used others at this place, and not this one: so does every verb that writes.
+    ///
+    /// # Errors
+    /// `Mismatch`.
+    pub fn check_place(&self) -> Result<()> {
+        self.place.check(self.id())
+    }
+
+    /// Lets go of what keeps others from taking it back: its folder is not held open any more, and its disk
+    /// may go and come back.
+    pub(crate) fn release_root(&self) {
+        if let Some(first) = &self.first_use {
+            first.root.lock().unwrap_or_else(PoisonError::into_inner).take();
+        }
+    }
+
+    /// Something is in it: nobody takes it back any more, and this host remembers it.
+    ///
+    /// # Errors
+    /// If it cannot be remembered.
+    pub(crate) fn settle(&self) -> Result<()> {
+        self.release_root();
+        self.place.remember(self.id())
+    }
+
+    /// True if it was made when it was opened.
+    pub fn is_new(&self) -> bool {
+        self.first_use.as_ref().is_some_and(|first| first.is_new)
     }
 
     /// True if there is nothing at all where `store` is: a repository can be made there.

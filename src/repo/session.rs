@@ -124,6 +124,7 @@ pub(crate) fn write_lock(name: &str) -> String {
 /// `NotFound` if there is no such image, `Corrupt` if its manifest is damaged.
 pub fn read(repository: &Repository, name: &str, context: &Context) -> Result<Reader> {
     manifest::check_name(name)?;
+    repository.place.tell(repository.id(), context);
     let store = repository.store.as_ref();
     if store.list(name)?.is_empty() {
         // Say so before a lock file is made in a folder that does not exist.
@@ -183,6 +184,7 @@ pub(crate) fn refuse_damaged_head(name: &str, is_damaged: bool) -> Result<()> {
 
 /// Takes the write lock of an image, whose folder exists.
 pub(crate) fn lock_to_write(repository: &Repository, name: &str) -> Result<Option<LockGuard>> {
+    repository.check_place()?;
     match lock_writers_out(repository, name) {
         // They are but speed then.
         Err(e) if e.kind() != ErrorKind::Busy && !repository.store.sharing()?.is_locked() => {
@@ -210,6 +212,7 @@ fn lock_writers_out(repository: &Repository, name: &str) -> Result<LockGuard> {
 
 /// The same of one that may not exist yet. Whoever forgets it meanwhile takes the folder along.
 fn lock_to_create(repository: &Repository, name: &str) -> Result<Option<LockGuard>> {
+    repository.check_place()?;
     for _ in 0..20 {
         repository.store.create_folder(name)?;
         match lock_to_write(repository, name) {
@@ -310,6 +313,13 @@ pub(crate) fn writer(
 ) -> Result<Writer> {
     let store = repository.store.as_ref();
     let name = manifest.name.clone();
+    repository.place.tell(repository.id(), context);
+    // What nothing came into may be taken back.
+    if !manifest.is_unused()
+        && let Err(e) = repository.settle()
+    {
+        context.note(message!["this host does not remember the repository: ", e]);
+    }
     let (held, reaped) = match store.sharing()? {
         Sharing::Locked => {
             let reaped = collect_garbage(repository, &mut manifest, context)?;

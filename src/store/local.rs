@@ -40,6 +40,9 @@ impl LocalStore {
                 let what = format!("cannot lock {}: {}", self.disk.location(name), error.kind());
                 Error::new(ErrorKind::Unsupported, what)
             }
+            _ if is_without_locks(&error) => {
+                self.error("lock", name, error).of_kind(ErrorKind::Unsupported)
+            }
             _ => self.error("lock", name, error),
         }
     }
@@ -168,7 +171,14 @@ impl Store for LocalStore {
     }
 
     fn lock(&self, name: &str, kind: LockKind) -> Result<Option<LockGuard>> {
-        self.disk.lock(name, kind).map_err(|e| self.lock_error(name, e))
+        self.disk.lock(name, kind).map_err(|error| {
+            let needs_locks = kind == LockKind::Exclusive && is_without_locks(&error);
+            let error = self.lock_error(name, error);
+            // It is not taken for a shared one because of that: others may have locks, and rely on them.
+            let advice = "nobody writes without locks, unless an empty file .shared at the top of the \
+                          repository says that none are relied on (docs/stores.md)";
+            if needs_locks { error.hint(advice) } else { error }
+        })
     }
 
     fn hold(&self, lock: &str, objects: &[&str]) -> Result<Option<LockGuard>> {
@@ -238,6 +248,11 @@ fn write_noise(out: &mut dyn DiskFile, bytes: u64) -> io::Result<()> {
         left -= now as u64;
     }
     Ok(())
+}
+
+/// True where a file system, or what stands before it, has no locks that work.
+fn is_without_locks(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOLCK | libc::ENOSYS | libc::EOPNOTSUPP))
 }
 
 /// The byte of a lock file that stands for an object. Two that share one hold each other back, which is no

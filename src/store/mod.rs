@@ -14,7 +14,7 @@ pub use disk::{Disk, DiskFile, LockKind, OsDisk};
 pub use local::LocalStore;
 pub(crate) use local::{RESERVE, SHARED};
 pub use memory::{Act, Fault, Host, MemoryStore, World};
-pub use place::{locate, make_folder, store_at};
+pub use place::{Above, locate, make_folder, store_at};
 
 use crate::base::error::Result;
 use jiff::Timestamp;

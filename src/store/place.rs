@@ -36,11 +36,21 @@ pub fn store_at(path: &Path) -> Result<Arc<dyn Store>> {
     Ok(Arc::new(LocalStore::new(Arc::new(OsDisk::new(path.into())))))
 }
 
-/// Makes a folder for a repository, durably, and those above it that are missing.
+/// What becomes of missing folders above one that is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Above {
+    /// They are made, too.
+    Make,
+    /// Nothing is made: a disk may not be mounted, or the path be mistyped.
+    MustExist,
+}
+
+/// Makes a folder for a repository, durably. True if it was not there.
 ///
 /// # Errors
-/// `Io` if one cannot be made; `InvalidInput` for a path with `..` that leads through what is not there.
-pub fn make_folder(path: &Path) -> Result<()> {
+/// `Io` if it cannot be made; `NotFound` if the folder above it is missing, and must exist; `InvalidInput`
+/// for a path with `..` that leads through what is not there.
+pub fn make_folder(path: &Path, above: Above) -> Result<bool> {
     let failed = |e| Error::os("make the repository", path.display(), e);
     // From the first folder that is there on, each in the one before it: whoever may write to that one
     // cannot lead us elsewhere.
@@ -50,26 +60,40 @@ pub fn make_folder(path: &Path) -> Result<()> {
         let what = format!("cannot make the repository {}: it has \"..\" in it", path.display());
         return Err(Error::new(ErrorKind::InvalidInput, what).hint("name it without"));
     }
+    if let (Above::MustExist, Some(parent)) = (above, path.parent())
+        && missing.components().count() > 1
+    {
+        let what = format!(
+            "cannot make the repository {}: {} is missing",
+            path.display(),
+            parent.display()
+        );
+        return Err(Error::new(ErrorKind::NotFound, what)
+            .hint("is the disk mounted? Otherwise make that folder first"));
+    }
     // Whoever may make a folder in one that he may not read cannot sync that one, either.
     let synced = |synced: io::Result<()>| match synced {
         Err(e) if e.kind() == io::ErrorKind::PermissionDenied => Ok(()),
         other => other.map_err(failed),
     };
     let mut folder = Folder::open(&resolve(there)?).map_err(failed)?;
+    let mut is_made = false;
     for name in missing {
-        match folder.make_folder(name, 0o700) {
+        is_made = match folder.make_folder(name, 0o700) {
             Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(failed(e)),
-            _ => synced(folder.sync())?,
-        }
+            made => made.is_ok(),
+        };
+        synced(folder.sync())?;
         folder = folder.folder(name).map_err(failed)?;
     }
     // Of one that was there: its name may not be durable yet.
     match path.parent() {
         Some(above) if missing.as_os_str().is_empty() => {
-            synced(File::open(above).and_then(|above| above.sync_all()))
+            synced(File::open(above).and_then(|above| above.sync_all()))?;
         }
-        _ => Ok(()),
+        _ => {}
     }
+    Ok(is_made)
 }
 
 #[cfg(test)]

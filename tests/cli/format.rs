@@ -133,6 +133,7 @@ fn an_import_with_a_number_that_leaves_none_is_refused() {
         std::fs::remove_dir_all(lab.path("other")).unwrap();
     }
     lab.write("high.delta", &with_number(&lab, (1 << 32) - 1));
+    lab.done(&["--repo", "other", "init"]);
     lab.done(&["--repo", "other", "import", "high.delta", "--name", "x"]);
     let taken = lab.json(&["--repo", "other", "snapshot", "disk.img", "--name", "y"]);
     assert_eq!(integer(&taken, "number"), 1);

@@ -214,6 +214,7 @@ fn general_options_stand_before_or_after_the_verb() {
 fn quiet_says_nothing_but_the_result_and_verbose_more() {
     let lab = Lab::bare();
     lab.write("disk.img", &[7; 8192]);
+    lab.done(&["init"]);
     let quiet = lab.run(&["snapshot", "disk.img", "--quiet"]).done();
     assert_eq!(quiet.err, "");
     assert!(quiet.text().starts_with("disk@1  a base"), "{}", quiet.text());

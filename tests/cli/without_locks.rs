@@ -1,7 +1,8 @@
 //! A repository that is used without locks (FORMAT.md P10): as on a network file system, on which `.shared` is put
 //! first.
 
-use crate::support::{FAILED, Lab, integer, noise};
+use crate::support::{FAILED, Lab, Run, integer, noise, skipped, spawn};
+use std::process::Command;
 
 /// A repository on which nobody relies on locks.
 fn lab(snapshots: usize) -> (Lab, Vec<Vec<u8>>) {
@@ -73,4 +74,132 @@ fn a_repository_with_nothing_but_that_file_can_be_made() {
     lab.write("disk.img", &noise(3, 50_000));
     lab.done(&["--repo", "new", "snapshot", "disk.img"]);
     lab.done(&["--repo", "new", "verify"]);
+}
+
+/// Locks that fail so, as file systems, and what stands before them (sandboxes, FUSE), answer.
+const ERRNOS: [i32; 3] = [libc::ENOLCK, libc::ENOSYS, libc::EOPNOTSUPP];
+
+/// Runs imgsnap where some kinds of locks fail; none if that cannot be had here.
+fn without(lab: &Lab, kinds: &str, errno: i32, args: &[&str]) -> Option<Run> {
+    let shim = lab.path("no_locks.so");
+    if !shim.exists() {
+        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/cli/no_locks.c");
+        let mut cc = Command::new("cc");
+        cc.args(["-shared", "-fPIC", "-o"]).arg(&shim).arg(source);
+        if !spawn(&mut cc).wait().is_ok_and(|status| status.success()) {
+            return None;
+        }
+    }
+    let mut command = lab.command(args);
+    command.env("LD_PRELOAD", &shim).env("IMGSNAP_NO_LOCKS", format!("{errno} {kinds}"));
+    Some(Run::of(&mut command))
+}
+
+fn has_cc() -> bool {
+    let mut trial = Command::new("sh");
+    let is_there = spawn(trial.args(["-c", "command -v cc > /dev/null"])).wait();
+    let is_there = is_there.is_ok_and(|status| status.success());
+    if !is_there {
+        skipped("without_locks", "no cc here");
+    }
+    is_there
+}
+
+#[test]
+fn where_nothing_can_be_locked_readers_go_on_with_a_warning_and_writers_refuse() {
+    if !has_cc() {
+        return;
+    }
+    let (lab, states) = Lab::with_snapshots(2);
+    // Not part of what is compared.
+    without(&lab, "", 0, &["list"]).unwrap().done();
+    for errno in ERRNOS {
+        let before = lab.everything();
+        let why = std::io::Error::from_raw_os_error(errno).to_string();
+        let why = format!("/reap.lock: {}", why.split(" (os").next().unwrap());
+        for args in [
+            &["list"][..],
+            &["show", "disk@1"],
+            &["verify"],
+            &["stats"],
+            &["diff", "disk@1", "disk@2"],
+            &["restore", "disk@1", "-o", "out.img"],
+            &["export", "disk@1", "-o", "out.delta"],
+            &["snapshot", "disk.img", "--dry-run"],
+        ] {
+            let run = without(&lab, "flock bytes leases", errno, args).unwrap().done();
+            let is_warning = |line: &&str| {
+                line.starts_with("imgsnap: warning: cannot lock ")
+                    && line.contains(&why)
+                    && line.ends_with("; reading without a lock")
+            };
+            assert!(run.err.lines().any(|line| is_warning(&line)), "{args:?}: {}", run.err);
+        }
+        assert_eq!(lab.read("out.img"), states[0]);
+        for file in ["out.img", "out.delta"] {
+            lab.remove(file);
+        }
+        for args in [
+            &["snapshot", "disk.img"][..],
+            &["rollback", "disk", "--to", "@1"],
+            &["prune", "disk", "--keep-last", "1"],
+            &["delete", "disk@1"],
+            &["label", "disk@1", "x"],
+            &["forget", "disk", "--yes"],
+            &["repair"],
+        ] {
+            let run = without(&lab, "flock bytes leases", errno, args).unwrap();
+            assert_eq!(run.code, Some(FAILED), "{args:?}: {}", run.err);
+            let line = run.err.lines().last().unwrap_or_default();
+            assert!(line.contains("cannot lock ") && line.contains("write.lock"), "{line}");
+            assert!(line.contains("nobody writes without locks, unless an empty file .shared"));
+        }
+        lab.ensure_untouched(&before, &why);
+    }
+    // Said to be a shared one, it needs none.
+    lab.write("repo/.shared", b"");
+    lab.write("disk.img", &states[0]);
+    without(&lab, "flock bytes leases", libc::ENOLCK, &["snapshot", "disk.img"]).unwrap().done();
+    without(&lab, "flock bytes", libc::ENOSYS, &["delete", "disk@2"]).unwrap().done();
+    lab.restores("disk@3", &states[0]);
+}
+
+#[test]
+fn where_only_bytes_or_leases_cannot_be_locked_all_goes_on() {
+    if !has_cc() {
+        return;
+    }
+    for errno in ERRNOS {
+        let (lab, states) = Lab::with_snapshots(2);
+        // The whole lock file takes the place of its bytes, and times that of the lease.
+        without(&lab, "bytes", errno, &["restore", "disk@1", "-o", "out.img"]).unwrap().done();
+        assert_eq!(lab.read("out.img"), states[0]);
+        for (kinds, is_warned) in [("bytes", false), ("leases", true), ("bytes leases", true)] {
+            let args = ["snapshot", "disk.img", "--track", "none"];
+            let run = without(&lab, kinds, errno, &args).unwrap().done();
+            assert_eq!(run.err.contains("no lease is to be had"), is_warned, "{}", run.err);
+        }
+        let rollback = ["rollback", "disk", "--to", "@1"];
+        without(&lab, "bytes leases", errno, &rollback).unwrap().done();
+        assert_eq!(lab.read("disk.img"), states[0]);
+        without(&lab, "bytes", errno, &["delete", "disk@2"]).unwrap().done();
+        lab.done(&["verify"]);
+    }
+}
+
+/// A first use knows of no lock either: what is put decides.
+#[test]
+fn a_repository_is_made_where_nothing_can_be_locked_if_it_is_said_to_be_shared() {
+    if !has_cc() {
+        return;
+    }
+    let lab = Lab::bare();
+    lab.write("disk.img", &noise(3, 50_000));
+    let snapshot = ["snapshot", "disk.img", "--track", "none"];
+    let run = without(&lab, "flock bytes", libc::ENOLCK, &snapshot).unwrap();
+    assert_eq!(run.code, Some(FAILED), "{}", run.err);
+    assert!(run.err.contains("nobody writes without locks"), "{}", run.err);
+    lab.write("repo/.shared", b"");
+    without(&lab, "flock bytes", libc::ENOLCK, &snapshot).unwrap().done();
+    lab.done(&["verify"]);
 }

@@ -15,6 +15,7 @@ mod configuration;
 mod corruption;
 mod damaged;
 mod faults;
+mod first_use;
 mod format_spec;
 mod held;
 mod losses;

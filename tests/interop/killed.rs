@@ -6,6 +6,7 @@
 use crate::kit::*;
 use nix::sys::signal::Signal;
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -347,9 +348,12 @@ fn interrupted_by_the_user_it_leaves_all_as_it_was() {
     let slow = ["snapshot", &image, "--compression", "zstd:15", "--threads", "1"];
     for signal in [Signal::SIGINT, Signal::SIGTERM] {
         interrupt(&lab, &slow, &image, signal).fails(130);
-        assert!(lab.numbers("vm").is_empty());
-        assert!(!names_in(&lab.repo).contains(&"vm".into()), "{:?}", names_in(&lab.repo));
+        assert!(!Path::new(&lab.repo).exists(), "the repository, which nothing came into");
     }
+    lab.run(&["init"]).done();
+    interrupt(&lab, &slow, &image, Signal::SIGINT).fails(130);
+    assert!(lab.numbers("vm").is_empty());
+    assert!(!names_in(&lab.repo).contains(&"vm".into()), "{:?}", names_in(&lab.repo));
     lab.snapshot(&image);
     let first = lab.path("first");
     keep(&image, &first);

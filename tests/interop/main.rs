@@ -17,6 +17,7 @@ mod filesystems;
 mod full_disk;
 mod killed;
 mod kit;
+mod mounts;
 mod no_free_space;
 mod power_loss;
 mod qemu;

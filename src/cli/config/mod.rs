@@ -17,7 +17,14 @@ use std::process::ExitCode;
 
 pub fn run(place: Option<&Path>, verb: &Config, printer: &Printer) -> Result<ExitCode> {
     let store = repo::store(place)?;
-    let was = Repository::configuration(store.as_ref())?;
+    let was = Repository::configuration(store.as_ref())
+        .map_err(|e| repo::or_missing(store.as_ref(), e))?;
+    // One that makes no sense has no identity, and is to be corrected.
+    if !matches!(verb, Config::Show)
+        && let Ok(repository) = repo::open(place)
+    {
+        repository.check_place()?;
+    }
     let replace = |text: &str| Repository::replace_configuration(store.as_ref(), &was, text);
     match verb {
         Config::Show => show(&was, printer)?,

@@ -57,6 +57,8 @@ pub fn run(
         Turn { due: now, is_running: false, failures: 0, point }
     };
     let turns: Mutex<Vec<Turn>> = Mutex::new(request.images.iter().map(turn).collect());
+    // Each turn opens it anew.
+    repository.release_root();
     let at_once = at_once(repository, &request.images, context);
     // One bar of progress would be of no use, so each is a part of nothing.
     let context = context.clone().shared_among(at_once, at_once).part_of_phase(0);

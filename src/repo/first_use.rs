@@ -1,0 +1,249 @@
+//! Making a repository where none is yet. Of several who come at the same time one makes it, and the others
+//! open what he made; one that nothing came into is taken back.
+//!
+//! Who makes one, or takes it back, holds a lock on its folder exclusively; who has opened it to put a first
+//! image into it, shared. Where there is no such lock, the put-if-absent of the configuration decides, and
+//! nothing is taken back.
+
+use crate::base::error::{Error, ErrorKind, Result, best_effort};
+use crate::base::message::Action;
+use crate::repo::config::Defaults;
+use crate::repo::host::HostState;
+use crate::repo::inside::refuse_inside_any;
+use crate::repo::names::{is_of_filesystem, is_temporary, looks_like_repository};
+use crate::repo::place::Place;
+use crate::repo::repository::{FirstUse, Repository};
+use crate::repo::root::{Lock, Root};
+use crate::repo::top::{MARKER, config_file};
+use crate::store::{Above, Store, make_folder, read_small, store_at};
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+/// How often it is tried, and what is waited between: it takes some syncs of a disk that may be busy.
+const TRIES: usize = 6000;
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// The first configuration of a repository has a few hundred bytes.
+const MAX_CONFIG_BYTES: u64 = 1 << 20;
+
+/// True if a repository can be made at `path`: nothing is there, nor has this host ever used one there.
+pub fn is_first(path: &Path, host: &HostState) -> bool {
+    if looks_like_repository(path) {
+        return false;
+    }
+    store_at(path).is_ok_and(|store| {
+        Repository::is_vacant(store.as_ref()) && Place::of(store.as_ref(), host).missing().is_none()
+    })
+}
+
+/// Opens the repository at `path`, to write to it. At the first use of a place it is made.
+///
+/// # Errors
+/// `NotFound` if this host has used one there that is missing now, or for a folder above that is;
+/// `Mismatch` if it has used others there; those of [`Repository::open_in`] and [`Repository::init_in`].
+pub fn open_or_init(
+    path: &Path,
+    defaults: Defaults,
+    above: Above,
+    host: &HostState,
+) -> Result<Repository> {
+    begin(path, defaults, above, host, false)
+}
+
+/// Makes a repository at `path`, whatever this host has used there.
+///
+/// # Errors
+/// As of [`Repository::init_in`]; `NotFound` for a folder above that is missing.
+pub fn init(path: &Path, defaults: Defaults, above: Above, host: &HostState) -> Result<Repository> {
+    let repository = begin(path, defaults, above, host, true)?;
+    // Without it, all goes on as on a host that has never used one there.
+    best_effort(repository.place.replace(repository.id()));
+    Ok(repository)
+}
+
+fn begin(
+    path: &Path,
+    defaults: Defaults,
+    above: Above,
+    host: &HostState,
+    must_be_new: bool,
+) -> Result<Repository> {
+    let mut place = At { path, store: store_at(path)?, host, is_folder_made: false };
+    for _ in 0..TRIES {
+        match place.attempt(defaults, above, must_be_new) {
+            Ok(Attempt::Done(repository)) => return Ok(*repository),
+            Ok(_) => std::thread::sleep(PAUSE),
+            Err(error) => {
+                // Unless others make something in it.
+                let root = Root::open(path);
+                if place.is_folder_made && root.take() == Lock::Held {
+                    root.remove();
+                }
+                return Err(error);
+            }
+        }
+    }
+    let what = format!("somebody else is making the repository {}", path.display());
+    Err(Error::new(ErrorKind::Busy, what).hint(Action::Retry))
+}
+
+/// What became of one attempt.
+enum Attempt {
+    Done(Box<Repository>),
+    /// Somebody else is at work.
+    Busy,
+    /// There is nothing, and it may be made.
+    Nothing,
+}
+
+/// A place where a repository is, or is to be made.
+struct At<'a> {
+    path: &'a Path,
+    store: Arc<dyn Store>,
+    host: &'a HostState,
+    /// True if its folder was made here.
+    is_folder_made: bool,
+}
+
+impl At<'_> {
+    fn attempt(&mut self, defaults: Defaults, above: Above, must_be_new: bool) -> Result<Attempt> {
+        match if must_be_new { Attempt::Nothing } else { self.open()? } {
+            Attempt::Nothing => self.make(defaults, above, must_be_new),
+            found => Ok(found),
+        }
+    }
+
+    fn open(&self) -> Result<Attempt> {
+        let root = Root::open(self.path);
+        if root.share() == Lock::Busy {
+            return Ok(Attempt::Busy);
+        }
+        match self.open_in() {
+            Ok(repository) => opened(repository, root),
+            Err(e) if e.kind() == ErrorKind::NotFound => {
+                let missing = Place::of(self.store.as_ref(), self.host).missing();
+                missing.map_or(Ok(Attempt::Nothing), Err)
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Makes it, unless somebody else did so meanwhile.
+    fn make(&mut self, defaults: Defaults, above: Above, must_be_new: bool) -> Result<Attempt> {
+        // That there is one already is told below.
+        if !looks_like_repository(self.path)
+            && let Err(e) = refuse_inside_any(self.path)
+        {
+            // Within itself: it has just been made.
+            return if looks_like_repository(self.path) { Ok(Attempt::Busy) } else { Err(e) };
+        }
+        self.is_folder_made |= make_folder(self.path, above)?;
+        let root = Root::open(self.path);
+        let lock = root.take();
+        let there = self.open_in();
+        if lock == Lock::Busy && !(must_be_new && there.is_ok()) {
+            return Ok(Attempt::Busy);
+        }
+        let is_vacant = Repository::is_vacant(self.store.as_ref());
+        match there {
+            // Why none can be made is told below.
+            _ if must_be_new => {}
+            Ok(repository) => {
+                root.share();
+                return opened(repository, root);
+            }
+            Err(_) if is_vacant => {}
+            // Without a lock it may have been made in this moment.
+            Err(_) if lock == Lock::None && looks_like_repository(self.path) => {
+                return Ok(Attempt::Busy);
+            }
+            Err(e) => return Err(e),
+        }
+        let made = Repository::init_in(self.store.clone(), defaults, self.host.clone());
+        let is_late =
+            |e: &Error| matches!(e.kind(), ErrorKind::AlreadyExists | ErrorKind::NotFound);
+        let mut repository = match made {
+            Err(e) if lock == Lock::None && !must_be_new && is_late(&e) => {
+                return Ok(Attempt::Busy);
+            }
+            Err(e) => {
+                if lock == Lock::Held && is_vacant {
+                    best_effort(take_back(self.store.as_ref()));
+                }
+                return Err(e);
+            }
+            Ok(repository) => repository,
+        };
+        root.share();
+        let is_folder_new = self.is_folder_made;
+        let root = Mutex::new(Some(root));
+        repository.first_use = Some(FirstUse { root, is_new: true, is_folder_new });
+        Ok(Attempt::Done(Box::new(repository)))
+    }
+
+    fn open_in(&self) -> Result<Repository> {
+        Repository::open_in(self.store.clone(), self.host.clone())
+    }
+}
+
+fn opened(mut repository: Repository, root: Root) -> Result<Attempt> {
+    repository.check_place()?;
+    let root = Mutex::new(Some(root));
+    repository.first_use = Some(FirstUse { root, is_new: false, is_folder_new: false });
+    Ok(Attempt::Done(Box::new(repository)))
+}
+
+/// Takes a repository back that was made here, with its folder if that was, too: if nothing came into it, and
+/// nobody else has opened it to put something there. True if it is gone.
+///
+/// # Errors
+/// If it cannot be removed.
+pub(crate) fn take_back_unused(repository: Repository) -> Result<bool> {
+    repository.release_root();
+    let id = repository.id();
+    let Repository { store, host, first_use, .. } = repository;
+    let (Some(FirstUse { is_new: true, is_folder_new, .. }), Some(path)) =
+        (first_use, store.local_path())
+    else {
+        return Ok(false);
+    };
+    let root = Root::open(path);
+    if !store.sharing()?.is_locked() || root.take() != Lock::Held {
+        return Ok(false);
+    }
+    let is_gone = take_back(store.as_ref())?;
+    if is_gone {
+        // What is known of images that nobody has any more is in nobody's way.
+        best_effort(host.forget_repository(id));
+        if is_folder_new {
+            root.remove();
+        }
+    }
+    Ok(is_gone)
+}
+
+/// Removes what an init has written, if there is nothing else. Whatever is left when it is killed, an init
+/// goes on with.
+fn take_back(store: &dyn Store) -> Result<bool> {
+    let first = config_file(1);
+    let (ours, others): (Vec<String>, Vec<String>) = store
+        .list("")?
+        .into_iter()
+        .filter(|name| !is_of_filesystem(name))
+        .partition(|name| *name == MARKER || *name == first || is_temporary(name));
+    if !others.is_empty() {
+        return Ok(false);
+    }
+    let config = read_small(store, &first, MAX_CONFIG_BYTES);
+    store.remove(&first)?;
+    // Who opened it without the lock knows nothing of this.
+    let is_used =
+        store.list("")?.iter().any(|name| !ours.contains(name) && !is_of_filesystem(name));
+    if is_used && let Ok(config) = config {
+        return store.put_if_absent(&first, &config).map(|()| false);
+    }
+    store.sync_dir("")?;
+    ours.iter().try_for_each(|name| store.remove(name))?;
+    store.sync_dir("").map(|()| true)
+}

@@ -1,0 +1,203 @@
+//! Which repositories a host has used at a place (FORMAT.md S6): so that a disk that is not mounted, or
+//! another one in its place, is noticed before anything is written.
+//!
+//! | there is | this host has used there | then |
+//! | --- | --- | --- |
+//! | nothing | nothing | a repository is made at first use |
+//! | nothing | a repository | it is missing: every verb refuses |
+//! | a repository | nothing, or this one among others | it is used, and remembered by who writes |
+//! | a repository | others | who writes refuses, who reads warns |
+
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::events::{Context, WarningId};
+use crate::base::message::{Setting, Verb, message};
+use crate::repo::host::HostState;
+use crate::store::Store;
+use serde::{Deserialize, Serialize};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+use uuid::Uuid;
+
+/// The folder of the host state that the records are in; no repository can be called so.
+const FOLDER: &str = "places";
+
+/// Links that are followed in a path of which the end is missing.
+const MAX_LINKS: usize = 40;
+
+/// A place, and what this host knows of it.
+pub(crate) struct Place {
+    host: HostState,
+    /// As users name it; none where a store is no folder.
+    path: Option<PathBuf>,
+    known: OnceLock<Known>,
+    is_told: AtomicBool,
+    is_kept: AtomicBool,
+}
+
+/// The repositories that were used there, the last one first; an error counts as none.
+type Known = Result<Vec<Uuid>>;
+
+#[derive(Serialize, Deserialize)]
+struct Record {
+    /// The host that wrote it.
+    machine: String,
+    /// For people.
+    #[serde(with = "crate::repo::manifest::path")]
+    path: Option<PathBuf>,
+    repositories: Vec<Uuid>,
+}
+
+impl Place {
+    /// That of a store. Nothing is read yet.
+    pub(crate) fn of(store: &dyn Store, host: &HostState) -> Self {
+        Self {
+            host: host.clone(),
+            path: store.local_path().map(Path::to_owned),
+            known: OnceLock::new(),
+            is_told: AtomicBool::default(),
+            is_kept: AtomicBool::default(),
+        }
+    }
+
+    fn known(&self) -> &Known {
+        self.known.get_or_init(|| {
+            let Some(path) = &self.path else { return Ok(Vec::new()) };
+            let record: Option<Record> = self.host.load_file(&file_of(&real(path)))?;
+            // That of a host that was copied is none.
+            let own = record.filter(|record| record.machine == self.host.host().machine);
+            Ok(own.map(|record| record.repositories).unwrap_or_default())
+        })
+    }
+
+    /// The one that was used there last.
+    fn last(&self) -> Option<Uuid> {
+        self.known().as_ref().ok()?.first().copied()
+    }
+
+    /// The others, if `id` was never used there.
+    fn other(&self, id: Uuid) -> Option<Uuid> {
+        let known = self.known().as_ref().ok()?;
+        if known.contains(&id) { None } else { known.first().copied() }
+    }
+
+    fn shown(&self) -> String {
+        self.path.as_deref().unwrap_or(Path::new("")).display().to_string()
+    }
+
+    /// What to say where there is no repository; none if this host has never used one there.
+    pub(crate) fn missing(&self) -> Option<Error> {
+        let (id, place) = (self.last()?, self.shown());
+        let what = format!("{place}: the repository {id} that this host has used there is missing");
+        Some(Error::new(ErrorKind::NotFound, what).hint(message![
+            "is the disk mounted? To make a new repository there, run ",
+            Verb::Init.call(),
+        ]))
+    }
+
+    /// Fails if this host has used others there, and not the one that is there now.
+    ///
+    /// # Errors
+    /// `Mismatch`.
+    pub(crate) fn check(&self, id: Uuid) -> Result<()> {
+        self.other(id).map_or(Ok(()), |other| Err(self.another(id, other)))
+    }
+
+    fn another(&self, id: Uuid, other: Uuid) -> Error {
+        let place = self.shown();
+        let what =
+            format!("{place}: this host has used the repository {other} there, and not {id}");
+        Error::new(ErrorKind::Mismatch, what).hint(message![
+            "is the right disk mounted? To use this one as well, run ",
+            Verb::Init.call().with(Setting::Accept, ""),
+        ])
+    }
+
+    /// Warns, once, of what keeps a writer away, or cannot be known.
+    pub(crate) fn tell(&self, id: Uuid, context: &Context) {
+        let warning = match (self.known(), self.other(id)) {
+            (Err(e), _) => {
+                let known = "; it is not known which repositories this host has used there";
+                (WarningId::PlaceUnknown, message![e, known])
+            }
+            (Ok(_), Some(other)) => (WarningId::OtherRepository, self.another(id, other).into()),
+            (Ok(_), None) => return,
+        };
+        if !self.is_told.swap(true, Ordering::Relaxed) {
+            context.warn(warning.0, warning.1);
+        }
+    }
+
+    /// Remembers that `id` is used there, besides those that were.
+    ///
+    /// # Errors
+    /// If that cannot be written.
+    pub(crate) fn remember(&self, id: Uuid) -> Result<()> {
+        if self.last() == Some(id) || self.is_kept.swap(true, Ordering::Relaxed) {
+            return Ok(());
+        }
+        let known = self.known().as_ref().map(Vec::as_slice).unwrap_or_default();
+        let others = known.iter().filter(|other| **other != id);
+        self.save([id].into_iter().chain(others.copied()).collect())
+    }
+
+    /// Remembers `id` alone.
+    ///
+    /// # Errors
+    /// If that cannot be written.
+    pub(crate) fn replace(&self, id: Uuid) -> Result<()> {
+        self.is_kept.store(true, Ordering::Relaxed);
+        self.save(vec![id])
+    }
+
+    fn save(&self, repositories: Vec<Uuid>) -> Result<()> {
+        let Some(path) = self.path.as_deref().map(real) else { return Ok(()) };
+        let machine = self.host.host().machine.clone();
+        let file = file_of(&path);
+        self.host.save_file(&file, &Record { machine, path: Some(path), repositories })
+    }
+}
+
+/// The name of the record of a path.
+fn file_of(path: &Path) -> String {
+    let digest = blake3::hash(path.as_os_str().as_bytes()).to_hex();
+    format!("{FOLDER}/{}.json", digest.get(..32).unwrap_or_default())
+}
+
+/// The path without links, as far as it is there: the same whether the disk at its end is mounted or not.
+fn real(path: &Path) -> PathBuf {
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    real_of(&path, MAX_LINKS)
+}
+
+fn real_of(path: &Path, links: usize) -> PathBuf {
+    if let Ok(real) = std::fs::canonicalize(path) {
+        return real;
+    }
+    let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else { return path.into() };
+    match std::fs::read_link(path) {
+        Ok(target) if links > 0 => real_of(&folder.join(target), links - 1),
+        _ => real_of(folder, links).join(name),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_path_is_the_same_with_and_without_what_it_leads_to() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().canonicalize().unwrap().join(name);
+        std::os::unix::fs::symlink("media/disk", at("backup")).unwrap();
+        std::os::unix::fs::symlink("loop", at("loop")).unwrap();
+        let paths = ["backup/vm", "backup", "media/disk/vm", "loop/vm", "plain/a/b"];
+        let real = || paths.map(|path| super::real(&at(path)));
+        let before = real();
+        assert_eq!(before[0], at("media/disk/vm"));
+        assert_eq!(before[1], at("media/disk"));
+        for there in ["media/disk/vm", "plain/a/b"] {
+            std::fs::create_dir_all(at(there)).unwrap();
+        }
+        assert_eq!(real(), before);
+    }
+}
