@@ -10,38 +10,15 @@
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::events::{Context, WarningId};
 use crate::base::message::{Action, Setting, message};
-use crate::base::sys;
-use crate::image::{FileStat, LiveImage, RawFile, Source};
+use crate::image::{FileStat, LiveImage, RawFile};
 use crate::tracking::{
-    ChangeHints, ChangeTracker, Consistency, HintKind, KeptClone, KeptClones, KnownChanges,
-    MapDifferences, NewClone, PointInTime, Recorded, Since, Track, TrackerRecord, extent_count,
-    has_physical_addresses, reopen,
+    ChangeHints, ChangeTracker, Consistency, Costs, HintKind, KeptClones, KnownChanges,
+    MapDifferences, NewClone, PointInTime, Recorded, Since, TimeSpent, Track, TrackerRecord,
+    extent_count, has_physical_addresses, reopen,
 };
 use std::fs::File;
-use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 use uuid::Uuid;
-
-/// What a clone costs for each extent of the image, in seconds (DESIGN.md, "What is known without
-/// reading").
-const CLONE_SECONDS: f64 = 6e-6;
-
-/// From so many on the time of a clone tells what one costs.
-const MIN_TIMED_EXTENTS: u64 = 1000;
-
-/// And to compare the maps of two clones.
-const MAPS_SECONDS: f64 = 3e-6;
-
-/// How fast images are read, in bytes a second: from the disk, from memory.
-const DISK_SPEED: f64 = 2.5e9;
-const MEMORY_SPEED: f64 = 20e9;
-
-/// Which part of the time to read the image a clone and its map may take: where all has changed it
-/// comes on top.
-const MAX_CLONE_COST_SHARE: f64 = 0.2;
-
-/// What nobody notices, in seconds.
-const NEGLIGIBLE_SECONDS: f64 = 0.01;
 
 /// Tracks an image file, or a device, by its times and by clones.
 pub struct FileTracker<'a> {
@@ -83,7 +60,7 @@ impl<'a> FileTracker<'a> {
     /// interest.
     fn clone_now(
         &self,
-        last: Option<&KeptClone>,
+        costs: Costs,
         context: &Context,
     ) -> Result<Result<NewClone, Option<String>>> {
         let image = &self.live.image;
@@ -98,11 +75,13 @@ impl<'a> FileTracker<'a> {
             };
         }
         let cloned = extent_count(image.file()).and_then(|count| {
-            let seconds = count as f64 * clone_rate(last);
             match &self.live.user {
-                Some(user) => check_stall(image, user, count, seconds, self.max_stall)?,
+                Some(user) => {
+                    let seconds = costs.clone_seconds(count);
+                    check_stall(image, user, count, seconds, self.max_stall)?;
+                }
                 None if is_forced => {}
-                None if !is_clone_cheap(image, seconds + count as f64 * MAPS_SECONDS) => {
+                None if !costs.is_clone_cheaper(image, count, context)? => {
                     let why = format!("it has {count} extents, and that is as fast as to clone it");
                     return Ok(Err(Some(why)));
                 }
@@ -112,7 +91,9 @@ impl<'a> FileTracker<'a> {
         });
         let error = match cloned {
             Ok(clone) => return Ok(clone),
-            Err(e) if e.kind() == ErrorKind::Busy => return Err(e),
+            Err(e) if matches!(e.kind(), ErrorKind::Busy | ErrorKind::Interrupted) => {
+                return Err(e);
+            }
             Err(e) => e,
         };
         if let Some(user) = &self.live.user {
@@ -152,8 +133,7 @@ impl ChangeTracker for FileTracker<'_> {
         // A clone of what did not change since the last one is that one.
         let is_known = unchanged_since.is_some() && reference.is_ok();
         let is_needed = self.live.user.is_some() || since.must_read || !is_known;
-        let last = since.last_clone.as_ref();
-        let clone = if is_needed { self.clone_now(last, context)? } else { Err(None) };
+        let clone = if is_needed { self.clone_now(since.costs, context)? } else { Err(None) };
         let (clone, why_none) = match clone {
             Ok(clone) => (Some(clone), None),
             Err(why) => (None, why),
@@ -163,6 +143,7 @@ impl ChangeTracker for FileTracker<'_> {
             Some(clone) => Some(reopen(clone.file(), self.live.image.path())?),
             None => None,
         };
+        let maps_time = TimeSpent::default();
         let changes = match (unchanged_since, &clone, reference) {
             _ if since.must_read => KnownChanges::Unknown(None),
             (Some(parent), _, reference) => {
@@ -175,11 +156,13 @@ impl ChangeTracker for FileTracker<'_> {
                 let newer = reopen(clone.file(), self.live.image.path())?;
                 let what =
                     format!("cannot open a clone of {} again", self.live.image.path().display());
+                let spent = maps_time.clone();
                 let hints = move |_| {
                     let failed = |e| Error::io(what.as_str(), e);
                     let older = older.try_clone().map_err(failed)?;
                     let newer = newer.try_clone().map_err(failed)?;
-                    Ok(Box::new(MapDifferences::new(older, newer)?) as Box<dyn ChangeHints>)
+                    Ok(Box::new(MapDifferences::new(older, newer, spent.clone())?)
+                        as Box<dyn ChangeHints>)
                 };
                 KnownChanges::Hinted { since: id, kind: HintKind::Extents, hints: Box::new(hints) }
             }
@@ -191,7 +174,7 @@ impl ChangeTracker for FileTracker<'_> {
             Some(_) => Consistency::Crash,
             None => Consistency::Stopped,
         };
-        Ok(PointInTime { source, stall_seconds, consistency, changes })
+        Ok(PointInTime { source, stall_seconds, consistency, changes, maps_time })
     }
 
     fn prepare(&mut self, id: Uuid, context: &Context) -> Option<TrackerRecord> {
@@ -237,25 +220,4 @@ fn check_stall(
         Setting::MaxStall.to(enough),
         ", or shut the virtual machine down and defragment the image",
     ]))
-}
-
-/// What a clone costs for each extent, in seconds: what the last one did, if it had enough of them to
-/// tell.
-fn clone_rate(last: Option<&KeptClone>) -> f64 {
-    let last = last.filter(|kept| kept.extents >= MIN_TIMED_EXTENTS);
-    let rate = last.map_or(CLONE_SECONDS, |kept| kept.seconds / kept.extents as f64);
-    rate.clamp(CLONE_SECONDS / 2.0, CLONE_SECONDS * 50.0)
-}
-
-/// True if what a clone and its map cost, in seconds, is little beside reading the image.
-fn is_clone_cheap(image: &RawFile, cost: f64) -> bool {
-    if cost <= NEGLIGIBLE_SECONDS {
-        return true;
-    }
-    let Ok(meta) = image.file().metadata() else { return false };
-    let data = image.image_bytes().min(meta.blocks().saturating_mul(512)) as f64;
-    let cached = sys::cached_pages(image.file(), 0, image.image_bytes()).unwrap_or(0);
-    let cached = (cached as f64 * 4096.0).min(data);
-    let reading = cached / MEMORY_SPEED + (data - cached) / DISK_SPEED;
-    cost <= MAX_CLONE_COST_SHARE * reading
 }

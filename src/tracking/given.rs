@@ -4,7 +4,7 @@ use crate::base::error::Result;
 use crate::base::events::Context;
 use crate::tracking::{
     ChangeHints, ChangeList, ChangeTracker, Consistency, FileTracker, HintKind, KnownChanges,
-    PointInTime, Since, TrackerRecord,
+    PointInTime, Since, TimeSpent, TrackerRecord,
 };
 use uuid::Uuid;
 
@@ -40,7 +40,8 @@ impl ChangeTracker for ListTracker<'_> {
         let changes = KnownChanges::Hinted { since, kind, hints: Box::new(hints) };
         // Of an image in use no list is taken.
         let consistency = Consistency::Stopped;
-        Ok(PointInTime { source: None, stall_seconds: None, consistency, changes })
+        let maps_time = TimeSpent::default();
+        Ok(PointInTime { source: None, stall_seconds: None, consistency, changes, maps_time })
     }
 
     /// Nothing is kept: the list may have left something out, which would be in a clone and not in the

@@ -4,6 +4,7 @@
 //! named is taken to be as it was there, without a look.
 
 mod clones;
+mod costs;
 mod file;
 mod given;
 mod kept;
@@ -15,6 +16,7 @@ mod tracker;
 pub use clones::{
     CloneFolder, CloneStat, FoundClone, NewClone, Owner, has_physical_addresses, reopen,
 };
+pub use costs::Costs;
 pub use file::FileTracker;
 pub use given::ListTracker;
 pub use kept::{CloneUse, Clones, KeptClone, KeptClones};
@@ -23,7 +25,7 @@ pub use recheck::{Recheck, cycle};
 pub use reflink::{MapDifferences, clone_into, extent_count};
 pub use tracker::{
     ChangeTracker, Consistency, HintFactory, HintKind, KnownChanges, PointInTime, Recorded, Since,
-    Track, TrackerRecord,
+    TimeSpent, Track, TrackerRecord,
 };
 
 use crate::base::error::Result;

@@ -14,7 +14,7 @@
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::sys::{FileExtent, clone_file, count_file_extents, file_extents};
 use crate::base::units::ByteRange;
-use crate::tracking::ChangeHints;
+use crate::tracking::{ChangeHints, TimeSpent};
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
@@ -130,11 +130,12 @@ pub struct MapDifferences {
     edge: Option<ByteRange>,
     position: u64,
     found: VecDeque<ByteRange>,
+    time: TimeSpent,
 }
 
 impl MapDifferences {
-    /// Of two clones that nobody writes to.
-    pub fn new(older: File, newer: File) -> Result<Self> {
+    /// Of two clones that nobody writes to. What it takes is added to `time`.
+    pub fn new(older: File, newer: File, time: TimeSpent) -> Result<Self> {
         let length = |file: &File, which: &str| {
             let meta = file.metadata();
             meta.map(|meta| meta.len()).map_err(|e| Error::os("look at", which, e))
@@ -145,7 +146,8 @@ impl MapDifferences {
         let page = shorter / PAGE_BYTES * PAGE_BYTES;
         let edge = (shorter < end && page < shorter)
             .then(|| ByteRange::between(page, (page + PAGE_BYTES).min(end)));
-        Ok(Self { older, newer, lengths, end, edge, position: 0, found: VecDeque::new() })
+        let found = VecDeque::new();
+        Ok(Self { older, newer, lengths, end, edge, position: 0, found, time })
     }
 
     /// Compares as much of the two maps as is told at a time.
@@ -214,7 +216,7 @@ fn clipped(batch: &Batch, end: u64) -> Vec<Piece> {
 impl ChangeHints for MapDifferences {
     fn next_range(&mut self) -> Result<Option<ByteRange>> {
         while self.found.len() < 2 && self.position < self.end {
-            self.step()?;
+            self.time.clone().on(|| self.step())?;
         }
         Ok(self.found.pop_front())
     }

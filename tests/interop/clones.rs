@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that fails says where")]
 
 use crate::kit::*;
-use imgsnap::tracking::{ChangeHints, MapDifferences, clone_into, extent_count};
+use imgsnap::tracking::{ChangeHints, MapDifferences, TimeSpent, clone_into, extent_count};
 use nix::fcntl::{FallocateFlags, fallocate};
 use std::fs::File;
 
@@ -60,7 +60,8 @@ fn change(image: &File, path: &str, dice: &mut Dice, round: u64) {
 /// Every block in which the clones differ is in a range that is named. Gives blocks named, and blocks
 /// that differ.
 fn held_against_their_bytes(older: &str, newer: &str) -> (u64, u64) {
-    let mut differences = MapDifferences::new(open(older), open(newer)).unwrap();
+    let mut differences =
+        MapDifferences::new(open(older), open(newer), TimeSpent::default()).unwrap();
     let mut ranges = Vec::new();
     let mut last = 0;
     while let Some(range) = differences.next_range().unwrap() {

@@ -16,13 +16,13 @@ use crate::ops::snapshot::types::SnapshotRequest;
 use crate::repo::clones::clones_beside;
 use crate::repo::files::open_chain;
 use crate::repo::head::Head;
-use crate::repo::manifest::{HintUse, Manifest};
+use crate::repo::manifest::{HintUse, Manifest, Snapshot};
 use crate::repo::policy::SnapshotPolicy;
 use crate::repo::{Repository, reference};
 use crate::scan::{Hinted, Scanned, Scope};
 use crate::tracking::{
-    ChangeList, ChangeTracker, Consistency, FileTracker, HintKind, KnownChanges, ListTracker,
-    PointInTime, Recheck, Recorded, Since, TrackerRecord,
+    ChangeList, ChangeTracker, Consistency, Costs, FileTracker, HintKind, KnownChanges,
+    ListTracker, PointInTime, Recheck, Recorded, Since, TimeSpent, TrackerRecord,
 };
 use uuid::Uuid;
 
@@ -48,7 +48,8 @@ impl ScanPlan {
     pub fn whole() -> Self {
         let changes = KnownChanges::Unknown(None);
         let consistency = Consistency::Stopped;
-        let point = PointInTime { source: None, stall_seconds: None, consistency, changes };
+        let (source, stall_seconds, maps_time) = (None, None, TimeSpent::default());
+        let point = PointInTime { source, stall_seconds, consistency, changes, maps_time };
         Self { point, since: None, recheck: Recheck::Usual }
     }
 
@@ -143,7 +144,7 @@ pub(crate) fn plan_scan<'a>(
         parent: against.map(id_of),
         last_seen,
         recorded,
-        last_clone: manifest.newest_clone().map(|(_, kept)| kept.clone()),
+        costs: costs(manifest),
         must_read: must_read.is_some(),
     };
     let file = file_tracker(repository, manifest, live, search.stat, policy);
@@ -174,6 +175,31 @@ pub(crate) fn plan_scan<'a>(
     let is_hinted = matches!(point.changes, KnownChanges::Hinted { .. });
     let since = chain.filter(|_| is_hinted);
     Ok((ScanPlan { point, since, recheck: policy.recheck }, tracker))
+}
+
+/// So many of the last snapshots tell how much will have changed.
+const RECENT: usize = 3;
+
+/// What snapshots took.
+fn costs(manifest: &Manifest) -> Costs {
+    let newest = manifest.snapshots.iter().rev();
+    let clone_of = |s: &Snapshot| {
+        s.tracker.as_ref().map(|TrackerRecord::Clone(kept)| (kept.seconds, kept.extents))
+    };
+    let maps_of = |s: &Snapshot| {
+        let seconds = s.timings.and_then(|timings| timings.maps_seconds);
+        seconds.zip(clone_of(s).map(|(_, extents)| extents))
+    };
+    let share = |s: &Snapshot| {
+        let named_bytes = s.hint.map_or(0, |hint| hint.named_bytes);
+        s.changed_bytes.max(named_bytes) as f64 / s.image_bytes.max(1) as f64
+    };
+    let deltas = newest.clone().filter(|s| s.parent.is_some()).take(RECENT);
+    Costs {
+        clone: newest.clone().find_map(clone_of),
+        maps: newest.clone().find_map(maps_of),
+        changed_share: deltas.map(share).fold(0.0, f64::max),
+    }
 }
 
 /// What tracks the live file of an image.

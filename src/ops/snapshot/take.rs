@@ -82,7 +82,8 @@ pub(crate) fn take_into(
     }
     context.check()?;
     let mut snapshot = prepared.entry(&taken, begun);
-    snapshot.timings = Some(Timings { tracking_seconds, scan_seconds });
+    let maps_seconds = prepared.scan_plan.point().maps_time.seconds();
+    snapshot.timings = Some(Timings { tracking_seconds, scan_seconds, maps_seconds });
     snapshot.attributes = attributes_of(&live.image, context);
     // Before anything is published: what the manifest names must be there.
     snapshot.tracker = tracker.prepare(snapshot.id, context);

@@ -215,6 +215,9 @@ pub struct Timings {
     pub tracking_seconds: f64,
     /// Reading, comparing and writing what had changed.
     pub scan_seconds: f64,
+    /// The part of it in which the maps of clones were compared, if they were.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub maps_seconds: Option<f64>,
 }
 
 /// What a hint said, and how far it was right.
