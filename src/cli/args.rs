@@ -130,7 +130,7 @@ pub enum Command {
         /// The label; without it, the snapshot has none afterwards
         label: Option<String>,
     },
-    /// Keep a snapshot whatever prune, delete, forget or watch are told
+    /// Keep a snapshot whatever prune, delete, remove or watch are told
     Protect {
         /// NAME@WHICH
         #[arg(value_name = "REF", value_parser = parsed::<Reference>)]
@@ -140,13 +140,7 @@ pub enum Command {
         off: bool,
     },
     /// Remove an image with all its snapshots from the repository
-    Forget {
-        /// The image
-        name: String,
-        /// Do not ask
-        #[arg(short, long)]
-        yes: bool,
-    },
+    Remove(Remove),
     /// Rebuild a lost or damaged manifest; with --from, put damaged files right, too
     Repair {
         /// The image; otherwise all
@@ -187,6 +181,15 @@ pub enum Command {
         #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
         folder: PathBuf,
     },
+}
+
+#[derive(ClapArgs)]
+pub struct Remove {
+    /// The image
+    pub name: String,
+    /// Do not ask; needed where there is no terminal to ask on
+    #[arg(short, long)]
+    pub yes: bool,
 }
 
 #[derive(ClapArgs)]

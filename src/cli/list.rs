@@ -86,7 +86,7 @@ pub fn list(
     for (index, name) in names.iter().enumerate() {
         let listing = match repository.list(name, context) {
             Ok(listing) => listing,
-            // It has just been forgotten.
+            // It has just been removed.
             Err(e) if is_all && e.kind() == ErrorKind::NotFound => continue,
             // One damaged image does not hide the others.
             Err(e) if names.len() > 1 => {

@@ -12,6 +12,7 @@ mod list;
 mod output;
 mod printer;
 mod prune;
+mod remove;
 mod repair;
 mod repo;
 mod restore;
@@ -40,18 +41,19 @@ use std::sync::atomic::AtomicBool;
 /// Parses, runs, reports; the only place that decides on the exit code.
 pub fn run() -> ExitCode {
     imgsnap::base::free_space::raise_open_files();
-    let args = Args::parse();
+    let args = Args::try_parse().unwrap_or_else(|e| remove::not_forget(e).exit());
     let checked = match &args.command {
         Command::Bench(verb) => verb.check(),
         Command::Snapshot(verb) => snapshot::check(verb),
         Command::Watch(verb) => watch::check(verb),
+        Command::Remove(verb) => remove::check(verb),
         _ => Ok(()),
     };
     if let Err(message) = checked {
         Args::command().error(clap::error::ErrorKind::ArgumentConflict, message).exit();
     }
     let printer = Printer::new(args.json, args.quiet, args.verbose);
-    let outcome = stop_flag().and_then(|stop| dispatch(&args, &printer, stop));
+    let outcome = stop_flag(&args.command).and_then(|stop| dispatch(&args, &printer, stop));
     match outcome {
         Ok(code) => code,
         // Whoever reads our output has seen enough.
@@ -64,12 +66,16 @@ pub fn run() -> ExitCode {
 }
 
 /// Set by the first Ctrl-C or SIGTERM; a second one ends the process at once.
-fn stop_flag() -> Result<Arc<AtomicBool>> {
+fn stop_flag(command: &Command) -> Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
+    // An editor makes its own use of Ctrl-C, and would be left behind with the text.
+    let is_editing = matches!(command, Command::Config { verb: config::args::Config::Edit });
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
         let failed = |e| Error::io("cannot handle signals", e);
-        signal_hook::flag::register_conditional_shutdown(signal, 130, stop.clone())
-            .map_err(failed)?;
+        if !(is_editing && signal == signal_hook::consts::SIGINT) {
+            signal_hook::flag::register_conditional_shutdown(signal, 130, stop.clone())
+                .map_err(failed)?;
+        }
         signal_hook::flag::register(signal, stop.clone()).map_err(failed)?;
     }
     // Its default is to end the process in the middle of a write. Handled, the write fails with EFBIG.
@@ -119,7 +125,7 @@ fn dispatch(args: &Args, printer: &Printer, stop: Arc<AtomicBool>) -> Result<Exi
         Command::Protect { reference, off } => {
             admin::protect(&open()?, reference, !off, printer, &context)
         }
-        Command::Forget { name, yes } => admin::forget(&open()?, name, *yes, printer, &context),
+        Command::Remove(verb) => remove::run(&open()?, verb, printer, &context),
         Command::Repair { name, from } => {
             repair::run(place, name.as_deref(), from, printer, &context)
         }

@@ -27,7 +27,7 @@ pub fn run(
     let (mut is_sound, mut failed) = (true, None);
     for each in &names {
         match of_image(repository, each, &sources, printer, context) {
-            // It has just been forgotten.
+            // It has just been removed.
             Err(e) if name.is_none() && e.kind() == ErrorKind::NotFound => {}
             // One that cannot be repaired now does not keep the others from it.
             Err(e) if names.len() > 1 && e.kind() != ErrorKind::Interrupted => {

@@ -268,7 +268,7 @@ pub fn name_of_source(
             Ok(reader) if reader.head().source.as_deref() == Some(path) => {
                 return Ok(Some(name));
             }
-            // That another image is damaged, or just forgotten, is no reason to refuse this one.
+            // That another image is damaged, or just removed, is no reason to refuse this one.
             Err(e) if !matches!(e.kind(), ErrorKind::Corrupt | ErrorKind::NotFound) => {
                 return Err(e);
             }

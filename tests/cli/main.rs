@@ -30,6 +30,7 @@ mod portable;
 mod prune;
 #[path = "../support/random.rs"]
 mod random;
+mod remove;
 mod repairable;
 mod restore;
 mod rollback;

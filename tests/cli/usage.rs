@@ -25,7 +25,7 @@ const VERBS: [&str; 25] = [
     "import",
     "apply",
     "label",
-    "forget",
+    "remove",
     "repair",
     "config",
     "relink",
@@ -66,8 +66,8 @@ fn help_is_exactly_this() {
       apply        Make an image from delta files and the image that they begin from, without a
                    repository
       label        Give a snapshot a label, or take it away
-      protect      Keep a snapshot whatever prune, delete, forget or watch are told
-      forget       Remove an image with all its snapshots from the repository
+      protect      Keep a snapshot whatever prune, delete, remove or watch are told
+      remove       Remove an image with all its snapshots from the repository
       repair       Rebuild a lost or damaged manifest; with --from, put damaged files right, too
       config       Show or change the configuration: rules of prune, how snapshots are taken, what bases
                    are made with
@@ -191,7 +191,7 @@ fn wrong_usage_exits_2_and_touches_nothing() {
         (&["snapshot", "disk.img", "--base-image", "copy.img", "--dry-run"], "--dry-run"),
         (&["stats", "disk", "more"], "more"),
         (&["label"], "<REF>"),
-        (&["forget"], "<NAME>"),
+        (&["remove"], "<NAME>"),
         (&["relink", "disk"], "<IMAGE>"),
         (&["completions", "cmd"], "cmd"),
         (&["man"], "<DIR>"),

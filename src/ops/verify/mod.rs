@@ -48,7 +48,7 @@ pub fn run(
                 verified.damaged.push(damage);
                 continue;
             }
-            // It has just been forgotten.
+            // It has just been removed.
             Err(e) if *scope == VerifyScope::All && e.kind() == ErrorKind::NotFound => continue,
             // The others can be checked all the same.
             Err(e) if *scope == VerifyScope::All && e.is_unread() => {
