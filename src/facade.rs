@@ -32,6 +32,7 @@ use crate::repo::{self, Repository};
 use crate::store::{Store, locate, make_folder, store_at};
 use crate::tracking::{CloneUse, Clones};
 use crate::view::SnapshotView;
+use std::ffi::OsStr;
 use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
@@ -98,8 +99,8 @@ impl Repository {
     ///
     /// # Errors
     /// `NotFound` if it is neither.
-    pub fn image_named(&self, image: &str, context: &Context) -> Result<String> {
-        repo::live_file::image_named(self, image, context)
+    pub fn image_named(&self, image: impl AsRef<OsStr>, context: &Context) -> Result<String> {
+        repo::live_file::image_named(self, image.as_ref(), context)
     }
 
     /// The image whose live file is `path`.

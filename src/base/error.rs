@@ -119,8 +119,12 @@ impl Error {
             }
             _ => {}
         }
-        if matches!(source.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) {
-            error.0.advice = Some("raise the limit on open files (ulimit -n)".into());
+        match source.raw_os_error() {
+            Some(libc::EMFILE | libc::ENFILE) => {
+                error.0.advice = Some("raise the limit on open files (ulimit -n)".into());
+            }
+            Some(libc::ENAMETOOLONG) => error.0.advice = Some("choose a shorter name".into()),
+            _ => {}
         }
         error.0.source = Some(Box::new(source));
         error

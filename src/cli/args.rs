@@ -12,6 +12,7 @@ use imgsnap::image::{ImageUri, parse_image};
 use imgsnap::repo::retention::{Count, LabelGlob, Period};
 use imgsnap::tracking::Recheck;
 use imgsnap::{Reference, Track};
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -64,10 +65,10 @@ pub enum Command {
     Diff {
         /// A snapshot (NAME@WHICH) or an image file
         #[arg(value_name = "REF|IMAGE")]
-        before: String,
+        before: OsString,
         /// Another one
         #[arg(value_name = "REF|IMAGE")]
-        after: String,
+        after: OsString,
     },
     /// Write a snapshot, or a part of it, to a file, a device or stdout
     Restore(Restore),
@@ -283,6 +284,9 @@ pub struct Watch {
     #[arg(required = true, value_name = "IMAGE", value_hint = ValueHint::FilePath,
           value_parser = image_uri())]
     pub images: Vec<ImageUri>,
+    /// Name of the image in the repository [default: its file name without extension]
+    #[arg(short, long)]
+    pub name: Option<String>,
     /// How often, as in 30s, 5m or 1h
     #[arg(long, value_name = "TIME", value_parser = parse_interval)]
     pub every: Duration,
@@ -423,7 +427,7 @@ pub struct Restore {
 pub struct Rollback {
     /// The image, by name or by the path of its live file
     #[arg(value_name = "IMAGE|NAME")]
-    pub image: String,
+    pub image: OsString,
     /// Where to: NAME@WHICH, or @WHICH
     #[arg(long, value_name = "REF")]
     pub to: String,

@@ -30,6 +30,7 @@ use clap::{CommandFactory, Parser};
 use imgsnap::base::error::{Error, Result};
 use imgsnap::base::events::Context;
 use imgsnap::base::folder::{Folder, resolve};
+use imgsnap::base::uri::Shown;
 use imgsnap::image::ImageUri;
 use imgsnap::refuse_inside_any;
 use printer::Printer;
@@ -148,7 +149,7 @@ fn dispatch(args: &Args, printer: &Printer, stop: Arc<AtomicBool>) -> Result<Exi
 
 /// Writes a page for each verb, over those that are there.
 fn man(folder: &Path) -> Result<ExitCode> {
-    let failed = |e| Error::os("write to", folder.display(), e);
+    let failed = |e| Error::os("write to", folder.shown(), e);
     refuse_inside_any(&folder.join("imgsnap.1"))?;
     std::fs::create_dir_all(folder).map_err(failed)?;
     let folder = Folder::open(&resolve(folder)?).map_err(failed)?;

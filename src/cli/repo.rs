@@ -4,11 +4,12 @@ use super::printer::Printer;
 use super::{exit, trust};
 use imgsnap::base::error::{Error, ErrorKind, Result};
 use imgsnap::base::message::{Message, Setting};
-use imgsnap::image::{RawFile, Source, refuse_foreign};
+use imgsnap::base::uri::Shown;
+use imgsnap::image::{ImageUri, RawFile, Source, refuse_foreign};
 use imgsnap::repo::host::HostState;
 use imgsnap::store::{Store, locate, store_at};
 use imgsnap::tracking::clone_into;
-use imgsnap::{At, Defaults, Reference, Repository, Track};
+use imgsnap::{At, Defaults, Reference, Repository, SnapshotRequest, Track};
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -64,7 +65,7 @@ pub fn open_or_create(
             }
             // Nothing is made for an image that cannot be taken.
             let why: Vec<Error> =
-                verb.images.iter().map_while(|image| why_not(image.path(), verb).err()).collect();
+                verb.images.iter().map_while(|image| why_not(image, verb).err()).collect();
             if why.len() == verb.images.len() {
                 return Ok(Err(why));
             }
@@ -75,7 +76,9 @@ pub fn open_or_create(
 }
 
 /// Fails if an image cannot be taken: one that is in use can, where it can be cloned.
-fn why_not(image: &Path, verb: &super::args::Snapshot) -> Result<()> {
+fn why_not(image: &ImageUri, verb: &super::args::Snapshot) -> Result<()> {
+    SnapshotRequest::new(image.clone()).name(verb.name.clone()).image_name()?;
+    let image = image.path();
     match RawFile::open(image) {
         Err(e) if e.kind() == ErrorKind::Busy => {
             let may_clone = verb.tracking.track != Some(Track::None) && can_clone_beside(image);
@@ -112,7 +115,7 @@ pub fn open_or_make(repo: Option<&Path>, printer: &Printer) -> Result<Repository
         match create(repo, Defaults::default()) {
             Ok(repository) => {
                 let defaults = repository.defaults();
-                printer.say(&format!("made a repository in {} ({defaults})", path.display()));
+                printer.say(&format!("made a repository in {} ({defaults})", path.shown()));
                 return Ok(repository);
             }
             // Somebody else makes it at the same time.

@@ -5,6 +5,7 @@ use super::printer::Printer;
 use super::{exit, list, output, repo};
 use imgsnap::base::error::{Error, Result};
 use imgsnap::base::events::Context;
+use imgsnap::base::uri::Shown;
 use imgsnap::delta::Caches;
 use imgsnap::image::write::{NewFile, Stream, Target};
 use imgsnap::ops::apply::engine::open_file;
@@ -103,9 +104,9 @@ pub fn import(
         let imported = if file == Path::new("-") {
             repository.import(&mut std::io::stdin().lock(), "stdin", name, context)?
         } else {
-            let failed = |e| Error::os("open", file.display(), e);
+            let failed = |e| Error::os("open", file.shown(), e);
             let mut input: Box<dyn Read> = Box::new(File::open(file).map_err(failed)?);
-            repository.import(&mut input, &file.display().to_string(), name, context)?
+            repository.import(&mut input, &file.shown(), name, context)?
         };
         tell_import(&repository, &imported, begun.elapsed().as_secs_f64(), printer, context)?;
     }
@@ -148,7 +149,7 @@ fn in_order(files: &[PathBuf]) -> Result<Vec<PathBuf>> {
     let mut numbered = Vec::new();
     for file in files {
         // A pipe can be read only once.
-        let failed = |e| Error::os("open", file.display(), e);
+        let failed = |e| Error::os("open", file.shown(), e);
         let is_file = file != Path::new("-") && std::fs::metadata(file).map_err(failed)?.is_file();
         let number = match is_file {
             true => open_file(file, &caches)?.footer().number,

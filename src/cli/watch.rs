@@ -17,6 +17,9 @@ use std::sync::{Mutex, PoisonError};
 
 /// What clap cannot judge: each image must be one of its own.
 pub fn check(verb: &Watch) -> Result<(), String> {
+    if verb.images.len() > 1 && verb.name.is_some() {
+        return Err("--name is of one image; watch it by itself".into());
+    }
     let of = |image: &ImageUri| SnapshotRequest::new(image.clone());
     let requests: Vec<_> = verb.images.iter().map(of).collect();
     check_distinct(&requests).map_err(|error| words::error(&error))
@@ -28,10 +31,10 @@ pub fn run(
     printer: &Printer,
     context: &Context,
 ) -> Result<ExitCode> {
-    let repository = repo::open_or_make(place, printer)?;
     let rules = prune::rules(&verb.keep);
     let of = |image: &ImageUri| {
         SnapshotRequest::new(image.clone())
+            .name(verb.name.clone())
             .skip_unchanged(true)
             .skip_bad(verb.skip_bad)
             .is_raw(verb.format.is_raw())
@@ -42,6 +45,9 @@ pub fn run(
     };
     let request = WatchRequest::new(verb.images.iter().map(of).collect(), verb.every)
         .rules((!rules.is_empty()).then_some(rules));
+    // Nothing is made for what could never work.
+    request.images.iter().try_for_each(|of| of.image_name().map(drop))?;
+    let repository = repo::open_or_make(place, printer)?;
     let images = output::plural(request.images.len() as u64, "image");
     let every = jiff::SignedDuration::try_from(verb.every).unwrap_or_default();
     printer.say(&format!("watching {images}, every {every:#}"));

@@ -3,6 +3,7 @@
 use crate::base::error::{Error, Result};
 use crate::base::message::{Setting, Verb, message};
 use crate::base::units::BlockRange;
+use crate::base::uri::Shown;
 use std::fs::{File, OpenOptions};
 use std::io::{Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -29,7 +30,7 @@ impl BaseImage {
 
     /// What to call it in a message.
     pub fn location(&self) -> String {
-        let path = self.path.as_ref().map_or("(not known)".into(), |p| p.display().to_string());
+        let path = self.path.as_ref().map_or("(not known)".into(), |p| p.shown().to_string());
         format!("{}: base image {path}", self.snapshot)
     }
 

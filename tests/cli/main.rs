@@ -26,6 +26,7 @@ mod inside;
 mod list;
 mod mend;
 mod owners;
+mod paths;
 mod portable;
 mod prune;
 #[path = "../support/random.rs"]

@@ -47,6 +47,8 @@ pub fn run(
     each: impl Fn(Watched) + Sync,
 ) -> Result<()> {
     check_distinct(&request.images)?;
+    // It would never work.
+    request.images.iter().try_for_each(|of| of.image_name().map(drop))?;
     if request.every.is_zero() {
         let what = "snapshots cannot be taken without a pause";
         return Err(Error::new(ErrorKind::InvalidInput, what));
