@@ -210,7 +210,8 @@ impl Error {
 
     /// True if something could not be read now, and may be another time: that says nothing of what is there.
     pub fn is_unread(&self) -> bool {
-        matches!(self.0.kind, ErrorKind::Io | ErrorKind::Auth | ErrorKind::Unavailable)
+        use ErrorKind::{Auth, Interrupted, Io, Unavailable};
+        matches!(self.0.kind, Io | Auth | Unavailable | Interrupted)
     }
 
     /// True if the file system or a quota is full, or a file may not grow any more.

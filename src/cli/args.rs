@@ -6,6 +6,7 @@ use super::words::{self, parsed};
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueHint};
 use imgsnap::base::digest::DigestAlgorithm;
+use imgsnap::base::read_limit::ReadRate;
 use imgsnap::base::units::{BlockSize, ByteRange, parse_bytes, parse_duration};
 use imgsnap::codec::Compression;
 use imgsnap::image::{ImageUri, parse_image};
@@ -38,6 +39,9 @@ pub struct Args {
     /// Threads that work [default: one for each core, at most 16]
     #[arg(long, global = true, value_name = "N", value_parser = parse_threads)]
     pub threads: Option<usize>,
+    /// Read images and the repository no faster, in bytes per second, as in 100M or 1.5GiB/s
+    #[arg(long, global = true, value_name = "RATE", value_parser = parsed::<ReadRate>)]
+    pub limit_read: Option<ReadRate>,
     #[command(subcommand)]
     pub command: Command,
 }

@@ -22,7 +22,7 @@ pub fn run(
     context: &Context,
 ) -> Result<ExitCode> {
     // Two images can be compared without any repository.
-    let repository = match repo::open(place) {
+    let repository = match repo::open(place, context) {
         Ok(repository) => Some(repository),
         Err(e)
             if e.kind() == ErrorKind::NotFound

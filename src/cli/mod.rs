@@ -87,7 +87,8 @@ fn stop_flag(command: &Command) -> Result<Arc<AtomicBool>> {
 }
 
 fn dispatch(args: &Args, printer: &Printer, stop: Arc<AtomicBool>) -> Result<ExitCode> {
-    let mut context = Context::new(printer.observer(), stop);
+    let context = Context::new(printer.observer(), stop);
+    let mut context = context.with_read_limit(args.limit_read);
     if let Some(threads) = args.threads {
         context = context.with_threads(threads);
     }
@@ -95,7 +96,7 @@ fn dispatch(args: &Args, printer: &Printer, stop: Arc<AtomicBool>) -> Result<Exi
     if uses_repository(&args.command) {
         repo::warn_of_others(place, printer);
     }
-    let open = || repo::open(place);
+    let open = || repo::open(place, &context);
     match &args.command {
         Command::Init(verb) => init::run(place, verb, printer),
         Command::Snapshot(verb) => snapshot::run(place, verb, printer, &context),

@@ -21,8 +21,9 @@ pub fn run(
     if let Some(restored) = Repository::restore_config(&repo::store(place)?)? {
         printer.warn(&tell_config(&restored));
     }
-    let repository = &repo::open(place)?;
-    let sources: Vec<MendSource> = from.iter().map(|path| source(path)).collect::<Result<_>>()?;
+    let repository = &repo::open(place, context)?;
+    let sources: Vec<MendSource> =
+        from.iter().map(|path| source(path, context)).collect::<Result<_>>()?;
     let names = repo::names(repository, name)?;
     let (mut is_sound, mut failed) = (true, None);
     for each in &names {
@@ -89,9 +90,9 @@ fn of_image(
 }
 
 /// A repository, or an image.
-fn source(path: &Path) -> Result<MendSource> {
+fn source(path: &Path, context: &Context) -> Result<MendSource> {
     if path.is_dir() {
-        return Ok(MendSource::Repository(Arc::new(repo::open(Some(path))?)));
+        return Ok(MendSource::Repository(Arc::new(repo::open(Some(path), context)?)));
     }
     let image = match RawFile::open(path) {
         // What somebody writes meanwhile is no harm: each block is proved when it is taken.

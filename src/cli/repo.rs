@@ -3,6 +3,7 @@
 use super::printer::Printer;
 use super::{exit, trust};
 use imgsnap::base::error::{Error, ErrorKind, Result};
+use imgsnap::base::events::Context;
 use imgsnap::base::message::{Message, Setting};
 use imgsnap::base::uri::Shown;
 use imgsnap::image::{ImageUri, RawFile, Source, refuse_foreign};
@@ -40,8 +41,8 @@ pub fn warn_of_others(repo: Option<&Path>, printer: &Printer) {
 }
 
 /// Opens the repository.
-pub fn open(repo: Option<&Path>) -> Result<Repository> {
-    Repository::open(place(repo)?)
+pub fn open(repo: Option<&Path>, context: &Context) -> Result<Repository> {
+    Ok(Repository::open(place(repo)?)?.reading_within(context))
 }
 
 /// Where it is, without a look at it.
@@ -55,6 +56,7 @@ pub fn open_or_create(
     repo: Option<&Path>,
     verb: &super::args::Snapshot,
     printer: &Printer,
+    context: &Context,
 ) -> Result<Result<Repository, Vec<Error>>> {
     let path = place(repo)?;
     let store = store_at(&path)?;
@@ -69,9 +71,9 @@ pub fn open_or_create(
             if why.len() == verb.images.len() {
                 return Ok(Err(why));
             }
-            open_or_make(repo, printer).map(Ok)
+            open_or_make(repo, printer, context).map(Ok)
         }
-        other => other.map(Ok),
+        other => other.map(|opened| Ok(opened.reading_within(context))),
     }
 }
 
@@ -102,21 +104,25 @@ fn can_clone_beside(file: &Path) -> bool {
 }
 
 /// Opens the repository, and makes it if there is nothing yet.
-pub fn open_or_make(repo: Option<&Path>, printer: &Printer) -> Result<Repository> {
+pub fn open_or_make(
+    repo: Option<&Path>,
+    printer: &Printer,
+    context: &Context,
+) -> Result<Repository> {
     let path = place(repo)?;
     let store = store_at(&path)?;
     let mut tries = MAKE_TRIES;
     loop {
         match Repository::open_in(store.clone(), HostState::of_this_host()) {
             Err(e) if e.kind() == ErrorKind::NotFound && Repository::is_vacant(store.as_ref()) => {}
-            other => return other,
+            other => return other.map(|opened| opened.reading_within(context)),
         }
         tries -= 1;
         match create(repo, Defaults::default()) {
             Ok(repository) => {
                 let defaults = repository.defaults();
                 printer.say(&format!("made a repository in {} ({defaults})", path.shown()));
-                return Ok(repository);
+                return Ok(repository.reading_within(context));
             }
             // Somebody else makes it at the same time.
             Err(e)

@@ -44,7 +44,7 @@ pub fn run(
     printer: &Printer,
     context: &Context,
 ) -> Result<ExitCode> {
-    let repository = match repo::open_or_create(place, verb, printer)? {
+    let repository = match repo::open_or_create(place, verb, printer, context)? {
         Ok(repository) => repository,
         Err(why) => return refuse_all(verb, why, printer),
     };

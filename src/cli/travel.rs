@@ -98,7 +98,7 @@ pub fn import(
 ) -> Result<ExitCode> {
     // Before a repository is made for files that are none.
     let files = in_order(files)?;
-    let repository = repo::open_or_make(place, printer)?;
+    let repository = repo::open_or_make(place, printer, context)?;
     for file in &files {
         let begun = Instant::now();
         let imported = if file == Path::new("-") {
@@ -169,7 +169,7 @@ pub fn apply(
 ) -> Result<ExitCode> {
     let begun = Instant::now();
     // It needs none, and writes into none.
-    let repository = repo::open(place).ok();
+    let repository = repo::open(place, context).ok();
     let deltas = verb.deltas.clone();
     let request = ApplyRequest::new(deltas).base(verb.base.clone()).force(verb.force);
     let run = |target| ops::apply::run(repository.as_ref(), &request, target, context);

@@ -47,7 +47,7 @@ pub fn run(
         .rules((!rules.is_empty()).then_some(rules));
     // Nothing is made for what could never work.
     request.images.iter().try_for_each(|of| of.image_name().map(drop))?;
-    let repository = repo::open_or_make(place, printer)?;
+    let repository = repo::open_or_make(place, printer, context)?;
     let images = output::plural(request.images.len() as u64, "image");
     let every = jiff::SignedDuration::try_from(verb.every).unwrap_or_default();
     printer.say(&format!("watching {images}, every {every:#}"));

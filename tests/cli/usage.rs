@@ -93,6 +93,9 @@ fn help_is_exactly_this() {
           --threads <N>
               Threads that work [default: one for each core, at most 16]
 
+          --limit-read <RATE>
+              Read images and the repository no faster, in bytes per second, as in 100M or 1.5GiB/s
+
       -h, --help
               Print help (see a summary with '-h')
 
@@ -153,6 +156,9 @@ fn wrong_usage_exits_2_and_touches_nothing() {
         (&["list", "--threads", "0"], "--threads"),
         (&["list", "--threads", "17"], "--threads"),
         (&["list", "--threads", "many"], "many"),
+        (&["snapshot", "disk.img", "--limit-read", "0"], "too few to get done; name at least 1M"),
+        (&["verify", "--limit-read", "1023K/s"], "name at least 1M"),
+        (&["verify", "--limit-read", "fast"], "write it like 100M or 1.5GiB/s"),
         (&["show"], "<REF>"),
         (&["show", "disk"], "does not name a snapshot"),
         (&["show", "disk@"], "after the @"),

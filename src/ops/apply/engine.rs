@@ -66,8 +66,8 @@ impl Patch {
     ///
     /// # Errors
     /// `Mismatch` if one does not, with the image digests.
-    pub fn open(paths: &[PathBuf]) -> Result<Self> {
-        let caches = Caches::default();
+    pub fn open(paths: &[PathBuf], context: &Context) -> Result<Self> {
+        let caches = Caches::default().reading_within(context.read_limits().clone());
         let mut layers = Vec::new();
         for path in paths {
             layers.insert(0, Arc::new(open_file(path, &caches)?));

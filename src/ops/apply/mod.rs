@@ -29,7 +29,7 @@ pub fn run(
     target: ApplyTarget<'_>,
     context: &Context,
 ) -> Result<Applied> {
-    let patch = Patch::open(&request.deltas)?;
+    let patch = Patch::open(&request.deltas, context)?;
     let refuse = |path: &Path| match repository {
         Some(repository) => refuse_target(repository, path),
         None => refuse_inside_any(path),

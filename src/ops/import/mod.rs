@@ -294,6 +294,9 @@ fn receive(
         }
         out(now)?;
         bytes += count as u64;
+        // How much a pipe gives is known only now: whoever reads next waits for it.
+        context.read_limits().wait(count as u64)?;
+        context.read_limits().wait(0)?;
         last.extend_from_slice(now.get(count.saturating_sub(FOOTER_BYTES)..).unwrap_or_default());
         last.drain(..last.len().saturating_sub(FOOTER_BYTES));
     }

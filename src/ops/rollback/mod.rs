@@ -70,6 +70,8 @@ pub fn run_through(
     let target = reference::find(&writer.manifest, &writer.head, &request.to)?.clone();
     let path = source_of(&request.name, &writer.head)?.to_owned();
     warn_of_policy(repository, &request.name, context);
+    let limit = rollback_policy(repository, &request.name).limit_read;
+    let context = &context.clone().with_read_limit(limit);
     refuse_inside(repository, &path)?;
     match request.save {
         // What is saved first is lost to nobody.

@@ -48,6 +48,7 @@ pub fn run(
     request.label.as_deref().map_or(Ok(()), check_label)?;
     warn_of_policy(repository, &name, context);
     let policy = policy_for(repository, &name, request);
+    let context = &context.clone().with_read_limit(policy.limit_read);
     let live = LiveImage::open(&path, policy.track != Track::None)?;
     refuse_inside(repository, &path)?;
     if live.user.is_none() {

@@ -101,7 +101,9 @@ fn take_turns(
         let started = Timestamp::now();
         // As it is now: its settings may have changed, or its disk may be away.
         let (result, now, pruned) =
-            match Repository::open_in(repository.store.clone(), repository.host.clone()) {
+            match Repository::open_in(repository.store.clone(), repository.host.clone())
+                .map(|opened| opened.reading_within(context))
+            {
                 Ok(repository) => take_turn(&repository, of, request.rules.as_ref(), context),
                 Err(e) => (Err(e), Timestamp::now(), None),
             };
