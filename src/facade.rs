@@ -11,11 +11,11 @@ use crate::ops::diff::engine::Difference;
 use crate::ops::diff::types::DiffSide;
 use crate::ops::export::types::{ExportOutcome, ExportRequest};
 use crate::ops::flatten::types::Flattened;
-use crate::ops::forget::types::Forgotten;
 use crate::ops::import::types::Imported;
 use crate::ops::list::types::Listing;
 use crate::ops::prune::types::{PruneRequest, Pruned};
 use crate::ops::relink::types::{Relinked, RelinkedBase};
+use crate::ops::remove::types::Removed;
 use crate::ops::repair::types::{MendSource, Mended, Repaired, RestoredConfig};
 use crate::ops::restore::types::{RestoreOutcome, RestoreRequest, RestoreTarget};
 use crate::ops::rollback::types::{RollbackOutcome, RollbackRequest};
@@ -32,6 +32,7 @@ use crate::repo::{self, Repository};
 use crate::store::{Above, Store, locate, store_at};
 use crate::tracking::{CloneUse, Clones};
 use crate::view::SnapshotView;
+use std::ffi::OsStr;
 use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
@@ -126,8 +127,8 @@ impl Repository {
     ///
     /// # Errors
     /// `NotFound` if it is neither.
-    pub fn image_named(&self, image: &str, context: &Context) -> Result<String> {
-        repo::live_file::image_named(self, image, context)
+    pub fn image_named(&self, image: impl AsRef<OsStr>, context: &Context) -> Result<String> {
+        repo::live_file::image_named(self, image.as_ref(), context)
     }
 
     /// The image whose live file is `path`.
@@ -293,8 +294,8 @@ impl Repository {
     ///
     /// # Errors
     /// `Busy` while somebody reads it; `Mismatch` if a snapshot of it is protected.
-    pub fn forget(&self, name: &str, context: &Context) -> Result<Forgotten> {
-        ops::forget::run(self, name, context)
+    pub fn remove(&self, name: &str, context: &Context) -> Result<Removed> {
+        ops::remove::run(self, name, context)
     }
 
     /// Removes all clones of an image: its next snapshot reads all of it. Returns what was removed.

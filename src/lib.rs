@@ -30,11 +30,11 @@ pub use ops::diff::engine::Difference;
 pub use ops::diff::types::DiffSide;
 pub use ops::export::types::{ExportOutcome, ExportRequest};
 pub use ops::flatten::types::Flattened;
-pub use ops::forget::types::Forgotten;
 pub use ops::import::types::Imported;
 pub use ops::list::types::Listing;
 pub use ops::prune::types::{PruneRequest, Pruned};
 pub use ops::relink::types::{Relinked, RelinkedBase};
+pub use ops::remove::types::Removed;
 pub use ops::repair::types::{
     ConfigOrigin, MendSource, Mended, MendedBy, Rebuilt, Repaired, RestoredConfig,
 };

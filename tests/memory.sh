@@ -90,7 +90,7 @@ verbs() {
     ends 0 verify
     dd if=/dev/zero of="$(ls "$1"/repo/vm/*.delta | head -1)" bs=1 seek=2000 count=8 conv=notrunc status=none
     ends 3 verify
-    ends 0 forget vm --yes
+    ends 0 remove vm --yes
 }
 
 mkdir "$work/here"

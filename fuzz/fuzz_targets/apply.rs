@@ -48,7 +48,7 @@ fuzz_target!(init: plant(of_chains), |data: &[u8]| {
 
 /// All files, which need no image.
 fn full(paths: &[PathBuf], want: Option<&[u8]>) {
-    let Ok(patch) = Patch::open(paths).map_err(refusal) else { return };
+    let Ok(patch) = Patch::open(paths, &context()).map_err(refusal) else { return };
     if patch.image_bytes() > MOST_BYTES {
         patch.write(None, &mut Nowhere, &context()).map(drop).map_err(refusal).ok();
         return;
@@ -62,7 +62,7 @@ fn full(paths: &[PathBuf], want: Option<&[u8]>) {
 
 /// All but the first, onto the image at the first: to a new image, and in place.
 fn onto(paths: &[PathBuf], image: &Path, base: &[u8], want: Option<&[u8]>) {
-    let Ok(patch) = Patch::open(paths).map_err(refusal) else { return };
+    let Ok(patch) = Patch::open(paths, &context()).map_err(refusal) else { return };
     if patch.image_bytes() > MOST_BYTES {
         return;
     }

@@ -104,7 +104,7 @@ fn run(disk: &CrashDisk, data: &[u8]) {
         assert!(known.is_none() || known == bytes, "{id} restored before, and not to the same now");
     }
     export(&repository);
-    said(repository.forget("vm", &context()));
+    said(repository.remove("vm", &context()));
 }
 
 fn request(rules: Option<Rules>, compact: bool, dry_run: bool) -> PruneRequest {

@@ -119,8 +119,12 @@ impl Error {
             }
             _ => {}
         }
-        if matches!(source.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) {
-            error.0.advice = Some("raise the limit on open files (ulimit -n)".into());
+        match source.raw_os_error() {
+            Some(libc::EMFILE | libc::ENFILE) => {
+                error.0.advice = Some("raise the limit on open files (ulimit -n)".into());
+            }
+            Some(libc::ENAMETOOLONG) => error.0.advice = Some("choose a shorter name".into()),
+            _ => {}
         }
         error.0.source = Some(Box::new(source));
         error
@@ -213,7 +217,8 @@ impl Error {
 
     /// True if something could not be read now, and may be another time: that says nothing of what is there.
     pub fn is_unread(&self) -> bool {
-        matches!(self.0.kind, ErrorKind::Io | ErrorKind::Auth | ErrorKind::Unavailable)
+        use ErrorKind::{Auth, Interrupted, Io, Unavailable};
+        matches!(self.0.kind, Io | Auth | Unavailable | Interrupted)
     }
 
     /// True if the file system or a quota is full, or a file may not grow any more.

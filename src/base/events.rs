@@ -3,6 +3,7 @@
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::message::Message;
 use crate::base::named::named;
+use crate::base::read_limit::{ReadLimits, ReadRate};
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -142,6 +143,7 @@ pub struct Context {
     stop: Arc<AtomicBool>,
     threads: usize,
     sharing: Arc<Sharing>,
+    read_limits: ReadLimits,
 }
 
 /// Operations that run concurrently and share threads and memory.
@@ -170,7 +172,8 @@ impl Context {
     /// `stop` may be set at any time, also by a signal handler.
     pub fn new(observer: Arc<dyn Observer>, stop: Arc<AtomicBool>) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        Self { observer, stop, threads: cores.min(MAX_THREADS), sharing: Sharing::new(1, 1) }
+        let (sharing, read_limits) = (Sharing::new(1, 1), ReadLimits::default());
+        Self { observer, stop, threads: cores.min(MAX_THREADS), sharing, read_limits }
     }
 
     /// Tells nobody and never stops.
@@ -183,6 +186,23 @@ impl Context {
     pub fn with_threads(mut self, threads: usize) -> Self {
         self.threads = threads.clamp(1, MAX_THREADS);
         self
+    }
+
+    /// The same that reads images, and repositories that are opened for it
+    /// ([`Repository::reading_within`]), no faster than that, if it is given. It can have several limits.
+    ///
+    /// [`Repository::reading_within`]: crate::Repository::reading_within
+    #[must_use]
+    pub fn with_read_limit(mut self, rate: Option<ReadRate>) -> Self {
+        if let Some(rate) = rate {
+            self.read_limits = self.read_limits.and(rate, self.stop.clone());
+        }
+        self
+    }
+
+    /// How fast may be read.
+    pub fn read_limits(&self) -> &ReadLimits {
+        &self.read_limits
     }
 
     /// The same for `works` works of which `at_once` go on at the same time: each has a part of the

@@ -6,6 +6,7 @@
 //! made, and refuses those of others.
 
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::uri::Shown;
 use nix::dir::{Dir, Type};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, OpenHow, RenameFlags, ResolveFlag};
@@ -287,7 +288,7 @@ fn walk_to(
 /// # Errors
 /// `Mismatch` for such a link.
 pub fn resolve(path: &Path) -> Result<PathBuf> {
-    resolve_for(path, &format!("cannot find {}", path.display()))
+    resolve_for(path, &format!("cannot find {}", path.shown()))
 }
 
 fn resolve_for(path: &Path, what: &str) -> Result<PathBuf> {
@@ -311,7 +312,7 @@ fn resolve_for(path: &Path, what: &str) -> Result<PathBuf> {
             return Err(failed(Errno::ELOOP.into()));
         }
         if !is_ours(meta.uid()) {
-            let what = format!("{} is a link that another user made", real.display());
+            let what = format!("{} is a link that another user made", real.shown());
             return Err(Error::new(ErrorKind::Mismatch, what).hint("name what it leads to"));
         }
         let target = std::fs::read_link(&real).map_err(failed)?;
@@ -325,9 +326,9 @@ fn resolve_for(path: &Path, what: &str) -> Result<PathBuf> {
 /// The same for a file that need not exist in a folder that does.
 pub fn resolve_new(path: &Path) -> Result<PathBuf> {
     let name = path.file_name().ok_or_else(|| {
-        Error::new(ErrorKind::InvalidInput, format!("{} is no name of a file", path.display()))
+        Error::new(ErrorKind::InvalidInput, format!("{} is no name of a file", path.shown()))
     })?;
-    let what = format!("cannot find the folder of {}", path.display());
+    let what = format!("cannot find the folder of {}", path.shown());
     Ok(resolve_for(parent(path), &what)?.join(name))
 }
 

@@ -18,8 +18,6 @@ named! {
         Export = "export",
         /// Make a snapshot a base.
         Flatten = "flatten",
-        /// Remove an image.
-        Forget = "forget",
         /// Make a repository.
         Init = "init",
         /// Show what there is.
@@ -28,6 +26,8 @@ named! {
         Protect = "protect",
         /// Say where a file is.
         Relink = "relink",
+        /// Remove an image with all its snapshots.
+        Remove = "remove",
         /// Rebuild what is lost.
         Repair = "repair",
         /// Write a snapshot to a file.

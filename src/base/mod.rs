@@ -11,6 +11,7 @@ pub mod message;
 pub(crate) mod named;
 pub(crate) mod ownership;
 pub mod pipeline;
+pub mod read_limit;
 pub(crate) mod setters;
 #[expect(unsafe_code, reason = "the one module; see its contract")]
 pub(crate) mod sys;

@@ -1,6 +1,8 @@
 //! What a user names a place by: a path, or a URI.
 
 use crate::base::error::{Error, ErrorKind, Result};
+use serde::Serializer;
+use std::borrow::Cow;
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
@@ -53,6 +55,27 @@ pub fn file_uri(path: &Path) -> String {
         }
     }
     uri
+}
+
+/// How messages and `--json` name a path: as it is, or, if it is not UTF-8, by its URI (FORMAT.md C6), which
+/// can be typed where an image or a repository is named.
+pub trait Shown {
+    /// The path as text.
+    fn shown(&self) -> Cow<'_, str>;
+}
+
+impl Shown for Path {
+    fn shown(&self) -> Cow<'_, str> {
+        match self.to_str() {
+            Some(text) => text.into(),
+            None => file_uri(&std::path::absolute(self).unwrap_or_else(|_| self.to_owned())).into(),
+        }
+    }
+}
+
+/// For serde: a path as [`Shown`] has it.
+pub fn shown_path<S: Serializer>(path: &Path, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_str(&path.shown())
 }
 
 /// The scheme of a URI, and what follows its `://`, or its `:` if nothing else does.
@@ -116,6 +139,8 @@ mod tests {
             if let Uri::Path(path) = uri.clone()
                 && path.is_absolute()
             {
+                let shown = path.to_str().map_or_else(|| file_uri(&path), str::to_owned);
+                assert_eq!(path.shown(), shown);
                 assert_eq!(Uri::parse(Path::new(&file_uri(&path))).unwrap(), uri);
             }
         }

@@ -5,6 +5,7 @@ use crate::base::error::{Error, Result};
 use crate::base::events::Context;
 use crate::base::pipeline::ordered_map;
 use crate::base::units::ExtentKind;
+use crate::base::uri::Shown;
 use crate::codec::{self, Compression};
 use crate::delta::{Delta, TableCursor};
 use crate::format::record::RECORD_HEAD_BYTES;
@@ -136,7 +137,7 @@ pub fn write_new(path: &Path, bytes: u64, pieces: &Pieces) -> Result<()> {
 
 /// The pieces written over those of a file, and synced.
 pub fn write_over(path: &Path, pieces: &Pieces) -> Result<()> {
-    let failed = |e| Error::os("write", path.display(), e);
+    let failed = |e| Error::os("write", path.shown(), e);
     let file = File::options().write(true).open(path).map_err(failed)?;
     let noise = noise(pieces);
     for &(offset, bytes) in pieces {
@@ -148,7 +149,7 @@ pub fn write_over(path: &Path, pieces: &Pieces) -> Result<()> {
 
 /// The pieces read one after the other.
 pub fn read_pieces(path: &Path, pieces: &Pieces) -> Result<()> {
-    let failed = |e| Error::os("read", path.display(), e);
+    let failed = |e| Error::os("read", path.shown(), e);
     let file = File::open(path).map_err(failed)?;
     let mut buffer = noise(pieces);
     for &(offset, bytes) in pieces {

@@ -6,6 +6,7 @@ use super::request::Pattern;
 use crate::base::error::{Error, Result};
 use crate::base::events::{Context, Phase};
 use crate::base::pipeline::ordered_map;
+use crate::base::uri::Shown;
 use crate::image::{RawFile, Source};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -206,7 +207,7 @@ fn write_image(
 }
 
 fn failed(what: &str, path: &Path, error: std::io::Error) -> Error {
-    Error::os(what, path.display(), error)
+    Error::os(what, path.shown(), error)
 }
 
 #[cfg(test)]

@@ -21,6 +21,7 @@ pub use request::{Pattern, Request};
 use crate::base::error::Result;
 use crate::base::events::Context;
 use crate::base::units::BlockSize;
+use crate::base::uri::Shown;
 use crate::image::{RawFile, Source};
 use image::ImagePlan;
 use rounds::Rounds;
@@ -51,7 +52,7 @@ pub fn run(request: &Request, context: &Context) -> Result<Report> {
         let rounds = Rounds::new(request, setting, &scratch, &plan, image.clone(), context)?;
         points.push(rounds.run()?);
     }
-    let name = |path: &PathBuf| path.display().to_string();
+    let name = |path: &PathBuf| path.shown().to_string();
     Ok(Report {
         machine: meter::machine(&request.folder),
         image_bytes,

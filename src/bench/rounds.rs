@@ -8,6 +8,7 @@ use super::request::Request;
 use super::scratch::Scratch;
 use crate::base::error::{Error, Result};
 use crate::base::events::Context;
+use crate::base::uri::Shown;
 use crate::chain::Chain;
 use crate::delta::BASE_FRAME_BYTES;
 use crate::ops::rollback::types::RollbackRequest;
@@ -326,7 +327,7 @@ impl<'a> Rounds<'a> {
             files.extend(entries.flatten().map(|entry| entry.path()));
         }
         for path in files {
-            let failed = |e| Error::os("read", path.display(), e);
+            let failed = |e| Error::os("read", path.shown(), e);
             let file = File::open(&path).map_err(failed)?;
             match self.cache {
                 Cache::Warm => ceiling::read_pieces(&path, &pieces_of(len(&file)?))?,
@@ -416,9 +417,9 @@ impl<'a> Rounds<'a> {
 /// An empty repository, in the place of one that may be there.
 fn new_repository(request: &Request, setting: Setting, folder: &Path) -> Result<Repository> {
     if folder.exists() {
-        std::fs::remove_dir_all(folder).map_err(|e| Error::os("remove", folder.display(), e))?;
+        std::fs::remove_dir_all(folder).map_err(|e| Error::os("remove", folder.shown(), e))?;
     }
-    std::fs::create_dir(folder).map_err(|e| Error::os("make", folder.display(), e))?;
+    std::fs::create_dir(folder).map_err(|e| Error::os("make", folder.shown(), e))?;
     let store = LocalStore::new(Arc::new(OsDisk::new(folder.into())));
     let defaults = Defaults {
         block_size: setting.block_size,
@@ -440,5 +441,5 @@ fn len(file: &File) -> Result<u64> {
 }
 
 fn remove(path: &Path) -> Result<()> {
-    std::fs::remove_file(path).map_err(|e| Error::os("remove", path.display(), e))
+    std::fs::remove_file(path).map_err(|e| Error::os("remove", path.shown(), e))
 }

@@ -3,6 +3,7 @@
 use crate::base::error::{Error, Result, best_effort};
 use crate::base::free_space::{check_free_space, free_space_in};
 use crate::base::message::{Setting, message};
+use crate::base::uri::Shown;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -23,7 +24,7 @@ impl Scratch {
     /// # Errors
     /// `LimitExceeded` if there is less free space than `needed_bytes`.
     pub fn new(folder: &Path, needed_bytes: u64) -> Result<Self> {
-        let failed = |what: &str, e| Error::os(what, folder.display(), e);
+        let failed = |what: &str, e| Error::os(what, folder.shown(), e);
         for entry in std::fs::read_dir(folder).map_err(|e| failed("read", e))?.flatten() {
             let is_ours = entry.file_name().to_str().is_some_and(|n| n.starts_with(PREFIX));
             if is_ours && is_abandoned(&entry.path()) {
@@ -31,7 +32,7 @@ impl Scratch {
             }
         }
         let free_bytes = free_space_in(folder).map_err(|e| failed("ask", e))?;
-        let place = folder.display().to_string();
+        let place = folder.shown().to_string();
         check_free_space(Some(free_bytes), needed_bytes, &place, "the benchmark").map_err(|e| {
             e.hint(message![
                 "choose another folder with ",

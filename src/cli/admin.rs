@@ -1,14 +1,12 @@
-//! `imgsnap label`, `protect`, `forget`, `repair`, `relink` and `untrack`
+//! `imgsnap label`, `protect`, `relink` and `untrack`
 
 use super::printer::Printer;
-use super::prune::freed_later;
 use super::{exit, list, output};
-use imgsnap::base::error::{Error, ErrorKind, Result};
+use imgsnap::base::error::Result;
 use imgsnap::base::events::Context;
 use imgsnap::repo::manifest::Snapshot;
 use imgsnap::{Reference, Repository};
 use serde_json::json;
-use std::io::{BufRead, IsTerminal, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -57,38 +55,6 @@ fn say_changed(
     Ok(exit::DONE)
 }
 
-pub fn forget(
-    repository: &Repository,
-    name: &str,
-    yes: bool,
-    printer: &Printer,
-    context: &Context,
-) -> Result<ExitCode> {
-    let count = repository.list(name, context)?.manifest.snapshots.len() as u64;
-    if !yes && std::io::stdin().is_terminal() && std::io::stderr().is_terminal() {
-        let what = output::plural(count, "snapshot");
-        if !confirm(&format!("remove \"{name}\" with {what} for ever? [y/N] "))? {
-            return Err(Error::new(ErrorKind::Interrupted, "nothing was removed"));
-        }
-    }
-    let done = repository.forget(name, context)?;
-    let (snapshots, freed) = (done.snapshots, done.freed_bytes);
-    if printer.is_json() {
-        let grace = done.grace_seconds;
-        let (now, later) = if grace.is_none() { (freed, 0) } else { (0, freed) };
-        printer.json(&json!({"name": name, "snapshots": snapshots, "freed_bytes": now,
-            "to_free_bytes": later, "grace_seconds": grace}))?;
-    } else {
-        let what = output::plural(snapshots, "snapshot");
-        let freed = match done.grace_seconds {
-            None => format!("{} freed", output::bytes(freed)),
-            Some(grace) => format!("to free {}", freed_later(freed, grace)),
-        };
-        printer.line(&format!("forgot \"{name}\": {what}, {freed}"))?;
-    }
-    Ok(exit::DONE)
-}
-
 pub fn untrack(
     repository: &Repository,
     name: &str,
@@ -109,15 +75,6 @@ pub fn untrack(
         ))?;
     }
     Ok(exit::DONE)
-}
-
-fn confirm(question: &str) -> Result<bool> {
-    let failed = |e| Error::io("cannot ask", e);
-    let mut err = std::io::stderr().lock();
-    err.write_all(question.as_bytes()).and_then(|()| err.flush()).map_err(failed)?;
-    let mut answer = String::new();
-    std::io::stdin().lock().read_line(&mut answer).map_err(failed)?;
-    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 
 pub fn relink(

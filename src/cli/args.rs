@@ -6,12 +6,14 @@ use super::words::{self, parsed};
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueHint};
 use imgsnap::base::digest::DigestAlgorithm;
+use imgsnap::base::read_limit::ReadRate;
 use imgsnap::base::units::{BlockSize, ByteRange, parse_bytes, parse_duration};
 use imgsnap::codec::Compression;
 use imgsnap::image::{ImageUri, parse_image};
 use imgsnap::repo::retention::{Count, LabelGlob, Period};
 use imgsnap::tracking::Recheck;
 use imgsnap::{Reference, Track};
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -37,6 +39,9 @@ pub struct Args {
     /// Threads that work [default: one for each core, at most 16]
     #[arg(long, global = true, value_name = "N", value_parser = parse_threads)]
     pub threads: Option<usize>,
+    /// Read images and the repository no faster, in bytes per second, as in 100M or 1.5GiB/s
+    #[arg(long, global = true, value_name = "RATE", value_parser = parsed::<ReadRate>)]
+    pub limit_read: Option<ReadRate>,
     #[command(subcommand)]
     pub command: Command,
 }
@@ -64,10 +69,10 @@ pub enum Command {
     Diff {
         /// A snapshot (NAME@WHICH) or an image file
         #[arg(value_name = "REF|IMAGE")]
-        before: String,
+        before: OsString,
         /// Another one
         #[arg(value_name = "REF|IMAGE")]
-        after: String,
+        after: OsString,
     },
     /// Write a snapshot, or a part of it, to a file, a device or stdout
     Restore(Restore),
@@ -132,7 +137,7 @@ pub enum Command {
         /// The label; without it, the snapshot has none afterwards
         label: Option<String>,
     },
-    /// Keep a snapshot whatever prune, delete, forget or watch are told
+    /// Keep a snapshot whatever prune, delete, remove or watch are told
     Protect {
         /// NAME@WHICH
         #[arg(value_name = "REF", value_parser = parsed::<Reference>)]
@@ -142,13 +147,7 @@ pub enum Command {
         off: bool,
     },
     /// Remove an image with all its snapshots from the repository
-    Forget {
-        /// The image
-        name: String,
-        /// Do not ask
-        #[arg(short, long)]
-        yes: bool,
-    },
+    Remove(Remove),
     /// Rebuild a lost or damaged manifest; with --from, put damaged files right, too
     Repair {
         /// The image; otherwise all
@@ -189,6 +188,15 @@ pub enum Command {
         #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
         folder: PathBuf,
     },
+}
+
+#[derive(ClapArgs)]
+pub struct Remove {
+    /// The image
+    pub name: String,
+    /// Do not ask; needed where there is no terminal to ask on
+    #[arg(short, long)]
+    pub yes: bool,
 }
 
 #[derive(ClapArgs)]
@@ -295,6 +303,9 @@ pub struct Watch {
     #[arg(required = true, value_name = "IMAGE", value_hint = ValueHint::FilePath,
           value_parser = image_uri())]
     pub images: Vec<ImageUri>,
+    /// Name of the image in the repository [default: its file name without extension]
+    #[arg(short, long)]
+    pub name: Option<String>,
     /// How often, as in 30s, 5m or 1h
     #[arg(long, value_name = "TIME", value_parser = parse_interval)]
     pub every: Duration,
@@ -437,7 +448,7 @@ pub struct Restore {
 pub struct Rollback {
     /// The image, by name or by the path of its live file
     #[arg(value_name = "IMAGE|NAME")]
-    pub image: String,
+    pub image: OsString,
     /// Where to: NAME@WHICH, or @WHICH
     #[arg(long, value_name = "REF")]
     pub to: String,

@@ -4,24 +4,29 @@ use super::printer::Printer;
 use super::{exit, output, repo};
 use imgsnap::base::error::{ErrorKind, Result};
 use imgsnap::base::events::Context;
+use imgsnap::base::uri::Shown;
+use imgsnap::image::ImageUri;
 use imgsnap::ops::diff::engine::MAP_REGIONS;
 use imgsnap::{DiffSide, Difference, Reference, ops};
 use serde_json::json;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::ExitCode;
 
 pub fn run(
     place: Option<&Path>,
-    before: &str,
-    after: &str,
+    before: &OsStr,
+    after: &OsStr,
     printer: &Printer,
     context: &Context,
 ) -> Result<ExitCode> {
     // Two images can be compared without any repository.
-    let repository = match repo::open(place) {
+    let repository = match repo::open(place, context) {
         Ok(repository) => Some(repository),
         Err(e)
-            if e.kind() == ErrorKind::NotFound && !before.contains('@') && !after.contains('@') =>
+            if e.kind() == ErrorKind::NotFound
+                && ![before, after].iter().any(|side| side.as_bytes().contains(&b'@')) =>
         {
             None
         }
@@ -29,6 +34,8 @@ pub fn run(
     };
     let side = |text| side(repository.is_some(), text);
     let (one, other) = (side(before)?, side(after)?);
+    let shown = |side| Path::new(side).shown();
+    let (before, after) = (shown(before), shown(after));
     let difference = ops::diff::run(repository.as_ref(), &one, &other, context)?;
     if printer.is_json() {
         let extents: Vec<_> = difference
@@ -49,18 +56,19 @@ pub fn run(
             "from_tables": difference.from_tables,
         }))?;
     } else {
-        printer.line(&describe(before, after, &difference))?;
+        printer.line(&describe(&before, &after, &difference))?;
     }
     Ok(exit::DONE)
 }
 
 /// What exists as a file is an image.
-fn side(has_repository: bool, text: &str) -> Result<DiffSide> {
-    match text.parse::<Reference>() {
-        Ok(reference) if has_repository && !Path::new(text).exists() => {
+fn side(has_repository: bool, text: &OsStr) -> Result<DiffSide> {
+    let path = Path::new(text);
+    match text.to_str().map(str::parse::<Reference>) {
+        Some(Ok(reference)) if has_repository && !path.exists() => {
             Ok(DiffSide::Snapshot(reference))
         }
-        _ => Ok(DiffSide::Image(text.parse()?)),
+        _ => Ok(DiffSide::Image(ImageUri::parse(path)?)),
     }
 }
 

@@ -86,7 +86,7 @@ pub fn list(
     for (index, name) in names.iter().enumerate() {
         let listing = match repository.list(name, context) {
             Ok(listing) => listing,
-            // It has just been forgotten.
+            // It has just been removed.
             Err(e) if is_all && e.kind() == ErrorKind::NotFound => continue,
             // One damaged image does not hide the others.
             Err(e) if names.len() > 1 => {
@@ -199,8 +199,7 @@ fn row(listing: &Listing, s: &Snapshot) -> Vec<String> {
     };
     let is_head = listing.head.snapshot == Some(s.id);
     let mut notes: Vec<String> = s.label.iter().cloned().collect();
-    let file = s.base_image.as_ref().and_then(|path| path.file_name());
-    notes.extend(file.map(|file| format!("(in {})", file.to_string_lossy())));
+    notes.extend(s.base_image.as_ref().map(|path| format!("(in {})", output::file_name(path))));
     notes.extend(s.protected.then(|| "(protected)".to_owned()));
     notes.extend(is_head.then(|| "(head)".to_owned()));
     notes.extend((s.unread_blocks > 0).then(|| "(incomplete: unread blocks)".to_owned()));

@@ -12,6 +12,7 @@ mod list;
 mod output;
 mod printer;
 mod prune;
+mod remove;
 mod repair;
 mod repo;
 mod restore;
@@ -29,6 +30,7 @@ use clap::{CommandFactory, Parser};
 use imgsnap::base::error::{Error, Result};
 use imgsnap::base::events::Context;
 use imgsnap::base::folder::{Folder, resolve};
+use imgsnap::base::uri::Shown;
 use imgsnap::image::ImageUri;
 use imgsnap::refuse_inside_any;
 use printer::Printer;
@@ -40,18 +42,19 @@ use std::sync::atomic::AtomicBool;
 /// Parses, runs, reports; the only place that decides on the exit code.
 pub fn run() -> ExitCode {
     imgsnap::base::free_space::raise_open_files();
-    let args = Args::parse();
+    let args = Args::try_parse().unwrap_or_else(|e| remove::not_forget(e).exit());
     let checked = match &args.command {
         Command::Bench(verb) => verb.check(),
         Command::Snapshot(verb) => snapshot::check(verb),
         Command::Watch(verb) => watch::check(verb),
+        Command::Remove(verb) => remove::check(verb),
         _ => Ok(()),
     };
     if let Err(message) = checked {
         Args::command().error(clap::error::ErrorKind::ArgumentConflict, message).exit();
     }
     let printer = Printer::new(args.json, args.quiet, args.verbose);
-    let outcome = stop_flag().and_then(|stop| dispatch(&args, &printer, stop));
+    let outcome = stop_flag(&args.command).and_then(|stop| dispatch(&args, &printer, stop));
     match outcome {
         Ok(code) => code,
         // Whoever reads our output has seen enough.
@@ -64,12 +67,16 @@ pub fn run() -> ExitCode {
 }
 
 /// Set by the first Ctrl-C or SIGTERM; a second one ends the process at once.
-fn stop_flag() -> Result<Arc<AtomicBool>> {
+fn stop_flag(command: &Command) -> Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
+    // An editor makes its own use of Ctrl-C, and would be left behind with the text.
+    let is_editing = matches!(command, Command::Config { verb: config::args::Config::Edit });
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
         let failed = |e| Error::io("cannot handle signals", e);
-        signal_hook::flag::register_conditional_shutdown(signal, 130, stop.clone())
-            .map_err(failed)?;
+        if !(is_editing && signal == signal_hook::consts::SIGINT) {
+            signal_hook::flag::register_conditional_shutdown(signal, 130, stop.clone())
+                .map_err(failed)?;
+        }
         signal_hook::flag::register(signal, stop.clone()).map_err(failed)?;
     }
     // Its default is to end the process in the middle of a write. Handled, the write fails with EFBIG.
@@ -80,7 +87,8 @@ fn stop_flag() -> Result<Arc<AtomicBool>> {
 }
 
 fn dispatch(args: &Args, printer: &Printer, stop: Arc<AtomicBool>) -> Result<ExitCode> {
-    let mut context = Context::new(printer.observer(), stop);
+    let context = Context::new(printer.observer(), stop);
+    let mut context = context.with_read_limit(args.limit_read);
     if let Some(threads) = args.threads {
         context = context.with_threads(threads);
     }
@@ -88,8 +96,8 @@ fn dispatch(args: &Args, printer: &Printer, stop: Arc<AtomicBool>) -> Result<Exi
     if uses_repository(&args.command) {
         repo::warn_of_others(place, printer);
     }
-    let open = || repo::open(place);
-    let open_to_change = || repo::open_to_change(place);
+    let open = || repo::open(place, &context);
+    let open_to_change = || repo::open_to_change(place, &context);
     let open_for = |is_to_change| if is_to_change { open_to_change() } else { open() };
     match &args.command {
         Command::Init(verb) => init::run(place, verb, printer),
@@ -125,13 +133,11 @@ fn dispatch(args: &Args, printer: &Printer, stop: Arc<AtomicBool>) -> Result<Exi
         Command::Protect { reference, off } => {
             admin::protect(&open_to_change()?, reference, !off, printer, &context)
         }
-        Command::Forget { name, yes } => {
-            admin::forget(&open_to_change()?, name, *yes, printer, &context)
-        }
+        Command::Remove(verb) => remove::run(&open_to_change()?, verb, printer, &context),
         Command::Repair { name, from } => {
             repair::run(place, name.as_deref(), from, printer, &context)
         }
-        Command::Config { verb } => config::run(place, verb, printer),
+        Command::Config { verb } => config::run(place, verb, printer, &context),
         Command::Relink { name, image, base_image, format } => {
             let (image, base_image) =
                 ((image.as_ref().map(ImageUri::path), format.is_raw()), base_image.as_deref());
@@ -150,7 +156,7 @@ fn dispatch(args: &Args, printer: &Printer, stop: Arc<AtomicBool>) -> Result<Exi
 
 /// Writes a page for each verb, over those that are there.
 fn man(folder: &Path) -> Result<ExitCode> {
-    let failed = |e| Error::os("write to", folder.display(), e);
+    let failed = |e| Error::os("write to", folder.shown(), e);
     refuse_inside_any(&folder.join("imgsnap.1"))?;
     std::fs::create_dir_all(folder).map_err(failed)?;
     let folder = Folder::open(&resolve(folder)?).map_err(failed)?;

@@ -2,10 +2,11 @@
 
 use imgsnap::base::error::{Error, ErrorKind, Result};
 use imgsnap::base::units::{BlockRange, Geometry, NamedBlocks};
+use imgsnap::base::uri::Shown;
 use jiff::{Timestamp, tz::TimeZone};
 use serde_json::{Value, json};
+use std::ffi::OsStr;
 use std::io::IsTerminal;
-use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 /// Fails if stdout is a terminal: `what` is for a file or a pipe.
@@ -58,24 +59,18 @@ pub fn count(count: u64) -> String {
 
 /// A path as people read it: on one line, whatever is in it.
 pub fn shown(path: &Path) -> String {
-    path.display().to_string().replace('\n', "\\n")
+    path.shown().replace('\n', "\\n")
 }
 
-/// A path as JSON has it: as it is, or, if it is no UTF-8, absolute and as a percent-encoded `file:` URI.
+/// The file name of a path as people read it; the whole path if that is not UTF-8.
+pub fn file_name(path: &Path) -> String {
+    let name = path.file_name().and_then(OsStr::to_str);
+    name.map_or_else(|| shown(path), |name| shown(Path::new(name)))
+}
+
+/// A path as JSON has it: as it is, or, if it is not UTF-8, absolute and as a percent-encoded `file:` URI.
 pub fn path(path: &Path) -> Value {
-    if let Some(text) = path.to_str() {
-        return text.into();
-    }
-    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-    let plain = |b: &u8| b.is_ascii_alphanumeric() || b"/-._~".contains(b);
-    let mut uri = String::from("file://");
-    for byte in absolute.as_os_str().as_bytes() {
-        match plain(byte) {
-            true => uri.push(char::from(*byte)),
-            false => uri.push_str(&format!("%{byte:02X}")),
-        }
-    }
-    uri.into()
+    path.shown().into()
 }
 
 /// Ranges of blocks as ranges of bytes.
@@ -255,7 +250,7 @@ mod tests {
 
     #[test]
     fn a_path_that_is_no_text_is_a_uri() {
-        let bytes = std::ffi::OsStr::from_bytes(b"/a b/\xff%");
+        let bytes = <OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(b"/a b/\xff%");
         assert_eq!(path(Path::new(bytes)), "file:///a%20b/%FF%25");
         assert_eq!(path(Path::new("a b/%.img")), "a b/%.img");
     }

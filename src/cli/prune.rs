@@ -36,7 +36,7 @@ pub fn run(
                 tell_corrected(&pruned, printer);
                 printer.line(&describe(&pruned, verb.dry_run))?;
             }
-            // It has just been forgotten.
+            // It has just been removed.
             Err(e) if verb.all && e.kind() == ErrorKind::NotFound => {}
             // One image that cannot be pruned does not keep the others from it.
             Err(e) if names.len() > 1 && e.kind() != ErrorKind::Interrupted => {

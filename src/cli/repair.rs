@@ -18,13 +18,14 @@ pub fn run(
     printer: &Printer,
     context: &Context,
 ) -> Result<ExitCode> {
-    let repository = &open(place, printer)?;
-    let sources: Vec<MendSource> = from.iter().map(|path| source(path)).collect::<Result<_>>()?;
+    let repository = &open(place, printer, context)?;
+    let sources: Vec<MendSource> =
+        from.iter().map(|path| source(path, context)).collect::<Result<_>>()?;
     let names = repo::names(repository, name)?;
     let (mut is_sound, mut failed) = (true, None);
     for each in &names {
         match of_image(repository, each, &sources, printer, context) {
-            // It has just been forgotten.
+            // It has just been removed.
             Err(e) if name.is_none() && e.kind() == ErrorKind::NotFound => {}
             // One that cannot be repaired now does not keep the others from it.
             Err(e) if names.len() > 1 && e.kind() != ErrorKind::Interrupted => {
@@ -42,16 +43,16 @@ pub fn run(
 }
 
 /// Opens it with its configuration, which is rebuilt if it is lost.
-fn open(place: Option<&Path>, printer: &Printer) -> Result<Repository> {
+fn open(place: Option<&Path>, printer: &Printer, context: &Context) -> Result<Repository> {
     let store = repo::store(place)?;
     // Nothing is changed in one that is not the one that is meant.
-    match repo::open(place) {
+    match repo::open(place, context) {
         Ok(repository) => repository.check_place()?,
         Err(e) if e.is_damage() => {}
         Err(e) => return Err(e),
     }
     let Some(restored) = Repository::restore_config(&store)? else {
-        return repo::open_to_change(place);
+        return repo::open_to_change(place, context);
     };
     printer.warn(&tell_config(&restored));
     // Its identity may be lost, too.
@@ -60,7 +61,7 @@ fn open(place: Option<&Path>, printer: &Printer) -> Result<Repository> {
     {
         printer.note(&words::error(&e));
     }
-    repo::open_to_change(place)
+    repo::open_to_change(place, context)
 }
 
 fn tell_config(restored: &RestoredConfig) -> String {
@@ -108,9 +109,9 @@ fn of_image(
 }
 
 /// A repository, or an image.
-fn source(path: &Path) -> Result<MendSource> {
+fn source(path: &Path, context: &Context) -> Result<MendSource> {
     if path.is_dir() {
-        return Ok(MendSource::Repository(Arc::new(repo::open(Some(path))?)));
+        return Ok(MendSource::Repository(Arc::new(repo::open(Some(path), context)?)));
     }
     let image = match RawFile::open(path) {
         // What somebody writes meanwhile is no harm: each block is proved when it is taken.

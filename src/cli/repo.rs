@@ -4,13 +4,15 @@ use super::args::FirstUse;
 use super::printer::Printer;
 use super::{exit, trust, words};
 use imgsnap::base::error::{Error, ErrorKind, Result};
+use imgsnap::base::events::Context;
 use imgsnap::base::message::{Message, Setting};
-use imgsnap::image::{RawFile, Source, refuse_foreign};
+use imgsnap::base::uri::Shown;
+use imgsnap::image::{ImageUri, RawFile, Source, refuse_foreign};
 use imgsnap::repo::first_use;
 use imgsnap::repo::host::HostState;
 use imgsnap::store::{Above, Store, locate, store_at};
 use imgsnap::tracking::clone_into;
-use imgsnap::{At, Defaults, Reference, Repository, Track};
+use imgsnap::{At, Defaults, Reference, Repository, SnapshotRequest, Track};
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -52,8 +54,8 @@ pub fn warn_of_others(repo: Option<&Path>, printer: &Printer) {
 }
 
 /// Opens the repository.
-pub fn open(repo: Option<&Path>) -> Result<Repository> {
-    Repository::open(place(repo)?.path)
+pub fn open(repo: Option<&Path>, context: &Context) -> Result<Repository> {
+    Ok(Repository::open(place(repo)?.path)?.reading_within(context))
 }
 
 /// Where it is, without a look at it.
@@ -62,8 +64,8 @@ pub fn store(repo: Option<&Path>) -> Result<Arc<dyn Store>> {
 }
 
 /// Opens the repository for a verb that changes it.
-pub fn open_to_change(repo: Option<&Path>) -> Result<Repository> {
-    let repository = open(repo)?;
+pub fn open_to_change(repo: Option<&Path>, context: &Context) -> Result<Repository> {
+    let repository = open(repo, context)?;
     repository.check_place()?;
     Ok(repository)
 }
@@ -79,24 +81,27 @@ pub fn open_or_create(
     repo: Option<&Path>,
     verb: &super::args::Snapshot,
     printer: &Printer,
+    context: &Context,
 ) -> Result<Result<Repository, Vec<Error>>> {
     let host = HostState::of_this_host();
     if verb.dry_run {
-        return open(repo).map(Ok);
+        return open(repo, context).map(Ok);
     }
     if !verb.first_use.must_exist && first_use::is_first(&place(repo)?.path, &host) {
         // Nothing is made for an image that cannot be taken.
         let why: Vec<Error> =
-            verb.images.iter().map_while(|image| why_not(image.path(), verb).err()).collect();
+            verb.images.iter().map_while(|image| why_not(image, verb).err()).collect();
         if why.len() == verb.images.len() {
             return Ok(Err(why));
         }
     }
-    open_or_make(repo, verb.first_use, printer).map(Ok)
+    open_or_make(repo, verb.first_use, printer, context).map(Ok)
 }
 
 /// Fails if an image cannot be taken: one that is in use can, where it can be cloned.
-fn why_not(image: &Path, verb: &super::args::Snapshot) -> Result<()> {
+fn why_not(image: &ImageUri, verb: &super::args::Snapshot) -> Result<()> {
+    SnapshotRequest::new(image.clone()).name(verb.name.clone()).image_name()?;
+    let image = image.path();
     match RawFile::open(image) {
         Err(e) if e.kind() == ErrorKind::Busy => {
             let may_clone = verb.tracking.track != Some(Track::None) && can_clone_beside(image);
@@ -124,9 +129,10 @@ pub fn open_or_make(
     repo: Option<&Path>,
     first_use: FirstUse,
     printer: &Printer,
+    context: &Context,
 ) -> Result<Repository> {
     if first_use.must_exist {
-        return open_to_change(repo);
+        return open_to_change(repo, context);
     }
     let Place { path, above } = place(repo)?;
     let (host, defaults) = (HostState::of_this_host(), Defaults::default());
@@ -134,9 +140,9 @@ pub fn open_or_make(
     if repository.is_new() {
         // Also where it is to be quiet: it may not be where it was meant to be.
         let defaults = repository.defaults();
-        printer.tell(&format!("made a repository in {} ({defaults})", path.display()));
+        printer.tell(&format!("made a repository in {} ({defaults})", path.shown()));
     }
-    Ok(repository)
+    Ok(repository.reading_within(context))
 }
 
 /// Works with a repository that may just have been made, which is taken back if nothing came into it.

@@ -5,6 +5,7 @@ use super::printer::Printer;
 use super::{exit, output};
 use imgsnap::base::error::Result;
 use imgsnap::base::events::Context;
+use imgsnap::base::uri::Shown;
 use imgsnap::image::write::Stream;
 use imgsnap::{Repository, RestoreRequest, RestoreTarget};
 use serde_json::json;
@@ -33,7 +34,7 @@ pub fn run(
         repository.restore(&request, RestoreTarget::Path(&verb.output), context)?
     };
     if outcome.untouched_bytes > 0 {
-        let (place, rest) = (verb.output.display(), output::bytes(outcome.untouched_bytes));
+        let (place, rest) = (verb.output.shown(), output::bytes(outcome.untouched_bytes));
         printer.say(&format!("{place} is larger: its last {rest} were not touched"));
     }
     let (snapshot, restored) = (&outcome.snapshot, outcome.restored);

@@ -5,6 +5,7 @@ use super::printer::Printer;
 use super::{exit, list, output, repo, words};
 use imgsnap::base::error::{Error, ErrorKind, Result};
 use imgsnap::base::events::Context;
+use imgsnap::base::uri::Shown;
 use imgsnap::image::ImageUri;
 use imgsnap::tracking::HintKind;
 use imgsnap::tracking::{ChangeList, MAX_LIST_BYTES};
@@ -43,7 +44,7 @@ pub fn run(
     printer: &Printer,
     context: &Context,
 ) -> Result<ExitCode> {
-    let repository = match repo::open_or_create(place, verb, printer)? {
+    let repository = match repo::open_or_create(place, verb, printer, context)? {
         Ok(repository) => repository,
         Err(why) => return refuse_all(verb, why, printer),
     };
@@ -151,15 +152,15 @@ fn request(image: &ImageUri, verb: &Verb) -> Result<SnapshotRequest> {
 
 /// A list of changes, in whichever format.
 fn read_list(path: &Path) -> Result<ChangeList> {
-    let failed = |e| Error::os("read", path.display(), e);
+    let failed = |e| Error::os("read", path.shown(), e);
     let mut bytes = Vec::new();
     let file = File::open(path).map_err(failed)?;
     file.take(MAX_LIST_BYTES + 1).read_to_end(&mut bytes).map_err(failed)?;
     if bytes.len() as u64 > MAX_LIST_BYTES {
-        let what = format!("{} is longer than any list of changes", path.display());
+        let what = format!("{} is longer than any list of changes", path.shown());
         return Err(Error::new(ErrorKind::LimitExceeded, what).hint("merge what lies side by side"));
     }
-    ChangeList::parse(&bytes).map_err(|e| e.at(path.display()))
+    ChangeList::parse(&bytes).map_err(|e| e.at(path.shown()))
 }
 
 fn print(taken: &SnapshotOutcome, base_image: Option<&Path>, printer: &Printer) -> Result<()> {
@@ -204,7 +205,7 @@ fn describe(taken: &SnapshotOutcome, base_image: Option<&Path>) -> String {
     let what = match taken.parent_number {
         None => "a base".to_owned(),
         Some(number) if base_image.is_some() => {
-            let file = base_image.and_then(Path::file_name).unwrap_or_default().to_string_lossy();
+            let file = base_image.map(output::file_name).unwrap_or_default();
             format!("changes since its base image {file}, which is {}@{number}", taken.name)
         }
         Some(number) => format!("changes since {}@{number}", taken.name),

@@ -27,7 +27,7 @@ pub fn run(
                 list::warn_of_clones(name, &stats.clones, printer);
                 all.push(stats);
             }
-            // It has just been forgotten.
+            // It has just been removed.
             Err(e) if is_all && e.kind() == ErrorKind::NotFound => {}
             // One damaged image does not hide the others.
             Err(e) if names.len() > 1 && e.kind() != ErrorKind::Interrupted => {

@@ -5,6 +5,7 @@ use super::printer::Printer;
 use super::{exit, list, output, repo};
 use imgsnap::base::error::{Error, Result};
 use imgsnap::base::events::Context;
+use imgsnap::base::uri::Shown;
 use imgsnap::delta::Caches;
 use imgsnap::image::write::{NewFile, Stream, Target};
 use imgsnap::ops::apply::engine::open_file;
@@ -98,7 +99,7 @@ pub fn import(
 ) -> Result<ExitCode> {
     // Before a repository is made for files that are none.
     let files = in_order(files)?;
-    let repository = repo::open_or_make(place, first_use, printer)?;
+    let repository = repo::open_or_make(place, first_use, printer, context)?;
     repo::or_take_back(repository, printer, |repository| {
         import_all(repository, &files, name, printer, context)
     })
@@ -116,9 +117,9 @@ fn import_all(
         let imported = if file == Path::new("-") {
             repository.import(&mut std::io::stdin().lock(), "stdin", name, context)?
         } else {
-            let failed = |e| Error::os("open", file.display(), e);
+            let failed = |e| Error::os("open", file.shown(), e);
             let mut input: Box<dyn Read> = Box::new(File::open(file).map_err(failed)?);
-            repository.import(&mut input, &file.display().to_string(), name, context)?
+            repository.import(&mut input, &file.shown(), name, context)?
         };
         tell_import(repository, &imported, begun.elapsed().as_secs_f64(), printer, context)?;
     }
@@ -161,7 +162,7 @@ fn in_order(files: &[PathBuf]) -> Result<Vec<PathBuf>> {
     let mut numbered = Vec::new();
     for file in files {
         // A pipe can be read only once.
-        let failed = |e| Error::os("open", file.display(), e);
+        let failed = |e| Error::os("open", file.shown(), e);
         let is_file = file != Path::new("-") && std::fs::metadata(file).map_err(failed)?.is_file();
         let number = match is_file {
             true => open_file(file, &caches)?.footer().number,
@@ -181,7 +182,7 @@ pub fn apply(
 ) -> Result<ExitCode> {
     let begun = Instant::now();
     // It needs none, and writes into none.
-    let repository = repo::open(place).ok();
+    let repository = repo::open(place, context).ok();
     let deltas = verb.deltas.clone();
     let request = ApplyRequest::new(deltas).base(verb.base.clone()).force(verb.force);
     let run = |target| ops::apply::run(repository.as_ref(), &request, target, context);

@@ -3,6 +3,7 @@
 
 use super::printer::Printer;
 use imgsnap::base::folder::is_ours;
+use imgsnap::base::uri::Shown;
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -24,7 +25,7 @@ pub fn warn_of_others(repository: &Path, printer: &Printer) {
         let Ok(meta) = std::fs::metadata(path) else { continue };
         let is_repository = is_whole && depth == 0;
         if let Some(why) = wrong_with(&meta, is_repository) {
-            let place = path.display();
+            let place = path.shown();
             let what = if is_repository { "" } else { ", and so can the repository in it" };
             printer.warn(&format!(
                 "{place} {why}{what}; who changes it decides which file a rollback overwrites"

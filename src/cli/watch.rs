@@ -18,6 +18,9 @@ use std::sync::{Mutex, PoisonError};
 
 /// What clap cannot judge: each image must be one of its own.
 pub fn check(verb: &Watch) -> Result<(), String> {
+    if verb.images.len() > 1 && verb.name.is_some() {
+        return Err("--name is of one image; watch it by itself".into());
+    }
     let of = |image: &ImageUri| SnapshotRequest::new(image.clone());
     let requests: Vec<_> = verb.images.iter().map(of).collect();
     check_distinct(&requests).map_err(|error| words::error(&error))
@@ -29,19 +32,10 @@ pub fn run(
     printer: &Printer,
     context: &Context,
 ) -> Result<ExitCode> {
-    let repository = repo::open_or_make(place, verb.first_use, printer)?;
-    repo::or_take_back(repository, printer, |repository| watch(repository, verb, printer, context))
-}
-
-fn watch(
-    repository: &Repository,
-    verb: &Watch,
-    printer: &Printer,
-    context: &Context,
-) -> Result<ExitCode> {
     let rules = prune::rules(&verb.keep);
     let of = |image: &ImageUri| {
         SnapshotRequest::new(image.clone())
+            .name(verb.name.clone())
             .skip_unchanged(true)
             .skip_bad(verb.skip_bad)
             .is_raw(verb.format.is_raw())
@@ -52,11 +46,26 @@ fn watch(
     };
     let request = WatchRequest::new(verb.images.iter().map(of).collect(), verb.every)
         .rules((!rules.is_empty()).then_some(rules));
+    // Nothing is made for what could never work.
+    request.images.iter().try_for_each(|of| of.image_name().map(drop))?;
+    let repository = repo::open_or_make(place, verb.first_use, printer, context)?;
+    repo::or_take_back(repository, printer, |repository| {
+        watch(repository, &request, verb, printer, context)
+    })
+}
+
+fn watch(
+    repository: &Repository,
+    request: &WatchRequest,
+    verb: &Watch,
+    printer: &Printer,
+    context: &Context,
+) -> Result<ExitCode> {
     let images = output::plural(request.images.len() as u64, "image");
     let every = jiff::SignedDuration::try_from(verb.every).unwrap_or_default();
     printer.say(&format!("watching {images}, every {every:#}"));
     let unprinted: Mutex<Option<Error>> = Mutex::new(None);
-    repository.watch(&request, context, |watched| {
+    repository.watch(request, context, |watched| {
         let mut unprinted = unprinted.lock().unwrap_or_else(PoisonError::into_inner);
         // That nobody reads what is printed does not stop the snapshots.
         if let Err(error) = print(&watched, printer) {

@@ -2,6 +2,7 @@
 
 use crate::base::digest::{Digest, Hasher};
 use crate::base::error::{Error, Result};
+use crate::base::read_limit::ReadLimits;
 use crate::base::units::Geometry;
 use crate::codec::{self, Codec};
 use crate::format::footer::FOOTER_BYTES;
@@ -27,6 +28,7 @@ pub struct Caches {
     pages: Arc<WeighedCache<Page>>,
     frames: Arc<WeighedCache<Arc<Vec<u8>>>>,
     traffic: Arc<Counters>,
+    limits: ReadLimits,
 }
 
 /// What went through open files so far.
@@ -45,6 +47,13 @@ struct Counters {
 }
 
 impl Caches {
+    /// The same for files that are read no faster than that.
+    #[must_use]
+    pub fn reading_within(mut self, limits: ReadLimits) -> Self {
+        self.limits = limits;
+        self
+    }
+
     /// Lets go of what is known of a file, which was damaged and is not any more.
     pub fn forget(&self, file_id: Uuid) {
         self.pages.retain(|(id, _), _| *id != file_id);
@@ -72,6 +81,7 @@ impl Default for Caches {
             pages: Arc::new(Cache::with_weighter(500, PAGE_BUDGET_BYTES, Weigh)),
             frames: Arc::new(Cache::with_weighter(200, FRAME_BUDGET_BYTES, Weigh)),
             traffic: Arc::default(),
+            limits: ReadLimits::default(),
         }
     }
 }
@@ -155,6 +165,7 @@ impl Delta {
             return Err(Error::corrupt(what));
         }
         let mut head = [0; HEADER_BYTES];
+        caches.limits.wait((HEADER_BYTES + FOOTER_BYTES) as u64)?;
         store.read_at(name, 0, &mut head)?;
         let header = Header::decode(&head).map_err(|e| e.at(&place))?;
         let mut foot = [0; FOOTER_BYTES];
@@ -183,7 +194,8 @@ impl Delta {
     pub fn set_base_image(&mut self, snapshot: &str, path: Option<PathBuf>) {
         if self.base_image.is_some() {
             let block_count = self.footer.counts.data_blocks;
-            self.base_image = Some(BaseImage::new(snapshot, block_count, path));
+            let base_image = BaseImage::new(snapshot, block_count, path);
+            self.base_image = Some(base_image.reading_within(self.caches.limits.clone()));
         }
     }
 
@@ -244,7 +256,16 @@ impl Delta {
     pub(super) fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
         let read_bytes = buffer.len() as u64;
         self.caches.traffic.read_bytes.fetch_add(read_bytes, Ordering::Relaxed);
-        self.store.read_at(&self.name, offset, buffer)
+        let (mut rest, mut offset) = (buffer, offset);
+        loop {
+            let count = self.caches.limits.piece(rest.len())?;
+            let (now, later) = rest.split_at_mut(count);
+            self.store.read_at(&self.name, offset, now)?;
+            if later.is_empty() {
+                return Ok(());
+            }
+            (rest, offset) = (later, offset + count as u64);
+        }
     }
 
     /// The decoded blocks of a frame that holds `blocks` of them, one after the other; from the
@@ -374,7 +395,9 @@ impl Delta {
 
     /// Says that a child will be read soon.
     pub(super) fn prefetch(&self, child: &ChildRef) {
-        if self.caches.pages.peek(&(self.header.file_id, child.offset)).is_none() {
+        // What is asked for is read at once.
+        let is_limited = !self.caches.limits.is_empty();
+        if !is_limited && self.caches.pages.peek(&(self.header.file_id, child.offset)).is_none() {
             self.store.prefetch(&self.name, child.offset, child.record_bytes.into());
         }
     }

@@ -2,7 +2,9 @@
 
 use crate::base::error::{Error, Result};
 use crate::base::message::{Setting, Verb, message};
+use crate::base::read_limit::ReadLimits;
 use crate::base::units::BlockRange;
+use crate::base::uri::Shown;
 use std::fs::{File, OpenOptions};
 use std::io::{Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -18,18 +20,26 @@ pub struct BaseImage {
     block_count: u64,
     /// None if it is not known any more.
     path: Option<PathBuf>,
+    limits: ReadLimits,
     file: Mutex<Option<Arc<File>>>,
 }
 
 impl BaseImage {
     /// The image at `path`, with `block_count` blocks of the snapshot `NAME@N`.
     pub fn new(snapshot: &str, block_count: u64, path: Option<PathBuf>) -> Self {
-        Self { snapshot: snapshot.into(), block_count, path, file: Mutex::new(None) }
+        let (limits, file) = (ReadLimits::default(), Mutex::new(None));
+        Self { snapshot: snapshot.into(), block_count, path, limits, file }
+    }
+
+    /// The same, read no faster than that.
+    pub fn reading_within(mut self, limits: ReadLimits) -> Self {
+        self.limits = limits;
+        self
     }
 
     /// What to call it in a message.
     pub fn location(&self) -> String {
-        let path = self.path.as_ref().map_or("(not known)".into(), |p| p.display().to_string());
+        let path = self.path.as_ref().map_or("(not known)".into(), |p| p.shown().to_string());
         format!("{}: base image {path}", self.snapshot)
     }
 
@@ -71,7 +81,8 @@ impl BaseImage {
         let mut rest = buffer;
         let mut offset = offset;
         while !rest.is_empty() {
-            match file.read_at(rest, offset) {
+            let count = self.limits.piece(rest.len())?;
+            match file.read_at(rest.get_mut(..count).unwrap_or_default(), offset) {
                 Ok(0) => break,
                 Ok(count) => {
                     rest = rest.get_mut(count..).unwrap_or_default();

@@ -7,6 +7,7 @@
 
 use crate::base::error::{Error, ErrorKind, Result, best_effort};
 use crate::base::message::{Action, message};
+use crate::base::uri::Shown;
 use crate::image::users::{Intent, process_with, status_of};
 use std::ffi::OsString;
 use std::fs::{File, Metadata};
@@ -53,7 +54,7 @@ impl DeviceWatch {
     /// # Errors
     /// `Busy` if somebody else has it open in a way that does not go together with ours, with his name.
     pub fn begin(file: &File, path: &Path, intent: Intent) -> Result<Self> {
-        let failed = |e| Error::os("look at", path.display(), e);
+        let failed = |e| Error::os("look at", path.shown(), e);
         let number = file.metadata().map_err(failed)?.rdev();
         let folders = related(number);
         let numbers = folders.iter().filter_map(|folder| number_in(folder)).chain([number]);
@@ -90,7 +91,7 @@ impl DeviceWatch {
             Intent::Read => "open for writing by",
             Intent::Write => "in use by",
         };
-        let what = format!("{} is {how} {user}", self.place.display());
+        let what = format!("{} is {how} {user}", self.place.shown());
         Err(Error::new(ErrorKind::Busy, what).hint(message![
             "shut the virtual machine down, or close the device, and ",
             Action::Retry
@@ -104,7 +105,7 @@ impl DeviceWatch {
     pub fn refuse_changes(&self, file: &File) -> Result<()> {
         self.refuse_others(Intent::Read)?;
         if self.written_now(file) != self.written {
-            let what = format!("{} was written to while it was read", self.place.display());
+            let what = format!("{} was written to while it was read", self.place.shown());
             return Err(Error::new(ErrorKind::Busy, what)
                 .hint(message![Action::Retry, " when nobody writes to it"]));
         }

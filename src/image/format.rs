@@ -3,6 +3,7 @@
 
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::message::{Setting, message};
+use crate::base::uri::Shown;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -65,7 +66,7 @@ impl ForeignFormat {
     /// Why an image that has it is not taken.
     pub fn refusal(self, path: &Path) -> Error {
         let (name, qemu) = (self.name, self.qemu);
-        let place = path.display();
+        let place = path.shown();
         let what = format!("{place} looks like a {name} image, and only raw images can be read");
         Error::new(ErrorKind::Unsupported, what).hint(message![
             format!("convert it with \"qemu-img convert -f {qemu} -O raw {place} NEW.img\", or, "),

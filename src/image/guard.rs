@@ -10,6 +10,7 @@ use crate::base::byte_lock::{holder, share_byte, unlock_bytes};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::message::{Action, message};
 use crate::base::sys::{self, Lease};
+use crate::base::uri::Shown;
 use crate::image::users::{Intent, process_with};
 use serde::{Deserialize, Serialize};
 use std::fs::{File, Metadata};
@@ -77,7 +78,7 @@ impl ImageGuard {
     pub fn check(&self, file: &File, path: &Path) -> Result<()> {
         match self.lease {
             Some(lease) if !sys::holds_lease(file, lease) => {
-                let what = format!("{}: another program opened it meanwhile", path.display());
+                let what = format!("{}: another program opened it meanwhile", path.shown());
                 Err(Error::new(ErrorKind::Busy, what)
                     .hint(message![Action::Retry, " when that program is done"]))
             }
@@ -92,7 +93,7 @@ fn in_use(file: &File, path: &Path, intent: Intent) -> Error {
         Intent::Write => "in use by",
     };
     let who = find_user(file, intent).unwrap_or_else(|| "another program".into());
-    Error::new(ErrorKind::Busy, format!("{} is {how} {who}", path.display()))
+    Error::new(ErrorKind::Busy, format!("{} is {how} {who}", path.shown()))
         .hint(message!["shut the virtual machine down, or close the file, and ", Action::Retry])
 }
 

@@ -1,5 +1,6 @@
 //! What tells the file or device of an image from others that its path may lead to.
 
+use crate::base::uri::Shown;
 use crate::image::device::{disk_of, is_part, line_in, loop_file, sysfs_of};
 use serde::{Deserialize, Serialize};
 use std::fs::{File, Metadata};
@@ -90,7 +91,7 @@ impl DeviceIdentity {
                     inode: meta.as_ref().map_or(0, MetadataExt::ino),
                     born_ns: meta.as_ref().and_then(born_ns),
                     offset: offset.and_then(|offset| offset.parse().ok()).unwrap_or(0),
-                    path: path.display().to_string(),
+                    path: path.shown().to_string(),
                 }
             }),
         }

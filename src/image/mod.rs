@@ -10,6 +10,7 @@ mod device;
 mod format;
 mod guard;
 mod identity;
+mod limited;
 mod live;
 mod raw;
 mod uri;
@@ -21,6 +22,7 @@ pub use base_image::BaseImage;
 pub use format::{ForeignFormat, refuse_foreign};
 pub use guard::{FileStat, ImageGuard};
 pub use identity::{DeviceIdentity, LiveIdentity, LoopFile};
+pub use limited::Limited;
 pub use live::LiveImage;
 pub use raw::{DropFromCache, RawFile};
 pub use uri::{ImageUri, parse_image};
@@ -74,6 +76,11 @@ pub trait Source: Sync {
     /// The same, once, when all of it has been read: as far as can be found out.
     fn check_at_end(&self) -> Result<()> {
         self.check()
+    }
+
+    /// True if what it reads keeps to the limits already: it is made of files that do.
+    fn is_limited(&self) -> bool {
+        false
     }
 
     /// What to call it in a message.

@@ -5,6 +5,7 @@ use crate::base::folder::{self, Folder};
 use crate::base::message::{Action, message};
 use crate::base::sys::{self, MappedWindow};
 use crate::base::units::{Extent, ExtentKind};
+use crate::base::uri::Shown;
 use crate::image::device::DeviceWatch;
 use crate::image::guard::find_user;
 use crate::image::{FileStat, ImageGuard, Intent, LiveIdentity, Source, Window};
@@ -76,7 +77,7 @@ impl RawFile {
         });
         let file = opened.map_err(|e| open_error(path, e))?;
         if !file.metadata().is_ok_and(|meta| meta.is_file()) {
-            let what = format!("{} is no file", path.display());
+            let what = format!("{} is no file", path.shown());
             return Err(Error::new(ErrorKind::Unsupported, what));
         }
         Self::unguarded(file, path)
@@ -85,7 +86,7 @@ impl RawFile {
     /// A file that nobody can write to: there is no other descriptor of it, and it has no name. It is
     /// called `path` in messages.
     pub fn unguarded(file: File, path: &Path) -> Result<Self> {
-        let failed = |e| Error::os("look at", path.display(), e);
+        let failed = |e| Error::os("look at", path.shown(), e);
         Ok(Self {
             image_bytes: file.metadata().map_err(failed)?.len(),
             opened: times(&file, path)?,
@@ -105,7 +106,7 @@ impl RawFile {
     }
 
     fn open_for(path: &Path, intent: Intent, follows: bool) -> Result<Self> {
-        let place = path.display();
+        let place = path.shown();
         let meta = std::fs::metadata(path).map_err(|e| Error::os("open image", &place, e))?;
         let is_device = meta.file_type().is_block_device();
         if !meta.is_file() && !is_device {
@@ -211,7 +212,7 @@ impl RawFile {
     }
 
     fn truncated(&self, at: u64) -> Error {
-        let what = format!("{} became shorter while it was read", self.path.display());
+        let what = format!("{} became shorter while it was read", self.path.shown());
         Error::new(ErrorKind::Busy, format!("{what} (no byte at {at})"))
             .hint(message![Action::Retry, " when nobody changes it"])
     }
@@ -219,15 +220,15 @@ impl RawFile {
 
 fn open_error(path: &Path, error: std::io::Error) -> Error {
     if matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EAGAIN | libc::ETXTBSY)) {
-        let what = format!("{} is mounted or in use", path.display());
+        let what = format!("{} is mounted or in use", path.shown());
         return Error::new(ErrorKind::Busy, what)
             .hint(message!["unmount it, or wait for its user, and ", Action::Retry]);
     }
-    Error::os("open image", path.display(), error)
+    Error::os("open image", path.shown(), error)
 }
 
 fn times(file: &File, path: &Path) -> Result<(i64, i64, i64, i64)> {
-    let meta = file.metadata().map_err(|e| Error::os("stat", path.display(), e))?;
+    let meta = file.metadata().map_err(|e| Error::os("stat", path.shown(), e))?;
     Ok((meta.mtime(), meta.mtime_nsec(), meta.ctime(), meta.ctime_nsec()))
 }
 
@@ -299,7 +300,7 @@ impl Source for RawFile {
                 Ok(n) => have += n,
                 Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
                 Err(e) => {
-                    let error = Error::os_at("read", self.path.display(), at, e);
+                    let error = Error::os_at("read", self.path.shown(), at, e);
                     buffer.truncate(have);
                     return if error.is_bad_medium() { Ok(Some(error)) } else { Err(error) };
                 }
@@ -317,10 +318,10 @@ impl Source for RawFile {
         if self.is_device() || self.is_written.load(Ordering::Relaxed) {
             return Ok(());
         }
-        let failed = |e| Error::os("stat", self.path.display(), e);
+        let failed = |e| Error::os("stat", self.path.shown(), e);
         let bytes = self.file.metadata().map_err(failed)?.len();
         if bytes != self.image_bytes || times(&self.file, &self.path)? != self.opened {
-            let what = format!("{} changed while it was read", self.path.display());
+            let what = format!("{} changed while it was read", self.path.shown());
             return Err(Error::new(ErrorKind::Busy, what)
                 .hint(message![Action::Retry, " when nobody writes to it"]));
         }
@@ -338,7 +339,7 @@ impl Source for RawFile {
     }
 
     fn name(&self) -> String {
-        self.path.display().to_string()
+        self.path.shown().to_string()
     }
 }
 

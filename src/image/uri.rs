@@ -1,7 +1,7 @@
 //! What a user names an image by.
 
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::base::uri::Uri;
+use crate::base::uri::{Shown, Uri};
 use serde::{Serialize, Serializer};
 use std::ffi::OsString;
 use std::fmt;
@@ -75,7 +75,7 @@ impl FromStr for ImageUri {
 
 impl fmt::Display for ImageUri {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.path().display().fmt(f)
+        self.path().shown().fmt(f)
     }
 }
 

@@ -7,6 +7,7 @@
 
 use crate::base::error::{Error, ErrorKind, Result, best_effort};
 use crate::base::message::Action;
+use crate::base::uri::Shown;
 use crate::repo::config::Defaults;
 use crate::repo::host::HostState;
 use crate::repo::inside::refuse_inside_any;
@@ -84,7 +85,7 @@ fn begin(
             }
         }
     }
-    let what = format!("somebody else is making the repository {}", path.display());
+    let what = format!("somebody else is making the repository {}", path.shown());
     Err(Error::new(ErrorKind::Busy, what).hint(Action::Retry))
 }
 

@@ -187,8 +187,8 @@ fn collect_shared(
     Ok(reaped)
 }
 
-/// Removes what is left of images that were forgotten, where it has to wait for that (C10).
-pub(crate) fn collect_forgotten(repository: &Repository, context: &Context) -> Result<()> {
+/// Removes what is left of images that were removed, where it has to wait for that (C10).
+pub(crate) fn collect_removed(repository: &Repository, context: &Context) -> Result<()> {
     let store = repository.store.as_ref();
     let Sharing::Shared { grace, marker_life } = repository.sharing()? else { return Ok(()) };
     for name in store.list("")?.into_iter().filter(|name| manifest::check_name(name).is_ok()) {

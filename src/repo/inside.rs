@@ -5,6 +5,7 @@ use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::events::{Context, WarningId};
 use crate::base::folder::{Folder, parent};
 use crate::base::message::{Verb, message};
+use crate::base::uri::Shown;
 use crate::delta::Delta;
 use crate::repo::config::Config;
 use crate::repo::manifest::{self, ImageFile};
@@ -36,7 +37,7 @@ pub(crate) fn refuse_inside(repository: &Repository, file: &Path) -> Result<()> 
     };
     let meta = std::fs::metadata(file).ok();
     let mut inside = RepositoryContents::default();
-    let failed = |e| Error::os("look into", root.display(), e);
+    let failed = |e| Error::os("look into", root.shown(), e);
     let top = Folder::open(&root).map_err(failed)?;
     inside.search(&top, meta.as_ref(), DEPTH).map_err(failed)?;
     let is_of = |path: &Path| {
@@ -59,7 +60,7 @@ pub(crate) fn refuse_inside(repository: &Repository, file: &Path) -> Result<()> 
 pub fn refuse_target(repository: &Repository, target: &Path) -> Result<()> {
     refuse_inside(repository, target)?;
     if CloneFolder::holds(target) {
-        let what = format!("{} is where clones are kept", target.display());
+        let what = format!("{} is where clones are kept", target.shown());
         return Err(Error::new(ErrorKind::InvalidInput, what).hint("choose another folder"));
     }
     refuse_base_image(repository, target)
@@ -71,7 +72,7 @@ pub fn refuse_target(repository: &Repository, target: &Path) -> Result<()> {
 /// `InvalidInput`; `Corrupt` if that cannot be told because a manifest is damaged.
 pub(crate) fn refuse_base_image(repository: &Repository, target: &Path) -> Result<()> {
     let Ok(meta) = std::fs::metadata(target) else { return Ok(()) };
-    let place = target.display();
+    let place = target.shown();
     for name in repository.names()? {
         let manifest = match manifest::load(repository.store.as_ref(), &name) {
             Ok(manifest) => manifest,
@@ -158,7 +159,7 @@ fn is_image_folder(folder: &Path) -> bool {
 }
 
 fn refused(file: &Path, repository: &Path) -> Error {
-    let what = format!("{} is within the repository {}", file.display(), repository.display());
+    let what = format!("{} is within the repository {}", file.shown(), repository.shown());
     Error::new(ErrorKind::InvalidInput, what)
         .hint("keep images, and what is made of them, elsewhere")
 }

@@ -5,10 +5,12 @@ use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::events::{Context, WarningId};
 use crate::base::folder::{Folder, is_ours, resolve};
 use crate::base::message::{Setting, Verb, message};
-use crate::image::{FileStat, LiveIdentity, RawFile};
+use crate::base::uri::Shown;
+use crate::image::{FileStat, ImageUri, LiveIdentity, RawFile};
 use crate::repo::Repository;
 use crate::repo::head::Head;
 use crate::repo::session::{Writer, read, write};
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -51,7 +53,7 @@ pub(crate) fn record_restored_file(
     if read(repository, name, context)?.head().source.as_deref() != Some(&path) {
         return Ok(());
     }
-    let file = File::open(&path).map_err(|e| Error::os("open", path.display(), e))?;
+    let file = File::open(&path).map_err(|e| Error::os("open", path.shown(), e))?;
     let mut writer = write(repository, name, context)?;
     writer.head.live = LiveIdentity::of(&file, 0);
     writer.head.save(repository, &writer.manifest)
@@ -73,7 +75,7 @@ pub(crate) fn live_of(
     if !image.is_device() && !may_be_another_file(image) {
         return now;
     }
-    let place = image.path().display();
+    let place = image.path().shown();
     let what =
         format!("{place} is not what the last snapshot of \"{name}\" was taken of: {difference}");
     let relink = Verb::Relink.of(name).with(Setting::Image, place);
@@ -95,10 +97,10 @@ pub(crate) fn refuse_link(name: &str, path: &Path) -> Result<()> {
         |path: &Path| std::fs::metadata(path).is_ok_and(|meta| meta.file_type().is_block_device());
     match std::fs::canonicalize(path) {
         Ok(real) if real != path && !is_device(path) => {
-            let what = format!("{} leads to {} now", path.display(), real.display());
+            let what = format!("{} leads to {} now", path.shown(), real.shown());
             Err(Error::new(ErrorKind::Mismatch, what).hint(message![
                 format!("if that is the live file of \"{name}\", run "),
-                Verb::Relink.of(name).with(Setting::Image, real.display()),
+                Verb::Relink.of(name).with(Setting::Image, real.shown()),
             ]))
         }
         _ => Ok(()),
@@ -116,7 +118,7 @@ pub(crate) fn refuse_other(
     force_device: bool,
     context: &Context,
 ) -> Result<()> {
-    let place = image.path().display();
+    let place = image.path().shown();
     let (Some(was), Some(is)) = (&head.live, image.identity()) else { return Ok(()) };
     let Some(difference) = was.difference(&is) else { return Ok(()) };
     if image.is_device() && force_device {
@@ -165,7 +167,7 @@ pub(crate) fn warn_if_unguarded(image: &RawFile, context: &Context) {
         let what = format!(
             "{}: who else has it open cannot be seen from here (not root, or in a container); nobody must \
              write to it",
-            image.path().display()
+            image.path().shown()
         );
         context.warn(WarningId::UsersUnseen, what);
     }
@@ -173,7 +175,7 @@ pub(crate) fn warn_if_unguarded(image: &RawFile, context: &Context) {
         let what = format!(
             "{}: no lease is to be had (another owner, or the file system), so a program that has it \
              open for writing is noticed only by the file's times",
-            image.path().display()
+            image.path().shown()
         );
         context.warn(WarningId::NoLease, what);
     }
@@ -188,7 +190,7 @@ pub(crate) fn is_unchanged_since(head: &Head, stat: Option<&FileStat>) -> bool {
 /// The path by which an image is known: of a file the real one; of a device the one that was given,
 /// because what it points to may be another one after the next boot.
 pub(crate) fn absolute(path: &Path) -> Result<PathBuf> {
-    let failed = |e| Error::os("open image", path.display(), e);
+    let failed = |e| Error::os("open image", path.shown(), e);
     std::fs::metadata(path).map_err(failed)?;
     let real = resolve(path)?;
     if real.is_file() { Ok(real) } else { std::path::absolute(path).map_err(failed) }
@@ -198,7 +200,7 @@ pub(crate) fn absolute(path: &Path) -> Result<PathBuf> {
 /// nor its name.
 pub(crate) fn make_durable(base_image: &RawFile) -> Result<()> {
     let path = base_image.path();
-    let failed = |e| Error::os("sync", path.display(), e);
+    let failed = |e| Error::os("sync", path.shown(), e);
     base_image.file().sync_all().map_err(failed)?;
     let Some(folder) = path.parent().filter(|_| !base_image.is_device()) else { return Ok(()) };
     match File::open(folder).and_then(|folder| folder.sync_all()) {
@@ -216,24 +218,27 @@ pub(crate) fn refuse_itself(base_image: &Path, live: &Path) -> Result<()> {
     let identity = |path: &Path| std::fs::metadata(path).map(|meta| (meta.dev(), meta.ino())).ok();
     let is_same = identity(base_image).is_some() && identity(base_image) == identity(live);
     if is_same || base_image == live {
-        let what = format!("{} cannot be its own base image", live.display());
+        let what = format!("{} cannot be its own base image", live.shown());
         return Err(Error::new(ErrorKind::InvalidInput, what));
     }
     Ok(())
 }
 
-/// The image that a user means: by name, or by the path of its live file.
-pub fn image_named(repository: &Repository, image: &str, context: &Context) -> Result<String> {
-    if !image.contains('/') && repository.names()?.iter().any(|name| name == image) {
-        return Ok(image.into());
+/// The image that a user means: by name, or by the path or URI of its live file.
+pub fn image_named(repository: &Repository, image: &OsStr, context: &Context) -> Result<String> {
+    if let Some(name) = image.to_str().filter(|name| !name.contains('/'))
+        && repository.names()?.iter().any(|known| known == name)
+    {
+        return Ok(name.into());
     }
-    if !Path::new(image).exists() {
-        let what = format!("\"{image}\" is neither an image in the repository nor a file");
+    let file = ImageUri::parse(Path::new(image))?;
+    if !file.path().exists() {
+        let what = format!("\"{file}\" is neither an image in the repository nor a file");
         return Err(Error::new(ErrorKind::NotFound, what)
             .hint(message![Verb::List.call(), " shows what there is"]));
     }
-    name_of_source(repository, &absolute(Path::new(image))?, context)?.ok_or_else(|| {
-        let what = format!("{image} is not the live file of an image in the repository");
+    name_of_source(repository, &absolute(file.path())?, context)?.ok_or_else(|| {
+        let what = format!("{file} is not the live file of an image in the repository");
         Error::new(ErrorKind::NotFound, what).hint(message![
             "name the image, or run ",
             Verb::Relink.call().asking(Setting::Name).asking(Setting::Image),
@@ -251,7 +256,7 @@ pub fn refuse_live_file(repository: &Repository, target: &Path, context: &Contex
     match name_of_source(repository, &path, context)? {
         None => Ok(()),
         Some(name) => {
-            let what = format!("{} is the live file of \"{name}\"", target.display());
+            let what = format!("{} is the live file of \"{name}\"", target.shown());
             Err(Error::new(ErrorKind::InvalidInput, what).hint("choose another name"))
         }
     }
@@ -268,7 +273,7 @@ pub fn name_of_source(
             Ok(reader) if reader.head().source.as_deref() == Some(path) => {
                 return Ok(Some(name));
             }
-            // That another image is damaged, or just forgotten, is no reason to refuse this one.
+            // That another image is damaged, or just removed, is no reason to refuse this one.
             Err(e) if !matches!(e.kind(), ErrorKind::Corrupt | ErrorKind::NotFound) => {
                 return Err(e);
             }

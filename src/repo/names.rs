@@ -33,7 +33,7 @@ pub(crate) fn names_in(store: &dyn Store) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// True for an image that was forgotten where its last manifest has to stay.
+/// True for an image that was removed where its last manifest has to stay.
 fn is_forgotten(store: &dyn Store, name: &str, files: &[String]) -> Result<bool> {
     if store.sharing()?.is_locked() && files.iter().any(|file| ImageFile::is_delta(file)) {
         return Ok(false);

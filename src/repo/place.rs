@@ -11,6 +11,7 @@
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::events::{Context, WarningId};
 use crate::base::message::{Setting, Verb, message};
+use crate::base::uri::Shown;
 use crate::repo::host::HostState;
 use crate::store::Store;
 use serde::{Deserialize, Serialize};
@@ -83,7 +84,7 @@ impl Place {
     }
 
     fn shown(&self) -> String {
-        self.path.as_deref().unwrap_or(Path::new("")).display().to_string()
+        self.path.as_deref().unwrap_or(Path::new("")).shown().to_string()
     }
 
     /// What to say where there is no repository; none if this host has never used one there.

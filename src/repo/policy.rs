@@ -1,6 +1,7 @@
 //! The policies in the configuration: what `prune` keeps, and how snapshots are taken.
 
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::read_limit::ReadRate;
 use crate::base::units::parse_duration;
 use crate::repo::retention::{Count, LabelGlob, Rules};
 use crate::tracking::{Recheck, Track};
@@ -33,12 +34,14 @@ pub struct SnapshotPolicy {
     pub recheck: Recheck,
     /// How long whoever writes to the image may be held up.
     pub max_stall: Duration,
+    /// How fast the image is read at most, besides what the context allows.
+    pub limit_read: Option<ReadRate>,
 }
 
 impl Default for SnapshotPolicy {
     fn default() -> Self {
         let (track, recheck) = (Track::default(), Recheck::default());
-        Self { track, recheck, max_stall: Duration::from_secs(1) }
+        Self { track, recheck, max_stall: Duration::from_secs(1), limit_read: None }
     }
 }
 
@@ -88,6 +91,7 @@ pub(crate) struct SnapshotTable {
     track: Option<Track>,
     recheck: Option<Recheck>,
     max_stall: Option<Duration>,
+    limit_read: Option<ReadRate>,
 }
 
 impl SnapshotTable {
@@ -99,6 +103,9 @@ impl SnapshotTable {
                 "recheck" => share(value).map(|share| read.recheck = Some(Recheck::Share(share))),
                 "max_stall" => {
                     text(value).and_then(parse_duration).map(|most| read.max_stall = Some(most))
+                }
+                "limit_read" => {
+                    text(value).and_then(str::parse).map(|rate| read.limit_read = Some(rate))
                 }
                 _ => Err(invalid("there is no such key")),
             };
@@ -115,6 +122,7 @@ impl SnapshotTable {
             track: own.track.or(common.track).unwrap_or(usual.track),
             recheck: own.recheck.or(common.recheck).unwrap_or(usual.recheck),
             max_stall: own.max_stall.or(common.max_stall).unwrap_or(usual.max_stall),
+            limit_read: own.limit_read.or(common.limit_read),
         }
     }
 }

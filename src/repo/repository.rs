@@ -1,6 +1,7 @@
 //! An open repository: a store, its configuration, what is cached of it.
 
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::events::Context;
 use crate::base::message::{Setting, message};
 use crate::delta::{Caches, Traffic};
 use crate::repo::config::{Config, Defaults, object};
@@ -135,6 +136,13 @@ impl Repository {
     /// True if it was made when it was opened.
     pub fn is_new(&self) -> bool {
         self.first_use.as_ref().is_some_and(|first| first.is_new)
+    }
+
+    /// The same whose snapshots are read no faster than a context allows.
+    #[must_use]
+    pub fn reading_within(mut self, context: &Context) -> Self {
+        self.caches = self.caches.reading_within(context.read_limits().clone());
+        self
     }
 
     /// True if there is nothing at all where `store` is: a repository can be made there.

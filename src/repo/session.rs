@@ -160,7 +160,7 @@ fn held_by(marker: Result<Marker>, context: &Context) -> Result<Option<Held>> {
     }
 }
 
-/// What cannot be locked because the image has just been forgotten is not there.
+/// What cannot be locked because the image has just been removed is not there.
 fn or_not_found(repository: &Repository, name: &str, error: Error) -> Error {
     if error.kind() != ErrorKind::NotFound {
         return error;
@@ -210,7 +210,7 @@ fn lock_writers_out(repository: &Repository, name: &str) -> Result<LockGuard> {
     Err(Error::new(ErrorKind::Busy, what).hint(message![Action::Retry, " when it is done"]))
 }
 
-/// The same of one that may not exist yet. Whoever forgets it meanwhile takes the folder along.
+/// The same of one that may not exist yet. Whoever removes it meanwhile takes the folder along.
 fn lock_to_create(repository: &Repository, name: &str) -> Result<Option<LockGuard>> {
     repository.check_place()?;
     for _ in 0..20 {
@@ -220,7 +220,7 @@ fn lock_to_create(repository: &Repository, name: &str) -> Result<Option<LockGuar
             other => return other,
         }
     }
-    Err(Error::new(ErrorKind::Busy, format!("\"{name}\" is made and forgotten all the time")))
+    Err(Error::new(ErrorKind::Busy, format!("\"{name}\" is made and removed all the time")))
 }
 
 /// Opens an image for changing it, and removes what earlier writers left behind.
@@ -277,7 +277,7 @@ pub(crate) fn write_or_create(
     Ok((writer(repository, write, manifest, context)?, is_new))
 }
 
-/// The first manifest of an image, after that of one that was forgotten (C10).
+/// The first manifest of an image, after that of one that was removed (C10).
 fn first(store: &dyn Store, manifest: Manifest) -> Result<Manifest> {
     match manifest::load_last(store, &manifest.name) {
         Ok(last) if last.forgotten => Ok(manifest.succeeding(&last)),

@@ -28,7 +28,7 @@ use crate::base::message::{Setting, Verb, message};
 use crate::base::pipeline::{Allowance, growing_map};
 use crate::base::units::Geometry;
 use crate::chain::Chain;
-use crate::image::Source;
+use crate::image::{Limited, Source};
 use examine::Examiner;
 use hinted::HintedPlan;
 use std::sync::{Mutex, PoisonError};
@@ -61,6 +61,7 @@ pub fn scan(
     context: &Context,
     mut consume: impl FnMut(&Changes) -> Result<()>,
 ) -> Result<Scanned> {
+    let source = &Limited::new(source, context);
     let geometry = Geometry::new(index.block_size(), source.image_bytes())?;
     let mut plan = match (scope, index) {
         (Scope::Whole, _) => {

@@ -78,8 +78,9 @@ impl<'a> WholePlan<'a> {
         if kind == ExtentKind::Hole {
             return self.idle_job(extent.end()).map(Some);
         }
-        let window =
-            window_bytes(self.context.all_threads()) / u64::from(self.geometry.block_size.bytes());
+        // Not more than is read at once: whoever waits for the image does not wait for a window.
+        let window = self.context.read_limits().most(window_bytes(self.context.all_threads()));
+        let window = (window / u64::from(self.geometry.block_size.bytes())).max(1);
         let end = ((first / window + 1) * window).min(self.geometry.block_count());
         let parts = self.parts_until(end)?;
         let index = self.index_over(window)?;

@@ -8,9 +8,11 @@ use crate::base::byte_lock::{Held, holder, share_byte, unlock_bytes};
 use crate::base::error::{ErrorKind, best_effort};
 use crate::base::folder::{Entry, Folder, resolve};
 use crate::base::ownership::{create_file, create_folder, open_or_create};
+use crate::base::uri::Shown;
 use crate::base::writeback::Writeback;
 use nix::fcntl::OFlag;
 use quick_cache::sync::Cache;
+use std::ffi::{OsStr, OsString};
 use std::fs::{File, TryLockError};
 use std::io::{self, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -90,6 +92,8 @@ pub trait DiskFile: Send {
 /// the disk under it can go and come back between two of them), and goes on by descriptors.
 pub struct OsDisk {
     root: PathBuf,
+    /// What [`OsDisk::ONLY`] is called there.
+    only: OsString,
     /// The same without links, once it is there.
     real: OnceLock<PathBuf>,
     /// Tells its files from those of others in [`OPEN`].
@@ -124,12 +128,24 @@ fn soft_limit() -> u64 {
 impl OsDisk {
     /// The folder at `root`, which need not exist yet.
     pub fn new(root: PathBuf) -> Self {
+        Self::of_file(root, Self::ONLY.into())
+    }
+
+    /// How the file of [`OsDisk::of_file`] is called in paths.
+    pub const ONLY: &str = "only.delta";
+
+    /// One delta file in a folder, whose name need not be UTF-8: it is read as [`OsDisk::ONLY`].
+    pub fn of_file(root: PathBuf, only: OsString) -> Self {
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
-        Self { root, real: OnceLock::new(), id, has_locks: OnceLock::new() }
+        Self { root, only, real: OnceLock::new(), id, has_locks: OnceLock::new() }
     }
 
     fn path(&self, path: &str) -> PathBuf {
-        if path.is_empty() { self.root.clone() } else { self.root.join(path) }
+        if path.is_empty() { self.root.clone() } else { self.root.join(self.real_name(path)) }
+    }
+
+    fn real_name<'a>(&'a self, path: &'a str) -> &'a OsStr {
+        if path == Self::ONLY { &self.only } else { OsStr::new(path) }
     }
 
     fn folder(&self, folder: &str) -> io::Result<Folder> {
@@ -155,7 +171,7 @@ impl OsDisk {
 
     fn opened(&self, path: &str) -> io::Result<Arc<File>> {
         let open = || {
-            let opened = self.folder("")?.regular_file(path, OFlag::O_RDONLY, 0);
+            let opened = self.folder("")?.regular_file(self.real_name(path), OFlag::O_RDONLY, 0);
             Ok::<_, io::Error>(Arc::new(opened?))
         };
         if !path.ends_with(".delta") {
@@ -307,7 +323,7 @@ impl Disk for OsDisk {
     }
 
     fn location(&self, path: &str) -> String {
-        self.path(path).display().to_string()
+        self.path(path).shown().to_string()
     }
 
     fn local_path(&self) -> Option<&Path> {

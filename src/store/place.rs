@@ -3,6 +3,7 @@
 use super::{LocalStore, OsDisk, Store};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::folder::{Folder, resolve};
+use crate::base::uri::Shown;
 use crate::base::uri::Uri;
 use std::fs::File;
 use std::io;
@@ -17,12 +18,12 @@ pub fn locate(place: &Path) -> Result<PathBuf> {
     let path = match Uri::parse(place)? {
         Uri::Path(path) => path,
         Uri::Other { scheme } => {
-            let what = format!("this build has no {scheme} repositories: {}", place.display());
+            let what = format!("this build has no {scheme} repositories: {}", place.shown());
             return Err(Error::new(ErrorKind::Unsupported, what)
-                .hint(format!("name a folder; one that is called so is ./{}", place.display())));
+                .hint(format!("name a folder; one that is called so is ./{}", place.shown())));
         }
     };
-    std::path::absolute(&path).map_err(|e| Error::os("use", path.display(), e))
+    std::path::absolute(&path).map_err(|e| Error::os("use", path.shown(), e))
 }
 
 /// The store in a folder, which need not exist. Nobody else's link leads to it.
@@ -51,23 +52,20 @@ pub enum Above {
 /// `Io` if it cannot be made; `NotFound` if the folder above it is missing, and must exist; `InvalidInput`
 /// for a path with `..` that leads through what is not there.
 pub fn make_folder(path: &Path, above: Above) -> Result<bool> {
-    let failed = |e| Error::os("make the repository", path.display(), e);
+    let failed = |e| Error::os("make the repository", path.shown(), e);
     // From the first folder that is there on, each in the one before it: whoever may write to that one
     // cannot lead us elsewhere.
     let there = path.ancestors().find(|folder| folder.exists()).unwrap_or(Path::new("/"));
     let missing = path.strip_prefix(there).unwrap_or(Path::new(""));
     if missing.components().any(|part| part == Component::ParentDir) {
-        let what = format!("cannot make the repository {}: it has \"..\" in it", path.display());
+        let what = format!("cannot make the repository {}: it has \"..\" in it", path.shown());
         return Err(Error::new(ErrorKind::InvalidInput, what).hint("name it without"));
     }
     if let (Above::MustExist, Some(parent)) = (above, path.parent())
         && missing.components().count() > 1
     {
-        let what = format!(
-            "cannot make the repository {}: {} is missing",
-            path.display(),
-            parent.display()
-        );
+        let what =
+            format!("cannot make the repository {}: {} is missing", path.shown(), parent.shown());
         return Err(Error::new(ErrorKind::NotFound, what)
             .hint("is the disk mounted? Otherwise make that folder first"));
     }

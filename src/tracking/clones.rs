@@ -11,6 +11,7 @@
 use crate::base::error::{Error, ErrorKind, Result, best_effort};
 use crate::base::folder::{self, Folder};
 use crate::base::sys::{attribute, set_attribute, set_no_copy_on_write};
+use crate::base::uri::Shown;
 use crate::tracking::reflink::{clone_into, own_bytes};
 use nix::fcntl::OFlag;
 use nix::sys::statfs::{BTRFS_SUPER_MAGIC, XFS_SUPER_MAGIC, fstatfs};
@@ -104,7 +105,7 @@ impl NewClone {
     /// `Unsupported` if the file system shares no extents, has no nameless files or no extended
     /// attributes.
     pub fn make(image: &File, path: &Path, extents: u64, owner: Owner) -> Result<Self> {
-        let failed = |e| Error::os("make a clone of", path.display(), e);
+        let failed = |e| Error::os("make a clone of", path.shown(), e);
         if !has_physical_addresses(image) {
             return Err(cannot(path));
         }
@@ -112,11 +113,9 @@ impl NewClone {
         let to = to.map_err(|e| match e.raw_os_error() {
             Some(libc::EOPNOTSUPP | libc::EISDIR | libc::ENOENT) => cannot(path),
             Some(libc::EACCES | libc::EPERM | libc::EROFS) => {
-                let what = format!("{}: its folder cannot be written to", path.display());
-                Error::new(ErrorKind::Unsupported, what).hint(format!(
-                    "a clone is kept in {}",
-                    CloneFolder::beside(path).path.display()
-                ))
+                let what = format!("{}: its folder cannot be written to", path.shown());
+                Error::new(ErrorKind::Unsupported, what)
+                    .hint(format!("a clone is kept in {}", CloneFolder::beside(path).path.shown()))
             }
             _ => failed(e),
         })?;
@@ -131,7 +130,7 @@ impl NewClone {
             begun = Instant::now();
             cloned = clone_into(image, &to);
         }
-        cloned.map_err(|e| e.at(path.display()))?;
+        cloned.map_err(|e| e.at(path.shown()))?;
         let seconds = begun.elapsed().as_secs_f64();
         set_attribute(&to, OWNER, &owner.encode()).map_err(|e| match e.raw_os_error() {
             Some(libc::EOPNOTSUPP) => cannot(path),
@@ -153,7 +152,7 @@ impl NewClone {
 /// # Errors
 /// `Io` if there is no descriptor left.
 pub fn reopen(clone: &File, path: &Path) -> Result<File> {
-    let failed = |e| Error::io(format!("cannot open the clone of {} again", path.display()), e);
+    let failed = |e| Error::io(format!("cannot open the clone of {} again", path.shown()), e);
     clone.try_clone().map_err(failed)
 }
 
@@ -165,7 +164,7 @@ pub fn has_physical_addresses(file: &File) -> bool {
 }
 
 fn cannot(path: &Path) -> Error {
-    let what = format!("{}: the file system cannot keep a clone of it", path.display());
+    let what = format!("{}: the file system cannot keep a clone of it", path.shown());
     Error::new(ErrorKind::Unsupported, what)
 }
 
@@ -211,7 +210,7 @@ impl CloneFolder {
     /// `Unsupported` if the folder is none, but a link or a file.
     pub fn keep(&self, clone: &NewClone, id: Uuid) -> Result<CloneStat> {
         let path = self.path_of(id);
-        let failed = |e| Error::os("keep the clone", path.display(), e);
+        let failed = |e| Error::os("keep the clone", path.shown(), e);
         let above = Folder::of(&self.path).map_err(failed)?;
         let mut tries = MAKE_TRIES;
         let folder = loop {
@@ -239,7 +238,7 @@ impl CloneFolder {
     /// # Errors
     /// `Unsupported` if it is no folder, or one that neither we made nor whoever has the one above.
     fn open_in(&self, above: &Folder) -> Result<Folder> {
-        let place = self.path.display();
+        let place = self.path.shown();
         let failed = |e| Error::os("open", &place, e);
         let folder = above.folder(FOLDER).map_err(|e| match e.raw_os_error() {
             Some(libc::ELOOP | libc::ENOTDIR) => {
@@ -261,7 +260,7 @@ impl CloneFolder {
 
     /// The same; none if it is not there.
     fn opened(&self) -> Result<Option<Folder>> {
-        let failed = |e| Error::os("open", self.path.display(), e);
+        let failed = |e| Error::os("open", self.path.shown(), e);
         let above = match Folder::of(&self.path) {
             // None was made through a link; a device may be named through one.
             Err(e) if is_absent(&e) || e.raw_os_error() == Some(libc::ELOOP) => return Ok(None),
@@ -277,9 +276,9 @@ impl CloneFolder {
     pub fn own_bytes(&self, found: &FoundClone) -> Result<u64> {
         let Some(folder) = self.opened()? else { return Ok(0) };
         match open(&folder, &found.id.to_string()) {
-            Ok(file) => own_bytes(&file).map_err(|e| e.at(found.path.display())),
+            Ok(file) => own_bytes(&file).map_err(|e| e.at(found.path.shown())),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(0),
-            Err(e) => Err(Error::os("open", found.path.display(), e)),
+            Err(e) => Err(Error::os("open", found.path.shown(), e)),
         }
     }
 
@@ -300,7 +299,7 @@ impl CloneFolder {
 
     /// All that is in it and has the name of a clone, sorted.
     pub fn list(&self) -> Result<Vec<FoundClone>> {
-        let failed = |e| Error::os("list", self.path.display(), e);
+        let failed = |e| Error::os("list", self.path.shown(), e);
         let Some(folder) = self.opened()? else { return Ok(Vec::new()) };
         let mut found = Vec::new();
         for entry in folder.entries().map_err(failed)? {
@@ -313,10 +312,7 @@ impl CloneFolder {
                 Ok(owner) => found.push(FoundClone { id, path, owner }),
                 // Nobody knows whose it is.
                 Err(e) if is_passing(&e) => {
-                    return Err(Error::io(
-                        format!("cannot look at the clone {}", path.display()),
-                        e,
-                    ));
+                    return Err(Error::io(format!("cannot look at the clone {}", path.shown()), e));
                 }
                 // What we may not open is not ours.
                 Err(_) => {}
@@ -330,7 +326,7 @@ impl CloneFolder {
     /// there.
     pub fn remove(&self, id: Uuid) -> Result<()> {
         let path = self.path_of(id);
-        let failed = |e| Error::os("remove the clone", path.display(), e);
+        let failed = |e| Error::os("remove the clone", path.shown(), e);
         let Some(folder) = self.opened()? else { return Ok(()) };
         match folder.remove(id.to_string()) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}

@@ -1,9 +1,9 @@
-//! Whether to clone an image that nobody uses, or to read all of it: by what that took before, and by a look at
-//! how fast the image is read now.
+//! Whether to clone an image that nobody uses, or to read all of it: by what that took before, and by a look
+//! at how fast the image is read now.
 //!
 //! ```text
-//! clone and maps (seconds for each extent, of earlier snapshots) + what will have changed (as before) --\
-//! reading (seconds for each byte, by a probe) -----------------------------------------------------------+-> cheaper
+//! clone and maps (seconds for each extent, of earlier snapshots), what will have changed (as before) --\
+//! reading (seconds for each byte, by a probe) -----------------------------------------------------------> ?
 //! ```
 
 use crate::base::digest::{DigestAlgorithm, DigestKey, Hasher};
@@ -13,10 +13,12 @@ use crate::base::pipeline::ordered_map;
 use crate::image::{RawFile, Source};
 use nix::unistd::{Whence, lseek64};
 use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// What a clone costs for each extent of the image, in seconds, until one was timed (DESIGN.md, "What is known
-/// without reading").
+/// What a clone costs for each extent of the image, in seconds, until one was timed (DESIGN.md, "What is
+/// known without reading").
 const CLONE_SECONDS: f64 = 12e-6;
 
 /// And to compare the maps of two clones.
@@ -92,6 +94,27 @@ impl Costs {
     }
 }
 
+/// How long something took in all, which is done in parts, by any thread.
+#[derive(Debug, Clone, Default)]
+pub struct TimeSpent(Arc<AtomicU64>);
+
+impl TimeSpent {
+    /// Does a part of it.
+    pub fn on<T>(&self, work: impl FnOnce() -> T) -> T {
+        let begun = Instant::now();
+        let done = work();
+        let nanoseconds = u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.0.fetch_add(nanoseconds, Ordering::Relaxed);
+        done
+    }
+
+    /// Seconds; none if nothing was done.
+    pub fn seconds(&self) -> Option<f64> {
+        let nanoseconds = self.0.load(Ordering::Relaxed);
+        (nanoseconds > 0).then_some(nanoseconds as f64 / 1e9)
+    }
+}
+
 /// Seconds for each extent, by the last ones if they were enough to tell.
 fn for_each(timed: Option<(f64, u64)>, usual: f64) -> f64 {
     let timed = timed.filter(|(_, extents)| *extents >= MIN_TIMED_EXTENTS);
@@ -141,8 +164,8 @@ fn probe(image: &RawFile, context: &Context) -> Result<f64> {
     Ok(if bytes == 0 { 0.0 } else { seconds / bytes as f64 / threads as f64 })
 }
 
-/// Where the first data from `place` on are. Not how far they go: to find the next hole, the file system looks
-/// at all extents up to it.
+/// Where the first data from `place` on are. Not how far they go: to find the next hole, the file system
+/// looks at all extents up to it.
 fn data_from(image: &RawFile, place: u64) -> Option<u64> {
     let found = lseek64(image.file(), place as i64, Whence::SeekData);
     match found {

@@ -10,6 +10,7 @@
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::events::{Context, WarningId};
 use crate::base::message::{Action, Setting, message};
+use crate::base::uri::Shown;
 use crate::image::{FileStat, LiveImage, RawFile};
 use crate::tracking::{
     ChangeHints, ChangeTracker, Consistency, Costs, HintKind, KeptClones, KnownChanges,
@@ -64,7 +65,7 @@ impl<'a> FileTracker<'a> {
         context: &Context,
     ) -> Result<Result<NewClone, Option<String>>> {
         let image = &self.live.image;
-        let place = image.path().display();
+        let place = image.path().shown();
         let is_forced = self.track == Track::Reflink;
         if image.is_device() || self.track == Track::None {
             let what = format!("{place} is a device: it cannot be cloned");
@@ -155,7 +156,7 @@ impl ChangeTracker for FileTracker<'_> {
             (_, Some(clone), Ok((id, older))) => {
                 let newer = reopen(clone.file(), self.live.image.path())?;
                 let what =
-                    format!("cannot open a clone of {} again", self.live.image.path().display());
+                    format!("cannot open a clone of {} again", self.live.image.path().shown());
                 let spent = maps_time.clone();
                 let hints = move |_| {
                     let failed = |e| Error::io(what.as_str(), e);
@@ -205,7 +206,7 @@ fn check_stall(
     if seconds <= most.as_secs_f64() {
         return Ok(());
     }
-    let path = image.path().display();
+    let path = image.path().shown();
     let what = format!(
         "{path} is in use by {user} and has {count} extents: to clone it would hold up its writes for \
          about {} ms",

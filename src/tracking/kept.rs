@@ -3,6 +3,7 @@
 use crate::base::error::Result;
 use crate::base::events::{Context, WarningId};
 use crate::base::message::message;
+use crate::base::uri::{Shown, shown_path};
 use crate::tracking::{CloneFolder, CloneStat, FoundClone, NewClone, Owner};
 use serde::{Deserialize, Serialize};
 use std::cell::OnceCell;
@@ -40,6 +41,7 @@ pub struct CloneUse {
     /// Number of its snapshot; none if no snapshot names it.
     pub number: Option<u64>,
     /// Where it is.
+    #[serde(serialize_with = "shown_path")]
     pub path: PathBuf,
     /// Bytes that would be free without it.
     pub own_bytes: u64,
@@ -120,7 +122,7 @@ impl<'a> KeptClones<'a> {
             if !is_unneeded && !self.is_left_over(&found) {
                 continue;
             }
-            context.note(format!("removing the clone {}", found.path.display()));
+            context.note(format!("removing the clone {}", found.path.shown()));
             self.folder.remove(found.id)?;
             removed.push(found);
         }

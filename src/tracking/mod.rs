@@ -16,7 +16,7 @@ mod tracker;
 pub use clones::{
     CloneFolder, CloneStat, FoundClone, NewClone, Owner, has_physical_addresses, reopen,
 };
-pub use costs::Costs;
+pub use costs::{Costs, TimeSpent};
 pub use file::FileTracker;
 pub use given::ListTracker;
 pub use kept::{CloneUse, Clones, KeptClone, KeptClones};
@@ -25,7 +25,7 @@ pub use recheck::{Recheck, cycle};
 pub use reflink::{MapDifferences, clone_into, extent_count};
 pub use tracker::{
     ChangeTracker, Consistency, HintFactory, HintKind, KnownChanges, PointInTime, Recorded, Since,
-    TimeSpent, Track, TrackerRecord,
+    Track, TrackerRecord,
 };
 
 use crate::base::error::Result;

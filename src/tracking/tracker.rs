@@ -9,13 +9,10 @@
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::events::Context;
 use crate::image::FileStat;
-use crate::tracking::{ChangeHints, Costs, KeptClone};
+use crate::tracking::{ChangeHints, Costs, KeptClone, TimeSpent};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::str::FromStr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
 use uuid::Uuid;
 
 /// Knows what changed in an image since an earlier snapshot, and keeps what it takes to know it at the next
@@ -95,27 +92,6 @@ pub struct PointInTime {
     pub changes: KnownChanges,
     /// How long it took to compare the maps of clones.
     pub maps_time: TimeSpent,
-}
-
-/// How long something took in all, which is done in parts, by any thread.
-#[derive(Debug, Clone, Default)]
-pub struct TimeSpent(Arc<AtomicU64>);
-
-impl TimeSpent {
-    /// Does a part of it.
-    pub fn on<T>(&self, work: impl FnOnce() -> T) -> T {
-        let begun = Instant::now();
-        let done = work();
-        let nanoseconds = u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        self.0.fetch_add(nanoseconds, Ordering::Relaxed);
-        done
-    }
-
-    /// Seconds; none if nothing was done.
-    pub fn seconds(&self) -> Option<f64> {
-        let nanoseconds = self.0.load(Ordering::Relaxed);
-        (nanoseconds > 0).then_some(nanoseconds as f64 / 1e9)
-    }
 }
 
 /// What an image is that is read.

@@ -145,6 +145,10 @@ impl Source for SnapshotView {
         Ok(())
     }
 
+    fn is_limited(&self) -> bool {
+        true
+    }
+
     fn name(&self) -> String {
         self.chain().tip().location()
     }

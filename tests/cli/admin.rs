@@ -1,4 +1,4 @@
-//! `imgsnap delete`, `label`, `forget`, `repair` and `relink`
+//! `imgsnap delete`, `label`, `remove`, `repair` and `relink`
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that fails says where")]
 
@@ -54,7 +54,7 @@ fn what_is_protected_is_dropped_by_nothing() {
     lab.done(&["protect", "disk@2"]);
     assert!(lab.done(&["list"]).contains("(protected)"));
     assert!(lab.done(&["show", "disk@2"]).contains("yes: nothing drops it"));
-    for args in [&["delete", "disk@2"][..], &["forget", "disk", "--yes"]] {
+    for args in [&["delete", "disk@2"][..], &["remove", "disk", "--yes"]] {
         let line = lab.fails(FAILED, args);
         let hint = "disk@2 is protected; \"imgsnap protect disk@2 --off\" takes that back";
         assert!(line.contains(hint), "{line}");
@@ -115,27 +115,6 @@ fn a_label_is_taken_once_only() {
     // Of another image it may be the same.
     lab.write("web.img", &disk(1, 100_000));
     lab.done(&["snapshot", "web.img", "--label", "good"]);
-}
-
-#[test]
-fn forget_removes_an_image_with_all_its_snapshots_and_nothing_else() {
-    let lab = Lab::new();
-    lab.grow_history("db.img", 3);
-    lab.grow_history("web.img", 2);
-    let size: u64 = (1..=3).map(|n| lab.read(&lab.delta("db", n)).len() as u64).sum();
-    let image = lab.read("db.img");
-    let gone = lab.json(&["forget", "db", "--yes"]);
-    assert_eq!((string(&gone, "name"), integer(&gone, "snapshots")), ("db", 3));
-    assert_eq!(integer(&gone, "freed_bytes"), size);
-    assert!(!lab.exists("repo/db"));
-    same(&lab.read("db.img"), &image, "the live image");
-    lab.fails(FAILED, &["list", "db"]);
-    assert_eq!(lab.json(&["list", "web"]).as_array().unwrap().len(), 2);
-    // Its name is free again, and the numbers begin anew.
-    assert_eq!(integer(&lab.json(&["snapshot", "db.img"]), "number"), 1);
-    // Where nobody can answer, nobody is asked.
-    let text = lab.done(&["forget", "db"]);
-    assert!(text.starts_with("forgot \"db\": 1 snapshot, "), "{text}");
 }
 
 #[test]
@@ -305,7 +284,7 @@ fn relink_to_what_is_no_image_is_refused() {
 }
 
 #[test]
-fn an_image_that_is_forgotten_meanwhile_is_no_trouble_for_the_others() {
+fn an_image_that_is_removed_meanwhile_is_no_trouble_for_the_others() {
     let (lab, _) = Lab::with_snapshots(1);
     lab.write("other.img", &disk(9, 64 << 10));
     std::thread::scope(|threads| {
@@ -313,7 +292,7 @@ fn an_image_that_is_forgotten_meanwhile_is_no_trouble_for_the_others() {
             for _ in 0..20 {
                 lab.done(&["snapshot", "other.img"]);
                 // Somebody may be reading it.
-                let code = lab.run(&["forget", "other", "--yes"]).code;
+                let code = lab.run(&["remove", "other", "--yes"]).code;
                 assert!([Some(DONE), Some(BUSY)].contains(&code), "{code:?}");
             }
         });

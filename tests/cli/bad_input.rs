@@ -348,7 +348,7 @@ fn a_second_writer_is_told_that_the_first_is_busy() {
         &["rollback", "disk", "--to", "@1", "--dry-run"],
         &["delete", "disk@2"],
         &["label", "disk@1", "new"],
-        &["forget", "disk", "--yes"],
+        &["remove", "disk", "--yes"],
         &["repair", "disk"],
         &["relink", "disk", "copy.img"],
     ] {
@@ -368,14 +368,14 @@ fn a_second_writer_is_told_that_the_first_is_busy() {
 }
 
 #[test]
-fn an_image_that_is_read_is_not_forgotten() {
+fn an_image_that_is_read_is_not_removed() {
     let (lab, _) = Lab::with_snapshots(2);
     let lock = {
         let _calm = no_fork();
         File::options().write(true).open(lab.path("repo/disk/reap.lock")).unwrap()
     };
     lock.lock_shared().unwrap();
-    let line = lab.fails(BUSY, &["forget", "disk", "--yes"]);
+    let line = lab.fails(BUSY, &["remove", "disk", "--yes"]);
     assert!(line.starts_with("somebody is reading \"disk\"; "), "{line}");
     // A deleted snapshot stays for whoever reads it, and goes with the next writer.
     let delta = lab.delta("disk", 2);

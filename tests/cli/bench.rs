@@ -73,6 +73,8 @@ fn help_is_exactly_this() {
                                        50%]
           --threads <N>                Threads that work [default: one for each core, at most 16]
           --compression <COMPRESSION>  lz4, zstd[:LEVEL] or none [default: lz4]
+          --limit-read <RATE>          Read images and the repository no faster, in bytes per second, as
+                                       in 100M or 1.5GiB/s
           --dir <DIR>                  Where the scratch folder is made [default: the folder for
                                        temporary files]
           --image <FILE>               Measure with a copy of this image instead

@@ -175,6 +175,15 @@ fn an_editor_changes_the_configuration_and_nothing_that_was_typed_is_lost() {
 }
 
 #[test]
+fn ctrl_c_in_an_editor_is_for_the_editor() {
+    let lab = Lab::new();
+    let twice = "kill -INT $PPID; sleep 0.1; kill -INT $PPID; sleep 0.1; printf '# typed\\n' >>";
+    let mut command = lab.command(&["config", "edit"]);
+    Run::of(command.env("EDITOR", twice).env_remove("VISUAL")).done();
+    assert!(lab.configuration().ends_with("# typed\n"), "{}", lab.configuration());
+}
+
+#[test]
 fn what_an_older_program_wrote_holds_until_it_is_taken_over() {
     let (lab, states) = Lab::with_snapshots(3);
     let text = make_old(&lab, "[prune]\nkeep_last = 3\n");

@@ -95,7 +95,7 @@ fn everything_that_is_made_is_for_its_owner_alone() {
     open(&["rollback", "disk", "--to", "disk@1"]);
     open(&["export", "disk@1", "-o", "one.delta"]);
     open(&["restore", "disk@2", "-o", "two.img"]);
-    open(&["forget", "disk", "--yes"]);
+    open(&["remove", "disk", "--yes"]);
     open(&["import", "one.delta", "--name", "copy"]);
     let manifest = lab.manifest("copy");
     lab.write(&manifest, b"damaged");

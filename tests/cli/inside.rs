@@ -126,9 +126,9 @@ fn what_imgsnap_has_not_put_there_is_never_removed() {
         lab.done(&["snapshot", "vm.img", "--full"]);
         lab.done(&["prune", "vm", "--keep-last", "1"]);
         are_there("a prune");
-        let run = lab.run(&["forget", "vm", "--yes"]).done();
+        let run = lab.run(&["remove", "vm", "--yes"]).done();
         assert!(run.err.contains("repo/vm stays: there is something in it"), "{}", run.err);
-        are_there("forget");
+        are_there("remove");
         let mut left = lab.stored("vm");
         left.retain(|name| !theirs.contains(&format!("repo/vm/{name}").as_str()));
         assert_eq!(left, ["deep"]);

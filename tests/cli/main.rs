@@ -26,11 +26,13 @@ mod inside;
 mod list;
 mod mend;
 mod owners;
+mod paths;
 mod place;
 mod portable;
 mod prune;
 #[path = "../support/random.rs"]
 mod random;
+mod remove;
 mod repairable;
 mod restore;
 mod rollback;

@@ -56,7 +56,7 @@ const WRITING: &[&[&str]] = &[
     &["relink", "disk", "disk.img"],
     &["repair"],
     &["config", "set", "store.grace", "7d"],
-    &["forget", "disk", "--yes"],
+    &["remove", "disk", "--yes"],
 ];
 
 /// Rule S6.

@@ -243,7 +243,7 @@ fn rules_that_keep_nothing_are_refused() {
     for more in [&[][..], &["--dry-run"]] {
         let line = lab.fails(FAILED, &[&["prune", "disk", "--keep-label", "none*"], more].concat());
         assert!(line.starts_with("these rules keep none of the snapshots of \"disk\"; "), "{line}");
-        assert!(line.contains("--keep-last 1") && line.contains("imgsnap forget disk"), "{line}");
+        assert!(line.contains("--keep-last 1") && line.contains("imgsnap remove disk"), "{line}");
     }
     // Of an image without snapshots there is nothing to lose.
     lab.done(&["delete", "disk@3"]);

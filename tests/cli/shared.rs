@@ -169,7 +169,7 @@ every_verb! {
     flatten: &["flatten", "disk@2"];
     export: &["export", "disk@2", "--since", "@1", "-o", "out.delta", "--force"];
     label: &["label", "disk@1", "new"];
-    forget: &["forget", "disk", "--yes"];
+    remove: &["remove", "disk", "--yes"];
     repair: &["repair"];
     relink: &["relink", "disk", "copy.img"];
     untrack: &["untrack", "disk"];
@@ -321,7 +321,7 @@ every_verb_with_a_name! {
     export_since: &["export", "web@1", "--since", "@2", "-o", "out"],
         Some(&["export", "disk@1", "--since", "@7", "-o", "out"]);
     label: &["label", "web@1", "new"], Some(&["label", "disk@7", "new"]);
-    forget: &["forget", "web", "--yes"], None;
+    remove: &["remove", "web", "--yes"], None;
     repair: &["repair", "web"], None;
     relink: &["relink", "web", "copy.img"], None;
     untrack: &["untrack", "web"], None;
@@ -356,7 +356,7 @@ fn a_name_that_leads_out_of_the_repository_is_refused_and_nothing_is_made_there(
     for name in ["../outside", "disk/../../outside", &lab.at("outside")] {
         for args in [
             &["list", name][..],
-            &["forget", name, "--yes"],
+            &["remove", name, "--yes"],
             &["repair", name],
             &["relink", name, "copy.img"],
             &["verify", name],
@@ -377,7 +377,7 @@ fn a_name_that_is_no_name_is_not_called_damage() {
     for name in ["disk/../disk", "disk/.", "./disk", "..", ".", ""] {
         for args in [
             &["list", name][..],
-            &["forget", name, "--yes"],
+            &["remove", name, "--yes"],
             &["verify", name],
             &["stats", name],
             &["untrack", name],

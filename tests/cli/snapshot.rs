@@ -3,9 +3,13 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that fails says where")]
 
 use crate::support::{
-    BLOCK, FAILED, KIB, Lab, MIB, change, disk, integer, noise, skipped, string, trusts_times,
+    BLOCK, FAILED, INTERRUPTED, KIB, Lab, MIB, Started, change, disk, integer, noise, skipped,
+    string, trusts_times, wait_until,
 };
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
+use std::process::Stdio;
 use std::time::SystemTime;
 
 /// The names that the issue promises, of a snapshot in JSON.
@@ -22,6 +26,24 @@ pub const NAMES: [&str; 11] = [
     "stored_bytes",
     "seconds",
 ];
+
+/// At 1 MiB a second it would take a minute: it is interrupted in time only if it waits.
+#[test]
+fn a_limited_snapshot_waits_and_ctrl_c_ends_the_wait() {
+    let lab = Lab::new();
+    lab.write("disk.img", &noise(1, 64 * MIB));
+    for limit in [&["--limit-read", "1MiB/s"][..], &[]] {
+        let mut command = lab.command(&[&["snapshot", "disk.img"], limit].concat());
+        let mut started = Started::new(command.stdout(Stdio::null()).stderr(Stdio::null()));
+        assert!(wait_until(|| lab.exists("repo/disk")));
+        kill(Pid::from_raw(started.child.id() as i32), Signal::SIGINT).unwrap();
+        assert_eq!(started.child.wait().unwrap().code(), Some(INTERRUPTED), "{limit:?}");
+        // Then in the configuration.
+        lab.done(&["config", "set", "images.disk.snapshot.limit_read", "1M"]);
+    }
+    let line = lab.fails(FAILED, &["config", "set", "snapshot.limit_read", "10K"]);
+    assert!(line.contains("limit_read: 10240 bytes a second are too few"), "{line}");
+}
 
 #[test]
 fn first_use_makes_the_repository_and_says_so_in_one_line() {

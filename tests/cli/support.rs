@@ -586,8 +586,13 @@ pub struct Started {
 
 impl Started {
     pub fn new(command: &mut Command) -> Self {
+        Self::with_input(command.stdin(Stdio::null()))
+    }
+
+    /// With the stdin that the command has.
+    pub fn with_input(command: &mut Command) -> Self {
         // A group of its own: a shell and what it starts.
-        Self { child: spawn(command.stdin(Stdio::null()).process_group(0)) }
+        Self { child: spawn(command.process_group(0)) }
     }
 }
 

@@ -25,7 +25,7 @@ const VERBS: [&str; 25] = [
     "import",
     "apply",
     "label",
-    "forget",
+    "remove",
     "repair",
     "config",
     "relink",
@@ -66,8 +66,8 @@ fn help_is_exactly_this() {
       apply        Make an image from delta files and the image that they begin from, without a
                    repository
       label        Give a snapshot a label, or take it away
-      protect      Keep a snapshot whatever prune, delete, forget or watch are told
-      forget       Remove an image with all its snapshots from the repository
+      protect      Keep a snapshot whatever prune, delete, remove or watch are told
+      remove       Remove an image with all its snapshots from the repository
       repair       Rebuild a lost or damaged manifest; with --from, put damaged files right, too
       config       Show or change the configuration: rules of prune, how snapshots are taken, what bases
                    are made with
@@ -92,6 +92,9 @@ fn help_is_exactly_this() {
 
           --threads <N>
               Threads that work [default: one for each core, at most 16]
+
+          --limit-read <RATE>
+              Read images and the repository no faster, in bytes per second, as in 100M or 1.5GiB/s
 
       -h, --help
               Print help (see a summary with '-h')
@@ -153,6 +156,9 @@ fn wrong_usage_exits_2_and_touches_nothing() {
         (&["list", "--threads", "0"], "--threads"),
         (&["list", "--threads", "17"], "--threads"),
         (&["list", "--threads", "many"], "many"),
+        (&["snapshot", "disk.img", "--limit-read", "0"], "too few to get done; name at least 1M"),
+        (&["verify", "--limit-read", "1023K/s"], "name at least 1M"),
+        (&["verify", "--limit-read", "fast"], "write it like 100M or 1.5GiB/s"),
         (&["show"], "<REF>"),
         (&["show", "disk"], "does not name a snapshot"),
         (&["show", "disk@"], "after the @"),
@@ -191,7 +197,7 @@ fn wrong_usage_exits_2_and_touches_nothing() {
         (&["snapshot", "disk.img", "--base-image", "copy.img", "--dry-run"], "--dry-run"),
         (&["stats", "disk", "more"], "more"),
         (&["label"], "<REF>"),
-        (&["forget"], "<NAME>"),
+        (&["remove"], "<NAME>"),
         (&["relink", "disk"], "<IMAGE>"),
         (&["completions", "cmd"], "cmd"),
         (&["man"], "<DIR>"),

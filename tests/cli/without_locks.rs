@@ -33,10 +33,10 @@ fn what_is_dropped_stays_for_the_grace_period_and_that_is_said() {
 
 /// Rule J16.
 #[test]
-fn an_image_that_was_forgotten_leaves_its_last_manifest_and_its_number() {
+fn an_image_that_was_removed_leaves_its_last_manifest_and_its_number() {
     let (lab, _) = lab(2);
-    let line = lab.done(&["forget", "disk"]);
-    assert!(line.starts_with("forgot \"disk\": 2 snapshots, to free"), "{line}");
+    let line = lab.done(&["remove", "disk", "--yes"]);
+    assert!(line.starts_with("removed \"disk\": 2 snapshots, to free"), "{line}");
     assert_eq!(lab.json(&["list"]), serde_json::json!([]));
     for args in [&["show", "disk@1"][..], &["restore", "disk@1", "-o", "out"], &["repair", "disk"]]
     {
@@ -145,7 +145,7 @@ fn where_nothing_can_be_locked_readers_go_on_with_a_warning_and_writers_refuse()
             &["prune", "disk", "--keep-last", "1"],
             &["delete", "disk@1"],
             &["label", "disk@1", "x"],
-            &["forget", "disk", "--yes"],
+            &["remove", "disk", "--yes"],
             &["repair"],
         ] {
             let run = without(&lab, "flock bytes leases", errno, args).unwrap();

@@ -454,8 +454,8 @@ fn label_survives_every_fault() {
 }
 
 #[test]
-fn forget_survives_every_fault() {
-    survive(&Scene::new(), &|disk| open(disk)?.forget("vm", &context()).map(|_| ()));
+fn remove_survives_every_fault() {
+    survive(&Scene::new(), &|disk| open(disk)?.remove("vm", &context()).map(|_| ()));
 }
 
 #[test]

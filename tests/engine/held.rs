@@ -167,13 +167,13 @@ fn a_file_whose_byte_is_locked_is_not_removed() {
 }
 
 #[test]
-fn an_image_is_not_forgotten_while_a_view_of_it_lives() {
+fn an_image_is_not_removed_while_a_view_of_it_lives() {
     let lab = Lab::new();
     let view = lab.view(2);
-    let forget = || lab.open().forget("vm", &Context::silent());
-    assert_eq!(forget().unwrap_err().kind(), ErrorKind::Busy);
+    let remove = || lab.open().remove("vm", &Context::silent());
+    assert_eq!(remove().unwrap_err().kind(), ErrorKind::Busy);
     lab.check(&view, 2);
     drop(view);
-    forget().unwrap();
+    remove().unwrap();
     assert!(!lab.repo().join("vm").exists());
 }

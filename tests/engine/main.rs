@@ -22,6 +22,7 @@ mod losses;
 mod mended;
 mod model;
 mod power_loss;
+mod read_limit;
 mod related;
 #[path = "../support/mod.rs"]
 mod support;

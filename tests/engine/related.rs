@@ -105,7 +105,7 @@ fn what_depends_on_a_snapshot_keeps_it() {
     assert_eq!(lab.manifest().needs, ["pins"]);
     assert_eq!(lab.refusal(1), "vm@1 is needed by \"clone7\"");
     assert_eq!(lab.prune(), [1, 3]);
-    let refused = lab.open().forget("vm", &Context::silent()).unwrap_err();
+    let refused = lab.open().remove("vm", &Context::silent()).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Mismatch, "{refused}");
     let mut next = lab.manifest();
     next.snapshots[0].pins.clear();

@@ -304,7 +304,7 @@ pub fn all() -> Vec<Verb> {
         Verb::new("relink vm moved.img").prepared(base_image_copied),
         Verb::new("relink clone --base-image moved.img").prepared(base_image_copied),
         Verb::new("label vm@3 gold"),
-        Verb::new("forget web -y"),
+        Verb::new("remove web -y"),
         Verb::new("untrack vm"),
         Verb::new("--repo fresh init"),
         Verb::new("config set prune.keep_last 2"),
@@ -335,7 +335,7 @@ pub fn tracked_ones() -> Vec<Verb> {
         of("rollback vm --to @1 --no-save").onto("vm.img"),
         of("prune vm --keep-last 1 --compact"),
         of("delete vm@4"),
-        of("forget vm -y"),
+        of("remove vm -y"),
         of("untrack vm"),
         of("restore vm@3 -o vm.img --force"),
     ]

@@ -129,7 +129,7 @@ impl Entry for std::io::Result<std::fs::DirEntry> {
 /// The image that a delta file gives: no two of them have the same bytes.
 pub fn meaning(lab: &Lab, path: &Path) -> Option<Vec<u8>> {
     let _calm = no_fork();
-    let patch = Patch::open(&[path.to_owned()]).ok()?;
+    let patch = Patch::open(&[path.to_owned()], &Context::silent()).ok()?;
     let out = lab.aside("meaning");
     let base = (!patch.is_full()).then(|| RawFile::open(&lab.path("state1.img")).unwrap());
     let mut target = NewFile::create(&out, patch.image_bytes(), true).unwrap();

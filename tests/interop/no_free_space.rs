@@ -104,7 +104,7 @@ const FREEING: [(&[&str], &[u64], bool); 6] = [
     (&["delete", "vm@1"], &[2, 3, 4], false),
     (&["prune", "vm", "--keep-last", "1"], &[4], true),
     (&["protect", "vm@2", "--off"], &[1, 2, 3, 4], false),
-    (&["forget", "vm", "--yes"], &[], true),
+    (&["remove", "vm", "--yes"], &[], true),
 ];
 
 fn frees_on_a_full_disk(mount: fn(&Lab) -> Result<Crowd, String>) -> Result<(), String> {

@@ -301,12 +301,12 @@ impl Machine {
         }
     }
 
-    /// Taken in if it is not there, otherwise forgotten.
+    /// Taken in if it is not there, otherwise removed.
     fn import(&mut self) {
         let delivery = self.delivery.clone();
         let is_there = !self.lab.numbers("guest").is_empty();
         let args = match is_there {
-            true => vec!["forget", "guest", "--yes"],
+            true => vec!["remove", "guest", "--yes"],
             false => vec!["import", &delivery, "--name", "guest"],
         };
         let ended = self.run("import", &args);

@@ -45,7 +45,7 @@ fn read_only_repository_is_read_with_a_warning_and_not_written() {
         &["rollback", &image, "--to", "@1", "--no-save"],
         &["delete", "vm@2"],
         &["label", "vm@2", "label"],
-        &["forget", "vm", "--yes"],
+        &["remove", "vm", "--yes"],
         &["relink", "vm", &kept],
     ] {
         lab.run(args).fails(1).says(&lab.repo);

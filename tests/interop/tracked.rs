@@ -457,20 +457,20 @@ fn two_repositories_of_one_image_leave_each_others_clones_alone() {
     lab.repo.clone_from(&repos[0]);
     put(&image, MIB, &noise(9, BLOCK));
     is_by_extents(&take(&lab, &image).0);
-    lab.run(&["forget", "vm", "--yes"]).done();
+    lab.run(&["remove", "vm", "--yes"]).done();
     assert_eq!(clones(&lab), [""; 0]);
     assert!(!std::fs::exists(lab.path("mnt/.imgsnap")).unwrap());
 }
 
 #[test]
-fn an_image_that_is_forgotten_takes_its_clones_along_and_no_others() {
+fn an_image_that_is_removed_takes_its_clones_along_and_no_others() {
     let (lab, _guards, image) = need!(xfs());
     let second = lab.path("mnt/second.img");
     keep(&image, &second);
     take(&lab, &image);
     take(&lab, &second);
     assert_eq!(clones(&lab).len(), 2);
-    lab.run(&["forget", "vm", "--yes"]).done();
+    lab.run(&["remove", "vm", "--yes"]).done();
     assert_eq!(clones(&lab).len(), 1);
     put(&second, 0, &noise(4, BLOCK));
     is_by_extents(&take(&lab, &second).0);

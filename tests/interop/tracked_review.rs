@@ -88,7 +88,7 @@ fn small_holes_that_are_new_are_stored_and_not_read() {
     assert_eq!(taken["read_bytes"], 8 * MIB, "{taken}");
 }
 
-/// A second image beside the first, both tracked; the second is forgotten, and its clone is left over.
+/// A second image beside the first, both tracked; the second is removed, and its clone is left over.
 /// Gives the name of that.
 #[track_caller]
 fn leave_clone(lab: &Lab, image: &str) -> String {
@@ -101,14 +101,14 @@ fn leave_clone(lab: &Lab, image: &str) -> String {
     assert_eq!(left.len(), 1);
     let (path, aside) = (lab.path(&format!("mnt/.imgsnap/{}", left[0])), lab.path("mnt/aside"));
     std::fs::hard_link(&path, &aside).unwrap();
-    lab.run(&["forget", "second", "--yes"]).done();
+    lab.run(&["remove", "second", "--yes"]).done();
     assert_eq!(clones(lab), first);
     std::fs::rename(&aside, &path).unwrap();
     left[0].clone()
 }
 
 #[test]
-fn the_clone_of_a_forgotten_image_is_removed_by_untrack() {
+fn the_clone_of_a_removed_image_is_removed_by_untrack() {
     let (lab, _guards, image) = need!(xfs());
     leave_clone(&lab, &image);
     assert_eq!(clones(&lab).len(), 2);
@@ -118,7 +118,7 @@ fn the_clone_of_a_forgotten_image_is_removed_by_untrack() {
 }
 
 #[test]
-fn the_clone_of_a_forgotten_image_is_removed_by_the_next_snapshot() {
+fn the_clone_of_a_removed_image_is_removed_by_the_next_snapshot() {
     let (lab, _guards, image) = need!(xfs());
     let left = leave_clone(&lab, &image);
     let stats = lab.run(&["stats", "vm", "--json"]).done().json();

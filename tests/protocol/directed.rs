@@ -149,7 +149,7 @@ impl Lab {
 }
 
 /// C5 and C6: the marker of who sleeps for weeks before his commit has expired, and his upload was condemned, or
-/// deleted and forgotten.
+/// deleted and removed.
 #[test]
 fn an_upload_that_was_condemned_meanwhile_is_not_named() {
     for rounds in 1..=3 {
@@ -199,12 +199,12 @@ fn a_reader_looks_again_after_its_marker() {
     assert_eq!(lab.numbers(), [1, 2]);
 }
 
-/// The image was forgotten meanwhile, and there is another one of its name, with as many snapshots.
+/// The image was removed meanwhile, and there is another one of its name, with as many snapshots.
 #[test]
-fn a_snapshot_of_an_image_that_was_forgotten_is_none_of_its_successor() {
+fn a_snapshot_of_an_image_that_was_removed_is_none_of_its_successor() {
     let lab = Lab::new();
     let sleeper = lab.held(Act::Put, "a/manifest.", |lab| {
-        lab.repository().forget("a", &Context::silent()).unwrap();
+        lab.repository().remove("a", &Context::silent()).unwrap();
         for _ in 0..3 {
             lab.take_as_it_is(&lab.repository()).unwrap();
         }
@@ -219,7 +219,7 @@ fn a_snapshot_of_an_image_that_was_forgotten_is_none_of_its_successor() {
 
 /// ... nor is what is imported.
 #[test]
-fn an_import_of_an_image_that_was_forgotten_is_none_of_its_successor() {
+fn an_import_of_an_image_that_was_removed_is_none_of_its_successor() {
     let lab = Lab::new();
     let mut file = Vec::new();
     let mut write = |bytes: &[u8]| {
@@ -229,7 +229,7 @@ fn an_import_of_an_image_that_was_forgotten_is_none_of_its_successor() {
     let request = ExportRequest::new("a", At::Number(3));
     lab.repository().export(&request, &Context::silent(), &mut write).unwrap();
     let slow = lab.held(Act::Remove, "a/marker.", |lab| {
-        lab.repository().forget("a", &Context::silent()).unwrap();
+        lab.repository().remove("a", &Context::silent()).unwrap();
         lab.take_as_it_is(&lab.repository()).unwrap();
     });
     let imported = slow.import(&mut &file[..], "a file", None, &Context::silent());
@@ -257,7 +257,7 @@ fn a_prune_decides_again() {
 #[test]
 fn two_hosts_begin_an_image_at_once() {
     let lab = Lab::new();
-    lab.repository().forget("a", &Context::silent()).unwrap();
+    lab.repository().remove("a", &Context::silent()).unwrap();
     let slow = lab.held(Act::Put, "a/marker.", |lab| {
         lab.take_as_it_is(&lab.repository()).unwrap();
     });
@@ -324,17 +324,17 @@ fn an_intent_that_lands_late_is_none_of_an_image_that_is_half_written() {
     assert_eq!(std::fs::read(&lab.image).unwrap(), first);
 }
 
-/// Nor do a relink and a forget pass over a rollback that began meanwhile.
+/// Nor do a relink and a removal pass over a rollback that began meanwhile.
 #[test]
-fn a_rollback_that_began_meanwhile_is_not_forgotten() {
-    for forgets in [false, true] {
+fn a_rollback_that_began_meanwhile_is_passed_over_by_nothing() {
+    for removes in [false, true] {
         let lab = Lab::new();
         let slow = lab.held(Act::Put, "a/manifest.", Lab::roll_back_halfway);
-        let refused = match forgets {
+        let refused = match removes {
             false => slow.relink("a", &lab.image, true, &Context::silent()).map(drop),
-            true => slow.forget("a", &Context::silent()).map(drop),
+            true => slow.remove("a", &Context::silent()).map(drop),
         };
-        assert_eq!(refused.unwrap_err().kind(), ErrorKind::Busy, "{forgets}");
+        assert_eq!(refused.unwrap_err().kind(), ErrorKind::Busy, "{removes}");
         let refused = lab.take_as_it_is(&lab.repository()).unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::Mismatch, "{refused}");
     }

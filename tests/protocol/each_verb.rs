@@ -79,7 +79,7 @@ pub const VERBS: [Verb; 35] = [
         },
     ),
     verb("snapshot, the first", begun, |desk| take(desk, &request(desk))),
-    verb("snapshot, the first after a forget", forgotten, |desk| take(desk, &request(desk))),
+    verb("snapshot, the first after a remove", removed, |desk| take(desk, &request(desk))),
     verb("snapshot, full", grown, |desk| {
         take(desk, &request(desk).parent(ParentChoice::Full).label(Some("full".into())))
     }),
@@ -108,7 +108,7 @@ pub const VERBS: [Verb; 35] = [
         let at = At::Number(3);
         Ok(desk.open()?.protect("a", &at, true, &context())?.protected.to_string())
     }),
-    verb("forget", grown, |desk| Ok(desk.open()?.forget("a", &context())?.snapshots.to_string())),
+    verb("remove", grown, |desk| Ok(desk.open()?.remove("a", &context())?.snapshots.to_string())),
     Verb { effect: Effect::LeftOut, ..verb("repair, sound", grown, repair) },
     verb("import, another image", begun, import),
     // Its salt is another one each time.
@@ -223,9 +223,9 @@ fn half_written(desk: &Desk) {
     assert!(failed.unwrap_err().is_storage_full());
 }
 
-fn forgotten(desk: &Desk) {
+fn removed(desk: &Desk) {
     grown(desk);
-    desk.open().unwrap().forget("a", &context()).unwrap();
+    desk.open().unwrap().remove("a", &context()).unwrap();
 }
 
 fn without_manifests(desk: &Desk) {

@@ -11,9 +11,9 @@ pub struct Known {
     pub contents: HashMap<Uuid, Vec<u8>>,
     /// All that a live file has ever been, but for the mixture that it is during a rollback.
     pub whole: HashSet<Vec<u8>>,
-    /// Those that must be there at the end, with their image; none of an image that somebody forgot.
+    /// Those that must be there at the end, with their image; none of an image that somebody removed.
     pub kept: HashMap<Uuid, &'static str>,
-    pub forgotten: BTreeSet<&'static str>,
+    pub removed: BTreeSet<&'static str>,
     /// Files of snapshots of which somebody was told that they are taken, or taken in.
     pub told: Vec<String>,
     /// Of which image each is.

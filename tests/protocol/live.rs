@@ -121,7 +121,7 @@ impl Scene {
                 return;
             }
         };
-        // Of the successor of an image that was forgotten, or whose first snapshot failed, nobody may have told
+        // Of the successor of an image that was removed, or whose first snapshot failed, nobody may have told
         // yet where it is.
         let machine = ["one", "another"][machine_of(host)];
         let is_elsewhere = |of: HostName| of.machine != machine;
@@ -130,7 +130,7 @@ impl Scene {
             self.fail(host, "what another machine has is rolled back");
         }
         let mut known = self.known();
-        if !is_alone || known.forgotten.contains(name) {
+        if !is_alone || known.removed.contains(name) {
             return;
         }
         let now = std::fs::read(self.path(host, image)).unwrap();

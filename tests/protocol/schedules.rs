@@ -1,5 +1,5 @@
 //! The real code under random schedules of a store without locks: three hosts, of which two see the live images
-//! and the third only the repository, snapshot, restore, delete, prune, merge, label, forget and begin anew, and
+//! and the third only the repository, snapshot, restore, delete, prune, merge, label, remove and begin anew, and
 //! more rarely roll back, say where a live file is, export, import, and change the configuration, while requests
 //! are lost, delayed and carried out twice, hosts sleep and die, and days pass.
 //!
@@ -125,7 +125,7 @@ impl Scene {
                     other => other.map(drop),
                 }
             }
-            4 if random.below(6) == 0 => return self.forget(repository, host, image),
+            4 if random.below(6) == 0 => return self.remove(repository, host, image),
             5 if random.below(4) == 0 => repository.repair(name, &context).map(drop),
             5 => repository.flatten(name, &At::Latest, &context).map(drop),
             8 | 9 => return self.keep(repository, host, image, random),
@@ -159,7 +159,7 @@ impl Scene {
         self.check_configuration();
         self.finish_rollbacks();
         let (repository, context, known) = (self.alone(2), context(), self.known());
-        // Who has an image can remove what is left of others that were forgotten.
+        // Who has an image can remove what is left of others that were removed.
         let one = SnapshotRequest::new(self.path(0, 0).as_path()).name(Some("one".into()));
         repository.snapshot(&one.track(Some(Track::None)).is_raw(true), &context).unwrap();
         for _ in 0..3 {
@@ -217,7 +217,7 @@ impl Scene {
         assert!(!listed.keys().any(is_gone), "schedule {}", self.seed);
         let is_wanted = |id: &Uuid, image: &str| {
             let is_given_up = known.to_delete.contains(id) || known.unprotected.contains(id);
-            !is_given_up && !known.forgotten.contains(image)
+            !is_given_up && !known.removed.contains(image)
         };
         for (id, image) in known.kept.iter().filter(|(id, image)| is_wanted(id, image)) {
             let there = listed.get(id).map(|s| s.protected || !known.protected.contains(id));

@@ -76,7 +76,7 @@ impl Scene {
         });
         let mut known = self.known();
         // The first snapshot of another image says where it is, also without an answer.
-        known.live[machine_of(host)][image].is_linked |= known.forgotten.contains(IMAGES[image]);
+        known.live[machine_of(host)][image].is_linked |= known.removed.contains(IMAGES[image]);
         match taken {
             Ok(outcome) => {
                 let id = outcome.snapshot.id;
@@ -117,7 +117,7 @@ impl Scene {
         match repository.restore(&request, target, &context) {
             Ok(outcome) => {
                 let known = self.known();
-                // It may have been forgotten, and another one been given its number.
+                // It may have been removed, and another one been given its number.
                 let expected = known.contents.get(&outcome.snapshot.id);
                 if expected.is_some_and(|expected| *expected != bytes) {
                     drop(known);
@@ -203,22 +203,22 @@ impl Scene {
         }
     }
 
-    pub fn forget(&self, repository: &Repository, host: usize, image: usize) {
+    pub fn remove(&self, repository: &Repository, host: usize, image: usize) {
         let name = IMAGES[image];
         let mut known = self.known();
         // Nobody wants to be left with half of a live file, and of nothing else.
         if known.live.iter().any(|of| of[image].is_doubtful) {
             return;
         }
-        // Before: a snapshot that is taken meanwhile may be forgotten, too.
-        known.forgotten.insert(name);
+        // Before: a snapshot that is taken meanwhile may be removed, too.
+        known.removed.insert(name);
         let of_image = |id: &&Uuid| known.images.get(id) == Some(&name);
         let there: Vec<Uuid> = known.contents.keys().filter(of_image).copied().collect();
         drop(known);
         let begun = self.turns.hours();
-        match repository.forget(name, &context()) {
+        match repository.remove(name, &context()) {
             Ok(_) => self.known().gone.extend(there),
-            Err(e) => self.check(host, "forget", begun, &e),
+            Err(e) => self.check(host, "remove", begun, &e),
         }
     }
 }

@@ -73,14 +73,14 @@ impl Worker<'_> {
     }
 
     /// All of an image goes, or nothing.
-    pub fn forget(&mut self, owned: &mut Owned) {
+    pub fn remove(&mut self, owned: &mut Owned) {
         let all: BTreeSet<u64> = owned.known.keys().copied().collect();
         self.world.tell(&owned.name(), |public| {
             public.leaving.clone_from(&all);
             public.generation += 1;
             public.is_vague = true;
         });
-        let run = self.try_run(&["forget", &owned.name(), "--yes"]);
+        let run = self.try_run(&["remove", &owned.name(), "--yes"]);
         // Somebody reads it: nothing has happened.
         let is_busy = run.code == Some(4);
         let is_done = is_busy || run.done_unless_faulted();

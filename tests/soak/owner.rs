@@ -168,7 +168,7 @@ impl Worker<'_> {
                 80..84 => self.travel(owned),
                 84..91 => self.damage(owned),
                 91..94 => self.full_disk(owned),
-                94 => self.forget(owned),
+                94 => self.remove(owned),
                 95 => self.watch(owned),
                 96 => self.relink(owned),
                 97 => self.untrack(owned),

@@ -83,7 +83,7 @@ fn is_any_damaged(before: &BTreeMap<String, Public>, now: &BTreeMap<String, Publ
     of(before) != of(now) || of(now).iter().any(|damages| damages % 2 == 1)
 }
 
-/// A verification of all images ends at one that is forgotten meanwhile.
+/// A verification of all images ends at one that is removed meanwhile.
 fn is_any_gone(
     run: &Ended,
     before: &BTreeMap<String, Public>,

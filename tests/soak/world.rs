@@ -46,7 +46,7 @@ pub struct Public {
     pub known: BTreeMap<u64, Arc<State>>,
     /// Perhaps gone already.
     pub leaving: BTreeSet<u64>,
-    /// One more each time it is forgotten: then numbers are used again.
+    /// One more each time it is removed: then numbers are used again.
     pub generation: u64,
     /// One more when something of it is damaged, and when that was put right: odd in between.
     pub damages: u64,

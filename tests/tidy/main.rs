@@ -168,6 +168,15 @@ fn errors_are_not_dropped_and_nothing_is_left_for_later() {
     }
 }
 
+/// `Path::display` shows what is not UTF-8 as what it is not; `Shown` does it as `--json` does.
+#[test]
+fn paths_in_messages_are_shown_in_one_way() {
+    for (path, text) in sources("src").iter().filter(|(path, _)| !path.ends_with("/uri.rs")) {
+        let (code, _) = text.split_once("#[cfg(test)]").unwrap_or((text, ""));
+        assert!(!code.contains(".display()"), "{path} has display()");
+    }
+}
+
 #[test]
 fn every_matches_stands_in_an_assertion_or_a_condition() {
     for (path, text) in sources("tests") {

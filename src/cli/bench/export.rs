@@ -3,9 +3,12 @@
 
 use imgsnap::base::error::{Error, ErrorKind, Result, best_effort};
 use imgsnap::base::folder::resolve;
+use imgsnap::base::uri::Shown;
 use imgsnap::refuse_inside_any;
+use std::ffi::{OsStr, OsString};
 use std::fs::{File, Permissions};
 use std::io::{self, ErrorKind as IoKind, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 /// A file that will be written, or replaced.
@@ -21,7 +24,7 @@ impl Export {
         // A link stays a link: what it points to is replaced.
         refuse_inside_any(path)?;
         let path = if path.exists() { resolve(path)? } else { path.to_owned() };
-        let place = path.display();
+        let place = path.shown();
         let permissions = match std::fs::metadata(&path) {
             Ok(meta) if meta.is_file() => Some(meta.permissions()),
             Ok(_) => {
@@ -34,8 +37,9 @@ impl Export {
             let what = format!("{place} is no name of a file");
             return Err(Error::new(ErrorKind::InvalidInput, what));
         };
-        let mut hidden = std::ffi::OsString::from(".");
-        hidden.push(name);
+        let mut hidden = OsString::from(".");
+        // With all of a long name it would be too long.
+        hidden.push(OsStr::from_bytes(name.as_bytes().get(..100).unwrap_or(name.as_bytes())));
         hidden.push(format!(".{}.tmp", std::process::id()));
         let export = Self { temporary: path.with_file_name(hidden), path, permissions };
         // Whether the folder takes a file is known for certain only by making one.
@@ -66,7 +70,7 @@ impl Export {
     }
 
     fn failed(&self, error: io::Error) -> Error {
-        Error::os("write", self.path.display(), error)
+        Error::os("write", self.path.shown(), error)
     }
 }
 

@@ -1,6 +1,7 @@
 //! A text in the user's editor.
 
 use imgsnap::base::error::{Error, ErrorKind, Result, best_effort};
+use imgsnap::base::uri::Shown;
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
@@ -18,7 +19,7 @@ impl Edited {
     pub fn from(text: &str) -> Result<Option<Self>> {
         let file = write(text)?;
         let ended = run(&file);
-        let failed = |e| Error::os("read", file.display(), e);
+        let failed = |e| Error::os("read", file.shown(), e);
         match (ended, std::fs::read_to_string(&file).map_err(failed)) {
             (ended, Ok(edited)) if edited == text => {
                 remove(&file);
@@ -42,7 +43,7 @@ impl Edited {
 }
 
 fn kept(error: Error, file: &Path) -> Error {
-    error.hint(format!("nothing was changed; the edited text is in {}", file.display()))
+    error.hint(format!("nothing was changed; the edited text is in {}", file.shown()))
 }
 
 fn write(text: &str) -> Result<PathBuf> {
@@ -51,7 +52,7 @@ fn write(text: &str) -> Result<PathBuf> {
     let mut options = OpenOptions::new();
     let file = options.write(true).create_new(true).mode(0o600).open(&path);
     let written = file.and_then(|mut file| file.write_all(text.as_bytes()));
-    written.map_err(|e| Error::os("write", path.display(), e))?;
+    written.map_err(|e| Error::os("write", path.shown(), e))?;
     Ok(path)
 }
 

@@ -9,19 +9,25 @@ use super::{exit, repo};
 use args::Config;
 use editor::Edited;
 use imgsnap::base::error::Result;
+use imgsnap::base::events::Context;
 use imgsnap::{Configuration, Repository};
 use serde_json::json;
 use std::io::IsTerminal;
 use std::path::Path;
 use std::process::ExitCode;
 
-pub fn run(place: Option<&Path>, verb: &Config, printer: &Printer) -> Result<ExitCode> {
+pub fn run(
+    place: Option<&Path>,
+    verb: &Config,
+    printer: &Printer,
+    context: &Context,
+) -> Result<ExitCode> {
     let store = repo::store(place)?;
     let was = Repository::configuration(store.as_ref())
         .map_err(|e| repo::or_missing(store.as_ref(), e))?;
     // One that makes no sense has no identity, and is to be corrected.
     if !matches!(verb, Config::Show)
-        && let Ok(repository) = repo::open(place)
+        && let Ok(repository) = repo::open(place, context)
     {
         repository.check_place()?;
     }

@@ -3,6 +3,7 @@
 
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::free_space::check_file_limit;
+use crate::base::uri::Shown;
 use crate::base::writeback::Writeback;
 use crate::image::write::{Medium, OsMedium, Target, ZEROS};
 use crate::image::{RawFile, Source};
@@ -42,7 +43,7 @@ impl<'a> InPlace<'a> {
         if self.image.is_device() && self.image.image_bytes() < bytes {
             let what = format!(
                 "{} has {} bytes, the image {bytes}",
-                self.image.path().display(),
+                self.image.path().shown(),
                 self.image.image_bytes()
             );
             return Err(Error::new(ErrorKind::InvalidInput, what).hint("use a larger device"));
@@ -105,7 +106,7 @@ impl<'a> InPlace<'a> {
     }
 
     fn failed(&self, what: &str, error: io::Error) -> Error {
-        Error::os(what, self.image.path().display(), error)
+        Error::os(what, self.image.path().shown(), error)
     }
 }
 
@@ -141,6 +142,6 @@ impl Target for InPlace<'_> {
     }
 
     fn name(&self) -> String {
-        self.image.path().display().to_string()
+        self.image.path().shown().to_string()
     }
 }

@@ -5,6 +5,7 @@
 use crate::base::error::{Error, ErrorKind, Result, best_effort};
 use crate::base::folder::{self, Folder};
 use crate::base::message::{Action, Setting, message};
+use crate::base::uri::Shown;
 use crate::base::writeback::Writeback;
 use crate::image::write::Target;
 use crate::image::{FileAttributes, ImageGuard, Intent, NotGiven};
@@ -48,7 +49,7 @@ impl NewFile {
     /// # Errors
     /// `AlreadyExists` if there is such a file and `replace` is false; `Busy` if it is in use.
     pub fn create(path: &Path, bytes: u64, replace: bool) -> Result<Self> {
-        let place = path.display();
+        let place = path.shown();
         let failed = |what: &str, e| Error::io(format!("cannot {what} {place}"), e);
         // A link stays a link: what it points to is replaced.
         let is_there = replace && path.exists();
@@ -133,7 +134,7 @@ impl NewFile {
     }
 
     fn failed(&self, what: &str, error: io::Error) -> Error {
-        Error::os(what, self.path.display(), error)
+        Error::os(what, self.path.shown(), error)
     }
 
     /// The commit.
@@ -186,13 +187,14 @@ fn clear_away(folder: &Folder, name: &OsStr) {
     }
 }
 
-/// What of a long name goes into a temporary one, which must not be too long, either.
+/// What of a long name goes into a temporary one, which must not be too long, either, also where a name may
+/// have 143 bytes only (eCryptfs).
 fn shortened(name: &OsStr) -> &OsStr {
-    OsStr::from_bytes(name.as_bytes().get(..200).unwrap_or(name.as_bytes()))
+    OsStr::from_bytes(name.as_bytes().get(..100).unwrap_or(name.as_bytes()))
 }
 
 fn no_file(path: &Path) -> Error {
-    Error::new(ErrorKind::InvalidInput, format!("{} is no file", path.display()))
+    Error::new(ErrorKind::InvalidInput, format!("{} is no file", path.shown()))
 }
 
 /// True for a temporary name of a file: `.NAME.0123456789ab.tmp`.
@@ -239,7 +241,7 @@ impl Target for NewFile {
     }
 
     fn name(&self) -> String {
-        self.path.display().to_string()
+        self.path.shown().to_string()
     }
 }
 

@@ -13,6 +13,7 @@ use crate::base::free_space::check_free_space;
 use crate::base::message::{Action, Setting, Verb, message};
 use crate::base::pipeline::ordered_map;
 use crate::base::units::{BlockRange, ByteRange, Geometry};
+use crate::base::uri::Shown;
 use crate::chain::{Chain, ChainCursor, IndexChunk, State, check_links};
 use crate::delta::{Caches, Delta};
 use crate::format::Lineage;
@@ -41,19 +42,20 @@ pub struct Patch {
 
 /// Opens a delta file that lies anywhere.
 pub fn open_file(path: &Path, caches: &Caches) -> Result<Delta> {
-    let absolute = std::path::absolute(path).map_err(|e| Error::os("open", path.display(), e))?;
+    let absolute = std::path::absolute(path).map_err(|e| Error::os("open", path.shown(), e))?;
     let folder = absolute.parent().unwrap_or(Path::new("/")).to_owned();
-    let name = absolute.file_name().and_then(|name| name.to_str()).ok_or_else(|| {
-        Error::new(ErrorKind::InvalidInput, format!("{} is no name of a file", path.display()))
+    let name = absolute.file_name().ok_or_else(|| {
+        Error::new(ErrorKind::InvalidInput, format!("{} is no name of a file", path.shown()))
     })?;
     // Each has a disk of its own, and all of them share what may be open.
-    let store: Arc<dyn Store> = Arc::new(LocalStore::new(Arc::new(OsDisk::new(folder))));
-    let delta = Delta::open(store, name, caches)?;
+    let store: Arc<dyn Store> =
+        Arc::new(LocalStore::new(Arc::new(OsDisk::of_file(folder, name.into()))));
+    let delta = Delta::open(store, OsDisk::ONLY, caches)?;
     match delta.base_image() {
         None => Ok(delta),
         Some(_) => Err(Error::new(
             ErrorKind::Unsupported,
-            format!("{}: its blocks are in a base image", path.display()),
+            format!("{}: its blocks are in a base image", path.shown()),
         )
         .hint(message!["use ", Verb::Export.call(), " to get a file that has them"])),
     }
@@ -64,8 +66,8 @@ impl Patch {
     ///
     /// # Errors
     /// `Mismatch` if one does not, with the image digests.
-    pub fn open(paths: &[PathBuf]) -> Result<Self> {
-        let caches = Caches::default();
+    pub fn open(paths: &[PathBuf], context: &Context) -> Result<Self> {
+        let caches = Caches::default().reading_within(context.read_limits().clone());
         let mut layers = Vec::new();
         for path in paths {
             layers.insert(0, Arc::new(open_file(path, &caches)?));

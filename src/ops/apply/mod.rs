@@ -8,6 +8,7 @@ use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::events::Context;
 use crate::base::free_space::free_space_at;
 use crate::base::message::{Setting, message};
+use crate::base::uri::Shown;
 use crate::image::write::NewFile;
 use crate::image::{RawFile, Source};
 use crate::ops::apply::engine::Patch;
@@ -28,7 +29,7 @@ pub fn run(
     target: ApplyTarget<'_>,
     context: &Context,
 ) -> Result<Applied> {
-    let patch = Patch::open(&request.deltas)?;
+    let patch = Patch::open(&request.deltas, context)?;
     let refuse = |path: &Path| match repository {
         Some(repository) => refuse_target(repository, path),
         None => refuse_inside_any(path),
@@ -49,7 +50,7 @@ pub fn run(
             let base = base()?;
             let base_bytes = base.as_ref().map_or(0, allocated_bytes);
             let mut target = NewFile::create(path, patch.image_bytes(), request.force)?;
-            let place = path.display().to_string();
+            let place = path.shown().to_string();
             patch.check_free_space(base_bytes, free_space_at(path), &place)?;
             patch.write(base.as_ref(), &mut target, context)
         }

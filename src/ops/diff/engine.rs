@@ -5,7 +5,7 @@ use crate::base::events::{Context, Phase};
 use crate::base::pipeline::ordered_map;
 use crate::base::units::{BlockRange, BlockSize, ByteRange, Geometry};
 use crate::chain::{Chain, Comparison};
-use crate::image::{Source, Window};
+use crate::image::{Limited, Source, Window};
 use crate::scan::{BadMedium, Change, Index, Scope, scan};
 use crate::view::SnapshotView;
 use serde::Serialize;
@@ -174,6 +174,7 @@ fn by_digest(
 }
 
 fn by_bytes(one: &dyn Source, other: &dyn Source, context: &Context) -> Result<Difference> {
+    let (one, other) = (&Limited::new(one, context), &Limited::new(other, context));
     let sizes = (one.image_bytes(), other.image_bytes());
     let longer = Geometry::new(BlockSize::DEFAULT, sizes.0.max(sizes.1))?;
     let (mut difference, geometry) = Difference::new(longer, sizes);

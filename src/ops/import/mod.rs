@@ -60,7 +60,7 @@ pub fn run(
         write(repository, &name, context)?
     };
     if writer.manifest.image_id != header.image_id {
-        // It was forgotten, and another one has its name since it was looked for.
+        // It was removed, and another one has its name since it was looked for.
         return Err(manifest::changed_meanwhile(&name));
     }
     let imported = import_into(repository, &mut writer, &header, &start, input, place, context);
@@ -86,7 +86,7 @@ fn name_for(
     for known in repository.names()? {
         let reader = match read(repository, &known, context) {
             Ok(reader) => reader,
-            // That another image is damaged, or just forgotten, is no reason to refuse this one.
+            // That another image is damaged, or just removed, is no reason to refuse this one.
             Err(e) if e.kind() == ErrorKind::Corrupt && name != Some(&known) => continue,
             Err(e) if e.kind() == ErrorKind::NotFound => continue,
             Err(e) => return Err(e),
@@ -294,6 +294,9 @@ fn receive(
         }
         out(now)?;
         bytes += count as u64;
+        // How much a pipe gives is known only now: whoever reads next waits for it.
+        context.read_limits().wait(count as u64)?;
+        context.read_limits().wait(0)?;
         last.extend_from_slice(now.get(count.saturating_sub(FOOTER_BYTES)..).unwrap_or_default());
         last.drain(..last.len().saturating_sub(FOOTER_BYTES));
     }

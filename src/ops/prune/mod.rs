@@ -10,7 +10,7 @@ use crate::repo::Repository;
 use crate::repo::compact::{compact, compaction_of, drop_from_manifest, drop_snapshots, or_warn};
 use crate::repo::compaction::{CompactWhen, Compaction};
 use crate::repo::files::open_chain;
-use crate::repo::garbage::collect_forgotten;
+use crate::repo::garbage::collect_removed;
 use crate::repo::head::Head;
 use crate::repo::manifest::{Manifest, Snapshot};
 use crate::repo::retention::{Decision, Rules, Times, decide};
@@ -63,7 +63,7 @@ pub fn run(
     let unneeded = drop_snapshots(repository, &mut writer, &ids, |next| {
         Ok(decide_all(next, &head.in_view_of(next), &rules)?.dropped())
     })?;
-    if let Err(e) = collect_forgotten(repository, context) {
+    if let Err(e) = collect_removed(repository, context) {
         context.note(e);
     }
     let dropped = ids.len();
@@ -150,7 +150,7 @@ fn decide_all(manifest: &Manifest, head: &Head, rules: &Rules) -> Result<Decided
             "add one such as ",
             Setting::KeepLast.to(1),
             ", or remove the image with ",
-            Verb::Forget.of(&manifest.name),
+            Verb::Remove.of(&manifest.name),
         ]));
     }
     let intent = head.intent.map(|intent| (Some(intent.target), intent.saved));

@@ -4,6 +4,7 @@ pub mod types;
 
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::events::{Context, Phase};
+use crate::base::uri::Shown;
 use crate::format::FrameLayout;
 use crate::image::{ForeignFormat, RawFile, Source};
 use crate::ops::relink::types::{Relinked, RelinkedBase};
@@ -40,7 +41,7 @@ pub fn run(
     let looks = ForeignFormat::of(opened.file(), opened.image_bytes());
     drop(opened);
     if let Some(other) = name_of_source(repository, &path, context)?.filter(|other| other != name) {
-        let what = format!("{} is the live file of \"{other}\"", path.display());
+        let what = format!("{} is the live file of \"{other}\"", path.shown());
         return Err(Error::new(ErrorKind::AlreadyExists, what)
             .hint("a rollback of one would destroy the other; name another file"));
     }
@@ -133,7 +134,7 @@ pub fn base_image(
             None => format!("\"{name}\" has no base image"),
             Some((bytes, number)) => format!(
                 "{} is not the base image of {name}@{number}: {bytes} bytes of it differ",
-                path.display()
+                path.shown()
             ),
         };
         return Err(Error::new(ErrorKind::Mismatch, what).hint("name the original"));

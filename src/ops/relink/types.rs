@@ -1,5 +1,6 @@
 //! What was linked anew.
 
+use crate::base::uri::shown_path;
 use serde::Serialize;
 use std::path::PathBuf;
 
@@ -8,6 +9,7 @@ use std::path::PathBuf;
 #[non_exhaustive]
 pub struct Relinked {
     /// Where it is.
+    #[serde(serialize_with = "shown_path")]
     pub image: PathBuf,
 }
 
@@ -16,6 +18,7 @@ pub struct Relinked {
 #[non_exhaustive]
 pub struct RelinkedBase {
     /// Where it is.
+    #[serde(serialize_with = "shown_path")]
     pub base_image: PathBuf,
     /// Numbers of the snapshots whose blocks it has.
     pub numbers: Vec<u64>,

@@ -191,6 +191,7 @@ pub(crate) fn copy_file(
             context.check()?;
             let end = if offset < content_end { content_end } else { snapshot.file_bytes };
             buffer.resize(COPY_BYTES.min(end - offset) as usize, 0);
+            context.read_limits().wait(buffer.len() as u64)?;
             other.store.read_at(file, offset, &mut buffer)?;
             // The manifest pins the footer, and the footer all other bytes.
             if offset < content_end {
@@ -296,7 +297,7 @@ fn mend_blocks(
             format!("{missing} of {blocks} damaged blocks were found nowhere (damaged: {lost})");
         return Err(Error::corrupt(what).at(delta.location()));
     }
-    let found = wanted.found();
+    let found = wanted.found(context);
     let compression: Compression = repository.defaults().compression;
     replace_file(repository, writer, snapshot, delta, context, |file_id, out| {
         let delta = delta.clone();

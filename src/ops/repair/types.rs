@@ -63,6 +63,7 @@ pub struct Rebuilt {
     /// Numbers of snapshots without the label that they were taken with, because a later one has it.
     pub unlabelled: Vec<(u64, String)>,
     /// Where the live file is, if that was still to be found.
+    #[serde(with = "crate::repo::manifest::path")]
     pub source: Option<PathBuf>,
 }
 

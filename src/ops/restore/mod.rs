@@ -7,6 +7,7 @@ use crate::base::events::{Context, WarningId};
 use crate::base::free_space::free_space_at;
 use crate::base::message::{Setting, Verb, message};
 use crate::base::units::NamedBlocks;
+use crate::base::uri::Shown;
 use crate::chain::Chain;
 use crate::image::write::{InPlace, NewFile};
 use crate::image::{Intent, RawFile, Source};
@@ -52,7 +53,7 @@ pub fn run(
         }
         RestoreTarget::Path(path) => {
             refuse_target(repository, path)?;
-            let place = path.display().to_string();
+            let place = path.shown().to_string();
             // A part of an image is a file of its own.
             let attributes = snapshot.attributes.clone().filter(|_| request.range.is_none());
             let target = NewFile::create(path, part.bytes, request.force)?;
@@ -84,7 +85,7 @@ fn to_device(
     context: &Context,
 ) -> Result<(Restored, u64)> {
     if !request.force {
-        let what = format!("{} is a device: what is on it would be lost", path.display());
+        let what = format!("{} is a device: what is on it would be lost", path.shown());
         return Err(Error::new(ErrorKind::AlreadyExists, what).hint(message![
             "use ",
             Setting::Force,

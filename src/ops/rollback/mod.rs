@@ -18,6 +18,7 @@ use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::events::{Context, WarningId};
 use crate::base::free_space::free_space_at;
 use crate::base::message::{Setting, Verb, message};
+use crate::base::uri::Shown;
 use crate::chain::Chain;
 use crate::image::write::{InPlace, Medium, OsMedium};
 use crate::image::{Intent, LiveImage, RawFile, Source};
@@ -70,6 +71,8 @@ pub fn run_through(
     let target = reference::find(&writer.manifest, &writer.head, &request.to)?.clone();
     let path = source_of(&request.name, &writer.head)?.to_owned();
     warn_of_policy(repository, &request.name, context);
+    let limit = rollback_policy(repository, &request.name).limit_read;
+    let context = &context.clone().with_read_limit(limit);
     refuse_inside(repository, &path)?;
     match request.save {
         // What is saved first is lost to nobody.
@@ -81,7 +84,7 @@ pub fn run_through(
         RawFile::open_to_write(&path).map_err(|e| match e.kind() {
             ErrorKind::NotFound => {
                 let restore = Verb::Restore.of(format!("{}@{}", request.name, target.number));
-                let restore = restore.with(Setting::Output, path.display());
+                let restore = restore.with(Setting::Output, path.shown());
                 e.hint(message!["run ", restore, " to make it anew"])
             }
             _ => e,
@@ -288,10 +291,8 @@ fn end_rollback(
     record_live_file(writer, image, context);
     record_head(repository, writer, id, stat, context);
     record_intent(repository, writer, None).map_err(|e| {
-        let what = format!(
-            "{}: all was written, but not that the rollback is done",
-            image.path().display()
-        );
+        let what =
+            format!("{}: all was written, but not that the rollback is done", image.path().shown());
         let again = Verb::Rollback.of(&writer.manifest.name).asking(Setting::To);
         e.at(what).or_hint(message!["run ", again, " again"])
     })
@@ -320,7 +321,7 @@ fn save(
         track: Some(rollback_policy(repository, &writer.manifest.name).track),
         ..SnapshotRequest::default()
     };
-    let place = live.image.path().display().to_string();
+    let place = live.image.path().shown().to_string();
     snapshot_into(repository, writer, live, &request, true, context).map_err(|e| {
         let is_image = e.is_bad_medium() && e.message().contains(&place);
         let hint = message![
@@ -443,7 +444,7 @@ fn dry_run_all<'a>(
     if found.missed.blocks == 0 {
         return Ok((plan, found));
     }
-    let (place, blocks) = (image.path().display(), found.missed.blocks);
+    let (place, blocks) = (image.path().shown(), found.missed.blocks);
     context.warn(
         WarningId::MissedChanges,
         format!(
@@ -460,7 +461,7 @@ fn dry_run_all<'a>(
 /// What the device has is what counts.
 fn forget_cached(image: &RawFile, medium: &dyn Medium, context: &Context) {
     if let Err(e) = medium.sync(image.file()) {
-        context.note(format!("cannot sync {}: {e}", image.path().display()));
+        context.note(format!("cannot sync {}: {e}", image.path().shown()));
     }
     medium.forget(image.file());
 }
@@ -468,7 +469,7 @@ fn forget_cached(image: &RawFile, medium: &dyn Medium, context: &Context) {
 fn check_device(image: &RawFile, target: &Chain) -> Result<()> {
     let (have, want) = (image.image_bytes(), target.geometry().image_bytes);
     if image.is_device() && have != want {
-        let what = format!("{} has {have} bytes, the snapshot {want}", image.path().display());
+        let what = format!("{} has {have} bytes, the snapshot {want}", image.path().shown());
         return Err(Error::new(ErrorKind::Mismatch, what)
             .hint("a device keeps its length: restore to another one"));
     }

@@ -1,6 +1,7 @@
 //! Where an image is to be rolled back to, and what became of it.
 
 use crate::base::setters::setters;
+use crate::base::uri::shown_path;
 use crate::ops::rollback::engine::RolledBack;
 use crate::repo::reference::At;
 use crate::tracking::HintKind;
@@ -51,6 +52,7 @@ pub struct RollbackOutcome {
     /// Number of the snapshot that the image equals now.
     pub number: u64,
     /// The image.
+    #[serde(serialize_with = "shown_path")]
     pub image: PathBuf,
     /// Bytes written, and read to find them.
     pub work: RolledBack,

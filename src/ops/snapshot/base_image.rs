@@ -4,6 +4,7 @@
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::events::Context;
 use crate::base::message::{Setting, message};
+use crate::base::uri::Shown;
 use crate::image::{LiveImage, RawFile};
 use crate::ops::snapshot::prepared::prepare;
 use crate::ops::snapshot::take::{check_format, take_into};
@@ -68,7 +69,7 @@ fn stage_base_image(
             .hint(message!["begin a new chain on the base image with ", Setting::Full]));
     }
     if request.changed.is_some() {
-        let what = format!("{} begins a chain: no list tells since when", path.display());
+        let what = format!("{} begins a chain: no list tells since when", path.shown());
         return Err(Error::new(ErrorKind::InvalidInput, what).hint(message![
             "leave ",
             Setting::Changed,
@@ -92,7 +93,7 @@ fn stage_base_image(
     };
     let mut prepared = prepare(repository, &writer.manifest, &writer.head, &request)?;
     prepared.plan.is_by_reference = true;
-    let place = path.display();
+    let place = path.shown();
     context.note(format!("{name}: the table of {place}; its blocks stay there"));
     let mut upload = repository.store.create(&format!("{name}/{}", prepared.object))?;
     let taken =

@@ -11,6 +11,7 @@ pub mod types;
 use crate::base::error::{Error, ErrorKind, Result, best_effort};
 use crate::base::events::Context;
 use crate::base::message::{Setting, Verb, message};
+use crate::base::uri::Shown;
 use crate::image::LiveImage;
 use crate::ops::snapshot::plan::PlanInput;
 use crate::ops::snapshot::prepared::prepare;
@@ -41,12 +42,13 @@ pub fn run(
     let name = request.image_name()?;
     manifest::check_name(&name)?;
     if CloneFolder::holds(&path) {
-        let what = format!("{} is a clone that is kept to find changes", path.display());
+        let what = format!("{} is a clone that is kept to find changes", path.shown());
         return Err(Error::new(ErrorKind::InvalidInput, what).hint("name the image itself"));
     }
     request.label.as_deref().map_or(Ok(()), check_label)?;
     warn_of_policy(repository, &name, context);
     let policy = policy_for(repository, &name, request);
+    let context = &context.clone().with_read_limit(policy.limit_read);
     let live = LiveImage::open(&path, policy.track != Track::None)?;
     refuse_inside(repository, &path)?;
     if live.user.is_none() {
@@ -118,10 +120,10 @@ fn try_snapshot(
 
 fn check_source(manifest: &Manifest, head: &Head, path: &Path) -> Result<()> {
     let name = &manifest.name;
-    let relink = Verb::Relink.of(name).with(Setting::Image, path.display());
+    let relink = Verb::Relink.of(name).with(Setting::Image, path.shown());
     match (&head.source, &head.elsewhere) {
         (Some(source), _) if source != path => {
-            let what = format!("\"{name}\" is the name of {}", source.display());
+            let what = format!("\"{name}\" is the name of {}", source.shown());
             Err(Error::new(ErrorKind::AlreadyExists, what).hint(message![
                 "give this image another one with ",
                 Setting::Name,
@@ -133,7 +135,7 @@ fn check_source(manifest: &Manifest, head: &Head, path: &Path) -> Result<()> {
             let place = manifest.source.as_deref().unwrap_or(Path::new("an image"));
             let what = format!(
                 "\"{name}\" is the name of {} on another host, {}",
-                place.display(),
+                place.shown(),
                 host.name
             );
             Err(Error::new(ErrorKind::AlreadyExists, what).hint(message![

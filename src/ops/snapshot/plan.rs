@@ -32,6 +32,7 @@ pub(crate) fn policy_of(request: &SnapshotRequest, policy: SnapshotPolicy) -> Sn
         track: request.track.unwrap_or(policy.track),
         recheck: request.recheck.unwrap_or(policy.recheck),
         max_stall: request.max_stall.unwrap_or(policy.max_stall),
+        limit_read: policy.limit_read,
     }
 }
 

@@ -5,6 +5,7 @@ use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::events::{Context, WarningId};
 use crate::base::message::message;
 use crate::base::units::NamedBlocks;
+use crate::base::uri::Shown;
 use crate::image::{FileAttributes, FileStat, ForeignFormat, LiveImage, RawFile, Source};
 use crate::ops::snapshot::engine::Taken;
 use crate::ops::snapshot::plan::{PlanInput, distrust_reason, policy_of};
@@ -144,7 +145,7 @@ fn attributes_of(image: &RawFile, context: &Context) -> Option<FileAttributes> {
     let mut attributes = FileAttributes::of(image.file())?;
     let left_out = attributes.limit();
     if !left_out.is_empty() {
-        let (place, names) = (image.path().display(), left_out.join(", "));
+        let (place, names) = (image.path().shown(), left_out.join(", "));
         let what = format!("{place}: its extended attributes are too large to be remembered");
         context.warn(WarningId::AttributesNotNoted, format!("{what}: {names}"));
     }
@@ -154,7 +155,7 @@ fn attributes_of(image: &RawFile, context: &Context) -> Option<FileAttributes> {
 /// A disk that gives nothing at all is no disk with bad sectors.
 pub(crate) fn check_some_was_read(image: &RawFile, taken: &Taken) -> Result<()> {
     if taken.scanned.read_bytes == 0 && !taken.unread.is_empty() {
-        let what = format!("nothing of {} that was looked at can be read", image.path().display());
+        let what = format!("nothing of {} that was looked at can be read", image.path().shown());
         return Err(Error::new(ErrorKind::Io, what).hint("check its disk, and its cables"));
     }
     Ok(())
@@ -213,7 +214,7 @@ pub(crate) fn check_format(
     if !is_first {
         let what = format!(
             "{} looks like a {} image now; it is taken as raw, as it was before",
-            image.path().display(),
+            image.path().shown(),
             looks.name()
         );
         context.warn(WarningId::LooksForeign, what);

@@ -1,8 +1,10 @@
 //! What a snapshot is asked for with, and what became of it.
 
-use crate::base::error::Result;
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::message::{Setting, message};
 use crate::base::setters::setters;
 use crate::base::units::NamedBlocks;
+use crate::base::uri::Shown;
 use crate::codec::Compression;
 use crate::image::ImageUri;
 use crate::repo::manifest::{self, HintUse, Snapshot};
@@ -69,9 +71,10 @@ impl SnapshotRequest {
     /// Name of the image in the repository: the one that is given, or that of its file.
     ///
     /// # Errors
-    /// `InvalidInput` if the name of its file is no name of an image.
+    /// `InvalidInput` if that is no name of an image.
     pub fn image_name(&self) -> Result<String> {
-        self.name.clone().map_or_else(|| name_of(self.image.path()), Ok)
+        let given = |name: String| manifest::check_name(&name).map(|()| name);
+        self.name.clone().map_or_else(|| name_of(self.image.path()), given)
     }
 
     /// Of an image file or device, as a user would want it who says nothing more.
@@ -117,7 +120,14 @@ impl SnapshotRequest {
 /// # Errors
 /// `InvalidInput` if that is no name of an image.
 pub fn name_of(path: &Path) -> Result<String> {
-    let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
+    let no_text = || {
+        let what = format!(
+            "the file name of {} is not UTF-8, and gives no name to the image",
+            path.shown()
+        );
+        Error::new(ErrorKind::InvalidInput, what).hint(message!["choose one with ", Setting::Name])
+    };
+    let stem = path.file_stem().unwrap_or_default().to_str().ok_or_else(no_text)?;
     let stem: String =
         stem.chars().map(|c| if c.is_whitespace() || c == '@' { '-' } else { c }).collect();
     manifest::check_name(&stem).map(|()| stem)

@@ -48,8 +48,9 @@ pub fn run(
                 verified.damaged.push(damage);
                 continue;
             }
-            // It has just been forgotten.
+            // It has just been removed.
             Err(e) if *scope == VerifyScope::All && e.kind() == ErrorKind::NotFound => continue,
+            Err(e) if e.kind() == ErrorKind::Interrupted => return Err(e),
             // The others can be checked all the same.
             Err(e) if *scope == VerifyScope::All && e.is_unread() => {
                 verified.unchecked.push(Unchecked { snapshot: name, message: e.into() });

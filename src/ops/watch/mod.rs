@@ -47,6 +47,8 @@ pub fn run(
     each: impl Fn(Watched) + Sync,
 ) -> Result<()> {
     check_distinct(&request.images)?;
+    // It would never work.
+    request.images.iter().try_for_each(|of| of.image_name().map(drop))?;
     if request.every.is_zero() {
         let what = "snapshots cannot be taken without a pause";
         return Err(Error::new(ErrorKind::InvalidInput, what));
@@ -101,7 +103,9 @@ fn take_turns(
         let started = Timestamp::now();
         // As it is now: its settings may have changed, or its disk may be away.
         let (result, now, pruned) =
-            match Repository::open_in(repository.store.clone(), repository.host.clone()) {
+            match Repository::open_in(repository.store.clone(), repository.host.clone())
+                .map(|opened| opened.reading_within(context))
+            {
                 Ok(repository) => take_turn(&repository, of, request.rules.as_ref(), context),
                 Err(e) => (Err(e), Timestamp::now(), None),
             };

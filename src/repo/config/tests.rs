@@ -1,6 +1,7 @@
 //! What a configuration says, and what of it is refused.
 
 use super::*;
+use crate::base::uri::Shown;
 use crate::repo::Repository;
 use crate::repo::retention::{Count, Rules};
 use crate::store::{LocalStore, OsDisk};
@@ -255,5 +256,5 @@ fn a_repository_with_a_mistake_in_the_rules_opens_and_names_the_file() {
     let line = repository.policy("vm").unwrap_err().to_string();
     let why = "[prune]: keep_lats: there is no such key; correct it with config(edit)";
     let file = folder.path().join("config.000002");
-    assert_eq!(line, format!("{}: {why}", file.display()));
+    assert_eq!(line, format!("{}: {why}", file.shown()));
 }

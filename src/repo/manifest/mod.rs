@@ -41,7 +41,7 @@ pub fn load(store: &dyn Store, name: &str) -> Result<Manifest> {
     }
 }
 
-/// The same, also of an image that was forgotten.
+/// The same, also of an image that was removed.
 pub(crate) fn load_last(store: &dyn Store, name: &str) -> Result<Manifest> {
     let mut tries = LOAD_TRIES;
     loop {

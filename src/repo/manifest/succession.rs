@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 /// What a program must know that reads a manifest with a protected snapshot: another one would drop it.
 const PROTECTED: &str = "protected";
-/// ... of an image that was forgotten: another one would list it.
+/// ... of an image that was removed: another one would list it.
 const FORGOTTEN: &str = "forgotten";
 /// ... of an image that is being rolled back: another one would take a snapshot of it.
 const ROLLBACK: &str = "rollback";
@@ -72,7 +72,7 @@ impl Manifest {
             .is_some_and(|read| read.objects.iter().any(|object| !named.contains(object.as_str())))
     }
 
-    /// The first image of its name after one that was forgotten: it goes on with its numbers.
+    /// The first image of its name after one that was removed: it goes on with its numbers.
     pub(crate) fn succeeding(self, forgotten: &Self) -> Self {
         Self {
             sequence: forgotten.sequence,
@@ -175,7 +175,7 @@ impl Manifest {
         }
         let condemned = |c: &Condemned| (1..=self.sequence).contains(&c.sequence);
         if self.forgotten && !self.stored().is_empty() {
-            return Some("it was forgotten, and has snapshots");
+            return Some("it was removed, and has snapshots");
         }
         if !self.condemned.iter().all(condemned) || self.swept > self.sequence {
             return Some("something is condemned by a later manifest");

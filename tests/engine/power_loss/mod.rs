@@ -335,9 +335,9 @@ impl<'a> Line<'a> {
             assert_same(&seen.visible, &wanted, "after");
         }
         assert!(!seen.is_void || !is_done && (done.before.is_void || self.loose.is_some()));
-        let forgotten = if let Verb::Forget { name } = done.verb { Some(name) } else { None };
+        let removed = if let Verb::Remove { name } = done.verb { Some(name) } else { None };
         let is_back = |name: &String| seen.next_numbers.contains_key(name);
-        assert!(!is_done || !forgotten.is_some_and(is_back), "forgotten, and there");
+        assert!(!is_done || !removed.is_some_and(is_back), "removed, and there");
         self.check_image(done, &disk, &seen, is_done);
         self.recover(&disk.survivor(), &seen);
         (disk, seen)
@@ -393,7 +393,7 @@ impl<'a> Line<'a> {
         }
         let may_clear = match done.verb {
             Verb::Relink { .. } => true,
-            Verb::Forget { name } => name == "vm",
+            Verb::Remove { name } => name == "vm",
             // What it is about is not listed.
             _ => seen.damaged.contains("vm") || before.damaged.contains("vm"),
         };

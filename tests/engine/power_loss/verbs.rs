@@ -18,7 +18,7 @@ pub enum Verb {
     Prune { name: String, last: u64, compact: bool },
     Flatten { name: String, number: u64 },
     Label { name: String, number: u64, label: Option<String> },
-    Forget { name: String },
+    Remove { name: String },
     Rollback { number: u64, save: bool, prove: bool },
     Relink { image: usize },
     RelinkBaseImage { template: usize },
@@ -71,7 +71,7 @@ impl Verb {
             15..19 if !is_intended => Self::Delete { name, number, compact },
             19..22 => Self::Prune { name, last: 1 + random.below(3), compact },
             22..24 => Self::Flatten { name, number },
-            24 if seen.intent.is_none() => Self::Forget { name },
+            24 if seen.intent.is_none() => Self::Remove { name },
             25 if is_known => Self::Relink { image: random.below(2) as usize },
             26 if seen.by_reference.contains("vm") => {
                 Self::RelinkBaseImage { template: random.below(2) as usize }
@@ -100,7 +100,7 @@ impl Verb {
             | Self::Prune { name, .. }
             | Self::Flatten { name, .. }
             | Self::Label { name, .. }
-            | Self::Forget { name }
+            | Self::Remove { name }
             | Self::Repair { name } => Some(name),
             Self::Import { .. } => Some("guest"),
             _ => Some("vm"),
@@ -180,8 +180,8 @@ impl Verb {
                 let of = after.get_mut(name).unwrap();
                 of.get_mut(number).unwrap().label = label.clone();
             }
-            Self::Forget { name } => {
-                repository.forget(name, &context)?;
+            Self::Remove { name } => {
+                repository.remove(name, &context)?;
                 after.remove(name);
             }
             Self::Rollback { number, save, prove } => {

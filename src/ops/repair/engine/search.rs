@@ -6,11 +6,12 @@ use crate::base::error::{Error, Result};
 use crate::base::events::{Context, Phase};
 use crate::base::message::Action;
 use crate::base::pipeline::ordered_map;
+use crate::base::read_limit::ReadLimits;
 use crate::base::units::{BlockRange, BlockSize, ExtentKind, Geometry};
 use crate::chain::{IndexChunk, Span, State};
 use crate::delta::{Delta, TableCursor};
 use crate::format::{Run, RunKind};
-use crate::image::Source;
+use crate::image::{Limited, Source};
 use crate::ops::repair::engine::stored;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -39,6 +40,7 @@ enum Place {
 pub struct Found {
     block_size: BlockSize,
     places: HashMap<Digest, Option<Place>>,
+    limits: ReadLimits,
 }
 
 impl Wanted {
@@ -79,8 +81,9 @@ impl Wanted {
     }
 
     /// Where the blocks are that were found.
-    pub fn found(self) -> Found {
-        Found { block_size: self.block_size, places: self.places }
+    pub fn found(self, context: &Context) -> Found {
+        let limits = context.read_limits().clone();
+        Found { block_size: self.block_size, places: self.places, limits }
     }
 
     fn is_missing(&self, digest: &Digest) -> bool {
@@ -160,6 +163,7 @@ impl Wanted {
         if self.missing == 0 {
             return Ok(());
         }
+        let limited = &Limited::new(image.as_ref(), context);
         let geometry = Geometry::new(self.block_size, image.image_bytes())?;
         let size = u64::from(self.block_size.bytes());
         let phase = context.begin(Phase::Search, geometry.image_bytes);
@@ -195,7 +199,7 @@ impl Wanted {
                 let mut at = offset;
                 while at < offset + bytes {
                     let rest = offset + bytes - at;
-                    let bad = image.read_until_bad(at, rest as usize, &mut buffer)?;
+                    let bad = limited.read_until_bad(at, rest as usize, &mut buffer)?;
                     for (number, content) in (0..).zip(buffer.chunks_mut(size as usize)) {
                         let place = at + number * size;
                         let is_whole =
@@ -254,6 +258,7 @@ impl Found {
                 let mut bytes = Vec::new();
                 let rest = geometry.image_bytes.saturating_sub(*offset);
                 let length = rest.min(self.block_size.bytes().into()) as usize;
+                self.limits.wait(length as u64)?;
                 if let Some(bad) = image.read_until_bad(*offset, length, &mut bytes)? {
                     return Err(bad);
                 }

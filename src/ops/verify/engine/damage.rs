@@ -101,6 +101,9 @@ pub fn find_damage(delta: &Arc<Delta>, context: &Context) -> Result<Damaged> {
         |(count, found)| {
             damaged.blocks += count;
             for (blocks, error) in found {
+                if error.kind() == ErrorKind::Interrupted {
+                    return Err(error);
+                }
                 if !error.is_damage() {
                     damaged.unchecked.get_or_insert(error);
                     continue;

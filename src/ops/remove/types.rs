@@ -5,7 +5,7 @@ use serde::Serialize;
 /// An image that was removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
-pub struct Forgotten {
+pub struct Removed {
     /// How many snapshots it had.
     pub snapshots: u64,
     /// Bytes of their files.

@@ -1,10 +1,10 @@
-//! The verb *forget*: removes an image with all its snapshots.
+//! The verb *remove*: removes an image with all its snapshots.
 
 pub mod types;
 
 use crate::base::error::Result;
 use crate::base::events::{Context, WarningId};
-use crate::ops::forget::types::Forgotten;
+use crate::ops::remove::types::Removed;
 use crate::repo::Repository;
 use crate::repo::change::{refuse_kept, remove_image};
 use crate::repo::clones::remove_all_clones;
@@ -12,14 +12,14 @@ use crate::repo::manifest::Manifest;
 use crate::repo::session::write_to_free;
 
 /// Removes an image with all its snapshots.
-pub fn run(repository: &Repository, name: &str, context: &Context) -> Result<Forgotten> {
+pub fn run(repository: &Repository, name: &str, context: &Context) -> Result<Removed> {
     let writer = write_to_free(repository, name, context)?;
     refuse_kept(&writer.manifest, |_| true)?;
     let stored = writer.manifest.stored();
     let freed_bytes = writer.freed_bytes + stored.iter().map(|s| s.file_bytes).sum::<u64>();
     let grace_seconds = repository.sharing()?.grace().map(|grace| grace.as_secs());
     let snapshots = writer.manifest.snapshots.len() as u64;
-    let forgotten = Forgotten { snapshots, freed_bytes, grace_seconds };
+    let removed = Removed { snapshots, freed_bytes, grace_seconds };
     // Of an image that is gone, nobody would know its clones.
     let head = writer.head.clone();
     let image_id = writer.manifest.image_id;
@@ -34,5 +34,5 @@ pub fn run(repository: &Repository, name: &str, context: &Context) -> Result<For
     if let Err(e) = repository.host.forget(repository.id(), image_id) {
         context.note(e);
     }
-    Ok(forgotten)
+    Ok(removed)
 }

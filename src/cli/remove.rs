@@ -1,0 +1,100 @@
+//! `imgsnap remove`
+
+use super::args::{Args, Remove};
+use super::printer::Printer;
+use super::prune::freed_later;
+use super::{exit, output};
+use clap::CommandFactory;
+use clap::error::{ContextKind, ContextValue};
+use imgsnap::Repository;
+use imgsnap::base::error::{Error, ErrorKind, Result};
+use imgsnap::base::events::Context;
+use serde_json::json;
+use std::io::{IsTerminal, Write};
+use std::process::ExitCode;
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::Duration;
+
+/// Says what there is instead of `forget`: `remove` was called so before, and elsewhere it is the word for
+/// applying rules. Other errors stay as they are.
+pub fn not_forget(error: clap::Error) -> clap::Error {
+    let typed = error.get(ContextKind::InvalidSubcommand);
+    if !matches!(typed, Some(ContextValue::String(typed)) if typed == "forget") {
+        return error;
+    }
+    let what = "there is no verb \"forget\"; use \"imgsnap prune NAME\" to apply the rules, \
+                \"imgsnap remove NAME\" to remove an image with all its snapshots, \
+                or \"imgsnap delete REF\" to remove one snapshot";
+    Args::command().error(error.kind(), what)
+}
+
+/// Fails where it would have to ask and cannot.
+pub fn check(verb: &Remove) -> Result<(), String> {
+    if verb.yes || (std::io::stdin().is_terminal() && std::io::stderr().is_terminal()) {
+        return Ok(());
+    }
+    let what = "to remove an image with all its snapshots without a terminal to ask on, give --yes";
+    Err(what.into())
+}
+
+pub fn run(
+    repository: &Repository,
+    verb: &Remove,
+    printer: &Printer,
+    context: &Context,
+) -> Result<ExitCode> {
+    let name = verb.name.as_str();
+    let count = repository.list(name, context)?.manifest.snapshots.len() as u64;
+    if !verb.yes {
+        let what = output::plural(count, "snapshot");
+        let question = format!("remove \"{name}\" with {what} for ever? [y/N] ");
+        if !confirm(&question, context)? {
+            return Err(Error::new(ErrorKind::Interrupted, "nothing was removed"));
+        }
+    }
+    let done = repository.remove(name, context)?;
+    let (snapshots, freed) = (done.snapshots, done.freed_bytes);
+    if printer.is_json() {
+        let grace = done.grace_seconds;
+        let (now, later) = if grace.is_none() { (freed, 0) } else { (0, freed) };
+        printer.json(&json!({"name": name, "snapshots": snapshots, "freed_bytes": now,
+            "to_free_bytes": later, "grace_seconds": grace}))?;
+    } else {
+        let what = output::plural(snapshots, "snapshot");
+        let freed = match done.grace_seconds {
+            None => format!("{} freed", output::bytes(freed)),
+            Some(grace) => format!("to free {}", freed_later(freed, grace)),
+        };
+        printer.line(&format!("removed \"{name}\": {what}, {freed}"))?;
+    }
+    Ok(exit::DONE)
+}
+
+/// Asks on the terminal. A read there goes on after a signal, so another thread does it, and ends with
+/// the process.
+fn confirm(question: &str, context: &Context) -> Result<bool> {
+    let failed = |e| Error::io("cannot ask", e);
+    let say = |text: &str| {
+        let mut err = std::io::stderr().lock();
+        err.write_all(text.as_bytes()).and_then(|()| err.flush()).map_err(failed)
+    };
+    say(question)?;
+    let (sender, answered) = channel();
+    let read = move || {
+        let mut answer = String::new();
+        sender.send(std::io::stdin().read_line(&mut answer).map(|_| answer))
+    };
+    std::thread::Builder::new().spawn(read).map_err(failed)?;
+    loop {
+        let answer = answered.recv_timeout(Duration::from_millis(20));
+        if context.check().is_err() {
+            say("\n")?;
+            return Err(Error::new(ErrorKind::Interrupted, "interrupted; nothing was removed"));
+        }
+        match answer {
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return Ok(false),
+            Ok(answer) => return Ok(matches!(answer.map_err(failed)?.trim(), "y" | "Y" | "yes")),
+        }
+    }
+}
