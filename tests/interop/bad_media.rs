@@ -90,7 +90,7 @@ fn bad_sectors_end_a_snapshot_unless_they_are_to_be_skipped() {
 
     let refused = lab.run(&["snapshot", image]).fails(1);
     refused.says(&format!("cannot read {image} at byte {}", BAD[0])).says("--skip-bad");
-    assert!(!names_in(&lab.repo).contains(&"vm".into()));
+    assert!(!lab.has_repository());
 
     let taken = lab.run(&["snapshot", image, "--skip-bad", "--json"]).done();
     let ranges = serde_json::json!([
@@ -190,7 +190,7 @@ fn a_disk_that_gives_nothing_makes_no_snapshot() {
     need!(disk.spoil(&[0, SECTOR]));
     let refused = disk.lab.run(&["snapshot", &disk.image, "--skip-bad"]).fails(1);
     refused.says("nothing of").says("can be read");
-    assert!(!names_in(&disk.lab.repo).contains(&"vm".into()));
+    assert!(!disk.lab.has_repository());
 }
 
 #[track_caller]

@@ -111,3 +111,42 @@ fn full_disk_takes_little_memory() {
     is_modest(&lab, &["rollback", "full", "--to", "full@1"]);
     same(&restored, &image);
 }
+
+/// What takes most is compression: each thread has tables of its own.
+#[test]
+fn four_images_at_once_take_little_memory_whatever_compresses_them() {
+    let lab = Lab::new();
+    let images: Vec<String> = (0..4).map(|number| lab.path(&format!("{number}.img"))).collect();
+    for (seed, image) in images.iter().enumerate() {
+        make(image, 4 * MIB);
+        put(image, 0, &text(seed as u64, 4 * MIB));
+    }
+    for (block, compression) in [
+        ("4K", "zstd:19"),
+        ("64K", "zstd:19"),
+        ("256K", "zstd:12"),
+        ("256K", "zstd:19"),
+        ("1M", "zstd:19"),
+    ] {
+        let repo = lab.path(&format!("repo-{block}-{compression}"));
+        lab.run(&["--repo", &repo, "init", "--block-size", block]).done();
+        let mut args =
+            vec!["--repo", &repo, "--threads", "16", "snapshot", "--compression", compression];
+        args.extend(images.iter().map(String::as_str));
+        is_modest(&lab, &args);
+    }
+}
+
+/// The more so if there are a million runs of zeros where the image was (FORMAT.md M5).
+#[test]
+fn an_image_of_4_eib_that_is_cut_to_5_bytes_takes_little_memory() {
+    let lab = Lab::new();
+    let _mount = need!(Mount::tmpfs(&lab.path("mnt"), "size=64m"));
+    let image = lab.path("mnt/vm.img");
+    need!(File::create(&image).unwrap().set_len(4 << 60).map_err(|e| e.to_string()));
+    is_modest(&lab, &["snapshot", &image]);
+    std::fs::write(&image, "hello").unwrap();
+    is_modest(&lab, &["--threads", "16", "snapshot", &image]);
+    is_modest(&lab, &["verify"]);
+    assert_eq!(lab.run(&["restore", "vm@2", "-o", "-"]).done().out, b"hello");
+}
