@@ -214,6 +214,8 @@ impl World {
                 let is_folder = entry.file_type().unwrap().is_dir();
                 match (is_folder, name.as_str()) {
                     (true, _) => folders.push(entry.path()),
+                    // It stays (FORMAT.md P11).
+                    (_, ".reserve") => {}
                     _ if name.ends_with(".tmp") || name.starts_with('.') => left.push(entry.path()),
                     _ => {}
                 }
