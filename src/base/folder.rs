@@ -57,6 +57,8 @@ pub struct Owned {
     pub group: u32,
     /// Permissions, and those bits above them.
     pub mode: u32,
+    /// How many names it has. A folder without another one in it has two, where the file system counts them.
+    pub links: u64,
 }
 
 impl Folder {
@@ -219,7 +221,8 @@ impl Folder {
 fn owned(stat: &nix::sys::stat::FileStat) -> Owned {
     let mode = stat.st_mode & 0o7777;
     let (owner, group) = (stat.st_uid, stat.st_gid);
-    Owned { device: stat.st_dev, inode: stat.st_ino, owner, group, mode }
+    let links = stat.st_nlink;
+    Owned { device: stat.st_dev, inode: stat.st_ino, owner, group, mode, links }
 }
 
 /// What is wrong with a folder, a link or a pipe where a file should be.

@@ -83,6 +83,9 @@ struct Limit {
     granted: AtomicU64,
 }
 
+/// One thread reads and digests as much in a second on every machine.
+const ONE_READER: u64 = 256 << 20;
+
 /// The limits that hold for what is read; clones share them.
 #[derive(Clone, Default)]
 pub struct ReadLimits(Vec<Arc<Limit>>);
@@ -106,6 +109,17 @@ impl ReadLimits {
     /// True if there is none.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+
+    /// The lowest rate, in bytes a second.
+    pub fn rate(&self) -> Option<u64> {
+        self.0.iter().map(|limit| limit.rate.bytes()).min()
+    }
+
+    /// How many of so many threads read: where they wait for the rate, one of them, so that whoever wants the
+    /// image waits for one piece.
+    pub fn readers(&self, threads: usize) -> usize {
+        if self.rate().is_some_and(|rate| rate < ONE_READER) { 1 } else { threads }
     }
 
     /// Bytes that the first one has granted so far.

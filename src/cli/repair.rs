@@ -55,11 +55,12 @@ fn open(place: Option<&Path>, printer: &Printer, context: &Context) -> Result<Re
         return repo::open_to_change(place, context);
     };
     printer.warn(&tell_config(&restored));
-    // Its identity may be lost, too.
-    if restored.origin == ConfigOrigin::DeltaFiles
-        && let Err(e) = repo::accept(place)
-    {
-        printer.note(&words::error(&e));
+    // Its identity is lost, too.
+    if restored.origin == ConfigOrigin::DeltaFiles {
+        if let Err(e) = repo::accept(place) {
+            printer.note(&words::error(&e));
+        }
+        return repo::open(place, context);
     }
     repo::open_to_change(place, context)
 }

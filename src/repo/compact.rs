@@ -20,9 +20,9 @@ use crate::repo::Repository;
 use crate::repo::change::{commit_change, discard_unless_named, refuse_kept};
 use crate::repo::compaction::{CompactWhen, Compaction, Merging};
 use crate::repo::files::{open_chain, open_delta};
-use crate::repo::garbage::collect_garbage;
+use crate::repo::garbage::{Reaped, collect_garbage};
 use crate::repo::manifest::{self, Manifest, Snapshot, object_name};
-use crate::repo::reserve::with_reserve;
+use crate::repo::reserve::{keep_reserve, with_reserve};
 use crate::repo::session::Writer;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -80,24 +80,52 @@ pub(crate) fn drop_snapshots(
     Ok(unneeded)
 }
 
-/// Removes what nobody needs, and merges what is worth it. What was dropped is gone for the user
-/// before this begins; whatever ends it, the next writer goes on.
+/// Removes what nobody needs, and merges what is worth it. What was dropped is gone for the user before this
+/// begins; whatever ends it, the next writer goes on. Gives what kept it from doing all of that.
+///
+/// # Errors
+/// `Interrupted`.
 pub(crate) fn compact(
     repository: &Repository,
     writer: &mut Writer,
     unneeded: &[Snapshot],
     worth: CompactWhen,
     context: &Context,
-) -> Result<Compaction> {
+) -> Result<(Compaction, Option<Error>)> {
+    let mut compaction = Compaction::default();
+    let mut reaped = Reaped::default();
+    compaction.count_removed(unneeded);
+    let done = compact_into(&mut compaction, &mut reaped, repository, writer, worth, context);
+    let failed = match done {
+        Err(e) if e.kind() == ErrorKind::Interrupted => return Err(e),
+        done => done.err(),
+    };
+    let sharing = repository.sharing().ok();
+    compaction.grace_seconds = sharing.and_then(|s| s.grace()).map(|grace| grace.as_secs());
+    compaction.held_files = writer.manifest.dropped.len() as u64;
+    compaction.is_delayed = !reaped.is_all;
+    compaction.count_freed(writer.freed_bytes, reaped.freed_bytes);
+    if compaction.freed_bytes > 0 {
+        keep_reserve(repository.store.as_ref(), &writer.manifest);
+    }
+    Ok((compaction, failed))
+}
+
+fn compact_into(
+    compaction: &mut Compaction,
+    reaped: &mut Reaped,
+    repository: &Repository,
+    writer: &mut Writer,
+    worth: CompactWhen,
+    context: &Context,
+) -> Result<()> {
     // If somebody reads now, the next writer removes the files.
     writer.release_reader_lock();
     let store = repository.store.as_ref();
-    let mut reaped =
-        with_reserve(store, || collect_garbage(repository, &mut writer.manifest, context))?;
-    let (groups, mut compaction, mut failed) =
+    *reaped = with_reserve(store, || collect_garbage(repository, &mut writer.manifest, context))?;
+    let (groups, planned, mut failed) =
         plan_compaction(repository, &writer.manifest, worth, context)?;
-    compaction.grace_seconds = repository.sharing()?.grace().map(|grace| grace.as_secs());
-    compaction.count_removed(unneeded);
+    compaction.garbage_bytes = planned.garbage_bytes;
     for group in groups {
         if let Err(e) = check_space_for(repository, &writer.manifest, &group) {
             compaction.no_space.push(e.without_advice());
@@ -119,24 +147,16 @@ pub(crate) fn compact(
         reaped.is_all &= more.is_all;
         reaped.freed_bytes += more.freed_bytes;
     }
-    if let Some(error) = failed {
-        return Err(error);
-    }
-    compaction.held_files = writer.manifest.dropped.len() as u64;
-    compaction.is_delayed = !reaped.is_all;
-    compaction.count_freed(writer.freed_bytes, reaped.freed_bytes);
-    Ok(compaction)
+    failed.map_or(Ok(()), Err)
 }
 
 /// After a commit that stands: what fails now only leaves something for the next writer.
-pub(crate) fn or_warn(compacted: Result<Compaction>, context: &Context) -> Result<Compaction> {
-    match compacted {
-        Err(e) if e.kind() != ErrorKind::Interrupted => {
-            context.warn(WarningId::CleanupDelayed, message![e, "; the next prune tries again"]);
-            Ok(Compaction::default())
-        }
-        other => other,
+pub(crate) fn or_warn(compacted: (Compaction, Option<Error>), context: &Context) -> Compaction {
+    let (compaction, failed) = compacted;
+    if let Some(e) = failed {
+        context.warn(WarningId::CleanupDelayed, message![e, "; the next prune tries again"]);
     }
+    compaction
 }
 
 /// What a compaction would do if `manifest` ruled.

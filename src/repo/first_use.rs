@@ -141,7 +141,11 @@ impl At<'_> {
         }
         self.is_folder_made |= make_folder(self.path, above)?;
         let root = Root::open(self.path);
-        let lock = root.take();
+        let lock = match root.take() {
+            // It keeps apart those of this host alone.
+            Lock::Held if !self.store.sharing()?.is_locked() => Lock::None,
+            lock => lock,
+        };
         let there = self.open_in();
         if lock == Lock::Busy && !(must_be_new && there.is_ok()) {
             return Ok(Attempt::Busy);

@@ -39,7 +39,9 @@ pub(crate) fn refuse_inside(repository: &Repository, file: &Path) -> Result<()> 
     let mut inside = RepositoryContents::default();
     let failed = |e| Error::os("look into", root.shown(), e);
     let top = Folder::open(&root).map_err(failed)?;
-    inside.search(&top, meta.as_ref(), DEPTH).map_err(failed)?;
+    // Nothing is elsewhere as well that has one name.
+    let linked = meta.as_ref().filter(|meta| meta.nlink() > 1);
+    inside.search(&top, linked, DEPTH).map_err(failed)?;
     let is_of = |path: &Path| {
         let meta = std::fs::metadata(path).ok();
         meta.is_some_and(|meta| inside.folders.contains(&identity(&meta)))
@@ -176,6 +178,9 @@ impl RepositoryContents {
     fn search(&mut self, folder: &Folder, file: Option<&Metadata>, depth: usize) -> io::Result<()> {
         let here = folder.owned()?;
         self.folders.insert((here.device, here.inode));
+        if file.is_none() && here.links == 2 {
+            return Ok(());
+        }
         let entries = match folder.entries() {
             // Nobody who may not look into it can put an image there.
             Err(e) if e.kind() == io::ErrorKind::PermissionDenied => return Ok(()),

@@ -14,12 +14,14 @@ use crate::base::events::{Context, WarningId};
 use crate::base::message::{Action, Setting, Verb, message};
 use crate::chain::Chain;
 use crate::delta::ReadGuard;
+use crate::repo::config::Config;
 use crate::repo::files::open_guarded;
 use crate::repo::garbage::{collect_garbage, reader_lock};
 use crate::repo::head::Head;
 use crate::repo::manifest::{self, Manifest, Rollback, Snapshot};
 use crate::repo::marker::{Marker, load_marked};
 use crate::repo::reserve::with_reserve;
+use crate::repo::root::{Lock, Root};
 use crate::repo::{Repository, reference};
 use crate::store::{LockGuard, LockKind, Sharing, Store};
 use std::fmt;
@@ -210,11 +212,31 @@ fn lock_writers_out(repository: &Repository, name: &str) -> Result<LockGuard> {
     Err(Error::new(ErrorKind::Busy, what).hint(message![Action::Retry, " when it is done"]))
 }
 
+/// Makes the folder of an image, unless whoever made the repository takes it back in this moment
+/// ([`crate::repo::first_use`]): who has opened it without its lock would put the image into none.
+fn create_image_folder(repository: &Repository, name: &str) -> Result<()> {
+    let store = repository.store.as_ref();
+    let Some(path) = store.local_path() else { return store.create_folder(name) };
+    let mut root = Root::open(path);
+    for _ in 0..ROOT_TRIES {
+        if root.share() != Lock::Busy {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+        root = Root::open(path);
+    }
+    Config::load(store)?;
+    store.create_folder(name)
+}
+
+/// How often it is tried to lock the folder of a repository: nobody has it for long.
+const ROOT_TRIES: usize = 500;
+
 /// The same of one that may not exist yet. Whoever removes it meanwhile takes the folder along.
 fn lock_to_create(repository: &Repository, name: &str) -> Result<Option<LockGuard>> {
     repository.check_place()?;
     for _ in 0..20 {
-        repository.store.create_folder(name)?;
+        create_image_folder(repository, name)?;
         match lock_to_write(repository, name) {
             Err(e) if e.kind() == ErrorKind::NotFound => {}
             other => return other,

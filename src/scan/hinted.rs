@@ -89,7 +89,8 @@ impl<'a> HintedPlan<'a> {
             cursor: chain.cursor().scattered(),
             prefetchers: chain.prefetchers(),
             old_count: chain.geometry().block_count(),
-            window: (window_bytes(context.all_threads()) / block_bytes).max(1),
+            window: (context.read_limits().most(window_bytes(context.all_threads())) / block_bytes)
+                .max(1),
             ahead: VecDeque::new(),
             asked_for: VecDeque::new(),
             asked: None,

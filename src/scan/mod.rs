@@ -85,7 +85,7 @@ pub fn scan(
     let window = window_bytes(context.all_threads());
     growing_map(
         || Allowance {
-            threads: context.threads(),
+            threads: context.read_limits().readers(context.threads()),
             in_flight: context.in_flight_of(COPIED_BYTES, window),
         },
         || {

@@ -25,7 +25,7 @@ const CLONE_SECONDS: f64 = 12e-6;
 const MAPS_SECONDS: f64 = 3e-6;
 
 /// From so many extents on the time that they took tells what one costs.
-const MIN_TIMED_EXTENTS: u64 = 1000;
+pub const MIN_TIMED_EXTENTS: u64 = 1000;
 
 /// What nobody notices, in seconds.
 const NEGLIGIBLE_SECONDS: f64 = 0.01;
@@ -77,6 +77,10 @@ impl Costs {
         // What has changed is read in either case.
         let spared = data * (1.0 - self.changed_share.clamp(0.0, 1.0));
         if cost <= spared / (TOP_SPEED * context.threads() as f64) {
+            return Ok(true);
+        }
+        let limit = context.read_limits().rate();
+        if limit.is_some_and(|rate| cost <= spared / rate as f64) {
             return Ok(true);
         }
         match probe(image, context) {
@@ -138,6 +142,7 @@ fn probe(image: &RawFile, context: &Context) -> Result<f64> {
             Ok(places.next().filter(|_| begun.elapsed() < LONG))
         },
         |place| {
+            context.read_limits().wait(PIECE_BYTES)?;
             let begun = Instant::now();
             let Some(offset) = data_from(image, place) else { return Ok(None) };
             let bytes = PIECE_BYTES.min(bytes - offset);
@@ -201,6 +206,9 @@ mod tests {
         let untold = costs(timed(1.0, 999)).clone_seconds(1000);
         assert!((untold - Costs::default().clone_seconds(1000)).abs() < 1e-9);
         assert!(!is_cheaper(costs(timed(1000.0, 1_000_000)), 1_000_000));
+        // Whoever may read only so fast has more to gain: 16 s.
+        let slow = Context::silent().with_read_limit(Some("1M".parse().unwrap()));
+        assert!(Costs::default().is_clone_cheaper(&image, 100_000, &slow).unwrap());
         // All of it is read in either case.
         assert!(!is_cheaper(Costs { changed_share: 1.0, ..Costs::default() }, 10_000));
     }

@@ -4,7 +4,8 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that fails says where")]
 
 use crate::support::{
-    BUSY, DAMAGE, FAILED, KIB, Lab, Started, disk, integer, no_fork, skipped, string, wait_until,
+    BUSY, DAMAGE, FAILED, KIB, Lab, Started, disk, integer, no_fork, skipped, spawn, string,
+    wait_until,
 };
 use std::fs::File;
 use std::os::unix::fs::{PermissionsExt, chown};
@@ -29,7 +30,7 @@ fn what_is_no_image_is_not_snapshotted() {
     lab.write("disk.txt", b"");
     std::os::unix::fs::symlink("nowhere", lab.path("dangling.img")).unwrap();
     std::os::unix::fs::symlink("loop.img", lab.path("loop.img")).unwrap();
-    let fifo = Command::new("mkfifo").arg(lab.path("pipe.img")).status().unwrap();
+    let fifo = spawn(Command::new("mkfifo").arg(lab.path("pipe.img"))).wait().unwrap();
     assert!(fifo.success());
     for (image, said) in [
         ("nowhere.img", "cannot open image nowhere.img: No such file or directory"),

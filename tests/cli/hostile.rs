@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that fails says where")]
 
-use crate::support::{DAMAGE, DONE, FAILED, Lab, Run, forge, skipped};
+use crate::support::{DAMAGE, DONE, FAILED, Lab, Run, alone_to_fork, forge, skipped};
 use serde_json::{Value, json};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
@@ -142,7 +142,10 @@ fn no_lock_is_made_where_a_link_leads() {
 #[test]
 fn a_pipe_in_the_place_of_a_file_holds_nobody_up() {
     let (lab, states) = Lab::with_snapshots(2);
-    let made = |name: &str| Command::new("mkfifo").arg(lab.path(name)).status();
+    let made = |name: &str| {
+        let _alone = alone_to_fork();
+        Command::new("mkfifo").arg(lab.path(name)).status()
+    };
     if !made("try").is_ok_and(|status| status.success()) {
         return skipped("a_pipe_in_the_place_of_a_file_holds_nobody_up", "there is no mkfifo");
     }

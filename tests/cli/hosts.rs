@@ -1,6 +1,6 @@
 //! One repository and several hosts: whose a live image is, what a host remembers, and what it does not believe.
 
-use crate::support::{FAILED, Lab, Run, integer};
+use crate::support::{FAILED, Lab, Run, integer, spawn};
 use serde_json::json;
 use std::process::Command;
 
@@ -110,8 +110,9 @@ fn what_an_earlier_program_kept_in_the_repository_is_moved_by_who_has_the_live_f
 #[test]
 fn a_repository_that_was_turned_back_is_told_of() {
     let (lab, _) = Lab::with_snapshots(2);
-    let copied = Command::new("cp").arg("-r").arg(lab.path("repo")).arg(lab.path("copy")).status();
-    assert!(copied.unwrap().success());
+    let mut copy = Command::new("cp");
+    copy.arg("-r").arg(lab.path("repo")).arg(lab.path("copy"));
+    assert!(spawn(&mut copy).wait().unwrap().success());
     let mut bytes = lab.read("disk.img");
     bytes[0] ^= 1;
     lab.write("disk.img", &bytes);

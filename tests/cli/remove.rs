@@ -3,7 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that fails says where")]
 
 use crate::support::{
-    DONE, FAILED, INTERRUPTED, Lab, Started, integer, same, skipped, string, wait_until,
+    DONE, FAILED, INTERRUPTED, Lab, Started, alone_to_fork, integer, same, skipped, string,
+    wait_until,
 };
 use std::io::{Read, Write};
 use std::process::{Command, Stdio};
@@ -100,7 +101,13 @@ struct Terminal {
 impl Terminal {
     /// None if there is no script.
     fn new(lab: &Lab, args: &str) -> Option<Self> {
-        Command::new("script").arg("--version").output().ok()?;
+        let has_script = {
+            let _alone = alone_to_fork();
+            Command::new("script").arg("--version").output().is_ok()
+        };
+        if !has_script {
+            return None;
+        }
         let command = lab.command(&[]);
         let mut script = Command::new("script");
         let typed = format!("\"$PROGRAM\" {args}");

@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that fails says where")]
 
 use crate::support::{
-    DAMAGE, FAILED, KIB, Lab, Random, ReaderAtWork, disk, integer, noise, string,
+    DAMAGE, FAILED, KIB, Lab, Random, ReaderAtWork, disk, integer, noise, spawn, string,
 };
 use serde_json::json;
 use std::collections::{BTreeMap, HashSet};
@@ -306,7 +306,7 @@ fn a_repair_names_the_file_that_is_missing() {
     std::fs::create_dir(lab.path("copy")).unwrap();
     let mut copy = std::process::Command::new("cp");
     copy.args(["-r", "repo/.", "copy"]).current_dir(lab.path("."));
-    assert!(copy.status().unwrap().success());
+    assert!(spawn(&mut copy).wait().unwrap().success());
     let delta = lab.delta("disk", 2);
     lab.remove(&delta);
     let before = lab.everything();
@@ -345,7 +345,7 @@ fn of_a_lost_manifest_all_that_a_copy_has_comes_back() {
     let (lab, states) = Lab::with_snapshots(3);
     let mut copy = std::process::Command::new("cp");
     copy.args(["-r", "repo", "copy"]).current_dir(lab.path("."));
-    assert!(copy.status().unwrap().success());
+    assert!(spawn(&mut copy).wait().unwrap().success());
     // The newest, on which nothing rests.
     let newest = lab.delta("disk", 3);
     lab.lose_manifests("disk");
@@ -359,7 +359,7 @@ fn of_a_lost_manifest_the_own_history_comes_before_that_of_a_copy_that_went_on()
     let (lab, mut states) = Lab::with_snapshots(3);
     let mut copy = std::process::Command::new("cp");
     copy.args(["-r", "repo", "copy"]).current_dir(lab.path("."));
-    assert!(copy.status().unwrap().success());
+    assert!(spawn(&mut copy).wait().unwrap().success());
     for seed in [50, 51] {
         lab.write("disk.img", &noise(seed, 64 * KIB));
         lab.done(&["snapshot", "disk.img", "--repo", "copy"]);

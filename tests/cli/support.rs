@@ -14,7 +14,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::{PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use tempfile::TempDir;
 
 pub const KIB: usize = 1 << 10;
@@ -47,8 +47,13 @@ pub fn no_fork() -> RwLockReadGuard<'static, ()> {
     FORKS.read().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// While it lives nobody else has a descriptor that a child could keep.
+pub fn alone_to_fork() -> RwLockWriteGuard<'static, ()> {
+    FORKS.write().unwrap_or_else(PoisonError::into_inner)
+}
+
 pub fn spawn(command: &mut Command) -> Child {
-    let _alone = FORKS.write().unwrap_or_else(PoisonError::into_inner);
+    let _alone = alone_to_fork();
     command.spawn().unwrap()
 }
 

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that fails says where")]
 
-use crate::support::{FAILED, KIB, Lab, NOBODY, Run, change, disk, skipped};
+use crate::support::{FAILED, KIB, Lab, NOBODY, Run, change, disk, skipped, spawn};
 use serde_json::json;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::Path;
@@ -54,9 +54,9 @@ fn a_file_that_may_not_be_read_is_no_damage_and_a_repair_changes_nothing() {
     let test = "a_file_that_may_not_be_read_is_no_damage_and_a_repair_changes_nothing";
     lab.done(&["verify"]);
     std::fs::create_dir(lab.path("copy")).unwrap();
-    let copied =
-        Command::new("cp").args(["-r", "repo/.", "copy"]).current_dir(lab.path(".")).status();
-    assert!(copied.unwrap().success());
+    let mut copy = Command::new("cp");
+    copy.args(["-r", "repo/.", "copy"]).current_dir(lab.path("."));
+    assert!(spawn(&mut copy).wait().unwrap().success());
     let (Some(_), true) = (
         lab.command_of_nobody(&["verify"]),
         give_away(&lab.path("repo")).and(give_away(&lab.path("copy"))).is_ok(),

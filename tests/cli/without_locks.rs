@@ -2,7 +2,7 @@
 //! first.
 
 use crate::support::{FAILED, Lab, Run, integer, noise, skipped, spawn};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 /// A repository on which nobody relies on locks.
 fn lab(snapshots: usize) -> (Lab, Vec<Vec<u8>>) {
@@ -81,6 +81,10 @@ const ERRNOS: [i32; 3] = [libc::ENOLCK, libc::ENOSYS, libc::EOPNOTSUPP];
 
 /// Runs imgsnap where some kinds of locks fail; none if that cannot be had here.
 fn without(lab: &Lab, kinds: &str, errno: i32, args: &[&str]) -> Option<Run> {
+    Some(Run::of(&mut command_without(lab, kinds, errno, args)?))
+}
+
+fn command_without(lab: &Lab, kinds: &str, errno: i32, args: &[&str]) -> Option<Command> {
     let shim = lab.path("no_locks.so");
     if !shim.exists() {
         let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/cli/no_locks.c");
@@ -92,7 +96,7 @@ fn without(lab: &Lab, kinds: &str, errno: i32, args: &[&str]) -> Option<Run> {
     }
     let mut command = lab.command(args);
     command.env("LD_PRELOAD", &shim).env("IMGSNAP_NO_LOCKS", format!("{errno} {kinds}"));
-    Some(Run::of(&mut command))
+    Some(command)
 }
 
 fn has_cc() -> bool {
@@ -202,4 +206,40 @@ fn a_repository_is_made_where_nothing_can_be_locked_if_it_is_said_to_be_shared()
     lab.write("repo/.shared", b"");
     without(&lab, "flock bytes", libc::ENOLCK, &snapshot).unwrap().done();
     lab.done(&["verify"]);
+}
+
+/// The locks of a host say nothing of another one: who loses the race takes nothing of the winner's back.
+#[test]
+fn first_uses_by_several_hosts_at_once_all_find_what_the_first_has_made() {
+    if !has_cc() {
+        return;
+    }
+    let lab = Lab::new();
+    let hosts = ["a", "b", "c"];
+    for host in hosts {
+        lab.write(&format!("{host}.img"), &noise(3, 50_000));
+    }
+    for round in 0..12 {
+        let repo = format!("repo-{round}");
+        std::fs::create_dir(lab.path(&repo)).unwrap();
+        lab.write(&format!("{repo}/.shared"), b"");
+        let running: Vec<_> = hosts
+            .iter()
+            .map(|host| {
+                let image = format!("{host}.img");
+                let args = ["--repo", &repo, "snapshot", &image];
+                let mut command = command_without(&lab, "flock", 0, &args).unwrap();
+                let state = lab.path(&format!("state-{host}-{round}"));
+                command.env("IMGSNAP_MACHINE_ID", host).env("IMGSNAP_STATE", state);
+                command.stdout(Stdio::null()).stderr(Stdio::piped());
+                spawn(&mut command)
+            })
+            .collect();
+        for host in running {
+            let ended = host.wait_with_output().unwrap();
+            assert!(ended.status.success(), "{round}: {}", String::from_utf8_lossy(&ended.stderr));
+        }
+        let verified = lab.json(&["--repo", &repo, "verify"]);
+        assert_eq!(integer(&verified, "snapshots"), 3, "{round}: {verified}");
+    }
 }

@@ -145,3 +145,16 @@ fn a_place_is_remembered_once_something_is_in_it() {
     init(&path, Defaults::default(), Above::MustExist, &lab.host()).unwrap();
     lab.snapshot(&lab.open().unwrap(), "vm").unwrap();
 }
+
+/// Who has opened it without its lock would put an image where there is no repository.
+#[test]
+fn nothing_is_put_into_one_that_was_taken_back_meanwhile() {
+    let lab = Lab::new();
+    let mine = lab.first().unwrap();
+    let other = lab.open().unwrap();
+    assert!(mine.take_back().unwrap());
+    std::fs::create_dir_all(lab.path("repo")).unwrap();
+    let refused = lab.snapshot(&other, "image").unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::NotFound, "{refused}");
+    assert_eq!(std::fs::read_dir(lab.path("repo")).unwrap().count(), 0);
+}

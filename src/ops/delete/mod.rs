@@ -35,8 +35,8 @@ pub fn run(
         Ok(ids.clone())
     })?;
     let when = CompactWhen::of(is_compact, garbage);
-    let compacted = compact(repository, &mut writer, &unneeded, when, context);
-    let compaction = or_warn(compacted, context)?;
+    let compacted = compact(repository, &mut writer, &unneeded, when, context)?;
+    let compaction = or_warn(compacted, context);
     Ok(Deleted { snapshot, compaction })
 }
 

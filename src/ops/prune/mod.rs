@@ -67,13 +67,13 @@ pub fn run(
         context.note(e);
     }
     let dropped = ids.len();
-    let compaction = match compact(repository, &mut writer, &unneeded, when, context) {
+    let compaction = match compact(repository, &mut writer, &unneeded, when, context)? {
         // What is kept may be damaged as well.
-        Err(e) if e.is_damage() => {
+        (_, Some(e)) if e.is_damage() => {
             let what = format!("{name}: {dropped} dropped, but getting their space back failed");
             return Err(e.at(what).or_hint("the next prune goes on with that"));
         }
-        other => or_warn(other, context)?,
+        compacted => or_warn(compacted, context),
     };
     Ok(decided.outcome(name, compaction))
 }

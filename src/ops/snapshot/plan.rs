@@ -22,7 +22,8 @@ use crate::repo::{Repository, reference};
 use crate::scan::{Hinted, Scanned, Scope};
 use crate::tracking::{
     ChangeList, ChangeTracker, Consistency, Costs, FileTracker, HintKind, KnownChanges,
-    ListTracker, PointInTime, Recheck, Recorded, Since, TimeSpent, TrackerRecord,
+    ListTracker, MIN_TIMED_EXTENTS, PointInTime, Recheck, Recorded, Since, TimeSpent,
+    TrackerRecord,
 };
 use uuid::Uuid;
 
@@ -195,10 +196,17 @@ fn costs(manifest: &Manifest) -> Costs {
         let named_bytes = s.hint.map_or(0, |hint| hint.named_bytes);
         s.changed_bytes.max(named_bytes) as f64 / s.image_bytes.max(1) as f64
     };
+    // One that was timed while the machine was busy is not for ever.
+    let cheapest = |of: &dyn Fn(&Snapshot) -> Option<(f64, u64)>| {
+        let per_extent = |(seconds, extents): &(f64, u64)| seconds / (*extents).max(1) as f64;
+        let timed =
+            newest.clone().filter_map(of).filter(|(_, extents)| *extents >= MIN_TIMED_EXTENTS);
+        timed.take(RECENT).min_by(|a, b| per_extent(a).total_cmp(&per_extent(b)))
+    };
     let deltas = newest.clone().filter(|s| s.parent.is_some()).take(RECENT);
     Costs {
-        clone: newest.clone().find_map(clone_of),
-        maps: newest.clone().find_map(maps_of),
+        clone: cheapest(&clone_of),
+        maps: cheapest(&maps_of),
         changed_share: deltas.map(share).fold(0.0, f64::max),
     }
 }

@@ -160,7 +160,11 @@ fn take_turn(
     let mut result = snapshot::run(repository, of, context);
     let mut pruned = None;
     if result.as_ref().is_err_and(Error::is_storage_full) {
-        pruned = prune_by(repository, rules, &name_in(of), context);
+        let is_new = |pruned: &Result<Pruned>| {
+            pruned.as_ref().is_err_and(|e| e.kind() == ErrorKind::NotFound)
+        };
+        // Of an image without snapshots there is nothing to prune.
+        pruned = prune_by(repository, rules, &name_in(of), context).filter(|p| !is_new(p));
         let is_freed = |pruned: &Pruned| pruned.compaction.freed_bytes > 0;
         if pruned.as_ref().is_some_and(|pruned| pruned.as_ref().is_ok_and(is_freed)) {
             result = snapshot::run(repository, of, context);
