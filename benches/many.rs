@@ -11,8 +11,8 @@
 use imgsnap::image::write::Stream;
 use imgsnap::repo::retention::{Count, Rules};
 use imgsnap::{
-    At, Context, Defaults, DiffSide, ExportRequest, PruneRequest, Reference, Repository,
-    RestoreRequest, RestoreTarget, RollbackRequest, SnapshotRequest, VerifyScope,
+    At, Context, Defaults, DiffSide, ExportRequest, ParentChoice, PruneRequest, Reference,
+    Repository, RestoreRequest, RestoreTarget, RollbackRequest, SnapshotRequest, VerifyScope,
 };
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -58,7 +58,8 @@ impl Lab {
 
     fn snapshot(&self, name: &str, full: bool) {
         let request = SnapshotRequest::new(self.path("vm.img")).name(Some(name.into()));
-        let request = request.full(full);
+        let parent = if full { ParentChoice::Full } else { ParentChoice::default() };
+        let request = request.parent(parent);
         self.open().snapshot(&request, &self.context).unwrap();
     }
 
