@@ -158,6 +158,10 @@ impl Error {
     /// Puts the place before the message: `place: message`.
     #[must_use]
     pub fn at(mut self, place: impl fmt::Display) -> Self {
+        // Where it was when it was stopped says nothing of that place.
+        if self.kind() == ErrorKind::Interrupted {
+            return self;
+        }
         let place = place.to_string();
         self.0.message = format!("{place}: {}", self.0.message);
         self.0.place.get_or_insert(place);

@@ -44,12 +44,14 @@ pub fn run(
     context: &Context,
 ) -> Result<ExitCode> {
     let name = verb.name.as_str();
-    let count = repository.list(name, context)?.manifest.snapshots.len() as u64;
+    let listed = repository.list(name, context)?.manifest;
     if !verb.yes {
+        let count = listed.snapshots.len() as u64;
         let what = output::plural(count, "snapshot");
         let question = format!("remove \"{name}\" with {what} for ever? [y/N] ");
         if !confirm(&question, context)? {
-            return Err(Error::new(ErrorKind::Interrupted, "nothing was removed"));
+            printer.say("nothing was removed");
+            return Ok(exit::FAILED);
         }
     }
     let done = repository.remove(name, context)?;

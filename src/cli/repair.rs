@@ -46,8 +46,8 @@ pub fn run(
 fn open(place: Option<&Path>, printer: &Printer, context: &Context) -> Result<Repository> {
     let store = repo::store(place)?;
     // Nothing is changed in one that is not the one that is meant.
-    match repo::open(place, context) {
-        Ok(repository) => repository.check_place()?,
+    match repo::open_to_change(place, context) {
+        Ok(_) => {}
         Err(e) if e.is_damage() => {}
         Err(e) => return Err(e),
     }

@@ -55,6 +55,13 @@ pub fn warn_of_others(repo: Option<&Path>, printer: &Printer) {
 
 /// Opens the repository.
 pub fn open(repo: Option<&Path>, context: &Context) -> Result<Repository> {
+    let repository = open_at(repo, context)?;
+    // Also of one in which nothing is, so that no image is opened.
+    repository.warn_of_place(context);
+    Ok(repository)
+}
+
+fn open_at(repo: Option<&Path>, context: &Context) -> Result<Repository> {
     Ok(Repository::open(place(repo)?.path)?.reading_within(context))
 }
 
@@ -65,7 +72,7 @@ pub fn store(repo: Option<&Path>) -> Result<Arc<dyn Store>> {
 
 /// Opens the repository for a verb that changes it.
 pub fn open_to_change(repo: Option<&Path>, context: &Context) -> Result<Repository> {
-    let repository = open(repo, context)?;
+    let repository = open_at(repo, context)?;
     repository.check_place()?;
     Ok(repository)
 }

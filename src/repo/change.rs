@@ -7,7 +7,7 @@ use crate::repo::garbage::reader_lock;
 use crate::repo::manifest::{self, ImageFile, Manifest, Snapshot};
 use crate::repo::reserve::{is_released, keep_reserve};
 use crate::repo::session::Writer;
-use crate::store::{LockKind, Store};
+use crate::store::{LockKind, ReserveKept, Store};
 use uuid::Uuid;
 
 /// Removes a file that was published, unless the ruling manifest names it: a full disk gets its space
@@ -50,7 +50,7 @@ pub(crate) fn commit_change<T>(
                 writer.began = next.sequence;
                 writer.manifest = next;
                 if !writer.frees {
-                    keep_reserve(store, &writer.manifest);
+                    keep_reserve(store, &writer.manifest, ReserveKept::OfPlenty);
                 }
                 return Ok(changed);
             }

@@ -24,6 +24,7 @@ use crate::repo::garbage::{Reaped, collect_garbage};
 use crate::repo::manifest::{self, Manifest, Snapshot, object_name};
 use crate::repo::reserve::{keep_reserve, with_reserve};
 use crate::repo::session::Writer;
+use crate::store::ReserveKept;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use uuid::Uuid;
@@ -105,9 +106,8 @@ pub(crate) fn compact(
     compaction.held_files = writer.manifest.dropped.len() as u64;
     compaction.is_delayed = !reaped.is_all;
     compaction.count_freed(writer.freed_bytes, reaped.freed_bytes);
-    if compaction.freed_bytes > 0 {
-        keep_reserve(repository.store.as_ref(), &writer.manifest);
-    }
+    // Others would take what it has given back.
+    keep_reserve(repository.store.as_ref(), &writer.manifest, ReserveKept::OfTheRest);
     Ok((compaction, failed))
 }
 

@@ -7,9 +7,10 @@
 //! STATE/places/DIGEST-OF-PATH.json    (src/repo/place.rs)
 //! ```
 
-use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::error::{Error, ErrorKind, Result, best_effort};
 use crate::repo::manifest::temporary_of;
 use crate::store::{Above, LocalStore, OsDisk, Store, make_folder, read_small};
+use jiff::{SignedDuration, Timestamp};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
@@ -17,6 +18,9 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use uuid::Uuid;
+
+/// Nobody writes one for so long.
+const OLD: SignedDuration = SignedDuration::from_mins(10);
 
 /// A record larger than that cannot be right.
 const MAX_RECORD_BYTES: u64 = 1 << 20;
@@ -110,7 +114,15 @@ impl HostState {
         image: Uuid,
         record: &impl Serialize,
     ) -> Result<()> {
-        self.save_file(&record_name(repository, image), record)
+        let name = record_name(repository, image);
+        match self.save_file(&name, record) {
+            // The one that is there is wrong by now, and takes the space that this one needs.
+            Err(e) if e.is_storage_full() => {
+                self.store.as_ref().map_or(Ok(()), |store| store.remove(&name))?;
+                self.save_file(&name, record)
+            }
+            other => other,
+        }
     }
 
     /// Writes a record in a folder, durably, in the place of the one that is there.
@@ -137,6 +149,15 @@ impl HostState {
     /// The note that nothing is written for a rollback of an image.
     pub(crate) fn unwritten(&self, repository: Uuid, image: Uuid, rollback: Uuid) -> Unwritten {
         Unwritten { host: self.clone(), folder: repository.to_string(), image, rollback }
+    }
+
+    /// Removes what saves that were killed have left in a folder, unless somebody may still be at it.
+    pub(crate) fn tidy_folder(&self, folder: &str) {
+        let Some(store) = &self.store else { return };
+        let old = Timestamp::now().saturating_sub(OLD).unwrap_or_default();
+        let listed = store.list_timed(folder).unwrap_or_default();
+        let left = listed.iter().filter(|l| temporary_of(&l.name).is_some() && l.time < old);
+        left.for_each(|l| best_effort(store.remove(&format!("{folder}/{}", l.name))));
     }
 
     /// Makes the folder of a repository.

@@ -156,6 +156,7 @@ impl Place {
         let Some(path) = self.path.as_deref().map(real) else { return Ok(()) };
         let machine = self.host.host().machine.clone();
         let file = file_of(&path);
+        self.host.tidy_folder(FOLDER);
         self.host.save_file(&file, &Record { machine, path: Some(path), repositories })
     }
 }

@@ -133,6 +133,11 @@ impl Repository {
         self.place.remember(self.id())
     }
 
+    /// Warns, once, if this host has used other repositories where it is.
+    pub fn warn_of_place(&self, context: &Context) {
+        self.place.tell(self.id(), context);
+    }
+
     /// True if it was made when it was opened.
     pub fn is_new(&self) -> bool {
         self.first_use.as_ref().is_some_and(|first| first.is_new)

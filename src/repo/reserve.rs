@@ -2,16 +2,16 @@
 
 use crate::base::error::{Result, best_effort};
 use crate::repo::manifest::Manifest;
-use crate::store::Store;
+use crate::store::{ReserveKept, Store};
 
 /// Also for the markers, locks and folders that a commit may need.
 const MIN_BYTES: u64 = 1 << 20;
 
 /// Keeps as much as twice the manifest: one is written before the one that it follows is removed.
-pub(crate) fn keep_reserve(store: &dyn Store, manifest: &Manifest) {
+pub(crate) fn keep_reserve(store: &dyn Store, manifest: &Manifest, of: ReserveKept) {
     let bytes = manifest.read.as_ref().map_or(0, |read| read.bytes);
     // Without it all else works; the next commit tries again.
-    best_effort(store.keep_reserve((2 * bytes.max(1)).next_multiple_of(MIN_BYTES)));
+    best_effort(store.keep_reserve((2 * bytes.max(1)).next_multiple_of(MIN_BYTES), of));
 }
 
 /// Does something that frees space, or is needed before that; where the disk is full, once more with what is

@@ -340,7 +340,11 @@ pub(crate) fn writer(
     if !manifest.is_unused()
         && let Err(e) = repository.settle()
     {
-        context.note(message!["this host does not remember the repository: ", e]);
+        let what = "; that its disk is not mounted would not be noticed";
+        context.warn(
+            WarningId::PlaceUnknown,
+            message!["this host cannot remember the repository: ", e, what],
+        );
     }
     let (held, reaped) = match store.sharing()? {
         Sharing::Locked => {

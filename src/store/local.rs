@@ -1,7 +1,7 @@
 //! A store in an ordinary folder. Here stands the publish protocol (FORMAT.md P3): temporary name,
 //! fsync, rename without replacing, fsync of the folder.
 
-use super::{Disk, DiskFile, Listed, LockGuard, LockKind, Sharing, Store, Upload};
+use super::{Disk, DiskFile, Listed, LockGuard, LockKind, ReserveKept, Sharing, Store, Upload};
 use crate::base::error::{Error, ErrorKind, Result, best_effort};
 use std::io;
 use std::path::Path;
@@ -13,6 +13,9 @@ pub(crate) const SHARED: &str = ".shared";
 
 /// What takes the space that is kept for those who free space. No image can be called so.
 pub(crate) const RESERVE: &str = ".reserve";
+
+/// What is left beside a reserve, and less than which is none.
+const LEFT_BYTES: u64 = 64 << 10;
 
 /// Objects in a folder.
 pub struct LocalStore {
@@ -199,14 +202,22 @@ impl Store for LocalStore {
         self.disk.free_space()
     }
 
-    fn keep_reserve(&self, bytes: u64) -> Result<()> {
+    fn keep_reserve(&self, mut bytes: u64, of: ReserveKept) -> Result<()> {
         let kept = match self.disk.size(RESERVE) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => None,
             other => Some(other.map_err(|e| self.error("open", RESERVE, e))?),
         };
-        let is_ample = || self.free_space().is_some_and(|free| free / 2 >= bytes);
-        if kept.is_some_and(|kept| kept >= bytes) || !is_ample() {
+        if kept.is_some_and(|kept| kept >= bytes) {
             return Ok(());
+        }
+        let free = self.free_space().unwrap_or_default();
+        if free / 2 < bytes {
+            // What takes more than half of the rest is of use only to those who have just used it.
+            let rest = free.saturating_sub(LEFT_BYTES);
+            if of == ReserveKept::OfPlenty || kept.is_some() || rest < LEFT_BYTES {
+                return Ok(());
+            }
+            bytes = bytes.min(rest);
         }
         // One that is too short was interrupted, or is of a smaller repository.
         self.remove(RESERVE)?;

@@ -67,6 +67,15 @@ pub struct Listed {
     pub bytes: u64,
 }
 
+/// How much of the space that is left is kept in reserve.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReserveKept {
+    /// None of it, unless there is far more.
+    OfPlenty,
+    /// What there is.
+    OfTheRest,
+}
+
 /// Objects by name.
 pub trait Store: Send + Sync {
     /// Names of the objects, or folders, in `folder` (empty for the top), without the path before
@@ -148,12 +157,12 @@ pub trait Store: Send + Sync {
         None
     }
 
-    /// Keeps at least so many bytes of space from being used, if there is far more, for what frees space when
-    /// nothing is left otherwise.
+    /// Keeps at least so many bytes of space from being used for what frees space when nothing is left
+    /// otherwise: if there is far more, or, after what was kept has been used, as much of it as there is.
     ///
     /// # Errors
     /// If that many cannot be kept.
-    fn keep_reserve(&self, _bytes: u64) -> Result<()> {
+    fn keep_reserve(&self, _bytes: u64, _kept: ReserveKept) -> Result<()> {
         Ok(())
     }
 

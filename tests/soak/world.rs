@@ -214,8 +214,9 @@ impl World {
                 let is_folder = entry.file_type().unwrap().is_dir();
                 match (is_folder, name.as_str()) {
                     (true, _) => folders.push(entry.path()),
-                    // It stays (FORMAT.md P11).
+                    // It stays (FORMAT.md P11); and these for some minutes.
                     (_, ".reserve") => {}
+                    _ if entry.path().parent().is_some_and(|above| above.ends_with("places")) => {}
                     _ if name.ends_with(".tmp") || name.starts_with('.') => left.push(entry.path()),
                     _ => {}
                 }

@@ -8,7 +8,7 @@ use super::printer::Printer;
 use super::{exit, repo};
 use args::Config;
 use editor::Edited;
-use imgsnap::base::error::Result;
+use imgsnap::base::error::{ErrorKind, Result};
 use imgsnap::base::events::Context;
 use imgsnap::{Configuration, Repository};
 use serde_json::json;
@@ -26,10 +26,13 @@ pub fn run(
     let was = Repository::configuration(store.as_ref())
         .map_err(|e| repo::or_missing(store.as_ref(), e))?;
     // One that makes no sense has no identity, and is to be corrected.
-    if !matches!(verb, Config::Show)
-        && let Ok(repository) = repo::open(place, context)
-    {
-        repository.check_place()?;
+    let opened = match verb {
+        // With a warning if it is another one than before.
+        Config::Show => repo::open(place, context),
+        _ => repo::open_to_change(place, context),
+    };
+    if let Some(e) = opened.err().filter(|e| e.kind() == ErrorKind::Mismatch) {
+        return Err(e);
     }
     let replace = |text: &str| Repository::replace_configuration(store.as_ref(), &was, text);
     match verb {

@@ -6,7 +6,9 @@ use crate::repo::Repository;
 use crate::repo::change::change_snapshot;
 use crate::repo::manifest::Snapshot;
 use crate::repo::reference::{self, At};
+use crate::repo::reserve::keep_reserve;
 use crate::repo::session::{write, write_to_free};
+use crate::store::ReserveKept;
 
 /// Protects a snapshot, or takes that back.
 pub fn run(
@@ -23,5 +25,11 @@ pub fn run(
     if snapshot.protected == protect {
         return Ok(snapshot.clone());
     }
-    change_snapshot(repository, &mut writer, snapshot.id, |snapshot| snapshot.protected = protect)
+    let changed = change_snapshot(repository, &mut writer, snapshot.id, |snapshot| {
+        snapshot.protected = protect;
+    })?;
+    if !protect {
+        keep_reserve(repository.store.as_ref(), &writer.manifest, ReserveKept::OfTheRest);
+    }
+    Ok(changed)
 }

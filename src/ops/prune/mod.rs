@@ -48,6 +48,8 @@ pub fn run(
         let mut next = reader.manifest().clone();
         let unneeded = drop_from_manifest(&mut next, &decided.dropped());
         let compaction = compaction_of(repository, &next, &unneeded, when, context)?;
+        refuse_for_nothing(&decided.dropped(), &compaction)
+            .map_err(|e| e.at("nothing would be dropped"))?;
         return Ok(decided.outcome(name, compaction));
     }
     let mut writer = write_to_free(repository, name, context)?;
@@ -55,7 +57,7 @@ pub fn run(
     let decided = decide_all(&writer.manifest, &writer.head, &rules)?;
     let ids = decided.dropped();
     let checked = plan_checked(repository, &writer.manifest, &ids, when, context);
-    let refused = |plan| refuse_for_nothing(&writer.manifest, &ids, &plan);
+    let refused = |plan| refuse_for_nothing(&ids, &plan);
     checked.and_then(refused).map_err(|e| {
         if e.kind() == ErrorKind::Interrupted { e } else { e.at("nothing was dropped") }
     })?;
@@ -101,22 +103,15 @@ fn plan_checked(
 
 /// Fails if dropping them would free nothing, because what they depend on can only be merged, and there is no
 /// space for that: they are worth more as snapshots.
-fn refuse_for_nothing(
-    manifest: &Manifest,
-    dropped: &HashSet<Uuid>,
-    plan: &Compaction,
-) -> Result<()> {
+fn refuse_for_nothing(dropped: &HashSet<Uuid>, plan: &Compaction) -> Result<()> {
     let is_nothing = plan.removed_files == 0 && plan.merged.is_empty();
     let Some(reason) = plan.no_space.first().filter(|_| is_nothing && !dropped.is_empty()) else {
         return Ok(());
     };
-    let error = Error::new(ErrorKind::LimitExceeded, reason.clone());
-    let Some(newest) = manifest.snapshots.last() else { return Err(error) };
-    Err(error.hint(message![
-        "free some space there, or some of the repository with ",
-        Verb::Delete.of(manifest.place_of(newest)),
-        ", on which nothing depends",
-    ]))
+    Err(Error::new(ErrorKind::LimitExceeded, reason.clone()).hint(
+        "free some space there; of the repository only what no other snapshot depends on, the newest one of \
+         a chain, is freed without",
+    ))
 }
 
 /// Each snapshot with the reasons to keep it, and the time that counted.

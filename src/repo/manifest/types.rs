@@ -337,7 +337,14 @@ impl Manifest {
     /// The parent of a snapshot, dropped or not.
     pub fn stored_parent_of(&self, snapshot: &Snapshot) -> Option<&Snapshot> {
         let id = snapshot.parent?;
-        self.snapshots.iter().chain(&self.dropped).find(|s| s.id == id)
+        // It has a lower number, and is near for the most part: not each of many looks through all.
+        let below = |all: &'_ [Snapshot]| all.partition_point(|s| s.number < snapshot.number);
+        let near = |all: &[Snapshot]| {
+            let before = all.get(..below(all)).unwrap_or_default();
+            before.iter().rposition(|s| s.id == id)
+        };
+        let found = near(&self.snapshots).and_then(|at| self.snapshots.get(at));
+        found.or_else(|| near(&self.dropped).and_then(|at| self.dropped.get(at)))
     }
 
     /// The nearest ancestor of a snapshot that is not dropped.
