@@ -37,12 +37,9 @@ impl Source for Limited<'_> {
         bytes: usize,
         buffer: &'b mut Vec<u8>,
     ) -> Result<Window<'b>> {
-        if self.limits.is_empty() {
-            return self.source.read(offset, bytes, buffer);
-        }
-        match self.read_until_bad(offset, bytes, buffer)? {
-            Some(error) => Err(error),
-            None => Ok(Window::Copied(buffer)),
+        match self.limits.is_empty() {
+            true => self.source.read(offset, bytes, buffer),
+            false => self.read_copied(offset, bytes, buffer),
         }
     }
 

@@ -67,6 +67,22 @@ pub trait Source: Sync {
         Ok(None)
     }
 
+    /// Reads as [`Source::read_until_bad`], and fails if not all of it can be read.
+    ///
+    /// # Errors
+    /// As of [`Source::read`].
+    fn read_copied<'a>(
+        &'a self,
+        offset: u64,
+        bytes: usize,
+        buffer: &'a mut Vec<u8>,
+    ) -> Result<Window<'a>> {
+        match self.read_until_bad(offset, bytes, buffer)? {
+            Some(error) => Err(error),
+            None => Ok(Window::Copied(buffer)),
+        }
+    }
+
     /// Says that so many bytes from `offset` on will be read soon.
     fn prefetch(&self, _offset: u64, _bytes: u64) {}
 

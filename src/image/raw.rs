@@ -279,10 +279,7 @@ impl Source for RawFile {
             }
         }
         // Plain reads tell which byte fails.
-        match self.read_until_bad(offset, bytes, buffer)? {
-            Some(error) => Err(error),
-            None => Ok(Window::Copied(buffer)),
-        }
+        self.read_copied(offset, bytes, buffer)
     }
 
     fn read_until_bad(

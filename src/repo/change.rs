@@ -81,9 +81,12 @@ pub(crate) fn commit_change<T>(
 
 /// Commits what rules next: on a full disk, for who frees space, with what is kept for that.
 fn commit(store: &dyn Store, frees: bool, next: &mut Manifest) -> Result<()> {
+    if !frees {
+        return manifest::commit(store, next);
+    }
     let again = next.clone();
     match manifest::commit(store, next) {
-        Err(e) if frees && e.is_storage_full() && is_released(store) => {}
+        Err(e) if e.is_storage_full() && is_released(store) => {}
         other => return other,
     }
     // It may be there: the last sync may be what failed.

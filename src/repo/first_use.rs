@@ -141,11 +141,7 @@ impl At<'_> {
         }
         self.is_folder_made |= make_folder(self.path, above)?;
         let root = Root::open(self.path);
-        let lock = match root.take() {
-            // It keeps apart those of this host alone.
-            Lock::Held if !self.store.sharing()?.is_locked() => Lock::None,
-            lock => lock,
-        };
+        let lock = take(&root, self.store.as_ref())?;
         let there = self.open_in();
         if lock == Lock::Busy && !(must_be_new && there.is_ok()) {
             return Ok(Attempt::Busy);
@@ -199,6 +195,14 @@ fn opened(mut repository: Repository, root: Root) -> Result<Attempt> {
     Ok(Attempt::Done(Box::new(repository)))
 }
 
+/// Locks it exclusively. A lock that keeps apart those of this host alone is none.
+fn take(root: &Root, store: &dyn Store) -> Result<Lock> {
+    Ok(match root.take() {
+        Lock::Held if !store.sharing()?.is_locked() => Lock::None,
+        lock => lock,
+    })
+}
+
 /// Takes a repository back that was made here, with its folder if that was, too: if nothing came into it, and
 /// nobody else has opened it to put something there. True if it is gone.
 ///
@@ -214,7 +218,7 @@ pub(crate) fn take_back_unused(repository: Repository) -> Result<bool> {
         return Ok(false);
     };
     let root = Root::open(path);
-    if !store.sharing()?.is_locked() || root.take() != Lock::Held {
+    if take(&root, store.as_ref())? != Lock::Held {
         return Ok(false);
     }
     let is_gone = take_back(store.as_ref())?;

@@ -25,7 +25,7 @@ const CLONE_SECONDS: f64 = 12e-6;
 const MAPS_SECONDS: f64 = 3e-6;
 
 /// From so many extents on the time that they took tells what one costs.
-pub const MIN_TIMED_EXTENTS: u64 = 1000;
+const MIN_TIMED_EXTENTS: u64 = 1000;
 
 /// What nobody notices, in seconds.
 const NEGLIGIBLE_SECONDS: f64 = 0.01;
@@ -43,10 +43,10 @@ const LONG: Duration = Duration::from_millis(20);
 /// What snapshots of an image took.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Costs {
-    /// A clone: seconds, and extents.
-    pub clone: Option<(f64, u64)>,
-    /// The maps of two clones: seconds, and extents of the newer one.
-    pub maps: Option<(f64, u64)>,
+    /// Seconds of a clone for each extent, if one was timed.
+    pub clone: Option<f64>,
+    /// And of the maps of two clones, for each extent of the newer one.
+    pub maps: Option<f64>,
     /// What has changed at most in each of the last ones, as a share of the image.
     pub changed_share: f64,
 }
@@ -119,11 +119,14 @@ impl TimeSpent {
     }
 }
 
-/// Seconds for each extent, by the last ones if they were enough to tell.
-fn for_each(timed: Option<(f64, u64)>, usual: f64) -> f64 {
-    let timed = timed.filter(|(_, extents)| *extents >= MIN_TIMED_EXTENTS);
-    let rate = timed.map_or(usual, |(seconds, extents)| seconds / extents as f64);
-    rate.clamp(usual / 6.0, usual * 50.0)
+/// Seconds for each extent: those that were timed, within reason.
+fn for_each(timed: Option<f64>, usual: f64) -> f64 {
+    timed.unwrap_or(usual).clamp(usual / 6.0, usual * 50.0)
+}
+
+/// What so many extents took, for each of them; none if they were too few to tell.
+pub fn for_each_extent(seconds: f64, extents: u64) -> Option<f64> {
+    (extents >= MIN_TIMED_EXTENTS).then(|| seconds / extents as f64)
 }
 
 /// How long a byte of the image takes to be read now, in seconds, by all threads together.
@@ -199,7 +202,7 @@ mod tests {
             assert_eq!(is_cheaper(Costs::default(), extents), cheaper, "{extents}");
         }
         // Cheap ones were timed, and expensive ones; too few of them tell nothing.
-        let timed = |seconds, extents| Some((seconds, extents));
+        let timed = for_each_extent;
         let costs = |timed| Costs { clone: timed, maps: timed, changed_share: 0.0 };
         assert!(costs(timed(0.001, 2000)).clone_seconds(1000) < 0.004);
         assert!(costs(timed(1.0, 2000)).clone_seconds(1000) > 0.4);

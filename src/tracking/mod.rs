@@ -16,7 +16,7 @@ mod tracker;
 pub use clones::{
     CloneFolder, CloneStat, FoundClone, NewClone, Owner, has_physical_addresses, reopen,
 };
-pub use costs::{Costs, MIN_TIMED_EXTENTS, TimeSpent};
+pub use costs::{Costs, TimeSpent, for_each_extent};
 pub use file::FileTracker;
 pub use given::ListTracker;
 pub use kept::{CloneUse, Clones, KeptClone, KeptClones};

@@ -22,8 +22,7 @@ use crate::repo::{Repository, reference};
 use crate::scan::{Hinted, Scanned, Scope};
 use crate::tracking::{
     ChangeList, ChangeTracker, Consistency, Costs, FileTracker, HintKind, KnownChanges,
-    ListTracker, MIN_TIMED_EXTENTS, PointInTime, Recheck, Recorded, Since, TimeSpent,
-    TrackerRecord,
+    ListTracker, PointInTime, Recheck, Recorded, Since, TimeSpent, TrackerRecord, for_each_extent,
 };
 use uuid::Uuid;
 
@@ -186,22 +185,20 @@ const RECENT: usize = 3;
 fn costs(manifest: &Manifest) -> Costs {
     let newest = manifest.snapshots.iter().rev();
     let clone_of = |s: &Snapshot| {
-        s.tracker.as_ref().map(|TrackerRecord::Clone(kept)| (kept.seconds, kept.extents))
+        let TrackerRecord::Clone(kept) = s.tracker.as_ref()?;
+        for_each_extent(kept.seconds, kept.extents)
     };
     let maps_of = |s: &Snapshot| {
-        let seconds = s.timings.and_then(|timings| timings.maps_seconds);
-        seconds.zip(clone_of(s).map(|(_, extents)| extents))
+        let TrackerRecord::Clone(kept) = s.tracker.as_ref()?;
+        for_each_extent(s.timings?.maps_seconds?, kept.extents)
     };
     let share = |s: &Snapshot| {
         let named_bytes = s.hint.map_or(0, |hint| hint.named_bytes);
         s.changed_bytes.max(named_bytes) as f64 / s.image_bytes.max(1) as f64
     };
     // One that was timed while the machine was busy is not for ever.
-    let cheapest = |of: &dyn Fn(&Snapshot) -> Option<(f64, u64)>| {
-        let per_extent = |(seconds, extents): &(f64, u64)| seconds / (*extents).max(1) as f64;
-        let timed =
-            newest.clone().filter_map(of).filter(|(_, extents)| *extents >= MIN_TIMED_EXTENTS);
-        timed.take(RECENT).min_by(|a, b| per_extent(a).total_cmp(&per_extent(b)))
+    let cheapest = |of: &dyn Fn(&Snapshot) -> Option<f64>| {
+        newest.clone().filter_map(of).take(RECENT).min_by(f64::total_cmp)
     };
     let deltas = newest.clone().filter(|s| s.parent.is_some()).take(RECENT);
     Costs {

@@ -337,14 +337,8 @@ impl Manifest {
     /// The parent of a snapshot, dropped or not.
     pub fn stored_parent_of(&self, snapshot: &Snapshot) -> Option<&Snapshot> {
         let id = snapshot.parent?;
-        // It has a lower number, and is near for the most part: not each of many looks through all.
-        let below = |all: &'_ [Snapshot]| all.partition_point(|s| s.number < snapshot.number);
-        let near = |all: &[Snapshot]| {
-            let before = all.get(..below(all)).unwrap_or_default();
-            before.iter().rposition(|s| s.id == id)
-        };
-        let found = near(&self.snapshots).and_then(|at| self.snapshots.get(at));
-        found.or_else(|| near(&self.dropped).and_then(|at| self.dropped.get(at)))
+        let listed = last_before(&self.snapshots, snapshot.number, id);
+        listed.or_else(|| last_before(&self.dropped, snapshot.number, id))
     }
 
     /// The nearest ancestor of a snapshot that is not dropped.
@@ -437,4 +431,11 @@ impl Manifest {
         manifest.is_read_from(bytes);
         Ok(manifest)
     }
+}
+
+/// The snapshot with an id, which has a lower number than that, and is near it for the most part: not each of
+/// many looks through all.
+fn last_before(all: &[Snapshot], number: u64, id: Uuid) -> Option<&Snapshot> {
+    let before = all.get(..all.partition_point(|s| s.number < number))?;
+    before.iter().rfind(|s| s.id == id)
 }
