@@ -32,7 +32,8 @@ impl Uri {
             None => Ok(Self::Path(text.to_owned())),
             Some(("file", [b'/', ..])) => {
                 let rest = text.as_os_str().as_bytes().get("file://".len()..).unwrap_or_default();
-                percent_decoded(rest).map(Self::Path)
+                let path = percent_decoded(rest)?;
+                Ok(Self::Path(PathBuf::from(OsString::from_vec(path))))
             }
             Some(("file", _)) => {
                 let what = format!("{} names no absolute path", text.display());
@@ -45,16 +46,21 @@ impl Uri {
 
 /// A path as a URI: `file:///PATH`, with percent signs for all but letters, digits and `-._~/`.
 pub fn file_uri(path: &Path) -> String {
-    let mut uri = "file://".to_owned();
-    for byte in path.as_os_str().as_bytes() {
+    format!("file://{}", percent_encoded(path.as_os_str().as_bytes()))
+}
+
+/// Bytes as a part of a URI: percent signs for all but letters, digits and `-._~/`.
+pub fn percent_encoded(bytes: &[u8]) -> String {
+    let mut text = String::new();
+    for byte in bytes {
         match byte {
             b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' => {
-                uri.push(char::from(*byte));
+                text.push(char::from(*byte));
             }
-            other => uri.push_str(&format!("%{other:02X}")),
+            other => text.push_str(&format!("%{other:02X}")),
         }
     }
-    uri
+    text
 }
 
 /// How messages and `--json` name a path: as it is, or, if it is not UTF-8, by its URI (FORMAT.md C6), which
@@ -92,10 +98,14 @@ fn scheme_of(text: &[u8]) -> Option<(&str, &[u8])> {
     }
 }
 
-fn percent_decoded(text: &[u8]) -> Result<PathBuf> {
+/// The bytes that a part of a URI stands for.
+///
+/// # Errors
+/// `InvalidInput`.
+pub fn percent_decoded(text: &[u8]) -> Result<Vec<u8>> {
     let bad = || {
         let text = String::from_utf8_lossy(text);
-        let what = format!("{text:?} is no path of a URL: after '%' stand two hexadecimal digits");
+        let what = format!("{text:?} is no part of a URI: after '%' stand two hexadecimal digits");
         Error::new(ErrorKind::InvalidInput, what)
     };
     let mut bytes = Vec::new();
@@ -109,7 +119,7 @@ fn percent_decoded(text: &[u8]) -> Result<PathBuf> {
             || rest.next().and_then(|digit| char::from(*digit).to_digit(16)).ok_or_else(bad);
         bytes.push((digit()? * 16 + digit()?) as u8);
     }
-    Ok(PathBuf::from(OsString::from_vec(bytes)))
+    Ok(bytes)
 }
 
 #[cfg(test)]

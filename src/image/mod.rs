@@ -12,6 +12,7 @@ mod guard;
 mod identity;
 mod limited;
 mod live;
+pub mod nbd;
 mod raw;
 mod uri;
 mod users;

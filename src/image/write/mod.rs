@@ -3,14 +3,14 @@
 //! On a target that existed before, zeros are written or punched, never assumed; only a file that
 //! we made keeps its holes.
 
-mod in_place;
 mod medium;
 mod new_file;
+mod raw_in_place;
 mod stream;
 
-pub use in_place::InPlace;
 pub use medium::{Medium, OsMedium};
 pub use new_file::NewFile;
+pub use raw_in_place::RawInPlace;
 pub use stream::Stream;
 
 use crate::base::error::Result;
@@ -40,4 +40,22 @@ pub trait Target {
 
     /// What to call it in a message.
     fn name(&self) -> String;
+}
+
+/// A disk that exists, and is changed where it lies: nothing is assumed of what is on it.
+pub trait InPlace: Target {
+    /// True if it cannot be made longer or shorter: a device, an export.
+    fn has_fixed_length(&self) -> bool;
+
+    /// Fails if an image of `bytes` bytes has no place there.
+    fn check_free_space(&self, bytes: u64) -> Result<()>;
+
+    /// Gives it its length; what is added reads as zeros. Not of a fixed length.
+    fn set_length(&mut self, bytes: u64) -> Result<()>;
+
+    /// True if anything was changed, or may have been.
+    fn is_begun(&self) -> bool;
+
+    /// Bytes written or zeroed so far.
+    fn written_bytes(&self) -> u64;
 }

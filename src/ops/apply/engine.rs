@@ -17,7 +17,7 @@ use crate::base::uri::Shown;
 use crate::chain::{Chain, ChainCursor, IndexChunk, State, check_links};
 use crate::delta::{Caches, Delta};
 use crate::format::Lineage;
-use crate::image::write::{InPlace, Target};
+use crate::image::write::{InPlace, RawInPlace, Target};
 use crate::image::{Intent, RawFile, Source};
 use crate::ops::apply::types::Applied;
 use crate::scan::{BadMedium, Change, Changes, Index, Scope, scan};
@@ -181,7 +181,7 @@ impl Patch {
                 .hint(message!["write a new image with ", Setting::Output]));
         }
         let (image_bytes, image_digest) = (self.image_bytes(), self.newest.footer().image_digest);
-        let mut disk = InPlace::new(image);
+        let mut disk = RawInPlace::new(image);
         disk.check_free_space(image_bytes)?;
         self.check_base(image, context, &mut |_, _| Ok(()))?;
         // Every block is decoded and proved while the image is still whole.
@@ -200,7 +200,7 @@ impl Patch {
         })
     }
 
-    fn change(&self, image: &RawFile, disk: &mut InPlace<'_>, context: &Context) -> Result<()> {
+    fn change(&self, image: &RawFile, disk: &mut dyn InPlace, context: &Context) -> Result<()> {
         let image_bytes = self.image_bytes();
         if !image.is_device() && image.image_bytes() < image_bytes {
             disk.set_length(image_bytes)?;

@@ -9,7 +9,7 @@ use crate::base::message::{Setting, Verb, message};
 use crate::base::units::NamedBlocks;
 use crate::base::uri::Shown;
 use crate::chain::Chain;
-use crate::image::write::{InPlace, NewFile};
+use crate::image::write::{InPlace, NewFile, RawInPlace};
 use crate::image::{Intent, RawFile, Source};
 use crate::repo::Repository;
 use crate::repo::inside::refuse_target;
@@ -94,7 +94,7 @@ fn to_device(
     }
     let device = RawFile::open_to_write(path)?;
     warn_if_unguarded(&device, context);
-    let mut target = InPlace::new(&device);
+    let mut target = RawInPlace::new(&device);
     target.check_free_space(bytes)?;
     let restored = restore(chain, request.range, &mut target, context)?;
     device.check_alone(Intent::Read)?;

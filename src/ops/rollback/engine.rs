@@ -11,8 +11,8 @@ use crate::base::events::{Context, Phase};
 use crate::base::pipeline::ordered_map;
 use crate::base::units::{BlockRange, ByteRange};
 use crate::chain::{Chain, Fork, State};
-use crate::image::write::{InPlace, Target};
-use crate::image::{RawFile, Source};
+use crate::image::Source;
+use crate::image::write::InPlace;
 use crate::scan::{BadMedium, Index, Missed, Scope, scan};
 use crate::view::{BATCH_BYTES, BatchBuilder, Decoded, Order, decode_batch, write_decoded};
 use serde::Serialize;
@@ -47,7 +47,7 @@ pub struct RolledBack {
 /// # Errors
 /// `Corrupt` if one of them is damaged.
 pub fn dry_run(
-    image: &RawFile,
+    image: &dyn Source,
     target: &Chain,
     source: &DiffSource<'_>,
     context: &Context,
@@ -67,8 +67,8 @@ pub fn dry_run(
 /// # Errors
 /// `Busy` if somebody else wanted the image meanwhile: then it is half written, and more than that.
 pub fn execute(
-    image: &RawFile,
-    disk: &mut InPlace<'_>,
+    image: &dyn Source,
+    disk: &mut dyn InPlace,
     target: &Chain,
     source: &DiffSource<'_>,
     context: &Context,
@@ -76,7 +76,7 @@ pub fn execute(
     let geometry = target.geometry();
     let whole = ByteRange { offset: 0, bytes: geometry.image_bytes };
     disk.check_free_space(geometry.image_bytes)?;
-    if !image.is_device() && image.image_bytes() < geometry.image_bytes {
+    if !disk.has_fixed_length() && image.image_bytes() < geometry.image_bytes {
         disk.set_length(geometry.image_bytes)?;
     }
     let mut write = |decoded: Decoded| {
@@ -86,7 +86,7 @@ pub fn execute(
     };
     let (read_bytes, missed) =
         differences(image, target, source, context, Phase::RollBack, &mut write)?;
-    if !image.is_device() && image.image_bytes() > geometry.image_bytes {
+    if !disk.has_fixed_length() && image.image_bytes() > geometry.image_bytes {
         disk.set_length(geometry.image_bytes)?;
     }
     disk.finish()?;
@@ -95,7 +95,7 @@ pub fn execute(
 }
 
 /// Reads all of `image` and fails unless it is the tip of `target`.
-pub fn prove(image: &RawFile, target: &Chain, context: &Context) -> Result<()> {
+pub fn prove(image: &dyn Source, target: &Chain, context: &Context) -> Result<()> {
     let found = dry_run(image, target, &DiffSource::Scan(&whole), context)?;
     let lengths = (image.image_bytes(), target.geometry().image_bytes);
     if found.written_bytes > 0 || lengths.0 != lengths.1 {
@@ -111,7 +111,7 @@ pub fn prove(image: &RawFile, target: &Chain, context: &Context) -> Result<()> {
 /// Passes to `each` what `target` has where the image differs from it, within its length, in order,
 /// decoded and proved; and tells how much was read to find it.
 fn differences(
-    image: &RawFile,
+    image: &dyn Source,
     target: &Chain,
     source: &DiffSource<'_>,
     context: &Context,
@@ -164,7 +164,7 @@ fn by_tables(
 }
 
 fn by_scan(
-    image: &RawFile,
+    image: &dyn Source,
     target: &Chain,
     scope: Scope,
     context: &Context,

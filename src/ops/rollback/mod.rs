@@ -20,7 +20,7 @@ use crate::base::free_space::free_space_at;
 use crate::base::message::{Setting, Verb, message};
 use crate::base::uri::Shown;
 use crate::chain::Chain;
-use crate::image::write::{InPlace, Medium, OsMedium};
+use crate::image::write::{InPlace, Medium, OsMedium, RawInPlace};
 use crate::image::{Intent, LiveImage, RawFile, Source};
 use crate::ops::rollback::engine::{DiffSource, RolledBack, dry_run, execute, prove, whole};
 use crate::ops::rollback::types::{RollbackOutcome, RollbackRequest};
@@ -104,7 +104,7 @@ pub fn run_through(
     let image = &live.image;
     let chain = open_chain(repository, &writer.manifest, target.id)?;
     check_device(image, &chain)?;
-    InPlace::through(image, medium).check_free_space(chain.geometry().image_bytes)?;
+    RawInPlace::through(image, medium).check_free_space(chain.geometry().image_bytes)?;
     if writer.head_was_damaged {
         context
             .warn(WarningId::HeadDamaged, "the head state was damaged; the image will be scanned");
@@ -249,7 +249,7 @@ fn write_image(
         }
     }
     context.note("the intent is noted; from here on the image is a mixture");
-    let mut disk = InPlace::through(image, medium);
+    let mut disk = RawInPlace::through(image, medium);
     let work = execute(image, &mut disk, chain, &plan.source(), context);
     let error = match work {
         Ok(work) => return Ok(work),

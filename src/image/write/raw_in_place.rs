@@ -5,12 +5,12 @@ use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::free_space::check_file_limit;
 use crate::base::uri::Shown;
 use crate::base::writeback::Writeback;
-use crate::image::write::{Medium, OsMedium, Target, ZEROS};
+use crate::image::write::{InPlace, Medium, OsMedium, Target, ZEROS};
 use crate::image::{RawFile, Source};
 use std::io;
 
-/// An image that is changed where it lies.
-pub struct InPlace<'a> {
+/// A raw image file or device that is changed where it lies.
+pub struct RawInPlace<'a> {
     image: &'a RawFile,
     medium: &'a dyn Medium,
     can_punch: bool,
@@ -22,7 +22,7 @@ pub struct InPlace<'a> {
 /// The largest sector in use.
 const SECTOR_BYTES: u64 = 4096;
 
-impl<'a> InPlace<'a> {
+impl<'a> RawInPlace<'a> {
     /// Writes to an image that was opened to be written.
     pub fn new(image: &'a RawFile) -> Self {
         Self::through(image, &OsMedium)
@@ -35,29 +35,6 @@ impl<'a> InPlace<'a> {
         Self { image, medium, can_punch: true, is_begun: false, written_bytes: 0, writeback }
     }
 
-    /// Fails if an image of `bytes` bytes has no place there.
-    pub fn check_free_space(&self, bytes: u64) -> Result<()> {
-        if !self.image.is_device() {
-            check_file_limit(bytes, &self.image.name())?;
-        }
-        if self.image.is_device() && self.image.image_bytes() < bytes {
-            let what = format!(
-                "{} has {} bytes, the image {bytes}",
-                self.image.path().shown(),
-                self.image.image_bytes()
-            );
-            return Err(Error::new(ErrorKind::InvalidInput, what).hint("use a larger device"));
-        }
-        Ok(())
-    }
-
-    /// Gives a file its length; what is added reads as zeros.
-    pub fn set_length(&mut self, bytes: u64) -> Result<()> {
-        self.begin()?;
-        let set = self.medium.set_length(self.image.file(), bytes);
-        set.map_err(|e| self.failed("set the length of", e))
-    }
-
     /// Before the first change: is the image still what it was?
     fn begin(&mut self) -> Result<()> {
         if !self.is_begun {
@@ -65,16 +42,6 @@ impl<'a> InPlace<'a> {
             self.is_begun = true;
         }
         Ok(())
-    }
-
-    /// True if anything was changed, or may have been.
-    pub fn is_begun(&self) -> bool {
-        self.is_begun
-    }
-
-    /// Bytes written or zeroed so far.
-    pub fn written_bytes(&self) -> u64 {
-        self.written_bytes
     }
 
     /// True if the range reads as zeros now; false if the file system or device cannot punch holes.
@@ -110,7 +77,7 @@ impl<'a> InPlace<'a> {
     }
 }
 
-impl Target for InPlace<'_> {
+impl Target for RawInPlace<'_> {
     fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
         self.begin()?;
         self.written_bytes += bytes.len() as u64;
@@ -143,5 +110,40 @@ impl Target for InPlace<'_> {
 
     fn name(&self) -> String {
         self.image.path().shown().to_string()
+    }
+}
+
+impl InPlace for RawInPlace<'_> {
+    fn has_fixed_length(&self) -> bool {
+        self.image.is_device()
+    }
+
+    fn check_free_space(&self, bytes: u64) -> Result<()> {
+        if !self.image.is_device() {
+            check_file_limit(bytes, &self.image.name())?;
+        }
+        if self.image.is_device() && self.image.image_bytes() < bytes {
+            let what = format!(
+                "{} has {} bytes, the image {bytes}",
+                self.image.path().shown(),
+                self.image.image_bytes()
+            );
+            return Err(Error::new(ErrorKind::InvalidInput, what).hint("use a larger device"));
+        }
+        Ok(())
+    }
+
+    fn set_length(&mut self, bytes: u64) -> Result<()> {
+        self.begin()?;
+        let set = self.medium.set_length(self.image.file(), bytes);
+        set.map_err(|e| self.failed("set the length of", e))
+    }
+
+    fn is_begun(&self) -> bool {
+        self.is_begun
+    }
+
+    fn written_bytes(&self) -> u64 {
+        self.written_bytes
     }
 }
