@@ -1,7 +1,7 @@
 //! What can be typed for the verbs that read images.
 
+use super::super::words::parsed;
 use super::{FirstUse, Keep, image_uri, parse_interval};
-use crate::cli::words::parsed;
 use clap::{Args as ClapArgs, ValueHint};
 use imgsnap::Track;
 use imgsnap::base::units::parse_duration;

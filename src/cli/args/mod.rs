@@ -4,9 +4,9 @@ mod images;
 
 pub use images::{Snapshot, Watch};
 
-use crate::cli::bench::args::Bench;
-use crate::cli::config::args::Config;
-use crate::cli::words::{self, parsed};
+use super::bench::args::Bench;
+use super::config::args::Config;
+use super::words::{self, parsed};
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueHint};
 use imgsnap::Reference;
