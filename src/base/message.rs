@@ -76,6 +76,8 @@ named! {
         Name = "name",
         /// Do not save before a rollback.
         NoSave = "no_save",
+        /// The image that a snapshot is recorded of.
+        Of = "of",
         /// Take protection back.
         Off = "off",
         /// Where the result goes.

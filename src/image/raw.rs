@@ -158,6 +158,12 @@ impl RawFile {
         self.watch.is_some()
     }
 
+    /// True for a device of the device mapper whose id begins so: that of a volume manager.
+    pub fn is_mapped_by(&self, prefix: &str) -> bool {
+        let Some(LiveIdentity::Device(device)) = self.identity() else { return false };
+        device.mapped.is_some_and(|id| id.starts_with(prefix))
+    }
+
     /// True unless it is a device that other processes may have open unseen.
     pub fn sees_all_users(&self) -> bool {
         self.watch.as_ref().is_none_or(|watch| watch.sees_all)

@@ -312,7 +312,7 @@ fn refused(lab: &Lab, list: &str, since: &str, more: &[&str]) -> String {
 #[test]
 fn what_is_no_list_of_changes_is_refused_with_its_place() {
     let (lab, _) = lab();
-    let known = "known are \"nbdinfo --map --json\", \"rbd diff --format json\", and lines of \
+    let known = "known are \"nbdinfo --map --json\", \"rbd diff --format json\", thin_delta, and lines of \
                  \"offset length\"";
     let bitmap = "ask for a dirty bitmap: nbdinfo --map=qemu:dirty-bitmap:NAME --json";
     let map = |description: &str| {

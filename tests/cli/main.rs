@@ -25,6 +25,7 @@ mod init;
 mod inside;
 mod list;
 mod mend;
+mod of;
 mod owners;
 mod paths;
 mod place;

@@ -41,7 +41,7 @@ pub struct Snapshot {
     #[command(flatten)]
     pub tracking: Tracking,
     /// A list of what changed: "nbdinfo --map=qemu:dirty-bitmap:NAME --json", "rbd diff --format json",
-    /// or lines of "offset length" in bytes
+    /// of thin_delta, or lines of "offset length" in bytes
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, requires = "since")]
     #[arg(conflicts_with = "base_image", group = "told")]
     pub changed: Option<PathBuf>,

@@ -3,6 +3,7 @@
 pub(crate) mod base_image;
 pub mod engine;
 pub(crate) mod format;
+pub(crate) mod origin;
 pub(crate) mod plan;
 pub(crate) mod prepared;
 pub mod several;
@@ -15,6 +16,7 @@ use crate::base::message::{Setting, Verb, message};
 use crate::base::uri::Shown;
 use crate::image::{ImageUri, LiveImage};
 use crate::ops::snapshot::format::with_format;
+use crate::ops::snapshot::origin::check_origin;
 use crate::ops::snapshot::plan::PlanInput;
 use crate::ops::snapshot::prepared::prepare;
 use crate::ops::snapshot::take::{check_some_was_read, policy_for, take_into, warn_of_policy};
@@ -54,6 +56,13 @@ pub fn run(
     let context = &context.clone().with_read_limit(policy.limit_read);
     let may_clone = policy.track != Track::None && request.of.is_none();
     let live = LiveImage::open(&read_from, may_clone, context)?;
+    if let Some(of) = &request.of {
+        let Some(origin) = of.file() else {
+            let what = format!("{of}: only files and devices have snapshots that stand for them");
+            return Err(Error::new(ErrorKind::Unsupported, what));
+        };
+        check_origin(&live, origin, request.force, context)?;
+    }
     if live.user.is_none() {
         live.disk.raw().into_iter().for_each(|raw| warn_if_unguarded(raw, context));
     }

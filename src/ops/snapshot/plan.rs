@@ -22,7 +22,8 @@ use crate::repo::{Repository, reference};
 use crate::scan::{Hinted, Scanned, Scope};
 use crate::tracking::{
     ChangeList, ChangeTracker, Consistency, Costs, FileTracker, HintKind, KnownChanges,
-    ListTracker, PointInTime, Recheck, Recorded, Since, TimeSpent, TrackerRecord, for_each_extent,
+    ListTracker, PointInTime, Recheck, Recorded, Since, TimeSpent, Track, TrackerRecord,
+    for_each_extent,
 };
 use uuid::Uuid;
 
@@ -218,7 +219,8 @@ fn file_tracker<'a>(
     // A clone of a snapshot of the image would not be one of the image.
     let image = search.head.source.as_ref().filter(|_| search.request.of.is_none());
     let clones = clones_beside(repository, manifest, image.filter(|_| live.disk.raw().is_some()));
-    let SnapshotPolicy { track, max_stall, .. } = search.policy;
+    let SnapshotPolicy { max_stall, .. } = search.policy;
+    let track = if search.request.of.is_some() { Track::None } else { search.policy.track };
     FileTracker::new(live, search.stat.cloned(), clones, track, max_stall)
 }
 

@@ -4,7 +4,10 @@
 //! | --- | --- | --- |
 //! | `nbdinfo --map --json` of a dirty bitmap | `description` | `dirty`, and what the map does not cover |
 //! | `rbd diff --format json` | an array without it | each entry |
+//! | `thin_delta` (XML) | `<` at its beginning | all but `same` |
 //! | lines of `offset length` | anything else | each line |
+
+mod thin_delta;
 
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::units::ByteRange;
@@ -59,9 +62,10 @@ impl ChangeList {
             // As a program that failed leaves it.
             return Err(invalid("it is empty").hint("a list of no changes is []"));
         }
-        let (ranges, map_bytes) = match text.trim_start().starts_with(['[', '{']) {
-            true => from_json(text)?,
-            false => (from_lines(text)?, None),
+        let (ranges, map_bytes) = match text.trim_start().chars().next() {
+            Some('[' | '{') => from_json(text)?,
+            Some('<') => (thin_delta::parse(text)?, None),
+            _ => (from_lines(text)?, None),
         };
         let list = Self { map_bytes, ..Self::of(ranges) };
         Ok(match map_bytes {
@@ -224,7 +228,7 @@ impl Entries {
     }
 }
 
-const KNOWN: &str = "known are \"nbdinfo --map --json\", \"rbd diff --format json\", and lines of \
+const KNOWN: &str = "known are \"nbdinfo --map --json\", \"rbd diff --format json\", thin_delta, and lines of \
                      \"offset length\"";
 
 fn from_lines(text: &str) -> Result<Vec<ByteRange>> {
