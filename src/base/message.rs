@@ -52,6 +52,8 @@ named! {
         Base = "base",
         /// The image whose blocks a base refers to.
         BaseImage = "base_image",
+        /// The unit of comparison.
+        BlockSize = "block_size",
         /// A list of changes.
         Changed = "changed",
         /// Where measurements are made.

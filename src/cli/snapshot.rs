@@ -148,6 +148,7 @@ fn request(image: &ImageUri, verb: &Verb) -> Result<SnapshotRequest> {
         .format(verb.format.format)
         .via_qemu(verb.format.via_qemu)
         .backing_ok(verb.format.backing_ok)
+        .block_size(verb.block_size)
         .compression(verb.compression)
         .dry_run(verb.dry_run)
         .track(verb.tracking.track)

@@ -508,3 +508,28 @@ fn a_snapshot_that_was_skipped_has_the_parent_that_it_had() {
     assert_eq!((&taken["skipped"], integer(&taken, "number")), (&json!(true), 2), "{taken}");
     assert_eq!(integer(&taken, "parent_number"), 1, "{taken}");
 }
+
+#[test]
+fn each_image_has_a_block_size_of_its_own_from_its_base_on() {
+    let lab = Lab::bare();
+    for (name, size, blocks) in [("a", "4K", 256), ("b", "64K", 16), ("c", "1M", 1)] {
+        let image = format!("{name}.img");
+        lab.write(&image, &noise(3, MIB));
+        lab.done(&["snapshot", &image, "--block-size", size]);
+        lab.write(&image, &noise(4, MIB));
+        // It is that of the chain, whether it is said or not.
+        for more in [&[][..], &["--block-size", size]] {
+            let taken = lab.json(&[&["snapshot", &image, "--parent", "@1"], more].concat());
+            assert_eq!(integer(&taken, "changed_blocks"), blocks, "{taken}");
+        }
+        lab.restores(&format!("{name}@2"), &noise(4, MIB));
+        let other = if size == "8K" { "16K" } else { "8K" };
+        let line = lab.fails(FAILED, &["snapshot", &image, "--block-size", other]);
+        let said = format!("the chain of \"{name}\" has blocks of {size}, not of {other}");
+        assert!(line.contains(&said) && line.contains("--full"), "{line}");
+        let taken = lab.json(&["snapshot", &image, "--full", "--block-size", other]);
+        assert_eq!(integer(&taken, "changed_blocks"), 128, "{taken}");
+    }
+    assert_eq!(lab.json(&["verify"])["damaged"], serde_json::json!([]));
+    lab.run(&["snapshot", "a.img", "--block-size", "3K"]).misused();
+}

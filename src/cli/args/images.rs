@@ -4,7 +4,7 @@ use super::super::words::parsed;
 use super::{FirstUse, Keep, image_uri, parse_interval};
 use clap::{Args as ClapArgs, ValueHint};
 use imgsnap::Track;
-use imgsnap::base::units::parse_duration;
+use imgsnap::base::units::{BlockSize, parse_duration};
 use imgsnap::codec::Compression;
 use imgsnap::image::{ImageFormat, ImageUri};
 use imgsnap::tracking::Recheck;
@@ -72,6 +72,9 @@ pub struct Snapshot {
     /// Store what can be read of a bad disk, and mark the rest as unread
     #[arg(long)]
     pub skip_bad: bool,
+    /// Unit of comparison of a new base, a power of two from 4K to 1M [default: the repository's]
+    #[arg(long, value_name = "SIZE")]
+    pub block_size: Option<BlockSize>,
     /// lz4, zstd[:LEVEL] or none [default: the repository's]
     #[arg(long)]
     pub compression: Option<Compression>,

@@ -90,6 +90,7 @@ fn stage_base_image(
     let request = SnapshotRequest {
         parent: ParentChoice::Full,
         label: None,
+        block_size: request.block_size,
         compression: request.compression,
         ..SnapshotRequest::default()
     };

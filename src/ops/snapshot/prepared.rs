@@ -4,7 +4,7 @@ use crate::base::digest::DigestKey;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::events::Context;
 use crate::base::message::{Setting, Verb, message};
-use crate::base::units::{Geometry, NamedBlocks};
+use crate::base::units::{BlockSize, Geometry, NamedBlocks};
 use crate::chain::Chain;
 use crate::delta::Identity;
 use crate::format::footer::MAX_NUMBER;
@@ -42,11 +42,15 @@ pub(crate) fn prepare(
     }
     let parent_id = choose_parent(manifest, head, &request.parent)?;
     let parent = match parent_id {
-        Some(id) => Parent::Tip(open_chain(repository, manifest, id)?),
+        Some(id) => {
+            let chain = open_chain(repository, manifest, id)?;
+            refuse_other_block_size(&manifest.name, &chain, request.block_size)?;
+            Parent::Tip(chain)
+        }
         None => {
             let defaults = repository.defaults();
             Parent::None(ChainParameters {
-                block_size: defaults.block_size,
+                block_size: request.block_size.unwrap_or(defaults.block_size),
                 algorithm: defaults.digest,
                 key: DigestKey::random()?,
             })
@@ -265,6 +269,20 @@ impl Prepared {
             snapshot,
         }
     }
+}
+
+/// A chain has one unit of comparison.
+fn refuse_other_block_size(name: &str, chain: &Chain, wanted: Option<BlockSize>) -> Result<()> {
+    let has = chain.geometry().block_size;
+    let Some(wanted) = wanted.filter(|wanted| *wanted != has) else { return Ok(()) };
+    let what = format!("the chain of \"{name}\" has blocks of {has}, not of {wanted}");
+    Err(Error::new(ErrorKind::InvalidInput, what).hint(message![
+        "begin a new one with ",
+        Setting::Full,
+        ", or leave ",
+        Setting::BlockSize,
+        " out",
+    ]))
 }
 
 /// While a rollback has begun and not ended, the image is half written, and nobody wants to keep that.

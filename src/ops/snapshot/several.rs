@@ -63,8 +63,8 @@ pub(crate) fn at_once(
     context: &Context,
 ) -> usize {
     let defaults = repository.defaults();
-    let block_bytes = u64::from(defaults.block_size.bytes());
     let compressing = requests.iter().map(|request| {
+        let block_bytes = request.block_size.unwrap_or(defaults.block_size).bytes().into();
         let compression = request.compression.unwrap_or(defaults.compression);
         compression.most_threads(block_bytes)
     });

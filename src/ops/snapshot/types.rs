@@ -3,7 +3,7 @@
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::message::{Setting, message};
 use crate::base::setters::setters;
-use crate::base::units::NamedBlocks;
+use crate::base::units::{BlockSize, NamedBlocks};
 use crate::codec::Compression;
 use crate::image::{ImageFormat, ImageUri};
 use crate::repo::manifest::{self, HintUse, Snapshot};
@@ -60,6 +60,8 @@ pub struct SnapshotRequest {
     pub via_qemu: bool,
     /// Read the files that the image refers to: who wrote its header chose them.
     pub backing_ok: bool,
+    /// Unit of comparison of a new base; otherwise the repository's.
+    pub block_size: Option<BlockSize>,
     /// Otherwise the repository's.
     pub compression: Option<Compression>,
     /// Change nothing, only tell.
@@ -116,6 +118,8 @@ impl SnapshotRequest {
         via_qemu: bool,
         /// Read the files that the image refers to: who wrote its header chose them.
         backing_ok: bool,
+        /// Unit of comparison of a new base; otherwise the repository's.
+        block_size: Option<BlockSize>,
         /// Otherwise the repository's.
         compression: Option<Compression>,
         /// Change nothing, only tell.
