@@ -18,6 +18,8 @@ mod full_disk;
 mod killed;
 mod kit;
 mod mounts;
+mod nbd;
+mod nbd_fake;
 mod no_free_space;
 mod power_loss;
 mod qemu;
