@@ -20,6 +20,7 @@ mod kit;
 mod mounts;
 mod nbd;
 mod nbd_fake;
+mod nbd_servers;
 mod no_free_space;
 mod power_loss;
 mod qemu;

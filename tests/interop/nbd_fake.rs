@@ -144,7 +144,9 @@ impl Fake {
                     continue;
                 }
                 // What it says of its end is that the client hung up.
-                std::thread::spawn(move || Client { server: &server, stream }.serve().ok());
+                std::thread::spawn(move || {
+                    Client { server: &server, stream, dirty: false }.serve().ok()
+                });
             }
         });
         Self { shared, folder }
@@ -179,6 +181,8 @@ impl Drop for Fake {
 struct Client<'a> {
     server: &'a Shared,
     stream: UnixStream,
+    /// Asked for the bitmap.
+    dirty: bool,
 }
 
 struct Request {
@@ -230,7 +234,8 @@ impl Client<'_> {
                 8 if config.structured => self.reply(option, 1, &[])?,
                 10 if config.contexts => {
                     self.reply(option, 4, b"\0\0\0\x2abase:allocation")?;
-                    if data.ends_with(b"qemu:dirty-bitmap:b0") {
+                    self.dirty = data.ends_with(b"qemu:dirty-bitmap:b0");
+                    if self.dirty {
                         self.reply(option, 4, b"\0\0\0\x2bqemu:dirty-bitmap:b0")?;
                     }
                     self.reply(option, 1, &[])?;
@@ -345,7 +350,11 @@ impl Client<'_> {
             }
             7 => {
                 let extents = self.extents(start, end);
-                self.chunk(cookie, false, 5, &[b"\0\0\0\x2a", extents.as_slice()].concat())?;
+                let allocation = [b"\0\0\0\x2a", extents.as_slice()].concat();
+                self.chunk(cookie, !self.dirty, 5, &allocation)?;
+                if !self.dirty {
+                    return Ok(());
+                }
                 // Every other page is dirty.
                 let dirty = |at: usize| [4096 - at as u32 % 4096, (at / 4096 % 2) as u32];
                 let (mut at, mut map) = (start, b"\0\0\0\x2b".to_vec());

@@ -9,6 +9,7 @@ use super::protocol::{STATE_DIRTY, STATE_ZERO, export};
 use super::wire::{Fault, Peer};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::events::Context;
+use crate::base::message::{Action, message};
 use crate::base::units::{ByteRange, Extent, ExtentKind};
 use crate::image::nbd::NbdUri;
 use crate::image::{Source, Window};
@@ -217,7 +218,9 @@ impl NbdDisk {
         // Those that were waited for.
         self.change(|_| Ok(()))?;
         if let Some(error) = error {
-            return Err(Error::os("flush", &self.peer.name, io::Error::from_raw_os_error(error)));
+            let error = io::Error::from_raw_os_error(error);
+            let hint = message!["check the disk of the server, and ", Action::Retry];
+            return Err(Error::os("flush", &self.peer.name, error).or_hint(hint));
         }
         self.pool.is_unflushed.store(false, Ordering::Relaxed);
         Ok(())
