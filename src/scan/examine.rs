@@ -8,17 +8,21 @@ use crate::base::message::{Setting, message};
 use crate::base::units::{BlockRange, Geometry};
 use crate::chain::{IndexChunk, Span, State};
 use crate::image::Source;
+use std::sync::{Mutex, PoisonError};
 
 pub(super) struct Examiner<'a> {
     pub source: &'a dyn Source,
     pub hasher: &'a Hasher,
     pub geometry: Geometry,
     pub bad_medium: BadMedium,
+    /// Used again and again, by sources that copy.
+    pub buffers: Mutex<Vec<Vec<u8>>>,
 }
 
 impl Examiner<'_> {
     pub fn examine(&self, job: &Job, changes: &mut Changes) -> Result<()> {
-        let mut buffer = Vec::new();
+        let buffers = || self.buffers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut buffer = buffers().pop().unwrap_or_default();
         let index = job.index.as_deref();
         let joined =
             |a: &Part, b: &Part| !a.is_hole && !b.is_hole && a.blocks.end() == b.blocks.first;
@@ -29,6 +33,7 @@ impl Examiner<'_> {
                 parts => self.data(index, parts, &mut buffer, changes)?,
             }
         }
+        buffers().push(buffer);
         Ok(())
     }
 

@@ -76,7 +76,8 @@ pub fn scan(
             return Err(Error::new(crate::base::error::ErrorKind::InvalidInput, what));
         }
     };
-    let examiner = Examiner { source, hasher: index.hasher(), geometry, bad_medium };
+    let (hasher, buffers) = (index.hasher(), Mutex::default());
+    let examiner = Examiner { source, hasher, geometry, bad_medium, buffers };
     // Used again and again: fresh memory costs more than what is done with it.
     let pool = Mutex::new(Vec::<Changes>::new());
     let pool = || pool.lock().unwrap_or_else(PoisonError::into_inner);

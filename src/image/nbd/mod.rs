@@ -1,5 +1,18 @@
 //! Disks behind a network block device server (NBD), spoken to by a client of our own.
+//!
+//! ```text
+//! NbdDisk -> Pool (connections, lost ones made again) -> Connection (requests under way) -> Wire (bytes, waits)
+//! ```
 
+mod connection;
+mod disk;
+mod extents;
+mod handshake;
+mod pieces;
+mod pool;
+mod protocol;
 mod uri;
+mod wire;
 
+pub use disk::{NbdDisk, NbdOptions};
 pub use uri::{NbdPlace, NbdUri};

@@ -4,11 +4,13 @@
 //! we made keeps its holes.
 
 mod medium;
+mod nbd_in_place;
 mod new_file;
 mod raw_in_place;
 mod stream;
 
 pub use medium::{Medium, OsMedium};
+pub use nbd_in_place::NbdInPlace;
 pub use new_file::NewFile;
 pub use raw_in_place::RawInPlace;
 pub use stream::Stream;
