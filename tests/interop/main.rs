@@ -20,6 +20,9 @@ mod kit;
 mod mounts;
 mod no_free_space;
 mod power_loss;
+mod qcow2;
+mod qcow2_hostile;
+mod qcow2_images;
 mod qemu;
 mod raced;
 #[path = "../support/random.rs"]
