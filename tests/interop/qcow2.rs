@@ -22,7 +22,8 @@ fn random_disks_are_what_qemu_img_converts_them_to() {
         let lab = Lab::new();
         let (path, history) = random_disk(&lab, seed);
         let raw = lab.path("converted");
-        tool("qemu-img", &["convert", "-t", "unsafe", "-f", "qcow2", "-O", "raw", &path, &raw]);
+        let convert = ["convert", "-t", "unsafe", "-f", "qcow2", "-O", "raw", &path, &raw];
+        try_tool("qemu-img", &convert).unwrap_or_else(|e| panic!("{history}\n{e}"));
         let expected = std::fs::read(&raw).unwrap();
         let _open = no_fork();
         let image = open(&path, true).unwrap_or_else(|e| panic!("{history}\n{e}"));
