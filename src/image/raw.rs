@@ -217,6 +217,32 @@ impl RawFile {
         Ok(())
     }
 
+    /// Reads as much of it as can be read: how many bytes, and the error of the first one that the medium does
+    /// not give.
+    ///
+    /// # Errors
+    /// As of [`Source::read_until_bad`].
+    pub fn read_into(&self, offset: u64, into: &mut [u8]) -> Result<(usize, Option<Error>)> {
+        let mut have = 0;
+        while let Some(rest) = into.get_mut(have..).filter(|rest| !rest.is_empty()) {
+            let at = offset + have as u64;
+            match self.file.read_at(rest, at) {
+                Ok(0) => return Err(self.truncated(at)),
+                Ok(n) => have += n,
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(e) => {
+                    let error = Error::os_at("read", self.path.shown(), at, e);
+                    return if error.is_bad_medium() {
+                        Ok((have, Some(error)))
+                    } else {
+                        Err(error)
+                    };
+                }
+            }
+        }
+        Ok((have, None))
+    }
+
     fn truncated(&self, at: u64) -> Error {
         let what = format!("{} became shorter while it was read", self.path.shown());
         Error::new(ErrorKind::Busy, format!("{what} (no byte at {at})"))
@@ -295,21 +321,9 @@ impl Source for RawFile {
         buffer: &mut Vec<u8>,
     ) -> Result<Option<Error>> {
         buffer.resize(bytes, 0);
-        let mut have = 0;
-        while let Some(rest) = buffer.get_mut(have..).filter(|rest| !rest.is_empty()) {
-            let at = offset + have as u64;
-            match self.file.read_at(rest, at) {
-                Ok(0) => return Err(self.truncated(at)),
-                Ok(n) => have += n,
-                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(e) => {
-                    let error = Error::os_at("read", self.path.shown(), at, e);
-                    buffer.truncate(have);
-                    return if error.is_bad_medium() { Ok(Some(error)) } else { Err(error) };
-                }
-            }
-        }
-        Ok(None)
+        let (have, bad) = self.read_into(offset, buffer)?;
+        buffer.truncate(have);
+        Ok(bad)
     }
 
     fn prefetch(&self, offset: u64, bytes: u64) {

@@ -23,6 +23,9 @@ mod nbd_fake;
 mod nbd_servers;
 mod no_free_space;
 mod power_loss;
+mod qcow2;
+mod qcow2_hostile;
+mod qcow2_images;
 mod qemu;
 mod raced;
 #[path = "../support/random.rs"]

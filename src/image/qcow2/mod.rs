@@ -1,0 +1,22 @@
+//! Disks in qcow2 files that nobody writes to, read by ourselves.
+//!
+//! ```text
+//! RawFile -> Header -> BackingChain (every file open, held and checked) -> Layer, Layer, ... -> Qcow2Image
+//!                                                                       \-> needs_qemu: for qemu-nbd
+//! ```
+//!
+//! A snapshot is of the guest's disk, as it is now: not of the container, and not of its internal snapshots.
+
+mod backing;
+mod bitmaps;
+mod extensions;
+mod header;
+mod layer;
+mod source;
+#[cfg(test)]
+mod tests;
+
+pub use backing::{BackingChain, ChainFile, MAX_FILES};
+pub use bitmaps::Bitmap;
+pub use header::{Backing, BitmapDirectory, HEAD_BYTES, Header};
+pub use source::Qcow2Image;
