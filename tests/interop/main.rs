@@ -20,6 +20,7 @@ mod kit;
 mod mounts;
 mod no_free_space;
 mod power_loss;
+mod qcow2_write;
 mod qemu;
 mod raced;
 #[path = "../support/random.rs"]
