@@ -225,7 +225,7 @@ fn main() {
         let verbs: [(&str, Whole); 4] = [
             ("names", |_, repository| drop(repository.names().unwrap())),
             ("image_named, the file", |lab, repository| {
-                drop(repository.name_of_source(&lab.path("vm.img"), &lab.context))
+                drop(repository.name_of_source(lab.path("vm.img"), &lab.context))
             }),
             ("verify --quick, all", |lab, repository| verify(lab, repository, true)),
             ("snapshot of one", |lab, _| lab.snapshot("vm7", false)),

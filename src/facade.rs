@@ -3,6 +3,7 @@
 use crate::base::error::Result;
 use crate::base::events::Context;
 use crate::chain::Chain;
+use crate::image::ImageUri;
 use crate::image::write::Medium;
 use crate::ops;
 use crate::ops::config::types::Configuration;
@@ -131,12 +132,16 @@ impl Repository {
         repo::live_file::image_named(self, image.as_ref(), context)
     }
 
-    /// The image whose live file is `path`.
+    /// The image whose live file, device or export that is.
     ///
     /// # Errors
     /// `Io` if an image cannot be read; damaged ones are passed over.
-    pub fn name_of_source(&self, path: &Path, context: &Context) -> Result<Option<String>> {
-        repo::live_file::name_of_source(self, path, context)
+    pub fn name_of_source(
+        &self,
+        image: impl Into<ImageUri>,
+        context: &Context,
+    ) -> Result<Option<String>> {
+        repo::live_file::name_of_source(self, &image.into(), context)
     }
 
     /// Takes a snapshot.
@@ -314,11 +319,11 @@ impl Repository {
     pub fn relink(
         &self,
         name: &str,
-        image: &Path,
+        image: impl Into<ImageUri>,
         is_raw: bool,
         context: &Context,
     ) -> Result<Relinked> {
-        ops::relink::run(self, name, image, is_raw, context)
+        ops::relink::run(self, name, &image.into(), is_raw, context)
     }
 
     /// Says where the base image of an image is now, after a proof that the file is what it was.

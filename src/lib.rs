@@ -42,7 +42,7 @@ pub use ops::restore::types::{RestoreOutcome, RestoreRequest, RestoreTarget};
 pub use ops::rollback::types::{RollbackOutcome, RollbackRequest};
 pub use ops::snapshot::several::check_distinct;
 pub use ops::snapshot::types::{
-    ChangedSince, Outcome, ParentChoice, SnapshotOutcome, SnapshotRequest, name_of,
+    ChangedSince, GivenChanges, Outcome, ParentChoice, SnapshotOutcome, SnapshotRequest, name_of,
 };
 pub use ops::stats::CELLS;
 pub use ops::stats::types::{Cost, Day, Stats};

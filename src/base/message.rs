@@ -46,14 +46,14 @@ named! {
         Accept = "accept",
         /// Take an incomplete snapshot.
         AcceptUnread = "accept_unread",
+        /// Read the files that an image refers to.
+        BackingOk = "backing_ok",
         /// The image that a chain of files begins from.
         Base = "base",
         /// The image whose blocks a base refers to.
         BaseImage = "base_image",
         /// A list of changes.
         Changed = "changed",
-        /// The snapshot since which a list tells.
-        ChangedSince = "changed_since",
         /// Where measurements are made.
         Dir = "dir",
         /// Overwrite a target.
@@ -86,12 +86,16 @@ named! {
         Repo = "repo",
         /// Length of an image.
         Size = "size",
+        /// The snapshot since which a list or bitmap tells.
+        Since = "since",
         /// Store what can be read.
         SkipBad = "skip_bad",
         /// The snapshot that is meant.
         To = "to",
         /// How it is found what changed.
         Track = "track",
+        /// Read an image through QEMU.
+        ViaQemu = "via_qemu",
     }
 }
 

@@ -4,6 +4,7 @@ use super::printer::Printer;
 use super::{exit, list, output};
 use imgsnap::base::error::Result;
 use imgsnap::base::events::Context;
+use imgsnap::image::ImageUri;
 use imgsnap::repo::manifest::Snapshot;
 use imgsnap::{Reference, Repository};
 use serde_json::json;
@@ -80,7 +81,7 @@ pub fn untrack(
 pub fn relink(
     repository: &Repository,
     name: &str,
-    (image, is_raw): (Option<&Path>, bool),
+    (image, is_raw): (Option<&ImageUri>, bool),
     base_image: Option<&Path>,
     printer: &Printer,
     context: &Context,
@@ -101,11 +102,11 @@ pub fn relink(
         }
     }
     if let Some(image) = image {
-        let path = repository.relink(name, image, is_raw, context)?.image;
+        let image = repository.relink(name, image.clone(), is_raw, context)?.image;
         if !printer.is_json() {
-            printer.line(&format!("the live file of \"{name}\" is {}", output::shown(&path)))?;
+            printer.line(&format!("the live file of \"{name}\" is {}", output::image(&image)))?;
         } else if let Some(object) = value.as_object_mut() {
-            object.insert("source".into(), output::path(&path));
+            object.insert("source".into(), json!(image));
         }
     }
     if printer.is_json() {

@@ -171,8 +171,8 @@ fn describe(listing: &Listing) -> String {
         format!(", {} held by its clone", output::bytes(clone.own_bytes))
     });
     let source = match (&listing.head.source, &manifest.source, &listing.head.elsewhere) {
-        (Some(path), ..) => output::shown(path),
-        (None, Some(path), Some(host)) => format!("{}:{}", host.name, output::shown(path)),
+        (Some(image), ..) => output::image(image),
+        (None, Some(image), Some(host)) => format!("{}:{}", host.name, output::image(image)),
         _ => "(live file unknown)".into(),
     };
     let title = format!(
@@ -357,6 +357,7 @@ fn found_text(manifest: &Manifest, s: &Snapshot) -> (String, String) {
     let how = match hint.kind {
         HintKind::Extents => format!("by clones of it and of {since}: {named} may have changed"),
         HintKind::List => format!("by a list since {since}: {named} may have changed"),
+        HintKind::Bitmap => format!("by a bitmap since {since}: {named} may have changed"),
         HintKind::Times => format!("its file was not written to since {since}"),
     };
     let recheck = match recheck_cycle(s, &hint) {

@@ -31,7 +31,6 @@ use imgsnap::base::error::{Error, Result};
 use imgsnap::base::events::Context;
 use imgsnap::base::folder::{Folder, resolve};
 use imgsnap::base::uri::Shown;
-use imgsnap::image::ImageUri;
 use imgsnap::refuse_inside_any;
 use printer::Printer;
 use std::path::Path;
@@ -139,8 +138,7 @@ fn dispatch(args: &Args, printer: &Printer, stop: Arc<AtomicBool>) -> Result<Exi
         }
         Command::Config { verb } => config::run(place, verb, printer, &context),
         Command::Relink { name, image, base_image, format } => {
-            let (image, base_image) =
-                ((image.as_ref().map(ImageUri::path), format.is_raw()), base_image.as_deref());
+            let (image, base_image) = ((image.as_ref(), format.is_some()), base_image.as_deref());
             admin::relink(&open_to_change()?, name, image, base_image, printer, &context)
         }
         Command::Bench(verb) => bench::run(verb, printer, &context),

@@ -3,6 +3,7 @@
 use imgsnap::base::error::{Error, ErrorKind, Result};
 use imgsnap::base::units::{BlockRange, Geometry, NamedBlocks};
 use imgsnap::base::uri::Shown;
+use imgsnap::image::ImageUri;
 use jiff::{Timestamp, tz::TimeZone};
 use serde_json::{Value, json};
 use std::ffi::OsStr;
@@ -60,6 +61,11 @@ pub fn count(count: u64) -> String {
 /// A path as people read it: on one line, whatever is in it.
 pub fn shown(path: &Path) -> String {
     path.shown().replace('\n', "\\n")
+}
+
+/// An image as people read it: on one line, whatever is in it.
+pub fn image(image: &ImageUri) -> String {
+    image.to_string().replace('\n', "\\n")
 }
 
 /// The file name of a path as people read it; the whole path if that is not UTF-8.

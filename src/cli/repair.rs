@@ -248,7 +248,7 @@ fn tell_rebuilt(
         value.insert("snapshots".into(), json!(snapshots));
         value.insert("unused".into(), files.collect());
         value.insert("unlabelled".into(), labels.collect());
-        value.insert("source".into(), source.as_deref().map_or(Value::Null, output::path));
+        value.insert("source".into(), json!(source));
         return Ok(unused.is_empty());
     }
     let what = output::plural(*snapshots, "snapshot");

@@ -7,7 +7,7 @@ use imgsnap::base::error::{Error, ErrorKind, Result};
 use imgsnap::base::events::Context;
 use imgsnap::base::message::{Message, Setting};
 use imgsnap::base::uri::Shown;
-use imgsnap::image::{ImageUri, RawFile, Source, refuse_foreign};
+use imgsnap::image::{ImageFormat, ImageUri, RawFile, Source};
 use imgsnap::repo::first_use;
 use imgsnap::repo::host::HostState;
 use imgsnap::store::{Above, Store, locate, store_at};
@@ -107,14 +107,19 @@ pub fn open_or_create(
 
 /// Fails if an image cannot be taken: one that is in use can, where it can be cloned.
 fn why_not(image: &ImageUri, verb: &super::args::Snapshot) -> Result<()> {
-    SnapshotRequest::new(image.clone()).name(verb.name.clone()).image_name()?;
-    let image = image.path();
+    SnapshotRequest::new(image.clone()).of(verb.of.clone()).name(verb.name.clone()).image_name()?;
+    // Of what is not here it turns out when it is read.
+    let Some(image) = image.file() else { return Ok(()) };
     match RawFile::open(image) {
         Err(e) if e.kind() == ErrorKind::Busy => {
             let may_clone = verb.tracking.track != Some(Track::None) && can_clone_beside(image);
             if may_clone { Ok(()) } else { Err(e) }
         }
-        Ok(raw) if !verb.format.is_raw() => refuse_foreign(raw.file(), image, raw.image_bytes()),
+        Ok(raw) if verb.format.format.is_none() => {
+            let format = ImageFormat::of(raw.file(), raw.image_bytes());
+            let is_read = format.is_raw() || format == ImageFormat::QCOW2 || verb.format.via_qemu;
+            if is_read { Ok(()) } else { Err(format.refusal(&image.shown())) }
+        }
         other => other.map(drop),
     }
 }

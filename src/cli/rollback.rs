@@ -31,7 +31,7 @@ pub fn run(
             "name": name,
             "number": done.number,
             "ref": format!("{name}@{}", done.number),
-            "image": output::path(&done.image),
+            "image": done.image,
             "written_bytes": done.work.written_bytes,
             "read_bytes": done.work.read_bytes,
             "scanned": done.scanned,
@@ -49,7 +49,7 @@ pub fn run(
 }
 
 fn describe(name: &str, done: &RollbackOutcome, seconds: f64) -> String {
-    let image = output::shown(&done.image);
+    let image = output::image(&done.image);
     let to = format!("{name}@{}", done.number);
     let written = output::bytes(done.work.written_bytes);
     let read = output::bytes(done.work.read_bytes);

@@ -10,7 +10,7 @@ use imgsnap::image::ImageUri;
 use imgsnap::tracking::HintKind;
 use imgsnap::tracking::{ChangeList, MAX_LIST_BYTES};
 use imgsnap::{
-    At, ChangedSince, Outcome, ParentChoice, Reference, Repository, SnapshotOutcome,
+    At, ChangedSince, GivenChanges, Outcome, ParentChoice, Reference, Repository, SnapshotOutcome,
     SnapshotRequest, check_distinct, name_of,
 };
 use std::fs::File;
@@ -27,6 +27,8 @@ pub fn check(verb: &Verb) -> Result<(), String> {
         ("--name", verb.name.is_some()),
         ("--parent", verb.parent.is_some()),
         ("--changed", verb.changed.is_some()),
+        ("--bitmap", verb.bitmap.is_some()),
+        ("--of", verb.of.is_some()),
     ];
     for (option, is_given) in of_one {
         if is_given {
@@ -127,12 +129,12 @@ fn request(image: &ImageUri, verb: &Verb) -> Result<SnapshotRequest> {
         None if verb.differential => ParentChoice::Differential,
         None => ParentChoice::Incremental,
     };
-    let changed = match (&verb.changed, &verb.changed_since) {
-        (Some(file), Some(since)) => {
-            Some(ChangedSince { list: read_list(file)?, since: parent_of(since, image, verb)? })
-        }
-        _ => None,
+    let changes = match (&verb.changed, &verb.bitmap) {
+        (Some(file), _) => Some(GivenChanges::List(read_list(file)?)),
+        (None, bitmap) => bitmap.clone().map(GivenChanges::Bitmap),
     };
+    let since = verb.since.as_deref().map(|since| parent_of(since, image, verb)).transpose()?;
+    let changed = changes.zip(since).map(|(changes, since)| ChangedSince { changes, since });
     Ok(SnapshotRequest::new(image.clone())
         .name(verb.name.clone())
         .label(verb.label.clone())
@@ -141,7 +143,11 @@ fn request(image: &ImageUri, verb: &Verb) -> Result<SnapshotRequest> {
         .full_scan(verb.full_scan)
         .skip_unchanged(verb.skip_unchanged)
         .skip_bad(verb.skip_bad)
-        .is_raw(verb.format.is_raw())
+        .of(verb.of.clone())
+        .force(verb.force)
+        .format(verb.format.format)
+        .via_qemu(verb.format.via_qemu)
+        .backing_ok(verb.format.backing_ok)
         .compression(verb.compression)
         .dry_run(verb.dry_run)
         .track(verb.tracking.track)
@@ -189,7 +195,7 @@ fn parent_of(text: &str, image: &ImageUri, verb: &Verb) -> Result<At> {
         return at.parse();
     }
     let reference: Reference = text.parse()?;
-    let name = verb.name.clone().map_or_else(|| name_of(image.path()), Ok)?;
+    let name = verb.name.clone().map_or_else(|| name_of(verb.of.as_ref().unwrap_or(image)), Ok)?;
     if reference.name != name {
         return Err(exit::usage(format!("{text} is a snapshot of another image")));
     }
@@ -257,6 +263,7 @@ fn notes(taken: &SnapshotOutcome) -> Vec<(&'static str, String, String)> {
         let (amount, rest) = match hint.kind {
             HintKind::Extents => (named, "may have changed, by two clones"),
             HintKind::List => (named, "may have changed, by the list"),
+            HintKind::Bitmap => (named, "may have changed, by the bitmap"),
             HintKind::Times => (output::bytes(0), "its file was not written to since the parent"),
         };
         let read = taken.snapshot.read_bytes.unwrap_or(0).saturating_sub(hint.named_bytes);

@@ -38,7 +38,9 @@ pub fn run(
             .name(verb.name.clone())
             .skip_unchanged(true)
             .skip_bad(verb.skip_bad)
-            .is_raw(verb.format.is_raw())
+            .format(verb.format.format)
+            .via_qemu(verb.format.via_qemu)
+            .backing_ok(verb.format.backing_ok)
             .compression(verb.compression)
             .track(verb.tracking.track)
             .recheck(verb.tracking.recheck)
@@ -148,7 +150,7 @@ fn to_json(watched: &Watched) -> Value {
     json!({
         "time": Timestamp::now().to_string(),
         "name": watched.name,
-        "image": output::path(watched.image.path()),
+        "image": watched.image,
         "event": event,
         "snapshot": snapshot,
         "error": error,

@@ -7,6 +7,7 @@
 mod attributes;
 mod base_image;
 mod device;
+mod disk;
 mod format;
 mod guard;
 mod identity;
@@ -20,7 +21,8 @@ pub mod write;
 
 pub use attributes::{FileAttributes, NotGiven};
 pub use base_image::BaseImage;
-pub use format::{ForeignFormat, refuse_foreign};
+pub use disk::Disk;
+pub use format::{ImageFormat, refuse_foreign};
 pub use guard::{FileStat, ImageGuard};
 pub use identity::{DeviceIdentity, LiveIdentity, LoopFile};
 pub use limited::Limited;

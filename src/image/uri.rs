@@ -2,18 +2,21 @@
 
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::uri::{Shown, Uri};
+use crate::image::nbd::NbdUri;
 use serde::{Serialize, Serializer};
 use std::ffi::OsString;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-/// An image: a path, or `file:///PATH`, of a file or a block device.
+/// An image: a path, or `file:///PATH`, of a file or a block device; or an export of an NBD server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ImageUri {
     /// A file or a block device.
     File(PathBuf),
+    /// `nbd://` or `nbd+unix://`.
+    Nbd(NbdUri),
 }
 
 impl ImageUri {
@@ -24,6 +27,13 @@ impl ImageUri {
     pub fn parse(text: &Path) -> Result<Self> {
         match Uri::parse(text)? {
             Uri::Path(path) => Ok(Self::File(path)),
+            Uri::Other { scheme } if scheme.starts_with("nbd") => {
+                let invalid = || {
+                    let what = format!("invalid NBD URI \"{}\": not UTF-8", text.display());
+                    Error::new(ErrorKind::InvalidInput, what)
+                };
+                text.to_str().ok_or_else(invalid)?.parse().map(Self::Nbd)
+            }
             Uri::Other { scheme } => {
                 let what = format!("this build reads no {scheme} images: {}", text.display());
                 Err(Error::new(ErrorKind::Unsupported, what)
@@ -32,10 +42,19 @@ impl ImageUri {
         }
     }
 
-    /// Where the file or device is.
-    pub fn path(&self) -> &Path {
+    /// Where the file or device is; none of what is neither.
+    pub fn file(&self) -> Option<&Path> {
+        match self {
+            Self::File(path) => Some(path),
+            Self::Nbd(_) => None,
+        }
+    }
+
+    /// What gives an image its name: the name of its file or export. Empty if that has none.
+    pub fn title(&self) -> &Path {
         match self {
             Self::File(path) => path,
+            Self::Nbd(uri) => Path::new(&uri.export),
         }
     }
 }
@@ -75,7 +94,10 @@ impl FromStr for ImageUri {
 
 impl fmt::Display for ImageUri {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.path().shown().fmt(f)
+        match self {
+            Self::File(path) => path.shown().fmt(f),
+            Self::Nbd(uri) => uri.fmt(f),
+        }
     }
 }
 

@@ -3,22 +3,22 @@
 use crate::base::error::Result;
 use crate::base::events::{Context, WarningId};
 use crate::base::message::message;
+use crate::image::ImageUri;
 use crate::repo::Repository;
 use crate::repo::head::Head;
 use crate::repo::manifest::{self, Manifest};
 use crate::repo::session::write_lock;
 use crate::store::LockKind;
 use crate::tracking::{Clones, KeptClones, Owner};
-use std::path::Path;
 
-/// The clones of an image beside a file, its live one for the most part.
+/// The clones of an image beside a file, its live one for the most part; none of what is no file.
 pub(crate) fn clones_beside<'a>(
     repository: &'a Repository,
     manifest: &Manifest,
-    file: &Path,
+    image: Option<&ImageUri>,
 ) -> KeptClones<'a> {
     let owner = Owner { repository: repository.id(), image: manifest.image_id };
-    KeptClones::beside(file, owner, || {
+    KeptClones::beside(image.and_then(ImageUri::file), owner, || {
         let store = repository.store.as_ref();
         let names = repository.names().ok()?;
         names.iter().map(|name| manifest::load(store, name).map(|m| m.image_id).ok()).collect()
@@ -51,7 +51,7 @@ pub(crate) fn list_clones(
 ) -> Result<Clones> {
     let Some(source) = &head.source else { return Ok(Clones::default()) };
     let newest = manifest.newest_clone().map(|(s, _)| (s.id, s.number));
-    clones_beside(repository, manifest, source).list(newest)
+    clones_beside(repository, manifest, Some(source)).list(newest)
 }
 
 /// Like [`clones`]; a failure is reported as a warning, so that the rest can still be listed.
@@ -76,7 +76,7 @@ pub(crate) fn remove_all_clones(
     context: &Context,
 ) {
     let Some(source) = &head.source else { return };
-    if let Err(e) = clones_beside(repository, manifest, source).remove_but(None, context) {
+    if let Err(e) = clones_beside(repository, manifest, Some(source)).remove_but(None, context) {
         context.warn(WarningId::CloneStays, message![e, "; remove it by hand"]);
     }
 }

@@ -7,7 +7,7 @@
 
 use crate::base::error::{ErrorKind, Result};
 use crate::base::events::{Context, WarningId};
-use crate::image::{FileStat, LiveIdentity};
+use crate::image::{FileStat, ImageUri, LiveIdentity};
 use crate::repo::Repository;
 use crate::repo::host::HostName;
 use crate::repo::manifest::{Ancestor, Manifest};
@@ -15,7 +15,6 @@ use crate::store::read_small;
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
-use std::path::PathBuf;
 use uuid::Uuid;
 
 /// What is known of the live image.
@@ -32,7 +31,7 @@ pub struct Head {
     /// read again (FORMAT.md J6).
     pub skipped: u64,
     /// Where the live image is on this host.
-    pub source: Option<PathBuf>,
+    pub source: Option<ImageUri>,
     /// Which file or device that was when last seen. A rollback writes to nothing else.
     pub live: Option<LiveIdentity>,
     /// The host that it is of, if that is not this one.
@@ -71,8 +70,8 @@ struct Record {
     /// For people.
     repository: String,
     image: String,
-    #[serde(with = "crate::repo::manifest::path")]
-    source: Option<PathBuf>,
+    #[serde(with = "crate::repo::manifest::image_uri")]
+    source: Option<ImageUri>,
     live: Option<LiveIdentity>,
     snapshot: Option<Uuid>,
     stat: Option<FileStat>,
@@ -133,7 +132,7 @@ impl Head {
     }
 
     /// What is known of a live image that is seen first.
-    pub(crate) fn at(source: PathBuf) -> Self {
+    pub(crate) fn at(source: ImageUri) -> Self {
         Self { source: Some(source), ..Self::default() }
     }
 
@@ -269,7 +268,7 @@ fn without_record(repository: &Repository, manifest: &Manifest) -> Result<(Head,
 
 /// True if the live file that an earlier program recorded is on this host.
 fn is_found(manifest: &Manifest) -> bool {
-    let Some(source) = &manifest.source else { return false };
+    let Some(source) = manifest.source.as_ref().and_then(ImageUri::file) else { return false };
     let is_image = std::fs::metadata(source)
         .is_ok_and(|meta| meta.is_file() || meta.file_type().is_block_device());
     let opened = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(source);

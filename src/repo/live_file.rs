@@ -6,14 +6,14 @@ use crate::base::events::{Context, WarningId};
 use crate::base::folder::{Folder, is_ours, resolve};
 use crate::base::message::{Setting, Verb, message};
 use crate::base::uri::Shown;
-use crate::image::{FileStat, ImageUri, LiveIdentity, RawFile};
+use crate::image::{Disk, FileStat, ImageUri, LiveIdentity, RawFile};
 use crate::repo::Repository;
 use crate::repo::head::Head;
 use crate::repo::session::{Writer, read, write};
 use std::ffi::OsStr;
-use std::fs::File;
-use std::io;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::fs::{File, OpenOptions};
+use std::io::{self, Seek, SeekFrom};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use uuid::Uuid;
 
@@ -21,7 +21,7 @@ use uuid::Uuid;
 ///
 /// # Errors
 /// `NotFound` if that is not known: a manifest alone leads nobody to write anywhere.
-pub(crate) fn source_of<'a>(name: &str, head: &'a Head) -> Result<&'a Path> {
+pub(crate) fn source_of<'a>(name: &str, head: &'a Head) -> Result<&'a ImageUri> {
     let unknown = || {
         let what = match &head.elsewhere {
             Some(host) => format!("the live file of \"{name}\" is on another host, {}", host.name),
@@ -30,14 +30,26 @@ pub(crate) fn source_of<'a>(name: &str, head: &'a Head) -> Result<&'a Path> {
         let relink = Verb::Relink.of(name).asking(Setting::Image);
         Error::new(ErrorKind::NotFound, what).hint(message!["run ", relink, " first"])
     };
-    head.source.as_deref().ok_or_else(unknown)
+    head.source.as_ref().ok_or_else(unknown)
 }
 
 /// Remembers which file or device the image is. True if that is news, which is kept with the head.
-pub(crate) fn record_live_file(writer: &mut Writer, image: &RawFile, context: &Context) -> bool {
-    let live = live_of(&writer.manifest.name, &writer.head, image, context);
+pub(crate) fn record_live_file(writer: &mut Writer, disk: &Disk, context: &Context) -> bool {
+    let live = live_of(&writer.manifest.name, &writer.head, disk, context);
     let is_news = live != writer.head.live;
     writer.head.live = live;
+    is_news
+}
+
+/// The same of a file or device that is not opened to be read.
+pub(crate) fn record_live_file_at(writer: &mut Writer, path: &Path) -> bool {
+    let mut options = OpenOptions::new();
+    let opened = options.read(true).custom_flags(libc::O_NONBLOCK).open(path);
+    let Some(file) = opened.ok() else { return false };
+    let bytes = (&file).seek(SeekFrom::End(0)).unwrap_or(0);
+    let live = LiveIdentity::of(&file, bytes);
+    let is_news = live != writer.head.live;
+    writer.head.live = live.or(writer.head.live.take());
     is_news
 }
 
@@ -50,9 +62,11 @@ pub(crate) fn record_restored_file(
     context: &Context,
 ) -> Result<()> {
     let Ok(path) = std::fs::canonicalize(path) else { return Ok(()) };
-    if read(repository, name, context)?.head().source.as_deref() != Some(&path) {
+    let reader = read(repository, name, context)?;
+    if reader.head().source.as_ref().and_then(ImageUri::file) != Some(&path) {
         return Ok(());
     }
+    drop(reader);
     let file = File::open(&path).map_err(|e| Error::os("open", path.shown(), e))?;
     let mut writer = write(repository, name, context)?;
     writer.head.live = LiveIdentity::of(&file, 0);
@@ -64,18 +78,18 @@ pub(crate) fn record_restored_file(
 pub(crate) fn live_of(
     name: &str,
     head: &Head,
-    image: &RawFile,
+    disk: &Disk,
     context: &Context,
 ) -> Option<LiveIdentity> {
-    let now = image.identity();
+    let now = disk.identity();
     let (Some(was), Some(is)) = (&head.live, &now) else {
         return now.or(head.live.clone());
     };
     let Some(difference) = was.difference(is) else { return now };
-    if !image.is_device() && !may_be_another_file(image) {
+    if disk.container().is_some_and(|file| !file.is_device() && !may_be_another_file(file)) {
         return now;
     }
-    let place = image.path().shown();
+    let place = disk.name();
     let what =
         format!("{place} is not what the last snapshot of \"{name}\" was taken of: {difference}");
     let relink = Verb::Relink.of(name).with(Setting::Image, place);
@@ -196,6 +210,14 @@ pub(crate) fn absolute(path: &Path) -> Result<PathBuf> {
     if real.is_file() { Ok(real) } else { std::path::absolute(path).map_err(failed) }
 }
 
+/// The same of whatever names an image.
+pub(crate) fn known_as(image: &ImageUri) -> Result<ImageUri> {
+    match image.file() {
+        Some(path) => absolute(path).map(ImageUri::File),
+        None => Ok(image.clone()),
+    }
+}
+
 /// The blocks are nowhere else: what was written to the base image a moment ago must not go with the power,
 /// nor its name.
 pub(crate) fn make_durable(base_image: &RawFile) -> Result<()> {
@@ -232,12 +254,12 @@ pub fn image_named(repository: &Repository, image: &OsStr, context: &Context) ->
         return Ok(name.into());
     }
     let file = ImageUri::parse(Path::new(image))?;
-    if !file.path().exists() {
+    if file.file().is_some_and(|path| !path.exists()) {
         let what = format!("\"{file}\" is neither an image in the repository nor a file");
         return Err(Error::new(ErrorKind::NotFound, what)
             .hint(message![Verb::List.call(), " shows what there is"]));
     }
-    name_of_source(repository, &absolute(file.path())?, context)?.ok_or_else(|| {
+    name_of_source(repository, &known_as(&file)?, context)?.ok_or_else(|| {
         let what = format!("{file} is not the live file of an image in the repository");
         Error::new(ErrorKind::NotFound, what).hint(message![
             "name the image, or run ",
@@ -253,7 +275,7 @@ pub fn image_named(repository: &Repository, image: &OsStr, context: &Context) ->
 /// `InvalidInput` if `target` is the live file of an image.
 pub fn refuse_live_file(repository: &Repository, target: &Path, context: &Context) -> Result<()> {
     let Ok(path) = std::fs::canonicalize(target) else { return Ok(()) };
-    match name_of_source(repository, &path, context)? {
+    match name_of_source(repository, &path.into(), context)? {
         None => Ok(()),
         Some(name) => {
             let what = format!("{} is the live file of \"{name}\"", target.shown());
@@ -262,15 +284,15 @@ pub fn refuse_live_file(repository: &Repository, target: &Path, context: &Contex
     }
 }
 
-/// The image whose live file is `path`.
+/// The image whose live file, device or export that is.
 pub fn name_of_source(
     repository: &Repository,
-    path: &Path,
+    image: &ImageUri,
     context: &Context,
 ) -> Result<Option<String>> {
     for name in repository.names()? {
         match read(repository, &name, context) {
-            Ok(reader) if reader.head().source.as_deref() == Some(path) => {
+            Ok(reader) if reader.head().source.as_ref() == Some(image) => {
                 return Ok(Some(name));
             }
             // That another image is damaged, or just removed, is no reason to refuse this one.

@@ -14,6 +14,7 @@ use crate::base::events::{Context, WarningId};
 use crate::base::message::{Action, Setting, Verb, message};
 use crate::chain::Chain;
 use crate::delta::ReadGuard;
+use crate::image::ImageUri;
 use crate::repo::config::Config;
 use crate::repo::files::open_guarded;
 use crate::repo::garbage::{collect_garbage, reader_lock};
@@ -272,7 +273,7 @@ pub(crate) fn write_to_free(
 pub(crate) fn write_or_create(
     repository: &Repository,
     name: &str,
-    source: &std::path::Path,
+    source: &ImageUri,
     context: &Context,
 ) -> Result<(Writer, bool)> {
     let store = repository.store.as_ref();
@@ -287,7 +288,7 @@ pub(crate) fn write_or_create(
                 store,
                 Manifest {
                     host: Some(repository.host.host().clone()),
-                    ..Manifest::new(name, Some(source.into()))
+                    ..Manifest::new(name, Some(source.clone()))
                 },
             )?;
             manifest::commit(store, &mut manifest)?;

@@ -18,6 +18,7 @@ use crate::tracking::{
     extent_count, has_physical_addresses, reopen,
 };
 use std::fs::File;
+use std::path::PathBuf;
 use std::time::Duration;
 use uuid::Uuid;
 
@@ -45,6 +46,11 @@ impl<'a> FileTracker<'a> {
         Self { live, stat, clones, track, max_stall, clone: None }
     }
 
+    /// Where the image is, for messages.
+    fn path(&self) -> PathBuf {
+        self.live.disk.container().map_or_else(PathBuf::new, |file| file.path().to_owned())
+    }
+
     /// Opens the clone of an earlier snapshot, if it serves; otherwise says why not.
     fn open_recorded(&self, recorded: Result<Recorded, String>) -> Result<(Uuid, File), String> {
         let Recorded { id, place, image_bytes, record } = recorded?;
@@ -64,17 +70,18 @@ impl<'a> FileTracker<'a> {
         costs: Costs,
         context: &Context,
     ) -> Result<Result<NewClone, Option<String>>> {
-        let image = &self.live.image;
-        let place = image.path().shown();
         let is_forced = self.track == Track::Reflink;
-        if image.is_device() || self.track == Track::None {
-            let what = format!("{place} is a device: it cannot be cloned");
+        let raw = self.live.disk.raw().filter(|image| !image.is_device());
+        let Some(image) = raw.filter(|_| self.track != Track::None) else {
+            let place = self.live.disk.name();
+            let what = format!("{place} is no raw file: it cannot be cloned");
             return match is_forced {
                 true => Err(Error::new(ErrorKind::Unsupported, what)
                     .hint(message!["use ", Setting::Track.to("auto")])),
                 false => Ok(Err(None)),
             };
-        }
+        };
+        let place = image.path().shown();
         let cloned = extent_count(image.file()).and_then(|count| {
             match &self.live.user {
                 Some(user) => {
@@ -141,7 +148,7 @@ impl ChangeTracker for FileTracker<'_> {
         };
         let stall_seconds = clone.as_ref().map(|clone| clone.seconds);
         let mut source = match &clone {
-            Some(clone) => Some(reopen(clone.file(), self.live.image.path())?),
+            Some(clone) => Some(reopen(clone.file(), &self.path())?),
             None => None,
         };
         let maps_time = TimeSpent::default();
@@ -154,9 +161,8 @@ impl ChangeTracker for FileTracker<'_> {
                 KnownChanges::Unchanged(parent)
             }
             (_, Some(clone), Ok((id, older))) => {
-                let newer = reopen(clone.file(), self.live.image.path())?;
-                let what =
-                    format!("cannot open a clone of {} again", self.live.image.path().shown());
+                let newer = reopen(clone.file(), &self.path())?;
+                let what = format!("cannot open a clone of {} again", self.live.disk.name());
                 let spent = maps_time.clone();
                 let hints = move |_| {
                     let failed = |e| Error::io(what.as_str(), e);

@@ -11,6 +11,7 @@ use uuid::Uuid;
 /// Tracks changes by a list that the caller supplied.
 pub struct ListTracker<'a> {
     list: ChangeList,
+    kind: HintKind,
     since: Uuid,
     before_bytes: u64,
     file: FileTracker<'a>,
@@ -19,8 +20,14 @@ pub struct ListTracker<'a> {
 impl<'a> ListTracker<'a> {
     /// Of changes since a snapshot of an image that had `before_bytes` then. `file` knows its clones: the one
     /// that is there serves the next snapshot.
-    pub fn new(list: ChangeList, since: Uuid, before_bytes: u64, file: FileTracker<'a>) -> Self {
-        Self { list, since, before_bytes, file }
+    pub fn new(
+        list: ChangeList,
+        kind: HintKind,
+        since: Uuid,
+        before_bytes: u64,
+        file: FileTracker<'a>,
+    ) -> Self {
+        Self { list, kind, since, before_bytes, file }
     }
 }
 
@@ -36,7 +43,7 @@ impl ChangeTracker for ListTracker<'_> {
             };
             Ok(Box::new(list) as Box<dyn ChangeHints>)
         };
-        let (since, kind) = (self.since, HintKind::List);
+        let (since, kind) = (self.since, self.kind);
         let changes = KnownChanges::Hinted { since, kind, hints: Box::new(hints) };
         // Of an image in use no list is taken.
         let consistency = Consistency::Stopped;

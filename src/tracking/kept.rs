@@ -1,6 +1,6 @@
 //! The clones beside a live image: which are of use, which are left over, what they take.
 
-use crate::base::error::Result;
+use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::events::{Context, WarningId};
 use crate::base::message::message;
 use crate::base::uri::{Shown, shown_path};
@@ -52,20 +52,21 @@ type ListImages<'a> = Box<dyn Fn() -> Option<Vec<Uuid>> + 'a>;
 
 /// The clones of one image of a repository, and of images that the repository had and has no more.
 pub struct KeptClones<'a> {
-    folder: CloneFolder,
+    /// None of an image that is no file here.
+    folder: Option<CloneFolder>,
     owner: Owner,
     list_images: ListImages<'a>,
     images: OnceCell<Option<Vec<Uuid>>>,
 }
 
 impl<'a> KeptClones<'a> {
-    /// Those beside a live image.
+    /// Those beside a live image; none if it is no file here.
     pub fn beside(
-        image: &Path,
+        image: Option<&Path>,
         owner: Owner,
         list_images: impl Fn() -> Option<Vec<Uuid>> + 'a,
     ) -> Self {
-        let folder = CloneFolder::beside(image);
+        let folder = image.map(CloneFolder::beside);
         Self { folder, owner, list_images: Box::new(list_images), images: OnceCell::new() }
     }
 
@@ -82,20 +83,23 @@ impl<'a> KeptClones<'a> {
     /// # Errors
     /// As [`CloneFolder::keep`].
     pub fn keep(&self, clone: &NewClone, id: Uuid) -> Result<KeptClone> {
-        let stat = self.folder.keep(clone, id)?;
+        let nowhere = || Error::new(ErrorKind::Unsupported, "no folder for a clone");
+        let stat = self.folder.as_ref().ok_or_else(nowhere)?.keep(clone, id)?;
         Ok(KeptClone { stat, seconds: clone.seconds, extents: clone.extents })
     }
 
     /// Opens the clone of a snapshot if it is the one that was made; otherwise says what is wrong.
     pub fn open(&self, id: Uuid, made: &KeptClone) -> Result<File, String> {
-        self.folder.open(id, &made.stat)
+        let nowhere = || "is beside another image".to_owned();
+        self.folder.as_ref().ok_or_else(nowhere)?.open(id, &made.stat)
     }
 
     /// What there is, and what it takes. `newest`: the id and number of the newest snapshot with a clone.
     pub fn list(&self, newest: Option<(Uuid, u64)>) -> Result<Clones> {
         let mut clones = Clones::default();
-        for found in self.folder.list()? {
-            let own_bytes = self.folder.own_bytes(&found)?;
+        let Some(folder) = &self.folder else { return Ok(clones) };
+        for found in folder.list()? {
+            let own_bytes = folder.own_bytes(&found)?;
             let number = newest.filter(|(id, _)| *id == found.id).map(|(_, number)| number);
             let (is_left_over, is_ours) = (self.is_left_over(&found), self.is_ours(&found));
             let clone = CloneUse { number, path: found.path, own_bytes };
@@ -117,13 +121,14 @@ impl<'a> KeptClones<'a> {
     /// Of the first one that cannot be removed.
     pub fn remove_but(&self, needed: Option<Uuid>, context: &Context) -> Result<Vec<FoundClone>> {
         let mut removed = Vec::new();
-        for found in self.folder.list()? {
+        let Some(folder) = &self.folder else { return Ok(removed) };
+        for found in folder.list()? {
             let is_unneeded = self.is_ours(&found) && Some(found.id) != needed;
             if !is_unneeded && !self.is_left_over(&found) {
                 continue;
             }
             context.note(format!("removing the clone {}", found.path.shown()));
-            self.folder.remove(found.id)?;
+            folder.remove(found.id)?;
             removed.push(found);
         }
         Ok(removed)

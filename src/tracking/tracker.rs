@@ -154,6 +154,8 @@ pub enum HintKind {
     Extents,
     /// A list that somebody gave.
     List,
+    /// A dirty bitmap that a server or an image file keeps.
+    Bitmap,
     /// The times of the file: nobody wrote to it.
     Times,
 }

@@ -39,7 +39,7 @@ fn grow(lab: &Lab, bytes: &mut [u8], blocks: &[usize], seed: u64) {
 /// The arguments for a snapshot with a list, which is written.
 fn args<'a>(lab: &Lab, list: &str, since: &'a str, more: &[&'a str]) -> Vec<&'a str> {
     lab.write("list", list.as_bytes());
-    [&["snapshot", "disk.img", "--changed", "list", "--changed-since", since], more].concat()
+    [&["snapshot", "disk.img", "--changed", "list", "--since", since], more].concat()
 }
 
 #[track_caller]
@@ -232,7 +232,7 @@ fn a_list_that_is_of_another_image_is_refused() {
     ];
     for (list, why) in lists {
         lab.write("list", list.as_bytes());
-        let args = ["snapshot", "disk.img", "--changed", "list", "--changed-since", "@1"];
+        let args = ["snapshot", "disk.img", "--changed", "list", "--since", "@1"];
         let line = lab.fails(FAILED, &args);
         assert!(line.contains(why), "{line}");
     }
@@ -351,7 +351,7 @@ fn what_is_no_list_of_changes_is_refused_with_its_place() {
         assert!(line.ends_with(way_out), "{list}: {line}");
     }
     lab.write("list", &[0xff, 0xfe, 0x00]);
-    let args = ["snapshot", "disk.img", "--changed", "list", "--changed-since", "@1"];
+    let args = ["snapshot", "disk.img", "--changed", "list", "--since", "@1"];
     assert!(lab.fails(FAILED, &args).starts_with("list: it is no text"));
 }
 
@@ -363,7 +363,7 @@ fn a_list_that_cannot_be_read_is_refused() {
         ("repo", "cannot read repo: Is a directory"),
         ("disk.img/list", "cannot read disk.img/list: Not a directory"),
     ] {
-        let args = ["snapshot", "disk.img", "--changed", file, "--changed-since", "@1"];
+        let args = ["snapshot", "disk.img", "--changed", file, "--since", "@1"];
         assert_eq!(lab.fails(FAILED, &args), why);
     }
 }
@@ -384,7 +384,7 @@ fn a_list_since_what_is_no_ancestor_is_refused_and_nothing_is_stored() {
     assert!(line.starts_with("\"1\" does not name a snapshot"), "{line}");
     // A sister of the parent, and the one above it.
     let no_ancestor = "disk@2 is no ancestor of the parent disk@1: the list says nothing of it; name an \
-                       ancestor with --changed-since, or leave --changed out";
+                       ancestor with --since, or leave --changed out";
     assert_eq!(refused(&lab, "[]", "@2", &["--parent", "@1"]), no_ancestor);
     assert_eq!(refused(&lab, "[]", "@2", &["--differential"]), no_ancestor);
     assert_eq!(refused(&lab, "[]", "@2", &["--differential", "--dry-run"]), no_ancestor);
@@ -404,7 +404,7 @@ fn a_list_goes_with_no_base() {
     // Of an image that has no snapshot, none can be named.
     lab.write("new.img", &noise(9, MIB));
     for more in [&[][..], &["--dry-run"]] {
-        let args = ["snapshot", "new.img", "--changed", "list", "--changed-since", "@1"];
+        let args = ["snapshot", "new.img", "--changed", "list", "--since", "@1"];
         let line = lab.fails(FAILED, &[&args, more].concat());
         assert!(line.starts_with("there is no snapshot new@1; "), "{more:?}: {line}");
     }
@@ -418,10 +418,10 @@ fn a_list_and_since_when_it_tells_go_together_and_with_one_image() {
     lab.write("list", b"[]");
     let before = lab.everything();
     for (args, named) in [
-        (&["snapshot", "disk.img", "--changed", "list"][..], "--changed-since <REF>"),
-        (&["snapshot", "disk.img", "--changed-since", "@1"], "--changed <FILE>"),
+        (&["snapshot", "disk.img", "--changed", "list"][..], "--since <REF>"),
+        (&["snapshot", "disk.img", "--since", "@1"], "--changed <FILE>|--bitmap <NAME>"),
         (
-            &["snapshot", "disk.img", "more.img", "--changed", "list", "--changed-since", "@1"],
+            &["snapshot", "disk.img", "more.img", "--changed", "list", "--since", "@1"],
             "--changed is of one image; snapshot it by itself",
         ),
         // The base would be the first snapshot, made only now: no list can be since then.
@@ -433,7 +433,7 @@ fn a_list_and_since_when_it_tells_go_together_and_with_one_image() {
                 "disk.img",
                 "--changed",
                 "list",
-                "--changed-since",
+                "--since",
                 "@1",
             ],
             "--base-image",

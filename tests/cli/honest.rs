@@ -85,9 +85,8 @@ fn history(seed: u64) {
         let (parent, since) = (format!("@{parent}"), format!("@{since}"));
         let recheck = ["0", "1%", "30%"][dice.below(3) as usize];
         let args = ["snapshot", "disk.img", "--changed", "list", "--recheck", recheck];
-        let run = lab.run(
-            &[&args[..], &["--parent", &parent, "--changed-since", &since, "--json"]].concat(),
-        );
+        let run =
+            lab.run(&[&args[..], &["--parent", &parent, "--since", &since, "--json"]].concat());
         let run = run.done();
         let taken = run.json();
         let what = format!("seed {seed}, round {round}: {parent} {since}: {taken}");

@@ -99,7 +99,7 @@ fn every_verb_takes_paths_that_are_not_utf_8() {
     odd.write("list-?", b"0 300000\n");
     odd.follow(&[
         (&snapshot, "", ""),
-        (&[&snapshot[..], &["--changed", "list-?", "--changed-since", "@2"]].concat(), "", ""),
+        (&[&snapshot[..], &["--changed", "list-?", "--since", "@2"]].concat(), "", ""),
         (&["export", "a@2", "--since", "@1", "-o", "day-?"], "/output", "day-?"),
         (&["apply", "day-?", "--base", "applied-?", "--in-place"], "/base", "applied-?"),
         (&["rollback", "odd-?/a-?.img", "--to", "@1"], "/image", "odd-?/a-?.img"),

@@ -22,8 +22,7 @@ fn lab() -> (Lab, Vec<u8>) {
 
 /// A snapshot by a list that names nothing.
 fn trusting(lab: &Lab, more: &[&str]) -> Run {
-    let args =
-        ["snapshot", "disk.img", "--json", "--changed", "empty", "--changed-since", "@latest"];
+    let args = ["snapshot", "disk.img", "--json", "--changed", "empty", "--since", "@latest"];
     lab.run(&[&args, more].concat()).done()
 }
 
@@ -79,7 +78,7 @@ fn a_change_that_a_list_does_not_name_is_found_within_the_cycle_and_told() {
 #[test]
 fn after_a_miss_the_next_snapshot_reads_all_and_says_why() {
     let reason = "what was known at disk@2 had missed changes";
-    for more in [&[][..], &["--changed", "empty", "--changed-since", "@2"], &["--recheck", "0"]] {
+    for more in [&[][..], &["--changed", "empty", "--since", "@2"], &["--recheck", "0"]] {
         let (lab, mut bytes) = lab();
         // More is missed than the share finds.
         alter(&lab, &mut bytes, &[520, 900], 2);
@@ -187,7 +186,7 @@ fn what_is_skipped_as_unchanged_looks_at_another_part_each_time() {
     let (lab, mut bytes) = lab();
     alter(&lab, &mut bytes, &[100], 2);
     lab.write("list", b"[]");
-    let args = ["snapshot", "disk.img", "--changed", "list", "--changed-since", "@1"];
+    let args = ["snapshot", "disk.img", "--changed", "list", "--since", "@1"];
     let args = [&args[..], &["--recheck", "25%", "--skip-unchanged", "--json"]].concat();
     let found = (0..4).find_map(|_| {
         let taken = lab.run(&args).done().json();
@@ -203,7 +202,7 @@ fn a_miss_is_not_forgotten_with_its_snapshot() {
     let (lab, mut bytes) = lab();
     alter(&lab, &mut bytes, &[100, 900], 2);
     lab.write("list", b"[]");
-    let list = ["snapshot", "disk.img", "--changed", "list", "--changed-since"];
+    let list = ["snapshot", "disk.img", "--changed", "list", "--since"];
     let taken = lab.json(&[&list[..], &["@1", "--recheck", "100%"]].concat());
     assert_eq!(missed(&taken), 2, "{taken}");
     lab.done(&["delete", "disk@2"]);

@@ -157,7 +157,10 @@ impl Lab {
 
     fn request(&self) -> SnapshotRequest {
         let image = self.path("vm");
-        SnapshotRequest::new(image.as_path()).track(Some(Track::None)).full_scan(true).is_raw(true)
+        SnapshotRequest::new(image.as_path())
+            .track(Some(Track::None))
+            .full_scan(true)
+            .format(Some(imgsnap::image::ImageFormat::RAW))
     }
 
     /// Damages a frame of the newest snapshot of `vm`.
@@ -302,7 +305,9 @@ const VERBS: &[(&str, Verb)] = &[
     ("snapshot, on a base image", |lab, repository, context| {
         let image = lab.path("moved");
         let request = SnapshotRequest::new(image.as_path()).track(Some(Track::None));
-        let request = request.is_raw(true).base_image(Some(lab.path("golden")));
+        let request = request
+            .format(Some(imgsnap::image::ImageFormat::RAW))
+            .base_image(Some(lab.path("golden")));
         repository.snapshot(&request.name(Some("clone".into())), context)?;
         Ok(2 * BYTES)
     }),

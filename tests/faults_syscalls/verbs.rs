@@ -281,7 +281,7 @@ pub fn all() -> Vec<Verb> {
         Verb::new("snapshot vm.img --skip-unchanged").prepared(unchanged),
         Verb::new("snapshot vm.img --skip-unchanged").prepared(unchanged).at(Place::Disk, known),
         Verb::new("snapshot vm.img").prepared(unchanged).at(Place::Disk, known),
-        Verb::new("snapshot vm.img --changed list --changed-since @3 --recheck 0").prepared(list),
+        Verb::new("snapshot vm.img --changed list --since @3 --recheck 0").prepared(list),
         Verb::new("snapshot vm.img --dry-run"),
         Verb::new("snapshot vm.img web.img"),
         Verb::new("snapshot clone.img --base-image template.img --full").prepared(with_base_image),

@@ -91,7 +91,7 @@ fn image(repository: &Repository, name: &str) -> Result<Image> {
     if let Some(damage) = verified.damaged.first() {
         return Err(Error::corrupt(damage.message.to_string()));
     }
-    let source = reader.head().source.clone();
+    let source = reader.head().source.as_ref().and_then(|image| image.file().map(Into::into));
     let base_images =
         reader.manifest().stored().into_iter().filter_map(|s| s.base_image.clone()).collect();
     Ok(Image { snapshots, source, base_images, has_intent: reader.head().intent.is_some() })

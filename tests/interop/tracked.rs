@@ -313,7 +313,7 @@ fn what_a_list_left_out_is_found_by_the_extents_of_the_next_snapshot() {
     put(&image, left_out, &noise(21, BLOCK));
     let list = lab.path("list");
     std::fs::write(&list, format!("{listed} {BLOCK}\n")).unwrap();
-    let args = [&tracked(&image, "0")[..], &["--changed", &list, "--changed-since", "@3"]].concat();
+    let args = [&tracked(&image, "0")[..], &["--changed", &list, "--since", "@3"]].concat();
     let taken = lab.run(&args).done().json();
     assert_eq!((&taken["hint"]["kind"], &taken["changed_blocks"]), (&"list".into(), &1.into()));
     put(&image, listed, &noise(22, BLOCK));

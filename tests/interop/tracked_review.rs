@@ -30,7 +30,7 @@ fn of_an_image_in_use_the_extents_tell_what_a_list_may_be_too_old_for() {
     track(&lab, &image);
     let list = change_and_list(&lab, &image);
     let _user = hold_open(&image);
-    let args = [&tracked(&image, "0")[..], &["--changed", &list, "--changed-since", "@3"]].concat();
+    let args = [&tracked(&image, "0")[..], &["--changed", &list, "--since", "@3"]].concat();
     let taken = lab.run(&args).done().json();
     is_by_extents(&taken);
     assert_eq!((&taken["in_use"], &taken["changed_blocks"]), (&json!(true), &json!(2)), "{taken}");
@@ -44,7 +44,7 @@ fn an_image_in_use_without_a_clone_is_read_in_full_although_there_is_a_list() {
     lab.run(&["untrack", "vm"]).done();
     let list = change_and_list(&lab, &image);
     let _user = hold_open(&image);
-    let args = [&tracked(&image, "0")[..], &["--changed", &list, "--changed-since", "@3"]].concat();
+    let args = [&tracked(&image, "0")[..], &["--changed", &list, "--since", "@3"]].concat();
     let taken = lab.run(&args).done().json();
     is_whole(&taken, "in use, and may have been written to since the list was made");
     assert_eq!((&taken["in_use"], &taken["changed_blocks"]), (&json!(true), &json!(2)), "{taken}");
@@ -269,7 +269,7 @@ fn listed(lab: &Lab) -> (String, String) {
 
 #[track_caller]
 fn by_list(lab: &Lab, image: &str, list: &str, more: &[&str]) -> Value {
-    let args = ["snapshot", image, "--changed", list, "--changed-since", "@latest", "--json"];
+    let args = ["snapshot", image, "--changed", list, "--since", "@latest", "--json"];
     lab.run(&[&args, more].concat()).done().json()
 }
 

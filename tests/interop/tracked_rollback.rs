@@ -148,7 +148,7 @@ fn listed_in_part(mkfs: &str, args: &[&str]) -> Result<(Lab, (Loop, Mount), Stri
     put(&image, left_out, &noise(21, BLOCK));
     let list = lab.path("list");
     std::fs::write(&list, format!("{listed} {BLOCK}\n")).unwrap();
-    let args = ["snapshot", &image, "--changed", &list, "--changed-since", "@1", "--recheck", "0"];
+    let args = ["snapshot", &image, "--changed", &list, "--since", "@1", "--recheck", "0"];
     let taken = lab.run(&[&args[..], &["--json"]].concat()).done().json();
     assert_eq!((&taken["hint"]["kind"], &taken["changed_blocks"]), (&json!("list"), &json!(1)));
     Ok((lab, guards, image))

@@ -86,7 +86,7 @@ impl Desk {
                 let kept = Kept { label: s.label.clone(), is_protected: s.protected, content };
                 snapshots.insert(s.number, (kept, s.parent.is_none()));
             }
-            let file = listing.source.as_deref().and_then(Path::file_name);
+            let file = listing.source.as_ref().and_then(|image| image.file()?.file_name());
             let source = file.map(|file| file.to_string_lossy().into_owned());
             let is_mixture = listing.rollback.is_some();
             // One without snapshots is what the next snapshot begins with.

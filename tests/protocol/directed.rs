@@ -107,7 +107,8 @@ impl Lab {
     /// While somebody else reads it nobody writes to it.
     fn take_as_it_is(&self, repository: &Repository) -> Result<SnapshotOutcome> {
         let request = SnapshotRequest::new(self.image.as_path()).track(Some(Track::None));
-        repository.snapshot(&request.is_raw(true), &Context::silent())
+        repository
+            .snapshot(&request.format(Some(imgsnap::image::ImageFormat::RAW)), &Context::silent())
     }
 
     fn restore(&self, repository: &Repository, number: u64) -> Result<Vec<u8>> {
@@ -211,7 +212,7 @@ fn a_snapshot_of_an_image_that_was_removed_is_none_of_its_successor() {
     });
     // One that depends on nothing.
     let request = SnapshotRequest::new(lab.image.as_path()).parent(ParentChoice::Full);
-    let request = request.track(Some(Track::None)).is_raw(true);
+    let request = request.track(Some(Track::None)).format(Some(imgsnap::image::ImageFormat::RAW));
     let refused = sleeper.snapshot(&request, &Context::silent()).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Busy, "{refused}");
     assert_eq!(lab.numbers(), [1, 2, 3]);

@@ -115,7 +115,7 @@ pub const VERBS: [Verb; 35] = [
     verb("export", grown, |desk| Ok(export(&desk.open()?, 4, Some(2))?.len().to_string())),
     verb("relink", grown, |desk| {
         let moved = desk.folder.join("moved");
-        Ok(desk.open()?.relink("a", &moved, true, &context())?.image.display().to_string())
+        Ok(desk.open()?.relink("a", &moved, true, &context())?.image.to_string())
     }),
     verb("config", grown, |desk| {
         let was = Repository::configuration(desk.store.as_ref())?;
@@ -156,7 +156,10 @@ fn write_image(path: &Path, day: usize) {
 }
 
 fn request_of(path: &Path) -> SnapshotRequest {
-    SnapshotRequest::new(path).track(Some(Track::None)).is_raw(true).full_scan(true)
+    SnapshotRequest::new(path)
+        .track(Some(Track::None))
+        .format(Some(imgsnap::image::ImageFormat::RAW))
+        .full_scan(true)
 }
 
 fn request(desk: &Desk) -> SnapshotRequest {

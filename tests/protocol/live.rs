@@ -239,7 +239,8 @@ impl Scene {
             }
             drop(known);
             let request = SnapshotRequest::new(path.as_path()).name(Some((*name).into()));
-            let request = request.track(Some(Track::None)).is_raw(true);
+            let request =
+                request.track(Some(Track::None)).format(Some(imgsnap::image::ImageFormat::RAW));
             repository.snapshot(&request, &context()).unwrap_or_else(|e| failed(e));
         }
     }

@@ -161,7 +161,12 @@ impl Scene {
         let (repository, context, known) = (self.alone(2), context(), self.known());
         // Who has an image can remove what is left of others that were removed.
         let one = SnapshotRequest::new(self.path(0, 0).as_path()).name(Some("one".into()));
-        repository.snapshot(&one.track(Some(Track::None)).is_raw(true), &context).unwrap();
+        repository
+            .snapshot(
+                &one.track(Some(Track::None)).format(Some(imgsnap::image::ImageFormat::RAW)),
+                &context,
+            )
+            .unwrap();
         for _ in 0..3 {
             self.world.pass(20 * DAY);
             repository.prune("one", &rules(2), &context).unwrap();

@@ -65,7 +65,7 @@ impl Scene {
             .track(Some(Track::None))
             .recheck(Some(Recheck::Share(0.0)))
             .skip_unchanged(random.below(4) == 0)
-            .is_raw(true);
+            .format(Some(imgsnap::image::ImageFormat::RAW));
         let hour = self.turns.hours();
         let taken = repository.snapshot(&request, &context());
         let is_new = taken.as_ref().is_ok_and(|taken| taken.outcome == Outcome::Taken);

@@ -196,7 +196,7 @@ impl Worker<'_> {
                 let number = owned.some_known(self);
                 list = Some(self.list_of_changes(owned, number));
                 let at = format!("@{number}");
-                args.extend(["--parent".into(), at.clone(), "--changed-since".into(), at]);
+                args.extend(["--parent".into(), at.clone(), "--since".into(), at]);
                 args.extend(["--changed".into(), list.clone().unwrap()]);
             }
             8 => {

@@ -5,7 +5,7 @@ pub mod types;
 
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::events::Context;
-use crate::image::RawFile;
+use crate::image::LiveImage;
 use crate::ops::diff::engine::{Difference, Side, diff};
 use crate::ops::diff::types::DiffSide;
 use crate::repo::Repository;
@@ -27,7 +27,10 @@ pub fn run(
 
 fn open(repository: Option<&Repository>, side: &DiffSide, context: &Context) -> Result<Side> {
     match side {
-        DiffSide::Image(image) => Ok(Side::Image(Box::new(RawFile::open(image.path())?))),
+        DiffSide::Image(image) => {
+            let live = LiveImage::open(image, false, context)?;
+            Ok(Side::Image(live.disk.into_source()))
+        }
         DiffSide::Snapshot(reference) => {
             let nowhere = || Error::new(ErrorKind::NotFound, "a snapshot without a repository");
             let repository = repository.ok_or_else(nowhere)?;

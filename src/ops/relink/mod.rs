@@ -6,7 +6,7 @@ use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::events::{Context, Phase};
 use crate::base::uri::Shown;
 use crate::format::FrameLayout;
-use crate::image::{ForeignFormat, RawFile, Source};
+use crate::image::{ImageFormat, ImageUri, RawFile, Source};
 use crate::ops::relink::types::{Relinked, RelinkedBase};
 use crate::repo::Repository;
 use crate::repo::change::commit_change;
@@ -15,7 +15,7 @@ use crate::repo::files::open_chain;
 use crate::repo::head::Head;
 use crate::repo::inside::{refuse_base_image_or_warn, refuse_inside};
 use crate::repo::live_file::{
-    absolute, make_durable, name_of_source, refuse_itself, warn_if_unguarded,
+    absolute, known_as, make_durable, name_of_source, refuse_itself, warn_if_unguarded,
 };
 use crate::repo::manifest::{self, Manifest, Snapshot};
 use crate::repo::session::write;
@@ -30,18 +30,20 @@ use std::path::Path;
 pub fn run(
     repository: &Repository,
     name: &str,
-    image: &Path,
+    image: &ImageUri,
     is_raw: bool,
     context: &Context,
 ) -> Result<Relinked> {
-    let path = absolute(image)?;
-    let opened = RawFile::open(&path)?;
-    refuse_inside(repository, &path)?;
-    let live = opened.identity();
-    let looks = ForeignFormat::of(opened.file(), opened.image_bytes());
+    let image = known_as(image)?;
+    let file = image.file();
+    let opened = file.map(RawFile::open).transpose()?;
+    file.map_or(Ok(()), |path| refuse_inside(repository, path))?;
+    let live = opened.as_ref().and_then(RawFile::identity);
+    let looks = opened.as_ref().map(|o| ImageFormat::of(o.file(), o.image_bytes()));
     drop(opened);
-    if let Some(other) = name_of_source(repository, &path, context)?.filter(|other| other != name) {
-        let what = format!("{} is the live file of \"{other}\"", path.shown());
+    let other = name_of_source(repository, &image, context)?;
+    if let Some(other) = other.filter(|other| other != name) {
+        let what = format!("{image} is the live file of \"{other}\"");
         return Err(Error::new(ErrorKind::AlreadyExists, what)
             .hint("a rollback of one would destroy the other; name another file"));
     }
@@ -49,24 +51,26 @@ pub fn run(
     // A guest may have written that into the disk that it is; whoever names another one chose it.
     let is_it = writer.head.live.as_ref().zip(live.as_ref());
     let is_it = is_it.is_some_and(|(was, is)| was.difference(is).is_none());
-    if let Some(looks) = looks.filter(|_| !is_raw && !is_it) {
-        return Err(looks.refusal(&path));
+    let format = writer.manifest.format();
+    if let Some(looks) = looks.filter(|l| !l.is_raw() && !is_raw && !is_it && l.qemu() != format) {
+        return Err(looks.refusal(&image));
     }
-    let stored = writer.manifest.stored();
-    stored
-        .iter()
-        .filter_map(|s| s.base_image.as_ref())
-        .try_for_each(|b| refuse_itself(b, &path))?;
-    // Nothing is written to it now, and a rollback asks again.
-    refuse_base_image_or_warn(repository, &path, context)?;
+    if let Some(path) = file {
+        let stored = writer.manifest.stored();
+        let mut base_images = stored.iter().filter_map(|s| s.base_image.as_ref());
+        base_images.try_for_each(|base_image| refuse_itself(base_image, path))?;
+        // Nothing is written to it now, and a rollback asks again.
+        refuse_base_image_or_warn(repository, path, context)?;
+    }
     let before = writer.head.clone();
-    if before.source.as_deref().and_then(Path::parent) != path.parent() {
+    let folder_of = |image: Option<&ImageUri>| image?.file()?.parent().map(Path::to_owned);
+    if folder_of(before.source.as_ref()) != folder_of(Some(&image)) {
         // They lie beside the file that it was, perhaps on another file system, where nobody would
         // look for them any more.
         remove_all_clones(repository, &writer.manifest, &before, context);
     }
     // What the old head says of the old file cannot be true of the new one, which is another inode.
-    writer.head = Head::at(path.clone());
+    writer.head = Head::at(image.clone());
     writer.head.snapshot = before.snapshot;
     writer.head.skipped = before.skipped;
     writer.head.live = live;
@@ -76,13 +80,13 @@ pub fn run(
         if next.rollback != known {
             return Err(manifest::changed_meanwhile(&next.name));
         }
-        next.source = Some(path.clone());
+        next.source = Some(image.clone());
         next.host = Some(repository.host.host().clone());
         (next.live, next.rollback) = (None, None);
         Ok(())
     })?;
     writer.head.move_here(repository, &writer.manifest)?;
-    Ok(Relinked { image: path })
+    Ok(Relinked { image })
 }
 
 /// Says where the base image of an image is now, after a proof that the file is what it was.
@@ -98,7 +102,7 @@ pub fn base_image(
     let path = absolute(base_image)?;
     let mut writer = write(repository, name, context)?;
     let mut next = writer.manifest.clone();
-    if let Some(live) = &writer.head.source {
+    if let Some(live) = writer.head.source.as_ref().and_then(ImageUri::file) {
         refuse_itself(&path, live)?;
     }
     let source = RawFile::open(&path)?;

@@ -1,6 +1,7 @@
 //! What was linked anew.
 
 use crate::base::uri::shown_path;
+use crate::image::ImageUri;
 use serde::Serialize;
 use std::path::PathBuf;
 
@@ -9,8 +10,7 @@ use std::path::PathBuf;
 #[non_exhaustive]
 pub struct Relinked {
     /// Where it is.
-    #[serde(serialize_with = "shown_path")]
-    pub image: PathBuf,
+    pub image: ImageUri,
 }
 
 /// A base image that was found again.

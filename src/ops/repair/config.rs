@@ -117,7 +117,7 @@ fn compression_of(store: &dyn Store, delta: &Delta) -> Option<Compression> {
 fn known_id(store: &dyn Store, names: &[String]) -> Option<Uuid> {
     let known = |name: &String| {
         let manifest = manifest::load(store, name).ok()?;
-        let clones = CloneFolder::beside(manifest.source.as_deref()?).list().ok()?;
+        let clones = CloneFolder::beside(manifest.source.as_ref()?.file()?).list().ok()?;
         let owners = clones.into_iter().filter_map(|clone| clone.owner);
         owners.filter(|owner| owner.image == manifest.image_id).map(|o| o.repository).next()
     };

@@ -2,13 +2,12 @@
 
 use crate::base::error::Result;
 use crate::base::message::Message;
-use crate::image::Source;
+use crate::image::{ImageUri, Source};
 use crate::repo::Repository;
 use crate::repo::config::Defaults;
 use crate::repo::manifest::Manifest;
 use serde::Serialize;
 use std::fmt;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 /// What a repair did.
@@ -63,8 +62,8 @@ pub struct Rebuilt {
     /// Numbers of snapshots without the label that they were taken with, because a later one has it.
     pub unlabelled: Vec<(u64, String)>,
     /// Where the live file is, if that was still to be found.
-    #[serde(with = "crate::repo::manifest::path")]
-    pub source: Option<PathBuf>,
+    #[serde(with = "crate::repo::manifest::image_uri")]
+    pub source: Option<ImageUri>,
 }
 
 impl Rebuilt {

@@ -20,8 +20,8 @@ use crate::base::free_space::free_space_at;
 use crate::base::message::{Setting, Verb, message};
 use crate::base::uri::Shown;
 use crate::chain::Chain;
-use crate::image::write::{InPlace, Medium, OsMedium, RawInPlace};
-use crate::image::{Intent, LiveImage, RawFile, Source};
+use crate::image::write::{Medium, OsMedium};
+use crate::image::{Disk, Intent, LiveImage, RawFile};
 use crate::ops::rollback::engine::{DiffSource, RolledBack, dry_run, execute, prove, whole};
 use crate::ops::rollback::types::{RollbackOutcome, RollbackRequest};
 use crate::ops::snapshot::plan::{PlanInput, plan_scan};
@@ -69,42 +69,46 @@ pub fn run_through(
 ) -> Result<RollbackOutcome> {
     let mut writer = write(repository, &request.name, context)?;
     let target = reference::find(&writer.manifest, &writer.head, &request.to)?.clone();
-    let path = source_of(&request.name, &writer.head)?.to_owned();
+    let place = source_of(&request.name, &writer.head)?.to_owned();
     warn_of_policy(repository, &request.name, context);
     let limit = rollback_policy(repository, &request.name).limit_read;
     let context = &context.clone().with_read_limit(limit);
-    refuse_inside(repository, &path)?;
-    match request.save {
-        // What is saved first is lost to nobody.
-        true => refuse_base_image_or_warn(repository, &path, context)?,
-        false => refuse_base_image(repository, &path)?,
+    if let Some(path) = place.file() {
+        refuse_inside(repository, path)?;
+        match request.save {
+            // What is saved first is lost to nobody.
+            true => refuse_base_image_or_warn(repository, path, context)?,
+            false => refuse_base_image(repository, path)?,
+        }
     }
+    let format = writer.manifest.format().to_owned();
     let open = || {
-        refuse_link(&request.name, &path)?;
-        RawFile::open_to_write(&path).map_err(|e| match e.kind() {
-            ErrorKind::NotFound => {
+        place.file().map_or(Ok(()), |path| refuse_link(&request.name, path))?;
+        Disk::open_to_write(&place, &format, context).map_err(|e| match e.kind() {
+            ErrorKind::NotFound if place.file().is_some() => {
                 let restore = Verb::Restore.of(format!("{}@{}", request.name, target.number));
-                let restore = restore.with(Setting::Output, path.shown());
+                let restore = restore.with(Setting::Output, &place);
                 e.hint(message!["run ", restore, " to make it anew"])
             }
             _ => e,
         })
     };
-    let mut image = open()?;
+    let mut disk = open()?;
     let resumed = writer.head.is_half_written(repository, writer.manifest.image_id)?;
     let suspicious = writer.head.intent.is_some() || writer.head_was_damaged;
     if suspicious {
-        forget_cached(&image, medium, context);
-        drop(image);
-        image = open()?;
+        disk.container().into_iter().for_each(|file| forget_cached(file, medium, context));
+        drop(disk);
+        disk = open()?;
     }
-    warn_if_unguarded(&image, context);
-    refuse_other(&request.name, &writer.head, &image, request.force_device, context)?;
-    let live = LiveImage::held(image);
-    let image = &live.image;
+    if let Some(file) = disk.container() {
+        warn_if_unguarded(file, context);
+        refuse_other(&request.name, &writer.head, file, request.force_device, context)?;
+    }
+    let live = LiveImage::held(disk);
+    let disk = &live.disk;
     let chain = open_chain(repository, &writer.manifest, target.id)?;
-    check_device(image, &chain)?;
-    RawInPlace::through(image, medium).check_free_space(chain.geometry().image_bytes)?;
+    check_length(disk, medium, &chain)?;
     if writer.head_was_damaged {
         context
             .warn(WarningId::HeadDamaged, "the head state was damaged; the image will be scanned");
@@ -119,7 +123,7 @@ pub fn run_through(
     let intended = intended.and_then(|id| writer.manifest.by_id(id));
     let mut outcome = RollbackOutcome {
         number: target.number,
-        image: path,
+        image: place.clone(),
         work: RolledBack::default(),
         scanned: false,
         hint: None,
@@ -130,7 +134,7 @@ pub fn run_through(
     };
     if request.dry_run {
         let plan = plan_diff(repository, &writer, known, &live, &chain, trust_hints, context)?;
-        let (plan, work) = dry_run_all(image, &chain, plan, context)?;
+        let (plan, work) = dry_run_all(disk, &chain, plan, context)?;
         outcome.work = work;
         outcome.scanned = plan.is_scan();
         outcome.hint = plan.hint;
@@ -160,18 +164,18 @@ pub fn run_through(
     let mut needed_bytes = None;
     if !resumed {
         // Damage in the repository must show while the image is still whole.
-        let (rehearsed, found) = dry_run_all(image, &chain, plan, context)?;
+        let (rehearsed, found) = dry_run_all(disk, &chain, plan, context)?;
         plan = rehearsed;
         outcome.work.read_bytes += found.read_bytes;
         needed_bytes = Some(found.written_bytes);
     }
-    if !has_free_space(image, needed_bytes) {
+    if !has_free_space(disk, needed_bytes) {
         context.note("little room: the clones of the image go first");
         remove_all_clones(repository, &writer.manifest, &writer.head, context);
         if plan.hint.is_some() {
             // There is one without a name, too, until nobody has it open.
             plan = DiffPlan::whole();
-            let found = dry_run(image, &chain, &plan.source(), context)?;
+            let found = dry_run(disk.source(), &chain, &plan.source(), context)?;
             outcome.work.read_bytes += found.read_bytes;
         }
     }
@@ -180,27 +184,27 @@ pub fn run_through(
     let saved =
         outcome.saved.and_then(|n| writer.manifest.snapshots.iter().find(|s| s.number == n));
     let saved = saved.map(|s| s.id);
-    let step = Step { image, medium, target: &target, chain: &chain, plan: &plan, saved };
+    let step = Step { disk, medium, target: &target, chain: &chain, plan: &plan, saved };
     let work = write_image(repository, &mut writer, &step, resumed, context)?;
     outcome.work.written_bytes = work.written_bytes;
     outcome.work.read_bytes += work.read_bytes;
     if request.prove {
         // What is read to prove it comes from the disk, not from memory.
-        medium.forget(image.file());
+        disk.container().into_iter().for_each(|file| medium.forget(file.file()));
         // The file may have another length than when it was opened.
         drop(plan);
         drop(live);
-        let image = RawFile::open_to_write(&outcome.image)?;
-        prove(&image, &chain, context)
+        let disk = open()?;
+        prove(disk.source(), &chain, context)
             .map_err(|e| e.hint("all was written, but it is not proved; run the rollback again"))?;
-        end_rollback(repository, &mut writer, target.id, &image, context)?;
+        end_rollback(repository, &mut writer, target.id, &disk, context)?;
     } else {
-        end_rollback(repository, &mut writer, target.id, image, context)?;
+        end_rollback(repository, &mut writer, target.id, disk, context)?;
     }
     // What one that was interrupted had saved may have left a clone that nobody needs.
     let is_tracked = rollback_policy(repository, &request.name).track != Track::None;
     let needed = writer.manifest.newest_clone().filter(|_| is_tracked).map(|(s, _)| s.id);
-    clones_beside(repository, &writer.manifest, &outcome.image).tidy(needed, context);
+    clones_beside(repository, &writer.manifest, Some(&outcome.image)).tidy(needed, context);
     // It has committed twice and more.
     writer.release_reader_lock();
     if let Err(e) = collect_garbage(repository, &mut writer.manifest, context) {
@@ -225,13 +229,12 @@ fn write_image(
     is_resumed: bool,
     context: &Context,
 ) -> Result<RolledBack> {
-    let Step { image, medium, target, chain, plan, saved } = *step;
+    let Step { disk: live, medium, target, chain, plan, saved } = *step;
     let is_first = writer.manifest.rollback.is_none();
     let saved = saved.or(writer.head.intent.and_then(|intent| intent.saved));
     let id = Uuid::new_v4();
     let (host, target_id) = (repository.host.host().clone(), target.id);
-    let rollback =
-        Rollback { id: Some(id), host, target: target_id, saved, live: image.identity() };
+    let rollback = Rollback { id: Some(id), host, target: target_id, saved, live: live.identity() };
     let note = repository.host.unwritten(repository.id(), writer.manifest.image_id, id);
     // Before the intent, which may land long after this was told to have failed.
     let is_noted = match is_resumed {
@@ -249,8 +252,8 @@ fn write_image(
         }
     }
     context.note("the intent is noted; from here on the image is a mixture");
-    let mut disk = RawInPlace::through(image, medium);
-    let work = execute(image, &mut disk, chain, &plan.source(), context);
+    let mut disk = live.in_place(medium);
+    let work = execute(live.source(), disk.as_mut(), chain, &plan.source(), context);
     let error = match work {
         Ok(work) => return Ok(work),
         Err(error) => error,
@@ -270,8 +273,9 @@ fn write_image(
 
 /// True if there is free space to write so much anew: what the image shares with a clone is not overwritten.
 /// How much is needed is not known of an interrupted rollback, perhaps interrupted by just that.
-fn has_free_space(image: &RawFile, needed_bytes: Option<u64>) -> bool {
-    let free_bytes = if image.is_device() { None } else { free_space_at(image.path()) };
+fn has_free_space(disk: &Disk, needed_bytes: Option<u64>) -> bool {
+    let file = disk.raw().filter(|image| !image.is_device());
+    let free_bytes = file.and_then(|image| free_space_at(image.path()));
     free_bytes.is_none_or(|free_bytes| {
         needed_bytes.is_some_and(|needed| free_bytes / 2 >= needed.saturating_add(SPARE_BYTES))
     })
@@ -283,16 +287,16 @@ fn end_rollback(
     repository: &Repository,
     writer: &mut Writer,
     id: Uuid,
-    image: &RawFile,
+    disk: &Disk,
     context: &Context,
 ) -> Result<()> {
-    let stat = image.stable_stat();
-    image.check_alone(Intent::Read)?;
-    record_live_file(writer, image, context);
+    // What others write through is not seen in the times of a file.
+    let stat = disk.raw().and_then(RawFile::stable_stat);
+    disk.raw().map_or(Ok(()), |image| image.check_alone(Intent::Read))?;
+    record_live_file(writer, disk, context);
     record_head(repository, writer, id, stat, context);
     record_intent(repository, writer, None).map_err(|e| {
-        let what =
-            format!("{}: all was written, but not that the rollback is done", image.path().shown());
+        let what = format!("{}: all was written, but not that the rollback is done", disk.name());
         let again = Verb::Rollback.of(&writer.manifest.name).asking(Setting::To);
         e.at(what).or_hint(message!["run ", again, " again"])
     })
@@ -321,7 +325,7 @@ fn save(
         track: Some(rollback_policy(repository, &writer.manifest.name).track),
         ..SnapshotRequest::default()
     };
-    let place = live.image.path().shown().to_string();
+    let place = live.disk.name();
     snapshot_into(repository, writer, live, &request, true, context).map_err(|e| {
         let is_image = e.is_bad_medium() && e.message().contains(&place);
         let hint = message![
@@ -361,7 +365,8 @@ fn plan_diff<'a>(
     // What its times tell has been asked already.
     let search = PlanInput { manifest, head, stat: None, request, policy };
     let (scan_plan, _tracker) = plan_scan(repository, live, Some(target), &search, context)?;
-    let (bytes, turn) = (live.image.image_bytes(), manifest.next_number.wrapping_add(head.skipped));
+    let bytes = live.disk.source().image_bytes();
+    let turn = manifest.next_number.wrapping_add(head.skipped);
     // A clone that tells nothing would only hold the space of what is overwritten.
     let Some(hint) = scan_plan.kind() else { return Ok(DiffPlan::whole()) };
     let scope = move || scan_plan.scope(Some(target), bytes, turn);
@@ -395,7 +400,7 @@ fn record_intent(
 
 /// What is to be written, and where.
 struct Step<'a> {
-    image: &'a RawFile,
+    disk: &'a Disk,
     medium: &'a dyn Medium,
     target: &'a Snapshot,
     chain: &'a Chain,
@@ -435,16 +440,16 @@ impl DiffPlan<'_> {
 
 /// Performs a dry run. If the hints turn out to have missed a change, repeats it as a full scan.
 fn dry_run_all<'a>(
-    image: &RawFile,
+    disk: &Disk,
     target: &Chain,
     plan: DiffPlan<'a>,
     context: &Context,
 ) -> Result<(DiffPlan<'a>, RolledBack)> {
-    let found = dry_run(image, target, &plan.source(), context)?;
+    let found = dry_run(disk.source(), target, &plan.source(), context)?;
     if found.missed.blocks == 0 {
         return Ok((plan, found));
     }
-    let (place, blocks) = (image.path().shown(), found.missed.blocks);
+    let (place, blocks) = (disk.name(), found.missed.blocks);
     context.warn(
         WarningId::MissedChanges,
         format!(
@@ -452,7 +457,7 @@ fn dry_run_all<'a>(
         ),
     );
     let plan = DiffPlan::whole();
-    let mut again = dry_run(image, target, &plan.source(), context)?;
+    let mut again = dry_run(disk.source(), target, &plan.source(), context)?;
     again.read_bytes += found.read_bytes;
     Ok((plan, again))
 }
@@ -466,12 +471,13 @@ fn forget_cached(image: &RawFile, medium: &dyn Medium, context: &Context) {
     medium.forget(image.file());
 }
 
-fn check_device(image: &RawFile, target: &Chain) -> Result<()> {
-    let (have, want) = (image.image_bytes(), target.geometry().image_bytes);
-    if image.is_device() && have != want {
-        let what = format!("{} has {have} bytes, the snapshot {want}", image.path().shown());
+fn check_length(disk: &Disk, medium: &dyn Medium, target: &Chain) -> Result<()> {
+    let (have, want) = (disk.source().image_bytes(), target.geometry().image_bytes);
+    let in_place = disk.in_place(medium);
+    if in_place.has_fixed_length() && have != want {
+        let what = format!("{} has {have} bytes, the snapshot {want}", disk.name());
         return Err(Error::new(ErrorKind::Mismatch, what)
-            .hint("a device keeps its length: restore to another one"));
+            .hint("a device or export keeps its length: restore to another one"));
     }
-    Ok(())
+    in_place.check_free_space(want)
 }

@@ -1,12 +1,11 @@
 //! Where an image is to be rolled back to, and what became of it.
 
 use crate::base::setters::setters;
-use crate::base::uri::shown_path;
+use crate::image::ImageUri;
 use crate::ops::rollback::engine::RolledBack;
 use crate::repo::reference::At;
 use crate::tracking::HintKind;
 use serde::Serialize;
-use std::path::PathBuf;
 
 /// A rollback that a user wants.
 #[derive(Debug, Clone)]
@@ -52,8 +51,7 @@ pub struct RollbackOutcome {
     /// Number of the snapshot that the image equals now.
     pub number: u64,
     /// The image.
-    #[serde(serialize_with = "shown_path")]
-    pub image: PathBuf,
+    pub image: ImageUri,
     /// Bytes written, and read to find them.
     pub work: RolledBack,
     /// True if the image was read in full to find what differs.

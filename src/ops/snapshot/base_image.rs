@@ -5,9 +5,9 @@ use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::events::Context;
 use crate::base::message::{Setting, message};
 use crate::base::uri::Shown;
-use crate::image::{LiveImage, RawFile};
+use crate::image::{Disk, ImageFormat, LiveImage, RawFile, Source, refuse_foreign};
 use crate::ops::snapshot::prepared::prepare;
-use crate::ops::snapshot::take::{check_format, take_into};
+use crate::ops::snapshot::take::take_into;
 use crate::ops::snapshot::types::{ParentChoice, SnapshotOutcome, SnapshotRequest};
 use crate::repo::Repository;
 use crate::repo::change::discard_unless_named;
@@ -30,7 +30,7 @@ pub(crate) fn snapshot_on_base_image(
     context: &Context,
 ) -> Result<SnapshotOutcome> {
     let before = writer.manifest.clone();
-    let base = stage_base_image(repository, writer, &live.image, base_image, request, context)?;
+    let base = stage_base_image(repository, writer, &live.disk, base_image, request, context)?;
     writer.manifest.next_number = base.number.saturating_add(1);
     writer.manifest.snapshots.push(base.clone());
     let request = SnapshotRequest {
@@ -52,7 +52,7 @@ pub(crate) fn snapshot_on_base_image(
 fn stage_base_image(
     repository: &Repository,
     writer: &Writer,
-    image: &RawFile,
+    disk: &Disk,
     path: &Path,
     request: &SnapshotRequest,
     context: &Context,
@@ -60,8 +60,10 @@ fn stage_base_image(
     let path = absolute(path)?;
     let base_image = RawFile::open(&path)?;
     refuse_inside(repository, &path)?;
-    refuse_itself(&path, image.path())?;
-    check_format(&writer.manifest, &base_image, request, context)?;
+    disk.container().map_or(Ok(()), |live| refuse_itself(&path, live.path()))?;
+    if request.format.is_none_or(|format| !format.is_raw()) {
+        refuse_foreign(base_image.file(), &path, base_image.image_bytes())?;
+    }
     let name = writer.manifest.name.clone();
     if !writer.manifest.snapshots.is_empty() && request.parent != ParentChoice::Full {
         let what = format!("\"{name}\" has snapshots already, and so a base");
@@ -105,5 +107,6 @@ fn stage_base_image(
     context.check()?;
     make_durable(&base_image)?;
     upload.publish()?;
-    Ok(Snapshot { base_image: Some(path), ..prepared.entry(&taken, begun) })
+    let format = Some(ImageFormat::RAW.qemu().to_owned());
+    Ok(Snapshot { base_image: Some(path), format, ..prepared.entry(&taken, begun) })
 }

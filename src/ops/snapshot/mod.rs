@@ -2,6 +2,7 @@
 
 pub(crate) mod base_image;
 pub mod engine;
+pub(crate) mod format;
 pub(crate) mod plan;
 pub(crate) mod prepared;
 pub mod several;
@@ -12,24 +13,22 @@ use crate::base::error::{Error, ErrorKind, Result, best_effort};
 use crate::base::events::Context;
 use crate::base::message::{Setting, Verb, message};
 use crate::base::uri::Shown;
-use crate::image::LiveImage;
+use crate::image::{ImageUri, LiveImage};
+use crate::ops::snapshot::format::with_format;
 use crate::ops::snapshot::plan::PlanInput;
 use crate::ops::snapshot::prepared::prepare;
-use crate::ops::snapshot::take::{
-    check_format, check_some_was_read, policy_for, take_into, warn_of_policy,
-};
+use crate::ops::snapshot::take::{check_some_was_read, policy_for, take_into, warn_of_policy};
 use crate::ops::snapshot::types::{Outcome, SnapshotOutcome, SnapshotRequest};
 use crate::repo::Repository;
 use crate::repo::change::remove_unused_image;
 use crate::repo::head::Head;
 use crate::repo::inside::refuse_inside;
-use crate::repo::live_file::{absolute, warn_if_unguarded};
+use crate::repo::live_file::{known_as, warn_if_unguarded};
 use crate::repo::manifest::{self, Manifest};
 use crate::repo::reference::check_label;
 use crate::repo::session::{Writer, read, refuse_damaged_head, write_or_create};
 use crate::tracking::CloneFolder;
 use crate::tracking::Track;
-use std::path::Path;
 use std::time::Instant;
 
 /// Takes a snapshot.
@@ -38,38 +37,44 @@ pub fn run(
     request: &SnapshotRequest,
     context: &Context,
 ) -> Result<SnapshotOutcome> {
-    let path = absolute(request.image.path())?;
+    let read_from = known_as(&request.image)?;
+    let image = request.of.as_ref().map_or_else(|| Ok(read_from.clone()), known_as)?;
     let name = request.image_name()?;
     manifest::check_name(&name)?;
-    if CloneFolder::holds(&path) {
-        let what = format!("{} is a clone that is kept to find changes", path.shown());
-        return Err(Error::new(ErrorKind::InvalidInput, what).hint("name the image itself"));
+    for path in [&read_from, &image].into_iter().filter_map(ImageUri::file) {
+        if CloneFolder::holds(path) {
+            let what = format!("{} is a clone that is kept to find changes", path.shown());
+            return Err(Error::new(ErrorKind::InvalidInput, what).hint("name the image itself"));
+        }
+        refuse_inside(repository, path)?;
     }
     request.label.as_deref().map_or(Ok(()), check_label)?;
     warn_of_policy(repository, &name, context);
     let policy = policy_for(repository, &name, request);
     let context = &context.clone().with_read_limit(policy.limit_read);
-    let live = LiveImage::open(&path, policy.track != Track::None)?;
-    refuse_inside(repository, &path)?;
+    let may_clone = policy.track != Track::None && request.of.is_none();
+    let live = LiveImage::open(&read_from, may_clone, context)?;
     if live.user.is_none() {
-        warn_if_unguarded(&live.image, context);
+        live.disk.raw().into_iter().for_each(|raw| warn_if_unguarded(raw, context));
     }
     if request.dry_run {
         let (manifest, head) = match read(repository, &name, context) {
             Err(e) if e.kind() == ErrorKind::NotFound => {
-                (Manifest::new(&name, Some(path.clone())), Head::at(path))
+                (Manifest::new(&name, Some(image.clone())), Head::at(image))
             }
             Err(e) => return Err(e),
             Ok(reader) => {
-                check_source(reader.manifest(), reader.head(), &path)?;
+                check_source(reader.manifest(), reader.head(), &image)?;
                 (reader.manifest().clone(), reader.head().clone())
             }
         };
+        let live = with_format(live, &manifest, request, context)?;
         return try_snapshot(repository, manifest, &head, &live, request, context);
     }
-    let (mut writer, is_new) = write_or_create(repository, &name, &path, context)?;
-    let outcome = check_source(&writer.manifest, &writer.head, &path)
-        .and_then(|()| snapshot_into(repository, &mut writer, &live, request, false, context));
+    let (mut writer, is_new) = write_or_create(repository, &name, &image, context)?;
+    let outcome = check_source(&writer.manifest, &writer.head, &image)
+        .and_then(|()| with_format(live, &writer.manifest, request, context))
+        .and_then(|live| snapshot_into(repository, &mut writer, &live, request, false, context));
     if outcome.is_err() && is_new {
         // An image without snapshots stays behind; the next snapshot fills it.
         best_effort(remove_unused_image(repository, writer));
@@ -88,7 +93,6 @@ pub(crate) fn snapshot_into(
     context: &Context,
 ) -> Result<SnapshotOutcome> {
     refuse_damaged_head(&writer.manifest.name, writer.head_was_damaged && !is_saving)?;
-    check_format(&writer.manifest, &live.image, request, context)?;
     match &request.base_image {
         Some(base_image) => base_image::snapshot_on_base_image(
             repository, writer, live, base_image, request, context,
@@ -105,25 +109,24 @@ fn try_snapshot(
     request: &SnapshotRequest,
     context: &Context,
 ) -> Result<SnapshotOutcome> {
-    check_format(&manifest, &live.image, request, context)?;
     let mut prepared = prepare(repository, &manifest, head, request)?;
     let policy = policy_for(repository, &manifest.name, request);
     let (stat, begun) = (live.stable_stat(), Instant::now());
     let search = PlanInput { manifest: &manifest, head, stat: stat.as_ref(), request, policy };
     let _tracker = prepared.begin(repository, live, &search, context)?;
     let (taken, _) = prepared.scan_live_or_clone(live, false, context, &mut |_| Ok(()))?;
-    check_some_was_read(&live.image, &taken)?;
+    check_some_was_read(&live.disk, &taken)?;
     let snapshot = prepared.entry(&taken, begun);
     let outcome = prepared.outcome(&manifest.name, snapshot, Outcome::DryRun, live);
     Ok(SnapshotOutcome { unread: taken.unread, ..outcome })
 }
 
-fn check_source(manifest: &Manifest, head: &Head, path: &Path) -> Result<()> {
+fn check_source(manifest: &Manifest, head: &Head, image: &ImageUri) -> Result<()> {
     let name = &manifest.name;
-    let relink = Verb::Relink.of(name).with(Setting::Image, path.shown());
+    let relink = Verb::Relink.of(name).with(Setting::Image, image);
     match (&head.source, &head.elsewhere) {
-        (Some(source), _) if source != path => {
-            let what = format!("\"{name}\" is the name of {}", source.shown());
+        (Some(source), _) if source != image => {
+            let what = format!("\"{name}\" is the name of {source}");
             Err(Error::new(ErrorKind::AlreadyExists, what).hint(message![
                 "give this image another one with ",
                 Setting::Name,
@@ -132,12 +135,8 @@ fn check_source(manifest: &Manifest, head: &Head, path: &Path) -> Result<()> {
             ]))
         }
         (None, Some(host)) => {
-            let place = manifest.source.as_deref().unwrap_or(Path::new("an image"));
-            let what = format!(
-                "\"{name}\" is the name of {} on another host, {}",
-                place.shown(),
-                host.name
-            );
+            let place = manifest.source.as_ref().map_or("an image".into(), ToString::to_string);
+            let what = format!("\"{name}\" is the name of {place} on another host, {}", host.name);
             Err(Error::new(ErrorKind::AlreadyExists, what).hint(message![
                 "give this image another one with ",
                 Setting::Name,

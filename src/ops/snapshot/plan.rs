@@ -11,8 +11,8 @@ use crate::base::events::Context;
 use crate::base::message::{Setting, message};
 use crate::base::units::Geometry;
 use crate::chain::{Chain, Fork};
-use crate::image::{FileStat, LiveImage, Source};
-use crate::ops::snapshot::types::SnapshotRequest;
+use crate::image::{FileStat, LiveImage};
+use crate::ops::snapshot::types::{GivenChanges, SnapshotRequest};
 use crate::repo::clones::clones_beside;
 use crate::repo::files::open_chain;
 use crate::repo::head::Head;
@@ -148,14 +148,14 @@ pub(crate) fn plan_scan<'a>(
         costs: costs(manifest),
         must_read: must_read.is_some(),
     };
-    let file = file_tracker(repository, manifest, live, search.stat, policy);
+    let file = file_tracker(repository, manifest, live, search);
     // What was written since the list was made is in no list.
     let is_old = listed.is_some() && live.user.is_some();
     let mut chain = reference;
     let mut tracker: Box<dyn ChangeTracker + 'a> = match listed {
-        Some((since, list)) if !is_old && must_read.is_none() => {
+        Some((since, list, kind)) if !is_old && must_read.is_none() => {
             let before = since.geometry().image_bytes;
-            let tracker = ListTracker::new(list.clone(), id_of(&since), before, file);
+            let tracker = ListTracker::new(list, kind, id_of(&since), before, file);
             chain = Some(since);
             Box::new(tracker)
         }
@@ -213,24 +213,30 @@ fn file_tracker<'a>(
     repository: &'a Repository,
     manifest: &Manifest,
     live: &'a LiveImage,
-    stat: Option<&FileStat>,
-    policy: &SnapshotPolicy,
+    search: &PlanInput<'_>,
 ) -> FileTracker<'a> {
-    let clones = clones_beside(repository, manifest, live.image.path());
-    FileTracker::new(live, stat.cloned(), clones, policy.track, policy.max_stall)
+    // A clone of a snapshot of the image would not be one of the image.
+    let image = search.head.source.as_ref().filter(|_| search.request.of.is_none());
+    let clones = clones_beside(repository, manifest, image.filter(|_| live.disk.raw().is_some()));
+    let SnapshotPolicy { track, max_stall, .. } = search.policy;
+    FileTracker::new(live, search.stat.cloned(), clones, track, max_stall)
 }
 
 /// The list of the request, if it has one, and the chain since which it tells.
-fn listed<'a>(
+fn listed(
     repository: &Repository,
     live: &LiveImage,
     against: Option<&Chain>,
-    search: &PlanInput<'a>,
-) -> Result<Option<(Chain, &'a ChangeList)>> {
+    search: &PlanInput<'_>,
+) -> Result<Option<(Chain, ChangeList, HintKind)>> {
     let PlanInput { manifest, head, request, .. } = search;
     let Some(changed) = &request.changed else { return Ok(None) };
     let since = reference::find(manifest, head, &changed.since)?;
-    changed.list.check_length(live.image.image_bytes(), since.image_bytes)?;
+    let (list, kind) = match &changed.changes {
+        GivenChanges::List(list) => (list.clone(), HintKind::List),
+        GivenChanges::Bitmap(name) => (ChangeList::of(live.disk.bitmap(name)?), HintKind::Bitmap),
+    };
+    list.check_length(live.disk.source().image_bytes(), since.image_bytes)?;
     let name = &manifest.name;
     let Some(parent) = against else {
         let what = format!("a new base of \"{name}\" rests on no snapshot: no list goes with it");
@@ -249,13 +255,13 @@ fn listed<'a>(
         );
         return Err(Error::new(ErrorKind::Mismatch, what).hint(message![
             "name an ancestor with ",
-            Setting::ChangedSince,
+            Setting::Since,
             ", or leave ",
             Setting::Changed,
             " out",
         ]));
     }
-    Ok(Some((open_chain(repository, manifest, since.id)?, &changed.list)))
+    Ok(Some((open_chain(repository, manifest, since.id)?, list, kind)))
 }
 
 /// The newest record of a tracker that the manifest has, and the chain of its snapshot; if it is of no use

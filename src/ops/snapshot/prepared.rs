@@ -14,7 +14,7 @@ use crate::ops::snapshot::plan::{PlanInput, ScanPlan, plan_scan};
 use crate::ops::snapshot::types::{Outcome, ParentChoice, SnapshotOutcome, SnapshotRequest};
 use crate::repo::files::open_chain;
 use crate::repo::head::Head;
-use crate::repo::manifest::{Manifest, RAW, Snapshot, object_name};
+use crate::repo::manifest::{Manifest, Snapshot, object_name};
 use crate::repo::{Repository, reference};
 use crate::scan::{BadMedium, Scope};
 use crate::tracking::{ChangeTracker, HintKind, reopen};
@@ -72,7 +72,16 @@ pub(crate) fn prepare(
     let turn = manifest.next_number.wrapping_add(head.skipped);
     let scan_plan = ScanPlan::whole();
     let object = object_name();
-    Ok(Prepared { plan, object, parent_id, parent_number, time: now, turn, scan_plan })
+    Ok(Prepared {
+        plan,
+        object,
+        parent_id,
+        parent_number,
+        time: now,
+        turn,
+        scan_plan,
+        format: None,
+    })
 }
 
 /// Where the bytes of a delta go.
@@ -93,6 +102,8 @@ pub(crate) struct Prepared {
     /// Selects the part of the unchanged blocks that this snapshot rechecks.
     turn: u64,
     pub(crate) scan_plan: ScanPlan,
+    /// How the disk lies in the image, if that is to be recorded.
+    format: Option<String>,
 }
 
 impl Prepared {
@@ -127,6 +138,7 @@ impl Prepared {
             }
             (_, Some(HintKind::Extents), _) => "what two clones do not share is read".to_owned(),
             (_, Some(HintKind::List), _) => "what the list names is read".to_owned(),
+            (_, Some(HintKind::Bitmap), _) => "what the bitmap names is read".to_owned(),
             (Parent::Tip(_), None, Some(why)) => format!("all of it is read: {why}"),
             (Parent::Tip(chain), None, None) => {
                 format!("scanned against the tables of a chain of {}", chain.layers().len())
@@ -135,6 +147,9 @@ impl Prepared {
         let (name, number) = (&search.manifest.name, self.plan.identity.number);
         context.note(format!("{name}@{number}: {how}"));
         self.scan_plan = scan_plan;
+        let format = live.disk.format().qemu();
+        let is_news = self.parent_id.is_none() || format != search.manifest.format();
+        self.format = is_news.then(|| format.to_owned());
         Ok(tracker)
     }
 
@@ -157,19 +172,19 @@ impl Prepared {
         context: &Context,
         out: &mut dyn FnMut(OutputEvent<'_>) -> Result<()>,
     ) -> Result<(Taken, bool)> {
-        let image = &live.image;
-        let clone = self
-            .scan_plan
-            .point()
-            .source
-            .as_ref()
-            .map(|file| RawFile::unguarded(reopen(file, image.path())?, image.path()));
-        let clone = clone.transpose()?;
-        let take_of = |source: &RawFile, out: &mut dyn FnMut(OutputEvent<'_>) -> Result<()>| {
+        let point = self.scan_plan.point();
+        let clone_of = |image: &RawFile| {
+            let clone = point.source.as_ref();
+            clone.map(|file| RawFile::unguarded(reopen(file, image.path())?, image.path()))
+        };
+        let clone = live.disk.raw().and_then(clone_of).transpose()?;
+        let take_of = |source: &dyn Source, out: &mut dyn FnMut(OutputEvent<'_>) -> Result<()>| {
             let scope = self.scan_plan.scope(self.against(), source.image_bytes(), self.turn)?;
             self.take(source, scope, context, &mut |bytes| out(OutputEvent::Bytes(bytes)))
         };
-        let Some(clone) = clone else { return Ok((take_of(image, out)?, false)) };
+        let (Some(image), Some(clone)) = (live.disk.raw(), clone) else {
+            return Ok((take_of(live.disk.source(), out)?, false));
+        };
         if live.user.is_none() && image.is_guarded() {
             match take_of(image, out) {
                 Err(busy) if busy.kind() == ErrorKind::Busy && may_release => {
@@ -215,7 +230,7 @@ impl Prepared {
             read_bytes: Some(taken.scanned.read_bytes),
             seconds: Some(begun.elapsed().as_secs_f64()),
             base_image: None,
-            format: footer.parent.is_none().then(|| RAW.to_owned()),
+            format: self.format.clone(),
             protected: false,
             pins: Vec::new(),
             group: None,

@@ -3,6 +3,7 @@
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::events::{Context, Phase};
 use crate::base::pipeline::ordered_map;
+use crate::image::ImageUri;
 use crate::ops::snapshot;
 use crate::ops::snapshot::types::{SnapshotOutcome, SnapshotRequest};
 use crate::repo::Repository;
@@ -30,7 +31,7 @@ pub fn run(
     check_distinct(requests)?;
     let at_once = at_once(repository, requests, context);
     let shared = context.clone().shared_among(requests.len(), at_once);
-    let sizes: Vec<u64> = requests.iter().map(|request| bytes_of(request.image.path())).collect();
+    let sizes: Vec<u64> = requests.iter().map(|request| bytes_of(&request.image)).collect();
     let mut jobs = requests.iter().zip(sizes.iter().copied());
     let phase = context.begin(Phase::Scan, sizes.iter().sum());
     let outcome = ordered_map(
@@ -79,11 +80,12 @@ pub fn check_distinct(requests: &[SnapshotRequest]) -> Result<()> {
     // What cannot be found or named fails by itself later.
     let name = |request: &SnapshotRequest| request.image_name().ok();
     let known: Vec<_> =
-        requests.iter().map(|r| (&r.image, identity(r.image.path()), name(r))).collect();
+        requests.iter().map(|r| (&r.image, r.image.file().and_then(identity), name(r))).collect();
     for (index, (image, identity, name)) in known.iter().enumerate() {
         for (other, other_identity, other_name) in known.iter().take(index) {
             let refuse = |what| Err(Error::new(ErrorKind::InvalidInput, what));
-            if identity.is_some() && identity == other_identity {
+            let is_same_file = identity.is_some() && identity == other_identity;
+            if is_same_file || (image == other && image.file().is_none()) {
                 return refuse(if image.to_string() == other.to_string() {
                     format!("{image} is given twice")
                 } else {
@@ -114,7 +116,8 @@ fn is_device(meta: &Metadata) -> bool {
 }
 
 /// Length of an image, for the progress alone: 0 if it cannot be found.
-fn bytes_of(path: &Path) -> u64 {
+fn bytes_of(image: &ImageUri) -> u64 {
+    let Some(path) = image.file() else { return 0 };
     let end = |mut device: File| device.seek(SeekFrom::End(0));
     match std::fs::metadata(path) {
         Ok(meta) if meta.is_file() => meta.len(),

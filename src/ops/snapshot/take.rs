@@ -6,15 +6,15 @@ use crate::base::events::{Context, WarningId};
 use crate::base::message::message;
 use crate::base::units::NamedBlocks;
 use crate::base::uri::Shown;
-use crate::image::{FileAttributes, FileStat, ForeignFormat, LiveImage, RawFile, Source};
+use crate::image::{Disk, FileAttributes, FileStat, ImageUri, LiveImage};
 use crate::ops::snapshot::engine::Taken;
 use crate::ops::snapshot::plan::{PlanInput, distrust_reason, policy_of};
 use crate::ops::snapshot::prepared::{OutputEvent, prepare};
 use crate::ops::snapshot::types::{Outcome, SnapshotOutcome, SnapshotRequest};
 use crate::repo::Repository;
 use crate::repo::change::commit_change;
-use crate::repo::live_file::{keep_head, record_head, record_live_file};
-use crate::repo::manifest::{Manifest, RAW, Snapshot, Timings, changed_meanwhile};
+use crate::repo::live_file::{keep_head, record_head, record_live_file, record_live_file_at};
+use crate::repo::manifest::{Manifest, Snapshot, Timings, changed_meanwhile};
 use crate::repo::policy::SnapshotPolicy;
 use crate::repo::session::Writer;
 use crate::scan::Missed;
@@ -35,7 +35,8 @@ pub(crate) fn take_into(
     let store = repository.store.as_ref();
     let name = writer.manifest.name.clone();
     let begun = Instant::now();
-    let stat = live.stable_stat();
+    // Nothing is known of an image whose snapshot is read.
+    let stat = live.stable_stat().filter(|_| request.of.is_none());
     let mut prepared = prepare(repository, &writer.manifest, &writer.head, request)?;
     let policy = policy_for(repository, &name, request);
     let (manifest, head) = (&writer.manifest, &writer.head);
@@ -55,14 +56,15 @@ pub(crate) fn take_into(
     let taken = prepared.scan_live_or_clone(live, !is_saving, context, &mut out)?;
     let scan_seconds = begun.elapsed().as_secs_f64() - tracking_seconds;
     let (taken, is_of_clone) = taken;
-    check_some_was_read(&live.image, &taken)?;
+    check_some_was_read(&live.disk, &taken)?;
     // Only what was the same before and after the scan is trusted later.
-    let is_same = |stat: &FileStat| FileStat::of(live.image.file()).as_ref() == Some(stat);
+    let stat_now = || FileStat::of(live.disk.container()?.file());
+    let is_same = |stat: &FileStat| stat_now().as_ref() == Some(stat);
     // A list may have left something out, and so may what has been found to. What could not be read is
     // tried again.
-    let is_exact = prepared.scan_plan.kind() != Some(HintKind::List)
-        && taken.scanned.missed.blocks == 0
-        && taken.unread.is_empty();
+    let is_given =
+        [HintKind::List, HintKind::Bitmap].map(Some).contains(&prepared.scan_plan.kind());
+    let is_exact = !is_given && taken.scanned.missed.blocks == 0 && taken.unread.is_empty();
     let stat = stat.filter(|stat| !is_of_clone && is_exact && is_same(stat));
     // After a miss the proof that all is well is worth a snapshot, or all would be read each time.
     if request.skip_unchanged && taken.is_unchanged() && !is_doubted {
@@ -70,8 +72,8 @@ pub(crate) fn take_into(
         let parent = prepared.parent_id.and_then(|id| writer.manifest.by_id(id)).cloned();
         if let Some(parent) = parent {
             writer.head.skipped = writer.head.skipped.wrapping_add(1);
-            record_live_file(writer, &live.image, context);
-            record_head(repository, writer, parent.id, stat, context);
+            note_live_file(writer, live, request, context);
+            note_head(repository, writer, parent.id, stat, request, context);
             tracker.aborted(recorded(&writer.manifest), context);
             let found = prepared.entry(&taken, begun);
             let outcome = Outcome::Skipped;
@@ -85,10 +87,10 @@ pub(crate) fn take_into(
     let mut snapshot = prepared.entry(&taken, begun);
     let maps_seconds = prepared.scan_plan.point().maps_time.seconds();
     snapshot.timings = Some(Timings { tracking_seconds, scan_seconds, maps_seconds });
-    snapshot.attributes = attributes_of(&live.image, context);
+    snapshot.attributes = attributes_of(&live.disk, context);
     // Before anything is published: what the manifest names must be there.
     snapshot.tracker = tracker.prepare(snapshot.id, context);
-    if record_live_file(writer, &live.image, context) {
+    if note_live_file(writer, live, request, context) {
         // Before the snapshot is there: without it a rollback would not know another file.
         keep_head(repository, writer, context);
     }
@@ -97,7 +99,7 @@ pub(crate) fn take_into(
         tracker.aborted(recorded(&writer.manifest), context);
     }
     published?;
-    record_head(repository, writer, snapshot.id, stat, context);
+    note_head(repository, writer, snapshot.id, stat, request, context);
     tracker.committed(recorded(&writer.manifest), context);
     warn_of_missed(&name, &snapshot, taken.scanned.missed, context);
     warn_of_unread(&name, &snapshot, &taken.unread, context);
@@ -140,8 +142,39 @@ fn commit_snapshot(
     })
 }
 
+/// Remembers which file or device the image is. True if that is news.
+fn note_live_file(
+    writer: &mut Writer,
+    live: &LiveImage,
+    request: &SnapshotRequest,
+    context: &Context,
+) -> bool {
+    match request.of.as_ref().and_then(ImageUri::file) {
+        None => record_live_file(writer, &live.disk, context),
+        Some(origin) => record_live_file_at(writer, origin),
+    }
+}
+
+/// Notes that the image equals a snapshot. One whose snapshot was read has changed since: of that nothing is
+/// known, and the next snapshot goes on from the newest.
+fn note_head(
+    repository: &Repository,
+    writer: &mut Writer,
+    id: Uuid,
+    stat: Option<FileStat>,
+    request: &SnapshotRequest,
+    context: &Context,
+) {
+    if request.of.is_none() {
+        return record_head(repository, writer, id, stat, context);
+    }
+    (writer.head.snapshot, writer.head.stat) = (None, None);
+    keep_head(repository, writer, context);
+}
+
 /// Of the live file, also where its clone was read.
-fn attributes_of(image: &RawFile, context: &Context) -> Option<FileAttributes> {
+fn attributes_of(disk: &Disk, context: &Context) -> Option<FileAttributes> {
+    let image = disk.container()?;
     let mut attributes = FileAttributes::of(image.file())?;
     let left_out = attributes.limit();
     if !left_out.is_empty() {
@@ -153,9 +186,9 @@ fn attributes_of(image: &RawFile, context: &Context) -> Option<FileAttributes> {
 }
 
 /// A disk that gives nothing at all is no disk with bad sectors.
-pub(crate) fn check_some_was_read(image: &RawFile, taken: &Taken) -> Result<()> {
+pub(crate) fn check_some_was_read(disk: &Disk, taken: &Taken) -> Result<()> {
     if taken.scanned.read_bytes == 0 && !taken.unread.is_empty() {
-        let what = format!("nothing of {} that was looked at can be read", image.path().shown());
+        let what = format!("nothing of {} that was looked at can be read", disk.name());
         return Err(Error::new(ErrorKind::Io, what).hint("check its disk, and its cables"));
     }
     Ok(())
@@ -185,41 +218,6 @@ fn warn_of_missed(name: &str, snapshot: &Snapshot, missed: Missed, context: &Con
          stored all the same, and the next snapshot reads all of the image"
     );
     context.warn(WarningId::MissedChanges, what);
-}
-
-/// The first snapshot decides how an image is read, and nothing changes that later: a guest can write any
-/// header into its disk.
-///
-/// # Errors
-/// `Unsupported` for a first snapshot of an image that does not look raw, or if a later version reads it in
-/// another way.
-pub(crate) fn check_format(
-    manifest: &Manifest,
-    image: &RawFile,
-    request: &SnapshotRequest,
-    context: &Context,
-) -> Result<()> {
-    let format = manifest.format();
-    if format != RAW {
-        let what = format!("\"{}\" is read as a {} image", manifest.name, format.escape_debug());
-        return Err(
-            Error::new(ErrorKind::Unsupported, what).hint("a later imgsnap began it; use that one")
-        );
-    }
-    let Some(looks) = ForeignFormat::of(image.file(), image.image_bytes()) else { return Ok(()) };
-    let is_first = manifest.stored().is_empty();
-    if is_first && !request.is_raw {
-        return Err(looks.refusal(image.path()));
-    }
-    if !is_first {
-        let what = format!(
-            "{} looks like a {} image now; it is taken as raw, as it was before",
-            image.path().shown(),
-            looks.name()
-        );
-        context.warn(WarningId::LooksForeign, what);
-    }
-    Ok(())
 }
 
 /// How a snapshot is taken. A slip in the configuration must not be the end of all snapshots.

@@ -4,15 +4,14 @@ use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::message::{Setting, message};
 use crate::base::setters::setters;
 use crate::base::units::NamedBlocks;
-use crate::base::uri::Shown;
 use crate::codec::Compression;
-use crate::image::ImageUri;
+use crate::image::{ImageFormat, ImageUri};
 use crate::repo::manifest::{self, HintUse, Snapshot};
 use crate::repo::reference::At;
 use crate::tracking::Track;
 use crate::tracking::{ChangeList, Recheck};
 use serde::Serialize;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// Against what a snapshot is taken.
@@ -36,6 +35,10 @@ pub enum ParentChoice {
 pub struct SnapshotRequest {
     /// The image file or device.
     pub image: ImageUri,
+    /// What is read is a snapshot of this file or device, which is what is recorded: the image.
+    pub of: Option<ImageUri>,
+    /// Take it as a snapshot of that without a proof.
+    pub force: bool,
     /// Name of the image; otherwise its file name without extension.
     pub name: Option<String>,
     /// A label.
@@ -51,8 +54,12 @@ pub struct SnapshotRequest {
     /// Blocks that the medium of the image does not give are unread in the snapshot; otherwise there is
     /// none.
     pub skip_bad: bool,
-    /// The first snapshot is of a raw image, whatever it looks like.
-    pub is_raw: bool,
+    /// How the disk lies in the image; otherwise as it was recorded, and at the first snapshot by its magic.
+    pub format: Option<ImageFormat>,
+    /// Read a format through QEMU that is not read natively.
+    pub via_qemu: bool,
+    /// Read the files that the image refers to: who wrote its header chose them.
+    pub backing_ok: bool,
     /// Otherwise the repository's.
     pub compression: Option<Compression>,
     /// Change nothing, only tell.
@@ -74,7 +81,7 @@ impl SnapshotRequest {
     /// `InvalidInput` if that is no name of an image.
     pub fn image_name(&self) -> Result<String> {
         let given = |name: String| manifest::check_name(&name).map(|()| name);
-        self.name.clone().map_or_else(|| name_of(self.image.path()), given)
+        self.name.clone().map_or_else(|| name_of(self.of.as_ref().unwrap_or(&self.image)), given)
     }
 
     /// Of an image file or device, as a user would want it who says nothing more.
@@ -83,6 +90,10 @@ impl SnapshotRequest {
     }
 
     setters! {
+        /// What is read is a snapshot of this file or device, which is what is recorded: the image.
+        of: Option<ImageUri>,
+        /// Take it as a snapshot of that without a proof.
+        force: bool,
         /// Name of the image; otherwise its file name without extension.
         name: Option<String>,
         /// A label.
@@ -98,8 +109,13 @@ impl SnapshotRequest {
         /// Blocks that the medium of the image does not give are unread in the snapshot; otherwise there is
         /// none.
         skip_bad: bool,
-        /// The first snapshot is of a raw image, whatever it looks like.
-        is_raw: bool,
+        /// How the disk lies in the image; otherwise as it was recorded, and at the first snapshot by its
+        /// magic.
+        format: Option<ImageFormat>,
+        /// Read a format through QEMU that is not read natively.
+        via_qemu: bool,
+        /// Read the files that the image refers to: who wrote its header chose them.
+        backing_ok: bool,
         /// Otherwise the repository's.
         compression: Option<Compression>,
         /// Change nothing, only tell.
@@ -115,17 +131,20 @@ impl SnapshotRequest {
     }
 }
 
-/// The name of an image: its file name without extension.
+/// The name of an image: its file name without extension, or that of its export.
 ///
 /// # Errors
 /// `InvalidInput` if that is no name of an image.
-pub fn name_of(path: &Path) -> Result<String> {
-    let no_text = || {
-        let what = format!(
-            "the file name of {} is not UTF-8, and gives no name to the image",
-            path.shown()
-        );
+pub fn name_of(image: &ImageUri) -> Result<String> {
+    let path = image.title();
+    let refused = |what: String| {
         Error::new(ErrorKind::InvalidInput, what).hint(message!["choose one with ", Setting::Name])
+    };
+    if image.file().is_none() && path.file_stem().is_none() {
+        return Err(refused(format!("{image} gives no name to the image")));
+    }
+    let no_text = || {
+        refused(format!("the file name of {image} is not UTF-8, and gives no name to the image"))
     };
     let stem = path.file_stem().unwrap_or_default().to_str().ok_or_else(no_text)?;
     let stem: String =
@@ -133,13 +152,23 @@ pub fn name_of(path: &Path) -> Result<String> {
     manifest::check_name(&stem).map(|()| stem)
 }
 
-/// A list of changes, and the snapshot since which they were made.
+/// What changed, and since which snapshot.
 #[derive(Debug, Clone)]
 pub struct ChangedSince {
     /// What may have changed.
-    pub list: ChangeList,
+    pub changes: GivenChanges,
     /// Since when: the parent or an ancestor of it.
     pub since: At,
+}
+
+/// Who knows what changed.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub enum GivenChanges {
+    /// A list.
+    List(ChangeList),
+    /// A dirty bitmap of this name, which the server of the image keeps, or the image file.
+    Bitmap(String),
 }
 
 /// What became of it.

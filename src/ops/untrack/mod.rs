@@ -12,7 +12,8 @@ pub fn run(repository: &Repository, name: &str, context: &Context) -> Result<Vec
     let writer = write_to_free(repository, name, context)?;
     let clones = list_clones(repository, &writer.manifest, &writer.head)?;
     let Some(source) = &writer.head.source else { return Ok(Vec::new()) };
-    let removed = clones_beside(repository, &writer.manifest, source).remove_but(None, context)?;
+    let removed =
+        clones_beside(repository, &writer.manifest, Some(source)).remove_but(None, context)?;
     let is_removed = |clone: &CloneUse| removed.iter().any(|found| found.path == clone.path);
     Ok(clones.reference.into_iter().chain(clones.orphans).filter(is_removed).collect())
 }

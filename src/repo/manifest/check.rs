@@ -3,6 +3,7 @@
 
 use crate::base::error::{Error, Result};
 use crate::format::footer::{MAX_LABEL_BYTES, MAX_NUMBER};
+use crate::image::ImageUri;
 use crate::repo::manifest::files::{ImageFile, check_name};
 use crate::repo::manifest::related::{Attachment, MAX_ATTACHMENT_BYTES};
 use crate::repo::manifest::types::{Manifest, Snapshot};
@@ -45,8 +46,8 @@ impl Manifest {
             return Some("the snapshots are out of order".into());
         }
         let base_images = self.stored().into_iter().filter_map(|s| s.base_image.as_deref());
-        if let Some(path) = self.source.as_deref().into_iter().chain(base_images).find(is_relative)
-        {
+        let source = self.source.as_ref().and_then(ImageUri::file);
+        if let Some(path) = source.into_iter().chain(base_images).find(is_relative) {
             return Some(format!("{path:?} is no absolute path"));
         }
         let (mut ids, mut labels, mut last) = (HashMap::new(), HashSet::new(), 0);

@@ -21,8 +21,8 @@ pub use files::{ImageFile, check_name, file_name, sequence_of, temporary_of};
 pub(crate) use files::{marker_name, object_name};
 pub use related::{Attachment, Group, MAX_ATTACHMENT_BYTES, Pending, Pin, SnapshotPlace};
 pub(crate) use types::MAX_IMPORTED_NUMBER;
-pub use types::{HintUse, MAX_MANIFEST_BYTES, Manifest, RAW, Rollback, Snapshot, Timings};
-pub(crate) use wire::path;
+pub use types::{HintUse, MAX_MANIFEST_BYTES, Manifest, Rollback, Snapshot, Timings};
+pub(crate) use wire::{image as image_uri, path};
 
 /// The sequence number of the ruling manifest of an image; none if the image has none.
 pub fn ruling(store: &dyn Store, name: &str) -> Result<Option<u64>> {
@@ -218,7 +218,7 @@ mod tests {
 
     fn committed(name: &str, source: Option<PathBuf>) -> Manifest {
         let commit = Some(Uuid::new_v4());
-        Manifest { sequence: 1, commit, ..Manifest::new(name, source) }
+        Manifest { sequence: 1, commit, ..Manifest::new(name, source.map(Into::into)) }
     }
 
     #[test]

@@ -20,7 +20,9 @@ const PINS: &str = "pins";
 const PENDING: &str = "pending";
 /// ... with attachments: another one would take them for garbage.
 const ATTACHMENTS: &str = "attachments";
-const KNOWN_NEEDS: [&str; 6] = [PROTECTED, FORGOTTEN, ROLLBACK, PINS, PENDING, ATTACHMENTS];
+/// ... of an image whose format is not what its base says: another one would read it otherwise.
+const FORMAT: &str = "format";
+const KNOWN_NEEDS: [&str; 7] = [PROTECTED, FORGOTTEN, ROLLBACK, PINS, PENDING, ATTACHMENTS, FORMAT];
 
 /// So many of the last commits are all named as ancestors.
 const RECENT: u64 = 16;
@@ -138,6 +140,7 @@ impl Manifest {
     }
 
     fn needs_of_content(&self) -> Vec<String> {
+        let stored = self.stored();
         let has = |what: fn(&Snapshot) -> bool| self.snapshots.iter().any(what);
         let needs = [
             (has(|s| s.protected), PROTECTED),
@@ -146,6 +149,7 @@ impl Manifest {
             (has(|s| !s.pins.is_empty()), PINS),
             (!self.pending.is_empty(), PENDING),
             (has(|s| !s.attachments.is_empty()), ATTACHMENTS),
+            (stored.iter().any(|s| s.parent.is_some() && s.format.is_some()), FORMAT),
         ];
         let needed = needs.into_iter().filter(|(is_needed, _)| *is_needed);
         needed.map(|(_, need)| need.to_owned()).collect()

@@ -3,7 +3,7 @@
 use crate::base::digest::{Digest, ImageDigest};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::units::{BlockSize, Geometry};
-use crate::image::{FileAttributes, LiveIdentity};
+use crate::image::{FileAttributes, ImageFormat, ImageUri, LiveIdentity};
 use crate::repo::host::HostName;
 use crate::repo::manifest::commit::{Ancestor, Condemned, ManifestDigest, Read};
 use crate::repo::manifest::related::{Attachment, Group, Pending, Pin};
@@ -26,9 +26,6 @@ pub const MAX_MANIFEST_BYTES: u64 = 256 << 20;
 /// What is written. Versions 1, and 2 with snapshots that are dropped, are read.
 const VERSION: u32 = 3;
 
-/// The one format of image files that is read so far, as [`Snapshot::format`] has it.
-pub const RAW: &str = "raw";
-
 /// What lives of an image.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
@@ -40,8 +37,8 @@ pub struct Manifest {
     #[serde(deserialize_with = "wire::id")]
     pub image_id: Uuid,
     /// Where the live image is on its host, for people.
-    #[serde(with = "wire::path")]
-    pub source: Option<PathBuf>,
+    #[serde(with = "wire::image")]
+    pub source: Option<ImageUri>,
     /// The host that it is on; none if that is not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host: Option<HostName>,
@@ -165,8 +162,8 @@ pub struct Snapshot {
     /// The file that its blocks are in, if they are not in its delta file.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "wire::path")]
     pub base_image: Option<PathBuf>,
-    /// In a base: how the image file was read. Otherwise, and where it is missing, as the base of the chain
-    /// says; [`RAW`] if that says nothing.
+    /// How the disk lay in the image, as `qemu-img` calls it: in a base, and where it is not what it was
+    /// before. Otherwise as the newest snapshot before it says that has it; raw if none has.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub format: Option<String>,
     /// Nothing drops it.
@@ -262,7 +259,7 @@ impl Snapshot {
 
 impl Manifest {
     /// An image without snapshots.
-    pub fn new(name: &str, source: Option<PathBuf>) -> Self {
+    pub fn new(name: &str, source: Option<ImageUri>) -> Self {
         Self {
             sequence: 0,
             name: name.into(),
@@ -353,11 +350,10 @@ impl Manifest {
         None
     }
 
-    /// How the image file is read: as its newest base says.
+    /// How the disk lies in the live image, as `qemu-img` calls it.
     pub fn format(&self) -> &str {
-        let stored = self.stored();
-        let bases = stored.into_iter().rev().filter(|s| s.parent.is_none());
-        bases.filter_map(|s| s.format.as_deref()).next().unwrap_or(RAW)
+        let newest = self.stored().into_iter().rev();
+        newest.filter_map(|s| s.format.as_deref()).next().unwrap_or(ImageFormat::RAW.qemu())
     }
 
     /// The snapshot with the highest number.

@@ -67,6 +67,39 @@ pub(crate) fn tracker<'de, D: Deserializer<'de>>(
     Ok(serde_json::from_value(value).ok())
 }
 
+/// Where an image is, as a URI. Earlier programs knew paths only, and wrote them as they are.
+pub(crate) mod image {
+    use crate::base::uri::file_uri;
+    use crate::image::ImageUri;
+    use serde::{Deserialize, Deserializer, Serializer};
+    use std::path::Path;
+
+    #[expect(clippy::ref_option, reason = "serde hands it so")]
+    pub(crate) fn serialize<S: Serializer>(
+        image: &Option<ImageUri>,
+        to: S,
+    ) -> Result<S::Ok, S::Error> {
+        match image {
+            Some(ImageUri::File(path)) => to.serialize_str(&file_uri(path)),
+            Some(image) => to.collect_str(image),
+            None => to.serialize_none(),
+        }
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<Option<ImageUri>, D::Error> {
+        let Some(text) = Option::<String>::deserialize(from)? else { return Ok(None) };
+        if text.starts_with('/') {
+            return Ok(Some(Path::new(&text).into()));
+        }
+        match ImageUri::parse(Path::new(&text)) {
+            Ok(image) if text.contains("://") => Ok(Some(image)),
+            _ => Err(serde::de::Error::custom("an image is named by a URI")),
+        }
+    }
+}
+
 /// A path as a percent-encoded URI: it need not be UTF-8. Earlier programs wrote it as it is.
 pub(crate) mod path {
     use crate::base::uri::{Uri, file_uri};

@@ -119,7 +119,8 @@ pub fn look(disk: &CrashDisk, known: Option<&Visible>) -> Result<Seen> {
                 saved: intent.saved.and_then(number),
             });
             // After a relink that was killed halfway the manifest says another.
-            seen.source = reader.head().source.clone();
+            seen.source =
+                reader.head().source.as_ref().and_then(|image| image.file().map(Into::into));
         }
         if manifest.stored().iter().any(|s| s.is_by_reference()) {
             seen.by_reference.insert(name.clone());

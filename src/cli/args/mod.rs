@@ -1,18 +1,21 @@
 //! What can be typed.
 
+mod images;
+
+pub use images::{Snapshot, Watch};
+
 use super::bench::args::Bench;
 use super::config::args::Config;
 use super::words::{self, parsed};
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueHint};
+use imgsnap::Reference;
 use imgsnap::base::digest::DigestAlgorithm;
 use imgsnap::base::read_limit::ReadRate;
 use imgsnap::base::units::{BlockSize, ByteRange, parse_bytes, parse_duration};
 use imgsnap::codec::Compression;
 use imgsnap::image::{ImageUri, parse_image};
 use imgsnap::repo::retention::{Count, LabelGlob, Period};
-use imgsnap::tracking::Recheck;
-use imgsnap::{Reference, Track};
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -172,8 +175,9 @@ pub enum Command {
         /// The base image of its chain, which is proved to be the same
         #[arg(long, value_name = "IMAGE", value_hint = ValueHint::FilePath)]
         base_image: Option<PathBuf>,
-        #[command(flatten)]
-        format: Format,
+        /// The image is raw, whatever it looks like
+        #[arg(long, value_name = "raw", value_parser = ["raw"], hide_possible_values = true)]
+        format: Option<String>,
     },
     /// Measure every verb against the ceiling of this machine
     Bench(Bench),
@@ -226,118 +230,6 @@ pub struct FirstUse {
 /// Reads an image, whose path need not be UTF-8.
 fn image_uri() -> impl TypedValueParser<Value = ImageUri> {
     OsStringValueParser::new().try_map(|text| parse_image(text).map_err(|e| words::error(&e)))
-}
-
-#[derive(ClapArgs)]
-pub struct Snapshot {
-    /// The raw image file or block device; several share the threads
-    #[arg(required = true, value_name = "IMAGE", value_hint = ValueHint::FilePath,
-          value_parser = image_uri())]
-    pub images: Vec<ImageUri>,
-    /// Name of the image in the repository [default: its file name without extension]
-    #[arg(short, long)]
-    pub name: Option<String>,
-    /// A label for the snapshot
-    #[arg(short, long)]
-    pub label: Option<String>,
-    /// Make a base that rests on no other snapshot
-    #[arg(long, group = "against")]
-    pub full: bool,
-    /// Take the base of the chain as the parent
-    #[arg(long, group = "against")]
-    pub differential: bool,
-    /// Take this snapshot as the parent
-    #[arg(long, group = "against", value_name = "REF")]
-    pub parent: Option<String>,
-    /// Take this raw image as the base, without a copy: the image is a clone of it
-    #[arg(long, value_name = "IMAGE", value_hint = ValueHint::FilePath, conflicts_with = "dry_run")]
-    pub base_image: Option<PathBuf>,
-    /// Read all of the image, whatever is known of it
-    #[arg(long)]
-    pub full_scan: bool,
-    #[command(flatten)]
-    pub tracking: Tracking,
-    /// A list of what changed: "nbdinfo --map=qemu:dirty-bitmap:NAME --json", "rbd diff --format json",
-    /// or lines of "offset length" in bytes
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, requires = "changed_since")]
-    #[arg(conflicts_with = "base_image")]
-    pub changed: Option<PathBuf>,
-    /// The snapshot since which the list tells: the parent or an ancestor of it
-    #[arg(long, value_name = "REF", requires = "changed")]
-    pub changed_since: Option<String>,
-    /// Make no snapshot if the image is unchanged
-    #[arg(long)]
-    pub skip_unchanged: bool,
-    #[command(flatten)]
-    pub format: Format,
-    /// Store what can be read of a bad disk, and mark the rest as unread
-    #[arg(long)]
-    pub skip_bad: bool,
-    /// lz4, zstd[:LEVEL] or none [default: the repository's]
-    #[arg(long)]
-    pub compression: Option<Compression>,
-    /// Change nothing, only tell
-    #[arg(long)]
-    pub dry_run: bool,
-    #[command(flatten)]
-    pub first_use: FirstUse,
-}
-
-/// How it is found, without reading, what changed.
-#[derive(ClapArgs)]
-pub struct Tracking {
-    /// Find changes by clones of the image (XFS, btrfs): auto, reflink or none [default: auto]
-    #[arg(long, value_name = "HOW")]
-    pub track: Option<Track>,
-    /// Read this much of what is called unchanged, another part each time [default: 1% or 64 MiB]
-    #[arg(long, value_name = "P%")]
-    pub recheck: Option<Recheck>,
-    /// How long writes of a running machine may wait while its image is cloned [default: 1s]
-    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
-    pub max_stall: Option<Duration>,
-}
-
-#[derive(ClapArgs)]
-pub struct Watch {
-    /// Raw image files
-    #[arg(required = true, value_name = "IMAGE", value_hint = ValueHint::FilePath,
-          value_parser = image_uri())]
-    pub images: Vec<ImageUri>,
-    /// Name of the image in the repository [default: its file name without extension]
-    #[arg(short, long)]
-    pub name: Option<String>,
-    /// How often, as in 30s, 5m or 1h
-    #[arg(long, value_name = "TIME", value_parser = parse_interval)]
-    pub every: Duration,
-    #[command(flatten)]
-    pub keep: Keep,
-    #[command(flatten)]
-    pub tracking: Tracking,
-    #[command(flatten)]
-    pub format: Format,
-    /// Store what can be read of a bad disk, and mark the rest as unread
-    #[arg(long)]
-    pub skip_bad: bool,
-    /// lz4, zstd[:LEVEL] or none [default: the repository's]
-    #[arg(long)]
-    pub compression: Option<Compression>,
-    #[command(flatten)]
-    pub first_use: FirstUse,
-}
-
-/// How the image file is to be read.
-#[derive(ClapArgs)]
-pub struct Format {
-    /// The format of the image: a first snapshot of what looks like another one is refused without this
-    #[arg(long, value_name = "raw", value_parser = ["raw"], hide_possible_values = true)]
-    format: Option<String>,
-}
-
-impl Format {
-    /// True if it is raw, whatever it looks like.
-    pub fn is_raw(&self) -> bool {
-        self.format.is_some()
-    }
 }
 
 #[derive(ClapArgs)]

@@ -1,0 +1,139 @@
+//! What can be typed for the verbs that read images.
+
+use super::super::words::parsed;
+use super::{FirstUse, Keep, image_uri, parse_interval};
+use clap::{Args as ClapArgs, ValueHint};
+use imgsnap::Track;
+use imgsnap::base::units::parse_duration;
+use imgsnap::codec::Compression;
+use imgsnap::image::{ImageFormat, ImageUri};
+use imgsnap::tracking::Recheck;
+use std::path::PathBuf;
+use std::time::Duration;
+
+#[derive(ClapArgs)]
+pub struct Snapshot {
+    /// The image: a file, a block device, or nbd://HOST/EXPORT; several share the threads
+    #[arg(required = true, value_name = "IMAGE", value_hint = ValueHint::FilePath,
+          value_parser = image_uri())]
+    pub images: Vec<ImageUri>,
+    /// Name of the image in the repository [default: its file name without extension]
+    #[arg(short, long)]
+    pub name: Option<String>,
+    /// A label for the snapshot
+    #[arg(short, long)]
+    pub label: Option<String>,
+    /// Make a base that rests on no other snapshot
+    #[arg(long, group = "against")]
+    pub full: bool,
+    /// Take the base of the chain as the parent
+    #[arg(long, group = "against")]
+    pub differential: bool,
+    /// Take this snapshot as the parent
+    #[arg(long, group = "against", value_name = "REF")]
+    pub parent: Option<String>,
+    /// Take this raw image as the base, without a copy: the image is a clone of it
+    #[arg(long, value_name = "IMAGE", value_hint = ValueHint::FilePath, conflicts_with = "dry_run")]
+    pub base_image: Option<PathBuf>,
+    /// Read all of the image, whatever is known of it
+    #[arg(long)]
+    pub full_scan: bool,
+    #[command(flatten)]
+    pub tracking: Tracking,
+    /// A list of what changed: "nbdinfo --map=qemu:dirty-bitmap:NAME --json", "rbd diff --format json",
+    /// or lines of "offset length" in bytes
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, requires = "since")]
+    #[arg(conflicts_with = "base_image", group = "told")]
+    pub changed: Option<PathBuf>,
+    /// What changed, as this dirty bitmap says, which the NBD server of the image has, or its qcow2 file
+    #[arg(
+        long,
+        value_name = "NAME",
+        requires = "since",
+        conflicts_with = "base_image",
+        group = "told"
+    )]
+    pub bitmap: Option<String>,
+    /// The snapshot since which the list or bitmap tells: the parent or an ancestor of it
+    #[arg(long, value_name = "REF", requires = "told")]
+    pub since: Option<String>,
+    /// The image is a snapshot of this file or device, which is what is recorded
+    #[arg(long, value_name = "ORIGIN", value_hint = ValueHint::FilePath, value_parser = image_uri())]
+    #[arg(conflicts_with = "base_image")]
+    pub of: Option<ImageUri>,
+    /// Take it as a snapshot of that although nothing tells that it is one
+    #[arg(long, requires = "of")]
+    pub force: bool,
+    /// Make no snapshot if the image is unchanged
+    #[arg(long)]
+    pub skip_unchanged: bool,
+    #[command(flatten)]
+    pub format: Format,
+    /// Store what can be read of a bad disk, and mark the rest as unread
+    #[arg(long)]
+    pub skip_bad: bool,
+    /// lz4, zstd[:LEVEL] or none [default: the repository's]
+    #[arg(long)]
+    pub compression: Option<Compression>,
+    /// Change nothing, only tell
+    #[arg(long)]
+    pub dry_run: bool,
+    #[command(flatten)]
+    pub first_use: FirstUse,
+}
+
+/// How it is found, without reading, what changed.
+#[derive(ClapArgs)]
+pub struct Tracking {
+    /// Find changes by clones of the image (XFS, btrfs): auto, reflink or none [default: auto]
+    #[arg(long, value_name = "HOW")]
+    pub track: Option<Track>,
+    /// Read this much of what is called unchanged, another part each time [default: 1% or 64 MiB]
+    #[arg(long, value_name = "P%")]
+    pub recheck: Option<Recheck>,
+    /// How long writes of a running machine may wait while its image is cloned [default: 1s]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub max_stall: Option<Duration>,
+}
+
+#[derive(ClapArgs)]
+pub struct Watch {
+    /// Image files, devices or NBD exports
+    #[arg(required = true, value_name = "IMAGE", value_hint = ValueHint::FilePath,
+          value_parser = image_uri())]
+    pub images: Vec<ImageUri>,
+    /// Name of the image in the repository [default: its file name without extension]
+    #[arg(short, long)]
+    pub name: Option<String>,
+    /// How often, as in 30s, 5m or 1h
+    #[arg(long, value_name = "TIME", value_parser = parse_interval)]
+    pub every: Duration,
+    #[command(flatten)]
+    pub keep: Keep,
+    #[command(flatten)]
+    pub tracking: Tracking,
+    #[command(flatten)]
+    pub format: Format,
+    /// Store what can be read of a bad disk, and mark the rest as unread
+    #[arg(long)]
+    pub skip_bad: bool,
+    /// lz4, zstd[:LEVEL] or none [default: the repository's]
+    #[arg(long)]
+    pub compression: Option<Compression>,
+    #[command(flatten)]
+    pub first_use: FirstUse,
+}
+
+/// How the image file is to be read.
+#[derive(ClapArgs)]
+pub struct Format {
+    /// The format of the image, whatever it looks like, or was before: raw, qcow2, vmdk, vhdx, vdi or vhd
+    #[arg(long, value_name = "FORMAT", value_parser = parsed::<ImageFormat>)]
+    pub format: Option<ImageFormat>,
+    /// Read a format through qemu-nbd that is not read natively
+    #[arg(long)]
+    pub via_qemu: bool,
+    /// Read the backing, data and extent files that an image names: whoever wrote it chose them
+    #[arg(long)]
+    pub backing_ok: bool,
+}

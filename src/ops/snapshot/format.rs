@@ -1,0 +1,54 @@
+//! How the disk lies in an image: found at its first snapshot, recorded, and never guessed again, because a
+//! guest can write any header into a raw disk.
+
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::events::{Context, WarningId};
+use crate::base::message::{Setting, message};
+use crate::image::{ImageFormat, LiveImage, Source};
+use crate::ops::snapshot::types::SnapshotRequest;
+use crate::repo::manifest::Manifest;
+
+/// The disk in an image that is open.
+///
+/// # Errors
+/// `Unsupported` for a format that is not read, or for a first snapshot of what looks like one; `Mismatch` if
+/// the image has not the format that is recorded; `Busy` if it is in use and cannot be cloned as it is.
+pub(crate) fn with_format(
+    live: LiveImage,
+    manifest: &Manifest,
+    request: &SnapshotRequest,
+    context: &Context,
+) -> Result<LiveImage> {
+    let looks = match live.disk.container() {
+        Some(file) => ImageFormat::of(file.file(), file.image_bytes()),
+        None => ImageFormat::within(live.disk.source()),
+    };
+    let is_first = manifest.stored().is_empty();
+    let recorded = manifest.format();
+    let format = match (request.format, is_first) {
+        (Some(format), _) => format,
+        (None, true) => looks,
+        (None, false) => ImageFormat::recorded(recorded).ok_or_else(|| {
+            let (name, format) = (&manifest.name, recorded.escape_debug());
+            let what = format!("\"{name}\" is read as a {format} image");
+            let hint = "a later imgsnap began it; use that one";
+            Error::new(ErrorKind::Unsupported, what).hint(hint)
+        })?,
+    };
+    let place = live.disk.name();
+    if format.is_raw() {
+        if !looks.is_raw() && !is_first {
+            let what = format!(
+                "{place} looks like a {looks} image now; it is taken as raw, as it was before"
+            );
+            context.warn(WarningId::LooksForeign, what);
+        }
+        return Ok(live);
+    }
+    if looks != format {
+        let what = format!("{place} is recorded as a {format} image, and is none");
+        let hint = message!["if it was converted, say so with ", Setting::Format.to(looks.qemu())];
+        return Err(Error::new(ErrorKind::Mismatch, what).hint(hint));
+    }
+    Err(format.refusal(&place))
+}
