@@ -14,6 +14,7 @@ mod identity;
 mod limited;
 mod live;
 pub mod nbd;
+pub mod qemu;
 mod raw;
 mod uri;
 mod users;

@@ -22,6 +22,7 @@ mod no_free_space;
 mod power_loss;
 mod qcow2_write;
 mod qemu;
+mod qemu_export;
 mod raced;
 #[path = "../support/random.rs"]
 mod random;
