@@ -22,8 +22,10 @@
 //! value: the digest of a racing read is some number, and is used for nothing but "look closer".
 
 mod attributes;
+mod child;
 
 pub use attributes::{attribute, attribute_names, remove_attribute, set_attribute};
+pub use child::bind_child;
 
 use std::fs::File;
 use std::io;

@@ -15,6 +15,7 @@ mod limited;
 mod live;
 pub mod nbd;
 pub mod qcow2;
+pub mod qemu;
 mod raw;
 mod uri;
 mod users;

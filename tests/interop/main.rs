@@ -26,7 +26,9 @@ mod power_loss;
 mod qcow2;
 mod qcow2_hostile;
 mod qcow2_images;
+mod qcow2_write;
 mod qemu;
+mod qemu_export;
 mod raced;
 #[path = "../support/random.rs"]
 mod random;

@@ -6,12 +6,14 @@
 mod medium;
 mod nbd_in_place;
 mod new_file;
+mod qcow2;
 mod raw_in_place;
 mod stream;
 
 pub use medium::{Medium, OsMedium};
 pub use nbd_in_place::NbdInPlace;
 pub use new_file::NewFile;
+pub use qcow2::{ClusterCompression, NewQcow2};
 pub use raw_in_place::RawInPlace;
 pub use stream::Stream;
 

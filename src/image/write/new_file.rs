@@ -102,7 +102,7 @@ impl NewFile {
         best_effort(file.try_lock());
         let (attributes, not_given) = (None, NotGiven::default());
         let (finished, writeback) = (false, Writeback::default());
-        let target = Self {
+        let mut target = Self {
             file,
             path,
             folder,
@@ -116,7 +116,7 @@ impl NewFile {
             finished,
             writeback,
         };
-        target.file.set_len(bytes).map_err(|e| target.failed("set the length of", e))?;
+        target.set_length(bytes)?;
         Ok(target)
     }
 
@@ -131,6 +131,16 @@ impl NewFile {
     /// What of these it did not get, in words; none if nothing is missing that matters.
     pub fn not_given(&self) -> Option<String> {
         self.attributes.as_ref().and_then(|attributes| self.not_given.describe(attributes))
+    }
+
+    /// The file itself: what was written can be read.
+    pub(super) fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Gives it another length than that with which it was made; what is added reads as zeros.
+    pub(super) fn set_length(&mut self, bytes: u64) -> Result<()> {
+        self.file.set_len(bytes).map_err(|e| self.failed("set the length of", e))
     }
 
     fn failed(&self, what: &str, error: io::Error) -> Error {
