@@ -374,14 +374,7 @@ impl<'a> Rounds<'a> {
     }
 
     fn roll_back_to(&self, number: u64) -> Result<Done> {
-        let request = RollbackRequest {
-            name: NAME.into(),
-            to: At::Number(number),
-            save: true,
-            prove: false,
-            dry_run: false,
-            force_device: false,
-        };
+        let request = RollbackRequest::new(NAME, At::Number(number));
         let work = self.repository.rollback(&request, &self.context)?.work;
         Ok(Done { read_bytes: work.read_bytes, written_bytes: work.written_bytes })
     }

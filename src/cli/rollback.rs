@@ -23,7 +23,8 @@ pub fn run(
         .save(!verb.no_save)
         .prove(verb.prove)
         .dry_run(verb.dry_run)
-        .force_device(verb.force_device);
+        .force_device(verb.force_device)
+        .backing_ok(verb.backing_ok);
     let done = repository.rollback(&request, context)?;
     let seconds = begun.elapsed().as_secs_f64();
     if printer.is_json() {

@@ -4,13 +4,31 @@ use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::events::Context;
 use crate::base::units::ByteRange;
 use crate::base::uri::Shown;
-use crate::image::write::{InPlace, Medium, RawInPlace};
+use crate::image::nbd::{NbdDisk, NbdOptions};
+use crate::image::qcow2::{BackingChain, Qcow2Image};
+use crate::image::through_qemu::{ThroughQemu, refuse_unasked};
+use crate::image::write::{InPlace, Medium, NbdInPlace, RawInPlace};
 use crate::image::{FileStat, ImageFormat, ImageUri, LiveIdentity, RawFile, Source};
 
 /// A disk that is open.
 pub enum Disk {
     /// A raw file, or a device.
     Raw(RawFile),
+    /// The disk in a qcow2 file.
+    Qcow2(Qcow2Image),
+    /// An export of an NBD server.
+    Nbd(NbdDisk),
+    /// The disk in a file that QEMU reads or writes for us.
+    ThroughQemu(ThroughQemu),
+}
+
+/// What may be done to read a disk.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ReadBy {
+    /// Start QEMU for a format that is not read natively.
+    pub via_qemu: bool,
+    /// Read the files that an image refers to.
+    pub backing_ok: bool,
 }
 
 impl From<RawFile> for Disk {
@@ -20,30 +38,77 @@ impl From<RawFile> for Disk {
 }
 
 impl Disk {
-    /// Opens a disk to change it in place.
+    /// The disk that lies in a file in that format. What is read natively is; a qcow2 that cannot be is read
+    /// through QEMU.
+    ///
+    /// # Errors
+    /// `Unsupported` for a format that is not read, or for files that it names and that may not be read;
+    /// `Corrupt` for a damaged one.
+    pub fn within(
+        file: RawFile,
+        format: ImageFormat,
+        by: ReadBy,
+        context: &Context,
+    ) -> Result<Self> {
+        if format.is_raw() {
+            return Ok(Self::Raw(file));
+        }
+        if format == ImageFormat::QCOW2 {
+            let chain = BackingChain::follow(file, by.backing_ok)?;
+            return match chain.needs_qemu() {
+                None => Qcow2Image::of(chain).map(Self::Qcow2),
+                Some(why) => {
+                    context.note(format!("read through qemu-nbd: {why}"));
+                    ThroughQemu::read_chain(chain, context).map(Self::ThroughQemu)
+                }
+            };
+        }
+        if !format.is_read_through_qemu() {
+            return Err(format.refusal(&file.path().shown()));
+        }
+        if !by.via_qemu {
+            return Err(refuse_unasked(format, &file));
+        }
+        ThroughQemu::read(file, format, by.backing_ok, context).map(Self::ThroughQemu)
+    }
+
+    /// Opens a disk to change it in place. A qcow2 is written by QEMU.
     ///
     /// # Errors
     /// `NotFound`; `Busy` if it is in use; `Unsupported` for a format that is not written.
-    pub fn open_to_write(image: &ImageUri, format: &str, _context: &Context) -> Result<Self> {
+    pub fn open_to_write(
+        image: &ImageUri,
+        format: ImageFormat,
+        by: ReadBy,
+        context: &Context,
+    ) -> Result<Self> {
         match image {
-            ImageUri::File(path) if format == ImageFormat::RAW.qemu() => {
-                RawFile::open_to_write(path).map(Self::Raw)
+            ImageUri::File(path) if format.is_raw() => RawFile::open_to_write(path).map(Self::Raw),
+            ImageUri::File(path) if format == ImageFormat::QCOW2 => {
+                ThroughQemu::write(path, by.backing_ok, context).map(Self::ThroughQemu)
             }
             ImageUri::File(_) => {
-                let what = format!("{image} is a {format} image, which cannot be changed in place");
-                Err(Error::new(ErrorKind::Unsupported, what))
+                let what = format!("{image} is a {format} image, which is not changed in place");
+                Err(Error::new(ErrorKind::Unsupported, what)
+                    .hint("restore to a new file, and convert that"))
             }
-            ImageUri::Nbd(_) => {
-                let what = format!("{image}: NBD exports are not read yet");
-                Err(Error::new(ErrorKind::Unsupported, what))
+            ImageUri::Nbd(uri) => {
+                let options = NbdOptions { writable: true, ..NbdOptions::default() };
+                NbdDisk::open(uri, options, context).map(Self::Nbd)
             }
         }
     }
 
     /// The disk, to be changed in place: of one that was opened for that.
-    pub fn in_place<'a>(&'a self, medium: &'a dyn Medium) -> Box<dyn InPlace + 'a> {
+    pub fn in_place<'a>(&'a self, medium: &'a dyn Medium) -> Result<Box<dyn InPlace + 'a>> {
         match self {
-            Self::Raw(image) => Box::new(RawInPlace::through(image, medium)),
+            Self::Raw(image) => Ok(Box::new(RawInPlace::through(image, medium))),
+            Self::Nbd(disk) => Ok(Box::new(NbdInPlace::new(disk))),
+            Self::ThroughQemu(disk) => Ok(Box::new(NbdInPlace::new(disk.disk()))),
+            Self::Qcow2(image) => {
+                let what = format!("{} was opened to be read", image.name());
+                Err(Error::new(ErrorKind::Internal, what))
+            }
         }
     }
 
@@ -51,6 +116,9 @@ impl Disk {
     pub fn source(&self) -> &dyn Source {
         match self {
             Self::Raw(image) => image,
+            Self::Qcow2(image) => image,
+            Self::Nbd(disk) => disk,
+            Self::ThroughQemu(disk) => disk,
         }
     }
 
@@ -58,6 +126,9 @@ impl Disk {
     pub fn into_source(self) -> Box<dyn Source + Send> {
         match self {
             Self::Raw(image) => Box::new(image),
+            Self::Qcow2(image) => Box::new(image),
+            Self::Nbd(disk) => Box::new(disk),
+            Self::ThroughQemu(disk) => Box::new(disk),
         }
     }
 
@@ -65,51 +136,60 @@ impl Disk {
     pub fn raw(&self) -> Option<&RawFile> {
         match self {
             Self::Raw(image) => Some(image),
+            _ => None,
         }
     }
 
-    /// The file or device that it lies in; none if it does not lie here.
+    /// The file or device that it lies in; none if it does not lie here, or QEMU writes to it.
     pub fn container(&self) -> Option<&RawFile> {
-        self.raw()
+        match self {
+            Self::Raw(image) => Some(image),
+            Self::Qcow2(image) => image.container(),
+            Self::Nbd(_) => None,
+            Self::ThroughQemu(disk) => disk.container(),
+        }
     }
 
     /// How it lies in that.
     pub fn format(&self) -> ImageFormat {
         match self {
-            Self::Raw(_) => ImageFormat::RAW,
+            Self::Raw(_) | Self::Nbd(_) => ImageFormat::RAW,
+            Self::Qcow2(_) => ImageFormat::QCOW2,
+            Self::ThroughQemu(disk) => disk.format(),
         }
     }
 
-    /// What a dirty bitmap of that name says that may have changed.
+    /// What a dirty bitmap of that name says that may have changed. Of an export, it is the one that it was
+    /// opened with.
     ///
     /// # Errors
     /// `NotFound` if there is none; `Unsupported` if nothing of the kind is kept for such a disk.
     pub fn bitmap(&self, name: &str) -> Result<Vec<ByteRange>> {
         match self {
-            Self::Raw(image) => {
-                let place = image.path().shown();
-                let what = format!("{place} is a raw image, which has no bitmap \"{name}\"");
-                Err(Error::new(ErrorKind::Unsupported, what))
+            Self::Qcow2(image) => image.dirty_ranges(name),
+            Self::Nbd(disk) => disk.bitmap_ranges(),
+            Self::Raw(_) | Self::ThroughQemu(_) => {
+                let what =
+                    format!("no bitmap \"{}\" can be read of {}", name.escape_debug(), self.name());
+                Err(Error::new(ErrorKind::Unsupported, what)
+                    .hint("bitmaps are read of qcow2 files and of NBD exports"))
             }
         }
     }
 
-    /// What identifies its present content, if that can be trusted.
+    /// What identifies its present content, if that can be trusted, and is all in one file.
     pub fn stable_stat(&self) -> Option<FileStat> {
-        self.container()?.stable_stat()
+        let is_one = match self {
+            Self::Qcow2(image) => !image.has_backing(),
+            Self::ThroughQemu(disk) => !disk.has_backing() && disk.format() == ImageFormat::QCOW2,
+            Self::Raw(_) | Self::Nbd(_) => true,
+        };
+        self.container().filter(|_| is_one)?.stable_stat()
     }
 
     /// What tells the file or device that it lies in from others that its path may lead to.
     pub fn identity(&self) -> Option<LiveIdentity> {
         self.container()?.identity()
-    }
-
-    /// Fails if it is no longer what it was when it was opened.
-    ///
-    /// # Errors
-    /// `Busy`.
-    pub fn check(&self) -> Result<()> {
-        self.source().check()
     }
 
     /// What to call it in a message.

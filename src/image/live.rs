@@ -2,7 +2,9 @@
 
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::events::Context;
-use crate::image::{Disk, FileStat, ImageUri, RawFile};
+use crate::image::disk::ReadBy;
+use crate::image::nbd::{NbdDisk, NbdOptions};
+use crate::image::{Disk, FileStat, ImageFormat, ImageUri, RawFile};
 
 /// An image that a snapshot is to be taken of.
 pub struct LiveImage {
@@ -13,11 +15,17 @@ pub struct LiveImage {
 }
 
 impl LiveImage {
-    /// Opens an image; one that is in use only if it may be cloned.
+    /// Opens an image as it is, whatever is in it; one that is in use only if it may be cloned. An export is
+    /// opened with the dirty bitmap of that name.
     ///
     /// # Errors
     /// `Busy` for an image that is in use and may not be cloned.
-    pub fn open(image: &ImageUri, may_clone: bool, _context: &Context) -> Result<Self> {
+    pub fn open(
+        image: &ImageUri,
+        may_clone: bool,
+        bitmap: Option<&str>,
+        context: &Context,
+    ) -> Result<Self> {
         match image {
             ImageUri::File(path) => {
                 let busy = match RawFile::open_real(path) {
@@ -28,9 +36,10 @@ impl LiveImage {
                 let user = image.user().unwrap_or_else(|| "another program".into());
                 Ok(Self { disk: image.into(), user: Some(user) })
             }
-            ImageUri::Nbd(_) => {
-                let what = format!("{image}: NBD exports are not read yet");
-                Err(Error::new(ErrorKind::Unsupported, what))
+            ImageUri::Nbd(uri) => {
+                let bitmap = bitmap.map(str::to_owned);
+                let options = NbdOptions { bitmap, ..NbdOptions::default() };
+                Ok(Self { disk: Disk::Nbd(NbdDisk::open(uri, options, context)?), user: None })
             }
         }
     }
@@ -38,6 +47,29 @@ impl LiveImage {
     /// An image that is open and held.
     pub fn held(disk: impl Into<Disk>) -> Self {
         Self { disk: disk.into(), user: None }
+    }
+
+    /// The disk that lies in it in that format.
+    ///
+    /// # Errors
+    /// `Busy` for one that is not raw and in use: its clone may be none that can be read; as of
+    /// [`Disk::within`].
+    pub fn in_format(self, format: ImageFormat, by: ReadBy, context: &Context) -> Result<Self> {
+        let place = self.disk.name();
+        match (self.disk, self.user) {
+            (disk, user) if format.is_raw() => Ok(Self { disk, user }),
+            (_, Some(user)) => {
+                let what = format!("{place} is a {format} image in use by {user}");
+                Err(Error::new(ErrorKind::Busy, what)
+                    .hint("shut the virtual machine down, or take it from an NBD export of it"))
+            }
+            (Disk::Raw(file), None) => Ok(Self::held(Disk::within(file, format, by, context)?)),
+            (_, None) => {
+                let what = format!("{place} is no file: its disk cannot be in a {format} image");
+                Err(Error::new(ErrorKind::Unsupported, what)
+                    .hint("let the server export the disk that is in it"))
+            }
+        }
     }
 
     /// What identifies its content; none while others write, or if it was written to a moment ago.

@@ -17,13 +17,14 @@ pub mod nbd;
 pub mod qcow2;
 pub mod qemu;
 mod raw;
+mod through_qemu;
 mod uri;
 mod users;
 pub mod write;
 
 pub use attributes::{FileAttributes, NotGiven};
 pub use base_image::BaseImage;
-pub use disk::Disk;
+pub use disk::{Disk, ReadBy};
 pub use format::{ImageFormat, refuse_foreign};
 pub use guard::{FileStat, ImageGuard};
 pub use identity::{DeviceIdentity, LiveIdentity, LoopFile};

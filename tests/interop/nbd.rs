@@ -11,7 +11,7 @@ use imgsnap::base::units::ExtentKind;
 use imgsnap::image::Source;
 use imgsnap::image::nbd::{NbdDisk, NbdOptions, NbdPlace, NbdUri};
 use imgsnap::image::write::{InPlace, NbdInPlace, Target};
-use imgsnap::tracking::ChangeHints;
+use imgsnap::tracking::{ChangeHints, ChangeList};
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixListener;
@@ -367,7 +367,7 @@ fn a_dirty_bitmap_names_what_changed() {
     let with = |bitmap: &str| NbdOptions { bitmap: Some(bitmap.into()), ..options() };
     let context = Context::silent();
     let disk = NbdDisk::open(&fake.uri(), with("b0"), &context).unwrap();
-    let mut changes = disk.bitmap_changes().unwrap();
+    let mut changes = disk.bitmap_ranges().map(ChangeList::of).unwrap();
     let mut found = Vec::new();
     while let Some(range) = changes.next_range().unwrap() {
         found.push((range.offset, range.bytes));
@@ -380,7 +380,7 @@ fn a_dirty_bitmap_names_what_changed() {
     let error = NbdDisk::open(&fake.uri(), with("b1"), &context).err().unwrap();
     assert_eq!(error.kind(), ErrorKind::NotFound);
     assert!(error.to_string().contains("\"b1\""), "{error}");
-    let error = open(&fake).bitmap_changes().unwrap_err();
+    let error = open(&fake).bitmap_ranges().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
 }
 

@@ -12,7 +12,7 @@ use imgsnap::base::units::ExtentKind;
 use imgsnap::image::Source;
 use imgsnap::image::nbd::{NbdDisk, NbdOptions, NbdPlace, NbdUri};
 use imgsnap::image::write::{NbdInPlace, Target};
-use imgsnap::tracking::ChangeHints;
+use imgsnap::tracking::{ChangeHints, ChangeList};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
@@ -129,7 +129,7 @@ fn dirty_bitmap_of_qemu_names_what_was_written() {
     let server = Server::unix("qemu-nbd", &lab, &["-r", "-f", "qcow2", "-B", "b0"], &[&disk]);
     let of = |bitmap: &str| NbdOptions { bitmap: Some(bitmap.into()), ..patient() };
     let opened = server.open(of("b0"));
-    let mut changes = opened.bitmap_changes().unwrap();
+    let mut changes = opened.bitmap_ranges().map(ChangeList::of).unwrap();
     let mut found = Vec::new();
     while let Some(range) = changes.next_range().unwrap() {
         found.push((range.offset, range.bytes));

@@ -356,6 +356,9 @@ pub struct Rollback {
     /// Change nothing, only tell
     #[arg(long)]
     pub dry_run: bool,
+    /// Read the files that a qcow2 image is based on: whoever wrote its header chose them
+    #[arg(long)]
+    pub backing_ok: bool,
 }
 
 fn parse_interval(text: &str) -> Result<Duration, String> {

@@ -13,7 +13,6 @@ use crate::base::message::{Action, message};
 use crate::base::units::{ByteRange, Extent, ExtentKind};
 use crate::image::nbd::NbdUri;
 use crate::image::{Source, Window};
-use crate::tracking::ChangeList;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -35,10 +34,12 @@ const SECTOR_BYTES: u64 = 512;
 pub struct NbdOptions {
     /// To change it.
     pub writable: bool,
-    /// A dirty bitmap of QEMU by which [`NbdDisk::bitmap_changes`] goes.
+    /// A dirty bitmap of QEMU by which [`NbdDisk::bitmap_ranges`] goes.
     pub bitmap: Option<String>,
     /// How long the server may be silent while something is asked of it.
     pub stall: Duration,
+    /// What to call it in messages; otherwise its URI.
+    pub name: Option<String>,
     /// How long it is waited before a lost connection is made again; the next times four times as long.
     pub pause: Duration,
 }
@@ -46,7 +47,7 @@ pub struct NbdOptions {
 impl Default for NbdOptions {
     fn default() -> Self {
         let (stall, pause) = (Duration::from_secs(30), Duration::from_millis(200));
-        Self { writable: false, bitmap: None, stall, pause }
+        Self { writable: false, bitmap: None, stall, name: None, pause }
     }
 }
 
@@ -67,8 +68,9 @@ impl NbdDisk {
     /// to and is read-only, or that the server denies; `Unsupported` for a server that asks for TLS or is too
     /// old; `InvalidInput` for an export of 0 bytes.
     pub fn open(uri: &NbdUri, options: NbdOptions, context: &Context) -> Result<Self> {
-        let NbdOptions { writable, bitmap, stall, pause } = options;
-        let (uri, name, context) = (uri.clone(), uri.to_string(), context.clone());
+        let NbdOptions { writable, bitmap, stall, name, pause } = options;
+        let name = name.unwrap_or_else(|| uri.to_string());
+        let (uri, context) = (uri.clone(), context.clone());
         let peer = Arc::new(Peer { uri, name, context, stall });
         let pool = Pool::open(peer.clone(), bitmap, writable, pause)?;
         if writable && pool.export.has(export::READ_ONLY) {
@@ -93,7 +95,7 @@ impl NbdDisk {
     ///
     /// # Errors
     /// `InvalidInput` if it was opened without; `Io` if the server cannot tell.
-    pub fn bitmap_changes(&self) -> Result<ChangeList> {
+    pub fn bitmap_ranges(&self) -> Result<Vec<ByteRange>> {
         let image_bytes = self.image_bytes();
         let (mut ranges, mut gap, mut at) = (Vec::new(), 0, 0);
         while at < image_bytes {
@@ -113,7 +115,7 @@ impl NbdDisk {
             }
             merged(&mut ranges, &mut gap);
         }
-        Ok(ChangeList::of(ranges))
+        Ok(ranges)
     }
 
     pub(crate) fn export(&self) -> &Export {

@@ -6,6 +6,7 @@
 
 use super::header::{Backing, HEAD_BYTES, Header};
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::message::{Setting, message};
 use crate::base::uri::Shown;
 use crate::image::{RawFile, Source};
 use std::os::unix::ffi::OsStrExt;
@@ -87,9 +88,10 @@ fn read_header(file: &RawFile) -> Result<Header> {
 fn not_allowed(file: &RawFile, what: &str, name: &Path) -> Error {
     let what =
         format!("{} depends on a {what} that its header names: {}", file.name(), name.shown());
-    Error::new(ErrorKind::Unsupported, what).hint(
-        "whoever had the disk can have named any file of this host: allow it if you trust them",
-    )
+    Error::new(ErrorKind::Unsupported, what).hint(message![
+        "whoever had the disk can have named any file of this host; if you trust them, use ",
+        Setting::BackingOk,
+    ])
 }
 
 /// Whether a backing file is raw; otherwise it is qcow2.

@@ -142,6 +142,11 @@ impl QemuExport {
         &self.uri
     }
 
+    /// The image that it serves, as it is called in messages.
+    pub fn image(&self) -> &str {
+        &self.server.image
+    }
+
     /// The process id of the server.
     pub fn process_id(&self) -> u32 {
         self.process.id()

@@ -28,7 +28,7 @@ pub fn run(
 fn open(repository: Option<&Repository>, side: &DiffSide, context: &Context) -> Result<Side> {
     match side {
         DiffSide::Image(image) => {
-            let live = LiveImage::open(image, false, context)?;
+            let live = LiveImage::open(image, false, None, context)?;
             Ok(Side::Image(live.disk.into_source()))
         }
         DiffSide::Snapshot(reference) => {

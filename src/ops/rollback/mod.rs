@@ -24,6 +24,7 @@ use crate::image::write::{Medium, OsMedium};
 use crate::image::{Disk, Intent, LiveImage, RawFile};
 use crate::ops::rollback::engine::{DiffSource, RolledBack, dry_run, execute, prove, whole};
 use crate::ops::rollback::types::{RollbackOutcome, RollbackRequest};
+use crate::ops::snapshot::format::recorded_format;
 use crate::ops::snapshot::plan::{PlanInput, plan_scan};
 use crate::ops::snapshot::snapshot_into;
 use crate::ops::snapshot::take::{policy_for, warn_of_policy};
@@ -81,18 +82,26 @@ pub fn run_through(
             false => refuse_base_image(repository, path)?,
         }
     }
-    let format = writer.manifest.format().to_owned();
+    let format = recorded_format(&writer.manifest)?;
     let open = || {
         place.file().map_or(Ok(()), |path| refuse_link(&request.name, path))?;
-        Disk::open_to_write(&place, &format, context).map_err(|e| match e.kind() {
-            ErrorKind::NotFound if place.file().is_some() => {
-                let restore = Verb::Restore.of(format!("{}@{}", request.name, target.number));
-                let restore = restore.with(Setting::Output, &place);
-                e.hint(message!["run ", restore, " to make it anew"])
+        Disk::open_to_write(&place, format, request.read_by(), context).map_err(|e| {
+            match e.kind() {
+                ErrorKind::NotFound if place.file().is_some() => {
+                    let restore = Verb::Restore.of(format!("{}@{}", request.name, target.number));
+                    let restore = restore.with(Setting::Output, &place);
+                    e.hint(message!["run ", restore, " to make it anew"])
+                }
+                _ => e,
             }
-            _ => e,
         })
     };
+    if let Some(path) = place.file().filter(|_| !format.is_raw()) {
+        // QEMU holds it while it is written to: what it is has to be found out before.
+        refuse_link(&request.name, path)?;
+        let file = RawFile::open(path)?;
+        refuse_other(&request.name, &writer.head, &file, request.force_device, context)?;
+    }
     let mut disk = open()?;
     let resumed = writer.head.is_half_written(repository, writer.manifest.image_id)?;
     let suspicious = writer.head.intent.is_some() || writer.head_was_damaged;
@@ -252,7 +261,7 @@ fn write_image(
         }
     }
     context.note("the intent is noted; from here on the image is a mixture");
-    let mut disk = live.in_place(medium);
+    let mut disk = live.in_place(medium)?;
     let work = execute(live.source(), disk.as_mut(), chain, &plan.source(), context);
     let error = match work {
         Ok(work) => return Ok(work),
@@ -473,7 +482,7 @@ fn forget_cached(image: &RawFile, medium: &dyn Medium, context: &Context) {
 
 fn check_length(disk: &Disk, medium: &dyn Medium, target: &Chain) -> Result<()> {
     let (have, want) = (disk.source().image_bytes(), target.geometry().image_bytes);
-    let in_place = disk.in_place(medium);
+    let in_place = disk.in_place(medium)?;
     if in_place.has_fixed_length() && have != want {
         let what = format!("{} has {have} bytes, the snapshot {want}", disk.name());
         return Err(Error::new(ErrorKind::Mismatch, what)

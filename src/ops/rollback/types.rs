@@ -1,7 +1,7 @@
 //! Where an image is to be rolled back to, and what became of it.
 
 use crate::base::setters::setters;
-use crate::image::ImageUri;
+use crate::image::{ImageUri, ReadBy};
 use crate::ops::rollback::engine::RolledBack;
 use crate::repo::reference::At;
 use crate::tracking::HintKind;
@@ -23,13 +23,16 @@ pub struct RollbackRequest {
     pub dry_run: bool,
     /// Write to the device even if it is not the one of the last snapshot.
     pub force_device: bool,
+    /// Read the files that the image refers to: who wrote its header chose them.
+    pub backing_ok: bool,
 }
 
 impl RollbackRequest {
     /// Of the image `name` to a snapshot; the present state is saved first.
     pub fn new(name: impl Into<String>, to: At) -> Self {
         let (save, name) = (true, name.into());
-        Self { name, to, save, prove: false, dry_run: false, force_device: false }
+        let (prove, dry_run, force_device, backing_ok) = (false, false, false, false);
+        Self { name, to, save, prove, dry_run, force_device, backing_ok }
     }
 
     setters! {
@@ -41,6 +44,13 @@ impl RollbackRequest {
         dry_run: bool,
         /// Write to the device even if it is not the one of the last snapshot.
         force_device: bool,
+        /// Read the files that the image refers to: who wrote its header chose them.
+        backing_ok: bool,
+    }
+
+    /// How its disk may be read.
+    pub(crate) fn read_by(&self) -> ReadBy {
+        ReadBy { via_qemu: true, backing_ok: self.backing_ok }
     }
 }
 

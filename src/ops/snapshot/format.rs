@@ -4,7 +4,7 @@
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::events::{Context, WarningId};
 use crate::base::message::{Setting, message};
-use crate::image::{ImageFormat, LiveImage, Source};
+use crate::image::{ImageFormat, LiveImage, ReadBy, Source};
 use crate::ops::snapshot::types::SnapshotRequest;
 use crate::repo::manifest::Manifest;
 
@@ -24,16 +24,10 @@ pub(crate) fn with_format(
         None => ImageFormat::within(live.disk.source()),
     };
     let is_first = manifest.stored().is_empty();
-    let recorded = manifest.format();
     let format = match (request.format, is_first) {
         (Some(format), _) => format,
         (None, true) => looks,
-        (None, false) => ImageFormat::recorded(recorded).ok_or_else(|| {
-            let (name, format) = (&manifest.name, recorded.escape_debug());
-            let what = format!("\"{name}\" is read as a {format} image");
-            let hint = "a later imgsnap began it; use that one";
-            Error::new(ErrorKind::Unsupported, what).hint(hint)
-        })?,
+        (None, false) => recorded_format(manifest)?,
     };
     let place = live.disk.name();
     if format.is_raw() {
@@ -50,5 +44,21 @@ pub(crate) fn with_format(
         let hint = message!["if it was converted, say so with ", Setting::Format.to(looks.qemu())];
         return Err(Error::new(ErrorKind::Mismatch, what).hint(hint));
     }
-    Err(format.refusal(&place))
+    // It was said at the first.
+    let via_qemu = request.via_qemu || (!is_first && format.qemu() == manifest.format());
+    live.in_format(format, ReadBy { via_qemu, ..request.read_by() }, context)
+}
+
+/// How the disk lay in the image at its newest snapshot.
+///
+/// # Errors
+/// `Unsupported` for a format that this program does not know.
+pub(crate) fn recorded_format(manifest: &Manifest) -> Result<ImageFormat> {
+    let recorded = manifest.format();
+    ImageFormat::recorded(recorded).ok_or_else(|| {
+        let (name, format) = (&manifest.name, recorded.escape_debug());
+        let what = format!("\"{name}\" is read as a {format} image");
+        let hint = "a later imgsnap began it; use that one";
+        Error::new(ErrorKind::Unsupported, what).hint(hint)
+    })
 }

@@ -55,7 +55,7 @@ pub fn run(
     let policy = policy_for(repository, &name, request);
     let context = &context.clone().with_read_limit(policy.limit_read);
     let may_clone = policy.track != Track::None && request.of.is_none();
-    let live = LiveImage::open(&read_from, may_clone, context)?;
+    let live = LiveImage::open(&read_from, may_clone, request.bitmap(), context)?;
     if let Some(of) = &request.of {
         let Some(origin) = of.file() else {
             let what = format!("{of}: only files and devices have snapshots that stand for them");

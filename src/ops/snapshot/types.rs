@@ -5,7 +5,7 @@ use crate::base::message::{Setting, message};
 use crate::base::setters::setters;
 use crate::base::units::{BlockSize, NamedBlocks};
 use crate::codec::Compression;
-use crate::image::{ImageFormat, ImageUri};
+use crate::image::{ImageFormat, ImageUri, ReadBy};
 use crate::repo::manifest::{self, HintUse, Snapshot};
 use crate::repo::reference::At;
 use crate::tracking::Track;
@@ -84,6 +84,19 @@ impl SnapshotRequest {
     pub fn image_name(&self) -> Result<String> {
         let given = |name: String| manifest::check_name(&name).map(|()| name);
         self.name.clone().map_or_else(|| name_of(self.of.as_ref().unwrap_or(&self.image)), given)
+    }
+
+    /// The dirty bitmap that tells what changed.
+    pub(crate) fn bitmap(&self) -> Option<&str> {
+        match &self.changed.as_ref()?.changes {
+            GivenChanges::Bitmap(name) => Some(name),
+            GivenChanges::List(_) => None,
+        }
+    }
+
+    /// How its disk may be read.
+    pub(crate) fn read_by(&self) -> ReadBy {
+        ReadBy { via_qemu: self.via_qemu, backing_ok: self.backing_ok }
     }
 
     /// Of an image file or device, as a user would want it who says nothing more.

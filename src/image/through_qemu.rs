@@ -1,0 +1,166 @@
+//! A disk in a file that QEMU reads or writes for us: a server of our own, and its export.
+
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::events::Context;
+use crate::base::message::{Setting, message};
+use crate::base::units::Extent;
+use crate::base::uri::Shown;
+use crate::image::nbd::{NbdDisk, NbdOptions};
+use crate::image::qcow2::BackingChain;
+use crate::image::qemu::{QemuExport, QemuImage};
+use crate::image::{ImageFormat, RawFile, Source, Window};
+use std::path::Path;
+
+/// A disk behind a server that ends with it.
+pub struct ThroughQemu {
+    // Before the server, which its connections are of.
+    disk: NbdDisk,
+    export: QemuExport,
+    /// What it is made of, held while it is read; nothing of one that is written to, which QEMU holds.
+    files: Vec<RawFile>,
+    format: ImageFormat,
+}
+
+impl ThroughQemu {
+    /// Reads a file that is neither raw nor qcow2. Other files that it names are read with `backing_ok`.
+    ///
+    /// # Errors
+    /// As of [`QemuExport::read`].
+    pub fn read(
+        file: RawFile,
+        format: ImageFormat,
+        backing_ok: bool,
+        context: &Context,
+    ) -> Result<Self> {
+        let image = QemuImage::new(file.path(), format).backing_ok(backing_ok);
+        Self::start(QemuExport::read(&image, context)?, vec![file], format, false, context)
+    }
+
+    /// Reads a qcow2 with the files that it is based on, all of which are named.
+    ///
+    /// # Errors
+    /// As of [`QemuExport::read`].
+    pub fn read_chain(chain: BackingChain, context: &Context) -> Result<Self> {
+        let export = QemuExport::read(&described(&chain)?, context)?;
+        let files = chain.files.into_iter().flat_map(|file| [Some(file.file), file.data_file]);
+        Self::start(export, files.flatten().collect(), ImageFormat::QCOW2, false, context)
+    }
+
+    /// Writes to a qcow2 that nobody has open. The files that it is based on are only read.
+    ///
+    /// # Errors
+    /// `Unsupported` for one with an external data file, or that names other files without `backing_ok`;
+    /// `Busy` if it is in use.
+    pub fn write(path: &Path, backing_ok: bool, context: &Context) -> Result<Self> {
+        let chain = BackingChain::follow(RawFile::open(path)?, backing_ok)?;
+        let image = described(&chain)?;
+        // QEMU takes its own locks.
+        drop(chain);
+        let export = QemuExport::write(&image, context)?;
+        Self::start(export, Vec::new(), ImageFormat::QCOW2, true, context)
+    }
+
+    fn start(
+        export: QemuExport,
+        files: Vec<RawFile>,
+        format: ImageFormat,
+        writable: bool,
+        context: &Context,
+    ) -> Result<Self> {
+        let name = Some(export.image().to_owned());
+        let options = NbdOptions { writable, name, ..NbdOptions::default() };
+        let disk = NbdDisk::open(export.uri(), options, context);
+        let disk = disk.map_err(|e| export.failure().unwrap_or(e))?;
+        Ok(Self { disk, export, files, format })
+    }
+
+    /// The export, to be written to.
+    pub fn disk(&self) -> &NbdDisk {
+        &self.disk
+    }
+
+    /// The file that was named; none of one that is written to.
+    pub fn container(&self) -> Option<&RawFile> {
+        self.files.first()
+    }
+
+    /// True if some of the disk is in other files.
+    pub fn has_backing(&self) -> bool {
+        self.files.len() > 1
+    }
+
+    /// How the disk lies in its file.
+    pub fn format(&self) -> ImageFormat {
+        self.format
+    }
+
+    /// That the server has ended says more than that a connection is lost.
+    fn explained<T>(&self, result: Result<T>) -> Result<T> {
+        result.map_err(|e| if e.is_bad_medium() { e } else { self.export.failure().unwrap_or(e) })
+    }
+}
+
+/// Why a format is not read although QEMU can: nobody said so.
+pub(super) fn refuse_unasked(format: ImageFormat, file: &RawFile) -> Error {
+    let place = file.path().shown();
+    let what = format!("{place} is a {format} image, which is not read natively");
+    let convert = format!("qemu-img convert -f {} -O raw {place} NEW.img", format.qemu());
+    Error::new(ErrorKind::Unsupported, what).hint(message![
+        "read it through qemu-nbd with ",
+        Setting::ViaQemu,
+        format!(", or convert it with \"{convert}\""),
+    ])
+}
+
+/// What QEMU is told of a chain.
+fn described(chain: &BackingChain) -> Result<QemuImage> {
+    let mut below: Option<Box<QemuImage>> = None;
+    for file in chain.files.iter().rev() {
+        let format = if file.header.is_some() { ImageFormat::QCOW2 } else { ImageFormat::RAW };
+        let data_file = file.data_file.as_ref().map(|data| data.path().to_owned());
+        let image = QemuImage::new(file.file.path(), format).data_file(data_file).backing(below);
+        below = Some(Box::new(image));
+    }
+    let none = || Error::new(ErrorKind::Internal, "a chain without files");
+    below.map(|image| *image).ok_or_else(none)
+}
+
+impl Source for ThroughQemu {
+    fn image_bytes(&self) -> u64 {
+        self.disk.image_bytes()
+    }
+
+    fn extent_at(&self, offset: u64) -> Result<Extent> {
+        self.explained(self.disk.extent_at(offset))
+    }
+
+    fn read<'a>(
+        &'a self,
+        offset: u64,
+        bytes: usize,
+        buffer: &'a mut Vec<u8>,
+    ) -> Result<Window<'a>> {
+        self.explained(self.disk.read(offset, bytes, buffer))
+    }
+
+    fn read_until_bad(
+        &self,
+        offset: u64,
+        bytes: usize,
+        buffer: &mut Vec<u8>,
+    ) -> Result<Option<Error>> {
+        self.explained(self.disk.read_until_bad(offset, bytes, buffer))
+    }
+
+    fn check(&self) -> Result<()> {
+        self.files.iter().try_for_each(Source::check)
+    }
+
+    fn check_at_end(&self) -> Result<()> {
+        self.files.iter().try_for_each(Source::check_at_end)
+    }
+
+    fn name(&self) -> String {
+        self.disk.name()
+    }
+}
