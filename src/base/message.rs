@@ -84,6 +84,8 @@ named! {
         Range = "range",
         /// The repository.
         Repo = "repo",
+        /// Another disk that blocks are taken from.
+        Seed = "seed",
         /// Length of an image.
         Size = "size",
         /// Store what can be read.
@@ -92,6 +94,8 @@ named! {
         To = "to",
         /// How it is found what changed.
         Track = "track",
+        /// Write only what differs to a target that is there.
+        Update = "update",
     }
 }
 

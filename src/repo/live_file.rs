@@ -9,6 +9,7 @@ use crate::base::uri::Shown;
 use crate::image::{FileStat, ImageUri, LiveIdentity, RawFile};
 use crate::repo::Repository;
 use crate::repo::head::Head;
+use crate::repo::inside::is_same;
 use crate::repo::session::{Writer, read, write};
 use std::ffi::OsStr;
 use std::fs::File;
@@ -262,15 +263,36 @@ pub fn refuse_live_file(repository: &Repository, target: &Path, context: &Contex
     }
 }
 
+/// The image whose live file or device a path leads to, under whatever name.
+pub(crate) fn live_image_at(
+    repository: &Repository,
+    path: &Path,
+    context: &Context,
+) -> Result<Option<String>> {
+    let (Ok(real), Ok(meta)) = (absolute(path), std::fs::metadata(path)) else { return Ok(None) };
+    let is_it = |live: &Path| {
+        live == real || std::fs::metadata(live).is_ok_and(|other| is_same(&other, &meta))
+    };
+    image_with_source(repository, is_it, context)
+}
+
 /// The image whose live file is `path`.
 pub fn name_of_source(
     repository: &Repository,
     path: &Path,
     context: &Context,
 ) -> Result<Option<String>> {
+    image_with_source(repository, |source| source == path, context)
+}
+
+fn image_with_source(
+    repository: &Repository,
+    is_it: impl Fn(&Path) -> bool,
+    context: &Context,
+) -> Result<Option<String>> {
     for name in repository.names()? {
         match read(repository, &name, context) {
-            Ok(reader) if reader.head().source.as_deref() == Some(path) => {
+            Ok(reader) if reader.head().source.as_deref().is_some_and(&is_it) => {
                 return Ok(Some(name));
             }
             // That another image is damaged, or just removed, is no reason to refuse this one.

@@ -12,8 +12,6 @@
 
 pub mod types;
 
-pub mod engine;
-
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::events::{Context, WarningId};
 use crate::base::free_space::free_space_at;
@@ -22,7 +20,6 @@ use crate::base::uri::Shown;
 use crate::chain::Chain;
 use crate::image::write::{InPlace, Medium, OsMedium, RawInPlace};
 use crate::image::{Intent, LiveImage, RawFile, Source};
-use crate::ops::rollback::engine::{DiffSource, RolledBack, dry_run, execute, prove, whole};
 use crate::ops::rollback::types::{RollbackOutcome, RollbackRequest};
 use crate::ops::snapshot::plan::{PlanInput, plan_scan};
 use crate::ops::snapshot::snapshot_into;
@@ -45,6 +42,7 @@ use crate::repo::session::{Writer, write};
 use crate::repo::{Repository, reference};
 use crate::scan::Scope;
 use crate::tracking::{HintKind, Track};
+use crate::view::update::{DiffSource, Updated, dry_run, execute, prove, whole};
 use uuid::Uuid;
 
 /// What should be left, besides what is written, when clones are kept during a rollback: file systems
@@ -120,7 +118,7 @@ pub fn run_through(
     let mut outcome = RollbackOutcome {
         number: target.number,
         image: path,
-        work: RolledBack::default(),
+        work: Updated::default(),
         scanned: false,
         hint: None,
         proved: false,
@@ -224,7 +222,7 @@ fn write_image(
     step: &Step<'_>,
     is_resumed: bool,
     context: &Context,
-) -> Result<RolledBack> {
+) -> Result<Updated> {
     let Step { image, medium, target, chain, plan, saved } = *step;
     let is_first = writer.manifest.rollback.is_none();
     let saved = saved.or(writer.head.intent.and_then(|intent| intent.saved));
@@ -439,7 +437,7 @@ fn dry_run_all<'a>(
     target: &Chain,
     plan: DiffPlan<'a>,
     context: &Context,
-) -> Result<(DiffPlan<'a>, RolledBack)> {
+) -> Result<(DiffPlan<'a>, Updated)> {
     let found = dry_run(image, target, &plan.source(), context)?;
     if found.missed.blocks == 0 {
         return Ok((plan, found));

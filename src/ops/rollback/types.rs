@@ -2,9 +2,9 @@
 
 use crate::base::setters::setters;
 use crate::base::uri::shown_path;
-use crate::ops::rollback::engine::RolledBack;
 use crate::repo::reference::At;
 use crate::tracking::HintKind;
+use crate::view::update::Updated;
 use serde::Serialize;
 use std::path::PathBuf;
 
@@ -55,7 +55,7 @@ pub struct RollbackOutcome {
     #[serde(serialize_with = "shown_path")]
     pub image: PathBuf,
     /// Bytes written, and read to find them.
-    pub work: RolledBack,
+    pub work: Updated,
     /// True if the image was read in full to find what differs.
     pub scanned: bool,
     /// Who else told where it may differ.
