@@ -43,6 +43,7 @@ mod stats;
 mod support;
 mod tracking;
 mod unchecked;
+mod update;
 mod usage;
 mod verify;
 mod watch;

@@ -18,7 +18,23 @@ use crate::repo::restored::RestoredNote;
 use crate::repo::session::Reader;
 use crate::view::update::{DiffSource, Update, Updated, whole};
 use crate::view::{Restored, Samples, sample};
+use std::fs::Metadata;
 use std::path::Path;
+
+/// A file without a byte holds no state of anything.
+fn refuse_empty(path: &Path, meta: &Metadata) -> Result<()> {
+    if !meta.is_file() || meta.len() > 0 {
+        return Ok(());
+    }
+    let what = format!("{} is empty (0 bytes)", path.shown());
+    Err(Error::new(ErrorKind::InvalidInput, what).hint(message![
+        "leave ",
+        Setting::Update,
+        " out, and use ",
+        Setting::Force,
+        " to replace it"
+    ]))
+}
 
 /// What is known of the target without reading it.
 #[derive(Default)]
@@ -83,18 +99,10 @@ impl Task<'_> {
                 _ => error,
             }
         })?;
-        if meta.is_file() && meta.len() == 0 {
-            let what = format!("{place} is empty (0 bytes)");
-            return Err(Error::new(ErrorKind::InvalidInput, what).hint(message![
-                "leave ",
-                Setting::Update,
-                " out, and use ",
-                Setting::Force,
-                " to replace it"
-            ]));
-        }
         refuse_target(self.repository, path)?;
-        let Some(name) = live_image_at(self.repository, path, context)? else { return Ok(()) };
+        let Some(name) = live_image_at(self.repository, path, context)? else {
+            return refuse_empty(path, &meta);
+        };
         let rollback = Verb::Rollback.of(&name);
         let rollback = match name == self.request.name {
             true => rollback.with(Setting::To, self.reference()),
