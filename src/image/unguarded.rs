@@ -1,5 +1,5 @@
-//! A disk that others may be writing to. What is read of it need not be a state that it ever had as a whole, and
-//! must be proved.
+//! A disk that others may be writing to. What is read of it need not be a state that it ever had as a whole,
+//! and must be proved.
 
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::units::{Extent, ExtentKind};

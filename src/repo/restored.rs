@@ -1,5 +1,5 @@
-//! Which snapshot a restored file is (FORMAT.md S7): noted by the host that wrote it, so that the next update of
-//! the file need not read it.
+//! Which snapshot a restored file is (FORMAT.md S7): noted by the host that wrote it, so that the next update
+//! of the file need not read it.
 
 use crate::base::error::{Error, Result};
 use crate::base::message::Message;

@@ -24,8 +24,8 @@ pub struct Decoded {
     pub seed_bytes: u64,
 }
 
-/// Decodes the data blocks of a batch and checks each against its digest. What a seed has at the same place is
-/// taken from there.
+/// Decodes the data blocks of a batch and checks each against its digest. What a seed has at the same place
+/// is taken from there.
 ///
 /// # Errors
 /// `Corrupt` if a block is not what its digest says.
@@ -141,8 +141,8 @@ impl Decoder {
         Ok(false)
     }
 
-    /// Adds blocks of a frame: those that the seed has, and the others from the frame. Only what was copied from
-    /// the seed is digested, and given on: the seed may be another one a moment later.
+    /// Adds blocks of a frame: those that the seed has, and the others from the frame. What is digested and
+    /// given on is a copy: the seed may change meanwhile.
     fn seeded(
         &mut self,
         seed: &Seed<'_>,

@@ -26,8 +26,8 @@ impl Samples {
     }
 }
 
-/// Compares some 64 data blocks of the snapshot at the tip of `chain`, spread over all that it has, with those
-/// of `disk` at the same places. What the disk does not have, or does not give, differs.
+/// Compares some 64 data blocks of the snapshot at the tip of `chain`, spread over all that it has, with
+/// those of `disk` at the same places. What the disk does not have, or does not give, differs.
 ///
 /// # Errors
 /// `Corrupt` if a table is damaged.
@@ -58,8 +58,8 @@ pub fn sample(disk: &dyn Source, chain: &Chain) -> Result<Samples> {
     Ok(samples)
 }
 
-/// Some of the blocks that have data: of each piece of the image the first one, where the pieces that have none
-/// are left out and the others cut until there are enough.
+/// Some of the blocks that have data: of each piece of the image the first one, where the pieces that have
+/// none are left out and the others cut until there are enough.
 fn data_blocks(chain: &Chain) -> Result<Vec<u64>> {
     let count = chain.geometry().block_count();
     let mut pieces = vec![BlockRange::between(0, count)];

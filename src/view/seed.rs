@@ -1,4 +1,5 @@
-//! Another disk that may have the same blocks at the same places: what it has need not be fetched and decoded.
+//! Another disk that may have the same blocks at the same places: what it has need not be fetched and
+//! decoded.
 
 use crate::base::events::Context;
 use crate::base::units::{BlockRange, Geometry};
@@ -16,8 +17,8 @@ impl<'a> Seed<'a> {
         Self { source: Limited::new(source, context) }
     }
 
-    /// Copies what it has at some blocks of an image into `buffer`: whole blocks, with zeros beyond the end of
-    /// the image, at most as many as are wanted.
+    /// Copies what it has at some blocks of an image into `buffer`: whole blocks, with zeros beyond the end
+    /// of the image, at most as many as are wanted.
     pub(super) fn copy(&self, geometry: Geometry, blocks: BlockRange, buffer: &mut Vec<u8>) {
         let offset = geometry.offset(blocks.first);
         let has = self.source.image_bytes().saturating_sub(offset);

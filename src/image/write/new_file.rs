@@ -146,8 +146,8 @@ impl NewFile {
         self
     }
 
-    /// Which file it is, and what identifies its content, when it is finished; none unless it was held all the
-    /// time, and if the file system does not tell.
+    /// Which file it is, and what identifies its content, when it is finished; none unless it was held all
+    /// the time, and if the file system does not tell.
     pub fn stable(&self) -> Option<(LiveIdentity, FileStat)> {
         let stat = FileStat::stable(&self.file).filter(|_| self.guard.is_held(&self.file))?;
         Some((LiveIdentity::of(&self.file, 0)?, stat))

@@ -24,8 +24,8 @@ pub struct RestoreRequest {
     pub force: bool,
     /// Zeros where the image could not be read when the snapshot was taken; otherwise that is an error.
     pub accept_unread: bool,
-    /// The target is there, and only what differs is written to it, where it lies. Half of what is sampled must be
-    /// the same already, unless `force` is set.
+    /// The target is there, and only what differs is written to it, where it lies. Half of what is sampled
+    /// must be the same already, unless `force` is set.
     pub update: bool,
     /// Do not read the target of an update if this host has restored it and it is unchanged since.
     pub trust_target: bool,

@@ -1,7 +1,7 @@
 //! A snapshot onto a target that is there: read, compared, and only what differs written, in one pass.
 //!
-//! Nothing of the target is saved. Interrupted, it is half written, and the same update run again completes it:
-//! it goes by what it finds there.
+//! Nothing of the target is saved. Interrupted, it is half written, and the same update run again completes
+//! it: it goes by what it finds there.
 
 use super::task::{Done, Task};
 use super::types::UpdateOutcome;
@@ -176,8 +176,8 @@ impl Task<'_> {
         let what = match samples.compared {
             0 => format!("{reference} has no data to compare {name} with"),
             compared => format!(
-                "{name} does not seem to hold a state of \"{}\": of {compared} sampled blocks {} are those of \
-                 {reference}",
+                "{name} does not seem to hold a state of \"{}\": of {compared} sampled blocks {} are \
+                 those of {reference}",
                 self.request.name, samples.matched
             ),
         };
