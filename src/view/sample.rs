@@ -1,9 +1,10 @@
 //! Whether a disk holds some state of the image of a snapshot: by a few of its blocks.
 
 use crate::base::error::Result;
+use crate::base::events::Context;
 use crate::base::units::BlockRange;
 use crate::chain::{Chain, State};
-use crate::image::Source;
+use crate::image::{Limited, Source};
 use serde::Serialize;
 
 /// How many blocks are compared, about.
@@ -31,7 +32,8 @@ impl Samples {
 ///
 /// # Errors
 /// `Corrupt` if a table is damaged.
-pub fn sample(disk: &dyn Source, chain: &Chain) -> Result<Samples> {
+pub fn sample(disk: &dyn Source, chain: &Chain, context: &Context) -> Result<Samples> {
+    let disk = Limited::new(disk, context);
     let geometry = chain.geometry();
     let size = geometry.block_size.in_memory();
     let mut samples = Samples { compared: 0, matched: 0 };

@@ -72,7 +72,7 @@ impl Task<'_> {
         drop(reader);
         let samples = match known.snapshot.is_some() || self.request.force {
             true => None,
-            false => Some(self.sample(&target)?),
+            false => Some(self.sample(&target, context)?),
         };
         if let Some(note) = &note {
             // Otherwise half of it would be taken for what it was.
@@ -167,8 +167,8 @@ impl Task<'_> {
     }
 
     /// Fails unless the disk seems to hold a state of the image.
-    fn sample(&self, image: &dyn Source) -> Result<Samples> {
-        let samples = sample(image, self.chain)?;
+    fn sample(&self, image: &dyn Source, context: &Context) -> Result<Samples> {
+        let samples = sample(image, self.chain, context)?;
         if samples.is_alike() {
             return Ok(samples);
         }
