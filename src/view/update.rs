@@ -213,7 +213,7 @@ impl Update<'_> {
         let mut walk = target.walk();
         let mut builder = BatchBuilder::of(target, Order::ByFrame);
         // What cannot be read differs, too: to be written is what makes a bad sector good again.
-        let bad_medium = BadMedium::Skip;
+        let bad_medium = BadMedium::SkipIfAny;
         let scanned = scan(image, &Index::Parent(target), scope, bad_medium, context, |changes| {
             for change in &changes.list {
                 let range = change.blocks();
