@@ -38,7 +38,7 @@ pub use ops::remove::types::Removed;
 pub use ops::repair::types::{
     ConfigOrigin, MendSource, Mended, MendedBy, Rebuilt, Repaired, RestoredConfig,
 };
-pub use ops::restore::types::{RestoreOutcome, RestoreRequest, RestoreTarget};
+pub use ops::restore::types::{RestoreOutcome, RestoreRequest, RestoreTarget, UpdateOutcome};
 pub use ops::rollback::types::{RollbackOutcome, RollbackRequest};
 pub use ops::snapshot::several::check_distinct;
 pub use ops::snapshot::types::{
@@ -56,4 +56,4 @@ pub use repo::policy::{Policy, SnapshotPolicy};
 pub use repo::reference::{At, Reference, check_label};
 pub use repo::session::Reader;
 pub use tracking::{CloneUse, Clones, Track};
-pub use view::{Restored, SnapshotView};
+pub use view::{Restored, Samples, SnapshotView};

@@ -88,6 +88,8 @@ named! {
         Range = "range",
         /// The repository.
         Repo = "repo",
+        /// Another disk that blocks are taken from.
+        Seed = "seed",
         /// Length of an image.
         Size = "size",
         /// The snapshot since which a list or bitmap tells.
@@ -98,6 +100,8 @@ named! {
         To = "to",
         /// How it is found what changed.
         Track = "track",
+        /// Write only what differs to a target that is there.
+        Update = "update",
         /// Read an image through QEMU.
         ViaQemu = "via_qemu",
     }

@@ -109,7 +109,7 @@ impl Window {
                 context.check()?;
                 Ok(builder.next_batch())
             },
-            |batch| decode_batch(geometry, batch),
+            |batch| decode_batch(geometry, batch, None),
             |decoded| put(&decoded, geometry, places, pieces),
         )
     }

@@ -4,6 +4,7 @@
 //! ```text
 //! STATE/REPOSITORY-ID/IMAGE-ID.json
 //! STATE/REPOSITORY-ID/IMAGE-ID.ROLLBACK-ID.unwritten
+//! STATE/REPOSITORY-ID/DIGEST-OF-PATH.restored    (src/repo/restored.rs)
 //! STATE/places/DIGEST-OF-PATH.json    (src/repo/place.rs)
 //! ```
 
@@ -144,6 +145,26 @@ impl HostState {
             }
             other => other,
         }
+    }
+
+    /// Removes a record from a folder, durably, if it is there.
+    pub(crate) fn remove_file(&self, folder: &str, name: &str) -> Result<()> {
+        let Some(store) = &self.store else { return Ok(()) };
+        let removed = store.remove(name).and_then(|()| store.sync_dir(folder));
+        match removed {
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Removes all but the newest `count` files of a folder whose names end so, as far as that goes.
+    pub(crate) fn keep_newest(&self, folder: &str, ending: &str, count: usize) {
+        let Some(store) = &self.store else { return };
+        let mut files = store.list_timed(folder).unwrap_or_default();
+        files.retain(|file| file.name.ends_with(ending));
+        files.sort_by_key(|file| file.time);
+        let old = files.iter().rev().skip(count);
+        old.for_each(|file| best_effort(store.remove(&format!("{folder}/{}", file.name))));
     }
 
     /// The note that nothing is written for a rollback of an image.

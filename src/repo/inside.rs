@@ -219,7 +219,7 @@ fn identity(meta: &Metadata) -> (u64, u64) {
 }
 
 /// True for two paths of one file or device.
-fn is_same(one: &Metadata, other: &Metadata) -> bool {
+pub(crate) fn is_same(one: &Metadata, other: &Metadata) -> bool {
     let is_device = |meta: &Metadata| meta.file_type().is_block_device();
     match (is_device(one), is_device(other)) {
         (true, true) => one.rdev() == other.rdev(),

@@ -9,6 +9,7 @@ use crate::base::uri::Shown;
 use crate::image::{Disk, FileStat, ImageUri, LiveIdentity, RawFile};
 use crate::repo::Repository;
 use crate::repo::head::Head;
+use crate::repo::inside::is_same;
 use crate::repo::session::{Writer, read, write};
 use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
@@ -284,15 +285,39 @@ pub fn refuse_live_file(repository: &Repository, target: &Path, context: &Contex
     }
 }
 
+/// The image whose live file or device a path leads to, under whatever name.
+pub(crate) fn live_image_at(
+    repository: &Repository,
+    path: &Path,
+    context: &Context,
+) -> Result<Option<String>> {
+    let (Ok(real), Ok(meta)) = (absolute(path), std::fs::metadata(path)) else { return Ok(None) };
+    let is_it = |live: &ImageUri| {
+        let live = live.file();
+        live.is_some_and(|live| {
+            live == real || std::fs::metadata(live).is_ok_and(|other| is_same(&other, &meta))
+        })
+    };
+    image_with_source(repository, is_it, context)
+}
+
 /// The image whose live file, device or export that is.
 pub fn name_of_source(
     repository: &Repository,
     image: &ImageUri,
     context: &Context,
 ) -> Result<Option<String>> {
+    image_with_source(repository, |source| source == image, context)
+}
+
+fn image_with_source(
+    repository: &Repository,
+    is_it: impl Fn(&ImageUri) -> bool,
+    context: &Context,
+) -> Result<Option<String>> {
     for name in repository.names()? {
         match read(repository, &name, context) {
-            Ok(reader) if reader.head().source.as_ref() == Some(image) => {
+            Ok(reader) if reader.head().source.as_ref().is_some_and(&is_it) => {
                 return Ok(Some(name));
             }
             // That another image is damaged, or just removed, is no reason to refuse this one.

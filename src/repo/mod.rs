@@ -26,6 +26,7 @@ pub mod policy;
 pub mod reference;
 mod repository;
 pub(crate) mod reserve;
+pub(crate) mod restored;
 pub mod retention;
 pub(crate) mod root;
 mod seal;

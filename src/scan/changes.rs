@@ -89,8 +89,11 @@ pub enum BadMedium {
     /// The first one ends the scan.
     #[default]
     Fail,
-    /// They are unread, and the rest is scanned.
+    /// They are unread, and the rest is scanned: by plain reads, which tell where they are.
     Skip,
+    /// The same of a disk that is expected to be sound: read as fast as with `Fail`, and plainly only where that
+    /// fails.
+    SkipIfAny,
 }
 
 /// What a scan found out.

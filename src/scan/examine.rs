@@ -3,7 +3,7 @@
 use super::changes::{BadMedium, Change, Changes};
 use super::job::{Job, Part};
 use crate::base::digest::{Digest, Hasher, is_zero};
-use crate::base::error::{Error, Result};
+use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::message::{Setting, message};
 use crate::base::units::{BlockRange, Geometry};
 use crate::chain::{IndexChunk, Span, State};
@@ -20,7 +20,22 @@ pub(super) struct Examiner<'a> {
 }
 
 impl Examiner<'_> {
+    /// Adds what differs to `changes`, which has nothing in it.
     pub fn examine(&self, job: &Job, changes: &mut Changes) -> Result<()> {
+        match self.bad_medium {
+            BadMedium::Fail => self.examine_by(job, false, changes),
+            BadMedium::Skip => self.examine_by(job, true, changes),
+            BadMedium::SkipIfAny => match self.examine_by(job, false, changes) {
+                Err(e) if e.kind() != ErrorKind::Interrupted => {
+                    *changes = std::mem::take(changes).emptied();
+                    self.examine_by(job, true, changes)
+                }
+                other => other,
+            },
+        }
+    }
+
+    fn examine_by(&self, job: &Job, plainly: bool, changes: &mut Changes) -> Result<()> {
         let buffers = || self.buffers.lock().unwrap_or_else(PoisonError::into_inner);
         let mut buffer = buffers().pop().unwrap_or_default();
         let index = job.index.as_deref();
@@ -30,6 +45,9 @@ impl Examiner<'_> {
         for parts in job.parts.chunk_by(joined) {
             match parts {
                 [hole] if hole.is_hole => self.zeros(index, *hole, changes),
+                parts if plainly => parts
+                    .iter()
+                    .try_for_each(|part| self.salvage(index, *part, &mut buffer, changes))?,
                 parts => self.data(index, parts, &mut buffer, changes)?,
             }
         }
@@ -59,9 +77,6 @@ impl Examiner<'_> {
         buffer: &mut Vec<u8>,
         changes: &mut Changes,
     ) -> Result<()> {
-        if self.bad_medium == BadMedium::Skip {
-            return parts.iter().try_for_each(|part| self.salvage(index, *part, buffer, changes));
-        }
         let (Some(first), Some(last)) = (parts.first(), parts.last()) else { return Ok(()) };
         let all = BlockRange::between(first.blocks.first, last.blocks.end());
         let offset = self.geometry.offset(all.first);

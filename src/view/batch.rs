@@ -118,8 +118,14 @@ impl BatchBuilder {
 
     /// The same for spans of `chain`: if its unread blocks read as zeros, they do.
     pub fn of(chain: &Chain, order: Order) -> Self {
-        let unread_as_zeros = chain.has_unread_as_zeros();
-        Self { unread_as_zeros, ..Self::new(chain.geometry(), chain.layers(), order) }
+        Self::new(chain.geometry(), chain.layers(), order)
+            .with_unread_as_zeros(chain.has_unread_as_zeros())
+    }
+
+    /// Whether blocks that were never read are zeros; otherwise they are an error.
+    #[must_use]
+    pub fn with_unread_as_zeros(self, unread_as_zeros: bool) -> Self {
+        Self { unread_as_zeros, ..self }
     }
 
     /// Adds a span of a chunk, which is not before the last one.
@@ -165,6 +171,11 @@ impl BatchBuilder {
             self.cut();
         }
         Ok(())
+    }
+
+    /// True if there is enough for a batch.
+    pub fn is_ready(&self) -> bool {
+        !self.ready.is_empty()
     }
 
     /// The next batch, if there is enough for one.

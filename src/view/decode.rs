@@ -1,6 +1,7 @@
 //! From a batch to checked blocks.
 
 use super::batch::{Batch, Order, Part, Place, unread};
+use super::seed::Seed;
 use crate::base::digest::{Digest, is_zero};
 use crate::base::error::{Error, Result};
 use crate::base::units::{BlockRange, Geometry};
@@ -19,13 +20,16 @@ pub struct Decoded {
     pub terms: u128,
     /// When it is written, everything before this block is.
     pub watermark: u64,
+    /// How many of these bytes a seed had.
+    pub seed_bytes: u64,
 }
 
-/// Decodes the data blocks of a batch and checks each against its digest.
+/// Decodes the data blocks of a batch and checks each against its digest. What a seed has at the same place
+/// is taken from there.
 ///
 /// # Errors
 /// `Corrupt` if a block is not what its digest says.
-pub fn decode_batch(geometry: Geometry, batch: Batch) -> Result<Decoded> {
+pub fn decode_batch(geometry: Geometry, batch: Batch, seed: Option<&Seed<'_>>) -> Result<Decoded> {
     let size = geometry.block_size.in_memory();
     let data = batch.parts.iter().filter(|part| part.is_data());
     let blocks = data.map(|part| part.blocks.count as usize).sum::<usize>();
@@ -36,10 +40,16 @@ pub fn decode_batch(geometry: Geometry, batch: Batch) -> Result<Decoded> {
         let missing = || Error::corrupt("a block without a page");
         let of = batch.pages.pages.get(place.page as usize).ok_or_else(missing)?;
         let delta = batch.pages.layers.get(of.layer as usize).ok_or_else(missing)?;
-        decoder.part(delta, &of.page, place, part.blocks, batch.order)?;
+        match seed {
+            None => decoder.part(delta, &of.page, place, part.blocks, batch.order)?,
+            Some(seed) => {
+                decoder.seeded(seed, delta, &of.page, place, part.blocks, batch.order)?;
+            }
+        }
     }
-    let Decoder { bytes, terms, .. } = decoder;
-    Ok(Decoded { parts: batch.parts, bytes, terms, watermark: batch.watermark })
+    let Decoder { bytes, terms, seed_bytes, .. } = decoder;
+    let watermark = batch.watermark;
+    Ok(Decoded { parts: batch.parts, bytes, terms, watermark, seed_bytes })
 }
 
 /// Decodes blocks, and checks each.
@@ -51,13 +61,17 @@ pub(super) struct Decoder {
     frame: Option<(u32, u32, Arc<Vec<u8>>)>,
     /// For records that are read.
     record: Vec<u8>,
+    /// For blocks of a seed.
+    seed: Vec<u8>,
+    seed_bytes: u64,
 }
 
 impl Decoder {
     /// Puts what it decodes into `bytes`, from its beginning on.
     pub fn new(geometry: Geometry, mut bytes: Vec<u8>) -> Self {
         bytes.clear();
-        Self { geometry, bytes, terms: 0, frame: None, record: Vec::new() }
+        let (record, seed) = (Vec::new(), Vec::new());
+        Self { geometry, bytes, terms: 0, frame: None, record, seed, seed_bytes: 0 }
     }
 
     /// What was decoded.
@@ -125,6 +139,53 @@ impl Decoder {
         }
         self.bytes.truncate(start);
         Ok(false)
+    }
+
+    /// Adds blocks of a frame: those that the seed has, and the others from the frame. What is digested and
+    /// given on is a copy: the seed may change meanwhile.
+    fn seeded(
+        &mut self,
+        seed: &Seed<'_>,
+        delta: &Delta,
+        page: &TablePage,
+        place: Place,
+        blocks: BlockRange,
+        order: Order,
+    ) -> Result<()> {
+        let size = self.geometry.block_size.in_memory();
+        let mut copied = std::mem::take(&mut self.seed);
+        seed.copy(self.geometry, blocks, &mut copied);
+        let first = place.ordinal as usize;
+        let digests = page.digests.get(first..first + blocks.count as usize);
+        let digests = digests.ok_or_else(|| Error::corrupt("a block without a digest"))?;
+        let is_there: Vec<bool> = copied
+            .chunks(size)
+            .zip(digests)
+            .map(|(content, digest)| delta.hasher().digest(content) == *digest)
+            .collect();
+        // What it cannot give is not there.
+        let is_there = |index: u64| is_there.get(index as usize).copied().unwrap_or(false);
+        let mut at = 0;
+        while at < blocks.count {
+            let (start, has) = (at, is_there(at));
+            while at < blocks.count && is_there(at) == has {
+                at += 1;
+            }
+            let run = BlockRange { first: blocks.first + start, count: at - start };
+            if !has {
+                let ordinal = place.ordinal + start as u32;
+                self.part(delta, page, Place { ordinal, ..place }, run, order)?;
+                continue;
+            }
+            let content = copied.get(start as usize * size..at as usize * size);
+            self.bytes.extend_from_slice(content.unwrap_or_default());
+            self.seed_bytes += self.geometry.bytes_in(run);
+            for (block, digest) in (run.first..run.end()).zip(digests.iter().skip(start as usize)) {
+                self.terms = self.terms.wrapping_add(delta.hasher().term(block, *digest));
+            }
+        }
+        self.seed = copied;
+        Ok(())
     }
 
     fn part(

@@ -5,11 +5,16 @@ mod batch;
 mod decode;
 mod regions;
 mod restore;
+mod sample;
+mod seed;
+pub mod update;
 mod write;
 
 pub use batch::{BATCH_BYTES, Batch, BatchBuilder, Order, Part};
 pub use decode::{Decoded, decode_batch};
-pub use restore::{Restored, check_free_space_for, check_range, restore};
+pub use restore::{Restored, check_free_space_for, check_range, restore, restore_seeded};
+pub use sample::{Samples, sample};
+pub use seed::Seed;
 pub use write::write_decoded;
 
 use crate::base::error::{Error, ErrorKind, Result};

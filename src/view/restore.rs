@@ -1,7 +1,7 @@
 //! Copies a snapshot, or a part of it, to a target. Every block is checked against its digest before it is
 //! written, and the whole against the image digest before the target is made visible.
 
-use super::{BATCH_BYTES, Batches, Order, decode_batch, write_decoded};
+use super::{BATCH_BYTES, Batches, Order, Seed, decode_batch, write_decoded};
 use crate::base::digest::ImageDigest;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::events::{Context, Phase};
@@ -23,6 +23,8 @@ pub struct Restored {
     pub data_bytes: u64,
     /// True if the image digest was compared: for a whole image, not for a part.
     pub proved: bool,
+    /// Bytes of the data that were taken from a seed.
+    pub seed_bytes: u64,
 }
 
 /// Restores the snapshot at the tip of `chain`, or the part `range` of it, to `target`, which it
@@ -36,13 +38,27 @@ pub fn restore(
     target: &mut dyn Target,
     context: &Context,
 ) -> Result<Restored> {
+    restore_seeded(chain, range, None, target, context)
+}
+
+/// The same, with what a seed has taken from there.
+///
+/// # Errors
+/// As of [`restore`].
+pub fn restore_seeded(
+    chain: &Chain,
+    range: Option<ByteRange>,
+    seed: Option<&Seed<'_>>,
+    target: &mut dyn Target,
+    context: &Context,
+) -> Result<Restored> {
     let geometry = chain.geometry();
     let part = check_range(range, geometry.image_bytes)?;
     let blocks = part.blocks(geometry.block_size);
     let order = if target.is_sequential() { Order::Ascending } else { Order::ByFrame };
     let mut batches = Batches::new(chain, blocks.first, blocks.end(), order);
     let phase = context.begin(Phase::Restore, part.bytes);
-    let (mut terms, mut data_bytes) = (0u128, 0);
+    let (mut terms, mut data_bytes, mut seed_bytes) = (0u128, 0, 0);
     let outcome = ordered_map(
         context.threads(),
         context.in_flight(BATCH_BYTES),
@@ -50,9 +66,10 @@ pub fn restore(
             context.check()?;
             batches.next_batch()
         },
-        |batch| decode_batch(geometry, batch),
+        |batch| decode_batch(geometry, batch, seed),
         |decoded| {
             terms = terms.wrapping_add(decoded.terms);
+            seed_bytes += decoded.seed_bytes;
             data_bytes += write_decoded(&decoded, geometry, part, target)?;
             for of in &decoded.parts {
                 context.advance(geometry.bytes_in(of.blocks));
@@ -67,7 +84,7 @@ pub fn restore(
         prove(chain, terms)?;
     }
     target.finish()?;
-    Ok(Restored { bytes: part.bytes, data_bytes, proved: whole })
+    Ok(Restored { bytes: part.bytes, data_bytes, proved: whole, seed_bytes })
 }
 
 /// Fails unless what a restore will write fits into `free_bytes` bytes, if that is known; holes take none.

@@ -44,6 +44,7 @@ mod stats;
 mod support;
 mod tracking;
 mod unchecked;
+mod update;
 mod usage;
 mod verify;
 mod watch;

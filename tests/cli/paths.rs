@@ -88,6 +88,12 @@ fn every_verb_takes_paths_that_are_not_utf_8() {
         (&["config", "set", "images.a.prune.keep_last", "9"], "/place", "repo-?/config.000002"),
         (&["restore", "a@1", "-o", "odd-?/out-?"], "/output", "odd-?/out-?"),
         (&["restore", "a@1", "-o", "odd-?/out-?", "--force"], "/output", "odd-?/out-?"),
+        (
+            &["restore", "a@1", "-o", "odd-?/out-?", "--update", "--seed", "odd-?/a-?.img"],
+            "/output",
+            "odd-?/out-?",
+        ),
+        (&["restore", "a@1", "-o", "odd-?/out-?", "--update", "--trust-target"], "", ""),
         (&["restore", "a@1", "-o", "p-?", "--range", "4K+4K"], "/output", "p-?"),
         (&["export", "a@1", "-o", "full-?"], "/output", "full-?"),
         (&["apply", "full-?", "-o", "applied-?"], "/deltas/0", "full-?"),

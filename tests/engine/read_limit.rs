@@ -234,6 +234,20 @@ const VERBS: &[(&str, Verb)] = &[
         Ok(2 * BYTES)
     }),
     ("restore", |lab, repository, context| restored(lab, repository, "vm", context)),
+    ("restore, onto what is there", |lab, repository, context| {
+        let request = RestoreRequest::new("vm").at(At::Number(1)).update(true);
+        let target = lab.path("restored");
+        let done = repository.restore(&request, RestoreTarget::Path(&target), context)?;
+        let update = done.update.unwrap();
+        Ok(update.read_bytes + update.samples.unwrap().compared * BLOCK as u64)
+    }),
+    ("restore, with a seed", |lab, repository, context| {
+        let request = RestoreRequest::new("vm").force(true).seed(Some(lab.path("moved")));
+        let target = lab.path("restored");
+        let done = repository.restore(&request, RestoreTarget::Path(&target), context)?;
+        assert!(done.restored.seed_bytes > 0);
+        Ok(BYTES)
+    }),
     ("verify", |_, repository, context| {
         assert_eq!(repository.verify(&VerifyScope::All, false, context)?.damaged, []);
         Ok(0)

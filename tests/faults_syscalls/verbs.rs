@@ -173,6 +173,21 @@ fn with_base_image(lab: &Lab) {
     lab.write("clone.img", &state(3));
 }
 
+fn with_base_image_copied(lab: &Lab) {
+    with_base_image(lab);
+    lab.write("template2.img", &state(1));
+}
+
+/// This host knows what the target is.
+fn restored(lab: &Lab) {
+    lab.done("restore vm@1 -o target.img --force");
+}
+
+/// A copy of the image lies beside it.
+fn copied(lab: &Lab) {
+    lab.write("copy.img", &std::fs::read(lab.path("long.img")).unwrap());
+}
+
 /// The image as its newest snapshot has it.
 fn unchanged(lab: &Lab) {
     lab.write("vm.img", &state(3));
@@ -291,6 +306,14 @@ pub fn all() -> Vec<Verb> {
         Verb::new("restore clone@2 -o out.img").prepared(with_base_image),
         Verb::new("restore vm@3 --range 4K+40K -o part"),
         Verb::new("restore vm@3 -o -").giving(Stdout::Image),
+        Verb::new("restore vm@3 -o out.img --seed state1.img"),
+        Verb::new("restore vm@3 -o target.img --update").onto("target.img"),
+        Verb::new("restore clone@2 -o template2.img --update --seed vm.img")
+            .prepared(with_base_image_copied)
+            .onto("template2.img"),
+        Verb::new("restore vm@3 -o target.img --update --trust-target")
+            .at(Place::Disk, restored)
+            .onto("target.img"),
         Verb::new("export vm@3 -o out.delta"),
         Verb::new("export vm@3 --since @1 -o out.delta"),
         Verb::new("export vm@2 --since @1 -o -").giving(Stdout::Delta),
@@ -320,6 +343,7 @@ pub fn all() -> Vec<Verb> {
         Verb::new("show vm@2"),
         Verb::new("rollback long --to @1").long().onto("long.img"),
         Verb::new("restore long@1 -o out.img").long(),
+        Verb::new("restore long@1 -o copy.img --update").long().prepared(copied).onto("copy.img"),
         Verb::new("snapshot long.img").long(),
         Verb::new("--repo fresh snapshot long.img").long(),
     ]

@@ -125,6 +125,15 @@ fn bad_sectors_end_a_snapshot_unless_they_are_to_be_skipped() {
     let piped =
         lab.run(&["restore", "vm@1", "--accept-unread", "-o", "-", "--threads", "1"]).done();
     assert!(piped.out == with_zeros(&original, &BAD));
+    // Onto what is there: zeros that are there already are not written.
+    put(&out, BAD[0], &noise(9, 2 * SECTOR));
+    let update = ["restore", "vm@1", "-o", &out, "--update", "--json"];
+    lab.run(&update).fails(3).says("--accept-unread");
+    for written in [2 * SECTOR, 0] {
+        let done = lab.run(&[&update[..], &["--accept-unread"]].concat()).done().json();
+        assert_eq!(done["written_bytes"], written, "{done}");
+        assert!(get(&out, 0, BYTES) == with_zeros(&original, &BAD));
+    }
 }
 
 /// FORMAT.md M4: it is tried again each time, and never taken from the parent.

@@ -123,6 +123,30 @@ fn device_is_snapshotted_rolled_back_and_restored() {
         same(&target.device, &kept[number - 1]);
         same(&lab.path("target"), &kept[number - 1]);
     }
+    // Only what differs.
+    for (number, force) in [(1, false), (3, true), (2, true)] {
+        let (reference, before) = (format!("disk@{number}"), lab.path("before-update"));
+        keep(&target.device, &before);
+        let mut args = vec!["restore", &reference, "-o", &target.device, "--update", "--json"];
+        if force {
+            let unlike = lab.run(&args).fails(1);
+            unlike.says("does not seem to hold a state of \"disk\"").says("--force");
+            same(&target.device, &before);
+            args.push("--force");
+        }
+        let done = lab.run(&args).done().json();
+        same(&target.device, &kept[number - 1]);
+        assert_eq!((&done["proved"], &done["read_bytes"]), (&true.into(), &DEVICE_BYTES.into()));
+        let written = done["written_bytes"].as_u64().unwrap();
+        assert!(force || written < MIB, "{written}");
+        args.push("--trust-target");
+        let again = lab.run(&args).done().json();
+        assert_eq!(again["written_bytes"], 0, "{again}");
+        assert_eq!(again["not_trusted"], "it is a device");
+    }
+    lab.run(&["restore", "disk@2", "-o", &device.device, "--update"])
+        .fails(1)
+        .says("rollback disk");
 }
 
 #[test]
@@ -138,6 +162,10 @@ fn device_of_another_length_is_filled_in_part_or_refused() {
     let tail = get(&larger.device, 3 * MIB, MIB);
     let run = lab.run(&["restore", "vm@1", "-o", &larger.device, "--force"]).done();
     run.says("1.00 MiB were not touched");
+    let update = ["restore", "vm@1", "-o", &larger.device, "--update", "--json"];
+    put(&larger.device, MIB, &text(7, 5000));
+    let done = lab.run(&update).done().says("1.00 MiB were not touched").json();
+    assert_eq!((&done["read_bytes"], &done["written_bytes"]), (&(3 * MIB).into(), &8192.into()));
     same_start(&larger.device, &image, 3 * MIB);
     assert!(get(&larger.device, 3 * MIB, MIB) == tail);
 

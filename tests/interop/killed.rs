@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 const IMAGE_BYTES: u64 = 16 * MIB + 1000;
 const PIECE: u64 = 64 << 10;
 const ROUNDS: u64 = 48;
-const VERBS: [&str; 5] = ["snapshot", "rollback", "delete", "flatten", "prune"];
+const VERBS: [&str; 6] = ["snapshot", "rollback", "delete", "flatten", "prune", "restore"];
 
 /// The bytes of an image; states share the pieces that are equal.
 #[derive(Clone, PartialEq)]
@@ -336,6 +336,49 @@ fn killed_while_it_writes_files_anew_it_keeps_what_is_listed() {
         trial.rewrite();
         assert!(trial.image_is(&trial.state));
     }
+}
+
+/// Nothing of the target is saved: the same update, run again, goes by what it finds there, whatever this host
+/// knew of the file before.
+#[test]
+fn killed_while_it_updates_a_target_it_is_run_again_and_completes_it() {
+    let rounds = kills();
+    let mut trial = Trial::new(20_261_128);
+    let image = trial.image.clone();
+    for _ in 0..4 {
+        trial.change(60);
+        let number = trial.lab.snapshot(&image);
+        trial.known.insert(number, trial.state.clone());
+    }
+    let target = trial.lab.path("target");
+    trial.lab.run(&["restore", "vm@1", "-o", &target]).done();
+    let mut tries = 0;
+    while trial.kills < rounds {
+        tries += 1;
+        assert!(tries < rounds * 20, "only {} of {tries} were killed", trial.kills);
+        if trial.random.below(4) == 0 {
+            let other = trial.random.next();
+            put(&target, other % IMAGE_BYTES, &text(other, 70_000));
+        }
+        let number = trial.any_known();
+        let reference = format!("vm@{number}");
+        let mut args = vec!["restore", &reference, "-o", &target, "--update", "--force"];
+        args.extend((trial.random.below(2) == 0).then_some("--trust-target"));
+        let mut attempt = 0;
+        loop {
+            attempt += 1;
+            let ended =
+                if attempt < 4 { trial.run(&args) } else { Ended::Done(trial.lab.run(&args)) };
+            if let Ended::Done(run) = ended {
+                run.done();
+                break;
+            }
+        }
+        let state = &trial.known[&number];
+        assert!(state.is(&get(&target, 0, length(&target))), "it is not {reference}");
+        assert!(trial.image_is(&trial.state));
+    }
+    trial.lab.is_tidy("vm");
 }
 
 /// Ctrl-C: all is put away at once, not by the next command.

@@ -7,8 +7,8 @@ use imgsnap::image::write::Medium;
 use imgsnap::store::{Store, World};
 use imgsnap::{
     At, Context, Defaults, DiffSide, Error, ErrorKind, ExportRequest, ParentChoice, PruneRequest,
-    Reference, Repository, Result, RollbackRequest, SnapshotRequest, Track, VerifyScope,
-    WatchRequest,
+    Reference, Repository, RestoreRequest, RestoreTarget, Result, RollbackRequest, SnapshotRequest,
+    Track, VerifyScope, WatchRequest,
 };
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -46,7 +46,7 @@ const fn verb(name: &'static str, setup: Setup, act: Run) -> Verb {
     Verb { name, setup, act, effect: Effect::Whole }
 }
 
-pub const VERBS: [Verb; 35] = [
+pub const VERBS: [Verb; 36] = [
     // What is dropped is merged afterwards, with a commit for each merge, or by the next prune.
     Verb {
         effect: Effect::RestLater,
@@ -90,6 +90,7 @@ pub const VERBS: [Verb; 35] = [
     verb("snapshot, incremental", grown, |desk| take(desk, &request(desk))),
     verb("snapshot, unchanged", unchanged, |desk| take(desk, &request(desk).skip_unchanged(true))),
     verb("restore", grown, |desk| Ok(digest(&restored(&desk.open()?, "a", 4)?).to_string())),
+    verb("restore, onto what is there", grown, update),
     verb("list", grown, |desk| {
         let listed = desk.open()?.list("a", &context())?.manifest.snapshots;
         let listed: Vec<_> = listed.into_iter().map(|s| (s.number, s.label)).collect();
@@ -285,6 +286,15 @@ fn roll(desk: &Desk, save: bool) -> Result<String> {
     let rolled = desk.open()?.rollback(&request, &context())?;
     let live = digest(&std::fs::read(desk.folder.join("a")).unwrap());
     Ok(format!("{:?} {live}", rolled.saved))
+}
+
+/// Onto a file that holds another state.
+fn update(desk: &Desk) -> Result<String> {
+    let target = desk.folder.join("target");
+    write_image(&target, 2);
+    let request = RestoreRequest::new("a").at(At::Number(4)).update(true).trust_target(true);
+    desk.open()?.restore(&request.force(true), RestoreTarget::Path(&target), &context())?;
+    Ok(digest(&std::fs::read(&target).unwrap()).to_string())
 }
 
 /// What it could not use is in the outcome: here it is an error.

@@ -6,13 +6,14 @@ pub use images::{Snapshot, Watch};
 
 use super::bench::args::Bench;
 use super::config::args::Config;
+use super::restore::args::Restore;
 use super::words::{self, parsed};
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueHint};
 use imgsnap::Reference;
 use imgsnap::base::digest::DigestAlgorithm;
 use imgsnap::base::read_limit::ReadRate;
-use imgsnap::base::units::{BlockSize, ByteRange, parse_bytes, parse_duration};
+use imgsnap::base::units::{BlockSize, parse_duration};
 use imgsnap::codec::Compression;
 use imgsnap::image::{ImageUri, parse_image};
 use imgsnap::repo::retention::{Count, LabelGlob, Period};
@@ -318,25 +319,6 @@ pub struct Prune {
 }
 
 #[derive(ClapArgs)]
-pub struct Restore {
-    /// NAME@WHICH
-    #[arg(value_name = "REF", value_parser = parsed::<Reference>)]
-    pub reference: Reference,
-    /// A new file, a block device, or - for stdout
-    #[arg(short, long, value_name = "FILE|DEVICE|-", value_hint = ValueHint::FilePath)]
-    pub output: PathBuf,
-    /// Replace an existing file; write to a device
-    #[arg(short, long)]
-    pub force: bool,
-    /// Only a part of the image, as in 1M+64K; it begins where the output begins
-    #[arg(long, value_name = "OFFSET+LENGTH", value_parser = parse_range)]
-    pub range: Option<ByteRange>,
-    /// Write zeros where the image could not be read when the snapshot was taken
-    #[arg(long)]
-    pub accept_unread: bool,
-}
-
-#[derive(ClapArgs)]
 pub struct Rollback {
     /// The image, by name or by the path of its live file
     #[arg(value_name = "IMAGE|NAME")]
@@ -373,14 +355,4 @@ fn parse_interval(text: &str) -> Result<Duration, String> {
 fn parse_threads(text: &str) -> Result<usize, String> {
     let threads = text.parse().ok().filter(|n| (1..=16).contains(n));
     threads.ok_or_else(|| format!("\"{text}\" is not a number from 1 to 16"))
-}
-
-fn parse_range(text: &str) -> Result<ByteRange, String> {
-    let bad = || format!("\"{text}\" is not OFFSET+LENGTH, as in 1M+64K");
-    let (offset, bytes) = text.split_once('+').ok_or_else(bad)?;
-    let number = |text: &str| parse_bytes(text).map_err(|_| bad());
-    match (number(offset)?, number(bytes)?) {
-        (_, 0) => Err("a range of 0 bytes".into()),
-        (offset, bytes) => Ok(ByteRange { offset, bytes }),
-    }
 }

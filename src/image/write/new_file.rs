@@ -8,7 +8,7 @@ use crate::base::message::{Action, Setting, message};
 use crate::base::uri::Shown;
 use crate::base::writeback::Writeback;
 use crate::image::write::Target;
-use crate::image::{FileAttributes, ImageGuard, Intent, NotGiven};
+use crate::image::{FileAttributes, FileStat, ImageGuard, Intent, LiveIdentity, NotGiven};
 use nix::fcntl::OFlag;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -36,6 +36,9 @@ pub struct NewFile {
     has_temporary_name: bool,
     /// The file that will be replaced, held against other users.
     replaced: Option<(File, ImageGuard)>,
+    /// To be held against other users from before it has its name on.
+    is_held: bool,
+    guard: ImageGuard,
     /// What it gets unless it replaces one.
     attributes: Option<FileAttributes>,
     not_given: NotGiven,
@@ -111,6 +114,8 @@ impl NewFile {
             temporary,
             has_temporary_name,
             replaced,
+            is_held: false,
+            guard: ImageGuard::none(),
             attributes,
             not_given,
             finished,
@@ -141,6 +146,21 @@ impl NewFile {
     /// Gives it another length than that with which it was made; what is added reads as zeros.
     pub(super) fn set_length(&mut self, bytes: u64) -> Result<()> {
         self.file.set_len(bytes).map_err(|e| self.failed("set the length of", e))
+    }
+
+    /// The same, held against other users from before it has its name until it is dropped: whoever opens it
+    /// waits.
+    #[must_use]
+    pub fn held(mut self) -> Self {
+        self.is_held = true;
+        self
+    }
+
+    /// Which file it is, and what identifies its content, when it is finished; none unless it was held all
+    /// the time, and if the file system does not tell.
+    pub fn stable(&self) -> Option<(LiveIdentity, FileStat)> {
+        let stat = FileStat::stable(&self.file).filter(|_| self.guard.is_held(&self.file))?;
+        Some((LiveIdentity::of(&self.file, 0)?, stat))
     }
 
     fn failed(&self, what: &str, error: io::Error) -> Error {
@@ -243,6 +263,11 @@ impl Target for NewFile {
         self.file.sync_all().map_err(|e| self.failed("sync", e))?;
         if let Some((old, guard)) = &self.replaced {
             guard.check(old, &self.path)?;
+        }
+        if self.is_held {
+            // Without it, it is not known what the file is a moment later: no reason to fail.
+            let guard = ImageGuard::take(&self.file, &self.path, Intent::Write);
+            self.guard = guard.unwrap_or_else(|_| ImageGuard::none());
         }
         self.give_name().map_err(|e| self.failed("name", e))?;
         self.finished = true;

@@ -307,7 +307,7 @@ impl Patch {
                     Ok(cursor.position() < end)
                 })
             },
-            |batch| decode_batch(self.geometry, batch),
+            |batch| decode_batch(self.geometry, batch, None),
             |decoded| {
                 context.advance(decoded.bytes.len() as u64);
                 written += each(decoded)?;

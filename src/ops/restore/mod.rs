@@ -2,6 +2,9 @@
 
 pub mod types;
 
+mod task;
+mod update;
+
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::events::{Context, WarningId};
 use crate::base::free_space::free_space_at;
@@ -9,32 +12,33 @@ use crate::base::message::{Setting, Verb, message};
 use crate::base::units::NamedBlocks;
 use crate::base::uri::Shown;
 use crate::chain::Chain;
-use crate::image::write::{InPlace, NewFile, RawInPlace};
-use crate::image::{Intent, RawFile, Source};
+use crate::image::write::{InPlace, NewFile, RawInPlace, Target};
+use crate::image::{Intent, RawFile, Source, Unguarded};
 use crate::repo::Repository;
-use crate::repo::inside::refuse_target;
+use crate::repo::inside::{is_same, refuse_target};
 use crate::repo::live_file::{record_restored_file, warn_if_unguarded};
 use crate::repo::session::read;
-use crate::view::{Restored, check_free_space_for, check_range, restore};
+use crate::view::{Restored, Seed, check_free_space_for, check_range, restore_seeded};
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
+use task::{Done, Task};
 use types::{RestoreOutcome, RestoreRequest, RestoreTarget};
 
 /// Restores.
 ///
 /// # Errors
 /// `Corrupt` if a block or the image is not what its digest says, or was never read; then a new file does not
-/// appear, and a device holds a part.
+/// appear, and a device holds a part. Of an update see [`RestoreRequest::update`].
 pub fn run(
     repository: &Repository,
     request: &RestoreRequest,
     target: RestoreTarget<'_>,
     context: &Context,
 ) -> Result<RestoreOutcome> {
+    check_request(request, &target)?;
     let reader = read(repository, &request.name, context)?;
     let snapshot = reader.find(&request.at)?.clone();
     let chain = reader.chain(repository, snapshot.id)?;
-    drop(reader);
     // Before a target of that length is made.
     let part = check_range(request.range, snapshot.image_bytes)?;
     let unread = chain.unread(part.blocks(chain.geometry().block_size), context)?;
@@ -42,63 +46,129 @@ pub fn run(
         true => chain,
         false => accept(chain, snapshot.number, &unread, request, context)?,
     };
-    let mut untouched_bytes = 0;
-    let restored = match target {
-        RestoreTarget::Target(target) => restore(&chain, request.range, target, context)?,
-        RestoreTarget::Path(path) if is_device(path) => {
-            refuse_target(repository, path)?;
-            let (restored, device_bytes) = to_device(&chain, path, request, part.bytes, context)?;
-            untouched_bytes = device_bytes.saturating_sub(part.bytes);
-            restored
-        }
-        RestoreTarget::Path(path) => {
-            refuse_target(repository, path)?;
-            let place = path.shown().to_string();
-            // A part of an image is a file of its own.
-            let attributes = snapshot.attributes.clone().filter(|_| request.range.is_none());
-            let target = NewFile::create(path, part.bytes, request.force)?;
-            let mut target = target.with_attributes(attributes);
-            check_free_space_for(&chain, request.range, free_space_at(path), &place)?;
-            let restored = restore(&chain, request.range, &mut target, context)?;
-            if let Some(missing) = target.not_given() {
-                let what = format!("{place} could not be given {missing}");
-                context.warn(WarningId::AttributesNotRestored, what);
-            }
-            let name = &request.name;
-            if let Err(e) = record_restored_file(repository, name, path, context) {
-                let relink = Verb::Relink.of(name).with(Setting::Image, place);
-                let what = message![e, "; before a rollback, run ", relink];
-                context.warn(WarningId::LiveFileNotNoted, what);
-            }
-            restored
+    let seed = request.seed.as_deref().map(|seed| open_seed(seed, &target)).transpose()?;
+    let seed = seed.as_ref().map(|disk| Seed::new(disk, context));
+    let task = Task {
+        repository,
+        request,
+        image_id: reader.manifest().image_id,
+        snapshot: &snapshot,
+        chain: &chain,
+        has_unread: !unread.is_empty(),
+        seed: seed.as_ref(),
+    };
+    let done = match target {
+        RestoreTarget::Path(path) if request.update => task.update(path, reader, context)?,
+        target => {
+            drop(reader);
+            task.write(target, part.bytes, context)?
         }
     };
-    Ok(RestoreOutcome { snapshot, restored, unread, untouched_bytes })
+    let Done { restored, untouched_bytes, update } = done;
+    Ok(RestoreOutcome { snapshot, restored, unread, untouched_bytes, update })
 }
 
-/// Also returns the length of the device.
-fn to_device(
-    chain: &Chain,
-    path: &Path,
-    request: &RestoreRequest,
-    bytes: u64,
-    context: &Context,
-) -> Result<(Restored, u64)> {
-    if !request.force {
-        let what = format!("{} is a device: what is on it would be lost", path.shown());
-        return Err(Error::new(ErrorKind::AlreadyExists, what).hint(message![
+/// Fails for what does not go together.
+fn check_request(request: &RestoreRequest, target: &RestoreTarget<'_>) -> Result<()> {
+    let is_path = matches!(target, RestoreTarget::Path(_));
+    let what = match request.update {
+        true if !is_path => "only a file or a device can be updated",
+        true if request.range.is_some() => "a part of an image cannot be updated, only all of it",
+        false if request.trust_target => "only the target of an update can be trusted",
+        _ => return Ok(()),
+    };
+    Err(Error::new(ErrorKind::InvalidInput, what))
+}
+
+/// Opens what blocks are taken from. Each is proved, so nobody is held off.
+fn open_seed(seed: &Path, target: &RestoreTarget<'_>) -> Result<Unguarded> {
+    let file = Unguarded::open(seed)?;
+    if let RestoreTarget::Path(target) = target
+        && let (Ok(one), Ok(other)) = (std::fs::metadata(seed), std::fs::metadata(target))
+        && is_same(&one, &other)
+    {
+        let what = format!("{} is the target, and cannot be its own seed", seed.shown());
+        return Err(Error::new(ErrorKind::InvalidInput, what).hint(message![
             "use ",
-            Setting::Force,
-            " to write to it"
+            Setting::Update,
+            " instead of ",
+            Setting::Seed,
+            " to write only what differs"
         ]));
     }
-    let device = RawFile::open_to_write(path)?;
-    warn_if_unguarded(&device, context);
-    let mut target = RawInPlace::new(&device);
-    target.check_free_space(bytes)?;
-    let restored = restore(chain, request.range, &mut target, context)?;
-    device.check_alone(Intent::Read)?;
-    Ok((restored, device.image_bytes()))
+    Ok(file)
+}
+
+impl Task<'_> {
+    /// Writes all `bytes` bytes of it.
+    fn write(&self, target: RestoreTarget<'_>, bytes: u64, context: &Context) -> Result<Done> {
+        let mut untouched_bytes = 0;
+        let restored = match target {
+            RestoreTarget::Target(target) => self.copy_to(target, context)?,
+            RestoreTarget::Path(path) => {
+                refuse_target(self.repository, path)?;
+                if is_device(path) {
+                    let (restored, device_bytes) = self.to_device(path, bytes, context)?;
+                    untouched_bytes = device_bytes.saturating_sub(bytes);
+                    restored
+                } else {
+                    self.to_file(path, bytes, context)?
+                }
+            }
+        };
+        Ok(Done { restored, untouched_bytes, update: None })
+    }
+
+    fn copy_to(&self, target: &mut dyn Target, context: &Context) -> Result<Restored> {
+        restore_seeded(self.chain, self.request.range, self.seed, target, context)
+    }
+
+    fn to_file(&self, path: &Path, bytes: u64, context: &Context) -> Result<Restored> {
+        let Self { repository, request, snapshot, .. } = self;
+        let place = path.shown().to_string();
+        // A part of an image is a file of its own.
+        let attributes = snapshot.attributes.clone().filter(|_| request.range.is_none());
+        let target = NewFile::create(path, bytes, request.force)?;
+        let mut target = target.with_attributes(attributes).held();
+        check_free_space_for(self.chain, request.range, free_space_at(path), &place)?;
+        let restored = self.copy_to(&mut target, context)?;
+        if let Some(missing) = target.not_given() {
+            let what = format!("{place} could not be given {missing}");
+            context.warn(WarningId::AttributesNotRestored, what);
+        }
+        let stable = if restored.proved { target.stable() } else { None };
+        // Who opens it from here on need not wait.
+        drop(target);
+        if let Some((file, stat)) = stable {
+            self.note_restored(path, file, stat, context);
+        }
+        let name = &request.name;
+        if let Err(e) = record_restored_file(repository, name, path, context) {
+            let relink = Verb::Relink.of(name).with(Setting::Image, place);
+            let what = message![e, "; before a rollback, run ", relink];
+            context.warn(WarningId::LiveFileNotNoted, what);
+        }
+        Ok(restored)
+    }
+
+    /// Also returns the length of the device.
+    fn to_device(&self, path: &Path, bytes: u64, context: &Context) -> Result<(Restored, u64)> {
+        if !self.request.force {
+            let what = format!("{} is a device: what is on it would be lost", path.shown());
+            return Err(Error::new(ErrorKind::AlreadyExists, what).hint(message![
+                "use ",
+                Setting::Force,
+                " to write to it"
+            ]));
+        }
+        let device = RawFile::open_to_write(path)?;
+        warn_if_unguarded(&device, context);
+        let mut target = RawInPlace::new(&device);
+        target.check_free_space(bytes)?;
+        let restored = self.copy_to(&mut target, context)?;
+        device.check_alone(Intent::Read)?;
+        Ok((restored, device.image_bytes()))
+    }
 }
 
 /// What was never read is not restored unless the user knows that.

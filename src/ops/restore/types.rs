@@ -5,10 +5,10 @@ use crate::base::units::{ByteRange, NamedBlocks};
 use crate::image::write::Target;
 use crate::repo::manifest::Snapshot;
 use crate::repo::reference::At;
-use crate::view::Restored;
+use crate::view::{Restored, Samples};
 use serde::Serialize;
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// A restore that a user wants.
 #[derive(Debug, Clone, Default)]
@@ -24,6 +24,13 @@ pub struct RestoreRequest {
     pub force: bool,
     /// Zeros where the image could not be read when the snapshot was taken; otherwise that is an error.
     pub accept_unread: bool,
+    /// The target is there, and only what differs is written to it, where it lies. Half of what is sampled
+    /// must be the same already, unless `force` is set.
+    pub update: bool,
+    /// Do not read the target of an update if this host has restored it and it is unchanged since.
+    pub trust_target: bool,
+    /// A raw file or device whose blocks are taken where they are the same, which may change meanwhile.
+    pub seed: Option<PathBuf>,
 }
 
 impl RestoreRequest {
@@ -41,6 +48,12 @@ impl RestoreRequest {
         force: bool,
         /// Zeros where the image could not be read when the snapshot was taken; otherwise that is an error.
         accept_unread: bool,
+        /// Write only what differs to a target that is there.
+        update: bool,
+        /// Do not read a target that this host has restored and that is unchanged since.
+        trust_target: bool,
+        /// A raw file or device whose blocks are taken where they are the same.
+        seed: Option<PathBuf>,
     }
 }
 
@@ -75,4 +88,24 @@ pub struct RestoreOutcome {
     pub unread: NamedBlocks,
     /// Bytes at the end of a device that is longer, which were not touched.
     pub untouched_bytes: u64,
+    /// How a target that was there was updated; none of one that was written as a whole.
+    pub update: Option<UpdateOutcome>,
+}
+
+/// How a target that was there became the snapshot.
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct UpdateOutcome {
+    /// Bytes that differed and were written or zeroed.
+    pub written_bytes: u64,
+    /// Bytes of the image that did not differ.
+    pub matched_bytes: u64,
+    /// Bytes read from the target to find what differs; holes are not read.
+    pub read_bytes: u64,
+    /// What was compared before the first write; none with `force`, and where the target was trusted.
+    pub samples: Option<Samples>,
+    /// The snapshot that the target was known to be, so that it was not read.
+    pub trusted: Option<u64>,
+    /// Why the target was read although it was to be trusted.
+    pub not_trusted: Option<String>,
 }

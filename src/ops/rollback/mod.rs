@@ -12,8 +12,6 @@
 
 pub mod types;
 
-pub mod engine;
-
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::events::{Context, WarningId};
 use crate::base::free_space::free_space_at;
@@ -22,7 +20,6 @@ use crate::base::uri::Shown;
 use crate::chain::Chain;
 use crate::image::write::{Medium, OsMedium};
 use crate::image::{Disk, Intent, LiveImage, RawFile};
-use crate::ops::rollback::engine::{DiffSource, RolledBack, dry_run, execute, prove, whole};
 use crate::ops::rollback::types::{RollbackOutcome, RollbackRequest};
 use crate::ops::snapshot::format::recorded_format;
 use crate::ops::snapshot::plan::{PlanInput, plan_scan};
@@ -46,6 +43,7 @@ use crate::repo::session::{Writer, write};
 use crate::repo::{Repository, reference};
 use crate::scan::Scope;
 use crate::tracking::{HintKind, Track};
+use crate::view::update::{DiffSource, Updated, dry_run, execute, prove, whole};
 use uuid::Uuid;
 
 /// What should be left, besides what is written, when clones are kept during a rollback: file systems
@@ -133,7 +131,7 @@ pub fn run_through(
     let mut outcome = RollbackOutcome {
         number: target.number,
         image: place.clone(),
-        work: RolledBack::default(),
+        work: Updated::default(),
         scanned: false,
         hint: None,
         proved: false,
@@ -237,7 +235,7 @@ fn write_image(
     step: &Step<'_>,
     is_resumed: bool,
     context: &Context,
-) -> Result<RolledBack> {
+) -> Result<Updated> {
     let Step { disk: live, medium, target, chain, plan, saved } = *step;
     let is_first = writer.manifest.rollback.is_none();
     let saved = saved.or(writer.head.intent.and_then(|intent| intent.saved));
@@ -453,7 +451,7 @@ fn dry_run_all<'a>(
     target: &Chain,
     plan: DiffPlan<'a>,
     context: &Context,
-) -> Result<(DiffPlan<'a>, RolledBack)> {
+) -> Result<(DiffPlan<'a>, Updated)> {
     let found = dry_run(disk.source(), target, &plan.source(), context)?;
     if found.missed.blocks == 0 {
         return Ok((plan, found));

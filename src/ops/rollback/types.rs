@@ -2,9 +2,9 @@
 
 use crate::base::setters::setters;
 use crate::image::{ImageUri, ReadBy};
-use crate::ops::rollback::engine::RolledBack;
 use crate::repo::reference::At;
 use crate::tracking::HintKind;
+use crate::view::update::Updated;
 use serde::Serialize;
 
 /// A rollback that a user wants.
@@ -63,7 +63,7 @@ pub struct RollbackOutcome {
     /// The image.
     pub image: ImageUri,
     /// Bytes written, and read to find them.
-    pub work: RolledBack,
+    pub work: Updated,
     /// True if the image was read in full to find what differs.
     pub scanned: bool,
     /// Who else told where it may differ.

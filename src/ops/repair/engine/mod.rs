@@ -167,7 +167,7 @@ fn stored(geometry: Geometry, chunk: &IndexChunk, span: Span) -> Result<Vec<u8>>
     builder.finish();
     let mut bytes = Vec::new();
     while let Some(batch) = builder.next_batch() {
-        bytes.extend(decode_batch(geometry, batch)?.bytes);
+        bytes.extend(decode_batch(geometry, batch, None)?.bytes);
     }
     Ok(bytes)
 }

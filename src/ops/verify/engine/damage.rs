@@ -186,7 +186,7 @@ fn damage_in(geometry: Geometry, chunk: &IndexChunk, span: Span) -> Vec<(BlockRa
         builder.add(chunk, span)?;
         builder.finish();
         while let Some(batch) = builder.next_batch() {
-            decode_batch(geometry, batch)?;
+            decode_batch(geometry, batch, None)?;
         }
         Ok(())
     };

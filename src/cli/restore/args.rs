@@ -1,0 +1,45 @@
+//! What can be typed after `imgsnap restore`.
+
+use super::super::words::parsed;
+use clap::{Args as ClapArgs, ValueHint};
+use imgsnap::Reference;
+use imgsnap::base::units::{ByteRange, parse_bytes};
+use std::path::PathBuf;
+
+#[derive(ClapArgs)]
+pub struct Restore {
+    /// NAME@WHICH
+    #[arg(value_name = "REF", value_parser = parsed::<Reference>)]
+    pub reference: Reference,
+    /// A new file, a block device, or - for stdout
+    #[arg(short, long, value_name = "FILE|DEVICE|-", value_hint = ValueHint::FilePath)]
+    pub output: PathBuf,
+    /// Replace an existing file; write to a device
+    #[arg(short, long)]
+    pub force: bool,
+    /// The file or device exists, and holds some state of the image: write only what differs
+    #[arg(long)]
+    pub update: bool,
+    /// Do not read the file if this host has restored it and it is unchanged since
+    #[arg(long, requires = "update")]
+    pub trust_target: bool,
+    /// Take blocks that are equal from this raw file or device, which may be in use
+    #[arg(long, value_name = "FILE|DEVICE", value_hint = ValueHint::FilePath)]
+    pub seed: Option<PathBuf>,
+    /// Only a part of the image, as in 1M+64K; it begins where the output begins
+    #[arg(long, value_name = "OFFSET+LENGTH", value_parser = parse_range, conflicts_with = "update")]
+    pub range: Option<ByteRange>,
+    /// Write zeros where the image could not be read when the snapshot was taken
+    #[arg(long)]
+    pub accept_unread: bool,
+}
+
+fn parse_range(text: &str) -> Result<ByteRange, String> {
+    let bad = || format!("\"{text}\" is not OFFSET+LENGTH, as in 1M+64K");
+    let (offset, bytes) = text.split_once('+').ok_or_else(bad)?;
+    let number = |text: &str| parse_bytes(text).map_err(|_| bad());
+    match (number(offset)?, number(bytes)?) {
+        (_, 0) => Err("a range of 0 bytes".into()),
+        (offset, bytes) => Ok(ByteRange { offset, bytes }),
+    }
+}

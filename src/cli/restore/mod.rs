@@ -1,0 +1,153 @@
+//! `imgsnap restore`
+
+pub mod args;
+
+use super::printer::Printer;
+use super::{exit, output};
+use args::Restore;
+use imgsnap::base::error::Result;
+use imgsnap::base::events::Context;
+use imgsnap::base::uri::Shown;
+use imgsnap::image::write::Stream;
+use imgsnap::{Repository, RestoreOutcome, RestoreRequest, RestoreTarget, UpdateOutcome};
+use serde_json::{Value, json};
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Instant;
+
+pub fn run(
+    repository: &Repository,
+    verb: &Restore,
+    printer: &Printer,
+    context: &Context,
+) -> Result<ExitCode> {
+    let begun = Instant::now();
+    let request = RestoreRequest::new(verb.reference.name.clone())
+        .at(verb.reference.at.clone())
+        .range(verb.range)
+        .force(verb.force)
+        .accept_unread(verb.accept_unread)
+        .update(verb.update)
+        .trust_target(verb.trust_target)
+        .seed(verb.seed.clone());
+    let to_stdout = verb.output == Path::new("-");
+    let outcome = if to_stdout {
+        output::refuse_terminal("an image")?;
+        let mut target = Stream::new(std::io::stdout().lock(), "stdout");
+        repository.restore(&request, RestoreTarget::Target(&mut target), context)?
+    } else {
+        repository.restore(&request, RestoreTarget::Path(&verb.output), context)?
+    };
+    if outcome.untouched_bytes > 0 {
+        let (place, rest) = (verb.output.shown(), output::bytes(outcome.untouched_bytes));
+        printer.say(&format!("{place} is larger: its last {rest} were not touched"));
+    }
+    let name = format!("{}@{}", request.name, outcome.snapshot.number);
+    let seconds = begun.elapsed().as_secs_f64();
+    let line = || match &outcome.update {
+        Some(update) => describe_update(&name, verb, &outcome, update, seconds),
+        None => describe(&name, verb, &outcome, seconds),
+    };
+    if to_stdout {
+        // Stdout is the image.
+        printer.say(&line());
+    } else if printer.is_json() {
+        printer.json(&json(&request, verb, &outcome, seconds)?)?;
+    } else {
+        printer.line(&line())?;
+    }
+    Ok(exit::DONE)
+}
+
+fn json(
+    request: &RestoreRequest,
+    verb: &Restore,
+    outcome: &RestoreOutcome,
+    seconds: f64,
+) -> Result<Value> {
+    let (snapshot, restored) = (&outcome.snapshot, outcome.restored);
+    let mut json = json!({
+        "name": request.name,
+        "number": snapshot.number,
+        "ref": format!("{}@{}", request.name, snapshot.number),
+        "output": output::path(&verb.output),
+        "image_bytes": snapshot.image_bytes,
+        "restored_bytes": restored.bytes,
+        "data_bytes": restored.data_bytes,
+        "seed_bytes": restored.seed_bytes,
+        "proved": restored.proved,
+        "unread": output::ranges_json(&outcome.unread, snapshot.geometry()?),
+        "seconds": seconds,
+    });
+    if let (Some(update), Value::Object(json)) = (&outcome.update, &mut json) {
+        json.extend([
+            ("written_bytes".into(), update.written_bytes.into()),
+            ("matched_bytes".into(), update.matched_bytes.into()),
+            ("read_bytes".into(), update.read_bytes.into()),
+            ("samples".into(), json!(update.samples)),
+            ("trusted".into(), json!(update.trusted.map(|n| format!("{}@{n}", request.name)))),
+            ("not_trusted".into(), json!(update.not_trusted)),
+        ]);
+    }
+    Ok(json)
+}
+
+fn describe(name: &str, verb: &Restore, outcome: &RestoreOutcome, seconds: f64) -> String {
+    let restored = outcome.restored;
+    let proof = match restored.proved {
+        true => "each block and the image digest checked",
+        false => "each block checked",
+    };
+    let from_seed = match &verb.seed {
+        Some(seed) => {
+            format!("; {} from {}", output::bytes(restored.seed_bytes), output::shown(seed))
+        }
+        None => String::new(),
+    };
+    format!(
+        "{name} -> {}  {} ({} data) in {}, {}; {proof}{from_seed}",
+        output::shown(&verb.output),
+        output::bytes(restored.bytes),
+        output::bytes(restored.data_bytes),
+        output::duration(seconds),
+        output::rate(restored.data_bytes, seconds),
+    )
+}
+
+fn describe_update(
+    name: &str,
+    verb: &Restore,
+    outcome: &RestoreOutcome,
+    update: &UpdateOutcome,
+    seconds: f64,
+) -> String {
+    let (restored, bytes) = (outcome.restored, output::bytes);
+    let place = output::shown(&verb.output);
+    let read = match (update.trusted, &update.not_trusted) {
+        (Some(number), _) => format!(
+            "nothing: it was {}@{number}, unchanged since it was restored",
+            verb.reference.name
+        ),
+        (None, Some(why)) => format!("{} (not trusted: {why})", bytes(update.read_bytes)),
+        (None, None) => bytes(update.read_bytes),
+    };
+    let proved = match restored.proved {
+        true => "each block and the image digest",
+        false => "what was written; the rest was not read",
+    };
+    let mut lines = vec![
+        format!("{name} -> {place}  {} in {}", bytes(restored.bytes), output::duration(seconds)),
+        format!("  written  {}", bytes(update.written_bytes)),
+        format!("  matched  {}", bytes(update.matched_bytes)),
+        format!("  read     {read}"),
+    ];
+    if let Some(seed) = &verb.seed {
+        lines.push(format!(
+            "  seed     {} from {}",
+            bytes(restored.seed_bytes),
+            output::shown(seed)
+        ));
+    }
+    lines.push(format!("  proved   {proved}"));
+    lines.join("\n")
+}

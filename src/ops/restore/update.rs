@@ -1,0 +1,211 @@
+//! A snapshot onto a target that is there: read, compared, and only what differs written, in one pass.
+//!
+//! Nothing of the target is saved. Interrupted, it is half written, and the same update run again completes
+//! it: it goes by what it finds there.
+
+use super::task::{Done, Task};
+use super::types::UpdateOutcome;
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::events::{Context, Phase};
+use crate::base::message::{Message, Setting, Verb, message};
+use crate::base::uri::Shown;
+use crate::chain::Chain;
+use crate::image::write::{InPlace, RawInPlace};
+use crate::image::{Intent, RawFile, Source};
+use crate::repo::inside::refuse_target;
+use crate::repo::live_file::{live_image_at, warn_if_unguarded};
+use crate::repo::restored::RestoredNote;
+use crate::repo::session::Reader;
+use crate::view::update::{DiffSource, Update, Updated, whole};
+use crate::view::{Restored, Samples, sample};
+use std::fs::Metadata;
+use std::path::Path;
+
+/// A file without a byte holds no state of anything.
+fn refuse_empty(path: &Path, meta: &Metadata) -> Result<()> {
+    if !meta.is_file() || meta.len() > 0 {
+        return Ok(());
+    }
+    let what = format!("{} is empty (0 bytes)", path.shown());
+    Err(Error::new(ErrorKind::InvalidInput, what).hint(message![
+        "leave ",
+        Setting::Update,
+        " out, and use ",
+        Setting::Force,
+        " to replace it"
+    ]))
+}
+
+/// What is known of the target without reading it.
+#[derive(Default)]
+struct Known {
+    /// The snapshot that it is, and its number.
+    snapshot: Option<(Chain, u64)>,
+    /// Why there is none, if it was asked for.
+    why_not: Option<String>,
+}
+
+impl Task<'_> {
+    /// Brings the file or device at `path` to the snapshot.
+    ///
+    /// # Errors
+    /// `NotFound` if it is not there; `Mismatch` if it does not seem to hold a state of the image;
+    /// `InvalidInput` if it is a live image, or too small. After the first write the message says that it is
+    /// half written.
+    pub fn update(&self, path: &Path, reader: Reader, context: &Context) -> Result<Done> {
+        self.refuse(path, context)?;
+        let target = RawFile::open_to_write(path)?;
+        warn_if_unguarded(&target, context);
+        let mut disk = RawInPlace::new(&target);
+        disk.check_free_space(self.chain.geometry().image_bytes)?;
+        let note = match target.is_device() {
+            true => None,
+            false => Some(RestoredNote::of(self.repository, path)?),
+        };
+        let known = match self.request.trust_target {
+            false => Known::default(),
+            true => match self.known(note.as_ref(), &target, &reader) {
+                Ok(snapshot) => Known { snapshot: Some(snapshot), why_not: None },
+                Err(why) => Known { snapshot: None, why_not: Some(why.to_string()) },
+            },
+        };
+        drop(reader);
+        let samples = match known.snapshot.is_some() || self.request.force {
+            true => None,
+            false => Some(self.sample(&target, context)?),
+        };
+        if let Some(note) = &note {
+            // Otherwise half of it would be taken for what it was.
+            note.remove().map_err(|e| e.or_hint("nothing was written"))?;
+        }
+        let done = self.bring(&target, &mut disk, known, samples, context)?;
+        target.check_alone(Intent::Read).map_err(|e| self.half_written(&disk, e))?;
+        if note.is_some()
+            && let (Some(file), Some(stat)) = (target.identity(), target.stable_stat())
+        {
+            self.note_restored(path, file, stat, context);
+        }
+        Ok(done)
+    }
+
+    fn refuse(&self, path: &Path, context: &Context) -> Result<()> {
+        let place = path.shown();
+        let meta = std::fs::metadata(path).map_err(|e| {
+            let error = Error::os("open", &place, e);
+            match error.kind() {
+                ErrorKind::NotFound => {
+                    error.hint(message!["leave ", Setting::Update, " out to restore to a new file"])
+                }
+                _ => error,
+            }
+        })?;
+        refuse_target(self.repository, path)?;
+        let Some(name) = live_image_at(self.repository, path, context)? else {
+            return refuse_empty(path, &meta);
+        };
+        let rollback = Verb::Rollback.of(&name);
+        let rollback = match name == self.request.name {
+            true => rollback.with(Setting::To, self.reference()),
+            false => rollback.asking(Setting::To),
+        };
+        let what = format!("{place} is the live file of \"{name}\"");
+        Err(Error::new(ErrorKind::InvalidInput, what).hint(message![
+            "use ",
+            rollback,
+            ", which saves its present state first"
+        ]))
+    }
+
+    /// The snapshot that the target is known to be, with its number; or why there is none.
+    fn known(
+        &self,
+        note: Option<&RestoredNote>,
+        target: &RawFile,
+        reader: &Reader,
+    ) -> std::result::Result<(Chain, u64), Message> {
+        let id = note.ok_or("it is a device")?.snapshot(target, self.image_id)?;
+        let snapshot = reader.manifest().by_id(id);
+        let snapshot = snapshot.ok_or("the snapshot that it was restored from has been dropped")?;
+        let chain = reader.chain(self.repository, id)?;
+        match chain.is_comparable(self.chain) {
+            true => Ok((chain, snapshot.number)),
+            false => Err(format!("{} is of another chain", self.reference_to(snapshot)).into()),
+        }
+    }
+
+    /// Brings the disk under `image`, whatever it is, to the snapshot.
+    fn bring(
+        &self,
+        image: &dyn Source,
+        disk: &mut dyn InPlace,
+        known: Known,
+        samples: Option<Samples>,
+        context: &Context,
+    ) -> Result<Done> {
+        let source = match &known.snapshot {
+            Some((chain, _)) => DiffSource::Tables(chain),
+            None => DiffSource::Scan(&whole),
+        };
+        let (target, seed, phase) = (self.chain, self.seed, Phase::Restore);
+        let update = Update { image, target, source: &source, seed, phase };
+        let done = update.execute(disk, context).map_err(|e| self.half_written(disk, e))?;
+        let bytes = target.geometry().image_bytes;
+        let Updated { written_bytes, read_bytes, data_bytes, seed_bytes, .. } = done;
+        let longer_bytes = image.image_bytes().saturating_sub(bytes);
+        Ok(Done {
+            restored: Restored { bytes, data_bytes, proved: known.snapshot.is_none(), seed_bytes },
+            update: Some(UpdateOutcome {
+                written_bytes,
+                matched_bytes: bytes.saturating_sub(written_bytes),
+                read_bytes,
+                samples,
+                trusted: known.snapshot.map(|(_, number)| number),
+                not_trusted: known.why_not,
+            }),
+            untouched_bytes: if disk.has_fixed_length() { longer_bytes } else { 0 },
+        })
+    }
+
+    /// Fails unless the disk seems to hold a state of the image.
+    fn sample(&self, image: &dyn Source, context: &Context) -> Result<Samples> {
+        let samples = sample(image, self.chain, context)?;
+        if samples.is_alike() {
+            return Ok(samples);
+        }
+        let (name, reference) = (image.name(), self.reference());
+        let what = match samples.compared {
+            0 => format!("{reference} has no data to compare {name} with"),
+            compared => format!(
+                "{name} does not seem to hold a state of \"{}\": of {compared} sampled blocks {} are \
+                 those of {reference}",
+                self.request.name, samples.matched
+            ),
+        };
+        Err(Error::new(ErrorKind::Mismatch, what).hint(message![
+            "use ",
+            Setting::Force,
+            " to write over it all the same"
+        ]))
+    }
+
+    /// An error that says so if anything was written.
+    fn half_written(&self, disk: &dyn InPlace, error: Error) -> Error {
+        if !disk.is_begun() {
+            return error;
+        }
+        let mut again = Verb::Restore.of(self.reference());
+        again = again.with(Setting::Output, disk.name()).with(Setting::Update, "");
+        let set = [
+            (Setting::Force, self.request.force),
+            (Setting::AcceptUnread, self.request.accept_unread),
+        ];
+        for (setting, _) in set.into_iter().filter(|(_, is_set)| *is_set) {
+            again = again.with(setting, "");
+        }
+        error.hint(message![
+            format!("{} is half written now: run ", disk.name()),
+            again,
+            " again to complete it"
+        ])
+    }
+}
