@@ -12,6 +12,7 @@ mod clones_format;
 #[path = "../support/config.rs"]
 mod config;
 mod devices;
+mod disks;
 mod ext4;
 mod filesystems;
 mod full_disk;

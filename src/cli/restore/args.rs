@@ -4,6 +4,8 @@ use super::super::words::parsed;
 use clap::{Args as ClapArgs, ValueHint};
 use imgsnap::Reference;
 use imgsnap::base::units::{ByteRange, parse_bytes};
+use imgsnap::image::ImageFormat;
+use imgsnap::image::write::ClusterCompression;
 use std::path::PathBuf;
 
 #[derive(ClapArgs)]
@@ -11,13 +13,13 @@ pub struct Restore {
     /// NAME@WHICH
     #[arg(value_name = "REF", value_parser = parsed::<Reference>)]
     pub reference: Reference,
-    /// A new file, a block device, or - for stdout
-    #[arg(short, long, value_name = "FILE|DEVICE|-", value_hint = ValueHint::FilePath)]
+    /// A new file (qcow2 if it ends so), a block device, nbd://HOST/EXPORT, or - for stdout
+    #[arg(short, long, value_name = "FILE|DEVICE|NBD|-", value_hint = ValueHint::FilePath)]
     pub output: PathBuf,
-    /// Replace an existing file; write to a device
+    /// Replace an existing file; write to a device or an export
     #[arg(short, long)]
     pub force: bool,
-    /// The file or device exists, and holds some state of the image: write only what differs
+    /// The file, device or export exists, and holds some state of the image: write only what differs
     #[arg(long)]
     pub update: bool,
     /// Do not read the file if this host has restored it and it is unchanged since
@@ -32,6 +34,15 @@ pub struct Restore {
     /// Write zeros where the image could not be read when the snapshot was taken
     #[arg(long)]
     pub accept_unread: bool,
+    /// The format of the file: raw or qcow2 [default: qcow2 if its name ends so, or it is one]
+    #[arg(long, value_name = "FORMAT", value_parser = parsed::<ImageFormat>)]
+    pub format: Option<ImageFormat>,
+    /// Compress the clusters of a new qcow2: zlib or zstd
+    #[arg(long, value_name = "HOW", value_parser = parsed::<ClusterCompression>, conflicts_with = "update")]
+    pub compress: Option<ClusterCompression>,
+    /// Read the files that a qcow2 is based on which is updated: whoever wrote its header chose them
+    #[arg(long, requires = "update")]
+    pub backing_ok: bool,
 }
 
 fn parse_range(text: &str) -> Result<ByteRange, String> {

@@ -5,9 +5,10 @@ pub mod args;
 use super::printer::Printer;
 use super::{exit, output};
 use args::Restore;
-use imgsnap::base::error::Result;
+use imgsnap::base::error::{Error, ErrorKind, Result};
 use imgsnap::base::events::Context;
 use imgsnap::base::uri::Shown;
+use imgsnap::image::ImageUri;
 use imgsnap::image::write::Stream;
 use imgsnap::{Repository, RestoreOutcome, RestoreRequest, RestoreTarget, UpdateOutcome};
 use serde_json::{Value, json};
@@ -29,14 +30,28 @@ pub fn run(
         .accept_unread(verb.accept_unread)
         .update(verb.update)
         .trust_target(verb.trust_target)
-        .seed(verb.seed.clone());
+        .seed(verb.seed.clone())
+        .format(verb.format)
+        .cluster_compression(verb.compress)
+        .backing_ok(verb.backing_ok);
     let to_stdout = verb.output == Path::new("-");
     let outcome = if to_stdout {
         output::refuse_terminal("an image")?;
         let mut target = Stream::new(std::io::stdout().lock(), "stdout");
         repository.restore(&request, RestoreTarget::Target(&mut target), context)?
     } else {
-        repository.restore(&request, RestoreTarget::Path(&verb.output), context)?
+        match ImageUri::parse(&verb.output)? {
+            ImageUri::Nbd(uri) => {
+                repository.restore(&request, RestoreTarget::Nbd(&uri), context)?
+            }
+            ImageUri::File(path) => {
+                repository.restore(&request, RestoreTarget::Path(&path), context)?
+            }
+            other => {
+                let what = format!("{other} cannot be written to");
+                return Err(Error::new(ErrorKind::Unsupported, what));
+            }
+        }
     };
     if outcome.untouched_bytes > 0 {
         let (place, rest) = (verb.output.shown(), output::bytes(outcome.untouched_bytes));

@@ -12,8 +12,11 @@ use crate::base::message::{Setting, Verb, message};
 use crate::base::units::NamedBlocks;
 use crate::base::uri::Shown;
 use crate::chain::Chain;
-use crate::image::write::{InPlace, NewFile, RawInPlace, Target};
-use crate::image::{Intent, RawFile, Source, Unguarded};
+use crate::image::nbd::NbdUri;
+use crate::image::write::{InPlace, NewFile, NewQcow2, OsMedium, RawInPlace, Target};
+use crate::image::{
+    Disk, FileAttributes, ImageFormat, ImageUri, Intent, RawFile, ReadBy, Source, Unguarded,
+};
 use crate::repo::Repository;
 use crate::repo::inside::{is_same, refuse_target};
 use crate::repo::live_file::{record_restored_file, warn_if_unguarded};
@@ -58,7 +61,12 @@ pub fn run(
         seed: seed.as_ref(),
     };
     let done = match target {
-        RestoreTarget::Path(path) if request.update => task.update(path, reader, context)?,
+        RestoreTarget::Path(path) if request.update => {
+            task.update(&path.into(), reader, context)?
+        }
+        RestoreTarget::Nbd(uri) if request.update => {
+            task.update(&ImageUri::Nbd(uri.clone()), reader, context)?
+        }
         target => {
             drop(reader);
             task.write(target, part.bytes, context)?
@@ -70,9 +78,17 @@ pub fn run(
 
 /// Fails for what does not go together.
 fn check_request(request: &RestoreRequest, target: &RestoreTarget<'_>) -> Result<()> {
-    let is_path = matches!(target, RestoreTarget::Path(_));
+    let is_disk = !matches!(target, RestoreTarget::Target(_));
+    let is_file = matches!(target, RestoreTarget::Path(path) if !is_device(path));
+    if let Some(format) = request.format.filter(|f| !f.is_raw() && *f != ImageFormat::QCOW2) {
+        let what = format!("a {format} image cannot be written");
+        return Err(Error::new(ErrorKind::Unsupported, what)
+            .hint("restore to a raw or qcow2 image, and convert that"));
+    }
+    let is_qcow2 = request.format == Some(ImageFormat::QCOW2);
     let what = match request.update {
-        true if !is_path => "only a file or a device can be updated",
+        true if !is_disk => "only a file, a device or an export can be updated",
+        _ if is_qcow2 && !is_file => "only a file can be a qcow2 image",
         true if request.range.is_some() => "a part of an image cannot be updated, only all of it",
         false if request.trust_target => "only the target of an update can be trusted",
         _ => return Ok(()),
@@ -105,6 +121,11 @@ impl Task<'_> {
         let mut untouched_bytes = 0;
         let restored = match target {
             RestoreTarget::Target(target) => self.copy_to(target, context)?,
+            RestoreTarget::Nbd(uri) => {
+                let (restored, export_bytes) = self.to_export(uri, bytes, context)?;
+                untouched_bytes = export_bytes.saturating_sub(bytes);
+                restored
+            }
             RestoreTarget::Path(path) => {
                 refuse_target(self.repository, path)?;
                 if is_device(path) {
@@ -123,11 +144,15 @@ impl Task<'_> {
         restore_seeded(self.chain, self.request.range, self.seed, target, context)
     }
 
+    /// A new file, or one in its place.
     fn to_file(&self, path: &Path, bytes: u64, context: &Context) -> Result<Restored> {
         let Self { repository, request, snapshot, .. } = self;
         let place = path.shown().to_string();
         // A part of an image is a file of its own.
         let attributes = snapshot.attributes.clone().filter(|_| request.range.is_none());
+        if new_format(request, path) == ImageFormat::QCOW2 {
+            return self.to_qcow2(path, bytes, attributes, context);
+        }
         let target = NewFile::create(path, bytes, request.force)?;
         let mut target = target.with_attributes(attributes).held();
         check_free_space_for(self.chain, request.range, free_space_at(path), &place)?;
@@ -142,13 +167,64 @@ impl Task<'_> {
         if let Some((file, stat)) = stable {
             self.note_restored(path, file, stat, context);
         }
-        let name = &request.name;
+        self.note_live_file(repository, path, context);
+        Ok(restored)
+    }
+
+    fn to_qcow2(
+        &self,
+        path: &Path,
+        bytes: u64,
+        attributes: Option<FileAttributes>,
+        context: &Context,
+    ) -> Result<Restored> {
+        let Self { repository, request, .. } = self;
+        let place = path.shown().to_string();
+        let target = NewQcow2::create(path, bytes, request.force, request.cluster_compression)?;
+        let target = target.with_threads(context.threads());
+        let mut target = target.with_attributes(attributes);
+        check_free_space_for(self.chain, request.range, free_space_at(path), &place)?;
+        let restored = self.copy_to(&mut target, context)?;
+        if let Some(missing) = target.not_given() {
+            let what = format!("{place} could not be given {missing}");
+            context.warn(WarningId::AttributesNotRestored, what);
+        }
+        if target.image_bytes() != bytes {
+            let more = target.image_bytes() - bytes;
+            context.note(format!("{place} is of whole sectors: {more} zeros are at its end"));
+        }
+        drop(target);
+        self.note_live_file(repository, path, context);
+        Ok(restored)
+    }
+
+    /// If that is where the live file was, it is that.
+    fn note_live_file(&self, repository: &Repository, path: &Path, context: &Context) {
+        let name = &self.request.name;
         if let Err(e) = record_restored_file(repository, name, path, context) {
-            let relink = Verb::Relink.of(name).with(Setting::Image, place);
+            let relink = Verb::Relink.of(name).with(Setting::Image, path.shown());
             let what = message![e, "; before a rollback, run ", relink];
             context.warn(WarningId::LiveFileNotNoted, what);
         }
-        Ok(restored)
+    }
+
+    /// An export, which has its length.
+    fn to_export(&self, uri: &NbdUri, bytes: u64, context: &Context) -> Result<(Restored, u64)> {
+        let image = ImageUri::Nbd(uri.clone());
+        if !self.request.force {
+            let what = format!("{uri} is an export: what is on it would be lost");
+            return Err(Error::new(ErrorKind::AlreadyExists, what).hint(message![
+                "use ",
+                Setting::Force,
+                " to write to it"
+            ]));
+        }
+        let disk = Disk::open_to_write(&image, ImageFormat::RAW, ReadBy::default(), context)?;
+        let mut target = disk.in_place(&OsMedium)?;
+        target.check_free_space(bytes)?;
+        let restored = self.copy_to(target.as_mut(), context)?;
+        drop(target);
+        Ok((restored, disk.source().image_bytes()))
     }
 
     /// Also returns the length of the device.
@@ -195,6 +271,12 @@ fn accept(
         format!("{name}@{number}: zeros where its image could not be read: {what}"),
     );
     Ok(chain.with_unread_as_zeros())
+}
+
+/// How the disk is to lie in a new file.
+fn new_format(request: &RestoreRequest, path: &Path) -> ImageFormat {
+    let named = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("qcow2"));
+    request.format.unwrap_or(if named { ImageFormat::QCOW2 } else { ImageFormat::RAW })
 }
 
 fn is_device(path: &Path) -> bool {

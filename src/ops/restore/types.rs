@@ -2,7 +2,9 @@
 
 use crate::base::setters::setters;
 use crate::base::units::{ByteRange, NamedBlocks};
-use crate::image::write::Target;
+use crate::image::ImageFormat;
+use crate::image::nbd::NbdUri;
+use crate::image::write::{ClusterCompression, Target};
 use crate::repo::manifest::Snapshot;
 use crate::repo::reference::At;
 use crate::view::{Restored, Samples};
@@ -31,6 +33,13 @@ pub struct RestoreRequest {
     pub trust_target: bool,
     /// A raw file or device whose blocks are taken where they are the same, which may change meanwhile.
     pub seed: Option<PathBuf>,
+    /// How the disk is to lie in the file: raw or qcow2. Otherwise as the name of a new file ends (`.qcow2`),
+    /// or as a file is that is to be updated.
+    pub format: Option<ImageFormat>,
+    /// Compress the clusters of a new qcow2.
+    pub cluster_compression: Option<ClusterCompression>,
+    /// Read the files that a qcow2 is based on which is to be updated: who wrote its header chose them.
+    pub backing_ok: bool,
 }
 
 impl RestoreRequest {
@@ -54,6 +63,12 @@ impl RestoreRequest {
         trust_target: bool,
         /// A raw file or device whose blocks are taken where they are the same.
         seed: Option<PathBuf>,
+        /// How the disk is to lie in the file: raw or qcow2.
+        format: Option<ImageFormat>,
+        /// Compress the clusters of a new qcow2.
+        cluster_compression: Option<ClusterCompression>,
+        /// Read the files that a qcow2 is based on which is to be updated.
+        backing_ok: bool,
     }
 }
 
@@ -63,6 +78,8 @@ pub enum RestoreTarget<'a> {
     /// file gets the owner, mode and extended attributes of the image file as far as the caller may set
     /// them; otherwise mode 0600. One that is replaced keeps its own.
     Path(&'a Path),
+    /// An export of an NBD server, which keeps its length.
+    Nbd(&'a NbdUri),
     /// Something else that takes bytes.
     Target(&'a mut dyn Target),
 }
@@ -71,6 +88,7 @@ impl fmt::Debug for RestoreTarget<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Path(path) => f.debug_tuple("Path").field(path).finish(),
+            Self::Nbd(uri) => f.debug_tuple("Nbd").field(uri).finish(),
             Self::Target(_) => f.write_str("Target"),
         }
     }

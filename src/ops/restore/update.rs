@@ -10,14 +10,15 @@ use crate::base::events::{Context, Phase};
 use crate::base::message::{Message, Setting, Verb, message};
 use crate::base::uri::Shown;
 use crate::chain::Chain;
-use crate::image::write::{InPlace, RawInPlace};
-use crate::image::{Intent, RawFile, Source};
+use crate::image::write::{InPlace, OsMedium};
+use crate::image::{Disk, ImageFormat, ImageUri, Intent, RawFile, ReadBy, Source};
 use crate::repo::inside::refuse_target;
-use crate::repo::live_file::{live_image_at, warn_if_unguarded};
+use crate::repo::live_file::{live_image_at, name_of_source, warn_if_unguarded};
 use crate::repo::restored::RestoredNote;
 use crate::repo::session::Reader;
 use crate::view::update::{DiffSource, Update, Updated, whole};
 use crate::view::{Restored, Samples, sample};
+use std::fmt;
 use std::fs::Metadata;
 use std::path::Path;
 
@@ -46,25 +47,34 @@ struct Known {
 }
 
 impl Task<'_> {
-    /// Brings the file or device at `path` to the snapshot.
+    /// Brings a file, a device or an export to the snapshot.
     ///
     /// # Errors
     /// `NotFound` if it is not there; `Mismatch` if it does not seem to hold a state of the image;
     /// `InvalidInput` if it is a live image, or too small. After the first write the message says that it is
     /// half written.
-    pub fn update(&self, path: &Path, reader: Reader, context: &Context) -> Result<Done> {
-        self.refuse(path, context)?;
-        let target = RawFile::open_to_write(path)?;
-        warn_if_unguarded(&target, context);
-        let mut disk = RawInPlace::new(&target);
-        disk.check_free_space(self.chain.geometry().image_bytes)?;
-        let note = match target.is_device() {
-            true => None,
-            false => Some(RestoredNote::of(self.repository, path)?),
+    pub fn update(&self, image: &ImageUri, reader: Reader, context: &Context) -> Result<Done> {
+        let format = match image.file() {
+            Some(path) => {
+                self.refuse(path, context)?;
+                self.format_at(path)?
+            }
+            None => {
+                self.refuse_live(name_of_source(self.repository, image, context)?, image)?;
+                ImageFormat::RAW
+            }
         };
+        let by = ReadBy { via_qemu: true, backing_ok: self.request.backing_ok };
+        let target = Disk::open_to_write(image, format, by, context)?;
+        target.raw().into_iter().for_each(|raw| warn_if_unguarded(raw, context));
+        let mut disk = target.in_place(&OsMedium)?;
+        disk.check_free_space(self.chain.geometry().image_bytes)?;
+        // What QEMU writes is not known by the times of its file alone.
+        let file = target.raw().filter(|raw| !raw.is_device());
+        let note = file.map(|raw| RestoredNote::of(self.repository, raw.path())).transpose()?;
         let known = match self.request.trust_target {
             false => Known::default(),
-            true => match self.known(note.as_ref(), &target, &reader) {
+            true => match self.known(note.as_ref(), file, &reader) {
                 Ok(snapshot) => Known { snapshot: Some(snapshot), why_not: None },
                 Err(why) => Known { snapshot: None, why_not: Some(why.to_string()) },
             },
@@ -72,18 +82,20 @@ impl Task<'_> {
         drop(reader);
         let samples = match known.snapshot.is_some() || self.request.force {
             true => None,
-            false => Some(self.sample(&target, context)?),
+            false => Some(self.sample(target.source(), context)?),
         };
         if let Some(note) = &note {
             // Otherwise half of it would be taken for what it was.
             note.remove().map_err(|e| e.or_hint("nothing was written"))?;
         }
-        let done = self.bring(&target, &mut disk, known, samples, context)?;
-        target.check_alone(Intent::Read).map_err(|e| self.half_written(&disk, e))?;
-        if note.is_some()
-            && let (Some(file), Some(stat)) = (target.identity(), target.stable_stat())
+        let done = self.bring(target.source(), disk.as_mut(), known, samples, context)?;
+        if let Some(raw) = target.raw() {
+            raw.check_alone(Intent::Read).map_err(|e| self.half_written(disk.as_ref(), e))?;
+        }
+        if let Some(raw) = file
+            && let (Some(identity), Some(stat)) = (raw.identity(), raw.stable_stat())
         {
-            self.note_restored(path, file, stat, context);
+            self.note_restored(raw.path(), identity, stat, context);
         }
         Ok(done)
     }
@@ -100,9 +112,23 @@ impl Task<'_> {
             }
         })?;
         refuse_target(self.repository, path)?;
-        let Some(name) = live_image_at(self.repository, path, context)? else {
-            return refuse_empty(path, &meta);
-        };
+        self.refuse_live(live_image_at(self.repository, path, context)?, &place)?;
+        refuse_empty(path, &meta)
+    }
+
+    /// How the disk lies in a file: as was said, or by its magic. What it is not, its blocks will not be.
+    fn format_at(&self, path: &Path) -> Result<ImageFormat> {
+        if let Some(format) = self.request.format {
+            return Ok(format);
+        }
+        let file = RawFile::open(path)?;
+        let format = ImageFormat::of(file.file(), file.image_bytes());
+        Ok(if format == ImageFormat::QCOW2 { format } else { ImageFormat::RAW })
+    }
+
+    /// A live image is rolled back.
+    fn refuse_live(&self, name: Option<String>, place: &impl fmt::Display) -> Result<()> {
+        let Some(name) = name else { return Ok(()) };
         let rollback = Verb::Rollback.of(&name);
         let rollback = match name == self.request.name {
             true => rollback.with(Setting::To, self.reference()),
@@ -120,10 +146,11 @@ impl Task<'_> {
     fn known(
         &self,
         note: Option<&RestoredNote>,
-        target: &RawFile,
+        target: Option<&RawFile>,
         reader: &Reader,
     ) -> std::result::Result<(Chain, u64), Message> {
-        let id = note.ok_or("it is a device")?.snapshot(target, self.image_id)?;
+        let (note, target) = note.zip(target).ok_or("it is no raw file")?;
+        let id = note.snapshot(target, self.image_id)?;
         let snapshot = reader.manifest().by_id(id);
         let snapshot = snapshot.ok_or("the snapshot that it was restored from has been dropped")?;
         let chain = reader.chain(self.repository, id)?;

@@ -1,0 +1,304 @@
+//! Disks that are no raw files, from the command line: each kind is taken, changed as a guest would, taken again,
+//! restored, rolled back and updated, and is what QEMU says.
+
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that fails says where")]
+
+use crate::kit::*;
+use nix::sys::signal::Signal;
+use std::os::unix::net::UnixStream;
+
+const BYTES: u64 = 4 * MIB;
+
+/// Where a disk lies.
+struct Kind {
+    name: &'static str,
+    /// What makes it of `raw.img`, in the place `{}`.
+    make: &'static [&'static str],
+    /// As `qemu-io` and `qemu-img` call it.
+    format: &'static str,
+    /// What is needed to read it.
+    options: &'static [&'static str],
+    /// It can be changed in place.
+    is_written: bool,
+}
+
+const PLAIN: Kind = Kind {
+    name: "disk.qcow2",
+    make: &["convert", "-O", "qcow2", "raw.img", "{}"],
+    format: "qcow2",
+    options: &[],
+    is_written: true,
+};
+
+const KINDS: [Kind; 8] = [
+    PLAIN,
+    Kind {
+        name: "zlib.qcow2",
+        make: &["convert", "-c", "-O", "qcow2", "-o", "cluster_size=4096", "raw.img", "{}"],
+        ..PLAIN
+    },
+    Kind {
+        name: "zstd.qcow2",
+        make: &["convert", "-c", "-O", "qcow2", "-o", "compression_type=zstd", "raw.img", "{}"],
+        ..PLAIN
+    },
+    Kind {
+        name: "extended.qcow2",
+        make: &["convert", "-O", "qcow2", "-o", "extended_l2=on", "raw.img", "{}"],
+        ..PLAIN
+    },
+    Kind {
+        name: "over.qcow2",
+        make: &["create", "-q", "-f", "qcow2", "-b", "raw.img", "-F", "raw", "{}"],
+        options: &["--backing-ok"],
+        ..PLAIN
+    },
+    Kind {
+        name: "disk.vmdk",
+        make: &["convert", "-O", "vmdk", "raw.img", "{}"],
+        format: "vmdk",
+        options: &["--via-qemu"],
+        is_written: false,
+    },
+    Kind {
+        name: "disk.vdi",
+        make: &["convert", "-O", "vdi", "raw.img", "{}"],
+        format: "vdi",
+        options: &["--via-qemu"],
+        is_written: false,
+    },
+    Kind {
+        name: "disk.vhdx",
+        make: &["convert", "-O", "vhdx", "raw.img", "{}"],
+        format: "vhdx",
+        options: &["--via-qemu"],
+        is_written: false,
+    },
+];
+
+/// A raw image with data, and holes in it.
+fn raw(lab: &Lab) -> String {
+    let path = lab.path("raw.img");
+    make(&path, BYTES);
+    put(&path, 0, &noise(3, MIB));
+    put(&path, 2 * MIB, &noise(4, 600_000));
+    path
+}
+
+fn qemu_io(format: &str, place: &str, commands: &[&str]) {
+    let mut args = vec!["-f", format];
+    commands.iter().for_each(|command| args.extend(["-c", command]));
+    args.push(place);
+    tool("qemu-io", &args);
+}
+
+/// One line.
+fn failed(run: Run) -> String {
+    run.fails(1).err
+}
+
+fn same_disk(one: (&str, &str), other: (&str, &str)) {
+    tool("qemu-img", &["compare", "-f", one.0, "-F", other.0, one.1, other.1]);
+}
+
+#[test]
+fn each_kind_of_disk_is_taken_restored_and_rolled_back() {
+    need!(tools(&["qemu-img", "qemu-io", "qemu-nbd", "qemu-storage-daemon"]));
+    for kind in KINDS {
+        let lab = Lab::new();
+        let raw = raw(&lab);
+        let disk = lab.path(kind.name);
+        let make: Vec<&str> =
+            kind.make.iter().map(|a| if *a == "{}" { &disk } else { *a }).collect();
+        let made = output(tool_command("qemu-img", &make).unwrap().current_dir(lab.path("")));
+        if !made.as_ref().is_ok_and(|made| made.status.success()) {
+            skipped("each_kind_of_disk", &format!("this QEMU makes no {}", kind.name));
+            continue;
+        }
+        let name = kind.name.split('.').next().unwrap();
+        let snapshot = [&["snapshot", &disk, "--json"], kind.options].concat();
+        if !kind.options.is_empty() {
+            let line = failed(lab.run(&["snapshot", &disk]));
+            assert!(line.contains(kind.options[0]), "{}: {line}", kind.name);
+        }
+        let first = lab.run(&snapshot).json();
+        assert_eq!(first["image_bytes"], BYTES, "{}", kind.name);
+        // The raw image is the same disk: nothing is stored.
+        let path = lab.path("raw-1.img");
+        lab.run(&["restore", &format!("{name}@1"), "-o", &path]).done();
+        same_disk(("raw", &path), ("raw", &raw));
+        let unchanged = lab.run(&snapshot).json();
+        assert_eq!(unchanged["changed_bytes"], 0, "{}: {unchanged}", kind.name);
+        qemu_io(kind.format, &disk, &["write -P 7 300k 64k", "write -z 2M 128k"]);
+        let second = lab.run(&snapshot).json();
+        assert_eq!(second["changed_bytes"], 192 << 10, "{}: {second}", kind.name);
+        let path = lab.path("raw-3.img");
+        lab.run(&["restore", &format!("{name}@3"), "-o", &path]).done();
+        same_disk(("raw", &path), (kind.format, &disk));
+        let back = [&["rollback", name, "--to", "@1", "--json"], &kind.options[..]].concat();
+        if kind.is_written {
+            let done = lab.run(&back).json();
+            assert_eq!(done["written_bytes"], 192 << 10, "{}: {done}", kind.name);
+            same_disk(("raw", &raw), (kind.format, &disk));
+            tool("qemu-img", &["check", "-q", "-f", kind.format, &disk]);
+        } else {
+            let line = failed(lab.run(&["rollback", name, "--to", "@1"]));
+            assert!(line.contains("not changed in place"), "{line}");
+        }
+        // Converted, it is the next snapshot of the same disk.
+        let converted = lab.path("converted.img");
+        tool("qemu-img", &["convert", "-f", kind.format, "-O", "raw", &disk, &converted]);
+        lab.run(&["relink", name, &converted]).done();
+        let line = failed(lab.run(&["snapshot", &converted, "--name", name]));
+        assert!(line.contains("--format raw"), "{line}");
+        let args = ["snapshot", &converted, "--name", name, "--format", "raw", "--json"];
+        assert_eq!(lab.run(&args).json()["changed_bytes"], 0, "{}", kind.name);
+        // From then on it is raw.
+        assert_eq!(
+            lab.run(&["snapshot", &converted, "--name", name, "--json"]).json()["changed_bytes"],
+            0
+        );
+    }
+}
+
+/// An export that ends with it.
+struct Export {
+    process: Started,
+    uri: String,
+}
+
+impl Export {
+    fn of(lab: &Lab, format: &str, disk: &str, options: &[&str]) -> Self {
+        let socket = lab.path("nbd.sock");
+        std::fs::remove_file(&socket).ok();
+        let own = ["-t", "-k", &socket, "-x", "vm", "-e", "4", "-f", format];
+        let args = [&own[..], options, &[disk]].concat();
+        let process = Started::spawn(tool_command("qemu-nbd", &args).unwrap());
+        assert!(wait_until(|| UnixStream::connect(&socket).is_ok()), "qemu-nbd does not start");
+        Self { process, uri: format!("nbd+unix:///vm?socket={socket}") }
+    }
+
+    fn end(self) {
+        self.process.signal(Signal::SIGTERM);
+        self.process.wait();
+    }
+}
+
+#[test]
+fn an_export_is_taken_with_its_bitmap_and_rolled_back() {
+    need!(tools(&["qemu-img", "qemu-io", "qemu-nbd"]));
+    let lab = Lab::new();
+    let raw = raw(&lab);
+    let disk = lab.path("disk.qcow2");
+    tool("qemu-img", &["convert", "-O", "qcow2", &raw, &disk]);
+    tool("qemu-img", &["bitmap", "--add", &disk, "since1"]);
+    let export = Export::of(&lab, "qcow2", &disk, &[]);
+    let uri = export.uri.clone();
+    lab.run(&["snapshot", &uri]).done();
+    qemu_io("raw", &uri, &["write -P 9 1M 100k", "flush"]);
+    export.end();
+    // What was written stands in the bitmap when the file is closed.
+    let export = Export::of(&lab, "qcow2", &disk, &["-B", "since1"]);
+    let args =
+        ["snapshot", &uri, "--bitmap", "since1", "--since", "@1", "--recheck", "0", "--json"];
+    let taken = lab.run(&args).json();
+    assert_eq!(
+        (&taken["hint"]["kind"], &taken["changed_bytes"]),
+        (&"bitmap".into(), &(100 << 10).into())
+    );
+    assert_eq!(taken["hint"]["named_bytes"], 128 << 10, "{taken}");
+    assert_eq!(taken["consistency"], "stopped");
+    let line = failed(lab.run(&["snapshot", &uri, "--bitmap", "none", "--since", "@1"]));
+    assert!(line.contains("none"), "{line}");
+    let line = failed(lab.run(&["restore", "vm@1", "-o", &uri]));
+    assert!(line.contains("--force"), "{line}");
+    let line = failed(lab.run(&["restore", "vm@1", "-o", &uri, "--update"]));
+    assert!(line.contains("rollback"), "{line}");
+    for to in ["@1", "@2", "@1"] {
+        let done = lab.run(&["rollback", "vm", "--to", to, "--json"]).json();
+        assert_eq!(done["written_bytes"], 100 << 10, "{done}");
+        assert_eq!(done["scanned"], true, "an export is always read");
+    }
+    let found = lab.run(&["diff", "vm@1", &uri, "--json"]).json();
+    assert_eq!(found["changed_bytes"], 0, "{found}");
+    export.end();
+    same_disk(("raw", &raw), ("qcow2", &disk));
+    let line = failed(lab.run(&["snapshot", &uri]));
+    assert!(line.contains("cannot connect"), "{line}");
+    // Offline, the file tells the same of its bitmap.
+    qemu_io("qcow2", &disk, &["write -P 8 3M 64k"]);
+    let args = ["snapshot", &disk, "--name", "file", "--json"];
+    lab.run(&args).done();
+    tool("qemu-img", &["bitmap", "--clear", &disk, "since1"]);
+    qemu_io("qcow2", &disk, &["write -P 5 3M 64k"]);
+    let more = ["--bitmap", "since1", "--since", "@1", "--recheck", "0"];
+    let taken = lab.run(&[&args[..], &more].concat()).json();
+    assert_eq!(
+        (&taken["read_bytes"], &taken["changed_bytes"]),
+        (&(64 << 10).into(), &(64 << 10).into())
+    );
+}
+
+#[test]
+fn a_snapshot_is_restored_to_each_kind_of_target() {
+    need!(tools(&["qemu-img", "qemu-io", "qemu-nbd", "qemu-storage-daemon"]));
+    let lab = Lab::new();
+    let raw = raw(&lab);
+    lab.run(&["snapshot", &raw, "--name", "vm"]).done();
+    for (name, options, format) in [
+        ("a.qcow2", &[][..], "qcow2"),
+        ("b.img", &["--format", "qcow2"], "qcow2"),
+        ("c.qcow2", &["--compress", "zlib"], "qcow2"),
+        ("d.qcow2", &["--compress", "zstd"], "qcow2"),
+        ("e.qcow2", &["--format", "raw"], "raw"),
+        ("f.img", &[], "raw"),
+    ] {
+        let path = lab.path(name);
+        lab.run(&[&["restore", "vm@1", "-o", &path], options].concat()).done();
+        same_disk(("raw", &raw), (format, &path));
+        if format == "qcow2" {
+            tool("qemu-img", &["check", "-q", "-f", "qcow2", &path]);
+        }
+        // It is there already, and differs here and there.
+        qemu_io(format, &path, &["write -P 7 1000k 64k", "write -P 6 3M 4k", "write -z 0 8k"]);
+        let before = std::fs::metadata(&path).unwrap().len();
+        let args = ["restore", "vm@1", "-o", &path, "--update", "--json"];
+        let more: &[&str] = if name == "e.qcow2" { &["--format", "raw"] } else { &[] };
+        let done = lab.run(&[&args[..], more].concat()).json();
+        // 1,000 KiB is within a block of data; what was data at its end, and zeros behind.
+        assert_eq!(done["written_bytes"], 76 << 10, "{name}: {done}");
+        same_disk(("raw", &raw), (format, &path));
+        let grown = std::fs::metadata(&path).unwrap().len().saturating_sub(before);
+        assert!(grown <= 256 << 10, "{name} has grown by {grown}");
+    }
+    // A raw disk whose guest wrote a header.
+    let odd = lab.path("odd.img");
+    make(&odd, BYTES);
+    put(&odd, 0, b"QFI\xfb\0\0\0\x03");
+    lab.run(&["restore", "vm@1", "-o", &odd, "--update"]).fails(3).says("its header is malformed");
+    lab.run(&["restore", "vm@1", "-o", &odd, "--update", "--format", "raw", "--force"]).done();
+    same_disk(("raw", &raw), ("raw", &odd));
+    for args in [
+        &["-o", "x.vmdk", "--format", "vmdk"][..],
+        &["-o", "nbd://host/x", "--format", "qcow2"],
+        &["-o", "s3://b/x"],
+    ] {
+        lab.run(&[&["restore", "vm@1"], args].concat()).fails(1);
+        assert!(!std::path::Path::new(&lab.path("x.vmdk")).exists());
+    }
+    // An export that holds nothing of it.
+    let disk = lab.path("empty.img");
+    make(&disk, BYTES + MIB);
+    let export = Export::of(&lab, "raw", &disk, &[]);
+    let uri = export.uri.clone();
+    let line = failed(lab.run(&["restore", "vm@1", "-o", &uri, "--update"]));
+    assert!(line.contains("does not seem to hold"), "{line}");
+    lab.run(&["restore", "vm@1", "-o", &uri, "--force"]).done().says("1.00 MiB were not touched");
+    let done = lab.run(&["restore", "vm@1", "-o", &uri, "--update", "--json"]).json();
+    assert_eq!(done["written_bytes"], 0, "{done}");
+    qemu_io("raw", &uri, &["write -P 7 64k 64k"]);
+    let done = lab.run(&["restore", "vm@1", "-o", &uri, "--update", "--json"]).json();
+    assert_eq!(done["written_bytes"], 64 << 10, "{done}");
+    export.end();
+    same_disk(("raw", &raw), ("raw", &disk));
+}
