@@ -1,11 +1,12 @@
 //! An export as a disk.
 
-use super::connection::{Connection, Status};
+use super::connection::Connection;
 use super::extents::{Extents, merged};
 use super::handshake::Export;
 use super::pieces::{Outcome, Piece, cut};
 use super::pool::Pool;
 use super::protocol::{STATE_DIRTY, STATE_ZERO, export};
+use super::reading::Status;
 use super::wire::{Fault, Peer};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::events::Context;
@@ -227,9 +228,10 @@ impl NbdDisk {
     }
 
     fn change<T>(&self, mut work: impl FnMut(&mut Connection) -> Result<T, Fault>) -> Result<T> {
-        self.pool.is_unflushed.store(true, Ordering::Relaxed);
         self.known().clear();
         self.pool.with(|connection| {
+            // From here on another connection will not do.
+            self.pool.is_unflushed.store(true, Ordering::Relaxed);
             let done = work(connection)?;
             match connection.failed_write {
                 Some((at, error)) => Err(self.failed("write", at, error).into()),

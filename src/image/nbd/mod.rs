@@ -11,8 +11,10 @@ mod handshake;
 mod pieces;
 mod pool;
 mod protocol;
+mod reading;
 mod uri;
 mod wire;
+mod writing;
 
 pub use disk::{NbdDisk, NbdOptions};
 pub use uri::{NbdPlace, NbdUri};
