@@ -20,8 +20,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-/// The longest read that is asked for at once.
-const READ_BYTES: u64 = 1 << 20;
+/// The longest read that is asked for in one request, and in several at once: what comes stays in the
+/// processor's cache until it is used.
+const READ_BYTES: u64 = 256 << 10;
+const READS_BYTES: u64 = 1 << 20;
 /// The longest write.
 const WRITE_BYTES: u64 = 1 << 20;
 /// The longest range of zeros: a server that has to write them is not silent for long.
@@ -315,6 +317,10 @@ impl Source for NbdDisk {
             }
         }
         Ok(None)
+    }
+
+    fn best_read_bytes(&self) -> u64 {
+        READS_BYTES
     }
 
     fn check(&self) -> Result<()> {
