@@ -1,5 +1,5 @@
-//! One connection, and the requests that are under way on it. Whoever has it sends requests, as many as may be
-//! under way, and takes the replies in the order in which they come.
+//! One connection, and the requests that are under way on it. Whoever has it sends requests, as many as
+//! may be under way, and takes the replies in the order in which they come.
 
 use super::handshake::{Export, agree};
 use super::protocol::{
@@ -27,6 +27,8 @@ pub struct Connection {
     /// What the server said.
     pub export: Export,
     next_cookie: u64,
+    /// The last request was sent whole.
+    is_whole: bool,
     /// Writes under way.
     pub writes: Vec<Write>,
     /// The first write that the server refused: its offset, and the number of the error.
@@ -85,6 +87,7 @@ impl Connection {
             peer: peer.clone(),
             export,
             next_cookie: 0,
+            is_whole: true,
             writes,
             failed_write,
             answered: 0,
@@ -102,7 +105,9 @@ impl Connection {
     ) -> Result<u64, Fault> {
         self.next_cookie += 1;
         let request = Request::new(command, self.next_cookie, offset, bytes);
+        self.is_whole = false;
         self.wire.write(&self.peer, request.as_bytes(), data)?;
+        self.is_whole = true;
         Ok(self.next_cookie)
     }
 
@@ -151,7 +156,10 @@ impl Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        let request = Request::new(Command::Disconnect, 0, 0, 0);
-        self.wire.say(request.as_bytes());
+        // Into half a write it would be taken for data.
+        if self.is_whole {
+            let request = Request::new(Command::Disconnect, 0, 0, 0);
+            self.wire.say(request.as_bytes());
+        }
     }
 }

@@ -1,7 +1,10 @@
 //! Disks behind a network block device server (NBD), spoken to by a client of our own.
 //!
 //! ```text
-//! NbdDisk -> Pool (connections, lost ones made again) -> Connection (requests under way) -> Wire (bytes, waits)
+//! NbdDisk -> Pool -> Connection -> Wire
+//!            |       |             bytes; waits that end
+//!            |       requests under way, and their replies
+//!            several, and lost ones made again
 //! ```
 
 mod connection;

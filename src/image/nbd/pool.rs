@@ -43,8 +43,8 @@ struct State {
 }
 
 impl Pool {
-    /// Makes the first connection. Of a disk that is written to it stays the only one: of several the protocol
-    /// promises only after a flush that they see the same.
+    /// Makes the first connection. Of a disk that is written to it stays the only one: of several the
+    /// protocol promises only after a flush that they see the same.
     pub fn open(
         peer: Arc<Peer>,
         bitmap: Option<String>,
