@@ -276,7 +276,8 @@ fn only_errors_of_a_medium_are_bad_sectors_and_their_place_is_exact() {
 #[test]
 fn many_bad_sectors_in_a_row_cost_a_request_each() {
     let image = image(256);
-    let fake = Fake::new(Config { bad: vec![0..800_000], ..Config::default() }, &image);
+    let fake =
+        Fake::new(Config { bad: vec![0..400_000, 400_000..800_000], ..Config::default() }, &image);
     let disk = open(&fake);
     let (mut at, mut bad, length) = (0, 0, image.len() as u64);
     while at < length {

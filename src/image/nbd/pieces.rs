@@ -32,7 +32,7 @@ impl Coverage {
         let after = joins(self.ranges.get(next), new.end, |range| range.start);
         let start = self.ranges.get(at).filter(|_| before).map_or(new.start, |range| range.start);
         let end = self.ranges.get(next).filter(|_| after).map_or(new.end, |range| range.end);
-        self.ranges.splice(at..next + usize::from(after), [start..end]);
+        self.ranges.splice(at..next + usize::from(after), std::iter::once(start..end));
         self.ranges.len() <= MAX_RANGES
     }
 
