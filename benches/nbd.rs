@@ -15,7 +15,8 @@ use imgsnap::base::pipeline::ordered_map;
 use imgsnap::delta::Caches;
 use imgsnap::image::Source;
 use imgsnap::image::nbd::{NbdDisk, NbdOptions, NbdPlace, NbdUri};
-use imgsnap::scan::{BadMedium, Index, Scope, scan, window_bytes};
+use imgsnap::scan::{BadMedium, Index, Scope, scan};
+use std::cell::RefCell;
 use std::hint::black_box;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -58,14 +59,19 @@ fn median(seconds: &mut [f64]) -> f64 {
     seconds[seconds.len() / 2]
 }
 
+thread_local! {
+    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
 fn read_all(disk: &NbdDisk, context: &Context) {
-    let window = window_bytes(context.threads());
+    let window = disk.best_read_bytes();
     let mut offsets = (0..disk.image_bytes()).step_by(window as usize);
     let read = |offset: u64| {
-        let mut buffer = Vec::new();
         let bytes = window.min(disk.image_bytes() - offset);
-        black_box(disk.read(offset, bytes as usize, &mut buffer)?.bytes().len());
-        Ok(())
+        BUFFER.with_borrow_mut(|buffer| {
+            black_box(disk.read(offset, bytes as usize, buffer)?.bytes().len());
+            Ok(())
+        })
     };
     let threads = context.threads();
     ordered_map(threads, threads + 2, || Ok(offsets.next()), read, Ok).unwrap();
@@ -102,15 +108,21 @@ fn main() {
                 scan(&disk, &index, Scope::Whole, BadMedium::Fail, &context, consume).unwrap();
             }));
         }
-        let (copy, read, scan) = (median(&mut copies), median(&mut reads), median(&mut scans));
-        let rate = |seconds: f64| mib as f64 / 1024.0 / seconds;
+        // Of each turn on its own: what else the machine does meanwhile is the same.
+        let of_copies = |seconds: &[f64]| {
+            median(
+                &mut copies.iter().zip(seconds).map(|(copy, own)| copy / own).collect::<Vec<_>>(),
+            )
+        };
+        let ratios = (of_copies(&reads), of_copies(&scans));
+        let rate = |seconds: &mut [f64]| mib as f64 / 1024.0 / median(seconds);
         println!(
             "{clients} client(s): nbdcopy {:.2} GiB/s; reads {:.2} ({:.2} of it); scan {:.2} ({:.2})",
-            rate(copy),
-            rate(read),
-            copy / read,
-            rate(scan),
-            copy / scan
+            rate(&mut copies),
+            rate(&mut reads),
+            ratios.0,
+            rate(&mut scans),
+            ratios.1
         );
     }
 }

@@ -77,6 +77,10 @@ impl Source for Limited<'_> {
         Ok(None)
     }
 
+    fn best_read_bytes(&self) -> u64 {
+        self.source.best_read_bytes()
+    }
+
     fn prefetch(&self, offset: u64, bytes: u64) {
         // It would be read at once.
         if self.limits.is_empty() {

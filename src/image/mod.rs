@@ -93,6 +93,11 @@ pub trait Source: Sync {
         }
     }
 
+    /// As many bytes as it is best read at once.
+    fn best_read_bytes(&self) -> u64 {
+        u64::MAX
+    }
+
     /// Says that so many bytes from `offset` on will be read soon.
     fn prefetch(&self, _offset: u64, _bytes: u64) {}
 

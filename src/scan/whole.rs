@@ -80,8 +80,12 @@ impl<'a> WholePlan<'a> {
         }
         // Not more than is read at once: whoever waits for the image does not wait for a window.
         let window = self.context.read_limits().most(window_bytes(self.context.all_threads()));
-        let window = (window / u64::from(self.geometry.block_size.bytes())).max(1);
-        let end = ((first / window + 1) * window).min(self.geometry.block_count());
+        let block_bytes = u64::from(self.geometry.block_size.bytes());
+        let window = (window / block_bytes).max(1);
+        let best = (self.source.best_read_bytes() / block_bytes).max(1);
+        // The index is merged by whole windows.
+        let step = if window.is_multiple_of(best) { best } else { window };
+        let end = ((first / step + 1) * step).min(self.geometry.block_count());
         let parts = self.parts_until(end)?;
         let index = self.index_over(window)?;
         self.position = end;

@@ -272,6 +272,24 @@ fn only_errors_of_a_medium_are_bad_sectors_and_their_place_is_exact() {
     }
 }
 
+/// As a scan does it that stores what can be read.
+#[test]
+fn many_bad_sectors_in_a_row_cost_a_request_each() {
+    let image = image(256);
+    let fake =
+        Fake::new(Config { bad: vec![0..400_000, 400_000..800_000], ..Config::default() }, &image);
+    let disk = open(&fake);
+    let (mut at, mut bad, length) = (0, 0, image.len() as u64);
+    while at < length {
+        let mut buffer = Vec::new();
+        let found = disk.read_until_bad(at, (length - at) as usize, &mut buffer).unwrap();
+        bad += u64::from(found.is_some());
+        at = (at + buffer.len() as u64) / 4096 * 4096 + 4096;
+    }
+    assert_eq!(bad, 800_000 / 4096 + 1);
+    assert!(fake.requests() < bad * 2 + 50, "{} for {bad}", fake.requests());
+}
+
 #[test]
 fn writes_are_what_the_server_has_at_the_end() {
     for (number, config) in servers().into_iter().enumerate() {

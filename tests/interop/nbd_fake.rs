@@ -400,7 +400,7 @@ impl Client<'_> {
         while at < end {
             let next = (at / 4096 * 4096 + 4096).min(end);
             let is_zero = image[at..next].iter().all(|byte| *byte == 0);
-            let flags = u32::from(at / 4096 % 2 == 0) | u32::from(is_zero) << 1;
+            let flags = u32::from((at / 4096).is_multiple_of(2)) | u32::from(is_zero) << 1;
             extents.extend([(next - at) as u32, flags].map(u32::to_be_bytes).concat());
             at = next;
         }

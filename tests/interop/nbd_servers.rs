@@ -25,12 +25,13 @@ struct Server {
 
 impl Server {
     fn start(tool: &str, args: &[&str], place: NbdPlace) -> Self {
-        let process = Started::spawn(tool_command(tool, args).unwrap());
-        let is_up = wait_until(|| match &place {
+        let mut process = Started::spawn(tool_command(tool, args).unwrap());
+        let answers = || match &place {
             NbdPlace::Unix(path) => UnixStream::connect(path).is_ok(),
             NbdPlace::Tcp { host, port } => TcpStream::connect((host.as_str(), *port)).is_ok(),
-        });
-        assert!(is_up, "{tool} does not start");
+        };
+        let is_up = wait_until(|| process.is_over() || answers());
+        assert!(is_up && !process.is_over(), "{tool} {args:?} does not start");
         Self { process, uri: NbdUri { place, export: String::new() } }
     }
 
@@ -170,9 +171,9 @@ fn nbdkit_is_read_through_each_filter() {
         ],
         &[
             "--filter=retry-request",
-            "retry-request-delay=0",
+            "retry-request-delay=1",
             "--filter=error",
-            "error-pread-rate=5%",
+            "error-pread-rate=2%",
         ],
         &["--filter=error", "error=EIO", "error-extents-rate=100%"],
     ];

@@ -1,11 +1,12 @@
 //! An export as a disk.
 
-use super::connection::{Connection, Status};
+use super::connection::Connection;
 use super::extents::{Extents, merged};
 use super::handshake::Export;
 use super::pieces::{Outcome, Piece, cut};
 use super::pool::Pool;
 use super::protocol::{STATE_DIRTY, STATE_ZERO, export};
+use super::reading::Status;
 use super::wire::{Fault, Peer};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::events::Context;
@@ -18,14 +19,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-/// The longest read that is asked for at once.
-const READ_BYTES: u64 = 1 << 20;
+/// The longest read that is asked for in one request, and in several at once: what comes stays in the
+/// processor's cache until it is used.
+const READ_BYTES: u64 = 256 << 10;
+const READS_BYTES: u64 = 1 << 20;
 /// The longest write.
 const WRITE_BYTES: u64 = 1 << 20;
 /// The longest range of zeros: a server that has to write them is not silent for long.
 const ZERO_BYTES: u64 = 16 << 20;
 /// Of so much block status is asked for at once.
 const STATUS_BYTES: u64 = 1 << 30;
+/// Near a bad place others are likely.
+const NEAR_BYTES: u64 = 1 << 20;
 /// A place on a medium is told as exactly as that.
 const SECTOR_BYTES: u64 = 512;
 
@@ -56,17 +61,17 @@ pub struct NbdDisk {
     peer: Arc<Peer>,
     pool: Pool,
     extents: Mutex<Extents>,
-    /// Right behind the last bad place that was found.
-    after_bad: AtomicU64,
+    /// Where the last bad place is that was found.
+    bad_at: AtomicU64,
 }
 
 impl NbdDisk {
     /// Connects to an export.
     ///
     /// # Errors
-    /// `NotFound` if there is no such socket, export or bitmap; `Unavailable` if no server answers; `Auth` for one that is to be written
-    /// to and is read-only, or that the server denies; `Unsupported` for a server that asks for TLS or is too
-    /// old; `InvalidInput` for an export of 0 bytes.
+    /// `NotFound` if there is no such socket, export or bitmap; `Unavailable` if no server answers; `Auth`
+    /// for one that is to be written to and is read-only, or that the server denies; `Unsupported` for a
+    /// server that asks for TLS or is too old; `InvalidInput` for an export of 0 bytes.
     pub fn open(uri: &NbdUri, options: NbdOptions, context: &Context) -> Result<Self> {
         let NbdOptions { writable, bitmap, stall, name, pause } = options;
         let name = name.unwrap_or_else(|| uri.to_string());
@@ -77,12 +82,12 @@ impl NbdDisk {
             let what = format!("{} is exported read-only", peer.name);
             return Err(Error::new(ErrorKind::Auth, what).hint("export it writable"));
         }
-        let (extents, after_bad) = (Mutex::default(), AtomicU64::new(u64::MAX));
-        Ok(Self { peer, pool, extents, after_bad })
+        let (extents, bad_at) = (Mutex::default(), AtomicU64::new(u64::MAX));
+        Ok(Self { peer, pool, extents, bad_at })
     }
 
-    /// True if what is written can be made durable. Of a server that cannot flush nothing more is known than that it
-    /// has taken it.
+    /// True if what is written can be made durable. Of a server that cannot flush nothing more is known than
+    /// that it has taken it.
     pub fn can_flush(&self) -> bool {
         self.export().has(export::CAN_FLUSH)
     }
@@ -217,8 +222,6 @@ impl NbdDisk {
             true => connection.flush(),
             false => connection.finish_writes().map(|()| None),
         })?;
-        // Those that were waited for.
-        self.change(|_| Ok(()))?;
         if let Some(error) = error {
             let error = io::Error::from_raw_os_error(error);
             let hint = message!["check the disk of the server, and ", Action::Retry];
@@ -229,9 +232,10 @@ impl NbdDisk {
     }
 
     fn change<T>(&self, mut work: impl FnMut(&mut Connection) -> Result<T, Fault>) -> Result<T> {
-        self.pool.is_unflushed.store(true, Ordering::Relaxed);
         self.known().clear();
         self.pool.with(|connection| {
+            // From here on another connection will not do.
+            self.pool.is_unflushed.store(true, Ordering::Relaxed);
             let done = work(connection)?;
             match connection.failed_write {
                 Some((at, error)) => Err(self.failed("write", at, error).into()),
@@ -277,8 +281,8 @@ impl Source for NbdDisk {
         self.read_copied(offset, bytes, buffer)
     }
 
-    /// Reads all at once. If the server reports an error of its medium, the place is found by reading less and
-    /// less; and right behind such a place a read begins small, because another one is likely there.
+    /// Reads all at once. If the server reports an error of its medium, the place is found by reading less
+    /// and less; and near such a place a read begins small.
     fn read_until_bad(
         &self,
         offset: u64,
@@ -291,7 +295,9 @@ impl Source for NbdDisk {
             false => buffer.resize(bytes, 0),
         }
         let unit = self.alignment().max(SECTOR_BYTES) as usize;
-        let mut step = if self.after_bad.load(Ordering::Relaxed) == offset { unit } else { bytes };
+        let bad_at = self.bad_at.load(Ordering::Relaxed);
+        let is_near = bad_at < offset && offset - bad_at <= NEAR_BYTES;
+        let mut step = if is_near { unit } else { bytes };
         let mut have = 0;
         while let Some(rest) = buffer.get_mut(have..).filter(|rest| !rest.is_empty()) {
             let at = offset + have as u64;
@@ -308,6 +314,7 @@ impl Source for NbdDisk {
                     }
                     if now <= unit {
                         buffer.truncate(have);
+                        self.bad_at.store(at, Ordering::Relaxed);
                         return Ok(Some(error));
                     }
                     step = (now / 2).next_multiple_of(unit);
@@ -315,6 +322,10 @@ impl Source for NbdDisk {
             }
         }
         Ok(None)
+    }
+
+    fn best_read_bytes(&self) -> u64 {
+        READS_BYTES
     }
 
     fn check(&self) -> Result<()> {

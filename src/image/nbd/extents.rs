@@ -51,8 +51,8 @@ impl Extents {
     }
 }
 
-/// Makes one of neighbours, and, if there are too many, of those with a small gap: what changed may be called more
-/// than it is. `gap` is what counts as small, and grows.
+/// Makes one of neighbours, and, if there are too many, of those with a small gap: what changed may be
+/// called more than it is. `gap` is what counts as small, and grows.
 pub fn merged(ranges: &mut Vec<ByteRange>, gap: &mut u64) {
     loop {
         ranges.dedup_by(|next, last| {

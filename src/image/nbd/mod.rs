@@ -1,7 +1,10 @@
 //! Disks behind a network block device server (NBD), spoken to by a client of our own.
 //!
 //! ```text
-//! NbdDisk -> Pool (connections, lost ones made again) -> Connection (requests under way) -> Wire (bytes, waits)
+//! NbdDisk -> Pool -> Connection -> Wire
+//!            |       |             bytes; waits that end
+//!            |       requests under way, and their replies
+//!            several, and lost ones made again
 //! ```
 
 mod connection;
@@ -11,8 +14,10 @@ mod handshake;
 mod pieces;
 mod pool;
 mod protocol;
+mod reading;
 mod uri;
 mod wire;
+mod writing;
 
 pub use disk::{NbdDisk, NbdOptions};
 pub use uri::{NbdPlace, NbdUri};

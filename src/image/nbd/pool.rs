@@ -43,8 +43,8 @@ struct State {
 }
 
 impl Pool {
-    /// Makes the first connection. Of a disk that is written to it stays the only one: of several the protocol
-    /// promises only after a flush that they see the same.
+    /// Makes the first connection. Of a disk that is written to it stays the only one: of several the
+    /// protocol promises only after a flush that they see the same.
     pub fn open(
         peer: Arc<Peer>,
         bitmap: Option<String>,
@@ -79,8 +79,7 @@ impl Pool {
                 Err(Fault::Lost(error)) => error,
             };
             if self.is_unflushed.load(Ordering::Relaxed) {
-                let hint = message!["part of what was written may be lost: ", Action::Retry];
-                return Err(error.hint(hint));
+                return Err(unflushed(error));
             }
             if tries >= TRIES {
                 return Err(error);
@@ -136,6 +135,9 @@ impl Pool {
     }
 
     fn connect(&self, is_first: bool) -> Result<Connection, Fault> {
+        if self.is_unflushed.load(Ordering::Relaxed) {
+            return Err(self.peer.lost("it was lost before"));
+        }
         let stall = if is_first { self.peer.stall } else { self.peer.stall.min(MORE_STALL) };
         let connection = Connection::open(&self.peer, self.bitmap.as_deref(), stall)?;
         let (is, was) = (connection.export.without_ids(), &self.export);
@@ -151,6 +153,10 @@ impl Pool {
         let hint = message![Action::Retry, " when its server stays the same"];
         Err(Error::new(ErrorKind::Busy, what).hint(hint).into())
     }
+}
+
+fn unflushed(error: Error) -> Error {
+    error.hint(message!["part of what was written may be lost: ", Action::Retry])
 }
 
 /// True if it does not help to use fewer connections.

@@ -1,4 +1,5 @@
-//! Bytes to and from a server: nothing waits longer than it may, and each wait ends when the user asks to stop.
+//! Bytes to and from a server: nothing waits longer than it may, and each wait ends when the user asks to
+//! stop.
 
 use crate::base::error::{Error, ErrorKind};
 use crate::base::events::Context;

@@ -31,8 +31,8 @@ impl<'a> NbdInPlace<'a> {
         self.disk.write(start, &unit)
     }
 
-    /// Calls one of two for each part of a range: `unit` for a part of one unit of the server, with where that
-    /// begins, and `whole` for whole units.
+    /// Calls one of two for each part of a range: `unit` for a part of one unit of the server, with where
+    /// that begins, and `whole` for whole units.
     fn by_units(
         &self,
         offset: u64,
