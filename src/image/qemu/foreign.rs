@@ -122,7 +122,8 @@ impl Seen<'_> {
         let (place, format) = (self.path.shown(), self.format);
         let what = format!("{place} {why}: such a {format} image is not read");
         Error::new(ErrorKind::Unsupported, what).hint(format!(
-            "convert it with \"qemu-img convert -f {} -O raw {place} NEW.img\", if you trust whoever wrote it",
+            "if you trust whoever wrote it, convert it with \"qemu-img convert -f {} -O raw {place} \
+             NEW.img\"",
             format.qemu()
         ))
     }

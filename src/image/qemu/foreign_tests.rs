@@ -179,7 +179,9 @@ fn hostile_bytes_are_harmless() {
                     pair[2]
                 };
             }
-            changed.truncate(changed.len() - usize::from(random[31]) * (round as usize % 2));
+            changed.truncate(
+                changed.len().saturating_sub(usize::from(random[31]) * (round as usize % 2)),
+            );
             let found = check_references(&file_of(&changed), Path::new("/vm/x"), format, true);
             for path in found.unwrap_or_default() {
                 assert_eq!(path.parent(), Some(Path::new("/vm")), "{path:?}");

@@ -75,7 +75,8 @@ impl QemuExport {
         command.arg("--socket").arg(place.socket()).arg(&node);
         let (files, names) = opened.into_parts();
         let mut names = shown(names);
-        names.push((format!("Failed to blk_new_open '{node}': "), String::new()));
+        // Before the names, which are in it, too.
+        names.insert(0, (format!("Failed to blk_new_open '{node}': "), String::new()));
         let server = Server { program: "qemu-nbd", image: image.path.shown().to_string(), names };
         // Nothing can be lost by one that reads.
         let started = Process::start(command, files, Signal::SIGKILL);
@@ -213,7 +214,8 @@ impl Server {
     fn failed_to_open(&self, process: &Process) -> Error {
         let (program, image) = (self.program, &self.image);
         let said = self.said(process);
-        if said.contains("Failed to get") && said.contains("lock") {
+        let all = process.said();
+        if all.contains("Failed to get") && all.contains("lock") {
             let hint: Message =
                 message!["shut the virtual machine down, or close the file, and ", Action::Retry];
             return Error::new(ErrorKind::Busy, format!("{image} is in use: {said}")).hint(hint);
