@@ -91,8 +91,8 @@ pub enum BadMedium {
     Fail,
     /// They are unread, and the rest is scanned: by plain reads, which tell where they are.
     Skip,
-    /// The same of a disk that is expected to be sound: read as fast as with `Fail`, and plainly only where that
-    /// fails.
+    /// The same of a disk that is expected to be sound: read as fast as with `Fail`, and plainly only where
+    /// that fails.
     SkipIfAny,
 }
 
