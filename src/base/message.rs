@@ -50,6 +50,8 @@ named! {
         Base = "base",
         /// The image whose blocks a base refers to.
         BaseImage = "base_image",
+        /// The snapshot of another image that a chain begins from.
+        BaseOf = "base_of",
         /// A list of changes.
         Changed = "changed",
         /// The snapshot since which a list tells.
@@ -80,6 +82,8 @@ named! {
         Off = "off",
         /// Where the result goes.
         Output = "output",
+        /// The snapshot that a snapshot is taken against.
+        Parent = "parent",
         /// The part that is meant.
         Range = "range",
         /// The repository.

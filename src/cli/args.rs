@@ -2,6 +2,7 @@
 
 use super::bench::args::Bench;
 use super::config::args::Config;
+use super::elsewhere::Elsewhere;
 use super::words::{self, parsed};
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueHint};
@@ -252,6 +253,8 @@ pub struct Snapshot {
     /// Take this raw image as the base, without a copy: the image is a clone of it
     #[arg(long, value_name = "IMAGE", value_hint = ValueHint::FilePath, conflicts_with = "dry_run")]
     pub base_image: Option<PathBuf>,
+    #[command(flatten)]
+    pub elsewhere: Elsewhere,
     /// Read all of the image, whatever is known of it
     #[arg(long)]
     pub full_scan: bool,

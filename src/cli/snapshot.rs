@@ -138,6 +138,8 @@ fn request(image: &ImageUri, verb: &Verb) -> Result<SnapshotRequest> {
         .label(verb.label.clone())
         .parent(parent)
         .base_image(verb.base_image.clone())
+        .base_of(verb.elsewhere.base_of.clone())
+        .find_base(verb.elsewhere.find_base)
         .full_scan(verb.full_scan)
         .skip_unchanged(verb.skip_unchanged)
         .skip_bad(verb.skip_bad)
@@ -203,7 +205,10 @@ fn describe(taken: &SnapshotOutcome, base_image: Option<&Path>) -> String {
         return format!("{name} is what the image still is; no snapshot was made");
     }
     let what = match taken.parent_number {
-        None => "a base".to_owned(),
+        None => match &s.base_of {
+            Some(of) => format!("changes since {}", of.place()),
+            None => "a base".to_owned(),
+        },
         Some(number) if base_image.is_some() => {
             let file = base_image.map(output::file_name).unwrap_or_default();
             format!("changes since its base image {file}, which is {}@{number}", taken.name)

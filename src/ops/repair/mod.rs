@@ -31,7 +31,7 @@ use crate::ops::repair::types::{Rebuilt, Repaired};
 use crate::ops::verify::engine::{verify_all, verify_runs};
 use crate::repo::Repository;
 use crate::repo::compact::rewrite_as;
-use crate::repo::files::{open_chain, open_delta};
+use crate::repo::files::{open_chain, open_delta, open_parent};
 use crate::repo::garbage::collect_garbage;
 use crate::repo::head::Head;
 use crate::repo::manifest::{self, ImageFile, MAX_IMPORTED_NUMBER, Manifest, Snapshot};
@@ -298,7 +298,7 @@ fn prove_stray(
     context: &Context,
 ) -> Result<()> {
     let chain = open_chain(repository, manifest, snapshot.id)?;
-    let parent = snapshot.parent.map(|id| open_chain(repository, manifest, id)).transpose()?;
+    let parent = open_parent(repository, manifest, snapshot)?;
     let end = parent.as_ref().map(|parent| parent.geometry().block_count());
     if chain.tip().base_image().is_none() {
         verify_all(chain.tip(), context)?;
@@ -375,9 +375,9 @@ fn renumber(
         .collect();
     let mut renumbered = Vec::new();
     for ((id, old), new) in high.into_iter().zip(last + 1..).filter(|((_, old), new)| old != new) {
-        let parent = writer.manifest.stored().into_iter().find(|s| s.id == id);
-        let parent = parent.and_then(|s| s.parent);
-        rewrite_as(repository, &mut writer, id, Some(new), parent, &HashSet::new(), context)
+        let own = writer.manifest.stored().into_iter().find(|s| s.id == id).cloned();
+        let onto = own.as_ref();
+        rewrite_as(repository, &mut writer, id, Some(new), onto, &HashSet::new(), context)
             .map_err(|e| {
                 e.at(format!("{}@{old} cannot be given a lower number", writer.manifest.name))
             })?;

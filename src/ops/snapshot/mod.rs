@@ -1,6 +1,7 @@
 //! Taking a snapshot: which parent, what changed, publish, commit, note the head.
 
 pub(crate) mod base_image;
+pub(crate) mod base_of;
 pub mod engine;
 pub(crate) mod plan;
 pub(crate) mod prepared;
@@ -25,6 +26,7 @@ use crate::repo::head::Head;
 use crate::repo::inside::refuse_inside;
 use crate::repo::live_file::{absolute, warn_if_unguarded};
 use crate::repo::manifest::{self, Manifest};
+use crate::repo::pins;
 use crate::repo::reference::check_label;
 use crate::repo::session::{Writer, read, refuse_damaged_head, write_or_create};
 use crate::tracking::CloneFolder;
@@ -70,9 +72,16 @@ pub fn run(
     let (mut writer, is_new) = write_or_create(repository, &name, &path, context)?;
     let outcome = check_source(&writer.manifest, &writer.head, &path)
         .and_then(|()| snapshot_into(repository, &mut writer, &live, request, false, context));
-    if outcome.is_err() && is_new {
-        // An image without snapshots stays behind; the next snapshot fills it.
-        best_effort(remove_unused_image(repository, writer));
+    if outcome.is_err() {
+        match is_new {
+            // An image without snapshots stays behind; the next snapshot fills it.
+            true => best_effort(remove_unused_image(repository, writer)),
+            false => drop(writer),
+        }
+        if let Some(other) = &request.base_of {
+            // What was pinned for it is needed no more.
+            pins::release(repository, &other.name, context);
+        }
     }
     outcome
 }
@@ -89,11 +98,14 @@ pub(crate) fn snapshot_into(
 ) -> Result<SnapshotOutcome> {
     refuse_damaged_head(&writer.manifest.name, writer.head_was_damaged && !is_saving)?;
     check_format(&writer.manifest, &live.image, request, context)?;
-    match &request.base_image {
-        Some(base_image) => base_image::snapshot_on_base_image(
+    match (&request.base_image, &request.base_of) {
+        (_, Some(other)) => {
+            base_of::snapshot_on_other(repository, writer, live, other, request, context)
+        }
+        (Some(base_image), None) => base_image::snapshot_on_base_image(
             repository, writer, live, base_image, request, context,
         ),
-        None => take_into(repository, writer, live, request, is_saving, context),
+        (None, None) => take_into(repository, writer, live, request, is_saving, context),
     }
 }
 
@@ -106,6 +118,11 @@ fn try_snapshot(
     context: &Context,
 ) -> Result<SnapshotOutcome> {
     check_format(&manifest, &live.image, request, context)?;
+    let planned = match &request.base_of {
+        Some(other) => Some(base_of::planned(repository, &manifest, other, request, context)?),
+        None => None,
+    };
+    let request = planned.as_ref().unwrap_or(request);
     let mut prepared = prepare(repository, &manifest, head, request)?;
     let policy = policy_for(repository, &manifest.name, request);
     let (stat, begun) = (live.stable_stat(), Instant::now());

@@ -12,9 +12,9 @@ use crate::image::{LiveImage, RawFile, Source};
 use crate::ops::snapshot::engine::{ChainParameters, Parent, Plan, Taken, take};
 use crate::ops::snapshot::plan::{PlanInput, ScanPlan, plan_scan};
 use crate::ops::snapshot::types::{Outcome, ParentChoice, SnapshotOutcome, SnapshotRequest};
-use crate::repo::files::open_chain;
+use crate::repo::files::{open_base, open_chain};
 use crate::repo::head::Head;
-use crate::repo::manifest::{Manifest, RAW, Snapshot, object_name};
+use crate::repo::manifest::{BaseOf, Manifest, RAW, Snapshot, object_name};
 use crate::repo::{Repository, reference};
 use crate::scan::{BadMedium, Scope};
 use crate::tracking::{ChangeTracker, HintKind, reopen};
@@ -40,10 +40,15 @@ pub(crate) fn prepare(
         let what = format!("\"{}\" has a snapshot with the label \"{label}\"", manifest.name);
         return Err(Error::new(ErrorKind::AlreadyExists, what).hint("choose another label"));
     }
-    let parent_id = choose_parent(manifest, head, &request.parent)?;
-    let parent = match parent_id {
-        Some(id) => Parent::Tip(open_chain(repository, manifest, id)?),
-        None => {
+    let base_of = request.pinned.clone();
+    let parent_id = match &base_of {
+        None => choose_parent(manifest, head, &request.parent)?,
+        Some(_) => None,
+    };
+    let parent = match (parent_id, &base_of) {
+        (Some(id), _) => Parent::Tip(open_chain(repository, manifest, id)?),
+        (None, Some(of)) => Parent::Tip(open_base(repository, of)?),
+        (None, None) => {
             let defaults = repository.defaults();
             Parent::None(ChainParameters {
                 block_size: defaults.block_size,
@@ -72,7 +77,7 @@ pub(crate) fn prepare(
     let turn = manifest.next_number.wrapping_add(head.skipped);
     let scan_plan = ScanPlan::whole();
     let object = object_name();
-    Ok(Prepared { plan, object, parent_id, parent_number, time: now, turn, scan_plan })
+    Ok(Prepared { plan, object, parent_id, parent_number, base_of, time: now, turn, scan_plan })
 }
 
 /// Where the bytes of a delta go.
@@ -89,6 +94,8 @@ pub(crate) struct Prepared {
     pub(crate) object: String,
     pub(crate) parent_id: Option<Uuid>,
     parent_number: Option<u64>,
+    /// The snapshot of another image that it is taken against.
+    base_of: Option<BaseOf>,
     time: Timestamp,
     /// Selects the part of the unchanged blocks that this snapshot rechecks.
     turn: u64,
@@ -197,7 +204,8 @@ impl Prepared {
         Snapshot {
             number: footer.number,
             id: footer.snapshot_id,
-            parent: footer.parent.map(|p| p.parent_id),
+            parent: self.parent_id,
+            base_of: self.base_of.clone(),
             label: footer.label.clone(),
             time: self.time,
             file: self.object.clone(),
@@ -215,7 +223,7 @@ impl Prepared {
             read_bytes: Some(taken.scanned.read_bytes),
             seconds: Some(begun.elapsed().as_secs_f64()),
             base_image: None,
-            format: footer.parent.is_none().then(|| RAW.to_owned()),
+            format: self.parent_id.is_none().then(|| RAW.to_owned()),
             protected: false,
             pins: Vec::new(),
             group: None,
