@@ -245,7 +245,7 @@ pub fn show(
     let manifest = &listing.manifest;
     let chain = repository.chain(&reader, s.id)?;
     let ancestors = reader.manifest().lineage(s.id)?;
-    let stored: u64 = ancestors.iter().map(|a| a.file_bytes).sum();
+    let stored: u64 = chain.layers().iter().map(|layer| layer.footer().file_bytes).sum();
     let name = &reference.name;
     let parent = manifest.stored_parent_of(s);
     let children: Vec<u64> = manifest.children(s.id).map(|c| c.number).collect();
@@ -316,7 +316,7 @@ pub fn show(
             "chain",
             format!(
                 "{}, {} in all",
-                output::plural(ancestors.len() as u64, "file"),
+                output::plural(chain.layers().len() as u64, "file"),
                 output::bytes(stored)
             ),
         ),

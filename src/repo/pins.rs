@@ -120,29 +120,38 @@ pub(crate) fn pin_again(
     Ok(())
 }
 
-/// The pins of an image that other images name, by the snapshot: what a manifest that was lost may have had.
-pub(crate) fn pins_of(
+/// Pins again what other images name, where a manifest that was lost had the pins. True if there were any.
+///
+/// # Errors
+/// If it cannot be known now what other images name.
+pub(crate) fn restore(
     repository: &Repository,
-    image: &Manifest,
+    image: &mut Manifest,
     context: &Context,
-) -> Result<Vec<(Uuid, Pin)>> {
-    let mut pins = Vec::new();
+) -> Result<bool> {
+    let mut is_changed = false;
     for name in repository.names()?.into_iter().filter(|name| *name != image.name) {
-        match manifest::load(repository.store.as_ref(), &name) {
-            Ok(other) => {
-                let since = image.sequence.saturating_add(1);
-                pins.extend(other.bases_elsewhere().filter(|of| of.image == image.image_id).map(
-                    |of| {
-                        let (image, name) = (other.image_id, other.name.clone());
-                        (of.snapshot, Pin { id: of.pin, image, name, since })
-                    },
-                ));
+        let other = match manifest::load(repository.store.as_ref(), &name) {
+            Ok(other) => other,
+            Err(e) if e.is_unread() => return Err(e),
+            Err(e) => {
+                context.note(message![e, "; what it depends on is not known"]);
+                continue;
             }
-            Err(e) if e.kind() == ErrorKind::NotFound => {}
-            Err(e) => context.note(message![e, "; what it depends on is not known"]),
+        };
+        for of in other.bases_elsewhere().filter(|of| of.image == image.image_id) {
+            let since = image.sequence.saturating_add(1);
+            let Some(snapshot) = image.snapshots.iter_mut().find(|s| s.id == of.snapshot) else {
+                continue;
+            };
+            if snapshot.pins.iter().all(|pin| pin.id != of.pin) {
+                let name = other.name.clone();
+                snapshot.pins.push(Pin { id: of.pin, image: other.image_id, name, since });
+                is_changed = true;
+            }
         }
     }
-    Ok(pins)
+    Ok(is_changed)
 }
 
 /// Opens an image from which something is to be dropped: what nobody needs any more is not pinned then.
