@@ -26,7 +26,7 @@ use uuid::Uuid;
 
 /// How often it is tried to open an image that somebody else changes: several that are to depend on it may be
 /// taken at once.
-const BUSY_TRIES: usize = 50;
+const BUSY_TRIES: u32 = 6;
 
 /// What a chain would begin from, if a pin were there.
 ///
@@ -330,9 +330,9 @@ impl Ages {
 }
 
 fn write_patiently(repository: &Repository, name: &str, context: &Context) -> Result<Writer> {
-    for _ in 0..BUSY_TRIES {
+    for attempt in 0..BUSY_TRIES {
         match write(repository, name, context) {
-            Err(e) if e.kind() == ErrorKind::Busy => std::thread::sleep(Duration::from_millis(100)),
+            Err(e) if e.kind() == ErrorKind::Busy => repository.store.pause(attempt),
             other => return other,
         }
         context.check()?;

@@ -1,7 +1,7 @@
 //! What a file begins from whose parent is a snapshot of another image.
 
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::base::events::Context;
+use crate::base::events::{Context, WarningId};
 use crate::base::message::message;
 use crate::chain::Chain;
 use crate::delta::Delta;
@@ -34,7 +34,7 @@ pub(crate) fn base_elsewhere(
         Ok(chain) => Ok(Some((of, chain))),
         Err(e) if is_undecided(&e) => Err(e),
         Err(e) => {
-            context.note(message![format!("{}: not used: ", of.place()), e]);
+            context.warn(WarningId::SourceUnusable, message![e, "; repair that image first"]);
             Ok(None)
         }
     }
@@ -56,7 +56,8 @@ fn search(
             Ok(other) => other,
             Err(e) if is_undecided(&e) => return Err(e),
             Err(e) => {
-                context.note(message![e, "; not searched for what this image depends on"]);
+                let what = "; what this image depends on was not searched there";
+                context.warn(WarningId::SourceUnusable, message![e, what]);
                 continue;
             }
         };

@@ -3,6 +3,7 @@
 pub(crate) mod base_image;
 pub(crate) mod base_of;
 pub mod engine;
+pub(crate) mod find_base;
 pub(crate) mod plan;
 pub(crate) mod prepared;
 pub mod several;
@@ -14,6 +15,7 @@ use crate::base::events::Context;
 use crate::base::message::{Setting, Verb, message};
 use crate::base::uri::Shown;
 use crate::image::LiveImage;
+use crate::ops::snapshot::find_base::find_base;
 use crate::ops::snapshot::plan::PlanInput;
 use crate::ops::snapshot::prepared::prepare;
 use crate::ops::snapshot::take::{
@@ -56,6 +58,11 @@ pub fn run(
     if live.user.is_none() {
         warn_if_unguarded(&live.image, context);
     }
+    let found = match find_base(repository, &name, &live.image, request, context)? {
+        Some(of) => Some(request.clone().base_of(Some(of))),
+        None => None,
+    };
+    let request = found.as_ref().unwrap_or(request);
     if request.dry_run {
         let (manifest, head) = match read(repository, &name, context) {
             Err(e) if e.kind() == ErrorKind::NotFound => {

@@ -80,9 +80,13 @@ pub struct Pin {
     pub image: Uuid,
     /// Name of that image.
     pub name: String,
-    /// Number of the manifest that named it first.
-    #[serde(default)]
+    /// Number of the manifest that named it first; 0 if that is not known.
+    #[serde(default, skip_serializing_if = "is_zero")]
     pub since: u64,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// The snapshot of another image in the repository that a chain begins from.
