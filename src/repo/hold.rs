@@ -114,7 +114,8 @@ fn is_based(manifest: &Manifest) -> bool {
 }
 
 fn names_below(manifest: &Manifest) -> Vec<(Uuid, String)> {
-    let mut below: Vec<_> = manifest.bases_elsewhere().map(|of| (of.image, of.name.clone())).collect();
+    let mut below: Vec<_> =
+        manifest.bases_elsewhere().map(|of| (of.image, of.name.clone())).collect();
     below.sort();
     below.dedup();
     below

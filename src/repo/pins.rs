@@ -12,12 +12,12 @@
 use crate::base::error::{ErrorKind, Result};
 use crate::base::events::Context;
 use crate::base::message::message;
+use crate::repo::Repository;
 use crate::repo::change::commit_change;
 use crate::repo::manifest::{self, BaseOf, Manifest, Pin, Snapshot, pin_object};
 use crate::repo::marker::Marker;
 use crate::repo::reference::{self, Reference};
 use crate::repo::session::{Writer, read, write, write_lock, write_to_free};
-use crate::repo::Repository;
 use crate::store::{LockKind, Sharing};
 use jiff::Timestamp;
 use std::collections::{BTreeSet, HashSet};

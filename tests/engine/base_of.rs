@@ -123,8 +123,7 @@ impl Lab {
     fn check(&self, expected: &[(&str, &[u64])]) {
         let repository = self.open();
         for (name, numbers) in expected {
-            let listed: Vec<u64> =
-                self.manifest(name).snapshots.iter().map(|s| s.number).collect();
+            let listed: Vec<u64> = self.manifest(name).snapshots.iter().map(|s| s.number).collect();
             assert_eq!(listed, *numbers, "{name}");
             for number in *numbers {
                 let mut bytes = Vec::new();
@@ -214,11 +213,9 @@ fn a_pin_that_nobody_names_is_taken_away() {
     let pin = |image, name: &str| Pin { id: Uuid::new_v4(), image, name: name.into(), since: 1 };
     let add = |pin: Pin| lab.edit("template", |next| next.snapshots[2].pins.push(pin));
     // Of an image that never was, of one that was removed since, and of one that does not name it.
-    for stray in [
-        pin(Uuid::new_v4(), "nobody"),
-        pin(Uuid::new_v4(), "clone"),
-        pin(clone.image_id, "clone"),
-    ] {
+    for stray in
+        [pin(Uuid::new_v4(), "nobody"), pin(Uuid::new_v4(), "clone"), pin(clone.image_id, "clone")]
+    {
         add(stray);
         assert_eq!(lab.pins("template").len(), 2);
         // Whatever it was opened for.

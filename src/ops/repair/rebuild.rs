@@ -94,9 +94,7 @@ pub(crate) fn collect(
             _ if delta.header().image_id != manifest.image_id => {
                 Some("it is of another image".into())
             }
-            _ if footer.number < manifest.next_number => {
-                Some("another file has its number".into())
-            }
+            _ if footer.number < manifest.next_number => Some("another file has its number".into()),
             below => match Chain::link_onto(vec![delta.clone()], below) {
                 Ok(chain) => {
                     linked = Some(chain);

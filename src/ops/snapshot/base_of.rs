@@ -56,8 +56,13 @@ pub(crate) fn planned(
     }
     if request.base_image.is_some() {
         let what = "a chain begins from a base image, or from another image's snapshot";
-        return Err(refuse(what.into())
-            .hint(message!["leave ", Setting::BaseImage, " or ", Setting::BaseOf, " out"]));
+        return Err(refuse(what.into()).hint(message![
+            "leave ",
+            Setting::BaseImage,
+            " or ",
+            Setting::BaseOf,
+            " out"
+        ]));
     }
     let begins_anew = match request.parent {
         ParentChoice::Full => true,
@@ -66,8 +71,7 @@ pub(crate) fn planned(
     };
     if !begins_anew {
         let what = format!("\"{name}\" has snapshots already, and so a base");
-        return Err(refuse(what)
-            .hint(message!["begin another chain with ", Setting::Full]));
+        return Err(refuse(what).hint(message!["begin another chain with ", Setting::Full]));
     }
     if request.changed.is_some() {
         let what = format!("{place} is of another image: no list tells what changed since");

@@ -58,10 +58,8 @@ pub fn run(
     if live.user.is_none() {
         warn_if_unguarded(&live.image, context);
     }
-    let found = match find_base(repository, &name, &live.image, request, context)? {
-        Some(of) => Some(request.clone().base_of(Some(of))),
-        None => None,
-    };
+    let found = find_base(repository, &name, &live.image, request, context)?;
+    let found = found.map(|of| request.clone().base_of(Some(of)));
     let request = found.as_ref().unwrap_or(request);
     if request.dry_run {
         let (manifest, head) = match read(repository, &name, context) {

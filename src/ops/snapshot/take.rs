@@ -127,11 +127,10 @@ fn commit_snapshot(
         let is_linked = next.host == host && next.source == linked;
         let is_as_it_was = next.rollback.is_some() == is_half_written;
         // Condemned meanwhile, the pin of what it is based on is gone, or will be (C9).
-        let is_pinned = snapshot
-            .base_of
-            .as_ref()
-            .is_none_or(|of| !next.is_condemned(&pin_object(of.pin)));
-        if !is_pinned || next.next_number != expected || !has_parent || !is_linked || !is_as_it_was {
+        let is_pinned =
+            snapshot.base_of.as_ref().is_none_or(|of| !next.is_condemned(&pin_object(of.pin)));
+        if !is_pinned || next.next_number != expected || !has_parent || !is_linked || !is_as_it_was
+        {
             return Err(changed_meanwhile(&next.name));
         }
         if next.host.is_none() {

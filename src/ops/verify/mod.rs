@@ -104,7 +104,9 @@ impl Run<'_> {
         let mut snapshots: Vec<&Snapshot> = match wanted {
             Wanted::All => manifest.stored(),
             Wanted::At(at) => manifest.lineage(reader.find(at)?.id)?,
-            Wanted::Id(id) if manifest.stored().iter().any(|s| s.id == id) => manifest.lineage(id)?,
+            Wanted::Id(id) if manifest.stored().iter().any(|s| s.id == id) => {
+                manifest.lineage(id)?
+            }
             Wanted::Id(_) => Vec::new(),
         };
         snapshots.retain(|s| !self.known.parents.contains_key(&s.id));
@@ -133,7 +135,8 @@ impl Run<'_> {
             });
         drop(phase);
         outcome?;
-        match matches!(wanted, Wanted::Id(_)) || manifest.snapshots.iter().any(|s| !s.pins.is_empty())
+        match matches!(wanted, Wanted::Id(_))
+            || manifest.snapshots.iter().any(|s| !s.pins.is_empty())
         {
             true => self.known.readers.push(reader),
             false => self.known.forget(manifest),
@@ -183,7 +186,9 @@ impl ImageCheck<'_> {
             }
             Err(e) => self.name_damage(snapshot, &delta, e, verified, context)?,
         }
-        if quick || self.known.damaged.contains_key(&snapshot.id) || self.known.unchecked.contains(&snapshot.id)
+        if quick
+            || self.known.damaged.contains_key(&snapshot.id)
+            || self.known.unchecked.contains(&snapshot.id)
         {
             return Ok(());
         }
@@ -260,8 +265,7 @@ impl ImageCheck<'_> {
             }
             done.extend(own.iter().map(|s| s.id));
             let layers = lineage.iter().filter_map(|id| self.known.open.get(id).cloned());
-            let sound =
-                linked(layers.collect()).and_then(|chain| verify_digests(&chain, context));
+            let sound = linked(layers.collect()).and_then(|chain| verify_digests(&chain, context));
             match sound {
                 Err(e) => {
                     self.found(tip, DamageKind::ImageDigest, e, Lost::All, verified)?;

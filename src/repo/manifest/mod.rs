@@ -19,9 +19,7 @@ use crate::store::{Store, read_small};
 pub use commit::{Ancestor, Condemned, ManifestDigest};
 pub use files::{ImageFile, check_name, file_name, sequence_of, temporary_of};
 pub(crate) use files::{marker_name, object_name};
-pub use related::{
-    Attachment, BaseOf, Group, MAX_ATTACHMENT_BYTES, Pending, Pin, SnapshotPlace,
-};
+pub use related::{Attachment, BaseOf, Group, MAX_ATTACHMENT_BYTES, Pending, Pin, SnapshotPlace};
 pub(crate) use related::{is_pin_object, pin_object};
 pub(crate) use types::MAX_IMPORTED_NUMBER;
 pub use types::{HintUse, MAX_MANIFEST_BYTES, Manifest, RAW, Rollback, Snapshot, Timings};
