@@ -233,9 +233,9 @@ fn plan_compaction(
     Ok((groups, compaction, failed))
 }
 
-/// Puts another file in the place of a snapshot's, against what `onto` was taken against (nothing if there is
-/// none), and commits that. `absorbed` snapshots, which are dropped, are removed. Returns the new manifest entry, and the snapshots that nothing
-/// depends on any more.
+/// Puts another file in the place of a snapshot's, against what `onto` was taken against (nothing if there
+/// is none), and commits that. `absorbed` snapshots, which are dropped, are removed. Returns the new
+/// manifest entry, and the snapshots that nothing depends on any more.
 pub(crate) fn rewrite(
     repository: &Repository,
     writer: &mut Writer,
@@ -372,8 +372,8 @@ fn paths(manifest: &Manifest) -> Vec<Vec<&Snapshot>> {
     paths
 }
 
-/// A snapshot whose file is written anew, perhaps against a snapshot of another image. `format` is how its image
-/// file is read.
+/// A snapshot whose file is written anew, perhaps against a snapshot of another image. `format` is how its
+/// image file is read.
 pub(crate) fn with_file(
     snapshot: &Snapshot,
     file: &str,

@@ -11,8 +11,8 @@ use crate::repo::manifest::{self, BaseOf, Manifest, Snapshot};
 use std::sync::Arc;
 use uuid::Uuid;
 
-/// Opens the chain of a snapshot and checks its links (FORMAT.md section 5). What it has of other images is held
-/// back as long as one of these files is open.
+/// Opens the chain of a snapshot and checks its links (FORMAT.md section 5). What it has of other images is
+/// held back as long as one of these files is open.
 ///
 /// # Errors
 /// `Corrupt` if a file is damaged, missing, or not the one that the manifest or its child
@@ -115,7 +115,8 @@ impl Opening<'_> {
         }
     }
 
-    /// What a chain begins from cannot be missing while it is named (C9): who reads without a lock may be late.
+    /// What a chain begins from cannot be missing while it is named (C9): who reads without a lock may be
+    /// late.
     fn gone_below(self, manifest: &Manifest, root: &Snapshot, error: Error) -> Error {
         let place = manifest.place_of(root);
         let of = root.base_of.as_ref().map(BaseOf::place).unwrap_or_default();

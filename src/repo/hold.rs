@@ -69,8 +69,8 @@ pub(crate) fn hold(repository: &Repository, name: &str, context: &Context) -> Re
 /// How often an image is read whose chains are moved to other images meanwhile.
 const HOLD_TRIES: usize = 16;
 
-/// The same with the images that its chains begin from, and those that these begin from, as far as they can be
-/// read: what cannot is told by who needs it.
+/// The same with the images that its chains begin from, and those that these begin from, as far as they can
+/// be read: what cannot is told by who needs it.
 ///
 /// # Errors
 /// As of [`manifest::load`].

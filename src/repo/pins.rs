@@ -1,13 +1,13 @@
-//! Pins: what an image needs of another one (C9). A pin is committed before what depends on it, and goes after
-//! that is gone:
+//! Pins: what an image needs of another one (C9). A pin is committed before what depends on it, and goes
+//! after that is gone:
 //!
 //! ```text
 //! template   pin P of @3 ----------------------------------------------> without P
 //! clone7                   @1, a base of template@3 by P -> without it: condemns P
 //! ```
 //!
-//! A pin that nobody names, because its writer died or is slow, is condemned by the image that it was made for
-//! before it goes: who is about to name it loses that race (C5, C6).
+//! A pin that nobody names, because its writer died or is slow, is condemned by the image that it was made
+//! for before it goes: who is about to name it loses that race (C5, C6).
 
 use crate::base::error::{ErrorKind, Result};
 use crate::base::events::Context;
@@ -176,8 +176,8 @@ impl Below {
         Self(manifest.bases_elsewhere().cloned().collect())
     }
 
-    /// Lets go of what the manifest does not need any more that rules now; none if the image is gone. The caller
-    /// has let go of the image.
+    /// Lets go of what the manifest does not need any more that rules now; none if the image is gone. The
+    /// caller has let go of the image.
     pub fn release(self, repository: &Repository, now: Option<&Manifest>, context: &Context) {
         let is_named = |of: &BaseOf| {
             now.is_some_and(|now| now.bases_elsewhere().any(|named| named.pin == of.pin))
@@ -189,8 +189,8 @@ impl Below {
     }
 }
 
-/// After something that depended on an image is gone: what nobody needs is not pinned there any more. What fails
-/// is done by the next who drops something there.
+/// After something that depended on an image is gone: what nobody needs is not pinned there any more. What
+/// fails is done by the next who drops something there.
 pub(crate) fn release(repository: &Repository, name: &str, context: &Context) {
     if let Err(e) = write_to_drop(repository, name, context) {
         context.note(message![format!("{name}: what was pinned stays so for now: "), e]);
@@ -224,7 +224,8 @@ fn unpin(repository: &Repository, writer: &mut Writer) -> Result<()> {
     })
 }
 
-/// True if the image that a pin was made for does not name it, and never will. What cannot be read may name it.
+/// True if the image that a pin was made for does not name it, and never will. What cannot be read may name
+/// it.
 fn is_dead(
     repository: &Repository,
     own: &Manifest,

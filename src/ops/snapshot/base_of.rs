@@ -1,8 +1,8 @@
 //! Chains that begin from a snapshot of another image: twenty machines made from one template cost twenty
 //! deltas.
 //!
-//! First the snapshot is pinned there, then what depends on it is committed here (C9). Whoever dies in between
-//! leaves a pin that nobody names, which is taken away later (`repo/pins.rs`).
+//! First the snapshot is pinned there, then what depends on it is committed here (C9). Whoever dies in
+//! between leaves a pin that nobody names, which is taken away later (`repo/pins.rs`).
 
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::events::Context;

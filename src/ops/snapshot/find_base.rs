@@ -1,5 +1,5 @@
-//! Finds the image that a new one was made from: blocks of it are digested with the key of each other chain, and
-//! looked up in its index.
+//! Finds the image that a new one was made from: blocks of it are digested with the key of each other
+//! chain, and looked up in its index.
 
 use crate::base::digest::is_zero;
 use crate::base::error::{ErrorKind, Result};
