@@ -52,6 +52,8 @@ named! {
         Base = "base",
         /// The image whose blocks a base refers to.
         BaseImage = "base_image",
+        /// The snapshot of another image that a chain begins from.
+        BaseOf = "base_of",
         /// The unit of comparison.
         BlockSize = "block_size",
         /// A list of changes.
@@ -84,6 +86,8 @@ named! {
         Off = "off",
         /// Where the result goes.
         Output = "output",
+        /// The snapshot that a snapshot is taken against.
+        Parent = "parent",
         /// The part that is meant.
         Range = "range",
         /// The repository.

@@ -51,7 +51,16 @@ impl fmt::Debug for Chain {
 impl Chain {
     /// Checks the links of open files, newest first.
     pub fn link(layers: Vec<Arc<Delta>>) -> Result<Self> {
+        Self::link_onto(layers, None)
+    }
+
+    /// The same where the last file was taken against the tip of `below`, which is of another image.
+    pub fn link_onto(mut layers: Vec<Arc<Delta>>, below: Option<&Self>) -> Result<Self> {
         check_links(&layers)?;
+        if let Some((below, last)) = below.zip(layers.last()) {
+            check_content(last, &below.tip)?;
+            layers.extend(below.layers.iter().cloned());
+        }
         let (Some(tip), Some(base)) = (layers.first().cloned(), layers.last()) else {
             return Err(Error::new(ErrorKind::InvalidInput, "a chain without snapshots"));
         };
@@ -155,12 +164,19 @@ pub fn check_links(layers: &[Arc<Delta>]) -> Result<()> {
 }
 
 fn check_link(child: &Delta, parent: &Delta) -> Result<()> {
+    check_content(child, parent)?;
+    if child.header().image_id != parent.header().image_id {
+        return Err(wrong_parent(child, parent, "its parent is of another image"));
+    }
+    Ok(())
+}
+
+/// The same of whatever image the parent is.
+fn check_content(child: &Delta, parent: &Delta) -> Result<()> {
     let (lower, upper) = (parent.header(), child.header());
     let link = child.footer().parent;
     let wrong = if link.map(|p| p.parent_id) != Some(parent.footer().snapshot_id) {
         "its parent is another snapshot"
-    } else if upper.image_id != lower.image_id {
-        "its parent is of another image"
     } else if (upper.block_size, upper.algorithm, upper.key)
         != (lower.block_size, lower.algorithm, lower.key)
     {
@@ -172,5 +188,9 @@ fn check_link(child: &Delta, parent: &Delta) -> Result<()> {
     } else {
         return Ok(());
     };
-    Err(Error::corrupt(format!("{}: {wrong} than {}", child.location(), parent.location())))
+    Err(wrong_parent(child, parent, wrong))
+}
+
+fn wrong_parent(child: &Delta, parent: &Delta, wrong: &str) -> Error {
+    Error::corrupt(format!("{}: {wrong} than {}", child.location(), parent.location()))
 }

@@ -5,7 +5,7 @@ use super::{exit, output, repo};
 use imgsnap::base::error::{ErrorKind, Result};
 use imgsnap::base::events::Context;
 use imgsnap::image::FileAttributes;
-use imgsnap::repo::manifest::{HintUse, Manifest, Snapshot};
+use imgsnap::repo::manifest::{BaseOf, HintUse, Manifest, Snapshot};
 use imgsnap::tracking::HintKind;
 use imgsnap::tracking::cycle;
 use imgsnap::{CloneUse, Clones, Listing, Reference, Repository};
@@ -21,7 +21,8 @@ pub fn snapshot_json(name: &str, s: &Snapshot, parent_number: Option<u64>) -> Va
         "id": s.id,
         "parent": s.parent,
         "parent_number": parent_number,
-        "kind": if s.parent.is_none() { "base" } else { "delta" },
+        "kind": if s.is_base() { "base" } else { "delta" },
+        "base_of": s.base_of.as_ref().map(base_of_json),
         "base_image": s.base_image.as_deref().map(output::path),
         "in_use": !s.consistency.is_stopped(),
         "consistency": s.consistency,
@@ -45,6 +46,10 @@ pub fn snapshot_json(name: &str, s: &Snapshot, parent_number: Option<u64>) -> Va
         "stored_bytes": s.file_bytes,
         "seconds": s.seconds,
     })
+}
+
+fn base_of_json(of: &BaseOf) -> Value {
+    json!({ "ref": of.place(), "image": of.image, "id": of.snapshot })
 }
 
 /// Values of extended attributes are for restore alone.
@@ -190,6 +195,17 @@ fn describe(listing: &Listing) -> String {
     format!("{title}\n{}", output::table(&headings, &rows))
 }
 
+/// The images whose chains begin from a snapshot.
+fn needed_by(s: &Snapshot) -> Option<String> {
+    let mut names: Vec<&str> = s.pins.iter().map(|pin| pin.name.as_str()).collect();
+    names.dedup();
+    match names.as_slice() {
+        [] => None,
+        [name] => Some((*name).to_owned()),
+        [name, others @ ..] => Some(format!("{name} and {} more", others.len())),
+    }
+}
+
 fn row(listing: &Listing, s: &Snapshot) -> Vec<String> {
     let manifest = &listing.manifest;
     let parent = manifest.stored_parent_of(s);
@@ -200,6 +216,7 @@ fn row(listing: &Listing, s: &Snapshot) -> Vec<String> {
     let is_head = listing.head.snapshot == Some(s.id);
     let mut notes: Vec<String> = s.label.iter().cloned().collect();
     notes.extend(s.base_image.as_ref().map(|path| format!("(in {})", output::file_name(path))));
+    notes.extend(needed_by(s).map(|names| format!("(needed by {names})")));
     notes.extend(s.protected.then(|| "(protected)".to_owned()));
     notes.extend(is_head.then(|| "(head)".to_owned()));
     notes.extend((s.unread_blocks > 0).then(|| "(incomplete: unread blocks)".to_owned()));
@@ -207,7 +224,7 @@ fn row(listing: &Listing, s: &Snapshot) -> Vec<String> {
         s.number.to_string(),
         output::time(s.time),
         output::age(s.time),
-        parent.map_or("base".into(), from),
+        parent.map_or_else(|| s.base_of.as_ref().map_or("base".into(), BaseOf::place), from),
         output::bytes(s.image_bytes),
         output::bytes(s.changed_bytes),
         output::bytes(s.file_bytes),
@@ -228,7 +245,7 @@ pub fn show(
     let manifest = &listing.manifest;
     let chain = repository.chain(&reader, s.id)?;
     let ancestors = reader.manifest().lineage(s.id)?;
-    let stored: u64 = ancestors.iter().map(|a| a.file_bytes).sum();
+    let stored: u64 = chain.layers().iter().map(|layer| layer.footer().file_bytes).sum();
     let name = &reference.name;
     let parent = manifest.stored_parent_of(s);
     let children: Vec<u64> = manifest.children(s.id).map(|c| c.number).collect();
@@ -266,6 +283,7 @@ pub fn show(
         ("found", found),
         ("proved", proved),
         ("children", refs(&children)),
+        ("needed by", needed_by(s).unwrap_or("no other image".into())),
         (
             "head",
             if is_head { "yes: the live image last equalled this snapshot" } else { "no" }.into(),
@@ -298,7 +316,7 @@ pub fn show(
             "chain",
             format!(
                 "{}, {} in all",
-                output::plural(ancestors.len() as u64, "file"),
+                output::plural(chain.layers().len() as u64, "file"),
                 output::bytes(stored)
             ),
         ),
@@ -381,6 +399,9 @@ fn parent_text(
     parent: Option<&Snapshot>,
     refs: &dyn Fn(&[u64]) -> String,
 ) -> String {
+    if let Some(of) = &s.base_of {
+        return format!("{}, of another image", of.place());
+    }
     match (parent, &s.base_image) {
         (Some(parent), _) if manifest.is_dropped(parent.id) => {
             format!("{} (dropped)", refs(&[parent.number]))

@@ -6,6 +6,7 @@ mod args;
 mod bench;
 mod config;
 mod diff;
+mod elsewhere;
 mod exit;
 mod init;
 mod list;

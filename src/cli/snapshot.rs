@@ -59,16 +59,15 @@ fn take(
     printer: &Printer,
     context: &Context,
 ) -> Result<ExitCode> {
-    let base_image = verb.base_image.as_deref();
     if let [image] = verb.images.as_slice() {
         let taken = repository.snapshot(&request(image, verb)?, context)?;
-        print(&taken, base_image, printer)?;
+        print(&taken, verb, printer)?;
         return Ok(exit::DONE);
     }
     let requests: Result<Vec<_>> = verb.images.iter().map(|image| request(image, verb)).collect();
     let mut tally = Tally::default();
     repository.snapshot_all(&requests?, context, |request, result| match result {
-        Ok(taken) => tally.printed(print(&taken, base_image, printer)),
+        Ok(taken) => tally.printed(print(&taken, verb, printer)),
         Err(error) => tally.failed(&request.image, error, printer),
     })?;
     tally.end()
@@ -140,6 +139,8 @@ fn request(image: &ImageUri, verb: &Verb) -> Result<SnapshotRequest> {
         .label(verb.label.clone())
         .parent(parent)
         .base_image(verb.base_image.clone())
+        .base_of(verb.elsewhere.base_of.clone())
+        .find_base(verb.elsewhere.find_base)
         .full_scan(verb.full_scan)
         .skip_unchanged(verb.skip_unchanged)
         .skip_bad(verb.skip_bad)
@@ -170,7 +171,7 @@ fn read_list(path: &Path) -> Result<ChangeList> {
     ChangeList::parse(&bytes).map_err(|e| e.at(path.shown()))
 }
 
-fn print(taken: &SnapshotOutcome, base_image: Option<&Path>, printer: &Printer) -> Result<()> {
+fn print(taken: &SnapshotOutcome, verb: &Verb, printer: &Printer) -> Result<()> {
     if printer.is_json() {
         let mut value = list::snapshot_json(&taken.name, &taken.snapshot, taken.parent_number);
         if let Some(object) = value.as_object_mut() {
@@ -186,7 +187,7 @@ fn print(taken: &SnapshotOutcome, base_image: Option<&Path>, printer: &Printer) 
         }
         printer.json(&value)
     } else {
-        printer.line(&describe(taken, base_image))
+        printer.line(&describe(taken, verb))
     }
 }
 
@@ -203,14 +204,20 @@ fn parent_of(text: &str, image: &ImageUri, verb: &Verb) -> Result<At> {
     Ok(reference.at)
 }
 
-fn describe(taken: &SnapshotOutcome, base_image: Option<&Path>) -> String {
-    let s = &taken.snapshot;
+fn describe(taken: &SnapshotOutcome, verb: &Verb) -> String {
+    let (s, base_image) = (&taken.snapshot, verb.base_image.as_deref());
     let name = format!("{}@{}", taken.name, s.number);
     if taken.outcome == Outcome::Skipped {
         return format!("{name} is what the image still is; no snapshot was made");
     }
     let what = match taken.parent_number {
-        None => "a base".to_owned(),
+        None => match &s.base_of {
+            Some(of) => format!("changes since {}", of.place()),
+            None if verb.elsewhere.find_base => {
+                "a base: no other image has half of its blocks".to_owned()
+            }
+            None => "a base".to_owned(),
+        },
         Some(number) if base_image.is_some() => {
             let file = base_image.map(output::file_name).unwrap_or_default();
             format!("changes since its base image {file}, which is {}@{number}", taken.name)

@@ -4,6 +4,7 @@ use super::printer::Printer;
 use super::{exit, list, output, repo};
 use imgsnap::base::error::{ErrorKind, Result};
 use imgsnap::base::events::Context;
+use imgsnap::repo::manifest::Snapshot;
 use imgsnap::{CloneUse, Repository, Stats};
 use serde_json::{Value, json};
 use std::process::ExitCode;
@@ -203,11 +204,18 @@ fn snapshots(stats: &Stats) -> String {
             output::bytes(s.changed_bytes),
             output::bytes(s.file_bytes),
             output::bytes(cost.frees_bytes),
-            s.label.clone().unwrap_or_default(),
+            notes_of(s),
         ]
     };
     let rows: Vec<Vec<String>> = stats.costs.iter().map(row).collect();
     output::table(&[">#", "TIME", ">CHANGED", ">STORED", ">FREES", "LABEL"], &rows)
+}
+
+/// Its label, and on what it depends in other images.
+fn notes_of(s: &Snapshot) -> String {
+    let below = s.base_of.as_ref().map(|of| format!("(depends on {})", of.place()));
+    let notes: Vec<String> = s.label.iter().cloned().chain(below).collect();
+    notes.join(" ")
 }
 
 fn days(stats: &Stats) -> String {

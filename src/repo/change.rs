@@ -129,12 +129,19 @@ pub(crate) fn refuse_kept(manifest: &Manifest, is_meant: impl Fn(&Snapshot) -> b
     let Some((snapshot, why)) = kept else { return Ok(()) };
     let place = manifest.place_of(snapshot);
     let error = Error::new(ErrorKind::Mismatch, format!("{place} is {why}"));
-    Err(match snapshot.protected {
-        true => {
-            let off = Verb::Protect.of(&place).with(Setting::Off, "");
-            error.hint(message![off, " takes that back"])
-        }
-        false => error,
+    if snapshot.protected {
+        let off = Verb::Protect.of(&place).with(Setting::Off, "");
+        return Err(error.hint(message![off, " takes that back"]));
+    }
+    Err(match snapshot.pins.first() {
+        Some(pin) => error.hint(message![
+            "make what depends on it a base of its own with ",
+            Verb::Flatten.of(format!("{}@NUMBER", pin.name)),
+            ", or delete it; ",
+            Verb::List.of(&pin.name),
+            " shows it",
+        ]),
+        None => error,
     })
 }
 

@@ -19,9 +19,9 @@ use crate::merge::{Merged, Plan, layer_use, merge, prove};
 use crate::repo::Repository;
 use crate::repo::change::{commit_change, discard_unless_named, refuse_kept};
 use crate::repo::compaction::{CompactWhen, Compaction, Merging};
-use crate::repo::files::{open_chain, open_delta};
+use crate::repo::files::{open_chain, open_delta, open_parent};
 use crate::repo::garbage::{Reaped, collect_garbage};
-use crate::repo::manifest::{self, Manifest, Snapshot, object_name};
+use crate::repo::manifest::{self, BaseOf, Manifest, Snapshot, object_name};
 use crate::repo::reserve::{keep_reserve, with_reserve};
 use crate::repo::session::Writer;
 use crate::store::ReserveKept;
@@ -37,8 +37,6 @@ struct Group {
     top: Snapshot,
     /// Newest first.
     absorbed: Vec<Snapshot>,
-    /// What the new file will be against.
-    parent: Option<Uuid>,
     before_bytes: u64,
     live_bytes: u64,
 }
@@ -132,7 +130,8 @@ fn compact_into(
             continue;
         }
         let absorbed: HashSet<Uuid> = group.absorbed.iter().map(|s| s.id).collect();
-        match rewrite(repository, writer, group.top.id, group.parent, &absorbed, context) {
+        let onto = group.absorbed.last();
+        match rewrite(repository, writer, group.top.id, onto, &absorbed, context) {
             Ok((merged, unneeded)) => {
                 compaction.merged.push(group.merging(merged.file_bytes));
                 compaction.count_removed(&unneeded);
@@ -217,7 +216,7 @@ fn plan_compaction(
         };
         let sizes: Vec<(u64, u64)> =
             path.iter().zip(&uses).map(|(s, u)| (s.file_bytes, u.live_bytes)).collect();
-        let count = worth.count(&sizes, path.last().is_some_and(|s| s.parent.is_none()));
+        let count = worth.count(&sizes, path.last().is_some_and(|s| s.is_base()));
         let (taken, left) = sizes.split_at(if count == 0 { 0 } else { count + 1 });
         let garbage = left.iter().map(|(bytes, live)| bytes.saturating_sub(*live));
         compaction.garbage_bytes += garbage.sum::<u64>();
@@ -225,7 +224,6 @@ fn plan_compaction(
         let Some(top) = snapshots.next().cloned() else { continue };
         let absorbed: Vec<Snapshot> = snapshots.cloned().collect();
         groups.push(Group {
-            parent: absorbed.last().and_then(|s| s.parent),
             before_bytes: taken.iter().map(|(bytes, _)| bytes).sum(),
             live_bytes: taken.iter().map(|(_, live)| live).sum(),
             top,
@@ -235,18 +233,18 @@ fn plan_compaction(
     Ok((groups, compaction, failed))
 }
 
-/// Puts another file in the place of a snapshot's, against `parent`, and commits that. `absorbed`
-/// snapshots, which are dropped, are removed. Returns the new manifest entry, and the snapshots that nothing
-/// depends on any more.
+/// Puts another file in the place of a snapshot's, against what `onto` was taken against (nothing if there
+/// is none), and commits that. `absorbed` snapshots, which are dropped, are removed. Returns the new
+/// manifest entry, and the snapshots that nothing depends on any more.
 pub(crate) fn rewrite(
     repository: &Repository,
     writer: &mut Writer,
     id: Uuid,
-    parent: Option<Uuid>,
+    onto: Option<&Snapshot>,
     absorbed: &HashSet<Uuid>,
     context: &Context,
 ) -> Result<(Snapshot, Vec<Snapshot>)> {
-    rewrite_as(repository, writer, id, None, parent, absorbed, context)
+    rewrite_as(repository, writer, id, None, onto, absorbed, context)
 }
 
 /// The same, perhaps with another number.
@@ -255,7 +253,7 @@ pub(crate) fn rewrite_as(
     writer: &mut Writer,
     id: Uuid,
     number: Option<u64>,
-    parent: Option<Uuid>,
+    onto: Option<&Snapshot>,
     absorbed: &HashSet<Uuid>,
     context: &Context,
 ) -> Result<(Snapshot, Vec<Snapshot>)> {
@@ -263,11 +261,12 @@ pub(crate) fn rewrite_as(
     let name = writer.manifest.name.clone();
     // What it was planned by may not rule any more.
     let is_there = |id: &Uuid| writer.manifest.stored().iter().any(|s| s.id == *id);
-    if !is_there(&id) || !parent.as_ref().is_none_or(is_there) {
+    if !is_there(&id) || !onto.is_none_or(|onto| is_there(&onto.id)) {
         return Err(manifest::changed_meanwhile(&name));
     }
     let tip = open_chain(repository, &writer.manifest, id)?;
-    let parent = parent.map(|id| open_chain(repository, &writer.manifest, id)).transpose()?;
+    let parent = onto.map(|onto| open_parent(repository, &writer.manifest, onto)).transpose()?;
+    let (parent, base_of) = (parent.flatten(), onto.and_then(|onto| onto.base_of.clone()));
     let footer = tip.tip().footer().clone();
     let file_id = Uuid::new_v4();
     let plan = Plan {
@@ -291,7 +290,7 @@ pub(crate) fn rewrite_as(
         next.dropped.retain(|s| !absorbed.contains(&s.id));
         let mut entry = None;
         for snapshot in next.snapshots.iter_mut().chain(&mut next.dropped).filter(|s| s.id == id) {
-            *snapshot = with_file(snapshot, &file, &merged, &format);
+            *snapshot = with_file(snapshot, &file, &merged, base_of.as_ref(), &format);
             entry = Some(snapshot.clone());
         }
         next.snapshots.sort_by_key(|s| s.number);
@@ -373,17 +372,23 @@ fn paths(manifest: &Manifest) -> Vec<Vec<&Snapshot>> {
     paths
 }
 
-/// A snapshot whose file is written anew. `format` is how its image file is read.
+/// A snapshot whose file is written anew, perhaps against a snapshot of another image. `format` is how its
+/// image file is read.
 pub(crate) fn with_file(
     snapshot: &Snapshot,
     file: &str,
     merged: &Merged,
+    base_of: Option<&BaseOf>,
     format: &str,
 ) -> Snapshot {
     let footer = &merged.written.footer;
+    let against = footer.parent.map(|p| p.parent_id);
+    let base_of = base_of.filter(|of| against == Some(of.snapshot)).cloned();
+    let parent = against.filter(|_| base_of.is_none());
     Snapshot {
         number: footer.number,
-        parent: footer.parent.map(|p| p.parent_id),
+        parent,
+        base_of,
         file: file.into(),
         file_bytes: footer.file_bytes,
         footer_digest: merged.written.footer_digest,
@@ -394,7 +399,7 @@ pub(crate) fn with_file(
         changed_bytes: merged.changed_bytes,
         frame_bytes: footer.counts.frame_bytes,
         base_image: None,
-        format: footer.parent.is_none().then(|| format.to_owned()),
+        format: parent.is_none().then(|| format.to_owned()),
         ..snapshot.clone()
     }
 }

@@ -18,6 +18,7 @@ pub(crate) fn entry(delta: &Arc<Delta>, file: String, layers: &[Arc<Delta>]) -> 
         number: footer.number,
         id: footer.snapshot_id,
         parent: layers.get(1).map(|parent| parent.footer().snapshot_id),
+        base_of: None,
         // One that a user could not type is of another program.
         label: footer.label.clone().filter(|label| check_label(label).is_ok()),
         time: Timestamp::new(footer.time_seconds, nanoseconds).unwrap_or_default(),

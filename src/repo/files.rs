@@ -1,40 +1,139 @@
 //! The delta files and chains that a manifest names.
 
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::events::Context;
 use crate::base::message::Action;
 use crate::chain::Chain;
 use crate::delta::{Delta, ReadGuard};
 use crate::repo::Repository;
-use crate::repo::manifest::{self, Manifest, Snapshot};
+use crate::repo::hold::{HeldImage, hold};
+use crate::repo::manifest::{self, BaseOf, Manifest, Snapshot};
 use std::sync::Arc;
 use uuid::Uuid;
 
-/// Opens the chain of a snapshot and checks its links (FORMAT.md section 5).
+/// Opens the chain of a snapshot and checks its links (FORMAT.md section 5). What it has of other images is
+/// held back as long as one of these files is open.
 ///
 /// # Errors
 /// `Corrupt` if a file is damaged, missing, or not the one that the manifest or its child
 /// names.
 pub(crate) fn open_chain(repository: &Repository, manifest: &Manifest, id: Uuid) -> Result<Chain> {
-    open_guarded(repository, manifest, id, None)
+    Opening { repository, others: &[], images: 1 }.open(manifest, id, None)
 }
 
-/// The same with what holds its files back, as long as one of them is open.
-pub(crate) fn open_guarded(
+/// The same with all of it held back, by what was read of the image and of `others`.
+pub(crate) fn open_held(
+    repository: &Repository,
+    image: &HeldImage,
+    others: &[HeldImage],
+    id: Uuid,
+) -> Result<Chain> {
+    Opening { repository, others, images: 1 }.open_held(image, id)
+}
+
+/// Opens what a snapshot was taken against; none of a base.
+///
+/// # Errors
+/// As of [`open_chain`].
+pub(crate) fn open_parent(
     repository: &Repository,
     manifest: &Manifest,
-    id: Uuid,
-    guard: Option<ReadGuard>,
-) -> Result<Chain> {
-    let guard = guard.map(Arc::new);
-    let mut layers = Vec::new();
-    for snapshot in manifest.lineage(id)? {
-        let mut delta = open_delta(repository, manifest, snapshot)?;
-        if let Some(guard) = &guard {
-            delta.set_guard(guard.clone());
-        }
-        layers.push(Arc::new(delta));
+    snapshot: &Snapshot,
+) -> Result<Option<Chain>> {
+    match (snapshot.parent, &snapshot.base_of) {
+        (Some(id), _) => open_chain(repository, manifest, id).map(Some),
+        (None, Some(of)) => open_base(repository, of).map(Some),
+        (None, None) => Ok(None),
     }
-    Chain::link(layers)
+}
+
+/// Opens the snapshot of another image that a chain begins from, as what rules there has it now.
+///
+/// # Errors
+/// As of [`open_chain`].
+pub(crate) fn open_base(repository: &Repository, of: &BaseOf) -> Result<Chain> {
+    Opening { repository, others: &[], images: 1 }.open_below(of)
+}
+
+/// So many images may depend on each other: none of them is the first where there is a circle.
+const MAX_IMAGES: usize = 100;
+
+#[derive(Clone, Copy)]
+struct Opening<'a> {
+    repository: &'a Repository,
+    others: &'a [HeldImage],
+    /// How many images deep.
+    images: usize,
+}
+
+impl Opening<'_> {
+    fn open(self, manifest: &Manifest, id: Uuid, guard: Option<ReadGuard>) -> Result<Chain> {
+        let guard = guard.map(Arc::new);
+        let lineage = manifest.lineage(id)?;
+        let mut layers = Vec::new();
+        for snapshot in &lineage {
+            let mut delta = open_delta(self.repository, manifest, snapshot)?;
+            if let Some(guard) = &guard {
+                delta.set_guard(guard.clone());
+            }
+            layers.push(Arc::new(delta));
+        }
+        let Some((root, of)) = lineage.last().and_then(|s| s.base_of.as_ref().map(|of| (s, of)))
+        else {
+            return Chain::link(layers);
+        };
+        let place = manifest.place_of(root);
+        let depth = self.images + 1;
+        if depth > MAX_IMAGES {
+            return Err(Error::corrupt(format!("{place}: what it depends on has no end")));
+        }
+        let below = Self { images: depth, ..self }.open_below(of);
+        let below = below.map_err(|e| self.gone_below(manifest, root, e))?;
+        Chain::link_onto(layers, Some(&below))
+    }
+
+    fn open_held(self, image: &HeldImage, id: Uuid) -> Result<Chain> {
+        let lineage = image.manifest.lineage(id)?;
+        let files: Vec<&str> = lineage.iter().map(|s| s.file.as_str()).collect();
+        let guard = image.guard(self.repository, &files)?;
+        self.open(&image.manifest, id, guard)
+    }
+
+    fn open_below(self, of: &BaseOf) -> Result<Chain> {
+        let is_it = |image: &&HeldImage| image.manifest.image_id == of.image;
+        let missing = || Error::new(ErrorKind::NotFound, format!("{} is not there", of.place()));
+        let is_there = |image: &HeldImage| {
+            is_it(&image) && image.manifest.stored().iter().any(|s| s.id == of.snapshot)
+        };
+        if let Some(image) = self.others.iter().find(is_it).filter(|image| is_there(image)) {
+            return self.open_held(image, of.snapshot);
+        }
+        let image = hold(self.repository, &of.name, &Context::silent())?;
+        match is_there(&image) {
+            true => self.open_held(&image, of.snapshot),
+            false => Err(missing()),
+        }
+    }
+
+    /// What a chain begins from cannot be missing while it is named (C9): who reads without a lock may be
+    /// late.
+    fn gone_below(self, manifest: &Manifest, root: &Snapshot, error: Error) -> Error {
+        let place = manifest.place_of(root);
+        let of = root.base_of.as_ref().map(BaseOf::place).unwrap_or_default();
+        if error.kind() != ErrorKind::NotFound {
+            return error.at(format!("{place} depends on {of}"));
+        }
+        match manifest::load_last(self.repository.store.as_ref(), &manifest.name) {
+            Ok(now) if now.stored().iter().all(|s| s.base_of != root.base_of) => {
+                let what = format!("{place} was dropped, or merged, while it was read");
+                Error::new(ErrorKind::NotFound, what).hint(Action::Retry)
+            }
+            _ => {
+                let what = format!("{place}: {of}, which it depends on, is not there");
+                Error::corrupt(what).hint("put the files of that image back from a copy")
+            }
+        }
+    }
 }
 
 /// False if an object is named no more: who reads without a lock may be late (C8).
@@ -85,7 +184,7 @@ pub(crate) fn open_delta(
     let same = delta.footer_digest() == snapshot.footer_digest
         && footer.file_bytes == snapshot.file_bytes
         && footer.snapshot_id == snapshot.id
-        && footer.parent.map(|p| p.parent_id) == snapshot.parent
+        && footer.parent.map(|p| p.parent_id) == snapshot.parent_in_footer()
         && footer.image_digest == snapshot.image_digest
         && delta.header().image_id == manifest.image_id;
     if !same {

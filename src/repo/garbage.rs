@@ -3,7 +3,7 @@
 use crate::base::error::Result;
 use crate::base::events::Context;
 use crate::repo::Repository;
-use crate::repo::manifest::{self, ImageFile, Manifest};
+use crate::repo::manifest::{self, Condemned, ImageFile, Manifest};
 use crate::repo::marker::Marker;
 use crate::store::{Listed, LockKind, Sharing};
 use jiff::Timestamp;
@@ -136,16 +136,23 @@ fn collect_shared(
     let marked = markers.iter().map(|(sequence, _)| *sequence).min().unwrap_or(u64::MAX);
     let sizes: HashMap<&str, u64> =
         listed.iter().map(|object| (object.name.as_str(), object.bytes)).collect();
-    let present: HashSet<&str> = sizes.keys().copied().collect();
-    manifest.sweep(&present);
-    let is_whole = is_whole(manifest, &present);
     // Of a manifest that is gone, the one that follows tells.
     let is_since = |sequence: u64| manifests.range(sequence..).next().map(|(_, time)| *time);
+    let is_free = |condemned: &Condemned| {
+        condemned.sequence <= marked && is_since(condemned.sequence).is_some_and(is_old)
+    };
+    // There is no object of a pin; it is remembered as long as one would be.
+    let is_pin = |condemned: &&Condemned| manifest::is_pin_object(&condemned.object);
+    let pins = manifest.condemned.iter().filter(|c| is_pin(c) && !is_free(c));
+    let pins: Vec<String> = pins.map(|condemned| condemned.object.clone()).collect();
+    let mut present: HashSet<&str> = sizes.keys().copied().collect();
+    present.extend(pins.iter().map(String::as_str));
+    manifest.sweep(&present);
+    let is_whole = is_whole(manifest, &present);
     let lock = reader_lock(name);
     reaped.is_all = true;
-    for condemned in &manifest.condemned {
-        let is_free =
-            condemned.sequence <= marked && is_since(condemned.sequence).is_some_and(is_old);
+    for condemned in manifest.condemned.iter().filter(|condemned| !is_pin(condemned)) {
+        let is_free = is_free(condemned);
         // Somebody on this host, who sees locks, may read it.
         let is_free = is_free && !repository.store.is_held(&lock, Some(&condemned.object))?;
         if !(is_whole && is_free) {

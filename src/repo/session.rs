@@ -13,14 +13,14 @@ use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::events::{Context, WarningId};
 use crate::base::message::{Action, Setting, Verb, message};
 use crate::chain::Chain;
-use crate::delta::ReadGuard;
 use crate::image::ImageUri;
 use crate::repo::config::Config;
-use crate::repo::files::open_guarded;
-use crate::repo::garbage::{collect_garbage, reader_lock};
+use crate::repo::files::open_held;
+use crate::repo::garbage::collect_garbage;
 use crate::repo::head::Head;
+use crate::repo::hold::{Held, HeldImage, hold_all, or_not_found, share_reader_lock};
 use crate::repo::manifest::{self, Manifest, Rollback, Snapshot};
-use crate::repo::marker::{Marker, load_marked};
+use crate::repo::marker::load_marked;
 use crate::repo::reserve::with_reserve;
 use crate::repo::root::{Lock, Root};
 use crate::repo::{Repository, reference};
@@ -32,21 +32,16 @@ use uuid::Uuid;
 
 /// Reads an image: while it lives, no file that its manifest names is unlinked.
 pub struct Reader {
-    manifest: Manifest,
+    image: HeldImage,
+    /// Those that its chains begin from.
+    others: Vec<HeldImage>,
     head: Head,
     pub(crate) head_was_damaged: bool,
-    held: Option<Held>,
-}
-
-/// What keeps files from being removed; none where nothing can be written.
-enum Held {
-    Lock { _guard: LockGuard },
-    Marker(Arc<Marker>),
 }
 
 impl fmt::Debug for Reader {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Manifest { name, sequence, .. } = &self.manifest;
+        let Manifest { name, sequence, .. } = self.manifest();
         let mut fields = f.debug_struct("Reader");
         fields.field("name", name).field("sequence", sequence).finish_non_exhaustive()
     }
@@ -59,24 +54,12 @@ impl Reader {
     /// # Errors
     /// `Corrupt` if a file of it is missing or damaged.
     pub fn chain(&self, repository: &Repository, id: Uuid) -> Result<Chain> {
-        let lineage = self.manifest.lineage(id)?;
-        let files: Vec<&str> = lineage.iter().map(|s| s.file.as_str()).collect();
-        let lock = match &self.held {
-            Some(Held::Lock { .. }) => {
-                repository.store.hold(&reader_lock(&self.manifest.name), &files)?
-            }
-            Some(Held::Marker(marker)) => Some(Box::new(marker.clone()) as LockGuard),
-            None => None,
-        };
-        let files = files.into_iter().map(str::to_owned).collect();
-        let Manifest { name, sequence, .. } = &self.manifest;
-        let guard = lock.map(|lock| ReadGuard::new(name, *sequence, files, lock));
-        open_guarded(repository, &self.manifest, id, guard)
+        open_held(repository, &self.image, &self.others, id)
     }
 
     /// The snapshots.
     pub fn manifest(&self) -> &Manifest {
-        &self.manifest
+        &self.image.manifest
     }
 
     /// What is known of the live image.
@@ -86,7 +69,7 @@ impl Reader {
 
     /// The snapshot that is meant.
     pub fn find(&self, at: &reference::At) -> Result<&Snapshot> {
-        reference::find(&self.manifest, &self.head, at)
+        reference::find(self.manifest(), &self.head, at)
     }
 }
 
@@ -128,47 +111,12 @@ pub(crate) fn write_lock(name: &str) -> String {
 pub fn read(repository: &Repository, name: &str, context: &Context) -> Result<Reader> {
     manifest::check_name(name)?;
     repository.place.tell(repository.id(), context);
-    let store = repository.store.as_ref();
-    if store.list(name)?.is_empty() {
-        // Say so before a lock file is made in a folder that does not exist.
-        manifest::load(store, name)?;
-    }
-    let (manifest, held) = match store.sharing()? {
-        Sharing::Locked => {
-            let lock = share_reader_lock(store, name, context)
-                .map_err(|e| or_not_found(repository, name, e))?;
-            (manifest::load(store, name)?, lock)
-        }
-        Sharing::Shared { .. } => {
-            let (manifest, marker) = load_marked(&repository.store, name, manifest::load)?;
-            (manifest, held_by(marker, context)?)
-        }
-    };
-    let (head, is_damaged) = Head::load(repository, &manifest, context)?;
+    let (image, others) = hold_all(repository, name, context)?;
+    let (head, is_damaged) = Head::load(repository, &image.manifest, context)?;
     if is_damaged {
         context.warn(WarningId::HeadDamaged, damaged_head(name));
     }
-    Ok(Reader { manifest, head, head_was_damaged: is_damaged, held })
-}
-
-/// Who may not write relies on the grace period (C8).
-fn held_by(marker: Result<Marker>, context: &Context) -> Result<Option<Held>> {
-    match marker {
-        Ok(marker) => Ok(Some(Held::Marker(Arc::new(marker)))),
-        Err(e) if e.is_read_only() || e.is_storage_full() => {
-            context.note(message!["reading without a marker: ", e]);
-            Ok(None)
-        }
-        Err(e) => Err(e),
-    }
-}
-
-/// What cannot be locked because the image has just been removed is not there.
-fn or_not_found(repository: &Repository, name: &str, error: Error) -> Error {
-    if error.kind() != ErrorKind::NotFound {
-        return error;
-    }
-    manifest::load(repository.store.as_ref(), name).err().unwrap_or(error)
+    Ok(Reader { image, others, head, head_was_damaged: is_damaged })
 }
 
 /// Fails if what is known of the live image is damaged: it may have said that a snapshot is all that
@@ -407,24 +355,6 @@ pub(crate) fn damaged_head(name: &str) -> String {
         "the head state of \"{name}\" is damaged: if a rollback was interrupted, its live image is a \
          mixture"
     )
-}
-
-fn share_reader_lock(store: &dyn Store, name: &str, context: &Context) -> Result<Option<Held>> {
-    // It is held exclusively only while files are unlinked: a moment.
-    for _ in 0..500 {
-        match store.lock(&reader_lock(name), LockKind::Shared) {
-            Ok(Some(guard)) => return Ok(Some(Held::Lock { _guard: guard })),
-            Ok(None) => std::thread::sleep(Duration::from_millis(20)),
-            Err(e) if e.kind() == ErrorKind::Unsupported => {
-                context.warn(WarningId::NoLock, message![e, "; reading without a lock"]);
-                return Ok(None);
-            }
-            Err(e) => return Err(e),
-        }
-        context.check()?;
-    }
-    Err(Error::new(ErrorKind::Busy, format!("another imgsnap is removing files of \"{name}\""))
-        .hint(message![Action::Retry, " when it is done"]))
 }
 
 /// Every image of a repository that can be read.

@@ -9,6 +9,7 @@ mod admin;
 mod attributes;
 mod bad_input;
 mod base_image;
+mod base_of;
 mod bench;
 mod changed;
 #[path = "../support/config.rs"]

@@ -10,6 +10,7 @@
     clippy::print_stderr
 )]
 
+mod base_of;
 mod compatibility;
 mod configuration;
 mod corruption;

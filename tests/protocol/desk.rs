@@ -84,7 +84,7 @@ impl Desk {
             for s in &listing.snapshots {
                 let content = digest(&restored(&repository, &name, s.number)?);
                 let kept = Kept { label: s.label.clone(), is_protected: s.protected, content };
-                snapshots.insert(s.number, (kept, s.parent.is_none()));
+                snapshots.insert(s.number, (kept, s.is_base()));
             }
             let file = listing.source.as_ref().and_then(|image| image.file()?.file_name());
             let source = file.map(|file| file.to_string_lossy().into_owned());

@@ -256,13 +256,18 @@ impl<'a> Scene<'a> {
             return Err(format!("in the end: {then:#?}"));
         }
         let repository = sound.open().unwrap();
-        let mut named = BTreeSet::new();
+        let (mut named, mut pins, mut needed) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
         for name in repository.names().unwrap() {
             let manifest = repository.list(&name, &context()).unwrap().manifest;
             let stored = manifest.snapshots.iter().chain(&manifest.dropped);
             named.extend(stored.map(|s| format!("{name}/{}", s.file)));
             named.extend(manifest.kept.iter().map(|file| format!("{name}/{file}")));
             named.insert(format!("{name}/manifest.{:06}", manifest.sequence));
+            pins.extend(manifest.snapshots.iter().flat_map(|s| &s.pins).map(|pin| pin.id));
+            needed.extend(manifest.bases_elsewhere().map(|of| of.pin));
+        }
+        if pins != needed {
+            return Err(format!("pinned: {pins:?}, needed: {needed:?}"));
         }
         let names = sound.store.world.names();
         let is_config = |name: &&String| name.starts_with("config.") || *name == "repository.toml";

@@ -46,7 +46,7 @@ const fn verb(name: &'static str, setup: Setup, act: Run) -> Verb {
     Verb { name, setup, act, effect: Effect::Whole }
 }
 
-pub const VERBS: [Verb; 36] = [
+pub const VERBS: [Verb; 40] = [
     // What is dropped is merged afterwards, with a commit for each merge, or by the next prune.
     Verb {
         effect: Effect::RestLater,
@@ -86,6 +86,15 @@ pub const VERBS: [Verb; 36] = [
     verb("snapshot, on a base image", grown, |desk| {
         let base_image = desk.folder.join("moved");
         take(desk, &request(desk).parent(ParentChoice::Full).base_image(Some(base_image)))
+    }),
+    verb("snapshot, based on another image", grown, |desk| take(desk, &on_other(desk))),
+    verb("delete, what is based on another image", based, |desk| delete(desk, 5, false)),
+    verb("flatten, what is based on another image", based, |desk| {
+        let after = desk.open()?.flatten("a", &At::Number(5), &context())?.after;
+        Ok(format!("{} {:?}", after.number, after.base_of))
+    }),
+    verb("restore, based on another image", based, |desk| {
+        Ok(digest(&restored(&desk.open()?, "a", 5)?).to_string())
     }),
     verb("snapshot, incremental", grown, |desk| take(desk, &request(desk))),
     verb("snapshot, unchanged", unchanged, |desk| take(desk, &request(desk).skip_unchanged(true))),
@@ -165,6 +174,17 @@ fn request_of(path: &Path) -> SnapshotRequest {
 
 fn request(desk: &Desk) -> SnapshotRequest {
     request_of(&desk.folder.join("a"))
+}
+
+/// A chain that begins anew from the other image.
+fn on_other(desk: &Desk) -> SnapshotRequest {
+    let other = Reference { name: "other".into(), at: At::Number(1) };
+    request(desk).parent(ParentChoice::Full).base_of(Some(other))
+}
+
+fn based(desk: &Desk) {
+    grown(desk);
+    take(desk, &on_other(desk)).unwrap();
 }
 
 fn take(desk: &Desk, request: &SnapshotRequest) -> Result<String> {

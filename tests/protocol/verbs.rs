@@ -7,13 +7,15 @@ use crate::schedules::{IMAGES, MARKER_HOURS, Scene};
 use imgsnap::image::write::Stream;
 use imgsnap::tracking::Recheck;
 use imgsnap::{
-    At, ErrorKind, Outcome, Repository, RestoreRequest, RestoreTarget, SnapshotRequest, Track,
+    At, ErrorKind, Outcome, ParentChoice, Reference, Repository, RestoreRequest, RestoreTarget,
+    SnapshotRequest, Track,
 };
 use uuid::Uuid;
 
 /// What is refused for a reason that is no mistake of anybody.
-const REFUSALS: [&str; 4] = [
+const REFUSALS: [&str; 5] = [
     "protected",
+    "is needed by",
     "was interrupted",
     "it is not known which file",
     "is not what the last snapshot of",
@@ -66,6 +68,14 @@ impl Scene {
             .recheck(Some(Recheck::Share(0.0)))
             .skip_unchanged(random.below(4) == 0)
             .format(Some(imgsnap::image::ImageFormat::RAW));
+        // Now and then it begins anew from the other image.
+        let request = match random.below(8) {
+            0 => {
+                let other = Reference { name: IMAGES[1 - image].into(), at: At::Latest };
+                request.parent(ParentChoice::Full).base_of(Some(other))
+            }
+            _ => request,
+        };
         let hour = self.turns.hours();
         let taken = repository.snapshot(&request, &context());
         let is_new = taken.as_ref().is_ok_and(|taken| taken.outcome == Outcome::Taken);

@@ -1,6 +1,6 @@
 //! What must hold at every moment, whoever sleeps: it is looked at after each request that may change something.
 
-use imgsnap::repo::manifest::{Manifest, ManifestDigest};
+use imgsnap::repo::manifest::{BaseOf, Manifest, ManifestDigest};
 use imgsnap::store::World;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -111,6 +111,18 @@ impl Watch {
         });
         if let Some(missing) = missing {
             self.note(missing);
+        }
+        // C9.
+        let unpinned = self.ruling.values().find_map(|ruling| {
+            let is_pinned = |of: &&BaseOf| {
+                let other = self.ruling.get(&of.name).and_then(|o| o.manifest.by_id(of.snapshot));
+                other.is_some_and(|s| s.pins.iter().any(|pin| pin.id == of.pin))
+            };
+            let of = ruling.manifest.bases_elsewhere().find(|of| !is_pinned(of))?;
+            Some(format!("{} depends on {}, which is not pinned", ruling.object, of.place()))
+        });
+        if let Some(unpinned) = unpinned {
+            self.note(unpinned);
         }
     }
 }

@@ -830,6 +830,15 @@ pub fn restore_on(
     files: &[Vec<u8>],
     base_images: &BTreeMap<[u8; 16], Vec<u8>>,
 ) -> Result<Vec<u8>, String> {
+    restore_across(files, base_images, &BTreeSet::new())
+}
+
+/// The same where the chains of some snapshots begin from another image: their ids.
+fn restore_across(
+    files: &[Vec<u8>],
+    base_images: &BTreeMap<[u8; 16], Vec<u8>>,
+    roots: &BTreeSet<[u8; 16]>,
+) -> Result<Vec<u8>, String> {
     let mut deltas: Vec<Delta> = Vec::new();
     // The blocks that are not zero.
     let mut blocks: BTreeMap<u64, Content> = BTreeMap::new();
@@ -840,7 +849,7 @@ pub fn restore_on(
         })?;
         match deltas.last() {
             None => ensure(delta.is_base(), || "N2: the first file is not a base".to_owned())?,
-            Some(parent) => check_child(parent, &delta)?,
+            Some(parent) => check_child(parent, &delta, roots.contains(&delta.snapshot_id))?,
         }
         for run in &delta.runs {
             let old: Vec<u64> =
@@ -909,11 +918,12 @@ fn in_base_image(
 }
 
 /// N1 and H8
-fn check_child(parent: &Delta, child: &Delta) -> Result<(), String> {
+fn check_child(parent: &Delta, child: &Delta, is_root: bool) -> Result<(), String> {
     ensure(child.parent_id == parent.snapshot_id, || {
         format!("N1: the parent_id of number {} is of another snapshot", child.number)
     })?;
-    ensure(child.image_id == parent.image_id, || "N1: another image_id".to_owned())?;
+    let is_same = child.image_id == parent.image_id;
+    ensure(is_same != is_root, || "N1: another image_id, or not another one".to_owned())?;
     ensure(child.parent_image_digest == parent.image_digest, || {
         "N1: another parent_image_digest".to_owned()
     })?;
@@ -1401,8 +1411,8 @@ pub fn read_manifest(folder: &Path) -> Result<Manifest, String> {
 }
 
 /// J5
-const KNOWN_NEEDS: [&str; 6] =
-    ["protected", "forgotten", "rollback", "pins", "attachments", "pending"];
+const KNOWN_NEEDS: [&str; 7] =
+    ["protected", "forgotten", "rollback", "pins", "attachments", "pending", "base_of"];
 
 /// The rules of section 8 that the bytes alone can show
 pub fn parse_manifest(bytes: &[u8]) -> Result<Manifest, String> {
@@ -1498,7 +1508,7 @@ fn list_of(json: &Value, key: &str) -> Vec<Value> {
     json.get(key).and_then(Value::as_array).cloned().unwrap_or_default()
 }
 
-/// J18 to J21
+/// J18 to J22
 fn check_relations(
     json: &Value,
     snapshots: &[Snapshot],
@@ -1519,6 +1529,23 @@ fn check_relations(
             uuid(&text_of(&pin, "image")?)?;
             text_of(&pin, "name")?;
             needed.insert("pins");
+        }
+        if let Some(of) = snapshot.json.get("base_of") {
+            let image = text_of(of, "image")?;
+            uuid(&text_of(of, "snapshot")?)?;
+            check_name(&text_of(of, "name")?)?;
+            ensure(uuid(&image)? != uuid(&text_of(json, "image_id")?)?, || {
+                format!("J22: {} is based on its own image", snapshot.number)
+            })?;
+            let is_root = snapshot.parent.is_none() && snapshot.base_image.is_none();
+            ensure(is_root, || format!("J22: {} is no base", snapshot.number))?;
+            let pin = format!("{}.pin", text_of(of, "pin")?);
+            uuid(&text_of(of, "pin")?)?;
+            let condemned = list_of(json, "condemned");
+            ensure(!condemned.iter().any(|one| one["object"] == *pin), || {
+                format!("J11, J18: {pin} is condemned, and named")
+            })?;
+            needed.insert("base_of");
         }
         if let Some(group) = snapshot.json.get("group") {
             uuid(&text_of(group, "id")?)?;
@@ -1734,20 +1761,56 @@ pub fn chain_of(folder: &Path, number: u64) -> Result<Vec<Vec<u8>>, String> {
     chain.into_iter().map(|snapshot| read_snapshot(folder, &manifest, snapshot)).collect()
 }
 
-/// The image of snapshot `number` in the folder REPO/NAME. What is in a base image is read from it.
+/// The image of snapshot `number` in the folder REPO/NAME. What is in a base image is read from it, and what the
+/// chain begins from in another image from there (J22).
 pub fn restore_from(folder: &Path, number: u64) -> Result<Vec<u8>, String> {
-    let manifest = read_manifest(folder)?;
-    let (mut files, mut base_images) = (Vec::new(), BTreeMap::new());
-    for snapshot in lineage(&manifest, number)? {
-        let file = read_snapshot(folder, &manifest, snapshot)?;
-        // One that cannot be read gives no blocks, and that is an error only if one is needed.
-        if let Some(bytes) = snapshot.base_image.as_ref().and_then(|path| std::fs::read(path).ok())
-        {
-            base_images.insert(parse(&file)?.file_id, bytes);
+    let mut chain = Whole::default();
+    chain.add(folder, number)?;
+    restore_across(&chain.files, &chain.base_images, &chain.roots)
+}
+
+/// The files of a chain, base first, of however many images.
+#[derive(Default)]
+struct Whole {
+    files: Vec<Vec<u8>>,
+    base_images: BTreeMap<[u8; 16], Vec<u8>>,
+    roots: BTreeSet<[u8; 16]>,
+}
+
+impl Whole {
+    fn add(&mut self, folder: &Path, number: u64) -> Result<(), String> {
+        let manifest = read_manifest(folder)?;
+        for snapshot in lineage(&manifest, number)? {
+            if let Some(of) = snapshot.json.get("base_of") {
+                ensure(self.roots.insert(uuid(&snapshot.id)?), || "J22: a circle".to_owned())?;
+                self.add_below(folder, &snapshot.id, of)?;
+            }
+            let file = read_snapshot(folder, &manifest, snapshot)?;
+            // One that cannot be read gives no blocks, and that is an error only if one is needed.
+            let image = snapshot.base_image.as_ref().and_then(|path| std::fs::read(path).ok());
+            if let Some(bytes) = image {
+                self.base_images.insert(parse(&file)?.file_id, bytes);
+            }
+            self.files.push(file);
         }
-        files.push(file);
+        Ok(())
     }
-    restore_on(&files, &base_images)
+
+    /// J18, J22
+    fn add_below(&mut self, folder: &Path, root: &str, of: &Value) -> Result<(), String> {
+        let repository = folder.parent().ok_or("P4: no folder above")?;
+        let other = repository.join(text_of(of, "name")?);
+        let manifest = read_manifest(&other)?;
+        ensure(manifest.image_id == text_of(of, "image")?, || {
+            format!("J22: {} is another image", manifest.name)
+        })?;
+        let (id, pin) = (text_of(of, "snapshot")?, text_of(of, "pin")?);
+        let snapshot = manifest.snapshots.iter().find(|s| s.id == id);
+        let snapshot = snapshot.ok_or_else(|| format!("J22: {root} depends on {id}"))?;
+        let is_pinned = list_of(&snapshot.json, "pins").iter().any(|one| one["id"] == *pin);
+        ensure(is_pinned, || format!("J18: {id} is not pinned"))?;
+        self.add(&other, snapshot.number)
+    }
 }
 
 /// The snapshot with a number and its ancestors, dropped ones included; base first.
@@ -1789,9 +1852,10 @@ fn check_snapshot(manifest: &Manifest, snapshot: &Snapshot, file: &[u8]) -> Resu
     let delta = parse(file)?;
     ensure(uuid(&manifest.image_id)? == delta.image_id, || "J3: another image_id".to_owned())?;
     ensure(uuid(&snapshot.id)? == delta.snapshot_id, || "J3: another snapshot_id".to_owned())?;
-    let parent = match &snapshot.parent {
-        None => [0; 16],
-        Some(parent) => uuid(parent)?,
+    let parent = match (&snapshot.parent, json.get("base_of")) {
+        (None, None) => [0; 16],
+        (None, Some(of)) => uuid(&text_of(of, "snapshot")?)?,
+        (Some(parent), _) => uuid(parent)?,
     };
     ensure(parent == delta.parent_id, || "J3: another parent_id".to_owned())?;
     ensure(snapshot.base_image.is_none() || delta.has_base_image(), || {

@@ -1,5 +1,6 @@
 //! What can be typed for the verbs that read images.
 
+use super::super::elsewhere::Elsewhere;
 use super::super::words::parsed;
 use super::{FirstUse, Keep, image_uri, parse_interval};
 use clap::{Args as ClapArgs, ValueHint};
@@ -35,6 +36,8 @@ pub struct Snapshot {
     /// Take this raw image as the base, without a copy: the image is a clone of it
     #[arg(long, value_name = "IMAGE", value_hint = ValueHint::FilePath, conflicts_with = "dry_run")]
     pub base_image: Option<PathBuf>,
+    #[command(flatten)]
+    pub elsewhere: Elsewhere,
     /// Read all of the image, whatever is known of it
     #[arg(long)]
     pub full_scan: bool,

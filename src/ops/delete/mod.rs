@@ -11,8 +11,9 @@ use crate::repo::compact::{compact, drop_snapshots, or_warn};
 use crate::repo::compaction::CompactWhen;
 use crate::repo::head::Head;
 use crate::repo::manifest::Snapshot;
+use crate::repo::pins::{Below, write_to_drop};
 use crate::repo::reference::{self, At};
-use crate::repo::session::{refuse_damaged_head, write_to_free};
+use crate::repo::session::refuse_damaged_head;
 use std::collections::HashSet;
 
 /// Deletes a snapshot. What depends on it stays as it is.
@@ -23,12 +24,13 @@ pub fn run(
     is_compact: bool,
     context: &Context,
 ) -> Result<Deleted> {
-    let mut writer = write_to_free(repository, name, context)?;
+    let mut writer = write_to_drop(repository, name, context)?;
     refuse_damaged_head(name, writer.head_was_damaged)?;
     let snapshot = reference::find(&writer.manifest, &writer.head, at)?.clone();
     refuse_target(&writer.head, &snapshot, name)?;
     // A policy that cannot be read is no reason to keep what somebody wants to be gone.
     let garbage = repository.policy(name).unwrap_or_default().garbage;
+    let below = Below::of(&writer.manifest);
     let (head, ids) = (writer.head.clone(), HashSet::from([snapshot.id]));
     let unneeded = drop_snapshots(repository, &mut writer, &ids, |next| {
         refuse_target(&head.in_view_of(next), &snapshot, name)?;
@@ -37,6 +39,9 @@ pub fn run(
     let when = CompactWhen::of(is_compact, garbage);
     let compacted = compact(repository, &mut writer, &unneeded, when, context)?;
     let compaction = or_warn(compacted, context);
+    let now = writer.manifest.clone();
+    drop(writer);
+    below.release(repository, Some(&now), context);
     Ok(Deleted { snapshot, compaction })
 }
 

@@ -13,8 +13,9 @@ use crate::repo::files::open_chain;
 use crate::repo::garbage::collect_removed;
 use crate::repo::head::Head;
 use crate::repo::manifest::{Manifest, Snapshot};
+use crate::repo::pins::{Below, write_to_drop};
 use crate::repo::retention::{Decision, Rules, Times, decide};
-use crate::repo::session::{read, refuse_damaged_head, write_to_free};
+use crate::repo::session::{read, refuse_damaged_head};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use std::collections::HashSet;
@@ -52,7 +53,7 @@ pub fn run(
             .map_err(|e| e.at("nothing would be dropped"))?;
         return Ok(decided.outcome(name, compaction));
     }
-    let mut writer = write_to_free(repository, name, context)?;
+    let mut writer = write_to_drop(repository, name, context)?;
     refuse_damaged_head(name, writer.head_was_damaged)?;
     let decided = decide_all(&writer.manifest, &writer.head, &rules)?;
     let ids = decided.dropped();
@@ -61,7 +62,7 @@ pub fn run(
     checked.and_then(refused).map_err(|e| {
         if e.kind() == ErrorKind::Interrupted { e } else { e.at("nothing was dropped") }
     })?;
-    let head = writer.head.clone();
+    let (head, below) = (writer.head.clone(), Below::of(&writer.manifest));
     let unneeded = drop_snapshots(repository, &mut writer, &ids, |next| {
         Ok(decide_all(next, &head.in_view_of(next), &rules)?.dropped())
     })?;
@@ -77,6 +78,9 @@ pub fn run(
         }
         compacted => or_warn(compacted, context),
     };
+    let now = writer.manifest.clone();
+    drop(writer);
+    below.release(repository, Some(&now), context);
     Ok(decided.outcome(name, compaction))
 }
 

@@ -110,7 +110,7 @@ pub fn base_image(
     warn_if_unguarded(&source, context);
     let (mut found, mut differing) = (Vec::new(), None);
     let manifest: &Manifest = &writer.manifest;
-    for base in manifest.stored().into_iter().filter(|s| s.parent.is_none()) {
+    for base in manifest.stored().into_iter().filter(|s| s.is_base()) {
         let chain = open_chain(repository, manifest, base.id)?;
         if chain.tip().header().layout() != FrameLayout::Absent {
             continue;

@@ -9,12 +9,13 @@ use crate::repo::Repository;
 use crate::repo::change::{refuse_kept, remove_image};
 use crate::repo::clones::remove_all_clones;
 use crate::repo::manifest::Manifest;
-use crate::repo::session::write_to_free;
+use crate::repo::pins::{Below, write_to_drop};
 
 /// Removes an image with all its snapshots.
 pub fn run(repository: &Repository, name: &str, context: &Context) -> Result<Removed> {
-    let writer = write_to_free(repository, name, context)?;
+    let writer = write_to_drop(repository, name, context)?;
     refuse_kept(&writer.manifest, |_| true)?;
+    let below = Below::of(&writer.manifest);
     let stored = writer.manifest.stored();
     let freed_bytes = writer.freed_bytes + stored.iter().map(|s| s.file_bytes).sum::<u64>();
     let grace_seconds = repository.sharing()?.grace().map(|grace| grace.as_secs());
@@ -31,6 +32,7 @@ pub fn run(repository: &Repository, name: &str, context: &Context) -> Result<Rem
         );
         context.warn(WarningId::FolderStays, what);
     }
+    below.release(repository, None, context);
     if let Err(e) = repository.host.forget(repository.id(), image_id) {
         context.note(e);
     }

@@ -17,7 +17,7 @@ use crate::ops::verify::engine::{Damaged, find_damage, verify_all};
 use crate::repo::Repository;
 use crate::repo::change::{commit_change, discard_unless_named};
 use crate::repo::compact::{drop_from_manifest, with_file};
-use crate::repo::files::{open_chain, open_delta};
+use crate::repo::files::{open_base, open_chain, open_delta, open_parent};
 use crate::repo::garbage::collect_garbage;
 use crate::repo::manifest::{self, Manifest, Snapshot, object_name};
 use crate::repo::session::{self, Reader, Writer, write};
@@ -226,7 +226,10 @@ fn merge_from(
 ) -> Result<MendedBy> {
     let theirs = |id| reader.chain(other, id);
     let tip = theirs(snapshot.id)?;
-    let parent = snapshot.parent.map(theirs).transpose()?;
+    let parent = match &snapshot.base_of {
+        Some(of) => Some(open_base(repository, of)?),
+        None => snapshot.parent.map(theirs).transpose()?,
+    };
     if tip.image_digest() != snapshot.image_digest {
         return Err(Error::corrupt(format!("{} is another image", tip.tip().location())));
     }
@@ -340,7 +343,7 @@ fn replace_file(
         let stored = next.snapshots.iter_mut().chain(&mut next.dropped);
         let gone = || manifest::changed_meanwhile(&name);
         let s = stored.into_iter().find(is_it).ok_or_else(gone)?;
-        *s = with_file(s, &file, &made, &format);
+        *s = with_file(s, &file, &made, s.base_of.clone().as_ref(), &format);
         drop_from_manifest(next, &HashSet::new());
         Ok(())
     };
@@ -363,7 +366,7 @@ fn prove_whole(
     context: &Context,
 ) -> Result<()> {
     let chain = open_chain(repository, next, snapshot.id)?;
-    let parent = snapshot.parent.map(|id| open_chain(repository, next, id)).transpose()?;
+    let parent = open_parent(repository, next, snapshot)?;
     verify_all(chain.tip(), context)?;
     merge::prove(&Fork::new(chain, parent)?, context)
 }

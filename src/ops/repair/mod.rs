@@ -11,6 +11,7 @@
 //! nothing is changed.
 
 pub mod config;
+pub(crate) mod elsewhere;
 pub mod engine;
 pub mod fetch_missing;
 pub mod mend;
@@ -24,6 +25,7 @@ use crate::chain::Fork;
 use crate::delta::Delta;
 use crate::format::footer::MAX_NUMBER;
 use crate::merge;
+use crate::ops::repair::elsewhere::base_elsewhere;
 use crate::ops::repair::rebuild::{
     Candidate, assign_labels, collect, in_order, most_common_image, remember,
 };
@@ -31,11 +33,12 @@ use crate::ops::repair::types::{Rebuilt, Repaired};
 use crate::ops::verify::engine::{verify_all, verify_runs};
 use crate::repo::Repository;
 use crate::repo::compact::rewrite_as;
-use crate::repo::files::{open_chain, open_delta};
+use crate::repo::files::{open_chain, open_delta, open_parent};
 use crate::repo::garbage::collect_garbage;
 use crate::repo::head::Head;
 use crate::repo::manifest::{self, ImageFile, MAX_IMPORTED_NUMBER, Manifest, Snapshot};
 use crate::repo::marker::Marker;
+use crate::repo::pins;
 use crate::repo::session::{lock_to_write, writer};
 use crate::store::{Store, read_small};
 use std::collections::HashSet;
@@ -74,15 +77,18 @@ pub fn run(repository: &Repository, name: &str, context: &Context) -> Result<Rep
         Err(e) => return Err(with_retry_hint(e)),
     };
     let rebuilt = rebuild(repository, name, ruling.as_ref(), context)?;
-    let (manifest, rebuilt) = match (rebuilt, ruling) {
-        (Some((mut manifest, rebuilt)), _) => {
-            manifest::commit(store, &mut manifest)?;
-            note_repaired(repository, &manifest, context)?;
-            (manifest, Some(rebuilt))
-        }
+    let (mut manifest, rebuilt) = match (rebuilt, ruling) {
+        (Some((manifest, rebuilt)), _) => (manifest, Some(rebuilt)),
         (None, Some(manifest)) => (manifest, None),
         (None, None) => return Err(Error::corrupt(format!("{name}: no manifest was made"))),
     };
+    let are_pinned = pins::restore(repository, &mut manifest, context)?;
+    if rebuilt.is_some() || are_pinned {
+        // First the pins, then what depends on them (C9).
+        pins::pin_again(repository, &mut manifest, context)?;
+        manifest::commit(store, &mut manifest)?;
+        note_repaired(repository, &manifest, context)?;
+    }
     let missing = missing(repository, &manifest)?;
     let missing = missing.into_iter().map(|(s, why)| (format!("{name}@{}", s.number), why));
     let missing: Vec<(String, Message)> = missing.collect();
@@ -185,7 +191,9 @@ fn rebuild_from(
         .map(|(_, delta)| delta.footer().snapshot_id)
         .collect();
     let ordered = in_order(candidates, old, context).map_err(with_retry_hint)?;
-    collect(ordered, &mut manifest, &mut unused)?;
+    let elsewhere =
+        |image: &Manifest, delta: &Delta| base_elsewhere(repository, old, image, delta, context);
+    collect(ordered, &mut manifest, &elsewhere, &mut unused).map_err(with_retry_hint)?;
     // Numbers are never used twice, also those of files that cannot be used now.
     manifest.next_number = manifest.next_number.max(highest.saturating_add(1));
     let mut kept = old.map_or(Vec::new(), |old| old.kept.clone());
@@ -220,7 +228,10 @@ fn adopt(
     }
     let mut found = Manifest { image_id: ruling.image_id, ..Manifest::new(&ruling.name, None) };
     let ordered = in_order(candidates, Some(ruling), context).map_err(with_retry_hint)?;
-    collect(ordered, &mut found, &mut Vec::new())?;
+    let elsewhere = |image: &Manifest, delta: &Delta| {
+        base_elsewhere(repository, Some(ruling), image, delta, context)
+    };
+    collect(ordered, &mut found, &elsewhere, &mut Vec::new()).map_err(with_retry_hint)?;
     let mut next = ruling.clone();
     let stored = ruling.stored();
     // A base by reference was committed if the head is known to be on it: of one that was given up,
@@ -298,7 +309,7 @@ fn prove_stray(
     context: &Context,
 ) -> Result<()> {
     let chain = open_chain(repository, manifest, snapshot.id)?;
-    let parent = snapshot.parent.map(|id| open_chain(repository, manifest, id)).transpose()?;
+    let parent = open_parent(repository, manifest, snapshot)?;
     let end = parent.as_ref().map(|parent| parent.geometry().block_count());
     if chain.tip().base_image().is_none() {
         verify_all(chain.tip(), context)?;
@@ -375,9 +386,9 @@ fn renumber(
         .collect();
     let mut renumbered = Vec::new();
     for ((id, old), new) in high.into_iter().zip(last + 1..).filter(|((_, old), new)| old != new) {
-        let parent = writer.manifest.stored().into_iter().find(|s| s.id == id);
-        let parent = parent.and_then(|s| s.parent);
-        rewrite_as(repository, &mut writer, id, Some(new), parent, &HashSet::new(), context)
+        let own = writer.manifest.stored().into_iter().find(|s| s.id == id).cloned();
+        let onto = own.as_ref();
+        rewrite_as(repository, &mut writer, id, Some(new), onto, &HashSet::new(), context)
             .map_err(|e| {
                 e.at(format!("{}@{old} cannot be given a lower number", writer.manifest.name))
             })?;

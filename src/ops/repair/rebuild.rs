@@ -9,7 +9,7 @@ use crate::delta::Delta;
 use crate::ops::verify::engine::verify_all;
 use crate::repo::compact::drop_from_manifest;
 use crate::repo::entry::entry;
-use crate::repo::manifest::{Manifest, Pending, Snapshot};
+use crate::repo::manifest::{BaseOf, Manifest, Pending, Snapshot};
 use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -63,48 +63,63 @@ pub(crate) fn in_order(
     Ok(candidates)
 }
 
+/// Finds what a file begins from whose parent is none of the image.
+pub(crate) type Elsewhere<'a> = &'a dyn Fn(&Manifest, &Delta) -> Result<Option<(BaseOf, Chain)>>;
+
 /// Adds every snapshot whose chain is whole.
 pub(crate) fn collect(
     candidates: Vec<Candidate>,
     manifest: &mut Manifest,
+    elsewhere: Elsewhere<'_>,
     unused: &mut Vec<(String, Message)>,
 ) -> Result<()> {
-    let mut chains: HashMap<Uuid, Vec<Arc<Delta>>> = HashMap::new();
+    let mut chains: HashMap<Uuid, Chain> = HashMap::new();
     let mut left: Vec<(Candidate, Message)> = Vec::new();
     for (file, delta) in candidates {
         let footer = delta.footer().clone();
-        let mut layers = vec![delta.clone()];
         let parent = footer.parent.map(|p| p.parent_id);
-        let ancestors = parent.map_or(Some(Vec::new()), |id| chains.get(&id).cloned());
-        let wrong = match ancestors {
+        let own = parent.and_then(|id| chains.get(&id));
+        let is_own = delta.header().image_id == manifest.image_id;
+        let other = match parent {
+            Some(_) if own.is_none() && is_own => elsewhere(manifest, &delta)?,
+            _ => None,
+        };
+        let below = own.or(other.as_ref().map(|(_, chain)| chain));
+        let mut linked = None;
+        let wrong = match below {
             _ if chains.contains_key(&footer.snapshot_id) => {
                 Some("another file is of the same snapshot".into())
             }
-            None => Some("its parent is missing".into()),
-            Some(_) if delta.header().image_id != manifest.image_id => {
+            None if parent.is_some() => Some("its parent is missing".into()),
+            _ if delta.header().image_id != manifest.image_id => {
                 Some("it is of another image".into())
             }
-            Some(_) if footer.number < manifest.next_number => {
-                Some("another file has its number".into())
-            }
-            Some(ancestors) => {
-                layers.extend(ancestors);
-                Chain::link(layers.clone()).err().map(Message::from)
-            }
+            _ if footer.number < manifest.next_number => Some("another file has its number".into()),
+            below => match Chain::link_onto(vec![delta.clone()], below) {
+                Ok(chain) => {
+                    linked = Some(chain);
+                    None
+                }
+                Err(e) => Some(Message::from(e)),
+            },
         };
         if let Some(wrong) = wrong {
             left.push(((file, delta), wrong));
             continue;
         }
-        manifest.snapshots.push(entry(&delta, file, &layers)?);
+        let Some(chain) = linked else { continue };
+        let entry = entry(&delta, file, chain.layers())?;
+        let base_of = other.map(|(of, _)| of);
+        let parent = entry.parent.filter(|_| base_of.is_none());
+        manifest.snapshots.push(Snapshot { parent, base_of, ..entry });
         manifest.next_number = footer.number.saturating_add(1);
-        chains.insert(footer.snapshot_id, layers);
+        chains.insert(footer.snapshot_id, chain);
     }
     for ((file, delta), wrong) in left {
         let (id, digest) = (delta.footer().snapshot_id, delta.footer().image_digest);
-        let taken = chains.get(&id).and_then(|layers| layers.first());
+        let taken = chains.get(&id);
         // The same snapshot in another file is not needed any more.
-        if taken.is_none_or(|taken| taken.footer().image_digest != digest) {
+        if taken.is_none_or(|taken| taken.image_digest() != digest) {
             unused.push((file, wrong));
         }
     }

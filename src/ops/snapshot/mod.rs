@@ -1,7 +1,9 @@
 //! Taking a snapshot: which parent, what changed, publish, commit, note the head.
 
 pub(crate) mod base_image;
+pub(crate) mod base_of;
 pub mod engine;
+pub(crate) mod find_base;
 pub(crate) mod format;
 pub(crate) mod origin;
 pub(crate) mod plan;
@@ -15,6 +17,7 @@ use crate::base::events::Context;
 use crate::base::message::{Setting, Verb, message};
 use crate::base::uri::Shown;
 use crate::image::{ImageUri, LiveImage};
+use crate::ops::snapshot::find_base::find_base;
 use crate::ops::snapshot::format::with_format;
 use crate::ops::snapshot::origin::check_origin;
 use crate::ops::snapshot::plan::PlanInput;
@@ -27,6 +30,7 @@ use crate::repo::head::Head;
 use crate::repo::inside::refuse_inside;
 use crate::repo::live_file::{known_as, warn_if_unguarded};
 use crate::repo::manifest::{self, Manifest};
+use crate::repo::pins;
 use crate::repo::reference::check_label;
 use crate::repo::session::{Writer, read, refuse_damaged_head, write_or_create};
 use crate::tracking::CloneFolder;
@@ -81,12 +85,27 @@ pub fn run(
         return try_snapshot(repository, manifest, &head, &live, request, context);
     }
     let (mut writer, is_new) = write_or_create(repository, &name, &image, context)?;
+    let mut base_of = request.base_of.clone();
     let outcome = check_source(&writer.manifest, &writer.head, &image)
         .and_then(|()| with_format(live, &writer.manifest, request, context))
-        .and_then(|live| snapshot_into(repository, &mut writer, &live, request, false, context));
-    if outcome.is_err() && is_new {
-        // An image without snapshots stays behind; the next snapshot fills it.
-        best_effort(remove_unused_image(repository, writer));
+        .and_then(|live| {
+            if base_of.is_none() {
+                let source = live.disk.source();
+                base_of = find_base(repository, &name, source, request, context)?;
+            }
+            let request = request.clone().base_of(base_of.clone());
+            snapshot_into(repository, &mut writer, &live, &request, false, context)
+        });
+    if outcome.is_err() {
+        match is_new {
+            // An image without snapshots stays behind; the next snapshot fills it.
+            true => best_effort(remove_unused_image(repository, writer)),
+            false => drop(writer),
+        }
+        if let Some(other) = &base_of {
+            // What was pinned for it is needed no more.
+            pins::release(repository, &other.name, context);
+        }
     }
     outcome
 }
@@ -102,11 +121,14 @@ pub(crate) fn snapshot_into(
     context: &Context,
 ) -> Result<SnapshotOutcome> {
     refuse_damaged_head(&writer.manifest.name, writer.head_was_damaged && !is_saving)?;
-    match &request.base_image {
-        Some(base_image) => base_image::snapshot_on_base_image(
+    match (&request.base_image, &request.base_of) {
+        (_, Some(other)) => {
+            base_of::snapshot_on_other(repository, writer, live, other, request, context)
+        }
+        (Some(base_image), None) => base_image::snapshot_on_base_image(
             repository, writer, live, base_image, request, context,
         ),
-        None => take_into(repository, writer, live, request, is_saving, context),
+        (None, None) => take_into(repository, writer, live, request, is_saving, context),
     }
 }
 
@@ -118,6 +140,13 @@ fn try_snapshot(
     request: &SnapshotRequest,
     context: &Context,
 ) -> Result<SnapshotOutcome> {
+    let found = find_base(repository, &manifest.name, live.disk.source(), request, context)?;
+    let request = &request.clone().base_of(request.base_of.clone().or(found));
+    let planned = match &request.base_of {
+        Some(other) => Some(base_of::planned(repository, &manifest, other, request, context)?),
+        None => None,
+    };
+    let request = planned.as_ref().unwrap_or(request);
     let mut prepared = prepare(repository, &manifest, head, request)?;
     let policy = policy_for(repository, &manifest.name, request);
     let (stat, begun) = (live.stable_stat(), Instant::now());

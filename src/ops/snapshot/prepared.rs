@@ -12,9 +12,9 @@ use crate::image::{LiveImage, RawFile, Source};
 use crate::ops::snapshot::engine::{ChainParameters, Parent, Plan, Taken, take};
 use crate::ops::snapshot::plan::{PlanInput, ScanPlan, plan_scan};
 use crate::ops::snapshot::types::{Outcome, ParentChoice, SnapshotOutcome, SnapshotRequest};
-use crate::repo::files::open_chain;
+use crate::repo::files::{open_base, open_chain};
 use crate::repo::head::Head;
-use crate::repo::manifest::{Manifest, Snapshot, object_name};
+use crate::repo::manifest::{BaseOf, Manifest, Snapshot, object_name};
 use crate::repo::{Repository, reference};
 use crate::scan::{BadMedium, Scope};
 use crate::tracking::{ChangeTracker, HintKind, reopen};
@@ -40,10 +40,18 @@ pub(crate) fn prepare(
         let what = format!("\"{}\" has a snapshot with the label \"{label}\"", manifest.name);
         return Err(Error::new(ErrorKind::AlreadyExists, what).hint("choose another label"));
     }
-    let parent_id = choose_parent(manifest, head, &request.parent)?;
-    let parent = match parent_id {
-        Some(id) => {
-            let chain = open_chain(repository, manifest, id)?;
+    let base_of = request.pinned.clone();
+    let parent_id = match &base_of {
+        None => choose_parent(manifest, head, &request.parent)?,
+        Some(_) => None,
+    };
+    let tip = match (parent_id, &base_of) {
+        (Some(id), _) => Some(open_chain(repository, manifest, id)?),
+        (None, Some(of)) => Some(open_base(repository, of)?),
+        (None, None) => None,
+    };
+    let parent = match tip {
+        Some(chain) => {
             refuse_other_block_size(&manifest.name, &chain, request.block_size)?;
             Parent::Tip(chain)
         }
@@ -81,6 +89,7 @@ pub(crate) fn prepare(
         object,
         parent_id,
         parent_number,
+        base_of,
         time: now,
         turn,
         scan_plan,
@@ -102,6 +111,8 @@ pub(crate) struct Prepared {
     pub(crate) object: String,
     pub(crate) parent_id: Option<Uuid>,
     parent_number: Option<u64>,
+    /// The snapshot of another image that it is taken against.
+    base_of: Option<BaseOf>,
     time: Timestamp,
     /// Selects the part of the unchanged blocks that this snapshot rechecks.
     turn: u64,
@@ -216,7 +227,8 @@ impl Prepared {
         Snapshot {
             number: footer.number,
             id: footer.snapshot_id,
-            parent: footer.parent.map(|p| p.parent_id),
+            parent: self.parent_id,
+            base_of: self.base_of.clone(),
             label: footer.label.clone(),
             time: self.time,
             file: self.object.clone(),

@@ -14,7 +14,7 @@ use crate::ops::snapshot::types::{Outcome, SnapshotOutcome, SnapshotRequest};
 use crate::repo::Repository;
 use crate::repo::change::commit_change;
 use crate::repo::live_file::{keep_head, record_head, record_live_file, record_live_file_at};
-use crate::repo::manifest::{Manifest, Snapshot, Timings, changed_meanwhile};
+use crate::repo::manifest::{Manifest, Snapshot, Timings, changed_meanwhile, pin_object};
 use crate::repo::policy::SnapshotPolicy;
 use crate::repo::session::Writer;
 use crate::scan::Missed;
@@ -128,7 +128,11 @@ fn commit_snapshot(
         // Linked elsewhere since, this file is the image no more.
         let is_linked = next.host == host && next.source == linked;
         let is_as_it_was = next.rollback.is_some() == is_half_written;
-        if next.next_number != expected || !has_parent || !is_linked || !is_as_it_was {
+        // Condemned meanwhile, the pin of what it is based on is gone, or will be (C9).
+        let is_pinned =
+            snapshot.base_of.as_ref().is_none_or(|of| !next.is_condemned(&pin_object(of.pin)));
+        if !is_pinned || next.next_number != expected || !has_parent || !is_linked || !is_as_it_was
+        {
             return Err(changed_meanwhile(&next.name));
         }
         if next.host.is_none() {

@@ -6,8 +6,8 @@ use crate::base::setters::setters;
 use crate::base::units::{BlockSize, NamedBlocks};
 use crate::codec::Compression;
 use crate::image::{ImageFormat, ImageUri, ReadBy};
-use crate::repo::manifest::{self, HintUse, Snapshot};
-use crate::repo::reference::At;
+use crate::repo::manifest::{self, BaseOf, HintUse, Snapshot};
+use crate::repo::reference::{At, Reference};
 use crate::tracking::Track;
 use crate::tracking::{ChangeList, Recheck};
 use serde::Serialize;
@@ -74,6 +74,12 @@ pub struct SnapshotRequest {
     pub max_stall: Option<Duration>,
     /// What changed since an earlier snapshot, as somebody else knows.
     pub changed: Option<ChangedSince>,
+    /// The chain begins from this snapshot of another image in the repository.
+    pub base_of: Option<Reference>,
+    /// ... or from one that holds at least half of the image, if there is one.
+    pub find_base: bool,
+    /// The same, once it is pinned.
+    pub(crate) pinned: Option<BaseOf>,
 }
 
 impl SnapshotRequest {
@@ -145,6 +151,10 @@ impl SnapshotRequest {
         max_stall: Option<Duration>,
         /// What changed since an earlier snapshot, as somebody else knows.
         changed: Option<ChangedSince>,
+        /// The chain begins from this snapshot of another image in the repository.
+        base_of: Option<Reference>,
+        /// ... or from one that holds at least half of the image, if there is one.
+        find_base: bool,
     }
 }
 

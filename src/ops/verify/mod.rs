@@ -1,25 +1,26 @@
 //! Verifying a repository: each file, each block, each image; and what damage means for which
 //! snapshots.
 
-pub mod types;
-
 pub mod engine;
+mod known;
+pub mod types;
 
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::events::{Context, Phase};
 use crate::base::units::{BlockRange, NamedBlocks};
-use crate::chain::Chain;
 use crate::delta::Delta;
 use crate::ops::verify::engine::{
     LostBlocks, Part, find_damage, losses_with, verify_all, verify_digests, verify_runs,
     verify_stored,
 };
+use crate::ops::verify::known::{Known, Lost, linked};
 use crate::ops::verify::types::{Damage, DamageKind, Loss, Unchecked, Verified, VerifyScope};
 use crate::repo::Repository;
-use crate::repo::files::{is_named_now, open_delta};
+use crate::repo::files::{is_named_now, open_base, open_delta};
 use crate::repo::manifest::{Manifest, Snapshot};
+use crate::repo::reference::At;
 use crate::repo::session::read;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
 use uuid::Uuid;
 
@@ -38,76 +39,116 @@ pub fn run(
         VerifyScope::All => repository.names()?,
         VerifyScope::Image(name) | VerifyScope::Snapshot(name, _) => vec![name.clone()],
     };
+    let mut known = Known::default();
     for name in names {
-        let reader = match read(repository, &name, context) {
+        let wanted = match scope {
+            VerifyScope::Snapshot(_, at) => Wanted::At(at),
+            _ => Wanted::All,
+        };
+        let is_one_of_all = *scope == VerifyScope::All;
+        let mut run = Run { repository, quick, is_one_of_all, known: &mut known, context };
+        run.verify_image(&name, wanted, &mut verified)?;
+    }
+    Ok(verified)
+}
+
+/// Which snapshots of an image are to be verified.
+#[derive(Clone, Copy)]
+enum Wanted<'a> {
+    All,
+    /// With what it depends on.
+    At(&'a At),
+    Id(Uuid),
+}
+
+struct Run<'a> {
+    repository: &'a Repository,
+    quick: bool,
+    is_one_of_all: bool,
+    known: &'a mut Known,
+    context: &'a Context,
+}
+
+impl Run<'_> {
+    /// Verifies snapshots of an image, and those of other images that they depend on first.
+    fn verify_image(
+        &mut self,
+        name: &str,
+        wanted: Wanted<'_>,
+        verified: &mut Verified,
+    ) -> Result<()> {
+        let (repository, quick, context) = (self.repository, self.quick, self.context);
+        let is_asked_for = !self.is_one_of_all && !matches!(wanted, Wanted::Id(_));
+        let reader = match read(repository, name, context) {
             Ok(reader) => reader,
             Err(e) if e.kind() == ErrorKind::Corrupt => {
                 let message = e.into();
-                let kind = DamageKind::Manifest;
-                let damage = Damage { kind, snapshot: name, message, affects: Vec::new() };
-                verified.damaged.push(damage);
-                continue;
+                let (kind, snapshot) = (DamageKind::Manifest, name.to_owned());
+                if verified.damaged.iter().all(|d| d.kind != kind || d.snapshot != snapshot) {
+                    verified.damaged.push(Damage { kind, snapshot, message, affects: Vec::new() });
+                }
+                return Ok(());
             }
             // It has just been removed.
-            Err(e) if *scope == VerifyScope::All && e.kind() == ErrorKind::NotFound => continue,
+            Err(e) if !is_asked_for && e.kind() == ErrorKind::NotFound => return Ok(()),
             Err(e) if e.kind() == ErrorKind::Interrupted => return Err(e),
             // The others can be checked all the same.
-            Err(e) if *scope == VerifyScope::All && e.is_unread() => {
-                verified.unchecked.push(Unchecked { snapshot: name, message: e.into() });
-                continue;
+            Err(e) if !is_asked_for && e.is_unread() => {
+                let snapshot = name.to_owned();
+                verified.unchecked.push(Unchecked { snapshot, message: e.into() });
+                return Ok(());
             }
             Err(e) => return Err(e),
         };
         let manifest = reader.manifest();
-        let mut snapshots: Vec<&Snapshot> = match scope {
-            VerifyScope::Snapshot(_, at) => manifest.lineage(reader.find(at)?.id)?,
-            _ => manifest.stored(),
+        let mut snapshots: Vec<&Snapshot> = match wanted {
+            Wanted::All => manifest.stored(),
+            Wanted::At(at) => manifest.lineage(reader.find(at)?.id)?,
+            Wanted::Id(id) if manifest.stored().iter().any(|s| s.id == id) => {
+                manifest.lineage(id)?
+            }
+            Wanted::Id(_) => Vec::new(),
         };
+        snapshots.retain(|s| !self.known.parents.contains_key(&s.id));
         snapshots.sort_by_key(|s| s.number);
-        let mut image = ImageCheck {
-            repository,
-            manifest,
-            open: HashMap::new(),
-            damaged: HashMap::new(),
-            unchecked: HashSet::new(),
-        };
+        self.known.parents.extend(snapshots.iter().map(|s| (s.id, s.parent_in_footer())));
+        for of in snapshots.iter().filter_map(|s| s.base_of.as_ref()) {
+            if !self.known.parents.contains_key(&of.snapshot) {
+                self.verify_image(&of.name, Wanted::Id(of.snapshot), verified)?;
+            }
+        }
         let work = |s: &&Snapshot| {
             s.file_bytes + if quick { 0 } else { s.data_blocks * u64::from(s.block_bytes) }
         };
+        let mut image = ImageCheck { repository, manifest, known: self.known };
         let phase = context.begin(Phase::Verify, snapshots.iter().map(work).sum());
         let mut files = snapshots.iter();
         let outcome = files
-            .try_for_each(|snapshot| image.check(snapshot, quick, &mut verified, context))
+            .try_for_each(|snapshot| image.check(snapshot, quick, verified, context))
             .and_then(|()| match quick {
                 true => Ok(()),
-                false => image.check_digests(&snapshots, &mut verified, context),
+                false => image.check_digests(&snapshots, verified, context),
             })
             .and_then(|()| match quick {
                 true => Ok(()),
-                false => image.report_losses(&snapshots, &mut verified, context),
+                false => image.report_losses(&snapshots, verified, context),
             });
         drop(phase);
         outcome?;
+        match matches!(wanted, Wanted::Id(_))
+            || manifest.snapshots.iter().any(|s| !s.pins.is_empty())
+        {
+            true => self.known.readers.push(reader),
+            false => self.known.forget(manifest),
+        }
+        Ok(())
     }
-    Ok(verified)
 }
 
 struct ImageCheck<'a> {
     repository: &'a Repository,
     manifest: &'a Manifest,
-    /// Files that could be opened.
-    open: HashMap<Uuid, Arc<Delta>>,
-    /// What is lost of the file of each snapshot whose own file is damaged.
-    damaged: HashMap<Uuid, Lost>,
-    /// Snapshots of whose own file not all could be checked.
-    unchecked: HashSet<Uuid>,
-}
-
-/// What cannot be restored from a file.
-#[derive(Debug, Clone)]
-enum Lost {
-    All,
-    Some(LostBlocks),
+    known: &'a mut Known,
 }
 
 impl ImageCheck<'_> {
@@ -121,11 +162,16 @@ impl ImageCheck<'_> {
         self.check_attachments(snapshot, verified);
         // A dropped one is examined for those that depend on it.
         verified.snapshots += u64::from(!self.manifest.is_dropped(snapshot.id));
+        if let Some(of) = snapshot.base_of.as_ref().filter(|of| !self.is_open(of.snapshot))
+            && let Err(e) = open_base(self.repository, of)
+        {
+            self.found(snapshot, DamageKind::File, e, Lost::All, verified)?;
+        }
         let delta = match open_delta(self.repository, self.manifest, snapshot) {
             Ok(delta) => Arc::new(delta),
             Err(e) => return self.found(snapshot, DamageKind::File, e, Lost::All, verified),
         };
-        self.open.insert(snapshot.id, delta.clone());
+        self.known.open.insert(snapshot.id, delta.clone());
         verified.stored_bytes += snapshot.file_bytes;
         let whole = if quick {
             verify_stored(&delta, context).map(|()| 0)
@@ -140,15 +186,17 @@ impl ImageCheck<'_> {
             }
             Err(e) => self.name_damage(snapshot, &delta, e, verified, context)?,
         }
-        if quick || self.damaged.contains_key(&snapshot.id) || self.unchecked.contains(&snapshot.id)
+        if quick
+            || self.known.damaged.contains_key(&snapshot.id)
+            || self.known.unchecked.contains(&snapshot.id)
         {
             return Ok(());
         }
         let end_of =
             |delta: &Arc<Delta>| delta.header().block_size.count(delta.footer().image_bytes);
-        let parent_end = match snapshot.parent {
+        let parent_end = match snapshot.parent_in_footer() {
             None => None,
-            Some(id) => match self.open.get(&id) {
+            Some(id) => match self.known.open.get(&id) {
                 Some(parent) => Some(end_of(parent)),
                 // That was reported with the parent.
                 None => return Ok(()),
@@ -158,6 +206,10 @@ impl ImageCheck<'_> {
             Err(e) => self.found(snapshot, DamageKind::ImageDigest, e, Lost::All, verified),
             Ok(()) => Ok(()),
         }
+    }
+
+    fn is_open(&self, id: Uuid) -> bool {
+        self.known.open.contains_key(&id)
     }
 
     fn check_attachments(&self, snapshot: &Snapshot, verified: &mut Verified) {
@@ -198,29 +250,29 @@ impl ImageCheck<'_> {
             if done.contains(&tip.id) {
                 continue;
             }
-            let lineage = self.manifest.lineage(tip.id)?;
+            let own = self.manifest.lineage(tip.id)?;
+            let lineage = self.known.lineage(tip.id);
             // Damaged blocks are no matter: their digests are in the tables.
-            let is_damaged = lineage.iter().any(|ancestor| match self.damaged.get(&ancestor.id) {
+            let is_damaged = lineage.iter().any(|id| match self.known.damaged.get(id) {
                 Some(Lost::Some(lost)) => !lost.pages.is_empty(),
                 Some(Lost::All) => true,
-                None => self.unchecked.contains(&ancestor.id),
+                None => self.known.unchecked.contains(id) || !self.is_open(*id),
             });
             // What it lacks was reported, and nothing more can be said; but its sound ancestors are
             // checked when it is their turn.
             if is_damaged {
                 continue;
             }
-            done.extend(lineage.iter().map(|s| s.id));
-            let layers: Vec<_> = lineage.iter().filter_map(|s| self.open.get(&s.id)).collect();
-            let sound = Chain::link(layers.into_iter().cloned().collect())
-                .and_then(|chain| verify_digests(&chain, context));
+            done.extend(own.iter().map(|s| s.id));
+            let layers = lineage.iter().filter_map(|id| self.known.open.get(id).cloned());
+            let sound = linked(layers.collect()).and_then(|chain| verify_digests(&chain, context));
             match sound {
                 Err(e) => {
                     self.found(tip, DamageKind::ImageDigest, e, Lost::All, verified)?;
                 }
                 Ok(sound) => {
-                    for (snapshot, _) in lineage.iter().zip(sound).filter(|(_, sound)| !sound) {
-                        let place = self.open.get(&snapshot.id).map(|delta| delta.location());
+                    for (snapshot, _) in own.iter().zip(sound).filter(|(_, sound)| !sound) {
+                        let place = self.known.open.get(&snapshot.id).map(|delta| delta.location());
                         let error = Error::corrupt("the image digest differs");
                         let error = error.at(place.unwrap_or_default());
                         let kind = DamageKind::ImageDigest;
@@ -260,7 +312,7 @@ impl ImageCheck<'_> {
             self.found(snapshot, DamageKind::BaseImage, error, lost.clone(), verified)?;
         }
         if damaged.findings.is_empty() {
-            if self.unchecked.contains(&snapshot.id) {
+            if self.known.unchecked.contains(&snapshot.id) {
                 return Ok(());
             }
             // Every block can be restored, but other stored bytes are damaged.
@@ -280,25 +332,26 @@ impl ImageCheck<'_> {
     /// What the damage that was found means for each snapshot: a block is lost if its newest owner has
     /// lost it.
     fn report_losses(
-        &self,
+        &mut self,
         snapshots: &[&Snapshot],
         verified: &mut Verified,
         context: &Context,
     ) -> Result<()> {
-        if self.damaged.is_empty() {
+        if self.known.damaged.is_empty() {
             return Ok(());
         }
-        let mut losses: HashMap<Uuid, Lost> = HashMap::new();
         // Of these nothing can be said.
-        let mut unknown = self.unchecked.clone();
+        let Known { unchecked, unknown, losses, damaged, open, .. } = &mut *self.known;
+        unknown.extend(unchecked.iter());
         // Parents come before children.
         for snapshot in snapshots {
-            if snapshot.parent.is_some_and(|parent| unknown.contains(&parent)) {
+            let parent = snapshot.parent_in_footer();
+            if parent.is_some_and(|parent| unknown.contains(&parent)) {
                 unknown.insert(snapshot.id);
             }
-            let inherited = snapshot.parent.and_then(|id| losses.get(&id));
-            let own = self.damaged.get(&snapshot.id);
-            let lost = match (inherited, own, self.open.get(&snapshot.id)) {
+            let inherited = parent.and_then(|id| losses.get(&id));
+            let own = damaged.get(&snapshot.id);
+            let lost = match (inherited, own, open.get(&snapshot.id)) {
                 (None, None, _) => Lost::Some(LostBlocks::default()),
                 (Some(Lost::All), ..) | (_, Some(Lost::All), _) => Lost::All,
                 (.., None) if unknown.contains(&snapshot.id) => Lost::Some(LostBlocks::default()),
@@ -340,7 +393,7 @@ impl ImageCheck<'_> {
 
     /// Not all of the file of a snapshot could be checked.
     fn pass(&mut self, snapshot: &Snapshot, error: &Error, verified: &mut Verified) {
-        if self.unchecked.insert(snapshot.id) {
+        if self.known.unchecked.insert(snapshot.id) {
             let name = self.manifest.place_of(snapshot);
             verified.unchecked.push(Unchecked { snapshot: name, message: error.into() });
         }
@@ -361,7 +414,10 @@ impl ImageCheck<'_> {
             self.pass(snapshot, &error, verified);
             return Ok(());
         }
-        self.damaged.insert(snapshot.id, lost);
+        let known = self.known.damaged.entry(snapshot.id).or_insert(lost.clone());
+        if !matches!(known, Lost::All) {
+            *known = lost;
+        }
         let mut affected = vec![snapshot.id];
         // Parents come before children in a manifest.
         for other in self.manifest.stored() {
@@ -371,6 +427,10 @@ impl ImageCheck<'_> {
         }
         // Those that are dropped affect nobody.
         let name = |id: &Uuid| self.manifest.by_id(*id).map(|s| self.manifest.place_of(s));
+        let pinned = affected.iter().filter_map(|id| self.manifest.by_id(*id));
+        let mut others: Vec<String> =
+            pinned.flat_map(|s| &s.pins).map(|pin| pin.name.clone()).collect();
+        others.dedup();
         verified.damaged.push(Damage {
             kind,
             snapshot: format!(
@@ -380,7 +440,7 @@ impl ImageCheck<'_> {
                 if self.manifest.is_dropped(snapshot.id) { " (dropped)" } else { "" }
             ),
             message: error.into(),
-            affects: affected.iter().filter_map(name).collect(),
+            affects: affected.iter().filter_map(name).chain(others).collect(),
         });
         Ok(())
     }

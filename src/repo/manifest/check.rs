@@ -86,6 +86,16 @@ impl Manifest {
         if !self.dropped.iter().all(is_bare) {
             return Some("a dropped snapshot has attachments, or something depends on it");
         }
+        let is_wrong = |s: &&Snapshot| {
+            let of = s.base_of.as_ref();
+            of.is_some_and(|of| {
+                let is_root = s.parent.is_none() && s.base_image.is_none();
+                !is_root || of.image == self.image_id || check_name(&of.name).is_err()
+            })
+        };
+        if self.stored().iter().any(is_wrong) {
+            return Some("a chain that begins from another image does not begin there");
+        }
         let attachments = || self.snapshots.iter().flat_map(|s| &s.attachments);
         let is_attachment = |a: &Attachment| {
             let is_object = ImageFile::of(&a.object) == Some(ImageFile::Attachment);

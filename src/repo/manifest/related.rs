@@ -78,9 +78,53 @@ pub struct Pin {
     /// Identity of the image that depends on it.
     #[serde(deserialize_with = "wire::id")]
     pub image: Uuid,
-    /// What that image was called, for people.
+    /// Name of that image.
     pub name: String,
+    /// Number of the manifest that named it first; 0 if that is not known.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub since: u64,
 }
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+/// The snapshot of another image in the repository that a chain begins from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BaseOf {
+    /// Identity of that image.
+    #[serde(deserialize_with = "wire::id")]
+    pub image: Uuid,
+    /// Name of that image.
+    pub name: String,
+    /// Identity of the snapshot: the parent in the footer.
+    #[serde(deserialize_with = "wire::id")]
+    pub snapshot: Uuid,
+    /// Number of the snapshot, for people.
+    pub number: u64,
+    /// Identity of the pin that keeps it ([`Pin`]).
+    #[serde(deserialize_with = "wire::id")]
+    pub pin: Uuid,
+}
+
+impl BaseOf {
+    /// What to call the snapshot: `NAME@N`.
+    pub fn place(&self) -> String {
+        format!("{}@{}", self.name, self.number)
+    }
+}
+
+/// What a pin is called where objects are condemned: by the image that it was made for.
+pub(crate) fn pin_object(pin: Uuid) -> String {
+    format!("{pin}{PIN_SUFFIX}")
+}
+
+/// True for the name of a pin among what is condemned: there is no such file.
+pub(crate) fn is_pin_object(object: &str) -> bool {
+    object.ends_with(PIN_SUFFIX)
+}
+
+const PIN_SUFFIX: &str = ".pin";
 
 /// A snapshot that is being taken in parts, by others perhaps, or that was interrupted and can be resumed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -3,9 +3,10 @@
 
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::repo::manifest::commit::{Ancestor, Condemned, ManifestDigest, Read};
+use crate::repo::manifest::related::pin_object;
 use crate::repo::manifest::types::{Manifest, Snapshot};
 use jiff::Timestamp;
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use uuid::Uuid;
 
 /// What a program must know that reads a manifest with a protected snapshot: another one would drop it.
@@ -22,7 +23,10 @@ const PENDING: &str = "pending";
 const ATTACHMENTS: &str = "attachments";
 /// ... of an image whose format is not what its base says: another one would read it otherwise.
 const FORMAT: &str = "format";
-const KNOWN_NEEDS: [&str; 7] = [PROTECTED, FORGOTTEN, ROLLBACK, PINS, PENDING, ATTACHMENTS, FORMAT];
+/// ... with a chain that begins from another image: another one would take it for a base.
+const BASE_OF: &str = "base_of";
+const KNOWN_NEEDS: [&str; 8] =
+    [PROTECTED, FORGOTTEN, ROLLBACK, PINS, PENDING, ATTACHMENTS, FORMAT, BASE_OF];
 
 /// So many of the last commits are all named as ancestors.
 const RECENT: u64 = 16;
@@ -30,7 +34,7 @@ const RECENT: u64 = 16;
 impl Manifest {
     /// Remembers that these are its bytes in the store.
     pub(crate) fn is_read_from(&mut self, bytes: &[u8]) {
-        let objects = self.objects().map(str::to_owned).collect();
+        let objects = self.names();
         let (digest, bytes) = (ManifestDigest::of(bytes), bytes.len() as u64);
         self.read = Some(Read { digest, bytes, objects });
     }
@@ -41,6 +45,12 @@ impl Manifest {
         let attachments = self.snapshots.iter().flat_map(|s| &s.attachments).map(|a| &a.object);
         let pending = self.pending.iter().flat_map(|pending| &pending.objects);
         stored.chain(attachments).chain(pending).chain(&self.kept).map(String::as_str)
+    }
+
+    /// The same with the pins that were made for it in other images (C9).
+    fn names(&self) -> BTreeSet<String> {
+        let pins = self.bases_elsewhere().map(|of| pin_object(of.pin));
+        self.objects().map(str::to_owned).chain(pins).collect()
     }
 
     /// True for an object that it, or one before it, names no more.
@@ -68,10 +78,8 @@ impl Manifest {
 
     /// True if the next commit will condemn what nobody names.
     pub(crate) fn has_disowned(&self) -> bool {
-        let named: HashSet<&str> = self.objects().collect();
-        self.read
-            .as_ref()
-            .is_some_and(|read| read.objects.iter().any(|object| !named.contains(object.as_str())))
+        let named = self.names();
+        self.read.as_ref().is_some_and(|read| !read.objects.is_subset(&named))
     }
 
     /// The first image of its name after one that was removed: it goes on with its numbers.
@@ -127,7 +135,7 @@ impl Manifest {
         self.needs = self.needs_of_content();
         let before = self.read.take();
         self.previous = before.as_ref().map(|before| before.digest);
-        let named: HashSet<String> = self.objects().map(str::to_owned).collect();
+        let named = self.names();
         // A repair may need again what was condemned: in a folder that is safe while it holds the lock, and
         // where there is none it takes nothing of that kind.
         self.condemned.retain(|condemned| !named.contains(&condemned.object));
@@ -150,6 +158,7 @@ impl Manifest {
             (!self.pending.is_empty(), PENDING),
             (has(|s| !s.attachments.is_empty()), ATTACHMENTS),
             (stored.iter().any(|s| s.parent.is_some() && s.format.is_some()), FORMAT),
+            (self.bases_elsewhere().next().is_some(), BASE_OF),
         ];
         let needed = needs.into_iter().filter(|(is_needed, _)| *is_needed);
         needed.map(|(_, need)| need.to_owned()).collect()
@@ -166,6 +175,7 @@ impl Manifest {
         for snapshot in self.snapshots.iter_mut().chain(&mut self.dropped) {
             (snapshot.group, snapshot.protected) = (None, false);
             snapshot.pins.clear();
+            snapshot.base_of = None;
             snapshot.attachments.clear();
         }
     }
@@ -184,7 +194,7 @@ impl Manifest {
         if !self.condemned.iter().all(condemned) || self.swept > self.sequence {
             return Some("something is condemned by a later manifest");
         }
-        let named: HashSet<&str> = self.objects().collect();
+        let named = self.names();
         let is_both = self.condemned.iter().any(|c| named.contains(c.object.as_str()));
         is_both.then_some("something is condemned, and named")
     }

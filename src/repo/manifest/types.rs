@@ -6,7 +6,7 @@ use crate::base::units::{BlockSize, Geometry};
 use crate::image::{FileAttributes, ImageFormat, ImageUri, LiveIdentity};
 use crate::repo::host::HostName;
 use crate::repo::manifest::commit::{Ancestor, Condemned, ManifestDigest, Read};
-use crate::repo::manifest::related::{Attachment, Group, Pending, Pin};
+use crate::repo::manifest::related::{Attachment, BaseOf, Group, Pending, Pin};
 use crate::repo::manifest::wire::{self, or_none};
 use crate::repo::seal::{seal, unseal};
 use crate::tracking::{Consistency, HintKind, KeptClone, TrackerRecord};
@@ -121,9 +121,12 @@ pub struct Snapshot {
     /// Its identity.
     #[serde(deserialize_with = "wire::id")]
     pub id: Uuid,
-    /// Its parent; none in a base.
+    /// Its parent in this image; none in a base, and where a chain begins from another image.
     #[serde(deserialize_with = "wire::id_or_null")]
     pub parent: Option<Uuid>,
+    /// What the chain begins from, if that is a snapshot of another image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base_of: Option<BaseOf>,
     /// Its label.
     #[serde(deserialize_with = "wire::present")]
     pub label: Option<String>,
@@ -233,6 +236,16 @@ pub struct HintUse {
 }
 
 impl Snapshot {
+    /// True if it depends on no other snapshot.
+    pub fn is_base(&self) -> bool {
+        self.parent.is_none() && self.base_of.is_none()
+    }
+
+    /// What its footer names as its parent.
+    pub fn parent_in_footer(&self) -> Option<Uuid> {
+        self.parent.or(self.base_of.as_ref().map(|of| of.snapshot))
+    }
+
     /// True if its blocks are in a base image, even if it is not known where that is.
     pub fn is_by_reference(&self) -> bool {
         self.base_image.is_some() || (self.data_blocks > 0 && self.frame_bytes == 0)
@@ -311,6 +324,11 @@ impl Manifest {
         let mut all: Vec<&Snapshot> = self.snapshots.iter().chain(&self.dropped).collect();
         all.sort_by_key(|s| s.number);
         all
+    }
+
+    /// What its chains begin from in other images.
+    pub fn bases_elsewhere(&self) -> impl Iterator<Item = &BaseOf> {
+        self.snapshots.iter().chain(&self.dropped).filter_map(|s| s.base_of.as_ref())
     }
 
     /// True if the snapshot with an id is dropped.

@@ -1,0 +1,191 @@
+//! Finds the image that a new one was made from: blocks of it are digested with the key of each other
+//! chain, and looked up in its index.
+
+use crate::base::digest::is_zero;
+use crate::base::error::{ErrorKind, Result};
+use crate::base::events::Context;
+use crate::base::message::message;
+use crate::base::units::{BlockSize, ExtentKind, Geometry};
+use crate::chain::Chain;
+use crate::image::Source;
+use crate::ops::snapshot::types::{ParentChoice, SnapshotRequest};
+use crate::repo::Repository;
+use crate::repo::manifest::{self, Manifest, Snapshot};
+use crate::repo::reference::{At, Reference};
+use crate::repo::session::{Reader, read};
+
+/// So many blocks are compared, out of so many that are looked at: some are zero.
+const SAMPLES: usize = 64;
+const LOOKED_AT: u64 = 1024;
+
+/// So many extents are asked for: with more, the blocks are taken from the first ones.
+const MAX_EXTENTS: usize = 1 << 16;
+
+/// A block, and what is in it.
+type Sample = (u64, Vec<u8>);
+
+/// The snapshot of another image of which the image has the most, if that is half of what was compared; none
+/// where nothing begins.
+///
+/// # Errors
+/// Of the image. Other images that cannot be read are passed over.
+pub(crate) fn find_base(
+    repository: &Repository,
+    name: &str,
+    image: &dyn Source,
+    request: &SnapshotRequest,
+    context: &Context,
+) -> Result<Option<Reference>> {
+    if !request.find_base || !begins(repository, name, request)? {
+        return Ok(None);
+    }
+    let block_size = repository.defaults().block_size;
+    let samples = samples(image, block_size, context)?;
+    let mut best: Option<(usize, Reference)> = None;
+    for other in repository.names()?.into_iter().filter(|other| other != name) {
+        let compared = read(repository, &other, context).and_then(|reader| {
+            let candidates = candidates(reader.manifest(), block_size, image.image_bytes());
+            compare(repository, &reader, &candidates, &samples, context)
+        });
+        match compared {
+            Ok(Some((equal, number))) if best.as_ref().is_none_or(|(most, _)| equal > *most) => {
+                best = Some((equal, Reference { name: other, at: At::Number(number) }));
+            }
+            Ok(_) => {}
+            Err(e) if e.kind() == ErrorKind::Interrupted => return Err(e),
+            Err(e) => context.note(message![e, "; not compared"]),
+        }
+    }
+    let (equal, of) = match best {
+        Some((equal, of)) => (equal, Some(of)),
+        None => (0, None),
+    };
+    let found = of.filter(|_| equal > 0 && equal * 2 >= samples.len());
+    let count = samples.len();
+    context.note(match &found {
+        Some(of) => format!("{name}: {equal} of {count} blocks are those of \"{}\"", of.name),
+        None => format!("{name}: no other image has half of {count} blocks"),
+    });
+    Ok(found)
+}
+
+/// True if a base would be made.
+fn begins(repository: &Repository, name: &str, request: &SnapshotRequest) -> Result<bool> {
+    if request.parent != ParentChoice::Incremental {
+        return Ok(request.parent == ParentChoice::Full);
+    }
+    match manifest::load(repository.store.as_ref(), name) {
+        Ok(manifest) => Ok(manifest.snapshots.is_empty()),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(true),
+        Err(e) => Err(e),
+    }
+}
+
+/// The newest snapshot, and those that others depend on.
+fn candidates(manifest: &Manifest, block_size: BlockSize, image_bytes: u64) -> Vec<&Snapshot> {
+    let last = manifest.latest().map(|s| s.id);
+    let is_like = |s: &&Snapshot| {
+        let (less, more) = (s.image_bytes.min(image_bytes), s.image_bytes.max(image_bytes));
+        let is_long = less.saturating_mul(2) >= more;
+        let is_meant = Some(s.id) == last || !s.pins.is_empty();
+        is_meant && is_long && s.block_bytes == block_size.bytes()
+    };
+    // Of several that are as good the newest one.
+    manifest.snapshots.iter().rev().filter(is_like).collect()
+}
+
+/// How many of the blocks the best one has, and its number.
+fn compare(
+    repository: &Repository,
+    reader: &Reader,
+    candidates: &[&Snapshot],
+    samples: &[Sample],
+    context: &Context,
+) -> Result<Option<(usize, u64)>> {
+    let mut best: Option<(usize, u64)> = None;
+    for snapshot in candidates {
+        let equal = equal_blocks(&reader.chain(repository, snapshot.id)?, samples, context)?;
+        if best.is_none_or(|(most, _)| equal > most) {
+            best = Some((equal, snapshot.number));
+        }
+    }
+    Ok(best)
+}
+
+/// How many of the blocks, which ascend, a snapshot has at the same place.
+fn equal_blocks(chain: &Chain, samples: &[Sample], context: &Context) -> Result<usize> {
+    let mut walk = chain.walk();
+    let mut equal = 0;
+    for (block, bytes) in samples {
+        context.check()?;
+        walk.seek(*block);
+        let Some(span) = walk.next(block.saturating_add(1))? else { continue };
+        let digest = chain.hasher().digest(bytes);
+        equal += usize::from(walk.chunk().digests(span).first() == Some(&digest));
+    }
+    Ok(equal)
+}
+
+/// Blocks that are not zero, spread evenly over what the image has, in ascending order.
+fn samples(image: &dyn Source, block_size: BlockSize, context: &Context) -> Result<Vec<Sample>> {
+    let geometry = Geometry::new(block_size, image.image_bytes())?;
+    let extents = extents(image, geometry, context)?;
+    let all: u64 = extents.iter().map(|(_, count)| count).sum();
+    let tries = LOOKED_AT.min(all);
+    let mut samples: Vec<Sample> = Vec::new();
+    let mut buffer = Vec::new();
+    for turn in 0..LOOKED_AT {
+        if samples.len() == SAMPLES {
+            break;
+        }
+        context.check()?;
+        // Each turn halves the largest gaps that are left.
+        let spread = turn.reverse_bits() >> (u64::BITS - LOOKED_AT.trailing_zeros());
+        let index = (u128::from(spread) * u128::from(all) / u128::from(LOOKED_AT)) as u64;
+        let Some(block) = nth_block(&extents, index) else { continue };
+        if tries < LOOKED_AT && samples.iter().any(|(known, _)| *known == block) {
+            continue;
+        }
+        let (offset, end) = (geometry.offset(block), geometry.offset(block + 1));
+        let count = end.min(geometry.image_bytes).saturating_sub(offset) as usize;
+        let mut bytes = match image.read(offset, count, &mut buffer) {
+            Ok(window) => window.bytes().to_vec(),
+            // What cannot be read is told by the snapshot.
+            Err(e) if e.kind() == ErrorKind::Io => continue,
+            Err(e) => return Err(e),
+        };
+        bytes.resize(block_size.in_memory(), 0);
+        if !is_zero(&bytes) {
+            samples.push((block, bytes));
+        }
+    }
+    samples.sort_by_key(|(block, _)| *block);
+    Ok(samples)
+}
+
+/// First block and number of blocks of each extent that may hold something.
+fn extents(image: &dyn Source, geometry: Geometry, context: &Context) -> Result<Vec<(u64, u64)>> {
+    let block_bytes = u64::from(geometry.block_size.bytes());
+    let (mut extents, mut offset) = (Vec::new(), 0);
+    while offset < geometry.image_bytes && extents.len() < MAX_EXTENTS {
+        context.check()?;
+        let extent = image.extent_at(offset)?;
+        let end = offset.saturating_add(extent.bytes.max(1)).min(geometry.image_bytes);
+        if extent.kind == ExtentKind::Data {
+            let first = offset / block_bytes;
+            extents.push((first, end.div_ceil(block_bytes).saturating_sub(first)));
+        }
+        offset = end;
+    }
+    Ok(extents)
+}
+
+fn nth_block(extents: &[(u64, u64)], mut index: u64) -> Option<u64> {
+    for (first, count) in extents {
+        if index < *count {
+            return Some(first + index);
+        }
+        index -= count;
+    }
+    None
+}
