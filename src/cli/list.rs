@@ -6,8 +6,7 @@ use imgsnap::base::error::{ErrorKind, Result};
 use imgsnap::base::events::Context;
 use imgsnap::image::FileAttributes;
 use imgsnap::repo::manifest::{BaseOf, HintUse, Manifest, Snapshot};
-use imgsnap::tracking::HintKind;
-use imgsnap::tracking::cycle;
+use imgsnap::tracking::{Consistency, HintKind, cycle};
 use imgsnap::{CloneUse, Clones, Listing, Reference, Repository};
 use serde_json::{Value, json};
 use std::process::ExitCode;
@@ -24,7 +23,8 @@ pub fn snapshot_json(name: &str, s: &Snapshot, parent_number: Option<u64>) -> Va
         "kind": if s.is_base() { "base" } else { "delta" },
         "base_of": s.base_of.as_ref().map(base_of_json),
         "base_image": s.base_image.as_deref().map(output::path),
-        "in_use": !s.consistency.is_stopped(),
+        "in_use": s.consistency.is_in_use(),
+        "format": s.format,
         "consistency": s.consistency,
         "protected": s.protected,
         "attributes": s.attributes.as_ref().map(attributes_json),
@@ -233,6 +233,15 @@ fn row(listing: &Listing, s: &Snapshot) -> Vec<String> {
     ]
 }
 
+/// What is to be said of the state of an image.
+fn state_text(consistency: Consistency) -> Option<&'static str> {
+    match consistency {
+        Consistency::Stopped => None,
+        Consistency::Unknown => Some("whether somebody wrote to it meanwhile is not known"),
+        _ => Some("in use when it was taken: as after a power failure (crash-consistent)"),
+    }
+}
+
 pub fn show(
     repository: &Repository,
     reference: &Reference,
@@ -334,9 +343,13 @@ pub fn show(
         let what = unread.describe(chain.geometry());
         rows.insert(3, ("unread", format!("{what}: could not be read when it was taken")));
     }
-    if !s.consistency.is_stopped() {
-        let state = "in use when it was taken: as after a power failure (crash-consistent)";
+    if let Some(state) = state_text(s.consistency) {
         rows.insert(3, ("state", state.into()));
+    }
+    let before = manifest.stored().into_iter().rev().filter(|other| other.number <= s.number);
+    if let Some(format) = before.filter_map(|s| s.format.as_deref()).next().filter(|f| *f != "raw")
+    {
+        rows.insert(3, ("format", format!("the disk in a {format} image")));
     }
     rows.extend(clone.map(|clone| ("clone", clone_text(clone))));
     let mut text = format!("{name}@{}", s.number);

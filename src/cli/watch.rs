@@ -123,7 +123,7 @@ fn describe(watched: &Watched, done: &SnapshotOutcome) -> String {
     let window = watched.rpo_seconds.map_or(String::new(), |seconds| {
         format!(", {} after the one before", output::duration(seconds))
     });
-    let in_use = if !s.consistency.is_stopped() { ", in use" } else { "" };
+    let in_use = if s.consistency.is_in_use() { ", in use" } else { "" };
     format!(
         "{}@{}  {} changed, {} stored in {took}{window}{dropped}{in_use}",
         done.name,

@@ -106,12 +106,19 @@ pub enum Consistency {
     Crash,
     /// It was in use, and the file systems in it were frozen.
     Frozen,
+    /// Whether somebody wrote to it is not known: an export.
+    Unknown,
 }
 
 impl Consistency {
     /// True if nobody had it open for writing.
     pub fn is_stopped(&self) -> bool {
         *self == Self::Stopped
+    }
+
+    /// True if somebody had.
+    pub fn is_in_use(&self) -> bool {
+        !matches!(self, Self::Stopped | Self::Unknown)
     }
 }
 

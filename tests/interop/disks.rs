@@ -207,7 +207,7 @@ fn an_export_is_taken_with_its_bitmap_and_rolled_back() {
         (&"bitmap".into(), &(100 << 10).into())
     );
     assert_eq!(taken["hint"]["named_bytes"], 128 << 10, "{taken}");
-    assert_eq!(taken["consistency"], "stopped");
+    assert_eq!(taken["consistency"], "unknown");
     let line = failed(lab.run(&["snapshot", &uri, "--bitmap", "none", "--since", "@1"]));
     assert!(line.contains("none"), "{line}");
     let line = failed(lab.run(&["restore", "vm@1", "-o", &uri]));

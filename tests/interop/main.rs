@@ -23,6 +23,7 @@ mod nbd;
 mod nbd_fake;
 mod nbd_servers;
 mod no_free_space;
+mod origins;
 mod power_loss;
 mod qcow2;
 mod qcow2_hostile;

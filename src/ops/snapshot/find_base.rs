@@ -39,7 +39,7 @@ pub(crate) fn find_base(
     if !request.find_base || !begins(repository, name, request)? {
         return Ok(None);
     }
-    let block_size = repository.defaults().block_size;
+    let block_size = request.block_size.unwrap_or(repository.defaults().block_size);
     let samples = samples(image, block_size, context)?;
     let mut best: Option<(usize, Reference)> = None;
     for other in repository.names()?.into_iter().filter(|other| other != name) {

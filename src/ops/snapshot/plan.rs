@@ -11,7 +11,7 @@ use crate::base::events::Context;
 use crate::base::message::{Setting, message};
 use crate::base::units::Geometry;
 use crate::chain::{Chain, Fork};
-use crate::image::{FileStat, LiveImage};
+use crate::image::{Disk, FileStat, LiveImage};
 use crate::ops::snapshot::types::{GivenChanges, SnapshotRequest};
 use crate::repo::clones::clones_beside;
 use crate::repo::files::open_chain;
@@ -163,6 +163,12 @@ pub(crate) fn plan_scan<'a>(
         _ => Box::new(file),
     };
     let mut point = tracker.begin(since, context)?;
+    if request.of.is_some() {
+        // A snapshot of it was made while it was in use, for all that is known.
+        point.consistency = Consistency::Crash;
+    } else if matches!(live.disk, Disk::Nbd(_)) {
+        point.consistency = Consistency::Unknown;
+    }
     if let KnownChanges::Unknown(why) = &mut point.changes {
         match must_read {
             Some(reason) => *why = reason,
