@@ -273,7 +273,7 @@ mod tests {
     fn what_is_told_of_an_export_has_one_length() {
         let export = [0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 1, 3];
         let Some(Info::Export(info)) = Info::decode(&export) else { panic!("no export") };
-        assert_eq!((info.bytes.get(), info.flags.get()), (256, 0x103));
+        assert_eq!((info.bytes.get(), info.flags.get()), (65_536, 0x103));
         for cut in 0..export.len() {
             assert!(Info::decode(&export[..cut]).is_none(), "{cut}");
         }
