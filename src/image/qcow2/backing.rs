@@ -64,14 +64,6 @@ impl BackingChain {
         }
         Ok(Self { files })
     }
-
-    /// Why QEMU has to read it, if it has to.
-    pub fn needs_qemu(&self) -> Option<String> {
-        self.files.iter().find_map(|file| {
-            let why = file.header.as_ref()?.needs_qemu?;
-            Some(format!("{} {why}", file.file.name()))
-        })
-    }
 }
 
 fn read_header(file: &RawFile) -> Result<Header> {
