@@ -1,6 +1,7 @@
 //! What we read of a qcow2 file is what QEMU reads.
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that fails says where")]
+#![allow(clippy::big_endian_bytes, reason = "qcow2 is big-endian")]
 
 use crate::kit::*;
 use crate::qcow2_images::*;

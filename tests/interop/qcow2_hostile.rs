@@ -2,6 +2,7 @@
 //! come to an end.
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that fails says where")]
+#![allow(clippy::big_endian_bytes, reason = "qcow2 is big-endian")]
 
 use crate::kit::*;
 use crate::qcow2_images::*;

@@ -82,7 +82,7 @@ impl Tables {
     }
 
     fn check_l1_entry(&self, file: &RawFile, at: u64) -> Result<()> {
-        if at % self.cluster_bytes() != 0 {
+        if !at.is_multiple_of(self.cluster_bytes()) {
             return Err(damaged(file, format!("an L2 table at byte {at}")));
         }
         if at > 0 && at + self.cluster_bytes() > file.image_bytes() {
@@ -177,7 +177,7 @@ impl Tables {
             return Ok(Run::Compressed(at, (sectors + 1) * 512 - at % 512));
         }
         let at = word & OFFSET;
-        if at % self.cluster_bytes() != 0 {
+        if !at.is_multiple_of(self.cluster_bytes()) {
             return Err(damaged(file, format!("a cluster at byte {at}")));
         }
         let (is_zeros, is_stored) = match entry.get(1).map(|bitmap| bitmap.get() >> unit) {
