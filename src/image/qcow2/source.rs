@@ -5,16 +5,18 @@ use super::bitmaps::{Bitmap, Bitmaps};
 use super::header::Header;
 use super::layer::Layer;
 use super::tables::Run;
-use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::error::{Error, ErrorKind, Result, best_effort};
 use crate::base::units::{ByteRange, Extent, ExtentKind};
 use crate::image::{RawFile, Source, Window};
 
 /// A disk in a qcow2 file, with all that is below it, held against writers for as long as it is open.
 pub struct Qcow2Image {
-    /// The newest first.
-    layers: Vec<Layer>,
     header: Header,
-    /// Read at a step through the tables, while one looks for the end of an extent.
+    /// The file that was named.
+    top: Layer,
+    /// What is below it, the newest first.
+    below: Vec<Layer>,
+    /// Looked at in one step, where the end of an extent is looked for.
     step_bytes: u64,
 }
 
@@ -45,16 +47,15 @@ impl Qcow2Image {
     /// # Errors
     /// `InvalidInput` for a disk of 0 bytes; `Corrupt` if tables are not all in their file.
     pub fn of(chain: BackingChain) -> Result<Self> {
-        let mut top = None;
-        let mut layers = Vec::new();
-        let count = chain.files.len();
-        for file in chain.files {
-            top = top.or_else(|| file.header.clone());
-            layers.push(Layer::new(file, count)?);
-        }
-        let header = top.ok_or_else(|| Error::new(ErrorKind::Internal, "a chain without files"))?;
-        let step_bytes = STEP_CLUSTERS * header.cluster_bytes();
-        let image = Self { layers, header, step_bytes };
+        let BackingChain { header, top, below } = chain;
+        let count = below.len() + 1;
+        let below = below.into_iter().map(|file| Layer::new(file, count));
+        let image = Self {
+            step_bytes: STEP_CLUSTERS * header.cluster_bytes(),
+            header,
+            top: Layer::new(top, count)?,
+            below: below.collect::<Result<_>>()?,
+        };
         if image.image_bytes() == 0 {
             let what = format!("{} has a disk of 0 bytes", image.name());
             return Err(Error::new(ErrorKind::InvalidInput, what));
@@ -63,8 +64,12 @@ impl Qcow2Image {
     }
 
     /// The file that was named.
-    pub fn container(&self) -> Option<&RawFile> {
-        self.layers.first().map(|layer| &layer.file)
+    pub fn container(&self) -> &RawFile {
+        &self.top.file
+    }
+
+    fn layers(&self) -> impl Iterator<Item = &Layer> {
+        std::iter::once(&self.top).chain(&self.below)
     }
 
     /// True if some of the disk is in other files.
@@ -74,7 +79,7 @@ impl Qcow2Image {
 
     /// All files that it is made of, the newest first.
     pub fn files(&self) -> impl Iterator<Item = &RawFile> {
-        self.layers.iter().flat_map(|layer| [&layer.file].into_iter().chain(&layer.data_file))
+        self.layers().flat_map(|layer| [&layer.file].into_iter().chain(&layer.data_file))
     }
 
     /// Its persistent bitmaps; none if the file was not closed cleanly, or was written by a program that does not
@@ -97,14 +102,13 @@ impl Qcow2Image {
     }
 
     fn read_bitmaps(&self) -> Result<Bitmaps<'_>> {
-        let no_file = || Error::new(ErrorKind::Internal, "a chain without files");
-        Bitmaps::read(self.container().ok_or_else(no_file)?, &self.header)
+        Bitmaps::read(self.container(), &self.header)
     }
 
     /// What there is at `offset`, and for how many of at most `most` bytes.
     fn content_at(&self, offset: u64, most: u64) -> Result<(Content<'_>, u64)> {
         let mut bytes = most.min(self.image_bytes().saturating_sub(offset)).max(1);
-        for layer in &self.layers {
+        for layer in self.layers() {
             // What is beyond the end of a file is zero, whatever is below it.
             let rest = layer.disk_bytes.saturating_sub(offset);
             if rest == 0 {
@@ -236,7 +240,7 @@ impl Source for Qcow2Image {
             Ok(None)
         });
         // Only advice: what cannot be read is said when it is read.
-        crate::base::error::best_effort(told);
+        best_effort(told);
     }
 
     fn check(&self) -> Result<()> {
@@ -248,6 +252,6 @@ impl Source for Qcow2Image {
     }
 
     fn name(&self) -> String {
-        self.files().next().map(Source::name).unwrap_or_default()
+        self.container().name()
     }
 }
