@@ -2,6 +2,7 @@
 //! come to an end.
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that fails says where")]
+#![allow(clippy::big_endian_bytes, reason = "qcow2 is big-endian")]
 
 use crate::kit::*;
 use crate::qcow2_images::*;
@@ -12,11 +13,13 @@ use std::os::unix::fs::FileExt;
 /// A disk with all that a file can have in it: clusters of each kind, a snapshot, bitmaps, a backing file.
 fn rich_disk(lab: &Lab, number: u64) -> String {
     let (path, base) = (lab.path(&format!("{number}.qcow2")), lab.path(&format!("{number}.base")));
-    let cluster = [512, 4096, 65536, 4096][number as usize];
+    let cluster = [512, 4096, 65536, 4096, 16384][number as usize];
     make(&base, MIB);
     put(&base, 0, &noise(number, 200_000));
     let options =
         format!("cluster_size={cluster},compat={}", if number == 3 { "0.10" } else { "1.1" });
+    let more = if number == 4 { ",extended_l2=on,compression_type=zstd" } else { "" };
+    let options = options + more;
     let create = ["create", "-q", "-f", "qcow2", "-o", &options];
     if number.is_multiple_of(2) {
         tool("qemu-img", &[&create[..], &["-b", &base, "-F", "raw", &path, "2M"]].concat());
@@ -119,7 +122,7 @@ fn changed_headers_and_tables_are_read_or_refused() {
     };
     let (rounds, seed) = (number("IMGSNAP_ROUNDS", 1500), number("IMGSNAP_SEED", 90));
     let lab = Lab::new();
-    let disks: Vec<(String, Vec<u8>)> = (0..4)
+    let disks: Vec<(String, Vec<u8>)> = (0..5)
         .map(|number| {
             let path = rich_disk(&lab, number);
             let bytes = std::fs::read(&path).unwrap();
@@ -130,7 +133,7 @@ fn changed_headers_and_tables_are_read_or_refused() {
     let (mut read, mut refused) = (0, 0);
     for round in 0..rounds {
         let mut random = Random(seed + round);
-        let (path, whole) = &disks[random.below(4) as usize];
+        let (path, whole) = &disks[random.below(5) as usize];
         let mut bytes = whole.clone();
         mutate(&mut random, &places(whole), &mut bytes);
         let file = std::fs::OpenOptions::new().write(true).open(path).unwrap();

@@ -88,8 +88,15 @@ fn random_options(random: &mut Random, has_backing: bool) -> (String, u64) {
     if !is_old && random.below(3) == 0 {
         options.push_str(&format!(",lazy_refcounts=on,refcount_bits={}", 2 << random.below(6)));
     }
+    if !is_old && random.below(3) == 0 {
+        options.push_str(",compression_type=zstd");
+    }
+    let has_subclusters = !is_old && cluster >= 1 << 14 && random.below(2) == 0;
+    if has_subclusters {
+        options.push_str(",extended_l2=on");
+    }
     let modes = ["off", "off", "metadata", "falloc", "full"];
-    if !has_backing && cluster >= 4096 {
+    if !has_backing && cluster >= 4096 && !has_subclusters {
         let mode = modes[random.below(modes.len() as u64) as usize];
         options.push_str(&format!(",preallocation={mode}"));
     }

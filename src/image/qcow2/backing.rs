@@ -16,10 +16,14 @@ use std::path::Path;
 /// As deep a chain is read.
 pub const MAX_FILES: usize = 200;
 
-/// A disk and the files below it, each of them open and held, the newest first.
+/// A disk and the files below it, each of them open and held.
 pub struct BackingChain {
-    /// At least one.
-    pub files: Vec<ChainFile>,
+    /// Of the disk.
+    pub header: Header,
+    /// The file that was named.
+    pub top: ChainFile,
+    /// What is below it, the newest first.
+    pub below: Vec<ChainFile>,
 }
 
 /// A file of a chain.
@@ -40,38 +44,59 @@ impl BackingChain {
     /// taken; `Corrupt` for a loop; what the headers say ([`Header::decode`]); what opening a file says
     /// ([`RawFile::open`]).
     pub fn follow(file: RawFile, backing_ok: bool) -> Result<Self> {
-        let mut files: Vec<ChainFile> = Vec::new();
-        let mut next = Some(file);
-        while let Some(file) = next.take() {
-            let header = read_header(&file)?;
-            if let Some((what, name)) = header.named_file().filter(|_| !backing_ok) {
-                return Err(not_allowed(&file, what, name));
-            }
-            let data_file = match &header.data_file {
-                Some(name) => Some(open(&file, name, "data file")?),
-                None => None,
-            };
-            let backing = header.backing.clone();
-            files.push(ChainFile { file, header: Some(header), data_file });
-            let (Some(backing), Some(last)) = (backing, files.last()) else { continue };
-            let is_raw = is_raw(&last.file, &backing)?;
-            let below = open(&last.file, &backing.name, "backing file")?;
-            check_chain(&files, &below)?;
-            if is_raw {
-                files.push(ChainFile { file: below, header: None, data_file: None });
-            } else {
-                next = Some(below);
-            }
+        let header = read_header(&file)?;
+        let top = ChainFile::qcow2(file, header.clone(), backing_ok)?;
+        let mut chain = Self { header, top, below: Vec::new() };
+        while let Some(next) = chain.next(backing_ok)? {
+            chain.below.push(next);
         }
-        Ok(Self { files })
+        Ok(chain)
     }
 
-    /// Why QEMU has to read it, if it has to.
-    pub fn needs_qemu(&self) -> Option<String> {
-        self.files.iter().find_map(|file| {
-            let why = file.header.as_ref()?.needs_qemu?;
-            Some(format!("{} {why}", file.file.name()))
-        })
+    /// What the last file names, if it names one.
+    fn next(&self, backing_ok: bool) -> Result<Option<ChainFile>> {
+        let last = self.below.last().unwrap_or(&self.top);
+        let backing = last.header.as_ref().and_then(|header| header.backing.as_ref());
+        let Some(backing) = backing else { return Ok(None) };
+        let is_raw = is_raw(&last.file, backing)?;
+        let file = open(&last.file, &backing.name, "backing file")?;
+        self.check_next(&file)?;
+        if is_raw {
+            return Ok(Some(ChainFile { file, header: None, data_file: None }));
+        }
+        let header = read_header(&file)?;
+        ChainFile::qcow2(file, header, backing_ok).map(Some)
+    }
+
+    /// Fails if a file stands in its own chain, or the chain has no end.
+    fn check_next(&self, next: &RawFile) -> Result<()> {
+        let mut files = std::iter::once(&self.top).chain(&self.below);
+        let new = identity(next);
+        if new.is_some() && files.any(|above| identity(&above.file) == new) {
+            let what = format!("{} is its own backing file", next.name());
+            return Err(
+                Error::corrupt(what).hint("write the right one with \"qemu-img rebase -u\"")
+            );
+        }
+        if self.below.len() + 1 >= MAX_FILES {
+            let what = format!("{} depends on more than {MAX_FILES} files", self.top.file.name());
+            return Err(Error::new(ErrorKind::LimitExceeded, what)
+                .hint("merge some of them with \"qemu-img commit\" or \"qemu-img rebase\""));
+        }
+        Ok(())
+    }
+}
+
+impl ChainFile {
+    fn qcow2(file: RawFile, header: Header, backing_ok: bool) -> Result<Self> {
+        if let Some((what, name)) = header.named_file().filter(|_| !backing_ok) {
+            return Err(not_allowed(&file, what, name));
+        }
+        let data_file = match &header.data_file {
+            Some(name) => Some(open(&file, name, "data file")?),
+            None => None,
+        };
+        Ok(Self { file, header: Some(header), data_file })
     }
 }
 
@@ -127,21 +152,6 @@ fn open(named_by: &RawFile, name: &Path, what: &str) -> Result<RawFile> {
     }
     let path = named_by.path().parent().unwrap_or(Path::new("")).join(name);
     RawFile::open(&path).map_err(|e| e.at(format!("{}: its {what}", named_by.name())))
-}
-
-/// Fails if a file stands in its own chain, or the chain has no end.
-fn check_chain(files: &[ChainFile], below: &RawFile) -> Result<()> {
-    let (Some(first), Some(new)) = (files.first(), identity(below)) else { return Ok(()) };
-    if files.iter().any(|above| identity(&above.file) == Some(new)) {
-        let what = format!("{} is its own backing file", below.name());
-        return Err(Error::corrupt(what).hint("write the right one with \"qemu-img rebase -u\""));
-    }
-    if files.len() >= MAX_FILES {
-        let what = format!("{} depends on more than {MAX_FILES} files", first.file.name());
-        return Err(Error::new(ErrorKind::LimitExceeded, what)
-            .hint("merge some of them with \"qemu-img commit\" or \"qemu-img rebase\""));
-    }
-    Ok(())
 }
 
 /// What is the same of a file or device under all its names.

@@ -75,8 +75,19 @@ pub struct Header {
     pub data_file: Option<PathBuf>,
     /// The directory of persistent bitmaps; none if there are none, or they are not those of what the file holds.
     pub bitmaps: Option<BitmapDirectory>,
-    /// Why only QEMU can read it, in words that follow "it"; none if we can.
-    pub needs_qemu: Option<&'static str>,
+    /// Clusters are in 32 parts, each of which is there or not (extended L2 entries).
+    pub has_subclusters: bool,
+    /// Of its compressed clusters.
+    pub compression: Compression,
+}
+
+/// How clusters are compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Compression {
+    /// Deflate, which QEMU calls zlib.
+    Deflate,
+    /// Zstandard.
+    Zstd,
 }
 
 /// A backing file, as the header names it.
@@ -159,18 +170,17 @@ impl Header {
         if (features & COMPRESSION != 0) != (compression != 0) {
             return Err(malformed("compression that is marked and not named, or the other way"));
         }
-        if compression > 1 {
-            let what = format!("its compression (type {compression}) is not known");
-            return Err(Error::new(ErrorKind::Unsupported, what).hint(CONVERT));
-        }
-        let needs_qemu = [
-            (DATA_FILE, "has its data in another file"),
-            (EXTENDED_L2, "has subclusters (extended L2 entries)"),
-            (COMPRESSION, "is compressed with zstd"),
-        ];
-        let needs_qemu = needs_qemu.into_iter().find(|(bit, _)| features & bit != 0);
+        let compression = match compression {
+            0 => Compression::Deflate,
+            1 => Compression::Zstd,
+            other => {
+                let what = format!("its compression (type {other}) is not known");
+                return Err(Error::new(ErrorKind::Unsupported, what).hint(CONVERT));
+            }
+        };
+        let has_subclusters = features & EXTENDED_L2 != 0;
         let disk_bytes = fields.disk_bytes.get();
-        let l1_entries = l1_entries(fields, file_bytes, features & EXTENDED_L2 != 0)?;
+        let l1_entries = l1_entries(fields, file_bytes, has_subclusters)?;
         let name = |name: &[u8]| PathBuf::from(OsStr::from_bytes(name));
         let data_file = match (features & DATA_FILE != 0, extensions.data_file) {
             (true, None) => {
@@ -190,7 +200,8 @@ impl Header {
             backing: backing_name.map(|bytes| Backing { name: name(bytes), format }),
             data_file,
             bitmaps: extensions.bitmaps.filter(|_| is_closed),
-            needs_qemu: needs_qemu.map(|(_, why)| why),
+            has_subclusters,
+            compression,
         })
     }
 

@@ -1,70 +1,46 @@
 //! One file of a backing chain: what of the guest's disk it has, and where.
 
-use super::header::Header;
-use crate::base::error::{Error, ErrorKind, Result};
+use super::backing::ChainFile;
+use super::header::Compression;
+use super::tables::{Run, Tables, cut_off, damaged};
+use crate::base::error::{Error, Result};
 use crate::base::units::Extent;
 use crate::image::{RawFile, Source};
-use imago::file::File as ImagoFile;
-use imago::qcow2::Qcow2;
-use imago::{FormatAccess, ShallowMapping};
+use miniz_oxide::inflate::core::{DecompressorOxide, decompress, inflate_flags};
+use std::io::Read;
 use std::sync::{Mutex, PoisonError};
-use zerocopy::FromBytes;
-use zerocopy::byteorder::big_endian::U64;
 
 /// A file of a chain.
 pub(super) struct Layer {
     pub file: RawFile,
+    /// Where the data is, if not in the file itself.
+    pub data_file: Option<RawFile>,
     /// Length of its disk.
     pub disk_bytes: u64,
     /// None of a raw file.
-    tables: Option<Tables>,
-    /// The extent of the file that was asked for last.
+    qcow2: Option<(Tables, Compression)>,
+    /// The extent of the data that was asked for last.
     last_extent: Mutex<Option<Extent>>,
 }
 
-/// The mapping of a qcow2 file.
-struct Tables {
-    cluster_bytes: u64,
-    access: FormatAccess<ImagoFile>,
-}
-
-/// What a layer has of a run of bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Run {
-    /// Nothing: what is below counts.
-    Below,
-    Zeros,
-    /// The bytes, from that byte of the file on.
-    Stored(u64),
-    Compressed,
-}
-
-/// Bits of an L1 entry that say where the L2 table is.
-const L1_OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
-
 impl Layer {
-    /// A raw file.
-    pub fn raw(file: RawFile) -> Self {
-        let disk_bytes = file.image_bytes();
-        Self { file, disk_bytes, tables: None, last_extent: Mutex::new(None) }
-    }
-
-    /// A qcow2 file with that header. No other file is opened.
+    /// One of `files` files.
     ///
     /// # Errors
     /// `Corrupt` if its tables are not all in the file.
-    pub fn qcow2(file: RawFile, header: &Header) -> Result<Self> {
-        check_l1(&file, header)?;
-        let failed = |e| failed(&file, "open", 0, e);
-        let storage = file.file().try_clone().and_then(ImagoFile::try_from).map_err(failed)?;
-        let mut image: Qcow2<ImagoFile> = Qcow2::open_image(storage, false).map_err(failed)?;
-        // Each file is opened by us: this one stands for itself alone.
-        image.set_data_file(None);
-        image.set_backing(None);
-        let tables =
-            Tables { cluster_bytes: header.cluster_bytes(), access: FormatAccess::new(image) };
-        let disk_bytes = header.disk_bytes;
-        Ok(Self { file, disk_bytes, tables: Some(tables), last_extent: Mutex::new(None) })
+    pub fn new(chain_file: ChainFile, files: usize) -> Result<Self> {
+        let ChainFile { file, header, data_file } = chain_file;
+        let disk_bytes = header.as_ref().map_or(file.image_bytes(), |header| header.disk_bytes);
+        let qcow2 = match &header {
+            Some(header) => Some((Tables::read(&file, header, files)?, header.compression)),
+            None => None,
+        };
+        Ok(Self { file, data_file, disk_bytes, qcow2, last_extent: Mutex::new(None) })
+    }
+
+    /// Where the data is.
+    pub fn data(&self) -> &RawFile {
+        self.data_file.as_ref().unwrap_or(&self.file)
     }
 
     /// What there is at `offset` of its disk, for at most `most` bytes, all of which are of the disk; and for how
@@ -73,83 +49,85 @@ impl Layer {
     /// # Errors
     /// `Corrupt` if it lies behind the end of the file.
     pub fn run_at(&self, offset: u64, most: u64) -> Result<(Run, u64)> {
-        let Some(tables) = &self.tables else { return Ok((Run::Stored(offset), most)) };
-        let found = tables.access.get_shallow_mapping(offset, most);
-        let (mapping, bytes) = found.map_err(|e| failed(&self.file, "read", offset, e))?;
-        let bytes = bytes.clamp(1, most);
-        match mapping {
-            ShallowMapping::Raw { offset: at, .. } => self.stored(tables, offset, at, bytes),
-            ShallowMapping::Zero { explicit: true, .. } => Ok((Run::Zeros, bytes)),
-            ShallowMapping::Special { .. } => Ok((Run::Compressed, bytes)),
-            _ => Ok((Run::Below, bytes)),
-        }
-    }
-
-    /// The last cluster of a file need not be whole: what is missing of it is zeros. A cluster of which nothing is
-    /// there was lost.
-    fn stored(&self, tables: &Tables, offset: u64, at: u64, bytes: u64) -> Result<(Run, u64)> {
-        let (end, cluster) = (self.file.image_bytes(), tables.cluster_bytes);
+        let Some((tables, _)) = &self.qcow2 else { return Ok((Run::Stored(offset), most)) };
+        let (run, bytes) = tables.run_at(&self.file, offset, most)?;
+        let (Run::Stored(at), end) = (run, self.data().image_bytes()) else {
+            return Ok((run, bytes));
+        };
         if at < end {
-            return Ok((Run::Stored(at), bytes.min(end - at)));
+            return Ok((run, bytes.min(end - at)));
         }
-        let rest_of_cluster = cluster - at % cluster;
-        if at - at % cluster < end {
-            return Ok((Run::Zeros, bytes.min(rest_of_cluster)));
+        // The last cluster of a file need not be whole: what is missing of it is zeros. A cluster of which nothing
+        // is there was lost.
+        let within = at % tables.cluster_bytes();
+        if at - within < end {
+            return Ok((Run::Zeros, bytes.min(tables.cluster_bytes() - within)));
         }
-        let what = format!("byte {offset} of its disk lies behind its end: it is cut off");
-        Err(Error::corrupt(what).hint("take it from a copy").at(self.file.name()))
+        Err(cut_off(self.data(), format!("byte {offset} of its disk")))
     }
 
-    /// Reads what is compressed, all of `into`.
-    pub fn read_compressed(&self, offset: u64, into: &mut [u8]) -> Result<()> {
-        let Some(tables) = &self.tables else { return Ok(()) };
-        let read = tables.access.read(into, offset);
-        read.map_err(|e| failed(&self.file, "read", offset, e))
+    /// Unpacks what there is of a disk at `offset`, from a cluster that is in at most `packed` bytes from `at` on.
+    /// All of `into` is within the cluster.
+    pub fn unpack(&self, at: u64, packed: u64, offset: u64, into: &mut [u8]) -> Result<()> {
+        let Some((tables, compression)) = &self.qcow2 else { return Ok(()) };
+        let packed = packed.min(self.file.image_bytes().saturating_sub(at));
+        let mut bytes = vec![0; packed as usize];
+        if let (_, Some(bad)) = self.file.read_into(at, &mut bytes)? {
+            return Err(bad);
+        }
+        let cluster_bytes = tables.cluster_bytes() as usize;
+        let start = (offset % tables.cluster_bytes()) as usize;
+        let mut cluster = Vec::new();
+        let (whole, is_part) = match into.len() == cluster_bytes {
+            true => (&mut *into, false),
+            false => {
+                cluster.resize(cluster_bytes, 0);
+                (cluster.as_mut_slice(), true)
+            }
+        };
+        if !unpack_cluster(*compression, &bytes, whole) {
+            return Err(self.not_unpacked(offset));
+        }
+        if is_part {
+            into.copy_from_slice(cluster.get(start..start + into.len()).unwrap_or_default());
+        }
+        Ok(())
     }
 
-    /// Data or a hole of the file at byte `at` of it. Clusters may be preallocated.
-    pub fn file_extent_at(&self, at: u64) -> Result<Extent> {
+    fn not_unpacked(&self, offset: u64) -> Error {
+        damaged(&self.file, format!("the compressed cluster at byte {offset} of its disk"))
+    }
+
+    /// Data or a hole of the file at byte `at` of the data. Clusters may be preallocated.
+    pub fn data_extent_at(&self, at: u64) -> Result<Extent> {
         let mut last = self.last_extent.lock().unwrap_or_else(PoisonError::into_inner);
         let has = |extent: &Extent| (extent.offset..extent.offset + extent.bytes).contains(&at);
         let extent = match last.filter(has) {
             Some(extent) => extent,
-            None => self.file.extent_at(at)?,
+            None => self.data().extent_at(at)?,
         };
         *last = Some(extent);
         Ok(Extent { offset: at, bytes: extent.offset + extent.bytes - at, ..extent })
     }
 }
 
-/// A table that is cut off would be read as zeros.
-fn check_l1(file: &RawFile, header: &Header) -> Result<()> {
-    let mut bytes = Vec::new();
-    if let Some(bad) =
-        file.read_until_bad(header.l1_offset, 8 * header.l1_entries as usize, &mut bytes)?
-    {
-        return Err(bad);
-    }
-    let entries = <[U64]>::ref_from_bytes(&bytes).unwrap_or_default();
-    let table_end = |entry: &U64| (entry.get() & L1_OFFSET).checked_add(header.cluster_bytes());
-    let is_lost = |entry: &&U64| table_end(entry).is_none_or(|end| end > file.image_bytes());
-    match entries.iter().filter(|entry| entry.get() & L1_OFFSET != 0).find(is_lost) {
-        Some(entry) => {
-            let at = entry.get() & L1_OFFSET;
-            let what = format!("its L2 table at byte {at} lies behind its end: it is cut off");
-            Err(Error::corrupt(what).hint("take it from a copy").at(file.name()))
+/// Log2 of the bytes that a frame may refer back to, and so of the memory that it takes. No cluster has more than 2^21.
+const MAX_ZSTD_WINDOW: u32 = 23;
+
+/// Fills a cluster; false if these bytes are not enough for one. More of them may follow, which are another's.
+fn unpack_cluster(compression: Compression, bytes: &[u8], cluster: &mut [u8]) -> bool {
+    match compression {
+        Compression::Deflate => {
+            let flags = inflate_flags::TINFL_FLAG_USING_NON_WRAPPING_OUTPUT_BUF;
+            let mut decoder = DecompressorOxide::new();
+            decompress(&mut decoder, bytes, cluster, 0, flags).2 == cluster.len()
         }
-        None => Ok(()),
+        Compression::Zstd => unpack_zstd(bytes, cluster).is_ok(),
     }
 }
 
-/// What the system does not give is an error of the system; the rest is said of the bytes.
-fn failed(file: &RawFile, what: &str, offset: u64, error: std::io::Error) -> Error {
-    match error.raw_os_error() {
-        Some(_) => Error::os(what, file.name(), error),
-        None => {
-            let what = format!("its tables are damaged at byte {offset} of its disk: {error}");
-            Error::new(ErrorKind::Corrupt, what)
-                .hint("look at it with \"qemu-img check\"")
-                .at(file.name())
-        }
-    }
+fn unpack_zstd(bytes: &[u8], cluster: &mut [u8]) -> std::io::Result<()> {
+    let mut decoder = zstd::Decoder::with_buffer(bytes)?.single_frame();
+    decoder.window_log_max(MAX_ZSTD_WINDOW)?;
+    decoder.read_exact(cluster)
 }

@@ -2,7 +2,6 @@
 //!
 //! ```text
 //! RawFile -> Header -> BackingChain (every file open, held and checked) -> Layer, Layer, ... -> Qcow2Image
-//!                                                                       \-> needs_qemu: for qemu-nbd
 //! ```
 //!
 //! A snapshot is of the guest's disk, as it is now: not of the container, and not of its internal snapshots.
@@ -13,10 +12,11 @@ mod extensions;
 mod header;
 mod layer;
 mod source;
+mod tables;
 #[cfg(test)]
 mod tests;
 
 pub use backing::{BackingChain, ChainFile, MAX_FILES};
 pub use bitmaps::Bitmap;
-pub use header::{Backing, BitmapDirectory, HEAD_BYTES, Header};
+pub use header::{Backing, BitmapDirectory, Compression, HEAD_BYTES, Header};
 pub use source::Qcow2Image;

@@ -3,17 +3,20 @@
 use super::backing::BackingChain;
 use super::bitmaps::{Bitmap, Bitmaps};
 use super::header::Header;
-use super::layer::{Layer, Run};
-use crate::base::error::{Error, ErrorKind, Result};
+use super::layer::Layer;
+use super::tables::Run;
+use crate::base::error::{Error, ErrorKind, Result, best_effort};
 use crate::base::units::{ByteRange, Extent, ExtentKind};
 use crate::image::{RawFile, Source, Window};
 
 /// A disk in a qcow2 file, with all that is below it, held against writers for as long as it is open.
 pub struct Qcow2Image {
-    /// The newest first.
-    layers: Vec<Layer>,
     header: Header,
-    /// Read at a step through the tables, while one looks for the end of an extent.
+    /// The file that was named.
+    top: Layer,
+    /// What is below it, the newest first.
+    below: Vec<Layer>,
+    /// Looked at in one step, where the end of an extent is looked for.
     step_bytes: u64,
 }
 
@@ -22,7 +25,8 @@ enum Content<'a> {
     Zeros,
     /// From that byte of the file on.
     Stored(&'a Layer, u64),
-    Compressed(&'a Layer),
+    /// A cluster, in so many bytes from that byte of the file on.
+    Compressed(&'a Layer, u64, u64),
 }
 
 /// Clusters of one step, and as many steps are made: an extent may be given in pieces.
@@ -41,25 +45,17 @@ impl Qcow2Image {
     /// The disk of a chain.
     ///
     /// # Errors
-    /// `Unsupported` if QEMU has to read it ([`BackingChain::needs_qemu`]); `InvalidInput` for a disk of 0 bytes;
-    /// `Corrupt` if tables are not all in their file.
+    /// `InvalidInput` for a disk of 0 bytes; `Corrupt` if tables are not all in their file.
     pub fn of(chain: BackingChain) -> Result<Self> {
-        if let Some(why) = chain.needs_qemu() {
-            return Err(Error::new(ErrorKind::Unsupported, why)
-                .hint("convert it with \"qemu-img convert -O qcow2\""));
-        }
-        let mut top = None;
-        let mut layers = Vec::new();
-        for file in chain.files {
-            layers.push(match &file.header {
-                Some(header) => Layer::qcow2(file.file, header)?,
-                None => Layer::raw(file.file),
-            });
-            top = top.or(file.header);
-        }
-        let header = top.ok_or_else(|| Error::new(ErrorKind::Internal, "a chain without files"))?;
-        let step_bytes = STEP_CLUSTERS * header.cluster_bytes();
-        let image = Self { layers, header, step_bytes };
+        let BackingChain { header, top, below } = chain;
+        let count = below.len() + 1;
+        let below = below.into_iter().map(|file| Layer::new(file, count));
+        let image = Self {
+            step_bytes: STEP_CLUSTERS * header.cluster_bytes(),
+            header,
+            top: Layer::new(top, count)?,
+            below: below.collect::<Result<_>>()?,
+        };
         if image.image_bytes() == 0 {
             let what = format!("{} has a disk of 0 bytes", image.name());
             return Err(Error::new(ErrorKind::InvalidInput, what));
@@ -68,18 +64,22 @@ impl Qcow2Image {
     }
 
     /// The file that was named.
-    pub fn container(&self) -> Option<&RawFile> {
-        self.layers.first().map(|layer| &layer.file)
+    pub fn container(&self) -> &RawFile {
+        &self.top.file
+    }
+
+    fn layers(&self) -> impl Iterator<Item = &Layer> {
+        std::iter::once(&self.top).chain(&self.below)
     }
 
     /// True if some of the disk is in other files.
     pub fn has_backing(&self) -> bool {
-        self.layers.len() > 1
+        self.files().count() > 1
     }
 
     /// All files that it is made of, the newest first.
     pub fn files(&self) -> impl Iterator<Item = &RawFile> {
-        self.layers.iter().map(|layer| &layer.file)
+        self.layers().flat_map(|layer| [&layer.file].into_iter().chain(&layer.data_file))
     }
 
     /// Its persistent bitmaps; none if the file was not closed cleanly, or was written by a program that does not
@@ -102,14 +102,13 @@ impl Qcow2Image {
     }
 
     fn read_bitmaps(&self) -> Result<Bitmaps<'_>> {
-        let no_file = || Error::new(ErrorKind::Internal, "a chain without files");
-        Bitmaps::read(self.container().ok_or_else(no_file)?, &self.header)
+        Bitmaps::read(self.container(), &self.header)
     }
 
     /// What there is at `offset`, and for how many of at most `most` bytes.
     fn content_at(&self, offset: u64, most: u64) -> Result<(Content<'_>, u64)> {
         let mut bytes = most.min(self.image_bytes().saturating_sub(offset)).max(1);
-        for layer in &self.layers {
+        for layer in self.layers() {
             // What is beyond the end of a file is zero, whatever is below it.
             let rest = layer.disk_bytes.saturating_sub(offset);
             if rest == 0 {
@@ -121,7 +120,9 @@ impl Qcow2Image {
                 Run::Below => {}
                 Run::Zeros => return Ok((Content::Zeros, bytes)),
                 Run::Stored(at) => return Ok((Content::Stored(layer, at), bytes)),
-                Run::Compressed => return Ok((Content::Compressed(layer), bytes)),
+                Run::Compressed(at, packed) => {
+                    return Ok((Content::Compressed(layer, at, packed), bytes));
+                }
             }
         }
         Ok((Content::Zeros, bytes))
@@ -130,9 +131,9 @@ impl Qcow2Image {
     fn kind_at(&self, offset: u64, most: u64) -> Result<(ExtentKind, u64)> {
         Ok(match self.content_at(offset, most)? {
             (Content::Zeros, bytes) => (ExtentKind::Hole, bytes),
-            (Content::Compressed(_), bytes) => (ExtentKind::Data, bytes),
+            (Content::Compressed(..), bytes) => (ExtentKind::Data, bytes),
             (Content::Stored(layer, at), bytes) => {
-                let extent = layer.file_extent_at(at)?;
+                let extent = layer.data_extent_at(at)?;
                 (extent.kind, bytes.min(extent.bytes))
             }
         })
@@ -189,7 +190,7 @@ impl Source for Qcow2Image {
     ) -> Result<Window<'a>> {
         match self.content_at(offset, bytes as u64)? {
             (Content::Stored(layer, at), length) if length == bytes as u64 => {
-                layer.file.read(at, bytes, buffer)
+                layer.data().read(at, bytes, buffer)
             }
             _ => self.read_copied(offset, bytes, buffer),
         }
@@ -211,12 +212,14 @@ impl Source for Qcow2Image {
                     into.fill(0);
                     None
                 }
-                Content::Compressed(layer) => match layer.read_compressed(at, into) {
-                    Err(e) if e.is_bad_medium() => Some(e),
-                    other => other.map(|()| None)?,
-                },
+                Content::Compressed(layer, from, packed) => {
+                    match layer.unpack(from, packed, at, into) {
+                        Err(e) if e.is_bad_medium() => Some(e),
+                        other => other.map(|()| None)?,
+                    }
+                }
                 Content::Stored(layer, at) => {
-                    let (read, bad) = layer.file.read_into(at, into)?;
+                    let (read, bad) = layer.data().read_into(at, into)?;
                     have = start + read;
                     return Ok(bad);
                 }
@@ -232,12 +235,12 @@ impl Source for Qcow2Image {
         let within = bytes.min(self.image_bytes().saturating_sub(offset));
         let told = self.for_each_content(offset, within, |content, _, length| {
             if let Content::Stored(layer, at) = content {
-                layer.file.prefetch(at, length as u64);
+                layer.data().prefetch(at, length as u64);
             }
             Ok(None)
         });
         // Only advice: what cannot be read is said when it is read.
-        crate::base::error::best_effort(told);
+        best_effort(told);
     }
 
     fn check(&self) -> Result<()> {
@@ -249,6 +252,6 @@ impl Source for Qcow2Image {
     }
 
     fn name(&self) -> String {
-        self.files().next().map(Source::name).unwrap_or_default()
+        self.container().name()
     }
 }

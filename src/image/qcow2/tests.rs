@@ -1,6 +1,6 @@
 //! What is said of headers: one table.
 
-use super::header::Header;
+use super::header::{Compression, Header};
 use crate::base::error::ErrorKind::{self, Corrupt, InvalidInput, Unsupported};
 
 const FILE_BYTES: u64 = 4 << 16;
@@ -118,20 +118,17 @@ fn what_a_header_says_is_understood() {
     let plain = decode(&[]);
     assert_eq!((plain.cluster_bytes(), plain.disk_bytes), (1 << 16, 4 << 20));
     assert_eq!((plain.l1_offset, plain.l1_entries), (3 << 16, 1));
-    assert_eq!((plain.named_file(), plain.bitmaps, plain.needs_qemu), (None, None, None));
+    assert_eq!((plain.named_file(), plain.bitmaps), (None, None));
+    assert_eq!((plain.has_subclusters, plain.compression), (false, Compression::Deflate));
     // Refcounts that may be wrong do not matter to who reads; what follows, may be anything.
     assert_eq!(decode(&[(79, &[1]), (87, &[255]), (95, &[0xfe])]), plain);
     assert_eq!(decode(&[(112, b"\x12\x34\x56\x78\0\0\0\x05hello")]), plain);
     // Version 2 ends before the features.
     assert_eq!(decode(&[(7, &[2]), (72, &[0; 40])]), plain);
 
-    for (bit, at, why) in [
-        (8, 104, Some("is compressed with zstd")),
-        (16, 200, Some("has subclusters (extended L2 entries)")),
-        (4, 200, Some("has its data in another file")),
-    ] {
-        assert_eq!(decode(&[(79, &[bit]), (at, &[1]), (112, DATA_FILE)]).needs_qemu, why);
-    }
+    let zstd = decode(&[(79, &[8]), (104, &[1])]);
+    assert_eq!((zstd.has_subclusters, zstd.compression), (false, Compression::Zstd));
+    assert!(decode(&[(79, &[16])]).has_subclusters);
     let data_file = decode(&[(79, &[4]), (112, DATA_FILE)]);
     assert_eq!(data_file.named_file(), Some(("data file", "data".as_ref())));
     // Without the bit it is not one.
