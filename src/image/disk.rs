@@ -5,7 +5,7 @@ use crate::base::events::Context;
 use crate::base::units::ByteRange;
 use crate::base::uri::Shown;
 use crate::image::nbd::{NbdDisk, NbdOptions};
-use crate::image::qcow2::{BackingChain, Qcow2Image};
+use crate::image::qcow2::Qcow2Image;
 use crate::image::through_qemu::{ThroughQemu, refuse_unasked};
 use crate::image::write::{InPlace, Medium, NbdInPlace, RawInPlace};
 use crate::image::{FileStat, ImageFormat, ImageUri, LiveIdentity, RawFile, Source};
@@ -38,8 +38,7 @@ impl From<RawFile> for Disk {
 }
 
 impl Disk {
-    /// The disk that lies in a file in that format. What is read natively is; a qcow2 that cannot be is read
-    /// through QEMU.
+    /// The disk that lies in a file in that format.
     ///
     /// # Errors
     /// `Unsupported` for a format that is not read, or for files that it names and that may not be read;
@@ -54,14 +53,7 @@ impl Disk {
             return Ok(Self::Raw(file));
         }
         if format == ImageFormat::QCOW2 {
-            let chain = BackingChain::follow(file, by.backing_ok)?;
-            return match chain.needs_qemu() {
-                None => Qcow2Image::of(chain).map(Self::Qcow2),
-                Some(why) => {
-                    context.note(format!("read through qemu-nbd: {why}"));
-                    ThroughQemu::read_chain(chain, context).map(Self::ThroughQemu)
-                }
-            };
+            return Qcow2Image::open(file, by.backing_ok).map(Self::Qcow2);
         }
         if !format.is_read_through_qemu() {
             return Err(format.refusal(&file.path().shown()));
@@ -144,7 +136,7 @@ impl Disk {
     pub fn container(&self) -> Option<&RawFile> {
         match self {
             Self::Raw(image) => Some(image),
-            Self::Qcow2(image) => image.container(),
+            Self::Qcow2(image) => Some(image.container()),
             Self::Nbd(_) => None,
             Self::ThroughQemu(disk) => disk.container(),
         }
@@ -181,7 +173,8 @@ impl Disk {
     pub fn stable_stat(&self) -> Option<FileStat> {
         let is_one = match self {
             Self::Qcow2(image) => !image.has_backing(),
-            Self::ThroughQemu(disk) => !disk.has_backing() && disk.format() == ImageFormat::QCOW2,
+            // Of its extents nothing is known here.
+            Self::ThroughQemu(disk) => disk.format().is_one_file(),
             Self::Raw(_) | Self::Nbd(_) => true,
         };
         self.container().filter(|_| is_one)?.stable_stat()

@@ -105,6 +105,11 @@ impl ImageFormat {
         self.qemu
     }
 
+    /// True if an image of it cannot be in several files, unless its header says so.
+    pub fn is_one_file(self) -> bool {
+        self.qemu != "vmdk"
+    }
+
     /// True for a format that QEMU reads for us.
     pub fn is_read_through_qemu(self) -> bool {
         THROUGH_QEMU.contains(&self.qemu)

@@ -6,7 +6,7 @@ use crate::base::message::{Setting, message};
 use crate::base::units::Extent;
 use crate::base::uri::Shown;
 use crate::image::nbd::{NbdDisk, NbdOptions};
-use crate::image::qcow2::BackingChain;
+use crate::image::qcow2::{BackingChain, ChainFile};
 use crate::image::qemu::{QemuExport, QemuImage};
 use crate::image::{ImageFormat, RawFile, Source, Window};
 use std::path::Path;
@@ -16,8 +16,8 @@ pub struct ThroughQemu {
     // Before the server, which its connections are of.
     disk: NbdDisk,
     export: QemuExport,
-    /// What it is made of, held while it is read; nothing of one that is written to, which QEMU holds.
-    files: Vec<RawFile>,
+    /// Held while it is read; none of one that is written to, which QEMU holds.
+    file: Option<RawFile>,
     format: ImageFormat,
 }
 
@@ -33,17 +33,7 @@ impl ThroughQemu {
         context: &Context,
     ) -> Result<Self> {
         let image = QemuImage::new(file.path(), format).backing_ok(backing_ok);
-        Self::start(QemuExport::read(&image, context)?, vec![file], format, false, context)
-    }
-
-    /// Reads a qcow2 with the files that it is based on, all of which are named.
-    ///
-    /// # Errors
-    /// As of [`QemuExport::read`].
-    pub fn read_chain(chain: BackingChain, context: &Context) -> Result<Self> {
-        let export = QemuExport::read(&described(&chain)?, context)?;
-        let files = chain.files.into_iter().flat_map(|file| [Some(file.file), file.data_file]);
-        Self::start(export, files.flatten().collect(), ImageFormat::QCOW2, false, context)
+        Self::start(QemuExport::read(&image, context)?, Some(file), format, context)
     }
 
     /// Writes to a qcow2 that nobody has open. The files that it is based on are only read.
@@ -53,25 +43,23 @@ impl ThroughQemu {
     /// `Busy` if it is in use.
     pub fn write(path: &Path, backing_ok: bool, context: &Context) -> Result<Self> {
         let chain = BackingChain::follow(RawFile::open(path)?, backing_ok)?;
-        let image = described(&chain)?;
+        let image = described(&chain);
         // QEMU takes its own locks.
         drop(chain);
-        let export = QemuExport::write(&image, context)?;
-        Self::start(export, Vec::new(), ImageFormat::QCOW2, true, context)
+        Self::start(QemuExport::write(&image, context)?, None, ImageFormat::QCOW2, context)
     }
 
     fn start(
         export: QemuExport,
-        files: Vec<RawFile>,
+        file: Option<RawFile>,
         format: ImageFormat,
-        writable: bool,
         context: &Context,
     ) -> Result<Self> {
-        let name = Some(export.image().to_owned());
+        let (name, writable) = (Some(export.image().to_owned()), file.is_none());
         let options = NbdOptions { writable, name, ..NbdOptions::default() };
         let disk = NbdDisk::open(export.uri(), options, context);
         let disk = disk.map_err(|e| export.failure().unwrap_or(e))?;
-        Ok(Self { disk, export, files, format })
+        Ok(Self { disk, export, file, format })
     }
 
     /// The export, to be written to.
@@ -81,12 +69,7 @@ impl ThroughQemu {
 
     /// The file that was named; none of one that is written to.
     pub fn container(&self) -> Option<&RawFile> {
-        self.files.first()
-    }
-
-    /// True if some of the disk is in other files.
-    pub fn has_backing(&self) -> bool {
-        self.files.len() > 1
+        self.file.as_ref()
     }
 
     /// How the disk lies in its file.
@@ -113,16 +96,14 @@ pub(super) fn refuse_unasked(format: ImageFormat, file: &RawFile) -> Error {
 }
 
 /// What QEMU is told of a chain.
-fn described(chain: &BackingChain) -> Result<QemuImage> {
-    let mut below: Option<Box<QemuImage>> = None;
-    for file in chain.files.iter().rev() {
+fn described(chain: &BackingChain) -> QemuImage {
+    let of = |file: &ChainFile, below: Option<QemuImage>| {
         let format = if file.header.is_some() { ImageFormat::QCOW2 } else { ImageFormat::RAW };
         let data_file = file.data_file.as_ref().map(|data| data.path().to_owned());
-        let image = QemuImage::new(file.file.path(), format).data_file(data_file).backing(below);
-        below = Some(Box::new(image));
-    }
-    let none = || Error::new(ErrorKind::Internal, "a chain without files");
-    below.map(|image| *image).ok_or_else(none)
+        QemuImage::new(file.file.path(), format).data_file(data_file).backing(below.map(Box::new))
+    };
+    let below = chain.below.iter().rev().fold(None, |below, file| Some(of(file, below)));
+    of(&chain.top, below)
 }
 
 impl Source for ThroughQemu {
@@ -153,11 +134,11 @@ impl Source for ThroughQemu {
     }
 
     fn check(&self) -> Result<()> {
-        self.files.iter().try_for_each(Source::check)
+        self.file.iter().try_for_each(Source::check)
     }
 
     fn check_at_end(&self) -> Result<()> {
-        self.files.iter().try_for_each(Source::check_at_end)
+        self.file.iter().try_for_each(Source::check_at_end)
     }
 
     fn name(&self) -> String {

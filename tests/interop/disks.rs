@@ -135,7 +135,7 @@ fn each_kind_of_disk_is_taken_restored_and_rolled_back() {
         let path = lab.path("raw-3.img");
         lab.run(&["restore", &format!("{name}@3"), "-o", &path]).done();
         same_disk(("raw", &path), (kind.format, &disk));
-        let back = [&["rollback", name, "--to", "@1", "--json"], &kind.options[..]].concat();
+        let back = [&["rollback", name, "--to", "@1", "--json"], kind.options].concat();
         if kind.is_written {
             let done = lab.run(&back).json();
             assert_eq!(done["written_bytes"], 192 << 10, "{}: {done}", kind.name);
