@@ -23,7 +23,7 @@ pub enum Disk {
 }
 
 /// What may be done to read a disk.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ReadBy {
     /// Start QEMU for a format that is not read natively.
     pub via_qemu: bool,

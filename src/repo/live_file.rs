@@ -285,6 +285,12 @@ pub fn refuse_live_file(repository: &Repository, target: &Path, context: &Contex
     }
 }
 
+/// True if both lead to one file, device or export, under whatever name.
+pub(crate) fn is_same_image(one: &ImageUri, other: &ImageUri) -> bool {
+    let meta = |image: &ImageUri| image.file().and_then(|path| std::fs::metadata(path).ok());
+    one == other || meta(one).zip(meta(other)).is_some_and(|(one, other)| is_same(&one, &other))
+}
+
 /// The image whose live file or device a path leads to, under whatever name.
 pub(crate) fn live_image_at(
     repository: &Repository,

@@ -135,6 +135,26 @@ fn each_kind_of_disk_is_taken_restored_and_rolled_back() {
         let path = lab.path("raw-3.img");
         lab.run(&["restore", &format!("{name}@3"), "-o", &path]).done();
         same_disk(("raw", &path), (kind.format, &disk));
+        // What is recorded of it is known of its live file, and nothing of two images.
+        let diff = |one: &str, options: &[&str]| {
+            lab.run(&[&["diff", one, &disk, "--json"], options].concat())
+        };
+        let is_chain = kind.options == ["--backing-ok"];
+        let recorded = if is_chain { kind.options } else { &[] };
+        for (one, options, changed) in [
+            (format!("{name}@1"), recorded, 192 << 10),
+            (format!("{name}@3"), recorded, 0),
+            (raw.clone(), kind.options, 192 << 10),
+            (disk.clone(), kind.options, 0),
+        ] {
+            let found = diff(&one, options).json();
+            assert_eq!(found["changed_bytes"], changed, "{one} {}: {found}", kind.name);
+            assert_eq!(found["after_bytes"], BYTES, "{one} {}: {found}", kind.name);
+        }
+        if !kind.options.is_empty() {
+            let line = failed(diff(&raw, &[]));
+            assert!(line.contains(kind.options[0]), "{}: {line}", kind.name);
+        }
         let back = [&["rollback", name, "--to", "@1", "--json"], kind.options].concat();
         if kind.is_written {
             let done = lab.run(&back).json();

@@ -8,30 +8,46 @@ use crate::image::{ImageFormat, LiveImage, ReadBy, Source};
 use crate::ops::snapshot::types::SnapshotRequest;
 use crate::repo::manifest::Manifest;
 
-/// The disk in an image that is open.
+/// The disk in an image of which a snapshot is to be taken.
 ///
 /// # Errors
-/// `Unsupported` for a format that is not read, or for a first snapshot of what looks like one; `Mismatch` if
-/// the image has not the format that is recorded; `Busy` if it is in use and cannot be cloned as it is.
+/// As of [`in_format_of`].
 pub(crate) fn with_format(
     live: LiveImage,
     manifest: &Manifest,
     request: &SnapshotRequest,
     context: &Context,
 ) -> Result<LiveImage> {
+    in_format_of(live, Some(manifest), request.format, request.read_by(), context)
+}
+
+/// The disk in an image that is open: in the format that was asked for, or else as is recorded in the manifest,
+/// or else as its magic says.
+///
+/// # Errors
+/// `Unsupported` for a format that is not read, or for a first snapshot of what looks like one; `Mismatch` if
+/// the image has not the format that was asked for or is recorded; `Busy` if it is in use and cannot be cloned as it is.
+pub(crate) fn in_format_of(
+    live: LiveImage,
+    manifest: Option<&Manifest>,
+    format: Option<ImageFormat>,
+    by: ReadBy,
+    context: &Context,
+) -> Result<LiveImage> {
     let looks = match live.disk.container() {
         Some(file) => ImageFormat::of(file.file(), file.image_bytes()),
         None => ImageFormat::within(live.disk.source()),
     };
-    let is_first = manifest.stored().is_empty();
-    let format = match (request.format, is_first) {
+    let manifest = manifest.filter(|manifest| !manifest.stored().is_empty());
+    let asked = format;
+    let format = match (asked, manifest) {
         (Some(format), _) => format,
-        (None, true) => looks,
-        (None, false) => recorded_format(manifest)?,
+        (None, None) => looks,
+        (None, Some(manifest)) => recorded_format(manifest)?,
     };
     let place = live.disk.name();
     if format.is_raw() {
-        if !looks.is_raw() && !is_first {
+        if !looks.is_raw() && manifest.is_some() {
             let what = format!(
                 "{place} looks like a {looks} image now; it is taken as raw, as it was before"
             );
@@ -39,14 +55,19 @@ pub(crate) fn with_format(
         }
         return Ok(live);
     }
+    if looks != format && asked.is_some() {
+        let what = format!("{place} is no {format} image");
+        let hint = message!["it looks like ", Setting::Format.to(looks.qemu())];
+        return Err(Error::new(ErrorKind::Mismatch, what).hint(hint));
+    }
     if looks != format {
         let what = format!("{place} is recorded as a {format} image, and is none");
         let hint = message!["if it was converted, say so with ", Setting::Format.to(looks.qemu())];
         return Err(Error::new(ErrorKind::Mismatch, what).hint(hint));
     }
     // It was said at the first.
-    let via_qemu = request.via_qemu || (!is_first && format.qemu() == manifest.format());
-    live.in_format(format, ReadBy { via_qemu, ..request.read_by() }, context)
+    let via_qemu = by.via_qemu || manifest.is_some_and(|m| m.format() == format.qemu());
+    live.in_format(format, ReadBy { via_qemu, ..by }, context)
 }
 
 /// How the disk lay in the image at its newest snapshot.
