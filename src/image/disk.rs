@@ -104,6 +104,11 @@ impl Disk {
         }
     }
 
+    /// True if what is written can be made durable: not behind an NBD server that cannot flush.
+    pub fn can_flush(&self) -> bool {
+        !matches!(self, Self::Nbd(disk) if !disk.can_flush())
+    }
+
     /// The disk, to be read.
     pub fn source(&self) -> &dyn Source {
         match self {

@@ -196,6 +196,15 @@ pub(crate) fn warn_if_unguarded(image: &RawFile, context: &Context) {
     }
 }
 
+/// Where nothing can be flushed, what was written is with the server, and nothing more is known.
+pub(crate) fn warn_if_not_durable(disk: &Disk, context: &Context) {
+    if !disk.can_flush() {
+        let place = disk.name();
+        let what = format!("{place} cannot be told to make what was written durable (no flush)");
+        context.warn(WarningId::NotDurable, what);
+    }
+}
+
 /// True if an image file with this stable stat is, byte for byte, what it was when the head was noted
 /// (DESIGN.md, "When the head is trusted").
 pub(crate) fn is_unchanged_since(head: &Head, stat: Option<&FileStat>) -> bool {

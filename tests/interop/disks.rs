@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that fails says where")]
 
 use crate::kit::*;
+use crate::nbd_fake::{Config, Fake};
 use nix::sys::signal::Signal;
 use std::os::unix::net::UnixStream;
 
@@ -257,6 +258,34 @@ fn an_export_is_taken_with_its_bitmap_and_rolled_back() {
         (&taken["read_bytes"], &taken["changed_bytes"]),
         (&(64 << 10).into(), &(64 << 10).into())
     );
+}
+
+#[test]
+fn a_server_that_cannot_flush_is_told_of_wherever_it_was_written_to() {
+    let lab = Lab::new();
+    // 4: it can.
+    for flags in [1 | 4 | 64 | 256, 1 | 64 | 256] {
+        let image = noise(5, MIB);
+        let fake = Fake::new(Config { flags, ..Config::default() }, &image);
+        let (uri, name) = (fake.uri().to_string(), format!("vm{flags}"));
+        let reference = format!("{name}@1");
+        let taken = lab.run(&["snapshot", &uri, "--name", &name]).done();
+        assert!(!taken.err.contains("durable"), "nothing is written: {}", taken.err);
+        let target = Fake::new(Config { flags, ..Config::default() }, &noise(6, MIB));
+        let target = target.uri().to_string();
+        let restore = ["restore", &reference, "-o", &target];
+        for args in [
+            &["rollback", &name, "--to", "@1"][..],
+            &[&restore[..], &["--force"]].concat(),
+            &[&restore[..], &["--update"]].concat(),
+        ] {
+            let err = lab.run(args).done().err;
+            let place = if args[0] == "rollback" { &uri } else { &target };
+            let told =
+                format!("{place} cannot be told to make what was written durable (no flush)");
+            assert_eq!(err.contains(&told), flags & 4 == 0, "{args:?}: {err}");
+        }
+    }
 }
 
 #[test]

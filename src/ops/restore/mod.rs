@@ -19,7 +19,7 @@ use crate::image::{
 };
 use crate::repo::Repository;
 use crate::repo::inside::{is_same, refuse_target};
-use crate::repo::live_file::{record_restored_file, warn_if_unguarded};
+use crate::repo::live_file::{record_restored_file, warn_if_not_durable, warn_if_unguarded};
 use crate::repo::session::read;
 use crate::view::{Restored, Seed, check_free_space_for, check_range, restore_seeded};
 use std::os::unix::fs::FileTypeExt;
@@ -224,6 +224,7 @@ impl Task<'_> {
         target.check_free_space(bytes)?;
         let restored = self.copy_to(target.as_mut(), context)?;
         drop(target);
+        warn_if_not_durable(&disk, context);
         Ok((restored, disk.source().image_bytes()))
     }
 

@@ -13,7 +13,9 @@ use crate::chain::Chain;
 use crate::image::write::{InPlace, OsMedium};
 use crate::image::{Disk, ImageFormat, ImageUri, Intent, RawFile, ReadBy, Source};
 use crate::repo::inside::refuse_target;
-use crate::repo::live_file::{live_image_at, name_of_source, warn_if_unguarded};
+use crate::repo::live_file::{
+    live_image_at, name_of_source, warn_if_not_durable, warn_if_unguarded,
+};
 use crate::repo::restored::RestoredNote;
 use crate::repo::session::Reader;
 use crate::view::update::{DiffSource, Update, Updated, whole};
@@ -97,6 +99,7 @@ impl Task<'_> {
         {
             self.note_restored(raw.path(), identity, stat, context);
         }
+        warn_if_not_durable(&target, context);
         Ok(done)
     }
 
