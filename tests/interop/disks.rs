@@ -289,6 +289,44 @@ fn a_server_that_cannot_flush_is_told_of_wherever_it_was_written_to() {
 }
 
 #[test]
+fn a_target_that_a_failed_restore_leaves_half_written_is_completed_by_the_same_command() {
+    let lab = Lab::new();
+    let image = lab.path("vm.img");
+    put(&image, 0, &noise(5, 8 * MIB));
+    lab.run(&["snapshot", &image]).done();
+    let delta = format!("{}/{}", lab.path("repo/vm"), lab.named("vm")[0]);
+    let whole = std::fs::read(&delta).unwrap();
+    let fake = Fake::new(Config::default(), &noise(6, 8 * MIB));
+    let mut targets = vec![fake.uri().to_string()];
+    let device = Loop::of_noise(&lab.path("device"), 8 * MIB, 7);
+    match &device {
+        Ok(device) => targets.push(device.device.clone()),
+        Err(why) => skipped("a_target_that_is_half_written", why),
+    }
+    for target in &targets {
+        for more in [&[][..], &["--range", "1048576+7340032"]] {
+            let args = ["restore", "vm@1", "-o", target, "--force"];
+            let args = [&args[..], more, &["--threads", "1"]].concat();
+            // In the last of its frames.
+            let mut damaged = whole.clone();
+            damaged[whole.len() - (256 << 10)] ^= 1;
+            std::fs::write(&delta, damaged).unwrap();
+            let again = args[..args.len() - 2].join(" ");
+            let told = format!("{target} is half written now: run \"imgsnap {again}\" again");
+            lab.run(&args).fails(3).says(&told);
+            std::fs::write(&delta, &whole).unwrap();
+            lab.run(&args).done();
+        }
+        // Nothing was written.
+        let err = lab.run(&["restore", "vm@1", "-o", target]).fails(1).err;
+        assert!(!err.contains("half written"), "{err}");
+    }
+    let part = get(&image, MIB, 7 * MIB);
+    assert!(fake.image().starts_with(&part));
+    device.iter().for_each(|device| assert!(get(&device.device, 0, 7 * MIB) == part));
+}
+
+#[test]
 fn a_snapshot_is_restored_to_each_kind_of_target() {
     need!(tools(&["qemu-img", "qemu-io", "qemu-nbd", "qemu-storage-daemon"]));
     let lab = Lab::new();

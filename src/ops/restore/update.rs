@@ -217,25 +217,4 @@ impl Task<'_> {
             " to write over it all the same"
         ]))
     }
-
-    /// An error that says so if anything was written.
-    fn half_written(&self, disk: &dyn InPlace, error: Error) -> Error {
-        if !disk.is_begun() {
-            return error;
-        }
-        let mut again = Verb::Restore.of(self.reference());
-        again = again.with(Setting::Output, disk.name()).with(Setting::Update, "");
-        let set = [
-            (Setting::Force, self.request.force),
-            (Setting::AcceptUnread, self.request.accept_unread),
-        ];
-        for (setting, _) in set.into_iter().filter(|(_, is_set)| *is_set) {
-            again = again.with(setting, "");
-        }
-        error.hint(message![
-            format!("{} is half written now: run ", disk.name()),
-            again,
-            " again to complete it"
-        ])
-    }
 }
