@@ -261,6 +261,17 @@ fn an_export_is_taken_with_its_bitmap_and_rolled_back() {
 }
 
 #[test]
+fn of_an_export_it_is_not_known_how_consistent_it_is_whatever_it_stands_for() {
+    let lab = Lab::new();
+    let image = lab.path("vm.img");
+    make(&image, MIB);
+    put(&image, 0, &noise(5, MIB));
+    let fake = Fake::new(Config::default(), &noise(5, MIB));
+    let taken = lab.run(&["snapshot", &fake.uri().to_string(), "--of", &image, "--json"]).json();
+    assert_eq!((&taken["name"], &taken["consistency"]), (&"vm".into(), &"unknown".into()));
+}
+
+#[test]
 fn a_server_that_cannot_flush_is_told_of_wherever_it_was_written_to() {
     let lab = Lab::new();
     // 4: it can.

@@ -163,11 +163,11 @@ pub(crate) fn plan_scan<'a>(
         _ => Box::new(file),
     };
     let mut point = tracker.begin(since, context)?;
-    if request.of.is_some() {
+    if matches!(live.disk, Disk::Nbd(_)) {
+        point.consistency = Consistency::Unknown;
+    } else if request.of.is_some() {
         // A snapshot of it was made while it was in use, for all that is known.
         point.consistency = Consistency::Crash;
-    } else if matches!(live.disk, Disk::Nbd(_)) {
-        point.consistency = Consistency::Unknown;
     }
     if let KnownChanges::Unknown(why) = &mut point.changes {
         match must_read {
