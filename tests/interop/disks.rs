@@ -303,6 +303,7 @@ fn a_server_that_cannot_flush_is_told_of_wherever_it_was_written_to() {
 fn a_target_that_a_failed_restore_leaves_half_written_is_completed_by_the_same_command() {
     let lab = Lab::new();
     let image = lab.path("vm.img");
+    make(&image, 8 * MIB);
     put(&image, 0, &noise(5, 8 * MIB));
     lab.run(&["snapshot", &image]).done();
     let delta = format!("{}/{}", lab.path("repo/vm"), lab.named("vm")[0]);
