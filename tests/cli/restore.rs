@@ -156,7 +156,7 @@ fn only_a_new_qcow2_is_compressed() {
         &["-o", "new.raw"][..],
         &["-o", "new.qcow2", "--format", "raw"],
         &["-o", "-"],
-        &["-o", "nbd+unix:///vm?socket=none", "--force"],
+        &["-o", "nbd+unix:///vm?socket=/none", "--force"],
     ] {
         let args = [&["restore", "disk@1", "--compress", "zstd"], more].concat();
         let line = lab.fails(FAILED, &args);
