@@ -123,6 +123,7 @@ impl QemuExport {
         context: &Context,
     ) -> Result<Self> {
         let begun = Instant::now();
+        context.check()?;
         while !answers(&place.socket()) {
             context.check()?;
             if process.is_over() {
