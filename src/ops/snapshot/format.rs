@@ -21,12 +21,13 @@ pub(crate) fn with_format(
     in_format_of(live, Some(manifest), request.format, request.read_by(), context)
 }
 
-/// The disk in an image that is open: in the format that was asked for, or else as is recorded in the manifest,
-/// or else as its magic says.
+/// The disk in an image that is open: in the format that was asked for, or else as is recorded in the
+/// manifest, or else as its magic says.
 ///
 /// # Errors
 /// `Unsupported` for a format that is not read, or for a first snapshot of what looks like one; `Mismatch` if
-/// the image has not the format that was asked for or is recorded; `Busy` if it is in use and cannot be cloned as it is.
+/// the image has not the format that was asked for or is recorded; `Busy` if it is in use and cannot be
+/// cloned as it is.
 pub(crate) fn in_format_of(
     live: LiveImage,
     manifest: Option<&Manifest>,
