@@ -194,7 +194,7 @@ fn what_must_not_be_updated_is_refused_and_left_as_it_was() {
         lab.run(&[&["restore", "disk@2"], args].concat()).misused();
     }
     let line = lab.fails(FAILED, &["restore", "disk@2", "--update", "-o", "-"]);
-    assert!(line.contains("only a file or a device can be updated"), "{line}");
+    assert!(line.contains("only a file, a device or an export can be updated"), "{line}");
     lab.done(&["restore", "disk@2", "-o", "out.img", "--force"]);
     let user = hold_open(&lab, "out.img");
     let line = lab.fails(BUSY, &["restore", "disk@2", "-o", "out.img", "--update"]);

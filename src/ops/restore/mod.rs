@@ -7,6 +7,7 @@ mod update;
 
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::events::{Context, WarningId};
+use crate::base::folder::resolve_new;
 use crate::base::free_space::free_space_at;
 use crate::base::message::{Setting, Verb, message};
 use crate::base::units::NamedBlocks;
@@ -20,7 +21,7 @@ use crate::image::{
 use crate::repo::Repository;
 use crate::repo::inside::{is_same, refuse_target};
 use crate::repo::live_file::{record_restored_file, warn_if_unguarded};
-use crate::repo::session::read;
+use crate::repo::session::{Reader, read};
 use crate::view::{Restored, Seed, check_free_space_for, check_range, restore_seeded};
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
@@ -58,6 +59,7 @@ pub fn run(
         snapshot: &snapshot,
         chain: &chain,
         has_unread: !unread.is_empty(),
+        live_format: live_format(&reader, &target),
         seed: seed.as_ref(),
     };
     let done = match target {
@@ -144,13 +146,20 @@ impl Task<'_> {
         restore_seeded(self.chain, self.request.range, self.seed, target, context)
     }
 
+    /// How the disk is to lie in a new file.
+    fn new_format(&self, path: &Path) -> ImageFormat {
+        let named = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("qcow2"));
+        let usual = if named { ImageFormat::QCOW2 } else { ImageFormat::RAW };
+        self.request.format.or(self.live_format).unwrap_or(usual)
+    }
+
     /// A new file, or one in its place.
     fn to_file(&self, path: &Path, bytes: u64, context: &Context) -> Result<Restored> {
         let Self { repository, request, snapshot, .. } = self;
         let place = path.shown().to_string();
         // A part of an image is a file of its own.
         let attributes = snapshot.attributes.clone().filter(|_| request.range.is_none());
-        if new_format(request, path) == ImageFormat::QCOW2 {
+        if self.new_format(path) == ImageFormat::QCOW2 {
             return self.to_qcow2(path, bytes, attributes, context);
         }
         let target = NewFile::create(path, bytes, request.force)?;
@@ -273,10 +282,12 @@ fn accept(
     Ok(chain.with_unread_as_zeros())
 }
 
-/// How the disk is to lie in a new file.
-fn new_format(request: &RestoreRequest, path: &Path) -> ImageFormat {
-    let named = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("qcow2"));
-    request.format.unwrap_or(if named { ImageFormat::QCOW2 } else { ImageFormat::RAW })
+/// How the disk lies in the live image, if its place is the target.
+fn live_format(reader: &Reader, target: &RestoreTarget<'_>) -> Option<ImageFormat> {
+    let RestoreTarget::Path(path) = target else { return None };
+    let live = reader.head().source.as_ref()?.file()?;
+    let is_it = resolve_new(path).is_ok_and(|path| path == live);
+    reader.manifest().format().filter(|_| is_it).and_then(ImageFormat::recorded)
 }
 
 fn is_device(path: &Path) -> bool {

@@ -3,7 +3,7 @@
 use super::types::{RestoreRequest, UpdateOutcome};
 use crate::base::events::Context;
 use crate::chain::Chain;
-use crate::image::{FileStat, LiveIdentity};
+use crate::image::{FileStat, ImageFormat, LiveIdentity};
 use crate::repo::Repository;
 use crate::repo::manifest::Snapshot;
 use crate::repo::restored::RestoredNote;
@@ -20,6 +20,8 @@ pub(super) struct Task<'a> {
     pub chain: &'a Chain,
     /// True if the chain has blocks that were never read; they are zeros.
     pub has_unread: bool,
+    /// How the disk is to lie in the target, if that is the place of the live image.
+    pub live_format: Option<ImageFormat>,
     pub seed: Option<&'a Seed<'a>>,
 }
 

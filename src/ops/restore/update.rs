@@ -11,7 +11,7 @@ use crate::base::message::{Message, Setting, Verb, message};
 use crate::base::uri::Shown;
 use crate::chain::Chain;
 use crate::image::write::{InPlace, OsMedium};
-use crate::image::{Disk, ImageFormat, ImageUri, Intent, RawFile, ReadBy, Source};
+use crate::image::{Disk, ImageFormat, ImageUri, Intent, RawFile, ReadBy, Source, Unguarded};
 use crate::repo::inside::refuse_target;
 use crate::repo::live_file::{live_image_at, name_of_source, warn_if_unguarded};
 use crate::repo::restored::RestoredNote;
@@ -88,9 +88,10 @@ impl Task<'_> {
             // Otherwise half of it would be taken for what it was.
             note.remove().map_err(|e| e.or_hint("nothing was written"))?;
         }
-        let done = self.bring(target.source(), disk.as_mut(), known, samples, context)?;
+        let done = self.bring((target.source(), format), disk.as_mut(), known, samples, context)?;
         if let Some(raw) = target.raw() {
-            raw.check_alone(Intent::Read).map_err(|e| self.half_written(disk.as_ref(), e))?;
+            raw.check_alone(Intent::Read)
+                .map_err(|e| self.half_written(disk.as_ref(), format, e))?;
         }
         if let Some(raw) = file
             && let (Some(identity), Some(stat)) = (raw.identity(), raw.stable_stat())
@@ -116,14 +117,27 @@ impl Task<'_> {
         refuse_empty(path, &meta)
     }
 
-    /// How the disk lies in a file: as was said, or by its magic. What it is not, its blocks will not be.
+    /// How the disk lies in a file: as was said, or as it looks if its name says the same. A guest can write any
+    /// header into a raw disk.
     fn format_at(&self, path: &Path) -> Result<ImageFormat> {
         if let Some(format) = self.request.format {
             return Ok(format);
         }
-        let file = RawFile::open(path)?;
-        let format = ImageFormat::of(file.file(), file.image_bytes());
-        Ok(if format == ImageFormat::QCOW2 { format } else { ImageFormat::RAW })
+        let file = Unguarded::open(path)?;
+        if ImageFormat::within(&file) != ImageFormat::QCOW2 {
+            return Ok(ImageFormat::RAW);
+        }
+        let named = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("qcow2"));
+        if named && !self.request.force {
+            return Ok(ImageFormat::QCOW2);
+        }
+        let what = format!("{} looks like a qcow2 image", path.shown());
+        Err(Error::new(ErrorKind::InvalidInput, what).hint(message![
+            "say whether it is one with ",
+            Setting::Format.to("qcow2"),
+            " or ",
+            Setting::Format.to("raw"),
+        ]))
     }
 
     /// A live image is rolled back.
@@ -163,7 +177,7 @@ impl Task<'_> {
     /// Brings the disk under `image`, whatever it is, to the snapshot.
     fn bring(
         &self,
-        image: &dyn Source,
+        (image, format): (&dyn Source, ImageFormat),
         disk: &mut dyn InPlace,
         known: Known,
         samples: Option<Samples>,
@@ -175,7 +189,7 @@ impl Task<'_> {
         };
         let (target, seed, phase) = (self.chain, self.seed, Phase::Restore);
         let update = Update { image, target, source: &source, seed, phase };
-        let done = update.execute(disk, context).map_err(|e| self.half_written(disk, e))?;
+        let done = update.execute(disk, context).map_err(|e| self.half_written(disk, format, e))?;
         let bytes = target.geometry().image_bytes;
         let Updated { written_bytes, read_bytes, data_bytes, seed_bytes, .. } = done;
         let longer_bytes = image.image_bytes().saturating_sub(bytes);
@@ -216,13 +230,18 @@ impl Task<'_> {
     }
 
     /// An error that says so if anything was written.
-    fn half_written(&self, disk: &dyn InPlace, error: Error) -> Error {
+    fn half_written(&self, disk: &dyn InPlace, format: ImageFormat, error: Error) -> Error {
         if !disk.is_begun() {
             return error;
         }
         let mut again = Verb::Restore.of(self.reference());
         again = again.with(Setting::Output, disk.name()).with(Setting::Update, "");
+        // What it looks like now is no guide.
+        if self.request.format.is_some() || !format.is_raw() {
+            again = again.with(Setting::Format, format.qemu());
+        }
         let set = [
+            (Setting::BackingOk, self.request.backing_ok),
             (Setting::Force, self.request.force),
             (Setting::AcceptUnread, self.request.accept_unread),
         ];

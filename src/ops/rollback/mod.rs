@@ -19,9 +19,9 @@ use crate::base::message::{Setting, Verb, message};
 use crate::base::uri::Shown;
 use crate::chain::Chain;
 use crate::image::write::{Medium, OsMedium};
-use crate::image::{Disk, Intent, LiveImage, RawFile};
+use crate::image::{Disk, ImageFormat, ImageUri, Intent, LiveImage, RawFile, Source};
 use crate::ops::rollback::types::{RollbackOutcome, RollbackRequest};
-use crate::ops::snapshot::format::recorded_format;
+use crate::ops::snapshot::format::{recorded_format, refuse_other_format};
 use crate::ops::snapshot::plan::{PlanInput, plan_scan};
 use crate::ops::snapshot::snapshot_into;
 use crate::ops::snapshot::take::{policy_for, warn_of_policy};
@@ -30,7 +30,7 @@ use crate::repo::change::commit_change;
 use crate::repo::clones::{clones_beside, remove_all_clones};
 use crate::repo::files::open_chain;
 use crate::repo::garbage::collect_garbage;
-use crate::repo::head::RollbackIntent;
+use crate::repo::head::{Head, RollbackIntent};
 use crate::repo::host::Unwritten;
 use crate::repo::inside::{refuse_base_image, refuse_base_image_or_warn, refuse_inside};
 use crate::repo::live_file::{
@@ -80,26 +80,8 @@ pub fn run_through(
             false => refuse_base_image(repository, path)?,
         }
     }
-    let format = recorded_format(&writer.manifest)?;
-    let open = || {
-        place.file().map_or(Ok(()), |path| refuse_link(&request.name, path))?;
-        Disk::open_to_write(&place, format, request.read_by(), context).map_err(|e| {
-            match e.kind() {
-                ErrorKind::NotFound if place.file().is_some() => {
-                    let restore = Verb::Restore.of(format!("{}@{}", request.name, target.number));
-                    let restore = restore.with(Setting::Output, &place);
-                    e.hint(message!["run ", restore, " to make it anew"])
-                }
-                _ => e,
-            }
-        })
-    };
-    if let Some(path) = place.file().filter(|_| !format.is_raw()) {
-        // QEMU holds it while it is written to: what it is has to be found out before.
-        refuse_link(&request.name, path)?;
-        let file = RawFile::open(path)?;
-        refuse_other(&request.name, &writer.head, &file, request.force_device, context)?;
-    }
+    let (manifest, head) = (writer.manifest.clone(), writer.head.clone());
+    let open = || open_live(&manifest, &head, &place, request, &target, context);
     let mut disk = open()?;
     let resumed = writer.head.is_half_written(repository, writer.manifest.image_id)?;
     let suspicious = writer.head.intent.is_some() || writer.head_was_damaged;
@@ -108,10 +90,7 @@ pub fn run_through(
         drop(disk);
         disk = open()?;
     }
-    if let Some(file) = disk.container() {
-        warn_if_unguarded(file, context);
-        refuse_other(&request.name, &writer.head, file, request.force_device, context)?;
-    }
+    disk.raw().into_iter().for_each(|file| warn_if_unguarded(file, context));
     let live = LiveImage::held(disk);
     let disk = &live.disk;
     let chain = open_chain(repository, &writer.manifest, target.id)?;
@@ -205,8 +184,11 @@ pub fn run_through(
         prove(disk.source(), &chain, context)
             .map_err(|e| e.hint("all was written, but it is not proved; run the rollback again"))?;
         end_rollback(repository, &mut writer, target.id, &disk, context)?;
+        close(disk, context);
     } else {
         end_rollback(repository, &mut writer, target.id, disk, context)?;
+        drop(plan);
+        close(live.disk, context);
     }
     // What one that was interrupted had saved may have left a clone that nobody needs.
     let is_tracked = rollback_policy(repository, &request.name).track != Track::None;
@@ -219,6 +201,44 @@ pub fn run_through(
     }
     outcome.proved = outcome.scanned || request.prove;
     Ok(outcome)
+}
+
+/// Ends what was started to write. All is durable by then.
+fn close(disk: Disk, context: &Context) {
+    if let Err(e) = disk.close() {
+        context.warn(WarningId::ImageNotClosed, e);
+    }
+}
+
+/// Opens the live image, and sees that it is what the last snapshot was taken of.
+fn open_live(
+    manifest: &Manifest,
+    head: &Head,
+    place: &ImageUri,
+    request: &RollbackRequest,
+    target: &Snapshot,
+    context: &Context,
+) -> Result<Disk> {
+    let Some(path) = place.file() else {
+        return Disk::open_to_write(place, ImageFormat::RAW, request.read_by(), context);
+    };
+    refuse_link(&request.name, path)?;
+    let file = RawFile::open_to_write(path).map_err(|e| match e.kind() {
+        ErrorKind::NotFound => {
+            let restore = Verb::Restore.of(format!("{}@{}", request.name, target.number));
+            let mut restore = restore.with(Setting::Output, place);
+            if let Some(format) = manifest.format().filter(|f| *f == ImageFormat::QCOW2.qemu()) {
+                restore = restore.with(Setting::Format, format);
+            }
+            e.hint(message!["run ", restore, " to make it anew"])
+        }
+        _ => e,
+    })?;
+    refuse_other(&request.name, head, &file, request.force_device, context)?;
+    let looks = ImageFormat::of(file.file(), file.image_bytes());
+    let format = recorded_format(manifest, looks, place)?;
+    refuse_other_format(format, looks, place)?;
+    Disk::within_to_write(file, format, request.read_by(), context)
 }
 
 /// True if a note is there that was told to have failed. Without one a rollback that has not begun to write

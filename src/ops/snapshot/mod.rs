@@ -18,7 +18,7 @@ use crate::base::message::{Setting, Verb, message};
 use crate::base::uri::Shown;
 use crate::image::{ImageUri, LiveImage};
 use crate::ops::snapshot::find_base::find_base;
-use crate::ops::snapshot::format::with_format;
+use crate::ops::snapshot::format::{is_read_as_before, with_format};
 use crate::ops::snapshot::origin::check_origin;
 use crate::ops::snapshot::plan::PlanInput;
 use crate::ops::snapshot::prepared::prepare;
@@ -149,7 +149,8 @@ fn try_snapshot(
     let request = planned.as_ref().unwrap_or(request);
     let mut prepared = prepare(repository, &manifest, head, request)?;
     let policy = policy_for(repository, &manifest.name, request);
-    let (stat, begun) = (live.stable_stat(), Instant::now());
+    let stat = live.stable_stat().filter(|_| is_read_as_before(&manifest, live));
+    let begun = Instant::now();
     let search = PlanInput { manifest: &manifest, head, stat: stat.as_ref(), request, policy };
     let _tracker = prepared.begin(repository, live, &search, context)?;
     let (taken, _) = prepared.scan_live_or_clone(live, false, context, &mut |_| Ok(()))?;
