@@ -27,7 +27,7 @@ pub use ops::apply::types::{Applied, ApplyRequest, ApplyTarget};
 pub use ops::config::types::Configuration;
 pub use ops::delete::types::Deleted;
 pub use ops::diff::engine::Difference;
-pub use ops::diff::types::DiffSide;
+pub use ops::diff::types::{DiffImage, DiffSide};
 pub use ops::export::types::{ExportOutcome, ExportRequest};
 pub use ops::flatten::types::Flattened;
 pub use ops::import::types::Imported;

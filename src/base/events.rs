@@ -83,6 +83,8 @@ named! {
         NoLease = "no-lease",
         /// Nothing could be locked.
         NoLock = "no-lock",
+        /// What was written may be lost if the server fails: it cannot flush.
+        NotDurable = "not-durable",
         /// A file or device is not the one that it was.
         OtherImage = "other-image",
         /// This host has used other repositories where this one is.

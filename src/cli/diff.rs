@@ -1,13 +1,14 @@
 //! `imgsnap diff`
 
+use super::args::Format;
 use super::printer::Printer;
 use super::{exit, output, repo};
 use imgsnap::base::error::{ErrorKind, Result};
 use imgsnap::base::events::Context;
 use imgsnap::base::uri::Shown;
-use imgsnap::image::ImageUri;
+use imgsnap::image::{ImageUri, ReadBy};
 use imgsnap::ops::diff::engine::MAP_REGIONS;
-use imgsnap::{DiffSide, Difference, Reference, ops};
+use imgsnap::{DiffImage, DiffSide, Difference, Reference, ops};
 use serde_json::json;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -16,8 +17,8 @@ use std::process::ExitCode;
 
 pub fn run(
     place: Option<&Path>,
-    before: &OsStr,
-    after: &OsStr,
+    (before, after): (&OsStr, &OsStr),
+    format: &Format,
     printer: &Printer,
     context: &Context,
 ) -> Result<ExitCode> {
@@ -32,7 +33,7 @@ pub fn run(
         }
         Err(e) => return Err(e),
     };
-    let side = |text| side(repository.is_some(), text);
+    let side = |text| side(repository.is_some(), text, format);
     let (one, other) = (side(before)?, side(after)?);
     let shown = |side| Path::new(side).shown();
     let (before, after) = (shown(before), shown(after));
@@ -62,13 +63,17 @@ pub fn run(
 }
 
 /// What exists as a file is an image.
-fn side(has_repository: bool, text: &OsStr) -> Result<DiffSide> {
+fn side(has_repository: bool, text: &OsStr, format: &Format) -> Result<DiffSide> {
     let path = Path::new(text);
     match text.to_str().map(str::parse::<Reference>) {
         Some(Ok(reference)) if has_repository && !path.exists() => {
             Ok(DiffSide::Snapshot(reference))
         }
-        _ => Ok(DiffSide::Image(ImageUri::parse(path)?)),
+        _ => {
+            let by = ReadBy { via_qemu: format.via_qemu, backing_ok: format.backing_ok };
+            let image = DiffImage::new(ImageUri::parse(path)?).format(format.format).by(by);
+            Ok(DiffSide::Image(image))
+        }
     }
 }
 

@@ -104,7 +104,9 @@ fn dispatch(args: &Args, printer: &Printer, stop: Arc<AtomicBool>) -> Result<Exi
         Command::Snapshot(verb) => snapshot::run(place, verb, printer, &context),
         Command::List { name } => list::list(&open()?, name.as_deref(), printer, &context),
         Command::Show { reference } => list::show(&open()?, reference, printer, &context),
-        Command::Diff { before, after } => diff::run(place, before, after, printer, &context),
+        Command::Diff { before, after, format } => {
+            diff::run(place, (before, after), format, printer, &context)
+        }
         Command::Restore(verb) => restore::run(&open()?, verb, printer, &context),
         Command::Rollback(verb) => {
             rollback::run(&open_for(!verb.dry_run)?, verb, printer, &context)

@@ -23,7 +23,7 @@ pub enum Disk {
 }
 
 /// What may be done to read a disk.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ReadBy {
     /// Start QEMU for a format that is not read natively.
     pub via_qemu: bool,
@@ -129,6 +129,11 @@ impl Disk {
                 Err(Error::new(ErrorKind::Internal, what))
             }
         }
+    }
+
+    /// True if what is written can be made durable: not behind an NBD server that cannot flush.
+    pub fn can_flush(&self) -> bool {
+        !matches!(self, Self::Nbd(disk) if !disk.can_flush())
     }
 
     /// The disk, to be read.

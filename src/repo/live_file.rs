@@ -43,14 +43,17 @@ pub(crate) fn record_live_file(writer: &mut Writer, disk: &Disk, context: &Conte
 }
 
 /// The same of a file or device that is not opened to be read.
-pub(crate) fn record_live_file_at(writer: &mut Writer, path: &Path) -> bool {
+pub(crate) fn record_live_file_at(writer: &mut Writer, path: &Path, context: &Context) -> bool {
     let mut options = OpenOptions::new();
     let opened = options.read(true).custom_flags(libc::O_NONBLOCK).open(path);
     let Some(file) = opened.ok() else { return false };
     let bytes = (&file).seek(SeekFrom::End(0)).unwrap_or(0);
-    let live = LiveIdentity::of(&file, bytes);
+    let now = LiveIdentity::of(&file, bytes);
+    let place = path.shown().to_string();
+    let is_new = || is_replaced(&file, path);
+    let live = decided(&writer.manifest.name, &writer.head, now, &place, is_new, context);
     let is_news = live != writer.head.live;
-    writer.head.live = live.or(writer.head.live.take());
+    writer.head.live = live;
     is_news
 }
 
@@ -82,15 +85,26 @@ pub(crate) fn live_of(
     disk: &Disk,
     context: &Context,
 ) -> Option<LiveIdentity> {
-    let now = disk.identity();
+    let is_new = || disk.container().is_some_and(|file| is_replaced(file.file(), file.path()));
+    decided(name, head, disk.identity(), &disk.name(), is_new, context)
+}
+
+/// The identity that counts from now on. `is_new` tells whether what is there now took the place of what was.
+fn decided(
+    name: &str,
+    head: &Head,
+    now: Option<LiveIdentity>,
+    place: &str,
+    is_new: impl Fn() -> bool,
+    context: &Context,
+) -> Option<LiveIdentity> {
     let (Some(was), Some(is)) = (&head.live, &now) else {
         return now.or(head.live.clone());
     };
     let Some(difference) = was.difference(is) else { return now };
-    if disk.container().is_some_and(|file| !file.is_device() && !may_be_another_file(file)) {
+    if is_new() {
         return now;
     }
-    let place = disk.name();
     let what =
         format!("{place} is not what the last snapshot of \"{name}\" was taken of: {difference}");
     let relink = Verb::Relink.of(name).with(Setting::Image, place);
@@ -98,11 +112,12 @@ pub(crate) fn live_of(
     head.live.clone()
 }
 
-/// True for a file that has other names, in a folder in which somebody else can make one.
-fn may_be_another_file(image: &RawFile) -> bool {
-    let has_names = image.file().metadata().is_ok_and(|meta| meta.nlink() > 1);
-    let folder = Folder::of(image.path()).and_then(|folder| folder.owned());
-    has_names && folder.is_ok_and(|folder| !is_ours(folder.owner) || folder.mode & 0o022 != 0)
+/// True for a file, unless it has other names, in a folder in which somebody else can make one.
+fn is_replaced(file: &File, path: &Path) -> bool {
+    let Ok(meta) = file.metadata() else { return false };
+    let folder = Folder::of(path).and_then(|folder| folder.owned());
+    let is_shared = folder.is_ok_and(|folder| !is_ours(folder.owner) || folder.mode & 0o022 != 0);
+    meta.is_file() && !(meta.nlink() > 1 && is_shared)
 }
 
 /// A live file is known by its real path. A link that is there now leads to something else.
@@ -196,6 +211,15 @@ pub(crate) fn warn_if_unguarded(image: &RawFile, context: &Context) {
     }
 }
 
+/// Where nothing can be flushed, what was written is with the server, and nothing more is known.
+pub(crate) fn warn_if_not_durable(disk: &Disk, context: &Context) {
+    if !disk.can_flush() {
+        let place = disk.name();
+        let what = format!("{place} cannot be told to make what was written durable (no flush)");
+        context.warn(WarningId::NotDurable, what);
+    }
+}
+
 /// True if an image file with this stable stat is, byte for byte, what it was when the head was noted
 /// (DESIGN.md, "When the head is trusted").
 pub(crate) fn is_unchanged_since(head: &Head, stat: Option<&FileStat>) -> bool {
@@ -283,6 +307,12 @@ pub fn refuse_live_file(repository: &Repository, target: &Path, context: &Contex
             Err(Error::new(ErrorKind::InvalidInput, what).hint("choose another name"))
         }
     }
+}
+
+/// True if both lead to one file, device or export, under whatever name.
+pub(crate) fn is_same_image(one: &ImageUri, other: &ImageUri) -> bool {
+    let meta = |image: &ImageUri| image.file().and_then(|path| std::fs::metadata(path).ok());
+    one == other || meta(one).zip(meta(other)).is_some_and(|(one, other)| is_same(&one, &other))
 }
 
 /// The image whose live file or device a path leads to, under whatever name.

@@ -121,6 +121,30 @@ fn two_images_are_compared_without_any_repository() {
 }
 
 #[test]
+fn a_live_image_is_read_as_is_recorded_of_it_and_any_other_as_it_looks() {
+    let (lab, _, mut after) = two_snapshots();
+    after[..8].copy_from_slice(b"QFI\xfb\0\0\0\x03");
+    lab.write("disk.img", &after);
+    lab.write("copy.img", &after);
+    std::os::unix::fs::symlink("disk.img", lab.path("link.img")).unwrap();
+    for image in ["disk.img", "link.img"] {
+        for args in [["diff", "disk@2", image], ["diff", image, "disk@2"]] {
+            let run = lab.run(&[&args[..], &["--json"]].concat()).done();
+            assert!(run.err.contains("is taken as raw, as it was before"), "{args:?}: {}", run.err);
+            assert_eq!(integer(&run.json(), "changed_blocks"), 1, "{args:?}");
+        }
+    }
+    for (before, after) in [("disk@2", "copy.img"), ("old.img", "disk.img")] {
+        let line = lab.run(&["diff", before, after]).failed(DAMAGE);
+        assert!(line.contains("header is malformed"), "{line}");
+        let found = lab.json(&["diff", before, after, "--format", "raw"]);
+        assert_eq!(integer(&found, "before_bytes"), 64 * BLOCK as u64, "{found}");
+    }
+    let line = lab.run(&["diff", "old.img", "disk.img", "--format", "qcow2"]).failed(FAILED);
+    assert!(line.contains("old.img is no qcow2 image"), "{line}");
+}
+
+#[test]
 fn what_is_beyond_the_end_of_the_shorter_one_is_zero() {
     let lab = Lab::new();
     let long = noise(4, 10 * BLOCK + 100);

@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that fails says where")]
 
 use crate::support::{FAILED, KIB, Lab, MIB, disk, integer, noise};
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 
 /// An origin, and a file that was copied from it.
 fn lab() -> (Lab, Vec<u8>) {
@@ -69,4 +71,31 @@ fn what_nothing_tells_to_be_a_snapshot_of_it_needs_force() {
     assert!(line.contains("only files and devices"), "{line}");
     let line = lab.fails(FAILED, &["snapshot", "vm-snap.img", "--of", "gone.img"]);
     assert!(line.contains("gone.img"), "{line}");
+}
+
+#[test]
+fn a_hard_link_that_a_stranger_may_have_made_is_not_the_origin() {
+    let (lab, first) = lab();
+    let shared = lab.path("shared");
+    std::fs::create_dir(&shared).unwrap();
+    std::fs::set_permissions(&shared, Permissions::from_mode(0o777)).unwrap();
+    lab.copy("vm.img", "shared/vm.img");
+    let of = ["snapshot", "vm-snap.img", "--of", "shared/vm.img", "--force"];
+    lab.done(&of);
+    let victim = noise(8, MIB);
+    lab.write("victim", &victim);
+    lab.remove("shared/vm.img");
+    std::fs::hard_link(lab.path("victim"), lab.path("shared/vm.img")).unwrap();
+    let run = lab.run(&of).done();
+    assert!(run.err.contains("it was replaced by another file"), "{}", run.err);
+    assert!(run.err.contains("a rollback is refused until"), "{}", run.err);
+    lab.run(&["rollback", "vm", "--to", "@1"]).failed(FAILED);
+    assert!(lab.read("victim") == victim);
+    // Another file in its place is the live file from now on.
+    lab.remove("shared/vm.img");
+    lab.write("shared/vm.img", &victim);
+    let run = lab.run(&of).done();
+    assert!(!run.err.contains("replaced"), "{}", run.err);
+    lab.done(&["rollback", "vm", "--to", "@1"]);
+    assert!(lab.read("shared/vm.img") == first);
 }

@@ -12,9 +12,9 @@ use imgsnap::repo::host::HostState;
 use imgsnap::repo::retention::{Count, Rules};
 use imgsnap::store::{Disk, DiskFile, Listed, LocalStore, LockGuard, LockKind, OsDisk, Store};
 use imgsnap::{
-    ApplyRequest, ApplyTarget, At, Defaults, DiffSide, ExportRequest, MendSource, ParentChoice,
-    PruneRequest, Repository, RestoreRequest, RestoreTarget, RollbackRequest, SnapshotRequest,
-    Track, VerifyScope, WatchRequest, ops,
+    ApplyRequest, ApplyTarget, At, Defaults, DiffImage, DiffSide, ExportRequest, MendSource,
+    ParentChoice, PruneRequest, Repository, RestoreRequest, RestoreTarget, RollbackRequest,
+    SnapshotRequest, Track, VerifyScope, WatchRequest, ops,
 };
 use std::io;
 use std::path::{Path, PathBuf};
@@ -260,11 +260,12 @@ const VERBS: &[(&str, Verb)] = &[
     }),
     ("diff of a snapshot and an image", |lab, repository, context| {
         let before = DiffSide::Snapshot("vm@2".parse()?);
-        repository.diff(&before, &DiffSide::Image(lab.path("vm").into()), context)?;
+        repository.diff(&before, &DiffSide::Image(DiffImage::new(lab.path("vm"))), context)?;
         Ok(BYTES)
     }),
     ("diff of images", |lab, _, context| {
-        let [one, other] = ["vm", "moved"].map(|name| DiffSide::Image(lab.path(name).into()));
+        let [one, other] =
+            ["vm", "moved"].map(|name| DiffSide::Image(DiffImage::new(lab.path(name))));
         ops::diff::run(None, &one, &other, context)?;
         Ok(2 * BYTES)
     }),

@@ -369,8 +369,11 @@ fn another_disk_under_the_same_path_is_not_rolled_back() {
     // A snapshot of it is taken, and does not make it the one that is rolled back.
     need!(try_tool("losetup", &[&path, &other]));
     let device = Loop { device: path.clone() };
-    lab.run(snapshot).done().says("a rollback is refused until");
-    lab.run(&rollback).fails(1).says("the file of its loop device was");
+    let of = ["snapshot", &before, "--name", "disk", "--of", &path, "--force"];
+    for snapshot in [snapshot, &of[..]] {
+        lab.run(snapshot).done().says("a rollback is refused until");
+        lab.run(&rollback).fails(1).says("the file of its loop device was");
+    }
     device.detach();
     // A file that was renamed is the same.
     let renamed = lab.path("three");

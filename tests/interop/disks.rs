@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that fails says where")]
 
 use crate::kit::*;
+use crate::nbd_fake::{Config, Fake};
 use nix::sys::signal::Signal;
 use std::os::unix::net::UnixStream;
 
@@ -135,6 +136,26 @@ fn each_kind_of_disk_is_taken_restored_and_rolled_back() {
         let path = lab.path("raw-3.img");
         lab.run(&["restore", &format!("{name}@3"), "-o", &path]).done();
         same_disk(("raw", &path), (kind.format, &disk));
+        // What is recorded of it is known of its live file, and nothing of two images.
+        let diff = |one: &str, options: &[&str]| {
+            lab.run(&[&["diff", one, &disk, "--json"], options].concat())
+        };
+        let is_chain = kind.options == ["--backing-ok"];
+        let recorded = if is_chain { kind.options } else { &[] };
+        for (one, options, changed) in [
+            (format!("{name}@1"), recorded, 192 << 10),
+            (format!("{name}@3"), recorded, 0),
+            (raw.clone(), kind.options, 192 << 10),
+            (disk.clone(), kind.options, 0),
+        ] {
+            let found = diff(&one, options).json();
+            assert_eq!(found["changed_bytes"], changed, "{one} {}: {found}", kind.name);
+            assert_eq!(found["after_bytes"], BYTES, "{one} {}: {found}", kind.name);
+        }
+        if !kind.options.is_empty() {
+            let line = failed(diff(&raw, &[]));
+            assert!(line.contains(kind.options[0]), "{}: {line}", kind.name);
+        }
         let back = [&["rollback", name, "--to", "@1", "--json"], kind.options].concat();
         if kind.is_written {
             let done = lab.run(&back).json();
@@ -246,6 +267,72 @@ fn an_export_is_taken_with_its_bitmap_and_rolled_back() {
         (&taken["read_bytes"], &taken["changed_bytes"]),
         (&(64 << 10).into(), &(64 << 10).into())
     );
+}
+
+#[test]
+fn a_server_that_cannot_flush_is_told_of_wherever_it_was_written_to() {
+    let lab = Lab::new();
+    // 4: it can.
+    for flags in [1 | 4 | 64 | 256, 1 | 64 | 256] {
+        let image = noise(5, MIB);
+        let fake = Fake::new(Config { flags, ..Config::default() }, &image);
+        let (uri, name) = (fake.uri().to_string(), format!("vm{flags}"));
+        let reference = format!("{name}@1");
+        let taken = lab.run(&["snapshot", &uri, "--name", &name]).done();
+        assert!(!taken.err.contains("durable"), "nothing is written: {}", taken.err);
+        let target = Fake::new(Config { flags, ..Config::default() }, &noise(6, MIB));
+        let target = target.uri().to_string();
+        let restore = ["restore", &reference, "-o", &target];
+        for args in [
+            &["rollback", &name, "--to", "@1"][..],
+            &[&restore[..], &["--force"]].concat(),
+            &[&restore[..], &["--update"]].concat(),
+        ] {
+            let err = lab.run(args).done().err;
+            let place = if args[0] == "rollback" { &uri } else { &target };
+            let told =
+                format!("{place} cannot be told to make what was written durable (no flush)");
+            assert_eq!(err.contains(&told), flags & 4 == 0, "{args:?}: {err}");
+        }
+    }
+}
+
+#[test]
+fn a_target_that_a_failed_restore_leaves_half_written_is_completed_by_the_same_command() {
+    let lab = Lab::new();
+    let image = lab.path("vm.img");
+    put(&image, 0, &noise(5, 8 * MIB));
+    lab.run(&["snapshot", &image]).done();
+    let delta = format!("{}/{}", lab.path("repo/vm"), lab.named("vm")[0]);
+    let whole = std::fs::read(&delta).unwrap();
+    let fake = Fake::new(Config::default(), &noise(6, 8 * MIB));
+    let mut targets = vec![fake.uri().to_string()];
+    let device = Loop::of_noise(&lab.path("device"), 8 * MIB, 7);
+    match &device {
+        Ok(device) => targets.push(device.device.clone()),
+        Err(why) => skipped("a_target_that_is_half_written", why),
+    }
+    for target in &targets {
+        for more in [&[][..], &["--range", "1048576+7340032"]] {
+            let args = ["restore", "vm@1", "-o", target, "--force"];
+            let args = [&args[..], more, &["--threads", "1"]].concat();
+            // In the last of its frames.
+            let mut damaged = whole.clone();
+            damaged[whole.len() - (256 << 10)] ^= 1;
+            std::fs::write(&delta, damaged).unwrap();
+            let again = args[..args.len() - 2].join(" ");
+            let told = format!("{target} is half written now: run \"imgsnap {again}\" again");
+            lab.run(&args).fails(3).says(&told);
+            std::fs::write(&delta, &whole).unwrap();
+            lab.run(&args).done();
+        }
+        // Nothing was written.
+        let err = lab.run(&["restore", "vm@1", "-o", target]).fails(1).err;
+        assert!(!err.contains("half written"), "{err}");
+    }
+    let part = get(&image, MIB, 7 * MIB);
+    assert!(fake.image().starts_with(&part));
+    device.iter().for_each(|device| assert!(get(&device.device, 0, 7 * MIB) == part));
 }
 
 #[test]

@@ -246,6 +246,31 @@ fn a_file_that_is_cut_off_is_damaged() {
 }
 
 #[test]
+fn a_disk_that_ends_within_a_sector_ends_before_it() {
+    need!(tools(QEMU));
+    let lab = Lab::new();
+    let (path, over) = (lab.path("vm.qcow2"), lab.path("over.qcow2"));
+    let converted = lab.path("converted.img");
+    for size in [MIB, MIB - 1, MIB - 511, MIB - 512, 65 << 10 | 1, 513, 512, 511, 1, 0] {
+        tool("qemu-img", &["create", "-q", "-f", "qcow2", &path, "1M"]);
+        tool("qemu-io", &["-f", "qcow2", "-c", "write -P 5 0 1M", &path]);
+        put(&path, 24, &size.to_be_bytes());
+        let backing = ["-b", &path, "-F", "qcow2", &over, "2M"];
+        tool("qemu-img", &[&["create", "-q", "-f", "qcow2"][..], &backing].concat());
+        for file in [&path, &over] {
+            tool("qemu-img", &["convert", "-f", "qcow2", "-O", "raw", file, &converted]);
+            let wanted = std::fs::read(&converted).unwrap();
+            let _open = no_fork();
+            let read = open(file, true).and_then(|image| read_all(&image, MIB, u64::MAX));
+            match wanted.is_empty() {
+                false => assert!(read.unwrap() == wanted, "{file} of {size}"),
+                true => assert!(read.unwrap_err().to_string().contains("a disk of 0 bytes")),
+            }
+        }
+    }
+}
+
+#[test]
 fn a_running_machine_has_its_disk_for_itself() {
     need!(tools(QEMU));
     let lab = Lab::new();

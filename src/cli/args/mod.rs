@@ -2,7 +2,7 @@
 
 mod images;
 
-pub use images::{Snapshot, Watch};
+pub use images::{Format, Snapshot, Watch};
 
 use super::bench::args::Bench;
 use super::config::args::Config;
@@ -77,6 +77,8 @@ pub enum Command {
         /// Another one
         #[arg(value_name = "REF|IMAGE")]
         after: OsString,
+        #[command(flatten)]
+        format: Format,
     },
     /// Write a snapshot, or a part of it, to a file, a device or stdout
     Restore(Restore),

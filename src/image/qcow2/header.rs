@@ -14,6 +14,7 @@ const MAGIC: [u8; 4] = *b"QFI\xfb";
 /// QEMU reads no longer L1 table.
 const MAX_L1_BYTES: u64 = 32 << 20;
 const MAX_NAME_BYTES: usize = 1023;
+const SECTOR_BYTES: u64 = 512;
 
 /// As all versions have it.
 #[derive(FromBytes, KnownLayout, Immutable, Unaligned)]
@@ -63,7 +64,7 @@ const BITMAPS: u64 = 1;
 pub struct Header {
     /// Log2 of the cluster size in bytes, 9 to 21.
     pub cluster_bits: u32,
-    /// Length of the guest's disk.
+    /// Length of the guest's disk: whole sectors.
     pub disk_bytes: u64,
     /// Where the L1 table is, which lies in the file and covers the disk.
     pub l1_offset: u64,
@@ -169,7 +170,8 @@ impl Header {
             }
         };
         let has_subclusters = features & EXTENDED_L2 != 0;
-        let disk_bytes = fields.disk_bytes.get();
+        // As QEMU has it.
+        let disk_bytes = fields.disk_bytes.get() / SECTOR_BYTES * SECTOR_BYTES;
         let l1_entries = l1_entries(fields, file_bytes, has_subclusters)?;
         let name = |name: &[u8]| PathBuf::from(OsStr::from_bytes(name));
         let data_file = match (features & DATA_FILE != 0, extensions.data_file) {

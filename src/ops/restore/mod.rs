@@ -20,7 +20,7 @@ use crate::image::{
 };
 use crate::repo::Repository;
 use crate::repo::inside::{is_same, refuse_target};
-use crate::repo::live_file::{record_restored_file, warn_if_unguarded};
+use crate::repo::live_file::{record_restored_file, warn_if_not_durable, warn_if_unguarded};
 use crate::repo::session::{Reader, read};
 use crate::view::{Restored, Seed, check_free_space_for, check_range, restore_seeded};
 use std::os::unix::fs::FileTypeExt;
@@ -153,6 +153,13 @@ impl Task<'_> {
         self.request.format.or(self.live_format).unwrap_or(usual)
     }
 
+    /// Onto a disk that is there.
+    fn copy_over(&self, disk: &mut dyn InPlace, bytes: u64, context: &Context) -> Result<Restored> {
+        disk.check_free_space(bytes)?;
+        restore_seeded(self.chain, self.request.range, self.seed, disk, context)
+            .map_err(|e| self.half_written(disk, ImageFormat::RAW, e))
+    }
+
     /// A new file, or one in its place.
     fn to_file(&self, path: &Path, bytes: u64, context: &Context) -> Result<Restored> {
         let Self { repository, request, snapshot, .. } = self;
@@ -230,9 +237,9 @@ impl Task<'_> {
         }
         let disk = Disk::open_to_write(&image, ImageFormat::RAW, ReadBy::default(), context)?;
         let mut target = disk.in_place(&OsMedium)?;
-        target.check_free_space(bytes)?;
-        let restored = self.copy_to(target.as_mut(), context)?;
+        let restored = self.copy_over(target.as_mut(), bytes, context)?;
         drop(target);
+        warn_if_not_durable(&disk, context);
         Ok((restored, disk.source().image_bytes()))
     }
 
@@ -249,9 +256,10 @@ impl Task<'_> {
         let device = RawFile::open_to_write(path)?;
         warn_if_unguarded(&device, context);
         let mut target = RawInPlace::new(&device);
-        target.check_free_space(bytes)?;
-        let restored = self.copy_to(&mut target, context)?;
-        device.check_alone(Intent::Read)?;
+        let restored = self.copy_over(&mut target, bytes, context)?;
+        device
+            .check_alone(Intent::Read)
+            .map_err(|e| self.half_written(&target, ImageFormat::RAW, e))?;
         Ok((restored, device.image_bytes()))
     }
 }

@@ -1,8 +1,11 @@
 //! What is to be restored, found and checked, and what becomes of it.
 
 use super::types::{RestoreRequest, UpdateOutcome};
+use crate::base::error::Error;
 use crate::base::events::Context;
+use crate::base::message::{Setting, Verb, message};
 use crate::chain::Chain;
+use crate::image::write::InPlace;
 use crate::image::{FileStat, ImageFormat, LiveIdentity};
 use crate::repo::Repository;
 use crate::repo::manifest::Snapshot;
@@ -56,6 +59,38 @@ impl Task<'_> {
         if let Err(e) = noted {
             context.note(e);
         }
+    }
+
+    /// An error that says so if anything was written to a target that was there.
+    pub fn half_written(&self, disk: &dyn InPlace, format: ImageFormat, error: Error) -> Error {
+        if !disk.is_begun() {
+            return error;
+        }
+        let request = self.request;
+        let mut again = Verb::Restore.of(self.reference()).with(Setting::Output, disk.name());
+        for (setting, is_set) in [
+            (Setting::Update, request.update),
+            (Setting::Force, request.force),
+            (Setting::AcceptUnread, request.accept_unread),
+            (Setting::BackingOk, request.backing_ok),
+        ] {
+            if is_set {
+                again = again.with(setting, "");
+            }
+        }
+        if let Some(range) = request.range {
+            again = again.with(Setting::Range, format!("{}+{}", range.offset, range.bytes));
+        }
+        // What it looks like now is no guide.
+        let found = Some(format).filter(|format| request.update && !format.is_raw());
+        if let Some(format) = request.format.or(found) {
+            again = again.with(Setting::Format, format.qemu());
+        }
+        error.hint(message![
+            format!("{} is half written now: run ", disk.name()),
+            again,
+            " again to complete it"
+        ])
     }
 
     /// Another snapshot of the same image, as users name it.

@@ -13,7 +13,9 @@ use crate::chain::Chain;
 use crate::image::write::{InPlace, OsMedium};
 use crate::image::{Disk, ImageFormat, ImageUri, Intent, RawFile, ReadBy, Source, Unguarded};
 use crate::repo::inside::refuse_target;
-use crate::repo::live_file::{live_image_at, name_of_source, warn_if_unguarded};
+use crate::repo::live_file::{
+    live_image_at, name_of_source, warn_if_not_durable, warn_if_unguarded,
+};
 use crate::repo::restored::RestoredNote;
 use crate::repo::session::Reader;
 use crate::view::update::{DiffSource, Update, Updated, whole};
@@ -98,6 +100,7 @@ impl Task<'_> {
         {
             self.note_restored(raw.path(), identity, stat, context);
         }
+        warn_if_not_durable(&target, context);
         Ok(done)
     }
 
@@ -123,7 +126,8 @@ impl Task<'_> {
         if let Some(format) = self.request.format {
             return Ok(format);
         }
-        let file = Unguarded::open(path)?;
+        // Why it cannot be opened is said by who opens it to write.
+        let Ok(file) = Unguarded::open(path) else { return Ok(ImageFormat::RAW) };
         if ImageFormat::within(&file) != ImageFormat::QCOW2 {
             return Ok(ImageFormat::RAW);
         }
@@ -227,31 +231,5 @@ impl Task<'_> {
             Setting::Force,
             " to write over it all the same"
         ]))
-    }
-
-    /// An error that says so if anything was written.
-    fn half_written(&self, disk: &dyn InPlace, format: ImageFormat, error: Error) -> Error {
-        if !disk.is_begun() {
-            return error;
-        }
-        let mut again = Verb::Restore.of(self.reference());
-        again = again.with(Setting::Output, disk.name()).with(Setting::Update, "");
-        // What it looks like now is no guide.
-        if self.request.format.is_some() || !format.is_raw() {
-            again = again.with(Setting::Format, format.qemu());
-        }
-        let set = [
-            (Setting::BackingOk, self.request.backing_ok),
-            (Setting::Force, self.request.force),
-            (Setting::AcceptUnread, self.request.accept_unread),
-        ];
-        for (setting, _) in set.into_iter().filter(|(_, is_set)| *is_set) {
-            again = again.with(setting, "");
-        }
-        error.hint(message![
-            format!("{} is half written now: run ", disk.name()),
-            again,
-            " again to complete it"
-        ])
     }
 }

@@ -35,7 +35,7 @@ use crate::repo::host::Unwritten;
 use crate::repo::inside::{refuse_base_image, refuse_base_image_or_warn, refuse_inside};
 use crate::repo::live_file::{
     is_unchanged_since, record_head, record_live_file, refuse_link, refuse_other, source_of,
-    warn_if_unguarded,
+    warn_if_not_durable, warn_if_unguarded,
 };
 use crate::repo::manifest::{Manifest, Rollback, Snapshot, changed_meanwhile};
 use crate::repo::policy::SnapshotPolicy;
@@ -326,7 +326,9 @@ fn end_rollback(
         let what = format!("{}: all was written, but not that the rollback is done", disk.name());
         let again = Verb::Rollback.of(&writer.manifest.name).asking(Setting::To);
         e.at(what).or_hint(message!["run ", again, " again"])
-    })
+    })?;
+    warn_if_not_durable(disk, context);
+    Ok(())
 }
 
 /// The image's tracking policy, except that a rollback does not fail because no clone can be made.

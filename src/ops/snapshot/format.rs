@@ -9,41 +9,62 @@ use crate::ops::snapshot::types::SnapshotRequest;
 use crate::repo::manifest::Manifest;
 use std::fmt::Display;
 
-/// The disk in an image that is open.
+/// The disk in an image of which a snapshot is to be taken.
 ///
 /// # Errors
-/// `Unsupported` for a format that is not read; `Mismatch` if the image has not the format that is recorded,
-/// or if none is, and it does not look raw; `Busy` if it is in use and cannot be cloned as it is.
+/// As of [`in_format_of`].
 pub(crate) fn with_format(
     live: LiveImage,
     manifest: &Manifest,
     request: &SnapshotRequest,
     context: &Context,
 ) -> Result<LiveImage> {
+    in_format_of(live, Some(manifest), request.format, request.read_by(), context)
+}
+
+/// The disk in an image that is open: in the format that was asked for, or else as is recorded in the manifest,
+/// or else as its magic says.
+///
+/// # Errors
+/// `Unsupported` for a format that is not read, or for a first snapshot of what looks like one; `Mismatch` if
+/// the image has not the format that was asked for or is recorded; `Busy` if it is in use and cannot be cloned as it is.
+pub(crate) fn in_format_of(
+    live: LiveImage,
+    manifest: Option<&Manifest>,
+    format: Option<ImageFormat>,
+    by: ReadBy,
+    context: &Context,
+) -> Result<LiveImage> {
     let looks = match live.disk.container() {
         Some(file) => ImageFormat::of(file.file(), file.image_bytes()),
         None => ImageFormat::within(live.disk.source()),
     };
-    let is_first = manifest.stored().is_empty();
+    let manifest = manifest.filter(|manifest| !manifest.stored().is_empty());
     let place = live.disk.name();
-    let format = match (request.format, is_first) {
+    let asked = format;
+    let format = match (asked, manifest) {
         (Some(format), _) => format,
-        (None, true) => looks,
-        (None, false) => recorded_format(manifest, looks, &place)?,
+        (None, None) => looks,
+        (None, Some(manifest)) => recorded_format(manifest, looks, &place)?,
     };
     if format.is_raw() {
-        if !looks.is_raw() && !is_first {
-            let how = if request.format.is_some() { "you asked" } else { "it was before" };
+        if !looks.is_raw() && manifest.is_some() {
+            let how = if asked.is_some() { "you asked" } else { "it was before" };
             let what =
                 format!("{place} looks like a {looks} image now; it is taken as raw, as {how}");
             context.warn(WarningId::LooksForeign, what);
         }
         return Ok(live);
     }
+    if looks != format && asked.is_some() {
+        let what = format!("{place} is no {format} image");
+        let hint = message!["it looks like ", Setting::Format.to(looks.qemu())];
+        return Err(Error::new(ErrorKind::Mismatch, what).hint(hint));
+    }
     refuse_other_format(format, looks, &place)?;
     // It was said at the first.
-    let via_qemu = request.via_qemu || (!is_first && manifest.format() == Some(format.qemu()));
-    live.in_format(format, ReadBy { via_qemu, ..request.read_by() }, context)
+    let via_qemu = by.via_qemu || manifest.is_some_and(|m| m.format() == Some(format.qemu()));
+    live.in_format(format, ReadBy { via_qemu, ..by }, context)
 }
 
 /// True if an image is read as it was at its last snapshot.

@@ -161,7 +161,7 @@ fn note_live_file(
 ) -> bool {
     match request.of.as_ref().and_then(ImageUri::file) {
         None => record_live_file(writer, &live.disk, context),
-        Some(origin) => record_live_file_at(writer, origin),
+        Some(origin) => record_live_file_at(writer, origin, context),
     }
 }
 
