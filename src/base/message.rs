@@ -54,6 +54,8 @@ named! {
         BaseImage = "base_image",
         /// The snapshot of another image that a chain begins from.
         BaseOf = "base_of",
+        /// A dirty bitmap that tells what changed.
+        Bitmap = "bitmap",
         /// The unit of comparison.
         BlockSize = "block_size",
         /// A list of changes.

@@ -123,7 +123,7 @@ impl Disk {
         match self {
             Self::Raw(image) => Ok(Box::new(RawInPlace::through(image, medium))),
             Self::Nbd(disk) => Ok(Box::new(NbdInPlace::new(disk))),
-            Self::ThroughQemu(disk) => Ok(Box::new(NbdInPlace::new(disk.disk()))),
+            Self::ThroughQemu(disk) => Ok(Box::new(NbdInPlace::of_image(disk.disk()))),
             Self::Qcow2(image) => {
                 let what = format!("{} was opened to be read", image.name());
                 Err(Error::new(ErrorKind::Internal, what))

@@ -150,6 +150,23 @@ fn a_range_beyond_the_end_is_refused_before_anything_is_made() {
 }
 
 #[test]
+fn only_a_new_qcow2_is_compressed() {
+    let (lab, _) = Lab::with_snapshots(1);
+    for more in [
+        &["-o", "new.raw"][..],
+        &["-o", "new.qcow2", "--format", "raw"],
+        &["-o", "-"],
+        &["-o", "nbd+unix:///vm?socket=none", "--force"],
+    ] {
+        let args = [&["restore", "disk@1", "--compress", "zstd"], more].concat();
+        let line = lab.fails(FAILED, &args);
+        assert!(line.contains("only a new qcow2 image can be compressed"), "{more:?}: {line}");
+    }
+    lab.done(&["restore", "disk@1", "--compress", "zstd", "-o", "new.img", "--format", "qcow2"]);
+    assert!(lab.read("new.img").starts_with(b"QFI\xfb"));
+}
+
+#[test]
 fn a_target_that_exists_is_left_alone() {
     let (lab, _) = Lab::with_snapshots(1);
     lab.write("mine", b"not yours");

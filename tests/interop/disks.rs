@@ -262,11 +262,24 @@ fn an_export_is_taken_with_its_bitmap_and_rolled_back() {
     tool("qemu-img", &["bitmap", "--clear", &disk, "since1"]);
     qemu_io("qcow2", &disk, &["write -P 5 3M 64k"]);
     let more = ["--bitmap", "since1", "--since", "@1", "--recheck", "0"];
+    let line = failed(lab.run(&[&args[..4], &more, &["--full"]].concat()));
+    assert!(line.contains("no bitmap goes with it; leave --bitmap out"), "{line}");
     let taken = lab.run(&[&args[..], &more].concat()).json();
     assert_eq!(
         (&taken["read_bytes"], &taken["changed_bytes"]),
         (&(64 << 10).into(), &(64 << 10).into())
     );
+}
+
+#[test]
+fn of_an_export_it_is_not_known_how_consistent_it_is_whatever_it_stands_for() {
+    let lab = Lab::new();
+    let image = lab.path("vm.img");
+    make(&image, MIB);
+    put(&image, 0, &noise(5, MIB));
+    let fake = Fake::new(Config::default(), &noise(5, MIB));
+    let taken = lab.run(&["snapshot", &fake.uri().to_string(), "--of", &image, "--json"]).json();
+    assert_eq!((&taken["name"], &taken["consistency"]), (&"vm".into(), &"unknown".into()));
 }
 
 #[test]
@@ -301,6 +314,7 @@ fn a_server_that_cannot_flush_is_told_of_wherever_it_was_written_to() {
 fn a_target_that_a_failed_restore_leaves_half_written_is_completed_by_the_same_command() {
     let lab = Lab::new();
     let image = lab.path("vm.img");
+    make(&image, 8 * MIB);
     put(&image, 0, &noise(5, 8 * MIB));
     lab.run(&["snapshot", &image]).done();
     let delta = format!("{}/{}", lab.path("repo/vm"), lab.named("vm")[0]);
@@ -387,6 +401,16 @@ fn a_snapshot_is_restored_to_each_kind_of_target() {
         lab.run(&[&["restore", "vm@1"], args].concat()).fails(1);
         assert!(!std::path::Path::new(&lab.path("x.vmdk")).exists());
     }
+    let small = lab.path("small.qcow2");
+    tool("qemu-img", &["create", "-q", "-f", "qcow2", &small, "1M"]);
+    let update = ["restore", "vm@1", "-o", &small, "--update", "--force"];
+    let line = failed(lab.run(&update));
+    assert!(line.contains("has 1048576 bytes") && line.contains("use a larger image"), "{line}");
+    // Somebody reads it: QEMU does not write to it.
+    let reader = Export::of(&lab, "qcow2", &small, &["-r"]);
+    let line = lab.run(&update).fails(4).err;
+    assert!(line.contains("small.qcow2 is in use: ") && !line.contains('{'), "{line}");
+    reader.end();
     // An export that holds nothing of it.
     let disk = lab.path("empty.img");
     make(&disk, BYTES + MIB);

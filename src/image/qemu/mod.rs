@@ -75,7 +75,7 @@ impl QemuExport {
         command.arg("--socket").arg(place.socket()).arg(&node);
         let (files, names) = opened.into_parts();
         let mut names = shown(names);
-        // Before the names, which are in it, too.
+        // What it was given stands before what it says, and has the names in it, too.
         names.insert(0, (format!("Failed to blk_new_open '{node}': "), String::new()));
         let server = Server { program: "qemu-nbd", image: image.path.shown().to_string(), names };
         // Nothing can be lost by one that reads.
@@ -101,12 +101,14 @@ impl QemuExport {
         let export = json!({
             "type": "nbd", "id": EXPORT, "node-name": EXPORT, "name": EXPORT, "writable": true,
         });
+        let node = node.to_string();
         let mut command = Command::new("qemu-storage-daemon");
-        command.arg("--blockdev").arg(node.to_string());
+        command.arg("--blockdev").arg(&node);
         command.arg("--nbd-server").arg(listen.to_string());
         command.arg("--export").arg(export.to_string());
         let (files, names) = opened.into_parts();
-        let (program, names) = ("qemu-storage-daemon", shown(names));
+        let (program, mut names) = ("qemu-storage-daemon", shown(names));
+        names.insert(0, (format!("--blockdev {node}: "), String::new()));
         let server = Server { program, image: image.path.shown().to_string(), names };
         // It writes its tables before it ends: after SIGKILL clusters would be lost to the file.
         let started = Process::start(command, files, Signal::SIGTERM);
@@ -215,7 +217,8 @@ impl Server {
         let (program, image) = (self.program, &self.image);
         let said = self.said(process);
         let all = process.said();
-        if all.contains("Failed to get") && all.contains("lock") {
+        let is_locked = all.contains("Failed to get ") && all.contains("\" lock");
+        if is_locked || all.contains("Failed to lock ") {
             let hint: Message =
                 message!["shut the virtual machine down, or close the file, and ", Action::Retry];
             return Error::new(ErrorKind::Busy, format!("{image} is in use: {said}")).hint(hint);

@@ -17,8 +17,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, sleep};
 use std::time::{Duration, Instant};
 
-/// How much is kept of what it says, the last of it.
-const MOST_SAID: usize = 8 << 10;
+/// How much is kept of what it says, the last of it: QEMU repeats what it was given, a whole chain.
+const MOST_SAID: usize = 64 << 10;
 /// How often it is asked whether it still runs.
 const STEP: Duration = Duration::from_millis(5);
 /// How long it may take to end in good order.

@@ -12,6 +12,8 @@ use crate::image::write::{InPlace, Target, ZEROS};
 /// ([`NbdDisk::can_flush`]).
 pub struct NbdInPlace<'a> {
     disk: &'a NbdDisk,
+    /// What users know it as.
+    kind: &'static str,
     is_begun: bool,
     written_bytes: u64,
 }
@@ -19,7 +21,12 @@ pub struct NbdInPlace<'a> {
 impl<'a> NbdInPlace<'a> {
     /// Writes to an export that was opened to be written.
     pub fn new(disk: &'a NbdDisk) -> Self {
-        Self { disk, is_begun: false, written_bytes: 0 }
+        Self { disk, kind: "export", is_begun: false, written_bytes: 0 }
+    }
+
+    /// The same where the export is our own, of an image file.
+    pub fn of_image(disk: &'a NbdDisk) -> Self {
+        Self { kind: "image", ..Self::new(disk) }
     }
 
     /// Has `change` put a few bytes into the unit of the server at `start`, which is read before.
@@ -125,13 +132,14 @@ impl InPlace for NbdInPlace<'_> {
                 self.disk.name(),
                 self.disk.image_bytes()
             );
-            return Err(Error::new(ErrorKind::InvalidInput, what).hint("use a larger export"));
+            let hint = format!("use a larger {}", self.kind);
+            return Err(Error::new(ErrorKind::InvalidInput, what).hint(hint));
         }
         Ok(())
     }
 
     fn set_length(&mut self, _: u64) -> Result<()> {
-        let what = format!("{}: the length of an export cannot be changed", self.disk.name());
+        let what = format!("{}: its length cannot be changed", self.disk.name());
         Err(Error::new(ErrorKind::Unsupported, what))
     }
 

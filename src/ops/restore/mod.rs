@@ -88,9 +88,15 @@ fn check_request(request: &RestoreRequest, target: &RestoreTarget<'_>) -> Result
             .hint("restore to a raw or qcow2 image, and convert that"));
     }
     let is_qcow2 = request.format == Some(ImageFormat::QCOW2);
+    let is_compressed = request.cluster_compression.is_some();
+    let is_new_qcow2 = matches!(target, RestoreTarget::Path(path)
+        if is_file && new_format(request, path) == ImageFormat::QCOW2);
     let what = match request.update {
         true if !is_disk => "only a file, a device or an export can be updated",
         _ if is_qcow2 && !is_file => "only a file can be a qcow2 image",
+        is_update if is_compressed && (is_update || !is_new_qcow2) => {
+            "only a new qcow2 image can be compressed"
+        }
         true if request.range.is_some() => "a part of an image cannot be updated, only all of it",
         false if request.trust_target => "only the target of an update can be trusted",
         _ => return Ok(()),

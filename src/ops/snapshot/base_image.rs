@@ -71,12 +71,11 @@ fn stage_base_image(
             .hint(message!["begin a new chain on the base image with ", Setting::Full]));
     }
     if request.changed.is_some() {
-        let what = format!("{} begins a chain: no list tells since when", path.shown());
-        return Err(Error::new(ErrorKind::InvalidInput, what).hint(message![
-            "leave ",
-            Setting::Changed,
-            " out"
-        ]));
+        let (told, setting) = request.told_by();
+        let what = format!("{} begins a chain: no {told} tells since when", path.shown());
+        return Err(
+            Error::new(ErrorKind::InvalidInput, what).hint(message!["leave ", setting, " out"])
+        );
     }
     // What would be refused later leaves nothing behind.
     prepare(

@@ -74,8 +74,9 @@ pub(crate) fn planned(
         return Err(refuse(what).hint(message!["begin another chain with ", Setting::Full]));
     }
     if request.changed.is_some() {
-        let what = format!("{place} is of another image: no list tells what changed since");
-        return Err(refuse(what).hint(message!["leave ", Setting::Changed, " out"]));
+        let (told, setting) = request.told_by();
+        let what = format!("{place} is of another image: no {told} tells what changed since");
+        return Err(refuse(what).hint(message!["leave ", setting, " out"]));
     }
     Ok(SnapshotRequest {
         parent: ParentChoice::Full,

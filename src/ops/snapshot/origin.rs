@@ -9,14 +9,23 @@ use crate::base::uri::Shown;
 use crate::image::{LiveImage, RawFile, Source};
 use crate::tracking::{ChangeHints, MapDifferences, TimeSpent, has_physical_addresses};
 use std::fs::{File, OpenOptions};
+use std::io::Read;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::thread::{Builder, sleep};
+use std::time::{Duration, Instant};
 
 /// Blocks that are compared, and places where they are looked for: many are zeros in both.
 const SAMPLES: u64 = 64;
 const PLACES: u64 = 1024;
 const SAMPLE_BYTES: u64 = 4096;
+/// How long LVM may take to answer: it waits for devices, and for its locks.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How often it is asked whether it has.
+const STEP: Duration = Duration::from_millis(5);
+/// An answer is a line.
+const MOST_PRINTED: usize = 4096;
 
 /// Fails unless something tells that `live` is a snapshot of `origin`.
 ///
@@ -41,7 +50,8 @@ pub(crate) fn check_origin(
             " out"
         ]));
     }
-    if let Some(proof) = container.and_then(|container| told(container, origin, &file)) {
+    let proof = container.map(|container| told(container, origin, &file, context)).transpose()?;
+    if let Some(proof) = proof.flatten() {
         context.note(format!("{place} is a snapshot of {of}: {proof}"));
         return Ok(());
     }
@@ -67,14 +77,20 @@ fn is_same(one: &File, other: &File) -> bool {
 }
 
 /// Who tells that one is a snapshot of the other, besides their content.
-fn told(snapshot: &RawFile, origin: &Path, file: &File) -> Option<&'static str> {
+fn told(
+    snapshot: &RawFile,
+    origin: &Path,
+    file: &File,
+    context: &Context,
+) -> Result<Option<&'static str>> {
     if zfs_tells(snapshot.path(), origin) {
-        return Some("the name of the ZFS volume says so");
+        return Ok(Some("the name of the ZFS volume says so"));
     }
-    if lvm_tells(snapshot, origin) {
-        return Some("LVM says so");
+    if lvm_tells(snapshot, origin, context)? {
+        return Ok(Some("LVM says so"));
     }
-    (!snapshot.is_device() && shares_extents(snapshot, file)).then_some("they share extents")
+    let shares = !snapshot.is_device() && shares_extents(snapshot, file);
+    Ok(shares.then_some("they share extents"))
 }
 
 /// A snapshot of a ZFS volume is called as the volume, `@`, and a name of its own.
@@ -87,21 +103,57 @@ fn zfs_tells(snapshot: &Path, origin: &Path) -> bool {
 }
 
 /// Asks LVM for the origin of a logical volume.
-fn lvm_tells(snapshot: &RawFile, origin: &Path) -> bool {
+fn lvm_tells(snapshot: &RawFile, origin: &Path, context: &Context) -> Result<bool> {
     let is_volume = snapshot.is_device() && snapshot.is_mapped_by("LVM-");
     if !is_volume {
-        return false;
+        return Ok(false);
     }
-    let origin_of = lvs(snapshot.path(), "vg_name,origin");
-    origin_of.is_some() && origin_of == lvs(origin, "vg_name,lv_name")
+    let origin_of = lvs(snapshot.path(), "vg_name,origin", context)?;
+    Ok(origin_of.is_some() && origin_of == lvs(origin, "vg_name,lv_name", context)?)
 }
 
-/// Two fields of a logical volume; none if one of them is empty.
-fn lvs(device: &Path, fields: &str) -> Option<(String, String)> {
+/// Two fields of a logical volume; none if one of them is empty, or LVM does not answer.
+fn lvs(device: &Path, fields: &str, context: &Context) -> Result<Option<(String, String)>> {
     let mut command = Command::new("lvs");
     command.args(["--noheadings", "--separator", "/", "-o", fields, "--"]).arg(device);
-    let output = command.env("LVM_SUPPRESS_FD_WARNINGS", "1").output().ok()?;
-    output.status.success().then(|| two_fields(&output.stdout)).flatten()
+    command.env("LVM_SUPPRESS_FD_WARNINGS", "1");
+    let line = first_line(command, PATIENCE, context)?;
+    Ok(line.and_then(|line| two_fields(&line)))
+}
+
+/// The few bytes that a program prints; none if it fails, or does not end in time: then it is killed.
+///
+/// # Errors
+/// `Interrupted`.
+fn first_line(
+    mut command: Command,
+    patience: Duration,
+    context: &Context,
+) -> Result<Option<Vec<u8>>> {
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let Ok(mut child) = command.spawn() else { return Ok(None) };
+    let begun = Instant::now();
+    let outcome = loop {
+        match child.try_wait() {
+            Ok(Some(status)) => break Ok(status.success()),
+            Ok(None) if begun.elapsed() < patience => {}
+            _ => break Ok(false),
+        }
+        if let Err(e) = context.check() {
+            break Err(e);
+        }
+        sleep(STEP);
+    };
+    let mut line = vec![0; MOST_PRINTED];
+    let count = match (&outcome, &mut child.stdout) {
+        (Ok(true), Some(stdout)) => stdout.read(&mut line).unwrap_or(0),
+        _ => 0,
+    };
+    line.truncate(count);
+    best_effort(child.kill());
+    // One that waits for a device cannot be killed, and must not be waited for.
+    best_effort(Builder::new().spawn(move || child.wait()));
+    Ok(outcome?.then_some(line))
 }
 
 fn two_fields(output: &[u8]) -> Option<(String, String)> {
@@ -172,6 +224,39 @@ fn sample(snapshot: &dyn Source, origin: &File, context: &Context) -> Result<(u6
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::events::{Event, Observer};
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicBool;
+
+    struct Nobody;
+
+    impl Observer for Nobody {
+        fn observe(&self, _: Event) {}
+    }
+
+    #[test]
+    fn a_program_that_does_not_answer_is_not_waited_for() {
+        let run = |script: &str, context: &Context, patience| {
+            let mut command = Command::new("sh");
+            command.args(["-c", script]);
+            first_line(command, patience, context)
+        };
+        let (silent, soon) = (Context::silent(), Duration::from_millis(50));
+        for (script, printed) in [
+            ("echo vg/vm", Some(&b"vg/vm\n"[..])),
+            ("exec sleep 1000", None),
+            ("echo vg/vm; exec sleep 1000", None),
+            ("echo vg/vm; exit 5", None),
+            ("kill -9 $$", None),
+        ] {
+            let patience = if script.contains("sleep") { soon } else { PATIENCE };
+            assert_eq!(run(script, &silent, patience).unwrap().as_deref(), printed, "{script}");
+        }
+        assert!(first_line(Command::new("/no/lvs"), soon, &silent).unwrap().is_none());
+        let stopped = Context::new(Arc::new(Nobody), Arc::new(AtomicBool::new(true)));
+        let stopped = run("exec sleep 1000", &stopped, PATIENCE * 60);
+        assert_eq!(stopped.unwrap_err().kind(), ErrorKind::Interrupted);
+    }
 
     #[test]
     fn volume_managers_tell_of_what_a_volume_is_a_snapshot() {

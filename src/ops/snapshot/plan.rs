@@ -163,11 +163,11 @@ pub(crate) fn plan_scan<'a>(
         _ => Box::new(file),
     };
     let mut point = tracker.begin(since, context)?;
-    if request.of.is_some() {
+    if matches!(live.disk, Disk::Nbd(_)) {
+        point.consistency = Consistency::Unknown;
+    } else if request.of.is_some() {
         // A snapshot of it was made while it was in use, for all that is known.
         point.consistency = Consistency::Crash;
-    } else if matches!(live.disk, Disk::Nbd(_)) {
-        point.consistency = Consistency::Unknown;
     }
     if let KnownChanges::Unknown(why) = &mut point.changes {
         match must_read {
@@ -245,27 +245,23 @@ fn listed(
         GivenChanges::Bitmap(name) => (ChangeList::of(live.disk.bitmap(name)?), HintKind::Bitmap),
     };
     list.check_length(live.disk.source().image_bytes(), since.image_bytes)?;
-    let name = &manifest.name;
+    let (name, (told, setting)) = (&manifest.name, request.told_by());
     let Some(parent) = against else {
-        let what = format!("a new base of \"{name}\" rests on no snapshot: no list goes with it");
-        return Err(Error::new(ErrorKind::Mismatch, what).hint(message![
-            "leave ",
-            Setting::Changed,
-            " out"
-        ]));
+        let what = format!("a new base of \"{name}\" rests on no snapshot: no {told} goes with it");
+        return Err(Error::new(ErrorKind::Mismatch, what).hint(message!["leave ", setting, " out"]));
     };
     let lineage = manifest.lineage(id_of(parent))?;
     if lineage.iter().all(|s| s.id != since.id) {
         let number = parent.tip().footer().number;
         let what = format!(
-            "{name}@{} is no ancestor of the parent {name}@{number}: the list says nothing of it",
+            "{name}@{} is no ancestor of the parent {name}@{number}: the {told} says nothing of it",
             since.number
         );
         return Err(Error::new(ErrorKind::Mismatch, what).hint(message![
             "name an ancestor with ",
             Setting::Since,
             ", or leave ",
-            Setting::Changed,
+            setting,
             " out",
         ]));
     }

@@ -100,6 +100,14 @@ impl SnapshotRequest {
         }
     }
 
+    /// What tells what changed, and what it was given by.
+    pub(crate) fn told_by(&self) -> (&'static str, Setting) {
+        match self.bitmap() {
+            Some(_) => ("bitmap", Setting::Bitmap),
+            None => ("list", Setting::Changed),
+        }
+    }
+
     /// How its disk may be read.
     pub(crate) fn read_by(&self) -> ReadBy {
         ReadBy { via_qemu: self.via_qemu, backing_ok: self.backing_ok }
