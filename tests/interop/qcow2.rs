@@ -204,7 +204,7 @@ fn a_disk_whose_data_is_in_another_file_is_read_if_that_is_allowed() {
     tool("qemu-io", &[&["-f", "qcow2"], &commands[..], &[&path]].concat());
     tool("qemu-img", &["convert", "-f", "qcow2", "-O", "raw", &path, &raw]);
     let expected = std::fs::read(&raw).unwrap();
-    let _open = no_fork();
+    let guard = no_fork();
     let error = open(&path, false).err().unwrap();
     assert!(
         error.to_string().contains("depends on a data file that its header names: "),
@@ -214,6 +214,7 @@ fn a_disk_whose_data_is_in_another_file_is_read_if_that_is_allowed() {
     assert!(image.has_backing());
     assert!(read_all(&image, MIB, u64::MAX).unwrap() == expected);
     // Whoever writes to it changes the disk.
+    drop(guard);
     put(&data, 0, b"x");
     assert_eq!(image.check_at_end().unwrap_err().kind(), ErrorKind::Busy);
 }
@@ -285,9 +286,10 @@ fn a_running_machine_has_its_disk_for_itself() {
         assert_eq!(busy.kind(), ErrorKind::Busy, "{busy}");
     }
     drop(writer);
-    let _open = no_fork();
+    let guard = no_fork();
     let image = open(&path, true).unwrap();
     image.check().unwrap();
+    drop(guard);
     put(&base, 100, b"x");
     assert_eq!(image.check_at_end().unwrap_err().kind(), ErrorKind::Busy);
 }
