@@ -78,6 +78,8 @@ pub fn run(
     Ok(RestoreOutcome { snapshot, restored, unread, untouched_bytes, update })
 }
 
+const ONLY_QCOW2: &str = "only a new qcow2 image can be compressed";
+
 /// Fails for what does not go together.
 fn check_request(request: &RestoreRequest, target: &RestoreTarget<'_>) -> Result<()> {
     let is_disk = !matches!(target, RestoreTarget::Target(_));
@@ -89,14 +91,10 @@ fn check_request(request: &RestoreRequest, target: &RestoreTarget<'_>) -> Result
     }
     let is_qcow2 = request.format == Some(ImageFormat::QCOW2);
     let is_compressed = request.cluster_compression.is_some();
-    let is_new_qcow2 = matches!(target, RestoreTarget::Path(path)
-        if is_file && new_format(request, path) == ImageFormat::QCOW2);
     let what = match request.update {
         true if !is_disk => "only a file, a device or an export can be updated",
         _ if is_qcow2 && !is_file => "only a file can be a qcow2 image",
-        is_update if is_compressed && (is_update || !is_new_qcow2) => {
-            "only a new qcow2 image can be compressed"
-        }
+        is_update if is_compressed && (is_update || !is_file) => ONLY_QCOW2,
         true if request.range.is_some() => "a part of an image cannot be updated, only all of it",
         false if request.trust_target => "only the target of an update can be trusted",
         _ => return Ok(()),
@@ -174,6 +172,9 @@ impl Task<'_> {
         let attributes = snapshot.attributes.clone().filter(|_| request.range.is_none());
         if self.new_format(path) == ImageFormat::QCOW2 {
             return self.to_qcow2(path, bytes, attributes, context);
+        }
+        if request.cluster_compression.is_some() {
+            return Err(Error::new(ErrorKind::InvalidInput, ONLY_QCOW2));
         }
         let target = NewFile::create(path, bytes, request.force)?;
         let mut target = target.with_attributes(attributes).held();

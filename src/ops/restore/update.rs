@@ -167,7 +167,7 @@ impl Task<'_> {
         target: Option<&RawFile>,
         reader: &Reader,
     ) -> std::result::Result<(Chain, u64), Message> {
-        let (note, target) = note.zip(target).ok_or("it is no raw file")?;
+        let (note, target) = note.zip(target).ok_or("it is no raw file, or a device")?;
         let id = note.snapshot(target, self.image_id)?;
         let snapshot = reader.manifest().by_id(id);
         let snapshot = snapshot.ok_or("the snapshot that it was restored from has been dropped")?;
