@@ -85,7 +85,7 @@ impl Disk {
         }
     }
 
-    /// The disk that lies in a file in that format, which was opened to be written. A qcow2 is written by QEMU.
+    /// The disk in a file in that format, which was opened to be written. A qcow2 is written by QEMU.
     ///
     /// # Errors
     /// `Unsupported` for a format that is not written.

@@ -178,7 +178,7 @@ pub enum Command {
         /// The base image of its chain, which is proved to be the same
         #[arg(long, value_name = "IMAGE", value_hint = ValueHint::FilePath)]
         base_image: Option<PathBuf>,
-        /// The format of the image: raw, qcow2, vmdk, vhdx, vdi or vhd [default: as before; raw if it looks so]
+        /// raw, qcow2, vmdk, vhdx, vdi or vhd [default: as before, or raw if it looks so]
         #[arg(long, value_name = "FORMAT", value_parser = parsed::<ImageFormat>)]
         format: Option<ImageFormat>,
     },

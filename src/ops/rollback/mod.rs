@@ -21,7 +21,6 @@ use crate::chain::Chain;
 use crate::image::write::{Medium, OsMedium};
 use crate::image::{Disk, ImageFormat, ImageUri, Intent, LiveImage, RawFile, Source};
 use crate::ops::rollback::types::{RollbackOutcome, RollbackRequest};
-use crate::ops::snapshot::format::{recorded_format, refuse_other_format};
 use crate::ops::snapshot::plan::{PlanInput, plan_scan};
 use crate::ops::snapshot::snapshot_into;
 use crate::ops::snapshot::take::{policy_for, warn_of_policy};
@@ -37,6 +36,7 @@ use crate::repo::live_file::{
     is_unchanged_since, record_head, record_live_file, refuse_link, refuse_other, source_of,
     warn_if_not_durable, warn_if_unguarded,
 };
+use crate::repo::live_format::{recorded_format, refuse_other_format};
 use crate::repo::manifest::{Manifest, Rollback, Snapshot, changed_meanwhile};
 use crate::repo::policy::SnapshotPolicy;
 use crate::repo::session::{Writer, write};

@@ -92,7 +92,8 @@ impl Found {
         };
         let block_bytes = self.block_bytes.unwrap_or_default();
         let range = begin.checked_mul(block_bytes).zip(length.checked_mul(block_bytes));
-        let range = range.and_then(|(offset, bytes)| super::range(offset, bytes));
+        let range = range.filter(|(offset, bytes)| offset.checked_add(*bytes).is_some());
+        let range = range.map(|(offset, bytes)| ByteRange { offset, bytes });
         let range = range.ok_or("begin and length lead beyond 2^64 bytes")?;
         self.ranges.extend((self.is_different == Some(true)).then_some(range));
         Ok(())

@@ -5,22 +5,8 @@ use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::events::{Context, WarningId};
 use crate::base::message::{Setting, Verb, message};
 use crate::image::{ImageFormat, LiveImage, ReadBy, Source};
-use crate::ops::snapshot::types::SnapshotRequest;
 use crate::repo::manifest::Manifest;
 use std::fmt::Display;
-
-/// The disk in an image of which a snapshot is to be taken.
-///
-/// # Errors
-/// As of [`in_format_of`].
-pub(crate) fn with_format(
-    live: LiveImage,
-    manifest: &Manifest,
-    request: &SnapshotRequest,
-    context: &Context,
-) -> Result<LiveImage> {
-    in_format_of(live, Some(manifest), request.format, request.read_by(), context)
-}
 
 /// The disk in an image that is open: in the format that was asked for, or else as is recorded in the manifest,
 /// or else as its magic says.
