@@ -8,12 +8,13 @@ use crate::image::{ImageFormat, LiveImage, ReadBy, Source};
 use crate::repo::manifest::Manifest;
 use std::fmt::Display;
 
-/// The disk in an image that is open: in the format that was asked for, or else as is recorded in the manifest,
-/// or else as its magic says.
+/// The disk in an image that is open: in the format that was asked for, or else as is recorded in the
+/// manifest, or else as its magic says.
 ///
 /// # Errors
 /// `Unsupported` for a format that is not read, or for a first snapshot of what looks like one; `Mismatch` if
-/// the image has not the format that was asked for or is recorded; `Busy` if it is in use and cannot be cloned as it is.
+/// the image has not the format that was asked for or is recorded; `Busy` if it is in use and cannot be
+/// cloned as it is.
 pub(crate) fn in_format_of(
     live: LiveImage,
     manifest: Option<&Manifest>,
@@ -61,8 +62,8 @@ pub(crate) fn is_read_as_before(manifest: &Manifest, live: &LiveImage) -> bool {
 /// How the disk lies in the live image, which `looks` so; nothing else than a raw one can look raw.
 ///
 /// # Errors
-/// `Unsupported` for a format that this program does not know; `Mismatch` if none is recorded, and it does not
-/// look raw.
+/// `Unsupported` for a format that this program does not know; `Mismatch` if none is recorded, and it does
+/// not look raw.
 pub(crate) fn recorded_format(
     manifest: &Manifest,
     looks: ImageFormat,

@@ -99,7 +99,8 @@ impl<'a> Opened<'a> {
         Self { place, files: Vec::new(), names: Vec::new() }
     }
 
-    /// The files, which have to be inherited, and the names that QEMU has for them, with what they are called.
+    /// The files, which have to be inherited, and the names that QEMU has for them, with what they are
+    /// called.
     pub fn into_parts(self) -> (Vec<File>, Vec<(PathBuf, String)>) {
         (self.files, self.names)
     }

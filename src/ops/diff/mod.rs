@@ -17,8 +17,9 @@ use crate::repo::session::read;
 /// Compares two disks. Two images need no repository.
 ///
 /// # Errors
-/// `NotFound` if there is no such snapshot, or no repository for it; `Corrupt` if one is damaged; `Unsupported`
-/// for an image in a format that may not be read; `Mismatch` for one that has not the format that is recorded.
+/// `NotFound` if there is no such snapshot, or no repository for it; `Corrupt` if one is damaged;
+/// `Unsupported` for an image in a format that may not be read; `Mismatch` for one that has not the format
+/// that is recorded.
 pub fn run(
     repository: Option<&Repository>,
     before: &DiffSide,

@@ -20,8 +20,8 @@ pub enum DiffSide {
 pub struct DiffImage {
     /// The image.
     pub image: ImageUri,
-    /// How the disk lies in it. Otherwise as is recorded of a live image that is compared with a snapshot of it,
-    /// and of others as their magic says.
+    /// How the disk lies in it. Otherwise as is recorded of a live image that is compared with a snapshot of
+    /// it, and of others as their magic says.
     pub format: Option<ImageFormat>,
     /// How the disk may be read.
     pub by: ReadBy,

@@ -120,8 +120,8 @@ impl Task<'_> {
         refuse_empty(path, &meta)
     }
 
-    /// How the disk lies in a file: as was said, or as it looks if its name says the same. A guest can write any
-    /// header into a raw disk.
+    /// How the disk lies in a file: as was said, or as it looks if its name says the same. A guest can write
+    /// any header into a raw disk.
     fn format_at(&self, path: &Path) -> Result<ImageFormat> {
         if let Some(format) = self.request.format {
             return Ok(format);

@@ -10,16 +10,18 @@
 //! notes of each, until the first byte, that nothing is written, and then the next rollback saves the present
 //! state as ever.
 
+mod live;
 pub mod types;
 
-use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::error::{Error, Result};
 use crate::base::events::{Context, WarningId};
 use crate::base::free_space::free_space_at;
 use crate::base::message::{Setting, Verb, message};
 use crate::base::uri::Shown;
 use crate::chain::Chain;
 use crate::image::write::{Medium, OsMedium};
-use crate::image::{Disk, ImageFormat, ImageUri, Intent, LiveImage, RawFile, Source};
+use crate::image::{Disk, Intent, LiveImage, RawFile};
+use crate::ops::rollback::live::{check_length, close, open_live};
 use crate::ops::rollback::types::{RollbackOutcome, RollbackRequest};
 use crate::ops::snapshot::plan::{PlanInput, plan_scan};
 use crate::ops::snapshot::snapshot_into;
@@ -29,14 +31,13 @@ use crate::repo::change::commit_change;
 use crate::repo::clones::{clones_beside, remove_all_clones};
 use crate::repo::files::open_chain;
 use crate::repo::garbage::collect_garbage;
-use crate::repo::head::{Head, RollbackIntent};
+use crate::repo::head::RollbackIntent;
 use crate::repo::host::Unwritten;
 use crate::repo::inside::{refuse_base_image, refuse_base_image_or_warn, refuse_inside};
 use crate::repo::live_file::{
-    is_unchanged_since, record_head, record_live_file, refuse_link, refuse_other, source_of,
-    warn_if_not_durable, warn_if_unguarded,
+    is_unchanged_since, record_head, record_live_file, source_of, warn_if_not_durable,
+    warn_if_unguarded,
 };
-use crate::repo::live_format::{recorded_format, refuse_other_format};
 use crate::repo::manifest::{Manifest, Rollback, Snapshot, changed_meanwhile};
 use crate::repo::policy::SnapshotPolicy;
 use crate::repo::session::{Writer, write};
@@ -201,44 +202,6 @@ pub fn run_through(
     }
     outcome.proved = outcome.scanned || request.prove;
     Ok(outcome)
-}
-
-/// Ends what was started to write. All is durable by then.
-fn close(disk: Disk, context: &Context) {
-    if let Err(e) = disk.close() {
-        context.warn(WarningId::ImageNotClosed, e);
-    }
-}
-
-/// Opens the live image, and sees that it is what the last snapshot was taken of.
-fn open_live(
-    manifest: &Manifest,
-    head: &Head,
-    place: &ImageUri,
-    request: &RollbackRequest,
-    target: &Snapshot,
-    context: &Context,
-) -> Result<Disk> {
-    let Some(path) = place.file() else {
-        return Disk::open_to_write(place, ImageFormat::RAW, request.read_by(), context);
-    };
-    refuse_link(&request.name, path)?;
-    let file = RawFile::open_to_write(path).map_err(|e| match e.kind() {
-        ErrorKind::NotFound => {
-            let restore = Verb::Restore.of(format!("{}@{}", request.name, target.number));
-            let mut restore = restore.with(Setting::Output, place);
-            if let Some(format) = manifest.format().filter(|f| *f == ImageFormat::QCOW2.qemu()) {
-                restore = restore.with(Setting::Format, format);
-            }
-            e.hint(message!["run ", restore, " to make it anew"])
-        }
-        _ => e,
-    })?;
-    refuse_other(&request.name, head, &file, request.force_device, context)?;
-    let looks = ImageFormat::of(file.file(), file.image_bytes());
-    let format = recorded_format(manifest, looks, place)?;
-    refuse_other_format(format, looks, place)?;
-    Disk::within_to_write(file, format, request.read_by(), context)
 }
 
 /// True if a note is there that was told to have failed. Without one a rollback that has not begun to write
@@ -498,15 +461,4 @@ fn forget_cached(image: &RawFile, medium: &dyn Medium, context: &Context) {
         context.note(format!("cannot sync {}: {e}", image.path().shown()));
     }
     medium.forget(image.file());
-}
-
-fn check_length(disk: &Disk, medium: &dyn Medium, target: &Chain) -> Result<()> {
-    let (have, want) = (disk.source().image_bytes(), target.geometry().image_bytes);
-    let in_place = disk.in_place(medium)?;
-    if in_place.has_fixed_length() && have != want {
-        let what = format!("{} has {have} bytes, the snapshot {want}", disk.name());
-        return Err(Error::new(ErrorKind::Mismatch, what)
-            .hint("a device or export keeps its length: restore to another one"));
-    }
-    in_place.check_free_space(want)
 }

@@ -1,5 +1,5 @@
-//! A snapshot device stands for its origin: what is read is one, what is recorded the other. That it is one has
-//! to be told by something: by LVM or ZFS, by extents that both files share, or by blocks that are equal.
+//! A snapshot device stands for its origin: what is read is one, what is recorded the other. That it is one
+//! has to be told by something: by LVM or ZFS, by extents that both files share, or by blocks that are equal.
 
 use crate::base::error::{Error, ErrorKind, Result, best_effort};
 use crate::base::events::Context;

@@ -39,7 +39,8 @@ pub struct Manifest {
     /// Where the live image is on its host, for people.
     #[serde(with = "wire::image")]
     pub source: Option<ImageUri>,
-    /// How the disk lies in the live image, as `qemu-img` calls it; if that is missing, as the newest base says.
+    /// How the disk lies in the live image, as `qemu-img` calls it; if that is missing, as the newest base
+    /// says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub format: Option<String>,
     /// The host that it is on; none if that is not known.
