@@ -3,8 +3,8 @@
 use crate::base::error::Result;
 use crate::base::events::Context;
 use crate::chain::Chain;
-use crate::image::ImageUri;
 use crate::image::write::Medium;
+use crate::image::{ImageFormat, ImageUri};
 use crate::ops;
 use crate::ops::config::types::Configuration;
 use crate::ops::delete::types::Deleted;
@@ -315,15 +315,15 @@ impl Repository {
     /// interrupted rollback included.
     ///
     /// # Errors
-    /// `Unsupported` if it looks like no raw image, unless `is_raw`.
+    /// `Unsupported` if it looks like another format than the recorded one, and none is given.
     pub fn relink(
         &self,
         name: &str,
         image: impl Into<ImageUri>,
-        is_raw: bool,
+        format: Option<ImageFormat>,
         context: &Context,
     ) -> Result<Relinked> {
-        ops::relink::run(self, name, &image.into(), is_raw, context)
+        ops::relink::run(self, name, &image.into(), format, context)
     }
 
     /// Says where the base image of an image is now, after a proof that the file is what it was.

@@ -75,6 +75,8 @@ named! {
         LiveFileNotNoted = "live-file-not-noted",
         /// The content of an image looks like a format that it does not have.
         LooksForeign = "looks-foreign",
+        /// QEMU did not end in good order after an image was written; all of it is durable.
+        ImageNotClosed = "image-not-closed",
         /// Blocks had changed that no hint named.
         MissedChanges = "missed-changes",
         /// Who opens the image meanwhile cannot be seen.

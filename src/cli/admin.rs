@@ -4,7 +4,7 @@ use super::printer::Printer;
 use super::{exit, list, output};
 use imgsnap::base::error::Result;
 use imgsnap::base::events::Context;
-use imgsnap::image::ImageUri;
+use imgsnap::image::{ImageFormat, ImageUri};
 use imgsnap::repo::manifest::Snapshot;
 use imgsnap::{Reference, Repository};
 use serde_json::json;
@@ -81,7 +81,7 @@ pub fn untrack(
 pub fn relink(
     repository: &Repository,
     name: &str,
-    (image, is_raw): (Option<&ImageUri>, bool),
+    (image, format): (Option<&ImageUri>, Option<ImageFormat>),
     base_image: Option<&Path>,
     printer: &Printer,
     context: &Context,
@@ -102,7 +102,7 @@ pub fn relink(
         }
     }
     if let Some(image) = image {
-        let image = repository.relink(name, image.clone(), is_raw, context)?.image;
+        let image = repository.relink(name, image.clone(), format, context)?.image;
         if !printer.is_json() {
             printer.line(&format!("the live file of \"{name}\" is {}", output::image(&image)))?;
         } else if let Some(object) = value.as_object_mut() {

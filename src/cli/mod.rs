@@ -141,7 +141,7 @@ fn dispatch(args: &Args, printer: &Printer, stop: Arc<AtomicBool>) -> Result<Exi
         }
         Command::Config { verb } => config::run(place, verb, printer, &context),
         Command::Relink { name, image, base_image, format } => {
-            let (image, base_image) = ((image.as_ref(), format.is_some()), base_image.as_deref());
+            let (image, base_image) = ((image.as_ref(), *format), base_image.as_deref());
             admin::relink(&open_to_change()?, name, image, base_image, printer, &context)
         }
         Command::Bench(verb) => bench::run(verb, printer, &context),

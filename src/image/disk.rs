@@ -64,7 +64,7 @@ impl Disk {
         ThroughQemu::read(file, format, by.backing_ok, context).map(Self::ThroughQemu)
     }
 
-    /// Opens a disk to change it in place. A qcow2 is written by QEMU.
+    /// Opens a disk to change it in place.
     ///
     /// # Errors
     /// `NotFound`; `Busy` if it is in use; `Unsupported` for a format that is not written.
@@ -75,19 +75,46 @@ impl Disk {
         context: &Context,
     ) -> Result<Self> {
         match image {
-            ImageUri::File(path) if format.is_raw() => RawFile::open_to_write(path).map(Self::Raw),
-            ImageUri::File(path) if format == ImageFormat::QCOW2 => {
-                ThroughQemu::write(path, by.backing_ok, context).map(Self::ThroughQemu)
-            }
-            ImageUri::File(_) => {
-                let what = format!("{image} is a {format} image, which is not changed in place");
-                Err(Error::new(ErrorKind::Unsupported, what)
-                    .hint("restore to a new file, and convert that"))
+            ImageUri::File(path) => {
+                Self::within_to_write(RawFile::open_to_write(path)?, format, by, context)
             }
             ImageUri::Nbd(uri) => {
                 let options = NbdOptions { writable: true, ..NbdOptions::default() };
                 NbdDisk::open(uri, options, context).map(Self::Nbd)
             }
+        }
+    }
+
+    /// The disk in a file in that format, which was opened to be written. A qcow2 is written by QEMU.
+    ///
+    /// # Errors
+    /// `Unsupported` for a format that is not written.
+    pub fn within_to_write(
+        file: RawFile,
+        format: ImageFormat,
+        by: ReadBy,
+        context: &Context,
+    ) -> Result<Self> {
+        if format.is_raw() {
+            return Ok(Self::Raw(file));
+        }
+        if format == ImageFormat::QCOW2 {
+            return ThroughQemu::write(file, by.backing_ok, context).map(Self::ThroughQemu);
+        }
+        let what =
+            format!("{} is a {format} image, which is not changed in place", file.path().shown());
+        Err(Error::new(ErrorKind::Unsupported, what)
+            .hint("restore to a new file, and convert that"))
+    }
+
+    /// Ends what was started for it.
+    ///
+    /// # Errors
+    /// `Unavailable` if QEMU does not end in good order.
+    pub fn close(self) -> Result<()> {
+        match self {
+            Self::ThroughQemu(disk) => disk.close(),
+            Self::Raw(_) | Self::Qcow2(_) | Self::Nbd(_) => Ok(()),
         }
     }
 
@@ -137,13 +164,13 @@ impl Disk {
         }
     }
 
-    /// The file or device that it lies in; none if it does not lie here, or QEMU writes to it.
+    /// The file or device that it lies in; none if it does not lie here.
     pub fn container(&self) -> Option<&RawFile> {
         match self {
             Self::Raw(image) => Some(image),
             Self::Qcow2(image) => Some(image.container()),
             Self::Nbd(_) => None,
-            Self::ThroughQemu(disk) => disk.container(),
+            Self::ThroughQemu(disk) => Some(disk.container()),
         }
     }
 

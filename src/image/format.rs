@@ -115,6 +115,17 @@ impl ImageFormat {
         THROUGH_QEMU.contains(&self.qemu)
     }
 
+    /// Why it is not linked although nobody said that it is one.
+    pub fn refusal_of_relink(self, place: &impl fmt::Display) -> Error {
+        let what = format!("{place} looks like a {} image", self.name);
+        Error::new(ErrorKind::Unsupported, what).hint(message![
+            "say so with ",
+            Setting::Format.to(self.qemu),
+            ", or, if it is a raw disk all the same, use ",
+            Setting::Format.to("raw"),
+        ])
+    }
+
     /// Why an image of it is not taken as it is.
     pub fn refusal(self, place: &impl fmt::Display) -> Error {
         let (name, qemu) = (self.name, self.qemu);

@@ -217,8 +217,8 @@ impl RawFile {
         Ok(())
     }
 
-    /// Reads as much of it as can be read: how many bytes, and the error of the first one that the medium does
-    /// not give.
+    /// Reads as much of it as can be read: how many bytes, and the error of the first one that the medium
+    /// does not give.
     ///
     /// # Errors
     /// As of [`Source::read_until_bad`].

@@ -9,15 +9,16 @@ use crate::image::nbd::{NbdDisk, NbdOptions};
 use crate::image::qcow2::{BackingChain, ChainFile};
 use crate::image::qemu::{QemuExport, QemuImage};
 use crate::image::{ImageFormat, RawFile, Source, Window};
-use std::path::Path;
+use std::sync::Arc;
 
 /// A disk behind a server that ends with it.
 pub struct ThroughQemu {
     // Before the server, which its connections are of.
     disk: NbdDisk,
     export: QemuExport,
-    /// Held while it is read; none of one that is written to, which QEMU holds.
-    file: Option<RawFile>,
+    /// Held while it is read; of one that is written to QEMU holds it.
+    file: RawFile,
+    writable: bool,
     format: ImageFormat,
 }
 
@@ -33,33 +34,35 @@ impl ThroughQemu {
         context: &Context,
     ) -> Result<Self> {
         let image = QemuImage::new(file.path(), format).backing_ok(backing_ok);
-        Self::start(QemuExport::read(&image, context)?, Some(file), format, context)
+        Self::start(QemuExport::read(&image, context)?, file, format, false, context)
     }
 
-    /// Writes to a qcow2 that nobody has open. The files that it is based on are only read.
+    /// Writes to a qcow2 that was opened to be written. The files that it is based on are only read.
     ///
     /// # Errors
-    /// `Unsupported` for one with an external data file, or that names other files without `backing_ok`;
-    /// `Busy` if it is in use.
-    pub fn write(path: &Path, backing_ok: bool, context: &Context) -> Result<Self> {
-        let chain = BackingChain::follow(RawFile::open(path)?, backing_ok)?;
-        let image = described(&chain);
-        // QEMU takes its own locks.
-        drop(chain);
-        Self::start(QemuExport::write(&image, context)?, None, ImageFormat::QCOW2, context)
+    /// `Unsupported` for one that names other files without `backing_ok`; `Busy` if one of them is in use.
+    pub fn write(file: RawFile, backing_ok: bool, context: &Context) -> Result<Self> {
+        let chain = BackingChain::follow(file, backing_ok)?;
+        let image = described(&chain)?;
+        let file = chain.top.file;
+        // QEMU takes its own locks, of what is open here.
+        file.release();
+        let export = QemuExport::write(&image, context)?;
+        Self::start(export, file, ImageFormat::QCOW2, true, context)
     }
 
     fn start(
         export: QemuExport,
-        file: Option<RawFile>,
+        file: RawFile,
         format: ImageFormat,
+        writable: bool,
         context: &Context,
     ) -> Result<Self> {
-        let (name, writable) = (Some(export.image().to_owned()), file.is_none());
+        let name = Some(export.image().to_owned());
         let options = NbdOptions { writable, name, ..NbdOptions::default() };
         let disk = NbdDisk::open(export.uri(), options, context);
         let disk = disk.map_err(|e| export.failure().unwrap_or(e))?;
-        Ok(Self { disk, export, file, format })
+        Ok(Self { disk, export, file, format, writable })
     }
 
     /// The export, to be written to.
@@ -67,9 +70,19 @@ impl ThroughQemu {
         &self.disk
     }
 
-    /// The file that was named; none of one that is written to.
-    pub fn container(&self) -> Option<&RawFile> {
-        self.file.as_ref()
+    /// The file that was named.
+    pub fn container(&self) -> &RawFile {
+        &self.file
+    }
+
+    /// Ends the server in good order: what was written to is closed by it.
+    ///
+    /// # Errors
+    /// `Unavailable` if it does not, or with an error.
+    pub fn close(self) -> Result<()> {
+        let Self { disk, export, .. } = self;
+        drop(disk);
+        export.finish()
     }
 
     /// How the disk lies in its file.
@@ -95,14 +108,20 @@ pub(super) fn refuse_unasked(format: ImageFormat, file: &RawFile) -> Error {
     ])
 }
 
-/// What QEMU is told of a chain.
-fn described(chain: &BackingChain) -> QemuImage {
+/// What QEMU is told of a chain: the files that are open, and no names.
+fn described(chain: &BackingChain) -> Result<QemuImage> {
     let of = |file: &ChainFile, below: Option<QemuImage>| {
         let format = if file.header.is_some() { ImageFormat::QCOW2 } else { ImageFormat::RAW };
         let data_file = file.data_file.as_ref().map(|data| data.path().to_owned());
-        QemuImage::new(file.file.path(), format).data_file(data_file).backing(below.map(Box::new))
+        let opened = file.file.file().try_clone();
+        let opened = opened.map_err(|e| Error::os("open", file.file.path().shown(), e))?;
+        let image = QemuImage::new(file.file.path(), format).opened(Some(Arc::new(opened)));
+        Ok::<_, Error>(image.data_file(data_file).backing(below.map(Box::new)))
     };
-    let below = chain.below.iter().rev().fold(None, |below, file| Some(of(file, below)));
+    let mut below = None;
+    for file in chain.below.iter().rev() {
+        below = Some(of(file, below)?);
+    }
     of(&chain.top, below)
 }
 
@@ -134,11 +153,11 @@ impl Source for ThroughQemu {
     }
 
     fn check(&self) -> Result<()> {
-        self.file.iter().try_for_each(Source::check)
+        if self.writable { Ok(()) } else { self.file.check() }
     }
 
     fn check_at_end(&self) -> Result<()> {
-        self.file.iter().try_for_each(Source::check_at_end)
+        if self.writable { Ok(()) } else { self.file.check_at_end() }
     }
 
     fn name(&self) -> String {

@@ -286,11 +286,11 @@ pub(crate) fn rewrite_as(
         if !is_same {
             return Err(manifest::changed_meanwhile(&next.name));
         }
-        let format = next.format().to_owned();
+        let format = next.format().map(str::to_owned);
         next.dropped.retain(|s| !absorbed.contains(&s.id));
         let mut entry = None;
         for snapshot in next.snapshots.iter_mut().chain(&mut next.dropped).filter(|s| s.id == id) {
-            *snapshot = with_file(snapshot, &file, &merged, base_of.as_ref(), &format);
+            *snapshot = with_file(snapshot, &file, &merged, base_of.as_ref(), format.as_deref());
             entry = Some(snapshot.clone());
         }
         next.snapshots.sort_by_key(|s| s.number);
@@ -379,7 +379,7 @@ pub(crate) fn with_file(
     file: &str,
     merged: &Merged,
     base_of: Option<&BaseOf>,
-    format: &str,
+    format: Option<&str>,
 ) -> Snapshot {
     let footer = &merged.written.footer;
     let against = footer.parent.map(|p| p.parent_id);
@@ -399,7 +399,7 @@ pub(crate) fn with_file(
         changed_bytes: merged.changed_bytes,
         frame_bytes: footer.counts.frame_bytes,
         base_image: None,
-        format: parent.is_none().then(|| format.to_owned()),
+        format: format.filter(|_| parent.is_none()).map(str::to_owned),
         ..snapshot.clone()
     }
 }

@@ -19,6 +19,7 @@ pub(crate) mod hold;
 pub mod host;
 pub mod inside;
 pub mod live_file;
+pub(crate) mod live_format;
 pub mod manifest;
 pub(crate) mod marker;
 pub(crate) mod names;

@@ -74,7 +74,9 @@ impl<'a> FileTracker<'a> {
         let raw = self.live.disk.raw().filter(|image| !image.is_device());
         let Some(image) = raw.filter(|_| self.track != Track::None) else {
             let place = self.live.disk.name();
-            let what = format!("{place} is no raw file: it cannot be cloned");
+            let is_device = self.live.disk.raw().is_some_and(RawFile::is_device);
+            let kind = if is_device { "a device" } else { "no raw file" };
+            let what = format!("{place} is {kind}: it cannot be cloned");
             return match is_forced {
                 true => Err(Error::new(ErrorKind::Unsupported, what)
                     .hint(message!["use ", Setting::Track.to("auto")])),

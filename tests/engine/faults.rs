@@ -463,7 +463,7 @@ fn relink_survives_every_fault() {
     let scene = Scene::new();
     let other = scene.folder.path().join("moved.img");
     std::fs::copy(scene.image(), &other).unwrap();
-    survive(&scene, &|disk| open(disk)?.relink("vm", &other, false, &context()).map(|_| ()));
+    survive(&scene, &|disk| open(disk)?.relink("vm", &other, None, &context()).map(|_| ()));
 }
 
 /// A repair that fails leaves the image refused, as it was, and can be run again.

@@ -142,7 +142,7 @@ fn device_is_snapshotted_rolled_back_and_restored() {
         args.push("--trust-target");
         let again = lab.run(&args).done().json();
         assert_eq!(again["written_bytes"], 0, "{again}");
-        assert_eq!(again["not_trusted"], "it is a device");
+        assert_eq!(again["not_trusted"], "it is no raw file, or a device");
     }
     lab.run(&["restore", "disk@2", "-o", &device.device, "--update"])
         .fails(1)

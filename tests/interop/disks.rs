@@ -169,16 +169,25 @@ fn each_kind_of_disk_is_taken_restored_and_rolled_back() {
         // Converted, it is the next snapshot of the same disk.
         let converted = lab.path("converted.img");
         tool("qemu-img", &["convert", "-f", kind.format, "-O", "raw", &disk, &converted]);
-        lab.run(&["relink", name, &converted]).done();
-        let line = failed(lab.run(&["snapshot", &converted, "--name", name]));
+        // Told of by its name, without a relink: nothing of it is a qcow2.
+        let moved = lab.path("moved");
+        std::fs::copy(&disk, &moved).unwrap();
+        std::fs::write(&disk, std::fs::read(&converted).unwrap()).unwrap();
+        let line = failed(lab.run(&["snapshot", &disk]));
         assert!(line.contains("--format raw"), "{line}");
-        let args = ["snapshot", &converted, "--name", name, "--format", "raw", "--json"];
-        assert_eq!(lab.run(&args).json()["changed_bytes"], 0, "{}", kind.name);
-        // From then on it is raw.
-        assert_eq!(
-            lab.run(&["snapshot", &converted, "--name", name, "--json"]).json()["changed_bytes"],
-            0
-        );
+        let line = failed(lab.run(&["rollback", name, "--to", "@1"]));
+        assert!(line.contains("--format raw"), "{line}");
+        std::fs::write(&disk, std::fs::read(&moved).unwrap()).unwrap();
+        lab.run(&["relink", name, &converted]).done();
+        let args = ["snapshot", &converted, "--name", name, "--json"];
+        for _ in 0..2 {
+            assert_eq!(lab.run(&args).json()["changed_bytes"], 0, "{}", kind.name);
+        }
+        // And back again, which has to be said: a guest can write any header into a raw disk.
+        let line = failed(lab.run(&["relink", name, &disk]));
+        assert!(line.contains(&format!("--format {}", kind.format)), "{line}");
+        lab.run(&["relink", name, &disk, "--format", kind.format]).done();
+        assert_eq!(lab.run(&snapshot).json()["changed_bytes"], 0, "{}", kind.name);
     }
 }
 
@@ -364,7 +373,12 @@ fn a_snapshot_is_restored_to_each_kind_of_target() {
         qemu_io(format, &path, &["write -P 7 1000k 64k", "write -P 6 3M 4k", "write -z 0 8k"]);
         let before = std::fs::metadata(&path).unwrap().len();
         let args = ["restore", "vm@1", "-o", &path, "--update", "--json"];
-        let more: &[&str] = if name == "e.qcow2" { &["--format", "raw"] } else { &[] };
+        let more: &[&str] = match name {
+            "e.qcow2" => &["--format", "raw"],
+            // Its name does not say so.
+            "b.img" => &["--format", "qcow2"],
+            _ => &[],
+        };
         let done = lab.run(&[&args[..], more].concat()).json();
         // 1,000 KiB is within a block of data; what was data at its end, and zeros behind.
         assert_eq!(done["written_bytes"], 76 << 10, "{name}: {done}");
@@ -376,7 +390,7 @@ fn a_snapshot_is_restored_to_each_kind_of_target() {
     let odd = lab.path("odd.img");
     make(&odd, BYTES);
     put(&odd, 0, b"QFI\xfb\0\0\0\x03");
-    lab.run(&["restore", "vm@1", "-o", &odd, "--update"]).fails(3).says("its header is malformed");
+    lab.run(&["restore", "vm@1", "-o", &odd, "--update"]).fails(1).says("--format raw");
     lab.run(&["restore", "vm@1", "-o", &odd, "--update", "--format", "raw", "--force"]).done();
     same_disk(("raw", &raw), ("raw", &odd));
     for args in [
@@ -412,4 +426,116 @@ fn a_snapshot_is_restored_to_each_kind_of_target() {
     assert_eq!(done["written_bytes"], 64 << 10, "{done}");
     export.end();
     same_disk(("raw", &raw), ("raw", &disk));
+}
+
+/// A qcow2 file of which a snapshot was taken, and the raw disk that is in it.
+fn qcow2(lab: &Lab) -> (String, String) {
+    let raw = raw(lab);
+    let disk = lab.path("vm.qcow2");
+    tool("qemu-img", &["convert", "-O", "qcow2", &raw, &disk]);
+    (disk, raw)
+}
+
+#[test]
+fn how_a_disk_lies_in_its_image_outlives_the_snapshots_that_told_so() {
+    need!(tools(&["qemu-img", "qemu-io", "qemu-storage-daemon"]));
+    let lab = Lab::new();
+    let (disk, raw) = qcow2(&lab);
+    // First as a raw image, then converted in place.
+    let image = lab.path("vm.img");
+    std::fs::copy(&raw, &image).unwrap();
+    lab.run(&["snapshot", &image]).done();
+    std::fs::copy(&disk, &image).unwrap();
+    let taken = lab.run(&["snapshot", &image, "--format", "qcow2", "--json"]).json();
+    assert_eq!(taken["changed_bytes"], 0, "{taken}");
+    for _ in 0..2 {
+        lab.run(&["snapshot", &image]).done();
+    }
+    lab.run(&["delete", "vm@2"]).done();
+    lab.run(&["prune", "vm", "--keep-last", "1", "--compact"]).done();
+    qemu_io("qcow2", &image, &["write -P 7 300k 64k"]);
+    assert_eq!(lab.run(&["snapshot", &image, "--json"]).json()["changed_bytes"], 64 << 10);
+    lab.run(&["flatten", "vm@latest"]).done();
+    lab.run(&["rollback", "vm", "--to", "@4"]).done();
+    same_disk(("raw", &raw), ("qcow2", &image));
+    // All that told so is lost: then it is asked for.
+    let folder = format!("{}/vm", lab.repo);
+    for name in names_in(&folder).iter().filter(|name| name.starts_with("manifest")) {
+        std::fs::remove_file(format!("{folder}/{name}")).unwrap();
+    }
+    lab.run(&["repair", "vm"]).done();
+    for args in [&["snapshot", &image][..], &["rollback", "vm", "--to", "@4"]] {
+        let line = failed(lab.run(args));
+        assert!(line.contains("qcow2"), "{line}");
+    }
+    same_disk(("raw", &raw), ("qcow2", &image));
+    lab.run(&["relink", "vm", &image, "--format", "qcow2"]).done();
+    assert_eq!(lab.run(&["snapshot", &image, "--json"]).json()["changed_bytes"], 0);
+}
+
+#[test]
+fn what_is_known_of_a_file_in_one_format_says_nothing_of_another() {
+    need!(tools(&["qemu-img"]));
+    let lab = Lab::new();
+    let (disk, raw) = qcow2(&lab);
+    lab.run(&["snapshot", &disk, "--format", "raw"]).done();
+    lab.run(&["snapshot", &disk, "--format", "qcow2"]).done();
+    same_disk(("raw", &lab.restore("vm@2")), ("raw", &raw));
+    lab.run(&["snapshot", &disk, "--format", "raw"]).done();
+    same(&lab.restore("vm@3"), &disk);
+}
+
+#[test]
+fn a_restore_to_the_place_of_the_live_image_is_as_that_was() {
+    need!(tools(&["qemu-img", "qemu-storage-daemon"]));
+    let lab = Lab::new();
+    let (disk, raw) = qcow2(&lab);
+    let image = lab.path("lv.img");
+    std::fs::copy(&disk, &image).unwrap();
+    lab.run(&["snapshot", &image]).done();
+    lab.run(&["restore", "lv@1", "-o", &image, "--force"]).done();
+    same_disk(("raw", &raw), ("qcow2", &image));
+    lab.run(&["rollback", "lv", "--to", "@1"]).done();
+    std::fs::remove_file(&image).unwrap();
+    lab.run(&["rollback", "lv", "--to", "@1"]).fails(1).says("--format qcow2");
+    lab.run(&["restore", "lv@1", "-o", &image]).done();
+    same_disk(("raw", &raw), ("qcow2", &image));
+    let odd = lab.path("rw.qcow2");
+    std::fs::copy(&raw, &odd).unwrap();
+    lab.run(&["snapshot", &odd]).done();
+    lab.run(&["restore", "rw@1", "-o", &odd, "--force"]).done();
+    same(&raw, &odd);
+}
+
+#[test]
+fn a_qcow2_is_written_with_the_care_that_a_raw_image_is() {
+    need!(tools(&["qemu-img", "qemu-io", "qemu-storage-daemon"]));
+    use std::os::unix::fs::{PermissionsExt, lchown, symlink};
+    let lab = Lab::new();
+    let (disk, _raw) = qcow2(&lab);
+    std::fs::set_permissions(&disk, PermissionsExt::from_mode(0o640)).unwrap();
+    lab.run(&["snapshot", &disk]).done();
+    qemu_io("qcow2", &disk, &["write -P 7 300k 64k"]);
+    lab.run(&["rollback", "vm", "--to", "@1"]).done();
+    // What was saved before has its owner and mode.
+    let saved = lab.run(&["show", "vm@2", "--json"]).json();
+    assert_eq!(saved["attributes"]["mode"], "0640", "{saved}");
+    // Another file in its place.
+    let other = lab.path("other.qcow2");
+    std::fs::copy(&disk, &other).unwrap();
+    std::fs::rename(&other, &disk).unwrap();
+    lab.run(&["rollback", "vm", "--to", "@2"]).fails(1).says("replaced by another file");
+    lab.run(&["relink", "vm", &disk]).done();
+    // A link that somebody else made.
+    need!(root());
+    let folder = lab.path("shared");
+    std::fs::create_dir(&folder).unwrap();
+    std::fs::set_permissions(&folder, PermissionsExt::from_mode(0o1777)).unwrap();
+    let link = format!("{folder}/l.qcow2");
+    symlink(&disk, &link).unwrap();
+    lchown(&link, Some(65534), Some(65534)).unwrap();
+    let before = std::fs::read(&disk).unwrap();
+    let args = ["restore", "vm@2", "-o", &link, "--update", "--format", "qcow2", "--force"];
+    let code = lab.run(&args).code();
+    assert!(code != Some(0) && std::fs::read(&disk).unwrap() == before, "{code:?}");
 }

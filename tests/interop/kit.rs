@@ -7,6 +7,7 @@ pub use crate::random::wait_until;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use serde_json::Value;
+use std::cell::Cell;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
@@ -47,12 +48,31 @@ pub fn skipped(here: &str, reason: &str) {
 /// if somebody used the image.
 static FORKS: RwLock<()> = RwLock::new(());
 
-pub fn no_fork() -> RwLockReadGuard<'static, ()> {
-    FORKS.read().unwrap_or_else(PoisonError::into_inner)
+thread_local! {
+    /// How often this thread holds it: asked for again behind somebody who waits to fork, it would wait for itself.
+    static HELD: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Nobody forks as long as it lives.
+pub struct Calm {
+    _held: Option<RwLockReadGuard<'static, ()>>,
+}
+
+impl Drop for Calm {
+    fn drop(&mut self) {
+        HELD.set(HELD.get() - 1);
+    }
+}
+
+pub fn no_fork() -> Calm {
+    let is_held = HELD.replace(HELD.get() + 1) > 0;
+    let lock = || FORKS.read().unwrap_or_else(PoisonError::into_inner);
+    Calm { _held: (!is_held).then(lock) }
 }
 
 /// To be held by who lets the library start a program.
 pub fn forking() -> RwLockWriteGuard<'static, ()> {
+    assert_eq!(HELD.get(), 0, "it would wait for itself");
     FORKS.write().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -8,7 +8,7 @@ use crate::qcow2_images::*;
 use crate::random::Random;
 use imgsnap::ErrorKind;
 use imgsnap::image::Source;
-use std::os::unix::fs::{FileExt, symlink};
+use std::os::unix::fs::symlink;
 
 /// `IMGSNAP_ROUNDS=200` for more of them, `IMGSNAP_SEED` for others.
 fn number(variable: &str, usual: u64) -> u64 {
@@ -72,11 +72,6 @@ fn preallocated_clusters_that_nobody_wrote_to_are_holes() {
         at += extent.bytes;
     }
     assert!((MIB..2 * MIB).contains(&data), "{data}");
-}
-
-/// Writes to a file while images are open, for which [`no_fork`] is held.
-fn write_held(path: &str, bytes: &[u8]) {
-    std::fs::OpenOptions::new().write(true).open(path).unwrap().write_all_at(bytes, 0).unwrap();
 }
 
 #[test]
@@ -209,7 +204,7 @@ fn a_disk_whose_data_is_in_another_file_is_read_if_that_is_allowed() {
     tool("qemu-io", &[&["-f", "qcow2"], &commands[..], &[&path]].concat());
     tool("qemu-img", &["convert", "-f", "qcow2", "-O", "raw", &path, &raw]);
     let expected = std::fs::read(&raw).unwrap();
-    let _open = no_fork();
+    let guard = no_fork();
     let error = open(&path, false).err().unwrap();
     assert!(
         error.to_string().contains("depends on a data file that its header names: "),
@@ -219,7 +214,8 @@ fn a_disk_whose_data_is_in_another_file_is_read_if_that_is_allowed() {
     assert!(image.has_backing());
     assert!(read_all(&image, MIB, u64::MAX).unwrap() == expected);
     // Whoever writes to it changes the disk.
-    write_held(&data, b"x");
+    drop(guard);
+    put(&data, 0, b"x");
     assert_eq!(image.check_at_end().unwrap_err().kind(), ErrorKind::Busy);
 }
 
@@ -290,10 +286,11 @@ fn a_running_machine_has_its_disk_for_itself() {
         assert_eq!(busy.kind(), ErrorKind::Busy, "{busy}");
     }
     drop(writer);
-    let _open = no_fork();
+    let guard = no_fork();
     let image = open(&path, true).unwrap();
     image.check().unwrap();
-    write_held(&base, b"x");
+    drop(guard);
+    put(&base, 100, b"x");
     assert_eq!(image.check_at_end().unwrap_err().kind(), ErrorKind::Busy);
 }
 

@@ -332,7 +332,9 @@ fn a_rollback_that_began_meanwhile_is_passed_over_by_nothing() {
         let lab = Lab::new();
         let slow = lab.held(Act::Put, "a/manifest.", Lab::roll_back_halfway);
         let refused = match removes {
-            false => slow.relink("a", &lab.image, true, &Context::silent()).map(drop),
+            false => slow
+                .relink("a", &lab.image, Some(imgsnap::image::ImageFormat::RAW), &Context::silent())
+                .map(drop),
             true => slow.remove("a", &Context::silent()).map(drop),
         };
         assert_eq!(refused.unwrap_err().kind(), ErrorKind::Busy, "{removes}");
@@ -377,7 +379,7 @@ fn a_live_file_that_was_linked_elsewhere_is_left_alone() {
     let other = Repository::open_in(lab.store(lab.alone()), other).unwrap();
     let copy = lab.image.with_extension("copy");
     std::fs::copy(&lab.image, &copy).unwrap();
-    other.relink("a", &copy, true, &Context::silent()).unwrap();
+    other.relink("a", &copy, Some(imgsnap::image::ImageFormat::RAW), &Context::silent()).unwrap();
     let request = RollbackRequest::new("a", At::Number(1));
     let refused = lab.repository().rollback(&request, &Context::silent()).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::NotFound, "{refused}");
@@ -410,7 +412,9 @@ fn a_snapshot_of_a_file_that_is_linked_elsewhere_since_is_none() {
     let slow = lab.held(Act::Put, "a/manifest.", |lab| {
         let copy = lab.image.with_extension("copy");
         std::fs::copy(&lab.image, &copy).unwrap();
-        lab.repository().relink("a", &copy, true, &Context::silent()).unwrap();
+        lab.repository()
+            .relink("a", &copy, Some(imgsnap::image::ImageFormat::RAW), &Context::silent())
+            .unwrap();
     });
     let refused = lab.take(&slow).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Busy, "{refused}");

@@ -125,7 +125,11 @@ pub const VERBS: [Verb; 40] = [
     verb("export", grown, |desk| Ok(export(&desk.open()?, 4, Some(2))?.len().to_string())),
     verb("relink", grown, |desk| {
         let moved = desk.folder.join("moved");
-        Ok(desk.open()?.relink("a", &moved, true, &context())?.image.to_string())
+        Ok(desk
+            .open()?
+            .relink("a", &moved, Some(imgsnap::image::ImageFormat::RAW), &context())?
+            .image
+            .to_string())
     }),
     verb("config", grown, |desk| {
         let was = Repository::configuration(desk.store.as_ref())?;

@@ -175,7 +175,12 @@ impl Scene {
         known.relinked[image] += 1;
         let nth = known.relinked[image];
         drop(known);
-        let linked = repository.relink(IMAGES[image], &path, true, &context());
+        let linked = repository.relink(
+            IMAGES[image],
+            &path,
+            Some(imgsnap::image::ImageFormat::RAW),
+            &context(),
+        );
         let mut known = self.known();
         known.relinks[image] -= 1;
         // It is no longer the other machine's.
@@ -232,7 +237,12 @@ impl Scene {
                 }
                 // Another file is in its place.
                 Err(e) if e.to_string().contains("is not what") && known.whole.contains(&now) => {
-                    let linked = repository.relink(name, &path, true, &context());
+                    let linked = repository.relink(
+                        name,
+                        &path,
+                        Some(imgsnap::image::ImageFormat::RAW),
+                        &context(),
+                    );
                     linked.unwrap_or_else(|e| failed(e));
                 }
                 Err(e) => failed(e),

@@ -120,7 +120,7 @@ fn bytes_are_decoded_without_io_and_the_command_line_uses_the_public_interface_a
 /// What can be typed is data in the library (`base/message.rs`); the command line words it.
 #[test]
 fn the_library_has_no_text_of_the_command_line() {
-    let others = ["nbdinfo", "rbd diff", "qemu-img"];
+    let others = ["nbdinfo", "rbd diff", "qemu-img", "lvs"];
     // The other program has options of QEMU's programs.
     let with_options = ["src/cli", "src/image/qemu"];
     let library = sources("src").into_iter();

@@ -15,7 +15,7 @@ use imgsnap::base::digest::DigestAlgorithm;
 use imgsnap::base::read_limit::ReadRate;
 use imgsnap::base::units::{BlockSize, parse_duration};
 use imgsnap::codec::Compression;
-use imgsnap::image::{ImageUri, parse_image};
+use imgsnap::image::{ImageFormat, ImageUri, parse_image};
 use imgsnap::repo::retention::{Count, LabelGlob, Period};
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -178,9 +178,9 @@ pub enum Command {
         /// The base image of its chain, which is proved to be the same
         #[arg(long, value_name = "IMAGE", value_hint = ValueHint::FilePath)]
         base_image: Option<PathBuf>,
-        /// The image is raw, whatever it looks like
-        #[arg(long, value_name = "raw", value_parser = ["raw"], hide_possible_values = true)]
-        format: Option<String>,
+        /// raw, qcow2, vmdk, vhdx, vdi or vhd [default: as before, or raw if it looks so]
+        #[arg(long, value_name = "FORMAT", value_parser = parsed::<ImageFormat>)]
+        format: Option<ImageFormat>,
     },
     /// Measure every verb against the ceiling of this machine
     Bench(Bench),

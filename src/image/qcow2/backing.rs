@@ -1,8 +1,9 @@
 //! The gate: which files belong to a disk, found by ourselves before anything else opens one of them.
 //!
-//! A header names files, and whoever had the disk wrote the header: a guest's disk that names `/etc/shadow` as its
-//! backing file would have that in the next snapshot. So no file is opened that was not allowed; the format of each
-//! is what the header says, and never guessed; and whatever is no file (`json:`, `nbd:`, `ssh:`) is refused.
+//! A header names files, and whoever had the disk wrote the header: a guest's disk that names `/etc/shadow`
+//! as its backing file would have that in the next snapshot. So no file is opened that was not allowed; the
+//! format of each is what the header says, and never guessed; and whatever is no file (`json:`, `nbd:`,
+//! `ssh:`) is refused.
 
 use super::header::{Backing, HEAD_BYTES, Header};
 use crate::base::error::{Error, ErrorKind, Result};
@@ -40,8 +41,8 @@ impl BackingChain {
     /// Follows the names from a qcow2 file on. With `backing_ok`, files that its header names are opened.
     ///
     /// # Errors
-    /// `Unsupported` for a file that names others if that is not allowed, and for a name or a format that is not
-    /// taken; `Corrupt` for a loop; what the headers say ([`Header::decode`]); what opening a file says
+    /// `Unsupported` for a file that names others if that is not allowed, and for a name or a format that is
+    /// not taken; `Corrupt` for a loop; what the headers say ([`Header::decode`]); what opening a file says
     /// ([`RawFile::open`]).
     pub fn follow(file: RawFile, backing_ok: bool) -> Result<Self> {
         let header = read_header(&file)?;

@@ -1,6 +1,7 @@
 //! Persistent dirty bitmaps: what QEMU recorded as written to, in a file that was closed cleanly.
 
-use super::header::{BitmapDirectory, Header};
+use super::extensions::BitmapDirectory;
+use super::header::Header;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::units::ByteRange;
 use crate::image::{RawFile, Source};

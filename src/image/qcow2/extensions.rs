@@ -1,6 +1,5 @@
 //! What follows the fixed fields of a qcow2 header.
 
-use super::header::BitmapDirectory;
 use zerocopy::FromBytes;
 use zerocopy::byteorder::big_endian::{U32, U64};
 
@@ -12,6 +11,17 @@ const DATA_FILE: u32 = 0x4441_5441;
 /// An entry of the table of names: kind, bit, name.
 const FEATURE_BYTES: usize = 48;
 const INCOMPATIBLE: u8 = 0;
+
+/// Where the persistent bitmaps are described.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BitmapDirectory {
+    /// How many there are.
+    pub count: u32,
+    /// Where it is in the file.
+    pub offset: u64,
+    /// Its length.
+    pub bytes: u64,
+}
 
 /// Those of a header that matter here.
 #[derive(Debug, Default)]

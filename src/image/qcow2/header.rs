@@ -1,6 +1,6 @@
 //! The header of a qcow2 file (QEMU's docs/interop/qcow2.rst), checked as if an enemy had written it.
 
-use super::extensions::Extensions;
+use super::extensions::{BitmapDirectory, Extensions};
 use crate::base::error::{Error, ErrorKind, Result};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -74,7 +74,8 @@ pub struct Header {
     pub backing: Option<Backing>,
     /// Its data is in another file: the name of that one.
     pub data_file: Option<PathBuf>,
-    /// The directory of persistent bitmaps; none if there are none, or they are not those of what the file holds.
+    /// The directory of persistent bitmaps; none if there are none, or they are not those of what the file
+    /// holds.
     pub bitmaps: Option<BitmapDirectory>,
     /// Clusters are in 32 parts, each of which is there or not (extended L2 entries).
     pub has_subclusters: bool,
@@ -100,24 +101,13 @@ pub struct Backing {
     pub format: Option<String>,
 }
 
-/// Where the persistent bitmaps are described.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct BitmapDirectory {
-    /// How many there are.
-    pub count: u32,
-    /// Where it is in the file.
-    pub offset: u64,
-    /// Its length.
-    pub bytes: u64,
-}
-
 impl Header {
     /// Decodes the header of a file of `file_bytes` bytes; `head` is its first [`HEAD_BYTES`], or all of it.
     ///
     /// # Errors
-    /// `InvalidInput` if it is no qcow2 file, `Corrupt` for what no writer writes and for an image that is marked
-    /// as corrupt, `Unsupported` for an encrypted one and for features that are not known. The message is to be
-    /// put behind the name of the file.
+    /// `InvalidInput` if it is no qcow2 file, `Corrupt` for what no writer writes and for an image that is
+    /// marked as corrupt, `Unsupported` for an encrypted one and for features that are not known. The message
+    /// is to be put behind the name of the file.
     pub fn decode(head: &[u8], file_bytes: u64) -> Result<Self> {
         let not_qcow2 = || Error::new(ErrorKind::InvalidInput, "it is no qcow2 image");
         if !head.starts_with(&MAGIC) {
@@ -212,8 +202,8 @@ impl Header {
         1 << self.cluster_bits
     }
 
-    /// A file that the header names, which anybody who had the disk can have written there: what it is of this one,
-    /// and its name.
+    /// A file that the header names, which anybody who had the disk can have written there: what it is of
+    /// this one, and its name.
     pub fn named_file(&self) -> Option<(&'static str, &Path)> {
         let backing = self.backing.as_ref().map(|backing| ("backing file", backing.name.as_path()));
         backing.or_else(|| self.data_file.as_deref().map(|name| ("data file", name)))

@@ -43,8 +43,8 @@ impl Layer {
         self.data_file.as_ref().unwrap_or(&self.file)
     }
 
-    /// What there is at `offset` of its disk, for at most `most` bytes, all of which are of the disk; and for how
-    /// many, at least one.
+    /// What there is at `offset` of its disk, for at most `most` bytes, all of which are of the disk; and for
+    /// how many, at least one.
     ///
     /// # Errors
     /// `Corrupt` if it lies behind the end of the file.
@@ -57,8 +57,8 @@ impl Layer {
         if at < end {
             return Ok((run, bytes.min(end - at)));
         }
-        // The last cluster of a file need not be whole: what is missing of it is zeros. A cluster of which nothing
-        // is there was lost.
+        // The last cluster of a file need not be whole: what is missing of it is zeros. A cluster of which
+        // nothing is there was lost.
         let within = at % tables.cluster_bytes();
         if at - within < end {
             return Ok((Run::Zeros, bytes.min(tables.cluster_bytes() - within)));
@@ -66,8 +66,8 @@ impl Layer {
         Err(cut_off(self.data(), format!("byte {offset} of its disk")))
     }
 
-    /// Unpacks what there is of a disk at `offset`, from a cluster that is in at most `packed` bytes from `at` on.
-    /// All of `into` is within the cluster.
+    /// Unpacks what there is of a disk at `offset`, from a cluster that is in at most `packed` bytes from
+    /// `at` on. All of `into` is within the cluster.
     pub fn unpack(&self, at: u64, packed: u64, offset: u64, into: &mut [u8]) -> Result<()> {
         let Some((tables, compression)) = &self.qcow2 else { return Ok(()) };
         let packed = packed.min(self.file.image_bytes().saturating_sub(at));
@@ -111,10 +111,12 @@ impl Layer {
     }
 }
 
-/// Log2 of the bytes that a frame may refer back to, and so of the memory that it takes. No cluster has more than 2^21.
+/// Log2 of the bytes that a frame may refer back to, and so of the memory that it takes. No cluster has more
+/// than 2^21.
 const MAX_ZSTD_WINDOW: u32 = 23;
 
-/// Fills a cluster; false if these bytes are not enough for one. More of them may follow, which are another's.
+/// Fills a cluster; false if these bytes are not enough for one. More of them may follow, which are
+/// another's.
 fn unpack_cluster(compression: Compression, bytes: &[u8], cluster: &mut [u8]) -> bool {
     match compression {
         Compression::Deflate => {

@@ -18,5 +18,6 @@ mod tests;
 
 pub use backing::{BackingChain, ChainFile, MAX_FILES};
 pub use bitmaps::Bitmap;
-pub use header::{Backing, BitmapDirectory, Compression, HEAD_BYTES, Header};
+pub use extensions::BitmapDirectory;
+pub use header::{Backing, Compression, HEAD_BYTES, Header};
 pub use source::Qcow2Image;

@@ -82,8 +82,8 @@ impl Qcow2Image {
         self.layers().flat_map(|layer| [&layer.file].into_iter().chain(&layer.data_file))
     }
 
-    /// Its persistent bitmaps; none if the file was not closed cleanly, or was written by a program that does not
-    /// know them.
+    /// Its persistent bitmaps; none if the file was not closed cleanly, or was written by a program that does
+    /// not know them.
     ///
     /// # Errors
     /// `Corrupt` for a malformed directory.
@@ -91,12 +91,12 @@ impl Qcow2Image {
         Ok(self.read_bitmaps()?.list())
     }
 
-    /// What a bitmap says was written to, ascending and apart, within the disk. It may name too much, and covers the
-    /// disk as it was closed.
+    /// What a bitmap says was written to, ascending and apart, within the disk. It may name too much, and
+    /// covers the disk as it was closed.
     ///
     /// # Errors
-    /// `NotFound` if there is no bitmap of that name; `Unsupported` for one that cannot be relied on; `Corrupt` for a
-    /// malformed one.
+    /// `NotFound` if there is no bitmap of that name; `Unsupported` for one that cannot be relied on;
+    /// `Corrupt` for a malformed one.
     pub fn dirty_ranges(&self, name: &str) -> Result<Vec<ByteRange>> {
         self.read_bitmaps()?.dirty_ranges(name)
     }
@@ -139,7 +139,8 @@ impl Qcow2Image {
         })
     }
 
-    /// Calls `visit` with each piece of a range: what it is, where in the range it begins, and how long it is.
+    /// Calls `visit` with each piece of a range: what it is, where in the range it begins, and how long it
+    /// is.
     fn for_each_content<'a>(
         &'a self,
         offset: u64,
@@ -176,7 +177,8 @@ impl Source for Qcow2Image {
                 break;
             }
             bytes += length;
-            // Far where there is one long run, near where there are many: each step looks as far in each file.
+            // Far where there is one long run, near where there are many: each step looks as far in each
+            // file.
             step = if length == step { step.saturating_mul(2) } else { self.step_bytes };
         }
         Ok(Extent { offset, bytes, kind })

@@ -13,12 +13,15 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// An image, with all files that it is made of.
 #[derive(Debug, Clone)]
 pub struct QemuImage {
     /// Where it is.
     pub path: PathBuf,
+    /// It, if it is open already: then its path is not opened again.
+    pub opened: Option<Arc<File>>,
     /// How QEMU reads it.
     pub format: ImageFormat,
     /// The external data file of a qcow2.
@@ -32,10 +35,19 @@ pub struct QemuImage {
 impl QemuImage {
     /// An image that is one file.
     pub fn new(path: impl Into<PathBuf>, format: ImageFormat) -> Self {
-        Self { path: path.into(), format, data_file: None, backing: None, backing_ok: false }
+        Self {
+            path: path.into(),
+            opened: None,
+            format,
+            data_file: None,
+            backing: None,
+            backing_ok: false,
+        }
     }
 
     setters! {
+        /// The same, open already. Nobody may hold QEMU's locks by it.
+        opened: Option<Arc<File>>,
         /// The same with an external data file.
         data_file: Option<PathBuf>,
         /// The same on a backing image.
@@ -87,7 +99,8 @@ impl<'a> Opened<'a> {
         Self { place, files: Vec::new(), names: Vec::new() }
     }
 
-    /// The files, which have to be inherited, and the names that QEMU has for them, with what they are called.
+    /// The files, which have to be inherited, and the names that QEMU has for them, with what they are
+    /// called.
     pub fn into_parts(self) -> (Vec<File>, Vec<(PathBuf, String)>) {
         (self.files, self.names)
     }
@@ -98,7 +111,10 @@ impl<'a> Opened<'a> {
     /// If a file cannot be opened, or the image refers to others than were given.
     pub fn node(&mut self, image: &QemuImage, writable: bool) -> Result<Value> {
         let read_only = !writable;
-        let file = open(&image.path)?;
+        let file = match &image.opened {
+            Some(file) => file.try_clone().map_err(|e| Error::os("open", image.path.shown(), e))?,
+            None => open(&image.path)?,
+        };
         image.check_needs(&file)?;
         let extents = check_references(&file, &image.path, image.format, image.backing_ok)?;
         let mut node = json!({

@@ -1,8 +1,8 @@
 //! A program that runs beside us, and not longer than we do.
 //!
-//! A thread of its own starts it, reads what it says, and takes its end. The kernel ends the program when that
-//! thread ends (PR_SET_PDEATHSIG), which it does only after the program, or with all of us. So it makes no
-//! difference which thread asked for it, and a SIGKILL leaves nothing behind.
+//! A thread of its own starts it, reads what it says, and takes its end. The kernel ends the program when
+//! that thread ends (PR_SET_PDEATHSIG), which it does only after the program, or with all of us. So it makes
+//! no difference which thread asked for it, and a SIGKILL leaves nothing behind.
 
 use crate::base::error::{Error, ErrorKind, Result, best_effort};
 use crate::base::sys::bind_child;

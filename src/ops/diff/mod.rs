@@ -8,9 +8,9 @@ use crate::base::events::Context;
 use crate::image::{ImageUri, LiveImage};
 use crate::ops::diff::engine::{Difference, Side, diff};
 use crate::ops::diff::types::DiffSide;
-use crate::ops::snapshot::format::in_format_of;
 use crate::repo::Repository;
 use crate::repo::live_file::is_same_image;
+use crate::repo::live_format::in_format_of;
 use crate::repo::manifest::Manifest;
 use crate::repo::session::read;
 

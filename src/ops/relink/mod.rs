@@ -26,12 +26,13 @@ use std::path::Path;
 /// interrupted rollback included.
 ///
 /// # Errors
-/// `Unsupported` if it looks like no raw image, unless `is_raw`.
+/// `Unsupported` if it looks like another format than the recorded one, and none is given; `Mismatch` if it
+/// is not of the one that is.
 pub fn run(
     repository: &Repository,
     name: &str,
     image: &ImageUri,
-    is_raw: bool,
+    format: Option<ImageFormat>,
     context: &Context,
 ) -> Result<Relinked> {
     let image = known_as(image)?;
@@ -48,13 +49,24 @@ pub fn run(
             .hint("a rollback of one would destroy the other; name another file"));
     }
     let mut writer = write(repository, name, context)?;
+    let looks = looks.unwrap_or(ImageFormat::RAW);
     // A guest may have written that into the disk that it is; whoever names another one chose it.
     let is_it = writer.head.live.as_ref().zip(live.as_ref());
     let is_it = is_it.is_some_and(|(was, is)| was.difference(is).is_none());
-    let format = writer.manifest.format();
-    if let Some(looks) = looks.filter(|l| !l.is_raw() && !is_raw && !is_it && l.qemu() != format) {
-        return Err(looks.refusal(&image));
-    }
+    let known = writer.manifest.format().map(str::to_owned);
+    let format = match format {
+        Some(format) if !format.is_raw() && looks != format => {
+            let what = format!("{image} is no {format} image");
+            return Err(Error::new(ErrorKind::Mismatch, what));
+        }
+        Some(format) => format.qemu().to_owned(),
+        // Whatever looks raw is.
+        None if looks.is_raw() => looks.qemu().to_owned(),
+        None => match known.filter(|known| is_it || known == looks.qemu()) {
+            Some(known) => known,
+            None => return Err(looks.refusal_of_relink(&image)),
+        },
+    };
     if let Some(path) = file {
         let stored = writer.manifest.stored();
         let mut base_images = stored.iter().filter_map(|s| s.base_image.as_ref());
@@ -81,6 +93,7 @@ pub fn run(
             return Err(manifest::changed_meanwhile(&next.name));
         }
         next.source = Some(image.clone());
+        next.format = Some(format.clone());
         next.host = Some(repository.host.host().clone());
         (next.live, next.rollback) = (None, None);
         Ok(())

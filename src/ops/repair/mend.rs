@@ -338,12 +338,12 @@ fn replace_file(
     context.check()?;
     upload.publish()?;
     let change = |next: &mut Manifest| {
-        let format = next.format().to_owned();
+        let format = next.format().map(str::to_owned);
         let is_it = |s: &&mut Snapshot| s.id == snapshot.id && s.file == snapshot.file;
         let stored = next.snapshots.iter_mut().chain(&mut next.dropped);
         let gone = || manifest::changed_meanwhile(&name);
         let s = stored.into_iter().find(is_it).ok_or_else(gone)?;
-        *s = with_file(s, &file, &made, s.base_of.clone().as_ref(), &format);
+        *s = with_file(s, &file, &made, s.base_of.clone().as_ref(), format.as_deref());
         drop_from_manifest(next, &HashSet::new());
         Ok(())
     };

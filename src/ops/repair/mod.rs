@@ -173,6 +173,7 @@ fn rebuild_from(
     context: &Context,
 ) -> Result<(Manifest, Rebuilt)> {
     let mut manifest = Manifest::new(name, old.and_then(|m| m.source.clone()));
+    manifest.format = old.and_then(|m| m.format()).map(str::to_owned);
     manifest.live = old.and_then(|m| m.live.clone());
     manifest.host = old.and_then(|m| m.host.clone());
     manifest.rollback = old.and_then(|m| m.rollback.clone());

@@ -7,6 +7,7 @@ mod update;
 
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::events::{Context, WarningId};
+use crate::base::folder::resolve_new;
 use crate::base::free_space::free_space_at;
 use crate::base::message::{Setting, Verb, message};
 use crate::base::units::NamedBlocks;
@@ -20,7 +21,7 @@ use crate::image::{
 use crate::repo::Repository;
 use crate::repo::inside::{is_same, refuse_target};
 use crate::repo::live_file::{record_restored_file, warn_if_not_durable, warn_if_unguarded};
-use crate::repo::session::read;
+use crate::repo::session::{Reader, read};
 use crate::view::{Restored, Seed, check_free_space_for, check_range, restore_seeded};
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
@@ -58,6 +59,7 @@ pub fn run(
         snapshot: &snapshot,
         chain: &chain,
         has_unread: !unread.is_empty(),
+        live_format: live_format(&reader, &target),
         seed: seed.as_ref(),
     };
     let done = match target {
@@ -76,6 +78,8 @@ pub fn run(
     Ok(RestoreOutcome { snapshot, restored, unread, untouched_bytes, update })
 }
 
+const ONLY_QCOW2: &str = "only a new qcow2 image can be compressed";
+
 /// Fails for what does not go together.
 fn check_request(request: &RestoreRequest, target: &RestoreTarget<'_>) -> Result<()> {
     let is_disk = !matches!(target, RestoreTarget::Target(_));
@@ -86,15 +90,11 @@ fn check_request(request: &RestoreRequest, target: &RestoreTarget<'_>) -> Result
             .hint("restore to a raw or qcow2 image, and convert that"));
     }
     let is_qcow2 = request.format == Some(ImageFormat::QCOW2);
-    let is_new_qcow2 = !request.update
-        && matches!(target, RestoreTarget::Path(path)
-            if is_file && new_format(request, path) == ImageFormat::QCOW2);
+    let is_compressed = request.cluster_compression.is_some();
     let what = match request.update {
         true if !is_disk => "only a file, a device or an export can be updated",
         _ if is_qcow2 && !is_file => "only a file can be a qcow2 image",
-        _ if request.cluster_compression.is_some() && !is_new_qcow2 => {
-            "only a new qcow2 image can be compressed"
-        }
+        is_update if is_compressed && (is_update || !is_file) => ONLY_QCOW2,
         true if request.range.is_some() => "a part of an image cannot be updated, only all of it",
         false if request.trust_target => "only the target of an update can be trusted",
         _ => return Ok(()),
@@ -150,11 +150,18 @@ impl Task<'_> {
         restore_seeded(self.chain, self.request.range, self.seed, target, context)
     }
 
+    /// How the disk is to lie in a new file.
+    fn new_format(&self, path: &Path) -> ImageFormat {
+        let named = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("qcow2"));
+        let usual = if named { ImageFormat::QCOW2 } else { ImageFormat::RAW };
+        self.request.format.or(self.live_format).unwrap_or(usual)
+    }
+
     /// Onto a disk that is there.
     fn copy_over(&self, disk: &mut dyn InPlace, bytes: u64, context: &Context) -> Result<Restored> {
         disk.check_free_space(bytes)?;
         restore_seeded(self.chain, self.request.range, self.seed, disk, context)
-            .map_err(|e| self.half_written(disk, e))
+            .map_err(|e| self.half_written(disk, ImageFormat::RAW, e))
     }
 
     /// A new file, or one in its place.
@@ -163,8 +170,11 @@ impl Task<'_> {
         let place = path.shown().to_string();
         // A part of an image is a file of its own.
         let attributes = snapshot.attributes.clone().filter(|_| request.range.is_none());
-        if new_format(request, path) == ImageFormat::QCOW2 {
+        if self.new_format(path) == ImageFormat::QCOW2 {
             return self.to_qcow2(path, bytes, attributes, context);
+        }
+        if request.cluster_compression.is_some() {
+            return Err(Error::new(ErrorKind::InvalidInput, ONLY_QCOW2));
         }
         let target = NewFile::create(path, bytes, request.force)?;
         let mut target = target.with_attributes(attributes).held();
@@ -254,7 +264,9 @@ impl Task<'_> {
         warn_if_unguarded(&device, context);
         let mut target = RawInPlace::new(&device);
         let restored = self.copy_over(&mut target, bytes, context)?;
-        device.check_alone(Intent::Read).map_err(|e| self.half_written(&target, e))?;
+        device
+            .check_alone(Intent::Read)
+            .map_err(|e| self.half_written(&target, ImageFormat::RAW, e))?;
         Ok((restored, device.image_bytes()))
     }
 }
@@ -285,10 +297,12 @@ fn accept(
     Ok(chain.with_unread_as_zeros())
 }
 
-/// How the disk is to lie in a new file.
-fn new_format(request: &RestoreRequest, path: &Path) -> ImageFormat {
-    let named = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("qcow2"));
-    request.format.unwrap_or(if named { ImageFormat::QCOW2 } else { ImageFormat::RAW })
+/// How the disk lies in the live image, if its place is the target.
+fn live_format(reader: &Reader, target: &RestoreTarget<'_>) -> Option<ImageFormat> {
+    let RestoreTarget::Path(path) = target else { return None };
+    let live = reader.head().source.as_ref()?.file()?;
+    let is_it = resolve_new(path).is_ok_and(|path| path == live);
+    reader.manifest().format().filter(|_| is_it).and_then(ImageFormat::recorded)
 }
 
 fn is_device(path: &Path) -> bool {

@@ -6,7 +6,7 @@ use crate::base::events::Context;
 use crate::base::message::{Setting, Verb, message};
 use crate::chain::Chain;
 use crate::image::write::InPlace;
-use crate::image::{FileStat, LiveIdentity};
+use crate::image::{FileStat, ImageFormat, LiveIdentity};
 use crate::repo::Repository;
 use crate::repo::manifest::Snapshot;
 use crate::repo::restored::RestoredNote;
@@ -23,6 +23,8 @@ pub(super) struct Task<'a> {
     pub chain: &'a Chain,
     /// True if the chain has blocks that were never read; they are zeros.
     pub has_unread: bool,
+    /// How the disk is to lie in the target, if that is the place of the live image.
+    pub live_format: Option<ImageFormat>,
     pub seed: Option<&'a Seed<'a>>,
 }
 
@@ -60,7 +62,7 @@ impl Task<'_> {
     }
 
     /// An error that says so if anything was written to a target that was there.
-    pub fn half_written(&self, disk: &dyn InPlace, error: Error) -> Error {
+    pub fn half_written(&self, disk: &dyn InPlace, format: ImageFormat, error: Error) -> Error {
         if !disk.is_begun() {
             return error;
         }
@@ -79,7 +81,9 @@ impl Task<'_> {
         if let Some(range) = request.range {
             again = again.with(Setting::Range, format!("{}+{}", range.offset, range.bytes));
         }
-        if let Some(format) = request.format {
+        // What it looks like now is no guide.
+        let found = Some(format).filter(|format| request.update && !format.is_raw());
+        if let Some(format) = request.format.or(found) {
             again = again.with(Setting::Format, format.qemu());
         }
         error.hint(message![

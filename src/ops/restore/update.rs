@@ -11,7 +11,7 @@ use crate::base::message::{Message, Setting, Verb, message};
 use crate::base::uri::Shown;
 use crate::chain::Chain;
 use crate::image::write::{InPlace, OsMedium};
-use crate::image::{Disk, ImageFormat, ImageUri, Intent, RawFile, ReadBy, Source};
+use crate::image::{Disk, ImageFormat, ImageUri, Intent, RawFile, ReadBy, Source, Unguarded};
 use crate::repo::inside::refuse_target;
 use crate::repo::live_file::{
     live_image_at, name_of_source, warn_if_not_durable, warn_if_unguarded,
@@ -90,9 +90,10 @@ impl Task<'_> {
             // Otherwise half of it would be taken for what it was.
             note.remove().map_err(|e| e.or_hint("nothing was written"))?;
         }
-        let done = self.bring(target.source(), disk.as_mut(), known, samples, context)?;
+        let done = self.bring((target.source(), format), disk.as_mut(), known, samples, context)?;
         if let Some(raw) = target.raw() {
-            raw.check_alone(Intent::Read).map_err(|e| self.half_written(disk.as_ref(), e))?;
+            raw.check_alone(Intent::Read)
+                .map_err(|e| self.half_written(disk.as_ref(), format, e))?;
         }
         if let Some(raw) = file
             && let (Some(identity), Some(stat)) = (raw.identity(), raw.stable_stat())
@@ -119,14 +120,28 @@ impl Task<'_> {
         refuse_empty(path, &meta)
     }
 
-    /// How the disk lies in a file: as was said, or by its magic. What it is not, its blocks will not be.
+    /// How the disk lies in a file: as was said, or as it looks if its name says the same. A guest can write
+    /// any header into a raw disk.
     fn format_at(&self, path: &Path) -> Result<ImageFormat> {
         if let Some(format) = self.request.format {
             return Ok(format);
         }
-        let file = RawFile::open(path)?;
-        let format = ImageFormat::of(file.file(), file.image_bytes());
-        Ok(if format == ImageFormat::QCOW2 { format } else { ImageFormat::RAW })
+        // Why it cannot be opened is said by who opens it to write.
+        let Ok(file) = Unguarded::open(path) else { return Ok(ImageFormat::RAW) };
+        if ImageFormat::within(&file) != ImageFormat::QCOW2 {
+            return Ok(ImageFormat::RAW);
+        }
+        let named = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("qcow2"));
+        if named && !self.request.force {
+            return Ok(ImageFormat::QCOW2);
+        }
+        let what = format!("{} looks like a qcow2 image", path.shown());
+        Err(Error::new(ErrorKind::InvalidInput, what).hint(message![
+            "say whether it is one with ",
+            Setting::Format.to("qcow2"),
+            " or ",
+            Setting::Format.to("raw"),
+        ]))
     }
 
     /// A live image is rolled back.
@@ -152,7 +167,7 @@ impl Task<'_> {
         target: Option<&RawFile>,
         reader: &Reader,
     ) -> std::result::Result<(Chain, u64), Message> {
-        let (note, target) = note.zip(target).ok_or("it is no raw file")?;
+        let (note, target) = note.zip(target).ok_or("it is no raw file, or a device")?;
         let id = note.snapshot(target, self.image_id)?;
         let snapshot = reader.manifest().by_id(id);
         let snapshot = snapshot.ok_or("the snapshot that it was restored from has been dropped")?;
@@ -166,7 +181,7 @@ impl Task<'_> {
     /// Brings the disk under `image`, whatever it is, to the snapshot.
     fn bring(
         &self,
-        image: &dyn Source,
+        (image, format): (&dyn Source, ImageFormat),
         disk: &mut dyn InPlace,
         known: Known,
         samples: Option<Samples>,
@@ -178,7 +193,7 @@ impl Task<'_> {
         };
         let (target, seed, phase) = (self.chain, self.seed, Phase::Restore);
         let update = Update { image, target, source: &source, seed, phase };
-        let done = update.execute(disk, context).map_err(|e| self.half_written(disk, e))?;
+        let done = update.execute(disk, context).map_err(|e| self.half_written(disk, format, e))?;
         let bytes = target.geometry().image_bytes;
         let Updated { written_bytes, read_bytes, data_bytes, seed_bytes, .. } = done;
         let longer_bytes = image.image_bytes().saturating_sub(bytes);

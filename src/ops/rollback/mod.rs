@@ -10,9 +10,10 @@
 //! notes of each, until the first byte, that nothing is written, and then the next rollback saves the present
 //! state as ever.
 
+mod live;
 pub mod types;
 
-use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::error::{Error, Result};
 use crate::base::events::{Context, WarningId};
 use crate::base::free_space::free_space_at;
 use crate::base::message::{Setting, Verb, message};
@@ -20,8 +21,8 @@ use crate::base::uri::Shown;
 use crate::chain::Chain;
 use crate::image::write::{Medium, OsMedium};
 use crate::image::{Disk, Intent, LiveImage, RawFile};
+use crate::ops::rollback::live::{check_length, close, open_live};
 use crate::ops::rollback::types::{RollbackOutcome, RollbackRequest};
-use crate::ops::snapshot::format::recorded_format;
 use crate::ops::snapshot::plan::{PlanInput, plan_scan};
 use crate::ops::snapshot::snapshot_into;
 use crate::ops::snapshot::take::{policy_for, warn_of_policy};
@@ -34,8 +35,8 @@ use crate::repo::head::RollbackIntent;
 use crate::repo::host::Unwritten;
 use crate::repo::inside::{refuse_base_image, refuse_base_image_or_warn, refuse_inside};
 use crate::repo::live_file::{
-    is_unchanged_since, record_head, record_live_file, refuse_link, refuse_other, source_of,
-    warn_if_not_durable, warn_if_unguarded,
+    is_unchanged_since, record_head, record_live_file, source_of, warn_if_not_durable,
+    warn_if_unguarded,
 };
 use crate::repo::manifest::{Manifest, Rollback, Snapshot, changed_meanwhile};
 use crate::repo::policy::SnapshotPolicy;
@@ -80,26 +81,8 @@ pub fn run_through(
             false => refuse_base_image(repository, path)?,
         }
     }
-    let format = recorded_format(&writer.manifest)?;
-    let open = || {
-        place.file().map_or(Ok(()), |path| refuse_link(&request.name, path))?;
-        Disk::open_to_write(&place, format, request.read_by(), context).map_err(|e| {
-            match e.kind() {
-                ErrorKind::NotFound if place.file().is_some() => {
-                    let restore = Verb::Restore.of(format!("{}@{}", request.name, target.number));
-                    let restore = restore.with(Setting::Output, &place);
-                    e.hint(message!["run ", restore, " to make it anew"])
-                }
-                _ => e,
-            }
-        })
-    };
-    if let Some(path) = place.file().filter(|_| !format.is_raw()) {
-        // QEMU holds it while it is written to: what it is has to be found out before.
-        refuse_link(&request.name, path)?;
-        let file = RawFile::open(path)?;
-        refuse_other(&request.name, &writer.head, &file, request.force_device, context)?;
-    }
+    let (manifest, head) = (writer.manifest.clone(), writer.head.clone());
+    let open = || open_live(&manifest, &head, &place, request, &target, context);
     let mut disk = open()?;
     let resumed = writer.head.is_half_written(repository, writer.manifest.image_id)?;
     let suspicious = writer.head.intent.is_some() || writer.head_was_damaged;
@@ -108,10 +91,7 @@ pub fn run_through(
         drop(disk);
         disk = open()?;
     }
-    if let Some(file) = disk.container() {
-        warn_if_unguarded(file, context);
-        refuse_other(&request.name, &writer.head, file, request.force_device, context)?;
-    }
+    disk.raw().into_iter().for_each(|file| warn_if_unguarded(file, context));
     let live = LiveImage::held(disk);
     let disk = &live.disk;
     let chain = open_chain(repository, &writer.manifest, target.id)?;
@@ -205,8 +185,11 @@ pub fn run_through(
         prove(disk.source(), &chain, context)
             .map_err(|e| e.hint("all was written, but it is not proved; run the rollback again"))?;
         end_rollback(repository, &mut writer, target.id, &disk, context)?;
+        close(disk, context);
     } else {
         end_rollback(repository, &mut writer, target.id, disk, context)?;
+        drop(plan);
+        close(live.disk, context);
     }
     // What one that was interrupted had saved may have left a clone that nobody needs.
     let is_tracked = rollback_policy(repository, &request.name).track != Track::None;
@@ -478,15 +461,4 @@ fn forget_cached(image: &RawFile, medium: &dyn Medium, context: &Context) {
         context.note(format!("cannot sync {}: {e}", image.path().shown()));
     }
     medium.forget(image.file());
-}
-
-fn check_length(disk: &Disk, medium: &dyn Medium, target: &Chain) -> Result<()> {
-    let (have, want) = (disk.source().image_bytes(), target.geometry().image_bytes);
-    let in_place = disk.in_place(medium)?;
-    if in_place.has_fixed_length() && have != want {
-        let what = format!("{} has {have} bytes, the snapshot {want}", disk.name());
-        return Err(Error::new(ErrorKind::Mismatch, what)
-            .hint("a device or export keeps its length: restore to another one"));
-    }
-    in_place.check_free_space(want)
 }

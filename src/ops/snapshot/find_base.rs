@@ -8,6 +8,7 @@ use crate::base::message::message;
 use crate::base::units::{BlockSize, ExtentKind, Geometry};
 use crate::chain::Chain;
 use crate::image::Source;
+use crate::ops::snapshot::prepared::block_size_of;
 use crate::ops::snapshot::types::{ParentChoice, SnapshotRequest};
 use crate::repo::Repository;
 use crate::repo::manifest::{self, Manifest, Snapshot};
@@ -39,7 +40,12 @@ pub(crate) fn find_base(
     if !request.find_base || !begins(repository, name, request)? {
         return Ok(None);
     }
-    let block_size = request.block_size.unwrap_or(repository.defaults().block_size);
+    let usual = repository.defaults().block_size;
+    let known = manifest::load(repository.store.as_ref(), name).ok();
+    let block_size = match &known {
+        Some(manifest) => block_size_of(manifest, request, usual),
+        None => request.block_size.unwrap_or(usual),
+    };
     let samples = samples(image, block_size, context)?;
     let mut best: Option<(usize, Reference)> = None;
     for other in repository.names()?.into_iter().filter(|other| other != name) {

@@ -4,7 +4,6 @@ pub(crate) mod base_image;
 pub(crate) mod base_of;
 pub mod engine;
 pub(crate) mod find_base;
-pub(crate) mod format;
 pub(crate) mod origin;
 pub(crate) mod plan;
 pub(crate) mod prepared;
@@ -18,7 +17,6 @@ use crate::base::message::{Setting, Verb, message};
 use crate::base::uri::Shown;
 use crate::image::{ImageUri, LiveImage};
 use crate::ops::snapshot::find_base::find_base;
-use crate::ops::snapshot::format::with_format;
 use crate::ops::snapshot::origin::check_origin;
 use crate::ops::snapshot::plan::PlanInput;
 use crate::ops::snapshot::prepared::prepare;
@@ -29,6 +27,7 @@ use crate::repo::change::remove_unused_image;
 use crate::repo::head::Head;
 use crate::repo::inside::refuse_inside;
 use crate::repo::live_file::{known_as, warn_if_unguarded};
+use crate::repo::live_format::{in_format_of, is_read_as_before};
 use crate::repo::manifest::{self, Manifest};
 use crate::repo::pins;
 use crate::repo::reference::check_label;
@@ -149,7 +148,8 @@ fn try_snapshot(
     let request = planned.as_ref().unwrap_or(request);
     let mut prepared = prepare(repository, &manifest, head, request)?;
     let policy = policy_for(repository, &manifest.name, request);
-    let (stat, begun) = (live.stable_stat(), Instant::now());
+    let stat = live.stable_stat().filter(|_| is_read_as_before(&manifest, live));
+    let begun = Instant::now();
     let search = PlanInput { manifest: &manifest, head, stat: stat.as_ref(), request, policy };
     let _tracker = prepared.begin(repository, live, &search, context)?;
     let (taken, _) = prepared.scan_live_or_clone(live, false, context, &mut |_| Ok(()))?;
@@ -188,4 +188,17 @@ fn check_source(manifest: &Manifest, head: &Head, image: &ImageUri) -> Result<()
         }
         _ => Ok(()),
     }
+}
+
+/// The disk in an image of which a snapshot is to be taken.
+///
+/// # Errors
+/// As of [`in_format_of`].
+fn with_format(
+    live: LiveImage,
+    manifest: &Manifest,
+    request: &SnapshotRequest,
+    context: &Context,
+) -> Result<LiveImage> {
+    in_format_of(live, Some(manifest), request.format, request.read_by(), context)
 }

@@ -1,5 +1,5 @@
-//! A snapshot device stands for its origin: what is read is one, what is recorded the other. That it is one has
-//! to be told by something: by LVM or ZFS, by extents that both files share, or by blocks that are equal.
+//! A snapshot device stands for its origin: what is read is one, what is recorded the other. That it is one
+//! has to be told by something: by LVM or ZFS, by extents that both files share, or by blocks that are equal.
 
 use crate::base::error::{Error, ErrorKind, Result, best_effort};
 use crate::base::events::Context;
@@ -114,8 +114,10 @@ fn lvm_tells(snapshot: &RawFile, origin: &Path, context: &Context) -> Result<boo
 
 /// Two fields of a logical volume; none if one of them is empty, or LVM does not answer.
 fn lvs(device: &Path, fields: &str, context: &Context) -> Result<Option<(String, String)>> {
-    let mut command = Command::new("lvs");
-    command.args(["--noheadings", "--separator", "/", "-o", fields, "--"]).arg(device);
+    const LVS: [&str; 5] = ["lvs", "--noheadings", "--separator", "/", "-o"];
+    let [program, options @ ..] = LVS;
+    let mut command = Command::new(program);
+    command.args(options).arg(fields).arg(device);
     command.env("LVM_SUPPRESS_FD_WARNINGS", "1");
     let line = first_line(command, PATIENCE, context)?;
     Ok(line.and_then(|line| two_fields(&line)))

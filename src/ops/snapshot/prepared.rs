@@ -58,7 +58,7 @@ pub(crate) fn prepare(
         None => {
             let defaults = repository.defaults();
             Parent::None(ChainParameters {
-                block_size: request.block_size.unwrap_or(defaults.block_size),
+                block_size: block_size_of(manifest, request, defaults.block_size),
                 algorithm: defaults.digest,
                 key: DigestKey::random()?,
             })
@@ -117,7 +117,7 @@ pub(crate) struct Prepared {
     /// Selects the part of the unchanged blocks that this snapshot rechecks.
     turn: u64,
     pub(crate) scan_plan: ScanPlan,
-    /// How the disk lies in the image, if that is to be recorded.
+    /// How the disk lies in the image, if it begins a chain.
     format: Option<String>,
 }
 
@@ -162,9 +162,8 @@ impl Prepared {
         let (name, number) = (&search.manifest.name, self.plan.identity.number);
         context.note(format!("{name}@{number}: {how}"));
         self.scan_plan = scan_plan;
-        let format = live.disk.format().qemu();
-        let is_news = self.parent_id.is_none() || format != search.manifest.format();
-        self.format = is_news.then(|| format.to_owned());
+        // What begins a chain says so.
+        self.format = self.parent_id.is_none().then(|| live.disk.format().qemu().to_owned());
         Ok(tracker)
     }
 
@@ -281,6 +280,16 @@ impl Prepared {
             snapshot,
         }
     }
+}
+
+/// The unit of comparison of a new chain: as the image had it.
+pub(crate) fn block_size_of(
+    manifest: &Manifest,
+    request: &SnapshotRequest,
+    usual: BlockSize,
+) -> BlockSize {
+    let newest = manifest.stored().last().and_then(|s| BlockSize::new(s.block_bytes).ok());
+    request.block_size.or(newest).unwrap_or(usual)
 }
 
 /// A chain has one unit of comparison.

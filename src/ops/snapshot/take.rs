@@ -14,6 +14,7 @@ use crate::ops::snapshot::types::{Outcome, SnapshotOutcome, SnapshotRequest};
 use crate::repo::Repository;
 use crate::repo::change::commit_change;
 use crate::repo::live_file::{keep_head, record_head, record_live_file, record_live_file_at};
+use crate::repo::live_format::is_read_as_before;
 use crate::repo::manifest::{Manifest, Snapshot, Timings, changed_meanwhile, pin_object};
 use crate::repo::policy::SnapshotPolicy;
 use crate::repo::session::Writer;
@@ -40,7 +41,9 @@ pub(crate) fn take_into(
     let mut prepared = prepare(repository, &writer.manifest, &writer.head, request)?;
     let policy = policy_for(repository, &name, request);
     let (manifest, head) = (&writer.manifest, &writer.head);
-    let search = PlanInput { manifest, head, stat: stat.as_ref(), request, policy };
+    // By which format it was read tells what it is: in another one it is another disk.
+    let known = stat.as_ref().filter(|_| is_read_as_before(manifest, live));
+    let search = PlanInput { manifest, head, stat: known, request, policy };
     let mut tracker = prepared.begin(repository, live, &search, context)?;
     let tracking_seconds = begun.elapsed().as_secs_f64();
     let is_doubted = prepared.against().is_some() && distrust_reason(manifest).is_some();
@@ -94,7 +97,8 @@ pub(crate) fn take_into(
         // Before the snapshot is there: without it a rollback would not know another file.
         keep_head(repository, writer, context);
     }
-    let published = upload.publish().and_then(|()| commit_snapshot(repository, writer, &snapshot));
+    let published =
+        upload.publish().and_then(|()| commit_snapshot(repository, writer, &snapshot, live));
     if published.is_err() && snapshot.tracker.is_some() {
         tracker.aborted(recorded(&writer.manifest), context);
     }
@@ -116,6 +120,7 @@ fn commit_snapshot(
     repository: &Repository,
     writer: &mut Writer,
     snapshot: &Snapshot,
+    live: &LiveImage,
 ) -> Result<()> {
     let number = snapshot.number.saturating_add(1);
     // The file has the number: another snapshot of another host may have it by then.
@@ -140,6 +145,7 @@ fn commit_snapshot(
             next.source.clone_from(&source);
         }
         next.live = None;
+        next.format = Some(live.disk.format().qemu().to_owned());
         next.snapshots.push(snapshot.clone());
         next.next_number = number;
         Ok(())

@@ -148,7 +148,6 @@ impl Manifest {
     }
 
     fn needs_of_content(&self) -> Vec<String> {
-        let stored = self.stored();
         let has = |what: fn(&Snapshot) -> bool| self.snapshots.iter().any(what);
         let needs = [
             (has(|s| s.protected), PROTECTED),
@@ -157,7 +156,7 @@ impl Manifest {
             (has(|s| !s.pins.is_empty()), PINS),
             (!self.pending.is_empty(), PENDING),
             (has(|s| !s.attachments.is_empty()), ATTACHMENTS),
-            (stored.iter().any(|s| s.parent.is_some() && s.format.is_some()), FORMAT),
+            (self.format.as_deref().is_some_and(|f| Some(f) != self.format_of_base()), FORMAT),
             (self.bases_elsewhere().next().is_some(), BASE_OF),
         ];
         let needed = needs.into_iter().filter(|(is_needed, _)| *is_needed);

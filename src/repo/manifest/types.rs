@@ -3,7 +3,7 @@
 use crate::base::digest::{Digest, ImageDigest};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::units::{BlockSize, Geometry};
-use crate::image::{FileAttributes, ImageFormat, ImageUri, LiveIdentity};
+use crate::image::{FileAttributes, ImageUri, LiveIdentity};
 use crate::repo::host::HostName;
 use crate::repo::manifest::commit::{Ancestor, Condemned, ManifestDigest, Read};
 use crate::repo::manifest::related::{Attachment, BaseOf, Group, Pending, Pin};
@@ -39,6 +39,10 @@ pub struct Manifest {
     /// Where the live image is on its host, for people.
     #[serde(with = "wire::image")]
     pub source: Option<ImageUri>,
+    /// How the disk lies in the live image, as `qemu-img` calls it; if that is missing, as the newest base
+    /// says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub format: Option<String>,
     /// The host that it is on; none if that is not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host: Option<HostName>,
@@ -165,8 +169,7 @@ pub struct Snapshot {
     /// The file that its blocks are in, if they are not in its delta file.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "wire::path")]
     pub base_image: Option<PathBuf>,
-    /// How the disk lay in the image, as `qemu-img` calls it: in a base, and where it is not what it was
-    /// before. Otherwise as the newest snapshot before it says that has it; raw if none has.
+    /// In what begins a chain: how the disk lay in the image, as `qemu-img` calls it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub format: Option<String>,
     /// Nothing drops it.
@@ -278,6 +281,7 @@ impl Manifest {
             name: name.into(),
             image_id: Uuid::new_v4(),
             source,
+            format: None,
             host: None,
             rollback: None,
             live: None,
@@ -368,10 +372,14 @@ impl Manifest {
         None
     }
 
-    /// How the disk lies in the live image, as `qemu-img` calls it.
-    pub fn format(&self) -> &str {
-        let newest = self.stored().into_iter().rev();
-        newest.filter_map(|s| s.format.as_deref()).next().unwrap_or(ImageFormat::RAW.qemu())
+    /// How the disk lies in the live image, as `qemu-img` calls it; none if that is not known any more.
+    pub fn format(&self) -> Option<&str> {
+        self.format.as_deref().or(self.format_of_base())
+    }
+
+    /// How it lay there when the newest chain began.
+    pub(super) fn format_of_base(&self) -> Option<&str> {
+        self.stored().into_iter().rev().find_map(|s| s.format.as_deref())
     }
 
     /// The snapshot with the highest number.

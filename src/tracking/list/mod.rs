@@ -228,8 +228,8 @@ impl Entries {
     }
 }
 
-const KNOWN: &str = "known are \"nbdinfo --map --json\", \"rbd diff --format json\", thin_delta, and lines of \
-                     \"offset length\"";
+const KNOWN: &str = "known are \"nbdinfo --map --json\", \"rbd diff --format json\", thin_delta, \
+                     and lines of \"offset length\"";
 
 fn from_lines(text: &str) -> Result<Vec<ByteRange>> {
     let mut ranges = Vec::new();

@@ -92,7 +92,8 @@ impl Found {
         };
         let block_bytes = self.block_bytes.unwrap_or_default();
         let range = begin.checked_mul(block_bytes).zip(length.checked_mul(block_bytes));
-        let range = range.and_then(|(offset, bytes)| super::range(offset, bytes));
+        let range = range.filter(|(offset, bytes)| offset.checked_add(*bytes).is_some());
+        let range = range.map(|(offset, bytes)| ByteRange { offset, bytes });
         let range = range.ok_or("begin and length lead beyond 2^64 bytes")?;
         self.ranges.extend((self.is_different == Some(true)).then_some(range));
         Ok(())
@@ -119,7 +120,8 @@ fn number(tag: &BytesStart<'_>, name: &str) -> Result<Option<u64>, &'static str>
 mod tests {
     use super::*;
 
-    const HEAD: &str = r#"<superblock uuid="" time="2" transaction="3" data_block_size="128" nr_data_blocks="1000">"#;
+    const HEAD: &str =
+        r#"<superblock uuid="" time="2" transaction="3" data_block_size="128" nr_data_blocks="9">"#;
 
     #[test]
     fn what_differs_is_counted_in_blocks_of_the_pool() {
@@ -128,7 +130,8 @@ mod tests {
         };
         let block = |first: u64, count: u64| ByteRange { offset: first << 16, bytes: count << 16 };
         let plain = r#"<same begin="0" length="4"/> <different begin="4" length="1"/>
-            <left_only begin="8" length="2"/><same begin="20" length="10"/><right_only begin="40" length="2"/>"#;
+            <left_only begin="8" length="2"/><same begin="20" length="10"/>
+            <right_only begin="40" length="2"/>"#;
         let verbose = r#"<same><range begin="0" data_begin="0" length="4"/></same>
             <different><range begin="4" left_data_begin="4" right_data_begin="100" length="1"/></different>
             <left_only><range begin="8" data_begin="8" length="2"/></left_only>

@@ -199,7 +199,7 @@ impl Verb {
                 assert!(disk.image() == of[number].bytes, "rolled back to something else");
             }
             Self::Relink { image } => {
-                repository.relink("vm", world.image(*image), false, &context)?;
+                repository.relink("vm", world.image(*image), None, &context)?;
             }
             Self::RelinkBaseImage { template } => {
                 let path = world.template(*template);

@@ -1,7 +1,8 @@
 //! A new qcow2 file: version 3, refcounts of 16 bits, no backing file, no snapshots, no bitmaps.
 //!
 //! A cluster of the disk gets its place in the file when it is first written, so the file has them in the
-//! order of the writing; what is never written, or zeros, gets none. The tables are written when all is there.
+//! order of the writing; what is never written, or zeros, gets none. The tables are written when all is
+//! there.
 //!
 //! Memory: 16 KiB for each TiB of the disk (L1), 16 MiB of L2 tables, and one block of refcounts. Compressing
 //! takes up to 24 MiB of clusters that are written in parts, and 4 MiB, or one cluster for each thread, that
