@@ -198,7 +198,7 @@ fn what_must_not_be_updated_is_refused_and_left_as_it_was() {
     lab.done(&["restore", "disk@2", "-o", "out.img", "--force"]);
     let user = hold_open(&lab, "out.img");
     let line = lab.fails(BUSY, &["restore", "disk@2", "-o", "out.img", "--update"]);
-    assert!(line.contains("open for writing by sleep (process "), "{line}");
+    assert!(line.contains("in use by sleep (process "), "{line}");
     drop(user);
     update(&lab, "disk@2", "out.img", &[]);
 }
