@@ -22,6 +22,7 @@ pub mod live_file;
 pub mod manifest;
 pub(crate) mod marker;
 pub(crate) mod names;
+pub(crate) mod pin_fate;
 pub(crate) mod pins;
 pub(crate) mod place;
 pub mod policy;

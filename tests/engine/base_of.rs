@@ -28,7 +28,7 @@ struct Lab {
 fn state(name: &str, number: u64) -> Vec<u8> {
     let mut bytes = text(50_000, 1);
     let changes: &[u64] = match (name, number) {
-        ("template", 1) => &[],
+        ("template" | "template2", 1) => &[],
         ("template", 2) => &[1],
         ("template", 3) => &[1, 2],
         ("template", 4) => &[1, 3, 5, 6],
@@ -413,6 +413,56 @@ fn a_condemned_pin_is_not_taken_again() {
     let of = lab.manifest("clone").snapshots[0].base_of.clone().unwrap();
     assert_ne!(of.pin, old);
     assert!(lab.pins("template").contains(&(2, "clone".to_owned())));
+}
+
+/// Somebody else works on the template for longer than a moment.
+#[test]
+fn who_is_to_depend_on_an_image_waits_for_it() {
+    let lab = Lab::new();
+    let lock = lab.store().lock("template/write.lock", LockKind::Exclusive).unwrap().unwrap();
+    let works = std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_secs(5));
+        drop(lock);
+    });
+    lab.take_full("template2", 1, ("template", 3));
+    works.join().unwrap();
+    assert!(lab.pins("template").contains(&(3, "template2".to_owned())));
+}
+
+/// What nothing could open is refused before anything is pinned.
+#[test]
+fn a_chain_leads_through_so_many_images() {
+    let lab = Lab::new();
+    let mut below = "template".to_owned();
+    let live = |name: &str| lab.repo.with_file_name(format!("{name}.img"));
+    let take = |name: &str, below: &str| {
+        std::fs::write(live(name), state("template", 1)).unwrap();
+        let of = Reference { name: below.into(), at: At::Number(1) };
+        lab.open().snapshot(&SnapshotRequest::new(live(name)).base_of(Some(of)), &context())
+    };
+    for number in 2..=100 {
+        let name = format!("vm{number}");
+        take(&name, &below).unwrap();
+        below = name;
+    }
+    let refused = take("vm101", &below).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::LimitExceeded, "{refused}");
+    assert!(refused.to_string().len() < 200, "{refused}");
+    assert_eq!(lab.pins(&below), []);
+    assert!(!lab.repo.join("vm101").exists());
+    let scope = VerifyScope::Image(below.clone());
+    let verified = lab.open().verify(&scope, false, &context()).unwrap();
+    assert!(verified.damaged.is_empty() && verified.unchecked.is_empty(), "{verified:?}");
+    assert_eq!(
+        naive_reader::restore_from(&lab.repo.join(&below), 1).unwrap(),
+        state("template", 1)
+    );
+    // Whatever is wrong at the end of it is told in a line.
+    std::fs::remove_dir_all(lab.repo.join("template")).unwrap();
+    let reader = lab.open().read(&below, &context()).unwrap();
+    let id = reader.manifest().snapshots[0].id;
+    let error = lab.open().chain(&reader, id).unwrap_err();
+    assert!(error.kind() == ErrorKind::Corrupt && error.to_string().len() < 200, "{error}");
 }
 
 /// Damage there is damage here, and is told once.

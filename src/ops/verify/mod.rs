@@ -3,11 +3,11 @@
 
 pub mod engine;
 mod known;
+mod others;
 pub mod types;
 
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::events::{Context, Phase};
-use crate::base::message::{Verb, message};
 use crate::base::units::{BlockRange, NamedBlocks};
 use crate::delta::Delta;
 use crate::ops::verify::engine::{
@@ -15,12 +15,13 @@ use crate::ops::verify::engine::{
     verify_stored,
 };
 use crate::ops::verify::known::{Known, Lost, linked};
+use crate::ops::verify::others::{is_of_image, tell_image, tell_unpinned};
 use crate::ops::verify::types::{Damage, DamageKind, Loss, Unchecked, Verified, VerifyScope};
 use crate::repo::Repository;
 use crate::repo::files::{is_named_now, open_delta, open_parent};
 use crate::repo::manifest::{Manifest, Snapshot};
 use crate::repo::reference::At;
-use crate::repo::session::{Reader, read};
+use crate::repo::session::read;
 use std::collections::HashSet;
 use std::sync::Arc;
 use uuid::Uuid;
@@ -150,44 +151,6 @@ impl Run<'_> {
         }
         Ok(())
     }
-}
-
-fn is_of_image(damage: &Damage, name: &str) -> bool {
-    damage.kind == DamageKind::Manifest && damage.snapshot == name
-}
-
-/// Tells once what is wrong with an image as a whole.
-fn tell_image(name: &str, error: Error, verified: &mut Verified) {
-    if verified.damaged.iter().any(|damage| is_of_image(damage, name)) {
-        return;
-    }
-    let (kind, snapshot) = (DamageKind::Manifest, name.to_owned());
-    let damage = Damage { kind, snapshot, message: error.into(), affects: Vec::new() };
-    verified.damaged.push(damage);
-}
-
-/// Tells of a snapshot of another image that a chain begins from, and that may be dropped there all the same
-/// (C9): its manifest is an old copy.
-fn tell_unpinned(reader: &Reader, snapshot: &Snapshot, verified: &mut Verified) {
-    let Some(of) = &snapshot.base_of else { return };
-    let stored = reader.other(of.image).map(Manifest::stored).unwrap_or_default();
-    let Some(pinned) = stored.into_iter().find(|s| s.id == of.snapshot) else { return };
-    if pinned.pins.iter().any(|pin| pin.id == of.pin) {
-        return;
-    }
-    let place = reader.manifest().place_of(snapshot);
-    verified.damaged.push(Damage {
-        kind: DamageKind::Manifest,
-        snapshot: of.place(),
-        message: message![
-            format!(
-                "{}: {place} depends on it, but the manifest does not keep it; run ",
-                of.place()
-            ),
-            Verb::Repair.of(&of.name)
-        ],
-        affects: vec![place],
-    });
 }
 
 struct ImageCheck<'a> {
