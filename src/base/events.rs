@@ -89,6 +89,8 @@ named! {
         OtherImage = "other-image",
         /// This host has used other repositories where this one is.
         OtherRepository = "other-repository",
+        /// A snapshot is not kept any more for an image that is not there.
+        PinReleased = "pin-released",
         /// It is not known which repositories this host has used there.
         PlaceUnknown = "place-unknown",
         /// The policy in the configuration is invalid.

@@ -91,6 +91,11 @@ impl Chain {
         self.geometry
     }
 
+    /// Through how many images it leads: two where it comes from one that is based on another.
+    pub(crate) fn images(&self) -> usize {
+        self.layers.chunk_by(|a, b| a.header().image_id == b.header().image_id).count()
+    }
+
     /// The keyed function of the chain.
     pub fn hasher(&self) -> &Hasher {
         self.tip.hasher()

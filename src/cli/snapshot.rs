@@ -214,7 +214,7 @@ fn describe(taken: &SnapshotOutcome, verb: &Verb) -> String {
         None => match &s.base_of {
             Some(of) => format!("changes since {}", of.place()),
             None if verb.elsewhere.find_base => {
-                "a base: no other image has half of its blocks".to_owned()
+                "a base: there is no other image to begin from".to_owned()
             }
             None => "a base".to_owned(),
         },

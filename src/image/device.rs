@@ -247,7 +247,7 @@ pub(super) fn disk_of(number: u64) -> Option<PathBuf> {
 }
 
 /// The file under a loop device, or under that of which it is a part.
-pub(super) fn loop_file(number: u64) -> Option<PathBuf> {
+pub(crate) fn loop_file(number: u64) -> Option<PathBuf> {
     let mut path = std::fs::read(disk_of(number)?.join("loop/backing_file")).ok()?;
     path.pop_if(|byte| *byte == b'\n');
     (!path.is_empty()).then(|| PathBuf::from(OsString::from_vec(path)))

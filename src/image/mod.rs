@@ -26,6 +26,7 @@ pub mod write;
 
 pub use attributes::{FileAttributes, NotGiven};
 pub use base_image::BaseImage;
+pub(crate) use device::loop_file;
 pub use disk::{Disk, ReadBy};
 pub use format::{ImageFormat, refuse_foreign};
 pub use guard::{FileStat, ImageGuard};

@@ -4,7 +4,7 @@ use crate::base::error::{Error, ErrorKind, Result, best_effort};
 use crate::base::message::{Action, Setting, Verb, message};
 use crate::repo::Repository;
 use crate::repo::garbage::reader_lock;
-use crate::repo::manifest::{self, ImageFile, Manifest, Snapshot};
+use crate::repo::manifest::{self, ImageFile, Manifest, Pin, Snapshot};
 use crate::repo::reserve::{is_released, keep_reserve};
 use crate::repo::session::Writer;
 use crate::store::{LockKind, ReserveKept, Store};
@@ -123,7 +123,11 @@ pub(crate) fn change_snapshot(
 }
 
 /// Fails if a snapshot that is meant must not be dropped.
-pub(crate) fn refuse_kept(manifest: &Manifest, is_meant: impl Fn(&Snapshot) -> bool) -> Result<()> {
+pub(crate) fn refuse_kept(
+    store: &dyn Store,
+    manifest: &Manifest,
+    is_meant: impl Fn(&Snapshot) -> bool,
+) -> Result<()> {
     let mut meant = manifest.snapshots.iter().filter(|s| is_meant(s));
     let kept = meant.find_map(|s| manifest.keeps(s).map(|why| (s, why)));
     let Some((snapshot, why)) = kept else { return Ok(()) };
@@ -133,7 +137,17 @@ pub(crate) fn refuse_kept(manifest: &Manifest, is_meant: impl Fn(&Snapshot) -> b
         let off = Verb::Protect.of(&place).with(Setting::Off, "");
         return Err(error.hint(message![off, " takes that back"]));
     }
+    let is_absent = |pin: &Pin| {
+        manifest::load(store, &pin.name).is_err_and(|e| e.kind() == ErrorKind::NotFound)
+    };
     Err(match snapshot.pins.first() {
+        Some(pin) if is_absent(pin) => error.hint(message![
+            format!(
+                "\"{}\" is not there: put its folder back, or, if it is gone for good, run ",
+                pin.name
+            ),
+            Verb::Repair.of(&manifest.name),
+        ]),
         Some(pin) => error.hint(message![
             "make what depends on it a base of its own with ",
             Verb::Flatten.of(format!("{}@NUMBER", pin.name)),
@@ -159,7 +173,7 @@ fn forget(manifest: &mut Manifest) {
 /// Removes an image that was made for a snapshot that failed, unless somebody else has taken one of it since.
 pub(crate) fn remove_unused_image(repository: &Repository, mut writer: Writer) -> Result<()> {
     if repository.store.sharing()?.is_locked() {
-        return remove_image(repository, writer, |_| ()).map(drop);
+        return remove_image(repository, writer, |_| (), |_| Ok(())).map(drop);
     }
     commit_change(repository, &mut writer, None, |next| match next.is_unused() {
         true => {
@@ -171,11 +185,13 @@ pub(crate) fn remove_unused_image(repository: &Repository, mut writer: Writer) -
 }
 
 /// Removes an image: all that we made in its folder, and the folder if nothing else is in it; false if
-/// something is. `first` is done once nobody reads it any more, and before anything is removed.
+/// something is. `first` is done once nobody reads it any more, and before anything is removed; `emptied`,
+/// where there are locks, once it names nothing any more, and before the manifest that says so is removed.
 pub(crate) fn remove_image(
     repository: &Repository,
     mut writer: Writer,
     first: impl FnOnce(&Manifest),
+    emptied: impl FnOnce(&Manifest) -> Result<()>,
 ) -> Result<bool> {
     let store = repository.store.as_ref();
     let name = writer.manifest.name.clone();
@@ -183,7 +199,7 @@ pub(crate) fn remove_image(
     if !store.sharing()?.is_locked() {
         let known = writer.manifest.rollback.clone();
         commit_change(repository, &mut writer, None, |next| {
-            refuse_kept(next, |_| true)?;
+            refuse_kept(store, next, |_| true)?;
             // One that has begun since would be left with half of a live image, and of nothing else.
             if next.rollback != known {
                 return Err(manifest::changed_meanwhile(&next.name));
@@ -206,6 +222,7 @@ pub(crate) fn remove_image(
     writer.manifest.snapshots.clear();
     writer.manifest.dropped.clear();
     commit(store, writer.frees, &mut writer.manifest)?;
+    emptied(&writer.manifest)?;
     // The ruling manifest goes last: without it an older one would rule, or deltas look like a
     // loss.
     let ruling = manifest::file_name(writer.manifest.sequence);

@@ -62,14 +62,15 @@ pub(crate) fn drop_snapshots(
     ids: &HashSet<Uuid>,
     still: impl Fn(&Manifest) -> Result<HashSet<Uuid>>,
 ) -> Result<Vec<Snapshot>> {
-    refuse_kept(&writer.manifest, |s| ids.contains(&s.id))?;
+    let store = repository.store.as_ref();
+    refuse_kept(store, &writer.manifest, |s| ids.contains(&s.id))?;
     let unneeded = drop_from_manifest(&mut writer.manifest.clone(), ids);
     if ids.is_empty() && unneeded.is_empty() && !writer.manifest.has_disowned() {
         return Ok(unneeded);
     }
     let unneeded = commit_change(repository, writer, None, |next| {
         let still: HashSet<Uuid> = still(next)?.intersection(ids).copied().collect();
-        refuse_kept(next, |s| still.contains(&s.id))?;
+        refuse_kept(store, next, |s| still.contains(&s.id))?;
         Ok(drop_from_manifest(next, &still))
     })?;
     if writer.head.snapshot.is_some_and(|id| ids.contains(&id)) {

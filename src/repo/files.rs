@@ -2,7 +2,7 @@
 
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::events::Context;
-use crate::base::message::Action;
+use crate::base::message::{Action, message};
 use crate::chain::Chain;
 use crate::delta::{Delta, ReadGuard};
 use crate::repo::Repository;
@@ -42,12 +42,15 @@ pub(crate) fn open_parent(
 ) -> Result<Option<Chain>> {
     match (snapshot.parent, &snapshot.base_of) {
         (Some(id), _) => open_chain(repository, manifest, id).map(Some),
-        (None, Some(of)) => open_base(repository, of).map(Some),
+        (None, Some(of)) => {
+            let opening = Opening { repository, others: &[], images: 1 };
+            opening.open_root(manifest, snapshot, of).map(Some)
+        }
         (None, None) => Ok(None),
     }
 }
 
-/// Opens the snapshot of another image that a chain begins from, as what rules there has it now.
+/// Opens the snapshot of another image that a chain is to begin from, as what rules there has it now.
 ///
 /// # Errors
 /// As of [`open_chain`].
@@ -55,8 +58,8 @@ pub(crate) fn open_base(repository: &Repository, of: &BaseOf) -> Result<Chain> {
     Opening { repository, others: &[], images: 1 }.open_below(of)
 }
 
-/// So many images may depend on each other: none of them is the first where there is a circle.
-const MAX_IMAGES: usize = 100;
+/// Through so many images a chain may lead: none of them is the first where there is a circle.
+pub(crate) const MAX_IMAGES: usize = 100;
 
 #[derive(Clone, Copy)]
 struct Opening<'a> {
@@ -82,14 +85,19 @@ impl Opening<'_> {
         else {
             return Chain::link(layers);
         };
-        let place = manifest.place_of(root);
-        let depth = self.images + 1;
-        if depth > MAX_IMAGES {
-            return Err(Error::corrupt(format!("{place}: what it depends on has no end")));
+        Chain::link_onto(layers, Some(&self.open_root(manifest, root, of)?))
+    }
+
+    /// Opens what `root` was taken against, which is where a chain of the image begins.
+    fn open_root(self, manifest: &Manifest, root: &Snapshot, of: &BaseOf) -> Result<Chain> {
+        let images = self.images + 1;
+        if images > MAX_IMAGES {
+            let place = manifest.place_of(root);
+            let what = format!("{place}: its chain leads through more than {MAX_IMAGES} images");
+            return Err(Error::corrupt(what));
         }
-        let below = Self { images: depth, ..self }.open_below(of);
-        let below = below.map_err(|e| self.gone_below(manifest, root, e))?;
-        Chain::link_onto(layers, Some(&below))
+        let below = Self { images, ..self }.open_below(of);
+        below.map_err(|e| self.gone_below(manifest, root, of, e))
     }
 
     fn open_held(self, image: &HeldImage, id: Uuid) -> Result<Chain> {
@@ -117,20 +125,30 @@ impl Opening<'_> {
 
     /// What a chain begins from cannot be missing while it is named (C9): who reads without a lock may be
     /// late.
-    fn gone_below(self, manifest: &Manifest, root: &Snapshot, error: Error) -> Error {
+    fn gone_below(self, manifest: &Manifest, root: &Snapshot, of: &BaseOf, error: Error) -> Error {
         let place = manifest.place_of(root);
-        let of = root.base_of.as_ref().map(BaseOf::place).unwrap_or_default();
         if error.kind() != ErrorKind::NotFound {
-            return error.at(format!("{place} depends on {of}"));
+            // The first and the last one of many are enough.
+            return match self.images {
+                1 => error.at(format!("{place} depends on {}", of.place())),
+                _ => error,
+            };
         }
-        match manifest::load_last(self.repository.store.as_ref(), &manifest.name) {
+        let store = self.repository.store.as_ref();
+        let is_there = |other: Manifest| {
+            other.image_id == of.image && other.stored().iter().any(|s| s.id == of.snapshot)
+        };
+        match manifest::load_last(store, &manifest.name) {
             Ok(now) if now.stored().iter().all(|s| s.base_of != root.base_of) => {
                 let what = format!("{place} was dropped, or merged, while it was read");
                 Error::new(ErrorKind::NotFound, what).hint(Action::Retry)
             }
+            // It is what some of its files were replaced by, or removed, while they were read.
+            _ if manifest::load(store, &of.name).is_ok_and(is_there) => error,
             _ => {
-                let what = format!("{place}: {of}, which it depends on, is not there");
-                Error::corrupt(what).hint("put the files of that image back from a copy")
+                let what = format!("{place}: {}, which it depends on, is not there", of.place());
+                Error::corrupt(what)
+                    .hint(message![format!("put the files of \"{}\" back from a copy", of.name)])
             }
         }
     }

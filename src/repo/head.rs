@@ -232,6 +232,25 @@ fn of_host(
     }))
 }
 
+/// Where the live image of a name is on this host, by what it has kept: that needs no manifest.
+pub(crate) fn sources_without_manifest(
+    repository: &Repository,
+    name: &str,
+) -> Result<Vec<ImageUri>> {
+    let mut sources = Vec::new();
+    for image in repository.host.images(repository.id())? {
+        let record: Record = match repository.host.load(repository.id(), image) {
+            Ok(Some(record)) => record,
+            Err(e) if e.kind() != ErrorKind::Corrupt => return Err(e),
+            _ => continue,
+        };
+        if record.image == name && record.machine == repository.host.host().machine {
+            sources.extend(record.source);
+        }
+    }
+    Ok(sources)
+}
+
 /// What the manifest tells, or what an earlier program left beside it.
 fn without_record(repository: &Repository, manifest: &Manifest) -> Result<(Head, bool)> {
     let source = manifest.source.clone();

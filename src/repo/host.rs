@@ -108,6 +108,17 @@ impl HostState {
         serde_json::from_slice(&bytes).map(Some).map_err(damaged)
     }
 
+    /// The images of a repository of which something is kept.
+    pub(crate) fn images(&self, repository: Uuid) -> Result<Vec<Uuid>> {
+        let Some(store) = &self.store else { return Ok(Vec::new()) };
+        let files = match store.list(&repository.to_string()) {
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+            files => files?,
+        };
+        let image = |file: &String| file.strip_suffix(".json")?.parse().ok();
+        Ok(files.iter().filter_map(image).collect())
+    }
+
     /// Keeps what is known of an image, durably.
     pub(crate) fn save(
         &self,

@@ -6,13 +6,14 @@ use crate::base::events::{Context, WarningId};
 use crate::base::folder::{Folder, is_ours, resolve};
 use crate::base::message::{Setting, Verb, message};
 use crate::base::uri::Shown;
-use crate::image::{Disk, FileStat, ImageUri, LiveIdentity, RawFile};
+use crate::image::{Disk, FileStat, ImageUri, LiveIdentity, RawFile, loop_file};
 use crate::repo::Repository;
-use crate::repo::head::Head;
+use crate::repo::head::{Head, sources_without_manifest};
 use crate::repo::inside::is_same;
+use crate::repo::manifest;
 use crate::repo::session::{Writer, read, write};
 use std::ffi::OsStr;
-use std::fs::{File, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -322,13 +323,29 @@ pub(crate) fn live_image_at(
     context: &Context,
 ) -> Result<Option<String>> {
     let (Ok(real), Ok(meta)) = (absolute(path), std::fs::metadata(path)) else { return Ok(None) };
+    // What is written to a loop device is written to the file under it.
+    let is_device = meta.file_type().is_block_device();
+    let under = is_device.then(|| loop_file(meta.rdev())).flatten();
+    let under = under.and_then(|file| std::fs::metadata(file).ok());
     let is_it = |live: &ImageUri| {
-        let live = live.file();
-        live.is_some_and(|live| {
-            live == real || std::fs::metadata(live).is_ok_and(|other| is_same(&other, &meta))
-        })
+        let Some(live) = live.file() else { return false };
+        let is_one = |other: Metadata| {
+            [Some(&meta), under.as_ref()].into_iter().flatten().any(|m| is_same(&other, m))
+        };
+        live == real || std::fs::metadata(live).is_ok_and(is_one)
     };
-    image_with_source(repository, is_it, context)
+    if let Some(name) = image_with_source(repository, &is_it, context)? {
+        return Ok(Some(name));
+    }
+    // Of an image whose manifest cannot be read this host may know where it is.
+    for name in repository.names()? {
+        let is_damaged =
+            manifest::load(repository.store.as_ref(), &name).is_err_and(|e| e.is_damage());
+        if is_damaged && sources_without_manifest(repository, &name)?.iter().any(&is_it) {
+            return Ok(Some(name));
+        }
+    }
+    Ok(None)
 }
 
 /// The image whose live file, device or export that is.

@@ -23,6 +23,7 @@ pub(crate) mod live_format;
 pub mod manifest;
 pub(crate) mod marker;
 pub(crate) mod names;
+pub(crate) mod pin_fate;
 pub(crate) mod pins;
 pub(crate) mod place;
 pub mod policy;

@@ -7,26 +7,28 @@
 //! ```
 //!
 //! A pin that nobody names, because its writer died or is slow, is condemned by the image that it was made
-//! for before it goes: who is about to name it loses that race (C5, C6).
+//! for before it goes: who is about to name it loses that race (C5, C6). While that image is not there, or
+//! has files that a repair could not use, nobody knows, and the pin stays.
 
 use crate::base::error::{ErrorKind, Result};
-use crate::base::events::Context;
+use crate::base::events::{Context, WarningId};
 use crate::base::message::message;
 use crate::repo::Repository;
 use crate::repo::change::commit_change;
 use crate::repo::manifest::{self, BaseOf, Manifest, Pin, Snapshot, pin_object};
-use crate::repo::marker::Marker;
+use crate::repo::pin_fate::{Fate, fate_now, is_dead};
 use crate::repo::reference::{self, Reference};
-use crate::repo::session::{Writer, read, write, write_lock, write_to_free};
-use crate::store::{LockKind, Sharing};
-use jiff::Timestamp;
+use crate::repo::session::{Writer, read, write, write_to_free};
 use std::collections::{BTreeSet, HashSet};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use uuid::Uuid;
 
-/// How often it is tried to open an image that somebody else changes: several that are to depend on it may be
-/// taken at once.
-const BUSY_TRIES: u32 = 6;
+/// How often it is tried to open an image that somebody else changes: for a minute and more, of a tenth of a
+/// second each.
+const BUSY_TRIES: usize = 600;
+
+/// When it is said what is waited for.
+const TELL_AFTER: Duration = Duration::from_secs(2);
 
 /// What a chain would begin from, if a pin were there.
 ///
@@ -63,17 +65,18 @@ pub(crate) fn pin(
 ) -> Result<BaseOf> {
     let mut writer = write_patiently(repository, &at.name, context)?;
     let id = reference::find(&writer.manifest, &writer.head, &at.at)?.id;
-    add_pin(repository, &mut writer, id, Uuid::new_v4(), dependent)
+    add_pin(repository, &mut writer, id, dependent, context)
 }
 
 fn add_pin(
     repository: &Repository,
     writer: &mut Writer,
     snapshot: Uuid,
-    pin: Uuid,
     dependent: &Manifest,
+    context: &Context,
 ) -> Result<BaseOf> {
-    commit_change(repository, writer, None, |next| {
+    let pin = Uuid::new_v4();
+    let of = commit_change(repository, writer, None, |next| {
         let gone = manifest::changed_meanwhile(&next.name);
         // It is named by the manifest that is about to be committed.
         let since = next.sequence.saturating_add(1);
@@ -82,7 +85,29 @@ fn add_pin(
         pinned.pins.push(Pin { id: pin, image: dependent.image_id, name, since });
         let pinned = pinned.clone();
         Ok(base_of(next, &pinned, pin))
-    })
+    })?;
+    note_newest(repository, writer, context);
+    Ok(of)
+}
+
+/// So that this host notices if the image is turned back to before that: the pins are gone then.
+fn note_newest(repository: &Repository, writer: &Writer, context: &Context) {
+    if writer.head_was_damaged || writer.head.is_to_be_moved() {
+        return;
+    }
+    if let Err(e) = writer.head.save(repository, &writer.manifest) {
+        context.note(e);
+    }
+}
+
+/// Lists a snapshot again that was dropped: nothing pins what is dropped (J18).
+fn list_again(manifest: &mut Manifest, id: Uuid) -> Option<&mut Snapshot> {
+    if let Some(at) = manifest.dropped.iter().position(|s| s.id == id) {
+        let snapshot = manifest.dropped.remove(at);
+        manifest.snapshots.push(snapshot);
+        manifest.snapshots.sort_by_key(|s| s.number);
+    }
+    manifest.snapshots.iter_mut().find(|s| s.id == id)
 }
 
 /// Pins what a manifest that was rebuilt names, where no pin is: also when that of the other image was lost.
@@ -102,10 +127,13 @@ pub(crate) fn pin_again(
         for snapshot in dependent.snapshots.iter_mut().chain(&mut dependent.dropped) {
             let Some(of) = snapshot.base_of.as_mut().filter(|of| of.name == name) else { continue };
             let pinned = other.by_id(of.snapshot).map_or(&[][..], |s| s.pins.as_slice());
-            if pinned.iter().any(|pin| pin.id == of.pin) {
+            // What this image has condemned somebody may be about to take away.
+            let is_good = |pin: &Pin| !known.is_condemned(&pin_object(pin.id));
+            if pinned.iter().any(|pin| pin.id == of.pin && is_good(pin)) {
                 continue;
             }
-            if let Some(pin) = pinned.iter().find(|pin| pin.image == own && of.pin.is_nil()) {
+            let is_own = |pin: &&Pin| pin.image == own && is_good(pin);
+            if let Some(pin) = pinned.iter().find(is_own).filter(|_| of.pin.is_nil()) {
                 of.pin = pin.id;
                 continue;
             }
@@ -113,23 +141,29 @@ pub(crate) fn pin_again(
                 writer = Some(write_patiently(repository, &name, context)?);
             }
             if let Some(writer) = &mut writer {
-                *of = add_pin(repository, writer, of.snapshot, Uuid::new_v4(), &known)?;
+                if writer.manifest.is_dropped(of.snapshot) {
+                    commit_change(repository, writer, None, |next| {
+                        list_again(next, of.snapshot).map(drop);
+                        Ok(())
+                    })?;
+                }
+                *of = add_pin(repository, writer, of.snapshot, &known, context)?;
             }
         }
     }
     Ok(())
 }
 
-/// Pins again what other images name, where a manifest that was lost had the pins. True if there were any.
+/// What other images name of one that is not pinned there: a manifest that had the pins was lost.
 ///
 /// # Errors
 /// If it cannot be known now what other images name.
-pub(crate) fn restore(
+fn unpinned_here(
     repository: &Repository,
-    image: &mut Manifest,
+    image: &Manifest,
     context: &Context,
-) -> Result<bool> {
-    let mut is_changed = false;
+) -> Result<Vec<(Uuid, Pin)>> {
+    let mut unpinned = Vec::new();
     for name in repository.names()?.into_iter().filter(|name| *name != image.name) {
         let other = match manifest::load(repository.store.as_ref(), &name) {
             Ok(other) => other,
@@ -139,32 +173,148 @@ pub(crate) fn restore(
                 continue;
             }
         };
+        let since = image.sequence.saturating_add(1);
         for of in other.bases_elsewhere().filter(|of| of.image == image.image_id) {
-            let since = image.sequence.saturating_add(1);
-            let Some(snapshot) = image.snapshots.iter_mut().find(|s| s.id == of.snapshot) else {
-                continue;
-            };
-            if snapshot.pins.iter().all(|pin| pin.id != of.pin) {
-                let name = other.name.clone();
-                snapshot.pins.push(Pin { id: of.pin, image: other.image_id, name, since });
-                is_changed = true;
+            let stored = image.stored().into_iter().find(|s| s.id == of.snapshot);
+            if stored.is_some_and(|s| s.pins.iter().all(|pin| pin.id != of.pin)) {
+                let pin = Pin { id: of.pin, image: other.image_id, name: name.clone(), since };
+                unpinned.push((of.snapshot, pin));
             }
         }
     }
-    Ok(is_changed)
+    Ok(unpinned)
 }
 
-/// Opens an image from which something is to be dropped: what nobody needs any more is not pinned then.
+/// True if that changes anything.
+fn add_all(manifest: &mut Manifest, unpinned: &[(Uuid, Pin)]) -> bool {
+    let mut is_changed = false;
+    for (id, pin) in unpinned {
+        if let Some(snapshot) = list_again(manifest, *id)
+            && snapshot.pins.iter().all(|known| known.id != pin.id)
+        {
+            snapshot.pins.push(pin.clone());
+            is_changed = true;
+        }
+    }
+    is_changed
+}
+
+/// Pins again what other images name, where a manifest that was lost had the pins; and lets go of what is
+/// pinned for images that are not there, which nothing else does. True if there were any.
+///
+/// # Errors
+/// If it cannot be known now what other images name.
+pub(crate) fn restore(
+    repository: &Repository,
+    image: &mut Manifest,
+    context: &Context,
+) -> Result<bool> {
+    let unpinned = unpinned_here(repository, image, context)?;
+    let is_changed = add_all(image, &unpinned);
+    let mut absent = HashSet::new();
+    for snapshot in &image.snapshots {
+        let place = image.place_of(snapshot);
+        for pin in &snapshot.pins {
+            let name = &pin.name;
+            if fate_now(repository, pin)?.0 == Fate::Absent {
+                absent.insert(pin.id);
+                let what =
+                    format!("{place} is not kept for \"{name}\" any more, which is not there");
+                context.warn(WarningId::PinReleased, what);
+            }
+        }
+    }
+    retain(image, |pin| !absent.contains(&pin.id));
+    Ok(is_changed || !absent.is_empty())
+}
+
+fn retain(manifest: &mut Manifest, is_kept: impl Fn(&Pin) -> bool) {
+    for snapshot in &mut manifest.snapshots {
+        snapshot.pins.retain(&is_kept);
+    }
+}
+
+/// Opens an image from which something is to be dropped: what others name is pinned then, also if its
+/// manifest is an old copy; and what nobody needs any more is not.
 pub(crate) fn write_to_drop(
     repository: &Repository,
     name: &str,
     context: &Context,
 ) -> Result<Writer> {
     let mut writer = write_to_free(repository, name, context)?;
-    if let Err(e) = unpin(repository, &mut writer) {
+    let unpinned = match unpinned_here(repository, &writer.manifest, context) {
+        Err(e) if e.kind() != ErrorKind::Interrupted => {
+            context.note(message![e, "; what it depends on is not known"]);
+            Vec::new()
+        }
+        unpinned => unpinned?,
+    };
+    if !unpinned.is_empty() {
+        commit_change(repository, &mut writer, None, |next| {
+            add_all(next, &unpinned);
+            Ok(())
+        })?;
+        note_newest(repository, &writer, context);
+    }
+    unpin_or_note(repository, &mut writer, context);
+    Ok(writer)
+}
+
+fn unpin_or_note(repository: &Repository, writer: &mut Writer, context: &Context) {
+    if let Err(e) = unpin(repository, writer, context) {
         context.note(message![e, "; the next writer tries again"]);
     }
-    Ok(writer)
+}
+
+/// What is pinned for an image, held by whoever has its write lock; nothing where there are no locks: what
+/// was forgotten tells of itself there.
+pub(crate) struct PinnedFor {
+    image: Uuid,
+    writers: Vec<Writer>,
+}
+
+impl PinnedFor {
+    /// Opens the images that have pins for it.
+    ///
+    /// # Errors
+    /// `Busy` if somebody else changes one of them.
+    pub fn of(repository: &Repository, manifest: &Manifest, context: &Context) -> Result<Self> {
+        let mut pinned = Self { image: manifest.image_id, writers: Vec::new() };
+        if !repository.sharing()?.is_locked() {
+            return Ok(pinned);
+        }
+        for name in repository.names()?.into_iter().filter(|name| *name != manifest.name) {
+            let other = match manifest::load(repository.store.as_ref(), &name) {
+                Ok(other) => other,
+                Err(e) => {
+                    context.note(message![e, "; what is pinned there stays so"]);
+                    continue;
+                }
+            };
+            if other.snapshots.iter().flat_map(|s| &s.pins).any(|pin| pin.image == pinned.image) {
+                let open = || write_to_free(repository, &name, context);
+                pinned.writers.push(patiently(repository, &name, context, open)?);
+            }
+        }
+        Ok(pinned)
+    }
+
+    /// Takes the pins away that the image does not name any more.
+    pub fn release(self, repository: &Repository, now: &Manifest, context: &Context) -> Result<()> {
+        let is_named = |pin: &Pin| now.bases_elsewhere().any(|of| of.pin == pin.id);
+        let is_kept = |pin: &Pin| pin.image != self.image || is_named(pin);
+        for mut writer in self.writers {
+            if writer.manifest.snapshots.iter().flat_map(|s| &s.pins).all(is_kept) {
+                continue;
+            }
+            commit_change(repository, &mut writer, None, |next| {
+                retain(next, is_kept);
+                Ok(())
+            })?;
+            note_newest(repository, &writer, context);
+        }
+        Ok(())
+    }
 }
 
 /// Where the chains of an image begin that a verb may end.
@@ -192,8 +342,9 @@ impl Below {
 /// After something that depended on an image is gone: what nobody needs is not pinned there any more. What
 /// fails is done by the next who drops something there.
 pub(crate) fn release(repository: &Repository, name: &str, context: &Context) {
-    if let Err(e) = write_to_drop(repository, name, context) {
-        context.note(message![format!("{name}: what was pinned stays so for now: "), e]);
+    match write_to_free(repository, name, context) {
+        Ok(mut writer) => unpin_or_note(repository, &mut writer, context),
+        Err(e) => context.note(message![format!("{name}: what was pinned stays so for now: "), e]),
     }
 }
 
@@ -203,140 +354,57 @@ fn names_below(manifest: &Manifest) -> BTreeSet<String> {
 }
 
 /// Takes pins away that nobody depends on, nor will.
-fn unpin(repository: &Repository, writer: &mut Writer) -> Result<()> {
+fn unpin(repository: &Repository, writer: &mut Writer, context: &Context) -> Result<()> {
     let pins: Vec<Pin> =
         writer.manifest.snapshots.iter().flat_map(|s| s.pins.iter().cloned()).collect();
     let mut ages = None;
     let mut dead: HashSet<Uuid> = HashSet::new();
     for pin in pins {
-        if is_dead(repository, &writer.manifest, &pin, &mut ages)? {
-            dead.insert(pin.id);
+        match is_dead(repository, &writer.manifest, &pin, &mut ages) {
+            Ok(true) => drop(dead.insert(pin.id)),
+            Ok(false) => {}
+            // That says nothing of what was pinned for others.
+            Err(e) => {
+                context.note(message![e, format!("; what \"{}\" needs is not known", pin.name)])
+            }
         }
     }
     if dead.is_empty() {
         return Ok(());
     }
     commit_change(repository, writer, None, |next| {
-        for snapshot in &mut next.snapshots {
-            snapshot.pins.retain(|pin| !dead.contains(&pin.id));
-        }
+        retain(next, |pin| !dead.contains(&pin.id));
         Ok(())
-    })
-}
-
-/// True if the image that a pin was made for does not name it, and never will. What cannot be read may name
-/// it.
-fn is_dead(
-    repository: &Repository,
-    own: &Manifest,
-    pin: &Pin,
-    ages: &mut Option<Ages>,
-) -> Result<bool> {
-    let store = repository.store.as_ref();
-    let sees = |manifest: &Manifest| fate(manifest, pin);
-    let fate_now = || match manifest::load_last(store, &pin.name) {
-        Ok(manifest) => Ok((sees(&manifest), Some(manifest))),
-        Err(e) if e.kind() == ErrorKind::NotFound => Ok((Fate::Dead, None)),
-        Err(e) if e.is_damage() => Ok((Fate::Needed, None)),
-        Err(e) => Err(e),
-    };
-    if fate_now()?.0 == Fate::Needed {
-        return Ok(false);
-    }
-    // What rules may not be durable yet: its writer may have died before the sync.
-    match store.sync_dir(&pin.name) {
-        Err(e) if e.kind() != ErrorKind::NotFound => return Err(e),
-        _ => {}
-    }
-    match fate_now()?.0 {
-        Fate::Dead => return Ok(true),
-        Fate::Needed => return Ok(false),
-        Fate::Unnamed => {}
-    }
-    let Sharing::Shared { grace, .. } = repository.sharing()? else {
-        // While nobody else holds it, nobody is between the pin and what is to name it.
-        let lock = store.lock(&write_lock(&pin.name), LockKind::Shared)?;
-        return Ok(lock.is_some() && !matches!(fate_now()?.0, Fate::Needed));
-    };
-    if ages.is_none() {
-        *ages = Some(Ages::of(repository, own)?);
-    }
-    if !ages.as_ref().is_some_and(|ages| ages.is_past(pin.since, grace)) {
-        return Ok(false);
-    }
-    for _ in 0..CONDEMN_TRIES {
-        let (fate, manifest) = fate_now()?;
-        let Some(mut next) = manifest.filter(|_| fate == Fate::Unnamed) else {
-            return Ok(fate == Fate::Dead);
-        };
-        next.disown(&pin_object(pin.id));
-        match manifest::commit(store, &mut next) {
-            Err(e) if e.kind() == ErrorKind::Busy => {}
-            other => return other.map(|()| true),
-        }
-    }
-    Ok(false)
-}
-
-/// How often it is tried to condemn a pin while others commit.
-const CONDEMN_TRIES: usize = 8;
-
-/// What an image says of a pin that was made for it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Fate {
-    /// A snapshot depends on it.
-    Needed,
-    /// None does, and none will.
-    Dead,
-    /// None does.
-    Unnamed,
-}
-
-fn fate(manifest: &Manifest, pin: &Pin) -> Fate {
-    if manifest.image_id != pin.image || manifest.forgotten {
-        return Fate::Dead;
-    }
-    if manifest.bases_elsewhere().any(|of| of.pin == pin.id) {
-        return Fate::Needed;
-    }
-    match manifest.is_condemned(&pin_object(pin.id)) {
-        true => Fate::Dead,
-        false => Fate::Unnamed,
-    }
-}
-
-/// How old the manifests of an image are, by the clock of the store.
-struct Ages {
-    now: Option<Timestamp>,
-    manifests: Vec<(u64, Timestamp)>,
-}
-
-impl Ages {
-    fn of(repository: &Repository, manifest: &Manifest) -> Result<Self> {
-        let clock = Marker::put(&repository.store, &manifest.name, manifest.sequence)?;
-        let listed = repository.store.list_timed(&manifest.name)?;
-        let sequence = |name: &str| manifest::sequence_of(name);
-        let mut manifests: Vec<_> =
-            listed.iter().filter_map(|of| Some((sequence(&of.name)?, of.time))).collect();
-        manifests.sort_unstable();
-        Ok(Self { now: clock.time(&listed), manifests })
-    }
-
-    /// True if a manifest was put longer ago than that; of one that is gone, the one that follows tells.
-    fn is_past(&self, sequence: u64, span: Duration) -> bool {
-        let put = self.manifests.iter().find(|(number, _)| *number >= sequence);
-        let end = put.and_then(|(_, time)| time.saturating_add(span).ok());
-        self.now.zip(end).is_some_and(|(now, end)| end < now)
-    }
+    })?;
+    note_newest(repository, writer, context);
+    Ok(())
 }
 
 fn write_patiently(repository: &Repository, name: &str, context: &Context) -> Result<Writer> {
-    for attempt in 0..BUSY_TRIES {
-        match write(repository, name, context) {
-            Err(e) if e.kind() == ErrorKind::Busy => repository.store.pause(attempt),
+    patiently(repository, name, context, || write(repository, name, context))
+}
+
+/// Several that are to depend on an image may be taken at once, and it may be worked on.
+fn patiently(
+    repository: &Repository,
+    name: &str,
+    context: &Context,
+    open: impl Fn() -> Result<Writer>,
+) -> Result<Writer> {
+    let (began, mut is_told) = (Instant::now(), false);
+    for _ in 0..BUSY_TRIES {
+        match open() {
+            Err(e) if e.kind() == ErrorKind::Busy => {}
             other => return other,
         }
         context.check()?;
+        if !is_told && began.elapsed() > TELL_AFTER {
+            context.note(format!("waiting for another imgsnap that is working on \"{name}\""));
+            is_told = true;
+        }
+        // Not all of them at the same time.
+        let [random, ..] = Uuid::new_v4().into_bytes();
+        repository.store.pause(u32::from(random % 3));
     }
-    write(repository, name, context)
+    open()
 }

@@ -67,6 +67,11 @@ impl Reader {
         &self.head
     }
 
+    /// What was held of another image that the chains begin from.
+    pub(crate) fn other(&self, image: Uuid) -> Option<&Manifest> {
+        self.others.iter().map(|other| &other.manifest).find(|other| other.image_id == image)
+    }
+
     /// The snapshot that is meant.
     pub fn find(&self, at: &reference::At) -> Result<&Snapshot> {
         reference::find(self.manifest(), &self.head, at)

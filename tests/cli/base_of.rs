@@ -134,6 +134,9 @@ fn every_verb_reads_on_in_the_other_image() {
     lab.done(&["export", "clone@2", "--since", "@1", "-o", "small.delta"]);
     lab.done(&["apply", "full.delta", "-o", "applied.img"]);
     same(&lab.read("applied.img"), &states[1], "what was exported");
+    lab.done(&["delete", "clone@2", "--compact"]);
+    lab.done(&["import", "small.delta"]);
+    lab.holds("clone", &[(1, &states[0]), (2, &states[1])]);
     let diff = lab.json(&["diff", "template@2", "clone@1"]);
     assert_eq!(integer(&diff, "changed_blocks"), 4, "{diff}");
     lab.done(&["rollback", "clone", "--to", "@1"]);
@@ -219,7 +222,7 @@ fn the_template_is_found() {
     let lab = &cloned.lab;
     lab.write("noise.img", &noise(77, MIB));
     let text = lab.done(&["snapshot", "noise.img", "--find-base"]);
-    assert!(text.starts_with("noise@1  a base: no other image has half of its blocks\n"), "{text}");
+    assert!(text.starts_with("noise@1  a base: there is no other image to begin from\n"), "{text}");
     let mut bytes = cloned.template[2].clone();
     change(&mut bytes, 99, 30);
     lab.write("found.img", &bytes);
@@ -235,6 +238,65 @@ fn the_template_is_found() {
     lab.write("empty.img", &vec![0; MIB]);
     let text = lab.done(&["snapshot", "empty.img", "--find-base"]);
     assert!(text.starts_with("empty@1  a base"), "{text}");
+}
+
+/// Of those that have as much the one whose chain is the shortest, whatever they are called.
+#[test]
+fn the_template_is_found_rather_than_its_clones() {
+    let lab = Lab::new();
+    let mut bytes = noise(5, MIB);
+    lab.write("template.img", &bytes);
+    lab.done(&["snapshot", "template.img"]);
+    for name in ["a", "b"] {
+        lab.write(&format!("{name}.img"), &bytes);
+        let text = lab.done(&["snapshot", &format!("{name}.img"), "--find-base"]);
+        let first = format!("{name}@1  changes since template@1\n");
+        assert!(text.starts_with(&first), "{text}");
+        change(&mut bytes, 3, 1);
+    }
+}
+
+/// Nothing would pin what a file that is taken in begins from.
+#[test]
+fn a_file_that_begins_from_another_image_is_not_taken_in() {
+    let cloned = Cloned::new();
+    let lab = &cloned.lab;
+    let file = lab.json(&["show", "clone@1"])["file"].as_str().unwrap().to_owned();
+    std::fs::copy(&file, lab.path("raw.delta")).unwrap();
+    lab.done(&["remove", "clone", "--yes"]);
+    let line = lab.fails(FAILED, &["import", "raw.delta", "--name", "clone"]);
+    assert!(line.contains("it begins from template@2, a snapshot of another image"), "{line}");
+    assert!(line.contains("export") && line.contains("--since"), "{line}");
+}
+
+/// An old copy of its folder.
+#[test]
+fn a_template_that_is_turned_back_keeps_what_is_needed() {
+    let lab = Lab::new();
+    let mut bytes = noise(6, MIB);
+    lab.write("template.img", &bytes);
+    lab.done(&["snapshot", "template.img"]);
+    let folder = lab.path("repo").join("template");
+    let manifests = || -> Vec<_> {
+        let entries = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path());
+        let is_manifest = |path: &std::path::PathBuf| path.to_str().unwrap().contains("/manifest.");
+        entries.filter(is_manifest).collect()
+    };
+    let old: Vec<_> =
+        manifests().into_iter().map(|path| (std::fs::read(&path).unwrap(), path)).collect();
+    change(&mut bytes, 7, 3);
+    lab.write("clone.img", &bytes);
+    lab.done(&["snapshot", "clone.img", "--base-of", "template@1"]);
+    manifests().into_iter().for_each(|path| std::fs::remove_file(path).unwrap());
+    old.into_iter().for_each(|(bytes, path)| std::fs::write(path, bytes).unwrap());
+    let run = lab.run(&["verify"]);
+    assert_eq!(run.code, Some(DAMAGE), "{}", run.err);
+    assert!(run.text().contains("\"imgsnap repair template\""), "{}", run.text());
+    let run = lab.run(&["delete", "template@1"]);
+    assert_eq!(run.code, Some(FAILED), "{}", run.err);
+    assert!(run.err.contains("has been turned back"), "{}", run.err);
+    assert!(run.err.contains("template@1 is needed by \"clone\""), "{}", run.err);
+    lab.holds("clone", &[(1, &bytes)]);
 }
 
 #[test]

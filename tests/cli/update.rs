@@ -186,6 +186,18 @@ fn what_must_not_be_updated_is_refused_and_left_as_it_was() {
             assert!(line.contains(what), "{target}: {line}");
         }
     }
+    // Where the live file is this host knows without the manifest.
+    for entry in std::fs::read_dir(lab.path("repo/clone")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.to_str().unwrap().contains("/manifest.") {
+            let bytes = std::fs::read(&path).unwrap();
+            std::fs::write(&path, "damaged").unwrap();
+            let run = lab.run(&["restore", "disk@2", "-o", "clone.img", "--update"]);
+            assert_eq!(run.code, Some(FAILED), "{}", run.err);
+            assert!(run.err.contains("live file of \"clone\""), "{}", run.err);
+            std::fs::write(&path, bytes).unwrap();
+        }
+    }
     lab.write("out.img", &disk(8, 512 * KIB));
     for args in [
         &["--update", "--range", "0+4096", "-o", "out.img"][..],

@@ -28,9 +28,10 @@ struct Lab {
 fn state(name: &str, number: u64) -> Vec<u8> {
     let mut bytes = text(50_000, 1);
     let changes: &[u64] = match (name, number) {
-        ("template", 1) => &[],
+        ("template" | "template2", 1) => &[],
         ("template", 2) => &[1],
         ("template", 3) => &[1, 2],
+        ("template", 4) => &[1, 3, 5, 6],
         ("clone", 1) => &[1, 3],
         ("clone", 2) => &[1, 3, 4],
         ("clone2", 1) => &[1, 3, 5],
@@ -80,6 +81,14 @@ impl Lab {
         std::fs::write(&live, state(name, number)).unwrap();
         let of = of.map(|(name, at)| Reference { name: name.into(), at: At::Number(at) });
         self.open().snapshot(&SnapshotRequest::new(live).base_of(of), &context()).map(drop)
+    }
+
+    fn take_full(&self, name: &str, number: u64, of: (&str, u64)) {
+        let live = self.repo.with_file_name(format!("{name}.img"));
+        std::fs::write(&live, state(name, number)).unwrap();
+        let of = Reference { name: of.0.into(), at: At::Number(of.1) };
+        let request = SnapshotRequest::new(live).parent(ParentChoice::Full).base_of(Some(of));
+        self.open().snapshot(&request, &context()).unwrap();
     }
 
     fn manifest(&self, name: &str) -> Manifest {
@@ -212,14 +221,16 @@ fn a_pin_that_nobody_names_is_taken_away() {
     let clone = lab.manifest("clone");
     let pin = |image, name: &str| Pin { id: Uuid::new_v4(), image, name: name.into(), since: 1 };
     let add = |pin: Pin| lab.edit("template", |next| next.snapshots[2].pins.push(pin));
-    // Of an image that never was, of one that was removed since, and of one that does not name it.
-    for stray in
-        [pin(Uuid::new_v4(), "nobody"), pin(Uuid::new_v4(), "clone"), pin(clone.image_id, "clone")]
-    {
-        add(stray);
-        assert_eq!(lab.pins("template").len(), 2);
-        // Whatever it was opened for.
-        lab.delete("template", 9).unwrap_err();
+    add(pin(clone.image_id, "clone"));
+    assert_eq!(lab.pins("template").len(), 2);
+    // Whatever it was opened for.
+    lab.delete("template", 9).unwrap_err();
+    assert_eq!(lab.pins("template"), [(2, "clone".to_owned())]);
+    // An image that is not there, or another one that has its name, says nothing: it may be back in a moment.
+    for (image, name) in [(Uuid::new_v4(), "nobody"), (Uuid::new_v4(), "clone")] {
+        add(pin(image, name));
+        lab.refuses_to_delete("template", 3, name);
+        lab.open().repair("template", &context()).unwrap();
         assert_eq!(lab.pins("template"), [(2, "clone".to_owned())]);
     }
     // While somebody changes that image, it may be about to name it; and while it cannot be read, it may name it.
@@ -300,6 +311,160 @@ fn lost_manifests_are_rebuilt_with_what_they_depend_on() {
     lab.check(&ALL);
 }
 
+/// J18: what the files depend on that a repair could not use stays pinned, also by what was condemned before.
+#[test]
+fn a_repair_that_leaves_files_out_gives_no_pin_up() {
+    for is_older_there in [false, true] {
+        let lab = Lab::new();
+        let file = lab.repo.join("template").join(&lab.manifest("template").snapshots[0].file);
+        let hidden = lab.repo.with_file_name("hidden");
+        std::fs::rename(&file, &hidden).unwrap();
+        match is_older_there {
+            false => lab.lose_manifests("clone"),
+            true => {
+                let next = manifest::file_name(lab.manifest("clone").sequence + 1);
+                std::fs::write(lab.repo.join("clone").join(next), "damaged").unwrap();
+            }
+        }
+        let repaired = lab.open().repair("clone", &context()).unwrap();
+        assert_eq!(repaired.rebuilt.unwrap().unused.len(), 2, "{is_older_there}");
+        std::fs::rename(&hidden, &file).unwrap();
+        for _ in 0..2 {
+            lab.refuses_to_delete("template", 2, "clone");
+            lab.delete("template", 3).unwrap_or(());
+        }
+        lab.open().repair("clone", &context()).unwrap();
+        lab.check(&[("template", &[1, 2]), ("clone", &[1, 2]), ("clone2", &[1])]);
+    }
+}
+
+/// What leads through another image back to the same one is found once that can be opened.
+#[test]
+fn a_chain_that_comes_back_is_rebuilt_at_once() {
+    let lab = Lab::new();
+    lab.take_full("template", 4, ("clone2", 1));
+    let all: [(&str, &[u64]); 3] =
+        [("template", &[1, 2, 3, 4]), ("clone", &[1, 2]), ("clone2", &[1])];
+    lab.check(&all);
+    lab.lose_manifests("template");
+    let rebuilt = lab.open().repair("template", &context()).unwrap().rebuilt.unwrap();
+    assert!(rebuilt.snapshots == 4 && rebuilt.unused.is_empty(), "{rebuilt:?}");
+    lab.check(&all);
+}
+
+/// An old copy of a manifest has no pins: what others name is pinned before anything is dropped.
+#[test]
+fn what_others_name_is_pinned_again_before_anything_is_dropped() {
+    let lab = Lab::new();
+    let unpin = |next: &mut Manifest| next.snapshots.iter_mut().for_each(|s| s.pins.clear());
+    lab.edit("template", unpin);
+    let verified = lab.open().verify(&VerifyScope::All, false, &context()).unwrap();
+    let told: Vec<_> = verified.damaged.iter().map(|d| (&d.snapshot[..], &d.affects[..])).collect();
+    assert_eq!(told, [("template@2", &["clone@1".to_owned()][..])], "{verified:?}");
+    assert!(verified.damaged[0].message.to_string().contains("repair(template)"), "{verified:?}");
+    lab.refuses_to_delete("template", 2, "clone");
+    lab.check(&ALL);
+    // If it has been dropped already, and its file is there, it is listed again.
+    let dropped = |next: &mut Manifest| {
+        unpin(next);
+        next.dropped.push(next.snapshots.remove(1));
+    };
+    lab.edit("template", dropped);
+    lab.delete("template", 3).unwrap();
+    let left: [(&str, &[u64]); 3] = [("template", &[1, 2]), ("clone", &[1, 2]), ("clone2", &[1])];
+    lab.check(&left);
+    let lab = Lab::new();
+    lab.edit("template", dropped);
+    lab.lose_manifests("clone");
+    let rebuilt = lab.open().repair("clone", &context()).unwrap().rebuilt.unwrap();
+    assert!(rebuilt.unused.is_empty(), "{rebuilt:?}");
+    lab.check(&ALL);
+}
+
+/// J18: an image that is not there for a moment may need what is pinned for it.
+#[test]
+fn an_image_that_is_away_keeps_its_pins() {
+    let lab = Lab::new();
+    let (folder, away) = (lab.repo.join("clone"), lab.repo.with_file_name("away"));
+    std::fs::rename(&folder, &away).unwrap();
+    let refused = lab.delete("template", 2).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Mismatch, "{refused}");
+    assert!(refused.to_string().contains("\"clone\" is not there"), "{refused}");
+    assert!(refused.to_string().contains("repair(template)"), "{refused}");
+    std::fs::rename(&away, &folder).unwrap();
+    lab.check(&ALL);
+    std::fs::rename(&folder, &away).unwrap();
+    lab.open().repair("template", &context()).unwrap();
+    assert_eq!(lab.pins("template"), []);
+    lab.delete("template", 2).unwrap();
+}
+
+/// J18: a pin is not named again that the image has condemned.
+#[test]
+fn a_condemned_pin_is_not_taken_again() {
+    let lab = Lab::new();
+    let old = lab.manifest("clone").snapshots[0].base_of.clone().unwrap().pin;
+    let before = lab.manifest("clone");
+    let files: Vec<String> = before.snapshots.iter().map(|s| s.file.clone()).collect();
+    lab.edit("clone", |next| (next.snapshots, next.kept) = (Vec::new(), files.clone()));
+    assert!(lab.manifest("clone").condemned.iter().any(|c| c.object == format!("{old}.pin")));
+    lab.edit("clone", |next| next.unused = files);
+    lab.open().repair("clone", &context()).unwrap();
+    let of = lab.manifest("clone").snapshots[0].base_of.clone().unwrap();
+    assert_ne!(of.pin, old);
+    assert!(lab.pins("template").contains(&(2, "clone".to_owned())));
+}
+
+/// Somebody else works on the template for longer than a moment.
+#[test]
+fn who_is_to_depend_on_an_image_waits_for_it() {
+    let lab = Lab::new();
+    let lock = lab.store().lock("template/write.lock", LockKind::Exclusive).unwrap().unwrap();
+    let works = std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_secs(5));
+        drop(lock);
+    });
+    lab.take_full("template2", 1, ("template", 3));
+    works.join().unwrap();
+    assert!(lab.pins("template").contains(&(3, "template2".to_owned())));
+}
+
+/// What nothing could open is refused before anything is pinned.
+#[test]
+fn a_chain_leads_through_so_many_images() {
+    let lab = Lab::new();
+    let mut below = "template".to_owned();
+    let live = |name: &str| lab.repo.with_file_name(format!("{name}.img"));
+    let take = |name: &str, below: &str| {
+        std::fs::write(live(name), state("template", 1)).unwrap();
+        let of = Reference { name: below.into(), at: At::Number(1) };
+        lab.open().snapshot(&SnapshotRequest::new(live(name)).base_of(Some(of)), &context())
+    };
+    for number in 2..=100 {
+        let name = format!("vm{number}");
+        take(&name, &below).unwrap();
+        below = name;
+    }
+    let refused = take("vm101", &below).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::LimitExceeded, "{refused}");
+    assert!(refused.to_string().len() < 200, "{refused}");
+    assert_eq!(lab.pins(&below), []);
+    assert!(!lab.repo.join("vm101").exists());
+    let scope = VerifyScope::Image(below.clone());
+    let verified = lab.open().verify(&scope, false, &context()).unwrap();
+    assert!(verified.damaged.is_empty() && verified.unchecked.is_empty(), "{verified:?}");
+    assert_eq!(
+        naive_reader::restore_from(&lab.repo.join(&below), 1).unwrap(),
+        state("template", 1)
+    );
+    // Whatever is wrong at the end of it is told in a line.
+    std::fs::remove_dir_all(lab.repo.join("template")).unwrap();
+    let reader = lab.open().read(&below, &context()).unwrap();
+    let id = reader.manifest().snapshots[0].id;
+    let error = lab.open().chain(&reader, id).unwrap_err();
+    assert!(error.kind() == ErrorKind::Corrupt && error.to_string().len() < 200, "{error}");
+}
+
 /// Damage there is damage here, and is told once.
 #[test]
 fn damage_of_the_other_image_is_told() {
@@ -325,7 +490,19 @@ fn damage_of_the_other_image_is_told() {
     lab.lose_manifests("template");
     let verified = verify(VerifyScope::Image("clone".into()));
     let told: Vec<&str> = verified.damaged.iter().map(|d| d.snapshot.as_str()).collect();
-    assert_eq!(told, ["template", "clone@1"], "{verified:?}");
+    assert_eq!(told, ["template"], "{verified:?}");
+    std::fs::remove_dir_all(lab.repo.join("template")).unwrap();
+    for scope in [VerifyScope::All, VerifyScope::Image("clone2".into())] {
+        for quick in [false, true] {
+            let verified = lab.open().verify(&scope, quick, &context()).unwrap();
+            let told: Vec<_> =
+                verified.damaged.iter().map(|d| (&d.snapshot[..], &d.affects[..])).collect();
+            assert_eq!(told, [("template", &["clone".to_owned()][..])], "{verified:?}");
+            assert!(verified.unchecked.is_empty(), "{verified:?}");
+            let lost = verified.lost.iter().any(|loss| loss.snapshot == "clone2@1");
+            assert!(lost || quick, "{verified:?}");
+        }
+    }
 }
 
 /// J5, J11, J22: what cannot be is refused by both readers.

@@ -61,6 +61,23 @@ fn image_that_others_only_read_can_be_snapshotted_and_not_rolled_back() {
     same(&lab.restore("vm@2"), &image);
 }
 
+#[test]
+fn loop_device_over_a_live_file_is_not_updated() {
+    need!(tools(&["losetup"]));
+    let lab = Lab::new();
+    let image = lab.path("vm.img");
+    make(&image, MIB);
+    put(&image, 5000, &noise(1, 70_000));
+    lab.snapshot(&image);
+    put(&image, 9000, &noise(2, 70_000));
+    let device = need!(Loop::new(&[], &image));
+    let kept = lab.path("kept");
+    keep(&image, &kept);
+    let run = lab.run(&["restore", "vm@1", "-o", &device.device, "--update"]);
+    run.fails(1).says("is the live file of \"vm\"");
+    same(&kept, &image);
+}
+
 /// Changes it while others have it open.
 fn put_shared(image: &str) {
     put(image, 0, b"changed");

@@ -141,6 +141,7 @@ fn import_into(
             }
         };
     }
+    refuse_of_other(repository, &writer.manifest, &footer, place)?;
     check_place(&writer.manifest, &footer, place)?;
     upload.publish()?;
     let added = add(repository, writer, header, &file, place, context);
@@ -177,7 +178,7 @@ fn add(
     let work = counts.data_blocks.saturating_mul(header.block_size.bytes().into());
     let work = work.saturating_add(delta.footer().file_bytes);
     let phase = context.begin(Phase::Verify, work);
-    let sound = prove_import(&delta, &layers, parent, context);
+    let sound = prove_import(&delta, parent, context);
     drop(phase);
     sound.map_err(|e| match e.kind() {
         ErrorKind::Corrupt => e.at(place),
@@ -205,17 +206,41 @@ fn add(
     })
 }
 
-fn prove_import(
-    delta: &Arc<Delta>,
-    layers: &[Arc<Delta>],
-    parent: Option<Chain>,
-    context: &Context,
-) -> Result<()> {
-    let chain = Chain::link(layers.to_vec())?;
+fn prove_import(delta: &Arc<Delta>, parent: Option<Chain>, context: &Context) -> Result<()> {
+    // The parent is of the same image; what that depends on may be of others.
+    let chain = Chain::link_onto(vec![delta.clone()], parent.as_ref())?;
     scrub(delta, Depth::Blocks, context)?;
     let end_of = |chain: &Chain| chain.geometry().block_count();
     verify_runs(delta, parent.as_ref().map(end_of), context)?;
     merge::prove(&Fork::new(chain, parent)?, context)
+}
+
+/// Fails if a snapshot was taken against one of another image: in a file that is taken in nothing pins that.
+fn refuse_of_other(
+    repository: &Repository,
+    manifest: &Manifest,
+    footer: &Footer,
+    place: &str,
+) -> Result<()> {
+    let Some(parent) = footer.parent.map(|parent| parent.parent_id) else { return Ok(()) };
+    if manifest.stored().iter().any(|s| s.id == parent) {
+        return Ok(());
+    }
+    for name in repository.names()?.into_iter().filter(|name| *name != manifest.name) {
+        // That another image is damaged is no reason to say something else.
+        let Ok(other) = manifest::load(repository.store.as_ref(), &name) else { continue };
+        if let Some(below) = other.stored().into_iter().find(|s| s.id == parent) {
+            let below = other.place_of(below);
+            let what = format!("it begins from {below}, a snapshot of another image");
+            return Err(refused(place, what).hint(message![
+                "get a file that depends on nothing with ",
+                Verb::Export.call(),
+                ", without ",
+                Setting::Since
+            ]));
+        }
+    }
+    Ok(())
 }
 
 /// Fails if a snapshot has no place in an image.

@@ -9,13 +9,15 @@ use crate::repo::Repository;
 use crate::repo::change::{refuse_kept, remove_image};
 use crate::repo::clones::remove_all_clones;
 use crate::repo::manifest::Manifest;
-use crate::repo::pins::{Below, write_to_drop};
+use crate::repo::pins::{Below, PinnedFor, write_to_drop};
 
 /// Removes an image with all its snapshots.
 pub fn run(repository: &Repository, name: &str, context: &Context) -> Result<Removed> {
     let writer = write_to_drop(repository, name, context)?;
-    refuse_kept(&writer.manifest, |_| true)?;
+    refuse_kept(repository.store.as_ref(), &writer.manifest, |_| true)?;
     let below = Below::of(&writer.manifest);
+    // Once its folder is gone, nothing tells that nobody needs what is pinned for it.
+    let pinned = PinnedFor::of(repository, &writer.manifest, context)?;
     let stored = writer.manifest.stored();
     let freed_bytes = writer.freed_bytes + stored.iter().map(|s| s.file_bytes).sum::<u64>();
     let grace_seconds = repository.sharing()?.grace().map(|grace| grace.as_secs());
@@ -25,7 +27,8 @@ pub fn run(repository: &Repository, name: &str, context: &Context) -> Result<Rem
     let head = writer.head.clone();
     let image_id = writer.manifest.image_id;
     let first = |manifest: &Manifest| remove_all_clones(repository, manifest, &head, context);
-    if !remove_image(repository, writer, first)? {
+    let emptied = |manifest: &Manifest| pinned.release(repository, manifest, context);
+    if !remove_image(repository, writer, first, emptied)? {
         let place = repository.store.location(name);
         let what = format!(
             "{place} stays: there is something in it, or mounted on it, that imgsnap has not put there"

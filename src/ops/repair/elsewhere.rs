@@ -7,7 +7,7 @@ use crate::chain::Chain;
 use crate::delta::Delta;
 use crate::repo::Repository;
 use crate::repo::files::open_base;
-use crate::repo::manifest::{self, BaseOf, Manifest};
+use crate::repo::manifest::{self, BaseOf, Manifest, Pin, pin_object};
 use uuid::Uuid;
 
 /// Finds it as `old` knew it, or among what the other images list now. Its pin is nil if it is not known.
@@ -44,7 +44,7 @@ fn is_undecided(error: &Error) -> bool {
     error.is_unread() || error.kind() == ErrorKind::Interrupted
 }
 
-/// A dropped snapshot has no pins, so none is meant.
+/// Also among what is dropped there: whoever dropped it may not have known what depends on it.
 fn search(
     repository: &Repository,
     image: &Manifest,
@@ -61,9 +61,11 @@ fn search(
                 continue;
             }
         };
-        if let Some(snapshot) = other.by_id(parent) {
-            let pins = snapshot.pins.iter();
-            let pin = pins.filter(|pin| pin.image == image.image_id).map(|pin| pin.id).next();
+        if let Some(snapshot) = other.stored().into_iter().find(|s| s.id == parent) {
+            let is_own = |pin: &&Pin| {
+                pin.image == image.image_id && !image.is_condemned(&pin_object(pin.id))
+            };
+            let pin = snapshot.pins.iter().find(is_own).map(|pin| pin.id);
             return Ok(Some(BaseOf {
                 image: other.image_id,
                 name,

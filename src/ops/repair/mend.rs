@@ -17,7 +17,7 @@ use crate::ops::verify::engine::{Damaged, find_damage, verify_all};
 use crate::repo::Repository;
 use crate::repo::change::{commit_change, discard_unless_named};
 use crate::repo::compact::{drop_from_manifest, with_file};
-use crate::repo::files::{open_base, open_chain, open_delta, open_parent};
+use crate::repo::files::{open_chain, open_delta, open_parent};
 use crate::repo::garbage::collect_garbage;
 use crate::repo::manifest::{self, Manifest, Snapshot, object_name};
 use crate::repo::session::{self, Reader, Writer, write};
@@ -227,7 +227,7 @@ fn merge_from(
     let theirs = |id| reader.chain(other, id);
     let tip = theirs(snapshot.id)?;
     let parent = match &snapshot.base_of {
-        Some(of) => Some(open_base(repository, of)?),
+        Some(_) => open_parent(repository, &writer.manifest, snapshot)?,
         None => snapshot.parent.map(theirs).transpose()?,
     };
     if tip.image_digest() != snapshot.image_digest {

@@ -83,11 +83,17 @@ pub fn run(repository: &Repository, name: &str, context: &Context) -> Result<Rep
         (None, None) => return Err(Error::corrupt(format!("{name}: no manifest was made"))),
     };
     let are_pinned = pins::restore(repository, &mut manifest, context)?;
+    let mut rebuilt = rebuilt;
     if rebuilt.is_some() || are_pinned {
-        // First the pins, then what depends on them (C9).
-        pins::pin_again(repository, &mut manifest, context)?;
-        manifest::commit(store, &mut manifest)?;
-        note_repaired(repository, &manifest, context)?;
+        commit(repository, &mut manifest, context)?;
+    }
+    // What leads through this image again, by way of others, can be opened once it has a manifest.
+    while let Some(first) = rebuilt.as_ref().filter(|rebuilt| !rebuilt.unused.is_empty())
+        && let Some((more, again)) = rebuild(repository, name, Some(&manifest), context)?
+    {
+        let unlabelled = first.unlabelled.iter().chain(&again.unlabelled).cloned().collect();
+        (manifest, rebuilt) = (more, Some(Rebuilt { unlabelled, ..again }));
+        commit(repository, &mut manifest, context)?;
     }
     let missing = missing(repository, &manifest)?;
     let missing = missing.into_iter().map(|(s, why)| (format!("{name}@{}", s.number), why));
@@ -102,6 +108,13 @@ pub fn run(repository: &Repository, name: &str, context: &Context) -> Result<Rep
         false => Vec::new(),
     };
     Ok(Repaired { rebuilt, renumbered, missing, base_images, unused })
+}
+
+/// First the pins, then what depends on them (C9).
+fn commit(repository: &Repository, manifest: &mut Manifest, context: &Context) -> Result<()> {
+    pins::pin_again(repository, manifest, context)?;
+    manifest::commit(repository.store.as_ref(), manifest)?;
+    note_repaired(repository, manifest, context)
 }
 
 /// What was repaired here is not told to be turned back.

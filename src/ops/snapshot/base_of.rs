@@ -5,7 +5,7 @@
 //! between leaves a pin that nobody names, which is taken away later (`repo/pins.rs`).
 
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::base::events::Context;
+use crate::base::events::{Context, WarningId};
 use crate::base::message::{Setting, message};
 use crate::image::LiveImage;
 use crate::ops::snapshot::prepared::prepare;
@@ -30,7 +30,14 @@ pub(crate) fn snapshot_on_other(
     // What would be refused later pins nothing.
     let planned = planned(repository, &writer.manifest, other, request, context)?;
     check(repository, &writer.manifest, &writer.head, &planned)?;
-    let pinned = pin(repository, other, &writer.manifest, context)?;
+    let pinned = match pin(repository, other, &writer.manifest, context) {
+        // It was not asked for by name: a base of its own costs space alone.
+        Err(e) if request.find_base && e.kind() == ErrorKind::Busy => {
+            context.warn(WarningId::SourceUnusable, message![e, "; a base is taken"]);
+            return take_into(repository, writer, live, request, false, context);
+        }
+        pinned => pinned?,
+    };
     let request = SnapshotRequest { pinned: Some(pinned), ..planned };
     take_into(repository, writer, live, &request, false, context)
 }

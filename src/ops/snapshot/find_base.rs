@@ -22,11 +22,24 @@ const LOOKED_AT: u64 = 1024;
 /// So many extents are asked for: with more, the blocks are taken from the first ones.
 const MAX_EXTENTS: usize = 1 << 16;
 
+/// As many more or fewer tell nothing: a clone of a template has about as many of its blocks.
+const NOISE: usize = 2;
+
 /// A block, and what is in it.
 type Sample = (u64, Vec<u8>);
 
+/// A snapshot that an image may have been made from.
+struct Candidate {
+    /// How many of the blocks it has.
+    equal: usize,
+    /// Through how many images its chain leads.
+    images: usize,
+    is_pinned: bool,
+    of: Reference,
+}
+
 /// The snapshot of another image of which the image has the most, if that is half of what was compared; none
-/// where nothing begins.
+/// where nothing begins. Of those that have about as many, one whose chain leads through the fewest images.
 ///
 /// # Errors
 /// Of the image. Other images that cannot be read are passed over.
@@ -47,32 +60,34 @@ pub(crate) fn find_base(
         None => request.block_size.unwrap_or(usual),
     };
     let samples = samples(image, block_size, context)?;
-    let mut best: Option<(usize, Reference)> = None;
+    let mut found: Vec<Candidate> = Vec::new();
     for other in repository.names()?.into_iter().filter(|other| other != name) {
         let compared = read(repository, &other, context).and_then(|reader| {
             let candidates = candidates(reader.manifest(), block_size, image.image_bytes());
             compare(repository, &reader, &candidates, &samples, context)
         });
         match compared {
-            Ok(Some((equal, number))) if best.as_ref().is_none_or(|(most, _)| equal > *most) => {
-                best = Some((equal, Reference { name: other, at: At::Number(number) }));
-            }
-            Ok(_) => {}
+            Ok(candidates) => found.extend(candidates),
             Err(e) if e.kind() == ErrorKind::Interrupted => return Err(e),
             Err(e) => context.note(message![e, "; not compared"]),
         }
     }
-    let (equal, of) = match best {
-        Some((equal, of)) => (equal, Some(of)),
-        None => (0, None),
-    };
-    let found = of.filter(|_| equal > 0 && equal * 2 >= samples.len());
     let count = samples.len();
-    context.note(match &found {
-        Some(of) => format!("{name}: {equal} of {count} blocks are those of \"{}\"", of.name),
+    let best = best_of(found).filter(|best| best.equal > 0 && best.equal * 2 >= count);
+    context.note(match &best {
+        Some(best) => {
+            format!("{name}: {} of {count} blocks are those of \"{}\"", best.equal, best.of.name)
+        }
         None => format!("{name}: no other image has half of {count} blocks"),
     });
-    Ok(found)
+    Ok(best.map(|best| best.of))
+}
+
+/// Of several that are as good the first one.
+fn best_of(mut found: Vec<Candidate>) -> Option<Candidate> {
+    let most = found.iter().map(|candidate| candidate.equal).max()?;
+    found.retain(|candidate| candidate.equal + NOISE >= most);
+    found.into_iter().min_by_key(|c| (c.images, most - c.equal, !c.is_pinned))
 }
 
 /// True if a base would be made.
@@ -100,22 +115,25 @@ fn candidates(manifest: &Manifest, block_size: BlockSize, image_bytes: u64) -> V
     manifest.snapshots.iter().rev().filter(is_like).collect()
 }
 
-/// How many of the blocks the best one has, and its number.
+/// How many of the blocks each has.
 fn compare(
     repository: &Repository,
     reader: &Reader,
     candidates: &[&Snapshot],
     samples: &[Sample],
     context: &Context,
-) -> Result<Option<(usize, u64)>> {
-    let mut best: Option<(usize, u64)> = None;
-    for snapshot in candidates {
-        let equal = equal_blocks(&reader.chain(repository, snapshot.id)?, samples, context)?;
-        if best.is_none_or(|(most, _)| equal > most) {
-            best = Some((equal, snapshot.number));
-        }
-    }
-    Ok(best)
+) -> Result<Vec<Candidate>> {
+    let compared = candidates.iter().map(|snapshot| {
+        let chain = reader.chain(repository, snapshot.id)?;
+        let name = reader.manifest().name.clone();
+        Ok(Candidate {
+            equal: equal_blocks(&chain, samples, context)?,
+            images: chain.images(),
+            is_pinned: !snapshot.pins.is_empty(),
+            of: Reference { name, at: At::Number(snapshot.number) },
+        })
+    });
+    compared.collect()
 }
 
 /// How many of the blocks, which ascend, a snapshot has at the same place.

@@ -96,13 +96,17 @@ pub fn run(
             snapshot_into(repository, &mut writer, &live, &request, false, context)
         });
     if outcome.is_err() {
-        match is_new {
+        // What was pinned for it is needed no more; while that stays, it tells that nothing depends on it.
+        let is_released = base_of.is_none() || {
+            let pinned = pins::PinnedFor::of(repository, &writer.manifest, context);
+            pinned.and_then(|p| p.release(repository, &writer.manifest, context)).is_ok()
+        };
+        match is_new && is_released {
             // An image without snapshots stays behind; the next snapshot fills it.
             true => best_effort(remove_unused_image(repository, writer)),
             false => drop(writer),
         }
         if let Some(other) = &base_of {
-            // What was pinned for it is needed no more.
             pins::release(repository, &other.name, context);
         }
     }

@@ -12,7 +12,7 @@ use crate::image::{LiveImage, RawFile, Source};
 use crate::ops::snapshot::engine::{ChainParameters, Parent, Plan, Taken, take};
 use crate::ops::snapshot::plan::{PlanInput, ScanPlan, plan_scan};
 use crate::ops::snapshot::types::{Outcome, ParentChoice, SnapshotOutcome, SnapshotRequest};
-use crate::repo::files::{open_base, open_chain};
+use crate::repo::files::{MAX_IMAGES, open_base, open_chain};
 use crate::repo::head::Head;
 use crate::repo::manifest::{BaseOf, Manifest, Snapshot, object_name};
 use crate::repo::{Repository, reference};
@@ -47,7 +47,11 @@ pub(crate) fn prepare(
     };
     let tip = match (parent_id, &base_of) {
         (Some(id), _) => Some(open_chain(repository, manifest, id)?),
-        (None, Some(of)) => Some(open_base(repository, of)?),
+        (None, Some(of)) => {
+            let chain = open_base(repository, of)?;
+            refuse_too_deep(of, &chain)?;
+            Some(chain)
+        }
         (None, None) => None,
     };
     let parent = match tip {
@@ -95,6 +99,24 @@ pub(crate) fn prepare(
         scan_plan,
         format: None,
     })
+}
+
+/// What nothing could open is not taken.
+fn refuse_too_deep(of: &BaseOf, below: &Chain) -> Result<()> {
+    if below.images() < MAX_IMAGES {
+        return Ok(());
+    }
+    let what = format!(
+        "the chain of {} leads through {MAX_IMAGES} images, the most there are",
+        of.place()
+    );
+    Err(Error::new(ErrorKind::LimitExceeded, what).hint(message![
+        "run ",
+        Verb::Flatten.of(of.place()),
+        " first, or leave ",
+        Setting::BaseOf,
+        " out"
+    ]))
 }
 
 /// Where the bytes of a delta go.

@@ -3,6 +3,7 @@
 
 pub mod engine;
 mod known;
+mod others;
 pub mod types;
 
 use crate::base::error::{Error, ErrorKind, Result};
@@ -14,9 +15,10 @@ use crate::ops::verify::engine::{
     verify_stored,
 };
 use crate::ops::verify::known::{Known, Lost, linked};
+use crate::ops::verify::others::{is_of_image, tell_image, tell_unpinned};
 use crate::ops::verify::types::{Damage, DamageKind, Loss, Unchecked, Verified, VerifyScope};
 use crate::repo::Repository;
-use crate::repo::files::{is_named_now, open_base, open_delta};
+use crate::repo::files::{is_named_now, open_delta, open_parent};
 use crate::repo::manifest::{Manifest, Snapshot};
 use crate::repo::reference::At;
 use crate::repo::session::read;
@@ -82,11 +84,14 @@ impl Run<'_> {
         let reader = match read(repository, name, context) {
             Ok(reader) => reader,
             Err(e) if e.kind() == ErrorKind::Corrupt => {
-                let message = e.into();
-                let (kind, snapshot) = (DamageKind::Manifest, name.to_owned());
-                if verified.damaged.iter().all(|d| d.kind != kind || d.snapshot != snapshot) {
-                    verified.damaged.push(Damage { kind, snapshot, message, affects: Vec::new() });
-                }
+                tell_image(name, e, verified);
+                return Ok(());
+            }
+            // What depends on it was read before, and keeps it.
+            Err(e) if matches!(wanted, Wanted::Id(_)) && e.kind() == ErrorKind::NotFound => {
+                let what = format!("there is no image \"{name}\", on which others depend");
+                let hint = "put its folder back from a copy";
+                tell_image(name, Error::corrupt(what).hint(hint), verified);
                 return Ok(());
             }
             // It has just been removed.
@@ -116,6 +121,9 @@ impl Run<'_> {
             if !self.known.parents.contains_key(&of.snapshot) {
                 self.verify_image(&of.name, Wanted::Id(of.snapshot), verified)?;
             }
+        }
+        for snapshot in &snapshots {
+            tell_unpinned(&reader, snapshot, verified);
         }
         let work = |s: &&Snapshot| {
             s.file_bytes + if quick { 0 } else { s.data_blocks * u64::from(s.block_bytes) }
@@ -163,9 +171,18 @@ impl ImageCheck<'_> {
         // A dropped one is examined for those that depend on it.
         verified.snapshots += u64::from(!self.manifest.is_dropped(snapshot.id));
         if let Some(of) = snapshot.base_of.as_ref().filter(|of| !self.is_open(of.snapshot))
-            && let Err(e) = open_base(self.repository, of)
+            && let Err(e) = open_parent(self.repository, self.manifest, snapshot)
         {
-            self.found(snapshot, DamageKind::File, e, Lost::All, verified)?;
+            // What is wrong with the other image as a whole was told.
+            match verified.damaged.iter_mut().find(|d| is_of_image(d, &of.name)) {
+                Some(told) if e.is_damage() => {
+                    self.known.damaged.insert(snapshot.id, Lost::All);
+                    if !told.affects.contains(&self.manifest.name) {
+                        told.affects.push(self.manifest.name.clone());
+                    }
+                }
+                _ => self.found(snapshot, DamageKind::File, e, Lost::All, verified)?,
+            }
         }
         let delta = match open_delta(self.repository, self.manifest, snapshot) {
             Ok(delta) => Arc::new(delta),

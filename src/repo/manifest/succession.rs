@@ -3,7 +3,7 @@
 
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::repo::manifest::commit::{Ancestor, Condemned, ManifestDigest, Read};
-use crate::repo::manifest::related::pin_object;
+use crate::repo::manifest::related::{is_pin_object, pin_object};
 use crate::repo::manifest::types::{Manifest, Snapshot};
 use jiff::Timestamp;
 use std::collections::{BTreeSet, HashSet};
@@ -141,7 +141,11 @@ impl Manifest {
         self.condemned.retain(|condemned| !named.contains(&condemned.object));
         let known: HashSet<String> = self.condemned.iter().map(|c| c.object.clone()).collect();
         let objects = before.map(|before| before.objects).unwrap_or_default();
-        let is_new = |object: &String| !named.contains(object) && !known.contains(object);
+        // What the files begin from that a repair could not use is not known: no pin is given up.
+        let is_unknown = |object: &String| !self.unused.is_empty() && is_pin_object(object);
+        let is_new = |object: &String| {
+            !named.contains(object) && !known.contains(object) && !is_unknown(object)
+        };
         let dropped = objects.into_iter().filter(is_new);
         self.condemned.extend(dropped.map(|object| Condemned { object, sequence }));
         Ok(())
