@@ -334,7 +334,7 @@ pub(crate) fn live_image_at(
         };
         live == real || std::fs::metadata(live).is_ok_and(is_one)
     };
-    if let Some(name) = image_with_source(repository, &is_it, context)? {
+    if let Some(name) = image_with_source(repository, is_it, context)? {
         return Ok(Some(name));
     }
     // Of an image whose manifest cannot be read this host may know where it is.

@@ -143,7 +143,7 @@ pub(crate) fn pin_again(
             if let Some(writer) = &mut writer {
                 if writer.manifest.is_dropped(of.snapshot) {
                     commit_change(repository, writer, None, |next| {
-                        list_again(next, of.snapshot).map(drop);
+                        let _listed = list_again(next, of.snapshot);
                         Ok(())
                     })?;
                 }

@@ -539,3 +539,28 @@ fn a_qcow2_is_written_with_the_care_that_a_raw_image_is() {
     let code = lab.run(&args).code();
     assert!(code != Some(0) && std::fs::read(&disk).unwrap() == before, "{code:?}");
 }
+
+#[test]
+fn a_qcow2_has_whole_sectors_and_keeps_its_length() {
+    need!(tools(&["qemu-img", "qemu-storage-daemon"]));
+    let lab = Lab::new();
+    let image = lab.path("vm.img");
+    make(&image, 1_000_001);
+    put(&image, 0, &noise(3, 1_000_001));
+    lab.run(&["snapshot", &image]).done();
+    let disk = lab.path("vm.qcow2");
+    lab.run(&["restore", "vm@1", "-o", &disk]).done();
+    lab.run(&["relink", "vm", &disk, "--format", "qcow2"]).done();
+    let taken = lab.run(&["snapshot", &disk, "--json"]).json();
+    assert_eq!((&taken["number"], &taken["image_bytes"]), (&2.into(), &1_000_448.into()));
+    for more in [&[][..], &["--prove"]] {
+        lab.run(&[&["rollback", "vm", "--to", "@1"], more].concat()).done();
+        let back = lab.path("back.img");
+        tool("qemu-img", &["convert", "-f", "qcow2", "-O", "raw", &disk, &back]);
+        same_start(&image, &back, 1_000_001);
+    }
+    tool("qemu-img", &["resize", "-q", "-f", "qcow2", &disk, "2M"]);
+    lab.run(&["rollback", "vm", "--to", "@2"]).fails(1).says("qemu-img resize");
+    tool("qemu-img", &["resize", "-q", "--shrink", "-f", "qcow2", &disk, "1000448"]);
+    lab.run(&["rollback", "vm", "--to", "@2"]).done();
+}

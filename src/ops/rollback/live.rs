@@ -50,13 +50,30 @@ pub(super) fn open_live(
     Disk::within_to_write(file, format, request.read_by(), context)
 }
 
+/// QEMU counts in sectors: a disk of another length has up to 511 zeros behind it.
+const SECTOR_BYTES: u64 = 512;
+
+/// Bytes behind the end of the snapshot on a disk that has whole sectors, as that of a qcow2 has.
+pub(super) fn padding_bytes(disk: &Disk, target: &Chain) -> u64 {
+    let (have, want) = (disk.source().image_bytes(), target.geometry().image_bytes);
+    let is_padded = disk.format() == ImageFormat::QCOW2 && have > want;
+    if is_padded && have == want.next_multiple_of(SECTOR_BYTES) { have - want } else { 0 }
+}
+
+/// Fails if the disk can neither have the length of the snapshot nor be given it.
 pub(super) fn check_length(disk: &Disk, medium: &dyn Medium, target: &Chain) -> Result<()> {
     let (have, want) = (disk.source().image_bytes(), target.geometry().image_bytes);
     let in_place = disk.in_place(medium)?;
-    if in_place.has_fixed_length() && have != want {
+    if in_place.has_fixed_length() && have - padding_bytes(disk, target) != want {
         let what = format!("{} has {have} bytes, the snapshot {want}", disk.name());
-        return Err(Error::new(ErrorKind::Mismatch, what)
-            .hint("a device or export keeps its length: restore to another one"));
+        let hint = match disk.format() == ImageFormat::QCOW2 {
+            true => {
+                "the disk in a qcow2 image keeps its length: take a snapshot of it, resize it with \
+                     \"qemu-img resize\", and roll back"
+            }
+            false => "a device or export keeps its length: restore to another one",
+        };
+        return Err(Error::new(ErrorKind::Mismatch, what).hint(hint));
     }
     in_place.check_free_space(want)
 }

@@ -20,8 +20,8 @@ use crate::base::message::{Setting, Verb, message};
 use crate::base::uri::Shown;
 use crate::chain::Chain;
 use crate::image::write::{Medium, OsMedium};
-use crate::image::{Disk, Intent, LiveImage, RawFile};
-use crate::ops::rollback::live::{check_length, close, open_live};
+use crate::image::{Disk, Intent, LiveImage, Prefix, RawFile};
+use crate::ops::rollback::live::{check_length, close, open_live, padding_bytes};
 use crate::ops::rollback::types::{RollbackOutcome, RollbackRequest};
 use crate::ops::snapshot::plan::{PlanInput, plan_scan};
 use crate::ops::snapshot::snapshot_into;
@@ -182,7 +182,8 @@ pub fn run_through(
         drop(plan);
         drop(live);
         let disk = open()?;
-        prove(disk.source(), &chain, context)
+        let bytes = disk.source().image_bytes() - padding_bytes(&disk, &chain);
+        prove(&Prefix::new(disk.source(), bytes), &chain, context)
             .map_err(|e| e.hint("all was written, but it is not proved; run the rollback again"))?;
         end_rollback(repository, &mut writer, target.id, &disk, context)?;
         close(disk, context);
@@ -243,7 +244,14 @@ fn write_image(
     }
     context.note("the intent is noted; from here on the image is a mixture");
     let mut disk = live.in_place(medium)?;
-    let work = execute(live.source(), disk.as_mut(), chain, &plan.source(), context);
+    let padding = padding_bytes(live, chain);
+    let padded = match padding {
+        0 => Ok(()),
+        bytes => disk.zero(chain.geometry().image_bytes, bytes),
+    };
+    let disk_of = Prefix::new(live.source(), live.source().image_bytes() - padding);
+    let execute = |()| execute(&disk_of, disk.as_mut(), chain, &plan.source(), context);
+    let work = padded.and_then(execute);
     let error = match work {
         Ok(work) => return Ok(work),
         Err(error) => error,

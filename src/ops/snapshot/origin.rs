@@ -226,39 +226,6 @@ fn sample(snapshot: &dyn Source, origin: &File, context: &Context) -> Result<(u6
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::events::{Event, Observer};
-    use std::sync::Arc;
-    use std::sync::atomic::AtomicBool;
-
-    struct Nobody;
-
-    impl Observer for Nobody {
-        fn observe(&self, _: Event) {}
-    }
-
-    #[test]
-    fn a_program_that_does_not_answer_is_not_waited_for() {
-        let run = |script: &str, context: &Context, patience| {
-            let mut command = Command::new("sh");
-            command.args(["-c", script]);
-            first_line(command, patience, context)
-        };
-        let (silent, soon) = (Context::silent(), Duration::from_millis(50));
-        for (script, printed) in [
-            ("echo vg/vm", Some(&b"vg/vm\n"[..])),
-            ("exec sleep 1000", None),
-            ("echo vg/vm; exec sleep 1000", None),
-            ("echo vg/vm; exit 5", None),
-            ("kill -9 $$", None),
-        ] {
-            let patience = if script.contains("sleep") { soon } else { PATIENCE };
-            assert_eq!(run(script, &silent, patience).unwrap().as_deref(), printed, "{script}");
-        }
-        assert!(first_line(Command::new("/no/lvs"), soon, &silent).unwrap().is_none());
-        let stopped = Context::new(Arc::new(Nobody), Arc::new(AtomicBool::new(true)));
-        let stopped = run("exec sleep 1000", &stopped, PATIENCE * 60);
-        assert_eq!(stopped.unwrap_err().kind(), ErrorKind::Interrupted);
-    }
 
     #[test]
     fn volume_managers_tell_of_what_a_volume_is_a_snapshot() {
