@@ -115,8 +115,8 @@ impl Task<'_> {
                 _ => error,
             }
         })?;
-        refuse_target(self.repository, path)?;
         self.refuse_live(live_image_at(self.repository, path, context)?, &place)?;
+        refuse_target(self.repository, path)?;
         refuse_empty(path, &meta)
     }
 
