@@ -1411,8 +1411,8 @@ pub fn read_manifest(folder: &Path) -> Result<Manifest, String> {
 }
 
 /// J5
-const KNOWN_NEEDS: [&str; 7] =
-    ["protected", "forgotten", "rollback", "pins", "attachments", "pending", "base_of"];
+const KNOWN_NEEDS: [&str; 8] =
+    ["protected", "forgotten", "rollback", "pins", "attachments", "pending", "base_of", "format"];
 
 /// The rules of section 8 that the bytes alone can show
 pub fn parse_manifest(bytes: &[u8]) -> Result<Manifest, String> {
@@ -1435,7 +1435,9 @@ pub fn parse_manifest(bytes: &[u8]) -> Result<Manifest, String> {
     uuid(&image_id)?;
     let name = text_of(&json, "name")?;
     check_name(&name)?;
-    if let Some(source) = optional_text_of(&json, "source")? {
+    let is_export =
+        |source: &String| ["nbd://", "nbd+unix://"].iter().any(|s| source.starts_with(s));
+    if let Some(source) = optional_text_of(&json, "source")?.filter(|source| !is_export(source)) {
         path_of(&source).map_err(|error| format!("J3: source: {error}"))?;
     }
     let has_dropped = json.get("dropped").is_some();
@@ -1585,6 +1587,14 @@ fn check_relations(
         }
         text_of(&pending, "expires")?;
         needed.insert("pending");
+    }
+    // J8: the newest one that says how its disk lay there.
+    let mut all: Vec<&Snapshot> = snapshots.iter().chain(dropped).collect();
+    all.sort_by_key(|s| s.number);
+    let of_base = all.iter().rev().find_map(|s| s.json.get("format").and_then(Value::as_str));
+    let live = json.get("format").and_then(Value::as_str);
+    if live.is_some_and(|live| live != of_base.unwrap_or("raw")) {
+        needed.insert("format");
     }
     let needs = list_of(json, "needs");
     let is_told = |need: &&str| needs.contains(&(*need).into());

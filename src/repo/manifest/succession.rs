@@ -2,6 +2,7 @@
 //! protocol stands in DESIGN.md, "One commit for every store").
 
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::image::ImageFormat;
 use crate::repo::manifest::commit::{Ancestor, Condemned, ManifestDigest, Read};
 use crate::repo::manifest::related::{is_pin_object, pin_object};
 use crate::repo::manifest::types::{Manifest, Snapshot};
@@ -160,11 +161,17 @@ impl Manifest {
             (has(|s| !s.pins.is_empty()), PINS),
             (!self.pending.is_empty(), PENDING),
             (has(|s| !s.attachments.is_empty()), ATTACHMENTS),
-            (self.format.as_deref().is_some_and(|f| Some(f) != self.format_of_base()), FORMAT),
+            (self.is_format_news(), FORMAT),
             (self.bases_elsewhere().next().is_some(), BASE_OF),
         ];
         let needed = needs.into_iter().filter(|(is_needed, _)| *is_needed);
         needed.map(|(_, need)| need.to_owned()).collect()
+    }
+
+    /// True if the live image is read otherwise than its base says: as raw, where that says nothing.
+    fn is_format_news(&self) -> bool {
+        let before = self.format_of_base().unwrap_or(ImageFormat::RAW.qemu());
+        self.format.as_deref().is_some_and(|format| format != before)
     }
 
     /// Keys of version 3 mean nothing in an earlier one.
