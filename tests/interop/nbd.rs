@@ -219,7 +219,9 @@ fn whatever_a_server_does_wrong_gives_no_wrong_bytes() {
                 (Ok(bytes), None) => assert!(bytes == image, "{what}: wrong bytes"),
                 (Err(error), Some(kind)) => {
                     is_clear(&error, &fake, &what);
-                    assert_eq!(error.kind(), kind, "{what}: {error}");
+                    // Another connection, of before, may ask for what is not there any more.
+                    let is_gone = kind == ErrorKind::Busy && error.kind() == ErrorKind::Io;
+                    assert!(error.kind() == kind || is_gone, "{what}: {error}");
                     assert!(!error.is_bad_medium(), "{what}: {error}");
                 }
                 // Another connection, of before, read the rest.
