@@ -6,7 +6,7 @@ use crate::base::units::ByteRange;
 use crate::base::uri::Shown;
 use crate::image::nbd::{NbdDisk, NbdOptions};
 use crate::image::qcow2::Qcow2Image;
-use crate::image::through_qemu::{ThroughQemu, refuse_unasked};
+use crate::image::through_qemu::ThroughQemu;
 use crate::image::write::{InPlace, Medium, NbdInPlace, RawInPlace};
 use crate::image::{FileStat, ImageFormat, ImageUri, LiveIdentity, RawFile, Source};
 
@@ -55,11 +55,8 @@ impl Disk {
         if format == ImageFormat::QCOW2 {
             return Qcow2Image::open(file, by.backing_ok).map(Self::Qcow2);
         }
-        if !format.is_read_through_qemu() {
+        if !by.via_qemu || !format.is_read_through_qemu() {
             return Err(format.refusal(&file.path().shown()));
-        }
-        if !by.via_qemu {
-            return Err(refuse_unasked(format, &file));
         }
         ThroughQemu::read(file, format, by.backing_ok, context).map(Self::ThroughQemu)
     }

@@ -84,6 +84,11 @@ impl ImageFormat {
         if is_fixed_vhd { Self { name: "VHD", qemu: "vpc" } } else { Self::RAW }
     }
 
+    /// True if a file of that name is called a qcow2 image.
+    pub fn is_qcow2_by_name(path: &Path) -> bool {
+        path.extension().is_some_and(|e| e.eq_ignore_ascii_case(Self::QCOW2.qemu))
+    }
+
     /// That which a manifest calls so; none if this program does not know it.
     pub fn recorded(name: &str) -> Option<Self> {
         let all = MAGICS.iter().map(|&(name, qemu, ..)| Self { name, qemu });

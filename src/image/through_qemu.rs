@@ -1,8 +1,7 @@
 //! A disk in a file that QEMU reads or writes for us: a server of our own, and its export.
 
-use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::error::{Error, Result};
 use crate::base::events::Context;
-use crate::base::message::{Setting, message};
 use crate::base::units::Extent;
 use crate::base::uri::Shown;
 use crate::image::nbd::{NbdDisk, NbdOptions};
@@ -94,18 +93,6 @@ impl ThroughQemu {
     fn explained<T>(&self, result: Result<T>) -> Result<T> {
         result.map_err(|e| if e.is_bad_medium() { e } else { self.export.failure().unwrap_or(e) })
     }
-}
-
-/// Why a format is not read although QEMU can: nobody said so.
-pub(super) fn refuse_unasked(format: ImageFormat, file: &RawFile) -> Error {
-    let place = file.path().shown();
-    let what = format!("{place} is a {format} image, which is not read natively");
-    let convert = format!("qemu-img convert -f {} -O raw {place} NEW.img", format.qemu());
-    Error::new(ErrorKind::Unsupported, what).hint(message![
-        "read it through qemu-nbd with ",
-        Setting::ViaQemu,
-        format!(", or convert it with \"{convert}\""),
-    ])
 }
 
 /// What QEMU is told of a chain: the files that are open, and no names.

@@ -152,16 +152,17 @@ impl Task<'_> {
 
     /// How the disk is to lie in a new file.
     fn new_format(&self, path: &Path) -> ImageFormat {
-        let named = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("qcow2"));
-        let usual = if named { ImageFormat::QCOW2 } else { ImageFormat::RAW };
+        let usual = match ImageFormat::is_qcow2_by_name(path) {
+            true => ImageFormat::QCOW2,
+            false => ImageFormat::RAW,
+        };
         self.request.format.or(self.live_format).unwrap_or(usual)
     }
 
     /// Onto a disk that is there.
     fn copy_over(&self, disk: &mut dyn InPlace, bytes: u64, context: &Context) -> Result<Restored> {
         disk.check_free_space(bytes)?;
-        restore_seeded(self.chain, self.request.range, self.seed, disk, context)
-            .map_err(|e| self.half_written(disk, ImageFormat::RAW, e))
+        self.copy_to(disk, context).map_err(|e| self.half_written(disk, ImageFormat::RAW, e))
     }
 
     /// A new file, or one in its place.
@@ -180,10 +181,7 @@ impl Task<'_> {
         let mut target = target.with_attributes(attributes).held();
         check_free_space_for(self.chain, request.range, free_space_at(path), &place)?;
         let restored = self.copy_to(&mut target, context)?;
-        if let Some(missing) = target.not_given() {
-            let what = format!("{place} could not be given {missing}");
-            context.warn(WarningId::AttributesNotRestored, what);
-        }
+        warn_of_attributes(&place, target.not_given(), context);
         let stable = if restored.proved { target.stable() } else { None };
         // Who opens it from here on need not wait.
         drop(target);
@@ -208,10 +206,7 @@ impl Task<'_> {
         let mut target = target.with_attributes(attributes);
         check_free_space_for(self.chain, request.range, free_space_at(path), &place)?;
         let restored = self.copy_to(&mut target, context)?;
-        if let Some(missing) = target.not_given() {
-            let what = format!("{place} could not be given {missing}");
-            context.warn(WarningId::AttributesNotRestored, what);
-        }
+        warn_of_attributes(&place, target.not_given(), context);
         if target.image_bytes() != bytes {
             let more = target.image_bytes() - bytes;
             context.note(format!("{place} is of whole sectors: {more} zeros are at its end"));
@@ -231,17 +226,23 @@ impl Task<'_> {
         }
     }
 
+    /// What is on a disk that is there is lost only if somebody says so.
+    fn refuse_unforced(&self, what: String) -> Result<()> {
+        if self.request.force {
+            return Ok(());
+        }
+        let what = format!("{what}: what is on it would be lost");
+        Err(Error::new(ErrorKind::AlreadyExists, what).hint(message![
+            "use ",
+            Setting::Force,
+            " to write to it"
+        ]))
+    }
+
     /// An export, which has its length.
     fn to_export(&self, uri: &NbdUri, bytes: u64, context: &Context) -> Result<(Restored, u64)> {
         let image = ImageUri::Nbd(uri.clone());
-        if !self.request.force {
-            let what = format!("{uri} is an export: what is on it would be lost");
-            return Err(Error::new(ErrorKind::AlreadyExists, what).hint(message![
-                "use ",
-                Setting::Force,
-                " to write to it"
-            ]));
-        }
+        self.refuse_unforced(format!("{uri} is an export"))?;
         let disk = Disk::open_to_write(&image, ImageFormat::RAW, ReadBy::default(), context)?;
         let mut target = disk.in_place(&OsMedium)?;
         let restored = self.copy_over(target.as_mut(), bytes, context)?;
@@ -252,14 +253,7 @@ impl Task<'_> {
 
     /// Also returns the length of the device.
     fn to_device(&self, path: &Path, bytes: u64, context: &Context) -> Result<(Restored, u64)> {
-        if !self.request.force {
-            let what = format!("{} is a device: what is on it would be lost", path.shown());
-            return Err(Error::new(ErrorKind::AlreadyExists, what).hint(message![
-                "use ",
-                Setting::Force,
-                " to write to it"
-            ]));
-        }
+        self.refuse_unforced(format!("{} is a device", path.shown()))?;
         let device = RawFile::open_to_write(path)?;
         warn_if_unguarded(&device, context);
         let mut target = RawInPlace::new(&device);
@@ -268,6 +262,13 @@ impl Task<'_> {
             .check_alone(Intent::Read)
             .map_err(|e| self.half_written(&target, ImageFormat::RAW, e))?;
         Ok((restored, device.image_bytes()))
+    }
+}
+
+fn warn_of_attributes(place: &str, not_given: Option<String>, context: &Context) {
+    if let Some(missing) = not_given {
+        let what = format!("{place} could not be given {missing}");
+        context.warn(WarningId::AttributesNotRestored, what);
     }
 }
 

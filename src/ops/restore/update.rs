@@ -131,8 +131,7 @@ impl Task<'_> {
         if ImageFormat::within(&file) != ImageFormat::QCOW2 {
             return Ok(ImageFormat::RAW);
         }
-        let named = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("qcow2"));
-        if named && !self.request.force {
+        if ImageFormat::is_qcow2_by_name(path) && !self.request.force {
             return Ok(ImageFormat::QCOW2);
         }
         let what = format!("{} looks like a qcow2 image", path.shown());
