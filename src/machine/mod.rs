@@ -6,17 +6,31 @@
 //!    |
 //!    +-> disks, bitmaps           what there is, and what may be relied on
 //!    +-> prepare -> Fleece        the disks as they were at one point in time, as exports of an NBD server
+//!
+//! Window -> agents, mounts        what is frozen around that point
+//!    +-> Guard                    what undoes it when we cannot
 //! ```
 
+mod agent;
 mod disks;
 mod fleece;
+mod freeze;
+mod guard;
+mod hooks;
+mod mount_table;
+mod mounted;
 mod names;
 mod qmp;
+mod scope;
 mod session;
 mod wire;
 
+pub use agent::find_agent;
 pub use disks::{DirtyBitmap, MachineDisk};
 pub use fleece::{Fleece, FleeceOptions, FleecedDisk, Inserted, Member};
+pub use freeze::{Freeze, LIMIT as FREEZE_LIMIT, Outcome as FreezeOutcome, Window};
+pub use guard::{Guard, GuardState, Undo};
+pub use hooks::{Hooks, HooksBegun};
 pub use names::bitmap as bitmap_name;
 pub use qmp::{Event, Qmp};
 pub use session::{Machine, RunState};

@@ -15,6 +15,7 @@ mod devices;
 mod disks;
 mod ext4;
 mod filesystems;
+mod freeze;
 mod full_disk;
 mod killed;
 mod kit;
