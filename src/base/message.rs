@@ -62,12 +62,18 @@ named! {
         Changed = "changed",
         /// Where measurements are made.
         Dir = "dir",
+        /// Change nothing.
+        DryRun = "dry_run",
+        /// Look for a snapshot of another image that a chain begins from.
+        FindBase = "find_base",
         /// Overwrite a target.
         Force = "force",
         /// Write to a device that is another one.
         ForceDevice = "force_device",
         /// Begin a new chain.
         Full = "full",
+        /// The group that images are taken as.
+        Group = "group",
         /// The live file.
         Image = "image",
         /// How the image is read.

@@ -59,6 +59,16 @@ fn take(
     printer: &Printer,
     context: &Context,
 ) -> Result<ExitCode> {
+    if let Some(group) = &verb.group {
+        let requests: Result<Vec<_>> =
+            verb.images.iter().map(|image| request(image, verb)).collect();
+        let taken = repository.snapshot_group(Some(group), &requests?, context)?;
+        return taken
+            .members
+            .iter()
+            .try_for_each(|taken| print(taken, verb, printer))
+            .map(|()| exit::DONE);
+    }
     if let [image] = verb.images.as_slice() {
         let taken = repository.snapshot(&request(image, verb)?, context)?;
         print(&taken, verb, printer)?;
@@ -257,7 +267,8 @@ fn describe(taken: &SnapshotOutcome, verb: &Verb) -> String {
     ];
     let mut text = format!("{name}  {what}{label}{would}");
     let notes = notes(taken);
-    for (noun, amount, rest) in rows.into_iter().chain(notes) {
+    let others = s.group.iter().map(|group| ("group", String::new(), group.describe()));
+    for (noun, amount, rest) in rows.into_iter().chain(notes).chain(others) {
         text.push_str(format!("\n  {noun:<8} {amount:>9}   {rest}").trim_end());
     }
     text

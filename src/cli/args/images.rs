@@ -21,6 +21,9 @@ pub struct Snapshot {
     /// Name of the image in the repository [default: its file name without extension]
     #[arg(short, long)]
     pub name: Option<String>,
+    /// Take all images as they are at one point in time, as a group of this name
+    #[arg(long, value_name = "GROUP", conflicts_with_all = ["base_image", "dry_run", "of"])]
+    pub group: Option<String>,
     /// A label for the snapshot
     #[arg(short, long)]
     pub label: Option<String>,

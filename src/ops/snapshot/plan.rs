@@ -60,6 +60,13 @@ impl ScanPlan {
         &self.point
     }
 
+    /// Says that the file systems in the image were frozen at the point in time, if it was in use then.
+    pub fn was_frozen(&mut self) {
+        if self.point.consistency == Consistency::Crash {
+            self.point.consistency = Consistency::Frozen;
+        }
+    }
+
     /// Why all is read, if it is and that is of interest.
     pub fn full_scan_reason(&self) -> Option<&str> {
         match &self.point.changes {

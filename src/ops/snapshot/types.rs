@@ -6,13 +6,14 @@ use crate::base::setters::setters;
 use crate::base::units::{BlockSize, NamedBlocks};
 use crate::codec::Compression;
 use crate::image::{ImageFormat, ImageUri, ReadBy};
-use crate::repo::manifest::{self, BaseOf, HintUse, Snapshot};
+use crate::repo::manifest::{self, BaseOf, Group, HintUse, Snapshot};
 use crate::repo::reference::{At, Reference};
 use crate::tracking::Track;
 use crate::tracking::{ChangeList, Recheck};
 use serde::Serialize;
 use std::path::PathBuf;
 use std::time::Duration;
+use uuid::Uuid;
 
 /// Against what a snapshot is taken.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -80,6 +81,17 @@ pub struct SnapshotRequest {
     pub find_base: bool,
     /// The same, once it is pinned.
     pub(crate) pinned: Option<BaseOf>,
+    /// What is known of it as one of several.
+    pub(crate) moment: Option<Moment>,
+}
+
+/// A snapshot whose point in time is that of others, or was fixed by somebody else.
+#[derive(Debug, Clone)]
+pub(crate) struct Moment {
+    /// Identity of the snapshot.
+    pub(crate) id: Uuid,
+    /// All that are taken with it.
+    pub(crate) group: Option<Group>,
 }
 
 impl SnapshotRequest {
@@ -172,18 +184,22 @@ impl SnapshotRequest {
 /// `InvalidInput` if that is no name of an image.
 pub fn name_of(image: &ImageUri) -> Result<String> {
     let path = image.title();
+    let stem = match image.machine() {
+        Some(_) => Some(path.as_os_str()),
+        None => path.file_stem(),
+    };
     let refused = |what: String| {
         Error::new(ErrorKind::InvalidInput, what).hint(message!["choose one with ", Setting::Name])
     };
-    if image.file().is_none() && path.file_stem().is_none() {
+    if image.file().is_none() && stem.is_none() {
         return Err(refused(format!("{image} gives no name to the image")));
     }
     let no_text = || {
         refused(format!("the file name of {image} is not UTF-8, and gives no name to the image"))
     };
-    let stem = path.file_stem().unwrap_or_default().to_str().ok_or_else(no_text)?;
-    let stem: String =
-        stem.chars().map(|c| if c.is_whitespace() || c == '@' { '-' } else { c }).collect();
+    let stem = stem.unwrap_or_default().to_str().ok_or_else(no_text)?;
+    let is_replaced = |c: char| c.is_whitespace() || "@/".contains(c);
+    let stem: String = stem.chars().map(|c| if is_replaced(c) { '-' } else { c }).collect();
     manifest::check_name(&stem).map(|()| stem)
 }
 
@@ -216,6 +232,16 @@ pub enum Outcome {
     Skipped,
     /// It was only tried.
     DryRun,
+}
+
+/// What became of a group.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct GroupOutcome {
+    /// Its identity, and what was to be in it.
+    pub group: Group,
+    /// The snapshots, in the order of the requests.
+    pub members: Vec<SnapshotOutcome>,
 }
 
 /// A snapshot that was taken, or not.

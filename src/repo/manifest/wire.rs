@@ -69,7 +69,6 @@ pub(crate) fn tracker<'de, D: Deserializer<'de>>(
 
 /// Where an image is, as a URI. Earlier programs knew paths only, and wrote them as they are.
 pub(crate) mod image {
-    use crate::base::uri::file_uri;
     use crate::image::ImageUri;
     use serde::{Deserialize, Deserializer, Serializer};
     use std::path::Path;
@@ -80,8 +79,7 @@ pub(crate) mod image {
         to: S,
     ) -> Result<S::Ok, S::Error> {
         match image {
-            Some(ImageUri::File(path)) => to.serialize_str(&file_uri(path)),
-            Some(image) => to.collect_str(image),
+            Some(image) => to.serialize_str(&image.to_wire()),
             None => to.serialize_none(),
         }
     }
