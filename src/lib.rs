@@ -10,6 +10,7 @@ pub mod delta;
 mod facade;
 pub mod format;
 pub mod image;
+pub mod machine;
 pub mod merge;
 pub mod ops;
 pub mod repo;
