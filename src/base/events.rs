@@ -79,6 +79,8 @@ named! {
         ImageNotClosed = "image-not-closed",
         /// Blocks had changed that no hint named.
         MissedChanges = "missed-changes",
+        /// Something that was made for a snapshot stays with a machine until the next one.
+        MachineNotTidy = "machine-not-tidy",
         /// Who opens the image meanwhile cannot be seen.
         NoLease = "no-lease",
         /// Nothing could be locked.

@@ -69,7 +69,9 @@ fn take(
             .try_for_each(|taken| print(taken, verb, printer))
             .map(|()| exit::DONE);
     }
-    if let [image] = verb.images.as_slice() {
+    if let [image] = verb.images.as_slice()
+        && image.machine().is_none()
+    {
         let taken = repository.snapshot(&request(image, verb)?, context)?;
         print(&taken, verb, printer)?;
         return Ok(exit::DONE);
@@ -165,7 +167,8 @@ fn request(image: &ImageUri, verb: &Verb) -> Result<SnapshotRequest> {
         .track(verb.tracking.track)
         .recheck(verb.tracking.recheck)
         .max_stall(verb.tracking.max_stall)
-        .changed(changed))
+        .changed(changed)
+        .window(verb.window.request()))
 }
 
 /// A list of changes, in whichever format.
@@ -191,6 +194,7 @@ fn print(taken: &SnapshotOutcome, verb: &Verb, printer: &Printer) -> Result<()> 
             object.insert("full_scan_reason".into(), taken.full_scan_reason.clone().into());
             object.insert("clone_seconds".into(), taken.clone_seconds.into());
             object.insert("in_use_by".into(), taken.user.clone().into());
+            object.insert("stopped_seconds".into(), taken.stopped_seconds.into());
             if let Ok(geometry) = taken.snapshot.geometry() {
                 object.insert("unread".into(), output::ranges_json(&taken.unread, geometry));
             }
@@ -308,6 +312,10 @@ fn notes(taken: &SnapshotOutcome) -> Vec<(&'static str, String, String)> {
             output::seconds(seconds)
         );
         notes.push(("in use", String::new(), rest));
+    }
+    if let Some(seconds) = taken.stopped_seconds {
+        let rest = format!("for {}, for one point in time", output::seconds(seconds));
+        notes.push(("stopped", String::new(), rest));
     }
     notes
 }

@@ -49,7 +49,7 @@ impl Repository {
         requests: &[SnapshotRequest],
         context: &Context,
     ) -> Result<GroupOutcome> {
-        ops::snapshot::group::run(self, name, requests, context)
+        ops::snapshot::jobs::grouped(self, name, requests, context)
     }
 
     /// Takes snapshots until the context says to stop, and tells `each` of every turn.

@@ -78,6 +78,12 @@ impl MachineUri {
         Self { socket: self.socket.clone(), disk: Some(disk.to_owned()) }
     }
 
+    /// All of its disks.
+    #[must_use]
+    pub fn whole(self) -> Self {
+        Self { disk: None, ..self }
+    }
+
     /// What gives its images their names: that of the socket without extension, and the disk.
     pub fn title(&self) -> PathBuf {
         let mut title = self.socket.file_stem().unwrap_or_default().to_owned();

@@ -14,7 +14,8 @@ use std::time::Duration;
 
 #[derive(ClapArgs)]
 pub struct Snapshot {
-    /// The image: a file, a block device, or nbd://HOST/EXPORT; several share the threads
+    /// The image: a file, a block device, nbd://HOST/EXPORT, or qemu:SOCKET[/DISK], the disks of a
+    /// machine; several share the threads
     #[arg(required = true, value_name = "IMAGE", value_hint = ValueHint::FilePath,
           value_parser = image_uri())]
     pub images: Vec<ImageUri>,
@@ -46,6 +47,8 @@ pub struct Snapshot {
     pub full_scan: bool,
     #[command(flatten)]
     pub tracking: Tracking,
+    #[command(flatten)]
+    pub window: Window,
     /// A list of what changed: "nbdinfo --map=qemu:dirty-bitmap:NAME --json", "rbd diff --format json",
     /// of thin_delta, or lines of "offset length" in bytes
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, requires = "since")]
@@ -105,6 +108,24 @@ pub struct Tracking {
     pub max_stall: Option<Duration>,
 }
 
+/// What happens around the point in time of a snapshot.
+#[derive(ClapArgs)]
+pub struct Window {
+    /// Take the disks of a machine one after the other, so that it is never stopped
+    #[arg(long)]
+    pub one_by_one: bool,
+    /// Where what a machine overwrites is kept while its disks are read [default: /var/tmp]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub scratch_dir: Option<PathBuf>,
+}
+
+impl Window {
+    /// As the library takes it.
+    pub fn request(&self) -> imgsnap::Window {
+        imgsnap::Window::default().one_by_one(self.one_by_one).scratch_dir(self.scratch_dir.clone())
+    }
+}
+
 #[derive(ClapArgs)]
 pub struct Watch {
     /// Image files, devices or NBD exports
@@ -121,6 +142,8 @@ pub struct Watch {
     pub keep: Keep,
     #[command(flatten)]
     pub tracking: Tracking,
+    #[command(flatten)]
+    pub window: Window,
     #[command(flatten)]
     pub format: Format,
     /// Store what can be read of a bad disk, and mark the rest as unread

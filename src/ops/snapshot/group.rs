@@ -11,9 +11,10 @@ use crate::base::error::{Error, ErrorKind, Result, best_effort};
 use crate::base::events::Context;
 use crate::base::message::{Setting, message};
 use crate::image::LiveImage;
-use crate::ops::snapshot::several::check_distinct;
+use crate::ops::snapshot::distinct::check_distinct;
 use crate::ops::snapshot::take::{Begun, begin, policy_for, warn_of_policy};
-use crate::ops::snapshot::types::{GroupOutcome, Moment, SnapshotOutcome, SnapshotRequest};
+use crate::ops::snapshot::types::moment::Moment;
+use crate::ops::snapshot::types::{GroupOutcome, SnapshotOutcome, SnapshotRequest};
 use crate::ops::snapshot::{Named, check_source, named, open_live, with_format};
 use crate::repo::Repository;
 use crate::repo::change::remove_unused_image;
@@ -53,7 +54,7 @@ pub fn run(
             check_source(&opened.writer.manifest, &opened.writer.head, &named.image)?;
             let live = with_format(live, &opened.writer.manifest, &request, context)?;
             let group = (name.is_some() || group.members.len() > 1).then(|| group.clone());
-            let moment = Some(Moment { id: member.snapshot, group });
+            let moment = Some(Moment { id: member.snapshot, group, told: None });
             Ok((live, SnapshotRequest { moment, ..request }))
         })
         .collect();

@@ -2,9 +2,12 @@
 
 pub(crate) mod base_image;
 pub(crate) mod base_of;
+pub mod distinct;
 pub mod engine;
 pub(crate) mod find_base;
 pub mod group;
+pub mod jobs;
+pub(crate) mod machine;
 pub(crate) mod origin;
 pub(crate) mod plan;
 pub(crate) mod prepared;
@@ -45,6 +48,10 @@ pub fn run(
     context: &Context,
 ) -> Result<SnapshotOutcome> {
     let Named { read_from, image, name } = named(repository, request)?;
+    if let Some(machine) = image.machine() {
+        let what = format!("{machine} is of a machine: its disks are taken as a group");
+        return Err(Error::new(ErrorKind::InvalidInput, what));
+    }
     let policy = policy_for(repository, &name, request);
     warn_of_policy(repository, &name, context);
     let context = &context.clone().with_read_limit(policy.limit_read);

@@ -300,6 +300,7 @@ impl Prepared {
             read_bytes: snapshot.read_bytes.unwrap_or(0),
             full_scan_reason: full_scan_reason.filter(|_| self.parent_number.is_some()),
             clone_seconds: self.scan_plan.point().stall_seconds,
+            stopped_seconds: None,
             user: live.user.clone(),
             unread: NamedBlocks::default(),
             snapshot,

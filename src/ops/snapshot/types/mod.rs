@@ -1,5 +1,10 @@
 //! What a snapshot is asked for with, and what became of it.
 
+pub(crate) mod moment;
+mod window;
+
+pub use window::Window;
+
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::message::{Setting, message};
 use crate::base::setters::setters;
@@ -10,10 +15,10 @@ use crate::repo::manifest::{self, BaseOf, Group, HintUse, Snapshot};
 use crate::repo::reference::{At, Reference};
 use crate::tracking::Track;
 use crate::tracking::{ChangeList, Recheck};
+use moment::Moment;
 use serde::Serialize;
 use std::path::PathBuf;
 use std::time::Duration;
-use uuid::Uuid;
 
 /// Against what a snapshot is taken.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -79,19 +84,12 @@ pub struct SnapshotRequest {
     pub base_of: Option<Reference>,
     /// ... or from one that holds at least half of the image, if there is one.
     pub find_base: bool,
+    /// What happens around the point in time.
+    pub window: Window,
     /// The same, once it is pinned.
     pub(crate) pinned: Option<BaseOf>,
     /// What is known of it as one of several.
     pub(crate) moment: Option<Moment>,
-}
-
-/// A snapshot whose point in time is that of others, or was fixed by somebody else.
-#[derive(Debug, Clone)]
-pub(crate) struct Moment {
-    /// Identity of the snapshot.
-    pub(crate) id: Uuid,
-    /// All that are taken with it.
-    pub(crate) group: Option<Group>,
 }
 
 impl SnapshotRequest {
@@ -175,6 +173,8 @@ impl SnapshotRequest {
         base_of: Option<Reference>,
         /// ... or from one that holds at least half of the image, if there is one.
         find_base: bool,
+        /// What happens around the point in time.
+        window: Window,
     }
 }
 
@@ -266,6 +266,8 @@ pub struct SnapshotOutcome {
     pub full_scan_reason: Option<String>,
     /// How long the image was held up to clone it; none if it was not.
     pub clone_seconds: Option<f64>,
+    /// How long the machine was stopped that the image is a disk of, if it was.
+    pub stopped_seconds: Option<f64>,
     /// Who had the image open for writing: then it was taken as it was at one moment.
     pub user: Option<String>,
     /// What the medium of the image did not give.

@@ -1,0 +1,228 @@
+//! Snapshots of the disks of a machine that QEMU runs, all at one point in time, while it goes on.
+//!
+//! ```text
+//! disks -> writers, by name -> ids drawn -> Machine::prepare -> freeze -> point in time -> thaw
+//!   -> each disk is read over NBD, by its bitmap -> each is committed -> bitmaps before are removed
+//! ```
+
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::events::{Context, WarningId};
+use crate::base::message::{Setting, message};
+use crate::image::nbd::{NbdDisk, NbdOptions};
+use crate::image::{Disk, ImageUri, LiveImage, MachineUri};
+use crate::machine::{Fleece, FleeceOptions, Inserted, Machine, MachineDisk, Member, RunState};
+use crate::ops::snapshot::group::{OpenWriter, draw, finish, give_up, open_writers};
+use crate::ops::snapshot::take::{Begun, begin, policy_for, warn_of_policy};
+use crate::ops::snapshot::types::moment::{Moment, Told};
+use crate::ops::snapshot::types::{GroupOutcome, SnapshotOutcome, SnapshotRequest, name_of};
+use crate::ops::snapshot::{Named, check_source, named};
+use crate::repo::Repository;
+use crate::repo::manifest::{Group, SnapshotPlace};
+use crate::tracking::{ChangeList, Consistency};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Where what it overwrites is kept, if nothing else is said.
+const SCRATCH_DIR: &str = "/var/tmp";
+/// How long a write of the guest may wait until what it overwrites is saved.
+const SCRATCH_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Takes a snapshot of the disks of a machine: of all that can be written to, or of the one that is named.
+///
+/// # Errors
+/// `NotFound` if there is no such machine or disk; as of [`super::group::run`].
+pub(super) fn run(
+    repository: &Repository,
+    name: Option<&str>,
+    uri: &MachineUri,
+    request: &SnapshotRequest,
+    context: &Context,
+) -> Result<GroupOutcome> {
+    refuse_of_file(request)?;
+    let uri = MachineUri { socket: absolute(&uri.socket)?, ..uri.clone() };
+    let mut machine = Machine::connect(&uri.socket, context)?;
+    if machine.recover(context)? {
+        context.note(format!("{uri}: what an earlier run had left was taken away"));
+    }
+    let disks = chosen(machine.disks()?, &uri)?;
+    let requests: Result<Vec<_>> =
+        disks.iter().map(|disk| request_of(repository, &uri, disk, request)).collect();
+    let requests = requests?;
+    let names: Vec<&Named> = requests.iter().map(|(named, _)| named).collect();
+    names.iter().for_each(|named| warn_of_policy(repository, &named.name, context));
+    let mut writers = open_writers(repository, &names, context)?;
+    let group_name = name.map(str::to_owned).or_else(|| request.name.clone());
+    let group_name = match group_name {
+        Some(name) => name,
+        None => name_of(&ImageUri::Machine(uri.clone().whole()))?,
+    };
+    let mut group = draw(Some(&group_name), &writers);
+    let taken = take(repository, machine, &mut writers, &mut group, disks, &requests, context);
+    if taken.is_err() {
+        give_up(repository, writers);
+    }
+    let (mut members, inserted) = taken?;
+    let stopped_seconds = (!inserted.stall.is_zero()).then_some(inserted.stall.as_secs_f64());
+    members.iter_mut().for_each(|member| member.stopped_seconds = stopped_seconds);
+    Ok(GroupOutcome { group, members })
+}
+
+/// What is of a file.
+fn refuse_of_file(request: &SnapshotRequest) -> Result<()> {
+    let given = [
+        (request.base_image.is_some(), Setting::BaseImage),
+        (request.of.is_some(), Setting::Of),
+        (request.format.is_some(), Setting::Format),
+        (request.via_qemu, Setting::ViaQemu),
+        (request.bitmap().is_some(), Setting::Bitmap),
+        (request.changed.is_some(), Setting::Changed),
+        (request.dry_run, Setting::DryRun),
+    ];
+    let Some((_, setting)) = given.into_iter().find(|(is_given, _)| *is_given) else {
+        return Ok(());
+    };
+    let what = "the disks of a machine are as the machine says";
+    Err(Error::new(ErrorKind::InvalidInput, what).hint(message!["leave ", setting, " out"]))
+}
+
+fn absolute(socket: &Path) -> Result<PathBuf> {
+    std::path::absolute(socket).map_err(|e| Error::io("cannot find the current folder", e))
+}
+
+/// The disks that are meant.
+fn chosen(disks: Vec<MachineDisk>, uri: &MachineUri) -> Result<Vec<MachineDisk>> {
+    let known: Vec<String> = disks.iter().map(|disk| disk.name.clone()).collect();
+    let chosen: Vec<MachineDisk> = match &uri.disk {
+        None => disks,
+        Some(name) => disks.into_iter().filter(|disk| disk.is_called(name)).collect(),
+    };
+    if !chosen.is_empty() {
+        return Ok(chosen);
+    }
+    let whole = uri.clone().whole();
+    let error = |what| Error::new(ErrorKind::NotFound, what);
+    Err(match (&uri.disk, known.is_empty()) {
+        (Some(disk), false) => error(format!("{whole} has no disk \"{}\"", disk.escape_debug()))
+            .hint(format!("it has {}", known.join(", "))),
+        _ => error(format!("{whole} has no disk that can be written to")),
+    })
+}
+
+/// One disk of the machine, by the name that it has in the repository.
+fn request_of(
+    repository: &Repository,
+    uri: &MachineUri,
+    disk: &MachineDisk,
+    request: &SnapshotRequest,
+) -> Result<(Named, SnapshotRequest)> {
+    let image = ImageUri::Machine(uri.with_disk(&disk.name));
+    let name = match (&request.name, &uri.disk) {
+        (Some(name), None) => Some(format!("{name}-{}", disk.name.replace('/', "-"))),
+        (name, _) => name.clone(),
+    };
+    let request = SnapshotRequest { image, name, ..request.clone() };
+    Ok((named(repository, &request)?, request))
+}
+
+/// From the point in time to the commits.
+fn take(
+    repository: &Repository,
+    machine: Machine,
+    writers: &mut [OpenWriter],
+    group: &mut Group,
+    disks: Vec<MachineDisk>,
+    requests: &[(Named, SnapshotRequest)],
+    context: &Context,
+) -> Result<(Vec<SnapshotOutcome>, Inserted)> {
+    for ((named, _), opened) in requests.iter().zip(writers.iter()) {
+        check_source(&opened.writer.manifest, &opened.writer.head, &named.image)?;
+    }
+    let members = members(writers, group, disks);
+    let policies: Vec<_> =
+        requests.iter().map(|(named, r)| policy_for(repository, &named.name, r)).collect();
+    let max_stall = policies.iter().map(|policy| policy.max_stall).min().unwrap_or_default();
+    let window = requests.first().map(|(_, r)| r.window.clone()).unwrap_or_default();
+    let options = FleeceOptions {
+        scratch_dir: window.scratch_dir.unwrap_or_else(|| SCRATCH_DIR.into()),
+        cbw_timeout: SCRATCH_PATIENCE,
+        max_stall,
+        may_stop: !window.one_by_one,
+    };
+    let mut fleece = machine.prepare(members, options, context)?;
+    let inserted = fleece.insert(&mut || (), &mut || (), context)?;
+    group.is_apart = !inserted.at_one_time;
+    let consistency = match inserted.state {
+        RunState::Off => Consistency::Stopped,
+        RunState::Running | RunState::Paused => Consistency::Crash,
+    };
+    let limits = policies.iter().filter_map(|policy| policy.limit_read);
+    let lowest = limits.min_by_key(|limit| limit.bytes());
+    let context = &context.clone().with_read_limit(lowest);
+    let lives = open_all(&mut fleece, group, consistency, requests, context);
+    let taken = lives.and_then(|lives| {
+        let begun: Result<Vec<Begun<'_>>> = writers
+            .iter()
+            .zip(&lives)
+            .map(|(opened, (live, r))| begin(repository, &opened.writer, live, r, context))
+            .collect();
+        let mut stand = Vec::new();
+        let taken = finish(repository, writers, begun?, context, &mut |index| stand.push(index));
+        stand.into_iter().for_each(|index| fleece.committed(index, context));
+        taken
+    });
+    let taken = taken.map_err(|error| {
+        let why = (0..requests.len()).find_map(|member| fleece.scratch_error(member));
+        why.unwrap_or(error)
+    });
+    // What stands stands, whatever becomes of the rest.
+    if let Err(e) = fleece.finish(context)
+        && taken.is_ok()
+    {
+        context.warn(WarningId::MachineNotTidy, e);
+    }
+    Ok((taken?, inserted))
+}
+
+/// What the machine is to know of each disk.
+fn members(writers: &[OpenWriter], group: &Group, disks: Vec<MachineDisk>) -> Vec<Member> {
+    let of = |((disk, opened), place): ((MachineDisk, &OpenWriter), &SnapshotPlace)| {
+        let manifest = &opened.writer.manifest;
+        let known = manifest.stored().into_iter().rev().map(|s| s.id).collect();
+        Member {
+            disk,
+            image: manifest.image_id,
+            known,
+            snapshot: place.snapshot,
+            wants_bitmap: true,
+        }
+    };
+    disks.into_iter().zip(writers).zip(&group.members).map(of).collect()
+}
+
+/// The disks as they were at the point in time.
+fn open_all(
+    fleece: &mut Fleece,
+    group: &Group,
+    consistency: Consistency,
+    requests: &[(Named, SnapshotRequest)],
+    context: &Context,
+) -> Result<Vec<(LiveImage, SnapshotRequest)>> {
+    let exported = fleece.export()?;
+    let mut opened = Vec::new();
+    for ((disk, (named, request)), place) in exported.into_iter().zip(requests).zip(&group.members)
+    {
+        let bitmap = disk.since.as_ref().ok().map(|(_, name)| name.clone());
+        let has_bitmap = bitmap.is_some();
+        let name = Some(named.image.to_string());
+        let options = NbdOptions { bitmap, name, ..NbdOptions::default() };
+        let disk_now = NbdDisk::open(&disk.uri, options, context)?;
+        let ranges = if has_bitmap { disk_now.bitmap_ranges()? } else { Vec::new() };
+        let changes = disk.since.map(|(since, _)| (since, ChangeList::of(ranges)));
+        let group = (group.members.len() > 1).then(|| group.clone());
+        let told = Some(Told { consistency, changes });
+        let moment = Some(Moment { id: place.snapshot, group, told });
+        let live = LiveImage::held(Disk::Nbd(disk_now));
+        opened.push((live, SnapshotRequest { moment, ..request.clone() }));
+    }
+    Ok(opened)
+}
