@@ -16,8 +16,8 @@ use std::io::{Seek, SeekFrom};
 const AT_ONCE: u64 = 4;
 
 /// Takes a snapshot of each image, some at a time. What became of each, and of each disk of a machine, is
-/// given to `each`, in the order of the requests; one that fails does not stop the others. After an interrupt, each request that
-/// was not processed fails with `Interrupted`.
+/// given to `each`, in the order of the requests; one that fails does not stop the others. After an
+/// interrupt, each request that was not processed fails with `Interrupted`.
 ///
 /// # Errors
 /// `InvalidInput` if two requests are of the same image or name; then nothing was done.
