@@ -156,6 +156,8 @@ pub(super) fn finish(
         read.push(begun.read(repository, manifest, false, context)?);
     }
     let is_left_out = read.iter().all(|read| read.is_left_out());
+    // From here on it is done to the end, or the group would be incomplete.
+    context.check()?;
     let mut outcomes: Vec<SnapshotOutcome> = Vec::new();
     for (index, (read, opened)) in read.into_iter().zip(writers).enumerate() {
         let outcome = match is_left_out {

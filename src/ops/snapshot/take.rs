@@ -36,6 +36,9 @@ pub(crate) fn take_into(
 ) -> Result<SnapshotOutcome> {
     let begun = begin(repository, writer, live, request, context)?;
     let read = begun.read(repository, &writer.manifest, is_saving, context)?;
+    if !read.is_left_out() {
+        context.check()?;
+    }
     match read.is_left_out() {
         true => read.leave_out(repository, writer, context),
         false => read.commit(repository, writer, context),
@@ -178,7 +181,6 @@ impl ReadSnapshot<'_> {
         let Self { begun, upload, taken, stat, scan_seconds } = self;
         let Begun { live, request, begun, prepared, mut tracker, tracking_seconds, .. } = begun;
         let name = writer.manifest.name.clone();
-        context.check()?;
         let mut snapshot = prepared.entry(&taken, begun);
         let maps_seconds = prepared.scan_plan.point().maps_time.seconds();
         snapshot.timings = Some(Timings { tracking_seconds, scan_seconds, maps_seconds });
