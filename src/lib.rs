@@ -43,8 +43,8 @@ pub use ops::restore::types::{RestoreOutcome, RestoreRequest, RestoreTarget, Upd
 pub use ops::rollback::types::{RollbackOutcome, RollbackRequest};
 pub use ops::snapshot::distinct::check_distinct;
 pub use ops::snapshot::types::{
-    ChangedSince, GivenChanges, GroupOutcome, Outcome, ParentChoice, SnapshotOutcome,
-    SnapshotRequest, Window, name_of,
+    ChangedSince, GivenChanges, Outcome, ParentChoice, SnapshotOutcome, SnapshotRequest, Window,
+    name_of,
 };
 pub use ops::stats::CELLS;
 pub use ops::stats::types::{Cost, Day, Stats};

@@ -7,8 +7,8 @@ use imgsnap::base::error::{Error, ErrorKind, Result};
 use imgsnap::base::events::Context;
 use imgsnap::base::uri::Shown;
 use imgsnap::image::ImageUri;
-use imgsnap::tracking::HintKind;
 use imgsnap::tracking::{ChangeList, MAX_LIST_BYTES};
+use imgsnap::tracking::{Consistency, HintKind};
 use imgsnap::{
     At, ChangedSince, GivenChanges, Outcome, ParentChoice, Reference, Repository, SnapshotOutcome,
     SnapshotRequest, check_distinct, name_of,
@@ -29,6 +29,7 @@ pub fn check(verb: &Verb) -> Result<(), String> {
         ("--changed", verb.changed.is_some()),
         ("--bitmap", verb.bitmap.is_some()),
         ("--of", verb.of.is_some()),
+        ("--freeze", verb.group.is_none() && !verb.window.freeze.is_empty()),
     ];
     for (option, is_given) in of_one {
         if is_given {
@@ -59,26 +60,15 @@ fn take(
     printer: &Printer,
     context: &Context,
 ) -> Result<ExitCode> {
-    if let Some(group) = &verb.group {
-        let requests: Result<Vec<_>> =
-            verb.images.iter().map(|image| request(image, verb)).collect();
-        let taken = repository.snapshot_group(Some(group), &requests?, context)?;
-        return taken
-            .members
-            .iter()
-            .try_for_each(|taken| print(taken, verb, printer))
-            .map(|()| exit::DONE);
-    }
-    if let [image] = verb.images.as_slice()
-        && image.machine().is_none()
-    {
-        let taken = repository.snapshot(&request(image, verb)?, context)?;
-        print(&taken, verb, printer)?;
+    let requests: Result<Vec<_>> = verb.images.iter().map(|image| request(image, verb)).collect();
+    let requests = requests?;
+    if verb.group.is_some() || requests.len() == 1 {
+        let taken = repository.snapshot_group(verb.group.as_deref(), &requests, context)?;
+        taken.iter().try_for_each(|taken| print(taken, verb, printer))?;
         return Ok(exit::DONE);
     }
-    let requests: Result<Vec<_>> = verb.images.iter().map(|image| request(image, verb)).collect();
     let mut tally = Tally::default();
-    repository.snapshot_all(&requests?, context, |request, result| match result {
+    repository.snapshot_all(&requests, context, |request, result| match result {
         Ok(taken) => tally.printed(print(&taken, verb, printer)),
         Err(error) => tally.failed(&request.image, error, printer),
     })?;
@@ -306,16 +296,18 @@ fn notes(taken: &SnapshotOutcome) -> Vec<(&'static str, String, String)> {
         notes.push(("unread", output::bytes(bytes), rest.into()));
     }
     if let Some(user) = &taken.user {
-        let seconds = taken.clone_seconds.unwrap_or(0.0);
-        let rest = format!(
-            "by {user}, whose writes waited {}; crash-consistent",
-            output::seconds(seconds)
-        );
-        notes.push(("in use", String::new(), rest));
-    }
-    if let Some(seconds) = taken.stopped_seconds {
-        let rest = format!("for {}, for one point in time", output::seconds(seconds));
-        notes.push(("stopped", String::new(), rest));
+        let waited = match (taken.clone_seconds, taken.stopped_seconds) {
+            (Some(seconds), _) => format!(", whose writes waited {}", output::seconds(seconds)),
+            (None, Some(seconds)) => {
+                format!(", which was stopped for {}", output::seconds(seconds))
+            }
+            (None, None) => String::new(),
+        };
+        let state = match taken.snapshot.consistency {
+            Consistency::Frozen => "frozen",
+            _ => "crash-consistent",
+        };
+        notes.push(("in use", String::new(), format!("by {user}{waited}; {state}")));
     }
     notes
 }

@@ -5,7 +5,7 @@ use crate::base::events::Context;
 use crate::image::write::Medium;
 use crate::ops;
 use crate::ops::rollback::types::{RollbackOutcome, RollbackRequest};
-use crate::ops::snapshot::types::{GroupOutcome, SnapshotOutcome, SnapshotRequest};
+use crate::ops::snapshot::types::{SnapshotOutcome, SnapshotRequest};
 use crate::ops::watch::types::{WatchRequest, Watched};
 use crate::repo::Repository;
 
@@ -20,7 +20,7 @@ impl Repository {
         request: &SnapshotRequest,
         context: &Context,
     ) -> Result<SnapshotOutcome> {
-        ops::snapshot::run(self, request, context)
+        ops::snapshot::jobs::only(self, request, context)
     }
 
     /// Takes a snapshot of each image, some at a time. What became of each is given to `each`, in the
@@ -48,7 +48,7 @@ impl Repository {
         name: Option<&str>,
         requests: &[SnapshotRequest],
         context: &Context,
-    ) -> Result<GroupOutcome> {
+    ) -> Result<Vec<SnapshotOutcome>> {
         ops::snapshot::jobs::grouped(self, name, requests, context)
     }
 

@@ -1,14 +1,17 @@
 //! What can be typed for the verbs that read images.
 
 use super::super::elsewhere::Elsewhere;
-use super::super::words::parsed;
+use super::super::words::{self, parsed};
 use super::{FirstUse, Keep, image_uri, parse_interval};
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args as ClapArgs, ValueHint};
 use imgsnap::Track;
 use imgsnap::base::units::{BlockSize, parse_duration};
 use imgsnap::codec::Compression;
 use imgsnap::image::{ImageFormat, ImageUri};
+use imgsnap::machine::{Freeze, Hooks};
 use imgsnap::tracking::Recheck;
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -111,6 +114,19 @@ pub struct Tracking {
 /// What happens around the point in time of a snapshot.
 #[derive(ClapArgs)]
 pub struct Window {
+    /// Freeze for the moment of the snapshot: "agent" or agent:SOCKET, by the guest agent of the machine, or
+    /// a mount point of a file system that lies on the image; can be given several times
+    #[arg(long, value_name = "WHAT", value_hint = ValueHint::AnyPath, value_parser = frozen())]
+    pub freeze: Vec<Freeze>,
+    /// How long it may be frozen at the most [default: 10s]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, requires = "freeze")]
+    pub freeze_limit: Option<Duration>,
+    /// Run this before, by sh -c; if it fails there is no snapshot
+    #[arg(long, value_name = "COMMAND", value_hint = ValueHint::CommandString)]
+    pub pre: Option<OsString>,
+    /// Run this after, by sh -c, also after a failure
+    #[arg(long, value_name = "COMMAND", value_hint = ValueHint::CommandString)]
+    pub post: Option<OsString>,
     /// Take the disks of a machine one after the other, so that it is never stopped
     #[arg(long)]
     pub one_by_one: bool,
@@ -122,7 +138,12 @@ pub struct Window {
 impl Window {
     /// As the library takes it.
     pub fn request(&self) -> imgsnap::Window {
-        imgsnap::Window::default().one_by_one(self.one_by_one).scratch_dir(self.scratch_dir.clone())
+        imgsnap::Window::default()
+            .freeze(self.freeze.clone())
+            .freeze_limit(self.freeze_limit)
+            .hooks(Hooks { pre: self.pre.clone(), post: self.post.clone() })
+            .one_by_one(self.one_by_one)
+            .scratch_dir(self.scratch_dir.clone())
     }
 }
 
@@ -154,6 +175,11 @@ pub struct Watch {
     pub compression: Option<Compression>,
     #[command(flatten)]
     pub first_use: FirstUse,
+}
+
+fn frozen() -> impl TypedValueParser<Value = Freeze> {
+    OsStringValueParser::new()
+        .try_map(|text| Freeze::parse(&text).map_err(|error| words::error(&error)))
 }
 
 /// How the image file is to be read.

@@ -10,11 +10,12 @@
 use crate::base::error::{Error, ErrorKind, Result, best_effort};
 use crate::base::events::Context;
 use crate::base::message::{Setting, message};
-use crate::image::LiveImage;
+use crate::image::{ImageUri, LiveImage};
+use crate::ops::snapshot::around::{open_window, thaw};
 use crate::ops::snapshot::distinct::check_distinct;
 use crate::ops::snapshot::take::{Begun, begin, policy_for, warn_of_policy};
 use crate::ops::snapshot::types::moment::Moment;
-use crate::ops::snapshot::types::{GroupOutcome, SnapshotOutcome, SnapshotRequest};
+use crate::ops::snapshot::types::{SnapshotOutcome, SnapshotRequest};
 use crate::ops::snapshot::{Named, check_source, named, open_live, with_format};
 use crate::repo::Repository;
 use crate::repo::change::remove_unused_image;
@@ -32,7 +33,7 @@ pub fn run(
     name: Option<&str>,
     requests: &[SnapshotRequest],
     context: &Context,
-) -> Result<GroupOutcome> {
+) -> Result<Vec<SnapshotOutcome>> {
     name.map_or(Ok(()), check_group_name)?;
     check_distinct(requests)?;
     requests.iter().try_for_each(refuse_single)?;
@@ -46,6 +47,7 @@ pub fn run(
         opened.push((named, live, request.clone()));
     }
     let members = opened.iter().map(|(named, ..)| named).collect::<Vec<_>>();
+    let images: Vec<ImageUri> = members.iter().map(|named| named.image.clone()).collect();
     let mut writers = open_writers(repository, &members, context)?;
     let group = draw(name, &writers);
     let lives = opened.into_iter().zip(&writers).zip(&group.members);
@@ -59,13 +61,13 @@ pub fn run(
         })
         .collect();
     let taken = lives.and_then(|lives| {
-        let begun = begin_all(repository, &writers, &lives, context)?;
+        let begun = begin_all(repository, &writers, &lives, &images, context)?;
         finish(repository, &mut writers, begun, context, &mut |_| {})
     });
     if taken.is_err() {
         give_up(repository, writers);
     }
-    Ok(GroupOutcome { group, members: taken? })
+    taken
 }
 
 /// What is of one image alone.
@@ -130,16 +132,26 @@ pub(super) fn draw(name: Option<&str>, writers: &[OpenWriter]) -> Group {
     Group { id: Uuid::new_v4(), name: name.map(str::to_owned), members, is_apart: false }
 }
 
-/// Fixes the point in time of each.
+/// Fixes the point in time of each, while what is to be frozen is.
 fn begin_all<'a>(
     repository: &'a Repository,
     writers: &[OpenWriter],
     lives: &'a [(LiveImage, SnapshotRequest)],
+    images: &[ImageUri],
     context: &Context,
 ) -> Result<Vec<Begun<'a>>> {
+    let request = lives.first().map(|(_, request)| request.window.clone()).unwrap_or_default();
+    let images: Vec<&ImageUri> = images.iter().collect();
+    let mut window = open_window(repository, &request, &images, None, None, context)?;
+    window.freeze(context)?;
     let both = writers.iter().zip(lives);
-    both.map(|(opened, (live, request))| begin(repository, &opened.writer, live, request, context))
-        .collect()
+    let begun: Result<Vec<_>> = both
+        .map(|(opened, (live, of))| begin(repository, &opened.writer, live, of, context))
+        .collect();
+    let frozen = thaw(window, &request, &images, context);
+    let mut begun = begun?;
+    begun.iter_mut().zip(frozen).filter(|(_, frozen)| *frozen).for_each(|(b, _)| b.was_frozen());
+    Ok(begun)
 }
 
 /// Reads each, then commits each; `committed` is told of those that stand.

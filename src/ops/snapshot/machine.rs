@@ -10,11 +10,14 @@ use crate::base::events::{Context, WarningId};
 use crate::base::message::{Setting, message};
 use crate::image::nbd::{NbdDisk, NbdOptions};
 use crate::image::{Disk, ImageUri, LiveImage, MachineUri};
-use crate::machine::{Fleece, FleeceOptions, Inserted, Machine, MachineDisk, Member, RunState};
+use crate::machine::{
+    Fleece, FleeceOptions, Freeze, Inserted, Machine, MachineDisk, Member, RunState, find_agent,
+};
+use crate::ops::snapshot::around::{open_window, thaw};
 use crate::ops::snapshot::group::{OpenWriter, draw, finish, give_up, open_writers};
 use crate::ops::snapshot::take::{Begun, begin, policy_for, warn_of_policy};
 use crate::ops::snapshot::types::moment::{Moment, Told};
-use crate::ops::snapshot::types::{GroupOutcome, SnapshotOutcome, SnapshotRequest, name_of};
+use crate::ops::snapshot::types::{SnapshotOutcome, SnapshotRequest, Window, name_of};
 use crate::ops::snapshot::{Named, check_source, named};
 use crate::repo::Repository;
 use crate::repo::manifest::{Group, SnapshotPlace};
@@ -37,7 +40,7 @@ pub(super) fn run(
     uri: &MachineUri,
     request: &SnapshotRequest,
     context: &Context,
-) -> Result<GroupOutcome> {
+) -> Result<Vec<SnapshotOutcome>> {
     refuse_of_file(request)?;
     let uri = MachineUri { socket: absolute(&uri.socket)?, ..uri.clone() };
     let mut machine = Machine::connect(&uri.socket, context)?;
@@ -63,8 +66,11 @@ pub(super) fn run(
     }
     let (mut members, inserted) = taken?;
     let stopped_seconds = (!inserted.stall.is_zero()).then_some(inserted.stall.as_secs_f64());
-    members.iter_mut().for_each(|member| member.stopped_seconds = stopped_seconds);
-    Ok(GroupOutcome { group, members })
+    for member in &mut members {
+        member.stopped_seconds = stopped_seconds;
+        member.user = (inserted.state != RunState::Off).then(|| "QEMU".to_owned());
+    }
+    Ok(members)
 }
 
 /// What is of a file.
@@ -127,7 +133,7 @@ fn request_of(
 /// From the point in time to the commits.
 fn take(
     repository: &Repository,
-    machine: Machine,
+    mut machine: Machine,
     writers: &mut [OpenWriter],
     group: &mut Group,
     disks: Vec<MachineDisk>,
@@ -141,18 +147,28 @@ fn take(
     let policies: Vec<_> =
         requests.iter().map(|(named, r)| policy_for(repository, &named.name, r)).collect();
     let max_stall = policies.iter().map(|policy| policy.max_stall).min().unwrap_or_default();
-    let window = requests.first().map(|(_, r)| r.window.clone()).unwrap_or_default();
+    let around = requests.first().map(|(_, r)| r.window.clone()).unwrap_or_default();
     let options = FleeceOptions {
-        scratch_dir: window.scratch_dir.unwrap_or_else(|| SCRATCH_DIR.into()),
+        scratch_dir: around.scratch_dir.clone().unwrap_or_else(|| SCRATCH_DIR.into()),
         cbw_timeout: SCRATCH_PATIENCE,
         max_stall,
-        may_stop: !window.one_by_one,
+        may_stop: !around.one_by_one,
     };
+    let images: Vec<&ImageUri> = requests.iter().map(|(named, _)| &named.image).collect();
+    let agent = find_agent_for(&mut machine, &around)?;
+    let monitor = machine.socket().try_clone_to_owned();
+    let monitor = monitor.map_err(|e| Error::io("cannot duplicate a descriptor", e))?;
     let mut fleece = machine.prepare(members, options, context)?;
-    let inserted = fleece.insert(&mut || (), &mut || (), context)?;
+    let mut window = open_window(repository, &around, &images, agent, Some(monitor), context)?;
+    window.freeze(context)?;
+    let inserted =
+        fleece.insert(&mut || window.before_stop(), &mut || window.after_cont(), context);
+    let frozen = thaw(window, &around, &images, context);
+    let inserted = inserted?;
     group.is_apart = !inserted.at_one_time;
     let consistency = match inserted.state {
         RunState::Off => Consistency::Stopped,
+        _ if frozen.iter().all(|frozen| *frozen) => Consistency::Frozen,
         RunState::Running | RunState::Paused => Consistency::Crash,
     };
     let limits = policies.iter().filter_map(|policy| policy.limit_read);
@@ -178,9 +194,17 @@ fn take(
     if let Err(e) = fleece.finish(context)
         && taken.is_ok()
     {
-        context.warn(WarningId::MachineNotTidy, e);
+        context.warn(WarningId::MachineNotCleared, e);
     }
     Ok((taken?, inserted))
+}
+
+/// The socket of the guest agent, if that is to freeze and nobody says where it is.
+fn find_agent_for(machine: &mut Machine, window: &Window) -> Result<Option<PathBuf>> {
+    match window.freeze.contains(&Freeze::Agent(None)) {
+        true => find_agent(&mut |command, arguments| machine.execute(command, arguments)).map(Some),
+        false => Ok(None),
+    }
 }
 
 /// What the machine is to know of each disk.

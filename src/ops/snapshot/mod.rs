@@ -1,5 +1,6 @@
 //! Taking a snapshot: which parent, what changed, publish, commit, note the head.
 
+pub(crate) mod around;
 pub(crate) mod base_image;
 pub(crate) mod base_of;
 pub mod distinct;
@@ -48,10 +49,6 @@ pub fn run(
     context: &Context,
 ) -> Result<SnapshotOutcome> {
     let Named { read_from, image, name } = named(repository, request)?;
-    if let Some(machine) = image.machine() {
-        let what = format!("{machine} is of a machine: its disks are taken as a group");
-        return Err(Error::new(ErrorKind::InvalidInput, what));
-    }
     let policy = policy_for(repository, &name, request);
     warn_of_policy(repository, &name, context);
     let context = &context.clone().with_read_limit(policy.limit_read);

@@ -85,7 +85,6 @@ pub(crate) fn begin<'a>(
 
 impl<'a> Begun<'a> {
     /// Says that the file systems in the image were frozen when it was in use.
-    #[expect(dead_code, reason = "until file systems are frozen")]
     pub(crate) fn was_frozen(&mut self) {
         self.prepared.scan_plan.was_frozen();
     }

@@ -11,7 +11,7 @@ use crate::base::setters::setters;
 use crate::base::units::{BlockSize, NamedBlocks};
 use crate::codec::Compression;
 use crate::image::{ImageFormat, ImageUri, ReadBy};
-use crate::repo::manifest::{self, BaseOf, Group, HintUse, Snapshot};
+use crate::repo::manifest::{self, BaseOf, HintUse, Snapshot};
 use crate::repo::reference::{At, Reference};
 use crate::tracking::Track;
 use crate::tracking::{ChangeList, Recheck};
@@ -232,16 +232,6 @@ pub enum Outcome {
     Skipped,
     /// It was only tried.
     DryRun,
-}
-
-/// What became of a group.
-#[derive(Debug, Clone)]
-#[non_exhaustive]
-pub struct GroupOutcome {
-    /// Its identity, and what was to be in it.
-    pub group: Group,
-    /// The snapshots, in the order of the requests.
-    pub members: Vec<SnapshotOutcome>,
 }
 
 /// A snapshot that was taken, or not.
