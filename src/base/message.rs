@@ -48,6 +48,8 @@ named! {
         AcceptUnread = "accept_unread",
         /// Read the files that an image refers to.
         BackingOk = "backing_ok",
+        /// Only the named image, not its group.
+        Alone = "alone",
         /// The image that a chain of files begins from.
         Base = "base",
         /// The image whose blocks a base refers to.
@@ -100,6 +102,8 @@ named! {
         Range = "range",
         /// The repository.
         Repo = "repo",
+        /// Reset a machine.
+        Reset = "reset",
         /// Another disk that blocks are taken from.
         Seed = "seed",
         /// Length of an image.

@@ -161,14 +161,16 @@ impl Detached {
         Some(self.server.uri(&Names::of(&disk.node).written()))
     }
 
-    /// Gives the devices their disks, and starts the machine.
+    /// Gives the devices their disks, and starts the machine if `goes_on`.
     ///
     /// # Errors
     /// `Unavailable`; what QEMU refuses. Then it is stopped.
-    pub fn attach(mut self) -> Result<Machine> {
+    pub fn attach(mut self, goes_on: bool) -> Result<Machine> {
         self.machine.end_write_exports_of(self.server)?;
         self.machine.give_back(&self.disks)?;
-        self.machine.resume()?;
+        if goes_on {
+            self.machine.resume()?;
+        }
         Ok(self.machine)
     }
 }

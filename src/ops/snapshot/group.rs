@@ -49,25 +49,39 @@ pub fn run(
     let members = opened.iter().map(|(named, ..)| named).collect::<Vec<_>>();
     let images: Vec<ImageUri> = members.iter().map(|named| named.image.clone()).collect();
     let mut writers = open_writers(repository, &members, context)?;
-    let group = draw(name, &writers);
-    let lives = opened.into_iter().zip(&writers).zip(&group.members);
-    let lives: Result<Vec<_>> = lives
-        .map(|(((named, live, request), opened), member)| {
-            check_source(&opened.writer.manifest, &opened.writer.head, &named.image)?;
-            let live = with_format(live, &opened.writer.manifest, &request, context)?;
-            let group = (name.is_some() || group.members.len() > 1).then(|| group.clone());
-            let moment = Some(Moment { id: member.snapshot, group, told: None });
-            Ok((live, SnapshotRequest { moment, ..request }))
-        })
-        .collect();
-    let taken = lives.and_then(|lives| {
-        let begun = begin_all(repository, &writers, &lives, &images, context)?;
-        finish(repository, &mut writers, begun, context, &mut |_| {})
-    });
+    let taken = take(repository, name, &mut borrowed(&mut writers), opened, &images, context);
     if taken.is_err() {
         give_up(repository, writers);
     }
     taken
+}
+
+fn take(
+    repository: &Repository,
+    name: Option<&str>,
+    writers: &mut [&mut Writer],
+    opened: Vec<(Named, LiveImage, SnapshotRequest)>,
+    images: &[ImageUri],
+    context: &Context,
+) -> Result<Vec<SnapshotOutcome>> {
+    let group = draw(name, writers);
+    let mut lives = Vec::new();
+    for (((named, live, request), writer), member) in
+        opened.into_iter().zip(writers.iter()).zip(&group.members)
+    {
+        check_source(&writer.manifest, &writer.head, &named.image)?;
+        let live = with_format(live, &writer.manifest, &request, context)?;
+        let group = (name.is_some() || group.members.len() > 1).then(|| group.clone());
+        let moment = Some(Moment { id: member.snapshot, group, told: None });
+        lives.push((live, SnapshotRequest { moment, ..request }));
+    }
+    let begun = begin_all(repository, writers, &lives, images, context)?;
+    finish(repository, writers, begun, context, &mut |_| {})
+}
+
+/// The writers, to be changed by several in turn.
+pub(super) fn borrowed(opened: &mut [OpenWriter]) -> Vec<&mut Writer> {
+    opened.iter_mut().map(|opened| &mut opened.writer).collect()
 }
 
 /// What is of one image alone.
@@ -94,7 +108,7 @@ fn refuse_single(request: &SnapshotRequest) -> Result<()> {
 
 /// An image that is open for writing.
 pub(super) struct OpenWriter {
-    pub(super) writer: Writer,
+    writer: Writer,
     is_new: bool,
 }
 
@@ -122,10 +136,10 @@ pub(super) fn open_writers(
 }
 
 /// Draws the identity of a group, and of the snapshots in it.
-pub(super) fn draw(name: Option<&str>, writers: &[OpenWriter]) -> Group {
-    let member = |opened: &OpenWriter| SnapshotPlace {
-        image: opened.writer.manifest.image_id,
-        name: opened.writer.manifest.name.clone(),
+pub(super) fn draw(name: Option<&str>, writers: &[&mut Writer]) -> Group {
+    let member = |writer: &&mut Writer| SnapshotPlace {
+        image: writer.manifest.image_id,
+        name: writer.manifest.name.clone(),
         snapshot: Uuid::new_v4(),
     };
     let members = writers.iter().map(member).collect();
@@ -135,7 +149,7 @@ pub(super) fn draw(name: Option<&str>, writers: &[OpenWriter]) -> Group {
 /// Fixes the point in time of each, while what is to be frozen is.
 fn begin_all<'a>(
     repository: &'a Repository,
-    writers: &[OpenWriter],
+    writers: &[&mut Writer],
     lives: &'a [(LiveImage, SnapshotRequest)],
     images: &[ImageUri],
     context: &Context,
@@ -145,9 +159,8 @@ fn begin_all<'a>(
     let mut window = open_window(repository, &request, &images, None, None, context)?;
     window.freeze(context)?;
     let both = writers.iter().zip(lives);
-    let begun: Result<Vec<_>> = both
-        .map(|(opened, (live, of))| begin(repository, &opened.writer, live, of, context))
-        .collect();
+    let begun: Result<Vec<_>> =
+        both.map(|(writer, (live, of))| begin(repository, writer, live, of, context)).collect();
     let frozen = thaw(window, &request, &images, context);
     let mut begun = begun?;
     begun.iter_mut().zip(frozen).filter(|(_, frozen)| *frozen).for_each(|(b, _)| b.was_frozen());
@@ -157,24 +170,23 @@ fn begin_all<'a>(
 /// Reads each, then commits each; `committed` is told of those that stand.
 pub(super) fn finish(
     repository: &Repository,
-    writers: &mut [OpenWriter],
+    writers: &mut [&mut Writer],
     begun: Vec<Begun<'_>>,
     context: &Context,
     committed: &mut dyn FnMut(usize),
 ) -> Result<Vec<SnapshotOutcome>> {
     let mut read = Vec::new();
-    for (begun, opened) in begun.into_iter().zip(writers.iter()) {
-        let manifest = &opened.writer.manifest;
-        read.push(begun.read(repository, manifest, false, context)?);
+    for (begun, writer) in begun.into_iter().zip(writers.iter()) {
+        read.push(begun.read(repository, &writer.manifest, false, context)?);
     }
     let is_left_out = read.iter().all(|read| read.is_left_out());
     // From here on it is done to the end, or the group would be incomplete.
     context.check()?;
     let mut outcomes: Vec<SnapshotOutcome> = Vec::new();
-    for (index, (read, opened)) in read.into_iter().zip(writers).enumerate() {
+    for (index, (read, writer)) in read.into_iter().zip(writers).enumerate() {
         let outcome = match is_left_out {
-            true => read.leave_out(repository, &mut opened.writer, context),
-            false => read.commit(repository, &mut opened.writer, context),
+            true => read.leave_out(repository, writer, context),
+            false => read.commit(repository, writer, context),
         };
         match outcome {
             Ok(outcome) => outcomes.push(outcome),

@@ -14,16 +14,19 @@ use crate::machine::{
     Fleece, FleeceOptions, Freeze, Inserted, Machine, MachineDisk, Member, RunState, find_agent,
 };
 use crate::ops::snapshot::around::{open_window, thaw};
-use crate::ops::snapshot::group::{OpenWriter, draw, finish, give_up, open_writers};
+use crate::ops::snapshot::group::{borrowed, draw, finish, give_up, open_writers};
 use crate::ops::snapshot::take::{Begun, begin, policy_for, warn_of_policy};
 use crate::ops::snapshot::types::moment::{Moment, Told};
 use crate::ops::snapshot::types::{SnapshotOutcome, SnapshotRequest, Window, name_of};
 use crate::ops::snapshot::{Named, check_source, named};
 use crate::repo::Repository;
+use crate::repo::live_file::{known_as, source_of};
 use crate::repo::manifest::{Group, SnapshotPlace};
+use crate::repo::session::Writer;
 use crate::tracking::{ChangeList, Consistency};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
+use uuid::Uuid;
 
 /// Where what it overwrites is kept, if nothing else is said.
 const SCRATCH_DIR: &str = "/var/tmp";
@@ -42,7 +45,8 @@ pub(super) fn run(
     context: &Context,
 ) -> Result<Vec<SnapshotOutcome>> {
     refuse_of_file(request)?;
-    let uri = MachineUri { socket: absolute(&uri.socket)?, ..uri.clone() };
+    let known = known_as(&ImageUri::Machine(uri.clone()))?;
+    let uri = known.machine().unwrap_or(uri).clone();
     let mut machine = Machine::connect(&uri.socket, context)?;
     if machine.recover(context)? {
         context.note(format!("{uri}: what an earlier run had left was taken away"));
@@ -59,12 +63,16 @@ pub(super) fn run(
         Some(name) => name,
         None => name_of(&ImageUri::Machine(uri.clone().whole()))?,
     };
-    let mut group = draw(Some(&group_name), &writers);
-    let taken = take(repository, machine, &mut writers, &mut group, disks, &requests, context);
+    let (name, mut refs) = (Some(group_name.as_str()), borrowed(&mut writers));
+    let taken = take(repository, machine, name, &mut refs, disks, &requests, context);
     if taken.is_err() {
         give_up(repository, writers);
     }
-    let (mut members, inserted) = taken?;
+    let Taken { outcomes: mut members, inserted, machine } = taken?;
+    if let Err(e) = machine {
+        // What stands stands.
+        context.warn(WarningId::MachineNotCleared, e);
+    }
     let stopped_seconds = (!inserted.stall.is_zero()).then_some(inserted.stall.as_secs_f64());
     for member in &mut members {
         member.stopped_seconds = stopped_seconds;
@@ -89,10 +97,6 @@ fn refuse_of_file(request: &SnapshotRequest) -> Result<()> {
     };
     let what = "the disks of a machine are as the machine says";
     Err(Error::new(ErrorKind::InvalidInput, what).hint(message!["leave ", setting, " out"]))
-}
-
-fn absolute(socket: &Path) -> Result<PathBuf> {
-    std::path::absolute(socket).map_err(|e| Error::io("cannot find the current folder", e))
 }
 
 /// The disks that are meant.
@@ -134,16 +138,17 @@ fn request_of(
 fn take(
     repository: &Repository,
     mut machine: Machine,
-    writers: &mut [OpenWriter],
-    group: &mut Group,
+    name: Option<&str>,
+    writers: &mut [&mut Writer],
     disks: Vec<MachineDisk>,
     requests: &[(Named, SnapshotRequest)],
     context: &Context,
-) -> Result<(Vec<SnapshotOutcome>, Inserted)> {
-    for ((named, _), opened) in requests.iter().zip(writers.iter()) {
-        check_source(&opened.writer.manifest, &opened.writer.head, &named.image)?;
+) -> Result<Taken> {
+    for ((named, _), writer) in requests.iter().zip(writers.iter()) {
+        check_source(&writer.manifest, &writer.head, &named.image)?;
     }
-    let members = members(writers, group, disks);
+    let mut group = draw(name, writers);
+    let members = members(writers, &group, disks);
     let policies: Vec<_> =
         requests.iter().map(|(named, r)| policy_for(repository, &named.name, r)).collect();
     let max_stall = policies.iter().map(|policy| policy.max_stall).min().unwrap_or_default();
@@ -174,12 +179,12 @@ fn take(
     let limits = policies.iter().filter_map(|policy| policy.limit_read);
     let lowest = limits.min_by_key(|limit| limit.bytes());
     let context = &context.clone().with_read_limit(lowest);
-    let lives = open_all(&mut fleece, group, consistency, requests, context);
+    let lives = open_all(&mut fleece, &group, consistency, requests, context);
     let taken = lives.and_then(|lives| {
         let begun: Result<Vec<Begun<'_>>> = writers
             .iter()
             .zip(&lives)
-            .map(|(opened, (live, r))| begin(repository, &opened.writer, live, r, context))
+            .map(|(writer, (live, r))| begin(repository, writer, live, r, context))
             .collect();
         let mut stand = Vec::new();
         let taken = finish(repository, writers, begun?, context, &mut |index| stand.push(index));
@@ -190,13 +195,46 @@ fn take(
         let why = (0..requests.len()).find_map(|member| fleece.scratch_error(member));
         why.unwrap_or(error)
     });
-    // What stands stands, whatever becomes of the rest.
-    if let Err(e) = fleece.finish(context)
-        && taken.is_ok()
-    {
-        context.warn(WarningId::MachineNotCleared, e);
+    let ended = fleece.finish(context);
+    Ok(Taken { outcomes: taken?, inserted, machine: ended })
+}
+
+/// Snapshots that stand, and what became of the machine.
+struct Taken {
+    outcomes: Vec<SnapshotOutcome>,
+    inserted: Inserted,
+    machine: Result<Machine>,
+}
+
+/// Saves the present state of disks of a machine that is stopped. Gives the machine back, and the snapshots that the
+/// disks equal.
+///
+/// # Errors
+/// As of [`run`].
+pub(crate) fn save_disks(
+    repository: &Repository,
+    machine: Machine,
+    writers: &mut [&mut Writer],
+    disks: &[MachineDisk],
+    context: &Context,
+) -> Result<(Machine, Vec<Uuid>)> {
+    let mut requests = Vec::new();
+    for writer in writers.iter() {
+        let name = writer.manifest.name.clone();
+        let image = source_of(&name, &writer.head)?.clone();
+        let request = SnapshotRequest::new(image.clone()).skip_unchanged(true);
+        requests.push((Named { read_from: image.clone(), image, name }, request));
     }
-    Ok((taken?, inserted))
+    let disks = disks.to_vec();
+    let taken = take(repository, machine, None, writers, disks.clone(), &requests, context)?;
+    let has_missed = |taken: &SnapshotOutcome| taken.hint.is_some_and(|h| h.missed_blocks > 0);
+    if !taken.outcomes.iter().any(has_missed) {
+        return Ok((taken.machine?, taken.outcomes.iter().map(|o| o.snapshot.id).collect()));
+    }
+    // What was known is wrong: what is overwritten must be in a snapshot that read all.
+    requests.iter_mut().for_each(|(_, request)| request.full_scan = true);
+    let taken = take(repository, taken.machine?, None, writers, disks, &requests, context)?;
+    Ok((taken.machine?, taken.outcomes.iter().map(|o| o.snapshot.id).collect()))
 }
 
 /// The socket of the guest agent, if that is to freeze and nobody says where it is.
@@ -208,9 +246,9 @@ fn find_agent_for(machine: &mut Machine, window: &Window) -> Result<Option<PathB
 }
 
 /// What the machine is to know of each disk.
-fn members(writers: &[OpenWriter], group: &Group, disks: Vec<MachineDisk>) -> Vec<Member> {
-    let of = |((disk, opened), place): ((MachineDisk, &OpenWriter), &SnapshotPlace)| {
-        let manifest = &opened.writer.manifest;
+fn members(writers: &[&mut Writer], group: &Group, disks: Vec<MachineDisk>) -> Vec<Member> {
+    let of = |((disk, writer), place): ((MachineDisk, &&mut Writer), &SnapshotPlace)| {
+        let manifest = &writer.manifest;
         let known = manifest.stored().into_iter().rev().map(|s| s.id).collect();
         Member {
             disk,
