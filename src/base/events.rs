@@ -77,6 +77,8 @@ named! {
         LooksForeign = "looks-foreign",
         /// QEMU did not end in good order after an image was written; all of it is durable.
         ImageNotClosed = "image-not-closed",
+        /// What was made in QEMU for a snapshot could not be taken away; the next one does it.
+        MachineNotCleared = "machine-not-cleared",
         /// Blocks had changed that no hint named.
         MissedChanges = "missed-changes",
         /// Who opens the image meanwhile cannot be seen.
@@ -95,6 +97,8 @@ named! {
         PlaceUnknown = "place-unknown",
         /// The policy in the configuration is invalid.
         PolicyInvalid = "policy-invalid",
+        /// There is little free space for what a machine overwrites while its disks are read.
+        ScratchScarce = "scratch-scarce",
         /// Another repository, or an image, was not used.
         SourceUnusable = "source-unusable",
         /// Blocks could not be read from the image.

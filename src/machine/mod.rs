@@ -8,16 +8,26 @@
 //!    +-> prepare -> Fleece        the disks as they were at one point in time, as exports of an NBD server
 //! ```
 
+mod bitmaps;
+mod checks;
+mod clear;
 mod disks;
 mod fleece;
+mod flush;
 mod names;
+mod point;
 mod qmp;
+mod scratch;
+mod server;
 mod session;
+mod types;
 mod wire;
+mod work;
 
 pub use disks::{DirtyBitmap, MachineDisk};
-pub use fleece::{Fleece, FleeceOptions, FleecedDisk, Inserted, Member};
+pub use fleece::Fleece;
 pub use names::bitmap as bitmap_name;
 pub use qmp::{Event, Qmp};
 pub use session::{Machine, RunState};
+pub use types::{FleeceOptions, FleecedDisk, Inserted, Member};
 pub use wire::Wire;
