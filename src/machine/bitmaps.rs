@@ -1,8 +1,8 @@
 //! Which dirty bitmap tells what was written since a snapshot, and what becomes of the others.
 //!
 //! A bitmap begins before the point in time of its snapshot, and the one before ends after it, so there are
-//! two for a while: `old`, of a snapshot that is known, and `new`, of one that is being taken. Whatever became
-//! of that, the two tell what to do:
+//! two for a while: `old`, of a snapshot that is known, and `new`, of one that is being taken. Whatever
+//! became of that, the two tell what to do:
 //!
 //! | old | new | what happened | so |
 //! | --- | --- | --- | --- |
@@ -46,8 +46,8 @@ pub struct Choice {
     pub since: Result<(Uuid, String), String>,
 }
 
-/// Chooses among the bitmaps of a disk. `known` are the snapshots of the image that can be relied on, the newest
-/// first. Those of others, and of other images, are left as they are; so is one that is busy.
+/// Chooses among the bitmaps of a disk. `known` are the snapshots of the image that can be relied on, the
+/// newest first. Those of others, and of other images, are left as they are; so is one that is busy.
 pub fn choose(bitmaps: &[DirtyBitmap], image: Uuid, known: &[Uuid]) -> Choice {
     let ours = || {
         bitmaps.iter().filter_map(|bitmap| {
@@ -181,8 +181,8 @@ mod tests {
         names::bitmap(IMAGE, id(letter))
     }
 
-    /// "A": records; "a": has ended; "A!": inconsistent; "A*": busy; "A%": coarse; "?": not ours; "2": of another
-    /// image.
+    /// "A": records; "a": has ended; "A!": inconsistent; "A*": busy; "A%": coarse; "?": not ours; "2": of
+    /// another image.
     fn bitmap(text: &str) -> DirtyBitmap {
         let letter = text.chars().next().unwrap();
         let name = match letter {

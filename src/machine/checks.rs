@@ -6,8 +6,8 @@ use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::message::{Action, message};
 use serde_json::{Value, json};
 
-/// QEMU before this version ends with an assertion, and the machine with it, when a client lets go of an export
-/// of a disk that has a thread of its own.
+/// QEMU before this version ends with an assertion, and the machine with it, when a client lets go of an
+/// export of a disk that has a thread of its own.
 const THREADED_EXPORTS: (u64, u64) = (9, 0);
 /// States of a migration that is over, or was never begun.
 const NOT_MIGRATING: [&str; 4] = ["none", "completed", "failed", "cancelled"];

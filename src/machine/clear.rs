@@ -1,5 +1,5 @@
-//! Takes away what we have made in QEMU, by what is there: so it makes no difference who made it, how far that
-//! came, and how often it is tried.
+//! Takes away what we have made in QEMU, by what is there: so it makes no difference who made it, how far
+//! that came, and how often it is tried.
 
 use super::disks::text;
 use super::names::{self, Kind, Names};

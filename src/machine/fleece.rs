@@ -22,8 +22,8 @@ impl Machine {
     ///
     /// # Errors
     /// `Busy` if somebody else works on the disks; `LimitExceeded` without free space in the scratch folder;
-    /// `Unsupported` for what QEMU cannot do in its version; `Unavailable`; what QEMU refuses. Then nothing is
-    /// left of it.
+    /// `Unsupported` for what QEMU cannot do in its version; `Unavailable`; what QEMU refuses. Then nothing
+    /// is left of it.
     pub fn prepare(
         self,
         members: Vec<Member>,
@@ -87,15 +87,16 @@ impl Fleece {
     }
 
     /// There is no snapshot of a member: what was made for it goes, and the bitmap before goes on as if
-    /// nothing had been. What cannot be done is a warning; the next run does it. Called again nothing happens.
+    /// nothing had been. What cannot be done is a warning; the next run does it. Called again nothing
+    /// happens.
     pub fn aborted(&mut self, member: usize, context: &Context) {
         if let Some(work) = &mut self.work {
             work.close(member, false, context);
         }
     }
 
-    /// Why a member cannot be read any more, if that is so: its scratch file is full, or was too slow. None if
-    /// it can be read, or if the machine is gone.
+    /// Why a member cannot be read any more, if that is so: its scratch file is full, or was too slow. None
+    /// if it can be read, or if the machine is gone.
     pub fn scratch_error(&self, member: usize) -> Option<Error> {
         self.work.as_ref()?.scratch_error(member)
     }

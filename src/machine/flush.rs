@@ -1,5 +1,5 @@
-//! Flushes the disks of a machine while it goes on. To stop a machine is to flush all its disks, and what they
-//! have not written yet is what it stands still for.
+//! Flushes the disks of a machine while it goes on. To stop a machine is to flush all its disks, and what
+//! they have not written yet is what it stands still for.
 
 use super::disks::MachineDisk;
 use super::names::Names;

@@ -82,10 +82,10 @@ impl Machine {
 
     /// After it the machine is as when it was switched on, and still stopped.
     fn reset(&mut self) -> Result<()> {
-        self.forget_events();
+        self.qmp.take_events();
         self.change("system_reset", json!({}))?;
         let deadline = Instant::now() + PATIENCE;
-        while let Some(event) = self.next_event(deadline)? {
+        while let Some(event) = self.qmp.next_event(deadline)? {
             if event.name == "RESET" {
                 return Ok(());
             }

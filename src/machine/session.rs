@@ -1,7 +1,7 @@
 //! A machine, as long as we are the client of its monitor.
 
 use super::names::{self, Kind};
-use super::qmp::{Event, Qmp};
+use super::qmp::Qmp;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::events::Context;
 use crate::base::message::{Action, message};
@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// What is needed came with this version: `on-cbw-error` and `cbw-timeout`.
 const OLDEST: (u64, u64) = (7, 1);
@@ -155,16 +155,6 @@ impl Machine {
         };
         let name = |node: &Value| Some(node.get("node-name")?.as_str()?.to_owned());
         Ok(nodes.iter().filter_map(name).collect())
-    }
-
-    /// Events of before are of no interest.
-    pub(super) fn forget_events(&mut self) {
-        self.qmp.take_events();
-    }
-
-    /// As of [`Qmp::next_event`].
-    pub(super) fn next_event(&mut self, deadline: Instant) -> Result<Option<Event>> {
-        self.qmp.next_event(deadline)
     }
 
     fn has_filter(&mut self) -> bool {

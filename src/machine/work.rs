@@ -10,7 +10,7 @@ use super::session::{Machine, RunState};
 use super::types::{FleeceOptions, FleecedDisk, Member};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::events::{Context, WarningId};
-use crate::base::message::message;
+use crate::base::message::Action;
 use crate::base::uri::Shown;
 use crate::image::Source;
 use crate::image::nbd::{NbdDisk, NbdOptions};
@@ -140,7 +140,8 @@ impl Work {
         (timeout.as_secs() + u64::from(timeout.subsec_nanos() > 0)).max(1)
     }
 
-    /// Writes out what all disks of the machine have not written yet, so that it need not stand still for that.
+    /// Writes out what all disks of the machine have not written yet, so that it need not stand still for
+    /// that.
     fn flush_all(&mut self, all: &[MachineDisk], context: &Context) -> Result<()> {
         let Some(server) = &self.server else { return Ok(()) };
         let mut disks = all.to_vec();
@@ -185,8 +186,8 @@ impl Work {
         Ok(Some(FleecedDisk { uri: server.uri(&name), since: part.since.clone() }))
     }
 
-    /// Takes away what was made for a member, once. If its snapshot stands the bitmap of that goes on, otherwise
-    /// the one before, with all that was written meanwhile.
+    /// Takes away what was made for a member, once. If its snapshot stands the bitmap of that goes on,
+    /// otherwise the one before, with all that was written meanwhile.
     pub fn close(&mut self, index: usize, is_committed: bool, context: &Context) {
         let Some(part) = self.parts.get_mut(index).filter(|part| !part.is_closed) else { return };
         part.is_closed = true;
@@ -238,17 +239,15 @@ impl Work {
         }
         let place = self.machine.path().shown();
         let message = match is_lost {
-            true => message![format!(
-                "the machine at {place} has ended, or its QMP connection was lost: what was made in it for the \
-                 snapshot could not be taken away; the next snapshot does that"
-            )],
-            false => message![
-                format!(
-                    "what was made in the machine at {place} for the snapshot could not all be taken away: "
-                ),
-                error.without_advice(),
-                "; the next snapshot does that"
-            ],
+            true => format!(
+                "the machine at {place} has ended, or its QMP connection was lost: what was made in \
+                 it for the snapshot could not be taken away; the next snapshot does that"
+            ),
+            false => format!(
+                "what was made in the machine at {place} for the snapshot could not all be taken \
+                 away: {}; the next snapshot does that",
+                error.without_advice()
+            ),
         };
         context.warn(WarningId::MachineNotCleared, message);
     }
@@ -279,7 +278,7 @@ fn checked(mut members: Vec<Member>, all: &[MachineDisk]) -> Result<Vec<Member>>
         let same = |other: &&MachineDisk| other.node == disk.node && other.device == disk.device;
         let Some(now) = all.iter().find(same).filter(|now| now.bytes == disk.bytes) else {
             let what = format!("the disk {} of the machine has changed", disk.name);
-            return Err(Error::new(ErrorKind::Busy, what).hint(crate::base::message::Action::Retry));
+            return Err(Error::new(ErrorKind::Busy, what).hint(Action::Retry));
         };
         if nodes.contains(&now.node) {
             let what = format!("the disk {} of the machine is named twice", disk.name);
