@@ -20,10 +20,14 @@ mod hooks;
 mod mount_table;
 mod mounted;
 mod names;
+mod on_image;
+mod point;
 mod qmp;
 mod scope;
 mod session;
+mod types;
 mod wire;
+mod work;
 
 pub use agent::find_agent;
 pub use disks::{DirtyBitmap, MachineDisk};
@@ -32,6 +36,9 @@ pub use freeze::{Freeze, LIMIT as FREEZE_LIMIT, Outcome as FreezeOutcome, Window
 pub use guard::{Guard, GuardState, Undo};
 pub use hooks::{Hooks, HooksBegun};
 pub use names::bitmap as bitmap_name;
+pub use on_image::is_on_image;
 pub use qmp::{Event, Qmp};
+pub use reset::Detached;
 pub use session::{Machine, RunState};
+pub use types::{FleeceOptions, FleecedDisk, Inserted, Member};
 pub use wire::Wire;
