@@ -70,7 +70,8 @@ fn what_others_have_asked_is_thrown_away() {
         &path,
         Box::new(|command, arguments| match command {
             "guest-sync-delimited" => {
-                let stale = b"{\"return\": 77}\n\xff{\"return\": 4}\n{\"error\": {\"desc\": \"JSON parse\"}}\n\
+                let stale = b"{\"return\": 77}\n\xff{\"return\": 4}\n\
+                              {\"error\": {\"desc\": \"JSON parse\"}}\n\
                               \xff{\"return\": \"\n\xffnothing\n\n{\"return\": {\xff\xff";
                 [stale.as_slice(), synced(arguments).as_slice()].concat()
             }
@@ -111,7 +112,8 @@ fn an_agent_that_is_silent_or_answers_others_is_not_there() {
 
 #[test]
 fn what_it_refuses_is_said_and_what_others_froze_is_theirs() {
-    let refusal = "{\"error\": {\"class\": \"GenericError\", \"desc\": \"failed to freeze /: \\u0007 no\"}}\n";
+    let refusal = "{\"error\": {\"class\": \"GenericError\", \
+                   \"desc\": \"failed to freeze /: \\u0007 no\"}}\n";
     let (_place, agent, _served) =
         agent_that(move |command| (command == "guest-fsfreeze-freeze").then_some(refusal));
     let error = agent.unwrap().freeze(PATIENCE).unwrap_err();
@@ -120,7 +122,8 @@ fn what_it_refuses_is_said_and_what_others_froze_is_theirs() {
         said.ends_with("refuses \"guest-fsfreeze-freeze\": failed to freeze /: ? no"),
         "{said}"
     );
-    let refusal = "{\"error\": {\"class\": \"CommandNotFound\", \"desc\": \"Command guest-fsfreeze-freeze has been \
+    let refusal = "{\"error\": {\"class\": \"CommandNotFound\", \
+                   \"desc\": \"Command guest-fsfreeze-freeze has been \
                    disabled: the agent is in frozen state\"}}\n";
     let (_place, agent, _served) =
         agent_that(move |command| (command == "guest-fsfreeze-freeze").then_some(refusal));
@@ -228,7 +231,8 @@ fn the_socket_of_the_agent_is_found() {
         "device[0]": { "name": PORT, "chardev": "ga" },
     });
     let found = |filename: &str| {
-        let others = json!([{ "label": "spice", "filename": "spicevmc" }, { "label": "ga", "filename": filename }]);
+        let spice = json!({ "label": "spice", "filename": "spicevmc" });
+        let others = json!([spice, { "label": "ga", "filename": filename }]);
         find_agent(&mut qemu(ports.clone(), others))
     };
     let path = found("disconnected:unix:/run/a b,c,server=on").unwrap();

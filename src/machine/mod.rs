@@ -12,8 +12,12 @@
 //! ```
 
 mod agent;
+mod bitmaps;
+mod checks;
+mod clear;
 mod disks;
 mod fleece;
+mod flush;
 mod freeze;
 mod guard;
 mod hooks;
@@ -23,7 +27,10 @@ mod names;
 mod on_image;
 mod point;
 mod qmp;
+mod reset;
 mod scope;
+mod scratch;
+mod server;
 mod session;
 mod types;
 mod wire;
@@ -31,7 +38,7 @@ mod work;
 
 pub use agent::find_agent;
 pub use disks::{DirtyBitmap, MachineDisk};
-pub use fleece::{Fleece, FleeceOptions, FleecedDisk, Inserted, Member};
+pub use fleece::Fleece;
 pub use freeze::{Freeze, LIMIT as FREEZE_LIMIT, Outcome as FreezeOutcome, Window};
 pub use guard::{Guard, GuardState, Undo};
 pub use hooks::{Hooks, HooksBegun};

@@ -19,6 +19,8 @@ mod freeze;
 mod full_disk;
 mod killed;
 mod kit;
+mod machine_kit;
+mod machine_verbs;
 mod mounts;
 mod nbd;
 mod nbd_fake;
