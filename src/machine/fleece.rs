@@ -1,146 +1,125 @@
 //! Disks of a machine as they were at one point in time, while it goes on.
 
-use super::disks::MachineDisk;
-use super::session::{Machine, RunState};
+use super::session::Machine;
+use super::types::{FleeceOptions, FleecedDisk, Inserted, Member};
+use super::work::Work;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::events::Context;
-use crate::image::nbd::NbdUri;
-use std::os::fd::BorrowedFd;
-use std::path::PathBuf;
-use std::time::Duration;
-use uuid::Uuid;
-
-/// A disk of which a snapshot is taken.
-#[derive(Debug, Clone)]
-pub struct Member {
-    /// The disk, as [`Machine::disks`] has it.
-    pub disk: MachineDisk,
-    /// The image that it is in the repository.
-    pub image: Uuid,
-    /// The snapshots of that image which can be relied on, the newest first.
-    pub known: Vec<Uuid>,
-    /// The snapshot that is taken.
-    pub snapshot: Uuid,
-    /// Bitmaps are used, and one is begun for the next snapshot. Otherwise none is touched.
-    pub wants_bitmap: bool,
-}
-
-/// How it is done.
-#[derive(Debug, Clone)]
-pub struct FleeceOptions {
-    /// Where what the machine overwrites is kept meanwhile: a folder.
-    pub scratch_dir: PathBuf,
-    /// How long a write of the machine may wait for that; then the snapshot is given up.
-    pub cbw_timeout: Duration,
-    /// How long the machine may stand still.
-    pub max_stall: Duration,
-    /// It may be stopped for a moment, for one point in time of several disks.
-    pub may_stop: bool,
-}
-
-/// The point in time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Inserted {
-    /// How long the machine stood still for it; none at all if it was not stopped.
-    pub stall: Duration,
-    /// What the machine did before, and does again.
-    pub state: RunState,
-    /// It is one point in time for all disks.
-    pub at_one_time: bool,
-}
-
-/// A disk as it was at the point in time.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct FleecedDisk {
-    /// Where it is read.
-    pub uri: NbdUri,
-    /// The snapshot since which a dirty bitmap tells what was written, and its name; otherwise why there is
-    /// none, if that is worth a word.
-    pub since: Result<(Uuid, String), Option<String>>,
-}
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// Disks of a machine at one point in time. Dropped, it takes all away that it has made.
 pub struct Fleece {
-    machine: Machine,
+    /// None when it has ended.
+    work: Option<Work>,
+    /// The connection to the machine, for who has to speak when we cannot.
+    socket: OwnedFd,
+    context: Context,
 }
 
 impl Machine {
-    /// Makes everything ready for a point in time of some disks.
+    /// Makes everything ready for a point in time of some disks: what a killed run left was taken away by
+    /// [`Machine::recover`].
     ///
     /// # Errors
     /// `Busy` if somebody else works on the disks; `LimitExceeded` without free space in the scratch folder;
-    /// `Unavailable`; what QEMU refuses. Then nothing is left of it.
+    /// `Unsupported` for what QEMU cannot do in its version; `Unavailable`; what QEMU refuses. Then nothing
+    /// is left of it.
     pub fn prepare(
         self,
         members: Vec<Member>,
         options: FleeceOptions,
         context: &Context,
     ) -> Result<Fleece> {
-        drop((self, members, options));
-        context.check()?;
-        Err(Error::new(ErrorKind::Internal, "not there yet"))
-    }
-
-    /// Takes away what a killed run has left, but for bitmaps, which [`Machine::prepare`] sees to. True if
-    /// there was something.
-    ///
-    /// # Errors
-    /// `Unavailable`; what QEMU refuses.
-    pub fn recover(&mut self, context: &Context) -> Result<bool> {
-        context.check()?;
-        Err(Error::new(ErrorKind::Internal, "not there yet"))
+        let socket = self.socket().try_clone_to_owned();
+        let socket = socket.map_err(|e| Error::io("cannot duplicate a descriptor", e))?;
+        let work = Work::begin(self, members, options, context)?;
+        Ok(Fleece { work: Some(work), socket, context: context.clone() })
     }
 }
 
 impl Fleece {
     /// The connection to the machine, for who has to speak when we cannot.
     pub fn socket(&self) -> BorrowedFd<'_> {
-        self.machine.socket()
+        self.socket.as_fd()
     }
 
     /// The point in time. `before_stop` is called before the machine is stopped, if it is; `after_cont` when
-    /// it goes on.
+    /// it goes on, and not if it does not.
     ///
     /// # Errors
-    /// `Busy` if it would stand still for too long; `Unavailable`; what QEMU refuses. The machine does what
-    /// it did before, and all is taken away.
+    /// `Busy` if it would stand still for too long; `Unavailable`; what QEMU refuses; `Interrupted`. The
+    /// machine goes on, and all is taken away: every member is aborted.
     pub fn insert(
         &mut self,
-        before_stop: &mut dyn FnMut(),
+        before_stop: &mut dyn FnMut() -> Result<()>,
         after_cont: &mut dyn FnMut(),
         context: &Context,
     ) -> Result<Inserted> {
-        before_stop();
-        after_cont();
-        context.check()?;
-        Err(Error::new(ErrorKind::Internal, "not there yet"))
+        self.or_end(context, |work| work.insert(before_stop, after_cont, context))
     }
 
     /// Makes the disks readable: one for each member, in their order.
     ///
     /// # Errors
-    /// `Unavailable`; what QEMU refuses.
+    /// `Unavailable`; what QEMU refuses; `Interrupted`. Then all is taken away: every member is aborted.
     pub fn export(&mut self) -> Result<Vec<FleecedDisk>> {
-        Err(Error::new(ErrorKind::Internal, "not there yet"))
+        let context = self.context.clone();
+        self.or_end(&context, |work| work.export(&context))
     }
 
-    /// The snapshot of a member stands: what was made for it goes, and the bitmap before.
-    pub fn committed(&mut self, _member: usize, _context: &Context) {}
+    fn or_end<T>(
+        &mut self,
+        context: &Context,
+        step: impl FnOnce(&mut Work) -> Result<T>,
+    ) -> Result<T> {
+        let Some(work) = &mut self.work else {
+            return Err(Error::new(ErrorKind::Internal, "the work on the machine has ended"));
+        };
+        step(work).inspect_err(|_| work.end(context))
+    }
+
+    /// The snapshot of a member stands: what was made for it goes, and the bitmap before. What cannot be done
+    /// is a warning; the next run does it. Called again nothing happens.
+    pub fn committed(&mut self, member: usize, context: &Context) {
+        if let Some(work) = &mut self.work {
+            work.close(member, true, context);
+        }
+    }
 
     /// There is no snapshot of a member: what was made for it goes, and the bitmap before goes on as if
-    /// nothing had been.
-    pub fn aborted(&mut self, _member: usize, _context: &Context) {}
+    /// nothing had been. What cannot be done is a warning; the next run does it. Called again nothing
+    /// happens.
+    pub fn aborted(&mut self, member: usize, context: &Context) {
+        if let Some(work) = &mut self.work {
+            work.close(member, false, context);
+        }
+    }
 
-    /// Why a member cannot be read any more, if that is so.
-    pub fn scratch_error(&self, _member: usize) -> Option<Error> {
-        None
+    /// Why a member cannot be read any more, if that is so: its scratch file is full, or was too slow. None
+    /// if it can be read, or if the machine is gone.
+    pub fn scratch_error(&self, member: usize) -> Option<Error> {
+        self.work.as_ref()?.scratch_error(member)
     }
 
     /// Ends it. What is neither committed nor aborted is aborted.
     ///
     /// # Errors
     /// `Unavailable` if the machine is gone.
-    pub fn finish(self, _context: &Context) -> Result<Machine> {
-        Ok(self.machine)
+    pub fn finish(mut self, context: &Context) -> Result<Machine> {
+        let gone = || Error::new(ErrorKind::Unavailable, "the connection to the machine was lost");
+        let mut work = self.work.take().ok_or_else(gone)?;
+        work.end(context);
+        match work.machine.is_lost() {
+            true => Err(gone().hint("check that the virtual machine runs")),
+            false => Ok(work.machine),
+        }
+    }
+}
+
+impl Drop for Fleece {
+    fn drop(&mut self) {
+        if let Some(work) = &mut self.work {
+            work.end(&self.context);
+        }
     }
 }

@@ -46,15 +46,19 @@ impl Qmp {
     /// `NotFound` without a socket; `Unavailable` if nobody listens; `Busy` if somebody else has a session;
     /// `Io` if no QMP server answers.
     pub fn connect(path: &Path) -> Result<Self> {
+        Self::connect_within(path, GREETING)
+    }
+
+    fn connect_within(path: &Path, limit: Duration) -> Result<Self> {
         let name = format!("the QMP socket {}", path.shown());
-        let wire = Wire::connect(path, &name, GREETING).map_err(|error| match error.kind() {
+        let wire = Wire::connect(path, &name, limit).map_err(|error| match error.kind() {
             ErrorKind::Busy => busy(&name),
             _ => error,
         })?;
         let (version, events) = ((0, 0), VecDeque::new());
         let mut qmp =
             Self { wire, version, next_id: 0, events, has_lost_events: false, over: None };
-        let Some(line) = qmp.wire.line(Instant::now() + GREETING)? else {
+        let Some(line) = qmp.wire.line(Instant::now() + limit)? else {
             return Err(busy(&name));
         };
         let greeting = qmp.parsed(&line)?;
@@ -229,3 +233,7 @@ fn busy(name: &str) -> Error {
         Action::Retry
     ])
 }
+
+#[cfg(test)]
+#[path = "qmp_tests.rs"]
+mod tests;
