@@ -2,7 +2,8 @@
 //! every host, in the host state to this one.
 //!
 //! ```text
-//! note: nothing is written -> intent in the manifest -> note removed -> first byte ... last byte -> no intent
+//! note: nothing is written -> intent in the manifest -> note removed -> first byte ... last byte
+//!   -> no intent
 //! ```
 //!
 //! An intent may land long after it was told to have failed. Therefore the note: while it is there, an
