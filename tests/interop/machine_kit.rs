@@ -246,9 +246,10 @@ impl Vm {
         let exports = self.query("query-block-exports", json!({})).to_string();
         let files = self.query("query-fdsets", json!({})).to_string();
         assert_eq!((exports.as_str(), files.as_str()), ("[]", "[]"));
-        assert!(!nodes.contains("\"node-name\":\"imgsnap-"), "{nodes}");
+        assert!(!nodes.contains("\"imgsnap-c-") && !nodes.contains("\"imgsnap-t-"), "{nodes}");
+        assert!(!nodes.contains("\"imgsnap-s-"), "{nodes}");
         let block = self.query("query-block", json!({})).to_string();
-        assert!(!block.contains("imgsnap-c"), "{block}");
+        assert!(!block.contains("imgsnap-c-"), "{block}");
         // Nobody could start one otherwise.
         let path = self.socket.with_extension("nbd");
         let address = json!({ "type": "unix", "data": { "path": path } });

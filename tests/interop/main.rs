@@ -19,6 +19,8 @@ mod freeze;
 mod full_disk;
 mod killed;
 mod kit;
+mod machine;
+mod machine_faults;
 mod machine_kit;
 mod machine_verbs;
 mod mounts;
