@@ -46,6 +46,8 @@ named! {
         Accept = "accept",
         /// Take an incomplete snapshot.
         AcceptUnread = "accept_unread",
+        /// Only the snapshot that is named, and not its group.
+        Alone = "alone",
         /// Read the files that an image refers to.
         BackingOk = "backing_ok",
         /// Only the named image, not its group.

@@ -18,6 +18,7 @@ mod repair;
 mod repo;
 mod restore;
 mod rollback;
+mod show;
 mod snapshot;
 mod stats;
 mod travel;
@@ -103,7 +104,7 @@ fn dispatch(args: &Args, printer: &Printer, stop: Arc<AtomicBool>) -> Result<Exi
         Command::Init(verb) => init::run(place, verb, printer),
         Command::Snapshot(verb) => snapshot::run(place, verb, printer, &context),
         Command::List { name } => list::list(&open()?, name.as_deref(), printer, &context),
-        Command::Show { reference } => list::show(&open()?, reference, printer, &context),
+        Command::Show { reference } => show::run(&open()?, reference, printer, &context),
         Command::Diff { before, after, format } => {
             diff::run(place, (before, after), format, printer, &context)
         }

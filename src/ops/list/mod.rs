@@ -7,6 +7,7 @@ use crate::base::events::Context;
 use crate::ops::list::types::Listing;
 use crate::repo::Repository;
 use crate::repo::clones::clones_or_warn;
+use crate::repo::group::Images;
 use crate::repo::session::read;
 
 /// An image with its snapshots.
@@ -14,5 +15,8 @@ pub fn run(repository: &Repository, name: &str, context: &Context) -> Result<Lis
     let reader = read(repository, name, context)?;
     let head = reader.head().clone();
     let clones = clones_or_warn(repository, reader.manifest(), &head, context);
-    Ok(Listing { manifest: reader.manifest().clone(), head, clones })
+    let manifest = reader.manifest().clone();
+    let mut images = Images::of(repository, context);
+    let groups = manifest.snapshots.iter().map(|s| images.members_of(&manifest, s)).collect();
+    Ok(Listing { manifest, groups, head, clones })
 }
