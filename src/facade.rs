@@ -15,11 +15,12 @@ use crate::ops::export::types::{ExportOutcome, ExportRequest};
 use crate::ops::flatten::types::Flattened;
 use crate::ops::import::types::Imported;
 use crate::ops::list::types::Listing;
+use crate::ops::protect::types::Protected;
 use crate::ops::prune::types::{PruneRequest, Pruned};
 use crate::ops::relink::types::{Relinked, RelinkedBase};
 use crate::ops::remove::types::Removed;
 use crate::ops::repair::types::{MendSource, Mended, Repaired, RestoredConfig};
-use crate::ops::restore::types::{RestoreOutcome, RestoreRequest, RestoreTarget};
+use crate::ops::restore::types::{RestoreOutcome, RestoreRequest, RestoreTarget, RestoredGroup};
 use crate::ops::stats::types::Stats;
 use crate::ops::verify::types::{Verified, VerifyScope};
 use crate::repo::config::Defaults;
@@ -157,6 +158,20 @@ impl Repository {
         ops::restore::run(self, request, target, context)
     }
 
+    /// Restores a snapshot and the others of its group into a folder, each to a file that is called as its
+    /// image. Nothing is written unless all can be.
+    ///
+    /// # Errors
+    /// As of [`Repository::restore`]; `AlreadyExists` if one of the files is there.
+    pub fn restore_group(
+        &self,
+        request: &RestoreRequest,
+        folder: &Path,
+        context: &Context,
+    ) -> Result<RestoredGroup> {
+        ops::restore::group::run(self, request, folder, context)
+    }
+
     /// Verifies stored bytes and, unless `quick`, every block and every image digest.
     ///
     /// # Errors
@@ -181,12 +196,27 @@ impl Repository {
         ops::prune::run(self, name, request, context)
     }
 
-    /// Deletes a snapshot. What depends on it stays as it is.
+    /// Deletes a snapshot, whatever was taken with it. What depends on it stays as it is.
     ///
     /// # Errors
     /// `Mismatch` if it is protected, or the target of a rollback that was interrupted.
     pub fn delete(&self, name: &str, at: &At, compact: bool, context: &Context) -> Result<Deleted> {
         ops::delete::run(self, name, at, compact, context)
+    }
+
+    /// Deletes a snapshot and the others of its group, the one that is named last. Nothing is deleted unless
+    /// all may be.
+    ///
+    /// # Errors
+    /// As of [`Repository::delete`]; `Corrupt` if the image of another one cannot be read.
+    pub fn delete_group(
+        &self,
+        name: &str,
+        at: &At,
+        compact: bool,
+        context: &Context,
+    ) -> Result<Vec<Deleted>> {
+        ops::delete::run_group(self, name, at, compact, context)
     }
 
     /// Makes a snapshot a base: a synthetic full, made from the repository without a look at the image.
@@ -224,6 +254,20 @@ impl Repository {
         context: &Context,
     ) -> Result<Snapshot> {
         ops::protect::run(self, name, at, protect, context)
+    }
+
+    /// The same of a snapshot and the others of its group.
+    ///
+    /// # Errors
+    /// As of [`Repository::protect`]; `Corrupt` if the image of another one cannot be read.
+    pub fn protect_group(
+        &self,
+        name: &str,
+        at: &At,
+        protect: bool,
+        context: &Context,
+    ) -> Result<Vec<Protected>> {
+        ops::protect::run_group(self, name, at, protect, context)
     }
 
     /// Removes an image with all its snapshots.

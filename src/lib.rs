@@ -33,13 +33,16 @@ pub use ops::export::types::{ExportOutcome, ExportRequest};
 pub use ops::flatten::types::Flattened;
 pub use ops::import::types::Imported;
 pub use ops::list::types::Listing;
+pub use ops::protect::types::Protected;
 pub use ops::prune::types::{PruneRequest, Pruned};
 pub use ops::relink::types::{Relinked, RelinkedBase};
 pub use ops::remove::types::Removed;
 pub use ops::repair::types::{
     ConfigOrigin, MendSource, Mended, MendedBy, Rebuilt, Repaired, RestoredConfig,
 };
-pub use ops::restore::types::{RestoreOutcome, RestoreRequest, RestoreTarget, UpdateOutcome};
+pub use ops::restore::types::{
+    RestoreOutcome, RestoreRequest, RestoreTarget, RestoredGroup, RestoredMember, UpdateOutcome,
+};
 pub use ops::rollback::types::{RollbackOutcome, RollbackRequest};
 pub use ops::snapshot::distinct::check_distinct;
 pub use ops::snapshot::types::{
@@ -53,6 +56,7 @@ pub use ops::watch::types::{WatchRequest, Watched};
 pub use repo::Repository;
 pub use repo::compaction::{Compaction, Merging};
 pub use repo::config::Defaults;
+pub use repo::group::{Member, MemberState, Members};
 pub use repo::inside::refuse_inside_any;
 pub use repo::policy::{Policy, SnapshotPolicy};
 pub use repo::reference::{At, Reference, check_label};

@@ -50,8 +50,6 @@ named! {
         Alone = "alone",
         /// Read the files that an image refers to.
         BackingOk = "backing_ok",
-        /// Only the named image, not its group.
-        Alone = "alone",
         /// The image that a chain of files begins from.
         Base = "base",
         /// The image whose blocks a base refers to.

@@ -27,14 +27,21 @@ pub fn label(
 pub fn protect(
     repository: &Repository,
     reference: &Reference,
+    alone: bool,
     protect: bool,
     printer: &Printer,
     context: &Context,
 ) -> Result<ExitCode> {
     let name = &reference.name;
-    let snapshot = repository.protect(name, &reference.at, protect, context)?;
     let what = if protect { "is protected" } else { "is not protected any more" };
-    say_changed(repository, name, &snapshot, what, printer, context)
+    if alone {
+        let snapshot = repository.protect(name, &reference.at, protect, context)?;
+        return say_changed(repository, name, &snapshot, what, printer, context);
+    }
+    for done in repository.protect_group(name, &reference.at, protect, context)? {
+        say_changed(repository, &done.name, &done.snapshot, what, printer, context)?;
+    }
+    Ok(exit::DONE)
 }
 
 /// What a snapshot is now.

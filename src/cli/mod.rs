@@ -116,8 +116,8 @@ fn dispatch(args: &Args, printer: &Printer, stop: Arc<AtomicBool>) -> Result<Exi
             verify::run(&open()?, what.as_deref(), *quick, printer, &context)
         }
         Command::Prune(verb) => prune::run(&open_for(!verb.dry_run)?, verb, printer, &context),
-        Command::Delete { reference, compact } => {
-            prune::delete(&open_to_change()?, reference, *compact, printer, &context)
+        Command::Delete { reference, alone, compact } => {
+            prune::delete(&open_to_change()?, reference, *alone, *compact, printer, &context)
         }
         Command::Flatten { reference } => {
             prune::flatten(&open_to_change()?, reference, printer, &context)
@@ -133,8 +133,8 @@ fn dispatch(args: &Args, printer: &Printer, stop: Arc<AtomicBool>) -> Result<Exi
         Command::Label { reference, label } => {
             admin::label(&open_to_change()?, reference, label.as_deref(), printer, &context)
         }
-        Command::Protect { reference, off } => {
-            admin::protect(&open_to_change()?, reference, !off, printer, &context)
+        Command::Protect { reference, alone, off } => {
+            admin::protect(&open_to_change()?, reference, *alone, !off, printer, &context)
         }
         Command::Remove(verb) => remove::run(&open_to_change()?, verb, printer, &context),
         Command::Repair { name, from } => {

@@ -6,7 +6,7 @@ use super::{exit, list, output, repo};
 use imgsnap::base::error::{ErrorKind, Result};
 use imgsnap::base::events::Context;
 use imgsnap::repo::retention::Rules;
-use imgsnap::{Compaction, PruneRequest, Pruned, Reference, Repository};
+use imgsnap::{Compaction, Deleted, PruneRequest, Pruned, Reference, Repository};
 use serde_json::{Value, json};
 use std::process::ExitCode;
 
@@ -246,42 +246,50 @@ pub fn freed_later(bytes: u64, grace_seconds: u64) -> String {
 pub fn delete(
     repository: &Repository,
     reference: &Reference,
+    alone: bool,
     compact: bool,
     printer: &Printer,
     context: &Context,
 ) -> Result<ExitCode> {
-    let name = &reference.name;
-    let deleted = repository.delete(name, &reference.at, compact, context)?;
-    let (deleted, compaction) = (deleted.snapshot, deleted.compaction);
-    warn_of_free_space(&compaction, printer);
+    let (name, at) = (&reference.name, &reference.at);
+    let deleted = match alone {
+        true => vec![repository.delete(name, at, compact, context)?],
+        false => repository.delete_group(name, at, compact, context)?,
+    };
+    deleted.iter().try_for_each(|deleted| say_deleted(deleted, printer))?;
+    Ok(exit::DONE)
+}
+
+fn say_deleted(deleted: &Deleted, printer: &Printer) -> Result<()> {
+    let Deleted { name, snapshot, compaction, .. } = deleted;
+    warn_of_free_space(compaction, printer);
     if printer.is_json() {
         let mut value = json!({
             "name": name,
-            "number": deleted.number,
-            "ref": format!("{name}@{}", deleted.number),
+            "number": snapshot.number,
+            "ref": format!("{name}@{}", snapshot.number),
         });
         if let (Some(object), Value::Object(more)) =
-            (value.as_object_mut(), compaction_json(&compaction))
+            (value.as_object_mut(), compaction_json(compaction))
         {
             object.extend(more);
         }
-        printer.json(&value)?;
-    } else {
-        let freed = format!("{} freed", output::bytes(compaction.freed_bytes));
-        let what = match (compaction.freed_bytes, compaction.to_free_bytes) {
-            (_, 0) => freed,
-            (0, _) => format!("to free {}", to_free(&compaction)),
-            _ => format!("{freed}, to free {}", to_free(&compaction)),
-        };
-        printer.line(&format!("deleted {name}@{}: {what}", deleted.number))?;
-        if compaction.held_files > 0 {
-            lines(&compaction, false)
-                .iter()
-                .filter(|line| line.starts_with("held"))
-                .try_for_each(|line| printer.line(&format!("  {line}")))?;
-        }
+        return printer.json(&value);
     }
-    Ok(exit::DONE)
+    let freed = format!("{} freed", output::bytes(compaction.freed_bytes));
+    let what = match (compaction.freed_bytes, compaction.to_free_bytes) {
+        (_, 0) => freed,
+        (0, _) => format!("to free {}", to_free(compaction)),
+        _ => format!("{freed}, to free {}", to_free(compaction)),
+    };
+    printer.line(&format!("deleted {name}@{}: {what}", snapshot.number))?;
+    if compaction.held_files > 0 {
+        lines(compaction, false)
+            .iter()
+            .filter(|line| line.starts_with("held"))
+            .try_for_each(|line| printer.line(&format!("  {line}")))?;
+    }
+    Ok(())
 }
 
 pub fn flatten(

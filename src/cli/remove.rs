@@ -3,12 +3,12 @@
 use super::args::{Args, Remove};
 use super::printer::Printer;
 use super::prune::freed_later;
-use super::{exit, output};
+use super::{exit, list, output};
 use clap::CommandFactory;
 use clap::error::{ContextKind, ContextValue};
-use imgsnap::Repository;
 use imgsnap::base::error::{Error, ErrorKind, Result};
 use imgsnap::base::events::Context;
+use imgsnap::{Member, Members, Repository};
 use serde_json::json;
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
@@ -58,9 +58,10 @@ pub fn run(
     let (snapshots, freed) = (done.snapshots, done.freed_bytes);
     if printer.is_json() {
         let grace = done.grace_seconds;
+        let groups: Vec<_> = done.incomplete.iter().map(list::group_json).collect();
         let (now, later) = if grace.is_none() { (freed, 0) } else { (0, freed) };
         printer.json(&json!({"name": name, "snapshots": snapshots, "freed_bytes": now,
-            "to_free_bytes": later, "grace_seconds": grace}))?;
+            "to_free_bytes": later, "grace_seconds": grace, "incomplete_groups": groups}))?;
     } else {
         let what = output::plural(snapshots, "snapshot");
         let freed = match done.grace_seconds {
@@ -68,8 +69,29 @@ pub fn run(
             Some(grace) => format!("to free {}", freed_later(freed, grace)),
         };
         printer.line(&format!("removed \"{name}\": {what}, {freed}"))?;
+        if !done.incomplete.is_empty() {
+            printer.line(&format!("  incomplete now: {}", incomplete(&done.incomplete)))?;
+        }
     }
     Ok(exit::DONE)
+}
+
+/// How many groups are named.
+const SHOWN_GROUPS: usize = 4;
+
+/// The groups that it was in, and what is left of them.
+fn incomplete(groups: &[Members]) -> String {
+    let shown = groups.iter().take(SHOWN_GROUPS).map(|group| {
+        let left = group.members.iter().filter(|member| member.number().is_some());
+        let places: Vec<String> = left.map(Member::place).collect();
+        let name = group.name.as_ref().map_or(String::new(), |name| format!(" {name}"));
+        format!("group{name} ({} left)", places.join(", "))
+    });
+    let shown: Vec<String> = shown.collect();
+    match groups.len().saturating_sub(SHOWN_GROUPS) as u64 {
+        0 => shown.join(", "),
+        more => format!("{}, and {} more", shown.join(", "), output::count(more)),
+    }
 }
 
 /// Asks on the terminal. A read there goes on after a signal, so another thread does it, and ends with

@@ -6,7 +6,8 @@ use crate::base::events::Context;
 use crate::base::message::{Setting, message};
 use crate::repo::Repository;
 use crate::repo::manifest::{self, Manifest, Snapshot, SnapshotPlace};
-use crate::repo::reference::check_label;
+use crate::repo::reference::{At, check_label};
+use crate::repo::session::read;
 use serde::Serialize;
 use std::collections::{BTreeMap, HashSet};
 use uuid::Uuid;
@@ -110,6 +111,13 @@ impl Members {
     pub fn others(&self, image: Uuid) -> impl Iterator<Item = &Member> {
         let is_other = move |member: &&Member| member.image != image && member.number().is_some();
         self.members.iter().filter(is_other)
+    }
+
+    /// The same once an image is gone.
+    pub(crate) fn without(mut self, image: Uuid) -> Self {
+        let of_image = self.members.iter_mut().filter(|member| member.image == image);
+        of_image.for_each(|member| member.state = MemberState::NoImage);
+        self
     }
 
     /// Fails if an image cannot be read: what it says of its snapshot may forbid what is done to all.
@@ -231,4 +239,57 @@ pub(crate) fn members_of(
     context: &Context,
 ) -> Option<Members> {
     Images::of(repository, context).members_of(own, snapshot)
+}
+
+/// A snapshot with which something is done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Target {
+    /// Name of its image.
+    pub name: String,
+    /// Its identity.
+    pub id: Uuid,
+    /// True for the one that the user named.
+    pub is_named: bool,
+}
+
+/// The snapshot that is meant and those of its group that are there, by the names of their images: the order
+/// in which they are opened, so that nobody waits for who waits for him.
+///
+/// # Errors
+/// `NotFound` if there is no such snapshot; `Corrupt` if the image of another one cannot be read.
+pub(crate) fn targets(
+    repository: &Repository,
+    name: &str,
+    at: &At,
+    context: &Context,
+) -> Result<Vec<Target>> {
+    let reader = read(repository, name, context)?;
+    let (image, snapshot) = (reader.manifest(), reader.find(at)?);
+    let group = members_of(repository, image, snapshot, context);
+    group.as_ref().map_or(Ok(()), Members::check_readable)?;
+    let other = |member: &Member| Target {
+        name: member.name.clone(),
+        id: member.snapshot,
+        is_named: false,
+    };
+    let others = group.iter().flat_map(|group| group.others(image.image_id)).map(other);
+    let named = Target { name: name.to_owned(), id: snapshot.id, is_named: true };
+    let mut targets: Vec<Target> = others.chain([named]).collect();
+    targets.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(targets)
+}
+
+/// The order of the commits: who is killed between two gives the same command again, which is of the one that
+/// is the last.
+pub(crate) fn named_last<T>(mut all: Vec<T>, is_named: impl Fn(&T) -> bool) -> Vec<T> {
+    all.sort_by_key(is_named);
+    all
+}
+
+/// The error of one, where others are done.
+pub(crate) fn half_done(error: Error, done: &[String], what: &str) -> Error {
+    if done.is_empty() {
+        return error;
+    }
+    error.at(format!("{} {what}, the rest of the group is not", done.join(", ")))
 }

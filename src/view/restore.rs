@@ -97,12 +97,39 @@ pub fn check_free_space_for(
     free_bytes: Option<u64>,
     place: &str,
 ) -> Result<()> {
-    let geometry = chain.geometry();
-    let part = check_range(range, geometry.image_bytes)?;
+    let part = check_range(range, chain.geometry().image_bytes)?;
     // Only who may have too little has to look into the tables.
     let Some(free_bytes) = free_bytes.filter(|free_bytes| *free_bytes < part.bytes) else {
         return Ok(());
     };
+    check_free_space(Some(free_bytes), written_bytes(chain, part)?, place, "the restore")
+}
+
+/// Fails unless what a restore of all of several images will write fits into `free_bytes` bytes.
+///
+/// # Errors
+/// `LimitExceeded` if not, with `place`.
+pub fn check_free_space_for_all(
+    chains: &[&Chain],
+    free_bytes: Option<u64>,
+    place: &str,
+) -> Result<()> {
+    let image_bytes = |chain: &&Chain| chain.geometry().image_bytes;
+    let all: u64 = chains.iter().map(image_bytes).fold(0, u64::saturating_add);
+    let Some(free_bytes) = free_bytes.filter(|free_bytes| *free_bytes < all) else {
+        return Ok(());
+    };
+    let mut needed: u64 = 0;
+    for chain in chains {
+        let all = check_range(None, chain.geometry().image_bytes)?;
+        needed = needed.saturating_add(written_bytes(chain, all)?);
+    }
+    check_free_space(Some(free_bytes), needed, place, "the restore")
+}
+
+/// Bytes of a part of an image that are no zeros.
+fn written_bytes(chain: &Chain, part: ByteRange) -> Result<u64> {
+    let geometry = chain.geometry();
     let blocks = part.blocks(geometry.block_size);
     let mut walk = chain.walk_to(blocks.end());
     walk.seek(blocks.first);
@@ -112,7 +139,7 @@ pub fn check_free_space_for(
             needed += geometry.bytes_in(span.blocks);
         }
     }
-    check_free_space(Some(free_bytes), needed.min(part.bytes), place, "the restore")
+    Ok(needed.min(part.bytes))
 }
 
 /// The part of an image of `image_bytes` bytes that is meant: all of it if none is named.

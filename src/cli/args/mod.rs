@@ -105,11 +105,14 @@ pub enum Command {
     },
     /// Drop the snapshots that no rule keeps, and get their room back
     Prune(Prune),
-    /// Remove a snapshot; those that rest on it stay as they are
+    /// Remove a snapshot, and the others of its group; those that rest on them stay as they are
     Delete {
         /// NAME@WHICH
         #[arg(value_name = "REF", value_parser = parsed::<Reference>)]
         reference: Reference,
+        /// Only this snapshot, whatever was taken with it
+        #[arg(long)]
+        alone: bool,
         /// Merge its file into those that rest on it, even where that frees little
         #[arg(long)]
         compact: bool,
@@ -143,11 +146,14 @@ pub enum Command {
         /// The label; without it, the snapshot has none afterwards
         label: Option<String>,
     },
-    /// Keep a snapshot whatever prune, delete, remove or watch are told
+    /// Keep a snapshot, and the others of its group, whatever prune, delete, remove or watch are told
     Protect {
         /// NAME@WHICH
         #[arg(value_name = "REF", value_parser = parsed::<Reference>)]
         reference: Reference,
+        /// Only this snapshot, whatever was taken with it
+        #[arg(long)]
+        alone: bool,
         /// It may be dropped again
         #[arg(long)]
         off: bool,

@@ -13,8 +13,9 @@ pub struct Restore {
     /// NAME@WHICH
     #[arg(value_name = "REF", value_parser = parsed::<Reference>)]
     pub reference: Reference,
-    /// A new file (qcow2 if it ends so), a block device, nbd://HOST/EXPORT, or - for stdout
-    #[arg(short, long, value_name = "FILE|DEVICE|NBD|-", value_hint = ValueHint::FilePath)]
+    /// A new file (qcow2 if it ends so), a block device, nbd://HOST/EXPORT, or - for stdout; or a folder, for
+    /// all of the group of the snapshot, as DIR/NAME.img or NAME.qcow2
+    #[arg(short, long, value_name = "FILE|DEVICE|NBD|-|DIR/", value_hint = ValueHint::FilePath)]
     pub output: PathBuf,
     /// Replace an existing file; write to a device or an export
     #[arg(short, long)]

@@ -10,7 +10,9 @@ use imgsnap::base::events::Context;
 use imgsnap::base::uri::Shown;
 use imgsnap::image::ImageUri;
 use imgsnap::image::write::Stream;
-use imgsnap::{Repository, RestoreOutcome, RestoreRequest, RestoreTarget, UpdateOutcome};
+use imgsnap::{
+    Member, Members, Repository, RestoreOutcome, RestoreRequest, RestoreTarget, UpdateOutcome,
+};
 use serde_json::{Value, json};
 use std::path::Path;
 use std::process::ExitCode;
@@ -44,6 +46,9 @@ pub fn run(
             ImageUri::Nbd(uri) => {
                 repository.restore(&request, RestoreTarget::Nbd(&uri), context)?
             }
+            ImageUri::File(path) if is_folder(verb, &path) => {
+                return into_folder(repository, &request, verb, &path, printer, context);
+            }
             ImageUri::File(path) => {
                 repository.restore(&request, RestoreTarget::Path(&path), context)?
             }
@@ -53,6 +58,7 @@ pub fn run(
             }
         }
     };
+    note_others(&request, verb, &outcome, printer);
     if outcome.untouched_bytes > 0 {
         let (place, rest) = (verb.output.shown(), output::bytes(outcome.untouched_bytes));
         printer.say(&format!("{place} is larger: its last {rest} were not touched"));
@@ -61,31 +67,81 @@ pub fn run(
     let seconds = begun.elapsed().as_secs_f64();
     let line = || match &outcome.update {
         Some(update) => describe_update(&name, verb, &outcome, update, seconds),
-        None => describe(&name, verb, &outcome, seconds),
+        None => describe(&name, &verb.output, verb, &outcome, seconds),
     };
     if to_stdout {
         // Stdout is the image.
         printer.say(&line());
     } else if printer.is_json() {
-        printer.json(&json(&request, verb, &outcome, seconds)?)?;
+        printer.json(&json(&request.name, &verb.output, &outcome, seconds)?)?;
     } else {
         printer.line(&line())?;
     }
     Ok(exit::DONE)
 }
 
-fn json(
+/// True if each image is to be a file of its own there.
+fn is_folder(verb: &Restore, path: &Path) -> bool {
+    verb.output.as_os_str().as_encoded_bytes().ends_with(b"/") || path.is_dir()
+}
+
+/// All of a group.
+fn into_folder(
+    repository: &Repository,
+    request: &RestoreRequest,
+    verb: &Restore,
+    folder: &Path,
+    printer: &Printer,
+    context: &Context,
+) -> Result<ExitCode> {
+    let begun = Instant::now();
+    let done = repository.restore_group(request, folder, context)?;
+    if let Some(missing) = done.group.as_ref().and_then(Members::missing) {
+        printer.warn(&format!("the group is incomplete: {missing}"));
+    }
+    let seconds = begun.elapsed().as_secs_f64();
+    for member in &done.members {
+        let (name, path, outcome) = (&member.name, &member.path, &member.outcome);
+        if printer.is_json() {
+            printer.json(&json(name, path, outcome, seconds)?)?;
+        } else {
+            let place = format!("{name}@{}", outcome.snapshot.number);
+            printer.line(&describe(&place, path, verb, outcome, seconds))?;
+        }
+    }
+    Ok(exit::DONE)
+}
+
+/// A file of one disk is not all of a machine.
+fn note_others(
     request: &RestoreRequest,
     verb: &Restore,
     outcome: &RestoreOutcome,
-    seconds: f64,
-) -> Result<Value> {
+    printer: &Printer,
+) {
+    let Some(group) = &outcome.group else { return };
+    if verb.range.is_some() || verb.update {
+        return;
+    }
+    let place = format!("{}@{}", request.name, outcome.snapshot.number);
+    let is_other = |member: &&Member| member.snapshot != outcome.snapshot.id;
+    let others = group.members.iter().filter(|member| member.number().is_some()).filter(is_other);
+    let others: Vec<String> = others.map(Member::place).collect();
+    if !others.is_empty() {
+        printer.say(&format!(
+            "{place} was taken with {}: \"imgsnap restore {place} -o DIR/\" restores all of them",
+            others.join(", ")
+        ));
+    }
+}
+
+fn json(name: &str, path: &Path, outcome: &RestoreOutcome, seconds: f64) -> Result<Value> {
     let (snapshot, restored) = (&outcome.snapshot, outcome.restored);
     let mut json = json!({
-        "name": request.name,
+        "name": name,
         "number": snapshot.number,
-        "ref": format!("{}@{}", request.name, snapshot.number),
-        "output": output::path(&verb.output),
+        "ref": format!("{name}@{}", snapshot.number),
+        "output": output::path(path),
         "image_bytes": snapshot.image_bytes,
         "restored_bytes": restored.bytes,
         "data_bytes": restored.data_bytes,
@@ -100,14 +156,20 @@ fn json(
             ("matched_bytes".into(), update.matched_bytes.into()),
             ("read_bytes".into(), update.read_bytes.into()),
             ("samples".into(), json!(update.samples)),
-            ("trusted".into(), json!(update.trusted.map(|n| format!("{}@{n}", request.name)))),
+            ("trusted".into(), json!(update.trusted.map(|n| format!("{name}@{n}")))),
             ("not_trusted".into(), json!(update.not_trusted)),
         ]);
     }
     Ok(json)
 }
 
-fn describe(name: &str, verb: &Restore, outcome: &RestoreOutcome, seconds: f64) -> String {
+fn describe(
+    name: &str,
+    path: &Path,
+    verb: &Restore,
+    outcome: &RestoreOutcome,
+    seconds: f64,
+) -> String {
     let restored = outcome.restored;
     let proof = match restored.proved {
         true => "each block and the image digest checked",
@@ -121,7 +183,7 @@ fn describe(name: &str, verb: &Restore, outcome: &RestoreOutcome, seconds: f64) 
     };
     format!(
         "{name} -> {}  {} ({} data) in {}, {}; {proof}{from_seed}",
-        output::shown(&verb.output),
+        output::shown(path),
         output::bytes(restored.bytes),
         output::bytes(restored.data_bytes),
         output::duration(seconds),

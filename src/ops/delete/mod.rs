@@ -1,4 +1,4 @@
-//! The verb *delete*: drops one snapshot. What depends on it stays as it is.
+//! The verb *delete*: drops one snapshot, or all of a group. What depends on them stays as it is.
 
 pub mod types;
 
@@ -7,16 +7,19 @@ use crate::base::events::Context;
 use crate::base::message::{Setting, Verb, message};
 use crate::ops::delete::types::Deleted;
 use crate::repo::Repository;
+use crate::repo::change::refuse_kept;
 use crate::repo::compact::{compact, drop_snapshots, or_warn};
-use crate::repo::compaction::CompactWhen;
+use crate::repo::compaction::{CompactWhen, Compaction};
+use crate::repo::group::{half_done, named_last, targets};
 use crate::repo::head::Head;
-use crate::repo::manifest::Snapshot;
+use crate::repo::manifest::{Snapshot, changed_meanwhile};
 use crate::repo::pins::{Below, write_to_drop};
 use crate::repo::reference::{self, At};
-use crate::repo::session::refuse_damaged_head;
+use crate::repo::session::{Writer, refuse_damaged_head};
 use std::collections::HashSet;
+use uuid::Uuid;
 
-/// Deletes a snapshot. What depends on it stays as it is.
+/// Deletes a snapshot, whatever was taken with it. What depends on it stays as it is.
 pub fn run(
     repository: &Repository,
     name: &str,
@@ -24,25 +27,119 @@ pub fn run(
     is_compact: bool,
     context: &Context,
 ) -> Result<Deleted> {
-    let mut writer = write_to_drop(repository, name, context)?;
+    let writer = write_to_drop(repository, name, context)?;
     refuse_damaged_head(name, writer.head_was_damaged)?;
     let snapshot = reference::find(&writer.manifest, &writer.head, at)?.clone();
-    refuse_target(&writer.head, &snapshot, name)?;
-    // A policy that cannot be read is no reason to keep what somebody wants to be gone.
-    let garbage = repository.policy(name).unwrap_or_default().garbage;
-    let below = Below::of(&writer.manifest);
-    let (head, ids) = (writer.head.clone(), HashSet::from([snapshot.id]));
-    let unneeded = drop_snapshots(repository, &mut writer, &ids, |next| {
-        refuse_target(&head.in_view_of(next), &snapshot, name)?;
-        Ok(ids.clone())
-    })?;
-    let when = CompactWhen::of(is_compact, garbage);
-    let compacted = compact(repository, &mut writer, &unneeded, when, context)?;
-    let compaction = or_warn(compacted, context);
-    let now = writer.manifest.clone();
-    drop(writer);
-    below.release(repository, Some(&now), context);
-    Ok(Deleted { snapshot, compaction })
+    let mut open = Open::of(name, writer, snapshot, true)?;
+    let unneeded = open.drop_it(repository)?;
+    let compaction = open.compact(repository, &unneeded, is_compact, context)?;
+    Ok(open.end(repository, compaction, context))
+}
+
+/// Deletes a snapshot, and the others of its group: nothing is dropped before it is known that all may be.
+/// The one that is named goes last. Gives them in the order in which they went.
+pub fn run_group(
+    repository: &Repository,
+    name: &str,
+    at: &At,
+    is_compact: bool,
+    context: &Context,
+) -> Result<Vec<Deleted>> {
+    let mut opened = Vec::new();
+    for target in targets(repository, name, at, context)? {
+        let (name, is_named) = (target.name.as_str(), target.is_named);
+        let writer = match write_to_drop(repository, name, context) {
+            // It has just been removed.
+            Err(e) if !is_named && e.kind() == ErrorKind::NotFound => continue,
+            other => other?,
+        };
+        refuse_damaged_head(name, writer.head_was_damaged)?;
+        match writer.manifest.by_id(target.id).cloned() {
+            Some(snapshot) => opened.push(Open::of(name, writer, snapshot, is_named)?),
+            None if is_named => return Err(changed_meanwhile(name)),
+            None => {}
+        }
+    }
+    opened.iter().try_for_each(|open| open.check(repository, opened.len() > 1))?;
+    context.check()?;
+    let mut dropped: Vec<(Open, Vec<Snapshot>)> = Vec::new();
+    for mut open in named_last(opened, |open| open.is_named) {
+        match open.drop_it(repository) {
+            Ok(unneeded) => dropped.push((open, unneeded)),
+            Err(e) => {
+                let done: Vec<String> = dropped.iter().map(|(open, _)| open.place()).collect();
+                return Err(half_done(e, &done, "deleted"));
+            }
+        }
+    }
+    let mut done = Vec::new();
+    for (mut open, unneeded) in dropped {
+        let compaction = open.compact(repository, &unneeded, is_compact, context)?;
+        done.push((open.name, open.snapshot, open.below, open.writer.manifest, compaction));
+    }
+    // Where the chains of one begin in another, both are let go of by now.
+    let end = |(name, snapshot, below, now, compaction): (_, _, Below, _, _)| {
+        below.release(repository, Some(&now), context);
+        Deleted { name, snapshot, compaction }
+    };
+    Ok(done.into_iter().map(end).collect())
+}
+
+/// An image of which a snapshot is to go.
+struct Open {
+    name: String,
+    writer: Writer,
+    snapshot: Snapshot,
+    below: Below,
+    is_named: bool,
+}
+
+impl Open {
+    fn of(name: &str, writer: Writer, snapshot: Snapshot, is_named: bool) -> Result<Self> {
+        refuse_target(&writer.head, &snapshot, name)?;
+        let below = Below::of(&writer.manifest);
+        Ok(Self { name: name.to_owned(), writer, snapshot, below, is_named })
+    }
+
+    fn place(&self) -> String {
+        format!("{}@{}", self.name, self.snapshot.number)
+    }
+
+    fn check(&self, repository: &Repository, has_others: bool) -> Result<()> {
+        let is_meant = |s: &Snapshot| s.id == self.snapshot.id;
+        refuse_kept(repository.store.as_ref(), &self.writer.manifest, is_meant)
+            .map_err(|e| if has_others { e.at("nothing of the group was deleted") } else { e })
+    }
+
+    fn drop_it(&mut self, repository: &Repository) -> Result<Vec<Snapshot>> {
+        let Self { name, writer, snapshot, .. } = self;
+        let (head, ids): (_, HashSet<Uuid>) = (writer.head.clone(), HashSet::from([snapshot.id]));
+        drop_snapshots(repository, writer, &ids, |next| {
+            refuse_target(&head.in_view_of(next), snapshot, name)?;
+            Ok(ids.clone())
+        })
+    }
+
+    fn compact(
+        &mut self,
+        repository: &Repository,
+        unneeded: &[Snapshot],
+        is_compact: bool,
+        context: &Context,
+    ) -> Result<Compaction> {
+        // A policy that cannot be read is no reason to keep what somebody wants to be gone.
+        let garbage = repository.policy(&self.name).unwrap_or_default().garbage;
+        let when = CompactWhen::of(is_compact, garbage);
+        let compacted = compact(repository, &mut self.writer, unneeded, when, context)?;
+        Ok(or_warn(compacted, context))
+    }
+
+    fn end(self, repository: &Repository, compaction: Compaction, context: &Context) -> Deleted {
+        let now = self.writer.manifest.clone();
+        drop(self.writer);
+        self.below.release(repository, Some(&now), context);
+        Deleted { name: self.name, snapshot: self.snapshot, compaction }
+    }
 }
 
 /// Fails if a rollback to a snapshot was interrupted.

@@ -8,6 +8,8 @@ use serde::Serialize;
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Deleted {
+    /// Name of its image.
+    pub name: String,
     /// The snapshot, as it was.
     pub snapshot: Snapshot,
     /// What became of its space.

@@ -2,6 +2,9 @@
 
 pub mod types;
 
+mod decided;
+mod kept_with;
+
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::events::Context;
 use crate::base::message::{Setting, Verb, message};
@@ -12,12 +15,13 @@ use crate::repo::compaction::{CompactWhen, Compaction};
 use crate::repo::files::open_chain;
 use crate::repo::garbage::collect_removed;
 use crate::repo::head::Head;
-use crate::repo::manifest::{Manifest, Snapshot};
+use crate::repo::manifest::Manifest;
 use crate::repo::pins::{Below, write_to_drop};
-use crate::repo::retention::{Decision, Rules, Times, decide};
 use crate::repo::session::{read, refuse_damaged_head};
+use decided::decide_all;
 use jiff::Timestamp;
-use jiff::tz::TimeZone;
+use kept_with::KeptWith;
+use std::cell::RefCell;
 use std::collections::HashSet;
 use uuid::Uuid;
 
@@ -41,11 +45,18 @@ pub fn run(
             Verb::Config.of("edit"),
         ])
     })?;
+    let now = Timestamp::now();
+    let others = RefCell::new(KeptWith::of(repository, request.rules.as_ref(), now, context));
+    let decide = |manifest: &Manifest, head: &Head| {
+        let mut decided = decide_all(manifest, head, &rules, now)?;
+        decided.keep_groups(manifest, &mut others.borrow_mut());
+        Ok::<_, Error>(decided)
+    };
     let when = CompactWhen::of(request.compact, policy.garbage);
     if request.dry_run {
         let reader = read(repository, name, context)?;
         refuse_damaged_head(name, reader.head_was_damaged)?;
-        let decided = decide_all(reader.manifest(), reader.head(), &rules)?;
+        let decided = decide(reader.manifest(), reader.head())?;
         let mut next = reader.manifest().clone();
         let unneeded = drop_from_manifest(&mut next, &decided.dropped());
         let compaction = compaction_of(repository, &next, &unneeded, when, context)?;
@@ -55,7 +66,7 @@ pub fn run(
     }
     let mut writer = write_to_drop(repository, name, context)?;
     refuse_damaged_head(name, writer.head_was_damaged)?;
-    let decided = decide_all(&writer.manifest, &writer.head, &rules)?;
+    let decided = decide(&writer.manifest, &writer.head)?;
     let ids = decided.dropped();
     let checked = plan_checked(repository, &writer.manifest, &ids, when, context);
     let refused = |plan| refuse_for_nothing(&ids, &plan);
@@ -64,7 +75,7 @@ pub fn run(
     })?;
     let (head, below) = (writer.head.clone(), Below::of(&writer.manifest));
     let unneeded = drop_snapshots(repository, &mut writer, &ids, |next| {
-        Ok(decide_all(next, &head.in_view_of(next), &rules)?.dropped())
+        Ok(decide(next, &head.in_view_of(next))?.dropped())
     })?;
     if let Err(e) = collect_removed(repository, context) {
         context.note(e);
@@ -116,58 +127,4 @@ fn refuse_for_nothing(dropped: &HashSet<Uuid>, plan: &Compaction) -> Result<()> 
         "free some space there; of the repository only what no other snapshot depends on, the newest one of \
          a chain, is freed without",
     ))
-}
-
-/// Each snapshot with the reasons to keep it, and the time that counted.
-struct Decided {
-    snapshots: Vec<(Snapshot, Decision)>,
-    clock_in_doubt: bool,
-}
-
-impl Decided {
-    fn dropped(&self) -> HashSet<Uuid> {
-        let dropped = self.snapshots.iter().filter(|(_, decision)| decision.keep.is_empty());
-        dropped.map(|(s, _)| s.id).collect()
-    }
-
-    fn outcome(self, name: &str, compaction: Compaction) -> Pruned {
-        let (clock_in_doubt, snapshots) = (self.clock_in_doubt, self.snapshots);
-        let wrong = snapshots.iter().filter(|(s, decision)| decision.time != s.time);
-        let corrected = wrong.map(|(s, decision)| (s.number, decision.time)).collect();
-        let decisions = snapshots.into_iter().map(|(s, decision)| (s, decision.keep)).collect();
-        Pruned { name: name.into(), decisions, corrected, clock_in_doubt, compaction }
-    }
-}
-
-fn decide_all(manifest: &Manifest, head: &Head, rules: &Rules) -> Result<Decided> {
-    let times = Times::of(&manifest.snapshots, Timestamp::now());
-    let decided = decide(rules, &manifest.snapshots, &times, &TimeZone::system());
-    let keeps_some = decided.iter().any(|decision| !decision.keep.is_empty());
-    if !keeps_some && !manifest.snapshots.is_empty() {
-        let what = format!("these rules keep none of the snapshots of \"{}\"", manifest.name);
-        return Err(Error::new(ErrorKind::InvalidInput, what).hint(message![
-            "add one such as ",
-            Setting::KeepLast.to(1),
-            ", or remove the image with ",
-            Verb::Remove.of(&manifest.name),
-        ]));
-    }
-    let intent = head.intent.map(|intent| (Some(intent.target), intent.saved));
-    let reasons = |s: &Snapshot, mut keep: Vec<String>| {
-        keep.extend(manifest.keeps(s));
-        // The next snapshot is taken against it, and is small because of that.
-        keep.extend((head.snapshot == Some(s.id)).then(|| "head".to_owned()));
-        let is_needed = intent.is_some_and(|(to, saved)| to == Some(s.id) || saved == Some(s.id));
-        keep.extend(is_needed.then(|| "interrupted rollback".to_owned()));
-        keep
-    };
-    let snapshots = manifest.snapshots.iter().cloned().zip(decided);
-    let snapshots = snapshots
-        .map(|(s, of)| {
-            let keep = reasons(&s, of.keep);
-            (s, Decision { keep, ..of })
-        })
-        .collect();
-    let clock_in_doubt = rules.use_time() && times.is_in_doubt;
-    Ok(Decided { snapshots, clock_in_doubt })
 }

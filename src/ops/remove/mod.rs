@@ -8,6 +8,7 @@ use crate::ops::remove::types::Removed;
 use crate::repo::Repository;
 use crate::repo::change::{refuse_kept, remove_image};
 use crate::repo::clones::remove_all_clones;
+use crate::repo::group::{Images, Members};
 use crate::repo::manifest::Manifest;
 use crate::repo::pins::{Below, PinnedFor, write_to_drop};
 
@@ -22,7 +23,8 @@ pub fn run(repository: &Repository, name: &str, context: &Context) -> Result<Rem
     let freed_bytes = writer.freed_bytes + stored.iter().map(|s| s.file_bytes).sum::<u64>();
     let grace_seconds = repository.sharing()?.grace().map(|grace| grace.as_secs());
     let snapshots = writer.manifest.snapshots.len() as u64;
-    let removed = Removed { snapshots, freed_bytes, grace_seconds };
+    let incomplete = left_of_groups(repository, &writer.manifest, context);
+    let removed = Removed { snapshots, freed_bytes, grace_seconds, incomplete };
     // Of an image that is gone, nobody would know its clones.
     let head = writer.head.clone();
     let image_id = writer.manifest.image_id;
@@ -40,4 +42,12 @@ pub fn run(repository: &Repository, name: &str, context: &Context) -> Result<Rem
         context.note(e);
     }
     Ok(removed)
+}
+
+/// The groups of its snapshots of which others are there.
+fn left_of_groups(repository: &Repository, image: &Manifest, context: &Context) -> Vec<Members> {
+    let mut images = Images::of(repository, context);
+    let groups = image.snapshots.iter().filter_map(|s| images.members_of(image, s));
+    let left = groups.filter(|group| group.others(image.image_id).next().is_some());
+    left.map(|group| group.without(image.image_id)).collect()
 }

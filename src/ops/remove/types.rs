@@ -1,9 +1,10 @@
 //! What was removed with an image.
 
+use crate::repo::group::Members;
 use serde::Serialize;
 
 /// An image that was removed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Removed {
     /// How many snapshots it had.
@@ -12,4 +13,6 @@ pub struct Removed {
     pub freed_bytes: u64,
     /// How long they stay at least, in seconds, where other hosts may read them.
     pub grace_seconds: Option<u64>,
+    /// The groups that are incomplete without it: of each, others are still there.
+    pub incomplete: Vec<Members>,
 }

@@ -1,5 +1,6 @@
 //! The verb *restore*: a snapshot, or a part of it, as a file, on a device, or to whatever takes bytes.
 
+pub mod group;
 pub mod types;
 
 mod task;
@@ -10,7 +11,7 @@ use crate::base::events::{Context, WarningId};
 use crate::base::folder::resolve_new;
 use crate::base::free_space::free_space_at;
 use crate::base::message::{Setting, Verb, message};
-use crate::base::units::NamedBlocks;
+use crate::base::units::{ByteRange, NamedBlocks};
 use crate::base::uri::Shown;
 use crate::chain::Chain;
 use crate::image::nbd::NbdUri;
@@ -19,8 +20,10 @@ use crate::image::{
     Disk, FileAttributes, ImageFormat, ImageUri, Intent, RawFile, ReadBy, Source, Unguarded,
 };
 use crate::repo::Repository;
+use crate::repo::group::members_of;
 use crate::repo::inside::{is_same, refuse_target};
 use crate::repo::live_file::{record_restored_file, warn_if_not_durable, warn_if_unguarded};
+use crate::repo::manifest::Snapshot;
 use crate::repo::session::{Reader, read};
 use crate::view::{Restored, Seed, check_free_space_for, check_range, restore_seeded};
 use std::os::unix::fs::FileTypeExt;
@@ -40,42 +43,70 @@ pub fn run(
     context: &Context,
 ) -> Result<RestoreOutcome> {
     check_request(request, &target)?;
-    let reader = read(repository, &request.name, context)?;
-    let snapshot = reader.find(&request.at)?.clone();
-    let chain = reader.chain(repository, snapshot.id)?;
-    // Before a target of that length is made.
-    let part = check_range(request.range, snapshot.image_bytes)?;
-    let unread = chain.unread(part.blocks(chain.geometry().block_size), context)?;
-    let chain = match unread.is_empty() {
-        true => chain,
-        false => accept(chain, snapshot.number, &unread, request, context)?,
-    };
-    let seed = request.seed.as_deref().map(|seed| open_seed(seed, &target)).transpose()?;
-    let seed = seed.as_ref().map(|disk| Seed::new(disk, context));
-    let task = Task {
-        repository,
-        request,
-        image_id: reader.manifest().image_id,
-        snapshot: &snapshot,
-        chain: &chain,
-        has_unread: !unread.is_empty(),
-        live_format: live_format(&reader, &target),
-        seed: seed.as_ref(),
-    };
-    let done = match target {
-        RestoreTarget::Path(path) if request.update => {
-            task.update(&path.into(), reader, context)?
-        }
-        RestoreTarget::Nbd(uri) if request.update => {
-            task.update(&ImageUri::Nbd(uri.clone()), reader, context)?
-        }
-        target => {
-            drop(reader);
-            task.write(target, part.bytes, context)?
-        }
-    };
-    let Done { restored, untouched_bytes, update } = done;
-    Ok(RestoreOutcome { snapshot, restored, unread, untouched_bytes, update })
+    Opened::of(repository, request, context)?.restore(repository, request, target, context)
+}
+
+/// A snapshot that can be restored: what is stored of it is held.
+struct Opened {
+    reader: Reader,
+    snapshot: Snapshot,
+    chain: Chain,
+    /// The part that is meant.
+    part: ByteRange,
+    unread: NamedBlocks,
+}
+
+impl Opened {
+    fn of(repository: &Repository, request: &RestoreRequest, context: &Context) -> Result<Self> {
+        let reader = read(repository, &request.name, context)?;
+        let snapshot = reader.find(&request.at)?.clone();
+        let chain = reader.chain(repository, snapshot.id)?;
+        // Before a target of that length is made.
+        let part = check_range(request.range, snapshot.image_bytes)?;
+        let unread = chain.unread(part.blocks(chain.geometry().block_size), context)?;
+        let chain = match unread.is_empty() {
+            true => chain,
+            false => accept(chain, snapshot.number, &unread, request, context)?,
+        };
+        Ok(Self { reader, snapshot, chain, part, unread })
+    }
+
+    fn restore(
+        self,
+        repository: &Repository,
+        request: &RestoreRequest,
+        target: RestoreTarget<'_>,
+        context: &Context,
+    ) -> Result<RestoreOutcome> {
+        let Self { reader, snapshot, chain, part, unread } = self;
+        let group = members_of(repository, reader.manifest(), &snapshot, context);
+        let seed = request.seed.as_deref().map(|seed| open_seed(seed, &target)).transpose()?;
+        let seed = seed.as_ref().map(|disk| Seed::new(disk, context));
+        let task = Task {
+            repository,
+            request,
+            image_id: reader.manifest().image_id,
+            snapshot: &snapshot,
+            chain: &chain,
+            has_unread: !unread.is_empty(),
+            live_format: live_format(&reader, &target),
+            seed: seed.as_ref(),
+        };
+        let done = match target {
+            RestoreTarget::Path(path) if request.update => {
+                task.update(&path.into(), reader, context)?
+            }
+            RestoreTarget::Nbd(uri) if request.update => {
+                task.update(&ImageUri::Nbd(uri.clone()), reader, context)?
+            }
+            target => {
+                drop(reader);
+                task.write(target, part.bytes, context)?
+            }
+        };
+        let Done { restored, untouched_bytes, update } = done;
+        Ok(RestoreOutcome { snapshot, restored, unread, untouched_bytes, update, group })
+    }
 }
 
 const ONLY_QCOW2: &str = "only a new qcow2 image can be compressed";

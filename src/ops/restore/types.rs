@@ -5,6 +5,7 @@ use crate::base::units::{ByteRange, NamedBlocks};
 use crate::image::ImageFormat;
 use crate::image::nbd::NbdUri;
 use crate::image::write::{ClusterCompression, Target};
+use crate::repo::group::Members;
 use crate::repo::manifest::Snapshot;
 use crate::repo::reference::At;
 use crate::view::{Restored, Samples};
@@ -108,6 +109,30 @@ pub struct RestoreOutcome {
     pub untouched_bytes: u64,
     /// How a target that was there was updated; none of one that was written as a whole.
     pub update: Option<UpdateOutcome>,
+    /// What became of the group of the snapshot, if it has one.
+    pub group: Option<Members>,
+}
+
+/// What became of a restore of a group.
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct RestoredGroup {
+    /// What was restored, by the names of the images.
+    pub members: Vec<RestoredMember>,
+    /// What became of the group of the snapshot, if it has one: what is missing is not restored.
+    pub group: Option<Members>,
+}
+
+/// A snapshot of a group that was restored.
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct RestoredMember {
+    /// Name of its image.
+    pub name: String,
+    /// The file.
+    pub path: PathBuf,
+    /// What became of it.
+    pub outcome: RestoreOutcome,
 }
 
 /// How a target that was there became the snapshot.
