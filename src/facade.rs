@@ -1,9 +1,10 @@
 //! The verbs of a repository, as methods: what a program that uses the library calls.
 
+mod taking;
+
 use crate::base::error::Result;
 use crate::base::events::Context;
 use crate::chain::Chain;
-use crate::image::write::Medium;
 use crate::image::{ImageFormat, ImageUri};
 use crate::ops;
 use crate::ops::config::types::Configuration;
@@ -19,11 +20,8 @@ use crate::ops::relink::types::{Relinked, RelinkedBase};
 use crate::ops::remove::types::Removed;
 use crate::ops::repair::types::{MendSource, Mended, Repaired, RestoredConfig};
 use crate::ops::restore::types::{RestoreOutcome, RestoreRequest, RestoreTarget};
-use crate::ops::rollback::types::{RollbackOutcome, RollbackRequest};
-use crate::ops::snapshot::types::{SnapshotOutcome, SnapshotRequest};
 use crate::ops::stats::types::Stats;
 use crate::ops::verify::types::{Verified, VerifyScope};
-use crate::ops::watch::types::{WatchRequest, Watched};
 use crate::repo::config::Defaults;
 use crate::repo::host::HostState;
 use crate::repo::manifest::Snapshot;
@@ -144,47 +142,6 @@ impl Repository {
         repo::live_file::name_of_source(self, &image.into(), context)
     }
 
-    /// Takes a snapshot.
-    ///
-    /// # Errors
-    /// `Busy` if somebody writes to the image and it cannot be cloned, or works on it in the repository;
-    /// `Unsupported` for a first snapshot of what does not look like a raw image. Then nothing is published.
-    pub fn snapshot(
-        &self,
-        request: &SnapshotRequest,
-        context: &Context,
-    ) -> Result<SnapshotOutcome> {
-        ops::snapshot::run(self, request, context)
-    }
-
-    /// Takes a snapshot of each image, some at a time. What became of each is given to `each`, in the
-    /// order of the requests; one that fails does not stop the others. After an interrupt, each request
-    /// that was not processed fails with `Interrupted`.
-    ///
-    /// # Errors
-    /// `InvalidInput` if two requests are of the same image or name; then nothing was done.
-    pub fn snapshot_all(
-        &self,
-        requests: &[SnapshotRequest],
-        context: &Context,
-        each: impl FnMut(&SnapshotRequest, Result<SnapshotOutcome>),
-    ) -> Result<()> {
-        ops::snapshot::several::run(self, requests, context, each)
-    }
-
-    /// Takes snapshots until the context says to stop, and tells `each` of every turn.
-    ///
-    /// # Errors
-    /// `InvalidInput` if two requests are of the same image or name. Nothing else ends it.
-    pub fn watch(
-        &self,
-        request: &WatchRequest,
-        context: &Context,
-        each: impl Fn(Watched) + Sync,
-    ) -> Result<()> {
-        ops::watch::run(self, request, context, each)
-    }
-
     /// Restores a snapshot, or a part of it. Every block is checked before it is written, and a whole image
     /// before it appears.
     ///
@@ -198,32 +155,6 @@ impl Repository {
         context: &Context,
     ) -> Result<RestoreOutcome> {
         ops::restore::run(self, request, target, context)
-    }
-
-    /// Rolls a live image back.
-    ///
-    /// # Errors
-    /// `Mismatch` if the live file is not what the last snapshot was taken of. Once writing has begun, the
-    /// image is half written until the same rollback has been run again, and the error says so.
-    pub fn rollback(
-        &self,
-        request: &RollbackRequest,
-        context: &Context,
-    ) -> Result<RollbackOutcome> {
-        ops::rollback::run(self, request, context)
-    }
-
-    /// The same by other means of changing the image than the operating system's own.
-    ///
-    /// # Errors
-    /// As of [`Repository::rollback`].
-    pub fn rollback_through(
-        &self,
-        medium: &dyn Medium,
-        request: &RollbackRequest,
-        context: &Context,
-    ) -> Result<RollbackOutcome> {
-        ops::rollback::run_through(self, medium, request, context)
     }
 
     /// Verifies stored bytes and, unless `quick`, every block and every image digest.

@@ -10,6 +10,7 @@ pub mod delta;
 mod facade;
 pub mod format;
 pub mod image;
+pub mod machine;
 pub mod merge;
 pub mod ops;
 pub mod repo;
@@ -40,9 +41,10 @@ pub use ops::repair::types::{
 };
 pub use ops::restore::types::{RestoreOutcome, RestoreRequest, RestoreTarget, UpdateOutcome};
 pub use ops::rollback::types::{RollbackOutcome, RollbackRequest};
-pub use ops::snapshot::several::check_distinct;
+pub use ops::snapshot::distinct::check_distinct;
 pub use ops::snapshot::types::{
-    ChangedSince, GivenChanges, Outcome, ParentChoice, SnapshotOutcome, SnapshotRequest, name_of,
+    ChangedSince, GivenChanges, Outcome, ParentChoice, SnapshotOutcome, SnapshotRequest, Window,
+    name_of,
 };
 pub use ops::stats::CELLS;
 pub use ops::stats::types::{Cost, Day, Stats};

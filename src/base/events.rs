@@ -65,6 +65,8 @@ named! {
         FolderStays = "folder-stays",
         /// What was known of the live image is damaged.
         HeadDamaged = "head-damaged",
+        /// A command that was to run after a snapshot failed.
+        HookFailed = "hook-failed",
         /// What is known of the live image could not be noted.
         HeadNotNoted = "head-not-noted",
         /// The repository is older than what this host has seen of it.
@@ -77,6 +79,8 @@ named! {
         LooksForeign = "looks-foreign",
         /// QEMU did not end in good order after an image was written; all of it is durable.
         ImageNotClosed = "image-not-closed",
+        /// What was made in QEMU for a snapshot could not be taken away; the next one does it.
+        MachineNotCleared = "machine-not-cleared",
         /// Blocks had changed that no hint named.
         MissedChanges = "missed-changes",
         /// Who opens the image meanwhile cannot be seen.
@@ -85,6 +89,8 @@ named! {
         NoLock = "no-lock",
         /// What was written may be lost if the server fails: it cannot flush.
         NotDurable = "not-durable",
+        /// What was to be frozen was not, at the point in time.
+        NotFrozen = "not-frozen",
         /// A file or device is not the one that it was.
         OtherImage = "other-image",
         /// This host has used other repositories where this one is.
@@ -95,8 +101,12 @@ named! {
         PlaceUnknown = "place-unknown",
         /// The policy in the configuration is invalid.
         PolicyInvalid = "policy-invalid",
+        /// There is little free space for what a machine overwrites while its disks are read.
+        ScratchScarce = "scratch-scarce",
         /// Another repository, or an image, was not used.
         SourceUnusable = "source-unusable",
+        /// What was frozen may still be.
+        StillFrozen = "still-frozen",
         /// Blocks could not be read from the image.
         UnreadBlocks = "unread-blocks",
         /// Who has the image open cannot be seen.

@@ -48,6 +48,8 @@ named! {
         AcceptUnread = "accept_unread",
         /// Read the files that an image refers to.
         BackingOk = "backing_ok",
+        /// Only the named image, not its group.
+        Alone = "alone",
         /// The image that a chain of files begins from.
         Base = "base",
         /// The image whose blocks a base refers to.
@@ -62,12 +64,18 @@ named! {
         Changed = "changed",
         /// Where measurements are made.
         Dir = "dir",
+        /// Change nothing.
+        DryRun = "dry_run",
+        /// Look for a snapshot of another image that a chain begins from.
+        FindBase = "find_base",
         /// Overwrite a target.
         Force = "force",
         /// Write to a device that is another one.
         ForceDevice = "force_device",
         /// Begin a new chain.
         Full = "full",
+        /// The group that images are taken as.
+        Group = "group",
         /// The live file.
         Image = "image",
         /// How the image is read.
@@ -94,6 +102,8 @@ named! {
         Range = "range",
         /// The repository.
         Repo = "repo",
+        /// Reset a machine.
+        Reset = "reset",
         /// Another disk that blocks are taken from.
         Seed = "seed",
         /// Length of an image.

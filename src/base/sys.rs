@@ -23,9 +23,12 @@
 
 mod attributes;
 mod child;
+mod freeze;
+pub mod guard;
 
 pub use attributes::{attribute, attribute_names, remove_attribute, set_attribute};
 pub use child::bind_child;
+pub use freeze::{freeze_file_system, thaw_file_system};
 
 use std::fs::File;
 use std::io;
@@ -89,6 +92,8 @@ impl MappedWindow {
         let map = map.inspect_err(|_| slot.start.store(FREE, Ordering::Release))?;
         // Declared after the map: the slot is free before the map goes.
         let free = FreeOnDrop(slot);
+        // It holds the file, and with it our lease and locks: a guard that outlives us must not have it.
+        map.advise(memmap2::Advice::DontFork)?;
         let start = map.as_ptr() as usize;
         slot.uses.fetch_add(1, Ordering::AcqRel);
         slot.poisoned.store(false, Ordering::Relaxed);

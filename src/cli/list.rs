@@ -238,6 +238,7 @@ fn state_text(consistency: Consistency) -> Option<&'static str> {
     match consistency {
         Consistency::Stopped => None,
         Consistency::Unknown => Some("whether somebody wrote to it meanwhile is not known"),
+        Consistency::Frozen => Some("in use when it was taken, and its file systems were frozen"),
         _ => Some("in use when it was taken: as after a power failure (crash-consistent)"),
     }
 }

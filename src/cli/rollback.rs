@@ -7,7 +7,7 @@ use imgsnap::base::error::Result;
 use imgsnap::base::events::Context;
 use imgsnap::tracking::HintKind;
 use imgsnap::{Repository, RollbackOutcome, RollbackRequest};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -24,29 +24,38 @@ pub fn run(
         .prove(verb.prove)
         .dry_run(verb.dry_run)
         .force_device(verb.force_device)
-        .backing_ok(verb.backing_ok);
+        .backing_ok(verb.backing_ok)
+        .alone(verb.alone)
+        .reset(verb.reset);
     let done = repository.rollback(&request, context)?;
     let seconds = begun.elapsed().as_secs_f64();
-    if printer.is_json() {
-        printer.json(&json!({
-            "name": name,
-            "number": done.number,
-            "ref": format!("{name}@{}", done.number),
-            "image": done.image,
-            "written_bytes": done.work.written_bytes,
-            "read_bytes": done.work.read_bytes,
-            "scanned": done.scanned,
-            "hint": done.hint,
-            "proved": done.proved,
-            "saved": done.saved.map(|number| format!("{name}@{number}")),
-            "resumed": done.resumed,
-            "dry_run": done.dry_run,
-            "seconds": seconds,
-        }))?;
-    } else {
-        printer.line(&describe(&name, &done, seconds))?;
+    for done in [&done].into_iter().chain(&done.others) {
+        if printer.is_json() {
+            printer.json(&json(done, seconds))?;
+        } else {
+            printer.line(&describe(&done.name, done, seconds))?;
+        }
     }
     Ok(exit::DONE)
+}
+
+fn json(done: &RollbackOutcome, seconds: f64) -> Value {
+    let name = &done.name;
+    json!({
+        "name": name,
+        "number": done.number,
+        "ref": format!("{name}@{}", done.number),
+        "image": done.image,
+        "written_bytes": done.work.written_bytes,
+        "read_bytes": done.work.read_bytes,
+        "scanned": done.scanned,
+        "hint": done.hint,
+        "proved": done.proved,
+        "saved": done.saved.map(|number| format!("{name}@{number}")),
+        "resumed": done.resumed,
+        "dry_run": done.dry_run,
+        "seconds": seconds,
+    })
 }
 
 fn describe(name: &str, done: &RollbackOutcome, seconds: f64) -> String {

@@ -7,8 +7,8 @@ use imgsnap::base::error::{Error, ErrorKind, Result};
 use imgsnap::base::events::Context;
 use imgsnap::base::uri::Shown;
 use imgsnap::image::ImageUri;
-use imgsnap::tracking::HintKind;
 use imgsnap::tracking::{ChangeList, MAX_LIST_BYTES};
+use imgsnap::tracking::{Consistency, HintKind};
 use imgsnap::{
     At, ChangedSince, GivenChanges, Outcome, ParentChoice, Reference, Repository, SnapshotOutcome,
     SnapshotRequest, check_distinct, name_of,
@@ -29,6 +29,7 @@ pub fn check(verb: &Verb) -> Result<(), String> {
         ("--changed", verb.changed.is_some()),
         ("--bitmap", verb.bitmap.is_some()),
         ("--of", verb.of.is_some()),
+        ("--freeze", verb.group.is_none() && !verb.window.freeze.is_empty()),
     ];
     for (option, is_given) in of_one {
         if is_given {
@@ -59,14 +60,15 @@ fn take(
     printer: &Printer,
     context: &Context,
 ) -> Result<ExitCode> {
-    if let [image] = verb.images.as_slice() {
-        let taken = repository.snapshot(&request(image, verb)?, context)?;
-        print(&taken, verb, printer)?;
+    let requests: Result<Vec<_>> = verb.images.iter().map(|image| request(image, verb)).collect();
+    let requests = requests?;
+    if verb.group.is_some() || requests.len() == 1 {
+        let taken = repository.snapshot_group(verb.group.as_deref(), &requests, context)?;
+        taken.iter().try_for_each(|taken| print(taken, verb, printer))?;
         return Ok(exit::DONE);
     }
-    let requests: Result<Vec<_>> = verb.images.iter().map(|image| request(image, verb)).collect();
     let mut tally = Tally::default();
-    repository.snapshot_all(&requests?, context, |request, result| match result {
+    repository.snapshot_all(&requests, context, |request, result| match result {
         Ok(taken) => tally.printed(print(&taken, verb, printer)),
         Err(error) => tally.failed(&request.image, error, printer),
     })?;
@@ -155,7 +157,8 @@ fn request(image: &ImageUri, verb: &Verb) -> Result<SnapshotRequest> {
         .track(verb.tracking.track)
         .recheck(verb.tracking.recheck)
         .max_stall(verb.tracking.max_stall)
-        .changed(changed))
+        .changed(changed)
+        .window(verb.window.request()))
 }
 
 /// A list of changes, in whichever format.
@@ -181,6 +184,7 @@ fn print(taken: &SnapshotOutcome, verb: &Verb, printer: &Printer) -> Result<()> 
             object.insert("full_scan_reason".into(), taken.full_scan_reason.clone().into());
             object.insert("clone_seconds".into(), taken.clone_seconds.into());
             object.insert("in_use_by".into(), taken.user.clone().into());
+            object.insert("stopped_seconds".into(), taken.stopped_seconds.into());
             if let Ok(geometry) = taken.snapshot.geometry() {
                 object.insert("unread".into(), output::ranges_json(&taken.unread, geometry));
             }
@@ -257,7 +261,8 @@ fn describe(taken: &SnapshotOutcome, verb: &Verb) -> String {
     ];
     let mut text = format!("{name}  {what}{label}{would}");
     let notes = notes(taken);
-    for (noun, amount, rest) in rows.into_iter().chain(notes) {
+    let others = s.group.iter().map(|group| ("group", String::new(), group.describe()));
+    for (noun, amount, rest) in rows.into_iter().chain(notes).chain(others) {
         text.push_str(format!("\n  {noun:<8} {amount:>9}   {rest}").trim_end());
     }
     text
@@ -291,12 +296,18 @@ fn notes(taken: &SnapshotOutcome) -> Vec<(&'static str, String, String)> {
         notes.push(("unread", output::bytes(bytes), rest.into()));
     }
     if let Some(user) = &taken.user {
-        let seconds = taken.clone_seconds.unwrap_or(0.0);
-        let rest = format!(
-            "by {user}, whose writes waited {}; crash-consistent",
-            output::seconds(seconds)
-        );
-        notes.push(("in use", String::new(), rest));
+        let waited = match (taken.clone_seconds, taken.stopped_seconds) {
+            (Some(seconds), _) => format!(", whose writes waited {}", output::seconds(seconds)),
+            (None, Some(seconds)) => {
+                format!(", which was stopped for {}", output::seconds(seconds))
+            }
+            (None, None) => String::new(),
+        };
+        let state = match taken.snapshot.consistency {
+            Consistency::Frozen => "frozen",
+            _ => "crash-consistent",
+        };
+        notes.push(("in use", String::new(), format!("by {user}{waited}; {state}")));
     }
     notes
 }

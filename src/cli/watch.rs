@@ -45,6 +45,7 @@ pub fn run(
             .track(verb.tracking.track)
             .recheck(verb.tracking.recheck)
             .max_stall(verb.tracking.max_stall)
+            .window(verb.window.request())
     };
     let request = WatchRequest::new(verb.images.iter().map(of).collect(), verb.every)
         .rules((!rules.is_empty()).then_some(rules));

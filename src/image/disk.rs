@@ -79,6 +79,10 @@ impl Disk {
                 let options = NbdOptions { writable: true, ..NbdOptions::default() };
                 NbdDisk::open(uri, options, context).map(Self::Nbd)
             }
+            ImageUri::Machine(uri) => {
+                let what = format!("{uri} is a disk of a machine, which has it open");
+                Err(Error::new(ErrorKind::Busy, what).hint("shut the machine down"))
+            }
         }
     }
 

@@ -41,6 +41,10 @@ impl LiveImage {
                 let options = NbdOptions { bitmap, ..NbdOptions::default() };
                 Ok(Self { disk: Disk::Nbd(NbdDisk::open(uri, options, context)?), user: None })
             }
+            ImageUri::Machine(uri) => {
+                let what = format!("{uri} is read only as it was at a point in time");
+                Err(Error::new(ErrorKind::Unsupported, what))
+            }
         }
     }
 

@@ -1,15 +1,19 @@
 //! What a user names an image by.
 
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::base::uri::{Shown, Uri};
+use crate::base::uri::{Shown, Uri, file_uri};
+use crate::image::MachineUri;
 use crate::image::nbd::NbdUri;
 use serde::{Serialize, Serializer};
-use std::ffi::OsString;
+use std::borrow::Cow;
+use std::ffi::{OsStr, OsString};
 use std::fmt;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-/// An image: a path, or `file:///PATH`, of a file or a block device; or an export of an NBD server.
+/// An image: a path, or `file:///PATH`, of a file or a block device; an export of an NBD server; or a disk of
+/// a machine that QEMU runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ImageUri {
@@ -17,6 +21,8 @@ pub enum ImageUri {
     File(PathBuf),
     /// `nbd://` or `nbd+unix://`.
     Nbd(NbdUri),
+    /// `qemu:SOCKET[/DISK]`.
+    Machine(MachineUri),
 }
 
 impl ImageUri {
@@ -34,6 +40,10 @@ impl ImageUri {
                 };
                 text.to_str().ok_or_else(invalid)?.parse().map(Self::Nbd)
             }
+            Uri::Other { scheme } if scheme == "qemu" => {
+                let rest = text.as_os_str().as_bytes().get("qemu:".len()..).unwrap_or_default();
+                MachineUri::parse(Path::new(OsStr::from_bytes(rest))).map(Self::Machine)
+            }
             Uri::Other { scheme } => {
                 let what = format!("this build reads no {scheme} images: {}", text.display());
                 Err(Error::new(ErrorKind::Unsupported, what)
@@ -46,15 +56,33 @@ impl ImageUri {
     pub fn file(&self) -> Option<&Path> {
         match self {
             Self::File(path) => Some(path),
-            Self::Nbd(_) => None,
+            Self::Nbd(_) | Self::Machine(_) => None,
         }
     }
 
-    /// What gives an image its name: the name of its file or export. Empty if that has none.
-    pub fn title(&self) -> &Path {
+    /// The machine, and its disk, if it is one.
+    pub fn machine(&self) -> Option<&MachineUri> {
         match self {
-            Self::File(path) => path,
-            Self::Nbd(uri) => Path::new(&uri.export),
+            Self::Machine(uri) => Some(uri),
+            Self::File(_) | Self::Nbd(_) => None,
+        }
+    }
+
+    /// How files hold it: as a URI.
+    pub fn to_wire(&self) -> String {
+        match self {
+            Self::File(path) => file_uri(path),
+            Self::Nbd(uri) => uri.to_string(),
+            Self::Machine(uri) => uri.to_wire(),
+        }
+    }
+
+    /// What gives an image its name: the name of its file, export or machine. Empty if that has none.
+    pub fn title(&self) -> Cow<'_, Path> {
+        match self {
+            Self::File(path) => path.into(),
+            Self::Nbd(uri) => Path::new(&uri.export).into(),
+            Self::Machine(uri) => uri.title().into(),
         }
     }
 }
@@ -97,6 +125,7 @@ impl fmt::Display for ImageUri {
         match self {
             Self::File(path) => path.shown().fmt(f),
             Self::Nbd(uri) => uri.fmt(f),
+            Self::Machine(uri) => uri.fmt(f),
         }
     }
 }

@@ -77,6 +77,11 @@ impl HostState {
         Self { host, store: Some(store), folder: None, told: Arc::default() }
     }
 
+    /// Where it keeps that, if it is a folder.
+    pub(crate) fn folder(&self) -> Option<&Path> {
+        self.folder.as_deref()
+    }
+
     /// Which host it is.
     pub fn host(&self) -> &HostName {
         &self.host

@@ -6,7 +6,7 @@ use crate::base::events::{Context, WarningId};
 use crate::base::folder::{Folder, is_ours, resolve};
 use crate::base::message::{Setting, Verb, message};
 use crate::base::uri::Shown;
-use crate::image::{Disk, FileStat, ImageUri, LiveIdentity, RawFile, loop_file};
+use crate::image::{Disk, FileStat, ImageUri, LiveIdentity, MachineUri, RawFile, loop_file};
 use crate::repo::Repository;
 use crate::repo::head::{Head, sources_without_manifest};
 use crate::repo::inside::is_same;
@@ -238,9 +238,14 @@ pub(crate) fn absolute(path: &Path) -> Result<PathBuf> {
 
 /// The same of whatever names an image.
 pub(crate) fn known_as(image: &ImageUri) -> Result<ImageUri> {
-    match image.file() {
-        Some(path) => absolute(path).map(ImageUri::File),
-        None => Ok(image.clone()),
+    match image {
+        ImageUri::File(path) => absolute(path).map(ImageUri::File),
+        ImageUri::Nbd(_) => Ok(image.clone()),
+        ImageUri::Machine(uri) => {
+            let socket = std::path::absolute(&uri.socket);
+            let socket = socket.map_err(|e| Error::os("find", uri.socket.shown(), e))?;
+            Ok(ImageUri::Machine(MachineUri { socket, ..uri.clone() }))
+        }
     }
 }
 
@@ -285,7 +290,13 @@ pub fn image_named(repository: &Repository, image: &OsStr, context: &Context) ->
         return Err(Error::new(ErrorKind::NotFound, what)
             .hint(message![Verb::List.call(), " shows what there is"]));
     }
-    name_of_source(repository, &known_as(&file)?, context)?.ok_or_else(|| {
+    let known = known_as(&file)?;
+    // Of a machine as a whole, any of its disks.
+    let is_it = |source: &ImageUri| match (known.machine(), source.machine()) {
+        (Some(known), Some(source)) if known.disk.is_none() => known.socket == source.socket,
+        _ => *source == known,
+    };
+    image_with_source(repository, is_it, context)?.ok_or_else(|| {
         let what = format!("{file} is not the live file of an image in the repository");
         Error::new(ErrorKind::NotFound, what).hint(message![
             "name the image, or run ",

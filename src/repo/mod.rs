@@ -14,6 +14,7 @@ pub(crate) mod entry;
 pub(crate) mod files;
 pub mod first_use;
 pub(crate) mod garbage;
+pub(crate) mod group;
 pub mod head;
 pub(crate) mod hold;
 pub mod host;

@@ -107,7 +107,7 @@ fn every_verb_keeps_the_group_of_a_snapshot() {
         let (image, name) = (next.image_id, next.name.clone());
         let snapshot = &mut next.snapshots[2];
         let members = vec![SnapshotPlace { image, name, snapshot: snapshot.id }];
-        snapshot.group = Some(Group { id, name: Some("nightly".into()), members });
+        snapshot.group = Some(Group { id, name: Some("nightly".into()), members, is_apart: false });
     });
     let context = Context::silent();
     lab.open().label("vm", &At::Number(3), Some("x"), &context).unwrap();
@@ -276,8 +276,12 @@ fn the_golden_manifest_reads_as_ever() {
             next.snapshots[0].protected = true;
             let (image, name) = (next.image_id, next.name.clone());
             let members = vec![SnapshotPlace { image, name, snapshot: next.snapshots[2].id }];
-            next.snapshots[2].group =
-                Some(Group { id: Uuid::new_v4(), name: Some("nightly".into()), members });
+            next.snapshots[2].group = Some(Group {
+                id: Uuid::new_v4(),
+                name: Some("nightly".into()),
+                members,
+                is_apart: false,
+            });
             next.snapshots[2].attachments = vec![lab.attach("machine.xml", b"<machine/>")];
             next.next_number = 5;
             next.pending = vec![pending(4, Some(next.snapshots[2].id), &lab.put("delta", b""), 24)];

@@ -1435,8 +1435,9 @@ pub fn parse_manifest(bytes: &[u8]) -> Result<Manifest, String> {
     uuid(&image_id)?;
     let name = text_of(&json, "name")?;
     check_name(&name)?;
-    let is_export =
-        |source: &String| ["nbd://", "nbd+unix://"].iter().any(|s| source.starts_with(s));
+    let is_export = |source: &String| {
+        ["nbd://", "nbd+unix://", "qemu:///"].iter().any(|s| source.starts_with(s))
+    };
     if let Some(source) = optional_text_of(&json, "source")?.filter(|source| !is_export(source)) {
         path_of(&source).map_err(|error| format!("J3: source: {error}"))?;
     }

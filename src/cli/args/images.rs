@@ -1,26 +1,33 @@
 //! What can be typed for the verbs that read images.
 
 use super::super::elsewhere::Elsewhere;
-use super::super::words::parsed;
+use super::super::words::{self, parsed};
 use super::{FirstUse, Keep, image_uri, parse_interval};
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args as ClapArgs, ValueHint};
 use imgsnap::Track;
 use imgsnap::base::units::{BlockSize, parse_duration};
 use imgsnap::codec::Compression;
 use imgsnap::image::{ImageFormat, ImageUri};
+use imgsnap::machine::{Freeze, Hooks};
 use imgsnap::tracking::Recheck;
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
 #[derive(ClapArgs)]
 pub struct Snapshot {
-    /// The image: a file, a block device, or nbd://HOST/EXPORT; several share the threads
+    /// The image: a file, a block device, nbd://HOST/EXPORT, or qemu:SOCKET[/DISK], the disks of a
+    /// machine; several share the threads
     #[arg(required = true, value_name = "IMAGE", value_hint = ValueHint::FilePath,
           value_parser = image_uri())]
     pub images: Vec<ImageUri>,
     /// Name of the image in the repository [default: its file name without extension]
     #[arg(short, long)]
     pub name: Option<String>,
+    /// Take all images as they are at one point in time, as a group of this name
+    #[arg(long, value_name = "GROUP", conflicts_with_all = ["base_image", "dry_run", "of"])]
+    pub group: Option<String>,
     /// A label for the snapshot
     #[arg(short, long)]
     pub label: Option<String>,
@@ -43,6 +50,8 @@ pub struct Snapshot {
     pub full_scan: bool,
     #[command(flatten)]
     pub tracking: Tracking,
+    #[command(flatten)]
+    pub window: Window,
     /// A list of what changed: "nbdinfo --map=qemu:dirty-bitmap:NAME --json", "rbd diff --format json",
     /// of thin_delta, or lines of "offset length" in bytes
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, requires = "since")]
@@ -102,6 +111,42 @@ pub struct Tracking {
     pub max_stall: Option<Duration>,
 }
 
+/// What happens around the point in time of a snapshot.
+#[derive(ClapArgs)]
+pub struct Window {
+    /// Freeze for the moment of the snapshot: "agent" or agent:SOCKET, by the guest agent of the machine, or
+    /// a mount point of a file system that lies on the image; can be given several times
+    #[arg(long, value_name = "WHAT", value_hint = ValueHint::AnyPath, value_parser = frozen())]
+    pub freeze: Vec<Freeze>,
+    /// How long it may be frozen at the most [default: 10s]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, requires = "freeze")]
+    pub freeze_limit: Option<Duration>,
+    /// Run this before, by sh -c; if it fails there is no snapshot
+    #[arg(long, value_name = "COMMAND", value_hint = ValueHint::CommandString)]
+    pub pre: Option<OsString>,
+    /// Run this after, by sh -c, also after a failure
+    #[arg(long, value_name = "COMMAND", value_hint = ValueHint::CommandString)]
+    pub post: Option<OsString>,
+    /// Take the disks of a machine one after the other, so that it is never stopped
+    #[arg(long)]
+    pub one_by_one: bool,
+    /// Where what a machine overwrites is kept while its disks are read [default: /var/tmp]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub scratch_dir: Option<PathBuf>,
+}
+
+impl Window {
+    /// As the library takes it.
+    pub fn request(&self) -> imgsnap::Window {
+        imgsnap::Window::default()
+            .freeze(self.freeze.clone())
+            .freeze_limit(self.freeze_limit)
+            .hooks(Hooks { pre: self.pre.clone(), post: self.post.clone() })
+            .one_by_one(self.one_by_one)
+            .scratch_dir(self.scratch_dir.clone())
+    }
+}
+
 #[derive(ClapArgs)]
 pub struct Watch {
     /// Image files, devices or NBD exports
@@ -119,6 +164,8 @@ pub struct Watch {
     #[command(flatten)]
     pub tracking: Tracking,
     #[command(flatten)]
+    pub window: Window,
+    #[command(flatten)]
     pub format: Format,
     /// Store what can be read of a bad disk, and mark the rest as unread
     #[arg(long)]
@@ -128,6 +175,11 @@ pub struct Watch {
     pub compression: Option<Compression>,
     #[command(flatten)]
     pub first_use: FirstUse,
+}
+
+fn frozen() -> impl TypedValueParser<Value = Freeze> {
+    OsStringValueParser::new()
+        .try_map(|text| Freeze::parse(&text).map_err(|error| words::error(&error)))
 }
 
 /// How the image file is to be read.

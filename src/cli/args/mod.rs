@@ -343,6 +343,12 @@ pub struct Rollback {
     /// Read the files that a qcow2 image is based on: whoever wrote its header chose them
     #[arg(long)]
     pub backing_ok: bool,
+    /// Only this image, not those that the snapshot was taken with
+    #[arg(long)]
+    pub alone: bool,
+    /// Of a machine (qemu:SOCKET): stop and reset it, write to its disks, and start it
+    #[arg(long, conflicts_with = "dry_run")]
+    pub reset: bool,
 }
 
 fn parse_interval(text: &str) -> Result<Duration, String> {

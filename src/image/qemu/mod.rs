@@ -10,6 +10,7 @@ mod process;
 
 pub use foreign::check_references;
 pub use image::QemuImage;
+pub(crate) use place::PrivateFolder;
 
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::events::Context;
@@ -18,7 +19,6 @@ use crate::base::uri::Shown;
 use crate::image::nbd::{NbdPlace, NbdUri};
 use image::Opened;
 use nix::sys::signal::Signal;
-use place::PrivateFolder;
 use process::Process;
 use serde_json::json;
 use std::io::{self, Read, Write};

@@ -25,6 +25,10 @@ pub struct RollbackRequest {
     pub force_device: bool,
     /// Read the files that the image refers to: who wrote its header chose them.
     pub backing_ok: bool,
+    /// Only this image, not what the snapshot was taken with.
+    pub alone: bool,
+    /// Of a machine: reset it, and write to its disks.
+    pub reset: bool,
 }
 
 impl RollbackRequest {
@@ -32,7 +36,8 @@ impl RollbackRequest {
     pub fn new(name: impl Into<String>, to: At) -> Self {
         let (save, name) = (true, name.into());
         let (prove, dry_run, force_device, backing_ok) = (false, false, false, false);
-        Self { name, to, save, prove, dry_run, force_device, backing_ok }
+        let (alone, reset) = (false, false);
+        Self { name, to, save, prove, dry_run, force_device, backing_ok, alone, reset }
     }
 
     setters! {
@@ -46,6 +51,10 @@ impl RollbackRequest {
         force_device: bool,
         /// Read the files that the image refers to: who wrote its header chose them.
         backing_ok: bool,
+        /// Only this image, not what the snapshot was taken with.
+        alone: bool,
+        /// Of a machine: reset it, and write to its disks.
+        reset: bool,
     }
 
     /// How its disk may be read.
@@ -58,6 +67,8 @@ impl RollbackRequest {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct RollbackOutcome {
+    /// Name of the image.
+    pub name: String,
     /// Number of the snapshot that the image equals now.
     pub number: u64,
     /// The image.
@@ -76,4 +87,6 @@ pub struct RollbackOutcome {
     pub dry_run: bool,
     /// True if this finished an interrupted rollback.
     pub resumed: bool,
+    /// What became of the images that the snapshot was taken with.
+    pub others: Vec<RollbackOutcome>,
 }

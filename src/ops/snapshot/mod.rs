@@ -1,9 +1,14 @@
 //! Taking a snapshot: which parent, what changed, publish, commit, note the head.
 
+pub(crate) mod around;
 pub(crate) mod base_image;
 pub(crate) mod base_of;
+pub mod distinct;
 pub mod engine;
 pub(crate) mod find_base;
+pub mod group;
+pub mod jobs;
+pub(crate) mod machine;
 pub(crate) mod origin;
 pub(crate) mod plan;
 pub(crate) mod prepared;
@@ -30,6 +35,7 @@ use crate::repo::live_file::{known_as, warn_if_unguarded};
 use crate::repo::live_format::{in_format_of, is_read_as_before};
 use crate::repo::manifest::{self, Manifest};
 use crate::repo::pins;
+use crate::repo::policy::SnapshotPolicy;
 use crate::repo::reference::check_label;
 use crate::repo::session::{Writer, read, refuse_damaged_head, write_or_create};
 use crate::tracking::CloneFolder;
@@ -42,32 +48,17 @@ pub fn run(
     request: &SnapshotRequest,
     context: &Context,
 ) -> Result<SnapshotOutcome> {
-    let read_from = known_as(&request.image)?;
-    let image = request.of.as_ref().map_or_else(|| Ok(read_from.clone()), known_as)?;
-    let name = request.image_name()?;
-    manifest::check_name(&name)?;
-    for path in [&read_from, &image].into_iter().filter_map(ImageUri::file) {
-        if CloneFolder::holds(path) {
-            let what = format!("{} is a clone that is kept to find changes", path.shown());
-            return Err(Error::new(ErrorKind::InvalidInput, what).hint("name the image itself"));
-        }
-        refuse_inside(repository, path)?;
-    }
-    request.label.as_deref().map_or(Ok(()), check_label)?;
-    warn_of_policy(repository, &name, context);
+    let Named { read_from, image, name } = named(repository, request)?;
     let policy = policy_for(repository, &name, request);
+    warn_of_policy(repository, &name, context);
     let context = &context.clone().with_read_limit(policy.limit_read);
-    let may_clone = policy.track != Track::None && request.of.is_none();
-    let live = LiveImage::open(&read_from, may_clone, request.bitmap(), context)?;
+    let live = open_live(&read_from, policy, request, context)?;
     if let Some(of) = &request.of {
         let Some(origin) = of.file() else {
             let what = format!("{of}: only files and devices have snapshots that stand for them");
             return Err(Error::new(ErrorKind::Unsupported, what));
         };
         check_origin(&live, origin, request.force, context)?;
-    }
-    if live.user.is_none() {
-        live.disk.raw().into_iter().for_each(|raw| warn_if_unguarded(raw, context));
     }
     if request.dry_run {
         let (manifest, head) = match read(repository, &name, context) {
@@ -111,6 +102,51 @@ pub fn run(
         }
     }
     outcome
+}
+
+/// An image of which a snapshot is to be taken, as it is known.
+struct Named {
+    /// What is read.
+    read_from: ImageUri,
+    /// What it is a snapshot of.
+    image: ImageUri,
+    /// Its name in the repository.
+    name: String,
+}
+
+/// What a request is of.
+///
+/// # Errors
+/// `InvalidInput` for what cannot be an image, and for a name or a label that cannot be one.
+fn named(repository: &Repository, request: &SnapshotRequest) -> Result<Named> {
+    let read_from = known_as(&request.image)?;
+    let image = request.of.as_ref().map_or_else(|| Ok(read_from.clone()), known_as)?;
+    let name = request.image_name()?;
+    manifest::check_name(&name)?;
+    for path in [&read_from, &image].into_iter().filter_map(ImageUri::file) {
+        if CloneFolder::holds(path) {
+            let what = format!("{} is a clone that is kept to find changes", path.shown());
+            return Err(Error::new(ErrorKind::InvalidInput, what).hint("name the image itself"));
+        }
+        refuse_inside(repository, path)?;
+    }
+    request.label.as_deref().map_or(Ok(()), check_label)?;
+    Ok(Named { read_from, image, name })
+}
+
+/// Opens what is to be read.
+fn open_live(
+    read_from: &ImageUri,
+    policy: SnapshotPolicy,
+    request: &SnapshotRequest,
+    context: &Context,
+) -> Result<LiveImage> {
+    let may_clone = policy.track != Track::None && request.of.is_none();
+    let live = LiveImage::open(read_from, may_clone, request.bitmap(), context)?;
+    if live.user.is_none() {
+        live.disk.raw().into_iter().for_each(|raw| warn_if_unguarded(raw, context));
+    }
+    Ok(live)
 }
 
 /// Takes a snapshot of an open image into a repository that is open for writing. `is_saving`: before

@@ -12,6 +12,7 @@ use crate::base::message::{Setting, message};
 use crate::base::units::Geometry;
 use crate::chain::{Chain, Fork};
 use crate::image::{Disk, FileStat, LiveImage};
+use crate::ops::snapshot::types::moment::Told;
 use crate::ops::snapshot::types::{GivenChanges, SnapshotRequest};
 use crate::repo::clones::clones_beside;
 use crate::repo::files::open_chain;
@@ -58,6 +59,13 @@ impl ScanPlan {
     /// The point in time, and what is known of it.
     pub fn point(&self) -> &PointInTime {
         &self.point
+    }
+
+    /// Says that the file systems in the image were frozen at the point in time, if it was in use then.
+    pub fn was_frozen(&mut self) {
+        if self.point.consistency == Consistency::Crash {
+            self.point.consistency = Consistency::Frozen;
+        }
     }
 
     /// Why all is read, if it is and that is of interest.
@@ -132,7 +140,14 @@ pub(crate) fn plan_scan<'a>(
     context: &Context,
 ) -> Result<(ScanPlan, Box<dyn ChangeTracker + 'a>)> {
     let PlanInput { manifest, head, request, policy, .. } = search;
-    let listed = listed(repository, live, against, search)?;
+    let told = request.moment.as_ref().and_then(|moment| moment.told.as_ref());
+    let (listed, why_not_told) = match told {
+        None => (listed(repository, live, against, search)?, None),
+        Some(told) => match known_at(repository, manifest, against, told) {
+            Ok(known) => (Some(known), None),
+            Err(why) => (None, why),
+        },
+    };
     let (recorded, reference) = match recorded(repository, manifest, against) {
         Ok((recorded, chain)) => (Ok(recorded), Some(chain)),
         Err(why) => (Err(why), None),
@@ -163,7 +178,9 @@ pub(crate) fn plan_scan<'a>(
         _ => Box::new(file),
     };
     let mut point = tracker.begin(since, context)?;
-    if matches!(live.disk, Disk::Nbd(_)) {
+    if let Some(told) = told {
+        point.consistency = told.consistency;
+    } else if matches!(live.disk, Disk::Nbd(_)) {
         point.consistency = Consistency::Unknown;
     } else if request.of.is_some() {
         // A snapshot of it was made while it was in use, for all that is known.
@@ -177,6 +194,7 @@ pub(crate) fn plan_scan<'a>(
                     "the image is in use, and may have been written to since the list was made";
                 *why = Some(old.into());
             }
+            None if why_not_told.is_some() => *why = why_not_told,
             None => {}
         }
     }
@@ -266,6 +284,24 @@ fn listed(
         ]));
     }
     Ok(Some((open_chain(repository, manifest, since.id)?, list, kind)))
+}
+
+/// What a machine tells of its disk, and the chain since which that is; otherwise why it is of no use.
+fn known_at(
+    repository: &Repository,
+    manifest: &Manifest,
+    against: Option<&Chain>,
+    told: &Told,
+) -> Result<(Chain, ChangeList, HintKind), Option<String>> {
+    let (since, list) = told.changes.clone()?;
+    let parent = against.ok_or(None)?;
+    let chain = open_chain(repository, manifest, since).map_err(|e| {
+        Some(format!("the tables of the snapshot of its bitmap fail: {}", e.without_advice()))
+    })?;
+    if !parent.is_comparable(&chain) {
+        return Err(Some("its bitmap tells since a snapshot of another chain".into()));
+    }
+    Ok((chain, list, HintKind::Bitmap))
 }
 
 /// The newest record of a tracker that the manifest has, and the chain of its snapshot; if it is of no use

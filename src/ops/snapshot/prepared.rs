@@ -14,7 +14,7 @@ use crate::ops::snapshot::plan::{PlanInput, ScanPlan, plan_scan};
 use crate::ops::snapshot::types::{Outcome, ParentChoice, SnapshotOutcome, SnapshotRequest};
 use crate::repo::files::{MAX_IMAGES, open_base, open_chain};
 use crate::repo::head::Head;
-use crate::repo::manifest::{BaseOf, Manifest, Snapshot, object_name};
+use crate::repo::manifest::{BaseOf, Group, Manifest, Snapshot, object_name};
 use crate::repo::{Repository, reference};
 use crate::scan::{BadMedium, Scope};
 use crate::tracking::{ChangeTracker, HintKind, reopen};
@@ -72,7 +72,7 @@ pub(crate) fn prepare(
     let plan = Plan {
         parent,
         identity: Identity {
-            snapshot_id: Uuid::new_v4(),
+            snapshot_id: request.moment.as_ref().map_or_else(Uuid::new_v4, |moment| moment.id),
             number: manifest.next_number,
             label: request.label.clone(),
             time_seconds: now.as_second(),
@@ -98,6 +98,7 @@ pub(crate) fn prepare(
         turn,
         scan_plan,
         format: None,
+        group: request.moment.as_ref().and_then(|moment| moment.group.clone()),
     })
 }
 
@@ -141,6 +142,8 @@ pub(crate) struct Prepared {
     pub(crate) scan_plan: ScanPlan,
     /// How the disk lies in the image, if it begins a chain.
     format: Option<String>,
+    /// What is taken with it.
+    group: Option<Group>,
 }
 
 impl Prepared {
@@ -270,7 +273,7 @@ impl Prepared {
             format: self.format.clone(),
             protected: false,
             pins: Vec::new(),
-            group: None,
+            group: self.group.clone(),
             attachments: Vec::new(),
             consistency: self.scan_plan.point().consistency,
             attributes: None,
@@ -297,6 +300,7 @@ impl Prepared {
             read_bytes: snapshot.read_bytes.unwrap_or(0),
             full_scan_reason: full_scan_reason.filter(|_| self.parent_number.is_some()),
             clone_seconds: self.scan_plan.point().stall_seconds,
+            stopped_seconds: None,
             user: live.user.clone(),
             unread: NamedBlocks::default(),
             snapshot,

@@ -9,7 +9,7 @@ use crate::base::uri::Shown;
 use crate::image::{Disk, FileAttributes, FileStat, ImageUri, LiveImage};
 use crate::ops::snapshot::engine::Taken;
 use crate::ops::snapshot::plan::{PlanInput, distrust_reason, policy_of};
-use crate::ops::snapshot::prepared::{OutputEvent, prepare};
+use crate::ops::snapshot::prepared::{OutputEvent, Prepared, prepare};
 use crate::ops::snapshot::types::{Outcome, SnapshotOutcome, SnapshotRequest};
 use crate::repo::Repository;
 use crate::repo::change::commit_change;
@@ -19,7 +19,8 @@ use crate::repo::manifest::{Manifest, Snapshot, Timings, changed_meanwhile, pin_
 use crate::repo::policy::SnapshotPolicy;
 use crate::repo::session::Writer;
 use crate::scan::Missed;
-use crate::tracking::HintKind;
+use crate::store::Upload;
+use crate::tracking::{ChangeTracker, HintKind};
 use std::time::Instant;
 use uuid::Uuid;
 
@@ -33,82 +34,175 @@ pub(crate) fn take_into(
     is_saving: bool,
     context: &Context,
 ) -> Result<SnapshotOutcome> {
-    let store = repository.store.as_ref();
-    let name = writer.manifest.name.clone();
+    let begun = begin(repository, writer, live, request, context)?;
+    let read = begun.read(repository, &writer.manifest, is_saving, context)?;
+    if !read.is_left_out() {
+        context.check()?;
+    }
+    match read.is_left_out() {
+        true => read.leave_out(repository, writer, context),
+        false => read.commit(repository, writer, context),
+    }
+}
+
+/// A snapshot whose point in time is over: what is read is as it was then.
+pub(crate) struct Begun<'a> {
+    live: &'a LiveImage,
+    request: &'a SnapshotRequest,
+    begun: Instant,
+    stat: Option<FileStat>,
+    prepared: Prepared,
+    tracker: Box<dyn ChangeTracker + 'a>,
+    tracking_seconds: f64,
+    is_doubted: bool,
+}
+
+/// Fixes the point in time of a snapshot, and finds out how it is found what changed.
+///
+/// # Errors
+/// As of [`prepare`] and [`Prepared::begin`].
+pub(crate) fn begin<'a>(
+    repository: &'a Repository,
+    writer: &Writer,
+    live: &'a LiveImage,
+    request: &'a SnapshotRequest,
+    context: &Context,
+) -> Result<Begun<'a>> {
     let begun = Instant::now();
     // Nothing is known of an image whose snapshot is read.
     let stat = live.stable_stat().filter(|_| request.of.is_none());
-    let mut prepared = prepare(repository, &writer.manifest, &writer.head, request)?;
-    let policy = policy_for(repository, &name, request);
     let (manifest, head) = (&writer.manifest, &writer.head);
+    let mut prepared = prepare(repository, manifest, head, request)?;
+    let policy = policy_for(repository, &manifest.name, request);
     // By which format it was read tells what it is: in another one it is another disk.
     let known = stat.as_ref().filter(|_| is_read_as_before(manifest, live));
     let search = PlanInput { manifest, head, stat: known, request, policy };
-    let mut tracker = prepared.begin(repository, live, &search, context)?;
+    let tracker = prepared.begin(repository, live, &search, context)?;
     let tracking_seconds = begun.elapsed().as_secs_f64();
     let is_doubted = prepared.against().is_some() && distrust_reason(manifest).is_some();
-    let file = format!("{name}/{}", prepared.object);
-    let mut upload = store.create(&file)?;
-    let mut out = |event: OutputEvent<'_>| match event {
-        OutputEvent::Bytes(bytes) => upload.write(bytes),
-        OutputEvent::Restart => {
-            upload = store.create(&file)?;
-            Ok(())
-        }
-    };
-    let taken = prepared.scan_live_or_clone(live, !is_saving, context, &mut out)?;
-    let scan_seconds = begun.elapsed().as_secs_f64() - tracking_seconds;
-    let (taken, is_of_clone) = taken;
-    check_some_was_read(&live.disk, &taken)?;
-    // Only what was the same before and after the scan is trusted later.
-    let stat_now = || FileStat::of(live.disk.container()?.file());
-    let is_same = |stat: &FileStat| stat_now().as_ref() == Some(stat);
-    // A list may have left something out, and so may what has been found to. What could not be read is
-    // tried again.
-    let is_given =
-        [HintKind::List, HintKind::Bitmap].map(Some).contains(&prepared.scan_plan.kind());
-    let is_exact = !is_given && taken.scanned.missed.blocks == 0 && taken.unread.is_empty();
-    let stat = stat.filter(|stat| !is_of_clone && is_exact && is_same(stat));
-    // After a miss the proof that all is well is worth a snapshot, or all would be read each time.
-    if request.skip_unchanged && taken.is_unchanged() && !is_doubted {
-        drop(upload);
+    Ok(Begun { live, request, begun, stat, prepared, tracker, tracking_seconds, is_doubted })
+}
+
+impl<'a> Begun<'a> {
+    /// Says that the file systems in the image were frozen when it was in use.
+    pub(crate) fn was_frozen(&mut self) {
+        self.prepared.scan_plan.was_frozen();
+    }
+
+    /// Reads what may have changed. The delta file is written, and not published.
+    ///
+    /// # Errors
+    /// Of the image and of the store; then the tracker has nothing to keep.
+    pub(crate) fn read(
+        self,
+        repository: &Repository,
+        manifest: &Manifest,
+        is_saving: bool,
+        context: &Context,
+    ) -> Result<ReadSnapshot<'a>> {
+        let (store, live) = (repository.store.as_ref(), self.live);
+        let file = format!("{}/{}", manifest.name, self.prepared.object);
+        let mut upload = store.create(&file)?;
+        let mut out = |event: OutputEvent<'_>| match event {
+            OutputEvent::Bytes(bytes) => upload.write(bytes),
+            OutputEvent::Restart => {
+                upload = store.create(&file)?;
+                Ok(())
+            }
+        };
+        let scanned = self.prepared.scan_live_or_clone(live, !is_saving, context, &mut out)?;
+        let scan_seconds = self.begun.elapsed().as_secs_f64() - self.tracking_seconds;
+        let (taken, is_of_clone) = scanned;
+        check_some_was_read(&live.disk, &taken)?;
+        // Only what was the same before and after the scan is trusted later.
+        let stat_now = || FileStat::of(live.disk.container()?.file());
+        let is_same = |stat: &FileStat| stat_now().as_ref() == Some(stat);
+        // A list may have left something out, and so may what has been found to. What could not be read is
+        // tried again.
+        let kind = self.prepared.scan_plan.kind();
+        let is_given = [HintKind::List, HintKind::Bitmap].map(Some).contains(&kind);
+        let is_exact = !is_given && taken.scanned.missed.blocks == 0 && taken.unread.is_empty();
+        let stat = self.stat.clone().filter(|stat| !is_of_clone && is_exact && is_same(stat));
+        Ok(ReadSnapshot { begun: self, upload, taken, stat, scan_seconds })
+    }
+}
+
+/// A snapshot that was read and is not published yet.
+pub(crate) struct ReadSnapshot<'a> {
+    begun: Begun<'a>,
+    upload: Box<dyn Upload + 'a>,
+    taken: Taken,
+    stat: Option<FileStat>,
+    scan_seconds: f64,
+}
+
+impl ReadSnapshot<'_> {
+    /// True if the image is what its parent is, and nobody wants a snapshot of that.
+    pub(crate) fn is_left_out(&self) -> bool {
+        // After a miss the proof that all is well is worth a snapshot, or all would be read each time.
+        self.begun.request.skip_unchanged && self.taken.is_unchanged() && !self.begun.is_doubted
+    }
+
+    /// Publishes nothing, and remembers that the image equals the parent.
+    pub(crate) fn leave_out(
+        self,
+        repository: &Repository,
+        writer: &mut Writer,
+        context: &Context,
+    ) -> Result<SnapshotOutcome> {
+        let Self { begun: Begun { live, request, begun, prepared, mut tracker, .. }, .. } = self;
+        drop(self.upload);
+        let name = writer.manifest.name.clone();
         let parent = prepared.parent_id.and_then(|id| writer.manifest.by_id(id)).cloned();
-        if let Some(parent) = parent {
-            writer.head.skipped = writer.head.skipped.wrapping_add(1);
-            note_live_file(writer, live, request, context);
-            note_head(repository, writer, parent.id, stat, request, context);
-            tracker.aborted(recorded(&writer.manifest), context);
-            let found = prepared.entry(&taken, begun);
-            let outcome = Outcome::Skipped;
-            let skipped = prepared.outcome(&name, found, outcome, live);
-            let parent_number = writer.manifest.stored_parent_of(&parent).map(|s| s.number);
-            return Ok(SnapshotOutcome { snapshot: parent, parent_number, ..skipped });
-        }
-        return Err(Error::corrupt(format!("{name}: the parent is gone")));
-    }
-    context.check()?;
-    let mut snapshot = prepared.entry(&taken, begun);
-    let maps_seconds = prepared.scan_plan.point().maps_time.seconds();
-    snapshot.timings = Some(Timings { tracking_seconds, scan_seconds, maps_seconds });
-    snapshot.attributes = attributes_of(&live.disk, context);
-    // Before anything is published: what the manifest names must be there.
-    snapshot.tracker = tracker.prepare(snapshot.id, context);
-    if note_live_file(writer, live, request, context) {
-        // Before the snapshot is there: without it a rollback would not know another file.
-        keep_head(repository, writer, context);
-    }
-    let published =
-        upload.publish().and_then(|()| commit_snapshot(repository, writer, &snapshot, live));
-    if published.is_err() && snapshot.tracker.is_some() {
+        let Some(parent) = parent else {
+            return Err(Error::corrupt(format!("{name}: the parent is gone")));
+        };
+        writer.head.skipped = writer.head.skipped.wrapping_add(1);
+        note_live_file(writer, live, request, context);
+        note_head(repository, writer, parent.id, self.stat, request, context);
         tracker.aborted(recorded(&writer.manifest), context);
+        let found = prepared.entry(&self.taken, begun);
+        let skipped = prepared.outcome(&name, found, Outcome::Skipped, live);
+        let parent_number = writer.manifest.stored_parent_of(&parent).map(|s| s.number);
+        Ok(SnapshotOutcome { snapshot: parent, parent_number, ..skipped })
     }
-    published?;
-    note_head(repository, writer, snapshot.id, stat, request, context);
-    tracker.committed(recorded(&writer.manifest), context);
-    warn_of_missed(&name, &snapshot, taken.scanned.missed, context);
-    warn_of_unread(&name, &snapshot, &taken.unread, context);
-    let outcome = prepared.outcome(&name, snapshot, Outcome::Taken, live);
-    Ok(SnapshotOutcome { unread: taken.unread, ..outcome })
+
+    /// Publishes it, commits, and notes the head.
+    ///
+    /// # Errors
+    /// Of the store; `Busy` if others changed the image so that it does not fit any more.
+    pub(crate) fn commit(
+        self,
+        repository: &Repository,
+        writer: &mut Writer,
+        context: &Context,
+    ) -> Result<SnapshotOutcome> {
+        let Self { begun, upload, taken, stat, scan_seconds } = self;
+        let Begun { live, request, begun, prepared, mut tracker, tracking_seconds, .. } = begun;
+        let name = writer.manifest.name.clone();
+        let mut snapshot = prepared.entry(&taken, begun);
+        let maps_seconds = prepared.scan_plan.point().maps_time.seconds();
+        snapshot.timings = Some(Timings { tracking_seconds, scan_seconds, maps_seconds });
+        snapshot.attributes = attributes_of(&live.disk, context);
+        // Before anything is published: what the manifest names must be there.
+        snapshot.tracker = tracker.prepare(snapshot.id, context);
+        if note_live_file(writer, live, request, context) {
+            // Before the snapshot is there: without it a rollback would not know another file.
+            keep_head(repository, writer, context);
+        }
+        let published =
+            upload.publish().and_then(|()| commit_snapshot(repository, writer, &snapshot, live));
+        if published.is_err() && snapshot.tracker.is_some() {
+            tracker.aborted(recorded(&writer.manifest), context);
+        }
+        published?;
+        note_head(repository, writer, snapshot.id, stat, request, context);
+        tracker.committed(recorded(&writer.manifest), context);
+        warn_of_missed(&name, &snapshot, taken.scanned.missed, context);
+        warn_of_unread(&name, &snapshot, &taken.unread, context);
+        let outcome = prepared.outcome(&name, snapshot, Outcome::Taken, live);
+        Ok(SnapshotOutcome { unread: taken.unread, ..outcome })
+    }
 }
 
 /// The newest snapshot of which the manifest has a tracker's record.

@@ -8,10 +8,12 @@ pub mod types;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::events::Context;
 use crate::base::pipeline::spawn;
+use crate::image::ImageUri;
 use crate::ops::prune;
 use crate::ops::prune::types::{PruneRequest, Pruned};
-use crate::ops::snapshot;
-use crate::ops::snapshot::several::{at_once, check_distinct};
+use crate::ops::snapshot::distinct::check_distinct;
+use crate::ops::snapshot::jobs::all_of;
+use crate::ops::snapshot::several::at_once;
 use crate::ops::snapshot::types::{Outcome, SnapshotOutcome, SnapshotRequest};
 use crate::ops::watch::types::{WatchRequest, Watched};
 use crate::repo::Repository;
@@ -82,8 +84,28 @@ fn newest_point(
     of: &SnapshotRequest,
     context: &Context,
 ) -> Option<Timestamp> {
-    let reader = read(repository, &name_in(of), context).ok()?;
-    reader.manifest().snapshots.iter().map(|s| s.time).max()
+    let newest = |name: &String| {
+        let reader = read(repository, name, context).ok()?;
+        reader.manifest().snapshots.iter().map(|s| s.time).max()
+    };
+    // Of a machine, the disk that lies back farthest.
+    let points: Option<Vec<_>> = names_in(repository, of, context).iter().map(newest).collect();
+    points?.into_iter().min()
+}
+
+/// The images that a request is of: of a machine, those that are known.
+fn names_in(repository: &Repository, of: &SnapshotRequest, context: &Context) -> Vec<String> {
+    let Some(machine) = of.image.machine().filter(|machine| machine.disk.is_none()) else {
+        return vec![name_in(of)];
+    };
+    let socket = std::path::absolute(&machine.socket).unwrap_or_else(|_| machine.socket.clone());
+    let is_of = |name: &String| {
+        read(repository, name, context).is_ok_and(|reader| {
+            let source = reader.head().source.as_ref().and_then(ImageUri::machine);
+            source.is_some_and(|source| source.socket == socket)
+        })
+    };
+    repository.names().unwrap_or_default().into_iter().filter(is_of).collect()
 }
 
 fn take_turns(
@@ -102,12 +124,12 @@ fn take_turns(
         let begun = Instant::now();
         let started = Timestamp::now();
         // As it is now: its settings may have changed, or its disk may be away.
-        let (result, now, pruned) =
+        let Done { result, at: now, pruned } =
             match Repository::open_in(repository.store.clone(), repository.host.clone())
                 .map(|opened| opened.reading_within(context))
             {
                 Ok(repository) => take_turn(&repository, of, request.rules.as_ref(), context),
-                Err(e) => (Err(e), Timestamp::now(), None),
+                Err(e) => Done { result: Err(e), at: Timestamp::now(), pruned: Vec::new() },
             };
         if result.as_ref().is_err_and(|e| e.kind() == ErrorKind::Interrupted) {
             return;
@@ -119,8 +141,9 @@ fn take_turns(
         match &result {
             Ok(done) => {
                 // What is found unchanged is a state that can be restored, too.
-                let is_new = done.outcome == Outcome::Taken;
-                turn.point = Some(if is_new { done.snapshot.time } else { started });
+                let is_new = |done: &&SnapshotOutcome| done.outcome == Outcome::Taken;
+                let taken = done.iter().filter(is_new).map(|done| done.snapshot.time).min();
+                turn.point = Some(taken.unwrap_or(started));
                 turn.failures = 0;
                 // Turns that were missed are left out.
                 while turn.due <= Instant::now() {
@@ -134,48 +157,72 @@ fn take_turns(
             }
         }
         turn.is_running = false;
-        let watched = Watched {
+        let (age_seconds, failures) = (turn.point.map(since), turn.failures);
+        let next_in = turn.due.saturating_duration_since(Instant::now());
+        drop(all);
+        let watched = |name, result, pruned| Watched {
             image: of.image.clone(),
-            name: name_in(of),
+            name,
             result,
             pruned,
             seconds: begun.elapsed().as_secs_f64(),
-            age_seconds: turn.point.map(since),
+            age_seconds,
             rpo_seconds,
-            failures: turn.failures,
-            next_in: turn.due.saturating_duration_since(Instant::now()),
+            failures,
+            next_in,
         };
-        drop(all);
-        each(watched);
+        let mut pruned = pruned.into_iter();
+        match result {
+            Err(error) => each(watched(name_in(of), Err(error), pruned.next().flatten())),
+            // Of a machine, one for each of its disks.
+            Ok(done) => done.into_iter().for_each(|done| {
+                each(watched(done.name.clone(), Ok(done), pruned.next().flatten()));
+            }),
+        }
     }
 }
 
-/// A snapshot, the moment from which on it stands, and what is pruned after it, or before it on a full disk.
+/// What a turn did.
+struct Done {
+    result: Result<Vec<SnapshotOutcome>>,
+    /// From when on the snapshots stand.
+    at: Timestamp,
+    /// What was pruned of each after it, or before it on a full disk.
+    pruned: Vec<Option<Result<Pruned>>>,
+}
+
 fn take_turn(
     repository: &Repository,
     of: &SnapshotRequest,
     rules: Option<&Rules>,
     context: &Context,
-) -> (Result<SnapshotOutcome>, Timestamp, Option<Result<Pruned>>) {
-    let mut result = snapshot::run(repository, of, context);
-    let mut pruned = None;
+) -> Done {
+    let mut result = all_of(repository, of, context);
+    let mut pruned = Vec::new();
     if result.as_ref().is_err_and(Error::is_storage_full) {
         let is_new = |pruned: &Result<Pruned>| {
             pruned.as_ref().is_err_and(|e| e.kind() == ErrorKind::NotFound)
         };
         // Of an image without snapshots there is nothing to prune.
-        pruned = prune_by(repository, rules, &name_in(of), context).filter(|p| !is_new(p));
+        let names = names_in(repository, of, context);
+        let before = names.iter().filter_map(|name| prune_by(repository, rules, name, context));
+        pruned.extend(before.filter(|p| !is_new(p)).map(Some));
         let is_freed = |pruned: &Pruned| pruned.compaction.freed_bytes > 0;
-        if pruned.as_ref().is_some_and(|pruned| pruned.as_ref().is_ok_and(is_freed)) {
-            result = snapshot::run(repository, of, context);
+        if pruned.iter().flatten().any(|pruned| pruned.as_ref().is_ok_and(is_freed)) {
+            result = all_of(repository, of, context);
         }
     }
     let now = Timestamp::now();
-    if let Some(done) = result.as_ref().ok().filter(|done| done.outcome == Outcome::Taken) {
-        // What was dropped before it is told as well.
-        pruned = pruned.or_else(|| prune_by(repository, rules, &done.name, context));
+    // What was dropped before is told as well.
+    if pruned.is_empty()
+        && let Ok(done) = &result
+    {
+        pruned.extend(done.iter().map(|done| match done.outcome {
+            Outcome::Taken => prune_by(repository, rules, &done.name, context),
+            _ => None,
+        }));
     }
-    (result, now, pruned)
+    Done { result, at: now, pruned }
 }
 
 /// Prunes an image if anything says what to keep.

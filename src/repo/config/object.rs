@@ -63,13 +63,19 @@ pub(crate) fn numbers(store: &dyn Store) -> Result<Vec<u64>> {
 /// `NotFound` if there is no repository; `Corrupt` if the configuration is lost or damaged: no older one
 /// takes its place.
 pub(crate) fn ruling(store: &dyn Store) -> Result<Ruling> {
-    match numbers(store)?.first() {
-        Some(number) => {
-            let text = read(store, *number)?;
-            Ok(Ruling { number: Some(*number), text })
-        }
-        None => Ok(Ruling { number: None, text: read_unnumbered(store)? }),
+    if let Some(ruling) = newest(store)? {
+        return Ok(ruling);
     }
+    match read_unnumbered(store) {
+        // Between two looks somebody may have made the repository, and put an image into it.
+        Err(missing) if missing.is_damage() => newest(store)?.ok_or(missing),
+        text => Ok(Ruling { number: None, text: text? }),
+    }
+}
+
+fn newest(store: &dyn Store) -> Result<Option<Ruling>> {
+    let Some(number) = numbers(store)?.first().copied() else { return Ok(None) };
+    Ok(Some(Ruling { number: Some(number), text: read(store, number)? }))
 }
 
 /// Reads the text of a numbered configuration.

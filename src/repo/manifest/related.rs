@@ -23,6 +23,19 @@ pub struct Group {
     pub name: Option<String>,
     /// All of them, this one included, whether or not they came about.
     pub members: Vec<SnapshotPlace>,
+    /// They were taken one after the other, and not at one point in time.
+    #[serde(default, rename = "apart", skip_serializing_if = "std::ops::Not::not")]
+    pub is_apart: bool,
+}
+
+impl Group {
+    /// What it is called, and what is in it, in a line.
+    pub fn describe(&self) -> String {
+        let members: Vec<&str> = self.members.iter().map(|member| member.name.as_str()).collect();
+        let name = self.name.as_ref().map_or(String::new(), |name| format!("{name}: "));
+        let apart = if self.is_apart { ", one after the other" } else { "" };
+        format!("{name}{}{apart}", members.join(", "))
+    }
 }
 
 /// A snapshot of an image in the same repository.

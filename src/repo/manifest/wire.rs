@@ -69,7 +69,7 @@ pub(crate) fn tracker<'de, D: Deserializer<'de>>(
 
 /// Where an image is, as a URI. Earlier programs knew paths only, and wrote them as they are.
 pub(crate) mod image {
-    use crate::base::uri::file_uri;
+    use crate::base::error::ErrorKind;
     use crate::image::ImageUri;
     use serde::{Deserialize, Deserializer, Serializer};
     use std::path::Path;
@@ -80,8 +80,7 @@ pub(crate) mod image {
         to: S,
     ) -> Result<S::Ok, S::Error> {
         match image {
-            Some(ImageUri::File(path)) => to.serialize_str(&file_uri(path)),
-            Some(image) => to.collect_str(image),
+            Some(image) => to.serialize_str(&image.to_wire()),
             None => to.serialize_none(),
         }
     }
@@ -95,6 +94,8 @@ pub(crate) mod image {
         }
         match ImageUri::parse(Path::new(&text)) {
             Ok(image) if text.contains("://") => Ok(Some(image)),
+            // Of a kind that a later program knows: this one does not find it.
+            Err(e) if e.kind() == ErrorKind::Unsupported && text.contains("://") => Ok(None),
             _ => Err(serde::de::Error::custom("an image is named by a URI")),
         }
     }

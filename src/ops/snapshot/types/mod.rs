@@ -1,5 +1,10 @@
 //! What a snapshot is asked for with, and what became of it.
 
+pub(crate) mod moment;
+mod window;
+
+pub use window::Window;
+
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::message::{Setting, message};
 use crate::base::setters::setters;
@@ -10,6 +15,7 @@ use crate::repo::manifest::{self, BaseOf, HintUse, Snapshot};
 use crate::repo::reference::{At, Reference};
 use crate::tracking::Track;
 use crate::tracking::{ChangeList, Recheck};
+use moment::Moment;
 use serde::Serialize;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -78,8 +84,12 @@ pub struct SnapshotRequest {
     pub base_of: Option<Reference>,
     /// ... or from one that holds at least half of the image, if there is one.
     pub find_base: bool,
+    /// What happens around the point in time.
+    pub window: Window,
     /// The same, once it is pinned.
     pub(crate) pinned: Option<BaseOf>,
+    /// What is known of it as one of several.
+    pub(crate) moment: Option<Moment>,
 }
 
 impl SnapshotRequest {
@@ -163,6 +173,8 @@ impl SnapshotRequest {
         base_of: Option<Reference>,
         /// ... or from one that holds at least half of the image, if there is one.
         find_base: bool,
+        /// What happens around the point in time.
+        window: Window,
     }
 }
 
@@ -172,18 +184,22 @@ impl SnapshotRequest {
 /// `InvalidInput` if that is no name of an image.
 pub fn name_of(image: &ImageUri) -> Result<String> {
     let path = image.title();
+    let stem = match image.machine() {
+        Some(_) => Some(path.as_os_str()),
+        None => path.file_stem(),
+    };
     let refused = |what: String| {
         Error::new(ErrorKind::InvalidInput, what).hint(message!["choose one with ", Setting::Name])
     };
-    if image.file().is_none() && path.file_stem().is_none() {
+    if image.file().is_none() && stem.is_none() {
         return Err(refused(format!("{image} gives no name to the image")));
     }
     let no_text = || {
         refused(format!("the file name of {image} is not UTF-8, and gives no name to the image"))
     };
-    let stem = path.file_stem().unwrap_or_default().to_str().ok_or_else(no_text)?;
-    let stem: String =
-        stem.chars().map(|c| if c.is_whitespace() || c == '@' { '-' } else { c }).collect();
+    let stem = stem.unwrap_or_default().to_str().ok_or_else(no_text)?;
+    let is_replaced = |c: char| c.is_whitespace() || "@/".contains(c);
+    let stem: String = stem.chars().map(|c| if is_replaced(c) { '-' } else { c }).collect();
     manifest::check_name(&stem).map(|()| stem)
 }
 
@@ -240,6 +256,8 @@ pub struct SnapshotOutcome {
     pub full_scan_reason: Option<String>,
     /// How long the image was held up to clone it; none if it was not.
     pub clone_seconds: Option<f64>,
+    /// How long the machine was stopped that the image is a disk of, if it was.
+    pub stopped_seconds: Option<f64>,
     /// Who had the image open for writing: then it was taken as it was at one moment.
     pub user: Option<String>,
     /// What the medium of the image did not give.

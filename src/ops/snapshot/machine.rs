@@ -1,0 +1,290 @@
+//! Snapshots of the disks of a machine that QEMU runs, all at one point in time, while it goes on.
+//!
+//! ```text
+//! disks -> writers, by name -> ids drawn -> Machine::prepare -> freeze -> point in time -> thaw
+//!   -> each disk is read over NBD, by its bitmap -> each is committed -> bitmaps before are removed
+//! ```
+
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::events::{Context, WarningId};
+use crate::base::message::{Setting, message};
+use crate::image::nbd::{NbdDisk, NbdOptions};
+use crate::image::{Disk, ImageUri, LiveImage, MachineUri};
+use crate::machine::{
+    Fleece, FleeceOptions, Freeze, Inserted, Machine, MachineDisk, Member, RunState, find_agent,
+};
+use crate::ops::snapshot::around::{open_window, thaw};
+use crate::ops::snapshot::group::{borrowed, draw, finish, give_up, open_writers};
+use crate::ops::snapshot::take::{Begun, begin, policy_for, warn_of_policy};
+use crate::ops::snapshot::types::moment::{Moment, Told};
+use crate::ops::snapshot::types::{SnapshotOutcome, SnapshotRequest, Window, name_of};
+use crate::ops::snapshot::{Named, check_source, named};
+use crate::repo::Repository;
+use crate::repo::live_file::{known_as, source_of};
+use crate::repo::manifest::{Group, SnapshotPlace};
+use crate::repo::session::Writer;
+use crate::tracking::{ChangeList, Consistency};
+use std::path::PathBuf;
+use std::time::Duration;
+use uuid::Uuid;
+
+/// Where what it overwrites is kept, if nothing else is said.
+const SCRATCH_DIR: &str = "/var/tmp";
+/// How long a write of the guest may wait until what it overwrites is saved.
+const SCRATCH_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Takes a snapshot of the disks of a machine: of all that can be written to, or of the one that is named.
+///
+/// # Errors
+/// `NotFound` if there is no such machine or disk; as of [`super::group::run`].
+pub(super) fn run(
+    repository: &Repository,
+    name: Option<&str>,
+    uri: &MachineUri,
+    request: &SnapshotRequest,
+    context: &Context,
+) -> Result<Vec<SnapshotOutcome>> {
+    refuse_of_file(request)?;
+    let known = known_as(&ImageUri::Machine(uri.clone()))?;
+    let uri = known.machine().unwrap_or(uri).clone();
+    let mut machine = Machine::connect(&uri.socket, context)?;
+    if machine.recover(context)? {
+        context.note(format!("{uri}: what an earlier run had left was taken away"));
+    }
+    let disks = chosen(machine.disks()?, &uri)?;
+    let requests: Result<Vec<_>> =
+        disks.iter().map(|disk| request_of(repository, &uri, disk, request)).collect();
+    let requests = requests?;
+    let names: Vec<&Named> = requests.iter().map(|(named, _)| named).collect();
+    names.iter().for_each(|named| warn_of_policy(repository, &named.name, context));
+    let mut writers = open_writers(repository, &names, context)?;
+    let group_name = name.map(str::to_owned).or_else(|| request.name.clone());
+    let group_name = match group_name {
+        Some(name) => name,
+        None => name_of(&ImageUri::Machine(uri.clone().whole()))?,
+    };
+    let (name, mut refs) = (Some(group_name.as_str()), borrowed(&mut writers));
+    let taken = take(repository, machine, name, &mut refs, disks, &requests, context);
+    if taken.is_err() {
+        give_up(repository, writers);
+    }
+    let Taken { outcomes: mut members, inserted, machine } = taken?;
+    if let Err(e) = machine {
+        // What stands stands.
+        context.warn(WarningId::MachineNotCleared, e);
+    }
+    let stopped_seconds = (!inserted.stall.is_zero()).then_some(inserted.stall.as_secs_f64());
+    for member in &mut members {
+        member.stopped_seconds = stopped_seconds;
+        member.user = (inserted.state != RunState::Off).then(|| "QEMU".to_owned());
+    }
+    Ok(members)
+}
+
+/// What is of a file.
+fn refuse_of_file(request: &SnapshotRequest) -> Result<()> {
+    let given = [
+        (request.base_image.is_some(), Setting::BaseImage),
+        (request.of.is_some(), Setting::Of),
+        (request.format.is_some(), Setting::Format),
+        (request.via_qemu, Setting::ViaQemu),
+        (request.bitmap().is_some(), Setting::Bitmap),
+        (request.changed.is_some(), Setting::Changed),
+        (request.dry_run, Setting::DryRun),
+    ];
+    let Some((_, setting)) = given.into_iter().find(|(is_given, _)| *is_given) else {
+        return Ok(());
+    };
+    let what = "the disks of a machine are as the machine says";
+    Err(Error::new(ErrorKind::InvalidInput, what).hint(message!["leave ", setting, " out"]))
+}
+
+/// The disks that are meant.
+fn chosen(disks: Vec<MachineDisk>, uri: &MachineUri) -> Result<Vec<MachineDisk>> {
+    let known: Vec<String> = disks.iter().map(|disk| disk.name.clone()).collect();
+    let chosen: Vec<MachineDisk> = match &uri.disk {
+        None => disks,
+        Some(name) => disks.into_iter().filter(|disk| disk.is_called(name)).collect(),
+    };
+    if !chosen.is_empty() {
+        return Ok(chosen);
+    }
+    let whole = uri.clone().whole();
+    let error = |what| Error::new(ErrorKind::NotFound, what);
+    Err(match (&uri.disk, known.is_empty()) {
+        (Some(disk), false) => error(format!("{whole} has no disk \"{}\"", disk.escape_debug()))
+            .hint(format!("it has {}", known.join(", "))),
+        _ => error(format!("{whole} has no disk that can be written to")),
+    })
+}
+
+/// One disk of the machine, by the name that it has in the repository.
+fn request_of(
+    repository: &Repository,
+    uri: &MachineUri,
+    disk: &MachineDisk,
+    request: &SnapshotRequest,
+) -> Result<(Named, SnapshotRequest)> {
+    let image = ImageUri::Machine(uri.with_disk(&disk.name));
+    let name = match (&request.name, &uri.disk) {
+        (Some(name), None) => Some(format!("{name}-{}", disk.name.replace('/', "-"))),
+        (name, _) => name.clone(),
+    };
+    let request = SnapshotRequest { image, name, ..request.clone() };
+    Ok((named(repository, &request)?, request))
+}
+
+/// From the point in time to the commits.
+fn take(
+    repository: &Repository,
+    mut machine: Machine,
+    name: Option<&str>,
+    writers: &mut [&mut Writer],
+    disks: Vec<MachineDisk>,
+    requests: &[(Named, SnapshotRequest)],
+    context: &Context,
+) -> Result<Taken> {
+    for ((named, _), writer) in requests.iter().zip(writers.iter()) {
+        check_source(&writer.manifest, &writer.head, &named.image)?;
+    }
+    let mut group = draw(name, writers);
+    let members = members(writers, &group, disks);
+    let policies: Vec<_> =
+        requests.iter().map(|(named, r)| policy_for(repository, &named.name, r)).collect();
+    let max_stall = policies.iter().map(|policy| policy.max_stall).min().unwrap_or_default();
+    let around = requests.first().map(|(_, r)| r.window.clone()).unwrap_or_default();
+    let options = FleeceOptions {
+        scratch_dir: around.scratch_dir.clone().unwrap_or_else(|| SCRATCH_DIR.into()),
+        cbw_timeout: SCRATCH_PATIENCE,
+        max_stall,
+        may_stop: !around.one_by_one,
+    };
+    let images: Vec<&ImageUri> = requests.iter().map(|(named, _)| &named.image).collect();
+    let agent = find_agent_for(&mut machine, &around)?;
+    let monitor = machine.socket().try_clone_to_owned();
+    let monitor = monitor.map_err(|e| Error::io("cannot duplicate a descriptor", e))?;
+    let mut fleece = machine.prepare(members, options, context)?;
+    let mut window = open_window(repository, &around, &images, agent, Some(monitor), context)?;
+    window.freeze(context)?;
+    let inserted =
+        fleece.insert(&mut || window.before_stop(), &mut || window.after_cont(), context);
+    let frozen = thaw(window, &around, &images, context);
+    let inserted = inserted?;
+    group.is_apart = !inserted.at_one_time;
+    let consistency = match inserted.state {
+        RunState::Off => Consistency::Stopped,
+        _ if frozen.iter().all(|frozen| *frozen) => Consistency::Frozen,
+        RunState::Running | RunState::Paused => Consistency::Crash,
+    };
+    let limits = policies.iter().filter_map(|policy| policy.limit_read);
+    let lowest = limits.min_by_key(|limit| limit.bytes());
+    let context = &context.clone().with_read_limit(lowest);
+    let lives = open_all(&mut fleece, &group, consistency, requests, context);
+    let taken = lives.and_then(|lives| {
+        let begun: Result<Vec<Begun<'_>>> = writers
+            .iter()
+            .zip(&lives)
+            .map(|(writer, (live, r))| begin(repository, writer, live, r, context))
+            .collect();
+        let mut stand = Vec::new();
+        let taken = finish(repository, writers, begun?, context, &mut |index| stand.push(index));
+        stand.into_iter().for_each(|index| fleece.committed(index, context));
+        taken
+    });
+    let taken = taken.map_err(|error| {
+        let why = (0..requests.len()).find_map(|member| fleece.scratch_error(member));
+        why.unwrap_or(error)
+    });
+    let ended = fleece.finish(context);
+    Ok(Taken { outcomes: taken?, inserted, machine: ended })
+}
+
+/// Snapshots that stand, and what became of the machine.
+struct Taken {
+    outcomes: Vec<SnapshotOutcome>,
+    inserted: Inserted,
+    machine: Result<Machine>,
+}
+
+/// Saves the present state of disks of a machine that is stopped. Gives the machine back, and the snapshots that the
+/// disks equal.
+///
+/// # Errors
+/// As of [`run`].
+pub(crate) fn save_disks(
+    repository: &Repository,
+    machine: Machine,
+    writers: &mut [&mut Writer],
+    disks: &[MachineDisk],
+    context: &Context,
+) -> Result<(Machine, Vec<Uuid>)> {
+    let mut requests = Vec::new();
+    for writer in writers.iter() {
+        let name = writer.manifest.name.clone();
+        let image = source_of(&name, &writer.head)?.clone();
+        let request = SnapshotRequest::new(image.clone()).skip_unchanged(true);
+        requests.push((Named { read_from: image.clone(), image, name }, request));
+    }
+    let disks = disks.to_vec();
+    let taken = take(repository, machine, None, writers, disks.clone(), &requests, context)?;
+    let has_missed = |taken: &SnapshotOutcome| taken.hint.is_some_and(|h| h.missed_blocks > 0);
+    if !taken.outcomes.iter().any(has_missed) {
+        return Ok((taken.machine?, taken.outcomes.iter().map(|o| o.snapshot.id).collect()));
+    }
+    // What was known is wrong: what is overwritten must be in a snapshot that read all.
+    requests.iter_mut().for_each(|(_, request)| request.full_scan = true);
+    let taken = take(repository, taken.machine?, None, writers, disks, &requests, context)?;
+    Ok((taken.machine?, taken.outcomes.iter().map(|o| o.snapshot.id).collect()))
+}
+
+/// The socket of the guest agent, if that is to freeze and nobody says where it is.
+fn find_agent_for(machine: &mut Machine, window: &Window) -> Result<Option<PathBuf>> {
+    match window.freeze.contains(&Freeze::Agent(None)) {
+        true => find_agent(&mut |command, arguments| machine.execute(command, arguments)).map(Some),
+        false => Ok(None),
+    }
+}
+
+/// What the machine is to know of each disk.
+fn members(writers: &[&mut Writer], group: &Group, disks: Vec<MachineDisk>) -> Vec<Member> {
+    let of = |((disk, writer), place): ((MachineDisk, &&mut Writer), &SnapshotPlace)| {
+        let manifest = &writer.manifest;
+        let known = manifest.stored().into_iter().rev().map(|s| s.id).collect();
+        Member {
+            disk,
+            image: manifest.image_id,
+            known,
+            snapshot: place.snapshot,
+            wants_bitmap: true,
+        }
+    };
+    disks.into_iter().zip(writers).zip(&group.members).map(of).collect()
+}
+
+/// The disks as they were at the point in time.
+fn open_all(
+    fleece: &mut Fleece,
+    group: &Group,
+    consistency: Consistency,
+    requests: &[(Named, SnapshotRequest)],
+    context: &Context,
+) -> Result<Vec<(LiveImage, SnapshotRequest)>> {
+    let exported = fleece.export()?;
+    let mut opened = Vec::new();
+    for ((disk, (named, request)), place) in exported.into_iter().zip(requests).zip(&group.members)
+    {
+        let bitmap = disk.since.as_ref().ok().map(|(_, name)| name.clone());
+        let has_bitmap = bitmap.is_some();
+        let name = Some(named.image.to_string());
+        let options = NbdOptions { bitmap, name, ..NbdOptions::default() };
+        let disk_now = NbdDisk::open(&disk.uri, options, context)?;
+        let ranges = if has_bitmap { disk_now.bitmap_ranges()? } else { Vec::new() };
+        let changes = disk.since.map(|(since, _)| (since, ChangeList::of(ranges)));
+        let group = (group.members.len() > 1).then(|| group.clone());
+        let told = Some(Told { consistency, changes });
+        let moment = Some(Moment { id: place.snapshot, group, told });
+        let live = LiveImage::held(Disk::Nbd(disk_now));
+        opened.push((live, SnapshotRequest { moment, ..request.clone() }));
+    }
+    Ok(opened)
+}
