@@ -1,7 +1,7 @@
 //! The judges themselves: they find right what is, and notice what is not.
 
 use crate::guest::judge;
-use crate::kit::{Lab, MIB, get, make, put};
+use crate::kit::{MIB, get, make, put};
 use crate::rig::Rig;
 use crate::Played;
 use serde_json::json;
@@ -10,8 +10,8 @@ use std::time::Duration;
 const KEEP: u64 = 200;
 
 pub fn run(rig: &Rig) -> Played {
-    let lab = Lab::new();
-    let machine = rig.one_disk(&lab);
+    let site = rig.site();
+    let (lab, machine) = (&site.lab, &site.machine);
     let mut guest = machine.boot();
     guest.writes_files(KEEP, Duration::from_millis(20));
     let mut copies = Vec::new();

@@ -18,9 +18,11 @@ mod bytes;
 #[path = "../support/guest/mod.rs"]
 mod guest;
 mod judges;
+mod killed;
 #[path = "../interop/kit.rs"]
 #[allow(dead_code, unused_imports, unused_macros, reason = "for another test program")]
 mod kit;
+mod numbered;
 #[path = "../support/random.rs"]
 mod random;
 mod rig;
@@ -34,7 +36,8 @@ use std::time::Instant;
 /// Why a scenario could not be played, if it could not.
 type Played = Result<(), String>;
 
-const SCENARIOS: [(&str, fn(&Rig) -> Played); 1] = [("judges", judges::run)];
+const SCENARIOS: [(&str, fn(&Rig) -> Played); 3] =
+    [("judges", judges::run), ("numbered", numbered::run), ("killed", killed::run)];
 
 /// Real guests under QEMU.
 #[derive(Parser)]
