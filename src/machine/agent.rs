@@ -90,8 +90,8 @@ impl Agent {
     /// long as the machine takes to write out what is dirty.
     ///
     /// # Errors
-    /// `Unavailable` if there is no answer within `limit`: then they may be frozen, or will be. Otherwise they
-    /// are not: `Busy` if they were already, what the agent refuses.
+    /// `Unavailable` if there is no answer within `limit`: then they may be frozen, or will be. Otherwise
+    /// they are not: `Busy` if they were already, what the agent refuses.
     pub fn freeze(&mut self, limit: Duration) -> Result<u64> {
         let command = "guest-fsfreeze-freeze";
         match self.execute(command, limit)? {
@@ -113,7 +113,8 @@ impl Agent {
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let error = match self.execute(command, left.min(STEP)) {
-                // If an answer was late, and is thrown away, it says none: who asks takes that for not frozen.
+                // If an answer was late, and is thrown away, it says none: who asks takes that for not
+                // frozen.
                 Ok(Answer::Return(Value::Number(number))) => {
                     return Ok(number.as_u64().unwrap_or_default());
                 }

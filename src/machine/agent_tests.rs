@@ -70,7 +70,8 @@ fn what_others_have_asked_is_thrown_away() {
         &path,
         Box::new(|command, arguments| match command {
             "guest-sync-delimited" => {
-                let stale = b"{\"return\": 77}\n\xff{\"return\": 4}\n{\"error\": {\"desc\": \"JSON parse\"}}\n\
+                let stale = b"{\"return\": 77}\n\xff{\"return\": 4}\n\
+                              {\"error\": {\"desc\": \"JSON parse\"}}\n\
                               \xff{\"return\": \"\n\xffnothing\n\n{\"return\": {\xff\xff";
                 [stale.as_slice(), synced(arguments).as_slice()].concat()
             }
@@ -88,24 +89,31 @@ fn what_others_have_asked_is_thrown_away() {
 
 #[test]
 fn an_agent_that_is_silent_or_answers_others_is_not_there() {
-    for says in [&b""[..], b"\xff{\"return\": 5}\n", b"{\"return\": 5}\n"] {
-        let place = tempfile::tempdir().unwrap();
-        let path = place.path().join("ga");
-        let served = serve(&path, Box::new(|_, _| says.to_vec()));
-        let begun = Instant::now();
-        let error = Agent::connect(&path).map(drop).unwrap_err();
-        assert!(begun.elapsed() >= PATIENCE, "it was waited for");
-        assert_eq!(error.kind(), ErrorKind::Unavailable);
-        let said = error.to_string();
-        assert!(said.contains("the guest agent (/") && said.contains("no answer for"), "{said}");
-        assert!(said.contains("check that qemu-guest-agent runs in the machine"), "{said}");
-        assert_eq!(served.join().unwrap(), ["guest-sync-delimited"]);
-    }
+    // All at once: each takes as long as an agent may.
+    std::thread::scope(|scope| {
+        for says in [&b""[..], b"\xff{\"return\": 5}\n", b"{\"return\": 5}\n"] {
+            scope.spawn(|| {
+                let place = tempfile::tempdir().unwrap();
+                let path = place.path().join("ga");
+                let served = serve(&path, Box::new(|_, _| says.to_vec()));
+                let begun = Instant::now();
+                let error = Agent::connect(&path).map(drop).unwrap_err();
+                assert!(begun.elapsed() >= PATIENCE, "it was waited for");
+                assert_eq!(error.kind(), ErrorKind::Unavailable);
+                let said = error.to_string();
+                assert!(said.contains("the guest agent (/"), "{said}");
+                assert!(said.contains("no answer for"), "{said}");
+                assert!(said.contains("check that qemu-guest-agent runs"), "{said}");
+                assert_eq!(served.join().unwrap(), ["guest-sync-delimited"]);
+            });
+        }
+    });
 }
 
 #[test]
 fn what_it_refuses_is_said_and_what_others_froze_is_theirs() {
-    let refusal = "{\"error\": {\"class\": \"GenericError\", \"desc\": \"failed to freeze /: \\u0007 no\"}}\n";
+    let refusal = "{\"error\": {\"class\": \"GenericError\", \
+                   \"desc\": \"failed to freeze /: \\u0007 no\"}}\n";
     let (_place, agent, _served) =
         agent_that(move |command| (command == "guest-fsfreeze-freeze").then_some(refusal));
     let error = agent.unwrap().freeze(PATIENCE).unwrap_err();
@@ -114,7 +122,8 @@ fn what_it_refuses_is_said_and_what_others_froze_is_theirs() {
         said.ends_with("refuses \"guest-fsfreeze-freeze\": failed to freeze /: ? no"),
         "{said}"
     );
-    let refusal = "{\"error\": {\"class\": \"CommandNotFound\", \"desc\": \"Command guest-fsfreeze-freeze has been \
+    let refusal = "{\"error\": {\"class\": \"CommandNotFound\", \
+                   \"desc\": \"Command guest-fsfreeze-freeze has been \
                    disabled: the agent is in frozen state\"}}\n";
     let (_place, agent, _served) =
         agent_that(move |command| (command == "guest-fsfreeze-freeze").then_some(refusal));
@@ -222,7 +231,8 @@ fn the_socket_of_the_agent_is_found() {
         "device[0]": { "name": PORT, "chardev": "ga" },
     });
     let found = |filename: &str| {
-        let others = json!([{ "label": "spice", "filename": "spicevmc" }, { "label": "ga", "filename": filename }]);
+        let spice = json!({ "label": "spice", "filename": "spicevmc" });
+        let others = json!([spice, { "label": "ga", "filename": filename }]);
         find_agent(&mut qemu(ports.clone(), others))
     };
     let path = found("disconnected:unix:/run/a b,c,server=on").unwrap();

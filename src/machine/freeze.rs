@@ -7,11 +7,12 @@
 //! disarmed *after* it was undone. So whenever something is frozen, its guard is armed; and an armed guard
 //! undoes at its limit, and when we are gone. Case by case:
 //!
-//! - **We are killed before the freeze is asked for**: nothing is frozen. The guard asks for a thaw all the same:
-//!   if somebody else froze in this very moment, that is undone too. Before, it is checked that nothing is frozen.
-//! - **In the middle of FIFREEZE**, which waits for the device as long as it has to and cannot be interrupted:
-//!   a process that is killed there keeps its descriptors until the request has ended. So the guard sees our
-//!   end after it, and what it thaws then is frozen.
+//! - **We are killed before the freeze is asked for**: nothing is frozen. The guard asks for a thaw all the
+//!   same: if somebody else froze in this very moment, that is undone too. Before, it is checked that
+//!   nothing is frozen.
+//! - **In the middle of FIFREEZE**, which waits for the device as long as it has to and cannot be
+//!   interrupted: a process that is killed there keeps its descriptors until the request has ended. So the
+//!   guard sees our end after it, and what it thaws then is frozen.
 //! - **In the middle of guest-fsfreeze-freeze**: the agent does one command after the other, so it does the
 //!   guard's thaw after our freeze. Half a line of ours is ended by the guard's first byte.
 //! - **In the middle of `stop`**: the same holds for QEMU's monitor. The guard stays until it has the answer,
@@ -19,15 +20,15 @@
 //! - **After the thaw, before the guard is disarmed**: it thaws what is not frozen: the kernel says so, the
 //!   agent answers 0, and `cont` does nothing to a machine that runs.
 //! - **The limit passes while FIFREEZE goes on**: nothing can stop it, and writers wait until it is done.
-//!   The guard's thaw waits in the kernel, or is tried every 50 ms, so the file system is thawed as soon as it
-//!   is frozen. Its guard goes on with that for as long as we live, whatever the limit: were it to end before
-//!   the request does, and we be killed then, nobody would thaw. The other guards wait for nobody.
+//!   The guard's thaw waits in the kernel, or is tried every 50 ms, so the file system is thawed as soon as
+//!   it is frozen. Its guard goes on with that for as long as we live, whatever the limit: were it to end
+//!   before the request does, and we be killed then, nobody would thaw. The other guards wait for nobody.
 //! - **The limit passes between freeze and thaw**: the guard undoes, and says so first. We thaw again, which
 //!   fails, or not; the outcome is not frozen in either case.
-//! - **The limit passes while we are stopped (SIGSTOP) before the freeze**: the guard has nothing to undo yet.
-//!   It tries a thaw until we tell it that there is nothing, or are gone.
-//! - **A guard is killed**: we see it before each freeze, which is not begun then, and at the end, which says so.
-//!   What is frozen we thaw, as always.
+//! - **The limit passes while we are stopped (SIGSTOP) before the freeze**: the guard has nothing to undo
+//!   yet. It tries a thaw until we tell it that there is nothing, or are gone.
+//! - **A guard is killed**: we see it before each freeze, which is not begun then, and at the end, which
+//!   says so. What is frozen we thaw, as always.
 //! - **We are told to stop, or fail**: `Window` thaws when it is dropped.
 //! - **We and the guard are killed**: then it stays, and only another process could have helped.
 
@@ -117,10 +118,10 @@ pub struct Window {
 }
 
 impl Window {
-    /// Makes everything ready, and freezes nothing. `machine` is a descriptor of the connection to the monitor
-    /// of a machine that may be stopped. Everything is undone when it lasts longer than `limit`. What stands in
-    /// `forbidden` is written to meanwhile, so it may not lie on what is frozen: repository, state, scratch
-    /// files, clones and images. Neither may what standard error goes to.
+    /// Makes everything ready, and freezes nothing. `machine` is a descriptor of the connection to the
+    /// monitor of a machine that may be stopped. Everything is undone when it lasts longer than `limit`.
+    /// What stands in `forbidden` is written to meanwhile, so it may not lie on what is frozen: repository,
+    /// state, scratch files, clones and images. Neither may what standard error goes to.
     ///
     /// Without freezes and machine there is nothing to guard, and no process is started.
     ///
@@ -426,7 +427,7 @@ mod tests {
         assert!(error.to_string().contains("is no mount point; name the folder"), "{error}");
         let error = open(&[Freeze::Mount(place.path().join("no"))]);
         assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
-        let error = open(&[Freeze::Mount("/proc".into()), Freeze::Mount("/proc/".into())]);
+        let error = open(&[Freeze::Mount("/proc".into()), Freeze::Mount("/proc/self/..".into())]);
         assert!(error.to_string().contains("same file system; name it once"), "{error}");
         let error = open(&[Freeze::Agent(None)]);
         assert!(error.to_string().contains("is not known; name it: agent:SOCKET"), "{error}");

@@ -1,8 +1,8 @@
 //! Processes that thaw, and let a machine go on, when we cannot: one for each thing to undo, so that none
 //! waits for another.
 //!
-//! What is undone is armed before it is done, and disarmed when it is undone. What a guard does when we die or
-//! take too long stands in `base/sys/guard.rs`; why nothing can stay frozen, in `freeze.rs`.
+//! What is undone is armed before it is done, and disarmed when it is undone. What a guard does when we die
+//! or take too long stands in `base/sys/guard.rs`; why nothing can stay frozen, in `freeze.rs`.
 
 use super::agent::thaw_request;
 use super::scope::leave_unit;
@@ -22,7 +22,8 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 /// What the guard writes to QMP. The first byte ends whatever we began to write there: QEMU's parser begins
-/// anew. QEMU forgets what it has not executed when the last client is gone, so the guard waits for the answer.
+/// anew. QEMU forgets what it has not executed when the last client is gone, so the guard waits for the
+/// answer.
 const CONTINUE: &[u8] = b"\xff{\"execute\":\"cont\",\"id\":\"imgsnap-guard\"}\n";
 /// What is in the answer alone.
 const CONTINUED: &[u8] = b"\"imgsnap-guard\"";

@@ -143,7 +143,8 @@ mod tests {
     /// Hooks that note how they were called.
     fn hooks(place: &TempDir, pre: &str, post: &str) -> Hooks {
         let note = |name: &str, then: &str| {
-            let values = "$IMGSNAP_IMAGE|$IMGSNAP_IMAGES|${IMGSNAP_GROUP-none}|${IMGSNAP_RESULT-none}|$IMGSNAP_SNAPSHOT";
+            let values = "$IMGSNAP_IMAGE|$IMGSNAP_IMAGES|${IMGSNAP_GROUP-none}|\
+                          ${IMGSNAP_RESULT-none}|$IMGSNAP_SNAPSHOT";
             let file = place.path().join("said");
             Some(format!("echo \"{name} {values}\" >>{}; {then}", file.to_str().unwrap()).into())
         };

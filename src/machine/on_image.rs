@@ -8,8 +8,8 @@ use std::path::Path;
 /// How many devices may lie on each other.
 const MOST_BELOW: usize = 64;
 
-/// True if what is mounted at `place` lies on the image: on the device itself, a partition or a volume of it, or a
-/// loop device whose file it is.
+/// True if what is mounted at `place` lies on the image: on the device itself, a partition or a volume of
+/// it, or a loop device whose file it is.
 pub fn is_on_image(place: &Path, image: &Path) -> bool {
     let (Ok(mounted), Ok(image)) = (place.metadata(), image.metadata()) else { return false };
     let (mut open, mut seen) = (vec![mounted.dev()], BTreeSet::new());

@@ -5,10 +5,10 @@
 //!                                    -> written -> the devices get their disks again -> cont
 //! ```
 //!
-//! The machine stays stopped meanwhile, and is reset before: a guest whose memory belongs to another state of its
-//! disk never goes on. Whoever is killed leaves it stopped, and what stands in the place of a disk has a name by which
-//! the next run finds that (`Machine::is_detached`). The disk's own node is what is written through, so the
-//! metadata of a qcow2 stays QEMU's, and its bitmaps record what is written.
+//! The machine stays stopped meanwhile, and is reset before: a guest whose memory belongs to another state
+//! of its disk never goes on. Whoever is killed leaves it stopped, and what stands in the place of a disk
+//! has a name by which the next run finds that (`Machine::is_detached`). The disk's own node is what is
+//! written through, so the metadata of a qcow2 stays QEMU's, and its bitmaps record what is written.
 
 use super::disks::MachineDisk;
 use super::names::{self, Names};
@@ -59,12 +59,12 @@ impl Machine {
         self.change("cont", json!({})).map(drop)
     }
 
-    /// Resets a machine that is stopped, takes disks from it, and exports them to be written to. Goes on with what
-    /// a killed run has begun.
+    /// Resets a machine that is stopped, takes disks from it, and exports them to be written to. Goes on
+    /// with what a killed run has begun.
     ///
     /// # Errors
-    /// `Busy` if its NBD server is in use; `Unavailable`; what QEMU refuses. Then the devices have their disks, unless
-    /// `Unavailable`, and the machine is stopped.
+    /// `Busy` if its NBD server is in use; `Unavailable`; what QEMU refuses. Then the devices have their
+    /// disks, unless `Unavailable`, and the machine is stopped.
     pub fn detach(mut self, disks: Vec<MachineDisk>, context: &Context) -> Result<Detached> {
         context.check()?;
         self.end_write_exports()?;
@@ -112,9 +112,15 @@ impl Machine {
                 });
                 self.change("blockdev-add", null)?;
             }
-            self.use_node(&disk.device, &names.null())?;
+            self.switch(&disk.device, &names.null())?;
         }
         Ok(())
+    }
+
+    /// Lets a device use a node, unless it does: QEMU 7.2 ends with an assertion then.
+    fn switch(&mut self, device: &str, node: &str) -> Result<()> {
+        let is_it = self.drives()?.iter().any(|drive| drive.device == device && drive.node == node);
+        if is_it { Ok(()) } else { self.use_node(device, node) }
     }
 
     fn serve(&mut self, disks: &[MachineDisk]) -> Result<NbdServer> {
@@ -134,7 +140,11 @@ impl Machine {
 
     /// Those of a killed run, and its server.
     fn end_write_exports(&mut self) -> Result<()> {
-        if self.end_exports(&names::is_write_export)? {
+        let had_exports = self.end_exports(&names::is_write_export)?;
+        // It is started when the devices have let go of their disks. What others export was exported by
+        // another server.
+        let is_others = self.exports()?.iter().any(|export| export.is_nbd);
+        if (had_exports || self.is_detached()?) && !is_others {
             best_effort(self.change("nbd-server-stop", json!({})));
         }
         Ok(())
@@ -144,7 +154,7 @@ impl Machine {
     fn give_back(&mut self, disks: &[MachineDisk]) -> Result<()> {
         for disk in disks {
             let names = Names::of(&disk.node);
-            self.use_node(&disk.device, &disk.node)?;
+            self.switch(&disk.device, &disk.node)?;
             let nodes = self.node_names()?;
             for name in [names.null(), names.keeper()].iter().filter(|name| nodes.contains(*name)) {
                 self.change("blockdev-del", json!({ "node-name": name }))?;

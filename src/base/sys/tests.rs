@@ -1,7 +1,9 @@
 //! Windows and leases on real files.
 
 use crate::base::sys::*;
-use std::io::Write;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 #[test]
 fn truncation_under_a_window_poisons_it_and_does_not_kill() {
@@ -38,4 +40,33 @@ fn a_read_lease_is_refused_while_somebody_writes() {
         Err(e) if e.raw_os_error() == Some(libc::EAGAIN) => {}
         other => println!("skipped: no leases here: {other:?}"),
     }
+}
+
+/// Neither descriptors nor windows: a file that it held could stay locked or leased after our end.
+#[test]
+fn a_guard_holds_no_file_of_ours() {
+    let mut named = tempfile::NamedTempFile::new().unwrap();
+    named.write_all(&[7; 1 << 16]).unwrap();
+    let window = MappedWindow::new(named.as_file(), 0, 1 << 16).unwrap();
+    let ((mut control, theirs), (socket, _peer)) =
+        (UnixStream::pair().unwrap(), UnixStream::pair().unwrap());
+    let duty = guard::Duty::Send {
+        socket: socket.into(),
+        text: b"text".into(),
+        answer: b"answer".into(),
+        repeats: false,
+    };
+    let id = guard::fork_guard(theirs.into(), duty, Duration::from_secs(3600)).unwrap();
+    let mut byte = [0];
+    control.read_exact(&mut byte).unwrap();
+    assert_eq!(byte, [guard::READY]);
+    let path = named.path().to_str().unwrap();
+    let read = |id: &str| std::fs::read_to_string(format!("/proc/{id}/maps")).unwrap();
+    assert!(read("self").contains(path), "it is mapped here");
+    assert!(!read(&id.to_string()).contains(path), "it holds the file");
+    assert_eq!(std::fs::read_dir(format!("/proc/{id}/fd")).unwrap().count(), 2);
+    assert!(window.bytes().iter().all(|&b| b == 7));
+    control.write_all(&[guard::END]).unwrap();
+    assert_eq!(control.read(&mut byte).unwrap(), 0);
+    nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(id), None).unwrap();
 }

@@ -1,12 +1,13 @@
-//! What is said of a rollback before the first byte is written, and after the last: in the manifest to every host, in
-//! the host state to this one.
+//! What is said of a rollback before the first byte is written, and after the last: in the manifest to
+//! every host, in the host state to this one.
 //!
 //! ```text
-//! note: nothing is written -> intent in the manifest -> note removed -> first byte ... last byte -> no intent
+//! note: nothing is written -> intent in the manifest -> note removed -> first byte ... last byte
+//!   -> no intent
 //! ```
 //!
-//! An intent may land long after it was told to have failed. Therefore the note: while it is there, an intent means
-//! nothing.
+//! An intent may land long after it was told to have failed. Therefore the note: while it is there, an
+//! intent means nothing.
 
 use crate::base::error::{Error, Result};
 use crate::base::events::Context;

@@ -5,9 +5,9 @@
 //!   -> rolled back as any image -> disks given back -> cont
 //! ```
 //!
-//! The machine stays stopped from before its state is saved until the last byte is written, so nothing is lost in
-//! between, and the differences are those of two tables. Whoever is killed leaves it stopped: the next rollback goes on
-//! from there.
+//! The machine stays stopped from before its state is saved until the last byte is written, so nothing is
+//! lost in between, and the differences are those of two tables. Whoever is killed leaves it stopped: the
+//! next rollback goes on from there.
 
 use super::group::{Member, roll_back};
 use super::one::LetGo;

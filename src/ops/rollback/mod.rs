@@ -10,8 +10,8 @@
 //! notes of each, until the first byte, that nothing is written, and then the next rollback saves the present
 //! state as ever.
 //!
-//! Of a group each step is done for all members before the next: the intents of all are noted before the first
-//! byte of any is written.
+//! Of a group each step is done for all members before the next: the intents of all are noted before the
+//! first byte of any is written.
 
 mod group;
 mod intent;

@@ -133,8 +133,8 @@ impl<'a> Subject<'a> {
             others: Vec::new(),
         };
         if !resumed && !request.dry_run {
-            // An intent that is there all the same landed late, or its host died before the first byte. It stays
-            // in the manifest until this one takes its place: what is known here may be wrong.
+            // An intent that is there all the same landed late, or its host died before the first byte. It
+            // stays in the manifest until this one takes its place: what is known here may be wrong.
             writer.head.intent = None;
         }
         let is_first = writer.manifest.rollback.is_none();
@@ -231,7 +231,8 @@ impl<'a> Subject<'a> {
         })
     }
 
-    /// Finds what differs, and rehearses it: damage in the repository must show while the image is still whole.
+    /// Finds what differs, and rehearses it: damage in the repository must show while the image is still
+    /// whole.
     pub(super) fn rehearse(&mut self) -> Result<()> {
         let mut plan = self.plan_by(self.known)?;
         let mut needed_bytes = None;

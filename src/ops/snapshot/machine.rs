@@ -206,8 +206,8 @@ struct Taken {
     machine: Result<Machine>,
 }
 
-/// Saves the present state of disks of a machine that is stopped. Gives the machine back, and the snapshots that the
-/// disks equal.
+/// Saves the present state of disks of a machine that is stopped. Gives the machine back, and the snapshots
+/// that the disks equal.
 ///
 /// # Errors
 /// As of [`run`].

@@ -1,0 +1,193 @@
+//! Running machines, as a user has them: snapshots, what they go back to, and what is refused.
+
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that fails says where")]
+
+use crate::kit::*;
+use crate::machine_kit::*;
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use std::time::Duration;
+
+const TWO: &[(&str, Bus)] = &[("raw", Bus::Drive), ("qcow2", Bus::Virtio)];
+const NAMES: [&str; 2] = ["qmp-vd0", "qmp-vd1"];
+
+/// A machine, and the URI by which it is known.
+fn started(lab: &Lab) -> Result<(Vm, String), String> {
+    let vm = Vm::start(lab, 4, TWO)?;
+    Ok((vm, format!("qemu:{}", lab.path("qmp"))))
+}
+
+/// What is said of each disk.
+#[track_caller]
+fn snapshot(lab: &Lab, uri: &str, more: &[&str]) -> Vec<Value> {
+    let run = lab.run(&[&["snapshot", uri, "--max-stall", "60s", "--json"], more].concat()).done();
+    let lines = String::from_utf8(run.out).unwrap();
+    lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// The newest snapshots restore to what the disks are.
+#[track_caller]
+fn restores(lab: &Lab, vm: &Vm) {
+    for (name, content) in NAMES.iter().zip(vm.contents()) {
+        let restored = std::fs::read(lab.restore(&format!("{name}@latest"))).unwrap();
+        assert!(restored == content, "{name}@latest is not what the disk was");
+    }
+}
+
+#[test]
+fn the_disks_of_a_machine_are_a_group_and_each_snapshot_after_the_first_is_read_by_bitmaps() {
+    let lab = Lab::new();
+    let (mut vm, uri) = need!(started(&lab));
+    vm.write(0, 1, 0, MIB);
+    vm.write(1, 2, 3 * MIB, MIB);
+    for round in 0..4_u8 {
+        let taken = snapshot(&lab, &uri, &[]);
+        for (taken, name) in taken.iter().zip(NAMES) {
+            assert_eq!((&taken["name"], &taken["consistency"]), (&name.into(), &"crash".into()));
+            let hint = if round == 0 { Value::Null } else { "bitmap".into() };
+            assert_eq!(taken["hint"]["kind"], hint, "{taken:#}");
+        }
+        restores(&lab, &vm);
+        vm.is_clean();
+        vm.write(0, 10 + round, u64::from(round) * CLUSTER + 512, 1024);
+        vm.write(1, 20 + round, 2 * MIB + u64::from(round) * 4096, 4096);
+    }
+    // A disk alone, by any of its names, and under its name.
+    assert_eq!(snapshot(&lab, &format!("{uri}/d1"), &[])[0]["name"], NAMES[1]);
+    // Nothing is known of bitmaps that went with QEMU, and of those of others.
+    let mut vm = vm.again(&lab, TWO, true);
+    let taken = snapshot(&lab, &uri, &[]);
+    assert!(taken.iter().all(|taken| taken["full_scan_reason"].is_string()), "{taken:#?}");
+    restores(&lab, &vm);
+    vm.is_clean();
+    lab.verify(11);
+}
+
+#[test]
+fn what_cannot_be_taken_is_told_in_a_line() {
+    let lab = Lab::new();
+    let (vm, uri) = need!(started(&lab));
+    let gone = format!("qemu:{}", lab.path("gone"));
+    lab.run(&["snapshot", &gone]).fails(1).says("gone");
+    lab.run(&["snapshot", &format!("{uri}/vd9")]).fails(1).says("no disk \"vd9\"; it has vd0, vd1");
+    lab.run(&["snapshot", &uri, "--format", "raw"]).fails(1).says("leave --format out");
+    lab.run(&["snapshot", &uri, "--freeze", "agent"]).fails(1);
+    let busy = vm.machine();
+    lab.run(&["snapshot", &uri]).fails(4).says("another program");
+    drop(busy);
+    assert!(!lab.has_repository() || lab.numbers(NAMES[0]).is_empty());
+    snapshot(&lab, &uri, &[]);
+}
+
+#[test]
+fn commands_run_before_and_after() {
+    let lab = Lab::new();
+    let (_vm, uri) = need!(started(&lab));
+    let said = lab.path("said");
+    let say = |what: &str| {
+        format!("echo {what} $IMGSNAP_IMAGE $IMGSNAP_SNAPSHOT $IMGSNAP_RESULT >>{said}")
+    };
+    snapshot(&lab, &uri, &["--pre", &say("pre"), "--post", &say("post")]);
+    let failing = ["snapshot", &uri, "--pre", "exit 3", "--post", &say("after")];
+    lab.run(&failing).fails(1).says("exit 3");
+    let said = std::fs::read_to_string(said).unwrap();
+    assert_eq!(said, "pre qmp\npost qmp qmp-vd0@1 qmp-vd1@1 ok\nafter qmp failed\n");
+    assert_eq!(lab.numbers(NAMES[0]), [1]);
+}
+
+#[test]
+fn a_bitmap_that_left_something_out_is_found_out_and_not_relied_on_again() {
+    let lab = Lab::new();
+    let (mut vm, uri) = need!(started(&lab));
+    vm.write(0, 1, 0, 4 * MIB);
+    snapshot(&lab, &uri, &[]);
+    // Behind QEMU's back.
+    put(&vm.disks[0].path, MIB, &[7; 4096]);
+    let offset = usize::try_from(MIB).unwrap();
+    vm.disks[0].content[offset..offset + 4096].fill(7);
+    let run = lab.run(&["snapshot", &uri, "--max-stall", "60s", "--recheck", "100%"]).done();
+    run.says("1 block that should have been unchanged had changed");
+    let taken = snapshot(&lab, &uri, &[]);
+    assert!(taken[0]["full_scan_reason"].as_str().unwrap().contains("missed changes"));
+    assert_eq!(taken[1]["hint"]["kind"], "bitmap");
+    assert_eq!(snapshot(&lab, &uri, &[])[0]["hint"]["kind"], "bitmap");
+    restores(&lab, &vm);
+}
+
+#[test]
+fn a_machine_goes_back_with_all_of_its_disks_and_goes_on() {
+    let lab = Lab::new();
+    let (mut vm, uri) = need!(started(&lab));
+    vm.write(0, 1, 0, 2 * MIB);
+    vm.write(1, 2, MIB, 2 * MIB);
+    snapshot(&lab, &uri, &[]);
+    let before = vm.contents();
+    vm.write(0, 3, MIB, 2 * MIB);
+    vm.write(1, 4, 0, 64 << 10);
+    let last = vm.contents();
+    let back = ["rollback", &uri, "--to", "@1"];
+    lab.run(&back).fails(4).says("has its disks open").says("--reset");
+    lab.run(&[&back[..], &["--reset"]].concat()).done();
+    for (disk, content) in vm.disks.iter_mut().zip(&before) {
+        disk.content.clone_from(content);
+    }
+    vm.reads_back(0);
+    vm.reads_back(1);
+    vm.is_clean();
+    // The state before was saved, and what follows is an increment.
+    for (name, content) in NAMES.iter().zip(&last) {
+        assert!(std::fs::read(lab.restore(&format!("{name}@2"))).unwrap() == *content);
+    }
+    vm.write(1, 9, 3 * MIB, 512);
+    let taken = snapshot(&lab, &uri, &[]);
+    assert!(taken.iter().all(|taken| taken["hint"]["kind"] == "bitmap"), "{taken:#?}");
+    restores(&lab, &vm);
+}
+
+#[test]
+fn a_rollback_that_is_killed_leaves_the_machine_stopped_and_the_next_one_ends_it() {
+    let lab = Lab::new();
+    let (mut vm, uri) = need!(started(&lab));
+    vm.write(0, 1, 0, 4 * MIB);
+    vm.write(1, 2, 0, 4 * MIB);
+    snapshot(&lab, &uri, &[]);
+    let before = vm.contents();
+    for (round, wait) in [0, 2, 5, 10, 20].into_iter().enumerate() {
+        let value = u8::try_from(10 + round).unwrap();
+        vm.write(0, value, 0, 4 * MIB);
+        vm.write(1, value, 0, 4 * MIB);
+        let back = ["--verbose", "rollback", &uri, "--to", "@1", "--reset"];
+        let mut started = lab.start(&back);
+        if started.waits_for("from here on the image is a mixture") {
+            std::thread::sleep(Duration::from_millis(wait));
+            started.signal(Signal::SIGKILL);
+        }
+        started.wait();
+        lab.run(&back).done();
+        for (disk, content) in vm.disks.iter_mut().zip(&before) {
+            disk.content.clone_from(content);
+        }
+        vm.reads_back(0);
+        vm.reads_back(1);
+        vm.is_clean();
+    }
+    snapshot(&lab, &uri, &[]);
+    restores(&lab, &vm);
+}
+
+#[test]
+fn a_watched_machine_may_be_started_anew() {
+    let lab = Lab::new();
+    let (vm, uri) = need!(started(&lab));
+    let watch = ["watch", &uri, "--every", "1s", "--max-stall", "60s"];
+    lab.run(&["init"]).done();
+    let started = lab.start(&watch);
+    let has = |count: usize| wait_until(|| lab.numbers(NAMES[0]).len() >= count);
+    assert!(has(1));
+    let mut vm = vm.again(&lab, TWO, true);
+    vm.write(0, 5, 0, MIB);
+    assert!(has(2), "no snapshot since it was started anew");
+    started.signal(Signal::SIGINT);
+    started.wait();
+    restores(&lab, &vm);
+}
