@@ -313,7 +313,7 @@ pub struct Run {
 }
 
 impl Run {
-    fn of(what: String, output: Output) -> Self {
+    pub fn of(what: String, output: Output) -> Self {
         let err = String::from_utf8(output.stderr).unwrap();
         Self { what, status: output.status, out: output.stdout, err }
     }
