@@ -33,7 +33,7 @@ impl Machine {
     }
 
     fn check_disk(&mut self, disk: &MachineDisk) -> Result<()> {
-        if self.has_unsafe_exports(disk) {
+        if self.has_unsafe_exports(disk)? {
             let (major, minor) = self.qmp.version();
             let what = format!(
                 "the disk {} has a thread of its own (iothread), and QEMU {major}.{minor} crashes \
@@ -56,18 +56,25 @@ impl Machine {
     }
 
     /// True if the machine could end when a client lets go of an export of this disk.
-    pub(super) fn has_unsafe_exports(&mut self, disk: &MachineDisk) -> bool {
+    ///
+    /// # Errors
+    /// `Unavailable`; what QEMU refuses.
+    pub(super) fn has_unsafe_exports(&mut self, disk: &MachineDisk) -> Result<bool> {
         if self.qmp.version() >= THREADED_EXPORTS {
-            return false;
+            return Ok(false);
+        }
+        let threads = self.execute("query-iothreads", json!({}))?;
+        if threads.as_array().is_some_and(Vec::is_empty) {
+            return Ok(false);
         }
         if self.has_thread(&disk.device) {
-            return true;
+            return Ok(true);
         }
         // That of a SCSI disk is of its controller, of which its bus is a part.
         let bus = json!({ "path": disk.device, "property": "parent_bus" });
-        let bus = self.execute("qom-get", bus).unwrap_or_default();
+        let bus = self.execute("qom-get", bus)?;
         let controller = bus.as_str().and_then(|bus| bus.rsplit_once('/'));
-        controller.is_some_and(|(controller, _)| self.has_thread(controller))
+        Ok(controller.is_some_and(|(controller, _)| self.has_thread(controller)))
     }
 
     /// Most devices have none, and no such property.

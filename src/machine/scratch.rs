@@ -3,7 +3,7 @@
 
 use crate::base::error::{Error, ErrorKind, Result, best_effort};
 use crate::base::events::{Context, WarningId};
-use crate::base::folder::Folder;
+use crate::base::folder::{Folder, resolve};
 use crate::base::free_space::free_space_in;
 use crate::base::uri::Shown;
 use nix::fcntl::{FallocateFlags, OFlag, fallocate};
@@ -32,8 +32,9 @@ impl ScratchFolder {
     /// Of the operating system; one that says that the storage is full.
     pub fn open(path: &Path, bytes: u64, context: &Context) -> Result<Self> {
         let failed = |e| Error::os("open the folder for scratch files", path.shown(), e);
-        let folder = Folder::of(path).map_err(failed)?;
-        let free = free_space_in(path).map_err(failed)?;
+        let real = resolve(path)?;
+        let folder = Folder::open(&real).map_err(failed)?;
+        let free = free_space_in(&real).map_err(failed)?;
         let place = path.shown();
         if free < LEAST_FREE {
             let full = io::ErrorKind::StorageFull.into();

@@ -36,13 +36,16 @@ impl NbdServer {
         let address = json!({ "type": "fd", "data": { "str": names::LISTENER } });
         let started = machine.change("nbd-server-start", json!({ "addr": address }));
         if let Err(error) = started {
-            // Unless QEMU has it, or is gone.
-            let name = json!({ "fdname": names::LISTENER });
-            best_effort(machine.execute("closefd", name));
-            return Err(match error.message().contains("already running") {
-                true => in_use(),
-                false => error,
-            });
+            let is_others = error.message().contains("already running");
+            machine.reconnect();
+            // Unless QEMU has taken it.
+            best_effort(machine.execute("closefd", json!({ "fdname": names::LISTENER })));
+            if is_others {
+                return Err(in_use());
+            }
+            // It may have been started all the same, if the answer was lost.
+            best_effort(machine.change("nbd-server-stop", json!({})));
+            return Err(error);
         }
         Ok(Self { place })
     }

@@ -144,8 +144,12 @@ impl Work {
     /// that.
     fn flush_all(&mut self, all: &[MachineDisk], context: &Context) -> Result<()> {
         let Some(server) = &self.server else { return Ok(()) };
-        let mut disks = all.to_vec();
-        disks.retain(|disk| !self.machine.has_unsafe_exports(disk));
+        let mut disks = Vec::new();
+        for disk in all {
+            if !self.machine.has_unsafe_exports(disk)? {
+                disks.push(disk.clone());
+            }
+        }
         let flusher = Flusher::begin(&mut self.machine, server, &disks, context)?;
         let flushed = flusher.flush();
         self.flusher = Some(flusher);
@@ -192,14 +196,20 @@ impl Work {
         let Some(part) = self.parts.get_mut(index).filter(|part| !part.is_closed) else { return };
         part.is_closed = true;
         let (member, names) = (part.member.clone(), part.names.clone());
-        self.machine.reconnect();
-        let cleared = self.machine.clear(Some(&names));
         let known: Vec<Uuid> =
             is_committed.then_some(member.snapshot).into_iter().chain(member.known).collect();
-        let settled = match member.wants_bitmap {
-            true => self.machine.settle_now(&member.disk.node, member.image, &known),
-            false => Ok(()),
-        };
+        let (mut cleared, mut settled) = (Ok(()), Ok(()));
+        // Once more, if the connection is lost on the way.
+        for _ in 0..2 {
+            self.machine.reconnect();
+            cleared = self.machine.clear(Some(&names));
+            if member.wants_bitmap {
+                settled = self.machine.settle_now(&member.disk.node, member.image, &known);
+            }
+            if !self.machine.is_lost() {
+                break;
+            }
+        }
         // It stays as long as the node that writes to it.
         if let Some(part) = self.parts.get_mut(index)
             && cleared.is_ok()
@@ -223,6 +233,7 @@ impl Work {
         if let Some(server) = self.server.take() {
             self.take(|machine| server.stop(machine), context);
         }
+        self.machine.reconnect();
     }
 
     fn take(&mut self, work: impl FnOnce(&mut Machine) -> Result<()>, context: &Context) {
