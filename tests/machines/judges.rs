@@ -1,9 +1,9 @@
 //! The judges themselves: they find right what is, and notice what is not.
 
+use crate::Played;
 use crate::guest::judge;
 use crate::kit::{MIB, get, make, put};
 use crate::rig::Rig;
-use crate::Played;
 use serde_json::json;
 use std::time::Duration;
 

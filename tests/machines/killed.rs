@@ -86,7 +86,8 @@ pub fn run(rig: &Rig) -> Played {
             }
         };
         (tally.kills, tally.missed) = (tally.kills + 1, tally.missed + u64::from(!is_hit));
-        let what = format!("round {round}: {victim:?} killed after {moment:?}, in window {is_in_window}");
+        let what =
+            format!("round {round}: {victim:?} killed after {moment:?}, in window {is_in_window}");
         while guest.qmp.status() != "running" {
             assert!(begun.elapsed() < LIMIT, "{what}: it is stopped");
             std::thread::sleep(Duration::from_millis(20));
@@ -131,7 +132,13 @@ fn boot(site: &Site) -> Guest {
 
 /// The next run succeeds, reads only what changed if it can, and leaves nothing behind; and a snapshot of the
 /// machine at rest is what its disks hold, by whatever increments it came to be.
-fn next_run(site: &Site, guest: &mut Guest, victim: Option<Victim>, pace: &mut Duration, round: u64) {
+fn next_run(
+    site: &Site,
+    guest: &mut Guest,
+    victim: Option<Victim>,
+    pace: &mut Duration,
+    round: u64,
+) {
     let mut random = Random(round);
     let freezes: [&[&str]; 2] = [&[], &["--freeze", "agent"]];
     let begun = Instant::now();
@@ -151,7 +158,7 @@ fn next_run(site: &Site, guest: &mut Guest, victim: Option<Victim>, pace: &mut D
         let whole = site.lab.path("whole");
         site.machine.read_disk(disk, &whole);
         let restored = site.restore(disk, number(taken));
-        judge::same(&whole, &restored);
+        assert!(judge::is_same(&whole, &restored), "round {round}: {taken}");
         if disk == 0 {
             judge::system(&restored, KEEP).unwrap_or_else(|why| panic!("round {round}: {why}"));
         }
@@ -164,7 +171,7 @@ fn next_run(site: &Site, guest: &mut Guest, victim: Option<Victim>, pace: &mut D
 }
 
 /// The guard of a run: a child of it, as long as it lives.
-fn guard_of(started: &Started) -> Option<Pid> {
+pub fn guard_of(started: &Started) -> Option<Pid> {
     let parent = started.id().to_string();
     let of = |name: &String| {
         let stat = std::fs::read_to_string(format!("/proc/{name}/stat")).ok()?;

@@ -15,6 +15,7 @@
 #[path = "../interop/bytes.rs"]
 #[allow(dead_code, reason = "for another test program")]
 mod bytes;
+mod figures;
 #[path = "../support/guest/mod.rs"]
 mod guest;
 mod judges;
@@ -23,9 +24,13 @@ mod killed;
 #[allow(dead_code, unused_imports, unused_macros, reason = "for another test program")]
 mod kit;
 mod numbered;
+mod qmpbackup;
 #[path = "../support/random.rs"]
 mod random;
 mod rig;
+mod rollback;
+mod scratch;
+mod watch;
 
 use clap::Parser;
 use rig::Rig;
@@ -36,8 +41,18 @@ use std::time::Instant;
 /// Why a scenario could not be played, if it could not.
 type Played = Result<(), String>;
 
-const SCENARIOS: [(&str, fn(&Rig) -> Played); 3] =
-    [("judges", judges::run), ("numbered", numbered::run), ("killed", killed::run)];
+type Scenario = (&'static str, fn(&Rig) -> Played);
+
+const SCENARIOS: [Scenario; 8] = [
+    ("judges", judges::run),
+    ("numbered", numbered::run),
+    ("killed", killed::run),
+    ("scratch", scratch::run),
+    ("watch", watch::run),
+    ("rollback", rollback::run),
+    ("figures", figures::run),
+    ("qmpbackup", qmpbackup::run),
+];
 
 /// Real guests under QEMU.
 #[derive(Parser)]
@@ -47,6 +62,9 @@ struct Args {
     /// How often something is killed
     #[arg(long, default_value_t = 100)]
     count: u64,
+    /// The disk of the figures, in GiB; it and its snapshots take about three times as much
+    #[arg(long, default_value_t = 8)]
+    gib: u64,
     /// Where the random numbers begin [default: another one each time]
     #[arg(long)]
     seed: Option<u64>,
@@ -85,7 +103,7 @@ fn main() -> ExitCode {
     }
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
     let seed = args.seed.unwrap_or(now.as_secs() % 1_000_000);
-    let rig = match Rig::new(seed, args.count) {
+    let rig = match Rig::new(seed, args.count, args.gib) {
         Ok(rig) => rig,
         Err(why) => {
             eprintln!("skipped: machines: {why}");

@@ -66,7 +66,10 @@ pub fn run(rig: &Rig) -> Played {
             if held.was_replayed { "replayed" } else { "clean" },
         );
         for disk in 0..3 {
-            std::fs::remove_file(site.lab.path(&format!("{}@{at}.restored", site.machine.image(disk)))).ok();
+            std::fs::remove_file(
+                site.lab.path(&format!("{}@{at}.restored", site.machine.image(disk))),
+            )
+            .ok();
         }
     }
     site.lab.verify(3 * SNAPSHOTS);

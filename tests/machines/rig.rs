@@ -17,13 +17,15 @@ pub struct Rig {
     pub seed: u64,
     /// How often something is killed.
     pub count: u64,
+    /// How long the disk is that figures are taken of, in GiB.
+    pub gib: u64,
 }
 
 impl Rig {
     /// # Errors
     /// Why no guest can be run here.
-    pub fn new(seed: u64, count: u64) -> Result<Self, String> {
-        Ok(Self { guest: guest::built()?, qemu: guest::version()?, seed, count })
+    pub fn new(seed: u64, count: u64, gib: u64) -> Result<Self, String> {
+        Ok(Self { guest: guest::built()?, qemu: guest::version()?, seed, count, gib })
     }
 
     pub fn site(&self) -> Site {
@@ -94,7 +96,8 @@ impl Site {
     pub fn is_tidy(&self, guest: &mut Guest, taken: &[Value]) {
         assert_eq!(guest.qmp.left_over(), Vec::<String>::new());
         let bitmaps = guest.qmp.bitmaps();
-        let ours: Vec<_> = bitmaps.iter().filter(|(_, name)| name.starts_with("imgsnap-")).collect();
+        let ours: Vec<_> =
+            bitmaps.iter().filter(|(_, name)| name.starts_with("imgsnap-")).collect();
         for (disk, taken) in taken.iter().enumerate() {
             let node = format!("node{disk}");
             let of_disk: Vec<_> = ours.iter().filter(|(of, _)| *of == node).collect();

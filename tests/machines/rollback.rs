@@ -34,7 +34,11 @@ pub fn run(rig: &Rig) -> Played {
     site.run(&back).done();
     let took = begun.elapsed();
     is_then(&site, &mut guest, &then);
-    println!("  rolled back in {:.1} s, up again after {:.1} s", took.as_secs_f64(), begun.elapsed().as_secs_f64());
+    println!(
+        "  rolled back in {:.1} s, up again after {:.1} s",
+        took.as_secs_f64(),
+        begun.elapsed().as_secs_f64()
+    );
 
     let mut random = Random(rig.seed);
     let mut stopped = 0;
@@ -62,7 +66,9 @@ pub fn run(rig: &Rig) -> Played {
         site.run(&back).done();
         is_then(&site, &mut guest, &then);
     }
-    println!("  killed {rounds} times; {stopped} times the machine was stopped then, and the next run ended it");
+    println!(
+        "  killed {rounds} times; {stopped} times the machine was stopped then, and the next run ended it"
+    );
     let taken = site.snapshot(&[]);
     site.is_tidy(&mut guest, &taken);
     guest.is_well();

@@ -55,7 +55,7 @@ pub fn run(
     }
     let chains: Vec<_> = planned.iter().map(|planned| &planned.opened.chain).collect();
     let there = if is_new { parent(folder) } else { folder };
-    check_free_space_for_all(&chains, free_space_in(there).ok(), &folder.shown().to_string())?;
+    check_free_space_for_all(&chains, free_space_in(there).ok(), folder.shown().as_ref())?;
     if is_new {
         std::fs::create_dir(folder).map_err(|e| Error::os("make", folder.shown(), e))?;
     }
@@ -107,12 +107,15 @@ fn check_folder(repository: &Repository, folder: &Path) -> Result<bool> {
     }
 }
 
-/// Name of the image, number and identity of each snapshot, by the names; and the group.
+/// Name of the image, number and identity of a snapshot.
+type Target = (String, u64, Uuid);
+
+/// What is to be restored, by the names; and the group.
 fn targets(
     repository: &Repository,
     request: &RestoreRequest,
     context: &Context,
-) -> Result<(Vec<(String, u64, Uuid)>, Option<Members>)> {
+) -> Result<(Vec<Target>, Option<Members>)> {
     let reader = read(repository, &request.name, context)?;
     let (image, snapshot) = (reader.manifest(), reader.find(&request.at)?);
     let group = members_of(repository, image, snapshot, context);

@@ -113,6 +113,11 @@ impl Machine {
         self.path("qmp")
     }
 
+    /// The socket of its guest agent.
+    pub fn agent(&self) -> String {
+        self.path("agent")
+    }
+
     /// The machine, as the program under test calls it.
     pub fn uri(&self) -> String {
         format!("qemu:{}", self.socket())
@@ -148,7 +153,9 @@ impl Machine {
         if let Some(data) = &program.data {
             command.args(["-L", data]);
         }
-        command.args("-accel tcg -cpu max -m 256 -nodefaults -no-user-config -display none".split(' '));
+        command.args(
+            "-accel tcg -cpu max -m 256 -nodefaults -no-user-config -display none".split(' '),
+        );
         if let Some(kernel) = &self.kernel {
             command.args(["-kernel", &format!("{kernel}/vmlinuz")]);
             command.args(["-initrd", &format!("{kernel}/initrd.gz")]);
@@ -160,9 +167,9 @@ impl Machine {
         for (number, Disk { path, format }) in self.disks.iter().enumerate() {
             let what = format!("driver={format},node-name=node{number},discard=unmap");
             match self.is_thrown_away {
-                true => command.arg("-drive").arg(format!(
-                    "if=none,id=node{number},format={format},file={path}"
-                )),
+                true => command
+                    .arg("-drive")
+                    .arg(format!("if=none,id=node{number},format={format},file={path}")),
                 false => command.arg("-blockdev").arg(format!(
                     "{what},file.driver=file,file.filename={path},file.discard=unmap"
                 )),
@@ -179,7 +186,7 @@ impl Machine {
         for (id, what) in [("console", to_console), ("ticks", to_ticks)] {
             command.args(["-chardev", &format!("socket,id={id},path={what}")]);
         }
-        let agent = self.path("agent");
+        let agent = self.agent();
         command.args(["-chardev", &format!("socket,id=agent,path={agent},server=on,wait=off")]);
         command.args(["-serial", "chardev:console", "-device", "virtio-serial-pci"]);
         let ports = [("agent", "org.qemu.guest_agent.0"), ("ticks", "imgsnap.ticks")];
