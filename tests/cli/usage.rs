@@ -58,7 +58,8 @@ fn help_is_exactly_this() {
       untrack      Remove the clones by which the changes of an image are found; the next snapshot reads
                    all of it
       prune        Drop the snapshots that no rule keeps, and get their room back
-      delete       Remove a snapshot; those that rest on it stay as they are
+      delete       Remove a snapshot, and the others of its group; those that rest on them stay as they
+                   are
       flatten      Make a snapshot a base that rests on no other, without reading the image
       export       Write a snapshot to one self-contained delta file: all of it, or what changed since
                    another
@@ -66,7 +67,8 @@ fn help_is_exactly_this() {
       apply        Make an image from delta files and the image that they begin from, without a
                    repository
       label        Give a snapshot a label, or take it away
-      protect      Keep a snapshot whatever prune, delete, remove or watch are told
+      protect      Keep a snapshot, and the others of its group, whatever prune, delete, remove or watch
+                   are told
       remove       Remove an image with all its snapshots from the repository
       repair       Rebuild a lost or damaged manifest; with --from, put damaged files right, too
       config       Show or change the configuration: rules of prune, how snapshots are taken, what bases
