@@ -81,6 +81,8 @@ named! {
         ImageNotClosed = "image-not-closed",
         /// What was made in QEMU for a snapshot could not be taken away; the next one does it.
         MachineNotCleared = "machine-not-cleared",
+        /// A machine was stopped before its disks were rolled back, and is not started.
+        MachineStopped = "machine-stopped",
         /// Blocks had changed that no hint named.
         MissedChanges = "missed-changes",
         /// Who opens the image meanwhile cannot be seen.

@@ -14,7 +14,7 @@ use super::one::LetGo;
 use super::types::RollbackOutcome;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::events::{Context, WarningId};
-use crate::base::message::{Setting, message};
+use crate::base::message::{Action, Setting, message};
 use crate::image::MachineUri;
 use crate::image::write::Medium;
 use crate::machine::{Machine, MachineDisk, RunState};
@@ -75,6 +75,11 @@ pub(super) fn run(
     let before = machine.stop()?;
     // What a run has stopped that was killed goes on, too.
     let goes_on = is_resumed || before == RunState::Running;
+    if !goes_on {
+        let what =
+            format!("{uri} was stopped before, and stays so: \"cont\" in its monitor starts it");
+        context.warn(WarningId::MachineStopped, what);
+    }
     let is_half_written = members.iter().any(|member| member.writer.head.intent.is_some());
     let names: Vec<String> = members.iter().map(|member| member.request.name.clone()).collect();
     let is_saved = members.iter().all(|member| member.request.save);
@@ -160,14 +165,26 @@ fn is_under_way(repository: &Repository, names: &[String]) -> bool {
     !names.iter().all(is_whole)
 }
 
+/// Never without its disks.
+fn resume_whole(mut machine: Machine) -> Result<()> {
+    match machine.is_detached()? {
+        true => Err(Error::new(ErrorKind::Io, "the machine has not got its disks back")),
+        false => machine.resume(),
+    }
+}
+
 /// Nothing was written: the machine goes on as before, if it ran.
 fn or_go_on(uri: &MachineUri, goes_on: bool, error: Error, context: &Context) -> Error {
     let resumed = match goes_on {
-        true => Machine::connect(&uri.socket, context).and_then(|mut machine| machine.resume()),
+        true => Machine::connect(&uri.socket, context).and_then(resume_whole),
         false => Ok(()),
     };
     match resumed {
         Ok(()) => error,
-        Err(_) => error.or_hint("the machine is stopped: let it go on by \"cont\" in its monitor"),
+        Err(_) => error.or_hint(message![
+            "the machine is stopped; when that is put right, ",
+            Action::Retry,
+            ", which starts it"
+        ]),
     }
 }

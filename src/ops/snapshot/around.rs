@@ -22,6 +22,10 @@ pub(super) fn hooked(
     context: &Context,
     work: impl FnOnce() -> Result<Vec<SnapshotOutcome>>,
 ) -> Result<Vec<SnapshotOutcome>> {
+    // What changes nothing starts nothing.
+    if request.dry_run {
+        return work();
+    }
     let begun = request.window.hooks.begin(names, group, context)?;
     let taken = work();
     let place = |done: &SnapshotOutcome| format!("{}@{}", done.name, done.snapshot.number);
