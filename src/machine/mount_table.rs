@@ -46,6 +46,11 @@ impl MountTable {
         Some(self.mount_of(file)?.number)
     }
 
+    /// The device on which the file system of a path lies, or one of them; none if it lies on none.
+    pub fn device_of(&self, path: &Path) -> Option<u64> {
+        self.mount_of(opened(path)?.as_fd())?.device()
+    }
+
     /// All file systems to which something is written when something is written to `path`, or to the nearest
     /// folder above it that is there: its own, and those below it.
     pub fn reached(&self, path: &Path) -> BTreeSet<FileSystem> {
@@ -64,10 +69,7 @@ impl MountTable {
             open.extend(files_below(number));
             if let Some(mount) = mount {
                 open.extend(mount.upper.clone());
-                // A file system of several devices has a number that is none of a device.
-                let device = std::fs::metadata(&mount.source).ok();
-                let device = device.filter(|meta| meta.file_type().is_block_device());
-                open.extend(device.into_iter().flat_map(|meta| files_below(meta.rdev())));
+                open.extend(mount.device().into_iter().flat_map(files_below));
             }
         }
         reached
@@ -79,19 +81,30 @@ impl MountTable {
     }
 }
 
+impl Mounted {
+    /// The device that is mounted, or one of them. Where there can be several, the number of the file system
+    /// is none of a device.
+    fn device(&self) -> Option<u64> {
+        let device = std::fs::metadata(&self.source).ok()?;
+        device.file_type().is_block_device().then(|| device.rdev())
+    }
+}
+
 /// The mount that an open file is in; none where the kernel does not tell.
 pub fn mount_id(file: BorrowedFd<'_>) -> Option<u64> {
     let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_raw_fd())).ok()?;
     info.lines().find_map(|line| line.strip_prefix("mnt_id:"))?.trim().parse().ok()
 }
 
-/// What is there of a path, opened as a place alone (O_PATH).
+/// What is there of a path.
 fn nearest(path: &Path) -> Option<File> {
-    let open = |path: &Path| {
-        let flags = libc::O_PATH | libc::O_CLOEXEC;
-        File::options().read(true).custom_flags(flags).open(path).ok()
-    };
-    path.ancestors().find_map(open)
+    path.ancestors().find_map(opened)
+}
+
+/// A path as a place alone (O_PATH).
+fn opened(path: &Path) -> Option<File> {
+    let flags = libc::O_PATH | libc::O_CLOEXEC;
+    File::options().read(true).custom_flags(flags).open(path).ok()
 }
 
 /// Files that are the disk under a block device: of a loop device, or of loop devices below a volume.

@@ -1,5 +1,6 @@
 //! Whether a file system that is mounted here lies on an image.
 
+use super::mount_table::MountTable;
 use crate::image::loop_file;
 use std::collections::BTreeSet;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -12,7 +13,9 @@ const MOST_BELOW: usize = 64;
 /// it, or a loop device whose file it is.
 pub fn is_on_image(place: &Path, image: &Path) -> bool {
     let (Ok(mounted), Ok(image)) = (place.metadata(), image.metadata()) else { return false };
+    // On a btrfs a path has a number of its own, which is none of a device.
     let (mut open, mut seen) = (vec![mounted.dev()], BTreeSet::new());
+    open.extend(MountTable::read().device_of(place));
     while let Some(device) = open.pop().filter(|_| seen.len() < MOST_BELOW) {
         if !seen.insert(device) {
             continue;

@@ -11,6 +11,9 @@ use crate::repo::Repository;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
+/// Where what a machine overwrites is kept, if nothing else is said.
+pub(super) const SCRATCH_DIR: &str = "/var/tmp";
+
 /// Runs the commands of a request around `work`.
 ///
 /// # Errors
@@ -72,7 +75,8 @@ pub(super) fn open_window(
     let own = [repository.store.local_path(), repository.host.folder()];
     let own = own.into_iter().flatten().map(Path::to_owned);
     let images = images.iter().filter_map(|image| image.file()).map(Path::to_owned);
-    let forbidden: Vec<PathBuf> = own.chain(images).chain(window.scratch_dir.clone()).collect();
+    let scratch = window.scratch_dir.clone().unwrap_or_else(|| SCRATCH_DIR.into());
+    let forbidden: Vec<PathBuf> = own.chain(images).chain([scratch]).collect();
     Window::open(&freezes, machine, limit, &forbidden, context)
 }
 

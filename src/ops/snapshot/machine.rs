@@ -13,7 +13,7 @@ use crate::image::{Disk, ImageUri, LiveImage, MachineUri};
 use crate::machine::{
     Fleece, FleeceOptions, Freeze, Inserted, Machine, MachineDisk, Member, RunState, find_agent,
 };
-use crate::ops::snapshot::around::{open_window, thaw};
+use crate::ops::snapshot::around::{SCRATCH_DIR, open_window, thaw};
 use crate::ops::snapshot::group::{borrowed, draw, finish, give_up, open_writers};
 use crate::ops::snapshot::take::{Begun, begin, policy_for, warn_of_policy};
 use crate::ops::snapshot::types::moment::{Moment, Told};
@@ -28,8 +28,6 @@ use std::path::PathBuf;
 use std::time::Duration;
 use uuid::Uuid;
 
-/// Where what it overwrites is kept, if nothing else is said.
-const SCRATCH_DIR: &str = "/var/tmp";
 /// How long a write of the guest may wait until what it overwrites is saved.
 const SCRATCH_PATIENCE: Duration = Duration::from_secs(2);
 
