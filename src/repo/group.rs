@@ -263,7 +263,8 @@ pub(crate) fn targets(
     at: &At,
     context: &Context,
 ) -> Result<Vec<Target>> {
-    let reader = read(repository, name, context)?;
+    // Whoever opens it to write tells what is wrong with it.
+    let reader = read(repository, name, &Context::silent())?;
     let (image, snapshot) = (reader.manifest(), reader.find(at)?);
     let group = members_of(repository, image, snapshot, context);
     group.as_ref().map_or(Ok(()), Members::check_readable)?;

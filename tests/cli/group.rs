@@ -270,3 +270,25 @@ fn a_file_gets_one_and_it_is_said_what_the_others_are() {
     assert!(run.err.contains("the group is incomplete: b is missing"), "{}", run.err);
     same(&lab.read("left/a.img"), &states[0][0], "left");
 }
+
+#[test]
+fn a_rollback_takes_all_of_a_group_or_one_alone_and_is_refused_while_one_is_missing() {
+    let (lab, states) = lab(2);
+    let is = |image: &str| std::fs::read(lab.path(image)).unwrap();
+    lab.done(&["rollback", "b", "--to", "@1", "--alone"]);
+    assert!(is("a.img") == states[1][0] && is("b.img") == states[0][1]);
+    // What is back already is written to no more; what both were before is saved.
+    let text = lab.done(&["rollback", "a", "--to", "@1"]);
+    assert!(text.contains("a.img is a@1 again") && text.contains("b.img is b@1 again"), "{text}");
+    assert!(is("a.img") == states[0][0] && is("b.img") == states[0][1]);
+    // A dry run is one of all.
+    let tried: Vec<Value> =
+        objects(&lab.done(&["rollback", "b", "--to", "@2", "--dry-run", "--json"]));
+    assert_eq!(refs(&tried), ["b@2", "a@2"]);
+    lab.done(&["delete", "b@2", "--alone"]);
+    let line = lab.fails(FAILED, &["rollback", "a", "--to", "@2"]);
+    assert!(line.contains("\"b\" has no snapshot of it; ") && line.contains("--alone"), "{line}");
+    assert!(is("a.img") == states[0][0], "it was written to");
+    lab.done(&["rollback", "a", "--to", "@2", "--alone"]);
+    assert!(is("a.img") == states[1][0] && is("b.img") == states[0][1]);
+}

@@ -172,7 +172,7 @@ fn what_must_not_be_updated_is_refused_and_left_as_it_was() {
     for (target, what) in [
         ("missing", "leave --update out to restore to a new file"),
         ("empty", "empty is empty (0 bytes); leave --update out, and use --force"),
-        ("folder", "folder is a folder"),
+        ("folder", "into a folder, snapshots are restored as a whole"),
         ("disk.img", rollback),
         ("link", rollback),
         ("hard", rollback),

@@ -64,7 +64,9 @@ pub fn run(rig: &Rig) -> Played {
         let is_hit = match victim {
             Victim::Imgsnap => {
                 let is_hit = !started.is_over();
-                started.signal(Signal::SIGKILL);
+                if is_hit {
+                    started.signal(Signal::SIGKILL);
+                }
                 is_hit
             }
             Victim::Guard => guard_of(&started).is_some_and(|id| kill(id, Signal::SIGKILL).is_ok()),
