@@ -55,7 +55,9 @@ fn image_of(repository: &Repository, member: &SnapshotPlace) -> Option<Manifest>
     let store = repository.store.as_ref();
     let is_it = |manifest: &Manifest| manifest.image_id == member.image;
     let load = |name: &String| manifest::load(store, name).ok().filter(is_it);
-    load(&member.name).or_else(|| repository.names().ok()?.iter().find_map(load))
+    // A manifest may name anything.
+    let recorded = Some(&member.name).filter(|name| manifest::check_name(name).is_ok());
+    recorded.and_then(load).or_else(|| repository.names().ok()?.iter().find_map(load))
 }
 
 fn incomplete(place: &str, member: &SnapshotPlace) -> Error {
