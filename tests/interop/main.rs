@@ -15,7 +15,6 @@ mod devices;
 mod disks;
 mod ext4;
 mod filesystems;
-mod freeze;
 mod full_disk;
 #[path = "../support/guest/mod.rs"]
 mod guest;
