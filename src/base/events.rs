@@ -152,6 +152,11 @@ pub enum Event {
 pub trait Observer: Send + Sync {
     /// Something happened.
     fn observe(&self, event: Event);
+
+    /// False if nobody is told: what is said once must not be said to such a one.
+    fn is_heard(&self) -> bool {
+        true
+    }
 }
 
 /// Passed to every verb: the observer, the stop flag, the number of threads.
@@ -192,6 +197,11 @@ impl Context {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let (sharing, read_limits) = (Sharing::new(1, 1), ReadLimits::default());
         Self { observer, stop, threads: cores.min(MAX_THREADS), sharing, read_limits }
+    }
+
+    /// True if somebody is told what happens.
+    pub(crate) fn is_heard(&self) -> bool {
+        self.observer.is_heard()
     }
 
     /// Tells nobody and never stops.
@@ -346,6 +356,10 @@ struct Silent;
 
 impl Observer for Silent {
     fn observe(&self, _: Event) {}
+
+    fn is_heard(&self) -> bool {
+        false
+    }
 }
 
 #[cfg(test)]

@@ -210,7 +210,8 @@ fn of_host(
     let is_ours = |record: &Record| record.machine == *machine && !is_elsewhere;
     let Some(record) = record.filter(is_ours) else { return Ok(None) };
     let is_lost = |newest: &Ancestor| {
-        !manifest.is_or_follows(newest) && repository.host.is_news(manifest.image_id)
+        let is_lost = !manifest.is_or_follows(newest);
+        is_lost && context.is_heard() && repository.host.is_news(manifest.image_id)
     };
     if let Some(newest) = record.newest.filter(is_lost) {
         let what = format!(
