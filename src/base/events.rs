@@ -65,6 +65,10 @@ named! {
         FolderStays = "folder-stays",
         /// What was known of the live image is damaged.
         HeadDamaged = "head-damaged",
+        /// The process that thaws, or lets a machine go on, was killed.
+        GuardLost = "guard-lost",
+        /// Images of a group were not taken at one point in time.
+        GroupApart = "group-apart",
         /// A command that was to run after a snapshot failed.
         HookFailed = "hook-failed",
         /// What is known of the live image could not be noted.

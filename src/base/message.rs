@@ -72,6 +72,8 @@ named! {
         Force = "force",
         /// Write to a device that is another one.
         ForceDevice = "force_device",
+        /// What stands still at the point in time.
+        Freeze = "freeze",
         /// Begin a new chain.
         Full = "full",
         /// The group that images are taken as.

@@ -5,9 +5,12 @@ use super::printer::Printer;
 use super::{exit, output, repo};
 use imgsnap::base::error::Result;
 use imgsnap::base::events::Context;
+use imgsnap::image::ImageUri;
 use imgsnap::tracking::HintKind;
 use imgsnap::{Repository, RollbackOutcome, RollbackRequest};
 use serde_json::{Value, json};
+use std::ffi::OsStr;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -26,7 +29,8 @@ pub fn run(
         .force_device(verb.force_device)
         .backing_ok(verb.backing_ok)
         .alone(verb.alone)
-        .reset(verb.reset);
+        .reset(verb.reset)
+        .whole_machine(is_machine(&verb.image) && !verb.alone);
     let done = repository.rollback(&request, context)?;
     let seconds = begun.elapsed().as_secs_f64();
     for done in [&done].into_iter().chain(&done.others) {
@@ -37,6 +41,12 @@ pub fn run(
         }
     }
     Ok(exit::DONE)
+}
+
+/// True if a machine is named, and none of its disks.
+fn is_machine(image: &OsStr) -> bool {
+    let uri = ImageUri::parse(Path::new(image));
+    uri.is_ok_and(|uri| uri.machine().is_some_and(|machine| machine.disk.is_none()))
 }
 
 fn json(done: &RollbackOutcome, seconds: f64) -> Value {

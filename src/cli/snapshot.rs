@@ -65,11 +65,17 @@ fn take(
     if verb.group.is_some() || requests.len() == 1 {
         let taken = repository.snapshot_group(verb.group.as_deref(), &requests, context)?;
         taken.iter().try_for_each(|taken| print(taken, verb, printer))?;
-        return Ok(exit::DONE);
+        return Ok(taken
+            .iter()
+            .find_map(|taken| post_failed(taken, printer))
+            .unwrap_or(exit::DONE));
     }
     let mut tally = Tally::default();
     repository.snapshot_all(&requests, context, |request, result| match result {
-        Ok(taken) => tally.printed(print(&taken, verb, printer)),
+        Ok(taken) => {
+            tally.printed(print(&taken, verb, printer));
+            tally.has_failed |= post_failed(&taken, printer).is_some();
+        }
         Err(error) => tally.failed(&request.image, error, printer),
     })?;
     tally.end()
@@ -94,6 +100,8 @@ struct Tally {
     first_failure: Option<ErrorKind>,
     interrupted: Option<Error>,
     unprinted: Option<Error>,
+    /// A snapshot stands, and what was to follow failed.
+    has_failed: bool,
 }
 
 impl Tally {
@@ -118,9 +126,18 @@ impl Tally {
     fn end(self) -> Result<ExitCode> {
         match (self.interrupted, self.first_failure, self.unprinted) {
             (Some(error), ..) | (None, None, Some(error)) => Err(error),
-            (None, first, _) => Ok(first.map_or(exit::DONE, exit::code)),
+            (None, Some(first), _) => Ok(exit::code(first)),
+            (None, None, None) if self.has_failed => Ok(exit::code(ErrorKind::Io)),
+            (None, None, None) => Ok(exit::DONE),
         }
     }
+}
+
+/// Says that the command after a snapshot failed, and how that ends.
+fn post_failed(taken: &SnapshotOutcome, printer: &Printer) -> Option<ExitCode> {
+    let why = taken.post_error.as_ref()?;
+    printer.error(&Error::new(ErrorKind::Io, why).at("after the snapshot"));
+    Some(exit::code(ErrorKind::Io))
 }
 
 fn request(image: &ImageUri, verb: &Verb) -> Result<SnapshotRequest> {
@@ -185,6 +202,7 @@ fn print(taken: &SnapshotOutcome, verb: &Verb, printer: &Printer) -> Result<()> 
             object.insert("clone_seconds".into(), taken.clone_seconds.into());
             object.insert("in_use_by".into(), taken.user.clone().into());
             object.insert("stopped_seconds".into(), taken.stopped_seconds.into());
+            object.insert("post_error".into(), taken.post_error.clone().into());
             if let Ok(geometry) = taken.snapshot.geometry() {
                 object.insert("unread".into(), output::ranges_json(&taken.unread, geometry));
             }

@@ -87,6 +87,9 @@ fn print(watched: &Watched, printer: &Printer) -> Result<()> {
         let why = words::error(error);
         printer.warn(&format!("{}: cannot prune: {why}", watched.name));
     }
+    if let Some(why) = watched.result.as_ref().ok().and_then(|done| done.post_error.as_ref()) {
+        printer.warn(&format!("{}: after the snapshot: {why}", watched.name));
+    }
     if let Some(Ok(pruned)) = &watched.pruned {
         prune::warn_of_free_space(&pruned.compaction, printer);
         prune::warn_of_clock(pruned, printer);
@@ -158,6 +161,7 @@ fn to_json(watched: &Watched) -> Value {
         "seconds": watched.seconds,
         "clone_seconds": done.and_then(|done| done.clone_seconds),
         "in_use_by": done.and_then(|done| done.user.clone()),
+        "post_error": done.and_then(|done| done.post_error.clone()),
         "full_scan_reason": done.and_then(|done| done.full_scan_reason.clone()),
         "age_seconds": watched.age_seconds,
         "rpo_seconds": watched.rpo_seconds,

@@ -149,6 +149,32 @@ impl Machine {
         self.change(command, bitmap(false)).map(drop)
     }
 
+    /// Gives a bitmap another name.
+    ///
+    /// # Errors
+    /// `Unavailable`; what QEMU refuses: then it has the old one.
+    pub(super) fn replace_bitmap(
+        &mut self,
+        disk: &MachineDisk,
+        old: &str,
+        new: &str,
+    ) -> Result<()> {
+        let actions = |is_persistent: bool| {
+            let node = disk.node.as_str();
+            let added = json!({
+                "node": node, "name": new, "granularity": GRANULARITY, "persistent": is_persistent,
+            });
+            let steps = [Step::Merge(old.to_owned(), new.to_owned()), Step::Remove(old.to_owned())];
+            let mut actions = vec![json!({ "type": "block-dirty-bitmap-add", "data": added })];
+            actions.extend(steps.iter().map(|step| action(node, step)));
+            json!({ "actions": actions })
+        };
+        if disk.format == "qcow2" && self.change("transaction", actions(true)).is_ok() {
+            return Ok(());
+        }
+        self.change("transaction", actions(false)).map(drop)
+    }
+
     /// Ends bitmaps, each of a node, in one transaction.
     ///
     /// # Errors

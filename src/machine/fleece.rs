@@ -6,6 +6,7 @@ use super::work::Work;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::events::Context;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use uuid::Uuid;
 
 /// Disks of a machine at one point in time. Dropped, it takes all away that it has made.
 pub struct Fleece {
@@ -83,6 +84,15 @@ impl Fleece {
     pub fn committed(&mut self, member: usize, context: &Context) {
         if let Some(work) = &mut self.work {
             work.close(member, true, context);
+        }
+    }
+
+    /// There is no snapshot of a member, since it equals one that is there: what was made for it goes, and
+    /// what is written from the point in time on counts since that one. What cannot be done is a warning.
+    pub fn left_out(&mut self, member: usize, equal: Uuid, context: &Context) {
+        if let Some(work) = &mut self.work {
+            work.adopt(member, equal, context);
+            work.close(member, false, context);
         }
     }
 

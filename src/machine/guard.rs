@@ -23,8 +23,11 @@ use std::time::{Duration, Instant};
 
 /// What the guard writes to QMP. The first byte ends whatever we began to write there: QEMU's parser begins
 /// anew. QEMU forgets what it has not executed when the last client is gone, so the guard waits for the
-/// answer.
-const CONTINUE: &[u8] = b"\xff{\"execute\":\"cont\",\"id\":\"imgsnap-guard\"}\n";
+/// answer to the last command. That is for the mark of who stops a machine for longer (`reset.rs`): there is
+/// none otherwise, and QEMU says so.
+const CONTINUE: &[u8] = b"\xff{\"execute\":\"cont\"}\n\
+    {\"execute\":\"blockdev-del\",\"arguments\":{\"node-name\":\"imgsnap-m-stopped\"},\
+    \"id\":\"imgsnap-guard\"}\n";
 /// What is in the answer alone.
 const CONTINUED: &[u8] = b"\"imgsnap-guard\"";
 /// How long one may take to begin.

@@ -71,10 +71,7 @@ impl HooksBegun<'_> {
     /// # Errors
     /// As of `pre`. The snapshots stand.
     pub fn end(mut self, snapshots: &[String], is_ok: bool) -> Result<()> {
-        self.run_post(snapshots, is_ok).map_err(|error| match snapshots {
-            [] => error,
-            _ => error.hint(format!("the snapshot {} was taken", snapshots.join(" "))),
-        })
+        self.run_post(snapshots, is_ok)
     }
 
     fn run_post(&mut self, snapshots: &[String], is_ok: bool) -> Result<()> {

@@ -8,6 +8,9 @@ const PREFIX: &str = "imgsnap-";
 /// The descriptor of the socket on which QEMU's NBD server is to listen, until it has it.
 pub const LISTENER: &str = "imgsnap-nbd";
 
+/// A node that stands for this: we have stopped the machine, and it is to go on.
+pub const STOPPED: &str = "imgsnap-m-stopped";
+
 /// The bitmap that records since a snapshot of an image.
 pub fn bitmap(image: Uuid, snapshot: Uuid) -> String {
     format!("{PREFIX}{image}-{snapshot}")

@@ -203,6 +203,7 @@ impl Qmp {
 
     /// Nothing more can be asked: what is on its way is not known.
     fn end(&mut self, error: Error) -> Error {
+        self.wire.shut();
         self.over.get_or_insert_with(|| error.without_advice());
         error
     }

@@ -6,11 +6,21 @@
 //! ```
 //!
 //! The machine stays stopped meanwhile, and is reset before: a guest whose memory belongs to another state
-//! of its disk never goes on. Whoever is killed leaves it stopped, and what stands in the place of a disk
-//! has a name by which the next run finds that (`Machine::is_detached`). The disk's own node is what is
-//! written through, so the metadata of a qcow2 stays QEMU's, and its bitmaps record what is written.
+//! of its disk never goes on. What stands in the place of a disk has a name by which the next run finds that
+//! (`Machine::is_detached`). The disk's own node is what is written through, so the metadata of a qcow2 stays
+//! QEMU's, and its bitmaps record what is written.
+//!
+//! # Who goes on, and when
+//!
+//! A machine that ran is marked before it is stopped, by a node that nothing uses, and the mark goes after
+//! it goes on. So whoever finds a mark knows that the machine is to go on, and one that its user had stopped
+//! has none. Until the first disk is taken away a guard lets the machine go on if we are killed: nothing of
+//! its disks has changed. From there on it stays stopped, until the rollback is run again; whoever is killed
+//! after the disks are back leaves the mark, by which the next run of any kind lets it go on
+//! (`Machine::wake`).
 
-use super::disks::MachineDisk;
+use super::disks::{Drive, MachineDisk};
+use super::guard::{Guard, Undo};
 use super::names::{self, Names};
 use super::server::NbdServer;
 use super::session::{Machine, RunState};
@@ -18,10 +28,18 @@ use crate::base::error::{Error, ErrorKind, Result, best_effort};
 use crate::base::events::Context;
 use crate::image::nbd::NbdUri;
 use serde_json::json;
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 /// How long a reset may take.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A machine that is stopped. Dropped, it is left as it is, and nobody guards it any more.
+pub struct Stopped {
+    machine: Machine,
+    /// Lets it go on if we are killed; none if it was stopped before.
+    guard: Option<Guard>,
+}
 
 /// A machine that is stopped, and whose disks are exported to be written to. Dropped, it is left as it is.
 pub struct Detached {
@@ -39,36 +57,96 @@ impl Machine {
         Ok(self.drives()?.iter().any(|drive| names::is_null(&drive.node)))
     }
 
-    /// Stops the machine, if it runs. What it did before.
+    /// The disks in whose place there is an empty one.
     ///
     /// # Errors
-    /// `Busy` while it migrates; `Unavailable`.
-    pub fn stop(&mut self) -> Result<RunState> {
-        let state = self.run_state()?;
-        if state == RunState::Running {
-            self.change("stop", json!({}))?;
-        }
-        Ok(state)
+    /// As of [`Machine::is_detached`].
+    pub fn detached(&mut self) -> Result<Vec<MachineDisk>> {
+        let devices: BTreeSet<String> = {
+            let is_away = |drive: &Drive| names::is_null(&drive.node);
+            self.drives()?.into_iter().filter(is_away).map(|drive| drive.device).collect()
+        };
+        let mut disks = self.disks()?;
+        disks.retain(|disk| devices.contains(&disk.device));
+        Ok(disks)
     }
 
-    /// Lets the machine go on.
+    /// True if it is to go on: it ran when we stopped it.
+    ///
+    /// # Errors
+    /// `Unavailable`; `Io` if QEMU's answer makes no sense.
+    pub fn is_to_go_on(&mut self) -> Result<bool> {
+        Ok(self.node_names()?.contains(names::STOPPED))
+    }
+
+    /// Lets a machine go on that we have stopped, if it has all of its disks. True if it was stopped.
     ///
     /// # Errors
     /// `Unavailable`; what QEMU refuses.
-    pub fn resume(&mut self) -> Result<()> {
-        self.change("cont", json!({})).map(drop)
+    pub fn wake(&mut self) -> Result<bool> {
+        if !self.is_to_go_on()? || self.is_detached()? {
+            return Ok(false);
+        }
+        // After a reset it is as before its start.
+        let is_stopped = self.run_state()? != RunState::Running;
+        if is_stopped {
+            self.change("cont", json!({}))?;
+        }
+        self.change("blockdev-del", json!({ "node-name": names::STOPPED }))?;
+        Ok(is_stopped)
     }
 
+    /// Stops the machine, if it runs. Until a disk is taken away it goes on when we are killed.
+    ///
+    /// # Errors
+    /// `Busy` while it migrates; `Unavailable`; of the operating system. [`Machine::wake`] lets it go on.
+    pub fn stop(mut self, context: &Context) -> Result<Stopped> {
+        let is_marked = self.is_to_go_on()?;
+        let is_running = self.run_state()? == RunState::Running;
+        if !is_running && (!is_marked || self.is_detached()?) {
+            return Ok(Stopped { machine: self, guard: None });
+        }
+        let socket = self.socket().try_clone_to_owned();
+        let socket = socket.map_err(|e| Error::io("cannot duplicate a descriptor", e))?;
+        // However long it takes: nobody wants it to go on meanwhile.
+        let guard = Guard::start(Duration::MAX, vec![Undo::Continue(socket)], context)?;
+        if !is_marked {
+            let mark = json!({
+                "driver": "null-co", "node-name": names::STOPPED, "size": 0, "read-zeroes": true,
+            });
+            self.change("blockdev-add", mark)?;
+        }
+        guard.arm(0)?;
+        self.change("stop", json!({}))?;
+        Ok(Stopped { machine: self, guard: Some(guard) })
+    }
+}
+
+impl Stopped {
+    /// The machine, and the guard that lets it go on when we are killed.
+    pub fn apart(self) -> (Machine, Option<Guard>) {
+        (self.machine, self.guard)
+    }
+}
+
+impl Machine {
     /// Resets a machine that is stopped, takes disks from it, and exports them to be written to. Goes on
-    /// with what a killed run has begun.
+    /// with what a killed run has begun. `guard` is ended when it must not go on any more.
     ///
     /// # Errors
     /// `Busy` if its NBD server is in use; `Unavailable`; what QEMU refuses. Then the devices have their
     /// disks, unless `Unavailable`, and the machine is stopped.
-    pub fn detach(mut self, disks: Vec<MachineDisk>, context: &Context) -> Result<Detached> {
+    pub fn detach(
+        mut self,
+        disks: Vec<MachineDisk>,
+        guard: Option<Guard>,
+        context: &Context,
+    ) -> Result<Detached> {
         context.check()?;
         self.end_write_exports()?;
         self.reset()?;
+        // It may not go on any more when we are killed.
+        guard.map(Guard::end);
         let begun = self.take_away(&disks).and_then(|()| self.serve(&disks));
         match begun {
             Ok(server) => Ok(Detached { machine: self, server, disks }),
@@ -171,16 +249,14 @@ impl Detached {
         Some(self.server.uri(&Names::of(&disk.node).written()))
     }
 
-    /// Gives the devices their disks, and starts the machine if `goes_on`.
+    /// Gives the devices their disks. The machine goes on if it is to, and has all of its disks.
     ///
     /// # Errors
     /// `Unavailable`; what QEMU refuses. Then it is stopped.
-    pub fn attach(mut self, goes_on: bool) -> Result<Machine> {
+    pub fn attach(mut self) -> Result<Machine> {
         self.machine.end_write_exports_of(self.server)?;
         self.machine.give_back(&self.disks)?;
-        if goes_on {
-            self.machine.resume()?;
-        }
+        self.machine.wake()?;
         Ok(self.machine)
     }
 }

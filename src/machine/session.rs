@@ -2,11 +2,13 @@
 
 use super::names::{self, Kind};
 use super::qmp::Qmp;
+use super::sole::lock_peer;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::events::Context;
 use crate::base::message::{Action, message};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
@@ -38,14 +40,16 @@ pub struct Machine {
     /// The session.
     pub(super) qmp: Qmp,
     socket: PathBuf,
+    /// Nobody else of us works on it.
+    _sole: Option<File>,
 }
 
 impl Machine {
     /// Connects to the QMP socket of a machine.
     ///
     /// # Errors
-    /// `NotFound` without a socket; `Unavailable` if nobody listens; `Busy` if somebody else is connected;
-    /// `Unsupported` for a QEMU before 7.1.
+    /// `NotFound` without a socket; `Unavailable` if nobody listens; `Busy` if somebody else is connected,
+    /// or another of us works on it; `Unsupported` for a QEMU before 7.1.
     pub fn connect(socket: &Path, context: &Context) -> Result<Self> {
         context.check()?;
         let qmp = Qmp::connect(socket)?;
@@ -55,7 +59,8 @@ impl Machine {
             let hint = "QEMU 7.1 or later is needed";
             return Err(Error::new(ErrorKind::Unsupported, what).hint(hint));
         }
-        Ok(Self { qmp, socket: socket.to_owned() })
+        let sole = lock_peer(qmp.socket())?;
+        Ok(Self { qmp, socket: socket.to_owned(), _sole: sole })
     }
 
     /// The path of its QMP socket.

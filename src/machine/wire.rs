@@ -1,7 +1,7 @@
 //! Lines of JSON to and from a socket of this host: none is longer than it may be, and nothing waits longer
 //! than it may.
 
-use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::error::{Error, ErrorKind, Result, best_effort};
 use crate::base::message::{Action, message};
 use crate::base::uri::Shown;
 use nix::errno::Errno;
@@ -12,6 +12,7 @@ use nix::sys::socket::{
 };
 use nix::sys::time::TimeVal;
 use std::io::{self, IoSlice, Read};
+use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -78,6 +79,11 @@ impl Wire {
     /// Its descriptor.
     pub fn socket(&self) -> BorrowedFd<'_> {
         self.stream.as_fd()
+    }
+
+    /// Ends the connection, also for who has a copy of the descriptor: the server takes in the next client.
+    pub fn shut(&self) {
+        best_effort(self.stream.shutdown(Shutdown::Both));
     }
 
     /// Sends bytes, and descriptors with the first of them.

@@ -190,6 +190,18 @@ impl Work {
         Ok(Some(FleecedDisk { uri: server.uri(&name), since: part.since.clone() }))
     }
 
+    /// What the bitmap of a member has recorded counts since another snapshot, which the disk equalled at the
+    /// point in time; nothing if a bitmap did that before.
+    pub fn adopt(&mut self, index: usize, equal: Uuid, context: &Context) {
+        let Some(part) = self.parts.get(index).filter(|part| part.since.is_err()) else { return };
+        let Member { disk, image, snapshot, wants_bitmap: true, .. } = &part.member else { return };
+        let (new, adopted) = (names::bitmap(*image, *snapshot), names::bitmap(*image, equal));
+        if let Err(error) = self.machine.replace_bitmap(disk, &new, &adopted) {
+            // Then the next one reads all of it, too.
+            context.note(error);
+        }
+    }
+
     /// Takes away what was made for a member, once. If its snapshot stands the bitmap of that goes on,
     /// otherwise the one before, with all that was written meanwhile.
     pub fn close(&mut self, index: usize, is_committed: bool, context: &Context) {

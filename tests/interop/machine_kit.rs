@@ -80,21 +80,27 @@ fn qemu() -> Result<Command, String> {
     Ok(command)
 }
 
+impl VmDisk {
+    /// An empty one.
+    pub fn new(path: String, format: &str, mebibytes: u64) -> Result<Self, String> {
+        match format {
+            "raw" => make(&path, mebibytes * MIB),
+            _ => {
+                let size = format!("{mebibytes}M");
+                try_tool("qemu-img", &["create", "-q", "-f", format, &path, &size])?;
+            }
+        }
+        let content = vec![0; usize::try_from(mebibytes * MIB).unwrap()];
+        Ok(Self { path, content, device: String::new() })
+    }
+}
+
 impl Vm {
     /// Starts one with new disks of that many MiB: format and bus.
     pub fn start(lab: &Lab, mebibytes: u64, disks: &[(&str, Bus)]) -> Result<Self, String> {
         let mut made = Vec::new();
         for (index, (format, _)) in disks.iter().enumerate() {
-            let path = lab.path(&format!("disk{index}.{format}"));
-            match *format {
-                "raw" => make(&path, mebibytes * MIB),
-                _ => {
-                    let size = format!("{mebibytes}M");
-                    try_tool("qemu-img", &["create", "-q", "-f", format, &path, &size])?;
-                }
-            }
-            let content = vec![0; usize::try_from(mebibytes * MIB).unwrap()];
-            made.push(VmDisk { path, content, device: String::new() });
+            made.push(VmDisk::new(lab.path(&format!("disk{index}.{format}")), format, mebibytes)?);
         }
         Self::start_with(lab, disks, made, &[])
     }

@@ -5,7 +5,7 @@
 use crate::kit::*;
 use crate::machine_kit::*;
 use nix::sys::signal::Signal;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::time::Duration;
 
 const TWO: &[(&str, Bus)] = &[("raw", Bus::Drive), ("qcow2", Bus::Virtio)];
@@ -93,6 +93,12 @@ fn commands_run_before_and_after() {
     let said = std::fs::read_to_string(said).unwrap();
     assert_eq!(said, "pre qmp\npost qmp qmp-vd0@1 qmp-vd1@1 ok\nafter qmp failed\n");
     assert_eq!(lab.numbers(NAMES[0]), [1]);
+    // What stands is told all the same.
+    let run = lab.run(&["snapshot", &uri, "--post", "exit 4", "--max-stall", "60s"]);
+    let out = String::from_utf8_lossy(&run.out).into_owned();
+    assert!(out.contains("qmp-vd1@2"), "{out}");
+    assert_eq!(run.code(), Some(1));
+    run.says("after the snapshot: \"exit 4\" failed with exit code 4");
 }
 
 #[test]
@@ -189,5 +195,107 @@ fn a_watched_machine_may_be_started_anew() {
     assert!(has(2), "no snapshot since it was started anew");
     started.signal(Signal::SIGINT);
     started.wait();
+    restores(&lab, &vm);
+}
+
+/// The rollback of a machine, which is stopped and saves its state, slowly.
+fn saving(lab: &Lab, vm: &mut Vm, uri: &str) -> Started {
+    let back = ["--limit-read", "1M", "rollback", uri, "--to", "@1", "--reset"];
+    let started = lab.start(&back);
+    assert!(wait_until(|| vm.status() == "paused"), "it is not stopped");
+    std::thread::sleep(Duration::from_millis(100));
+    started
+}
+
+#[test]
+fn a_rollback_that_ends_while_it_saves_lets_the_machine_go_on() {
+    let lab = Lab::new();
+    let (mut vm, uri) = need!(started(&lab));
+    snapshot(&lab, &uri, &[]);
+    vm.write(0, 1, 0, 4 * MIB);
+    for signal in [Signal::SIGINT, Signal::SIGKILL] {
+        let started = saving(&lab, &mut vm, &uri);
+        started.signal(signal);
+        let run = started.wait();
+        assert!(!run.err.contains("stopped"), "{}", run.err);
+        assert!(wait_until(|| vm.status() == "running"), "{signal}: it is stopped for good");
+    }
+    snapshot(&lab, &uri, &[]);
+    restores(&lab, &vm);
+    vm.is_clean();
+    // By its user, and it stays so.
+    vm.query("stop", json!({}));
+    lab.run(&["rollback", &uri, "--to", "@1", "--reset"]).done().says("stays so");
+    assert_ne!(vm.status(), "running");
+}
+
+#[test]
+fn a_machine_without_its_disks_is_left_to_the_rollback_of_all_of_them() {
+    let lab = Lab::new();
+    let (mut vm, uri) = need!(started(&lab));
+    snapshot(&lab, &uri, &[]);
+    let back = ["--verbose", "rollback", &uri, "--to", "@1", "--reset"];
+    // It may have done all of it before it is killed.
+    while vm.status() == "running" {
+        vm.write(0, 1, 0, 4 * MIB);
+        vm.write(1, 1, 0, 4 * MIB);
+        let mut started = lab.start(&back);
+        assert!(started.waits_for("from here on the image is a mixture"));
+        started.signal(Signal::SIGKILL);
+        started.wait();
+    }
+    lab.run(&["snapshot", &uri]).fails(4).says("has not got its disks back").says("--reset");
+    let alone = ["rollback", NAMES[0], "--to", "@1", "--reset", "--alone"];
+    lab.run(&alone).fails(1).says("also that of its disk \"vd1\"").says("without --alone");
+    assert_ne!(vm.status(), "running");
+    lab.run(&back).done();
+    assert_eq!(vm.status(), "running");
+    vm.disks.iter_mut().for_each(|disk| disk.content.fill(0));
+    vm.reads_back(0);
+    vm.reads_back(1);
+    vm.is_clean();
+}
+
+#[test]
+fn what_a_rollback_of_a_machine_needs_is_said_before_it_is_touched() {
+    let lab = Lab::new();
+    let (vm, uri) = need!(started(&lab));
+    snapshot(&lab, &format!("{uri}/vd0"), &[]);
+    snapshot(&lab, &uri, &[]);
+    let run = lab.run(&["rollback", &uri, "--to", "@1", "--reset"]).fails(1);
+    run.says("was not taken with qmp-vd1").says("rollback qmp-vd0 --to");
+    lab.run(&["rollback", &uri, "--to", "@2", "--dry-run"]).fails(1).says("leave --dry-run out");
+    lab.run(&["rollback", NAMES[0], "--to", "@1", "--reset"]).done();
+    drop(vm);
+    lab.run(&["rollback", NAMES[0], "--to", "@1"]).fails(1).says("start it first").says("relink");
+}
+
+#[test]
+fn one_at_a_time_works_on_a_machine() {
+    let lab = Lab::new();
+    let other = [("-qmp", format!("unix:{},server=on,wait=off", lab.path("other")))];
+    let more: Vec<&str> = other.iter().flat_map(|(a, b)| [*a, b.as_str()]).collect();
+    let disk = need!(VmDisk::new(lab.path("disk0.raw"), "raw", 4));
+    let vm = need!(Vm::start_with(&lab, &TWO[..1], vec![disk], &more));
+    let machine = vm.machine();
+    let uri = format!("qemu:{}", lab.path("other"));
+    lab.run(&["snapshot", &uri]).fails(4).says("another of its QMP sockets");
+    drop(machine);
+    lab.run(&["snapshot", &uri, "--max-stall", "60s"]).done();
+}
+
+#[test]
+fn what_is_unchanged_needs_no_snapshot_to_be_known_by_a_bitmap() {
+    let lab = Lab::new();
+    let (vm, uri) = need!(started(&lab));
+    snapshot(&lab, &uri, &[]);
+    // Its bitmaps are gone, at least that of the raw disk.
+    let mut vm = vm.again(&lab, TWO, true);
+    let taken = snapshot(&lab, &uri, &["--skip-unchanged"]);
+    assert!(taken.iter().all(|taken| taken["skipped"] == true), "{taken:#?}");
+    vm.write(0, 1, MIB, 4096);
+    vm.write(1, 2, MIB, 4096);
+    let taken = snapshot(&lab, &uri, &["--skip-unchanged"]);
+    assert!(taken.iter().all(|taken| taken["hint"]["kind"] == "bitmap"), "{taken:#?}");
     restores(&lab, &vm);
 }

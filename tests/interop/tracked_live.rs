@@ -430,3 +430,25 @@ fn killed_at_random_moments_tracked_snapshots_and_rollbacks_leave_no_clones_behi
     // With many kills some must have come between the clone and the commit.
     assert!(kills < 200 || trial.leftovers > 0, "no kill left a clone behind");
 }
+
+/// Two images that others write to have no common point in time unless they are frozen; with one of them, the
+/// other is the same at every moment.
+#[test]
+fn a_group_of_images_that_are_written_to_is_said_to_be_taken_apart() {
+    let (lab, _guards, image) = need!(crate::tracked::xfs());
+    let other = lab.path("mnt/other.img");
+    std::fs::copy(&image, &other).unwrap();
+    let open = |path: &str| File::options().write(true).open(path).unwrap();
+    let writer = open(&image);
+    let group = ["snapshot", &image, &other, "--group", "g"];
+    let run = lab.run(&group).done();
+    assert!(!run.err.contains("one after the other"), "{}", run.err);
+    let second = open(&other);
+    lab.run(&group).done().says("were taken one after the other; freeze them with --freeze");
+    let apart = |number: u64| {
+        let shown = lab.run(&["show", &format!("vm@{number}"), "--json"]).done().json();
+        shown["group"]["apart"] == true
+    };
+    assert_eq!((apart(1), apart(2)), (false, true));
+    drop((writer, second));
+}

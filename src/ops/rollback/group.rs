@@ -7,9 +7,10 @@ use crate::base::events::Context;
 use crate::base::message::{Setting, message};
 use crate::image::write::Medium;
 use crate::repo::Repository;
-use crate::repo::manifest::{self, Manifest, SnapshotPlace};
-use crate::repo::reference::{self, At};
-use crate::repo::session::{Writer, write};
+use crate::repo::group::{self, Members, members_of};
+use crate::repo::manifest::changed_meanwhile;
+use crate::repo::reference::At;
+use crate::repo::session::{Writer, read, write};
 
 /// An image that is to be rolled back, open for writing.
 pub(super) struct Member {
@@ -17,52 +18,47 @@ pub(super) struct Member {
     pub(super) request: RollbackRequest,
 }
 
-/// All members, the named image first.
+/// All members, the named image first. They are opened in the order of their names: two rollbacks of one
+/// group do not wait for each other.
 pub(super) fn open_members(
     repository: &Repository,
     request: &RollbackRequest,
     context: &Context,
 ) -> Result<Vec<Member>> {
-    let writer = write(repository, &request.name, context)?;
-    let manifest = &writer.manifest;
-    let target = reference::find(manifest, &writer.head, &request.to)?;
-    let group = target.group.as_ref().filter(|group| !request.alone && group.members.len() > 1);
-    let mut requests = Vec::new();
-    for member in group.into_iter().flat_map(|group| &group.members) {
-        if member.image == manifest.image_id {
+    // Whoever opens it to write tells what is wrong with it.
+    let reader = read(repository, &request.name, &Context::silent())?;
+    let (own, target) = (reader.manifest(), reader.find(&request.to)?);
+    let group = match request.alone {
+        true => None,
+        false => members_of(repository, own, target, context),
+    };
+    group.as_ref().map_or(Ok(()), Members::check_readable)?;
+    let mut all = vec![(request.name.clone(), target.id)];
+    for member in group.into_iter().flat_map(|group| group.members) {
+        if member.image == own.image_id {
             continue;
         }
-        let image = image_of(repository, member);
-        let number =
-            image.as_ref().and_then(|image| image.by_id(member.snapshot)).map(|s| s.number);
-        let (Some(image), Some(number)) = (image, number) else {
-            return Err(incomplete(&manifest.place_of(target), member));
-        };
-        let to = At::Number(number);
-        requests.push(RollbackRequest { name: image.name, to, ..request.clone() });
+        if member.number().is_none() {
+            return Err(incomplete(&own.place_of(target), &member));
+        }
+        all.push((member.name, member.snapshot));
     }
-    let to = At::Number(target.number);
-    let mut members = vec![Member { writer, request: RollbackRequest { to, ..request.clone() } }];
-    for request in requests {
-        let writer = write(repository, &request.name, context)?;
-        members.push(Member { writer, request });
+    drop(reader);
+    all.sort();
+    let mut opened = Vec::new();
+    for (name, snapshot) in all {
+        let writer = write(repository, &name, context)?;
+        let number = writer.manifest.by_id(snapshot).map(|snapshot| snapshot.number);
+        let to = At::Number(number.ok_or_else(|| changed_meanwhile(&name))?);
+        opened.push(Member { writer, request: RollbackRequest { name, to, ..request.clone() } });
     }
-    Ok(members)
+    opened.sort_by_key(|member| member.request.name != request.name);
+    Ok(opened)
 }
 
-/// The image of a member, under whatever name it has now.
-fn image_of(repository: &Repository, member: &SnapshotPlace) -> Option<Manifest> {
-    let store = repository.store.as_ref();
-    let is_it = |manifest: &Manifest| manifest.image_id == member.image;
-    let load = |name: &String| manifest::load(store, name).ok().filter(is_it);
-    // A manifest may name anything.
-    let recorded = Some(&member.name).filter(|name| manifest::check_name(name).is_ok());
-    recorded.and_then(load).or_else(|| repository.names().ok()?.iter().find_map(load))
-}
-
-fn incomplete(place: &str, member: &SnapshotPlace) -> Error {
-    let name = member.name.escape_debug();
-    let what = format!("the group of {place} is incomplete: \"{name}\" has no snapshot of it");
+fn incomplete(place: &str, member: &group::Member) -> Error {
+    let what =
+        format!("the group of {place} is incomplete: \"{}\" has no snapshot of it", member.name);
     Error::new(ErrorKind::Mismatch, what)
         .hint(message!["roll this image back without the others with ", Setting::Alone])
 }
@@ -102,7 +98,8 @@ pub(super) fn roll_back(
     gathered(ended?)
 }
 
-/// Notes the intent of each. If one cannot be noted, none is there.
+/// Notes the intent of each. If one cannot be noted, none is there. Not before all are there does this host
+/// take back that nothing is written.
 fn intend(subjects: &mut [Subject<'_>]) -> Result<()> {
     for index in 0..subjects.len() {
         let Some(subject) = subjects.get_mut(index) else { break };
@@ -111,7 +108,8 @@ fn intend(subjects: &mut [Subject<'_>]) -> Result<()> {
             return Err(error);
         }
     }
-    Ok(())
+    let begun = subjects.iter_mut().try_for_each(Subject::begin_to_write);
+    begun.inspect_err(|_| take_back(subjects))
 }
 
 /// One that stays is as good as a rollback that was interrupted before it wrote anything.

@@ -6,24 +6,25 @@
 //! ```
 //!
 //! The machine stays stopped from before its state is saved until the last byte is written, so nothing is
-//! lost in between, and the differences are those of two tables. Whoever is killed leaves it stopped: the
-//! next rollback goes on from there.
+//! lost in between, and the differences are those of two tables. If we are killed before its disks are taken
+//! from it, it goes on; if we are killed later, it stays stopped, and the next rollback goes on from there.
 
 use super::group::{Member, roll_back};
 use super::one::LetGo;
-use super::types::RollbackOutcome;
+use super::types::{RollbackOutcome, RollbackRequest};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::events::{Context, WarningId};
-use crate::base::message::{Action, Setting, message};
-use crate::image::MachineUri;
+use crate::base::message::{Setting, Verb, message};
 use crate::image::write::Medium;
+use crate::image::{ImageUri, MachineUri};
 use crate::machine::{Machine, MachineDisk, RunState};
 use crate::ops::snapshot::machine::save_disks;
 use crate::repo::Repository;
 use crate::repo::files::open_chain;
 use crate::repo::live_file::source_of;
+use crate::repo::session::read;
 use crate::repo::{manifest, reference};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use uuid::Uuid;
 
 /// The machine that all of the images are disks of; none if none of them is one.
@@ -55,58 +56,86 @@ pub(super) fn run(
     context: &Context,
 ) -> Result<RollbackOutcome> {
     let uri = MachineUri { socket, disk: None };
-    if members.iter().any(|member| !member.request.reset) {
-        let what = format!("{uri} has its disks open");
-        return Err(Error::new(ErrorKind::Busy, what).hint(message![
-            "shut it down and roll its image files back, or let it be reset with ",
-            Setting::Reset
+    let names: Vec<String> = members.iter().map(|member| member.request.name.clone()).collect();
+    let is_all = |wanted: fn(&RollbackRequest) -> bool| members.iter().all(|m| wanted(&m.request));
+    if !is_all(|request| !request.dry_run) {
+        let what = "a machine is stopped and reset before it is known what differs on its disks";
+        return Err(Error::new(ErrorKind::InvalidInput, what).hint(message![
+            "leave ",
+            Setting::DryRun,
+            " out"
         ]));
     }
-    let mut machine = Machine::connect(&uri.socket, context)?;
+    let mut machine = Machine::connect(&uri.socket, context).map_err(|e| is_off(e, &names))?;
+    if !is_all(|request| request.reset) {
+        let what = format!("{uri} has its disks open");
+        return Err(Error::new(ErrorKind::Busy, what).hint(message![
+            "let it be reset with ",
+            Setting::Reset,
+            ", or shut it down and roll its image files back"
+        ]));
+    }
     machine.recover(context)?;
     let disks = disks_of(&mut machine, &uri, &members)?;
     for (member, disk) in members.iter().zip(&disks) {
         check(repository, member, disk)?;
     }
-    let is_resumed = machine.is_detached()?;
+    let detached = machine.detached()?;
+    if let Some(other) = detached.iter().find(|away| disks.iter().all(|d| d.node != away.node)) {
+        let what = format!(
+            "a rollback of {uri} was interrupted, also that of its disk \"{}\"",
+            other.name
+        );
+        return Err(Error::new(ErrorKind::Mismatch, what).hint(message![
+            "roll back to a snapshot of all of these disks, without ",
+            Setting::Alone,
+        ]));
+    }
+    let is_resumed = !detached.is_empty();
     if is_resumed {
         context.note(format!("{uri}: an interrupted rollback had left it stopped"));
     }
-    let before = machine.stop()?;
-    // What a run has stopped that was killed goes on, too.
-    let goes_on = is_resumed || before == RunState::Running;
-    if !goes_on {
-        let what =
-            format!("{uri} was stopped before, and stays so: \"cont\" in its monitor starts it");
-        context.warn(WarningId::MachineStopped, what);
-    }
+    let stopped = machine.stop(context).map_err(|error| or_go_on(&uri, error))?;
+    let (machine, guard) = stopped.apart();
     let is_half_written = members.iter().any(|member| member.writer.head.intent.is_some());
-    let names: Vec<String> = members.iter().map(|member| member.request.name.clone()).collect();
     let is_saved = members.iter().all(|member| member.request.save);
     let mut equal: Vec<Option<Uuid>> = vec![None; members.len()];
     let machine = match is_saved && !is_half_written && !is_resumed {
         true => {
             let mut writers: Vec<_> = members.iter_mut().map(|member| &mut member.writer).collect();
             let saved = save_disks(repository, machine, &mut writers, &disks, context);
-            let (machine, ids) = saved.map_err(|error| or_go_on(&uri, goes_on, error, context))?;
-            equal = ids.into_iter().map(Some).collect();
-            machine
+            match saved {
+                Ok((machine, ids)) => {
+                    equal = ids.into_iter().map(Some).collect();
+                    machine
+                }
+                Err(error) => {
+                    drop(guard);
+                    return Err(or_go_on(&uri, error));
+                }
+            }
         }
         false => machine,
     };
-    let detached =
-        machine.detach(disks, context).map_err(|error| or_go_on(&uri, goes_on, error, context))?;
+    let detached = machine.detach(disks, guard, context).map_err(|error| or_go_on(&uri, error))?;
     let let_go = |(index, (member, equals)): (usize, (Member, Option<Uuid>))| {
         (member, detached.uri(index).map(|uri| LetGo { uri, equals }))
     };
     let members = members.into_iter().zip(equal).enumerate().map(let_go).collect();
     let outcome = roll_back(repository, medium, members, context);
     if outcome.is_err() && is_under_way(repository, &names) {
-        let what = "the machine stays stopped until the rollback is done";
-        return outcome.map_err(|error| error.or_hint(what));
+        return outcome.map_err(|error| error.at(format!("{uri} stays stopped")));
     }
-    match (outcome, detached.attach(goes_on)) {
-        (Ok(outcome), Ok(_)) => Ok(outcome),
+    match (outcome, detached.attach()) {
+        (Ok(outcome), Ok(mut machine)) => {
+            if machine.run_state().is_ok_and(|state| state != RunState::Running) {
+                let what = format!(
+                    "{uri} was stopped before, and stays so: \"cont\" in its monitor starts it"
+                );
+                context.warn(WarningId::MachineStopped, what);
+            }
+            Ok(outcome)
+        }
         (Ok(_), Err(error)) => {
             let what = format!("{uri}: all was written, but its disks cannot be given back");
             Err(error.at(what))
@@ -118,6 +147,50 @@ pub(super) fn run(
             Err(error)
         }
     }
+}
+
+/// There is no machine to ask.
+fn is_off(error: Error, names: &[String]) -> Error {
+    match error.kind() {
+        ErrorKind::NotFound | ErrorKind::Unavailable => error.hint(message![
+            "start it first (QEMU with -S will do), or say where the image file lies with ",
+            Verb::Relink.of(names.join(" ")).asking(Setting::Image),
+            " and roll that back while the machine is off",
+        ]),
+        _ => error,
+    }
+}
+
+/// Fails unless an image of each disk that the repository knows of a machine is rolled back.
+///
+/// # Errors
+/// `Mismatch` with those that are not.
+pub(super) fn check_whole(
+    repository: &Repository,
+    socket: &Path,
+    members: &[Member],
+    context: &Context,
+) -> Result<()> {
+    let is_member = |name: &String| members.iter().any(|member| member.request.name == *name);
+    let mut missing = Vec::new();
+    for name in repository.names()?.into_iter().filter(|name| !is_member(name)) {
+        // One that cannot be read is told of by whoever needs it.
+        let Ok(reader) = read(repository, &name, context) else { continue };
+        let source = reader.head().source.as_ref().and_then(ImageUri::machine);
+        if source.is_some_and(|source| source.socket == socket) {
+            missing.push(name);
+        }
+    }
+    let Some(first) = members.first().filter(|_| !missing.is_empty()) else { return Ok(()) };
+    let name = &first.request.name;
+    let what = format!(
+        "the snapshot of \"{name}\" was not taken with {}, which the machine has, too",
+        missing.join(", ")
+    );
+    Err(Error::new(ErrorKind::Mismatch, what).hint(message![
+        "name a snapshot of all of its disks, or roll this disk back by the name of its image: ",
+        Verb::Rollback.of(name).asking(Setting::To).with(Setting::Reset, ""),
+    ]))
 }
 
 /// The disks of the members, in their order.
@@ -165,26 +238,16 @@ fn is_under_way(repository: &Repository, names: &[String]) -> bool {
     !names.iter().all(is_whole)
 }
 
-/// Never without its disks.
-fn resume_whole(mut machine: Machine) -> Result<()> {
-    match machine.is_detached()? {
-        true => Err(Error::new(ErrorKind::Io, "the machine has not got its disks back")),
-        false => machine.resume(),
-    }
-}
-
-/// Nothing was written: the machine goes on as before, if it ran.
-fn or_go_on(uri: &MachineUri, goes_on: bool, error: Error, context: &Context) -> Error {
-    let resumed = match goes_on {
-        true => Machine::connect(&uri.socket, context).and_then(resume_whole),
-        false => Ok(()),
-    };
-    match resumed {
-        Ok(()) => error,
-        Err(_) => error.or_hint(message![
-            "the machine is stopped; when that is put right, ",
-            Action::Retry,
-            ", which starts it"
-        ]),
+/// Nothing was written: the machine goes on as before, if it ran. Also when we are told to end.
+fn or_go_on(uri: &MachineUri, error: Error) -> Error {
+    let awake = Machine::connect(&uri.socket, &Context::silent()).and_then(|mut machine| {
+        machine.wake()?;
+        machine.is_to_go_on()
+    });
+    match awake {
+        Ok(false) => error,
+        Ok(true) | Err(_) => error.at(format!(
+            "{uri} may be stopped until the next snapshot or rollback of it, or \"cont\" in its monitor"
+        )),
     }
 }

@@ -20,6 +20,7 @@ use crate::repo::clones::{clones_beside, remove_all_clones};
 use crate::repo::files::open_chain;
 use crate::repo::garbage::collect_garbage;
 use crate::repo::head::Head;
+use crate::repo::host::Unwritten;
 use crate::repo::inside::{refuse_base_image, refuse_base_image_or_warn, refuse_inside};
 use crate::repo::live_file::{is_unchanged_since, source_of, warn_if_unguarded};
 use crate::repo::manifest::{Manifest, Rollback, Snapshot};
@@ -64,6 +65,8 @@ pub(super) struct Subject<'a> {
     plan: DiffPlan,
     /// No rollback was under way.
     pub(super) is_first: bool,
+    /// That nothing is written yet, as this host has noted it.
+    note: Option<Unwritten>,
     outcome: RollbackOutcome,
 }
 
@@ -156,6 +159,7 @@ impl<'a> Subject<'a> {
             known,
             plan,
             is_first,
+            note: None,
             outcome,
         })
     }
@@ -260,7 +264,8 @@ impl<'a> Subject<'a> {
         Ok(())
     }
 
-    /// Says in the manifest, and to this host, that from now on the image may be half written.
+    /// Says in the manifest that from now on the image may be half written, and to this host that it is not
+    /// yet.
     ///
     /// # Errors
     /// Then nothing was written, and no intent of this rollback is there.
@@ -283,14 +288,18 @@ impl<'a> Subject<'a> {
             }
         };
         record_intent(repository, &mut self.writer, Some(rollback))?;
-        if is_noted {
-            // Otherwise the next one would save a mixture.
-            if let Err(e) = note.remove() {
-                self.take_back()?;
-                return Err(e.hint("nothing was written"));
-            }
-        }
+        self.note = is_noted.then_some(note);
         Ok(())
+    }
+
+    /// Says to this host, too, that from now on the image may be half written.
+    ///
+    /// # Errors
+    /// Then nothing was written.
+    pub(super) fn begin_to_write(&mut self) -> Result<()> {
+        let Some(note) = self.note.take() else { return Ok(()) };
+        // Otherwise the next one would save a mixture.
+        note.remove().map_err(|e| e.hint("nothing was written"))
     }
 
     /// Nothing was written: nothing happened.
@@ -334,7 +343,13 @@ impl<'a> Subject<'a> {
         let saved = self.outcome.saved;
         let saved = saved.map_or(String::new(), |n| format!(" (the state before is {name}@{n})"));
         let to = format!("{name}@{}", self.target.number);
-        let again = Verb::Rollback.of(name).with(Setting::To, to);
+        let mut again = Verb::Rollback.of(name).with(Setting::To, to);
+        let RollbackRequest { alone, reset, .. } = self.request;
+        for (_, setting) in
+            [(alone, Setting::Alone), (reset, Setting::Reset)].iter().filter(|s| s.0)
+        {
+            again = again.with(*setting, "");
+        }
         error.hint(message![format!("the image is a mixture now{saved}: run "), again, " again"])
     }
 

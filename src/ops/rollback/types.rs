@@ -29,6 +29,8 @@ pub struct RollbackRequest {
     pub alone: bool,
     /// Of a machine: reset it, and write to its disks.
     pub reset: bool,
+    /// Of a machine: fail unless it is rolled back with all of its disks.
+    pub whole_machine: bool,
 }
 
 impl RollbackRequest {
@@ -36,8 +38,19 @@ impl RollbackRequest {
     pub fn new(name: impl Into<String>, to: At) -> Self {
         let (save, name) = (true, name.into());
         let (prove, dry_run, force_device, backing_ok) = (false, false, false, false);
-        let (alone, reset) = (false, false);
-        Self { name, to, save, prove, dry_run, force_device, backing_ok, alone, reset }
+        let (alone, reset, whole_machine) = (false, false, false);
+        Self {
+            name,
+            to,
+            save,
+            prove,
+            dry_run,
+            force_device,
+            backing_ok,
+            alone,
+            reset,
+            whole_machine,
+        }
     }
 
     setters! {
@@ -55,6 +68,8 @@ impl RollbackRequest {
         alone: bool,
         /// Of a machine: reset it, and write to its disks.
         reset: bool,
+        /// Of a machine: fail unless it is rolled back with all of its disks.
+        whole_machine: bool,
     }
 
     /// How its disk may be read.

@@ -4,7 +4,7 @@ use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::events::{Context, WarningId};
 use crate::base::uri::Shown;
 use crate::image::ImageUri;
-use crate::machine::{FREEZE_LIMIT, Freeze, FreezeOutcome, Window, is_on_image};
+use crate::machine::{FREEZE_LIMIT, Freeze, FreezeOutcome, GuardState, Window, is_on_image};
 use crate::ops::snapshot::types;
 use crate::ops::snapshot::types::{SnapshotOutcome, SnapshotRequest};
 use crate::repo::Repository;
@@ -17,7 +17,7 @@ pub(super) const SCRATCH_DIR: &str = "/var/tmp";
 /// Runs the commands of a request around `work`.
 ///
 /// # Errors
-/// Of `work`; of a command: if it is that after it, the snapshots stand.
+/// Of `work`; of the command before it. Of that after it only the outcome tells: the snapshots stand.
 pub(super) fn hooked(
     request: &SnapshotRequest,
     names: &[String],
@@ -35,8 +35,12 @@ pub(super) fn hooked(
     let places: Vec<String> = taken.iter().flatten().map(place).collect();
     let ended = begun.end(&places, taken.is_ok());
     match (taken, ended) {
-        (Ok(taken), Ok(())) => Ok(taken),
-        (Ok(_), Err(error)) => Err(error),
+        (Ok(mut taken), ended) => {
+            if let (Some(first), Err(error)) = (taken.first_mut(), ended) {
+                first.post_error = Some(error.to_string());
+            }
+            Ok(taken)
+        }
         (Err(error), ended) => {
             if let Err(also) = ended {
                 context.warn(WarningId::HookFailed, also);
@@ -92,7 +96,11 @@ pub(super) fn thaw(
     images: &[&ImageUri],
     context: &Context,
 ) -> Vec<bool> {
-    let FreezeOutcome { frozen, why_not, stuck, guard: _ } = window.thaw();
+    let FreezeOutcome { frozen, why_not, stuck, guard } = window.thaw();
+    if guard == GuardState::Lost {
+        let what = "somebody killed the process that thaws when imgsnap cannot; it was not needed";
+        context.warn(WarningId::GuardLost, what);
+    }
     if let Some(why) = why_not {
         context.warn(WarningId::NotFrozen, why);
     }

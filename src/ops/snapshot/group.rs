@@ -8,7 +8,7 @@
 //! follow each other at once; whoever is killed between two leaves a group that is listed as incomplete.
 
 use crate::base::error::{Error, ErrorKind, Result, best_effort};
-use crate::base::events::Context;
+use crate::base::events::{Context, WarningId};
 use crate::base::message::{Setting, message};
 use crate::image::{ImageUri, LiveImage};
 use crate::ops::snapshot::around::{open_window, thaw};
@@ -71,12 +71,12 @@ fn take(
     {
         check_source(&writer.manifest, &writer.head, &named.image)?;
         let live = with_format(live, &writer.manifest, &request, context)?;
-        let group = (name.is_some() || group.members.len() > 1).then(|| group.clone());
+        let group = is_group(&group).then(|| group.clone());
         let moment = Some(Moment { id: member.snapshot, group, told: None });
         lives.push((live, SnapshotRequest { moment, ..request }));
     }
     let begun = begin_all(repository, writers, &lives, images, context)?;
-    finish(repository, writers, begun, context, &mut |_| {})
+    finish(repository, writers, begun, context, &mut |_, _| {})
 }
 
 /// The writers, to be changed by several in turn.
@@ -163,17 +163,39 @@ fn begin_all<'a>(
         both.map(|(writer, (live, of))| begin(repository, writer, live, of, context)).collect();
     let frozen = thaw(window, &request, &images, context);
     let mut begun = begun?;
-    begun.iter_mut().zip(frozen).filter(|(_, frozen)| *frozen).for_each(|(b, _)| b.was_frozen());
+    begun.iter_mut().zip(&frozen).filter(|(_, frozen)| **frozen).for_each(|(b, _)| b.was_frozen());
+    // What nobody writes to is the same at every point in time; so is one image more.
+    let moves =
+        lives.iter().zip(&frozen).filter(|((live, _), frozen)| live.user.is_some() && !**frozen);
+    if moves.count() > 1 {
+        begun.iter_mut().for_each(Begun::was_apart);
+        let what = "images of the group were written to, and were taken one after the other";
+        context.warn(WarningId::GroupApart, message![what, "; freeze them with ", Setting::Freeze]);
+    }
     Ok(begun)
 }
 
-/// Reads each, then commits each; `committed` is told of those that stand.
+/// True for what is recorded as a group: several images, or one that has a name as one.
+pub(super) fn is_group(group: &Group) -> bool {
+    group.name.is_some() || group.members.len() > 1
+}
+
+/// What became of a member that was read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Became {
+    /// Its snapshot stands.
+    Committed,
+    /// It equals this snapshot, and none was taken.
+    LeftOut(Uuid),
+}
+
+/// Reads each, then commits each; `done` is told what became of which.
 pub(super) fn finish(
     repository: &Repository,
     writers: &mut [&mut Writer],
     begun: Vec<Begun<'_>>,
     context: &Context,
-    committed: &mut dyn FnMut(usize),
+    done: &mut dyn FnMut(usize, Became),
 ) -> Result<Vec<SnapshotOutcome>> {
     let mut read = Vec::new();
     for (begun, writer) in begun.into_iter().zip(writers.iter()) {
@@ -189,11 +211,15 @@ pub(super) fn finish(
             false => read.commit(repository, writer, context),
         };
         match outcome {
-            Ok(outcome) => outcomes.push(outcome),
+            Ok(outcome) => {
+                let became = match is_left_out {
+                    true => Became::LeftOut(outcome.snapshot.id),
+                    false => Became::Committed,
+                };
+                done(index, became);
+                outcomes.push(outcome);
+            }
             Err(error) => return Err(half_done(error, &outcomes, is_left_out)),
-        }
-        if !is_left_out {
-            committed(index);
         }
     }
     Ok(outcomes)

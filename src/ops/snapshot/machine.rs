@@ -7,19 +7,22 @@
 
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::events::{Context, WarningId};
-use crate::base::message::{Setting, message};
+use crate::base::message::{Setting, Verb, message};
 use crate::image::nbd::{NbdDisk, NbdOptions};
 use crate::image::{Disk, ImageUri, LiveImage, MachineUri};
 use crate::machine::{
     Fleece, FleeceOptions, Freeze, Inserted, Machine, MachineDisk, Member, RunState, find_agent,
 };
 use crate::ops::snapshot::around::{SCRATCH_DIR, open_window, thaw};
-use crate::ops::snapshot::group::{borrowed, draw, finish, give_up, open_writers};
+use crate::ops::snapshot::group::{
+    Became, borrowed, draw, finish, give_up, is_group, open_writers,
+};
 use crate::ops::snapshot::take::{Begun, begin, policy_for, warn_of_policy};
 use crate::ops::snapshot::types::moment::{Moment, Told};
 use crate::ops::snapshot::types::{SnapshotOutcome, SnapshotRequest, Window, name_of};
 use crate::ops::snapshot::{Named, check_source, named};
 use crate::repo::Repository;
+use crate::repo::group::check_group_name;
 use crate::repo::live_file::{known_as, source_of};
 use crate::repo::manifest::{Group, SnapshotPlace};
 use crate::repo::session::Writer;
@@ -45,7 +48,21 @@ pub(super) fn run(
     refuse_of_file(request)?;
     let known = known_as(&ImageUri::Machine(uri.clone()))?;
     let uri = known.machine().unwrap_or(uri).clone();
+    name.map_or(Ok(()), check_group_name)?;
     let mut machine = Machine::connect(&uri.socket, context)?;
+    if machine.is_detached()? {
+        let what =
+            format!("a rollback of {uri} was interrupted, and it has not got its disks back");
+        let again = Verb::Rollback.of(uri.clone().whole()).asking(Setting::To);
+        return Err(Error::new(ErrorKind::Busy, what).hint(message![
+            "run ",
+            again.with(Setting::Reset, ""),
+            ", which starts it"
+        ]));
+    }
+    if machine.wake()? {
+        context.note(format!("{uri}: an interrupted rollback had stopped it, it goes on"));
+    }
     if machine.recover(context)? {
         context.note(format!("{uri}: what an earlier run had left was taken away"));
     }
@@ -61,8 +78,10 @@ pub(super) fn run(
         Some(name) => name,
         None => name_of(&ImageUri::Machine(uri.clone().whole()))?,
     };
-    let (name, mut refs) = (Some(group_name.as_str()), borrowed(&mut writers));
-    let taken = take(repository, machine, name, &mut refs, disks, &requests, context);
+    // One disk is a group of its own if somebody calls it one.
+    let group_name = Some(group_name.as_str()).filter(|_| name.is_some() || disks.len() > 1);
+    let mut refs = borrowed(&mut writers);
+    let taken = take(repository, machine, group_name, &mut refs, disks, &requests, context);
     if taken.is_err() {
         give_up(repository, writers);
     }
@@ -83,6 +102,8 @@ pub(super) fn run(
 fn refuse_of_file(request: &SnapshotRequest) -> Result<()> {
     let given = [
         (request.base_image.is_some(), Setting::BaseImage),
+        (request.base_of.is_some(), Setting::BaseOf),
+        (request.find_base, Setting::FindBase),
         (request.of.is_some(), Setting::Of),
         (request.format.is_some(), Setting::Format),
         (request.via_qemu, Setting::ViaQemu),
@@ -184,9 +205,15 @@ fn take(
             .zip(&lives)
             .map(|(writer, (live, r))| begin(repository, writer, live, r, context))
             .collect();
-        let mut stand = Vec::new();
-        let taken = finish(repository, writers, begun?, context, &mut |index| stand.push(index));
-        stand.into_iter().for_each(|index| fleece.committed(index, context));
+        let mut all = Vec::new();
+        let mut note = |index, became| all.push((index, became));
+        let taken = finish(repository, writers, begun?, context, &mut note);
+        for (index, became) in all {
+            match became {
+                Became::Committed => fleece.committed(index, context),
+                Became::LeftOut(equal) => fleece.left_out(index, equal, context),
+            }
+        }
         taken
     });
     let taken = taken.map_err(|error| {
@@ -278,7 +305,7 @@ fn open_all(
         let disk_now = NbdDisk::open(&disk.uri, options, context)?;
         let ranges = if has_bitmap { disk_now.bitmap_ranges()? } else { Vec::new() };
         let changes = disk.since.map(|(since, _)| (since, ChangeList::of(ranges)));
-        let group = (group.members.len() > 1).then(|| group.clone());
+        let group = is_group(group).then(|| group.clone());
         let told = Some(Told { consistency, changes });
         let moment = Some(Moment { id: place.snapshot, group, told });
         let live = LiveImage::held(Disk::Nbd(disk_now));

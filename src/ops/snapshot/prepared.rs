@@ -147,6 +147,11 @@ pub(crate) struct Prepared {
 }
 
 impl Prepared {
+    /// Says that not all of its group was taken at one point in time.
+    pub(crate) fn was_apart(&mut self) {
+        self.group.iter_mut().for_each(|group| group.is_apart = true);
+    }
+
     /// The chain of the parent.
     pub(crate) fn against(&self) -> Option<&Chain> {
         match &self.plan.parent {
@@ -303,6 +308,7 @@ impl Prepared {
             stopped_seconds: None,
             user: live.user.clone(),
             unread: NamedBlocks::default(),
+            post_error: None,
             snapshot,
         }
     }

@@ -89,6 +89,11 @@ impl<'a> Begun<'a> {
         self.prepared.scan_plan.was_frozen();
     }
 
+    /// Says that not all of its group was taken at one point in time.
+    pub(crate) fn was_apart(&mut self) {
+        self.prepared.was_apart();
+    }
+
     /// Reads what may have changed. The delta file is written, and not published.
     ///
     /// # Errors

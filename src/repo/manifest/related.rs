@@ -31,8 +31,10 @@ pub struct Group {
 impl Group {
     /// What it is called, and what is in it, in a line.
     pub fn describe(&self) -> String {
-        let members: Vec<&str> = self.members.iter().map(|member| member.name.as_str()).collect();
-        let name = self.name.as_ref().map_or(String::new(), |name| format!("{name}: "));
+        let member = |member: &SnapshotPlace| member.name.escape_debug().to_string();
+        let members: Vec<String> = self.members.iter().map(member).collect();
+        let name = self.name.as_ref();
+        let name = name.map_or(String::new(), |name| format!("{}: ", name.escape_debug()));
         let apart = if self.is_apart { ", one after the other" } else { "" };
         format!("{name}{}{apart}", members.join(", "))
     }

@@ -262,4 +262,6 @@ pub struct SnapshotOutcome {
     pub user: Option<String>,
     /// What the medium of the image did not give.
     pub unread: NamedBlocks,
+    /// What went wrong with the command that was to run afterwards; of several images the first one says it.
+    pub post_error: Option<String>,
 }
