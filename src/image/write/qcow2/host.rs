@@ -191,7 +191,8 @@ mod tests {
     fn refcounts_are_those_of_what_was_given_out() {
         let folder = tempfile::tempdir().unwrap();
         for round in 0..40u64 {
-            let path = folder.path().join("host");
+            // Each one anew: another test may be forking, and have the last one open for a moment.
+            let path = folder.path().join(round.to_string());
             let layout = Layout { image_bytes: 1 << 20, cluster_bits: 9 };
             let mut host = HostFile::new(NewFile::create(&path, 0, true).unwrap(), layout);
             let mut uses: BTreeMap<u64, u16> = [(0, 1), (1, 1)].into();
