@@ -59,7 +59,7 @@ fn of_an_image_that_has_snapshots_the_first_turn_goes_on_from_them() {
 }
 
 /// The names that programs rely on.
-const KEYS: [&str; 15] = [
+const KEYS: [&str; 16] = [
     "age_seconds",
     "clone_seconds",
     "dropped",
@@ -71,6 +71,7 @@ const KEYS: [&str; 15] = [
     "in_use_by",
     "name",
     "next_in_seconds",
+    "post_error",
     "rpo_seconds",
     "seconds",
     "snapshot",

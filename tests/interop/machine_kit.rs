@@ -12,6 +12,7 @@ use imgsnap::machine::{
 };
 use imgsnap::{Context, Error, Event, Observer};
 use nix::sys::signal::Signal;
+use nix::sys::socket::sockopt::PeerCredentials;
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::os::fd::AsRawFd;
@@ -333,9 +334,17 @@ pub fn insert(fleece: &mut Fleece) {
 
 /// Who had it was killed: its descriptors are closed, and nothing else happens.
 pub fn killed(fleece: Fleece) {
-    let socket = fleece.socket().as_raw_fd();
-    nix::sys::socket::shutdown(socket, nix::sys::socket::Shutdown::Both).unwrap();
+    let socket = fleece.socket();
+    nix::sys::socket::shutdown(socket.as_raw_fd(), nix::sys::socket::Shutdown::Both).unwrap();
+    let machine = nix::sys::socket::getsockopt(&socket, PeerCredentials).unwrap().pid();
     std::mem::forget(fleece);
+    // What locks the machine is closed, too.
+    let folder = PathBuf::from(format!("/proc/{machine}"));
+    for fd in names_in("/proc/self/fd") {
+        if std::fs::read_link(format!("/proc/self/fd/{fd}")).is_ok_and(|place| place == folder) {
+            nix::unistd::close(fd.parse::<i32>().unwrap()).unwrap();
+        }
+    }
 }
 
 /// What an export has is `content`, and what a bitmap leaves out has not changed since its snapshot. Gives the

@@ -46,7 +46,15 @@ pub fn run_group(
     context: &Context,
 ) -> Result<Vec<Deleted>> {
     let mut opened = Vec::new();
-    for target in targets(repository, name, at, context)? {
+    let targets = match targets(repository, name, at, context) {
+        Ok(targets) => targets,
+        Err(error) => {
+            // It may have been deleted by a run that was killed: what that left is removed.
+            write_to_drop(repository, name, context)?;
+            return Err(error);
+        }
+    };
+    for target in targets {
         let (name, is_named) = (target.name.as_str(), target.is_named);
         let writer = match write_to_drop(repository, name, context) {
             // It has just been removed.
