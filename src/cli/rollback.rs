@@ -79,6 +79,8 @@ fn describe(name: &str, done: &RollbackOutcome, seconds: f64) -> String {
         format!(
             "by clones of the image, which know what changed, and from the tables ({read} read)"
         )
+    } else if done.image.machine().is_some() {
+        "from the tables of the two snapshots alone".into()
     } else {
         "from the tables alone: the file is unchanged since the last snapshot or rollback".into()
     };

@@ -250,10 +250,12 @@ pub(crate) struct Target {
     pub id: Uuid,
     /// True for the one that the user named.
     pub is_named: bool,
+    /// False if it is gone, and its image is not.
+    pub is_listed: bool,
 }
 
-/// The snapshot that is meant and those of its group that are there, by the names of their images: the order
-/// in which they are opened, so that nobody waits for who waits for him.
+/// The snapshot that is meant and those of its group whose images are there, by the names of the images: the
+/// order in which they are opened, so that nobody waits for who waits for him.
 ///
 /// # Errors
 /// `NotFound` if there is no such snapshot; `Corrupt` if the image of another one cannot be read.
@@ -268,13 +270,16 @@ pub(crate) fn targets(
     let (image, snapshot) = (reader.manifest(), reader.find(at)?);
     let group = members_of(repository, image, snapshot, context);
     group.as_ref().map_or(Ok(()), Members::check_readable)?;
+    let is_other =
+        |member: &&Member| member.image != image.image_id && member.state != MemberState::NoImage;
     let other = |member: &Member| Target {
         name: member.name.clone(),
         id: member.snapshot,
         is_named: false,
+        is_listed: member.number().is_some(),
     };
-    let others = group.iter().flat_map(|group| group.others(image.image_id)).map(other);
-    let named = Target { name: name.to_owned(), id: snapshot.id, is_named: true };
+    let others = group.iter().flat_map(|group| &group.members).filter(is_other).map(other);
+    let named = Target { name: name.to_owned(), id: snapshot.id, is_named: true, is_listed: true };
     let mut targets: Vec<Target> = others.chain([named]).collect();
     targets.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(targets)

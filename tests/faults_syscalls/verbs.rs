@@ -201,6 +201,12 @@ fn forked(lab: &Lab) {
     lab.done("snapshot vm.img");
 }
 
+/// The newest of both are a group, and one has changed since.
+fn grouped(lab: &Lab) {
+    lab.done("snapshot vm.img web.img --group night");
+    lab.write("vm.img", &state(5));
+}
+
 fn interrupted(lab: &Lab) {
     let mut mixture = state(1);
     mixture[20_000..40_000].copy_from_slice(&state(4)[20_000..40_000]);
@@ -279,6 +285,8 @@ pub fn all() -> Vec<Verb> {
         Verb::new("delete vm@2 --compact"),
         Verb::new("delete vm@1 --compact"),
         Verb::new("delete vm@3"),
+        Verb::new("delete vm@4").prepared(grouped),
+        Verb::new("prune --all --keep-daily 1 --compact").prepared(grouped),
         Verb::new("flatten vm@3"),
         Verb::new("flatten clone@2").prepared(with_base_image),
         Verb::new("rollback vm --to @1").onto("vm.img"),
@@ -287,6 +295,7 @@ pub fn all() -> Vec<Verb> {
         Verb::new("rollback vm --to @1").prepared(interrupted).onto("vm.img"),
         Verb::new("rollback clone --to @1").prepared(with_base_image).onto("clone.img"),
         Verb::new("rollback vm --to @1").prepared(unchanged).at(Place::Disk, known).onto("vm.img"),
+        Verb::new("rollback vm --to @4").prepared(grouped).onto("vm.img"),
         Verb::new("rollback vm --to @1 --dry-run"),
         Verb::new("--repo fresh snapshot vm.img"),
         Verb::new("snapshot vm.img"),
@@ -299,6 +308,7 @@ pub fn all() -> Vec<Verb> {
         Verb::new("snapshot vm.img --changed list --since @3 --recheck 0").prepared(list),
         Verb::new("snapshot vm.img --dry-run"),
         Verb::new("snapshot vm.img web.img"),
+        Verb::new("snapshot vm.img web.img --group night"),
         Verb::new("snapshot clone.img --base-image template.img --full").prepared(with_base_image),
         Verb::new("snapshot clone.img").prepared(with_base_image),
         Verb::new("restore vm@3 -o out.img"),
@@ -327,6 +337,7 @@ pub fn all() -> Vec<Verb> {
         Verb::new("relink vm moved.img").prepared(base_image_copied),
         Verb::new("relink clone --base-image moved.img").prepared(base_image_copied),
         Verb::new("label vm@3 gold"),
+        Verb::new("protect vm@4").prepared(grouped),
         Verb::new("remove web -y"),
         Verb::new("untrack vm"),
         Verb::new("--repo fresh init"),

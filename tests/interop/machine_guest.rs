@@ -7,7 +7,7 @@ use crate::kit::*;
 use serde_json::Value;
 use std::time::Duration;
 
-/// More files than it writes.
+/// So many files it keeps.
 const KEEP: u64 = 1200;
 
 #[test]
@@ -34,7 +34,7 @@ fn a_guest_that_writes_is_taken_as_it_was_and_frozen_without_a_journal_to_replay
         guest.goes_on(Duration::from_secs(60)).unwrap();
         let restored = lab.restore(taken[0]["ref"].as_str().unwrap());
         let held = judge::system(&restored, KEEP).unwrap_or_else(|why| panic!("{why}"));
-        assert_eq!((held.first, held.was_replayed), (1, !frozen));
+        assert_eq!(held.was_replayed, !frozen);
         assert!((before..=after + 1).contains(&held.last), "{held:?}, {before} to {after}");
     }
     guest.is_well();

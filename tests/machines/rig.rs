@@ -94,7 +94,11 @@ impl Site {
     /// snapshot, in no folder, and no scratch file that has no name.
     #[track_caller]
     pub fn is_tidy(&self, guest: &mut Guest, taken: &[Value]) {
-        assert_eq!(guest.qmp.left_over(), Vec::<String>::new());
+        let mut left = guest.qmp.left_over();
+        // A QEMU 7.2 closes what it was given only while the machine runs, and with a client that hangs up.
+        let is_running = guest.qmp.status() == "running";
+        left.retain(|left| is_running || !left.starts_with("fdset "));
+        assert_eq!(left, Vec::<String>::new());
         let bitmaps = guest.qmp.bitmaps();
         let ours: Vec<_> =
             bitmaps.iter().filter(|(_, name)| name.starts_with("imgsnap-")).collect();
@@ -110,7 +114,8 @@ impl Site {
             assert!(names.is_empty(), "{folder}: {names:?}");
         }
         // QEMU lets go of it when what was under way is done.
-        assert!(wait_until(|| scratch_files(guest).is_empty()), "{:?}", scratch_files(guest));
+        let is_closed = || !is_running || scratch_files(guest).is_empty();
+        assert!(wait_until(is_closed), "{:?}", scratch_files(guest));
     }
 }
 

@@ -2,7 +2,7 @@
 
 pub mod types;
 
-use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::error::{Error, ErrorKind, Result, best_effort};
 use crate::base::events::Context;
 use crate::base::message::{Setting, Verb, message};
 use crate::ops::delete::types::Deleted;
@@ -56,6 +56,11 @@ pub fn run_group(
     };
     for target in targets {
         let (name, is_named) = (target.name.as_str(), target.is_named);
+        if !target.is_listed {
+            // It went with a run that was killed: what that left is removed.
+            best_effort(write_to_drop(repository, name, context));
+            continue;
+        }
         let writer = match write_to_drop(repository, name, context) {
             // It has just been removed.
             Err(e) if !is_named && e.kind() == ErrorKind::NotFound => continue,
@@ -70,19 +75,13 @@ pub fn run_group(
     }
     opened.iter().try_for_each(|open| open.check(repository, opened.len() > 1))?;
     context.check()?;
-    let mut dropped: Vec<(Open, Vec<Snapshot>)> = Vec::new();
+    let (mut places, mut done) = (Vec::new(), Vec::new());
+    // Each is compacted before the next is dropped: as long as the one that is named is there, the same command
+    // finds the others, and what is left of them.
     for mut open in named_last(opened, |open| open.is_named) {
-        match open.drop_it(repository) {
-            Ok(unneeded) => dropped.push((open, unneeded)),
-            Err(e) => {
-                let done: Vec<String> = dropped.iter().map(|(open, _)| open.place()).collect();
-                return Err(half_done(e, &done, "deleted"));
-            }
-        }
-    }
-    let mut done = Vec::new();
-    for (mut open, unneeded) in dropped {
-        let compaction = open.compact(repository, &unneeded, is_compact, context)?;
+        let dropped = open.drop_it(repository).map_err(|e| half_done(e, &places, "deleted"))?;
+        places.push(open.place());
+        let compaction = open.compact(repository, &dropped, is_compact, context)?;
         done.push((open.name, open.snapshot, open.below, open.writer.manifest, compaction));
     }
     // Where the chains of one begin in another, both are let go of by now.

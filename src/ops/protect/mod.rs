@@ -37,7 +37,8 @@ pub fn run_group(
     context: &Context,
 ) -> Result<Vec<Protected>> {
     let mut opened = Vec::new();
-    for target in targets(repository, name, at, context)? {
+    let targets = targets(repository, name, at, context)?;
+    for target in targets.into_iter().filter(|target| target.is_listed) {
         let writer = match open(repository, &target.name, protect, context) {
             // It has just been removed.
             Err(e) if !target.is_named && e.kind() == ErrorKind::NotFound => continue,

@@ -151,10 +151,15 @@ pub(super) fn run(
 
 /// There is no machine to ask.
 fn is_off(error: Error, names: &[String]) -> Error {
+    let relink = match names {
+        [name] => Verb::Relink.of(name),
+        _ => Verb::Relink.call().asking(Setting::Name),
+    };
+    let relink = relink.asking(Setting::Image);
     match error.kind() {
         ErrorKind::NotFound | ErrorKind::Unavailable => error.hint(message![
-            "start it first (QEMU with -S will do), or say where the image file lies with ",
-            Verb::Relink.of(names.join(" ")).asking(Setting::Image),
+            "start it first (QEMU with -S will do), or say where its image file lies with ",
+            relink,
             " and roll that back while the machine is off",
         ]),
         _ => error,
