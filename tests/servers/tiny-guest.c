@@ -78,17 +78,27 @@ static void rest(const char *milliseconds) {
     usleep(1000 * atoi(milliseconds));
 }
 
-static void files(const char *folder, uint64_t keep, const char *pause) {
+// The last of the files here. Those up to `gone` are removed: the power may have gone before that was durable.
+static uint64_t last_file(uint64_t gone) {
     uint64_t n = 0;
-    if (chdir(folder)) fail(folder);
-    int here = open(".", O_RDONLY | O_DIRECTORY);
     DIR *names = opendir(".");
-    if (here < 0 || !names) fail(folder);
+    if (!names) fail("opendir");
     for (struct dirent *name; (name = readdir(names));) {
         unsigned long long number = 0;
-        if (sscanf(name->d_name, "f%llu", &number) == 1 && number > n) n = number;
+        if (sscanf(name->d_name, "f%llu", &number) != 1) continue;
+        if (number > n) n = number;
+        if (number <= gone && unlink(name->d_name)) fail("unlink");
     }
     closedir(names);
+    return n;
+}
+
+static void files(const char *folder, uint64_t keep, const char *pause) {
+    if (chdir(folder)) fail(folder);
+    int here = open(".", O_RDONLY | O_DIRECTORY);
+    if (here < 0) fail(folder);
+    uint64_t n = last_file(0);
+    if (n > keep) last_file(n - keep);
     for (;;) {
         char path[32];
         uint64_t state = ++n;

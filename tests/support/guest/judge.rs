@@ -92,7 +92,7 @@ fn numbered(folder: &Path, keep: u64) -> Result<(u64, u64), String> {
     }
     let (Some(&first), Some(&last)) = (numbers.first(), numbers.last()) else { return Ok((0, 0)) };
     if numbers.len() as u64 != last - first + 1 {
-        return Err(format!("files are missing: {numbers:?}"));
+        return Err(format!("files are missing among {numbers:?}"));
     }
     // The oldest one goes after the newest one has come.
     let may_begin = last.saturating_sub(keep).max(1)..=(last + 1).saturating_sub(keep).max(1);
