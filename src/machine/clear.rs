@@ -29,6 +29,7 @@ impl Machine {
         }
         best_effort(self.execute("closefd", json!({ "fdname": names::LISTENER })));
         self.clear(None)?;
+        self.remove_unused_nulls()?;
         Ok(had_exports || had_nodes)
     }
 

@@ -110,6 +110,12 @@ pub fn is_null(node: &str) -> bool {
     kind_of(node) == Some("n")
 }
 
+/// What is in the place of the disk that a node holds; none if it holds none.
+pub fn null_of_keeper(node: &str) -> Option<String> {
+    let disk = node.strip_prefix(PREFIX)?.strip_prefix("k-")?;
+    Some(Names(disk.to_owned()).null())
+}
+
 /// True for an export by which a disk is written to.
 pub fn is_write_export(name: &str) -> bool {
     kind_of(name) == Some("w")

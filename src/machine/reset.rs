@@ -19,15 +19,15 @@
 //! after the disks are back leaves the mark, by which the next run of any kind lets it go on
 //! (`Machine::wake`).
 
-use super::disks::{Drive, MachineDisk};
+use super::disks::{Drive, MachineDisk, bitmaps, text};
 use super::guard::{Guard, Undo};
 use super::names::{self, Names};
 use super::server::NbdServer;
 use super::session::{Machine, RunState};
 use crate::base::error::{Error, ErrorKind, Result, best_effort};
-use crate::base::events::Context;
+use crate::base::events::{Context, WarningId};
 use crate::image::nbd::NbdUri;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
@@ -135,7 +135,7 @@ impl Machine {
     ///
     /// # Errors
     /// `Busy` if its NBD server is in use; `Unavailable`; what QEMU refuses. Then the devices have their
-    /// disks, unless `Unavailable`, and the machine is stopped.
+    /// disks, if they had them before, unless `Unavailable`; and the machine is stopped.
     pub fn detach(
         mut self,
         disks: Vec<MachineDisk>,
@@ -143,13 +143,14 @@ impl Machine {
         context: &Context,
     ) -> Result<Detached> {
         context.check()?;
+        // Then they may be a mixture already.
+        let was_detached = self.is_detached()?;
         self.end_write_exports()?;
         self.reset()?;
-        // It may not go on any more when we are killed.
-        guard.map(Guard::end);
-        let begun = self.take_away(&disks).and_then(|()| self.serve(&disks));
+        let begun = self.take_away(&disks, guard).and_then(|()| self.serve(&disks));
         match begun {
             Ok(server) => Ok(Detached { machine: self, server, disks }),
+            Err(error) if was_detached => Err(error),
             Err(error) => {
                 best_effort(self.end_write_exports());
                 best_effort(self.give_back(&disks));
@@ -172,7 +173,7 @@ impl Machine {
         Err(Error::new(ErrorKind::Unavailable, what))
     }
 
-    fn take_away(&mut self, disks: &[MachineDisk]) -> Result<()> {
+    fn take_away(&mut self, disks: &[MachineDisk], mut guard: Option<Guard>) -> Result<()> {
         for disk in disks {
             let names = Names::of(&disk.node);
             let nodes = self.node_names()?;
@@ -190,7 +191,25 @@ impl Machine {
                 });
                 self.change("blockdev-add", null)?;
             }
+            // From here on it may not go on any more when we are killed.
+            guard.take().map(Guard::end);
             self.switch(&disk.device, &names.null())?;
+        }
+        Ok(())
+    }
+
+    /// Takes away what a run has left that was killed before it took a disk away, or after that was back.
+    ///
+    /// # Errors
+    /// `Unavailable`; what QEMU refuses.
+    pub(super) fn remove_unused_nulls(&mut self) -> Result<()> {
+        let in_use: BTreeSet<String> = self.drives()?.into_iter().map(|drive| drive.node).collect();
+        for name in self.node_names()? {
+            if names::null_of_keeper(&name).is_some_and(|null| !in_use.contains(&null))
+                || (names::is_null(&name) && !in_use.contains(&name))
+            {
+                self.change("blockdev-del", json!({ "node-name": name }))?;
+            }
         }
         Ok(())
     }
@@ -249,11 +268,38 @@ impl Detached {
         Some(self.server.uri(&Names::of(&disk.node).written()))
     }
 
-    /// Gives the devices their disks. The machine goes on if it is to, and has all of its disks.
+    /// True if nothing was written to a disk since a bitmap on it was begun. No device uses the disk any
+    /// more, so it stays so.
+    ///
+    /// # Errors
+    /// `Unavailable`; `Io` if QEMU's answer makes no sense.
+    pub fn is_clean_since(&mut self, disk: usize, bitmap: &str) -> Result<bool> {
+        let Some(node) = self.disks.get(disk).map(|disk| disk.node.clone()) else {
+            return Ok(false);
+        };
+        let nodes = self.machine.nodes()?;
+        let is_it = |other: &&Value| text(other, "node-name").as_ref() == Some(&node);
+        let all = nodes.iter().find(is_it).map(bitmaps).unwrap_or_default();
+        Ok(all.iter().any(|b| b.name == bitmap && b.recording && !b.inconsistent && b.count == 0))
+    }
+
+    /// True if QEMU has ended, or is not to be reached.
+    pub fn is_gone(&mut self) -> bool {
+        self.machine.run_state().is_err() && self.machine.is_lost()
+    }
+
+    /// Gives the devices their disks. The machine goes on if it is to, and has all of its disks. If somebody
+    /// has let it go on without them, it is reset once more.
     ///
     /// # Errors
     /// `Unavailable`; what QEMU refuses. Then it is stopped.
-    pub fn attach(mut self) -> Result<Machine> {
+    pub fn attach(mut self, context: &Context) -> Result<Machine> {
+        if self.machine.run_state()? == RunState::Running {
+            let what = "somebody let the machine go on without its disks; it was reset once more";
+            context.warn(WarningId::MachineStopped, what);
+            self.machine.change("stop", json!({}))?;
+            self.machine.reset()?;
+        }
         self.machine.end_write_exports_of(self.server)?;
         self.machine.give_back(&self.disks)?;
         self.machine.wake()?;

@@ -9,14 +9,17 @@ use std::fs::{File, TryLockError};
 use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 
-/// Locks the process at the other end of a socket, if it is a QEMU that can be seen from here: its folder in
-/// /proc, which is the same for all users of this host, and is no other process's as long as it is open.
-/// None for anything else, such as a service manager that listens for several machines.
+/// How the names of programs begin that open sockets for the machines which they start.
+const MANAGERS: [&str; 3] = ["systemd", "libvirt", "virtqemud"];
+
+/// Locks the process at the other end of a socket, if it can be seen from here: its folder in /proc, which is
+/// the same for all users of this host, and is no other process's as long as it is open. None if it is one
+/// that listens for several machines.
 ///
 /// # Errors
 /// `Busy` if somebody else has locked it.
 pub fn lock_peer(socket: BorrowedFd<'_>) -> Result<Option<File>> {
-    let Some(place) = qemu_at(socket) else { return Ok(None) };
+    let Some(place) = machine_at(socket) else { return Ok(None) };
     let Ok(folder) = File::open(place) else { return Ok(None) };
     match folder.try_lock() {
         Ok(()) => Ok(Some(folder)),
@@ -29,10 +32,11 @@ pub fn lock_peer(socket: BorrowedFd<'_>) -> Result<Option<File>> {
     }
 }
 
-fn qemu_at(socket: BorrowedFd<'_>) -> Option<PathBuf> {
+/// By the name of the process, which QEMU lets its user choose.
+fn machine_at(socket: BorrowedFd<'_>) -> Option<PathBuf> {
     let id = getsockopt(&socket, PeerCredentials).ok()?.pid();
     let place = PathBuf::from(format!("/proc/{id}"));
-    // Names are cut: "qemu-storage-da".
     let name = std::fs::read_to_string(place.join("comm")).ok()?;
-    (name.starts_with("qemu") || name.trim_end() == "kvm").then_some(place)
+    let is_service = id <= 1 || MANAGERS.iter().any(|manager| name.starts_with(manager));
+    (!is_service).then_some(place)
 }

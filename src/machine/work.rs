@@ -208,6 +208,10 @@ impl Work {
         let Some(part) = self.parts.get_mut(index).filter(|part| !part.is_closed) else { return };
         part.is_closed = true;
         let (member, names) = (part.member.clone(), part.names.clone());
+        if self.parts.iter().all(|part| part.is_closed) {
+            // As long as there is a node, the next run sees that the server is ours.
+            self.stop_server(context);
+        }
         let known: Vec<Uuid> =
             is_committed.then_some(member.snapshot).into_iter().chain(member.known).collect();
         let (mut cleared, mut settled) = (Ok(()), Ok(()));
@@ -242,10 +246,19 @@ impl Work {
         for index in 0..self.parts.len() {
             self.close(index, false, context);
         }
-        if let Some(server) = self.server.take() {
-            self.take(|machine| server.stop(machine), context);
-        }
         self.machine.reconnect();
+    }
+
+    fn stop_server(&mut self, context: &Context) {
+        let Some(server) = self.server.take() else { return };
+        self.machine.reconnect();
+        self.take(
+            |machine| {
+                let ended = machine.end_exports(&names::is_read_export).map(drop);
+                ended.and(server.stop(machine))
+            },
+            context,
+        );
     }
 
     fn take(&mut self, work: impl FnOnce(&mut Machine) -> Result<()>, context: &Context) {

@@ -265,6 +265,21 @@ impl Vm {
         assert_eq!(self.status(), "running");
     }
 
+    /// Its NBD server exports something of somebody else, or no more.
+    pub fn serves_others(&mut self, does: bool) {
+        if !does {
+            self.query("nbd-server-stop", json!({}));
+            return drop(self.query("blockdev-del", json!({ "node-name": "others" })));
+        }
+        let path = self.socket.with_file_name("others");
+        let address = json!({ "type": "unix", "data": { "path": path } });
+        self.query("nbd-server-start", json!({ "addr": address }));
+        let node = json!({ "driver": "null-co", "node-name": "others", "size": 512 });
+        self.query("blockdev-add", node);
+        let export = json!({ "type": "nbd", "id": "others", "node-name": "others" });
+        self.query("block-export-add", export);
+    }
+
     pub fn status(&mut self) -> String {
         self.query("query-status", json!({}))["status"].as_str().unwrap().to_owned()
     }

@@ -246,9 +246,14 @@ fn a_machine_without_its_disks_is_left_to_the_rollback_of_all_of_them() {
     }
     lab.run(&["snapshot", &uri]).fails(4).says("has not got its disks back").says("--reset");
     let alone = ["rollback", NAMES[0], "--to", "@1", "--reset", "--alone"];
-    lab.run(&alone).fails(1).says("also that of its disk \"vd1\"").says("without --alone");
+    lab.run(&alone).done().says("stays stopped, since a rollback of its disk vd1 was interrupted");
     assert_ne!(vm.status(), "running");
-    lab.run(&back).done();
+    // What cannot be ended now is not ended by half.
+    vm.serves_others(true);
+    lab.run(&back).fails(4).says("stopped");
+    assert_ne!(vm.status(), "running");
+    vm.serves_others(false);
+    lab.run(&["--verbose", "rollback", &uri, "--to", "@latest", "--reset"]).done();
     assert_eq!(vm.status(), "running");
     vm.disks.iter_mut().for_each(|disk| disk.content.fill(0));
     vm.reads_back(0);
@@ -263,7 +268,7 @@ fn what_a_rollback_of_a_machine_needs_is_said_before_it_is_touched() {
     snapshot(&lab, &format!("{uri}/vd0"), &[]);
     snapshot(&lab, &uri, &[]);
     let run = lab.run(&["rollback", &uri, "--to", "@1", "--reset"]).fails(1);
-    run.says("was not taken with qmp-vd1").says("rollback qmp-vd0 --to");
+    run.says("was not taken with the disk vd1 of the machine").says("rollback qmp-vd0 --to");
     lab.run(&["rollback", &uri, "--to", "@2", "--dry-run"]).fails(1).says("leave --dry-run out");
     lab.run(&["rollback", NAMES[0], "--to", "@1", "--reset"]).done();
     drop(vm);
@@ -298,4 +303,30 @@ fn what_is_unchanged_needs_no_snapshot_to_be_known_by_a_bitmap() {
     let taken = snapshot(&lab, &uri, &["--skip-unchanged"]);
     assert!(taken.iter().all(|taken| taken["hint"]["kind"] == "bitmap"), "{taken:#?}");
     restores(&lab, &vm);
+}
+
+#[test]
+fn whoever_lets_a_machine_go_on_that_is_rolled_back_loses_nothing() {
+    let lab = Lab::new();
+    let (mut vm, uri) = need!(started(&lab));
+    snapshot(&lab, &uri, &[]);
+    let zeros = vm.contents();
+    vm.write(0, 1, 0, 4 * MIB);
+    let started = saving(&lab, &mut vm, &uri);
+    vm.query("cont", json!({}));
+    vm.write(0, 9, 3 * MIB, MIB);
+    vm.write(1, 9, 3 * MIB, MIB);
+    let last = vm.contents();
+    let run = started.wait();
+    assert_eq!(run.code(), Some(0), "{}", run.err);
+    for (disk, content) in vm.disks.iter_mut().zip(&zeros) {
+        disk.content.clone_from(content);
+    }
+    vm.reads_back(0);
+    vm.reads_back(1);
+    vm.is_clean();
+    for (name, content) in NAMES.iter().zip(&last) {
+        let newest = std::fs::read(lab.restore(&format!("{name}@latest"))).unwrap();
+        assert!(newest == *content, "what {name} was is not saved");
+    }
 }

@@ -76,8 +76,8 @@ pub fn run_group(
     opened.iter().try_for_each(|open| open.check(repository, opened.len() > 1))?;
     context.check()?;
     let (mut places, mut done) = (Vec::new(), Vec::new());
-    // Each is compacted before the next is dropped: as long as the one that is named is there, the same command
-    // finds the others, and what is left of them.
+    // Each is compacted before the next is dropped: as long as the one that is named is there, the same
+    // command finds the others, and what is left of them.
     for mut open in named_last(opened, |open| open.is_named) {
         let dropped = open.drop_it(repository).map_err(|e| half_done(e, &places, "deleted"))?;
         places.push(open.place());

@@ -27,7 +27,13 @@ pub(super) fn open_members(
 ) -> Result<Vec<Member>> {
     // Whoever opens it to write tells what is wrong with it.
     let reader = read(repository, &request.name, &Context::silent())?;
-    let (own, target) = (reader.manifest(), reader.find(&request.to)?);
+    let own = reader.manifest();
+    // The present state may have been saved since the same command was given: it is not what is meant.
+    let begun = own.rollback.as_ref().filter(|_| request.to == At::Latest);
+    let target = match begun.and_then(|rollback| own.by_id(rollback.target)) {
+        Some(target) => target,
+        None => reader.find(&request.to)?,
+    };
     let group = match request.alone {
         true => None,
         false => members_of(repository, own, target, context),

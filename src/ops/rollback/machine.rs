@@ -15,16 +15,15 @@ use super::types::{RollbackOutcome, RollbackRequest};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::events::{Context, WarningId};
 use crate::base::message::{Setting, Verb, message};
+use crate::image::MachineUri;
 use crate::image::write::Medium;
-use crate::image::{ImageUri, MachineUri};
-use crate::machine::{Machine, MachineDisk, RunState};
+use crate::machine::{Machine, MachineDisk, RunState, bitmap_name};
 use crate::ops::snapshot::machine::save_disks;
 use crate::repo::Repository;
 use crate::repo::files::open_chain;
 use crate::repo::live_file::source_of;
-use crate::repo::session::read;
 use crate::repo::{manifest, reference};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use uuid::Uuid;
 
 /// The machine that all of the images are disks of; none if none of them is one.
@@ -80,17 +79,10 @@ pub(super) fn run(
     for (member, disk) in members.iter().zip(&disks) {
         check(repository, member, disk)?;
     }
-    let detached = machine.detached()?;
-    if let Some(other) = detached.iter().find(|away| disks.iter().all(|d| d.node != away.node)) {
-        let what = format!(
-            "a rollback of {uri} was interrupted, also that of its disk \"{}\"",
-            other.name
-        );
-        return Err(Error::new(ErrorKind::Mismatch, what).hint(message![
-            "roll back to a snapshot of all of these disks, without ",
-            Setting::Alone,
-        ]));
+    if members.iter().all(|member| member.request.whole_machine) {
+        check_whole(&members, &disks, &machine.disks()?)?;
     }
+    let detached = machine.detached()?;
     let is_resumed = !detached.is_empty();
     if is_resumed {
         context.note(format!("{uri}: an interrupted rollback had left it stopped"));
@@ -117,18 +109,43 @@ pub(super) fn run(
         }
         false => machine,
     };
-    let detached = machine.detach(disks, guard, context).map_err(|error| or_go_on(&uri, error))?;
+    let mut detached =
+        machine.detach(disks, guard, context).map_err(|error| or_go_on(&uri, error))?;
+    for (index, (equal, member)) in equal.iter_mut().zip(&members).enumerate() {
+        // Whoever let it go on meanwhile has made it another one: it is saved once more.
+        let image = member.writer.manifest.image_id;
+        if let Some(bitmap) = equal.map(|snapshot| bitmap_name(image, snapshot))
+            && !detached.is_clean_since(index, &bitmap).unwrap_or(false)
+        {
+            context.note(format!("{uri}: something was written to a disk after it was saved"));
+            *equal = None;
+        }
+    }
     let let_go = |(index, (member, equals)): (usize, (Member, Option<Uuid>))| {
         (member, detached.uri(index).map(|uri| LetGo { uri, equals }))
     };
     let members = members.into_iter().zip(equal).enumerate().map(let_go).collect();
     let outcome = roll_back(repository, medium, members, context);
-    if outcome.is_err() && is_under_way(repository, &names) {
-        return outcome.map_err(|error| error.at(format!("{uri} stays stopped")));
+    // What another run has begun may be known to another repository alone.
+    if outcome.is_err() && (is_resumed || is_under_way(repository, &names)) {
+        let what = match detached.is_gone() {
+            true => format!("{uri} has ended; start it with -S, and roll back again"),
+            false => format!("{uri} stays stopped"),
+        };
+        return outcome.map_err(|error| error.at(what));
     }
-    match (outcome, detached.attach()) {
+    match (outcome, detached.attach(context)) {
         (Ok(outcome), Ok(mut machine)) => {
-            if machine.run_state().is_ok_and(|state| state != RunState::Running) {
+            let away = machine.detached().unwrap_or_default();
+            let away: Vec<String> = away.into_iter().map(|disk| disk.name).collect();
+            if !away.is_empty() {
+                let what = format!(
+                    "{uri} stays stopped, since a rollback of its disk {} was interrupted: roll that \
+                     back, too, or start the machine anew",
+                    away.join(", ")
+                );
+                context.warn(WarningId::MachineStopped, what);
+            } else if machine.run_state().is_ok_and(|state| state != RunState::Running) {
                 let what = format!(
                     "{uri} was stopped before, and stays so: \"cont\" in its monitor starts it"
                 );
@@ -166,30 +183,18 @@ fn is_off(error: Error, names: &[String]) -> Error {
     }
 }
 
-/// Fails unless an image of each disk that the repository knows of a machine is rolled back.
+/// Fails unless all disks of the machine are rolled back.
 ///
 /// # Errors
 /// `Mismatch` with those that are not.
-pub(super) fn check_whole(
-    repository: &Repository,
-    socket: &Path,
-    members: &[Member],
-    context: &Context,
-) -> Result<()> {
-    let is_member = |name: &String| members.iter().any(|member| member.request.name == *name);
-    let mut missing = Vec::new();
-    for name in repository.names()?.into_iter().filter(|name| !is_member(name)) {
-        // One that cannot be read is told of by whoever needs it.
-        let Ok(reader) = read(repository, &name, context) else { continue };
-        let source = reader.head().source.as_ref().and_then(ImageUri::machine);
-        if source.is_some_and(|source| source.socket == socket) {
-            missing.push(name);
-        }
-    }
+fn check_whole(members: &[Member], disks: &[MachineDisk], all: &[MachineDisk]) -> Result<()> {
+    let is_left_out = |disk: &&MachineDisk| disks.iter().all(|member| member.node != disk.node);
+    let missing: Vec<&str> =
+        all.iter().filter(is_left_out).map(|disk| disk.name.as_str()).collect();
     let Some(first) = members.first().filter(|_| !missing.is_empty()) else { return Ok(()) };
     let name = &first.request.name;
     let what = format!(
-        "the snapshot of \"{name}\" was not taken with {}, which the machine has, too",
+        "the snapshot of \"{name}\" was not taken with the disk {} of the machine",
         missing.join(", ")
     );
     Err(Error::new(ErrorKind::Mismatch, what).hint(message![
@@ -251,8 +256,7 @@ fn or_go_on(uri: &MachineUri, error: Error) -> Error {
     });
     match awake {
         Ok(false) => error,
-        Ok(true) | Err(_) => error.at(format!(
-            "{uri} may be stopped until the next snapshot or rollback of it, or \"cont\" in its monitor"
-        )),
+        Ok(true) | Err(_) => error
+            .at(format!("{uri} is stopped, or may be, until the next snapshot or rollback of it")),
     }
 }

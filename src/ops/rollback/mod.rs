@@ -46,12 +46,7 @@ pub fn run_through(
 ) -> Result<RollbackOutcome> {
     let members = open_members(repository, request, context)?;
     match machine::machine_of(&members)? {
-        Some(socket) => {
-            if request.whole_machine {
-                machine::check_whole(repository, &socket, &members, context)?;
-            }
-            machine::run(repository, medium, socket, members, context)
-        }
+        Some(socket) => machine::run(repository, medium, socket, members, context),
         None => {
             let members = members.into_iter().map(|member| (member, None)).collect();
             roll_back(repository, medium, members, context)

@@ -60,8 +60,12 @@ pub(super) fn run(
             ", which starts it"
         ]));
     }
-    if machine.wake()? {
-        context.note(format!("{uri}: an interrupted rollback had stopped it, it goes on"));
+    match machine.wake() {
+        Ok(false) => {}
+        Ok(true) => {
+            context.note(format!("{uri}: an interrupted rollback had stopped it, it goes on"))
+        }
+        Err(e) => context.warn(WarningId::MachineNotCleared, e),
     }
     if machine.recover(context)? {
         context.note(format!("{uri}: what an earlier run had left was taken away"));
