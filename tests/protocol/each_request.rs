@@ -286,6 +286,11 @@ impl<'a> Scene<'a> {
         let is_fitting = match wrong {
             // Its own manifest, which is there: who rules cannot be told.
             Wrong::Short if line.contains("it is not known whether") => true,
+            // What this host has kept has no checksum, and the byte in its middle may be one of the path of the
+            // image: that is another path then, which is refused.
+            Wrong::Flipped if line.contains("\"a\" is the name of ") => {
+                kind == ErrorKind::AlreadyExists
+            }
             Wrong::Flipped | Wrong::Short => kind == ErrorKind::Corrupt,
             Wrong::Refused => matches!(kind, ErrorKind::Io | ErrorKind::Unavailable),
             _ => kind == ErrorKind::Unavailable,
