@@ -8,7 +8,7 @@ use super::scratch::{Scratch, ScratchFolder};
 use super::server::NbdServer;
 use super::session::{Machine, RunState};
 use super::types::{FleeceOptions, FleecedDisk, Member};
-use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::error::{Error, ErrorKind, Result, best_effort};
 use crate::base::events::{Context, WarningId};
 use crate::base::message::Action;
 use crate::base::uri::Shown;
@@ -252,13 +252,18 @@ impl Work {
     fn stop_server(&mut self, context: &Context) {
         let Some(server) = self.server.take() else { return };
         self.machine.reconnect();
-        self.take(
-            |machine| {
-                let ended = machine.end_exports(&names::is_read_export).map(drop);
-                ended.and(server.stop(machine))
-            },
-            context,
-        );
+        let ended = self.machine.end_exports(&names::is_read_export).map(drop);
+        let stopped = ended.and(server.stop(&mut self.machine));
+        self.machine.reconnect();
+        match stopped {
+            Err(error) if error.kind() == ErrorKind::Unavailable && !self.machine.is_lost() => {
+                // The connection was lost: QEMU may have stopped it all the same.
+                best_effort(self.machine.end_exports(&names::is_read_export));
+                best_effort(self.machine.change("nbd-server-stop", json!({})));
+            }
+            Err(error) => self.tell(&error, context),
+            Ok(()) => {}
+        }
     }
 
     fn take(&mut self, work: impl FnOnce(&mut Machine) -> Result<()>, context: &Context) {
