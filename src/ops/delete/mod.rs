@@ -81,7 +81,10 @@ pub fn run_group(
     for mut open in named_last(opened, |open| open.is_named) {
         let dropped = open.drop_it(repository).map_err(|e| half_done(e, &places, "deleted"))?;
         places.push(open.place());
-        let compaction = open.compact(repository, &dropped, is_compact, context)?;
+        let is_last = open.is_named;
+        let compacted = open.compact(repository, &dropped, is_compact, context);
+        let compaction =
+            compacted.map_err(|e| if is_last { e } else { half_done(e, &places, "deleted") })?;
         done.push((open.name, open.snapshot, open.below, open.writer.manifest, compaction));
     }
     // Where the chains of one begin in another, both are let go of by now.
