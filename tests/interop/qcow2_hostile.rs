@@ -136,10 +136,10 @@ fn changed_headers_and_tables_are_read_or_refused() {
         let (path, whole) = &disks[random.below(5) as usize];
         let mut bytes = whole.clone();
         mutate(&mut random, &places(whole), &mut bytes);
+        let _open = no_fork();
         let file = std::fs::OpenOptions::new().write(true).open(path).unwrap();
         file.write_all_at(&bytes, 0).unwrap();
         drop(file);
-        let _open = no_fork();
         match open(path, true).and_then(|image| use_it(&image)) {
             Ok(()) => read += 1,
             Err(e) => {
