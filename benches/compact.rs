@@ -34,9 +34,11 @@ fn merged(tip: &Chain, parent: Option<&Chain>, out: &mut Vec<u8>) -> usize {
         },
         file_id: Uuid::from_u128(7),
         compression: Compression::Lz4,
+        cell_blocks: None,
+        kept: Vec::new(),
     };
     out.clear();
-    merge(&plan, &Context::silent(), &mut |bytes| {
+    merge(&plan, &Context::silent(), &mut |bytes: &[u8]| {
         out.extend_from_slice(bytes);
         Ok(())
     })

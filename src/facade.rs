@@ -1,6 +1,7 @@
 //! The verbs of a repository, as methods: what a program that uses the library calls.
 
 mod taking;
+mod working;
 
 use crate::base::error::Result;
 use crate::base::events::Context;

@@ -53,6 +53,9 @@ pub use ops::stats::CELLS;
 pub use ops::stats::types::{Cost, Day, Stats};
 pub use ops::verify::types::{Damage, DamageKind, Loss, Unchecked, Verified, VerifyScope};
 pub use ops::watch::types::{WatchRequest, Watched};
+pub use ops::work::types::{
+    ImageProgress, Joined, PartMade, PlanProgress, PlanRequest, PlanState, Planned,
+};
 pub use repo::Repository;
 pub use repo::compaction::{Compaction, Merging};
 pub use repo::config::Defaults;

@@ -90,7 +90,7 @@ impl ChainMaker {
             file.write_all(bytes).unwrap();
             Ok(())
         };
-        let mut writer = DeltaWriter::new(&header, &mut out).unwrap();
+        let mut writer = DeltaWriter::new(&header, &mut out);
         let mut segmenter = Segmenter::new(block_size, header.frame_blocks);
         let mut bytes = [0; BLOCK_BYTES];
         for block in blocks {
@@ -150,7 +150,10 @@ fn write(writer: &mut DeltaWriter<'_>, piece: Piece, content: Content) {
             let (codec, payload) = codec::encode(Compression::Lz4, &raw, &mut out).unwrap();
             frames.push(codec, payload, block_count);
         }
-        (Piece::Copy { .. }, _) => unreachable!("nothing is copied here"),
+        (other, _) => {
+            drop(other);
+            unreachable!("nothing is copied here")
+        }
     }
     writer.frames(frames).unwrap();
 }

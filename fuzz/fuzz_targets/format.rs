@@ -5,7 +5,9 @@
 use imgsnap::format::footer::FOOTER_BYTES;
 use imgsnap::format::header::HEADER_BYTES;
 use imgsnap::format::record::RECORD_HEAD_BYTES;
-use imgsnap::format::{Footer, FrameLayout, Header, IndexPage, RecordHead, TablePage};
+use imgsnap::format::{
+    Content, Footer, FrameLayout, Header, IndexPage, PartFooter, PartTable, RecordHead, TablePage,
+};
 use imgsnap_fuzz::seeds::{fixtures, plant, read};
 use imgsnap_fuzz::{chains, meter};
 use libfuzzer_sys::fuzz_target;
@@ -23,8 +25,14 @@ fn decode(what: u8, bytes: &[u8]) {
         }),
         1 => fixed::<FOOTER_BYTES>(bytes, mended, |b| {
             let file_bytes = u64::from_le_bytes(b[8..16].try_into().unwrap());
-            Footer::decode(b, file_bytes).map(|footer| footer.encode())
+            let content = if bytes.len() % 2 == 0 { Content::Records } else { Content::Parts };
+            Footer::decode(b, file_bytes, content).map(|footer| footer.encode())
         }),
+        7 if what & 8 == 0 => fixed::<FOOTER_BYTES>(bytes, mended, |b| {
+            let file_bytes = u64::from_le_bytes(b[8..16].try_into().unwrap());
+            PartFooter::decode(b, file_bytes).map(|footer| footer.encode())
+        }),
+        7 => page(bytes, |payload, _| PartTable::decode(payload).map(|table| table.encode())),
         2 => fixed::<RECORD_HEAD_BYTES>(bytes, false, |b| {
             RecordHead::decode(b).map(|head| head.encode())
         }),
@@ -78,13 +86,16 @@ fn page(bytes: &[u8], decode: impl Fn(&[u8], u64) -> imgsnap::base::error::Resul
 /// The structures in the fixtures.
 fn seeds() -> Vec<Vec<u8>> {
     let mut seeds = Vec::new();
-    for path in fixtures("format") {
+    for path in fixtures("format").into_iter().chain(fixtures("parts")) {
         let file = read(&path);
-        if file.len() < HEADER_BYTES + FOOTER_BYTES || file.len() > 20_000 {
+        let is_delta = file.starts_with(b"IMGSNAP");
+        if !is_delta || file.len() < HEADER_BYTES + FOOTER_BYTES || file.len() > 20_000 {
             continue;
         }
         seeds.push([&[0x80], &file[..HEADER_BYTES]].concat());
-        seeds.push([&[0x81], &file[file.len() - FOOTER_BYTES..]].concat());
+        let footer = &file[file.len() - FOOTER_BYTES..];
+        let kind = if footer.starts_with(b"TRAP") { 0x87 } else { 0x81 };
+        seeds.push([&[kind], footer].concat());
         let mut at = HEADER_BYTES;
         while at + RECORD_HEAD_BYTES < file.len() - FOOTER_BYTES {
             let head: &[u8; RECORD_HEAD_BYTES] = file[at..].first_chunk().unwrap();
@@ -96,6 +107,7 @@ fn seeds() -> Vec<Vec<u8>> {
             match &head[..4] {
                 b"TABL" => seeds.push([&[counted], place.as_slice(), payload].concat()),
                 b"INDX" => seeds.push([&[3], place.as_slice(), payload].concat()),
+                b"PART" => seeds.push([&[15], place.as_slice(), payload].concat()),
                 _ => {}
             }
             at += decoded.record_bytes() as usize;

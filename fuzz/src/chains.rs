@@ -201,9 +201,11 @@ fn merged(chain: &Chain, parent: Option<Chain>, image: Option<&Vec<u8>>, must: b
         identity: Identity::of(&footer),
         file_id: Uuid::from_bytes([0xee; 16]),
         compression: Compression::Lz4,
+        cell_blocks: None,
+        kept: Vec::new(),
     };
     let mut bytes = Vec::new();
-    let outcome = merge::merge(&plan, &context(), &mut |piece| {
+    let outcome = merge::merge(&plan, &context(), &mut |piece: &[u8]| {
         bytes.extend_from_slice(piece);
         Ok(())
     });

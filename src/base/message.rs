@@ -22,6 +22,8 @@ named! {
         Init = "init",
         /// Show what there is.
         List = "list",
+        /// Let several workers take snapshots together.
+        Plan = "plan",
         /// Keep a snapshot from being dropped.
         Protect = "protect",
         /// Say where a file is.
@@ -100,6 +102,10 @@ named! {
         Output = "output",
         /// The snapshot that a snapshot is taken against.
         Parent = "parent",
+        /// On which grid images are cut into parts.
+        PartSize = "part_size",
+        /// Why a source stays as it is.
+        SourceHeld = "source_held",
         /// The part that is meant.
         Range = "range",
         /// The repository.

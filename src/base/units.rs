@@ -3,7 +3,7 @@
 //! All arithmetic between bytes and blocks stands here.
 
 use crate::base::error::{Error, ErrorKind, Result};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
@@ -67,6 +67,67 @@ impl FromStr for BlockSize {
     }
 }
 
+/// On which grid large images are cut into parts: a power of two from 4 KiB to 2^62 bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "u64", into = "u64")]
+pub struct PartSize(u64);
+
+impl PartSize {
+    /// 8 GiB.
+    pub const USUAL: Self = Self(8 << 30);
+    /// The smallest, in bytes.
+    const MIN: u64 = BlockSize::MIN as u64;
+
+    /// Checks `bytes` against the limits.
+    pub fn new(bytes: u64) -> Result<Self> {
+        if bytes.is_power_of_two() && (Self::MIN..=MAX_IMAGE_BYTES).contains(&bytes) {
+            return Ok(Self(bytes));
+        }
+        let what = format!("part size {bytes} is not a power of two from 4K on");
+        Err(Error::new(ErrorKind::InvalidInput, what))
+    }
+
+    /// In bytes of the image.
+    pub fn bytes(self) -> u64 {
+        self.0
+    }
+
+    /// In blocks; at least one, if those are larger.
+    pub fn blocks(self, block_size: BlockSize) -> u64 {
+        (self.0 / u64::from(block_size.bytes())).max(1)
+    }
+}
+
+impl fmt::Display for PartSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            bytes if bytes >= 1 << 30 => write!(f, "{}G", bytes >> 30),
+            bytes if bytes >= 1 << 20 => write!(f, "{}M", bytes >> 20),
+            bytes => write!(f, "{}K", bytes >> 10),
+        }
+    }
+}
+
+impl FromStr for PartSize {
+    type Err = Error;
+    fn from_str(text: &str) -> Result<Self> {
+        Self::new(parse_bytes(text)?)
+    }
+}
+
+impl TryFrom<u64> for PartSize {
+    type Error = Error;
+    fn try_from(bytes: u64) -> Result<Self> {
+        Self::new(bytes)
+    }
+}
+
+impl From<PartSize> for u64 {
+    fn from(size: PartSize) -> Self {
+        size.0
+    }
+}
+
 /// Parses a number of bytes with an optional binary suffix: `4096`, `4K`, `64KiB`, `1.5G`.
 pub fn parse_bytes(text: &str) -> Result<u64> {
     let bad = || {
@@ -102,7 +163,7 @@ pub fn parse_duration(text: &str) -> Result<Duration> {
 }
 
 /// A run of blocks: `first` to `first + count - 1`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct BlockRange {
     /// The first block.
     pub first: u64,
@@ -175,6 +236,13 @@ impl NamedBlocks {
             }
             _ => {}
         }
+    }
+
+    /// Adds those of another one, which come after its own.
+    pub fn append(&mut self, other: Self) {
+        let unnamed = other.count - other.ranges.iter().map(|range| range.count).sum::<u64>();
+        other.ranges.into_iter().for_each(|range| self.add(range));
+        self.count = self.count.saturating_add(unnamed);
     }
 
     /// True if there are none.

@@ -7,7 +7,7 @@ use crate::base::pipeline::ordered_map;
 use crate::base::units::ExtentKind;
 use crate::base::uri::Shown;
 use crate::codec::{self, Compression};
-use crate::delta::{Delta, TableCursor};
+use crate::delta::{Delta, Part, TableCursor};
 use crate::format::record::RECORD_HEAD_BYTES;
 use crate::format::{FrameRef, RecordKind};
 use crate::image::write::{NewFile, Target};
@@ -96,8 +96,8 @@ pub fn decode(deltas: &[Arc<Delta>], context: &Context) -> Result<()> {
         let size = delta.header().block_size.in_memory();
         on_threads(&frames_of(delta)?, 16, context, |group| {
             let (mut raw, mut record) = (Vec::new(), Vec::new());
-            for &place in group {
-                let head = delta.load_record(place, &mut record)?;
+            for (part, place) in group {
+                let head = part.load_record(*place, &mut record)?;
                 let RecordKind::Frame { codec, block_count } = head.kind else { continue };
                 raw.resize(usize::from(block_count) * size, 0);
                 let payload = record.get(RECORD_HEAD_BYTES..).unwrap_or_default();
@@ -112,12 +112,12 @@ pub fn decode(deltas: &[Arc<Delta>], context: &Context) -> Result<()> {
     Ok(())
 }
 
-fn frames_of(delta: &Arc<Delta>) -> Result<Vec<FrameRef>> {
+fn frames_of(delta: &Arc<Delta>) -> Result<Vec<(Arc<Part>, FrameRef)>> {
     let mut cursor = TableCursor::new(delta.clone());
     let mut frames = Vec::new();
     cursor.seek(0)?;
-    while let Some((page, _)) = cursor.run() {
-        frames.extend_from_slice(&page.frames);
+    while let Some((part, page)) = cursor.page() {
+        frames.extend(page.frames.iter().map(|frame| (part.clone(), *frame)));
         let end = page.bounds().end();
         cursor.seek(end)?;
     }

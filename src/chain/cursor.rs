@@ -16,7 +16,7 @@ use super::index_chunk::{IndexChunk, Span, State};
 use crate::base::error::Result;
 use crate::base::units::BlockRange;
 use crate::delta::{Delta, TableCursor, TablePrefetcher};
-use crate::format::{Run, RunKind, TablePage};
+use crate::format::{Run, RunKind};
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::sync::Arc;
@@ -155,12 +155,12 @@ impl ChainCursor {
     /// Until where one layer alone says what is at the position, at most `end`; and what that is if a
     /// run of it is there.
     fn rule_of(&mut self, layer: u32, end: u64, out: &mut IndexChunk) -> (u64, Option<State>) {
-        let found = self.cursors.get(layer as usize).and_then(TableCursor::run);
-        let Some((page, run)) = found else { return (end, None) };
+        let Some(cursor) = self.cursors.get(layer as usize) else { return (end, None) };
+        let Some((_, run)) = cursor.run() else { return (end, None) };
         if run.blocks.first > self.position {
             return (end.min(run.blocks.first), None);
         }
-        let number = number_of(&mut self.page_numbers, layer, page, out);
+        let number = number_of(&mut self.page_numbers, layer, cursor, out);
         (end.min(run.blocks.end()), state_of(code_of(run, number, self.position)))
     }
 
@@ -193,12 +193,12 @@ impl ChainCursor {
         for &layer in &self.taken {
             let Some(cursor) = self.cursors.get_mut(layer as usize) else { continue };
             while bare > 0
-                && let Some((page, run)) = cursor.run()
+                && let Some((_, run)) = cursor.run()
                 && run.blocks.first < end
             {
                 let from = run.blocks.first.max(first);
                 let to = run.blocks.end().min(end);
-                let number = number_of(&mut self.page_numbers, layer, page, out);
+                let number = number_of(&mut self.page_numbers, layer, cursor, out);
                 let code = code_of(run, number, from);
                 let step = u64::from(run.kind == RunKind::Data);
                 let part = self.canvas.get_mut((from - first) as usize..(to - first) as usize);
@@ -277,13 +277,15 @@ fn state_of(code: u64) -> Option<State> {
     })
 }
 
-/// The number of a page in a chunk, to which it is added if it is not there yet.
-fn number_of(numbers: &mut [u32], layer: u32, page: &Arc<TablePage>, out: &mut IndexChunk) -> u32 {
-    let Some(number) = numbers.get_mut(layer as usize) else { return 0 };
+/// The number of the page that a cursor is at in a chunk, to which it is added if it is not there yet.
+fn number_of(numbers: &mut [u32], layer: u32, at: &TableCursor, out: &mut IndexChunk) -> u32 {
+    let (Some(number), Some((_, page))) = (numbers.get_mut(layer as usize), at.page()) else {
+        return 0;
+    };
     let is_it =
         out.page(*number).is_some_and(|of| of.layer == layer && Arc::ptr_eq(&of.page, page));
     if !is_it {
-        *number = out.add_page(layer, page.clone());
+        *number = out.add_page_at(layer, at);
     }
     *number
 }

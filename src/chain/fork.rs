@@ -83,26 +83,60 @@ impl Fork {
         Touched { cursor: ChainCursor::with_gaps(&both), ranges: VecDeque::new() }
     }
 
+    /// The files that only the snapshot depends on, newest first.
+    pub fn own(&self) -> &Arc<[Arc<Delta>]> {
+        &self.own
+    }
+
+    /// The image digest of the snapshot as it follows from the parent's, and from what the sum of the terms
+    /// changes by.
+    pub fn digest_after(&self, difference: u128) -> ImageDigest {
+        digest_after(&self.tip, self.parent.as_ref(), difference)
+    }
+
     /// In what they differ, from block 0 on.
     pub fn differences(&self) -> Differences {
+        self.differences_in(BlockRange::between(0, u64::MAX))
+    }
+
+    /// The same of some blocks alone.
+    pub fn differences_in(&self, blocks: BlockRange) -> Differences {
         let sources = self.sources();
         // Not beyond what is asked for: the next place that is touched may be far away.
         let narrow = |cursor| SpanWalk::new(cursor, 0, IndexChunk::new(sources.clone()));
-        let end = self.tip.geometry().block_count();
-        Differences {
+        let count = self.tip.geometry().block_count();
+        let end = count.min(blocks.end());
+        let touched = self.parent.as_ref().map(|_| {
+            let mut touched = self.touched();
+            touched.cursor.seek(blocks.first);
+            touched
+        });
+        let longer = self.parent.as_ref().map_or(0, |parent| parent.geometry().block_count());
+        let mut differences = Differences {
             tip: self.tip.clone(),
             parent: self.parent.clone(),
+            end,
             // Against nothing, all of it may differ.
-            touched: self.parent.as_ref().map(|_| self.touched()),
-            range: BlockRange::between(0, if self.parent.is_some() { 0 } else { end }),
+            range: BlockRange::between(blocks.first, if touched.is_some() { 0 } else { end }),
+            touched,
             content: narrow(ChainCursor::new(sources)),
             before: self.parent.as_ref().map(|parent| narrow(parent.cursor())),
             current: None,
             found: VecDeque::new(),
             step: 0,
-            is_tail_done: false,
-        }
+            tail: BlockRange::between(count.max(blocks.first), longer.min(blocks.end())),
+        };
+        differences.content.seek(blocks.first);
+        differences
     }
+}
+
+fn digest_after(tip: &Chain, parent: Option<&Chain>, difference: u128) -> ImageDigest {
+    let hasher = tip.hasher();
+    let before = parent.map_or(ImageDigest(0), |parent| {
+        parent.image_digest().minus(hasher.size_term(parent.geometry().image_bytes))
+    });
+    before.plus(difference).plus(hasher.size_term(tip.geometry().image_bytes))
 }
 
 /// Blocks that some files have, whatever they have there.
@@ -145,6 +179,8 @@ pub struct Difference {
 pub struct Differences {
     tip: Chain,
     parent: Option<Chain>,
+    /// As far as they are asked for within the snapshot.
+    end: u64,
     /// Where they may differ; none if that is everywhere.
     touched: Option<Touched>,
     range: BlockRange,
@@ -155,7 +191,8 @@ pub struct Differences {
     found: VecDeque<Difference>,
     /// Sum of the terms of what there is, less those of what there was.
     step: u128,
-    is_tail_done: bool,
+    /// What is left of the blocks beyond the end of the snapshot.
+    tail: BlockRange,
 }
 
 impl Differences {
@@ -164,18 +201,29 @@ impl Differences {
     /// # Errors
     /// `Corrupt` if a table is damaged.
     pub fn next_difference(&mut self) -> Result<Option<Difference>> {
+        self.next_before(u64::MAX)
+    }
+
+    /// The next blocks that differ before the block `line`, which is not before one that was given earlier;
+    /// none if there are none. What goes beyond it is cut there.
+    ///
+    /// # Errors
+    /// `Corrupt` if a table is damaged.
+    pub fn next_before(&mut self, line: u64) -> Result<Option<Difference>> {
         loop {
             if let Some(found) = self.found.pop_front() {
                 return Ok(Some(found));
             }
             if let Some(current) = self.current.take() {
                 self.hold_against_parent(current)?;
-            } else if let Some(span) = self.content.next(self.range.end())? {
+            } else if let Some(span) = self.content.next(self.range.end().min(line))? {
                 self.current = Some(Difference { span, chunk: self.content.chunk().clone() });
+            } else if self.range.end() > line {
+                return Ok(None);
             } else if let Some(range) = self.next_range()? {
                 self.range = range;
                 self.content.seek(range.first);
-            } else if let Some(tail) = self.tail()? {
+            } else if let Some(tail) = self.tail(line)? {
                 return Ok(Some(tail));
             } else {
                 return Ok(None);
@@ -183,19 +231,35 @@ impl Differences {
         }
     }
 
+    /// Where the next ones may be, once [`Differences::next_before`] has given none; none at the end.
+    ///
+    /// # Errors
+    /// `Corrupt` if a table is damaged.
+    pub fn next_place(&mut self) -> Result<Option<u64>> {
+        if self.content.position() >= self.range.end()
+            && let Some(range) = self.next_range()?
+        {
+            self.range = range;
+            self.content.seek(range.first);
+        }
+        let at = self.content.position();
+        let is_inside = at < self.range.end();
+        Ok(if is_inside { Some(at) } else { (self.tail.count > 0).then_some(self.tail.first) })
+    }
+
+    /// The sum of the terms of all blocks that were given, less those of what there was.
+    pub fn step(&self) -> u128 {
+        self.step
+    }
+
     /// The image digest of the snapshot as it follows from the parent's and from all differences, which
     /// were asked for: it proves the tables that were passed.
     pub fn image_digest(&self) -> ImageDigest {
-        let hasher = self.tip.hasher();
-        let before = self.parent.as_ref().map_or(ImageDigest(0), |parent| {
-            parent.image_digest().minus(hasher.size_term(parent.geometry().image_bytes))
-        });
-        let size_term = hasher.size_term(self.tip.geometry().image_bytes);
-        before.plus(self.step).plus(size_term)
+        digest_after(&self.tip, self.parent.as_ref(), self.step)
     }
 
     fn next_range(&mut self) -> Result<Option<BlockRange>> {
-        let end = self.tip.geometry().block_count();
+        let end = self.end;
         self.touched.as_mut().map_or(Ok(None), |touched| touched.next_range(end))
     }
 
@@ -230,22 +294,21 @@ impl Differences {
         Ok(())
     }
 
-    /// Zeros where the parent was longer.
-    fn tail(&mut self) -> Result<Option<Difference>> {
-        let first = self.tip.geometry().block_count();
-        let end = self.parent.as_ref().map_or(0, |parent| parent.geometry().block_count());
-        if self.is_tail_done || end <= first {
+    /// Zeros before `line` where the parent was longer.
+    fn tail(&mut self, line: u64) -> Result<Option<Difference>> {
+        let blocks = BlockRange::between(self.tail.first, self.tail.end().min(line));
+        if blocks.count == 0 {
             return Ok(None);
         }
-        self.is_tail_done = true;
+        self.tail = BlockRange::between(blocks.end(), self.tail.end());
         if let Some(before) = &mut self.before {
-            before.seek(first);
-            while let Some(old) = before.next(end)? {
+            before.seek(blocks.first);
+            while let Some(old) = before.next(blocks.end())? {
                 let terms = before.chunk().terms(old, self.tip.hasher());
                 self.step = self.step.wrapping_sub(terms);
             }
         }
-        let span = Span { blocks: BlockRange::between(first, end), state: State::Zero };
+        let span = Span { blocks, state: State::Zero };
         Ok(Some(Difference { span, chunk: self.content.chunk().clone() }))
     }
 }

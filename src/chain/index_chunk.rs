@@ -2,7 +2,7 @@
 
 use crate::base::digest::{Digest, Hasher};
 use crate::base::units::BlockRange;
-use crate::delta::Delta;
+use crate::delta::{Delta, Part, TableCursor};
 use crate::format::TablePage;
 use std::sync::Arc;
 
@@ -52,6 +52,8 @@ impl Span {
 pub struct PageOf {
     /// Which layer of the chain.
     pub layer: u32,
+    /// Which file of it.
+    pub part: Arc<Part>,
     /// The page.
     pub page: Arc<TablePage>,
 }
@@ -88,9 +90,15 @@ impl IndexChunk {
     }
 
     /// Adds a page and gives its number.
-    pub fn add_page(&mut self, layer: u32, page: Arc<TablePage>) -> u32 {
-        self.pages.push(PageOf { layer, page });
+    fn add_page(&mut self, of: PageOf) -> u32 {
+        self.pages.push(of);
         self.pages.len() as u32 - 1
+    }
+
+    /// Adds the page that a cursor of a layer is at; at the end there is none.
+    pub fn add_page_at(&mut self, layer: u32, cursor: &TableCursor) -> u32 {
+        let Some((part, page)) = cursor.page() else { return u32::MAX };
+        self.add_page(PageOf { layer, part: part.clone(), page: page.clone() })
     }
 
     /// Adds a span; zeros are joined.

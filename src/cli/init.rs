@@ -24,6 +24,7 @@ pub fn run(place: Option<&Path>, verb: &Init, printer: &Printer) -> Result<ExitC
         block_size: verb.block_size.unwrap_or(usual.block_size),
         digest: verb.digest.unwrap_or(usual.digest),
         compression: verb.compression.unwrap_or(usual.compression),
+        part_size: verb.part_size.unwrap_or(usual.part_size),
     };
     let repository = repo::create(place, defaults)?;
     let what = format!("made a repository in {} ({defaults})", repository.location());
@@ -39,6 +40,7 @@ fn tell(repository: &Repository, what: &str, printer: &Printer) -> Result<ExitCo
             "block_bytes": defaults.block_size.bytes(),
             "digest": defaults.digest.to_string(),
             "compression": defaults.compression.to_string(),
+            "part_bytes": defaults.part_size.bytes(),
         }))?;
     } else {
         printer.line(what)?;

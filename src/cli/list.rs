@@ -6,7 +6,7 @@ use imgsnap::base::error::{ErrorKind, Result};
 use imgsnap::base::events::Context;
 use imgsnap::image::FileAttributes;
 use imgsnap::repo::group::Members;
-use imgsnap::repo::manifest::{BaseOf, HintUse, Snapshot};
+use imgsnap::repo::manifest::{BaseOf, HintUse, Manifest, Pending, Snapshot};
 use imgsnap::tracking::cycle;
 use imgsnap::{CloneUse, Clones, Listing, Repository};
 use serde_json::{Map, Value, json};
@@ -27,6 +27,7 @@ pub fn snapshot_json(name: &str, s: &Snapshot, parent_number: Option<u64>) -> Va
         "in_use": s.consistency.is_in_use(),
         "format": s.format,
         "consistency": s.consistency,
+        "held": s.held,
         "protected": s.protected,
         "attributes": s.attributes.as_ref().map(attributes_json),
         "hint": s.hint.map(|hint| hint_json(s, &hint)),
@@ -117,6 +118,7 @@ pub fn list(
                 }
                 values.push(value);
             }
+            values.extend(manifest.pending.iter().map(|pending| pending_json(name, pending)));
         } else {
             let gap = if index == 0 { "" } else { "\n" };
             printer.line(&format!("{gap}{}", describe(&listing)))?;
@@ -214,6 +216,7 @@ fn describe(listing: &Listing) -> String {
         output::plural(manifest.snapshots.len() as u64, "snapshot"),
         output::bytes(stored)
     );
+    let title = format!("{title}{}", pending_lines(manifest));
     if manifest.snapshots.is_empty() {
         return title;
     }
@@ -226,6 +229,32 @@ fn describe(listing: &Listing) -> String {
     let headings =
         [">#", "TIME", "AGE", "FROM", ">IMAGE", ">CHANGED", ">STORED", ">RATIO", "LABEL"];
     format!("{title}\n{}", output::table(&headings, &rows))
+}
+
+/// A snapshot that is not finished, for programs.
+fn pending_json(name: &str, pending: &Pending) -> Value {
+    json!({
+        "name": name,
+        "number": pending.number,
+        "id": pending.id,
+        "kind": "pending",
+        "parts": pending.objects.len(),
+        "plan": pending.plan,
+        "expires": pending.expires.to_string(),
+    })
+}
+
+/// Snapshots that are not finished, a line for each.
+fn pending_lines(manifest: &Manifest) -> String {
+    let line = |pending: &Pending| {
+        let until = output::time(pending.expires);
+        let parts = match pending.plan {
+            None => output::plural(pending.objects.len() as u64, "finished part"),
+            Some(plan) => format!("it is made by plan {plan}"),
+        };
+        format!("\n  {} is not finished: {parts}, kept until {until}", pending.number)
+    };
+    manifest.pending.iter().map(line).collect()
 }
 
 /// The images whose chains begin from a snapshot.

@@ -26,6 +26,7 @@ mod trust;
 mod verify;
 mod watch;
 mod words;
+mod work;
 
 use args::{Args, Command};
 use clap::{CommandFactory, Parser};
@@ -49,6 +50,7 @@ pub fn run() -> ExitCode {
         Command::Snapshot(verb) => snapshot::check(verb),
         Command::Watch(verb) => watch::check(verb),
         Command::Remove(verb) => remove::check(verb),
+        Command::Plan(verb) => work::check(verb),
         _ => Ok(()),
     };
     if let Err(message) = checked {
@@ -103,6 +105,13 @@ fn dispatch(args: &Args, printer: &Printer, stop: Arc<AtomicBool>) -> Result<Exi
     match &args.command {
         Command::Init(verb) => init::run(place, verb, printer),
         Command::Snapshot(verb) => snapshot::run(place, verb, printer, &context),
+        Command::Plan(verb) => work::plan(&open_to_change()?, verb, printer, &context),
+        Command::Part { plan, task } => {
+            work::part(&open_to_change()?, plan, *task, printer, &context)
+        }
+        Command::Join { plan, image } => {
+            work::join(&open_to_change()?, plan, image.as_deref(), printer, &context)
+        }
         Command::List { name } => list::list(&open()?, name.as_deref(), printer, &context),
         Command::Show { reference } => show::run(&open()?, reference, printer, &context),
         Command::Diff { before, after, format } => {

@@ -108,6 +108,7 @@ fn compaction_json(compaction: &Compaction) -> Value {
                 "absorbed": m.absorbed,
                 "before_bytes": m.before_bytes,
                 "after_bytes": m.after_bytes,
+                "kept_bytes": m.kept_bytes,
             })
         })
         .collect();
@@ -202,8 +203,13 @@ fn lines(compaction: &Compaction, dry_run: bool) -> Vec<String> {
         let files: u64 = compaction.merged.iter().map(|m| m.absorbed.len() as u64 + 1).sum();
         let before: u64 = compaction.merged.iter().map(|m| m.before_bytes).sum();
         let after: u64 = compaction.merged.iter().map(|m| m.after_bytes).sum();
+        let kept: u64 = compaction.merged.iter().map(|m| m.kept_bytes).sum();
+        let kept = match kept {
+            0 => String::new(),
+            bytes => format!("; {} in parts that stay", output::bytes(bytes)),
+        };
         lines.push(format!(
-            "merged   {} into {}, {} into {about}{}",
+            "merged   {} into {}, {} into {about}{}{kept}",
             output::plural(files, "file"),
             output::count(compaction.merged.len() as u64),
             output::bytes(before),

@@ -34,7 +34,7 @@ pub fn run(
     let manifest = &listing.manifest;
     let chain = repository.chain(&reader, s.id)?;
     let ancestors = reader.manifest().lineage(s.id)?;
-    let stored: u64 = chain.layers().iter().map(|layer| layer.footer().file_bytes).sum();
+    let stored: u64 = chain.layers().iter().map(|layer| layer.stored_bytes()).sum();
     let group = listing.group_of(s);
     let name = &reference.name;
     let parent = manifest.stored_parent_of(s);

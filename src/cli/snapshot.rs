@@ -169,6 +169,7 @@ fn request(image: &ImageUri, verb: &Verb) -> Result<SnapshotRequest> {
         .via_qemu(verb.format.via_qemu)
         .backing_ok(verb.format.backing_ok)
         .block_size(verb.block_size)
+        .part_size(verb.part_size)
         .compression(verb.compression)
         .dry_run(verb.dry_run)
         .track(verb.tracking.track)

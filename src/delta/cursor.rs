@@ -1,25 +1,21 @@
-//! Walks the runs of one delta file in ascending order, reading only the pages on its way.
+//! Walks the runs of a layer in ascending order, part by part; a part is opened when a block of its range is
+//! first asked for.
 
-use super::reader::{Delta, Page};
+use super::layer::Delta;
+use super::part::Part;
+use super::walk::{PartCursor, PartPrefetcher};
 use crate::base::error::Result;
 use crate::base::units::BlockRange;
-use crate::format::{IndexPage, Run, TablePage};
+use crate::format::{Run, TablePage};
 use std::sync::Arc;
 
-/// Runs that are examined one after the other before a search.
-const LINEAR_SEARCH_RUNS: usize = 4;
-/// Tables that are asked for ahead.
-const PREFETCH: usize = 32;
-
-/// A place in the table of one delta file.
+/// A place in the tables of a layer.
 pub struct TableCursor {
     delta: Arc<Delta>,
-    /// From the root down: a page, its level, and which of its children we are in.
-    path: Vec<(Arc<IndexPage>, u32, usize)>,
-    /// Up to which child of the lowest index page the tables were asked for ahead.
-    prefetched: usize,
-    leaf: Option<(Arc<TablePage>, usize)>,
-    started: bool,
+    /// In which of its parts it is; one past the last one at the end.
+    index: usize,
+    /// None before the part is open.
+    inner: Option<PartCursor>,
     /// Somebody else asks for the tables.
     is_asked_for: bool,
 }
@@ -27,8 +23,7 @@ pub struct TableCursor {
 impl TableCursor {
     /// Before the first run.
     pub fn new(delta: Arc<Delta>) -> Self {
-        let (path, prefetched, leaf) = (Vec::new(), 0, None);
-        Self { delta, path, prefetched, leaf, started: false, is_asked_for: false }
+        Self { delta, index: 0, inner: None, is_asked_for: false }
     }
 
     /// The same for whoever asks for the tables by a [`TablePrefetcher`]: none is asked for on the way.
@@ -37,108 +32,73 @@ impl TableCursor {
         Self { is_asked_for: true, ..self }
     }
 
-    /// The file that it walks.
-    pub fn delta(&self) -> &Arc<Delta> {
-        &self.delta
-    }
-
     /// The run that it is at, in its page; none at the end.
     pub fn run(&self) -> Option<(&Arc<TablePage>, Run)> {
-        let (page, index) = self.leaf.as_ref()?;
-        Some((page, *page.runs.get(*index)?))
+        self.inner.as_ref()?.run()
+    }
+
+    /// The file that the run is in, and its page.
+    pub fn page(&self) -> Option<(&Arc<Part>, &Arc<TablePage>)> {
+        let inner = self.inner.as_ref()?;
+        Some((inner.part(), inner.run()?.0))
     }
 
     /// Goes to the first run that ends after `block`. Only forward.
     pub fn seek(&mut self, block: u64) -> Result<()> {
-        if let Some((page, index)) = &mut self.leaf {
-            let rest = page.runs.get(*index..).unwrap_or_default();
-            // Mostly it is there already, or nearly: a search looks at places far apart.
-            let near =
-                rest.iter().take(LINEAR_SEARCH_RUNS).position(|run| run.blocks.end() > block);
-            if let Some(near) = near {
-                *index += near;
+        if let Some(inner) = &mut self.inner {
+            inner.seek(block)?;
+            if inner.run().is_some() {
                 return Ok(());
             }
-            if page.bounds().end() > block {
-                *index += rest.partition_point(|run| run.blocks.end() <= block);
-                return Ok(());
-            }
-        } else if self.started {
-            return Ok(());
         }
-        self.descend(block)
+        self.enter(block)
     }
 
     /// Goes to the next run.
     pub fn advance(&mut self) -> Result<()> {
-        let Some((page, index)) = &mut self.leaf else { return Ok(()) };
-        *index += 1;
-        if *index < page.runs.len() {
-            return Ok(());
-        }
-        let end = page.bounds().end();
-        self.descend(end)
+        let Some(inner) = &mut self.inner else { return Ok(()) };
+        inner.advance()?;
+        if inner.run().is_some() { Ok(()) } else { self.enter(0) }
     }
 
-    /// After an error: the blocks of the page that could not be read; if it was the root, all.
+    /// After an error: the blocks of the page or part that could not be read; if it was all of the layer,
+    /// all.
     pub fn broken(&self) -> BlockRange {
-        let child = self.path.last().and_then(|(page, _, at)| page.children.get(*at));
-        child.map_or(BlockRange::between(0, u64::MAX), |child| child.blocks)
+        let all = BlockRange::between(0, u64::MAX);
+        let part = self.delta.range_of(self.index).filter(|_| self.delta.part_count() > 1);
+        let part = part.unwrap_or(all);
+        let page = self.inner.as_ref().map_or(part, PartCursor::broken);
+        BlockRange::between(page.first.max(part.first), page.end().min(part.end()))
     }
 
     /// After an error: goes on behind the page that could not be read.
     pub fn pass(&mut self, block: u64) -> Result<()> {
-        self.descend(block)
-    }
-
-    /// Finds the leaf in which the first run that ends after `block` is.
-    fn descend(&mut self, block: u64) -> Result<()> {
-        self.leaf = None;
-        if !self.started {
-            self.started = true;
-            match self.delta.root()? {
-                None => return Ok(()),
-                Some(Page::Table(page)) => {
-                    self.enter_leaf(page, block);
-                    return Ok(());
-                }
-                Some(Page::Index(page, level)) => self.path.push((page, level, 0)),
+        let is_inside = self.delta.range_of(self.index).is_some_and(|part| part.end() > block);
+        if let Some(inner) = self.inner.as_mut().filter(|_| is_inside) {
+            inner.pass(block)?;
+            if inner.run().is_some() {
+                return Ok(());
             }
         }
-        // Up to the page that reaches far enough, then down again.
-        while let Some((page, level, at)) = self.path.last_mut() {
-            let rest = page.children.get(*at..).unwrap_or_default();
-            *at += rest.partition_point(|child| child.blocks.end() <= block);
-            let Some(child) = page.children.get(*at) else {
-                self.path.pop();
-                continue;
-            };
-            let is_walk = *at > 0 && !self.is_asked_for;
-            if *level == 1 && is_walk && *at + PREFETCH / 2 >= self.prefetched {
-                // The second table in a row: whoever walks needs the next ones, too, and they lie
-                // apart, each behind its frames.
-                let (from, to) = (self.prefetched.max(*at + 1), *at + 1 + PREFETCH);
-                let ahead = page.children.iter().take(to).skip(from);
-                ahead.for_each(|child| self.delta.prefetch(child));
-                self.prefetched = to;
-            }
-            match self.delta.child(child, *level)? {
-                Page::Table(page) => {
-                    self.enter_leaf(page, block);
-                    return Ok(());
-                }
-                Page::Index(page, level) => {
-                    self.prefetched = 0;
-                    self.path.push((page, level, 0));
-                }
-            }
-        }
-        Ok(())
+        self.enter(block)
     }
 
-    fn enter_leaf(&mut self, page: Arc<TablePage>, block: u64) {
-        let index = page.runs.partition_point(|run| run.blocks.end() <= block);
-        self.leaf = (index < page.runs.len()).then_some((page, index));
+    /// Goes to the next part that has a run which ends after `block`: the one that it is in, if that is not
+    /// open.
+    fn enter(&mut self, block: u64) -> Result<()> {
+        loop {
+            self.index += usize::from(self.inner.take().is_some());
+            self.index = self.delta.part_at(self.index, block);
+            if self.index >= self.delta.part_count() {
+                return Ok(());
+            }
+            let part = self.delta.part(self.index)?.clone();
+            let inner = self.inner.insert(PartCursor::new(part, self.is_asked_for));
+            inner.seek(block)?;
+            if inner.run().is_some() {
+                return Ok(());
+            }
+        }
     }
 }
 
@@ -146,17 +106,14 @@ impl TableCursor {
 /// once.
 pub struct TablePrefetcher {
     delta: Arc<Delta>,
-    /// From the root down to the pages above the tables.
-    path: Vec<(Arc<IndexPage>, u32, usize)>,
-    started: bool,
-    /// The end of the last table that was asked for.
-    asked: u64,
+    index: usize,
+    inner: Option<PartPrefetcher>,
 }
 
 impl TablePrefetcher {
     /// Before the first table.
     pub fn new(delta: Arc<Delta>) -> Self {
-        Self { delta, path: Vec::new(), started: false, asked: 0 }
+        Self { delta, index: 0, inner: None }
     }
 
     /// Asks for the tables over a range that does not begin before the last one.
@@ -164,30 +121,19 @@ impl TablePrefetcher {
     /// # Errors
     /// `Corrupt` if an index page is damaged.
     pub fn prefetch(&mut self, range: BlockRange) -> Result<()> {
-        if !self.started {
-            self.started = true;
-            if let Some(Page::Index(page, level)) = self.delta.root()? {
-                self.path.push((page, level, 0));
+        let mut index = self.delta.part_at(self.index, range.first);
+        while let Some(part) = self.delta.range_of(index).filter(|p| p.first < range.end()) {
+            if self.index != index || self.inner.is_none() {
+                self.index = index;
+                self.inner = Some(PartPrefetcher::new(self.delta.part(index)?.clone()));
             }
-        }
-        while let Some((page, level, at)) = self.path.last_mut() {
-            let from = range.first.max(self.asked);
-            let rest = page.children.get(*at..).unwrap_or_default();
-            *at += rest.partition_point(|child| child.blocks.end() <= from);
-            let Some(child) = page.children.get(*at) else {
-                self.path.pop();
-                continue;
-            };
-            if child.blocks.first >= range.end() || from >= range.end() {
-                return Ok(());
+            if let Some(inner) = &mut self.inner {
+                inner.prefetch(range)?;
             }
-            if *level == 1 {
-                self.delta.prefetch(child);
-                self.asked = child.blocks.end();
-            } else if let Page::Index(page, level) = self.delta.child(child, *level)? {
-                *at += 1;
-                self.path.push((page, level, 0));
+            if part.end() >= range.end() {
+                break;
             }
+            index += 1;
         }
         Ok(())
     }

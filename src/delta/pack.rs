@@ -1,12 +1,13 @@
 //! From pieces to a file: frames are encoded by many threads, and written in their order.
 
 use super::segment::Piece;
-use super::writer::{DeltaWriter, EncodedFrames};
+use super::writer::{DeltaWriter, EncodedFrames, LayerOutput};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::events::Context;
 use crate::base::pipeline::{Allowance, growing_map, spawn};
+use crate::base::units::BlockRange;
 use crate::codec::{self, Compression};
-use crate::format::{Header, TablePage};
+use crate::format::{Header, PartEntry, PartTerms, TablePage};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
@@ -27,6 +28,8 @@ fn group_memory(header: &Header) -> u64 {
 enum Ready {
     Frames(EncodedFrames),
     Table(TablePage),
+    Cut(BlockRange, PartTerms),
+    Keep(PartEntry),
 }
 
 /// Takes the pieces of a file, in their order, from whoever makes them.
@@ -70,7 +73,7 @@ pub fn write_produced<'a, T: Send>(
     header: &Header,
     compression: Compression,
     context: &Context,
-    out: &'a mut dyn FnMut(&[u8]) -> Result<()>,
+    out: &'a mut dyn LayerOutput,
     written: &mut dyn FnMut(u64),
     produce: impl FnOnce(&mut PieceSender) -> Result<T> + Send,
 ) -> Result<(DeltaWriter<'a>, T)> {
@@ -98,10 +101,10 @@ fn write_pieces<'a>(
     compression: Compression,
     context: &Context,
     receiver: Receiver<Vec<Piece>>,
-    out: &'a mut dyn FnMut(&[u8]) -> Result<()>,
+    out: &'a mut dyn LayerOutput,
     written: &mut dyn FnMut(u64),
 ) -> Result<DeltaWriter<'a>> {
-    let mut writer = DeltaWriter::new(header, out)?;
+    let mut writer = DeltaWriter::new(header, out);
     let most_threads = compression.most_threads(header.frame_memory()) as u64;
     growing_map(
         || Allowance {
@@ -117,6 +120,11 @@ fn write_pieces<'a>(
                     written(page.digests.len() as u64);
                     writer.table(page)
                 }
+                Ready::Cut(blocks, terms) => {
+                    writer.cut(blocks, terms);
+                    Ok(())
+                }
+                Ready::Keep(part) => writer.keep(part),
             })
         },
     )?;
@@ -133,13 +141,13 @@ fn encode(compression: Compression, group: Vec<Piece>) -> Result<Vec<Ready>> {
                 let (codec, payload) = codec::encode(compression, &raw, &mut out)?;
                 frames.push(codec, payload, block_count);
             }
-            Piece::Copy { delta, place, block_count } => {
+            Piece::Copy { part, place, block_count } => {
                 // What lies side by side is read at once, to where it is written from.
                 let mut row = vec![(place, block_count)];
                 let mut end = place.offset + u64::from(place.record_bytes);
                 let follows = |next: &Piece, end: u64| match next {
-                    Piece::Copy { delta: of, place, .. } => {
-                        place.offset == end && Arc::ptr_eq(of, &delta)
+                    Piece::Copy { part: of, place, .. } => {
+                        place.offset == end && Arc::ptr_eq(of, &part)
                     }
                     _ => false,
                 };
@@ -149,11 +157,19 @@ fn encode(compression: Compression, group: Vec<Piece>) -> Result<Vec<Ready>> {
                     end += u64::from(place.record_bytes);
                     row.push((place, block_count));
                 }
-                frames.push_copies(&delta, &row)?;
+                frames.push_copies(&part, &row)?;
             }
             Piece::Table(page) => {
                 ready.push(Ready::Frames(std::mem::take(&mut frames)));
                 ready.push(Ready::Table(page));
+            }
+            Piece::Cut(blocks, terms) => {
+                ready.push(Ready::Frames(std::mem::take(&mut frames)));
+                ready.push(Ready::Cut(blocks, terms));
+            }
+            Piece::Keep(part) => {
+                ready.push(Ready::Frames(std::mem::take(&mut frames)));
+                ready.push(Ready::Keep(part));
             }
         }
     }

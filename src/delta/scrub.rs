@@ -7,7 +7,9 @@
 //! in order:      records against pages and footer     (Walk)
 //! ```
 
-use super::reader::{Delta, Page};
+use super::caches::Page;
+use super::layer::Delta;
+use super::part::Part;
 use crate::base::digest::{Digest, StreamHasher, is_zero};
 use crate::base::error::{Error, Result};
 use crate::base::events::Context;
@@ -40,9 +42,21 @@ const PIECE_BYTES: u64 = (RECORD_HEAD_BYTES as u64) + (MAX_PAYLOAD_BYTES as u64)
 /// # Errors
 /// `Corrupt` with the offset of the first record that is wrong.
 pub fn scrub(delta: &Delta, depth: Depth, context: &Context) -> Result<u64> {
-    let mut feed = Feed::new(delta)?;
-    let mut walk = Walk::new(delta)?;
-    let block_bytes = u64::from(delta.header().block_size.bytes());
+    let geometry = delta.geometry()?;
+    // That a layer file is what it was is known since it was opened.
+    (0..delta.part_count()).try_fold(0, |blocks, index| {
+        Ok(blocks + scrub_part(delta.part(index)?, geometry, depth, context)?)
+    })
+}
+
+/// The same of one file, of an image of that geometry.
+///
+/// # Errors
+/// As of [`scrub`].
+pub fn scrub_part(part: &Part, geometry: Geometry, depth: Depth, context: &Context) -> Result<u64> {
+    let mut feed = Feed::new(part)?;
+    let mut walk = Walk::new(part, geometry);
+    let block_bytes = u64::from(part.header().block_size.bytes());
     let mut blocks = 0;
     ordered_map(
         context.threads(),
@@ -51,7 +65,7 @@ pub fn scrub(delta: &Delta, depth: Depth, context: &Context) -> Result<u64> {
             context.check()?;
             feed.next()
         },
-        |piece| check(delta, depth, &piece),
+        |piece| check(part, depth, &piece),
         |records| {
             for record in records {
                 let decoded = record.digests.len() as u64;
@@ -59,20 +73,20 @@ pub fn scrub(delta: &Delta, depth: Depth, context: &Context) -> Result<u64> {
                 context.advance(record.head.record_bytes().into());
                 context.advance(decoded * block_bytes);
                 let offset = record.offset;
-                walk.record(record).map_err(|e| e.at(record_place(delta, offset)))?;
+                walk.record(record).map_err(|e| e.at(record_place(part, offset)))?;
             }
             Ok(())
         },
     )?;
-    if feed.content.digest() != delta.footer().content_digest {
-        return Err(Error::corrupt("the digest of the file differs").at(delta.location()));
+    if feed.content.digest() != part.content().content_digest {
+        return Err(Error::corrupt("the digest of the file differs").at(part.location()));
     }
-    walk.finish().map_err(|e| e.at(delta.location()))?;
+    walk.finish().map_err(|e| e.at(part.location()))?;
     Ok(blocks)
 }
 
-fn record_place(delta: &Delta, offset: u64) -> String {
-    format!("{}: record at byte {offset}", delta.location())
+fn record_place(part: &Part, offset: u64) -> String {
+    format!("{}: record at byte {offset}", part.location())
 }
 
 /// Some whole records of the file.
@@ -84,20 +98,20 @@ struct FilePiece {
 
 /// Reads the file front to back.
 struct Feed<'a> {
-    delta: &'a Delta,
+    part: &'a Part,
     content: StreamHasher,
     offset: u64,
     end: u64,
 }
 
 impl<'a> Feed<'a> {
-    fn new(delta: &'a Delta) -> Result<Self> {
+    fn new(part: &'a Part) -> Result<Self> {
         let mut header = [0; HEADER_BYTES];
-        delta.read_at(0, &mut header)?;
-        let mut content = delta.hasher().stream();
+        part.read_at(0, &mut header)?;
+        let mut content = part.hasher().stream();
         content.update(&header);
-        let end = delta.footer().file_bytes - FOOTER_BYTES as u64;
-        Ok(Self { delta, content, offset: HEADER_BYTES as u64, end })
+        let end = part.content().file_bytes - FOOTER_BYTES as u64;
+        Ok(Self { part, content, offset: HEADER_BYTES as u64, end })
     }
 
     /// The next records; none at the end.
@@ -106,11 +120,11 @@ impl<'a> Feed<'a> {
             return Ok(None);
         }
         let mut bytes = vec![0; PIECE_BYTES.min(self.end - self.offset) as usize];
-        self.delta.read_at(self.offset, &mut bytes)?;
+        self.part.read_at(self.offset, &mut bytes)?;
         let (mut records, mut at) = (Vec::new(), 0);
         while at < bytes.len() {
             let offset = self.offset + at as u64;
-            let place = |what: &str| Error::corrupt(what).at(record_place(self.delta, offset));
+            let place = |what: &str| Error::corrupt(what).at(record_place(self.part, offset));
             let rest = bytes.get(at..).unwrap_or_default();
             let Some(head) = rest.first_chunk() else {
                 // Cut by the end of the piece, or by that of the file.
@@ -120,7 +134,7 @@ impl<'a> Feed<'a> {
                 break;
             };
             let head =
-                RecordHead::decode(head).map_err(|e| e.at(record_place(self.delta, offset)))?;
+                RecordHead::decode(head).map_err(|e| e.at(record_place(self.part, offset)))?;
             if u64::from(head.record_bytes()) > self.end - offset {
                 return Err(place("the record is longer than the file"));
             }
@@ -148,37 +162,37 @@ struct Checked {
     zeros_at_end: usize,
 }
 
-fn check(delta: &Delta, depth: Depth, piece: &FilePiece) -> Result<Vec<Checked>> {
+fn check(part: &Part, depth: Depth, piece: &FilePiece) -> Result<Vec<Checked>> {
     let mut raw = Vec::new();
     let mut records = Vec::with_capacity(piece.records.len());
     for &(offset, head, start) in &piece.records {
         let payload = piece.bytes.get(start..start + head.payload_bytes as usize);
         let payload = payload.unwrap_or_default();
-        let place = |e: Error| e.at(record_place(delta, offset));
-        head.verify(delta.header().file_id, offset, payload).map_err(place)?;
+        let place = |e: Error| e.at(record_place(part, offset));
+        head.verify(part.header().file_id, offset, payload).map_err(place)?;
         let mut record = Checked { offset, head, page: None, digests: Vec::new(), zeros_at_end: 0 };
         match head.kind {
             // FORMAT.md R2. What it says is trusted only within that: it is memory.
             RecordKind::Frame { block_count, .. }
-                if u32::from(block_count) > delta.header().frame_blocks =>
+                if u32::from(block_count) > part.header().frame_blocks =>
             {
                 return Err(place(Error::corrupt(format!("a frame of {block_count} blocks"))));
             }
             RecordKind::Frame { codec, block_count } if depth == Depth::Blocks => {
-                let size = delta.header().block_size.in_memory();
+                let size = part.header().block_size.in_memory();
                 raw.resize(usize::from(block_count) * size, 0);
-                delta.count_decoded(raw.len());
+                part.count_decoded(raw.len());
                 codec::decode(codec, payload, &mut raw).map_err(place)?;
                 // FORMAT.md R6: an image digest knows nothing of zeros that are stored.
                 if raw.chunks(size).any(is_zero) {
                     return Err(place(Error::corrupt("a block of zeros is stored")));
                 }
-                record.digests.extend(raw.chunks(size).map(|b| delta.hasher().digest(b)));
+                record.digests.extend(raw.chunks(size).map(|b| part.hasher().digest(b)));
                 let zeros = raw.iter().rev().take(size).take_while(|&&b| b == 0);
                 record.zeros_at_end = zeros.count();
             }
             RecordKind::Frame { .. } => {}
-            kind => record.page = Some(delta.decode_page(kind, payload, offset).map_err(place)?),
+            kind => record.page = Some(part.decode_page(kind, payload, offset).map_err(place)?),
         }
         records.push(record);
     }
@@ -187,7 +201,7 @@ fn check(delta: &Delta, depth: Depth, piece: &FilePiece) -> Result<Vec<Checked>>
 
 /// Records in the order of the file, held against each other.
 struct Walk<'a> {
-    delta: &'a Delta,
+    part: &'a Part,
     geometry: Geometry,
     counts: Counts,
     /// Frames since the last page, and how many blocks each holds.
@@ -201,10 +215,9 @@ struct Walk<'a> {
 }
 
 impl<'a> Walk<'a> {
-    fn new(delta: &'a Delta) -> Result<Self> {
-        let geometry = delta.geometry()?;
-        Ok(Self {
-            delta,
+    fn new(part: &'a Part, geometry: Geometry) -> Self {
+        Self {
+            part,
             geometry,
             counts: Counts::default(),
             frames: Vec::new(),
@@ -212,7 +225,7 @@ impl<'a> Walk<'a> {
             zeros_at_end: 0,
             orphans: Vec::new(),
             end_block: 0,
-        })
+        }
     }
 
     fn record(&mut self, record: Checked) -> Result<()> {
@@ -276,6 +289,7 @@ impl<'a> Walk<'a> {
         if frames.iter().zip(want).any(|((_, have), want)| *have != want) {
             return Err(Error::corrupt("frames hold other blocks than their page says"));
         }
+        self.part.check_within(page)?;
         if page.bounds().first < self.end_block {
             return Err(Error::corrupt("pages are not in order"));
         }
@@ -307,11 +321,11 @@ impl<'a> Walk<'a> {
     }
 
     fn finish(self) -> Result<()> {
-        if !self.frames.is_empty() || self.counts != self.delta.footer().counts {
+        if !self.frames.is_empty() || self.counts != self.part.content().counts {
             return Err(Error::corrupt("the records are not those that the footer counts"));
         }
         let roots: Vec<ChildRef> = self.orphans.into_iter().flatten().collect();
-        let named = self.delta.footer().root.map(|r| (r.offset, r.record_bytes, r.checksum));
+        let named = self.part.content().root.map(|r| (r.offset, r.record_bytes, r.checksum));
         let last = roots.last().map(|r| (r.offset, r.record_bytes, r.checksum));
         if roots.len() > 1 || last != named {
             return Err(Error::corrupt("the footer names another root than the file has"));

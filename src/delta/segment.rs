@@ -1,11 +1,11 @@
 //! Cuts a stream of entries into frames and pages: a function of the entries alone (FORMAT.md
 //! section 6).
 
-use super::reader::Delta;
+use super::part::Part;
 use crate::base::digest::Digest;
 use crate::base::units::{BlockRange, BlockSize};
 use crate::format::table::MAX_RUN_BLOCKS;
-use crate::format::{FrameRef, Run, RunKind, TablePage};
+use crate::format::{FrameRef, PartEntry, PartTerms, Run, RunKind, TablePage};
 use std::sync::Arc;
 
 /// The most data blocks, and the most runs, of a page that is written.
@@ -25,7 +25,7 @@ pub enum Piece {
     /// Blocks that are a frame of another file already, and become one as they are.
     Copy {
         /// The file.
-        delta: Arc<Delta>,
+        part: Arc<Part>,
         /// Where the frame is in it.
         place: FrameRef,
         /// How many blocks.
@@ -33,6 +33,10 @@ pub enum Piece {
     },
     /// The page over the frames since the last page; where they are is not known yet.
     Table(TablePage),
+    /// What came before is a part, over these blocks; what follows is another.
+    Cut(BlockRange, PartTerms),
+    /// A part of another layer, which becomes one of this as it is.
+    Keep(PartEntry),
 }
 
 impl Piece {
@@ -42,6 +46,7 @@ impl Piece {
             Self::Frame { raw, .. } => raw.len() as u64,
             Self::Copy { place, .. } => place.record_bytes.into(),
             Self::Table(page) => page.memory_bytes(),
+            Self::Cut(..) | Self::Keep(_) => 0,
         }
     }
 }
@@ -106,6 +111,12 @@ impl Segmenter {
         self.out.drain(..)
     }
 
+    /// Ends a part.
+    pub fn cut(&mut self, blocks: BlockRange, terms: PartTerms) {
+        self.close_page();
+        self.out.push(Piece::Cut(blocks, terms));
+    }
+
     /// The last pieces.
     pub fn finish(mut self) -> Vec<Piece> {
         self.close_page();
@@ -157,6 +168,7 @@ mod tests {
         let shape = |p: &Piece| match p {
             Piece::Frame { block_count, .. } => format!("f{block_count}"),
             Piece::Copy { block_count, .. } => format!("c{block_count}"),
+            Piece::Cut(..) | Piece::Keep(_) => "cut".into(),
             Piece::Table(t) => format!("t{}/{}", t.runs.len(), t.digests.len()),
         };
         pieces.iter().map(shape).collect()

@@ -1,6 +1,6 @@
 //! The last 512 bytes of a delta file (FORMAT.md section 2.2): without them it is not a snapshot.
 
-use super::header::HEADER_BYTES;
+use super::header::{Content, HEADER_BYTES};
 use super::table::{Run, RunKind};
 use super::{MAX_BLOCKS, crc32};
 use crate::base::digest::{Digest, ImageDigest};
@@ -66,6 +66,12 @@ pub struct Lineage {
     pub image_digest: ImageDigest,
 }
 
+impl Lineage {
+    /// Of a base, on the wire.
+    pub const NONE: Self =
+        Self { parent_id: Uuid::nil(), image_bytes: 0, image_digest: ImageDigest(0) };
+}
+
 /// How many of what a delta file holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Counts {
@@ -94,6 +100,17 @@ impl Counts {
             RunKind::Unread => &mut self.unread_blocks,
         };
         *counter += run.blocks.count;
+    }
+
+    /// Adds what another file holds.
+    pub fn add(&mut self, other: &Self) {
+        self.data_blocks += other.data_blocks;
+        self.zero_blocks += other.zero_blocks;
+        self.unread_blocks += other.unread_blocks;
+        self.frames += other.frames;
+        self.frame_bytes += other.frame_bytes;
+        self.tables += other.tables;
+        self.indexes += other.indexes;
     }
 }
 
@@ -140,11 +157,7 @@ pub struct Footer {
 impl Footer {
     /// The bytes of the footer. The label must have at most [`MAX_LABEL_BYTES`].
     pub fn encode(&self) -> [u8; FOOTER_BYTES] {
-        let parent = self.parent.unwrap_or(Lineage {
-            parent_id: Uuid::nil(),
-            image_bytes: 0,
-            image_digest: ImageDigest(0),
-        });
+        let parent = self.parent.unwrap_or(Lineage::NONE);
         let root = self.root.unwrap_or(RootRef { offset: 0, record_bytes: 0, checksum: 0 });
         let text = self.label.as_deref().unwrap_or_default().as_bytes();
         let mut label = [0; MAX_LABEL_BYTES];
@@ -182,8 +195,9 @@ impl Footer {
         zerocopy::transmute!(wire)
     }
 
-    /// Checks and decodes the footer of a file of `file_bytes` bytes.
-    pub fn decode(bytes: &[u8; FOOTER_BYTES], file_bytes: u64) -> Result<Self> {
+    /// Checks and decodes the footer of a file of `file_bytes` bytes. What a layer file counts is held
+    /// against its table of parts by whoever reads that.
+    pub fn decode(bytes: &[u8; FOOTER_BYTES], file_bytes: u64, content: Content) -> Result<Self> {
         let wire: &FooterWire = zerocopy::transmute_ref!(bytes);
         let (covered, _) = bytes.split_at(FOOTER_BYTES - 4);
         if wire.magic != FOOTER_MAGIC || wire.checksum.get() != crc32(covered) {
@@ -212,7 +226,7 @@ impl Footer {
             image_bytes,
             image_digest: ImageDigest(u128::from_le_bytes(wire.image_digest)),
             content_digest: wire.content_digest,
-            counts: decode_counts(wire, file_bytes)?,
+            counts: decode_counts(wire, file_bytes, content)?,
             root: decode_root(wire, file_bytes)?,
             time_seconds: wire.time_seconds.get(),
             time_nanoseconds: wire.time_nanoseconds.get(),
@@ -239,7 +253,7 @@ fn decode_parent(wire: &FooterWire) -> Result<Option<Lineage>> {
 
 /// Whoever calculates with them does so before a record was read: they are refused if no file of this
 /// length can have so many.
-fn decode_counts(wire: &FooterWire, file_bytes: u64) -> Result<Counts> {
+fn decode_counts(wire: &FooterWire, file_bytes: u64, content: Content) -> Result<Counts> {
     let counts = Counts {
         data_blocks: wire.data_blocks.get(),
         zero_blocks: wire.zero_blocks.get(),
@@ -249,6 +263,14 @@ fn decode_counts(wire: &FooterWire, file_bytes: u64) -> Result<Counts> {
         tables: wire.table_count.get(),
         indexes: wire.index_count.get(),
     };
+    match content {
+        Content::Records => check_counts(counts, file_bytes),
+        Content::Parts => Ok(counts),
+    }
+}
+
+/// Refuses more than a file of that length can hold.
+pub(super) fn check_counts(counts: Counts, file_bytes: u64) -> Result<Counts> {
     let records = [counts.frames, counts.frame_bytes, counts.tables, counts.indexes];
     let fits = counts.data_blocks <= file_bytes / size_of::<Digest>() as u64
         && records.iter().all(|count| *count <= file_bytes)
@@ -257,11 +279,23 @@ fn decode_counts(wire: &FooterWire, file_bytes: u64) -> Result<Counts> {
 }
 
 fn decode_root(wire: &FooterWire, file_bytes: u64) -> Result<Option<RootRef>> {
-    let (offset, record_bytes) = (wire.root_offset.get(), wire.root_bytes.get());
-    let checksum = wire.root_checksum.get();
+    let root = RootRef {
+        offset: wire.root_offset.get(),
+        record_bytes: wire.root_bytes.get(),
+        checksum: wire.root_checksum.get(),
+    };
+    decode_root_of(root, wire.table_count.get() == 0, file_bytes)
+}
+
+/// The root of a file of that length; none if it has no records.
+pub(super) fn decode_root_of(
+    root: RootRef,
+    is_empty: bool,
+    file_bytes: u64,
+) -> Result<Option<RootRef>> {
+    let RootRef { offset, record_bytes, checksum } = root;
     let records_end = file_bytes.saturating_sub(FOOTER_BYTES as u64);
-    let empty = wire.table_count.get() == 0;
-    if empty && offset == 0 && record_bytes == 0 && checksum == 0 {
+    if is_empty && offset == 0 && record_bytes == 0 && checksum == 0 {
         if records_end != HEADER_BYTES as u64 {
             return Err(Error::corrupt("footer: records without a root"));
         }
@@ -269,10 +303,10 @@ fn decode_root(wire: &FooterWire, file_bytes: u64) -> Result<Option<RootRef>> {
     }
     // The root is the last record: this also binds the footer to the length of the file.
     let ends = offset.checked_add(record_bytes.into());
-    if empty || offset < HEADER_BYTES as u64 || ends != Some(records_end) {
+    if is_empty || offset < HEADER_BYTES as u64 || ends != Some(records_end) {
         return Err(Error::corrupt("footer: the root page is not the last record"));
     }
-    Ok(Some(RootRef { offset, record_bytes, checksum }))
+    Ok(Some(root))
 }
 
 fn decode_label(wire: &FooterWire) -> Result<Option<String>> {

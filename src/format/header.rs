@@ -45,6 +45,8 @@ const _: () = assert!(std::mem::offset_of!(HeaderWire, checksum) == HEADER_BYTES
 pub const FRAME_COUNTS: u64 = 1 << 0;
 /// Incompatible feature: the blocks are not in this file but in a base image (FORMAT.md H3).
 pub const BASE_IMAGE: u64 = 1 << 1;
+/// Incompatible feature: the file names the parts in which the entries of its snapshot are (FORMAT.md H3).
+pub const PARTS: u64 = 1 << 3;
 
 /// The three sets of feature bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -73,6 +75,15 @@ pub enum FrameLayout {
     Counted(u32),
     /// There are no frames: the blocks are in a base image.
     Absent,
+}
+
+/// In what the entries of a snapshot are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Content {
+    /// In records of the file.
+    Records,
+    /// In part files, which it names: it counts what they hold.
+    Parts,
 }
 
 /// The header of a delta file, checked.
@@ -107,6 +118,11 @@ impl Header {
             bits if bits & FRAME_COUNTS != 0 => FrameLayout::Counted(self.frame_blocks),
             _ => FrameLayout::Even(self.frame_blocks),
         }
+    }
+
+    /// In what the entries of the snapshot are.
+    pub fn content(&self) -> Content {
+        if self.features.incompatible & PARTS == 0 { Content::Records } else { Content::Parts }
     }
 
     /// The most bytes that a decoded frame has.
@@ -168,12 +184,17 @@ impl Header {
             read_compatible: wire.read_compatible.get(),
             compatible: wire.compatible.get(),
         };
-        let unknown = features.incompatible & !(FRAME_COUNTS | BASE_IMAGE);
+        let unknown = features.incompatible & !(FRAME_COUNTS | BASE_IMAGE | PARTS);
         if unknown != 0 {
             return Err(later(format!("unknown feature bits {unknown:#x}")));
         }
-        if features.incompatible == FRAME_COUNTS | BASE_IMAGE {
-            return Err(Error::corrupt("header: frames in a file whose blocks are elsewhere"));
+        match features.incompatible {
+            bits if bits.count_ones() <= 1 => {}
+            bits if bits == FRAME_COUNTS | BASE_IMAGE => {
+                let what = "header: frames in a file whose blocks are elsewhere";
+                return Err(Error::corrupt(what));
+            }
+            _ => return Err(Error::corrupt("header: a layer file with blocks of its own")),
         }
         if wire.reserved.iter().any(|&b| b != 0) {
             return Err(Error::corrupt("header: reserved bytes are not zero"));

@@ -12,12 +12,14 @@
 pub mod footer;
 pub mod header;
 pub mod index;
+pub mod part;
 pub mod record;
 pub mod table;
 
 pub use footer::{Counts, Footer, Lineage, RootRef};
-pub use header::{Features, FrameLayout, Header};
+pub use header::{Content, Features, FrameLayout, Header};
 pub use index::{ChildRef, IndexPage};
+pub use part::{PartEntry, PartFooter, PartTable, PartTerms};
 pub use record::{RecordHead, RecordKind};
 pub use table::{FrameRef, Run, RunKind, TablePage};
 

@@ -44,6 +44,8 @@ pub enum RecordKind {
         /// 1 to [`MAX_LEVEL`].
         level: u32,
     },
+    /// The table of the parts of a layer.
+    Parts,
 }
 
 /// A record header, checked but for the checksum over the payload.
@@ -78,6 +80,7 @@ impl RecordHead {
             }
             RecordKind::Table => (*b"TABL", 0),
             RecordKind::Index { level } => (*b"INDX", level),
+            RecordKind::Parts => (*b"PART", 0),
         };
         zerocopy::transmute!(RecordWire {
             tag,
@@ -103,6 +106,7 @@ impl RecordHead {
                 RecordKind::Frame { codec, block_count }
             }
             b"TABL" if detail == 0 => RecordKind::Table,
+            b"PART" if detail == 0 => RecordKind::Parts,
             b"INDX" if (1..=MAX_LEVEL).contains(&detail) => RecordKind::Index { level: detail },
             _ => return Err(Error::corrupt("no record where one should be")),
         };

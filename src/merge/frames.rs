@@ -7,7 +7,7 @@
 
 use crate::base::units::BlockRange;
 use crate::chain::{Difference, State};
-use crate::delta::{Delta, PAGE_SPAN};
+use crate::delta::{PAGE_SPAN, Part};
 use crate::format::{FrameRef, TablePage};
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ const MAX_ENTRIES: usize = 512;
 
 /// A frame of a file, all of whose blocks live.
 pub(super) struct WholeFrame {
-    pub(super) delta: Arc<Delta>,
+    pub(super) part: Arc<Part>,
     pub(super) place: FrameRef,
     /// Its blocks, and runs without data that are between them.
     pub(super) entries: Vec<Difference>,
@@ -39,7 +39,7 @@ pub(super) struct FrameFinder {
 
 struct Held {
     page: Arc<TablePage>,
-    delta: Arc<Delta>,
+    part: Arc<Part>,
     frame: u32,
     /// The ordinal that has to come next, and one past the last one of the frame.
     next: u32,
@@ -61,8 +61,7 @@ impl FrameFinder {
             return;
         };
         let Some(of) = difference.chunk.page(page) else { return };
-        let delta = difference.chunk.layers().get(of.layer as usize);
-        let (Some(delta), page) = (delta, &of.page) else { return };
+        let (file, page) = (&of.part, &of.page);
         let (mut blocks, mut ordinal) = (difference.span.blocks, ordinal);
         while blocks.count > 0 {
             let (frame, ordinals) = page.frame_of(ordinal);
@@ -70,7 +69,7 @@ impl FrameFinder {
             let part = BlockRange { first: blocks.first, count };
             let Some(span) = difference.span.within(part) else { return };
             let chunk = difference.chunk.clone();
-            self.part(delta, page, frame, ordinal, ordinals, Difference { span, chunk }, out);
+            self.part(file, page, frame, ordinal, ordinals, Difference { span, chunk }, out);
             ordinal += count as u32;
             blocks = BlockRange::between(part.end(), blocks.end());
         }
@@ -80,7 +79,7 @@ impl FrameFinder {
     #[expect(clippy::too_many_arguments, reason = "the place of the blocks, in its parts")]
     fn part(
         &mut self,
-        delta: &Arc<Delta>,
+        file: &Arc<Part>,
         page: &Arc<TablePage>,
         frame: u32,
         ordinal: u32,
@@ -108,7 +107,7 @@ impl FrameFinder {
             }
             self.held = Some(Held {
                 page: page.clone(),
-                delta: delta.clone(),
+                part: file.clone(),
                 frame,
                 next,
                 end: ordinals.end,
@@ -122,7 +121,7 @@ impl FrameFinder {
             let block_count = held.page.ordinals_of(held.frame).len() as u32;
             match place {
                 Some(place) => out.push(Token::Whole(WholeFrame {
-                    delta: held.delta,
+                    part: held.part,
                     place,
                     entries: held.entries,
                     block_count,

@@ -10,22 +10,26 @@
 
 mod frames;
 mod garbage;
+mod kept;
 mod pages;
 mod window;
 
 pub use garbage::{LayerUse, layer_use};
+pub use kept::{KeptOf, grid_of};
 
 use crate::base::error::{Error, Result};
 use crate::base::events::{Context, Phase};
 use crate::base::message::{Verb, message};
-use crate::chain::{Chain, Fork};
+use crate::base::units::BlockRange;
+use crate::chain::{Chain, Fork, State};
 use crate::codec::Compression;
 use crate::delta::{
-    BASE_FRAME_BYTES, DELTA_FRAME_BYTES, Identity, PieceSender, Written, write_produced,
+    BASE_FRAME_BYTES, DELTA_FRAME_BYTES, Identity, LayerOutput, Piece, PieceSender, TableCursor,
+    Written, write_produced,
 };
 use crate::format::header::FRAME_COUNTS;
-use crate::format::{Features, Header};
-use frames::FrameFinder;
+use crate::format::{Counts, Features, Header, MAX_BLOCKS, PartEntry, PartTerms};
+use frames::{FrameFinder, Token};
 use pages::PagePlanner;
 use uuid::Uuid;
 use window::Window;
@@ -46,6 +50,11 @@ pub struct Plan {
     pub file_id: Uuid,
     /// How to compress what is packed again.
     pub compression: Compression,
+    /// On which grid, in blocks, it may be cut into parts; none if it is one file.
+    pub cell_blocks: Option<u64>,
+    /// Parts of the files that it replaces, which go on as they are ([`KeptOf`]); ascending. There are
+    /// none without a grid.
+    pub kept: Vec<PartEntry>,
 }
 
 /// A file that was made.
@@ -60,6 +69,16 @@ pub struct Merged {
 }
 
 impl Plan {
+    /// Of one file, whatever it is merged from.
+    pub fn of_one_file(
+        fork: Fork,
+        identity: Identity,
+        file_id: Uuid,
+        compression: Compression,
+    ) -> Self {
+        Self { fork, identity, file_id, compression, cell_blocks: None, kept: Vec::new() }
+    }
+
     fn frame_blocks(&self) -> u32 {
         let is_base = self.fork.parent().is_none();
         let frame_bytes = if is_base { BASE_FRAME_BYTES } else { DELTA_FRAME_BYTES };
@@ -92,11 +111,7 @@ impl Plan {
 /// # Errors
 /// `Corrupt` if a table or a block that is needed is damaged, or the tables do not give the image
 /// digest of the snapshot. Then `out` holds no snapshot.
-pub fn merge(
-    plan: &Plan,
-    context: &Context,
-    out: &mut dyn FnMut(&[u8]) -> Result<()>,
-) -> Result<Merged> {
+pub fn merge(plan: &Plan, context: &Context, out: &mut dyn LayerOutput) -> Result<Merged> {
     let tip = plan.fork.tip();
     tip.check_extendable()?;
     let header = plan.header();
@@ -109,6 +124,7 @@ pub fn merge(
     let outcome = write_produced(&header, plan.compression, context, out, &mut advance, produce);
     drop(phase);
     let (writer, (changed_blocks, changed_bytes)) = outcome?;
+    let writer = writer.on_grid(plan.cell_blocks.unwrap_or(0));
     let lineage = plan.fork.parent().map(Chain::as_parent);
     let image_bytes = tip.geometry().image_bytes;
     let written = writer.finish(&plan.identity, lineage, image_bytes, tip.image_digest())?;
@@ -117,39 +133,161 @@ pub fn merge(
 
 /// Plans, and sends the pieces. Returns the blocks of the image that have a run, and their bytes.
 fn plan_into(plan: &Plan, context: &Context, pieces: &mut PieceSender) -> Result<(u64, u64)> {
-    let geometry = plan.fork.tip().geometry();
-    let mut differences = plan.fork.differences();
-    let mut finder = FrameFinder::default();
-    let mut planner = PagePlanner::new(plan.frame_blocks());
-    let mut window = Window::new(geometry, plan.window_bytes());
-    let (mut blocks, mut bytes, mut tokens) = (0, 0, Vec::new());
-    while let Some(difference) = differences.next_difference()? {
-        context.check()?;
-        let range = difference.span.blocks;
-        blocks += range.end().min(geometry.block_count()).saturating_sub(range.first);
-        bytes += geometry.bytes_in(range);
-        finder.take(difference, &mut tokens);
-        tokens.drain(..).for_each(|token| planner.take(token));
-        for page in planner.pages() {
-            window.add(page, context, pieces)?;
+    let mut merging = Merging::new(plan);
+    for kept in &plan.kept {
+        merging.gap(BlockRange::between(merging.at, kept.blocks.first), context, pieces)?;
+        merging.keep(kept.clone());
+    }
+    merging.gap(BlockRange::between(merging.at, MAX_BLOCKS), context, pieces)?;
+    merging.finish(context, pieces)
+}
+
+/// The files of a chain as they become those of one layer.
+struct Merging<'a> {
+    plan: &'a Plan,
+    finder: FrameFinder,
+    planner: PagePlanner,
+    window: Window,
+    tokens: Vec<Token>,
+    changed_blocks: u64,
+    changed_bytes: u64,
+    /// As far as it got.
+    at: u64,
+    /// What the sum of the terms changes by.
+    difference: u128,
+    has_cut: bool,
+}
+
+impl<'a> Merging<'a> {
+    fn new(plan: &'a Plan) -> Self {
+        let geometry = plan.fork.tip().geometry();
+        Self {
+            plan,
+            finder: FrameFinder::default(),
+            planner: PagePlanner::new(plan.frame_blocks()),
+            window: Window::new(geometry, plan.window_bytes()),
+            tokens: Vec::new(),
+            changed_blocks: 0,
+            changed_bytes: 0,
+            at: 0,
+            difference: 0,
+            has_cut: false,
         }
     }
-    // Before anything gets a footer: do the tables that were passed give this snapshot?
-    if differences.image_digest() != plan.fork.tip().image_digest() {
-        let what = "the tables do not give the image digest of the snapshot";
-        return Err(Error::corrupt(what).at(plan.fork.tip().tip().location()).hint(message![
-            "run ",
-            Verb::Verify.call(),
-            " to see what is damaged"
-        ]));
+
+    /// Merges what lies between two parts that are kept, and cuts it where there is enough for a part.
+    fn gap(&mut self, gap: BlockRange, context: &Context, pieces: &mut PieceSender) -> Result<()> {
+        let geometry = self.plan.fork.tip().geometry();
+        let cell_blocks = self.plan.cell_blocks.unwrap_or(u64::MAX);
+        let line_after = |at: u64| (at / cell_blocks).saturating_add(1).saturating_mul(cell_blocks);
+        let mut differences = self.plan.fork.differences_in(gap);
+        let (mut first, mut data_blocks, mut before) = (gap.first, 0, 0);
+        let mut line = line_after(first);
+        loop {
+            while let Some(difference) = differences.next_before(line)? {
+                context.check()?;
+                let range = difference.span.blocks;
+                self.changed_blocks +=
+                    range.end().min(geometry.block_count()).saturating_sub(range.first);
+                self.changed_bytes += geometry.bytes_in(range);
+                if let State::Data { .. } = difference.span.state {
+                    data_blocks += range.count;
+                }
+                self.finder.take(difference, &mut self.tokens);
+                self.tokens.drain(..).for_each(|token| self.planner.take(token));
+                for page in self.planner.pages() {
+                    self.window.add(page, context, pieces)?;
+                }
+            }
+            let Some(next) = differences.next_place()? else { break };
+            if data_blocks >= cell_blocks / 2 {
+                let terms = differences.step().wrapping_sub(before);
+                self.cut(BlockRange::between(first, line), terms, context, pieces)?;
+                (first, data_blocks, before) = (line, 0, differences.step());
+            }
+            line = line_after(next.max(line));
+        }
+        self.difference = self.difference.wrapping_add(differences.step());
+        self.at = gap.end();
+        let is_whole = !self.has_cut && self.plan.kept.is_empty();
+        if gap.count > 0 && !is_whole {
+            let terms = differences.step().wrapping_sub(before);
+            self.cut(BlockRange::between(first, gap.end()), terms, context, pieces)?;
+        }
+        Ok(())
     }
-    finder.finish(&mut tokens);
-    tokens.drain(..).for_each(|token| planner.take(token));
-    for page in planner.finish() {
-        window.add(page, context, pieces)?;
+
+    fn keep(&mut self, part: PartEntry) {
+        self.at = part.blocks.end();
+        self.difference = self.difference.wrapping_add(part.term_difference);
+        let Counts { data_blocks, zero_blocks, unread_blocks, .. } = part.counts;
+        let geometry = self.plan.fork.tip().geometry();
+        let blocks = data_blocks + zero_blocks + unread_blocks;
+        self.changed_blocks += blocks;
+        self.changed_bytes += blocks.saturating_mul(geometry.block_size.bytes().into());
+        self.window.piece(Piece::Keep(part));
     }
-    window.flush(context, pieces)?;
-    Ok((blocks, bytes))
+
+    /// Ends a part.
+    fn cut(
+        &mut self,
+        blocks: BlockRange,
+        difference: u128,
+        context: &Context,
+        pieces: &mut PieceSender,
+    ) -> Result<()> {
+        self.has_cut = true;
+        self.close(context, pieces)?;
+        self.window.piece(Piece::Cut(blocks, PartTerms { difference, before: None }));
+        Ok(())
+    }
+
+    /// Ends the page that is open.
+    fn close(&mut self, context: &Context, pieces: &mut PieceSender) -> Result<()> {
+        self.finder.finish(&mut self.tokens);
+        self.tokens.drain(..).for_each(|token| self.planner.take(token));
+        self.planner.close_page();
+        for page in self.planner.pages() {
+            self.window.add(page, context, pieces)?;
+        }
+        Ok(())
+    }
+
+    fn finish(mut self, context: &Context, pieces: &mut PieceSender) -> Result<(u64, u64)> {
+        let fork = &self.plan.fork;
+        // Before anything gets a footer: do the tables that were passed give this snapshot?
+        if fork.digest_after(self.difference) != fork.tip().image_digest() {
+            let what = "the tables do not give the image digest of the snapshot";
+            return Err(Error::corrupt(what).at(fork.tip().tip().location()).hint(message![
+                "run ",
+                Verb::Verify.call(),
+                " to see what is damaged"
+            ]));
+        }
+        self.close(context, pieces)?;
+        self.window.flush(context, pieces)?;
+        Ok((self.changed_blocks, self.changed_bytes.saturating_sub(self.beyond_the_end()?)))
+    }
+
+    /// What the last block of the image has beyond its end, if that block is in a part that is kept and has
+    /// a run: there it counted as a whole one.
+    fn beyond_the_end(&self) -> Result<u64> {
+        let geometry = self.plan.fork.tip().geometry();
+        let last = geometry.block_count().saturating_sub(1);
+        let one = BlockRange { first: last, count: 1 };
+        let holds_last = |part: &PartEntry| (part.blocks.first..part.blocks.end()).contains(&last);
+        if !self.plan.kept.iter().any(holds_last) {
+            return Ok(0);
+        }
+        for layer in self.plan.fork.own().iter() {
+            let mut cursor = TableCursor::new(layer.clone());
+            cursor.seek(last)?;
+            if cursor.run().is_some_and(|(_, run)| run.blocks.first <= last) {
+                return Ok(u64::from(geometry.block_size.bytes()) - geometry.bytes_in(one));
+            }
+        }
+        Ok(0)
+    }
 }
 
 /// Proves that a file, read back, gives its snapshot on top of its parent: `fork` is of the new file's

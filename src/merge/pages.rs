@@ -8,7 +8,7 @@
 use super::frames::{Token, WholeFrame};
 use crate::base::units::BlockRange;
 use crate::chain::{Difference, State};
-use crate::delta::{Delta, PAGE_ITEMS, PAGE_SPAN};
+use crate::delta::{PAGE_ITEMS, PAGE_SPAN, Part};
 use crate::format::table::MAX_RUN_BLOCKS;
 use crate::format::{FrameRef, Run, RunKind, TablePage};
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use std::sync::Arc;
 /// A frame of the merged file.
 pub(super) enum FramePlan {
     /// One that is there already.
-    Copy { delta: Arc<Delta>, place: FrameRef, block_count: u16 },
+    Copy { part: Arc<Part>, place: FrameRef, block_count: u16 },
     /// So many of the loose blocks, in their order.
     Pack(u16),
 }
@@ -65,12 +65,6 @@ impl PagePlanner {
         self.out.drain(..)
     }
 
-    /// The last page.
-    pub(super) fn finish(mut self) -> Vec<PagePlan> {
-        self.close_page();
-        self.out
-    }
-
     fn whole(&mut self, frame: WholeFrame) {
         // A short one is packed with what is beside it, and so is one behind a few blocks that would
         // be a short one otherwise.
@@ -90,8 +84,8 @@ impl PagePlanner {
         for entry in &frame.entries {
             self.add_runs(entry);
         }
-        let WholeFrame { delta, place, block_count, .. } = frame;
-        self.page.frames.push(FramePlan::Copy { delta, place, block_count: block_count as u16 });
+        let WholeFrame { part, place, block_count, .. } = frame;
+        self.page.frames.push(FramePlan::Copy { part, place, block_count: block_count as u16 });
     }
 
     fn loose(&mut self, difference: Difference) {
@@ -175,7 +169,8 @@ impl PagePlanner {
         self.page.table.runs.push(Run { blocks, kind, ordinal });
     }
 
-    fn close_page(&mut self) {
+    /// Ends the page.
+    pub(super) fn close_page(&mut self) {
         self.cut(self.pending);
         if !self.page.table.runs.is_empty() {
             self.out.push(std::mem::take(&mut self.page));

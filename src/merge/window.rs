@@ -45,9 +45,9 @@ impl Window {
         let mut loose = VecDeque::from(page.loose);
         for frame in page.frames {
             match frame {
-                FramePlan::Copy { delta, place, block_count } => {
+                FramePlan::Copy { part, place, block_count } => {
                     self.bytes += u64::from(place.record_bytes) + size_of::<Piece>() as u64;
-                    self.pieces.push(Piece::Copy { delta, place, block_count });
+                    self.pieces.push(Piece::Copy { part, place, block_count });
                 }
                 FramePlan::Pack(block_count) => self.pack(block_count, &mut loose)?,
             }
@@ -59,6 +59,11 @@ impl Window {
         self.pieces.push(Piece::Table(page.table));
         // There may be pages without frames.
         if self.bytes >= self.most_bytes { self.flush(context, out) } else { Ok(()) }
+    }
+
+    /// Adds a piece that has no blocks.
+    pub(super) fn piece(&mut self, piece: Piece) {
+        self.pieces.push(piece);
     }
 
     fn pack(&mut self, block_count: u16, loose: &mut VecDeque<Difference>) -> Result<()> {

@@ -22,3 +22,4 @@ pub mod stats;
 pub mod untrack;
 pub mod verify;
 pub mod watch;
+pub mod work;

@@ -8,24 +8,30 @@ use crate::repo::manifest::{self, ImageFile, Manifest, Pin, Snapshot};
 use crate::repo::reserve::{is_released, keep_reserve};
 use crate::repo::session::Writer;
 use crate::store::{LockKind, ReserveKept, Store};
+use std::collections::HashSet;
 use uuid::Uuid;
 
-/// Removes a file that was published, unless the ruling manifest names it: a full disk gets its space
+/// Removes files that were published, unless the ruling manifest names them: a full disk gets its space
 /// back. Without locks that is left to who collects garbage.
-pub(crate) fn discard_unless_named(repository: &Repository, name: &str, file: &str) -> Result<()> {
+pub(crate) fn discard_unless_named<'a>(
+    repository: &Repository,
+    name: &str,
+    files: impl IntoIterator<Item = &'a str>,
+) -> Result<()> {
     let store = repository.store.as_ref();
     if !store.sharing()?.is_locked() {
         return Ok(());
     }
-    let ruling = manifest::load(store, name);
-    let is_unnamed = ruling.is_ok_and(|m| m.stored().iter().all(|s| s.file != file));
-    if is_unnamed { store.remove(&format!("{name}/{file}")) } else { Ok(()) }
+    match manifest::load(store, name) {
+        Ok(ruling) => remove_unnamed(store, &ruling, files),
+        Err(_) => Ok(()),
+    }
 }
 
 /// How often a change is made anew on top of what others committed meanwhile.
 const REBASE_TRIES: usize = 16;
 
-/// Commits a change of what rules, which may name a `file` that was uploaded since the writer was opened.
+/// Commits a change of what rules, which may name `files` that were uploaded since the writer was opened.
 /// Where others may commit meanwhile, `change` is called again for what rules then.
 ///
 /// # Errors
@@ -33,7 +39,7 @@ const REBASE_TRIES: usize = 16;
 pub(crate) fn commit_change<T>(
     repository: &Repository,
     writer: &mut Writer,
-    file: Option<&str>,
+    files: &[&str],
     change: impl Fn(&mut Manifest) -> Result<T>,
 ) -> Result<T> {
     let store = repository.store.as_ref();
@@ -57,7 +63,7 @@ pub(crate) fn commit_change<T>(
             Err(error) => error,
         };
         if is_locked {
-            discard_after(store, &next, file)?;
+            discard_after(store, &next, files)?;
             return Err(error);
         }
         if error.kind() != ErrorKind::Busy {
@@ -65,8 +71,8 @@ pub(crate) fn commit_change<T>(
         }
         next = manifest::load(store, &writer.manifest.name)?;
         // What was condemned is not named again (C5); what was swept may have been condemned (C6).
-        let is_lost = |file: &str| next.is_condemned(file) || next.swept > writer.began;
-        if next.image_id != writer.manifest.image_id || file.is_some_and(is_lost) {
+        let is_lost = |file: &&str| next.is_condemned(file) || next.swept > writer.began;
+        if next.image_id != writer.manifest.image_id || files.iter().any(is_lost) {
             return Err(error);
         }
         writer.manifest = next.clone();
@@ -97,14 +103,29 @@ fn commit(store: &dyn Store, frees: bool, next: &mut Manifest) -> Result<()> {
     manifest::commit(store, next)
 }
 
-/// If a commit certainly does not stand, its file is garbage now: a full disk gets its space back.
-fn discard_after(store: &dyn Store, next: &Manifest, file: Option<&str>) -> Result<()> {
-    let Some(file) = file else { return Ok(()) };
-    let ruling = manifest::ruling(store, &next.name);
-    match ruling.is_ok_and(|n| n.is_some_and(|n| n < next.sequence)) {
-        true => store.remove(&format!("{}/{file}", next.name)),
-        false => Ok(()),
+/// If a commit certainly does not stand, its files are garbage now, but for those that what rules names: a full
+/// disk gets its space back.
+fn discard_after(store: &dyn Store, next: &Manifest, files: &[&str]) -> Result<()> {
+    if files.is_empty() {
+        return Ok(());
     }
+    match manifest::load(store, &next.name) {
+        Ok(ruling) if ruling.sequence < next.sequence => {
+            remove_unnamed(store, &ruling, files.iter().copied())
+        }
+        Ok(_) | Err(_) => Ok(()),
+    }
+}
+
+fn remove_unnamed<'a>(
+    store: &dyn Store,
+    ruling: &Manifest,
+    files: impl IntoIterator<Item = &'a str>,
+) -> Result<()> {
+    let named: HashSet<&str> = ruling.objects().collect();
+    let is_unnamed = |file: &&str| !named.contains(file) && !ruling.is_planned(file);
+    let mut unnamed = files.into_iter().filter(is_unnamed);
+    unnamed.try_for_each(|file| store.remove(&format!("{}/{file}", ruling.name)))
 }
 
 /// Commits a change of what the manifest says of one snapshot. Gives what it says then.
@@ -114,7 +135,7 @@ pub(crate) fn change_snapshot(
     id: Uuid,
     change: impl Fn(&mut Snapshot),
 ) -> Result<Snapshot> {
-    commit_change(repository, writer, None, |next| {
+    commit_change(repository, writer, &[], |next| {
         let gone = || Error::corrupt(format!("{}: the snapshot is gone", next.name));
         let snapshot = next.snapshots.iter_mut().find(|s| s.id == id).ok_or_else(gone)?;
         change(snapshot);
@@ -175,7 +196,7 @@ pub(crate) fn remove_unused_image(repository: &Repository, mut writer: Writer) -
     if repository.store.sharing()?.is_locked() {
         return remove_image(repository, writer, |_| (), |_| Ok(())).map(drop);
     }
-    commit_change(repository, &mut writer, None, |next| match next.is_unused() {
+    commit_change(repository, &mut writer, &[], |next| match next.is_unused() {
         true => {
             forget(next);
             Ok(())
@@ -198,7 +219,7 @@ pub(crate) fn remove_image(
     writer.release_reader_lock();
     if !store.sharing()?.is_locked() {
         let known = writer.manifest.rollback.clone();
-        commit_change(repository, &mut writer, None, |next| {
+        commit_change(repository, &mut writer, &[], |next| {
             refuse_kept(store, next, |_| true)?;
             // One that has begun since would be left with half of a live image, and of nothing else.
             if next.rollback != known {

@@ -9,21 +9,24 @@
 //! A dropped snapshot with several children stays until it has one: merged earlier, its blocks would
 //! be on disk twice.
 
-use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::error::{Error, ErrorKind, Result, best_effort};
 use crate::base::events::{Context, WarningId};
 use crate::base::free_space::check_free_space;
 use crate::base::message::message;
+use crate::base::units::PartSize;
 use crate::chain::{Chain, Fork};
 use crate::delta::{Delta, Identity};
-use crate::merge::{Merged, Plan, layer_use, merge, prove};
+use crate::merge::{KeptOf, LayerUse, Merged, Plan, grid_of, layer_use, merge, prove};
 use crate::repo::Repository;
 use crate::repo::change::{commit_change, discard_unless_named, refuse_kept};
 use crate::repo::compaction::{CompactWhen, Compaction, Merging};
+use crate::repo::entry::part_names;
 use crate::repo::files::{open_chain, open_delta, open_parent};
 use crate::repo::garbage::{Reaped, collect_garbage};
-use crate::repo::manifest::{self, BaseOf, Manifest, Snapshot, object_name};
+use crate::repo::manifest::{self, BaseOf, Manifest, Snapshot};
 use crate::repo::reserve::{keep_reserve, with_reserve};
 use crate::repo::session::Writer;
+use crate::repo::uploads::Uploads;
 use crate::store::ReserveKept;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -39,6 +42,8 @@ struct Group {
     absorbed: Vec<Snapshot>,
     before_bytes: u64,
     live_bytes: u64,
+    /// In parts that stay as they are; counted nowhere else.
+    kept_bytes: u64,
 }
 
 impl Group {
@@ -48,6 +53,7 @@ impl Group {
             absorbed: self.absorbed.iter().map(|s| s.number).collect(),
             before_bytes: self.before_bytes,
             after_bytes,
+            kept_bytes: self.kept_bytes,
         }
     }
 }
@@ -68,7 +74,7 @@ pub(crate) fn drop_snapshots(
     if ids.is_empty() && unneeded.is_empty() && !writer.manifest.has_disowned() {
         return Ok(unneeded);
     }
-    let unneeded = commit_change(repository, writer, None, |next| {
+    let unneeded = commit_change(repository, writer, &[], |next| {
         let still: HashSet<Uuid> = still(next)?.intersection(ids).copied().collect();
         refuse_kept(store, next, |s| still.contains(&s.id))?;
         Ok(drop_from_manifest(next, &still))
@@ -134,7 +140,8 @@ fn compact_into(
         let onto = group.absorbed.last();
         match rewrite(repository, writer, group.top.id, onto, &absorbed, context) {
             Ok((merged, unneeded)) => {
-                compaction.merged.push(group.merging(merged.file_bytes));
+                let written = merged.file_bytes.saturating_sub(group.kept_bytes);
+                compaction.merged.push(group.merging(written));
                 compaction.count_removed(&unneeded);
             }
             Err(e) if e.kind() == ErrorKind::Interrupted => return Err(e),
@@ -205,8 +212,8 @@ fn plan_compaction(
         // No more of the chain than that: it may be long, and there may be many of them.
         let layers = path.iter().map(|s| open_delta(repository, manifest, s).map(Arc::new));
         let layers: Result<Vec<Arc<Delta>>> = layers.collect();
-        let uses = layers.and_then(|layers| layer_use(&layers, context));
-        let uses = match uses {
+        let uses = layers.and_then(|layers| uses_of(&path, &layers, context));
+        let sizes = match uses {
             Ok(uses) => uses,
             Err(e) if e.kind() == ErrorKind::Interrupted => return Err(e),
             // Damage of one file is no reason not to merge others.
@@ -215,8 +222,7 @@ fn plan_compaction(
                 continue;
             }
         };
-        let sizes: Vec<(u64, u64)> =
-            path.iter().zip(&uses).map(|(s, u)| (s.file_bytes, u.live_bytes)).collect();
+        let (sizes, kept): (Vec<(u64, u64)>, Vec<u64>) = sizes.into_iter().unzip();
         let count = worth.count(&sizes, path.last().is_some_and(|s| s.is_base()));
         let (taken, left) = sizes.split_at(if count == 0 { 0 } else { count + 1 });
         let garbage = left.iter().map(|(bytes, live)| bytes.saturating_sub(*live));
@@ -227,11 +233,37 @@ fn plan_compaction(
         groups.push(Group {
             before_bytes: taken.iter().map(|(bytes, _)| bytes).sum(),
             live_bytes: taken.iter().map(|(_, live)| live).sum(),
+            kept_bytes: kept.iter().take(taken.len()).sum(),
             top,
             absorbed,
         });
     }
     Ok((groups, compaction, failed))
+}
+
+/// Of the files of each of some snapshots that are merged, the newest first: their bytes and what of them
+/// lives, but for the parts that would stay as they are, and the bytes of those.
+fn uses_of(
+    path: &[&Snapshot],
+    layers: &[Arc<Delta>],
+    context: &Context,
+) -> Result<Vec<((u64, u64), u64)>> {
+    let uses = layer_use(layers, context)?;
+    let mut kept = vec![0; layers.len()];
+    let tip = layers.first().map(|tip| tip.geometry()).transpose()?;
+    let becomes_base = path.last().is_some_and(|s| s.is_base());
+    let block_count = tip.map_or(0, |geometry| geometry.block_count());
+    let kept_of = KeptOf { layers, becomes_base, block_count };
+    for (index, part) in kept_of.parts(|_| true, context)? {
+        if let Some(kept) = kept.get_mut(index) {
+            *kept += part.file_bytes;
+        }
+    }
+    let each = path.iter().zip(&uses).zip(kept);
+    let of = |((s, of), kept): ((&&Snapshot, &LayerUse), u64)| {
+        ((s.file_bytes.saturating_sub(kept), of.live_bytes.saturating_sub(kept)), kept)
+    };
+    Ok(each.map(of).collect())
 }
 
 /// Puts another file in the place of a snapshot's, against what `onto` was taken against (nothing if there
@@ -258,7 +290,6 @@ pub(crate) fn rewrite_as(
     absorbed: &HashSet<Uuid>,
     context: &Context,
 ) -> Result<(Snapshot, Vec<Snapshot>)> {
-    let store = repository.store.as_ref();
     let name = writer.manifest.name.clone();
     // What it was planned by may not rule any more.
     let is_there = |id: &Uuid| writer.manifest.stored().iter().any(|s| s.id == *id);
@@ -269,18 +300,40 @@ pub(crate) fn rewrite_as(
     let parent = onto.map(|onto| open_parent(repository, &writer.manifest, onto)).transpose()?;
     let (parent, base_of) = (parent.flatten(), onto.and_then(|onto| onto.base_of.clone()));
     let footer = tip.tip().footer().clone();
-    let file_id = Uuid::new_v4();
-    let plan = Plan {
-        fork: Fork::new(tip, parent.clone())?,
-        identity: Identity { number: number.unwrap_or(footer.number), ..Identity::of(&footer) },
-        file_id,
-        compression: repository.defaults().compression,
+    let fork = Fork::new(tip, parent.clone())?;
+    let may_move = |delta: &Delta| {
+        let of = delta.footer().snapshot_id;
+        of == id || absorbed.contains(&of)
     };
-    let file = object_name();
-    let mut upload = store.create(&format!("{name}/{file}"))?;
-    let merged = merge(&plan, context, &mut |bytes| upload.write(bytes))?;
-    context.check()?;
-    upload.publish()?;
+    let kept_of = KeptOf {
+        layers: fork.own(),
+        becomes_base: parent.is_none(),
+        block_count: fork.tip().geometry().block_count(),
+    };
+    let kept = kept_of.parts(may_move, context)?.into_iter().map(|(_, part)| part).collect();
+    let plan = Plan {
+        identity: Identity { number: number.unwrap_or(footer.number), ..Identity::of(&footer) },
+        file_id: Uuid::new_v4(),
+        compression: repository.defaults().compression,
+        cell_blocks: grid_of(fork.own()),
+        kept,
+        fork,
+    };
+    let mut uploads = Uploads::new(repository, &name);
+    let merged = merge(&plan, context, &mut uploads).and_then(|merged| {
+        context.check()?;
+        Ok(merged)
+    });
+    let merged = match merged {
+        Ok(merged) => merged,
+        Err(error) => {
+            best_effort(uploads.discard());
+            return Err(error);
+        }
+    };
+    let file = uploads.object();
+    let files = uploads.publish()?;
+    let files: Vec<&str> = files.iter().map(String::as_str).collect();
     let before = writer.manifest.lineage(id)?.into_iter().cloned().collect::<Vec<_>>();
     let change = |next: &mut Manifest| {
         let is_same = next.lineage(id).is_ok_and(|now| before.iter().eq(now));
@@ -288,10 +341,12 @@ pub(crate) fn rewrite_as(
             return Err(manifest::changed_meanwhile(&next.name));
         }
         let format = next.format().map(str::to_owned);
+        let part_size = next.part_size_of(id);
         next.dropped.retain(|s| !absorbed.contains(&s.id));
         let mut entry = None;
         for snapshot in next.snapshots.iter_mut().chain(&mut next.dropped).filter(|s| s.id == id) {
-            *snapshot = with_file(snapshot, &file, &merged, base_of.as_ref(), format.as_deref());
+            *snapshot =
+                with_file(snapshot, &file, &merged, base_of.as_ref(), format.as_deref(), part_size);
             entry = Some(snapshot.clone());
         }
         next.snapshots.sort_by_key(|s| s.number);
@@ -303,9 +358,9 @@ pub(crate) fn rewrite_as(
     let mut next = writer.manifest.clone();
     change(&mut next)?;
     let proved = prove_merged(repository, &next, id, parent, context);
-    let committed = proved.and_then(|()| commit_change(repository, writer, Some(&file), change));
+    let committed = proved.and_then(|()| commit_change(repository, writer, &files, change));
     if committed.is_err() {
-        discard_unless_named(repository, &name, &file)?;
+        discard_unless_named(repository, &name, files)?;
     }
     committed
 }
@@ -381,6 +436,7 @@ pub(crate) fn with_file(
     merged: &Merged,
     base_of: Option<&BaseOf>,
     format: Option<&str>,
+    part_size: Option<PartSize>,
 ) -> Snapshot {
     let footer = &merged.written.footer;
     let against = footer.parent.map(|p| p.parent_id);
@@ -391,7 +447,9 @@ pub(crate) fn with_file(
         parent,
         base_of,
         file: file.into(),
-        file_bytes: footer.file_bytes,
+        parts: part_names(merged.written.table.as_ref()),
+        part_size: snapshot.part_size.or(part_size).filter(|_| parent.is_none()),
+        file_bytes: merged.written.stored_bytes(),
         footer_digest: merged.written.footer_digest,
         data_blocks: footer.counts.data_blocks,
         zero_blocks: footer.counts.zero_blocks,

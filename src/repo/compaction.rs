@@ -26,10 +26,12 @@ pub struct Merging {
     pub number: u64,
     /// Dropped ones that go, newest first.
     pub absorbed: Vec<u64>,
-    /// Bytes of all these files.
+    /// Bytes of all these files, but for parts that are kept.
     pub before_bytes: u64,
-    /// Bytes of the one file in their place; in a plan, about.
+    /// Bytes that were written in their place; in a plan, about.
     pub after_bytes: u64,
+    /// Bytes of parts that stay as they are.
+    pub kept_bytes: u64,
 }
 
 /// What became of the space that dropped snapshots took, or would.

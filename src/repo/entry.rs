@@ -1,8 +1,9 @@
 //! What a manifest says of a delta file that was opened.
 
 use crate::base::error::Result;
-use crate::base::units::{BlockRange, Geometry};
+use crate::base::units::{BlockRange, Geometry, PartSize};
 use crate::delta::Delta;
+use crate::format::{PartEntry, PartTable};
 use crate::repo::manifest::Snapshot;
 use crate::repo::reference::check_label;
 use crate::tracking::Consistency;
@@ -14,6 +15,10 @@ pub(crate) fn entry(delta: &Arc<Delta>, file: String, layers: &[Arc<Delta>]) -> 
     let geometry = delta.geometry()?;
     let (changed_blocks, changed_bytes) = changed(delta, geometry)?;
     let nanoseconds = i32::try_from(footer.time_nanoseconds).unwrap_or(0);
+    let cell_blocks = delta.table().filter(|_| footer.parent.is_none()).map(|t| t.cell_blocks);
+    let cell_bytes =
+        cell_blocks.map(|blocks| blocks.saturating_mul(geometry.block_size.bytes().into()));
+    let part_size = cell_bytes.and_then(|bytes| PartSize::new(bytes).ok());
     Ok(Snapshot {
         number: footer.number,
         id: footer.snapshot_id,
@@ -23,7 +28,9 @@ pub(crate) fn entry(delta: &Arc<Delta>, file: String, layers: &[Arc<Delta>]) -> 
         label: footer.label.clone().filter(|label| check_label(label).is_ok()),
         time: Timestamp::new(footer.time_seconds, nanoseconds).unwrap_or_default(),
         file,
-        file_bytes: footer.file_bytes,
+        parts: part_names(delta.table()),
+        part_size: part_size.filter(|size| *size != PartSize::USUAL),
+        file_bytes: delta.stored_bytes(),
         footer_digest: delta.footer_digest(),
         block_bytes: geometry.block_size.bytes(),
         image_bytes: footer.image_bytes,
@@ -38,6 +45,7 @@ pub(crate) fn entry(delta: &Arc<Delta>, file: String, layers: &[Arc<Delta>]) -> 
         seconds: None,
         base_image: None,
         format: None,
+        held: None,
         protected: false,
         pins: Vec::new(),
         group: None,
@@ -48,6 +56,11 @@ pub(crate) fn entry(delta: &Arc<Delta>, file: String, layers: &[Arc<Delta>]) -> 
         tracker: None,
         timings: None,
     })
+}
+
+/// What its parts are called, in their order.
+pub(crate) fn part_names(table: Option<&PartTable>) -> Vec<String> {
+    table.iter().flat_map(|table| &table.parts).map(PartEntry::object_name).collect()
 }
 
 /// Blocks within the image that have a run, and their bytes. A damaged table is found by `verify`.

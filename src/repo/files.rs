@@ -6,8 +6,10 @@ use crate::base::message::{Action, message};
 use crate::chain::Chain;
 use crate::delta::{Delta, ReadGuard};
 use crate::repo::Repository;
+use crate::repo::entry::part_names;
 use crate::repo::hold::{HeldImage, hold};
 use crate::repo::manifest::{self, BaseOf, Manifest, Snapshot};
+use crate::store::Store;
 use std::sync::Arc;
 use uuid::Uuid;
 
@@ -102,7 +104,7 @@ impl Opening<'_> {
 
     fn open_held(self, image: &HeldImage, id: Uuid) -> Result<Chain> {
         let lineage = image.manifest.lineage(id)?;
-        let files: Vec<&str> = lineage.iter().map(|s| s.file.as_str()).collect();
+        let files: Vec<&str> = lineage.iter().flat_map(|s| s.files()).map(String::as_str).collect();
         let guard = image.guard(self.repository, &files)?;
         self.open(&image.manifest, id, guard)
     }
@@ -167,16 +169,23 @@ fn is_dropped_by(now: &Manifest, manifest: &Manifest, object: &str) -> bool {
 
 /// What to say of a missing file: it is damage only if what rules now names it. Who reads without a lock may
 /// be late (C8).
-fn missing_file(repository: &Repository, manifest: &Manifest, snapshot: &Snapshot) -> Error {
-    let place = manifest.place_of(snapshot);
-    match manifest::load_last(repository.store.as_ref(), &manifest.name) {
-        Ok(now) if is_dropped_by(&now, manifest, &snapshot.file) => {
+fn missing_object(
+    store: &dyn Store,
+    image: &str,
+    sequence: u64,
+    place: &str,
+    object: &str,
+) -> Error {
+    let dropped =
+        |now: &Manifest| now.sequence > sequence && now.objects().all(|named| named != object);
+    match manifest::load_last(store, image) {
+        Ok(now) if dropped(&now) => {
             let what = format!("{place} was dropped, or merged, while it was read");
             Error::new(ErrorKind::NotFound, what).hint(Action::Retry)
         }
         Err(e) if !e.is_damage() && e.kind() != ErrorKind::NotFound => e.at(place),
         _ => {
-            let file = repository.store.location(&format!("{}/{}", manifest.name, snapshot.file));
+            let file = store.location(&format!("{image}/{object}"));
             let what = format!("{place}: its file {file} is missing");
             Error::corrupt(what).hint("put the file back, or restore another snapshot")
         }
@@ -194,13 +203,24 @@ pub(crate) fn open_delta(
     let store = &repository.store;
     let mut delta =
         Delta::open(store.clone(), &file, &repository.caches).map_err(|e| match e.kind() {
-            ErrorKind::NotFound => missing_file(repository, manifest, snapshot),
+            ErrorKind::NotFound => {
+                let (image, sequence) = (&manifest.name, manifest.sequence);
+                missing_object(store.as_ref(), image, sequence, &place, &snapshot.file)
+            }
             _ => e.at(&place),
         })?;
     delta.set_base_image(&place, snapshot.base_image.clone());
+    if !snapshot.parts.is_empty() {
+        let (store, of) = (repository.store.clone(), place.clone());
+        let (image, sequence) = (manifest.name.clone(), manifest.sequence);
+        delta.set_missing(Arc::new(move |part| {
+            missing_object(store.as_ref(), &image, sequence, &of, part)
+        }));
+    }
     let footer = delta.footer();
     let same = delta.footer_digest() == snapshot.footer_digest
-        && footer.file_bytes == snapshot.file_bytes
+        && delta.stored_bytes() == snapshot.file_bytes
+        && part_names(delta.table()) == snapshot.parts
         && footer.snapshot_id == snapshot.id
         && footer.parent.map(|p| p.parent_id) == snapshot.parent_in_footer()
         && footer.image_digest == snapshot.image_digest

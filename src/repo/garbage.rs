@@ -64,7 +64,9 @@ fn collect_locked(
     let is_whole = is_whole(manifest, &present);
     let is_unneeded = |file: &String| match ImageFile::of(file) {
         Some(ImageFile::Temporary) => true,
-        Some(of) if of.is_object() => is_whole && !named.contains(file.as_str()),
+        Some(of) if of.is_object() => {
+            is_whole && !named.contains(file.as_str()) && !manifest.is_planned(file)
+        }
         Some(ImageFile::Manifest(sequence)) => sequence < manifest.sequence,
         Some(_) | None => false,
     };
@@ -178,6 +180,7 @@ fn collect_shared(
                 if of.is_object()
                     && is_whole
                     && !named.contains(object.name.as_str())
+                    && !manifest.is_planned(&object.name)
                     && !manifest.is_condemned(&object.name) =>
             {
                 disowned.push(&object.name);
@@ -219,7 +222,7 @@ fn is_object(file: &str) -> bool {
 
 /// If a file that is named is missing, another one may be it, under another name: nothing is removed.
 fn is_whole(manifest: &Manifest, present: &HashSet<&str>) -> bool {
-    manifest.stored().iter().all(|s| present.contains(s.file.as_str()))
+    manifest.stored().iter().all(|s| s.files().all(|file| present.contains(file.as_str())))
 }
 
 fn remove(repository: &Repository, name: &str, file: &str, context: &Context) -> Result<()> {

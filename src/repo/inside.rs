@@ -6,7 +6,7 @@ use crate::base::events::{Context, WarningId};
 use crate::base::folder::{Folder, parent};
 use crate::base::message::{Verb, message};
 use crate::base::uri::Shown;
-use crate::delta::Delta;
+use crate::delta::DeltaFile;
 use crate::repo::config::Config;
 use crate::repo::manifest::{self, ImageFile};
 use crate::repo::{Repository, names};
@@ -123,8 +123,10 @@ pub(crate) fn refuse_base_image_or_warn(
 /// True if the blocks of a snapshot may be in a base image, by its files alone.
 fn has_base_images(repository: &Repository, name: &str) -> Result<bool> {
     for file in repository.store.list(name)?.into_iter().filter(|file| ImageFile::is_delta(file)) {
-        match Delta::open(repository.store.clone(), &format!("{name}/{file}"), &repository.caches) {
-            Ok(delta) if delta.base_image().is_none() => {}
+        let file = format!("{name}/{file}");
+        match DeltaFile::open(repository.store.clone(), &file, &repository.caches) {
+            Ok(DeltaFile::Part(_)) => {}
+            Ok(DeltaFile::Layer(delta)) if delta.base_image().is_none() => {}
             Err(e) if e.kind() == ErrorKind::NotFound => {}
             _ => return Ok(true),
         }

@@ -24,6 +24,7 @@ pub(crate) mod live_format;
 pub mod manifest;
 pub(crate) mod marker;
 pub(crate) mod names;
+pub(crate) mod pending;
 pub(crate) mod pin_fate;
 pub(crate) mod pins;
 pub(crate) mod place;
@@ -37,5 +38,7 @@ pub(crate) mod root;
 mod seal;
 pub mod session;
 pub(crate) mod top;
+pub(crate) mod uploads;
+pub mod work;
 
 pub use repository::Repository;

@@ -76,7 +76,7 @@ fn add_pin(
     context: &Context,
 ) -> Result<BaseOf> {
     let pin = Uuid::new_v4();
-    let of = commit_change(repository, writer, None, |next| {
+    let of = commit_change(repository, writer, &[], |next| {
         let gone = manifest::changed_meanwhile(&next.name);
         // It is named by the manifest that is about to be committed.
         let since = next.sequence.saturating_add(1);
@@ -142,7 +142,7 @@ pub(crate) fn pin_again(
             }
             if let Some(writer) = &mut writer {
                 if writer.manifest.is_dropped(of.snapshot) {
-                    commit_change(repository, writer, None, |next| {
+                    commit_change(repository, writer, &[], |next| {
                         let _listed = list_again(next, of.snapshot);
                         Ok(())
                     })?;
@@ -250,7 +250,7 @@ pub(crate) fn write_to_drop(
         unpinned => unpinned?,
     };
     if !unpinned.is_empty() {
-        commit_change(repository, &mut writer, None, |next| {
+        commit_change(repository, &mut writer, &[], |next| {
             add_all(next, &unpinned);
             Ok(())
         })?;
@@ -307,7 +307,7 @@ impl PinnedFor {
             if writer.manifest.snapshots.iter().flat_map(|s| &s.pins).all(is_kept) {
                 continue;
             }
-            commit_change(repository, &mut writer, None, |next| {
+            commit_change(repository, &mut writer, &[], |next| {
                 retain(next, is_kept);
                 Ok(())
             })?;
@@ -372,7 +372,7 @@ fn unpin(repository: &Repository, writer: &mut Writer, context: &Context) -> Res
     if dead.is_empty() {
         return Ok(());
     }
-    commit_change(repository, writer, None, |next| {
+    commit_change(repository, writer, &[], |next| {
         retain(next, |pin| !dead.contains(&pin.id));
         Ok(())
     })?;

@@ -1,5 +1,7 @@
 //! The names of what lies at the top of a repository beside its images (FORMAT.md section 7).
 
+use uuid::Uuid;
+
 /// Makes a folder a repository for programs that know no configuration in numbered objects: to them it is the
 /// configuration, and of a version that they refuse.
 pub(crate) const MARKER: &str = "repository.toml";
@@ -15,9 +17,20 @@ pub(crate) fn config_number(file: &str) -> Option<u64> {
     (number > 0 && config_file(number) == file).then_some(number)
 }
 
+/// The name of a plan.
+pub(crate) fn plan_file(plan: Uuid) -> String {
+    format!("plan.{plan}")
+}
+
+/// The id in the name of a plan.
+pub(crate) fn plan_id(file: &str) -> Option<Uuid> {
+    let plan = Uuid::parse_str(file.strip_prefix("plan.")?).ok()?;
+    (plan_file(plan) == file).then_some(plan)
+}
+
 /// True for the name of an object at the top, which no image can have.
 pub(crate) fn is_of_repository(name: &str) -> bool {
-    name == MARKER || config_number(name).is_some()
+    name == MARKER || config_number(name).is_some() || plan_id(name).is_some()
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use crate::base::digest::{Digest, Hasher, ImageDigest};
 use crate::base::units::{BlockRange, BlockSize};
 use crate::chain::Chain;
+use crate::format::PartTerms;
 use serde::Serialize;
 
 /// What is mapped at once, by all threads together. Each mapping that goes interrupts the other
@@ -66,6 +67,8 @@ impl Change {
 /// The changes of one window, in ascending order.
 #[derive(Default)]
 pub struct Changes {
+    /// What was examined.
+    pub blocks: BlockRange,
     /// What changed.
     pub list: Vec<Change>,
     /// The bytes of the changed blocks, whole blocks one after the other.
@@ -77,6 +80,11 @@ pub struct Changes {
 }
 
 impl Changes {
+    /// The sum of the terms of the window after the changes, and before them.
+    pub fn terms(&self) -> (u128, u128) {
+        (self.new_terms, self.old_terms)
+    }
+
     /// How many blocks changed.
     pub fn block_count(&self) -> u64 {
         self.list.iter().map(|change| change.blocks().count).sum()
@@ -101,6 +109,8 @@ pub enum BadMedium {
 pub struct Scanned {
     /// Digest of the image as it is, as far as it was examined.
     pub image_digest: ImageDigest,
+    /// What that adds to the sum of the terms.
+    pub terms: PartTerms,
     /// Bytes read from the source.
     pub read_bytes: u64,
     /// Bytes of the image that hints named; none if all of it was examined.

@@ -68,6 +68,8 @@ pub(super) struct HintedPlan<'a> {
     are_all_asked: bool,
     /// As far as jobs were made.
     position: u64,
+    /// No job has a line of this grid within it.
+    cell_blocks: u64,
     named_bytes: u64,
 }
 
@@ -77,6 +79,7 @@ impl<'a> HintedPlan<'a> {
         chain: &Chain,
         hinted: Hinted,
         geometry: Geometry,
+        cell_blocks: Option<u64>,
         context: &Context,
     ) -> Self {
         let block_bytes = u64::from(geometry.block_size.bytes());
@@ -96,6 +99,7 @@ impl<'a> HintedPlan<'a> {
             asked: None,
             are_all_asked: false,
             position: 0,
+            cell_blocks: cell_blocks.unwrap_or(u64::MAX).max(1),
             named_bytes: 0,
         }
     }
@@ -131,8 +135,11 @@ impl<'a> HintedPlan<'a> {
             let Some((range, may_differ)) = self.take()? else { break };
             let (extent, kind) = self.extents.at(range.first)?;
             let is_hole = kind == ExtentKind::Hole;
-            let is_far =
-                parts.first().is_some_and(|first| range.first - first.blocks.first >= SPAN_PER_JOB);
+            let cell = range.first / self.cell_blocks;
+            let is_far = parts.first().is_some_and(|first| {
+                let first = first.blocks.first;
+                range.first - first >= SPAN_PER_JOB || cell != first / self.cell_blocks
+            });
             if is_far || (is_hole && !parts.is_empty() && range.count > SMALL_ZEROS) {
                 // A job of its own: it costs no reading, so it may be large.
                 self.ahead.push_front((range, may_differ));
@@ -141,7 +148,9 @@ impl<'a> HintedPlan<'a> {
             let is_own_job = is_hole && parts.is_empty();
             let most = if is_own_job { ZEROS_PER_JOB } else { budget };
             let blocks = BlockRange { first: range.first, count: range.count.min(most) };
-            let blocks = BlockRange::between(blocks.first, blocks.end().min(extent.end()));
+            let line = (cell + 1).saturating_mul(self.cell_blocks);
+            let end = blocks.end().min(extent.end()).min(line);
+            let blocks = BlockRange::between(blocks.first, end);
             if blocks.end() < range.end() {
                 self.ahead.push_front((BlockRange::between(blocks.end(), range.end()), may_differ));
             }

@@ -26,8 +26,8 @@ use crate::base::error::{Error, Result};
 use crate::base::events::Context;
 use crate::base::message::{Setting, Verb, message};
 use crate::base::pipeline::{Allowance, growing_map};
-use crate::base::units::Geometry;
-use crate::chain::Chain;
+use crate::base::units::{BlockRange, Geometry};
+use crate::format::PartTerms;
 use crate::image::{Limited, Source};
 use examine::Examiner;
 use hinted::HintedPlan;
@@ -41,6 +41,8 @@ const COPIED_BYTES: u64 = 24 << 20;
 pub enum Scope {
     /// All of it. That proves the index, too.
     Whole,
+    /// All of these blocks, and nothing of the others.
+    Range(BlockRange),
     /// What may have changed since the tip of the index, and a share of the rest.
     Hinted(Box<Hinted>),
 }
@@ -59,16 +61,37 @@ pub fn scan(
     scope: Scope,
     bad_medium: BadMedium,
     context: &Context,
+    consume: impl FnMut(&Changes) -> Result<()>,
+) -> Result<Scanned> {
+    scan_on_grid(source, index, scope, None, bad_medium, context, consume)
+}
+
+/// The same on a grid of so many blocks: no window with data in it has a line of the grid within it.
+///
+/// # Errors
+/// As of [`scan`].
+pub fn scan_on_grid(
+    source: &dyn Source,
+    index: &Index<'_>,
+    scope: Scope,
+    cell_blocks: Option<u64>,
+    bad_medium: BadMedium,
+    context: &Context,
     mut consume: impl FnMut(&Changes) -> Result<()>,
 ) -> Result<Scanned> {
     let source = &Limited::new(source, context);
     let geometry = Geometry::new(index.block_size(), source.image_bytes())?;
+    let range = match &scope {
+        Scope::Range(range) => Some(*range),
+        Scope::Whole | Scope::Hinted(_) => None,
+    };
     let mut plan = match (scope, index) {
-        (Scope::Whole, _) => {
-            Plan::Whole(Box::new(WholePlan::new(source, index, geometry, context)))
+        (Scope::Whole | Scope::Range(_), _) => {
+            let plan = WholePlan::new(source, index, geometry, range, cell_blocks, context);
+            Plan::Whole(Box::new(plan))
         }
         (Scope::Hinted(hinted), Index::Parent(chain)) => {
-            let plan = HintedPlan::new(source, chain, *hinted, geometry, context);
+            let plan = HintedPlan::new(source, chain, *hinted, geometry, cell_blocks, context);
             Plan::Hinted(Box::new(plan))
         }
         (Scope::Hinted(_), Index::Nothing(..)) => {
@@ -100,6 +123,7 @@ pub fn scan(
             let covered = geometry.bytes_in(job.blocks);
             let mut changes = pool().pop().unwrap_or_default();
             examiner.examine(&job, &mut changes)?;
+            changes.blocks = job.blocks;
             context.advance(covered);
             Ok(changes)
         },
@@ -108,9 +132,7 @@ pub fn scan(
             old_terms = old_terms.wrapping_add(changes.old_terms);
             read_bytes += changes.read_bytes;
             missed.add(changes.missed);
-            if !changes.list.is_empty() {
-                consume(&changes)?;
-            }
+            consume(&changes)?;
             pool().push(changes.emptied());
             Ok(())
         },
@@ -120,14 +142,15 @@ pub fn scan(
         Plan::Whole(_) => None,
         Plan::Hinted(plan) => Some(plan.named_bytes()),
     };
-    let image_digest = match (index, named_bytes) {
-        (Index::Parent(chain), Some(_)) => stepped(chain, geometry, new_terms, old_terms),
-        _ => {
-            prove(index, old_terms)?;
-            index.hasher().empty_image(geometry.image_bytes).plus(new_terms)
-        }
+    let terms = PartTerms {
+        difference: new_terms.wrapping_sub(old_terms),
+        before: named_bytes.is_none().then_some(old_terms),
     };
-    Ok(Scanned { image_digest, read_bytes, named_bytes, missed })
+    if range.is_none() && named_bytes.is_none() {
+        prove(index, old_terms)?;
+    }
+    let image_digest = digest_after(index, geometry, terms.difference);
+    Ok(Scanned { image_digest, terms, read_bytes, named_bytes, missed })
 }
 
 enum Plan<'a> {
@@ -135,16 +158,19 @@ enum Plan<'a> {
     Hinted(Box<HintedPlan<'a>>),
 }
 
-/// The image digest that follows from the parent's and from what was examined.
-fn stepped(chain: &Chain, geometry: Geometry, new_terms: u128, old_terms: u128) -> ImageDigest {
-    let hasher = chain.hasher();
-    let sizes =
-        (hasher.size_term(chain.geometry().image_bytes), hasher.size_term(geometry.image_bytes));
-    chain.image_digest().minus(sizes.0).plus(sizes.1).minus(old_terms).plus(new_terms)
+/// The image digest that follows from that of the index, and from what the terms of all blocks differ by.
+pub fn digest_after(index: &Index<'_>, geometry: Geometry, difference: u128) -> ImageDigest {
+    let before = match index {
+        Index::Nothing(..) => ImageDigest(0),
+        Index::Parent(chain) => {
+            chain.image_digest().minus(chain.hasher().size_term(chain.geometry().image_bytes))
+        }
+    };
+    before.plus(difference).plus(index.hasher().size_term(geometry.image_bytes))
 }
 
 /// A full scan passes every digest of the index: their sum proves it (DESIGN.md, "Image digest").
-fn prove(index: &Index<'_>, old_terms: u128) -> Result<()> {
+pub fn prove(index: &Index<'_>, old_terms: u128) -> Result<()> {
     let Index::Parent(chain) = index else { return Ok(()) };
     let passed = chain.hasher().empty_image(chain.geometry().image_bytes).plus(old_terms);
     if passed != chain.image_digest() {

@@ -29,8 +29,9 @@ pub(super) struct WholePlan<'a> {
     /// window.
     ahead: Option<Arc<IndexChunk>>,
     ahead_end: u64,
-    /// The longer of image and index, in blocks.
+    /// The longer of image and index, in blocks, or the end of the range.
     end: u64,
+    cell_blocks: Option<u64>,
     position: u64,
     jobs: u64,
 }
@@ -40,6 +41,8 @@ impl<'a> WholePlan<'a> {
         source: &'a dyn Source,
         index: &Index<'_>,
         geometry: Geometry,
+        range: Option<BlockRange>,
+        cell_blocks: Option<u64>,
         context: &'a Context,
     ) -> Self {
         let cursor = match index {
@@ -48,6 +51,11 @@ impl<'a> WholePlan<'a> {
         };
         let old_count = geometry.block_size.count(index.image_bytes());
         let end = geometry.block_count().max(old_count);
+        let (first, end) = range.map_or((0, end), |range| (range.first, range.end().min(end)));
+        let cursor = cursor.map(|mut cursor| {
+            cursor.seek(first);
+            cursor
+        });
         Self {
             source,
             context,
@@ -57,7 +65,8 @@ impl<'a> WholePlan<'a> {
             ahead: None,
             ahead_end: 0,
             end,
-            position: 0,
+            cell_blocks,
+            position: first,
             jobs: 0,
         }
     }
@@ -86,10 +95,17 @@ impl<'a> WholePlan<'a> {
         // The index is merged by whole windows.
         let step = if window.is_multiple_of(best) { best } else { window };
         let end = ((first / step + 1) * step).min(self.geometry.block_count());
+        let end = end.min(self.line_after(first)).min(self.end);
         let parts = self.parts_until(end)?;
         let index = self.index_over(window)?;
         self.position = end;
         Ok(Some(Job { blocks: BlockRange::between(first, end), parts, index }))
+    }
+
+    /// The next line of the grid.
+    fn line_after(&self, block: u64) -> u64 {
+        let cell = self.cell_blocks.filter(|cell| *cell > 0);
+        cell.map_or(u64::MAX, |cell| (block / cell).saturating_add(1).saturating_mul(cell))
     }
 
     /// The index over the window at the position, and some more.
@@ -108,6 +124,10 @@ impl<'a> WholePlan<'a> {
     /// A job with nothing to read, up to `end` or until it has enough spans.
     fn idle_job(&mut self, end: u64) -> Result<Job> {
         let first = self.position;
+        // From a line on it may pass many cells: they are of one part.
+        let is_on_line = self.cell_blocks.is_none_or(|cell| first.is_multiple_of(cell.max(1)));
+        let line = if is_on_line { u64::MAX } else { self.line_after(first) };
+        let end = end.min(line).min(self.end);
         let (end, index) = if first < self.ahead_end {
             (end.min(self.ahead_end), self.ahead.clone())
         } else if let Some(cursor) = &mut self.cursor {

@@ -5,9 +5,8 @@ use super::seed::Seed;
 use crate::base::digest::{Digest, is_zero};
 use crate::base::error::{Error, Result};
 use crate::base::units::{BlockRange, Geometry};
-use crate::chain::{Chain, IndexChunk, Span, State};
+use crate::chain::{Chain, IndexChunk, PageOf, Span, State};
 use crate::delta::Delta;
-use crate::format::TablePage;
 use std::sync::Arc;
 
 /// A batch, decoded and checked.
@@ -41,9 +40,9 @@ pub fn decode_batch(geometry: Geometry, batch: Batch, seed: Option<&Seed<'_>>) -
         let of = batch.pages.pages.get(place.page as usize).ok_or_else(missing)?;
         let delta = batch.pages.layers.get(of.layer as usize).ok_or_else(missing)?;
         match seed {
-            None => decoder.part(delta, &of.page, place, part.blocks, batch.order)?,
+            None => decoder.part(delta, of, place, part.blocks, batch.order)?,
             Some(seed) => {
-                decoder.seeded(seed, delta, &of.page, place, part.blocks, batch.order)?;
+                decoder.seeded(seed, delta, of, place, part.blocks, batch.order)?;
             }
         }
     }
@@ -107,8 +106,8 @@ impl Decoder {
                 return Err(Error::corrupt("a block without a frame"));
             }
             let place = Place { page, frame, ordinal };
-            if !self.stored(delta, &of.page, place, blocks)? {
-                self.part(delta, &of.page, place, blocks, Order::Ascending)?;
+            if !self.stored(delta, of, place, blocks)? {
+                self.part(delta, of, place, blocks, Order::Ascending)?;
             }
             ordinal += blocks.count as u32;
             first = blocks.end();
@@ -123,18 +122,18 @@ impl Decoder {
     fn stored(
         &mut self,
         delta: &Delta,
-        page: &TablePage,
+        of: &PageOf,
         place: Place,
         blocks: BlockRange,
     ) -> Result<bool> {
         let size = self.geometry.block_size.in_memory();
-        let (start, ordinals) = (self.bytes.len(), page.ordinals_of(place.frame));
-        let Some(at) = page.frames.get(place.frame as usize).copied() else { return Ok(false) };
+        let (start, ordinals) = (self.bytes.len(), of.page.ordinals_of(place.frame));
+        let Some(at) = of.page.frames.get(place.frame as usize).copied() else { return Ok(false) };
         let skipped = place.ordinal.saturating_sub(ordinals.start) as usize * size;
         self.bytes.resize(start + blocks.count as usize * size, 0);
         let into = self.bytes.get_mut(start..).unwrap_or_default();
-        let is_read = delta.stored_into(at, ordinals.len() * size, skipped, into)?;
-        if is_read && self.check_against(delta, page, place.ordinal, blocks, start).is_ok() {
+        let is_read = of.part.stored_into(at, ordinals.len() * size, skipped, into)?;
+        if is_read && self.check_against(delta, of, place.ordinal, blocks, start).is_ok() {
             return Ok(true);
         }
         self.bytes.truncate(start);
@@ -147,7 +146,7 @@ impl Decoder {
         &mut self,
         seed: &Seed<'_>,
         delta: &Delta,
-        page: &TablePage,
+        of: &PageOf,
         place: Place,
         blocks: BlockRange,
         order: Order,
@@ -156,7 +155,7 @@ impl Decoder {
         let mut copied = std::mem::take(&mut self.seed);
         seed.copy(self.geometry, blocks, &mut copied);
         let first = place.ordinal as usize;
-        let digests = page.digests.get(first..first + blocks.count as usize);
+        let digests = of.page.digests.get(first..first + blocks.count as usize);
         let digests = digests.ok_or_else(|| Error::corrupt("a block without a digest"))?;
         let is_there: Vec<bool> = copied
             .chunks(size)
@@ -174,7 +173,7 @@ impl Decoder {
             let run = BlockRange { first: blocks.first + start, count: at - start };
             if !has {
                 let ordinal = place.ordinal + start as u32;
-                self.part(delta, page, Place { ordinal, ..place }, run, order)?;
+                self.part(delta, of, Place { ordinal, ..place }, run, order)?;
                 continue;
             }
             let content = copied.get(start as usize * size..at as usize * size);
@@ -191,7 +190,7 @@ impl Decoder {
     fn part(
         &mut self,
         delta: &Delta,
-        page: &TablePage,
+        of: &PageOf,
         place: Place,
         blocks: BlockRange,
         order: Order,
@@ -203,27 +202,27 @@ impl Decoder {
             self.bytes.resize(start + length, 0);
             let into = self.bytes.get_mut(start..).unwrap_or_default();
             image.read_at(self.geometry.offset(blocks.first), into)?;
-            return self.check_against(delta, page, place.ordinal, blocks, start);
+            return self.check_against(delta, of, place.ordinal, blocks, start);
         }
-        let ordinals = page.ordinals_of(index);
+        let ordinals = of.page.ordinals_of(index);
         let (start, length) = (self.bytes.len(), blocks.count as usize * size);
         let count = ordinals.len() as u32;
-        let at = page.frames.get(index as usize).copied();
+        let at = of.page.frames.get(index as usize).copied();
         let at = at.ok_or_else(|| Error::corrupt("a block without a frame"))?;
         if order == Order::ByFrame && blocks.count == u64::from(count) {
             // All of it: where it will stay.
             self.bytes.resize(start + length, 0);
             let raw = self.bytes.get_mut(start..).unwrap_or_default();
-            delta.frame_into(at, raw, &mut self.record)?;
+            of.part.frame_into(at, raw, &mut self.record)?;
         } else {
             let frame = match self.frame.take() {
                 Some((page, same, frame)) if (page, same) == (place.page, index) => frame,
                 _ if order == Order::ByFrame => {
                     let mut raw = vec![0; count as usize * size];
-                    delta.frame_into(at, &mut raw, &mut self.record)?;
+                    of.part.frame_into(at, &mut raw, &mut self.record)?;
                     Arc::new(raw)
                 }
-                _ => delta.frame(at, count)?,
+                _ => of.part.frame(at, count)?,
             };
             let first = place.ordinal.saturating_sub(ordinals.start) as usize * size;
             let content = frame.get(first..first + length);
@@ -231,28 +230,29 @@ impl Decoder {
             self.bytes.extend_from_slice(content);
             self.frame = Some((place.page, index, frame));
         }
-        self.check_against(delta, page, place.ordinal, blocks, start)
+        self.check_against(delta, of, place.ordinal, blocks, start)
     }
 
     /// Checks the blocks that were put at `start` against the digests in the page.
     fn check_against(
         &mut self,
         delta: &Delta,
-        page: &TablePage,
+        of: &PageOf,
         ordinal: u32,
         blocks: BlockRange,
         start: usize,
     ) -> Result<()> {
         let first = ordinal as usize;
-        let digests = page.digests.get(first..first + blocks.count as usize);
+        let digests = of.page.digests.get(first..first + blocks.count as usize);
         let digests = digests.ok_or_else(|| Error::corrupt("a block without a digest"))?;
-        self.check(delta, blocks, digests, start)
+        self.check(delta, of, blocks, digests, start)
     }
 
     /// Checks the blocks that were put at `start`.
     fn check(
         &mut self,
         delta: &Delta,
+        of: &PageOf,
         blocks: BlockRange,
         digests: &[Digest],
         start: usize,
@@ -266,7 +266,7 @@ impl Decoder {
                 let what = format!("block {block} (byte {offset} of the image) is damaged");
                 let one = BlockRange { first: block, count: 1 };
                 return Err(match delta.base_image() {
-                    None => Error::corrupt(what).at(delta.location()),
+                    None => Error::corrupt(what).at(of.part.location()),
                     Some(image) => image.changed(one, offset),
                 });
             }
@@ -274,7 +274,7 @@ impl Decoder {
             let inside = self.geometry.bytes_in(BlockRange { first: block, count: 1 }) as usize;
             if !content.get(inside..).is_none_or(is_zero) {
                 let what = format!("block {block} has bytes beyond the end of the image");
-                return Err(Error::corrupt(what).at(delta.location()));
+                return Err(Error::corrupt(what).at(of.part.location()));
             }
             self.terms = self.terms.wrapping_add(delta.hasher().term(block, *digest));
         }

@@ -27,8 +27,11 @@ mod init;
 mod inside;
 mod list;
 mod mend;
+#[path = "../support/naive_reader.rs"]
+mod naive_reader;
 mod of;
 mod owners;
+mod parts;
 mod paths;
 mod place;
 mod portable;
@@ -52,3 +55,4 @@ mod verify;
 mod watch;
 mod watcher;
 mod without_locks;
+mod work;

@@ -46,7 +46,7 @@ impl Damaged {
     }
 }
 
-fn copy_folder(lab: &Lab, from: &str, to: &str) {
+pub fn copy_folder(lab: &Lab, from: &str, to: &str) {
     std::fs::create_dir(lab.path(to)).unwrap();
     for entry in std::fs::read_dir(lab.path(from)).unwrap().map(Result::unwrap) {
         let name = entry.file_name().into_string().unwrap();

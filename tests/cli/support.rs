@@ -346,6 +346,7 @@ impl Lab {
     #[track_caller]
     pub fn is_tidy(&self, name: &str) {
         let mut named: Vec<String> = self.catalogue(name).into_iter().map(|(_, f)| f).collect();
+        named.extend(self.parts(name).into_values().flatten());
         named.sort();
         assert_eq!(self.deltas(name), named, "files that no manifest names, or that are missing");
         let temporary = self.stored(name).into_iter().find(|f| f.ends_with(".tmp"));
@@ -362,6 +363,17 @@ impl Lab {
     }
 
     /// Numbers of the snapshots that are dropped but whose files are held.
+    /// The parts of each snapshot, dropped ones included, by number, as far as it has any.
+    pub fn parts(&self, name: &str) -> BTreeMap<u64, Vec<String>> {
+        let manifest = self.manifest_json(name);
+        let lists = ["snapshots", "dropped"].map(|list| manifest[list].as_array().cloned());
+        let parts = |s: &Value| {
+            let names = s["parts"].as_array()?.iter().map(|name| name.as_str().unwrap().to_owned());
+            Some((integer(s, "number"), names.collect()))
+        };
+        lists.into_iter().flatten().flatten().filter_map(|s| parts(&s)).collect()
+    }
+
     pub fn dropped(&self, name: &str) -> Vec<u64> {
         let manifest = self.manifest_json(name);
         let dropped = manifest["dropped"].as_array().into_iter().flatten();

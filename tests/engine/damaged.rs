@@ -485,7 +485,7 @@ fn by_reference(maker: &ChainMaker, image: &[u8]) -> Vec<u8> {
         &plan,
         Scope::Whole,
         &Context::silent(),
-        &mut |piece| {
+        &mut |piece: &[u8]| {
             bytes.extend_from_slice(piece);
             Ok(())
         },

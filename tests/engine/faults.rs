@@ -412,7 +412,7 @@ fn exported(disk: &CrashDisk, number: u64, since: Option<u64>) -> Vec<u8> {
     let repository = open(disk).unwrap();
     let request = ExportRequest::new("vm", At::Number(number)).since(since.map(At::Number));
     let mut bytes = Vec::new();
-    let done = repository.export(&request, &context(), &mut |piece| {
+    let done = repository.export(&request, &context(), &mut |piece: &[u8]| {
         bytes.extend_from_slice(piece);
         Ok(())
     });

@@ -22,6 +22,7 @@ mod held;
 mod losses;
 mod mended;
 mod model;
+mod parts;
 mod power_loss;
 mod read_limit;
 mod related;

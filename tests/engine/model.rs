@@ -4,8 +4,7 @@
 use crate::support::{ChainMaker, Random, Recipe, naive_reader, text};
 use imgsnap::base::digest::DigestAlgorithm;
 use imgsnap::base::events::Context;
-use imgsnap::base::units::BlockSize;
-use imgsnap::base::units::ByteRange;
+use imgsnap::base::units::{BlockSize, ByteRange, PartSize};
 use imgsnap::chain::Chain;
 use imgsnap::codec::Compression;
 use imgsnap::delta::{Caches, Delta};
@@ -70,6 +69,8 @@ struct Bench {
     head: Option<u64>,
     /// How many base images were made.
     templates: u64,
+    /// The grid of new bases; none if they are one file.
+    part_size: Option<PartSize>,
 }
 
 impl Bench {
@@ -90,7 +91,13 @@ impl Bench {
             parents: BTreeMap::new(),
             head: None,
             templates: 0,
+            part_size: None,
         }
+    }
+
+    /// The same whose snapshots are cut into parts of 64 KiB.
+    fn in_parts(self) -> Self {
+        Self { part_size: Some(PartSize::new(64 << 10).unwrap()), ..self }
     }
 
     fn host(folder: &tempfile::TempDir) -> HostState {
@@ -149,6 +156,7 @@ impl Bench {
         };
         let request = SnapshotRequest::new(self.image())
             .parent(parent)
+            .part_size(self.part_size)
             .skip_unchanged(how >= 200)
             .full_scan(how.is_multiple_of(3))
             .compression(
@@ -178,6 +186,7 @@ impl Bench {
         std::fs::write(&base_image, &template).unwrap();
         let request = SnapshotRequest::new(self.image())
             .parent(ParentChoice::Full)
+            .part_size(self.part_size)
             .base_image(Some(base_image));
         let taken = self.repository.snapshot(&request, &self.context).unwrap();
         let number = taken.snapshot.number;
@@ -336,9 +345,13 @@ proptest! {
         steps in proptest::collection::vec(step(), 1..25),
         block_shift in 0..3u32,
         blake3 in any::<bool>(),
+        in_parts in any::<bool>(),
     ) {
         let digest = if blake3 { DigestAlgorithm::Blake3 } else { DigestAlgorithm::Xxh3 };
         let mut bench = Bench::new(defaults(4096 << (block_shift * 2), digest));
+        if in_parts {
+            bench = bench.in_parts();
+        }
         for step in &steps {
             bench.run(step);
         }
@@ -351,16 +364,24 @@ proptest! {
 /// 10 GiB, 5, 10 in small: what was cut off does not come back (FORMAT.md M5).
 #[test]
 fn bytes_beyond_a_cut_do_not_come_back_when_the_image_grows_again() {
-    let mut bench = Bench::new(Defaults::default());
-    for bytes in [40_000, 9_000, 40_000, 1, 8192, 40_001] {
-        bench.run(&Step::Resize { bytes });
-        bench.snapshot(3, 0);
+    let wide = [400_000, 90_000, 400_000, 1, 81_920, 400_001];
+    for (mut bench, sizes) in [
+        (Bench::new(Defaults::default()), wide.map(|bytes| bytes / 10)),
+        (Bench::new(Defaults::default()).in_parts(), wide),
+    ] {
+        for (seed, bytes) in (0..).zip(sizes) {
+            bench.run(&Step::Resize { bytes: bytes.max(1) });
+            bench.run(&Step::Write { at: 0, blocks: 20, seed });
+            bench.snapshot(3, 0);
+        }
+        bench.check();
+        for number in [1, 3, 2, 6, 4, 1] {
+            bench.rollback(number, false, false);
+        }
+        bench.check();
+        bench.prune(1, true);
+        bench.check();
     }
-    bench.check();
-    for number in [1, 3, 2, 6, 4, 1] {
-        bench.rollback(number, false, false);
-    }
-    bench.check();
 }
 
 /// Two chains have two keys: their digests cannot be compared, and a rollback across them must not

@@ -96,7 +96,14 @@ fn pin() -> Pin {
 
 fn pending(number: u64, parent: Option<Uuid>, object: &str, hours: i64) -> Pending {
     let expires = Timestamp::now() + SignedDuration::from_hours(hours);
-    Pending { id: Uuid::new_v4(), number, parent, objects: vec![object.into()], expires }
+    Pending {
+        id: Uuid::new_v4(),
+        number,
+        parent,
+        objects: vec![object.into()],
+        expires,
+        plan: None,
+    }
 }
 
 /// J19.

@@ -201,6 +201,35 @@ fn forked(lab: &Lab) {
     lab.done("snapshot vm.img");
 }
 
+/// The newest is a base in parts, and then one cell of it changed, and both.
+fn in_parts(lab: &Lab) {
+    lab.write("vm.img", &text(21, IMAGE_BYTES));
+    lab.done("snapshot vm.img --full --part-size 64K");
+    let mut image = text(21, IMAGE_BYTES);
+    image[..5000].fill(7);
+    lab.write("vm.img", &image);
+    lab.done("snapshot vm.img");
+    image[3000..68_000].copy_from_slice(&text(22, 65_000));
+    lab.write("vm.img", &image);
+}
+
+fn in_parts_without_manifests(lab: &Lab) {
+    in_parts(lab);
+    without_manifests(lab);
+}
+
+/// Workers are to make a base.
+fn planned(lab: &Lab) {
+    lab.done("plan vm.img --full --part-size 64K --source-held nobody");
+}
+
+/// They have.
+fn made(lab: &Lab) {
+    planned(lab);
+    lab.done("part latest 1");
+    lab.done("part latest 2");
+}
+
 /// The newest of both are a group, and one has changed since.
 fn grouped(lab: &Lab) {
     lab.done("snapshot vm.img web.img --group night");
@@ -300,6 +329,18 @@ pub fn all() -> Vec<Verb> {
         Verb::new("--repo fresh snapshot vm.img"),
         Verb::new("snapshot vm.img"),
         Verb::new("snapshot vm.img --full --label day4"),
+        Verb::new("snapshot vm.img --full --part-size 64K"),
+        Verb::new("snapshot vm.img").prepared(in_parts),
+        Verb::new("prune vm --keep-last 1 --compact").prepared(in_parts),
+        Verb::new("flatten vm@5").prepared(in_parts),
+        Verb::new("rollback vm --to @4").prepared(in_parts).onto("vm.img"),
+        Verb::new("restore vm@5 -o out.img").prepared(in_parts),
+        Verb::new("export vm@5 -o out.delta").prepared(in_parts),
+        Verb::new("repair vm").prepared(in_parts_without_manifests),
+        Verb::new("plan vm.img --full --part-size 64K --source-held nobody"),
+        Verb::new("part latest 1").at(Place::Memory, planned),
+        Verb::new("join latest").at(Place::Memory, made),
+        Verb::new("plan drop latest").at(Place::Memory, made),
         Verb::new("snapshot vm.img --differential --compression zstd:3"),
         Verb::new("snapshot vm.img --skip-unchanged"),
         Verb::new("snapshot vm.img --skip-unchanged").prepared(unchanged),

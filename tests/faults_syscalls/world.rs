@@ -7,6 +7,7 @@ use imgsnap::image::RawFile;
 use imgsnap::image::write::{NewFile, Stream};
 use imgsnap::ops::apply::engine::Patch;
 use imgsnap::repo::host::HostState;
+use imgsnap::repo::manifest::Snapshot;
 use imgsnap::store::{LocalStore, OsDisk};
 use imgsnap::view::restore;
 use imgsnap::{Repository, VerifyScope};
@@ -147,16 +148,24 @@ pub fn litter(lab: &Lab) -> Vec<String> {
         litter.extend(top.iter().filter(is_temporary).map(|name| format!("{folder}/{name}")));
         for image in repository.names().unwrap_or_default() {
             let place = lab.path(folder).join(&image);
+            let mut plans = Vec::new();
             let named: Vec<String> = match repository.list(&image, &context()) {
                 Ok(listing) => {
+                    let pending = listing.manifest.pending.iter();
+                    plans
+                        .extend(pending.filter_map(|p| Some(p.plan?.to_string()[..18].to_owned())));
                     let stored = listing.manifest.stored();
-                    let stored = stored.into_iter().map(|s| s.file.clone());
+                    let stored = stored.into_iter().flat_map(Snapshot::files).cloned();
                     stored.chain(listing.manifest.kept.clone()).collect()
                 }
                 Err(_) => continue,
             };
             let names = names_in(&place);
-            let is_unnamed = |name: &&String| name.ends_with(".delta") && !named.contains(name);
+            // A part of a plan is named by that.
+            let is_planned = |name: &String| plans.iter().any(|plan| name.starts_with(plan));
+            let is_unnamed = |name: &&String| {
+                name.ends_with(".delta") && !named.contains(name) && !is_planned(name)
+            };
             let unneeded = names.iter().filter(|name| is_temporary(name) || is_unnamed(name));
             litter.extend(unneeded.map(|name| format!("{folder}/{image}/{name}")));
             if names.iter().filter(|name| name.starts_with("manifest.")).count() > 2 {

@@ -56,6 +56,9 @@ impl Trial {
         let lab = Lab::new();
         let image = lab.path("vm.img");
         make(&image, IMAGE_BYTES);
+        if seed % 2 == 1 {
+            lab.run(&["init", "--part-size", "1M"]).done();
+        }
         let (known, slowest) = (BTreeMap::new(), BTreeMap::new());
         let state = State::zeros();
         Self { lab, image, random: Random(seed), state, known, slowest, kills: 0 }
@@ -258,9 +261,13 @@ fn killed_in_its_first_snapshot_it_works_the_next_time() {
         // A repository that does not exist yet.
         trial.lab.repo = trial.lab.path(&format!("repo{round}"));
         trial.known.clear();
-        let ended = trial.run(&["snapshot", &image]);
+        // In one file, or in parts, of which some may be finished.
+        let size = if round % 2 == 0 { "8G" } else { "1M" };
+        let args = ["snapshot", &image, "--part-size", size];
+        let ended = trial.run(&args);
         if matches!(ended, Ended::Killed) {
-            let number = trial.lab.snapshot(&image);
+            let again = trial.lab.run(&[&args[..], &["--json"]].concat());
+            let number = again.done().json()["number"].as_u64().unwrap();
             trial.known.insert(number, trial.state.clone());
         } else {
             trial.known.insert(1, trial.state.clone());

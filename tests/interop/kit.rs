@@ -278,8 +278,12 @@ impl Lab {
         let manifest: Value = serde_json::from_str(text.split_once('\n').unwrap().1).unwrap();
         let lists =
             ["snapshots", "dropped"].into_iter().filter_map(|list| manifest[list].as_array());
-        let file = |s: &Value| s["file"].as_str().unwrap().to_owned();
-        let mut named: Vec<String> = lists.flatten().map(file).collect();
+        let text = |name: &Value| name.as_str().unwrap().to_owned();
+        let files = |s: &Value| {
+            let parts = s["parts"].as_array().into_iter().flatten().map(text);
+            parts.chain([text(&s["file"])]).collect::<Vec<_>>()
+        };
+        let mut named: Vec<String> = lists.flatten().flat_map(files).collect();
         named.sort();
         named
     }

@@ -260,7 +260,7 @@ impl<'a> Scene<'a> {
         for name in repository.names().unwrap() {
             let manifest = repository.list(&name, &context()).unwrap().manifest;
             let stored = manifest.snapshots.iter().chain(&manifest.dropped);
-            named.extend(stored.map(|s| format!("{name}/{}", s.file)));
+            named.extend(stored.flat_map(|s| s.files()).map(|file| format!("{name}/{file}")));
             named.extend(manifest.kept.iter().map(|file| format!("{name}/{file}")));
             named.insert(format!("{name}/manifest.{:06}", manifest.sequence));
             pins.extend(manifest.snapshots.iter().flat_map(|s| &s.pins).map(|pin| pin.id));

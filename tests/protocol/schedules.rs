@@ -13,6 +13,7 @@ use crate::known::Known;
 use crate::live::{machine_of, make_anew};
 use crate::random::Random;
 use crate::turns::{Alone, Before, Seat, Sleeper, Trouble, Turns};
+use imgsnap::base::units::PartSize;
 use imgsnap::repo::host::HostState;
 use imgsnap::repo::manifest::Snapshot;
 use imgsnap::repo::retention::{Count, Rules};
@@ -196,8 +197,11 @@ impl Scene {
                 objects.iter().filter_map(|object| object.strip_prefix(&prefix)).collect();
             let stored = manifest.snapshots.iter().chain(&manifest.dropped);
             let ruling = format!("manifest.{:06}", manifest.sequence);
-            let named: BTreeSet<&str> =
-                stored.map(|s| s.file.as_str()).chain([ruling.as_str()]).collect();
+            let named: BTreeSet<&str> = stored
+                .flat_map(Snapshot::files)
+                .map(String::as_str)
+                .chain([ruling.as_str()])
+                .collect();
             assert_eq!(there, named, "schedule {}: {name}", self.seed);
             for snapshot in &manifest.snapshots {
                 let bytes = restored(&repository, &name, snapshot.number).unwrap();
@@ -278,7 +282,11 @@ fn run(seed: u64, folder: &Path) -> u64 {
     let (folder, states, known) = (folder.to_owned(), World::default(), Mutex::default());
     let scene = Scene { seed, folder, turns, sleeper, world, states, known };
     let alone = Arc::new(scene.store(Arc::new(Alone)));
-    let repository = Repository::init_in(alone, Defaults::default(), scene.machine(0)).unwrap();
+    // Half of them with images in parts of a block.
+    let part_size =
+        if seed.is_multiple_of(2) { PartSize::USUAL } else { PartSize::new(4096).unwrap() };
+    let defaults = Defaults { part_size, ..Defaults::default() };
+    let repository = Repository::init_in(alone, defaults, scene.machine(0)).unwrap();
     for host in [0, 2] {
         let folder = scene.path(host, 0).parent().unwrap().to_owned();
         let _of_the_one_before = std::fs::remove_dir_all(&folder);

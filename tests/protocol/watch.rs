@@ -96,7 +96,7 @@ impl Watch {
             let hour = since.get(&condemned.object).copied().unwrap_or(hours);
             (condemned.object.clone(), hour)
         });
-        self.named.extend(manifest.snapshots.iter().map(|s| s.file.clone()));
+        self.named.extend(manifest.snapshots.iter().flat_map(|s| s.files()).cloned());
         let (condemned, digest) = (condemned.collect(), ManifestDigest::of(&bytes));
         self.ruling.insert(image, Ruling { object, manifest, digest, condemned });
     }
@@ -104,8 +104,10 @@ impl Watch {
     /// What a manifest that rules names is there.
     fn check_named(&mut self) {
         let missing = self.ruling.iter().find_map(|(image, ruling)| {
-            let Manifest { snapshots, dropped, .. } = &ruling.manifest;
-            let mut files = snapshots.iter().chain(dropped).map(|s| format!("{image}/{}", s.file));
+            let Manifest { snapshots, dropped, pending, .. } = &ruling.manifest;
+            let stored = snapshots.iter().chain(dropped).flat_map(|s| s.files());
+            let files = stored.chain(pending.iter().flat_map(|pending| &pending.objects));
+            let mut files = files.map(|file| format!("{image}/{file}"));
             let file = files.find(|file| !self.deltas.contains(file))?;
             Some(format!("{} names {file}, which is not there", ruling.object))
         });

@@ -70,6 +70,8 @@ impl Worker<'_> {
         new.insert("digest".into(), pick(&mut self.random, &["xxh3", "blake3"]).into());
         let compression = pick(&mut self.random, &["none", "lz4", "lz4", "zstd:1", "zstd:3"]);
         new.insert("compression".into(), compression.into());
+        let parts = [64 << 10, 256 << 10, 1 << 20, 8_i64 << 30];
+        new.insert("part_size".into(), pick(&mut self.random, &parts).into());
         let mut prune = toml::Table::new();
         prune.insert("garbage".into(), pick(&mut self.random, &[0_i64, 5, 40, 100]).into());
         config.insert("prune".into(), prune.into());

@@ -91,7 +91,11 @@ impl World {
         writeln!(file, "seed {seed}").unwrap();
         let repo = place.join("repo");
         let program = Path::new(env!("CARGO_BIN_EXE_imgsnap"));
-        let made = Command::new(program).arg("init").env("IMGSNAP_REPO", &repo).output().unwrap();
+        let made = Command::new(program)
+            .args(["init", "--part-size", "256K"])
+            .env("IMGSNAP_REPO", &repo)
+            .output()
+            .unwrap();
         assert!(made.status.success(), "{made:?}");
         Self {
             place,

@@ -151,6 +151,7 @@ impl ChainMaker {
                 time_nanoseconds: 5,
             },
             file_id: Self::id(0xf0, number),
+            cell_blocks: None,
             image_id: Self::id(0x10, 1),
             compression: self.recipe.compression,
             is_by_reference: false,
@@ -170,7 +171,7 @@ impl ChainMaker {
         let context = Context::silent().with_threads(self.recipe.threads);
         let mut bytes = Vec::new();
         let source = MemorySource(image.to_vec());
-        let taken = take(&source, &self.plan(), Scope::Whole, &context, &mut |piece| {
+        let taken = take(&source, &self.plan(), Scope::Whole, &context, &mut |piece: &[u8]| {
             bytes.extend_from_slice(piece);
             Ok(())
         });
@@ -211,10 +212,12 @@ pub fn merge_chain(tip: Chain, parent: Option<Chain>, file_id: Uuid, recipe: Rec
         identity: Identity::of(&footer),
         file_id,
         compression: recipe.compression,
+        cell_blocks: None,
+        kept: Vec::new(),
     };
     let context = Context::silent().with_threads(recipe.threads);
     let mut bytes = Vec::new();
-    let merged = merge::merge(&plan, &context, &mut |piece| {
+    let merged = merge::merge(&plan, &context, &mut |piece: &[u8]| {
         bytes.extend_from_slice(piece);
         Ok(())
     });

@@ -19,6 +19,7 @@ const RECORD: usize = 16;
 /// The features of H3.
 const FRAME_COUNTS: u64 = 1;
 const BASE_IMAGE: u64 = 2;
+const PARTS: u64 = 8;
 /// `restore` holds the image in memory, and refuses larger ones.
 const LIMIT: u64 = 1 << 30;
 
@@ -255,8 +256,26 @@ fn padded(number: u64, block: &[u8], image_bytes: u64) -> bool {
 /// Parses one delta file, and checks every rule of sections 1 to 4 that it alone can show.
 pub fn parse(file: &[u8]) -> Result<Delta, String> {
     ensure(file.len() >= HEADER + FOOTER, || format!("F2: only {} bytes", file.len()))?;
+    let footer = &file[file.len() - FOOTER..];
+    let delta = parse_file(file, footer)?;
+    ensure(delta.incompatible & PARTS == 0, || "L1: its parts are not here".to_owned())?;
+    check_runs(&delta)?;
+    check_content(&delta, file)?;
+    Ok(delta)
+}
+
+/// Last, because everything else that is wrong makes this wrong too.
+fn check_content(delta: &Delta, file: &[u8]) -> Result<(), String> {
+    ensure(delta.h(&file[..file.len() - FOOTER]) == delta.content_digest, || {
+        "E2: content_digest is not that of the bytes before the footer".to_owned()
+    })
+}
+
+/// A file of records with a footer that may be made from that of a part.
+fn parse_file(file: &[u8], footer: &[u8]) -> Result<Delta, String> {
+    ensure(file.len() >= HEADER + FOOTER, || format!("F2: only {} bytes", file.len()))?;
     let footer_offset = file.len() - FOOTER;
-    let mut delta = header_and_footer(&file[..HEADER], &file[footer_offset..])?;
+    let mut delta = header_and_footer(&file[..HEADER], footer)?;
     ensure(delta.file_bytes == file.len() as u64, || {
         format!("F2: file_bytes is {}, the length {}", delta.file_bytes, file.len())
     })?;
@@ -338,13 +357,134 @@ pub fn parse(file: &[u8]) -> Result<Delta, String> {
         runs.extend(table.runs.iter().copied());
     }
     (delta.runs, delta.blocks, delta.digests) = (runs, blocks, digests);
-
-    check_runs(&delta)?;
-    // Last, because everything else that is wrong makes this wrong too.
-    ensure(delta.h(&file[..footer_offset]) == delta.content_digest, || {
-        "E2: content_digest is not that of the bytes before the footer".to_owned()
-    })?;
     Ok(delta)
+}
+
+/// Parses the files of a snapshot; `read` gives the bytes of a part.
+pub fn parse_layer(
+    file: &[u8],
+    read: &mut dyn FnMut(&str) -> Result<Vec<u8>, String>,
+) -> Result<Delta, String> {
+    ensure(file.len() >= HEADER + FOOTER, || format!("F2: only {} bytes", file.len()))?;
+    let footer_offset = file.len() - FOOTER;
+    let footer = &file[footer_offset..];
+    let mut layer = header_and_footer(&file[..HEADER], footer)?;
+    if layer.incompatible & PARTS == 0 {
+        return parse(file);
+    }
+    ensure(layer.file_bytes == file.len() as u64, || "F2: file_bytes of a layer file".to_owned())?;
+    check_content(&layer, file)?;
+    // L1: one record.
+    let payload = index(u64::from(u32_at(file, HEADER + 4)?))?;
+    ensure(file[HEADER..HEADER + 4] == *b"PART" && u32_at(file, HEADER + 8)? == 0, || {
+        "R4: no PART record".to_owned()
+    })?;
+    ensure(HEADER + RECORD + payload == footer_offset, || "L1: more than one record".to_owned())?;
+    let checksum = u32_at(file, HEADER + 12)?;
+    let bytes = slice(file, HEADER + RECORD, payload)?;
+    let mut crc = crc32fast::Hasher::new();
+    crc.update(&layer.file_id);
+    crc.update(&(HEADER as u64).to_le_bytes());
+    crc.update(slice(file, HEADER, 12)?);
+    crc.update(bytes);
+    ensure(crc.finalize() == checksum, || "K2: the PART record".to_owned())?;
+    let root = (layer.root_offset, u64::from(layer.root_bytes), layer.root_checksum);
+    ensure(root == (HEADER as u64, (RECORD + payload) as u64, checksum), || {
+        "L1: the root is not the PART record".to_owned()
+    })?;
+    let (count, cell) = (u64::from(u32_at(bytes, 0)?), u64_at(bytes, 8)?);
+    ensure((1..=8192).contains(&count) && u32_at(bytes, 4)? == 0, || format!("L2: {count} parts"))?;
+    ensure((1..=1 << 50).contains(&cell), || format!("L2: cell_blocks is {cell}"))?;
+    ensure(payload as u64 == 16 + count * 128, || "L2: the length of the table".to_owned())?;
+    let (mut last, mut terms, mut sums) = (0, 0_u128, [0_u64; 7]);
+    for entry in bytes[16..].chunks(128) {
+        let part = read_part(entry, &layer, footer, read)?;
+        let (first, end) = (u64_at(entry, 16)?, u64_at(entry, 24)?);
+        let on_grid = first % cell == 0 && (end % cell == 0 || end == 1 << 50);
+        ensure(first >= last && first < end && end <= 1 << 50 && on_grid, || {
+            format!("L2: a part from {first} to {end}")
+        })?;
+        last = end;
+        terms = terms.wrapping_add(u128_at(entry, 56)?);
+        for (at, total) in sums.iter_mut().enumerate() {
+            *total = sum([*total, u64_at(entry, 72 + 8 * at)?].into_iter())?;
+        }
+        layer.runs.extend(part.runs);
+        layer.blocks.extend(part.blocks);
+        layer.digests.extend(part.digests);
+    }
+    let said = [
+        layer.data_blocks,
+        layer.zero_blocks,
+        layer.unread_blocks,
+        layer.frame_count,
+        layer.frame_bytes,
+        layer.table_count,
+        layer.index_count,
+    ];
+    ensure(said == sums, || format!("L1: the footer counts {said:?}, the parts {sums:?}"))?;
+    let size = |bytes: u64| layer.hash.term(u64::MAX, u128::from(bytes).to_le_bytes());
+    let before = match layer.is_base() {
+        true => 0,
+        false => layer.parent_image_digest.wrapping_sub(size(layer.parent_image_bytes)),
+    };
+    let after = before.wrapping_add(terms).wrapping_add(size(layer.image_bytes));
+    ensure(after == layer.image_digest, || "L4: the image digest of the layer".to_owned())?;
+    check_runs(&layer)?;
+    Ok(layer)
+}
+
+/// G1 to G3, L3: the part that an entry names.
+fn read_part(
+    entry: &[u8],
+    layer: &Delta,
+    footer: &[u8],
+    read: &mut dyn FnMut(&str) -> Result<Vec<u8>, String>,
+) -> Result<Delta, String> {
+    let hex: String = entry[..16].iter().map(|byte| format!("{byte:02x}")).collect();
+    let [a, b, c, d, e] = [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]];
+    let file = read(&format!("{a}-{b}-{c}-{d}-{e}.delta"))?;
+    ensure(file.len() >= HEADER + FOOTER, || format!("F2: only {} bytes", file.len()))?;
+    let own = &file[file.len() - FOOTER..];
+    ensure(own[..8] == *b"TRAPGMI\n", || "G1: the magic of the part footer".to_owned())?;
+    ensure(crc32fast::hash(&own[..508]) == u32_at(own, 508)?, || {
+        "K1: the checksum of the part footer".to_owned()
+    })?;
+    ensure(all_zero(&own[156..508]), || "C2: reserved bytes of the part footer".to_owned())?;
+    ensure(layer.h(own) == entry[40..56], || "L3: another footer_digest".to_owned())?;
+    let is_same = own[8..16] == entry[32..40]
+        && own[16..32] == entry[16..32]
+        && own[32..48] == entry[56..72]
+        && own[80..136] == entry[72..128];
+    ensure(is_same, || "L3: the footer of the part is not what its entry says".to_owned())?;
+    ensure(u64_at(entry, 32)? <= 1 << 50 && u64_at(entry, 112)? > 0, || {
+        "L3: a part without tables, or too long".to_owned()
+    })?;
+    let has_before = u32_at(own, 152)?;
+    ensure(has_before == 1 || (has_before == 0 && all_zero(&own[48..64])), || {
+        format!("G3: has_before is {has_before}")
+    })?;
+    // What it has in common with a footer, in the places where that has it.
+    let mut like = footer.to_vec();
+    like[8..16].copy_from_slice(&own[8..16]);
+    like[104..120].copy_from_slice(&own[64..80]);
+    like[120..192].copy_from_slice(&own[80..152]);
+    let crc = crc32fast::hash(&like[..508]);
+    like[508..].copy_from_slice(&crc.to_le_bytes());
+    let part = parse_file(&file, &like)?;
+    check_content(&part, &file)?;
+    ensure(part.incompatible & (PARTS | BASE_IMAGE) == 0, || "G1: its features".to_owned())?;
+    let is_like = part.image_id == layer.image_id
+        && part.block_bytes == layer.block_bytes
+        && part.digest_algorithm == layer.digest_algorithm
+        && part.key == layer.key
+        && part.frame_blocks <= layer.frame_blocks;
+    ensure(is_like, || "L3: the header of a part".to_owned())?;
+    let (first, end) = (u64_at(own, 16)?, u64_at(own, 24)?);
+    ensure(part.runs.iter().all(|run| run.first >= first && run.end() <= end), || {
+        "G2: a run beyond the range of its part".to_owned()
+    })?;
+    Ok(part)
 }
 
 fn header_and_footer(header: &[u8], footer: &[u8]) -> Result<Delta, String> {
@@ -403,10 +543,10 @@ fn header_and_footer(header: &[u8], footer: &[u8]) -> Result<Delta, String> {
         hash: Keyed::new(algorithm, key),
     };
 
-    let unknown = delta.incompatible & !(FRAME_COUNTS | BASE_IMAGE);
+    let unknown = delta.incompatible & !(FRAME_COUNTS | BASE_IMAGE | PARTS);
     ensure(unknown == 0, || format!("H3: unknown incompatible features {unknown:#x}"))?;
-    ensure(delta.incompatible != FRAME_COUNTS | BASE_IMAGE, || {
-        "H3: frame counts in a file that has no frames".to_owned()
+    ensure(delta.incompatible.count_ones() <= 1, || {
+        "H3: features that exclude each other".to_owned()
     })?;
     ensure(all_zero(&header[116..252]), || "C2: reserved bytes of the header".to_owned())?;
     ensure(all_zero(&footer[336..508]), || "C2: reserved bytes of the footer".to_owned())?;
@@ -830,20 +970,20 @@ pub fn restore_on(
     files: &[Vec<u8>],
     base_images: &BTreeMap<[u8; 16], Vec<u8>>,
 ) -> Result<Vec<u8>, String> {
-    restore_across(files, base_images, &BTreeSet::new())
+    let deltas: Result<Vec<Delta>, String> = files.iter().map(|file| parse(file)).collect();
+    restore_across(deltas?, base_images, &BTreeSet::new())
 }
 
 /// The same where the chains of some snapshots begin from another image: their ids.
 fn restore_across(
-    files: &[Vec<u8>],
+    layers: Vec<Delta>,
     base_images: &BTreeMap<[u8; 16], Vec<u8>>,
     roots: &BTreeSet<[u8; 16]>,
 ) -> Result<Vec<u8>, String> {
     let mut deltas: Vec<Delta> = Vec::new();
     // The blocks that are not zero.
     let mut blocks: BTreeMap<u64, Content> = BTreeMap::new();
-    for file in files {
-        let delta = parse(file)?;
+    for delta in layers {
         ensure(delta.image_bytes <= LIMIT, || {
             format!("LIMIT: an image of {} bytes", delta.image_bytes)
         })?;
@@ -1411,8 +1551,17 @@ pub fn read_manifest(folder: &Path) -> Result<Manifest, String> {
 }
 
 /// J5
-const KNOWN_NEEDS: [&str; 8] =
-    ["protected", "forgotten", "rollback", "pins", "attachments", "pending", "base_of", "format"];
+const KNOWN_NEEDS: [&str; 9] = [
+    "protected",
+    "forgotten",
+    "rollback",
+    "pins",
+    "attachments",
+    "pending",
+    "base_of",
+    "format",
+    "parts",
+];
 
 /// The rules of section 8 that the bytes alone can show
 pub fn parse_manifest(bytes: &[u8]) -> Result<Manifest, String> {
@@ -1765,25 +1914,18 @@ fn name_of(name: &str) -> Result<[u8; 16], String> {
     stem.and_then(|stem| uuid(stem).ok()).ok_or_else(|| format!("J3: file is {name:?}"))
 }
 
-/// The delta files, base first, of snapshot `number` in the folder REPO/NAME.
-pub fn chain_of(folder: &Path, number: u64) -> Result<Vec<Vec<u8>>, String> {
-    let manifest = read_manifest(folder)?;
-    let chain = lineage(&manifest, number)?;
-    chain.into_iter().map(|snapshot| read_snapshot(folder, &manifest, snapshot)).collect()
-}
-
 /// The image of snapshot `number` in the folder REPO/NAME. What is in a base image is read from it, and what the
 /// chain begins from in another image from there (J22).
 pub fn restore_from(folder: &Path, number: u64) -> Result<Vec<u8>, String> {
     let mut chain = Whole::default();
     chain.add(folder, number)?;
-    restore_across(&chain.files, &chain.base_images, &chain.roots)
+    restore_across(chain.layers, &chain.base_images, &chain.roots)
 }
 
 /// The files of a chain, base first, of however many images.
 #[derive(Default)]
 struct Whole {
-    files: Vec<Vec<u8>>,
+    layers: Vec<Delta>,
     base_images: BTreeMap<[u8; 16], Vec<u8>>,
     roots: BTreeSet<[u8; 16]>,
 }
@@ -1796,13 +1938,13 @@ impl Whole {
                 ensure(self.roots.insert(uuid(&snapshot.id)?), || "J22: a circle".to_owned())?;
                 self.add_below(folder, &snapshot.id, of)?;
             }
-            let file = read_snapshot(folder, &manifest, snapshot)?;
+            let layer = read_snapshot(folder, &manifest, snapshot)?;
             // One that cannot be read gives no blocks, and that is an error only if one is needed.
             let image = snapshot.base_image.as_ref().and_then(|path| std::fs::read(path).ok());
             if let Some(bytes) = image {
-                self.base_images.insert(parse(&file)?.file_id, bytes);
+                self.base_images.insert(layer.file_id, bytes);
             }
-            self.files.push(file);
+            self.layers.push(layer);
         }
         Ok(())
     }
@@ -1840,27 +1982,38 @@ fn lineage(manifest: &Manifest, number: u64) -> Result<Vec<&Snapshot>, String> {
     Ok(chain)
 }
 
-/// The file of a snapshot, held against what the manifest says of it.
-fn read_snapshot(
-    folder: &Path,
-    manifest: &Manifest,
-    snapshot: &Snapshot,
-) -> Result<Vec<u8>, String> {
-    let path = folder.join(&snapshot.file);
-    let file = std::fs::read(&path).map_err(|error| format!("P4: {path:?}: {error}"))?;
-    check_snapshot(manifest, snapshot, &file)
+/// The files of a snapshot, held against what the manifest says of it.
+fn read_snapshot(folder: &Path, manifest: &Manifest, snapshot: &Snapshot) -> Result<Delta, String> {
+    let mut parts = Vec::new();
+    let mut bytes = 0;
+    let mut read = |name: &str| {
+        let path = folder.join(name);
+        let file = std::fs::read(&path).map_err(|error| format!("P4: {path:?}: {error}"))?;
+        bytes += file.len() as u64;
+        if name != snapshot.file {
+            parts.push(Value::from(name));
+        }
+        Ok(file)
+    };
+    let file = read(&snapshot.file)?;
+    let delta = parse_layer(&file, &mut read)?;
+    ensure(list_of(&snapshot.json, "parts") == parts, || "J3: its parts are others".to_owned())?;
+    check_snapshot(manifest, snapshot, &file, &delta, bytes)
         .map_err(|error| format!("{error} (number {})", snapshot.number))?;
-    Ok(file)
+    Ok(delta)
 }
 
-/// Holds what the manifest says of a snapshot against its delta file.
-fn check_snapshot(manifest: &Manifest, snapshot: &Snapshot, file: &[u8]) -> Result<(), String> {
+/// Holds what the manifest says of a snapshot against its files.
+fn check_snapshot(
+    manifest: &Manifest,
+    snapshot: &Snapshot,
+    file: &[u8],
+    delta: &Delta,
+    bytes: u64,
+) -> Result<(), String> {
     let json = &snapshot.json;
     let file_bytes = number_of(json, "file_bytes")?;
-    ensure(file_bytes == file.len() as u64, || {
-        format!("J3: file_bytes is {file_bytes}, the length {}", file.len())
-    })?;
-    let delta = parse(file)?;
+    ensure(file_bytes == bytes, || format!("J3: file_bytes is {file_bytes}, the length {bytes}"))?;
     ensure(uuid(&manifest.image_id)? == delta.image_id, || "J3: another image_id".to_owned())?;
     ensure(uuid(&snapshot.id)? == delta.snapshot_id, || "J3: another snapshot_id".to_owned())?;
     let parent = match (&snapshot.parent, json.get("base_of")) {

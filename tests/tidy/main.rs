@@ -104,7 +104,15 @@ fn the_methods_of_a_repository_stand_in_one_place_for_data_and_one_for_verbs() {
         .filter(|(_, text)| text.contains("\nimpl Repository {"))
         .map(|(path, _)| path)
         .collect();
-    assert_eq!(homes, ["src/facade.rs", "src/facade/taking.rs", "src/repo/repository.rs"]);
+    assert_eq!(
+        homes,
+        [
+            "src/facade.rs",
+            "src/facade/taking.rs",
+            "src/facade/working.rs",
+            "src/repo/repository.rs"
+        ]
+    );
 }
 
 #[test]

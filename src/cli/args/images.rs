@@ -6,7 +6,7 @@ use super::{FirstUse, Keep, image_uri, parse_interval};
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args as ClapArgs, ValueHint};
 use imgsnap::Track;
-use imgsnap::base::units::{BlockSize, parse_duration};
+use imgsnap::base::units::{BlockSize, PartSize, parse_duration};
 use imgsnap::codec::Compression;
 use imgsnap::image::{ImageFormat, ImageUri};
 use imgsnap::machine::{Freeze, Hooks};
@@ -87,6 +87,10 @@ pub struct Snapshot {
     /// Unit of comparison of a new base, a power of two from 4K to 1M [default: the repository's]
     #[arg(long, value_name = "SIZE")]
     pub block_size: Option<BlockSize>,
+    /// Cut a new base, and what follows it, into parts of so much of the image, a power of two from 4K;
+    /// smaller images are one file [default: 8G]
+    #[arg(long, value_name = "SIZE")]
+    pub part_size: Option<PartSize>,
     /// lz4, zstd[:LEVEL] or none [default: the repository's]
     #[arg(long)]
     pub compression: Option<Compression>,

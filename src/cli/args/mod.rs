@@ -1,8 +1,10 @@
 //! What can be typed.
 
 mod images;
+mod work;
 
 pub use images::{Format, Snapshot, Watch};
+pub use work::{Plan, PlanVerb};
 
 use super::bench::args::Bench;
 use super::config::args::Config;
@@ -13,7 +15,7 @@ use clap::{Args as ClapArgs, Parser, Subcommand, ValueHint};
 use imgsnap::Reference;
 use imgsnap::base::digest::DigestAlgorithm;
 use imgsnap::base::read_limit::ReadRate;
-use imgsnap::base::units::{BlockSize, parse_duration};
+use imgsnap::base::units::{BlockSize, PartSize, parse_duration};
 use imgsnap::codec::Compression;
 use imgsnap::image::{ImageFormat, ImageUri, parse_image};
 use imgsnap::repo::retention::{Count, LabelGlob, Period};
@@ -58,6 +60,23 @@ pub enum Command {
     Snapshot(Snapshot),
     /// Take snapshots of images again and again, until it is told to stop
     Watch(Watch),
+    /// Cut snapshots into tasks that several workers do: see "part" and "join"
+    Plan(Plan),
+    /// Do one task of a plan: read a range of an image, and store its part
+    Part {
+        /// The plan: its id, the beginning of it, or latest
+        plan: String,
+        /// The number of the task
+        task: u32,
+    },
+    /// Make the snapshots of a plan when all of their tasks are done
+    Join {
+        /// The plan: its id, the beginning of it, or latest
+        plan: String,
+        /// Only this image
+        #[arg(long, value_name = "NAME")]
+        image: Option<String>,
+    },
     /// List images and their snapshots
     List {
         /// Only this image
@@ -223,8 +242,11 @@ pub struct Init {
     /// lz4, zstd[:LEVEL] or none [default: lz4]
     #[arg(long)]
     pub compression: Option<Compression>,
+    /// Cut larger images into parts of so much of the image, a power of two from 4K [default: 8G]
+    #[arg(long, value_name = "SIZE")]
+    pub part_size: Option<PartSize>,
     /// Make none: from now on, use the one that is there, where this host has used another one before
-    #[arg(long, conflicts_with_all = ["block_size", "digest", "compression"])]
+    #[arg(long, conflicts_with_all = ["block_size", "digest", "compression", "part_size"])]
     pub accept: bool,
 }
 

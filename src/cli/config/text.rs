@@ -2,7 +2,7 @@
 
 use imgsnap::base::error::{Error, ErrorKind, Result};
 use imgsnap::base::message::{Message, Verb};
-use imgsnap::base::units::BlockSize;
+use imgsnap::base::units::{BlockSize, PartSize};
 use toml_edit::{DocumentMut, Item, Key, Table, TableLike, Value};
 
 /// The text with a key set to a value; without one, without the key.
@@ -45,6 +45,12 @@ fn read(path: &[Key], text: &str) -> Value {
         && let Ok(size) = text.parse::<BlockSize>()
     {
         return i64::from(size.bytes()).into();
+    }
+    if path.iter().map(Key::get).eq(["new", "part_size"])
+        && let Ok(size) = text.parse::<PartSize>()
+        && let Ok(bytes) = i64::try_from(size.bytes())
+    {
+        return bytes.into();
     }
     text.parse().unwrap_or_else(|_| text.into())
 }

@@ -24,7 +24,7 @@ pub fn run(
     repository: &Repository,
     request: &ExportRequest,
     context: &Context,
-    out: &mut dyn FnMut(&[u8]) -> Result<()>,
+    mut out: &mut dyn FnMut(&[u8]) -> Result<()>,
 ) -> Result<ExportOutcome> {
     let reader = read(repository, &request.name, context)?;
     let snapshot = reader.find(&request.at)?.clone();
@@ -65,14 +65,16 @@ pub fn run(
                 compression,
                 is_by_reference: false,
                 bad_medium: BadMedium::Fail,
+                cell_blocks: None,
             };
-            let taken = engine::take(&SnapshotView::new(tip), &plan, Scope::Whole, context, out)?;
+            let taken =
+                engine::take(&SnapshotView::new(tip), &plan, Scope::Whole, context, &mut out)?;
             taken.written
         }
         parent => {
             let fork = Fork::new(tip, parent)?;
-            let plan = Plan { fork, identity, file_id, compression };
-            merge(&plan, context, out)?.written
+            let plan = Plan::of_one_file(fork, identity, file_id, compression);
+            merge(&plan, context, &mut out)?.written
         }
     };
     Ok(ExportOutcome { snapshot, since, file_bytes: written.footer.file_bytes })

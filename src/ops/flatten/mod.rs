@@ -31,7 +31,7 @@ pub fn run(repository: &Repository, name: &str, at: &At, context: &Context) -> R
     let elsewhere = layers.iter().filter(|delta| delta.base_image().is_some());
     let blocks = elsewhere.map(|delta| delta.footer().counts.data_blocks).sum::<u64>();
     let elsewhere = blocks.saturating_mul(block_size.bytes().into());
-    let most = layers.iter().map(|d| d.footer().file_bytes).sum::<u64>() + elsewhere;
+    let most = layers.iter().map(|d| d.stored_bytes()).sum::<u64>() + elsewhere;
     if repository.store.free_space().is_some_and(|free_bytes| free_bytes < most) {
         let needed = crate::merge::layer_use(&layers, context)?;
         let needed = needed.iter().map(|of| of.live_bytes).sum::<u64>() + elsewhere + (1 << 20);

@@ -9,7 +9,7 @@ use crate::chain::{Chain, Fork};
 use crate::delta::{Delta, Depth, scrub};
 use crate::format::footer::FOOTER_BYTES;
 use crate::format::header::HEADER_BYTES;
-use crate::format::{Footer, FrameLayout, Header};
+use crate::format::{Content, Footer, FrameLayout, Header};
 use crate::merge;
 use crate::ops::import::types::Imported;
 use crate::ops::verify::engine::verify_runs;
@@ -45,6 +45,14 @@ pub fn run(
     let mut start = [0; HEADER_BYTES];
     fill(input, &mut start, place)?;
     let header = Header::decode(&start).map_err(|e| e.at(place))?;
+    if header.content() == Content::Parts {
+        let what = format!("{place}: its blocks are in part files, not in it");
+        return Err(Error::new(ErrorKind::Unsupported, what).hint(message![
+            "use ",
+            Verb::Export.call(),
+            " to get a file that has them"
+        ]));
+    }
     if header.layout() == FrameLayout::Absent {
         let what = format!("{place}: its blocks are in a base image, not in it");
         return Err(Error::new(ErrorKind::Unsupported, what).hint(message![
@@ -146,7 +154,7 @@ fn import_into(
     upload.publish()?;
     let added = add(repository, writer, header, &file, place, context);
     if added.is_err() {
-        discard_unless_named(repository, &name, &file)?;
+        discard_unless_named(repository, &name, [&*file])?;
     }
     Ok((added?, true))
 }
@@ -198,7 +206,7 @@ fn add(
         context.warn(WarningId::LabelDropped, what);
         entry.label = None;
     }
-    commit_change(repository, writer, Some(file), |next| {
+    commit_change(repository, writer, &[file], |next| {
         next.next_number = next.next_number.max(entry.number.saturating_add(1));
         next.snapshots.push(entry.clone());
         next.snapshots.sort_by_key(|s| s.number);
@@ -328,5 +336,5 @@ fn receive(
     let foot: &[u8; FOOTER_BYTES] = last.first_chunk().ok_or_else(|| {
         Error::corrupt(format!("{place}: only {bytes} bytes: truncated, or not a delta file"))
     })?;
-    Footer::decode(foot, bytes).map_err(|e| e.at(place))
+    Footer::decode(foot, bytes, Content::Records).map_err(|e| e.at(place))
 }

@@ -87,7 +87,7 @@ pub fn run(
     writer.head.skipped = before.skipped;
     writer.head.live = live;
     let known = writer.manifest.rollback.clone();
-    commit_change(repository, &mut writer, None, |next| {
+    commit_change(repository, &mut writer, &[], |next| {
         // One that has begun since is not forgotten: what it writes to may be this file.
         if next.rollback != known {
             return Err(manifest::changed_meanwhile(&next.name));

@@ -8,7 +8,7 @@
 
 use crate::base::error::{ErrorKind, Result};
 use crate::codec::{Codec, Compression};
-use crate::delta::{Caches, Delta};
+use crate::delta::{Caches, Delta, DeltaFile, Part};
 use crate::format::header::HEADER_BYTES;
 use crate::format::{RecordHead, RecordKind};
 use crate::ops::repair::types::{ConfigOrigin, RestoredConfig};
@@ -73,8 +73,10 @@ fn rebuilt(store: &Arc<dyn Store>) -> Result<Config> {
     let mut newest: Option<Delta> = None;
     for name in &names {
         for file in store.list(name)?.into_iter().filter(|file| ImageFile::is_delta(file)) {
-            let delta = match Delta::open(store.clone(), &format!("{name}/{file}"), &caches) {
-                Ok(delta) => delta,
+            let file = format!("{name}/{file}");
+            let delta = match DeltaFile::open(store.clone(), &file, &caches) {
+                Ok(DeltaFile::Layer(delta)) => *delta,
+                Ok(DeltaFile::Part(_)) => continue,
                 Err(e) if e.is_unread() => return Err(e),
                 Err(_) => continue,
             };
@@ -90,18 +92,19 @@ fn rebuilt(store: &Arc<dyn Store>) -> Result<Config> {
     if let Some(delta) = &newest {
         defaults.block_size = delta.header().block_size;
         defaults.digest = delta.header().algorithm;
-        defaults.compression = compression_of(store.as_ref(), delta).unwrap_or_default();
+        let compression = delta.part(0).ok().and_then(|part| compression_of(store.as_ref(), part));
+        defaults.compression = compression.unwrap_or_default();
     }
     let id = known_id(store.as_ref(), &names).unwrap_or_else(Uuid::new_v4);
     Ok(Config::with_id(id, defaults))
 }
 
 /// How the frames of a file are compressed; none if that cannot be told.
-fn compression_of(store: &dyn Store, delta: &Delta) -> Option<Compression> {
+fn compression_of(store: &dyn Store, part: &Part) -> Option<Compression> {
     let mut at = HEADER_BYTES as u64;
     for _ in 0..MAX_PROBED_FRAMES {
         let mut head = [0; crate::format::record::RECORD_HEAD_BYTES];
-        store.read_at(delta.name(), at, &mut head).ok()?;
+        store.read_at(part.name(), at, &mut head).ok()?;
         let head = RecordHead::decode(&head).ok()?;
         match head.kind {
             RecordKind::Frame { codec: Codec::Lz4, .. } => return "lz4".parse().ok(),

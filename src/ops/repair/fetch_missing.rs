@@ -3,7 +3,7 @@
 use crate::base::error::{ErrorKind, Result};
 use crate::base::events::Context;
 use crate::base::message::message;
-use crate::delta::Delta;
+use crate::delta::{Delta, DeltaFile};
 use crate::ops::repair::mend::{copy_file, is_final};
 use crate::ops::repair::types::MendSource;
 use crate::repo::Repository;
@@ -83,11 +83,17 @@ fn files_of(repository: &Repository, name: &str, image_id: Uuid) -> Result<Found
     let (mut files, mut numbers) = (HashMap::new(), HashMap::new());
     let mut parents = HashSet::new();
     for file in repository.store.list(name)?.into_iter().filter(|file| ImageFile::is_delta(file)) {
-        let opened =
-            Delta::open(repository.store.clone(), &format!("{name}/{file}"), &repository.caches);
+        let path = format!("{name}/{file}");
+        let opened = DeltaFile::open(repository.store.clone(), &path, &repository.caches);
         let opened = match opened {
+            // It is of use only to the file that names it.
+            Ok(DeltaFile::Part(_)) => continue,
+            Ok(DeltaFile::Layer(delta)) if !has_parts(&delta) => None,
             Err(e) if e.is_unread() => return Err(e),
-            other => other.ok().filter(|delta| delta.header().image_id == image_id),
+            Err(_) => None,
+            Ok(DeltaFile::Layer(delta)) => {
+                Some(delta).filter(|delta| delta.header().image_id == image_id)
+            }
         };
         let parent = opened.as_ref().and_then(|delta| delta.footer().parent);
         parents.extend(parent.map(|p| p.parent_id));
@@ -96,6 +102,11 @@ fn files_of(repository: &Repository, name: &str, image_id: Uuid) -> Result<Found
         files.insert(file, opened.is_some());
     }
     Ok(Found { files, numbers, parents })
+}
+
+/// True if all parts are there.
+fn has_parts(delta: &Delta) -> bool {
+    (0..delta.part_count()).all(|index| delta.part(index).is_ok())
 }
 
 /// Snapshots that another repository took after the two went apart: those whose numbers are others here, and

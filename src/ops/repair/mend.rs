@@ -1,6 +1,7 @@
 //! Putting damaged files right: from a sound copy of the file, from the same snapshot in another
 //! repository, or block by block from wherever blocks of equal digest are.
 
+use crate::base::digest::{Digest, Hasher};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::events::{Context, Phase, WarningId};
 use crate::base::free_space::check_free_space;
@@ -8,7 +9,7 @@ use crate::base::message::{Setting, Verb, message};
 use crate::base::units::NamedBlocks;
 use crate::chain::Fork;
 use crate::codec::Compression;
-use crate::delta::{Delta, Identity, Written};
+use crate::delta::{Delta, Depth, Identity, Part, Written, scrub_part};
 use crate::format::footer::FOOTER_BYTES;
 use crate::merge::{self, Merged};
 use crate::ops::repair::engine::{self, Wanted};
@@ -164,7 +165,8 @@ fn copy_for(
     verify_all(&Arc::new(delta), context).map(|_| MendedBy::Copy)
 }
 
-/// Puts a copy of the same file, byte for byte, in the place of a damaged or missing one.
+/// Puts copies of the same files, byte for byte, in the place of those of a snapshot that are damaged or
+/// missing.
 pub(crate) fn copy_file(
     repository: &Repository,
     name: &str,
@@ -180,39 +182,86 @@ pub(crate) fn copy_file(
         &repository.location(),
         "a copy of the file",
     )?;
-    let name = format!("{name}/{}", snapshot.file);
-    let mut upload = repository.store.create(&name)?;
-    let (mut content, mut offset) = (theirs.hasher().stream(), 0);
-    let content_end = snapshot.file_bytes - FOOTER_BYTES as u64;
     let phase = context.begin(Phase::Copy, snapshot.file_bytes);
-    let mut buffer = Vec::new();
-    let mut copy = || {
-        while offset < snapshot.file_bytes {
-            context.check()?;
-            let end = if offset < content_end { content_end } else { snapshot.file_bytes };
-            buffer.resize(COPY_BYTES.min(end - offset) as usize, 0);
-            context.read_limits().wait(buffer.len() as u64)?;
-            other.store.read_at(file, offset, &mut buffer)?;
-            // The manifest pins the footer, and the footer all other bytes.
-            if offset < content_end {
-                content.update(&buffer);
-            } else if theirs.hasher().digest(&buffer) != snapshot.footer_digest
-                || content.digest() != theirs.footer().content_digest
-            {
-                return Err(Error::corrupt(format!("{} is damaged, too", theirs.location())));
-            }
-            upload.write(&buffer)?;
-            offset += buffer.len() as u64;
-            context.advance(buffer.len() as u64);
-        }
-        Ok(())
+    let footer = theirs.footer();
+    let whole = CopyOf {
+        object: file,
+        bytes: footer.file_bytes,
+        footer_digest: snapshot.footer_digest,
+        content_digest: footer.content_digest,
+        hasher: theirs.hasher(),
     };
-    let copied = copy();
-    drop(phase);
-    copied?;
-    upload.publish_over()?;
+    copy_object(repository, &format!("{name}/{}", snapshot.file), other, &whole, context)?;
     repository.caches.forget(theirs.header().file_id);
+    let table = theirs.table().into_iter().flat_map(|table| &table.parts);
+    for (index, entry) in table.enumerate() {
+        let own = format!("{name}/{}", entry.object_name());
+        // Most of them are what they were.
+        let opened = Part::open(repository.store.clone(), &own, &repository.caches);
+        let geometry = theirs.geometry()?;
+        let is_sound = opened.is_ok_and(|(part, _, digest)| {
+            digest == entry.footer_digest
+                && scrub_part(&part, geometry, Depth::Blocks, &Context::silent()).is_ok()
+        });
+        context.check()?;
+        if is_sound {
+            continue;
+        }
+        let part = theirs.part(index)?;
+        let whole = CopyOf {
+            object: part.name(),
+            bytes: entry.file_bytes,
+            footer_digest: entry.footer_digest,
+            content_digest: part.content().content_digest,
+            hasher: theirs.hasher(),
+        };
+        copy_object(repository, &own, other, &whole, context)?;
+        repository.caches.forget(part.header().file_id);
+    }
+    drop(phase);
     Ok(())
+}
+
+/// A file that is copied, and how it is known to be the one that is meant.
+struct CopyOf<'a> {
+    object: &'a str,
+    bytes: u64,
+    footer_digest: Digest,
+    content_digest: Digest,
+    hasher: &'a Hasher,
+}
+
+fn copy_object(
+    repository: &Repository,
+    name: &str,
+    other: &Repository,
+    of: &CopyOf<'_>,
+    context: &Context,
+) -> Result<()> {
+    let mut upload = repository.store.create(name)?;
+    let (mut content, mut offset) = (of.hasher.stream(), 0);
+    let content_end = of.bytes - FOOTER_BYTES as u64;
+    let mut buffer = Vec::new();
+    while offset < of.bytes {
+        context.check()?;
+        let end = if offset < content_end { content_end } else { of.bytes };
+        buffer.resize(COPY_BYTES.min(end - offset) as usize, 0);
+        context.read_limits().wait(buffer.len() as u64)?;
+        other.store.read_at(of.object, offset, &mut buffer)?;
+        // What names the file pins the footer, and the footer all other bytes.
+        if offset < content_end {
+            content.update(&buffer);
+        } else if of.hasher.digest(&buffer) != of.footer_digest
+            || content.digest() != of.content_digest
+        {
+            let place = other.store.location(of.object);
+            return Err(Error::corrupt(format!("{place} is damaged, too")));
+        }
+        upload.write(&buffer)?;
+        offset += buffer.len() as u64;
+        context.advance(buffer.len() as u64);
+    }
+    upload.publish_over()
 }
 
 /// Makes the file anew from the same snapshot in another repository, where it may depend on other files.
@@ -234,11 +283,11 @@ fn merge_from(
         return Err(Error::corrupt(format!("{} is another image", tip.tip().location())));
     }
     let compression = repository.defaults().compression;
-    replace_file(repository, writer, snapshot, tip.tip(), context, |file_id, out| {
+    replace_file(repository, writer, snapshot, tip.tip(), context, |file_id, mut out| {
         let identity = Identity::of(tip.tip().footer());
         let fork = Fork::new(tip.clone(), parent)?;
-        let plan = merge::Plan { fork, identity, file_id, compression };
-        merge::merge(&plan, context, out)
+        let plan = merge::Plan::of_one_file(fork, identity, file_id, compression);
+        merge::merge(&plan, context, &mut out)
     })?;
     Ok(MendedBy::Snapshot)
 }
@@ -302,10 +351,10 @@ fn mend_blocks(
     }
     let found = wanted.found(context);
     let compression: Compression = repository.defaults().compression;
-    replace_file(repository, writer, snapshot, delta, context, |file_id, out| {
+    replace_file(repository, writer, snapshot, delta, context, |file_id, mut out| {
         let delta = delta.clone();
         let plan = engine::Plan { delta, found: &found, file_id, compression };
-        let written: Written = engine::mend(&plan, context, out)?;
+        let written: Written = engine::mend(&plan, context, &mut out)?;
         let (changed_blocks, changed_bytes) = (snapshot.changed_blocks, snapshot.changed_bytes);
         Ok(Merged { written, changed_blocks, changed_bytes })
     })?;
@@ -343,16 +392,16 @@ fn replace_file(
         let stored = next.snapshots.iter_mut().chain(&mut next.dropped);
         let gone = || manifest::changed_meanwhile(&name);
         let s = stored.into_iter().find(is_it).ok_or_else(gone)?;
-        *s = with_file(s, &file, &made, s.base_of.clone().as_ref(), format.as_deref());
+        *s = with_file(s, &file, &made, s.base_of.clone().as_ref(), format.as_deref(), s.part_size);
         drop_from_manifest(next, &HashSet::new());
         Ok(())
     };
     let mut next = writer.manifest.clone();
     change(&mut next)?;
     let proved = prove_whole(repository, &next, snapshot, context);
-    let committed = proved.and_then(|()| commit_change(repository, writer, Some(&file), change));
+    let committed = proved.and_then(|()| commit_change(repository, writer, &[&file], change));
     if let Err(error) = committed {
-        discard_unless_named(repository, &name, &file)?;
+        discard_unless_named(repository, &name, [&*file])?;
         return Err(error);
     }
     Ok(())

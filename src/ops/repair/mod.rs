@@ -22,7 +22,7 @@ use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::events::Context;
 use crate::base::message::{Action, Message, message};
 use crate::chain::Fork;
-use crate::delta::Delta;
+use crate::delta::{Delta, DeltaFile};
 use crate::format::footer::MAX_NUMBER;
 use crate::merge;
 use crate::ops::repair::elsewhere::base_elsewhere;
@@ -33,6 +33,7 @@ use crate::ops::repair::types::{Rebuilt, Repaired};
 use crate::ops::verify::engine::{verify_all, verify_runs};
 use crate::repo::Repository;
 use crate::repo::compact::rewrite_as;
+use crate::repo::entry::part_names;
 use crate::repo::files::{open_chain, open_delta, open_parent};
 use crate::repo::garbage::collect_garbage;
 use crate::repo::head::Head;
@@ -158,7 +159,7 @@ fn rebuild(
     let is_meant = |file: &String| {
         ruling.unused.contains(file)
             || strays.contains(file)
-            || ruling.stored().iter().any(|s| s.file == *file)
+            || ruling.stored().iter().any(|s| s.files().any(|of| of == file))
     };
     candidates.retain(|(file, _)| is_meant(file));
     unused.retain(|(file, _)| is_meant(file));
@@ -204,6 +205,8 @@ fn rebuild_from(
         .filter(|(file, _)| !old.is_some_and(|old| is_named(old, file)))
         .map(|(_, delta)| delta.footer().snapshot_id)
         .collect();
+    let all_parts: Vec<String> =
+        candidates.iter().flat_map(|(_, delta)| part_names(delta.table())).collect();
     let ordered = in_order(candidates, old, context).map_err(with_retry_hint)?;
     let elsewhere =
         |image: &Manifest, delta: &Delta| base_elsewhere(repository, old, image, delta, context);
@@ -215,7 +218,11 @@ fn rebuild_from(
     // What nothing depends on now may be what a file that cannot be used depends on: nothing is removed.
     let unneeded = old.map_or(Vec::new(), |old| remember(&mut manifest, old, &unnamed));
     manifest.unused = unused.iter().map(|(file, _)| file.clone()).collect();
-    kept.extend(manifest.unused.iter().cloned().chain(unneeded.into_iter().map(|s| s.file)));
+    kept.extend(
+        manifest.unused.iter().cloned().chain(unneeded.iter().flat_map(Snapshot::files).cloned()),
+    );
+    // Those of a layer that cannot be used wait for it.
+    kept.extend(all_parts.into_iter().filter(|part| !manifest.is_condemned(part)));
     // Whose attachments they were may be told by what cannot be read now.
     kept.extend(repository.store.list(name)?.into_iter().filter(|file| {
         ImageFile::of(file) == Some(ImageFile::Attachment) && !manifest.is_condemned(file)
@@ -287,15 +294,25 @@ fn open_all(
     name: &str,
     unused: &mut Vec<(String, Message)>,
 ) -> Result<Vec<Candidate>> {
-    let mut candidates = Vec::new();
+    let (mut candidates, mut parts): (Vec<Candidate>, HashSet<String>) = Default::default();
     for file in repository.store.list(name)?.into_iter().filter(|file| ImageFile::is_delta(file)) {
         let path = format!("{name}/{file}");
-        match twice(|| Delta::open(repository.store.clone(), &path, &repository.caches)) {
-            Ok(delta) => candidates.push((file, Arc::new(delta))),
+        match twice(|| DeltaFile::open(repository.store.clone(), &path, &repository.caches)) {
+            Ok(DeltaFile::Layer(delta)) => candidates.push((file, Arc::from(delta))),
+            Ok(DeltaFile::Part(_)) => drop(parts.insert(file)),
             Err(e) if e.is_unread() => return Err(with_retry_hint(e)),
             Err(e) => unused.push((file, e.into())),
         }
     }
+    for (_, delta) in &candidates {
+        part_names(delta.table()).iter().for_each(|part| {
+            parts.remove(part);
+        });
+    }
+    // Which snapshot they are of is written nowhere, and is not guessed.
+    let alone = "a part of a snapshot, and no file is there that names it";
+    unused.extend(parts.into_iter().map(|file| (file, alone.into())));
+    unused.sort_by(|(a, _), (b, _)| a.cmp(b));
     Ok(candidates)
 }
 

@@ -168,6 +168,8 @@ pub(crate) fn remember(
             snapshot.seconds = known.seconds;
             snapshot.base_image = known.base_image.clone();
             snapshot.format = known.format.clone();
+            snapshot.part_size = known.part_size;
+            snapshot.held = known.held.clone();
             snapshot.protected = known.protected;
             snapshot.pins = known.pins.clone();
             snapshot.group = known.group.clone();

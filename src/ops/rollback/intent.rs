@@ -38,7 +38,7 @@ pub(super) fn record_intent(
     let Manifest { rollback: before, host, source, .. } = writer.manifest.clone();
     let is_listed = |id: &Uuid| writer.manifest.by_id(*id).is_some();
     let saved = rollback.as_ref().and_then(|r| r.saved).filter(is_listed);
-    commit_change(repository, writer, None, |next| {
+    commit_change(repository, writer, &[], |next| {
         // Others may have linked the image elsewhere, begun a rollback, or dropped either end of this one.
         let is_the_same = next.rollback == before && next.host == host && next.source == source;
         let has_target = rollback.as_ref().is_none_or(|r| next.by_id(r.target).is_some());

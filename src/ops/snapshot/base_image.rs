@@ -8,17 +8,19 @@ use crate::base::uri::Shown;
 use crate::image::{Disk, ImageFormat, LiveImage, RawFile, Source, refuse_foreign};
 use crate::ops::snapshot::prepared::prepare;
 use crate::ops::snapshot::take::take_into;
-use crate::ops::snapshot::types::{ParentChoice, SnapshotOutcome, SnapshotRequest};
+use crate::ops::snapshot::types::{Moment, ParentChoice, SnapshotOutcome, SnapshotRequest};
 use crate::repo::Repository;
 use crate::repo::change::discard_unless_named;
 use crate::repo::inside::refuse_inside;
 use crate::repo::live_file::{absolute, make_durable, refuse_itself, warn_if_unguarded};
 use crate::repo::manifest::Snapshot;
+use crate::repo::manifest::object_name;
 use crate::repo::reference::At;
 use crate::repo::session::Writer;
 use crate::scan::Scope;
 use std::path::Path;
 use std::time::Instant;
+use uuid::Uuid;
 
 /// Takes a snapshot of a clone, and of the base image that it is a clone of: one commit for both.
 pub(crate) fn snapshot_on_base_image(
@@ -42,7 +44,7 @@ pub(crate) fn snapshot_on_base_image(
     };
     let outcome = take_into(repository, writer, live, &request, false, context);
     if outcome.is_err() {
-        discard_unless_named(repository, &before.name, &base.file)?;
+        discard_unless_named(repository, &before.name, base.files().map(String::as_str))?;
         writer.manifest = before;
     }
     outcome
@@ -89,7 +91,10 @@ fn stage_base_image(
     let request = SnapshotRequest {
         parent: ParentChoice::Full,
         label: None,
+        // One of its own: no base that was interrupted is gone on with.
+        moment: Some(Moment { id: Uuid::new_v4(), group: None, told: None }),
         block_size: request.block_size,
+        part_size: request.part_size,
         compression: request.compression,
         ..SnapshotRequest::default()
     };
@@ -97,9 +102,11 @@ fn stage_base_image(
     prepared.plan.is_by_reference = true;
     let place = path.shown();
     context.note(format!("{name}: the table of {place}; its blocks stay there"));
-    let mut upload = repository.store.create(&format!("{name}/{}", prepared.object))?;
-    let taken =
-        prepared.take(&base_image, Scope::Whole, context, &mut |bytes| upload.write(bytes))?;
+    prepared.plan.cell_blocks = None;
+    let object = object_name();
+    let mut upload = repository.store.create(&format!("{name}/{object}"))?;
+    let taken = prepared
+        .take(&base_image, Scope::Whole, context, &mut |bytes: &[u8]| upload.write(bytes))?;
     if taken.written.footer.counts.unread_blocks > 0 {
         let what = format!("{place} cannot be read as a whole, so it can be no base image");
         return Err(Error::new(ErrorKind::Io, what));
@@ -108,5 +115,5 @@ fn stage_base_image(
     make_durable(&base_image)?;
     upload.publish()?;
     let format = Some(ImageFormat::RAW.qemu().to_owned());
-    Ok(Snapshot { base_image: Some(path), format, ..prepared.entry(&taken, begun) })
+    Ok(Snapshot { base_image: Some(path), format, ..prepared.entry(&object, &taken, begun) })
 }

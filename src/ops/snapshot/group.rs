@@ -190,16 +190,16 @@ pub(super) enum Became {
 }
 
 /// Reads each, then commits each; `done` is told what became of which.
-pub(super) fn finish(
-    repository: &Repository,
+pub(super) fn finish<'a>(
+    repository: &'a Repository,
     writers: &mut [&mut Writer],
-    begun: Vec<Begun<'_>>,
+    begun: Vec<Begun<'a>>,
     context: &Context,
     done: &mut dyn FnMut(usize, Became),
 ) -> Result<Vec<SnapshotOutcome>> {
     let mut read = Vec::new();
-    for (begun, writer) in begun.into_iter().zip(writers.iter()) {
-        read.push(begun.read(repository, &writer.manifest, false, context)?);
+    for (begun, writer) in begun.into_iter().zip(writers.iter_mut()) {
+        read.push(begun.read(repository, writer, false, context)?);
     }
     let is_left_out = read.iter().all(|read| read.is_left_out());
     // From here on it is done to the end, or the group would be incomplete.

@@ -10,6 +10,7 @@ pub mod group;
 pub mod jobs;
 pub(crate) mod machine;
 pub(crate) mod origin;
+pub(crate) mod parts;
 pub(crate) mod plan;
 pub(crate) mod prepared;
 pub mod several;
@@ -20,13 +21,14 @@ use crate::base::error::{Error, ErrorKind, Result, best_effort};
 use crate::base::events::Context;
 use crate::base::message::{Setting, Verb, message};
 use crate::base::uri::Shown;
+use crate::image::Source;
 use crate::image::{ImageUri, LiveImage};
 use crate::ops::snapshot::find_base::find_base;
 use crate::ops::snapshot::origin::check_origin;
 use crate::ops::snapshot::plan::PlanInput;
-use crate::ops::snapshot::prepared::prepare;
+use crate::ops::snapshot::prepared::{Prepared, prepare};
 use crate::ops::snapshot::take::{check_some_was_read, policy_for, take_into, warn_of_policy};
-use crate::ops::snapshot::types::{Outcome, SnapshotOutcome, SnapshotRequest};
+use crate::ops::snapshot::types::{Moment, Outcome, SnapshotOutcome, SnapshotRequest};
 use crate::repo::Repository;
 use crate::repo::change::remove_unused_image;
 use crate::repo::head::Head;
@@ -38,9 +40,11 @@ use crate::repo::pins;
 use crate::repo::policy::SnapshotPolicy;
 use crate::repo::reference::check_label;
 use crate::repo::session::{Writer, read, refuse_damaged_head, write_or_create};
+use crate::scan::Scope;
 use crate::tracking::CloneFolder;
 use crate::tracking::Track;
 use std::time::Instant;
+use uuid::Uuid;
 
 /// Takes a snapshot.
 pub fn run(
@@ -102,6 +106,38 @@ pub fn run(
         }
     }
     outcome
+}
+
+/// What is known of a snapshot before it is read, for who lets others read it: `use_it` is given what
+/// `open` has opened.
+///
+/// # Errors
+/// As of [`run`], before anything is read; of `use_it`.
+pub(crate) fn planned_snapshot<T>(
+    repository: &Repository,
+    request: &SnapshotRequest,
+    open: impl FnOnce(&ImageUri) -> Result<LiveImage>,
+    context: &Context,
+    use_it: impl FnOnce(&mut Writer, &LiveImage, &Prepared, &ImageUri) -> Result<T>,
+) -> Result<T> {
+    let Named { read_from, image, name } = named(repository, request)?;
+    let live = open(&read_from)?;
+    let (mut writer, is_new) = write_or_create(repository, &name, &image, context)?;
+    // One of its own: what was interrupted is not gone on with.
+    let moment = Moment { id: Uuid::new_v4(), group: None, told: None };
+    let request = SnapshotRequest { moment: Some(moment), ..request.clone() };
+    let used = check_source(&writer.manifest, &writer.head, &image)
+        .and_then(|()| refuse_damaged_head(&name, writer.head_was_damaged))
+        .and_then(|()| with_format(live, &writer.manifest, &request, context))
+        .and_then(|live| {
+            let prepared = prepare(repository, &writer.manifest, &writer.head, &request)?;
+            use_it(&mut writer, &live, &prepared, &read_from)
+        });
+    if used.is_err() && is_new {
+        // An image without snapshots stays behind; the next one fills it.
+        best_effort(remove_unused_image(repository, writer));
+    }
+    used
 }
 
 /// An image of which a snapshot is to be taken, as it is known.
@@ -192,11 +228,15 @@ fn try_snapshot(
     let begun = Instant::now();
     let search = PlanInput { manifest: &manifest, head, stat: stat.as_ref(), request, policy };
     let _tracker = prepared.begin(repository, live, &search, context)?;
-    let (taken, _) = prepared.scan_live_or_clone(live, false, context, &mut |_| Ok(()))?;
+    prepared.plan.cell_blocks = None;
+    let mut take = |source: &dyn Source, scope: Scope| {
+        prepared.take(source, scope, context, &mut |_: &[u8]| Ok(()))
+    };
+    let (taken, _) = prepared.scan_live_or_clone(live, false, context, &mut take)?;
     check_some_was_read(&live.disk, &taken)?;
-    let snapshot = prepared.entry(&taken, begun);
+    let snapshot = prepared.entry("", &taken, begun);
     let outcome = prepared.outcome(&manifest.name, snapshot, Outcome::DryRun, live);
-    Ok(SnapshotOutcome { unread: taken.unread, ..outcome })
+    Ok(SnapshotOutcome { unread: taken.counted.unread, ..outcome })
 }
 
 fn check_source(manifest: &Manifest, head: &Head, image: &ImageUri) -> Result<()> {

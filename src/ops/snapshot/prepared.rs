@@ -4,17 +4,20 @@ use crate::base::digest::DigestKey;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::events::Context;
 use crate::base::message::{Setting, Verb, message};
-use crate::base::units::{BlockSize, Geometry, NamedBlocks};
+use crate::base::units::{BlockRange, BlockSize, Geometry, NamedBlocks, PartSize};
 use crate::chain::Chain;
-use crate::delta::Identity;
+use crate::delta::{Identity, LayerOutput};
 use crate::format::footer::MAX_NUMBER;
 use crate::image::{LiveImage, RawFile, Source};
 use crate::ops::snapshot::engine::{ChainParameters, Parent, Plan, Taken, take};
+use crate::ops::snapshot::parts::{cells_with_data, header_of};
 use crate::ops::snapshot::plan::{PlanInput, ScanPlan, plan_scan};
 use crate::ops::snapshot::types::{Outcome, ParentChoice, SnapshotOutcome, SnapshotRequest};
+use crate::repo::entry::part_names;
 use crate::repo::files::{MAX_IMAGES, open_base, open_chain};
 use crate::repo::head::Head;
-use crate::repo::manifest::{BaseOf, Group, Manifest, Snapshot, object_name};
+use crate::repo::manifest::{BaseOf, Group, Manifest, Snapshot};
+use crate::repo::pending::interrupted_base;
 use crate::repo::{Repository, reference};
 use crate::scan::{BadMedium, Scope};
 use crate::tracking::{ChangeTracker, HintKind, reopen};
@@ -68,12 +71,20 @@ pub(crate) fn prepare(
             })
         }
     };
+    let (parent, resumed) = resume(repository, manifest, request, parent);
+    let block_size = parent.parameters().block_size;
+    let usual = repository.defaults().part_size;
+    let part_size = part_size_of(manifest, &parent, request, usual)?;
     let now = Timestamp::now();
     let plan = Plan {
         parent,
         identity: Identity {
-            snapshot_id: request.moment.as_ref().map_or_else(Uuid::new_v4, |moment| moment.id),
-            number: manifest.next_number,
+            snapshot_id: match (&request.moment, &resumed) {
+                (Some(moment), _) => moment.id,
+                (None, Some((id, _))) => *id,
+                (None, None) => Uuid::new_v4(),
+            },
+            number: resumed.map_or(manifest.next_number, |(_, number)| number),
             label: request.label.clone(),
             time_seconds: now.as_second(),
             time_nanoseconds: u32::try_from(now.subsec_nanosecond()).unwrap_or(0),
@@ -83,14 +94,13 @@ pub(crate) fn prepare(
         compression: request.compression.unwrap_or(repository.defaults().compression),
         is_by_reference: false,
         bad_medium: if request.skip_bad { BadMedium::Skip } else { BadMedium::Fail },
+        cell_blocks: Some(part_size.blocks(block_size)),
     };
     let parent_number = parent_id.and_then(|id| manifest.by_id(id)).map(|s| s.number);
     let turn = manifest.next_number.wrapping_add(head.skipped);
     let scan_plan = ScanPlan::whole();
-    let object = object_name();
     Ok(Prepared {
         plan,
-        object,
         parent_id,
         parent_number,
         base_of,
@@ -99,7 +109,62 @@ pub(crate) fn prepare(
         scan_plan,
         format: None,
         group: request.moment.as_ref().and_then(|moment| moment.group.clone()),
+        part_size: Some(part_size).filter(|size| *size != PartSize::USUAL),
     })
+}
+
+/// A base that was interrupted goes on under its id and number, and with its key, without which no part of it
+/// could be used. Whether any can is found when the image is read.
+fn resume(
+    repository: &Repository,
+    manifest: &Manifest,
+    request: &SnapshotRequest,
+    parent: Parent,
+) -> (Parent, Option<(Uuid, u64)>) {
+    let Parent::None(parameters) = parent else { return (parent, None) };
+    let pending = interrupted_base(manifest).filter(|_| request.moment.is_none());
+    let found = pending.and_then(|pending| {
+        let header = header_of(repository, &manifest.name, &pending.objects)?;
+        let is_like = (header.image_id, header.block_size, header.algorithm)
+            == (manifest.image_id, parameters.block_size, parameters.algorithm);
+        // What was taken since has a higher number.
+        let is_newest = manifest.stored().last().is_none_or(|s| s.number < pending.number);
+        let number = if is_newest { pending.number } else { manifest.next_number };
+        is_like.then_some((header.key, (pending.id, number)))
+    });
+    match found {
+        Some((key, it)) => (Parent::None(ChainParameters { key, ..parameters }), Some(it)),
+        None => (Parent::None(parameters), None),
+    }
+}
+
+/// On which grid a snapshot is cut: that of its chain.
+fn part_size_of(
+    manifest: &Manifest,
+    parent: &Parent,
+    request: &SnapshotRequest,
+    usual: PartSize,
+) -> Result<PartSize> {
+    let Parent::Tip(chain) = parent else {
+        let newest = manifest.stored().into_iter().rev().find_map(|s| s.part_size);
+        return Ok(request.part_size.or(newest).unwrap_or(usual));
+    };
+    let block_bytes = u64::from(chain.geometry().block_size.bytes());
+    let cut = chain.layers().iter().find_map(|layer| Some(layer.table()?.cell_blocks));
+    let cut = cut.and_then(|blocks| PartSize::new(blocks.saturating_mul(block_bytes)).ok());
+    let root = chain.layers().last().map(|base| base.footer().snapshot_id);
+    let base = manifest.stored().into_iter().find(|s| Some(s.id) == root);
+    let has = cut.or(base.and_then(|base| base.part_size)).unwrap_or(PartSize::USUAL);
+    let Some(wanted) = request.part_size.filter(|wanted| *wanted != has) else { return Ok(has) };
+    let name = &manifest.name;
+    let what = format!("the chain of \"{name}\" is cut into parts of {has}, not of {wanted}");
+    Err(Error::new(ErrorKind::InvalidInput, what).hint(message![
+        "begin a new one with ",
+        Setting::Full,
+        ", or leave ",
+        Setting::PartSize,
+        " out",
+    ]))
 }
 
 /// What nothing could open is not taken.
@@ -120,18 +185,9 @@ fn refuse_too_deep(of: &BaseOf, below: &Chain) -> Result<()> {
     ]))
 }
 
-/// Where the bytes of a delta go.
-pub(crate) enum OutputEvent<'a> {
-    Bytes(&'a [u8]),
-    /// Discard what was written so far; the file starts again.
-    Restart,
-}
-
 /// A snapshot that is about to be taken.
 pub(crate) struct Prepared {
     pub(crate) plan: Plan,
-    /// What its file is called.
-    pub(crate) object: String,
     pub(crate) parent_id: Option<Uuid>,
     parent_number: Option<u64>,
     /// The snapshot of another image that it is taken against.
@@ -144,6 +200,8 @@ pub(crate) struct Prepared {
     format: Option<String>,
     /// What is taken with it.
     group: Option<Group>,
+    /// On which grid it is cut, if not on the usual one.
+    part_size: Option<PartSize>,
 }
 
 impl Prepared {
@@ -197,56 +255,76 @@ impl Prepared {
         Ok(tracker)
     }
 
+    /// On which grid it is cut.
+    pub(crate) fn part_size(&self) -> Result<PartSize> {
+        let block_bytes = u64::from(self.plan.parent.parameters().block_size.bytes());
+        PartSize::new(self.plan.cell_blocks.unwrap_or(1).saturating_mul(block_bytes))
+    }
+
+    /// The cells of a base in which there is data, each of which becomes a part; none of what is not cut so.
+    pub(crate) fn cells(&self, source: &dyn Source) -> Result<Vec<BlockRange>> {
+        let (Parent::None(parameters), Some(cell_blocks)) =
+            (&self.plan.parent, self.plan.cell_blocks)
+        else {
+            return Ok(Vec::new());
+        };
+        let geometry = Geometry::new(parameters.block_size, source.image_bytes())?;
+        match geometry.block_count() > cell_blocks {
+            true => cells_with_data(source, geometry, cell_blocks),
+            false => Ok(Vec::new()),
+        }
+    }
+
     pub(crate) fn take(
         &self,
         source: &dyn Source,
         scope: Scope,
         context: &Context,
-        out: &mut dyn FnMut(&[u8]) -> Result<()>,
+        out: &mut dyn LayerOutput,
     ) -> Result<Taken> {
         take(source, &self.plan, scope, context, out)
     }
 
     /// Reads the live image as long as nobody else writes to it, because it is in memory more often than
-    /// its clone; otherwise the clone. True if that was it.
-    pub(crate) fn scan_live_or_clone(
+    /// its clone; otherwise the clone. True if that was it. `take` begins anew if it is called again.
+    pub(crate) fn scan_live_or_clone<T>(
         &self,
         live: &LiveImage,
         may_release: bool,
         context: &Context,
-        out: &mut dyn FnMut(OutputEvent<'_>) -> Result<()>,
-    ) -> Result<(Taken, bool)> {
+        take: &mut dyn FnMut(&dyn Source, Scope) -> Result<T>,
+    ) -> Result<(T, bool)> {
         let point = self.scan_plan.point();
         let clone_of = |image: &RawFile| {
             let clone = point.source.as_ref();
             clone.map(|file| RawFile::unguarded(reopen(file, image.path())?, image.path()))
         };
         let clone = live.disk.raw().and_then(clone_of).transpose()?;
-        let take_of = |source: &dyn Source, out: &mut dyn FnMut(OutputEvent<'_>) -> Result<()>| {
+        let mut take_of = |source: &dyn Source| {
             let scope = self.scan_plan.scope(self.against(), source.image_bytes(), self.turn)?;
-            self.take(source, scope, context, &mut |bytes| out(OutputEvent::Bytes(bytes)))
+            take(source, scope)
         };
         let (Some(image), Some(clone)) = (live.disk.raw(), clone) else {
-            return Ok((take_of(live.disk.source(), out)?, false));
+            return Ok((take_of(live.disk.source())?, false));
         };
         if live.user.is_none() && image.is_guarded() {
-            match take_of(image, out) {
+            match take_of(image) {
                 Err(busy) if busy.kind() == ErrorKind::Busy && may_release => {
                     // Whoever wants the image has it at once.
                     image.release();
                     context.note(format!("{}: its clone is read instead", busy.message()));
-                    out(OutputEvent::Restart)?;
                 }
                 other => return Ok((other?, false)),
             }
         }
-        let taken = take_of(&clone, out)?;
+        let taken = take_of(&clone)?;
         // Nobody else reads it.
         clone.forget();
         Ok((taken, true))
     }
 
-    pub(crate) fn entry(&self, taken: &Taken, begun: Instant) -> Snapshot {
+    /// What the manifest says of it, whose file is `object`.
+    pub(crate) fn entry(&self, object: &str, taken: &Taken, begun: Instant) -> Snapshot {
         let footer = &taken.written.footer;
         let block_size = match &self.plan.parent {
             Parent::None(parameters) => parameters.block_size,
@@ -260,8 +338,10 @@ impl Prepared {
             base_of: self.base_of.clone(),
             label: footer.label.clone(),
             time: self.time,
-            file: self.object.clone(),
-            file_bytes: footer.file_bytes,
+            file: object.to_owned(),
+            parts: part_names(taken.written.table.as_ref()),
+            part_size: self.part_size.filter(|_| self.parent_id.is_none()),
+            file_bytes: taken.written.stored_bytes(),
             footer_digest: taken.written.footer_digest,
             block_bytes: block_size.bytes(),
             image_bytes: footer.image_bytes,
@@ -269,13 +349,14 @@ impl Prepared {
             data_blocks: footer.counts.data_blocks,
             zero_blocks: footer.counts.zero_blocks,
             unread_blocks: footer.counts.unread_blocks,
-            changed_blocks: taken.changed_blocks,
-            changed_bytes: taken.changed_bytes,
+            changed_blocks: taken.counted.changed_blocks,
+            changed_bytes: taken.counted.changed_bytes,
             frame_bytes: footer.counts.frame_bytes,
             read_bytes: Some(taken.scanned.read_bytes),
             seconds: Some(begun.elapsed().as_secs_f64()),
             base_image: None,
             format: self.format.clone(),
+            held: None,
             protected: false,
             pins: Vec::new(),
             group: self.group.clone(),

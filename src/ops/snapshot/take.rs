@@ -1,25 +1,27 @@
 //! Takes a snapshot of an open image into a repository that is open for writing: scan, publish, commit, note
 //! the head.
 
-use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::error::{Error, ErrorKind, Result, best_effort};
 use crate::base::events::{Context, WarningId};
 use crate::base::message::message;
 use crate::base::units::NamedBlocks;
 use crate::base::uri::Shown;
-use crate::image::{Disk, FileAttributes, FileStat, ImageUri, LiveImage};
+use crate::image::{Disk, FileAttributes, FileStat, ImageUri, LiveImage, Source};
 use crate::ops::snapshot::engine::Taken;
+use crate::ops::snapshot::parts::take_in_parts;
 use crate::ops::snapshot::plan::{PlanInput, distrust_reason, policy_of};
-use crate::ops::snapshot::prepared::{OutputEvent, Prepared, prepare};
+use crate::ops::snapshot::prepared::{Prepared, prepare};
 use crate::ops::snapshot::types::{Outcome, SnapshotOutcome, SnapshotRequest};
 use crate::repo::Repository;
 use crate::repo::change::commit_change;
+use crate::repo::garbage::collect_garbage;
 use crate::repo::live_file::{keep_head, record_head, record_live_file, record_live_file_at};
 use crate::repo::live_format::is_read_as_before;
-use crate::repo::manifest::{Manifest, Snapshot, Timings, changed_meanwhile, pin_object};
+use crate::repo::manifest::{Manifest, Pending, Snapshot, Timings, changed_meanwhile, pin_object};
 use crate::repo::policy::SnapshotPolicy;
 use crate::repo::session::Writer;
-use crate::scan::Missed;
-use crate::store::Upload;
+use crate::repo::uploads::Uploads;
+use crate::scan::{Missed, Scope};
 use crate::tracking::{ChangeTracker, HintKind};
 use std::time::Instant;
 use uuid::Uuid;
@@ -35,7 +37,7 @@ pub(crate) fn take_into(
     context: &Context,
 ) -> Result<SnapshotOutcome> {
     let begun = begin(repository, writer, live, request, context)?;
-    let read = begun.read(repository, &writer.manifest, is_saving, context)?;
+    let read = begun.read(repository, writer, is_saving, context)?;
     if !read.is_left_out() {
         context.check()?;
     }
@@ -94,28 +96,41 @@ impl<'a> Begun<'a> {
         self.prepared.was_apart();
     }
 
-    /// Reads what may have changed. The delta file is written, and not published.
+    /// Reads what may have changed. Parts of it are published, and the last file is written and is not.
     ///
     /// # Errors
     /// Of the image and of the store; then the tracker has nothing to keep.
     pub(crate) fn read(
         self,
-        repository: &Repository,
-        manifest: &Manifest,
+        repository: &'a Repository,
+        writer: &mut Writer,
         is_saving: bool,
         context: &Context,
     ) -> Result<ReadSnapshot<'a>> {
-        let (store, live) = (repository.store.as_ref(), self.live);
-        let file = format!("{}/{}", manifest.name, self.prepared.object);
-        let mut upload = store.create(&file)?;
-        let mut out = |event: OutputEvent<'_>| match event {
-            OutputEvent::Bytes(bytes) => upload.write(bytes),
-            OutputEvent::Restart => {
-                upload = store.create(&file)?;
-                Ok(())
+        let (prepared, live) = (&self.prepared, self.live);
+        let name = writer.manifest.name.clone();
+        let mut uploads = Uploads::new(repository, &name);
+        let mut take = |source: &dyn Source, scope: Scope| {
+            let before = std::mem::replace(&mut uploads, Uploads::new(repository, &name));
+            before.discard()?;
+            let cells = prepared.cells(source)?;
+            match cells.as_slice() {
+                // An interruption would leave nothing of it that is whole.
+                [] | [_] => prepared.take(source, scope, context, &mut uploads),
+                cells => {
+                    let plan = &prepared.plan;
+                    take_in_parts(repository, writer, plan, source, cells, context, &mut uploads)
+                }
             }
         };
-        let scanned = self.prepared.scan_live_or_clone(live, !is_saving, context, &mut out)?;
+        let scanned = prepared.scan_live_or_clone(live, !is_saving, context, &mut take);
+        let scanned = match scanned {
+            Ok(scanned) => scanned,
+            Err(error) => {
+                best_effort(uploads.discard());
+                return Err(error);
+            }
+        };
         let scan_seconds = self.begun.elapsed().as_secs_f64() - self.tracking_seconds;
         let (taken, is_of_clone) = scanned;
         check_some_was_read(&live.disk, &taken)?;
@@ -126,16 +141,17 @@ impl<'a> Begun<'a> {
         // tried again.
         let kind = self.prepared.scan_plan.kind();
         let is_given = [HintKind::List, HintKind::Bitmap].map(Some).contains(&kind);
-        let is_exact = !is_given && taken.scanned.missed.blocks == 0 && taken.unread.is_empty();
+        let is_exact =
+            !is_given && taken.scanned.missed.blocks == 0 && taken.counted.unread.is_empty();
         let stat = self.stat.clone().filter(|stat| !is_of_clone && is_exact && is_same(stat));
-        Ok(ReadSnapshot { begun: self, upload, taken, stat, scan_seconds })
+        Ok(ReadSnapshot { begun: self, uploads, taken, stat, scan_seconds })
     }
 }
 
 /// A snapshot that was read and is not published yet.
 pub(crate) struct ReadSnapshot<'a> {
     begun: Begun<'a>,
-    upload: Box<dyn Upload + 'a>,
+    uploads: Uploads<'a>,
     taken: Taken,
     stat: Option<FileStat>,
     scan_seconds: f64,
@@ -156,7 +172,7 @@ impl ReadSnapshot<'_> {
         context: &Context,
     ) -> Result<SnapshotOutcome> {
         let Self { begun: Begun { live, request, begun, prepared, mut tracker, .. }, .. } = self;
-        drop(self.upload);
+        best_effort(self.uploads.discard());
         let name = writer.manifest.name.clone();
         let parent = prepared.parent_id.and_then(|id| writer.manifest.by_id(id)).cloned();
         let Some(parent) = parent else {
@@ -166,7 +182,7 @@ impl ReadSnapshot<'_> {
         note_live_file(writer, live, request, context);
         note_head(repository, writer, parent.id, self.stat, request, context);
         tracker.aborted(recorded(&writer.manifest), context);
-        let found = prepared.entry(&self.taken, begun);
+        let found = prepared.entry("", &self.taken, begun);
         let skipped = prepared.outcome(&name, found, Outcome::Skipped, live);
         let parent_number = writer.manifest.stored_parent_of(&parent).map(|s| s.number);
         Ok(SnapshotOutcome { snapshot: parent, parent_number, ..skipped })
@@ -182,10 +198,10 @@ impl ReadSnapshot<'_> {
         writer: &mut Writer,
         context: &Context,
     ) -> Result<SnapshotOutcome> {
-        let Self { begun, upload, taken, stat, scan_seconds } = self;
+        let Self { begun, uploads, taken, stat, scan_seconds } = self;
         let Begun { live, request, begun, prepared, mut tracker, tracking_seconds, .. } = begun;
         let name = writer.manifest.name.clone();
-        let mut snapshot = prepared.entry(&taken, begun);
+        let mut snapshot = prepared.entry(&uploads.object(), &taken, begun);
         let maps_seconds = prepared.scan_plan.point().maps_time.seconds();
         snapshot.timings = Some(Timings { tracking_seconds, scan_seconds, maps_seconds });
         snapshot.attributes = attributes_of(&live.disk, context);
@@ -195,18 +211,27 @@ impl ReadSnapshot<'_> {
             // Before the snapshot is there: without it a rollback would not know another file.
             keep_head(repository, writer, context);
         }
+        let had_pending = !writer.manifest.pending.is_empty();
         let published =
-            upload.publish().and_then(|()| commit_snapshot(repository, writer, &snapshot, live));
+            uploads.publish().and_then(|_| commit_snapshot(repository, writer, &snapshot, live));
         if published.is_err() && snapshot.tracker.is_some() {
             tracker.aborted(recorded(&writer.manifest), context);
         }
         published?;
+        if had_pending || !snapshot.parts.is_empty() {
+            // Each finished part was a commit, and the manifests of those are needed no more; nor are parts of
+            // what was interrupted that were not taken.
+            writer.release_reader_lock();
+            if let Err(error) = collect_garbage(repository, &mut writer.manifest, context) {
+                context.warn(WarningId::CleanupDelayed, message![error, "; the next one does it"]);
+            }
+        }
         note_head(repository, writer, snapshot.id, stat, request, context);
         tracker.committed(recorded(&writer.manifest), context);
         warn_of_missed(&name, &snapshot, taken.scanned.missed, context);
-        warn_of_unread(&name, &snapshot, &taken.unread, context);
+        warn_of_unread(&name, &snapshot, &taken.counted.unread, context);
         let outcome = prepared.outcome(&name, snapshot, Outcome::Taken, live);
-        Ok(SnapshotOutcome { unread: taken.unread, ..outcome })
+        Ok(SnapshotOutcome { unread: taken.counted.unread, ..outcome })
     }
 }
 
@@ -227,7 +252,15 @@ fn commit_snapshot(
     let source = writer.head.source.clone();
     let Manifest { host, source: linked, .. } = writer.manifest.clone();
     let is_half_written = writer.manifest.rollback.is_some();
-    commit_change(repository, writer, Some(&snapshot.file), |next| {
+    let files: Vec<&str> = snapshot.files().map(String::as_str).collect();
+    commit_change(repository, writer, &files, |next| {
+        // It may have its number already, and what was interrupted before it is of no more use.
+        let is_its = |pending: &Pending| pending.id == snapshot.id;
+        let is_reserved = next.pending.iter().any(|p| is_its(p) && p.number == snapshot.number);
+        next.pending.retain(|p| {
+            let is_of_base = snapshot.is_base() && p.parent.is_none() && p.plan.is_none();
+            !(is_its(p) || is_of_base)
+        });
         let has_parent = snapshot.parent.is_none_or(|id| next.stored().iter().any(|s| s.id == id));
         // Linked elsewhere since, this file is the image no more.
         let is_linked = next.host == host && next.source == linked;
@@ -235,8 +268,8 @@ fn commit_snapshot(
         // Condemned meanwhile, the pin of what it is based on is gone, or will be (C9).
         let is_pinned =
             snapshot.base_of.as_ref().is_none_or(|of| !next.is_condemned(&pin_object(of.pin)));
-        if !is_pinned || next.next_number != expected || !has_parent || !is_linked || !is_as_it_was
-        {
+        let has_number = is_reserved || next.next_number == expected;
+        if !is_pinned || !has_number || !has_parent || !is_linked || !is_as_it_was {
             return Err(changed_meanwhile(&next.name));
         }
         if next.host.is_none() {
@@ -246,7 +279,7 @@ fn commit_snapshot(
         next.live = None;
         next.format = Some(live.disk.format().qemu().to_owned());
         next.snapshots.push(snapshot.clone());
-        next.next_number = number;
+        next.next_number = next.next_number.max(number);
         Ok(())
     })
 }
@@ -296,7 +329,7 @@ fn attributes_of(disk: &Disk, context: &Context) -> Option<FileAttributes> {
 
 /// A disk that gives nothing at all is no disk with bad sectors.
 pub(crate) fn check_some_was_read(disk: &Disk, taken: &Taken) -> Result<()> {
-    if taken.scanned.read_bytes == 0 && !taken.unread.is_empty() {
+    if taken.scanned.read_bytes == 0 && !taken.counted.unread.is_empty() {
         let what = format!("nothing of {} that was looked at can be read", disk.name());
         return Err(Error::new(ErrorKind::Io, what).hint("check its disk, and its cables"));
     }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 pub fn superseded_bytes(child: &Arc<Delta>, parent: &Arc<Delta>, context: &Context) -> Result<u64> {
     let uses = layer_use(&[child.clone(), parent.clone()], context)?;
     let live = uses.last().map_or(0, |of| of.live_bytes);
-    Ok(parent.footer().file_bytes.saturating_sub(live))
+    Ok(parent.stored_bytes().saturating_sub(live))
 }
 
 /// Adds the bytes that a delta changed, a count for each of `cells`, which share the image among them. A base

@@ -5,7 +5,7 @@ pub(crate) mod object;
 use crate::base::digest::DigestAlgorithm;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::message::{Message, Verb, message};
-use crate::base::units::BlockSize;
+use crate::base::units::{BlockSize, PartSize};
 use crate::codec::Compression;
 use crate::repo::manifest::check_name;
 use crate::repo::policy::{Policy, PruneTable, SnapshotPolicy, SnapshotTable, invalid, table_at};
@@ -28,6 +28,8 @@ pub struct Defaults {
     pub digest: DigestAlgorithm,
     /// Compression; of deltas, too.
     pub compression: Compression,
+    /// On which grid images are cut into parts; smaller ones are one file.
+    pub part_size: PartSize,
 }
 
 impl Default for Defaults {
@@ -36,13 +38,18 @@ impl Default for Defaults {
             block_size: BlockSize::DEFAULT,
             digest: DigestAlgorithm::default(),
             compression: Compression::default(),
+            part_size: PartSize::USUAL,
         }
     }
 }
 
 impl fmt::Display for Defaults {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} blocks, {}, {}", self.block_size, self.digest, self.compression)
+        write!(f, "{} blocks, {}, {}", self.block_size, self.digest, self.compression)?;
+        match self.part_size {
+            PartSize::USUAL => Ok(()),
+            size => write!(f, ", {size} parts"),
+        }
     }
 }
 
@@ -86,6 +93,8 @@ struct WireNew {
     block_size: u32,
     digest: String,
     compression: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    part_size: Option<u64>,
     #[serde(flatten, skip_serializing)]
     others: Table,
 }
@@ -125,11 +134,12 @@ impl Config {
     }
 
     pub(crate) fn encode(&self) -> Result<String> {
-        let Defaults { block_size, digest, compression } = self.defaults;
+        let Defaults { block_size, digest, compression, part_size } = self.defaults;
         let new = WireNew {
             block_size: block_size.bytes(),
             digest: digest.to_string(),
             compression: compression.to_string(),
+            part_size: Some(part_size).filter(|s| *s != PartSize::USUAL).map(PartSize::bytes),
             others: Table::new(),
         };
         let wire = Wire {
@@ -208,6 +218,10 @@ impl Config {
                 block_size: BlockSize::new(new.block_size).map_err(at("block_size"))?,
                 digest: new.digest.parse().map_err(at("digest"))?,
                 compression: new.compression.parse().map_err(at("compression"))?,
+                part_size: match new.part_size {
+                    None => PartSize::USUAL,
+                    Some(bytes) => PartSize::new(bytes).map_err(at("part_size"))?,
+                },
             };
             stranger_in_new = new.others.keys().next().cloned();
         }

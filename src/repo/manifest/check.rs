@@ -3,6 +3,7 @@
 
 use crate::base::error::{Error, Result};
 use crate::format::footer::{MAX_LABEL_BYTES, MAX_NUMBER};
+use crate::format::part::MAX_PARTS;
 use crate::image::ImageUri;
 use crate::repo::manifest::files::{ImageFile, check_name};
 use crate::repo::manifest::related::{Attachment, MAX_ATTACHMENT_BYTES};
@@ -70,7 +71,7 @@ impl Manifest {
             {
                 return Some(format!("the label {label:?} stands twice"));
             }
-            if !files.insert(&snapshot.file) {
+            if !snapshot.files().all(|file| files.insert(file)) {
                 return Some(format!("the file of {number} stands twice"));
             }
             if let Some(wrong) = wrong_in(snapshot) {
@@ -122,7 +123,8 @@ impl Manifest {
         if !are_pending {
             return Some("a snapshot that is being taken is there already, or its parent is not");
         }
-        let mut files: HashSet<&str> = self.stored().into_iter().map(|s| &*s.file).collect();
+        let mut files: HashSet<&str> =
+            self.stored().into_iter().flat_map(Snapshot::files).map(String::as_str).collect();
         let attached = attachments().map(|attachment| &attachment.object);
         let mut objects = attached.chain(self.pending.iter().flat_map(|pending| &pending.objects));
         (!objects.all(|object| files.insert(object))).then_some("one object is named twice")
@@ -150,6 +152,9 @@ fn wrong_in(snapshot: &Snapshot) -> Option<&'static str> {
     let file = &snapshot.file;
     if file.contains('/') || !file.ends_with(".delta") || file.contains(char::is_control) {
         return Some("the name of the delta file");
+    }
+    if snapshot.parts.len() > MAX_PARTS || !snapshot.parts.iter().all(|p| ImageFile::is_delta(p)) {
+        return Some("the name of a part");
     }
     let label = snapshot.label.as_deref().unwrap_or("none");
     if label.is_empty() || label.len() > MAX_LABEL_BYTES || label.contains(char::is_control) {

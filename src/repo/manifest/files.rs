@@ -92,6 +92,24 @@ pub(crate) fn object_name() -> String {
     format!("{}.delta", Uuid::new_v4())
 }
 
+/// A name for one attempt to make a part of a plan (C3): whoever knows the plan knows that it is of it.
+pub(crate) fn part_object(plan: Uuid) -> Uuid {
+    let mut bytes = *Uuid::new_v4().as_bytes();
+    let (beginning, _) = bytes.split_at_mut(PLAN_BYTES);
+    beginning.copy_from_slice(plan.as_bytes().get(..PLAN_BYTES).unwrap_or_default());
+    Uuid::from_bytes(bytes)
+}
+
+/// So many bytes of the id of a plan are the first ones of the names of its parts.
+const PLAN_BYTES: usize = 8;
+
+/// True for the name of a part of a plan.
+pub(crate) fn is_of_plan(file: &str, plan: Uuid) -> bool {
+    let object = file.strip_suffix(".delta").and_then(|id| Uuid::parse_str(id).ok());
+    let beginning = |id: Uuid| id.as_bytes().get(..PLAN_BYTES).map(<[u8]>::to_vec);
+    object.is_some_and(|object| beginning(object) == beginning(plan))
+}
+
 /// The file name of a manifest.
 pub fn file_name(sequence: u64) -> String {
     format!("manifest.{sequence:06}")

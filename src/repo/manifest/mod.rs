@@ -10,7 +10,7 @@ mod files;
 mod related;
 mod succession;
 mod types;
-mod wire;
+pub(crate) mod wire;
 
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::message::{Action, Verb, message};
@@ -18,7 +18,7 @@ use crate::store::{Store, read_small};
 
 pub use commit::{Ancestor, Condemned, ManifestDigest};
 pub use files::{ImageFile, check_name, file_name, sequence_of, temporary_of};
-pub(crate) use files::{marker_name, object_name};
+pub(crate) use files::{is_of_plan, marker_name, object_name, part_object};
 pub use related::{Attachment, BaseOf, Group, MAX_ATTACHMENT_BYTES, Pending, Pin, SnapshotPlace};
 pub(crate) use related::{is_pin_object, pin_object};
 pub(crate) use types::MAX_IMPORTED_NUMBER;

@@ -156,4 +156,7 @@ pub struct Pending {
     pub objects: Vec<String>,
     /// When it is given up, by the clock of the store.
     pub expires: Timestamp,
+    /// The plan by which workers make its parts, which are named by that.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "wire::some_id")]
+    pub plan: Option<Uuid>,
 }

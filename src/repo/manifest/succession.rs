@@ -26,8 +26,10 @@ const ATTACHMENTS: &str = "attachments";
 const FORMAT: &str = "format";
 /// ... with a chain that begins from another image: another one would take it for a base.
 const BASE_OF: &str = "base_of";
-const KNOWN_NEEDS: [&str; 8] =
-    [PROTECTED, FORGOTTEN, ROLLBACK, PINS, PENDING, ATTACHMENTS, FORMAT, BASE_OF];
+/// ... with a snapshot in parts: another one would take them for garbage.
+const PARTS: &str = "parts";
+const KNOWN_NEEDS: [&str; 9] =
+    [PROTECTED, FORGOTTEN, ROLLBACK, PINS, PENDING, ATTACHMENTS, FORMAT, BASE_OF, PARTS];
 
 /// So many of the last commits are all named as ancestors.
 const RECENT: u64 = 16;
@@ -42,7 +44,7 @@ impl Manifest {
 
     /// Objects that it names, whatever for.
     pub(crate) fn objects(&self) -> impl Iterator<Item = &str> {
-        let stored = self.snapshots.iter().chain(&self.dropped).map(|s| &s.file);
+        let stored = self.snapshots.iter().chain(&self.dropped).flat_map(Snapshot::files);
         let attachments = self.snapshots.iter().flat_map(|s| &s.attachments).map(|a| &a.object);
         let pending = self.pending.iter().flat_map(|pending| &pending.objects);
         stored.chain(attachments).chain(pending).chain(&self.kept).map(String::as_str)
@@ -163,6 +165,7 @@ impl Manifest {
             (has(|s| !s.attachments.is_empty()), ATTACHMENTS),
             (self.is_format_news(), FORMAT),
             (self.bases_elsewhere().next().is_some(), BASE_OF),
+            (self.stored().iter().any(|s| !s.parts.is_empty()), PARTS),
         ];
         let needed = needs.into_iter().filter(|(is_needed, _)| *is_needed);
         needed.map(|(_, need)| need.to_owned()).collect()
@@ -187,6 +190,7 @@ impl Manifest {
             snapshot.pins.clear();
             snapshot.base_of = None;
             snapshot.attachments.clear();
+            snapshot.parts.clear();
         }
     }
 

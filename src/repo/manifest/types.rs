@@ -2,10 +2,11 @@
 
 use crate::base::digest::{Digest, ImageDigest};
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::base::units::{BlockSize, Geometry};
+use crate::base::units::{BlockSize, Geometry, PartSize};
 use crate::image::{FileAttributes, ImageUri, LiveIdentity};
 use crate::repo::host::HostName;
 use crate::repo::manifest::commit::{Ancestor, Condemned, ManifestDigest, Read};
+use crate::repo::manifest::files::is_of_plan;
 use crate::repo::manifest::related::{Attachment, BaseOf, Group, Pending, Pin};
 use crate::repo::manifest::wire::{self, or_none};
 use crate::repo::seal::{seal, unseal};
@@ -138,7 +139,13 @@ pub struct Snapshot {
     pub time: Timestamp,
     /// Name of its delta file.
     pub file: String,
-    /// Length of its delta file.
+    /// Names of its parts, if the delta file is one that names parts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub parts: Vec<String>,
+    /// In what begins a chain: on which grid its snapshots are cut into parts; otherwise the usual one.
+    #[serde(default, rename = "part_bytes", skip_serializing_if = "Option::is_none")]
+    pub part_size: Option<PartSize>,
+    /// Length of its delta file, and of its parts.
     pub file_bytes: u64,
     /// Digest of its footer.
     pub footer_digest: Digest,
@@ -172,6 +179,9 @@ pub struct Snapshot {
     /// In what begins a chain: how the disk lay in the image, as `qemu-img` calls it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub format: Option<String>,
+    /// Why the image stayed as it was while others read it, as who planned that said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held: Option<String>,
     /// Nothing drops it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub protected: bool,
@@ -247,6 +257,11 @@ impl Snapshot {
     /// What its footer names as its parent.
     pub fn parent_in_footer(&self) -> Option<Uuid> {
         self.parent.or(self.base_of.as_ref().map(|of| of.snapshot))
+    }
+
+    /// Names of its delta file and of its parts.
+    pub fn files(&self) -> impl Iterator<Item = &String> {
+        std::iter::once(&self.file).chain(&self.parts)
     }
 
     /// True if its blocks are in a base image, even if it is not known where that is.
@@ -380,6 +395,17 @@ impl Manifest {
     /// How it lay there when the newest chain began.
     pub(super) fn format_of_base(&self) -> Option<&str> {
         self.stored().into_iter().rev().find_map(|s| s.format.as_deref())
+    }
+
+    /// True for a part that a worker made by a plan which is not over.
+    pub(crate) fn is_planned(&self, file: &str) -> bool {
+        let mut plans = self.pending.iter().filter_map(|pending| pending.plan);
+        plans.any(|plan| is_of_plan(file, plan))
+    }
+
+    /// On which grid the chain of a snapshot is cut into parts, if not on the usual one.
+    pub(crate) fn part_size_of(&self, id: Uuid) -> Option<PartSize> {
+        self.lineage(id).ok()?.last()?.part_size
     }
 
     /// The snapshot with the highest number.

@@ -267,7 +267,7 @@ impl<'a> Line<'a> {
                 (self.disk, self.seen) = self.check(&done, disk.now(), true);
             }
         }
-        if matches!(verb, Verb::Init) && next.take().is_some() {
+        if matches!(verb, Verb::Init { .. }) && next.take().is_some() {
             // Who sees that it failed does not go on as if it had not.
             self.disk = self.disk.after_power_loss(Survival::Everything);
         }

@@ -152,8 +152,10 @@ pub fn assert_tidy(disk: &CrashDisk, name: &str) {
         other => other.unwrap(),
     };
     let manifest = &listing.manifest;
-    let named = manifest.stored().into_iter().map(|s| s.file.clone());
-    let mut wanted: BTreeSet<String> = named.chain(manifest.kept.iter().cloned()).collect();
+    let named = manifest.stored().into_iter().flat_map(|s| s.files().cloned().collect::<Vec<_>>());
+    let pending = manifest.pending.iter().flat_map(|pending| &pending.objects);
+    let others = manifest.kept.iter().chain(pending).cloned();
+    let mut wanted: BTreeSet<String> = named.chain(others).collect();
     let mut manifests = 0;
     for file in here {
         match file {

@@ -12,7 +12,7 @@ use crate::support::power::Survival;
 fn a_rollback_after_one_whose_sync_failed_writes_again_what_was_lost() {
     let world = World::new();
     let disk = CrashDisk::default();
-    init(&disk).unwrap();
+    init(&disk, false).unwrap();
     let mut random = crate::support::Random(5);
     let (first, second) = (content(&mut random, 6 * BLOCK), content(&mut random, 5 * BLOCK));
     disk.put_image(&first);
@@ -49,15 +49,15 @@ fn a_rollback_after_one_whose_sync_failed_writes_again_what_was_lost() {
 #[test]
 fn an_init_that_was_interrupted_leaves_nothing_when_the_next_one_is_done() {
     let counting = CrashDisk::default();
-    init(&counting).unwrap();
+    init(&counting, false).unwrap();
     for operation in 1..=counting.operations() {
         for survival in [Survival::Nothing, Survival::Everything, Survival::Any(operation)] {
             let disk = CrashDisk::default();
             disk.crash_at(operation);
-            assert!(init(&disk).is_err());
+            assert!(init(&disk, false).is_err());
             let disk = disk.after_power_loss(survival);
             if look(&disk, None).unwrap().is_void {
-                init(&disk).unwrap();
+                init(&disk, false).unwrap();
             }
             let disk = disk.after_power_loss(Survival::Nothing);
             let files = ["config.000001", "repository.toml"];

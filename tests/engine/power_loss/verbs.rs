@@ -11,19 +11,58 @@ use imgsnap::{At, Outcome, ParentChoice, PruneRequest, RollbackRequest, Snapshot
 
 #[derive(Debug, Clone)]
 pub enum Verb {
-    Init,
-    Snapshot { how: u64, parent: Option<u64>, label: Option<String> },
-    OnBaseImage { template: usize, label: Option<String> },
-    Delete { name: String, number: u64, compact: bool },
-    Prune { name: String, last: u64, compact: bool },
-    Flatten { name: String, number: u64 },
-    Label { name: String, number: u64, label: Option<String> },
-    Remove { name: String },
-    Rollback { number: u64, save: bool, prove: bool },
-    Relink { image: usize },
-    RelinkBaseImage { template: usize },
-    Repair { name: String },
-    Import { delivery: usize },
+    /// With the images in one file, or cut into parts.
+    Init {
+        in_parts: bool,
+    },
+    Snapshot {
+        how: u64,
+        parent: Option<u64>,
+        label: Option<String>,
+    },
+    OnBaseImage {
+        template: usize,
+        label: Option<String>,
+    },
+    Delete {
+        name: String,
+        number: u64,
+        compact: bool,
+    },
+    Prune {
+        name: String,
+        last: u64,
+        compact: bool,
+    },
+    Flatten {
+        name: String,
+        number: u64,
+    },
+    Label {
+        name: String,
+        number: u64,
+        label: Option<String>,
+    },
+    Remove {
+        name: String,
+    },
+    Rollback {
+        number: u64,
+        save: bool,
+        prove: bool,
+    },
+    Relink {
+        image: usize,
+    },
+    RelinkBaseImage {
+        template: usize,
+    },
+    Repair {
+        name: String,
+    },
+    Import {
+        delivery: usize,
+    },
 }
 
 /// More snapshots of an image make a history slow, and no more of a history.
@@ -33,7 +72,7 @@ impl Verb {
     /// One that can be done to what is there.
     pub fn choose(seen: &Seen, random: &mut Random) -> Self {
         if seen.is_void {
-            return Self::Init;
+            return Self::Init { in_parts: random.below(2) == 0 };
         }
         if let Some(name) = seen.damaged.first() {
             return Self::Repair { name: name.clone() };
@@ -95,7 +134,7 @@ impl Verb {
     /// The image that it is about; all of them if that is not said.
     pub fn name(&self) -> Option<&str> {
         match self {
-            Self::Init => None,
+            Self::Init { .. } => None,
             Self::Delete { name, .. }
             | Self::Prune { name, .. }
             | Self::Flatten { name, .. }
@@ -110,8 +149,8 @@ impl Verb {
     /// Does it, and gives what must be seen then.
     pub fn run(&self, world: &World, disk: &CrashDisk, seen: &Seen) -> Result<Visible> {
         let mut after = seen.visible.clone();
-        if matches!(self, Self::Init) {
-            init(disk)?;
+        if let Self::Init { in_parts } = self {
+            init(disk, *in_parts)?;
             return Ok(after);
         }
         let repository = repository_on(disk)?;
@@ -119,7 +158,7 @@ impl Verb {
         let live = disk.image();
         let image_now = || seen.source.clone().unwrap_or_else(|| world.image(0));
         match self {
-            Self::Init => {}
+            Self::Init { .. } => {}
             Self::Snapshot { how, parent, label } => {
                 let request = SnapshotRequest::new(image_now())
                     .name(Some("vm".into()))

@@ -3,6 +3,7 @@
 use crate::support::crash_disk::CrashDisk;
 use crate::support::{Random, text};
 use imgsnap::base::events::Context;
+use imgsnap::base::units::PartSize;
 use imgsnap::repo::host::HostState;
 use imgsnap::store::LocalStore;
 use imgsnap::{At, Defaults, ExportRequest, Repository, SnapshotRequest};
@@ -37,10 +38,12 @@ pub fn repository_on(disk: &CrashDisk) -> imgsnap::base::error::Result<Repositor
     Repository::open_in(store.clone(), HostState::in_store(store, "host"))
 }
 
-pub fn init(disk: &CrashDisk) -> imgsnap::base::error::Result<()> {
+pub fn init(disk: &CrashDisk, in_parts: bool) -> imgsnap::base::error::Result<()> {
     let store = Arc::new(LocalStore::new(Arc::new(disk.clone())));
     let host = HostState::in_store(store.clone(), "host");
-    Repository::init_in(store, Defaults::default(), host).map(|_| ())
+    let part_size = if in_parts { PartSize::new(8192)? } else { PartSize::USUAL };
+    let defaults = Defaults { part_size, ..Defaults::default() };
+    Repository::init_in(store, defaults, host).map(|_| ())
 }
 
 /// Some content of an image: text, noise and zeros.
@@ -97,7 +100,7 @@ impl World {
     /// A full one, and two that follow it.
     fn deliver(&self, random: &mut Random) -> Vec<Delivery> {
         let disk = CrashDisk::default();
-        init(&disk).unwrap();
+        init(&disk, false).unwrap();
         let repository = repository_on(&disk).unwrap();
         let image = self.folder.path().join("origin.img");
         let mut bytes = content(random, 4 * BLOCK);

@@ -19,8 +19,8 @@ use crate::base::units::{BlockRange, Geometry};
 use crate::chain::{IndexChunk, Span, State};
 use crate::codec::Compression;
 use crate::delta::{
-    BASE_FRAME_BYTES, DELTA_FRAME_BYTES, Delta, Identity, PieceSender, Segmenter, TableCursor,
-    Written, write_produced,
+    BASE_FRAME_BYTES, DELTA_FRAME_BYTES, Delta, Identity, LayerOutput, PieceSender, Segmenter,
+    TableCursor, Written, write_produced,
 };
 use crate::format::{Features, FrameLayout, Header, Run, RunKind};
 use crate::view::{BATCH_BYTES, BatchBuilder, Order, decode_batch};
@@ -44,11 +44,7 @@ pub struct Plan<'a> {
 /// # Errors
 /// `Corrupt` if a damaged block was not found, or a page is damaged; `Unsupported` if the blocks are in a
 /// base image.
-pub fn mend(
-    plan: &Plan<'_>,
-    context: &Context,
-    out: &mut dyn FnMut(&[u8]) -> Result<()>,
-) -> Result<Written> {
+pub fn mend(plan: &Plan<'_>, context: &Context, out: &mut dyn LayerOutput) -> Result<Written> {
     let (old, footer) = (plan.delta.header(), plan.delta.footer());
     if old.layout() == FrameLayout::Absent {
         let what = "its blocks are in a base image, and are mended there";
@@ -97,7 +93,7 @@ fn read_into(
         context.in_flight(BATCH_BYTES),
         || {
             context.check()?;
-            let Some((page, run)) = cursor.run() else { return Ok(None) };
+            let Some((_, run)) = cursor.run() else { return Ok(None) };
             if run.kind != RunKind::Data {
                 let other = Entry::Other(run);
                 cursor.advance()?;
@@ -106,7 +102,7 @@ fn read_into(
             let first = run.blocks.first.max(position);
             let blocks = BlockRange { first, count: most.min(run.blocks.end() - first) };
             let mut chunk = IndexChunk::new(Arc::new([delta.clone()]));
-            let page = chunk.add_page(0, page.clone());
+            let page = chunk.add_page_at(0, &cursor);
             let ordinal = run.ordinal + (first - run.blocks.first) as u32;
             position = blocks.end();
             if position == run.blocks.end() {

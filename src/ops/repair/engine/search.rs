@@ -116,11 +116,11 @@ impl Wanted {
             while moved.is_err() {
                 moved = cursor.pass(cursor.broken().end());
             }
-            let Some((page, run)) = cursor.run() else { return Ok(()) };
+            let Some((_, run)) = cursor.run() else { return Ok(()) };
             let Run { blocks, kind, ordinal } = run;
             if kind == RunKind::Data {
                 let mut chunk = IndexChunk::new(Arc::new([delta.clone()]));
-                let page = chunk.add_page(0, page.clone());
+                let page = chunk.add_page_at(0, &cursor);
                 let span = Span { blocks, state: State::Data { page, ordinal } };
                 self.search_span(delta, geometry, &chunk, span, is_comparable);
             }
@@ -245,9 +245,9 @@ impl Found {
                 let geometry = Geometry::new(self.block_size, delta.footer().image_bytes)?;
                 let mut cursor = TableCursor::new(delta.clone());
                 cursor.seek(*block)?;
-                let (page, run) = cursor.run().ok_or_else(gone)?;
+                let (_, run) = cursor.run().ok_or_else(gone)?;
                 let mut chunk = IndexChunk::new(Arc::new([delta.clone()]));
-                let page = chunk.add_page(0, page.clone());
+                let page = chunk.add_page_at(0, &cursor);
                 let span =
                     Span { blocks: run.blocks, state: State::Data { page, ordinal: run.ordinal } };
                 let one = span.within(BlockRange { first: *block, count: 1 }).ok_or_else(gone)?;

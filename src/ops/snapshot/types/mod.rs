@@ -8,14 +8,14 @@ pub use window::Window;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::message::{Setting, message};
 use crate::base::setters::setters;
-use crate::base::units::{BlockSize, NamedBlocks};
+use crate::base::units::{BlockSize, NamedBlocks, PartSize};
 use crate::codec::Compression;
 use crate::image::{ImageFormat, ImageUri, ReadBy};
 use crate::repo::manifest::{self, BaseOf, HintUse, Snapshot};
 use crate::repo::reference::{At, Reference};
 use crate::tracking::Track;
 use crate::tracking::{ChangeList, Recheck};
-use moment::Moment;
+pub(crate) use moment::Moment;
 use serde::Serialize;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -68,6 +68,8 @@ pub struct SnapshotRequest {
     pub backing_ok: bool,
     /// Unit of comparison of a new base; otherwise the repository's.
     pub block_size: Option<BlockSize>,
+    /// On which grid a new base is cut into parts; otherwise as the one before, or on that of 8 GiB.
+    pub part_size: Option<PartSize>,
     /// Otherwise the repository's.
     pub compression: Option<Compression>,
     /// Change nothing, only tell.
@@ -157,6 +159,8 @@ impl SnapshotRequest {
         backing_ok: bool,
         /// Unit of comparison of a new base; otherwise the repository's.
         block_size: Option<BlockSize>,
+        /// On which grid a new base is cut into parts; otherwise as the one before, or on that of 8 GiB.
+        part_size: Option<PartSize>,
         /// Otherwise the repository's.
         compression: Option<Compression>,
         /// Change nothing, only tell.

@@ -153,10 +153,10 @@ impl DataRuns {
             let moved = self.cursor.seek(0);
             self.skip_broken_pages(moved)?;
         }
-        while let Some((page, run)) = self.cursor.run() {
+        while let Some((_, run)) = self.cursor.run() {
             let Run { blocks, kind, ordinal } = run;
             let mut chunk = IndexChunk::new(Arc::new([self.delta.clone()]));
-            let page = chunk.add_page(0, page.clone());
+            let page = chunk.add_page_at(0, &self.cursor);
             let moved = self.cursor.advance();
             self.skip_broken_pages(moved)?;
             if kind == RunKind::Data {

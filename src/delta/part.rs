@@ -1,217 +1,115 @@
-//! Opens a delta file and reads its records, each checked against its checksum and its place.
+//! An open file with frames and tables: all of a layer, or its part over a range of blocks. Each record is
+//! checked against its checksum and its place.
 
+use super::caches::{Caches, Page};
 use crate::base::digest::{Digest, Hasher};
 use crate::base::error::{Error, Result};
-use crate::base::read_limit::ReadLimits;
-use crate::base::units::Geometry;
+use crate::base::units::BlockRange;
 use crate::codec::{self, Codec};
 use crate::format::footer::FOOTER_BYTES;
 use crate::format::header::HEADER_BYTES;
 use crate::format::record::RECORD_HEAD_BYTES;
 use crate::format::{
-    ChildRef, Footer, FrameLayout, FrameRef, Header, IndexPage, RecordHead, RecordKind, RootRef,
-    TablePage,
+    ChildRef, Content, Counts, FrameLayout, FrameRef, Header, IndexPage, MAX_BLOCKS, PartFooter,
+    RecordHead, RecordKind, RootRef, TablePage,
 };
-use crate::image::BaseImage;
-use crate::store::{LockGuard, Store};
-use quick_cache::Weighter;
-use quick_cache::sync::Cache;
-use std::fmt;
-use std::path::PathBuf;
+use crate::store::Store;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use uuid::Uuid;
 
-/// Decoded frames and pages, each within a fixed budget, shared by all files that are open.
-#[derive(Clone)]
-pub struct Caches {
-    pages: Arc<WeighedCache<Page>>,
-    frames: Arc<WeighedCache<Arc<Vec<u8>>>>,
-    traffic: Arc<Counters>,
-    limits: ReadLimits,
+/// What is in a file, by its footer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PartContent {
+    /// Which blocks: no run goes beyond.
+    pub blocks: BlockRange,
+    /// Length of the file.
+    pub file_bytes: u64,
+    /// Digest of the file before the footer.
+    pub content_digest: Digest,
+    /// How many of what.
+    pub counts: Counts,
+    /// The root page; none if it has no entries.
+    pub root: Option<RootRef>,
 }
 
-/// What went through open files so far.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Traffic {
-    /// Bytes read from files.
-    pub read_bytes: u64,
-    /// Bytes that frames were decoded to.
-    pub decoded_bytes: u64,
-}
-
-#[derive(Default)]
-struct Counters {
-    read_bytes: AtomicU64,
-    decoded_bytes: AtomicU64,
-}
-
-impl Caches {
-    /// The same for files that are read no faster than that.
-    #[must_use]
-    pub fn reading_within(mut self, limits: ReadLimits) -> Self {
-        self.limits = limits;
-        self
-    }
-
-    /// Lets go of what is known of a file, which was damaged and is not any more.
-    pub fn forget(&self, file_id: Uuid) {
-        self.pages.retain(|(id, _), _| *id != file_id);
-        self.frames.retain(|(id, _), _| *id != file_id);
-    }
-
-    /// What went through the files that share these caches.
-    pub fn traffic(&self) -> Traffic {
-        Traffic {
-            read_bytes: self.traffic.read_bytes.load(Ordering::Relaxed),
-            decoded_bytes: self.traffic.decoded_bytes.load(Ordering::Relaxed),
-        }
-    }
-}
-
-/// By file and offset.
-type WeighedCache<T> = Cache<(Uuid, u64), T, Weigh>;
-
-const PAGE_BUDGET_BYTES: u64 = 8 << 20;
-const FRAME_BUDGET_BYTES: u64 = 16 << 20;
-
-impl Default for Caches {
-    fn default() -> Self {
+impl PartContent {
+    /// Of a part file.
+    pub fn of(footer: &PartFooter) -> Self {
         Self {
-            pages: Arc::new(Cache::with_weighter(500, PAGE_BUDGET_BYTES, Weigh)),
-            frames: Arc::new(Cache::with_weighter(200, FRAME_BUDGET_BYTES, Weigh)),
-            traffic: Arc::default(),
-            limits: ReadLimits::default(),
+            blocks: footer.blocks,
+            file_bytes: footer.file_bytes,
+            content_digest: footer.content_digest,
+            counts: footer.counts,
+            root: footer.root,
         }
     }
 }
 
-/// A page of the tree.
-#[derive(Clone)]
-pub(super) enum Page {
-    Table(Arc<TablePage>),
-    Index(Arc<IndexPage>, u32),
-}
-
-#[derive(Clone)]
-struct Weigh;
-
-impl Weighter<(Uuid, u64), Page> for Weigh {
-    fn weight(&self, _: &(Uuid, u64), page: &Page) -> u64 {
-        match page {
-            Page::Table(page) => page.memory_bytes(),
-            Page::Index(page, _) => (page.children.len() * size_of::<ChildRef>()) as u64,
-        }
-    }
-}
-
-impl Weighter<(Uuid, u64), Arc<Vec<u8>>> for Weigh {
-    fn weight(&self, _: &(Uuid, u64), frame: &Arc<Vec<u8>>) -> u64 {
-        frame.len() as u64
-    }
-}
-
-/// Keeps files from being removed for as long as it lives.
-pub struct ReadGuard {
-    /// The image.
-    pub image: String,
-    /// The manifest that named the files.
-    pub sequence: u64,
-    /// Their names.
-    pub files: Vec<String>,
-    _lock: LockGuard,
-}
-
-impl ReadGuard {
-    /// Of files of an image that a manifest names, and what locks them.
-    pub fn new(image: &str, sequence: u64, files: Vec<String>, lock: LockGuard) -> Self {
-        Self { image: image.into(), sequence, files, _lock: lock }
-    }
-}
-
-impl fmt::Debug for ReadGuard {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { image, sequence, files, .. } = self;
-        let mut fields = f.debug_struct("ReadGuard");
-        fields.field("image", image).field("sequence", sequence).field("files", files);
-        fields.finish_non_exhaustive()
-    }
-}
-
-/// An open delta file. Its header and footer are valid; each record is checked when it is read.
-pub struct Delta {
+/// An open file with records.
+pub struct Part {
     store: Arc<dyn Store>,
     name: String,
     header: Header,
-    footer: Footer,
-    footer_digest: Digest,
+    content: PartContent,
     hasher: Hasher,
     caches: Caches,
-    base_image: Option<BaseImage>,
-    /// Keeps this file from being removed, and all others of its chain.
-    guard: Option<Arc<ReadGuard>>,
 }
 
-impl Delta {
-    /// Opens the file `name`.
+/// A header and the bytes of a footer, whatever it is of.
+pub(super) struct Ends {
+    pub(super) header: Header,
+    pub(super) foot: [u8; FOOTER_BYTES],
+    pub(super) file_bytes: u64,
+}
+
+/// Reads both ends of a file.
+pub(super) fn read_ends(store: &dyn Store, name: &str, caches: &Caches) -> Result<Ends> {
+    let place = store.location(name);
+    let size = store.size(name)?;
+    if size < (HEADER_BYTES + FOOTER_BYTES) as u64 {
+        let what = format!("{place}: only {size} bytes: truncated, or not a delta file");
+        return Err(Error::corrupt(what));
+    }
+    let mut head = [0; HEADER_BYTES];
+    caches.limits.wait((HEADER_BYTES + FOOTER_BYTES) as u64)?;
+    store.read_at(name, 0, &mut head)?;
+    let header = Header::decode(&head).map_err(|e| e.at(&place))?;
+    let mut foot = [0; FOOTER_BYTES];
+    store.read_at(name, size - FOOTER_BYTES as u64, &mut foot)?;
+    Ok(Ends { header, foot, file_bytes: size })
+}
+
+impl Part {
+    /// Of a file whose ends were read and checked.
+    pub(super) fn new(
+        store: Arc<dyn Store>,
+        name: String,
+        header: Header,
+        content: PartContent,
+        caches: Caches,
+    ) -> Self {
+        let hasher = Hasher::new(header.algorithm, header.key);
+        Self { store, name, header, content, hasher, caches }
+    }
+
+    /// Opens the part file `name`, whatever layer it is of. Returns its footer, and the digest of that, too.
     ///
     /// # Errors
-    /// `Corrupt` if it is not a whole delta file, `Unsupported` if it is one of a later version.
-    pub fn open(store: Arc<dyn Store>, name: &str, caches: &Caches) -> Result<Self> {
+    /// `Corrupt` if it is not a whole part file, `Unsupported` if it is one of a later version.
+    pub fn open(
+        store: Arc<dyn Store>,
+        name: &str,
+        caches: &Caches,
+    ) -> Result<(Self, PartFooter, Digest)> {
+        let Ends { header, foot, file_bytes } = read_ends(store.as_ref(), name, caches)?;
         let place = store.location(name);
-        let size = store.size(name)?;
-        if size < (HEADER_BYTES + FOOTER_BYTES) as u64 {
-            let what = format!("{place}: only {size} bytes: truncated, or not a delta file");
-            return Err(Error::corrupt(what));
+        let footer = PartFooter::decode(&foot, file_bytes).map_err(|e| e.at(&place))?;
+        if header.content() == Content::Parts || header.layout() == FrameLayout::Absent {
+            return Err(Error::corrupt("a part without frames of its own").at(&place));
         }
-        let mut head = [0; HEADER_BYTES];
-        caches.limits.wait((HEADER_BYTES + FOOTER_BYTES) as u64)?;
-        store.read_at(name, 0, &mut head)?;
-        let header = Header::decode(&head).map_err(|e| e.at(&place))?;
-        let mut foot = [0; FOOTER_BYTES];
-        store.read_at(name, size - FOOTER_BYTES as u64, &mut foot)?;
-        let footer = Footer::decode(&foot, size).map_err(|e| e.at(&place))?;
-        if header.layout() == FrameLayout::Absent && footer.parent.is_some() {
-            let what = "a snapshot in a base image that is no base";
-            return Err(Error::corrupt(what).at(&place));
-        }
-        let hasher = Hasher::new(header.algorithm, header.key);
-        Ok(Self {
-            store,
-            name: name.into(),
-            footer_digest: hasher.digest(&foot),
-            base_image: (header.layout() == FrameLayout::Absent)
-                .then(|| BaseImage::new(&place, footer.counts.data_blocks, None)),
-            header,
-            footer,
-            hasher,
-            caches: caches.clone(),
-            guard: None,
-        })
-    }
-
-    /// Says where the blocks of the snapshot `NAME@N` are, if they are not in this file.
-    pub fn set_base_image(&mut self, snapshot: &str, path: Option<PathBuf>) {
-        if self.base_image.is_some() {
-            let block_count = self.footer.counts.data_blocks;
-            let base_image = BaseImage::new(snapshot, block_count, path);
-            self.base_image = Some(base_image.reading_within(self.caches.limits.clone()));
-        }
-    }
-
-    /// Keeps what holds files back for as long as this one is open.
-    pub fn set_guard(&mut self, guard: Arc<ReadGuard>) {
-        self.guard = Some(guard);
-    }
-
-    /// What holds this file back, if anything does.
-    pub fn guard(&self) -> Option<&Arc<ReadGuard>> {
-        self.guard.as_ref()
-    }
-
-    /// Where the blocks are, if not in this file.
-    pub fn base_image(&self) -> Option<&BaseImage> {
-        self.base_image.as_ref()
+        let content = PartContent::of(&footer);
+        let part = Self::new(store, name.into(), header, content, caches.clone());
+        let footer_digest = part.hasher.digest(&foot);
+        Ok((part, footer, footer_digest))
     }
 
     /// The header.
@@ -219,22 +117,9 @@ impl Delta {
         &self.header
     }
 
-    /// The footer.
-    pub fn footer(&self) -> &Footer {
-        &self.footer
-    }
-
-    /// Block size of its chain, and length of the image.
-    ///
-    /// # Errors
-    /// If they are beyond the limits of the format.
-    pub fn geometry(&self) -> Result<Geometry> {
-        Geometry::new(self.header.block_size, self.footer.image_bytes)
-    }
-
-    /// The digest of the footer, by which the manifest knows the file.
-    pub fn footer_digest(&self) -> Digest {
-        self.footer_digest
+    /// What is in it.
+    pub fn content(&self) -> &PartContent {
+        &self.content
     }
 
     /// The keyed function of its chain.
@@ -252,10 +137,25 @@ impl Delta {
         self.store.location(&self.name)
     }
 
+    pub(super) fn count_decoded(&self, bytes: usize) {
+        self.caches.count_decoded(bytes);
+    }
+
+    /// Fails if a page has blocks that the part has not.
+    pub(super) fn check_within(&self, page: &TablePage) -> Result<()> {
+        let (bounds, blocks) = (page.bounds(), self.content.blocks);
+        let is_within = bounds.first >= blocks.first && bounds.end() <= blocks.end();
+        match is_within || blocks == ALL_BLOCKS {
+            true => Ok(()),
+            false => {
+                Err(Error::corrupt("a table beyond the range of its part").at(self.location()))
+            }
+        }
+    }
+
     /// Fills `buffer` from a place of the file.
     pub(super) fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
-        let read_bytes = buffer.len() as u64;
-        self.caches.traffic.read_bytes.fetch_add(read_bytes, Ordering::Relaxed);
+        self.caches.count_read(buffer.len());
         let (mut rest, mut offset) = (buffer, offset);
         loop {
             let count = self.caches.limits.piece(rest.len())?;
@@ -302,7 +202,6 @@ impl Delta {
         into: &mut [u8],
     ) -> Result<bool> {
         let is_stored = place.record_bytes as usize == RECORD_HEAD_BYTES + frame_bytes
-            && self.base_image.is_none()
             && self.store.local_path().is_some();
         if is_stored {
             let skipped = (RECORD_HEAD_BYTES + skipped) as u64;
@@ -321,7 +220,7 @@ impl Delta {
             let what = format!("a frame of {block_count} blocks, its page says {blocks}");
             return Err(Error::corrupt(what));
         }
-        self.count_decoded(raw.len());
+        self.caches.count_decoded(raw.len());
         codec::decode(codec, payload_of(record), raw)
     }
 
@@ -336,7 +235,7 @@ impl Delta {
         records: &mut [u8],
     ) -> Result<Vec<(Codec, u16, usize)>> {
         let Some((first, _)) = row.first() else { return Ok(Vec::new()) };
-        let records_end = self.footer.file_bytes - FOOTER_BYTES as u64;
+        let records_end = self.content.file_bytes - FOOTER_BYTES as u64;
         if first.offset.saturating_add(records.len() as u64) > records_end {
             return Err(Error::corrupt("a record beyond the end of the file").at(self.location()));
         }
@@ -366,13 +265,9 @@ impl Delta {
         Ok(found)
     }
 
-    pub(super) fn count_decoded(&self, bytes: usize) {
-        self.caches.traffic.decoded_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
-    }
-
     /// The root page; none if the file has no entries.
     pub(super) fn root(&self) -> Result<Option<Page>> {
-        let Some(RootRef { offset, record_bytes, checksum }) = self.footer.root else {
+        let Some(RootRef { offset, record_bytes, checksum }) = self.content.root else {
             return Ok(None);
         };
         self.page(FrameRef { offset, record_bytes, checksum }).map(Some)
@@ -422,7 +317,9 @@ impl Delta {
             RecordKind::Index { level } => {
                 Ok(Page::Index(Arc::new(IndexPage::decode(payload, at)?), level))
             }
-            RecordKind::Frame { .. } => Err(Error::corrupt("a frame where a page should be")),
+            RecordKind::Frame { .. } | RecordKind::Parts => {
+                Err(Error::corrupt("another record where a page should be"))
+            }
         }
     }
 
@@ -443,7 +340,7 @@ impl Delta {
     /// `Corrupt` if there is no record of that length at that place.
     pub fn load_record(&self, place: FrameRef, record: &mut Vec<u8>) -> Result<RecordHead> {
         let end = place.offset.checked_add(place.record_bytes.into());
-        let records_end = self.footer.file_bytes - FOOTER_BYTES as u64;
+        let records_end = self.content.file_bytes - FOOTER_BYTES as u64;
         let length = (place.record_bytes as usize).checked_sub(RECORD_HEAD_BYTES);
         let (Some(length), true) = (length, end.is_some_and(|e| e <= records_end)) else {
             return Err(Error::corrupt("a record beyond the end of the file"));
@@ -466,3 +363,6 @@ impl Delta {
 fn payload_of(record: &[u8]) -> &[u8] {
     record.get(RECORD_HEAD_BYTES..).unwrap_or_default()
 }
+
+/// The range of a file that is all of its layer.
+pub(super) const ALL_BLOCKS: BlockRange = BlockRange { first: 0, count: MAX_BLOCKS };

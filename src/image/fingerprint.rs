@@ -1,0 +1,104 @@
+//! What tells an image that stands still from one that was written to: its length, its times, and a few of
+//! its bytes.
+
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::units::ExtentKind;
+use crate::image::{Disk, Source};
+use serde::{Deserialize, Serialize};
+use std::os::unix::fs::MetadataExt;
+
+/// How many places are looked at.
+const SAMPLES: u64 = 16;
+/// Bytes at each.
+const SAMPLE_BYTES: u64 = 4096;
+
+/// An image as it was at one moment, as far as a quick look tells.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fingerprint {
+    /// Its length.
+    pub bytes: u64,
+    /// Time of the last modification of its file, in nanoseconds since 1970; none of what is no file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtime_ns: Option<i64>,
+    /// Time of the last change of the inode, likewise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ctime_ns: Option<i64>,
+    /// Some of its bytes.
+    pub samples: Vec<ImageSample>,
+}
+
+/// 4096 bytes of an image, or fewer at its end.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageSample {
+    /// Where.
+    pub offset: u64,
+    /// BLAKE3 of them, 64 hexadecimal digits.
+    pub digest: String,
+}
+
+impl Fingerprint {
+    /// Of a disk as it is now, with samples from all over its data.
+    ///
+    /// # Errors
+    /// Of the disk.
+    pub fn of(disk: &Disk) -> Result<Self> {
+        let source = disk.source();
+        let bytes = source.image_bytes();
+        let mut offsets: Vec<u64> = Vec::new();
+        for index in 0..SAMPLES.min(bytes) {
+            let at = (u128::from(bytes) * u128::from(index) / u128::from(SAMPLES)) as u64;
+            let extent = source.extent_at(at)?;
+            let is_hole = extent.kind == ExtentKind::Hole;
+            offsets.push(if is_hole { extent.offset + extent.bytes } else { at });
+        }
+        offsets.retain(|offset| *offset < bytes);
+        offsets.dedup();
+        let samples: Result<Vec<ImageSample>> =
+            offsets.into_iter().map(|offset| sample(source, offset)).collect();
+        let (mtime_ns, ctime_ns) = times(disk);
+        Ok(Self { bytes, mtime_ns, ctime_ns, samples: samples? })
+    }
+
+    /// Fails if a disk is not what it was; `with_samples`: by its bytes as well.
+    ///
+    /// # Errors
+    /// `Mismatch` with what differs; of the disk.
+    pub fn check(&self, disk: &Disk, with_samples: bool) -> Result<()> {
+        let changed = |what: &str| {
+            let what = format!("{} was written to since it was planned: {what}", disk.name());
+            Err(Error::new(ErrorKind::Mismatch, what)
+                .hint("make a new plan, of an image that nobody writes to"))
+        };
+        let source = disk.source();
+        if source.image_bytes() != self.bytes {
+            return changed("it has another length");
+        }
+        if times(disk) != (self.mtime_ns, self.ctime_ns) {
+            return changed("its times are others");
+        }
+        for known in self.samples.iter().filter(|_| with_samples) {
+            if sample(source, known.offset)? != *known {
+                return changed(&format!("other bytes at {}", known.offset));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn sample(source: &dyn Source, offset: u64) -> Result<ImageSample> {
+    let bytes = SAMPLE_BYTES.min(source.image_bytes().saturating_sub(offset));
+    let mut buffer = Vec::new();
+    let window = source.read(offset, bytes as usize, &mut buffer)?;
+    let digest = blake3::hash(window.bytes()).to_hex().to_string();
+    Ok(ImageSample { offset, digest })
+}
+
+/// Those of the file that it lies in.
+fn times(disk: &Disk) -> (Option<i64>, Option<i64>) {
+    let file = disk.container().filter(|image| !image.is_device());
+    let metadata = file.and_then(|image| image.file().metadata().ok());
+    let ns = |seconds: i64, ns: i64| seconds.checked_mul(1_000_000_000)?.checked_add(ns);
+    metadata.map_or((None, None), |of| {
+        (ns(of.mtime(), of.mtime_nsec()), ns(of.ctime(), of.ctime_nsec()))
+    })
+}

@@ -1,0 +1,269 @@
+//! Plans: snapshots that several workers take together, a range of blocks each (FORMAT.md section 11).
+//!
+//! ```text
+//! plan    a pending snapshot in the manifest of each image, which pins its parent; then the plan, an
+//! object at the top part    a part file whose name begins as the id of the plan: no garbage while the plan
+//! is pending join    the layer file, and a commit that names all parts in the place of what was pending
+//! ```
+
+use crate::base::digest::{DigestAlgorithm, DigestKey};
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::message::{Verb, message};
+use crate::base::units::{BlockRange, BlockSize, PartSize};
+use crate::codec::Compression;
+use crate::format::MAX_BLOCKS;
+use crate::image::{Fingerprint, ImageFormat, ImageUri};
+use crate::repo::manifest::{MAX_MANIFEST_BYTES, check_name, wire};
+use crate::repo::seal::{seal, unseal};
+use crate::repo::top::{plan_file, plan_id};
+use crate::store::{Store, read_small};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// The version that is written, and the only one that is known.
+const VERSION: u32 = 1;
+
+/// Snapshots that are to be taken by several workers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct WorkPlan {
+    /// Its identity.
+    #[serde(deserialize_with = "wire::id")]
+    pub plan: Uuid,
+    /// When it was made.
+    pub time: Timestamp,
+    /// From when on its parts are garbage.
+    pub expires: Timestamp,
+    /// One snapshot of each of these.
+    pub images: Vec<PlannedImage>,
+}
+
+/// A snapshot that is to be taken.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PlannedImage {
+    /// The name of the image.
+    pub name: String,
+    /// Its identity.
+    #[serde(deserialize_with = "wire::id")]
+    pub image_id: Uuid,
+    /// The identity that the snapshot will have.
+    #[serde(deserialize_with = "wire::id")]
+    pub snapshot: Uuid,
+    /// And its number.
+    pub number: u64,
+    /// What it is against; none of a base.
+    #[serde(deserialize_with = "wire::id_or_null")]
+    pub parent: Option<Uuid>,
+    /// Its label.
+    pub label: Option<String>,
+    /// What is read: each worker sees it there.
+    #[serde(with = "wire::image")]
+    pub source: Option<ImageUri>,
+    /// How the disk lies in it, as `qemu-img` calls it.
+    pub format: String,
+    /// The files that it refers to may be read.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub backing_ok: bool,
+    /// What it was when it was planned.
+    pub fingerprint: Fingerprint,
+    /// What keeps it as it is, as far as that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pinned: Option<String>,
+    /// Why it stays as it is, as who made the plan said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held: Option<String>,
+    /// Block size of the chain.
+    pub block_bytes: u32,
+    /// Digest of the chain.
+    pub digest: String,
+    /// Its key, 64 hexadecimal digits.
+    pub key: String,
+    /// How parts are compressed.
+    pub compression: String,
+    /// The grid.
+    pub part_bytes: PartSize,
+    /// The largest first.
+    pub tasks: Vec<PlannedTask>,
+}
+
+/// What one worker does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlannedTask {
+    /// Its number in the plan.
+    pub task: u32,
+    /// First block of its range.
+    pub first_block: u64,
+    /// One past the last one.
+    pub end_block: u64,
+    /// Bytes of the image in it that are no hole.
+    pub data_bytes: u64,
+}
+
+impl PlannedTask {
+    /// Its range.
+    pub fn blocks(&self) -> BlockRange {
+        BlockRange::between(self.first_block, self.end_block)
+    }
+}
+
+impl PlannedImage {
+    /// What the chain is made with.
+    ///
+    /// # Errors
+    /// `Corrupt` if it says what nothing can be.
+    pub(crate) fn parameters(
+        &self,
+    ) -> Result<(BlockSize, DigestAlgorithm, DigestKey, Compression)> {
+        let bad = |e: Error| Error::corrupt(format!("the plan of \"{}\": {e}", self.name));
+        let key = hex(&self.key).ok_or_else(|| bad(Error::corrupt("no key")))?;
+        Ok((
+            BlockSize::new(self.block_bytes).map_err(bad)?,
+            self.digest.parse().map_err(bad)?,
+            DigestKey(key),
+            self.compression.parse().map_err(bad)?,
+        ))
+    }
+
+    /// How the disk lies in what is read.
+    ///
+    /// # Errors
+    /// `Unsupported` for what this program does not know.
+    pub(crate) fn format(&self) -> Result<ImageFormat> {
+        self.format.parse()
+    }
+}
+
+/// 64 hexadecimal digits.
+pub(crate) fn to_hex(bytes: &[u8; 32]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn hex(text: &str) -> Option<[u8; 32]> {
+    let mut bytes = [0; 32];
+    if text.len() != 64 || !text.is_ascii() {
+        return None;
+    }
+    for (index, byte) in bytes.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(text.get(2 * index..2 * index + 2)?, 16).ok()?;
+    }
+    Some(bytes)
+}
+
+impl WorkPlan {
+    /// The image that a task is of, and the task.
+    ///
+    /// # Errors
+    /// `NotFound` if there is none of that number.
+    pub fn task(&self, number: u32) -> Result<(&PlannedImage, PlannedTask)> {
+        let of = |image: &'_ PlannedImage| image.tasks.iter().find(|t| t.task == number).copied();
+        let found = self.images.iter().find_map(|image| Some((image, of(image)?)));
+        found.ok_or_else(|| {
+            let what = format!("plan {} has no task {number}", self.plan);
+            Error::new(ErrorKind::NotFound, what)
+        })
+    }
+
+    /// Puts it into the repository.
+    pub(crate) fn put(&self, store: &dyn Store) -> Result<()> {
+        let body = serde_json::to_string_pretty(self).map_err(|e| {
+            Error::new(ErrorKind::InvalidInput, format!("cannot write the plan: {e}"))
+        })?;
+        store.put_if_absent(&plan_file(self.plan), &seal("plan", VERSION, &format!("{body}\n")))
+    }
+
+    /// Reads the one with that id.
+    ///
+    /// # Errors
+    /// `NotFound` if there is none: it is over.
+    pub fn load(store: &dyn Store, plan: Uuid) -> Result<Self> {
+        let file = plan_file(plan);
+        let place = store.location(&file);
+        let bytes = match read_small(store, &file, MAX_MANIFEST_BYTES) {
+            Err(e) if e.kind() == ErrorKind::NotFound => {
+                let what =
+                    format!("there is no plan {plan}: it was joined or dropped, or never made");
+                return Err(Error::new(ErrorKind::NotFound, what));
+            }
+            other => other?,
+        };
+        let (_, text) = unseal("plan", VERSION, &bytes).map_err(|e| e.at(&place))?;
+        let read: Self = serde_json::from_str(text)
+            .map_err(|e| Error::corrupt(format!("the plan is not valid: {e}")).at(&place))?;
+        read.check(plan).map_err(|e| e.at(&place))?;
+        Ok(read)
+    }
+
+    /// Who calculates with it relies on this.
+    fn check(&self, plan: Uuid) -> Result<()> {
+        let bad = |what: &str| Err(Error::corrupt(format!("the plan is not valid: {what}")));
+        if self.plan != plan {
+            return bad("it is another one");
+        }
+        let mut numbers = std::collections::HashSet::new();
+        for image in &self.images {
+            check_name(&image.name)?;
+            image.parameters()?;
+            let mut ranges: Vec<BlockRange> = image.tasks.iter().map(PlannedTask::blocks).collect();
+            ranges.sort_by_key(|range| range.first);
+            let is_wrong =
+                |t: &PlannedTask| t.first_block >= t.end_block || t.end_block > MAX_BLOCKS;
+            let overlaps = ranges.windows(2).any(|pair| match pair {
+                [one, next] => one.end() > next.first,
+                _ => false,
+            });
+            if overlaps || image.tasks.iter().any(is_wrong) {
+                return bad("its ranges overlap, or are none");
+            }
+            if !image.tasks.iter().all(|task| numbers.insert(task.task)) {
+                return bad("a task stands twice");
+            }
+        }
+        Ok(())
+    }
+
+    /// The ids of all plans in the repository.
+    pub fn list(store: &dyn Store) -> Result<Vec<Uuid>> {
+        let mut plans: Vec<Uuid> =
+            store.list("")?.iter().filter_map(|name| plan_id(name)).collect();
+        plans.sort();
+        Ok(plans)
+    }
+
+    /// The one that is meant by the beginning of its id, or the newest: `latest`.
+    ///
+    /// # Errors
+    /// `NotFound` if there is none; `InvalidInput` if there are several.
+    pub fn find(store: &dyn Store, beginning: &str) -> Result<Self> {
+        let plain = beginning.strip_prefix("plan-").unwrap_or(beginning);
+        let mut found = Self::list(store)?;
+        if plain == "latest" {
+            let plans: Result<Vec<Self>> =
+                found.iter().map(|plan| Self::load(store, *plan)).collect();
+            if let Some(newest) = plans?.into_iter().max_by_key(|plan| plan.time) {
+                return Ok(newest);
+            }
+        }
+        found.retain(|plan| plan.to_string().starts_with(plain));
+        match found.as_slice() {
+            [plan] if !plain.is_empty() => Self::load(store, *plan),
+            [] => {
+                let what = format!("there is no plan {}", beginning.escape_debug());
+                Err(Error::new(ErrorKind::NotFound, what).hint(message![
+                    "it was joined or dropped; ",
+                    Verb::Plan.of("list"),
+                    " tells which there are"
+                ]))
+            }
+            _ => {
+                let what = format!("several plans begin with \"{}\"", beginning.escape_debug());
+                Err(Error::new(ErrorKind::InvalidInput, what))
+            }
+        }
+    }
+
+    /// Takes it out of the repository; it is no error if it is not there.
+    pub(crate) fn remove(store: &dyn Store, plan: Uuid) -> Result<()> {
+        store.remove(&plan_file(plan))?;
+        store.sync_dir("")
+    }
+}
