@@ -103,8 +103,8 @@ fn commit(store: &dyn Store, frees: bool, next: &mut Manifest) -> Result<()> {
     manifest::commit(store, next)
 }
 
-/// If a commit certainly does not stand, its files are garbage now, but for those that what rules names: a full
-/// disk gets its space back.
+/// If a commit certainly does not stand, its files are garbage now, but for those that what rules names:
+/// a full disk gets its space back.
 fn discard_after(store: &dyn Store, next: &Manifest, files: &[&str]) -> Result<()> {
     if files.is_empty() {
         return Ok(());

@@ -219,8 +219,8 @@ impl ReadSnapshot<'_> {
         }
         published?;
         if had_pending || !snapshot.parts.is_empty() {
-            // Each finished part was a commit, and the manifests of those are needed no more; nor are parts of
-            // what was interrupted that were not taken.
+            // Each finished part was a commit, and the manifests of those are needed no more; nor
+            // are parts of what was interrupted that were not taken.
             writer.release_reader_lock();
             if let Err(error) = collect_garbage(repository, &mut writer.manifest, context) {
                 context.warn(WarningId::CleanupDelayed, message![error, "; the next one does it"]);
