@@ -194,15 +194,18 @@ impl Worker<'_> {
         let ruling = files.iter().rfind(|file| file.starts_with("manifest.")).unwrap();
         let text = std::fs::read_to_string(folder.join(ruling)).unwrap();
         let manifest: Value = serde_json::from_str(text.split_once('\n').unwrap().1).unwrap();
-        let named =
-            ["snapshots", "dropped"].into_iter().filter_map(|list| manifest[list].as_array());
-        let mut named: Vec<&str> =
-            named.flatten().map(|entry| entry["file"].as_str().unwrap()).collect();
-        named
-            .extend(manifest["kept"].as_array().into_iter().flatten().map(|f| f.as_str().unwrap()));
-        named.sort_unstable();
+        // A snapshot names its file and its parts, a pending one what is finished of it.
+        let lists = ["snapshots", "dropped", "pending"].map(|list| manifest[list].as_array());
+        let entries = lists.into_iter().flatten().flatten();
+        let objects = entries.flat_map(|entry| {
+            let lists = ["parts", "objects"].map(|list| entry[list].as_array());
+            entry.get("file").into_iter().chain(lists.into_iter().flatten().flatten())
+        });
+        let kept = manifest["kept"].as_array().into_iter().flatten();
+        let named: BTreeSet<&str> =
+            objects.chain(kept).map(|file| file.as_str().unwrap()).collect();
         let is_ours = |file: &&String| file.ends_with(".delta") || file.ends_with(".tmp");
-        let there: Vec<&String> = files.iter().filter(is_ours).collect();
+        let there: BTreeSet<&str> = files.iter().filter(is_ours).map(String::as_str).collect();
         assert_eq!(there, named, "{}: files that nobody names, or that are missing", owned.name());
         let manifests = files.iter().filter(|file| file.starts_with("manifest.")).count();
         assert!(manifests <= 2, "{files:?}");

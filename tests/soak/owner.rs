@@ -85,7 +85,8 @@ impl Owned {
             let label = s["label"].as_str().map(str::to_owned);
             (s["number"].as_u64().unwrap(), label)
         };
-        list.as_array().unwrap().iter().map(entry).collect()
+        let finished = list.as_array().unwrap().iter().filter(|s| s["kind"] != "pending");
+        finished.map(entry).collect()
     }
 
     /// Holds what is listed against what is known. `add` is what may have come, at most one snapshot of
