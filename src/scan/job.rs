@@ -27,7 +27,7 @@ pub(super) struct Part {
 }
 
 /// The extents of a source in whole blocks.
-pub(super) struct Extents<'a> {
+pub(crate) struct Extents<'a> {
     source: &'a dyn Source,
     geometry: Geometry,
     /// The last one that was asked for.

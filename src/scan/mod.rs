@@ -20,6 +20,7 @@ mod whole;
 
 pub use changes::{BadMedium, Change, Changes, Index, Missed, Scanned, window_bytes};
 pub use hinted::Hinted;
+pub(crate) use job::Extents;
 
 use crate::base::digest::ImageDigest;
 use crate::base::error::{Error, Result};

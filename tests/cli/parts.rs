@@ -4,8 +4,10 @@
 
 use crate::mend::copy_folder;
 use crate::naive_reader;
-use crate::support::{DAMAGE, FAILED, KIB, Lab, disk, integer, noise, spawn, string};
+use crate::support::{DAMAGE, FAILED, KIB, Lab, disk, integer, no_fork, noise, spawn, string};
 use serde_json::json;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -50,6 +52,35 @@ fn a_large_image_is_stored_in_parts_and_a_small_one_is_not() {
     for bad in ["0", "63K", "100K", "1K"] {
         lab.run(&["snapshot", "vm.img", "--part-size", bad]).misused();
     }
+}
+
+/// Lines of the grid and blocks lie where no hole begins or ends: data is found in the block in which a hole ends,
+/// in the first, a middle and the last one of the image.
+#[test]
+fn data_that_begins_within_a_block_is_in_a_part() {
+    let lab = Lab::new();
+    // Blocks of 64 KiB, cells of four; the last block is short.
+    let length = 21 * CELL - 12_000;
+    let last = 20 * CELL + 30_000;
+    let places =
+        [[0, 9 * CELL, last], [CELL, 8 * CELL - 8192, 17 * CELL], [40_960, 14 * CELL, last]];
+    let states = (0..).zip(places).map(|(round, starts)| {
+        let mut image = vec![0; length];
+        let calm = no_fork();
+        let file = File::create(lab.path("vm.img")).unwrap();
+        file.set_len(length as u64).unwrap();
+        for start in starts {
+            let data = noise(round, 5000);
+            image[start..start + data.len()].copy_from_slice(&data);
+            file.write_all_at(&data, start as u64).unwrap();
+        }
+        drop((file, calm));
+        lab.done(&["snapshot", "vm.img", "--full", "--block-size", "64K", "--part-size", "256K"]);
+        image
+    });
+    let states: Vec<Vec<u8>> = states.collect();
+    let kept: Vec<(u64, &[u8])> = (1..).zip(states.iter().map(Vec::as_slice)).collect();
+    holds(&lab, &kept);
 }
 
 #[test]
@@ -124,7 +155,8 @@ fn finished(lab: &Lab) -> Option<u64> {
 
 /// Starts a base that is read slowly, and kills it once some parts of it are finished.
 fn interrupt(lab: &Lab) -> u64 {
-    let args = ["snapshot", "vm.img", "--part-size", "64K", "--limit-read", "1M", "--threads", "1"];
+    let args =
+        ["snapshot", "vm.img", "--part-size", "64K", "--limit-read", "1M", "--threads", "1"];
     let mut command = lab.command(&args);
     let mut child = spawn(command.stdout(Stdio::null()).stderr(Stdio::null()));
     let until = Instant::now() + Duration::from_secs(60);
@@ -140,7 +172,7 @@ fn interrupt(lab: &Lab) -> u64 {
 #[test]
 fn an_interrupted_base_goes_on_with_what_is_still_so() {
     let lab = Lab::new();
-    let mut image = noise(1, 30 * CELL);
+    let mut image = noise(1, 120 * CELL);
     lab.write("vm.img", &image);
     let parts = interrupt(&lab);
     assert!(parts >= 4);

@@ -20,7 +20,7 @@ use crate::repo::Repository;
 use crate::repo::pending::{give_up_pending, note_part};
 use crate::repo::session::Writer;
 use crate::repo::uploads::Uploads;
-use crate::scan::{Missed, Scanned};
+use crate::scan::{Extents, Missed, Scanned};
 use std::collections::BTreeMap;
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -40,12 +40,11 @@ pub(crate) fn cells_with_data(
     let count = geometry.block_count();
     let step = cell_blocks.saturating_mul(count.div_ceil(cell_blocks).div_ceil(MOST_PARTS).max(1));
     let (mut cells, mut at) = (Vec::new(), 0);
+    let mut extents = Extents::new(source, geometry);
     while at < count {
-        let extent = source.extent_at(geometry.offset(at))?;
-        let end = geometry.block_size.count(extent.offset + extent.bytes);
-        if extent.kind == ExtentKind::Hole && end > at + 1 {
-            // The last block of a hole may have data behind it.
-            at = if end >= count { count } else { end - 1 };
+        let (extent, kind) = extents.at(at)?;
+        if kind == ExtentKind::Hole {
+            at = extent.end();
             continue;
         }
         let first = at / step * step;
