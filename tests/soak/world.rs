@@ -218,9 +218,10 @@ impl World {
                 let is_folder = entry.file_type().unwrap().is_dir();
                 match (is_folder, name.as_str()) {
                     (true, _) => folders.push(entry.path()),
-                    // It stays (FORMAT.md P11); and these for some minutes.
+                    // It stays (FORMAT.md P11); and these for some minutes, since anybody may be at them.
                     (_, ".reserve") => {}
                     _ if entry.path().parent().is_some_and(|above| above.ends_with("places")) => {}
+                    _ if name.contains(".restored.") => {}
                     _ if name.ends_with(".tmp") || name.starts_with('.') => left.push(entry.path()),
                     _ => {}
                 }
