@@ -54,7 +54,8 @@ pub use ops::stats::types::{Cost, Day, Stats};
 pub use ops::verify::types::{Damage, DamageKind, Loss, Unchecked, Verified, VerifyScope};
 pub use ops::watch::types::{WatchRequest, Watched};
 pub use ops::work::types::{
-    ImageProgress, Joined, PartMade, PlanProgress, PlanRequest, PlanState, Planned,
+    FilesVerified, Joined, PartMade, PlanJoined, PlanProgress, PlanRequest, PlanRestoreRequest,
+    PlanState, Planned, RangeRestored, RestoreJoined, TaskDone, TaskFailure, VerifyJoined,
 };
 pub use repo::Repository;
 pub use repo::compaction::{Compaction, Merging};

@@ -33,6 +33,11 @@ impl Writeback {
         Self { keeps_cache: true, ..Self::default() }
     }
 
+    /// For a file of which others write what is before `offset`.
+    pub fn beginning_at(offset: u64) -> Self {
+        Self { begun: offset, ended: offset, ..Self::default() }
+    }
+
     /// All before `end` is written to `file`, and will not be written again.
     ///
     /// # Errors

@@ -118,7 +118,8 @@ pub fn list(
                 }
                 values.push(value);
             }
-            values.extend(manifest.pending.iter().map(|pending| pending_json(name, pending)));
+            let taken = manifest.pending.iter().filter(|pending| !pending.is_only_kept());
+            values.extend(taken.map(|pending| pending_json(name, pending)));
         } else {
             let gap = if index == 0 { "" } else { "\n" };
             printer.line(&format!("{gap}{}", describe(&listing)))?;
@@ -250,6 +251,11 @@ fn pending_lines(manifest: &Manifest) -> String {
         let until = output::time(pending.expires);
         let parts = match pending.plan {
             None => output::plural(pending.objects.len() as u64, "finished part"),
+            Some(plan) if pending.is_only_kept() => {
+                let kept = manifest.snapshots.iter().find(|s| Some(s.id) == pending.parent);
+                let number = kept.map_or(0, |kept| kept.number);
+                return format!("\n  {number} is restored by plan {plan}, and kept until {until}");
+            }
             Some(plan) => format!("it is made by plan {plan}"),
         };
         format!("\n  {} is not finished: {parts}, kept until {until}", pending.number)

@@ -26,7 +26,16 @@ pub fn run(
         Some(name) => VerifyScope::Image(name.into()),
     };
     let verified = repository.verify(&scope, quick, context)?;
-    let seconds = begun.elapsed().as_secs_f64();
+    report(&verified, quick, begun.elapsed().as_secs_f64(), printer)
+}
+
+/// Tells what was found, and gives the exit code.
+pub fn report(
+    verified: &Verified,
+    quick: bool,
+    seconds: f64,
+    printer: &Printer,
+) -> Result<ExitCode> {
     if printer.is_json() {
         let damaged: Vec<_> = verified
             .damaged
@@ -70,7 +79,7 @@ pub fn run(
             "seconds": seconds,
         }))?;
     } else {
-        print_damage(&verified, quick, printer)?;
+        print_damage(verified, quick, printer)?;
         let depth = if quick {
             "stored bytes checked, not each block (leave out --quick for that)".to_owned()
         } else {

@@ -2,15 +2,17 @@
 
 use super::args::{Plan, PlanVerb};
 use super::printer::Printer;
-use super::{exit, list, output, words};
+use super::{exit, list, output, verify, words};
 use imgsnap::base::error::{ErrorKind, Result};
 use imgsnap::base::events::Context;
-use imgsnap::repo::work::{PlannedImage, PlannedTask, WorkPlan};
+use imgsnap::repo::work::{PlannedImage, PlannedTask, Work, WorkPlan};
 use imgsnap::{
-    Joined, ParentChoice, PlanProgress, PlanRequest, PlanState, Repository, SnapshotRequest,
+    Joined, ParentChoice, PlanJoined, PlanProgress, PlanRequest, PlanRestoreRequest, PlanState,
+    Repository, RestoreJoined, SnapshotRequest, TaskDone, VerifyJoined,
 };
 use serde_json::{Value, json};
 use std::process::ExitCode;
+use std::time::Instant;
 
 /// Fails for what is of one image only.
 pub fn check(verb: &Plan) -> std::result::Result<(), String> {
@@ -30,7 +32,18 @@ pub fn plan(
     context: &Context,
 ) -> Result<ExitCode> {
     match &verb.verb {
-        None => make(repository, verb, printer, context),
+        None if verb.verify => {
+            let plan = repository.plan_verify(verb.name.as_deref(), verb.part_size, context)?;
+            tell_plan(&plan, printer)
+        }
+        None => match (&verb.restore, &verb.output) {
+            (Some(reference), Some(target)) => {
+                let request = PlanRestoreRequest::new(reference.clone(), target.clone())
+                    .part_size(verb.part_size);
+                tell_plan(&repository.plan_restore(&request, context)?, printer)
+            }
+            _ => make(repository, verb, printer, context),
+        },
         Some(PlanVerb::List) => {
             let plans = repository.plans(context)?;
             if printer.is_json() {
@@ -92,35 +105,72 @@ fn make(
             return Err(error);
         }
     }
-    let tasks: Vec<Value> = planned.plan.iter().flat_map(tasks_json).collect();
     if printer.is_json() {
         let failed = planned.failed.iter();
         let failed: Vec<Value> =
             failed.map(|(image, e)| json!({"image": image, "message": words::error(e)})).collect();
-        let plan = planned.plan.as_ref();
-        printer.json(&json!({
-            "plan": plan.map(|plan| plan.plan),
-            "expires": plan.map(|plan| plan.expires.to_string()),
-            "tasks": tasks,
-            "failed": failed,
-        }))?;
+        let mut value = planned.plan.as_ref().map_or_else(|| json!({"tasks": []}), plan_json);
+        insert(&mut value, "failed", failed.into());
+        printer.json(&value)?;
     } else if let Some(plan) = &planned.plan {
-        let images = output::plural(plan.images.len() as u64, "image");
-        let count = output::plural(tasks.len() as u64, "task");
-        printer.line(&format!("plan {}: {count} of {images}", plan.plan))?;
-        for image in &plan.images {
-            printer.line(&format!("  {}", image_line(image)))?;
-        }
-        let id = plan.plan;
-        printer.line(&format!(
-            "each worker: imgsnap part {id} TASK   at the end: imgsnap join {id}"
-        ))?;
+        describe_new(plan, printer)?;
     }
     let first = planned.failed.first().map(|(_, error)| exit::code(error.kind()));
     for (image, error) in planned.failed {
         printer.error(&error.at(image));
     }
     Ok(first.unwrap_or(exit::DONE))
+}
+
+fn tell_plan(plan: &WorkPlan, printer: &Printer) -> Result<ExitCode> {
+    match printer.is_json() {
+        true => printer.json(&plan_json(plan))?,
+        false => describe_new(plan, printer)?,
+    }
+    Ok(exit::DONE)
+}
+
+fn plan_json(plan: &WorkPlan) -> Value {
+    let mut tasks = tasks_of(plan);
+    json!({
+        "plan": plan.plan,
+        "expires": plan.expires.to_string(),
+        "tasks": tasks.drain(..).map(|(_, task)| task).collect::<Vec<Value>>(),
+    })
+}
+
+fn insert(value: &mut Value, key: &str, what: Value) {
+    if let Some(object) = value.as_object_mut() {
+        object.insert(key.into(), what);
+    }
+}
+
+fn describe_new(plan: &WorkPlan, printer: &Printer) -> Result<()> {
+    let id = plan.plan;
+    printer.line(&format!("plan {id}: {}", output::plural(plan.tasks().len() as u64, "task")))?;
+    lines_of(plan).iter().try_for_each(|line| printer.line(&format!("  {line}")))?;
+    printer.line(&format!("each worker: imgsnap part {id} TASK   at the end: imgsnap join {id}"))
+}
+
+/// What is planned: a line for each image.
+fn lines_of(plan: &WorkPlan) -> Vec<String> {
+    match &plan.work {
+        Work::Images(images) => images.iter().map(image_line).collect(),
+        Work::Restore(of) => {
+            let (bytes, tasks) = (output::bytes(of.image_bytes), of.tasks.len() as u64);
+            let target = of.target.as_deref().map(output::shown).unwrap_or_default();
+            let tasks = output::plural(tasks, "task");
+            vec![format!("{}@{} -> {target}  {bytes} in {tasks}", of.image, of.number)]
+        }
+        Work::Verify(of) => {
+            let stored: u64 = of.tasks.iter().map(|task| task.stored_bytes).sum();
+            let files: usize = of.tasks.iter().map(|task| task.files.len()).sum();
+            let what = of.image.as_deref().unwrap_or("all images");
+            let files = output::plural(files as u64, "file");
+            vec![format!("verify {what}: {files}, {} stored", output::bytes(stored))]
+        }
+        _ => Vec::new(),
+    }
 }
 
 fn image_line(image: &PlannedImage) -> String {
@@ -134,23 +184,53 @@ fn image_line(image: &PlannedImage) -> String {
     format!("{name}@{number}  {kind}, {bytes} in {}; {why}", output::plural(tasks, "task"))
 }
 
-/// The tasks of a plan for programs, the largest first.
-fn tasks_json(plan: &WorkPlan) -> Vec<Value> {
-    let mut all: Vec<(&PlannedImage, &PlannedTask)> =
-        plan.images.iter().flat_map(|image| image.tasks.iter().map(move |t| (image, t))).collect();
-    all.sort_by_key(|(_, task)| task.task);
-    all.into_iter().map(|(image, task)| task_json(image, task)).collect()
+/// The tasks of a plan for programs, the largest first, with their numbers.
+fn tasks_of(plan: &WorkPlan) -> Vec<(u32, Value)> {
+    let mut all: Vec<(u32, Value)> = match &plan.work {
+        Work::Images(images) => images
+            .iter()
+            .flat_map(|image| image.tasks.iter().map(move |task| (task.task, (image, task))))
+            .map(|(number, (image, task))| (number, task_json(image, task)))
+            .collect(),
+        Work::Restore(of) => {
+            let json = |task: &PlannedTask| {
+                let range = range_of(task, of.block_bytes, of.image_bytes);
+                let data = task.data_bytes;
+                json!({"task": task.task, "image": of.image, "range": range, "data_bytes": data})
+            };
+            of.tasks.iter().map(|task| (task.task, json(task))).collect()
+        }
+        Work::Verify(of) => {
+            let files = |task: &imgsnap::repo::work::VerifyTask| {
+                let name =
+                    |of: &imgsnap::repo::work::PlannedFile| format!("{}/{}", of.image, of.file);
+                task.files.iter().map(name).collect::<Vec<String>>()
+            };
+            let json = |task: &imgsnap::repo::work::VerifyTask| {
+                let (files, stored) = (files(task), task.stored_bytes);
+                json!({"task": task.task, "files": files, "stored_bytes": stored})
+            };
+            of.tasks.iter().map(|task| (task.task, json(task))).collect()
+        }
+        _ => Vec::new(),
+    };
+    all.sort_by_key(|(task, _)| *task);
+    all
+}
+
+/// What of an image a task is: `OFFSET+BYTES`.
+fn range_of(task: &PlannedTask, block_bytes: u32, image_bytes: u64) -> String {
+    let offset = task.first_block.saturating_mul(block_bytes.into());
+    let end = task.end_block.saturating_mul(block_bytes.into()).min(image_bytes.max(offset));
+    format!("{offset}+{}", end - offset)
 }
 
 fn task_json(image: &PlannedImage, task: &PlannedTask) -> Value {
-    let block_bytes = u64::from(image.block_bytes);
-    let offset = task.first_block.saturating_mul(block_bytes);
-    let end = task.end_block.saturating_mul(block_bytes).min(image.fingerprint.bytes.max(offset));
     json!({
         "task": task.task,
         "image": image.name,
         "source": image.source.as_ref().map(ToString::to_string),
-        "range": format!("{offset}+{}", end - offset),
+        "range": range_of(task, image.block_bytes, image.fingerprint.bytes),
         "data_bytes": task.data_bytes,
     })
 }
@@ -168,70 +248,92 @@ fn progress_json(progress: &PlanProgress) -> Value {
     let images: Vec<Value> = progress
         .each()
         .map(|(image, of)| {
-            let tasks: Vec<Value> = image
-                .tasks
-                .iter()
-                .map(|task| {
-                    let mut value = task_json(image, task);
-                    if let Some(object) = value.as_object_mut() {
-                        object.insert("done".into(), of.done.contains(&task.task).into());
-                    }
-                    value
-                })
-                .collect();
             json!({
                 "image": image.name,
                 "ref": format!("{}@{}", image.name, image.number),
                 "id": image.snapshot,
-                "state": state(of.state),
-                "done": of.done.len(),
-                "tasks": tasks,
+                "state": state(of),
+                "done": image.tasks.iter().filter(|t| progress.done.contains(&t.task)).count(),
                 "pinned": image.pinned,
                 "held": image.held,
             })
         })
         .collect();
-    json!({
-        "plan": progress.id(),
-        "time": progress.plan.time.to_string(),
-        "expires": progress.plan.expires.to_string(),
-        "images": images,
-    })
+    let failures: Vec<Value> = progress
+        .failures
+        .iter()
+        .map(|failure| {
+            json!({
+                "task": failure.task,
+                "host": failure.host,
+                "time": failure.time.to_string(),
+                "message": failure.message,
+            })
+        })
+        .collect();
+    let mut value = plan_json(&progress.plan);
+    for task in value.get_mut("tasks").and_then(Value::as_array_mut).into_iter().flatten() {
+        let number = task.get("task").and_then(Value::as_u64).and_then(|n| u32::try_from(n).ok());
+        insert(task, "done", number.is_some_and(|n| progress.done.contains(&n)).into());
+    }
+    insert(&mut value, "time", progress.plan.time.to_string().into());
+    insert(&mut value, "done", progress.done.len().into());
+    insert(&mut value, "failures", failures.into());
+    match &progress.plan.work {
+        Work::Restore(of) => {
+            insert(&mut value, "restore", format!("{}@{}", of.image, of.number).into());
+            insert(&mut value, "state", progress.states.first().copied().map(state).into());
+        }
+        Work::Verify(of) => insert(&mut value, "verify", of.image.clone().into()),
+        _ => insert(&mut value, "images", images.into()),
+    }
+    value
 }
 
 fn describe(progress: &PlanProgress) -> String {
     let time = output::time(progress.plan.time);
     let mut text = format!("plan {}  {time}", progress.id());
+    let how = |state_of: PlanState, tasks: &[u32]| match state_of {
+        PlanState::Pending => {
+            let done = tasks.iter().filter(|task| progress.done.contains(task)).count();
+            format!("{done} of {} tasks done", tasks.len())
+        }
+        other => state(other).to_owned(),
+    };
     for (image, of) in progress.each() {
-        let (done, all) = (of.done.len(), image.tasks.len());
-        let how = match of.state {
-            PlanState::Pending => format!("{done} of {all} tasks done"),
-            other => state(other).to_owned(),
-        };
-        text.push_str(&format!("\n  {}@{}  {how}", image.name, image.number));
+        let tasks: Vec<u32> = image.tasks.iter().map(|task| task.task).collect();
+        text.push_str(&format!("\n  {}@{}  {}", image.name, image.number, how(of, &tasks)));
+    }
+    if progress.plan.images().is_empty() {
+        let of = progress.states.first().copied().unwrap_or(PlanState::Pending);
+        for line in lines_of(&progress.plan) {
+            text.push_str(&format!("\n  {line}; {}", how(of, &progress.plan.tasks())));
+        }
+    }
+    for failure in &progress.failures {
+        let (task, host) = (failure.task, failure.host.escape_debug());
+        let (time, why) = (output::time(failure.time), failure.message.escape_debug());
+        text.push_str(&format!("\n  task {task} FAILED on {host}, {time}: {why}"));
     }
     text
 }
 
 fn tasks_table(progress: &PlanProgress) -> String {
-    let mut rows = Vec::new();
-    for (image, of) in progress.each() {
-        for task in &image.tasks {
-            let value = task_json(image, task);
-            rows.push((
-                task.task,
-                vec![
-                    task.task.to_string(),
-                    image.name.clone(),
-                    value.get("range").and_then(Value::as_str).unwrap_or_default().to_owned(),
-                    output::bytes(task.data_bytes),
-                    if of.done.contains(&task.task) { "done" } else { "" }.to_owned(),
-                ],
-            ));
-        }
-    }
-    rows.sort_by_key(|(task, _)| *task);
-    let rows: Vec<Vec<String>> = rows.into_iter().map(|(_, row)| row).collect();
+    let of = |value: &Value, key: &str| value.get(key).cloned().unwrap_or_default();
+    let row = |(task, value): (u32, Value)| {
+        let bytes = match of(&value, "data_bytes").as_u64() {
+            Some(data) => data,
+            None => of(&value, "stored_bytes").as_u64().unwrap_or_default(),
+        };
+        let what = match of(&value, "files").as_array() {
+            Some(files) => output::plural(files.len() as u64, "file"),
+            None => of(&value, "range").as_str().unwrap_or_default().to_owned(),
+        };
+        let image = of(&value, "image").as_str().unwrap_or_default().to_owned();
+        let done = if progress.done.contains(&task) { "done" } else { "" };
+        vec![task.to_string(), image, what, output::bytes(bytes), done.to_owned()]
+    };
+    let rows: Vec<Vec<String>> = tasks_of(&progress.plan).into_iter().map(row).collect();
     output::table(&[">TASK", "IMAGE", "RANGE", ">DATA", ""], &rows)
 }
 
@@ -242,25 +344,55 @@ pub fn part(
     printer: &Printer,
     context: &Context,
 ) -> Result<ExitCode> {
-    let made = repository.part(plan, task, context)?;
-    if printer.is_json() {
-        printer.json(&json!({
-            "task": made.task.task,
-            "image": made.name,
-            "object": made.object,
-            "stored_bytes": made.file_bytes,
-            "data_blocks": made.data_blocks,
-            "read_bytes": made.read_bytes,
-            "made_before": made.read_bytes.is_none(),
-        }))?;
-        return Ok(exit::DONE);
-    }
-    let stored = output::bytes(made.file_bytes);
-    let how = match made.read_bytes {
-        None => "was made before".to_owned(),
-        Some(read) => format!("{} read, {stored} stored", output::bytes(read)),
+    let done = repository.part(plan, task, context)?;
+    let before = "was done before".to_owned();
+    let (value, line) = match done {
+        TaskDone::Part(made) => {
+            let stored = output::bytes(made.file_bytes);
+            let how = match made.read_bytes {
+                None => before,
+                Some(read) => format!("{} read, {stored} stored", output::bytes(read)),
+            };
+            let value = json!({
+                "task": task,
+                "image": made.name,
+                "object": made.object,
+                "stored_bytes": made.file_bytes,
+                "data_blocks": made.data_blocks,
+                "read_bytes": made.read_bytes,
+                "made_before": made.read_bytes.is_none(),
+            });
+            (value, format!("{} task {task}: {how}", made.name))
+        }
+        TaskDone::Range(range) => {
+            let data = range.data_bytes;
+            let how = data.map_or(before, |data| format!("{} of data", output::bytes(data)));
+            let is_before = data.is_none();
+            let value = json!({
+                "task": task, "image": range.name, "data_bytes": data, "made_before": is_before,
+            });
+            (value, format!("{} task {task}: {how}", range.name))
+        }
+        TaskDone::Files(files) => {
+            let (all, sound) = (files.task.files.len(), files.sound);
+            let how = match sound {
+                None => before,
+                Some(sound) if sound == all => {
+                    format!("{} sound", output::plural(sound as u64, "file"))
+                }
+                Some(sound) => format!("{sound} of {all} files sound; join tells what is wrong"),
+            };
+            let is_before = sound.is_none();
+            let value =
+                json!({"task": task, "files": all, "sound": sound, "made_before": is_before});
+            (value, format!("task {task}: {how}"))
+        }
+        _ => (json!({ "task": task }), format!("task {task}: done")),
     };
-    printer.line(&format!("{} task {}: {how}", made.name, made.task.task))?;
+    match printer.is_json() {
+        true => printer.json(&value)?,
+        false => printer.line(&line)?,
+    }
     Ok(exit::DONE)
 }
 
@@ -271,7 +403,35 @@ pub fn join(
     printer: &Printer,
     context: &Context,
 ) -> Result<ExitCode> {
-    let joined = repository.join(plan, image, context)?;
+    let begun = Instant::now();
+    let joined = match repository.join(plan, image, context)? {
+        PlanJoined::Snapshots(joined) => joined,
+        PlanJoined::Restore(of, RestoreJoined::Done) => {
+            let (name, number, bytes) = (&of.image, of.number, of.image_bytes);
+            let target = of.target.as_deref().map(output::shown).unwrap_or_default();
+            let bytes_text = output::bytes(bytes);
+            let what =
+                format!("{name}@{number} -> {target}  {bytes_text}; the image digest checked");
+            let value = json!({"state": "joined", "image": name, "number": number, "bytes": bytes});
+            match printer.is_json() {
+                true => printer.json(&value)?,
+                false => printer.line(&what)?,
+            }
+            return Ok(exit::DONE);
+        }
+        PlanJoined::Restore(of, RestoreJoined::Unfinished(tasks)) => {
+            let missing: Vec<u32> = tasks.iter().map(|task| task.task).collect();
+            return unfinished_only(&of.image, &missing, printer);
+        }
+        PlanJoined::Verify(VerifyJoined::Done(verified)) => {
+            return verify::report(&verified, false, begun.elapsed().as_secs_f64(), printer);
+        }
+        PlanJoined::Verify(VerifyJoined::Unfinished(tasks)) => {
+            let missing: Vec<u32> = tasks.iter().map(|task| task.task).collect();
+            return unfinished_only("verify", &missing, printer);
+        }
+        _ => return Ok(exit::DONE),
+    };
     let mut code = exit::DONE;
     let mut values = Vec::new();
     for (name, joined) in &joined {
@@ -295,12 +455,8 @@ pub fn join(
             Joined::Unfinished(tasks) => {
                 code = exit::FAILED;
                 let numbers: Vec<u32> = tasks.iter().map(|task| task.task).collect();
-                let told: Vec<String> = numbers.iter().take(8).map(u32::to_string).collect();
-                let more = if numbers.len() > told.len() { " and more" } else { "" };
-                let count = output::plural(numbers.len() as u64, "task");
-                let what = format!("{name}: {count} not done yet: {}{more}", told.join(", "));
                 if !printer.is_json() {
-                    printer.line(&what)?;
+                    printer.line(&unfinished(name, &numbers))?;
                 }
                 json!({ "image": name, "state": "unfinished", "missing": numbers })
             }
@@ -322,4 +478,19 @@ pub fn join(
         return Err(imgsnap::Error::new(ErrorKind::NotFound, what));
     }
     Ok(code)
+}
+
+fn unfinished(what: &str, tasks: &[u32]) -> String {
+    let told: Vec<String> = tasks.iter().take(8).map(u32::to_string).collect();
+    let more = if tasks.len() > told.len() { " and more" } else { "" };
+    let count = output::plural(tasks.len() as u64, "task");
+    format!("{what}: {count} not done yet: {}{more}", told.join(", "))
+}
+
+fn unfinished_only(what: &str, tasks: &[u32], printer: &Printer) -> Result<ExitCode> {
+    match printer.is_json() {
+        true => printer.json(&json!({"state": "unfinished", "missing": tasks}))?,
+        false => printer.line(&unfinished(what, tasks))?,
+    }
+    Ok(exit::FAILED)
 }

@@ -5,6 +5,7 @@
 //!            -> Writer (write lock, reap lock shared) -> publish a delta, commit a manifest, note the head
 //! ```
 
+pub mod attempts;
 pub(crate) mod change;
 pub mod clones;
 pub mod compact;

@@ -78,6 +78,55 @@ pub(crate) fn give_up_pending(
     discard_unless_named(repository, &writer.manifest.name, objects)
 }
 
+/// Keeps a listed snapshot while a plan needs it. Returns what it is kept by.
+///
+/// # Errors
+/// `Busy` if it is gone meanwhile; of the store.
+pub(crate) fn keep_for_plan(
+    repository: &Repository,
+    writer: &mut Writer,
+    snapshot: Uuid,
+    plan: Uuid,
+    expires: Timestamp,
+) -> Result<Uuid> {
+    let pin = Uuid::new_v4();
+    commit_change(repository, writer, &[], |next| {
+        if next.by_id(snapshot).is_none() {
+            return Err(manifest::changed_meanwhile(&next.name));
+        }
+        next.pending.push(Pending {
+            id: pin,
+            number: 0,
+            parent: Some(snapshot),
+            objects: Vec::new(),
+            expires,
+            plan: Some(plan),
+        });
+        Ok(())
+    })?;
+    Ok(pin)
+}
+
+/// Commits that nothing is pending any more for a plan. Nothing is done if that is so.
+///
+/// # Errors
+/// Of the store.
+pub(crate) fn let_go_of_plan(
+    repository: &Repository,
+    writer: &mut Writer,
+    plan: Uuid,
+) -> Result<()> {
+    let is_of_it = |pending: &Pending| pending.plan == Some(plan);
+    if !writer.manifest.pending.iter().any(is_of_it) {
+        return Ok(());
+    }
+    writer.frees = true;
+    commit_change(repository, writer, &[], |next| {
+        next.pending.retain(|pending| !is_of_it(pending));
+        Ok(())
+    })
+}
+
 /// The interrupted base that the next one goes on with; the newest if there are several.
 pub(crate) fn interrupted_base(manifest: &Manifest) -> Option<&Pending> {
     let now = Timestamp::now();

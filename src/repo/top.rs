@@ -28,9 +28,26 @@ pub(crate) fn plan_id(file: &str) -> Option<Uuid> {
     (plan_file(plan) == file).then_some(plan)
 }
 
+/// The name of what became of one attempt at a task.
+pub(crate) fn attempt_file(plan: Uuid, task: u32, attempt: Uuid) -> String {
+    format!("plan.{plan}.{task}.{attempt}")
+}
+
+/// The plan and the task in such a name.
+pub(crate) fn attempt_of(file: &str) -> Option<(Uuid, u32)> {
+    let mut fields = file.strip_prefix("plan.")?.splitn(3, '.');
+    let plan = Uuid::parse_str(fields.next()?).ok()?;
+    let task = fields.next()?.parse().ok()?;
+    let attempt = Uuid::parse_str(fields.next()?).ok()?;
+    (attempt_file(plan, task, attempt) == file).then_some((plan, task))
+}
+
 /// True for the name of an object at the top, which no image can have.
 pub(crate) fn is_of_repository(name: &str) -> bool {
-    name == MARKER || config_number(name).is_some() || plan_id(name).is_some()
+    name == MARKER
+        || config_number(name).is_some()
+        || plan_id(name).is_some()
+        || attempt_of(name).is_some()
 }
 
 #[cfg(test)]
@@ -52,5 +69,14 @@ mod tests {
             assert!(!is_of_repository(name), "{name}");
         }
         assert!(is_of_repository("repository.toml"));
+        let plan = Uuid::from_u128(7);
+        let attempt = attempt_file(plan, 12, Uuid::from_u128(8));
+        assert_eq!((attempt_of(&attempt), plan_id(&attempt)), (Some((plan, 12)), None));
+        assert!(is_of_repository(&attempt) && is_of_repository(&plan_file(plan)));
+        for name in
+            [attempt.replace(".12.", ".012."), attempt.replace(".12.", "."), plan_file(plan)]
+        {
+            assert_eq!(attempt_of(&name), None, "{name}");
+        }
     }
 }

@@ -1,30 +1,36 @@
-//! Plans: snapshots that several workers take together, a range of blocks each (FORMAT.md section 11).
+//! Plans: what several workers do together, a task each (FORMAT.md section 11).
 //!
 //! ```text
-//! plan    a pending snapshot in the manifest of each image, which pins its parent; then the plan, an
-//! object at the top part    a part file whose name begins as the id of the plan: no garbage while the plan
-//! is pending join    the layer file, and a commit that names all parts in the place of what was pending
+//!          snapshots                           a restore                      a verification
+//! plan     pending snapshots, which pin        the same, which pins the       the files that are stored
+//!          their parents                       snapshot; a temporary file
+//! part     a part file, of which the plan is   a range of that file; what     a report of which files are
+//!          the owner                           its digests add up to          sound
+//! join     the layer file, and a commit        the file gets its name         the rest of a verification
 //! ```
 
 use crate::base::digest::{DigestAlgorithm, DigestKey};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::message::{Verb, message};
-use crate::base::units::{BlockRange, BlockSize, PartSize};
+use crate::base::units::{BlockRange, BlockSize, Geometry, PartSize};
 use crate::codec::Compression;
 use crate::format::MAX_BLOCKS;
 use crate::image::{Fingerprint, ImageFormat, ImageUri};
-use crate::repo::manifest::{MAX_MANIFEST_BYTES, check_name, wire};
+use crate::repo::attempts::Attempt;
+use crate::repo::manifest::{ImageFile, MAX_MANIFEST_BYTES, check_name, wire};
 use crate::repo::seal::{seal, unseal};
 use crate::repo::top::{plan_file, plan_id};
 use crate::store::{Store, read_small};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use std::collections::HashSet;
+use std::path::PathBuf;
 use uuid::Uuid;
 
 /// The version that is written, and the only one that is known.
 const VERSION: u32 = 1;
 
-/// Snapshots that are to be taken by several workers.
+/// What is to be done by several workers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct WorkPlan {
     /// Its identity.
@@ -32,10 +38,85 @@ pub struct WorkPlan {
     pub plan: Uuid,
     /// When it was made.
     pub time: Timestamp,
-    /// From when on its parts are garbage.
+    /// From when on what was made of it is garbage.
     pub expires: Timestamp,
-    /// One snapshot of each of these.
-    pub images: Vec<PlannedImage>,
+    /// What it is.
+    #[serde(flatten)]
+    pub work: Work,
+}
+
+/// What a plan is of.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Work {
+    /// Snapshots are taken: one of each of these images.
+    Images(Vec<PlannedImage>),
+    /// A snapshot is restored to a new file.
+    Restore(PlannedRestore),
+    /// What is stored is verified.
+    Verify(PlannedVerify),
+}
+
+/// A snapshot that is to be restored.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PlannedRestore {
+    /// The name of the image.
+    pub image: String,
+    /// Its identity.
+    #[serde(deserialize_with = "wire::id")]
+    pub image_id: Uuid,
+    /// The snapshot.
+    #[serde(deserialize_with = "wire::id")]
+    pub snapshot: Uuid,
+    /// Its number.
+    pub number: u64,
+    /// What keeps it meanwhile, among what is pending.
+    #[serde(deserialize_with = "wire::id")]
+    pub pin: Uuid,
+    /// The file that is to be: each worker sees its folder there.
+    #[serde(with = "crate::repo::manifest::path")]
+    pub target: Option<PathBuf>,
+    /// What it is called in that folder until it is whole.
+    pub temporary: String,
+    /// Length of the image.
+    pub image_bytes: u64,
+    /// Its block size.
+    pub block_bytes: u32,
+    /// The largest first.
+    pub tasks: Vec<PlannedTask>,
+}
+
+/// What is to be verified.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PlannedVerify {
+    /// The image, if it is not all of the repository.
+    pub image: Option<String>,
+    /// The largest first.
+    pub tasks: Vec<VerifyTask>,
+}
+
+/// Files that one worker verifies.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VerifyTask {
+    /// Its number in the plan.
+    pub task: u32,
+    /// The files.
+    pub files: Vec<PlannedFile>,
+    /// Their length, as far as it is known.
+    pub stored_bytes: u64,
+}
+
+/// A file that is verified.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlannedFile {
+    /// The image that it is of.
+    pub image: String,
+    /// A snapshot that needs it.
+    #[serde(deserialize_with = "wire::id")]
+    pub snapshot: Uuid,
+    /// Its name in the folder of the image.
+    pub file: String,
 }
 
 /// A snapshot that is to be taken.
@@ -150,17 +231,28 @@ fn hex(text: &str) -> Option<[u8; 32]> {
 }
 
 impl WorkPlan {
-    /// The image that a task is of, and the task.
-    ///
-    /// # Errors
-    /// `NotFound` if there is none of that number.
-    pub fn task(&self, number: u32) -> Result<(&PlannedImage, PlannedTask)> {
-        let of = |image: &'_ PlannedImage| image.tasks.iter().find(|t| t.task == number).copied();
-        let found = self.images.iter().find_map(|image| Some((image, of(image)?)));
-        found.ok_or_else(|| {
-            let what = format!("plan {} has no task {number}", self.plan);
-            Error::new(ErrorKind::NotFound, what)
-        })
+    /// The numbers of all tasks.
+    pub fn tasks(&self) -> Vec<u32> {
+        match &self.work {
+            Work::Images(images) => {
+                images.iter().flat_map(|image| &image.tasks).map(|task| task.task).collect()
+            }
+            Work::Restore(restore) => restore.tasks.iter().map(|task| task.task).collect(),
+            Work::Verify(verify) => verify.tasks.iter().map(|task| task.task).collect(),
+        }
+    }
+
+    /// Snapshots that are taken; none if that is not what it is of.
+    pub fn images(&self) -> &[PlannedImage] {
+        match &self.work {
+            Work::Images(images) => images,
+            _ => &[],
+        }
+    }
+
+    pub(crate) fn no_task(&self, number: u32) -> Error {
+        let what = format!("plan {} has no task {number}", self.plan);
+        Error::new(ErrorKind::NotFound, what)
     }
 
     /// Puts it into the repository.
@@ -199,26 +291,31 @@ impl WorkPlan {
         if self.plan != plan {
             return bad("it is another one");
         }
-        let mut numbers = std::collections::HashSet::new();
-        for image in &self.images {
+        for image in self.images() {
             check_name(&image.name)?;
             image.parameters()?;
-            let mut ranges: Vec<BlockRange> = image.tasks.iter().map(PlannedTask::blocks).collect();
-            ranges.sort_by_key(|range| range.first);
-            let is_wrong =
-                |t: &PlannedTask| t.first_block >= t.end_block || t.end_block > MAX_BLOCKS;
-            let overlaps = ranges.windows(2).any(|pair| match pair {
-                [one, next] => one.end() > next.first,
-                _ => false,
-            });
-            if overlaps || image.tasks.iter().any(is_wrong) {
-                return bad("its ranges overlap, or are none");
-            }
-            if !image.tasks.iter().all(|task| numbers.insert(task.task)) {
-                return bad("a task stands twice");
+            check_ranges(&image.tasks)?;
+        }
+        if let Work::Restore(restore) = &self.work {
+            check_name(&restore.image)?;
+            Geometry::new(BlockSize::new(restore.block_bytes)?, restore.image_bytes)?;
+            check_ranges(&restore.tasks)?;
+            if restore.temporary.contains('/') || !restore.temporary.starts_with('.') {
+                return bad("the name of the temporary file");
             }
         }
-        Ok(())
+        if let Work::Verify(verify) = &self.work {
+            let files = verify.tasks.iter().flat_map(|task| &task.files);
+            files.clone().try_for_each(|of| check_name(&of.image))?;
+            if !files.clone().all(|of| ImageFile::is_delta(&of.file)) {
+                return bad("the name of a file");
+            }
+        }
+        let mut numbers = HashSet::new();
+        match self.tasks().into_iter().all(|task| numbers.insert(task)) {
+            true => Ok(()),
+            false => bad("a task stands twice"),
+        }
     }
 
     /// The ids of all plans in the repository.
@@ -261,9 +358,25 @@ impl WorkPlan {
         }
     }
 
-    /// Takes it out of the repository; it is no error if it is not there.
+    /// Takes it out of the repository, with what was told of its tasks; it is no error if it is not there.
     pub(crate) fn remove(store: &dyn Store, plan: Uuid) -> Result<()> {
         store.remove(&plan_file(plan))?;
-        store.sync_dir("")
+        store.sync_dir("")?;
+        Attempt::remove_all(store, plan)
+    }
+}
+
+/// Fails for ranges that overlap, or are none.
+fn check_ranges(tasks: &[PlannedTask]) -> Result<()> {
+    let mut ranges: Vec<BlockRange> = tasks.iter().map(PlannedTask::blocks).collect();
+    ranges.sort_by_key(|range| range.first);
+    let is_wrong = |t: &PlannedTask| t.first_block >= t.end_block || t.end_block > MAX_BLOCKS;
+    let overlaps = ranges.windows(2).any(|pair| match pair {
+        [one, next] => one.end() > next.first,
+        _ => false,
+    });
+    match overlaps || tasks.iter().any(is_wrong) {
+        true => Err(Error::corrupt("the plan is not valid: its ranges overlap, or are none")),
+        false => Ok(()),
     }
 }

@@ -13,7 +13,8 @@ mod write;
 pub use batch::{BATCH_BYTES, Batch, BatchBuilder, Order, Part};
 pub use decode::{Decoded, decode_batch};
 pub use restore::{
-    Restored, check_free_space_for, check_free_space_for_all, check_range, restore, restore_seeded,
+    Restored, check_free_space_for, check_free_space_for_all, check_range, prove, restore,
+    restore_blocks, restore_seeded,
 };
 pub use sample::{Samples, sample};
 pub use seed::Seed;

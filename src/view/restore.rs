@@ -8,7 +8,7 @@ use crate::base::events::{Context, Phase};
 use crate::base::free_space::check_free_space;
 use crate::base::message::{Verb, message};
 use crate::base::pipeline::ordered_map;
-use crate::base::units::ByteRange;
+use crate::base::units::{BlockRange, ByteRange};
 use crate::chain::{Chain, State};
 use crate::image::write::Target;
 use serde::Serialize;
@@ -52,14 +52,57 @@ pub fn restore_seeded(
     target: &mut dyn Target,
     context: &Context,
 ) -> Result<Restored> {
+    let part = check_range(range, chain.geometry().image_bytes)?;
+    let Copied { terms, data_bytes, seed_bytes } = copy(chain, part, seed, target, context)?;
+    let whole = part.offset == 0 && part.bytes == chain.geometry().image_bytes;
+    if whole {
+        prove(chain, terms)?;
+    }
+    target.finish()?;
+    Ok(Restored { bytes: part.bytes, data_bytes, proved: whole, seed_bytes })
+}
+
+/// Restores a range of blocks, and finishes the target, which begins where the range does. Returns what the
+/// blocks in it add to the image digest, and how many of its bytes were data.
+///
+/// # Errors
+/// As of [`restore`]; that it is the image is for the caller to prove ([`prove`]).
+pub fn restore_blocks(
+    chain: &Chain,
+    blocks: BlockRange,
+    target: &mut dyn Target,
+    context: &Context,
+) -> Result<(ImageDigest, u64)> {
     let geometry = chain.geometry();
-    let part = check_range(range, geometry.image_bytes)?;
+    let offset = geometry.offset(blocks.first).min(geometry.image_bytes);
+    let part = ByteRange { offset, bytes: geometry.bytes_in(blocks) };
+    let Copied { terms, data_bytes, .. } = copy(chain, part, None, target, context)?;
+    target.finish()?;
+    Ok((ImageDigest(terms), data_bytes))
+}
+
+/// What was copied of a part of an image.
+struct Copied {
+    /// What its blocks add to the image digest.
+    terms: u128,
+    data_bytes: u64,
+    seed_bytes: u64,
+}
+
+fn copy(
+    chain: &Chain,
+    part: ByteRange,
+    seed: Option<&Seed<'_>>,
+    target: &mut dyn Target,
+    context: &Context,
+) -> Result<Copied> {
+    let geometry = chain.geometry();
     let blocks = part.blocks(geometry.block_size);
     let order = if target.is_sequential() { Order::Ascending } else { Order::ByFrame };
     let mut batches = Batches::new(chain, blocks.first, blocks.end(), order);
-    let phase = context.begin(Phase::Restore, part.bytes);
-    let (mut terms, mut data_bytes, mut seed_bytes) = (0u128, 0, 0);
-    let outcome = ordered_map(
+    let _phase = context.begin(Phase::Restore, part.bytes);
+    let mut copied = Copied { terms: 0, data_bytes: 0, seed_bytes: 0 };
+    ordered_map(
         context.threads(),
         context.in_flight(BATCH_BYTES),
         || {
@@ -68,23 +111,16 @@ pub fn restore_seeded(
         },
         |batch| decode_batch(geometry, batch, seed),
         |decoded| {
-            terms = terms.wrapping_add(decoded.terms);
-            seed_bytes += decoded.seed_bytes;
-            data_bytes += write_decoded(&decoded, geometry, part, target)?;
+            copied.terms = copied.terms.wrapping_add(decoded.terms);
+            copied.seed_bytes += decoded.seed_bytes;
+            copied.data_bytes += write_decoded(&decoded, geometry, part, target)?;
             for of in &decoded.parts {
                 context.advance(geometry.bytes_in(of.blocks));
             }
             target.advance_watermark(geometry.offset(decoded.watermark).saturating_sub(part.offset))
         },
-    );
-    drop(phase);
-    outcome?;
-    let whole = part.offset == 0 && part.bytes == geometry.image_bytes;
-    if whole {
-        prove(chain, terms)?;
-    }
-    target.finish()?;
-    Ok(Restored { bytes: part.bytes, data_bytes, proved: whole, seed_bytes })
+    )?;
+    Ok(copied)
 }
 
 /// Fails unless what a restore will write fits into `free_bytes` bytes, if that is known; holes take none.
@@ -158,7 +194,11 @@ pub fn check_range(range: Option<ByteRange>, image_bytes: u64) -> Result<ByteRan
     Ok(range)
 }
 
-fn prove(chain: &Chain, terms: u128) -> Result<()> {
+/// Fails unless all blocks, which add that to the image digest, are those of the image.
+///
+/// # Errors
+/// `Corrupt` if they are not.
+pub fn prove(chain: &Chain, terms: u128) -> Result<()> {
     let hasher = chain.hasher();
     let digest: ImageDigest = hasher.empty_image(chain.geometry().image_bytes).plus(terms);
     if digest != chain.image_digest() {

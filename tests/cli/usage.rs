@@ -48,9 +48,9 @@ fn help_is_exactly_this() {
       init         Make a repository
       snapshot     Take a snapshot of an image file or block device, or of several
       watch        Take snapshots of images again and again, until it is told to stop
-      plan         Cut snapshots into tasks that several workers do: see "part" and "join"
-      part         Do one task of a plan: read a range of an image, and store its part
-      join         Make the snapshots of a plan when all of their tasks are done
+      plan         Cut snapshots, a restore or a verification into tasks for several workers
+      part         Do one task of a plan: store, restore or verify its part
+      join         Make a whole of what the workers of a plan have done
       list         List images and their snapshots
       show         Show all that is known of a snapshot
       diff         Show how much two snapshots or images differ, and where

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that fails says where")]
 
 use crate::naive_reader;
-use crate::support::{BLOCK, FAILED, KIB, Lab, integer, no_fork, noise, string};
+use crate::support::{BLOCK, BUSY, DAMAGE, FAILED, KIB, Lab, integer, no_fork, noise, string};
 use serde_json::Value;
 use std::os::unix::fs::FileExt;
 
@@ -26,8 +26,11 @@ fn image(seed: u64) -> Vec<u8> {
 
 impl Work {
     fn plan(lab: Lab, args: &[&str]) -> Self {
-        let given = ["plan", "--source-held", HELD];
-        let planned = lab.json(&[&given[..], args].concat());
+        Self::of(lab, &[&["plan", "--source-held", HELD], args].concat())
+    }
+
+    fn of(lab: Lab, args: &[&str]) -> Self {
+        let planned = lab.json(args);
         let plan = string(&planned, "plan").to_owned();
         Self { lab, plan, tasks: planned["tasks"].as_array().unwrap().clone() }
     }
@@ -63,6 +66,14 @@ impl Work {
         self.lab.done(&["join", &self.plan])
     }
 
+    /// Nothing of it is left at the top of the repository.
+    fn is_over(&self) {
+        let left = std::fs::read_dir(self.lab.path("repo")).unwrap();
+        let names = left.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let plans: Vec<String> = names.filter(|name| name.starts_with("plan.")).collect();
+        assert!(plans.is_empty(), "{plans:?}");
+    }
+
     /// These snapshots, for both readers, and no plan any more.
     fn holds(&self, kept: &[(u64, &[u8])]) {
         self.lab.holds("vm", kept);
@@ -70,10 +81,7 @@ impl Work {
             let read = naive_reader::restore_from(&self.lab.path("repo/vm"), *number).unwrap();
             assert!(read == *bytes, "the second reader, {number}");
         }
-        let left = std::fs::read_dir(self.lab.path("repo")).unwrap();
-        let names = left.map(|entry| entry.unwrap().file_name().into_string().unwrap());
-        let plans: Vec<String> = names.filter(|name| name.starts_with("plan.")).collect();
-        assert!(plans.is_empty(), "{plans:?}");
+        self.is_over();
     }
 }
 
@@ -185,4 +193,156 @@ fn a_plan_keeps_its_parent_and_holds_up_no_other_image() {
     work.holds(&[(1, &first), (2, &second)]);
     work.lab.done(&["prune", "vm", "--keep-last", "1", "--compact"]);
     work.holds(&[(2, &second)]);
+}
+
+/// A snapshot of `vm.img` in parts, and a plan to restore it in parts to `new.img`.
+fn restore() -> (Work, Vec<u8>) {
+    let lab = Lab::new();
+    let bytes = image(1);
+    lab.write("vm.img", &bytes);
+    lab.done(&["snapshot", "vm.img", "--part-size", "64K"]);
+    let args = ["plan", "--restore", "vm@1", "-o", "new.img", "--part-size", "128K"];
+    (Work::of(lab, &args), bytes)
+}
+
+/// The file that is being restored, under its temporary name.
+fn temporary(work: &Work) -> String {
+    format!(".imgsnap-{}.restore", work.plan)
+}
+
+/// W7: ranges are written by whoever comes, and what they add up to is proved before the file has its name.
+#[test]
+fn workers_restore_a_snapshot_together() {
+    let (work, bytes) = restore();
+    assert_eq!(work.tasks.len(), 4);
+    let exists = work.lab.fails(FAILED, &["plan", "--restore", "vm@1", "-o", "vm.img"]);
+    assert!(exists.contains("vm.img exists"), "{exists}");
+    work.part(2);
+    assert_eq!(work.part(2)["made_before"], true);
+    let unfinished = work.lab.run(&["join", &work.plan]);
+    assert_eq!(unfinished.code, Some(FAILED));
+    assert!(unfinished.text().contains("vm: 3 tasks not done yet: 1, 3, 4"), "{}", unfinished.err);
+    // It is kept meanwhile, and listed, and is no snapshot more.
+    work.lab.write("vm.img", b"other");
+    work.lab.done(&["snapshot", "vm.img", "--full"]);
+    let kept = work.lab.run(&["delete", "vm@1"]).failed(FAILED);
+    assert!(kept.contains(&format!("needed by plan {}", work.plan)), "{kept}");
+    work.lab.run(&["prune", "vm", "--keep-last", "1"]);
+    assert!(work.lab.done(&["list", "vm"]).contains("1 is restored by plan "));
+    assert_eq!(work.lab.json(&["list", "vm"]).as_array().unwrap().len(), 2);
+    let shown = work.lab.done(&["plan", "list"]);
+    assert!(shown.contains("vm@1 -> ") && shown.contains("; 1 of 4 tasks done"), "{shown}");
+    work.make_all();
+    // While a worker writes, the file does not get its name.
+    let held = std::fs::File::open(work.lab.path(&temporary(&work))).unwrap();
+    held.lock_shared().unwrap();
+    let busy = work.lab.run(&["join", &work.plan]).failed(BUSY);
+    assert!(busy.contains("a worker is still writing"), "{busy}");
+    assert!(!work.lab.exists("new.img"));
+    held.unlock().unwrap();
+    drop(held);
+    work.join();
+    assert!(work.lab.read("new.img") == bytes);
+    assert!(!work.lab.exists(&temporary(&work)));
+    work.is_over();
+    // A straggler finds nothing that it could write to.
+    let late = work.lab.fails(FAILED, &["part", &work.plan, "1"]);
+    assert!(late.contains("there is no plan"), "{late}");
+    work.lab.done(&["prune", "vm", "--keep-last", "1"]);
+    assert_eq!(work.lab.numbers("vm"), [2]);
+}
+
+#[test]
+fn a_restore_of_which_something_is_wrong_gets_no_name() {
+    let (work, bytes) = restore();
+    work.make_all();
+    // Somebody else took the name.
+    work.lab.write("new.img", b"precious");
+    let taken = work.lab.run(&["join", &work.plan]).failed(FAILED);
+    assert!(taken.contains("new.img"), "{taken}");
+    assert_eq!(work.lab.read("new.img"), b"precious");
+    work.lab.remove("new.img");
+    // A report that tells of other blocks.
+    let reports = std::fs::read_dir(work.lab.path("repo")).unwrap();
+    let names = reports.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let report = names.filter(|name| name.starts_with(&format!("plan.{}.1.", work.plan)));
+    let report = format!("repo/{}", report.collect::<Vec<_>>()[0]);
+    let text = String::from_utf8(work.lab.read(&report)).unwrap();
+    let body = text.split_once('\n').unwrap().1;
+    let mut other: Value = serde_json::from_str(body).unwrap();
+    other["outcome"]["restored"] = "00000000000000000000000000000001".into();
+    let other = format!("{}\n", serde_json::to_string_pretty(&other).unwrap());
+    let digest = xxhash_rust::xxh3::xxh3_128(other.as_bytes());
+    work.lab.write(&report, format!("imgsnap-attempt 1 {digest:032x}\n{other}").as_bytes());
+    let wrong = work.lab.run(&["join", &work.plan]).failed(DAMAGE);
+    assert!(wrong.contains("the image digest differs"), "{wrong}");
+    // One that is damaged tells nothing.
+    work.lab.write(&report, &text.as_bytes()[..40]);
+    assert_eq!(work.lab.run(&["join", &work.plan]).code, Some(FAILED));
+    work.part(1);
+    work.join();
+    assert!(work.lab.read("new.img") == bytes);
+    // One that is given up leaves nothing.
+    let args = ["plan", "--restore", "vm@1", "-o", "other.img"];
+    let work = Work::of(work.lab, &args);
+    work.part(1);
+    work.lab.done(&["plan", "drop", "latest"]);
+    assert!(!work.lab.exists(&temporary(&work)) && !work.lab.exists("other.img"));
+    work.is_over();
+    work.lab.done(&["remove", "vm", "--yes"]);
+}
+
+/// W8: what workers found sound is not read again, and all else is.
+#[test]
+fn workers_verify_a_repository_together() {
+    let lab = Lab::new();
+    let mut bytes = image(1);
+    lab.write("vm.img", &bytes);
+    lab.done(&["snapshot", "vm.img", "--part-size", "64K"]);
+    bytes[..100].fill(1);
+    lab.write("vm.img", &bytes);
+    lab.done(&["snapshot", "vm.img"]);
+    lab.write("b.img", &noise(3, 3 * BLOCK));
+    lab.done(&["snapshot", "b.img"]);
+    let plain = lab.json(&["verify"]);
+    let work = Work::of(lab, &["plan", "--verify", "--part-size", "128K"]);
+    // Six parts, a delta, and another image.
+    let files: usize = work.tasks.iter().map(|t| t["files"].as_array().unwrap().len()).sum();
+    assert_eq!((work.tasks.len() > 2, files), (true, 8));
+    assert_eq!(work.lab.run(&["join", &work.plan]).code, Some(FAILED));
+    work.make_all();
+    let joined = work.lab.json(&["join", &work.plan]);
+    for what in ["snapshots", "blocks", "stored_bytes", "damaged", "unchecked", "lost"] {
+        assert_eq!(joined[what], plain[what], "{what}");
+    }
+    work.is_over();
+    // One image, with a part that is damaged: what that means is told as ever.
+    let work = Work::of(work.lab, &["plan", "--verify", "--name", "vm"]);
+    let part = work.lab.parts("vm")[&1][0].clone();
+    let file = format!("repo/vm/{part}");
+    let mut stored = work.lab.read(&file);
+    stored[700] ^= 1;
+    work.lab.write(&file, &stored);
+    let done = work.part(1);
+    assert_eq!((integer(&done, "files"), integer(&done, "sound")), (7, 6));
+    let joined = work.lab.run(&["join", &work.plan]);
+    let plain = work.lab.run(&["verify", "vm"]);
+    assert_eq!((joined.code, plain.code), (Some(DAMAGE), Some(DAMAGE)));
+    // But for the time that it took.
+    let findings = |text: String| text.rsplit_once(" in ").unwrap().0.to_owned();
+    assert_eq!(findings(joined.text()), findings(plain.text()));
+}
+
+#[test]
+fn a_worker_that_fails_is_told_of_until_its_task_is_done() {
+    let (work, mut bytes) = Work::base();
+    bytes[5] ^= 1;
+    work.lab.write("vm.img", &bytes);
+    work.lab.run(&["part", &work.plan, "2"]).failed(FAILED);
+    let shown = work.lab.done(&["plan", "list"]);
+    assert!(shown.contains("task 2 FAILED on ") && shown.contains("was written to"), "{shown}");
+    let json = work.lab.json(&["plan", "show", &work.plan]);
+    assert_eq!(integer(&json["failures"][0], "task"), 2, "{json}");
+    work.lab.done(&["plan", "drop", &work.plan]);
+    work.is_over();
 }

@@ -1725,9 +1725,13 @@ fn check_relations(
     for pending in list_of(json, "pending") {
         uuid(&text_of(&pending, "id")?)?;
         let number = number_of(&pending, "number")?;
-        let is_free = number >= 1 && number < next_number && taken.insert(number);
-        ensure(is_free, || format!("J21: the number {number}"))?;
         let parent = optional_text_of(&pending, "parent")?;
+        let is_only_kept = number == 0
+            && parent.is_some()
+            && pending.get("plan").is_some()
+            && list_of(&pending, "objects").is_empty();
+        let is_free = number >= 1 && number < next_number && taken.insert(number);
+        ensure(is_only_kept || is_free, || format!("J21: the number {number}"))?;
         let has_parent = parent.is_none_or(|id| snapshots.iter().any(|s| s.id == id));
         ensure(has_parent, || format!("J21: the parent of {number}"))?;
         for object in list_of(&pending, "objects") {
@@ -1774,9 +1778,14 @@ fn check_commit(json: &Value, sequence: u64, stored: &[&Snapshot]) -> Result<(),
         let is_attached = |s: &&Snapshot| {
             list_of(&s.json, "attachments").iter().any(|one| one["object"] == *object)
         };
+        // The first eight bytes of both ids.
+        let is_planned = |one: &Value| {
+            let plan = optional_text_of(one, "plan").ok().flatten();
+            plan.is_some_and(|plan| plan.get(..18) == object.get(..18))
+        };
         let is_pending = of("pending")
             .iter()
-            .any(|one| list_of(one, "objects").contains(&object.clone().into()));
+            .any(|one| list_of(one, "objects").contains(&object.clone().into()) || is_planned(one));
         let is_named = stored.iter().any(|s| s.file == object || is_attached(s))
             || is_pending
             || kept.contains(&object.clone().into());

@@ -60,20 +60,20 @@ pub enum Command {
     Snapshot(Snapshot),
     /// Take snapshots of images again and again, until it is told to stop
     Watch(Watch),
-    /// Cut snapshots into tasks that several workers do: see "part" and "join"
+    /// Cut snapshots, a restore or a verification into tasks for several workers
     Plan(Plan),
-    /// Do one task of a plan: read a range of an image, and store its part
+    /// Do one task of a plan: store, restore or verify its part
     Part {
         /// The plan: its id, the beginning of it, or latest
         plan: String,
         /// The number of the task
         task: u32,
     },
-    /// Make the snapshots of a plan when all of their tasks are done
+    /// Make a whole of what the workers of a plan have done
     Join {
         /// The plan: its id, the beginning of it, or latest
         plan: String,
-        /// Only this image
+        /// Of snapshots, only that of this image
         #[arg(long, value_name = "NAME")]
         image: Option<String>,
     },

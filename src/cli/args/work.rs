@@ -3,9 +3,11 @@
 use super::super::words::parsed;
 use super::image_uri;
 use clap::{Args as ClapArgs, Subcommand, ValueHint};
+use imgsnap::Reference;
 use imgsnap::base::units::{BlockSize, PartSize};
 use imgsnap::codec::Compression;
 use imgsnap::image::{ImageFormat, ImageUri};
+use std::path::PathBuf;
 
 #[derive(ClapArgs)]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
@@ -13,9 +15,21 @@ pub struct Plan {
     #[command(subcommand)]
     pub verb: Option<PlanVerb>,
     /// The image, which every worker sees under this name and nobody writes to; several make one plan
-    #[arg(required = true, value_name = "IMAGE", value_hint = ValueHint::FilePath,
-          value_parser = image_uri())]
+    #[arg(required_unless_present_any = ["restore", "verify"], value_name = "IMAGE",
+          value_hint = ValueHint::FilePath, value_parser = image_uri())]
     pub images: Vec<ImageUri>,
+    /// Instead of taking snapshots, restore this one to a new file
+    #[arg(long, value_name = "REF", requires = "output", value_parser = parsed::<Reference>,
+          conflicts_with_all = ["images", "verify", "name", "label", "full", "format", "backing_ok",
+                                "block_size", "compression", "source_held"])]
+    pub restore: Option<Reference>,
+    /// The file that is restored, whose folder every worker sees under this name
+    #[arg(short, long, value_name = "TARGET", requires = "restore", value_hint = ValueHint::FilePath)]
+    pub output: Option<PathBuf>,
+    /// Instead of taking snapshots, verify all that is stored, or what is of the image --name
+    #[arg(long, conflicts_with_all = ["images", "label", "full", "format", "backing_ok",
+                                      "block_size", "compression", "source_held"])]
+    pub verify: bool,
     /// Name of the image in the repository [default: its file name without extension]
     #[arg(short, long)]
     pub name: Option<String>,
@@ -34,7 +48,8 @@ pub struct Plan {
     /// Unit of comparison of a new base, a power of two from 4K to 1M [default: the repository's]
     #[arg(long, value_name = "SIZE")]
     pub block_size: Option<BlockSize>,
-    /// How much of the image a task of a new base is, a power of two from 4K [default: 8G]
+    /// How much of the image a task of a new base or a restore is, and how much that is stored a task of a
+    /// verification; a power of two from 4K [default: 8G]
     #[arg(long, value_name = "SIZE")]
     pub part_size: Option<PartSize>,
     /// lz4, zstd[:LEVEL] or none [default: the repository's]

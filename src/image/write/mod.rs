@@ -8,6 +8,7 @@ mod nbd_in_place;
 mod new_file;
 mod qcow2;
 mod raw_in_place;
+mod shared_file;
 mod stream;
 
 pub use medium::{Medium, OsMedium};
@@ -15,6 +16,7 @@ pub use nbd_in_place::NbdInPlace;
 pub use new_file::NewFile;
 pub use qcow2::{ClusterCompression, NewQcow2};
 pub use raw_in_place::RawInPlace;
+pub use shared_file::{Place, SharedFile};
 pub use stream::Stream;
 
 use crate::base::error::Result;

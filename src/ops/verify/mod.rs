@@ -4,6 +4,7 @@
 pub mod engine;
 mod known;
 mod others;
+pub mod proved;
 pub mod types;
 
 use crate::base::error::{Error, ErrorKind, Result};
@@ -16,6 +17,7 @@ use crate::ops::verify::engine::{
 };
 use crate::ops::verify::known::{Known, Lost, linked};
 use crate::ops::verify::others::{is_of_image, tell_image, tell_unpinned};
+use crate::ops::verify::proved::Proved;
 use crate::ops::verify::types::{Damage, DamageKind, Loss, Unchecked, Verified, VerifyScope};
 use crate::repo::Repository;
 use crate::repo::files::{is_named_now, open_delta, open_parent};
@@ -36,6 +38,29 @@ pub fn run(
     quick: bool,
     context: &Context,
 ) -> Result<Verified> {
+    verify(repository, scope, quick, &Proved::default(), context)
+}
+
+/// Verifies all of it but for the blocks of files that are proved already.
+///
+/// # Errors
+/// As of [`run`].
+pub(crate) fn run_beyond(
+    repository: &Repository,
+    scope: &VerifyScope,
+    proved: &Proved,
+    context: &Context,
+) -> Result<Verified> {
+    verify(repository, scope, false, proved, context)
+}
+
+fn verify(
+    repository: &Repository,
+    scope: &VerifyScope,
+    quick: bool,
+    proved: &Proved,
+    context: &Context,
+) -> Result<Verified> {
     let mut verified = Verified::default();
     let names = match scope {
         VerifyScope::All => repository.names()?,
@@ -48,7 +73,8 @@ pub fn run(
             _ => Wanted::All,
         };
         let is_one_of_all = *scope == VerifyScope::All;
-        let mut run = Run { repository, quick, is_one_of_all, known: &mut known, context };
+        let known = &mut known;
+        let mut run = Run { repository, quick, is_one_of_all, known, proved, context };
         run.verify_image(&name, wanted, &mut verified)?;
     }
     Ok(verified)
@@ -68,6 +94,7 @@ struct Run<'a> {
     quick: bool,
     is_one_of_all: bool,
     known: &'a mut Known,
+    proved: &'a Proved,
     context: &'a Context,
 }
 
@@ -128,7 +155,8 @@ impl Run<'_> {
         let work = |s: &&Snapshot| {
             s.file_bytes + if quick { 0 } else { s.data_blocks * u64::from(s.block_bytes) }
         };
-        let mut image = ImageCheck { repository, manifest, known: self.known };
+        let proved = self.proved;
+        let mut image = ImageCheck { repository, manifest, known: self.known, proved };
         let phase = context.begin(Phase::Verify, snapshots.iter().map(work).sum());
         let mut files = snapshots.iter();
         let outcome = files
@@ -157,6 +185,7 @@ struct ImageCheck<'a> {
     repository: &'a Repository,
     manifest: &'a Manifest,
     known: &'a mut Known,
+    proved: &'a Proved,
 }
 
 impl ImageCheck<'_> {
@@ -190,10 +219,10 @@ impl ImageCheck<'_> {
         };
         self.known.open.insert(snapshot.id, delta.clone());
         verified.stored_bytes += snapshot.file_bytes;
-        let whole = if quick {
-            verify_stored(&delta, context).map(|()| 0)
-        } else {
-            verify_all(&delta, context)
+        let whole = match self.proved.blocks_of(&self.manifest.name, snapshot) {
+            Some(blocks) => Ok(blocks),
+            None if quick => verify_stored(&delta, context).map(|()| 0),
+            None => verify_all(&delta, context),
         };
         match whole {
             Ok(blocks) => verified.blocks += blocks,

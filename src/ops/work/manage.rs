@@ -1,15 +1,76 @@
 //! Which plans there are, how far they are, and giving them up.
 
-use crate::base::error::{ErrorKind, Result};
+use crate::base::error::{Error, ErrorKind, Result, best_effort};
 use crate::base::events::Context;
-use crate::ops::work::part::{is_it, parts_of, refuse_over};
-use crate::ops::work::types::{ImageProgress, PlanProgress, PlanState};
+use crate::ops::work::snapshots::part::{is_it, parts_of, refuse_over};
+use crate::ops::work::types::{PlanJoined, PlanProgress, PlanState, TaskDone, TaskFailure};
+use crate::ops::work::{restore, snapshots, verify};
 use crate::repo::Repository;
-use crate::repo::change::commit_change;
+use crate::repo::attempts::{Attempt, Outcome};
 use crate::repo::garbage::collect_garbage;
 use crate::repo::manifest::Manifest;
+use crate::repo::pending::let_go_of_plan;
 use crate::repo::session::{read, write};
-use crate::repo::work::{PlannedImage, WorkPlan};
+use crate::repo::work::{PlannedImage, PlannedRestore, Work, WorkPlan};
+use std::collections::{BTreeMap, HashSet};
+
+/// Does a task. That it failed is told to whoever asks how far the plan is.
+///
+/// # Errors
+/// `NotFound` if there is no such task, or the plan is over; those of the kind of work.
+pub fn part(
+    repository: &Repository,
+    plan: &WorkPlan,
+    number: u32,
+    context: &Context,
+) -> Result<TaskDone> {
+    let done = match &plan.work {
+        Work::Images(_) => {
+            snapshots::part::run(repository, plan, number, context).map(TaskDone::Part)
+        }
+        Work::Restore(of) => {
+            restore::part(repository, plan, of, number, context).map(TaskDone::Range)
+        }
+        Work::Verify(of) => {
+            verify::part(repository, plan, of, number, context).map(TaskDone::Files)
+        }
+    };
+    done.inspect_err(|error| {
+        // Whoever was asked to stop, or comes late, has not failed.
+        let is_news = !matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::NotFound);
+        if is_news && plan.tasks().contains(&number) {
+            tell_failure(repository, plan, number, error);
+        }
+    })
+}
+
+/// For people: without it, only the worker itself has told.
+fn tell_failure(repository: &Repository, plan: &WorkPlan, number: u32, error: &Error) {
+    let host = &repository.host.host().name;
+    let attempt = Attempt::new(number, host, Outcome::Failed(error.to_string()));
+    best_effort(attempt.put(repository.store.as_ref(), plan.plan));
+}
+
+/// Makes a whole of what is done; of snapshots, only that of the image `only` if one is named.
+///
+/// # Errors
+/// Those of the kind of work.
+pub fn join(
+    repository: &Repository,
+    plan: &WorkPlan,
+    only: Option<&str>,
+    context: &Context,
+) -> Result<PlanJoined> {
+    Ok(match &plan.work {
+        Work::Images(_) => {
+            PlanJoined::Snapshots(snapshots::join::run(repository, plan, only, context)?)
+        }
+        Work::Restore(of) => {
+            PlanJoined::Restore(of.clone(), restore::join(repository, plan, of, context)?)
+        }
+        Work::Verify(of) => PlanJoined::Verify(verify::join(repository, plan, of, context)?),
+    })
+}
 
 /// All plans, the oldest first.
 ///
@@ -38,19 +99,63 @@ pub fn progress(
     plan: WorkPlan,
     context: &Context,
 ) -> Result<PlanProgress> {
-    let mut images = Vec::new();
-    for planned in &plan.images {
-        images.push(match read(repository, &planned.name, context) {
-            Err(e) if e.kind() == ErrorKind::NotFound => dropped(),
-            Err(e) => return Err(e),
-            Ok(reader) => image_progress(repository, reader.manifest(), planned, &plan)?,
-        });
+    let (mut states, mut done) = (Vec::new(), HashSet::new());
+    match &plan.work {
+        Work::Images(images) => {
+            for planned in images {
+                states.push(match read(repository, &planned.name, context) {
+                    Err(e) if e.kind() == ErrorKind::NotFound => PlanState::Dropped,
+                    Err(e) => return Err(e),
+                    Ok(reader) => {
+                        let manifest = reader.manifest();
+                        image_progress(repository, manifest, planned, &plan, &mut done)?
+                    }
+                });
+            }
+        }
+        Work::Restore(of) => {
+            done.extend(restore::done(repository, plan.plan)?);
+            states.push(restore_state(repository, of, &plan, context)?);
+        }
+        Work::Verify(_) => {
+            done.extend(verify::done(repository, plan.plan)?);
+            states.push(PlanState::Pending);
+        }
     }
-    Ok(PlanProgress { plan, images })
+    let failures = failures(repository, &plan, &done)?;
+    Ok(PlanProgress { plan, done, states, failures })
 }
 
-fn dropped() -> ImageProgress {
-    ImageProgress { done: Vec::new(), state: PlanState::Dropped }
+/// What went wrong last, of each task that is not done.
+fn failures(
+    repository: &Repository,
+    plan: &WorkPlan,
+    done: &HashSet<u32>,
+) -> Result<Vec<TaskFailure>> {
+    let mut last = BTreeMap::new();
+    for attempt in Attempt::all(repository.store.as_ref(), plan.plan)? {
+        let Attempt { task, time, host, outcome } = attempt;
+        if let Outcome::Failed(message) = outcome {
+            last.insert(task, TaskFailure { task, host, time, message });
+        }
+    }
+    Ok(last.into_values().filter(|failure| !done.contains(&failure.task)).collect())
+}
+
+fn restore_state(
+    repository: &Repository,
+    planned: &PlannedRestore,
+    plan: &WorkPlan,
+    context: &Context,
+) -> Result<PlanState> {
+    match read(repository, &planned.image, context) {
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(PlanState::Dropped),
+        Err(e) => Err(e),
+        Ok(reader) if restore::is_kept(reader.manifest(), planned, plan.plan) => {
+            Ok(PlanState::Pending)
+        }
+        Ok(_) => Ok(PlanState::Dropped),
+    }
 }
 
 fn image_progress(
@@ -58,31 +163,39 @@ fn image_progress(
     manifest: &Manifest,
     planned: &PlannedImage,
     plan: &WorkPlan,
-) -> Result<ImageProgress> {
+    done: &mut HashSet<u32>,
+) -> Result<PlanState> {
     if manifest.stored().iter().any(|s| s.id == planned.snapshot) {
-        let done = planned.tasks.iter().map(|task| task.task).collect();
-        return Ok(ImageProgress { done, state: PlanState::Joined });
+        done.extend(planned.tasks.iter().map(|task| task.task));
+        return Ok(PlanState::Joined);
     }
     if refuse_over(manifest, planned, plan.plan).is_err() {
-        return Ok(dropped());
+        return Ok(PlanState::Dropped);
     }
     let found = parts_of(repository, planned, plan.plan)?;
-    let tasks = planned.tasks.iter();
-    let done = tasks.filter(|task| found.get(&task.first_block).is_some_and(|p| is_it(p, **task)));
-    Ok(ImageProgress { done: done.map(|task| task.task).collect(), state: PlanState::Pending })
+    let is_made = |task: &&crate::repo::work::PlannedTask| match found.get(&task.first_block) {
+        Some(part) => is_it(part, **task),
+        None => false,
+    };
+    done.extend(planned.tasks.iter().filter(is_made).map(|task| task.task));
+    Ok(PlanState::Pending)
 }
 
 /// Gives a plan up: what was made of it is garbage.
 ///
 /// # Errors
-/// Of the store.
+/// Of the store; `Busy` while a worker writes a file that is to be restored.
 pub fn drop_plan(repository: &Repository, plan: &WorkPlan, context: &Context) -> Result<()> {
-    give_up(repository, plan, context)?;
+    match &plan.work {
+        Work::Images(_) => give_up(repository, plan, context)?,
+        Work::Restore(of) => restore::give_up(repository, plan, of, context)?,
+        Work::Verify(_) => {}
+    }
     WorkPlan::remove(repository.store.as_ref(), plan.plan)
 }
 
 pub(super) fn give_up(repository: &Repository, plan: &WorkPlan, context: &Context) -> Result<()> {
-    for planned in &plan.images {
+    for planned in plan.images() {
         let mut writer = match write(repository, &planned.name, context) {
             Err(e) if e.kind() == ErrorKind::NotFound => continue,
             other => other?,
@@ -90,11 +203,7 @@ pub(super) fn give_up(repository: &Repository, plan: &WorkPlan, context: &Contex
         if refuse_over(&writer.manifest, planned, plan.plan).is_err() {
             continue;
         }
-        writer.frees = true;
-        commit_change(repository, &mut writer, &[], |next| {
-            next.pending.retain(|pending| pending.plan != Some(plan.plan));
-            Ok(())
-        })?;
+        let_go_of_plan(repository, &mut writer, plan.plan)?;
         writer.release_reader_lock();
         collect_garbage(repository, &mut writer.manifest, context)?;
     }

@@ -1,9 +1,9 @@
-//! Snapshots that several workers take together, on one host or on many: a plan cuts images into ranges,
-//! each worker makes a part of one range, and a join makes a snapshot of the parts.
+//! What several workers do together, on one host or on many: a plan cuts it into tasks, each worker does one,
+//! and a join makes a whole of them. Each kind of work has these three.
 
-pub mod join;
 pub mod manage;
-pub mod part;
-pub mod plan;
-mod source;
+pub mod restore;
+pub mod snapshots;
+mod tasks;
 pub mod types;
+pub mod verify;

@@ -2,9 +2,15 @@
 
 use crate::base::error::Error;
 use crate::base::setters::setters;
+use crate::base::units::PartSize;
 use crate::ops::snapshot::types::SnapshotRequest;
+use crate::ops::verify::types::Verified;
 use crate::repo::manifest::Snapshot;
-use crate::repo::work::{PlannedImage, PlannedTask, WorkPlan};
+use crate::repo::reference::{At, Reference};
+use crate::repo::work::{PlannedImage, PlannedRestore, PlannedTask, VerifyTask, WorkPlan};
+use jiff::Timestamp;
+use std::collections::HashSet;
+use std::path::PathBuf;
 use uuid::Uuid;
 
 /// Snapshots that are to be planned: one of each image.
@@ -74,31 +80,130 @@ pub enum Joined {
     Failed(Error),
 }
 
+/// What became of a plan when it was joined.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum PlanJoined {
+    /// Of each image.
+    Snapshots(Vec<(String, Joined)>),
+    /// Of a restore.
+    Restore(PlannedRestore, RestoreJoined),
+    /// Of a verification.
+    Verify(VerifyJoined),
+}
+
+/// What became of a restore.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RestoreJoined {
+    /// The file has its name.
+    Done,
+    /// These tasks are not done.
+    Unfinished(Vec<PlannedTask>),
+}
+
+/// What became of a verification.
+#[derive(Debug)]
+pub enum VerifyJoined {
+    /// What was found.
+    Done(Box<Verified>),
+    /// These tasks are not done.
+    Unfinished(Vec<VerifyTask>),
+}
+
+/// A snapshot that is to be restored by several workers.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct PlanRestoreRequest {
+    /// The name of the image.
+    pub name: String,
+    /// The snapshot.
+    pub at: At,
+    /// A file that does not exist, in a folder that all workers see under this name.
+    pub target: PathBuf,
+    /// How much of the image a task is; otherwise the usual size of a part.
+    pub part_size: Option<PartSize>,
+}
+
+impl PlanRestoreRequest {
+    setters! {
+        /// How much of the image a task is; otherwise the usual size of a part.
+        part_size: Option<PartSize>,
+    }
+
+    /// A snapshot, and where it goes.
+    pub fn new(reference: Reference, target: PathBuf) -> Self {
+        Self { name: reference.name, at: reference.at, target, part_size: None }
+    }
+}
+
+/// What was done.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum TaskDone {
+    /// A part was made.
+    Part(PartMade),
+    /// A range was restored.
+    Range(RangeRestored),
+    /// Files were verified.
+    Files(FilesVerified),
+}
+
+/// A range of a file that was to be restored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RangeRestored {
+    /// The image.
+    pub name: String,
+    /// The task.
+    pub task: PlannedTask,
+    /// Bytes of data that were written; none if another worker had done it before.
+    pub data_bytes: Option<u64>,
+}
+
+/// Files that were to be verified.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct FilesVerified {
+    /// The task.
+    pub task: VerifyTask,
+    /// How many of its files are sound: of others `join` tells what is wrong. None if another worker had done
+    /// it before.
+    pub sound: Option<usize>,
+}
+
 /// A plan, and how far it is.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct PlanProgress {
     /// The plan.
     pub plan: WorkPlan,
-    /// Of each image, in the order of the plan.
-    pub images: Vec<ImageProgress>,
+    /// Tasks that are done.
+    pub done: HashSet<u32>,
+    /// What became of it, of each image if it is of several.
+    pub states: Vec<PlanState>,
+    /// Of tasks that are not done, what went wrong last.
+    pub failures: Vec<TaskFailure>,
 }
 
-/// How far a snapshot is.
+/// An attempt that failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct ImageProgress {
-    /// Tasks that are done.
-    pub done: Vec<u32>,
-    /// What became of it.
-    pub state: PlanState,
+pub struct TaskFailure {
+    /// The task.
+    pub task: u32,
+    /// The host that tried.
+    pub host: String,
+    /// When.
+    pub time: Timestamp,
+    /// Why.
+    pub message: String,
 }
 
-/// What became of a planned snapshot.
+/// What became of planned work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum PlanState {
-    /// Parts are being made.
+    /// Tasks are being done.
     Pending,
     /// It was joined.
     Joined,
@@ -107,9 +212,9 @@ pub enum PlanState {
 }
 
 impl PlanProgress {
-    /// The images with what became of each.
-    pub fn each(&self) -> impl Iterator<Item = (&PlannedImage, &ImageProgress)> {
-        self.plan.images.iter().zip(&self.images)
+    /// The images of which snapshots are taken, with what became of each.
+    pub fn each(&self) -> impl Iterator<Item = (&PlannedImage, PlanState)> {
+        self.plan.images().iter().zip(self.states.iter().copied())
     }
 
     /// The plan's id.

@@ -117,8 +117,16 @@ impl Manifest {
         let are_pending = self.pending.iter().all(|pending| {
             let has_parent = pending.parent.is_none_or(|parent| listed.contains(&parent));
             let are_deltas = pending.objects.iter().all(|object| ImageFile::is_delta(object));
-            let is_new = ids.insert(pending.id) && numbers.insert(pending.number);
-            has_parent && are_deltas && is_new && (1..self.next_number).contains(&pending.number)
+            let is_number = match pending.is_only_kept() {
+                true => {
+                    pending.parent.is_some() && pending.plan.is_some() && pending.objects.is_empty()
+                }
+                false => {
+                    (1..self.next_number).contains(&pending.number)
+                        && numbers.insert(pending.number)
+                }
+            };
+            has_parent && are_deltas && ids.insert(pending.id) && is_number
         });
         if !are_pending {
             return Some("a snapshot that is being taken is there already, or its parent is not");

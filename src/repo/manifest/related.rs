@@ -147,7 +147,7 @@ pub struct Pending {
     /// Its identity, which the snapshot will have.
     #[serde(deserialize_with = "wire::id")]
     pub id: Uuid,
-    /// Its number, which no other one gets.
+    /// Its number, which no other one gets; 0 if there will be none, and its parent is only kept for a plan.
     pub number: u64,
     /// Its parent, which is not dropped meanwhile; none of a base.
     #[serde(deserialize_with = "wire::id_or_null")]
@@ -159,4 +159,11 @@ pub struct Pending {
     /// The plan by which workers make its parts, which are named by that.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "wire::some_id")]
     pub plan: Option<Uuid>,
+}
+
+impl Pending {
+    /// True if no snapshot is made: a plan needs the parent, which is kept meanwhile.
+    pub fn is_only_kept(&self) -> bool {
+        self.number == 0
+    }
 }

@@ -365,7 +365,10 @@ impl Manifest {
         }
         let is_parent = |pending: &Pending| pending.parent == Some(snapshot.id);
         let pending = self.pending.iter().find(|pending| is_parent(pending))?;
-        Some(format!("needed by number {}, which is being taken", pending.number))
+        Some(match pending.plan.filter(|_| pending.is_only_kept()) {
+            Some(plan) => format!("needed by plan {plan}"),
+            None => format!("needed by number {}, which is being taken", pending.number),
+        })
     }
 
     /// The parent of a snapshot, dropped or not.

@@ -7,7 +7,7 @@ use crate::base::units::BlockSize;
 use crate::delta::{Identity, Part};
 use crate::format::{Content, PartFooter};
 use crate::ops::snapshot::engine::{ChainParameters, Parent, Plan, TakenPart, take_part};
-use crate::ops::work::source::open_planned;
+use crate::ops::work::snapshots::source::open_planned;
 use crate::ops::work::types::PartMade;
 use crate::repo::Repository;
 use crate::repo::manifest::{Manifest, is_of_plan, part_object};
@@ -28,7 +28,9 @@ pub fn run(
     number: u32,
     context: &Context,
 ) -> Result<PartMade> {
-    let (planned, task) = plan.task(number)?;
+    let of = |image: &'_ PlannedImage| image.tasks.iter().find(|t| t.task == number).copied();
+    let found = plan.images().iter().find_map(|image| Some((image, of(image)?)));
+    let (planned, task) = found.ok_or_else(|| plan.no_task(number))?;
     // What it reads of the repository stays meanwhile.
     let reader = read(repository, &planned.name, context)?;
     refuse_over(reader.manifest(), planned, plan.plan)?;
@@ -83,7 +85,11 @@ pub(super) fn identity(planned: &PlannedImage) -> Identity {
 }
 
 /// Fails if a planned snapshot is not pending any more.
-pub(super) fn refuse_over(manifest: &Manifest, planned: &PlannedImage, plan: Uuid) -> Result<()> {
+pub(in crate::ops::work) fn refuse_over(
+    manifest: &Manifest,
+    planned: &PlannedImage,
+    plan: Uuid,
+) -> Result<()> {
     let is_it = |p: &&crate::repo::manifest::Pending| {
         p.id == planned.snapshot && p.plan == Some(plan) && manifest.image_id == planned.image_id
     };
@@ -100,7 +106,7 @@ pub(super) fn refuse_over(manifest: &Manifest, planned: &PlannedImage, plan: Uui
 }
 
 /// A part that a worker has made.
-pub(super) struct FoundPart {
+pub(in crate::ops::work) struct FoundPart {
     pub(super) object: Uuid,
     pub(super) part: Arc<Part>,
     pub(super) footer: PartFooter,
@@ -120,7 +126,7 @@ impl FoundPart {
     }
 }
 
-pub(super) fn is_it(part: &FoundPart, task: PlannedTask) -> bool {
+pub(in crate::ops::work) fn is_it(part: &FoundPart, task: PlannedTask) -> bool {
     part.footer.blocks == task.blocks()
 }
 
@@ -128,7 +134,7 @@ pub(super) fn is_it(part: &FoundPart, task: PlannedTask) -> bool {
 ///
 /// # Errors
 /// If the store does not say.
-pub(super) fn parts_of(
+pub(in crate::ops::work) fn parts_of(
     repository: &Repository,
     planned: &PlannedImage,
     plan: Uuid,

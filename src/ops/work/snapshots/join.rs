@@ -8,8 +8,8 @@ use crate::chain::Chain;
 use crate::delta::{BASE_FRAME_BYTES, Delta, DeltaWriter, write_layer_file};
 use crate::format::header::PARTS;
 use crate::format::{Features, Header, PartEntry, PartTable};
-use crate::ops::work::part::{FoundPart, identity, is_it, parts_of, refuse_over};
-use crate::ops::work::source::open_planned;
+use crate::ops::work::snapshots::part::{FoundPart, identity, is_it, parts_of, refuse_over};
+use crate::ops::work::snapshots::source::open_planned;
 use crate::ops::work::types::Joined;
 use crate::repo::Repository;
 use crate::repo::change::{commit_change, discard_unless_named};
@@ -38,7 +38,7 @@ pub fn run(
     context: &Context,
 ) -> Result<Vec<(String, Joined)>> {
     let mut all = Vec::new();
-    for planned in plan.images.iter().filter(|image| only.is_none_or(|only| only == image.name)) {
+    for planned in plan.images().iter().filter(|image| only.is_none_or(|only| only == image.name)) {
         context.check()?;
         let joined = match join_image(repository, planned, plan, context) {
             Err(e) if e.kind() == ErrorKind::Interrupted => return Err(e),
@@ -50,7 +50,7 @@ pub fn run(
     let is_over = |(_, joined): &(String, Joined)| {
         matches!(joined, Joined::Committed(_) | Joined::AlreadyThere(_))
     };
-    if all.len() == plan.images.len() && all.iter().all(is_over) {
+    if all.len() == plan.images().len() && all.iter().all(is_over) {
         WorkPlan::remove(repository.store.as_ref(), plan.plan)?;
     }
     Ok(all)

@@ -3,63 +3,45 @@
 use crate::base::error::{Error, ErrorKind, Result, best_effort};
 use crate::base::events::Context;
 use crate::base::message::{Setting, message};
-use crate::base::units::{BlockRange, ExtentKind, Geometry};
-use crate::format::MAX_BLOCKS;
-use crate::image::{Fingerprint, LiveImage, Source};
+use crate::base::units::Geometry;
+use crate::image::{Fingerprint, LiveImage};
 use crate::ops::snapshot::engine::{ChainParameters, Parent};
 use crate::ops::snapshot::planned_snapshot;
 use crate::ops::snapshot::types::SnapshotRequest;
-use crate::ops::work::source::{open_held, pin_of};
+use crate::ops::work::snapshots::source::{open_held, pin_of};
+use crate::ops::work::tasks::{cut, new_plan, number_tasks};
 use crate::ops::work::types::{PlanRequest, Planned};
 use crate::repo::Repository;
 use crate::repo::change::commit_change;
 use crate::repo::manifest::{self, Pending};
-use crate::repo::work::{PlannedImage, PlannedTask, WorkPlan, to_hex};
-use jiff::{SignedDuration, Timestamp};
-use std::cmp::Reverse;
-use uuid::Uuid;
-
-/// So long a plan may take: then its parts are garbage.
-const LIFE: SignedDuration = SignedDuration::from_hours(7 * 24);
-/// The most tasks of an image: of a larger one several cells are one.
-const MOST_TASKS: u64 = 4096;
+use crate::repo::work::{PlannedImage, Work, WorkPlan, to_hex};
 
 /// Plans a snapshot of each image. One that cannot be planned holds up no other.
 ///
 /// # Errors
 /// If the plan cannot be put into the repository.
 pub fn run(repository: &Repository, request: &PlanRequest, context: &Context) -> Result<Planned> {
-    let (plan, time) = (Uuid::new_v4(), Timestamp::now());
-    let expires = time.saturating_add(LIFE).unwrap_or(Timestamp::MAX);
-    let mut made = WorkPlan { plan, time, expires, images: Vec::new() };
-    let mut failed = Vec::new();
+    let (mut made, mut images, mut failed) =
+        (new_plan(Work::Images(Vec::new())), Vec::new(), Vec::new());
     for image in &request.images {
         context.check()?;
         let planned = plan_image(repository, image, request, &made, context);
         match planned {
-            Ok(planned) => made.images.push(planned),
+            Ok(planned) => images.push(planned),
             Err(e) if e.kind() == ErrorKind::Interrupted => return Err(e),
             Err(e) => failed.push((image.image.to_string(), e)),
         }
     }
-    number_tasks(&mut made.images);
-    if made.images.is_empty() {
+    number_tasks(images.iter_mut().flat_map(|image| &mut image.tasks));
+    if images.is_empty() {
         return Ok(Planned { plan: None, failed });
     }
+    made.work = Work::Images(images);
     if let Err(error) = made.put(repository.store.as_ref()) {
-        best_effort(super::manage::give_up(repository, &made, context));
+        best_effort(crate::ops::work::manage::give_up(repository, &made, context));
         return Err(error);
     }
     Ok(Planned { plan: Some(made), failed })
-}
-
-/// Numbers all tasks, the largest of all images first.
-fn number_tasks(images: &mut [PlannedImage]) {
-    let mut all: Vec<&mut PlannedTask> = images.iter_mut().flat_map(|i| &mut i.tasks).collect();
-    all.sort_by_key(|task| Reverse(task.data_bytes));
-    for (task, number) in all.into_iter().zip(1..) {
-        task.task = number;
-    }
 }
 
 fn plan_image(
@@ -112,7 +94,7 @@ fn plan_image(
             key: to_hex(&key.0),
             compression: engine.compression.to_string(),
             part_bytes: prepared.part_size()?,
-            tasks: tasks(source, geometry, cell_blocks, before)?,
+            tasks: cut(source, geometry, cell_blocks, before)?,
         };
         let pending = Pending {
             id: planned.snapshot,
@@ -133,45 +115,4 @@ fn plan_image(
         });
         committed.map(|()| planned)
     })
-}
-
-/// The ranges in which something may have changed: those with data, and those that the parent has. The last
-/// one has whatever lies beyond the end.
-fn tasks(
-    source: &dyn Source,
-    geometry: Geometry,
-    cell_blocks: u64,
-    before: u64,
-) -> Result<Vec<PlannedTask>> {
-    let end = geometry.block_count().max(before);
-    let cells = end.div_ceil(cell_blocks).max(1);
-    let step = cell_blocks.saturating_mul(cells.div_ceil(MOST_TASKS));
-    let mut tasks: Vec<PlannedTask> = Vec::new();
-    let mut at = 0;
-    while at < end {
-        let next = at.saturating_add(step);
-        let blocks = BlockRange::between(at, next.min(end));
-        let data_bytes = data_in(source, geometry, blocks)?;
-        if data_bytes > 0 || at < before {
-            let end_block = if next >= end { MAX_BLOCKS } else { next };
-            tasks.push(PlannedTask { task: 0, first_block: at, end_block, data_bytes });
-        }
-        at = next;
-    }
-    tasks.sort_by_key(|task| Reverse(task.data_bytes));
-    Ok(tasks)
-}
-
-fn data_in(source: &dyn Source, geometry: Geometry, blocks: BlockRange) -> Result<u64> {
-    let end = geometry.offset(blocks.end()).min(geometry.image_bytes);
-    let (mut at, mut data) = (geometry.offset(blocks.first), 0);
-    while at < end {
-        let extent = source.extent_at(at)?;
-        let until = (extent.offset + extent.bytes).min(end);
-        if extent.kind == ExtentKind::Data {
-            data += until - at;
-        }
-        at = until;
-    }
-    Ok(data)
 }

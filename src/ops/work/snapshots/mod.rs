@@ -1,0 +1,6 @@
+//! Snapshots of which several workers make a part each.
+
+pub mod join;
+pub mod part;
+pub mod plan;
+mod source;
