@@ -43,9 +43,10 @@ impl ThroughQemu {
     pub fn write(file: RawFile, backing_ok: bool, context: &Context) -> Result<Self> {
         let chain = BackingChain::follow(file, backing_ok)?;
         let image = described(&chain)?;
-        let file = chain.top.file;
+        let ChainFile { file, data_file, .. } = chain.top;
         // QEMU takes its own locks, of what is open here.
         file.release();
+        data_file.iter().for_each(RawFile::release);
         let export = QemuExport::write(&image, context)?;
         Self::start(export, file, ImageFormat::QCOW2, true, context)
     }
@@ -97,13 +98,17 @@ impl ThroughQemu {
 
 /// What QEMU is told of a chain: the files that are open, and no names.
 fn described(chain: &BackingChain) -> Result<QemuImage> {
+    let opened = |file: &RawFile, format: ImageFormat| {
+        let opened = file.file().try_clone();
+        let opened = opened.map_err(|e| Error::os("open", file.path().shown(), e))?;
+        Ok::<_, Error>(QemuImage::new(file.path(), format).opened(Some(Arc::new(opened))))
+    };
     let of = |file: &ChainFile, below: Option<QemuImage>| {
         let format = if file.header.is_some() { ImageFormat::QCOW2 } else { ImageFormat::RAW };
-        let data_file = file.data_file.as_ref().map(|data| data.path().to_owned());
-        let opened = file.file.file().try_clone();
-        let opened = opened.map_err(|e| Error::os("open", file.file.path().shown(), e))?;
-        let image = QemuImage::new(file.file.path(), format).opened(Some(Arc::new(opened)));
-        Ok::<_, Error>(image.data_file(data_file).backing(below.map(Box::new)))
+        let data =
+            file.data_file.as_ref().map(|data| opened(data, ImageFormat::RAW)).transpose()?;
+        let image = opened(&file.file, format)?;
+        Ok::<_, Error>(image.data_file(data.map(Box::new)).backing(below.map(Box::new)))
     };
     let mut below = None;
     for file in chain.below.iter().rev() {

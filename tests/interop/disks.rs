@@ -13,7 +13,7 @@ const BYTES: u64 = 4 * MIB;
 /// Where a disk lies.
 struct Kind {
     name: &'static str,
-    /// What makes it of `raw.img`, in the place `{}`.
+    /// What makes it of `raw.img`; `{}` is its path.
     make: &'static [&'static str],
     /// As `qemu-io` and `qemu-img` call it.
     format: &'static str,
@@ -31,7 +31,7 @@ const PLAIN: Kind = Kind {
     is_written: true,
 };
 
-const KINDS: [Kind; 8] = [
+const KINDS: [Kind; 10] = [
     PLAIN,
     Kind {
         name: "zlib.qcow2",
@@ -53,6 +53,19 @@ const KINDS: [Kind; 8] = [
         make: &["create", "-q", "-f", "qcow2", "-b", "raw.img", "-F", "raw", "{}"],
         options: &["--backing-ok"],
         ..PLAIN
+    },
+    Kind {
+        name: "split.qcow2",
+        make: &["convert", "-O", "qcow2", "-o", "data_file={}.data", "raw.img", "{}"],
+        options: &["--backing-ok"],
+        ..PLAIN
+    },
+    Kind {
+        name: "disk.vhd",
+        make: &["convert", "-O", "vpc", "-o", "force_size=on", "raw.img", "{}"],
+        format: "vpc",
+        options: &["--via-qemu"],
+        is_written: false,
     },
     Kind {
         name: "disk.vmdk",
@@ -109,8 +122,8 @@ fn each_kind_of_disk_is_taken_restored_and_rolled_back() {
         let lab = Lab::new();
         let raw = raw(&lab);
         let disk = lab.path(kind.name);
-        let make: Vec<&str> =
-            kind.make.iter().map(|a| if *a == "{}" { &disk } else { *a }).collect();
+        let make: Vec<String> = kind.make.iter().map(|a| a.replace("{}", &disk)).collect();
+        let make: Vec<&str> = make.iter().map(String::as_str).collect();
         let made = output(tool_command("qemu-img", &make).unwrap().current_dir(lab.path("")));
         if !made.as_ref().is_ok_and(|made| made.status.success()) {
             skipped("each_kind_of_disk", &format!("this QEMU makes no {}", kind.name));

@@ -24,8 +24,8 @@ pub struct QemuImage {
     pub opened: Option<Arc<File>>,
     /// How QEMU reads it.
     pub format: ImageFormat,
-    /// The external data file of a qcow2.
-    pub data_file: Option<PathBuf>,
+    /// The external data file of a qcow2, which is raw.
+    pub data_file: Option<Box<QemuImage>>,
     /// The image that a qcow2 is based on. What its header names is not opened.
     pub backing: Option<Box<QemuImage>>,
     /// True if extents of a VMDK, in its own folder, may be read.
@@ -49,11 +49,18 @@ impl QemuImage {
         /// The same, open already. Nobody may hold QEMU's locks by it.
         opened: Option<Arc<File>>,
         /// The same with an external data file.
-        data_file: Option<PathBuf>,
+        data_file: Option<Box<QemuImage>>,
         /// The same on a backing image.
         backing: Option<Box<QemuImage>>,
         /// The same whose extents may be read.
         backing_ok: bool,
+    }
+
+    fn file(&self) -> Result<File> {
+        match &self.opened {
+            Some(file) => file.try_clone().map_err(|e| Error::os("open", self.path.shown(), e)),
+            None => open(&self.path),
+        }
     }
 
     fn check_needs(&self, file: &File) -> Result<()> {
@@ -111,10 +118,7 @@ impl<'a> Opened<'a> {
     /// If a file cannot be opened, or the image refers to others than were given.
     pub fn node(&mut self, image: &QemuImage, writable: bool) -> Result<Value> {
         let read_only = !writable;
-        let file = match &image.opened {
-            Some(file) => file.try_clone().map_err(|e| Error::os("open", image.path.shown(), e))?,
-            None => open(&image.path)?,
-        };
+        let file = image.file()?;
         image.check_needs(&file)?;
         let extents = check_references(&file, &image.path, image.format, image.backing_ok)?;
         let mut node = json!({
@@ -146,8 +150,8 @@ impl<'a> Opened<'a> {
                 },
             );
         }
-        if let Some(path) = &image.data_file {
-            set("data-file", self.add(open(path)?, path, None, writable)?);
+        if let Some(data) = &image.data_file {
+            set("data-file", self.add(data.file()?, &data.path, None, writable)?);
         }
         Ok(node)
     }
