@@ -1,13 +1,13 @@
 //! `imgsnap list`, and snapshots as JSON
 
 use super::printer::Printer;
-use super::{exit, output, repo};
+use super::{exit, output, repo, words};
 use imgsnap::base::error::{ErrorKind, Result};
 use imgsnap::base::events::Context;
 use imgsnap::image::FileAttributes;
 use imgsnap::repo::group::Members;
 use imgsnap::repo::manifest::{BaseOf, HintUse, Manifest, Pending, Snapshot};
-use imgsnap::tracking::cycle;
+use imgsnap::tracking::{Consistency, cycle};
 use imgsnap::{CloneUse, Clones, Listing, Repository};
 use serde_json::{Map, Value, json};
 use std::process::ExitCode;
@@ -167,9 +167,10 @@ fn warn_of_half_written(listing: &Listing, printer: &Printer) {
     if let Some(intent) = listing.head.intent {
         let name = &manifest.name;
         let target = manifest.by_id(intent.target).map_or("?".into(), |s| s.number.to_string());
+        let place = format!("{name}@{target}");
+        let finish = words::message(&listing.head.finishing(name, &place).into());
         printer.warn(&format!(
-            "a rollback of \"{name}\" to {name}@{target} was interrupted: its live image is a mixture; \
-             finish it with \"imgsnap rollback {name} --to {name}@{target}\""
+            "a rollback of \"{name}\" to {place} was interrupted: its live image is a mixture; finish it with {finish}"
         ));
     }
 }
@@ -293,6 +294,11 @@ fn row(listing: &Listing, s: &Snapshot, group: Option<&Members>) -> Vec<String> 
     notes.extend(s.base_image.as_ref().map(|path| format!("(in {})", output::file_name(path))));
     notes.extend(needed_by(s).map(|names| format!("(needed by {names})")));
     notes.extend(group.map(group_mark));
+    notes.extend(match s.consistency {
+        Consistency::Crash => Some("(crash-consistent)".to_owned()),
+        Consistency::Frozen => Some("(frozen)".to_owned()),
+        _ => None,
+    });
     notes.extend(s.protected.then(|| "(protected)".to_owned()));
     notes.extend(is_head.then(|| "(head)".to_owned()));
     notes.extend((s.unread_blocks > 0).then(|| "(incomplete: unread blocks)".to_owned()));

@@ -7,6 +7,7 @@
 
 use crate::base::error::{ErrorKind, Result};
 use crate::base::events::{Context, WarningId};
+use crate::base::message::{Call, Setting, Verb};
 use crate::image::{FileStat, ImageUri, LiveIdentity};
 use crate::repo::Repository;
 use crate::repo::host::HostName;
@@ -97,6 +98,16 @@ fn file(name: &str) -> String {
 }
 
 impl Head {
+    /// What completes a rollback of the image to `place` (`NAME@N`) that was interrupted.
+    pub fn finishing(&self, name: &str, place: &str) -> Call {
+        let call = Verb::Rollback.of(name).with(Setting::To, place);
+        // A disk that a machine has open is given back by the machine only.
+        match self.source.as_ref().is_some_and(|source| source.machine().is_some()) {
+            true => call.with(Setting::Reset, ""),
+            false => call,
+        }
+    }
+
     /// What is known of the live image of `manifest`. What is damaged counts as not known, but for `true`: it
     /// might have held the intent of a rollback.
     ///

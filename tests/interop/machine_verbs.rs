@@ -47,6 +47,9 @@ fn the_disks_of_a_machine_are_a_group_and_each_snapshot_after_the_first_is_read_
             let hint = if round == 0 { Value::Null } else { "bitmap".into() };
             assert_eq!(taken["hint"]["kind"], hint, "{taken:#}");
         }
+        let listed = lab.run(&["list", NAMES[0]]).done();
+        let listed = String::from_utf8(listed.out).unwrap();
+        assert!(listed.contains("(crash-consistent)"), "{listed}");
         restores(&lab, &vm);
         vm.is_clean();
         vm.write(0, 10 + round, u64::from(round) * CLUSTER + 512, 1024);
@@ -85,7 +88,7 @@ fn commands_run_before_and_after() {
     let (_vm, uri) = need!(started(&lab));
     let said = lab.path("said");
     let say = |what: &str| {
-        format!("echo {what} $IMGSNAP_IMAGE $IMGSNAP_SNAPSHOT $IMGSNAP_RESULT >>{said}")
+        format!("echo {what} $IMGSNAP_GROUP $IMGSNAP_SNAPSHOT $IMGSNAP_RESULT >>{said}")
     };
     snapshot(&lab, &uri, &["--pre", &say("pre"), "--post", &say("post")]);
     let failing = ["snapshot", &uri, "--pre", "exit 3", "--post", &say("after")];
@@ -169,6 +172,13 @@ fn a_rollback_that_is_killed_leaves_the_machine_stopped_and_the_next_one_ends_it
             started.signal(Signal::SIGKILL);
         }
         started.wait();
+        let told = NAMES.map(|name| lab.run(&["list", name]).done().err);
+        let [one, other] = told.map(|told| {
+            assert_eq!(told.contains("was interrupted"), told.contains("--reset\""), "{told}");
+            told.contains("was interrupted")
+        });
+        // All of them are to be written before the first one is, and are ended one after the other.
+        assert!(other || !one, "only the first one is known to be half written");
         lab.run(&back).done();
         for (disk, content) in vm.disks.iter_mut().zip(&before) {
             disk.content.clone_from(content);

@@ -145,7 +145,9 @@ fn expected(wrong: Wrong, is_status: bool) -> Option<ErrorKind> {
     match wrong {
         Wrong::Cut | Wrong::Error(108) => None,
         Wrong::CutInside if !is_status => None,
-        Wrong::CutFromThen | Wrong::Stall | Wrong::StallInside => Some(Unavailable),
+        // To what asks for less a flow of bytes is no answer at all.
+        Wrong::Drip if is_status => Some(Io),
+        Wrong::CutFromThen | Wrong::Stall | Wrong::StallInside | Wrong::Drip => Some(Unavailable),
         Wrong::ShortenedThenCut => Some(Busy),
         // A medium that is right again when it is read again; block status is a help, and nothing more.
         Wrong::Error(5) | Wrong::ErrorAt(5) | Wrong::SimpleError(5) | Wrong::UnknownErrorChunk => {
@@ -166,6 +168,7 @@ const WRONGS: &[Wrong] = &[
     Wrong::ShortenedThenCut,
     Wrong::Stall,
     Wrong::StallInside,
+    Wrong::Drip,
     Wrong::Error(5),
     Wrong::Error(12),
     Wrong::Error(22),

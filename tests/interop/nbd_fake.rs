@@ -26,6 +26,7 @@ pub enum Wrong {
     ShortenedThenCut,
     Stall,
     StallInside,
+    Drip,
     // What is said of an error.
     Error(u32),
     ErrorAt(u32),
@@ -449,6 +450,16 @@ impl Client<'_> {
             Wrong::StallInside => {
                 self.say(&[&0x668e_33efu32.to_be_bytes(), &[0, 1, 0]])?;
                 self.stall()
+            }
+            Wrong::Drip => {
+                let head = [&0x668e_33efu32.to_be_bytes()[..], &[0, 1, 0, 1]].concat();
+                let rest = [&cookie.to_be_bytes()[..], &(bytes + 8).to_be_bytes()].concat();
+                self.say(&[&head, &rest, &offset.to_be_bytes()])?;
+                while !self.server.ends.load(Ordering::SeqCst) {
+                    self.say(&[&[0xee]])?;
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+                hang_up()
             }
             Wrong::Error(error) => self.error(cookie, error),
             Wrong::ErrorAt(error) => {

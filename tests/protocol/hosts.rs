@@ -146,6 +146,10 @@ impl Turn<'_> {
             Task::Collect(image, visits) => self.collect(image, visits),
             Task::Base => self.base(),
             Task::Remove => self.remove(),
+            Task::Plan => self.plan(),
+            Task::Part => self.part(),
+            Task::Join => self.join(),
+            Task::GiveUp => self.give_up(),
         }
     }
 
@@ -221,7 +225,7 @@ impl Turn<'_> {
         if self.me().stage == 0 {
             let (item, since) = (self.fresh(image), self.ruling(image).sequence);
             (self.me().item, self.me().since) = (item, since);
-            return self.send(Request::Upload { image, item });
+            return self.send(Request::Upload { image, item, is_part: false });
         }
         let (item, since) = (self.me().item, self.me().since);
         if !self.may_name(image, item, since) {
@@ -242,10 +246,12 @@ impl Turn<'_> {
             return;
         }
         let ruling = self.ruling(image);
-        if ruling.snapshots == 0 {
+        let kept = if self.is(Mistake::ParentDropped) { 0 } else { ruling.planned_on() };
+        let free = ruling.snapshots & !kept;
+        if free == 0 {
             return self.done();
         }
-        let item = ruling.snapshots.trailing_zeros() as Item;
+        let item = free.trailing_zeros() as Item;
         self.me().item = item;
         self.commit(image, |next| {
             next.snapshots &= !(1 << item);
@@ -325,7 +331,12 @@ impl Turn<'_> {
         }
         let folder = &self.state.store.images[image as usize];
         let is_there = |item: usize| folder.data & 1 << item != 0 || is_pin(&item);
-        let is_unnamed = |item: &usize| is_there(*item) && ruling.named() & 1 << item == 0;
+        let parts = match ruling.plan.is_some() && !self.is(Mistake::PartsCondemned) {
+            true => folder.parts,
+            false => 0,
+        };
+        let named = ruling.named() | parts;
+        let is_unnamed = |item: &usize| is_there(*item) && named & 1 << item == 0;
         let mut unnamed: Vec<usize> = (0..ITEMS).filter(is_unnamed).collect();
         if self.is(Mistake::SlowUploadDeleted) {
             unnamed.retain(is_pin);
@@ -420,6 +431,53 @@ impl Turn<'_> {
             next.base = None;
             next.condemn(pin);
         });
+    }
+
+    /// First the plan is pending, then parts are made: so they are nobody's garbage.
+    fn plan(&mut self) {
+        let ruling = self.ruling(0);
+        let parent = match ruling.snapshots {
+            0 => NONE,
+            snapshots => snapshots.trailing_zeros() as Item,
+        };
+        match ruling.plan {
+            Some(_) => self.done(),
+            None => self.commit(0, |next| next.plan = Some(parent)),
+        }
+    }
+
+    fn part(&mut self) {
+        if self.me().stage > 0 || self.ruling(0).plan.is_none() {
+            return self.done();
+        }
+        let item = self.fresh(0);
+        self.me().item = item;
+        self.send(Request::Upload { image: 0, item, is_part: true });
+    }
+
+    /// Whichever part is there; what comes later is named by nobody.
+    fn join(&mut self) {
+        let folder = &self.state.store.images[0];
+        let parts = folder.parts & folder.data;
+        let is_blind = self.is(Mistake::JoinedBlindly) && self.me().item != NONE;
+        if !is_blind && (self.ruling(0).plan.is_none() || parts == 0) {
+            return self.done();
+        }
+        if !is_blind {
+            self.me().item = parts.trailing_zeros() as Item;
+        }
+        let item = self.me().item;
+        self.commit(0, |next| {
+            next.plan = None;
+            next.snapshots |= 1 << item;
+        });
+    }
+
+    fn give_up(&mut self) {
+        match self.ruling(0).plan {
+            None => self.done(),
+            Some(_) => self.commit(0, |next| next.plan = None),
+        }
     }
 }
 

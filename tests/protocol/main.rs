@@ -33,7 +33,7 @@ use scenario::{Bounds, Mistake, Scenario, Task, Task::*};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 /// Who does what, host by host, with an image that has so many snapshots. The last one is for `deep` alone.
-const SCENARIOS: [(&str, u8, &[&[Task]]); 10] = [
+const SCENARIOS: [(&str, u8, &[&[Task]]); 13] = [
     ("two writers", 0, &[&[Snapshot(0), Snapshot(0)], &[Snapshot(0)]]),
     ("a writer and a collector", 0, &[&[Snapshot(0), Snapshot(0)], &[Collect(0, 4)]]),
     ("a writer, a drop and a collector", 1, &[&[Snapshot(0)], &[Drop(0)], &[Collect(0, 4)]]),
@@ -55,6 +55,9 @@ const SCENARIOS: [(&str, u8, &[&[Task]]); 10] = [
     ("based on another, dropped", 1, &[&[Base], &[Drop(0)], &[Collect(1, 2), Collect(0, 3)]]),
     ("based on another, removed", 1, &[&[Base, Remove], &[Drop(0)], &[Collect(0, 2)]]),
     ("a writer, and an image forgotten", 1, &[&[Forget(0), Snapshot(0)], &[Snapshot(0)]]),
+    ("a plan, a straggler and a collector", 0, &[&[Plan, Part, Join], &[Part], &[Collect(0, 3)]]),
+    ("a plan, its parent dropped", 1, &[&[Plan, Part, Join], &[Drop(0)], &[Collect(0, 3)]]),
+    ("a plan given up", 0, &[&[Plan, Part], &[Join], &[GiveUp, Collect(0, 3)]]),
     ("two writers and a collector", 0, &[&[Snapshot(0)], &[Snapshot(0)], &[Collect(0, 3)]]),
 ];
 
@@ -127,6 +130,9 @@ fn each_planted_mistake_is_found() {
         (Mistake::PinLate, 6, gone),
         (Mistake::ClockOfHost, 4, disturbed),
         (Mistake::ForgottenWhole, 8, lost),
+        (Mistake::PartsCondemned, 9, gone),
+        (Mistake::ParentDropped, 10, gone),
+        (Mistake::JoinedBlindly, 11, gone),
     ];
     for (mistake, index, what) in mistakes {
         let all = QUICK.map(|bounds| scenario(index, bounds, Some(mistake)));

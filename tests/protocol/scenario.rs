@@ -20,6 +20,14 @@ pub enum Task {
     Base,
     /// Takes that back.
     Remove,
+    /// Plans a snapshot that workers take; its parent is kept meanwhile.
+    Plan,
+    /// Makes a part of it.
+    Part,
+    /// Names a part in the place of the plan.
+    Join,
+    /// Gives the plan up, or finds that it has expired.
+    GiveUp,
 }
 
 /// A mistake that is planted.
@@ -49,6 +57,12 @@ pub enum Mistake {
     ClockOfHost,
     /// An image that is forgotten leaves no manifest.
     ForgottenWhole,
+    /// A join that tries again does not look whether the plan is still pending.
+    JoinedBlindly,
+    /// The parts of a plan that is pending are condemned, since no manifest names them.
+    PartsCondemned,
+    /// A drop does not look for which snapshot a plan depends on.
+    ParentDropped,
 }
 
 /// How much may go wrong.
@@ -178,7 +192,8 @@ impl Scenario {
         state.hosts.push(Host::NEW);
         for _ in 0..8 {
             let before = state.store.clone();
-            alone.tasks[host] = vec![Task::Collect(1, 30), Task::Collect(0, 30)];
+            // A plan that nobody joins expires.
+            alone.tasks[host] = vec![Task::GiveUp, Task::Collect(1, 30), Task::Collect(0, 30)];
             state.hosts[host] = Host::NEW;
             loop {
                 let mut steps = Vec::new();
@@ -256,7 +271,7 @@ impl State {
         });
         for request in self.store.late.iter().chain(held) {
             match request {
-                Request::Upload { image: of, item } | Request::Delete { image: of, item }
+                Request::Upload { image: of, item, .. } | Request::Delete { image: of, item }
                     if *of == image =>
                 {
                     used |= 1 << item;
@@ -268,6 +283,7 @@ impl State {
             let of = match scenario.task(self, index) {
                 Some(Task::Snapshot(of) | Task::Drop(of) | Task::Read(of, _)) => of,
                 Some(Task::Base | Task::Remove) => 1,
+                Some(Task::Plan | Task::Part | Task::Join | Task::GiveUp) => 0,
                 Some(Task::Forget(_) | Task::Collect(..)) | None => continue,
             };
             if of == image && host.item < Item::MAX {
@@ -406,7 +422,8 @@ impl Model for Scenario {
         let base = other.ruling().base.map_or(0, |(_, object)| 1 << object);
         for (folder, more) in [(origin, base), (other, 0)] {
             let ruling = folder.ruling();
-            let missing = (ruling.snapshots | ruling.pinned() | more) & !folder.data;
+            let kept = ruling.pinned() | ruling.planned_on();
+            let missing = (ruling.snapshots | kept | more) & !folder.data;
             if missing > 0 {
                 return Err(format!("what is named is gone: {missing:b} of {ruling:?}"));
             }

@@ -29,6 +29,8 @@ pub struct Manifest {
     pub pins: [u8; ITEMS],
     /// Image 1: the pin, and the object of image 0 that it is based on.
     pub base: Option<(Item, Item)>,
+    /// A plan that is pending, and the snapshot that it keeps; `Item::MAX` for none.
+    pub plan: Option<Item>,
 }
 
 impl Manifest {
@@ -56,9 +58,15 @@ impl Manifest {
         self.base.map_or(0, |(pin, _)| 1 << pin)
     }
 
+    /// The snapshot that its plan keeps.
+    pub fn planned_on(&self) -> Items {
+        self.plan.filter(|parent| *parent < Item::MAX).map_or(0, |parent| 1 << parent)
+    }
+
     /// Items of the image that it names, whatever for.
     pub fn named(&self) -> Items {
-        self.snapshots | self.pinned() | self.all_condemned() | self.base_pin()
+        let kept = self.pinned() | self.base_pin() | self.planned_on();
+        self.snapshots | self.all_condemned() | kept
     }
 
     pub fn condemn(&mut self, item: Item) {
@@ -77,6 +85,8 @@ pub enum Request {
     Upload {
         image: u8,
         item: Item,
+        /// Its name begins as that of the plan: a worker made it.
+        is_part: bool,
     },
     Mark {
         host: u8,
@@ -117,6 +127,8 @@ pub struct Folder {
     /// By number, with their ages.
     pub manifests: Vec<(Manifest, u8)>,
     pub data: Items,
+    /// Which of them are parts of the plan.
+    pub parts: Items,
     /// How old each of `data` is.
     pub ages: [u8; ITEMS],
 }
@@ -152,9 +164,10 @@ impl Store {
                     Err(at) => manifests.insert(at, (manifest, 0)),
                 }
             }
-            Request::Upload { image, item } => {
+            Request::Upload { image, item, is_part } => {
                 let folder = &mut self.images[image as usize];
                 folder.data |= 1 << item;
+                folder.parts |= u8::from(is_part) << item;
                 folder.ages[item as usize] = 0;
             }
             Request::Mark { host, image, sequence } => {
@@ -163,6 +176,7 @@ impl Store {
             Request::Delete { image, item } => {
                 let folder = &mut self.images[image as usize];
                 folder.data &= !(1 << item);
+                folder.parts &= !(1 << item);
                 folder.ages[item as usize] = 0;
             }
             Request::DeleteManifest { image, sequence } => {

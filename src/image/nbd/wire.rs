@@ -14,6 +14,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// How often a wait looks whether it is to end.
 pub const TICK: Duration = Duration::from_millis(100);
+/// A server that gives or takes less in a second, however steadily, is taken for one that hangs.
+const LEAST_RATE: u64 = 8 << 10;
 /// What is read at once where only a few bytes are wanted.
 const INPUT_BYTES: usize = 4096;
 
@@ -64,6 +66,17 @@ impl Peer {
         let seconds = limit.as_secs_f32();
         let what = format!("{}: no answer from the server for {seconds} s", self.name);
         Fault::Final(self.unavailable(what))
+    }
+
+    /// Fails if a message of so many bytes has been under way for too long.
+    fn check_pace(&self, stall: Duration, begin: Instant, bytes: usize) -> Result<(), Fault> {
+        let most = 2 * stall + Duration::from_millis(bytes as u64 * 1000 / LEAST_RATE);
+        if begin.elapsed() <= most {
+            return Ok(());
+        }
+        let seconds = begin.elapsed().as_secs_f32();
+        let what = format!("{}: {bytes} bytes have not passed in {seconds:.1} s", self.name);
+        Err(Fault::Final(self.unavailable(what)))
     }
 
     fn unavailable(&self, what: String) -> Error {
@@ -176,8 +189,10 @@ impl Wire {
 
     /// Reads exactly as many bytes as there is place for.
     pub fn read(&mut self, peer: &Peer, mut out: &mut [u8]) -> Result<(), Fault> {
+        let (begin, bytes) = (Instant::now(), out.len());
         while !out.is_empty() {
             peer.context.check()?;
+            peer.check_pace(self.stall, begin, bytes)?;
             let have = self.input.get(self.start..self.end).unwrap_or_default();
             let count = if !have.is_empty() {
                 let count = have.len().min(out.len());
@@ -216,8 +231,10 @@ impl Wire {
 
     /// Writes a head and what follows it.
     pub fn write(&mut self, peer: &Peer, mut head: &[u8], mut body: &[u8]) -> Result<(), Fault> {
+        let (begin, bytes) = (Instant::now(), head.len() + body.len());
         while !head.is_empty() || !body.is_empty() {
             peer.context.check()?;
+            peer.check_pace(self.stall, begin, bytes)?;
             let count = transfer(peer, self.stall, || self.stream.write(head, body))?;
             let of_head = count.min(head.len());
             head = head.get(of_head..).unwrap_or_default();

@@ -4,7 +4,7 @@ pub mod types;
 
 use crate::base::error::{Error, ErrorKind, Result, best_effort};
 use crate::base::events::Context;
-use crate::base::message::{Setting, Verb, message};
+use crate::base::message::message;
 use crate::ops::delete::types::Deleted;
 use crate::repo::Repository;
 use crate::repo::change::refuse_kept;
@@ -161,7 +161,7 @@ fn refuse_target(head: &Head, snapshot: &Snapshot, name: &str) -> Result<()> {
     let what = format!("a rollback of \"{name}\" to {place} was interrupted");
     Err(Error::new(ErrorKind::Mismatch, what).hint(message![
         "finish it with ",
-        Verb::Rollback.of(name).with(Setting::To, place),
+        head.finishing(name, &place),
         ", or roll back to another snapshot, before this one is deleted",
     ]))
 }

@@ -18,8 +18,11 @@ pub fn all_of(
     request: &SnapshotRequest,
     context: &Context,
 ) -> Result<Vec<SnapshotOutcome>> {
-    let is_plain = request.image.machine().is_none() && request.window.freeze.is_empty();
-    hooked(request, &[request.image_name()?], None, context, || match is_plain {
+    let (machine, name) = (request.image.machine(), request.image_name()?);
+    let is_plain = machine.is_none() && request.window.freeze.is_empty();
+    // Which disks a machine has is not asked before the command has run: that may start it.
+    let group = machine.filter(|machine| machine.disk.is_none()).map(|_| name.clone());
+    hooked(request, &[name], group.as_deref(), context, || match is_plain {
         true => snapshot::run(repository, request, context).map(|outcome| vec![outcome]),
         false => at_one_time(repository, None, from_ref(request), context),
     })

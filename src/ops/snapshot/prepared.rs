@@ -425,10 +425,7 @@ fn refuse_half_written(manifest: &Manifest, head: &Head) -> Result<()> {
     let name = &manifest.name;
     let target = manifest.by_id(intent.target).map_or("?".into(), |s| s.number.to_string());
     let what = format!("a rollback of \"{name}\" to {name}@{target} was interrupted");
-    let mut finish = Verb::Rollback.of(name).with(Setting::To, format!("{name}@{target}"));
-    if head.source.as_ref().is_some_and(|source| source.machine().is_some()) {
-        finish = finish.with(Setting::Reset, "");
-    }
+    let finish = head.finishing(name, &format!("{name}@{target}"));
     let relink = Verb::Relink.of(name).asking(Setting::Image);
     Err(Error::new(ErrorKind::Mismatch, what).hint(message![
         "finish it with ",
