@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that fails says where")]
 
 use crate::kit::*;
-use crate::nbd_fake::{Config, Fake};
+use crate::nbd_fake::{Config, Fake, Wrong};
 use nix::sys::signal::Signal;
 use std::os::unix::net::UnixStream;
 
@@ -576,4 +576,73 @@ fn a_qcow2_has_whole_sectors_and_keeps_its_length() {
     lab.run(&["rollback", "vm", "--to", "@2"]).fails(1).says("qemu-img resize");
     tool("qemu-img", &["resize", "-q", "--shrink", "-f", "qcow2", &disk, "1000448"]);
     lab.run(&["rollback", "vm", "--to", "@2"]).done();
+}
+
+/// Whatever a server does wrong, what is stored is what it has, or nothing is; and of a medium that is bad here and
+/// there no more is left out than it refused.
+#[test]
+fn of_a_server_that_does_wrong_nothing_wrong_is_stored() {
+    let lab = Lab::new();
+    let image = noise(5, 256 * 1024);
+    for (number, wrong) in crate::nbd::WRONGS.iter().enumerate() {
+        // Whoever is silent is waited for; who says in good order that data is zeros is believed.
+        let is_slow = matches!(wrong, Wrong::Stall | Wrong::StallInside | Wrong::Drip);
+        if is_slow || matches!(wrong, Wrong::CutFromThen | Wrong::Status) {
+            continue;
+        }
+        for (at, options) in [(3, &[][..]), (40 + number as u64, &["--skip-bad"])] {
+            let what = format!("{wrong:?} at request {at}");
+            let wrong_at = Some((*wrong, at));
+            let config = Config { sizes: Some((512, 1024)), wrong: wrong_at, ..Config::default() };
+            let fake = Fake::new(config, &image);
+            let (uri, name) = (fake.uri().to_string(), format!("vm{number}-{at}"));
+            let snapshot = [&["snapshot", &uri, "--name", &name, "--json"], options].concat();
+            let run = lab.run(&snapshot);
+            if run.code() != Some(0) {
+                let lines = run.err.lines().filter(|line| line.contains("error:")).count();
+                assert_eq!(lines, 1, "{what}: {}", run.err);
+                lab.run(&["show", &format!("{name}@1")]).fails(1);
+                continue;
+            }
+            let taken = run.json();
+            let to = lab.path("restored");
+            let back = ["restore", &format!("{name}@1"), "-o", &to, "--force", "--accept-unread"];
+            lab.run(&back).done();
+            let restored = std::fs::read(&to).unwrap();
+            let unread = taken["unread_blocks"].as_u64().unwrap();
+            assert!(unread <= 1, "{what}: {taken}");
+            let differing = restored.chunks(4096).zip(image.chunks(4096)).filter(|(a, b)| a != b);
+            let differing: Vec<&[u8]> = differing.map(|(restored, _)| restored).collect();
+            assert_eq!(differing.len() as u64, unread, "{what}: {taken}");
+            assert!(differing.concat().iter().all(|byte| *byte == 0), "{what}");
+        }
+    }
+    lab.verify(lab.run(&["list", "--json"]).json().as_array().unwrap().len());
+}
+
+/// Killed while QEMU writes for us: QEMU ends in good order, and the same command again ends the work.
+#[test]
+fn a_rollback_of_a_qcow2_that_is_killed_is_completed_by_the_same_command() {
+    need!(tools(&["qemu-img", "qemu-io", "qemu-storage-daemon"]));
+    let lab = Lab::new();
+    let (raw, disk) = (raw(&lab), lab.path("disk.qcow2"));
+    tool("qemu-img", &["convert", "-O", "qcow2", &raw, &disk]);
+    lab.run(&["snapshot", &disk]).done();
+    let back = ["--verbose", "rollback", "disk", "--to", "@1", "--no-save"];
+    for wait in [0, 1, 3, 10] {
+        qemu_io("qcow2", &disk, &["write -P 7 0 4M"]);
+        let mut started = lab.start(&back);
+        if started.waits_for("from here on the image is a mixture") {
+            std::thread::sleep(std::time::Duration::from_millis(wait));
+            started.signal(Signal::SIGKILL);
+        }
+        started.wait();
+        // QEMU lets go of the file when it has written its tables.
+        let is_done = || lab.run(&back).code() != Some(4);
+        assert!(wait_until(is_done), "QEMU never lets go of the file");
+        lab.run(&back).done();
+        same_disk(("raw", &raw), ("qcow2", &disk));
+        tool("qemu-img", &["check", "-q", "-f", "qcow2", &disk]);
+    }
+    lab.verify(1);
 }

@@ -161,7 +161,7 @@ fn expected(wrong: Wrong, is_status: bool) -> Option<ErrorKind> {
     }
 }
 
-const WRONGS: &[Wrong] = &[
+pub const WRONGS: &[Wrong] = &[
     Wrong::Cut,
     Wrong::CutInside,
     Wrong::CutFromThen,

@@ -113,6 +113,15 @@ fn peak() -> u64 {
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
+/// The files in the lab that this process has open.
+fn open_files(lab: &Lab) -> Vec<String> {
+    let folder = lab.path("");
+    let links = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+    let files = links.filter_map(|link| std::fs::read_link(link.path()).ok());
+    let files = files.map(|file| file.to_str().unwrap().to_owned());
+    files.filter(|file| file.starts_with(&folder)).collect()
+}
+
 /// `IMGSNAP_ROUNDS=10000` for more of them, `IMGSNAP_SEED` for others.
 #[test]
 fn changed_headers_and_tables_are_read_or_refused() {
@@ -140,6 +149,12 @@ fn changed_headers_and_tables_are_read_or_refused() {
         let file = std::fs::OpenOptions::new().write(true).open(path).unwrap();
         file.write_all_at(&bytes, 0).unwrap();
         drop(file);
+        // Not allowed to open another file, it opens none, whatever the header says.
+        if let Ok(image) = open(path, false) {
+            use_it(&image).ok();
+            assert_eq!(open_files(&lab), [path.clone()], "round {round}");
+            drop(image);
+        }
         match open(path, true).and_then(|image| use_it(&image)) {
             Ok(()) => read += 1,
             Err(e) => {
