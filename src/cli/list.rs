@@ -170,7 +170,8 @@ fn warn_of_half_written(listing: &Listing, printer: &Printer) {
         let place = format!("{name}@{target}");
         let finish = words::message(&listing.head.finishing(name, &place).into());
         printer.warn(&format!(
-            "a rollback of \"{name}\" to {place} was interrupted: its live image is a mixture; finish it with {finish}"
+            "a rollback of \"{name}\" to {place} was interrupted: its live image is a mixture; \
+             finish it with {finish}"
         ));
     }
 }
