@@ -18,11 +18,13 @@ pub(crate) fn clones_beside<'a>(
     image: Option<&ImageUri>,
 ) -> KeptClones<'a> {
     let owner = Owner { repository: repository.id(), image: manifest.image_id };
-    KeptClones::beside(image.and_then(ImageUri::file), owner, || {
+    let planned = manifest.pending.iter().filter(|pending| pending.plan.is_some());
+    let clones = KeptClones::beside(image.and_then(ImageUri::file), owner, || {
         let store = repository.store.as_ref();
         let names = repository.names().ok()?;
         names.iter().map(|name| manifest::load(store, name).map(|m| m.image_id).ok()).collect()
-    })
+    });
+    clones.with_planned(planned.map(|pending| pending.id).collect())
 }
 
 /// The clones beside the live file of an image.

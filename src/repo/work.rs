@@ -21,6 +21,7 @@ use crate::repo::manifest::{ImageFile, MAX_MANIFEST_BYTES, check_name, wire};
 use crate::repo::seal::{seal, unseal};
 use crate::repo::top::{plan_file, plan_id};
 use crate::store::{Store, read_small};
+use crate::tracking::CloneStat;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
@@ -150,6 +151,12 @@ pub struct PlannedImage {
     /// What keeps it as it is, as far as that is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pinned: Option<String>,
+    /// The clone of it that is read, called by the id of the snapshot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clone: Option<CloneStat>,
+    /// Somebody had it open for writing when it was cloned.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub in_use: bool,
     /// Why it stays as it is, as who made the plan said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub held: Option<String>,

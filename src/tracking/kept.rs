@@ -55,6 +55,8 @@ pub struct KeptClones<'a> {
     /// None of an image that is no file here.
     folder: Option<CloneFolder>,
     owner: Owner,
+    /// Snapshots that are planned, and of which workers read the clones.
+    planned: Vec<Uuid>,
     list_images: ListImages<'a>,
     images: OnceCell<Option<Vec<Uuid>>>,
 }
@@ -67,7 +69,15 @@ impl<'a> KeptClones<'a> {
         list_images: impl Fn() -> Option<Vec<Uuid>> + 'a,
     ) -> Self {
         let folder = image.map(CloneFolder::beside);
-        Self { folder, owner, list_images: Box::new(list_images), images: OnceCell::new() }
+        let (planned, list_images) = (Vec::new(), Box::new(list_images));
+        Self { folder, owner, planned, list_images, images: OnceCell::new() }
+    }
+
+    /// The same, with clones that are read by others meanwhile.
+    #[must_use]
+    pub fn with_planned(mut self, planned: Vec<Uuid>) -> Self {
+        self.planned = planned;
+        self
     }
 
     /// Clones an image that is open and has so many extents, about.
@@ -98,7 +108,7 @@ impl<'a> KeptClones<'a> {
     pub fn list(&self, newest: Option<(Uuid, u64)>) -> Result<Clones> {
         let mut clones = Clones::default();
         let Some(folder) = &self.folder else { return Ok(clones) };
-        for found in folder.list()? {
+        for found in folder.list()?.into_iter().filter(|found| !self.planned.contains(&found.id)) {
             let own_bytes = folder.own_bytes(&found)?;
             let number = newest.filter(|(id, _)| *id == found.id).map(|(_, number)| number);
             let (is_left_over, is_ours) = (self.is_left_over(&found), self.is_ours(&found));
@@ -123,7 +133,8 @@ impl<'a> KeptClones<'a> {
         let mut removed = Vec::new();
         let Some(folder) = &self.folder else { return Ok(removed) };
         for found in folder.list()? {
-            let is_unneeded = self.is_ours(&found) && Some(found.id) != needed;
+            let is_needed = Some(found.id) == needed || self.planned.contains(&found.id);
+            let is_unneeded = self.is_ours(&found) && !is_needed;
             if !is_unneeded && !self.is_left_over(&found) {
                 continue;
             }

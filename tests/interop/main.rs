@@ -51,3 +51,4 @@ mod tracked_rollback;
 mod tracking_output;
 mod truncated;
 mod watch_prune;
+mod work;

@@ -3,6 +3,7 @@
 use crate::base::error::{Error, ErrorKind, Result, best_effort};
 use crate::base::events::Context;
 use crate::ops::work::snapshots::part::{is_it, parts_of, refuse_over};
+use crate::ops::work::snapshots::source::remove_clone;
 use crate::ops::work::types::{PlanJoined, PlanProgress, PlanState, TaskDone, TaskFailure};
 use crate::ops::work::{restore, snapshots, verify};
 use crate::repo::Repository;
@@ -204,6 +205,7 @@ pub(super) fn give_up(repository: &Repository, plan: &WorkPlan, context: &Contex
             continue;
         }
         let_go_of_plan(repository, &mut writer, plan.plan)?;
+        remove_clone(planned);
         writer.release_reader_lock();
         collect_garbage(repository, &mut writer.manifest, context)?;
     }

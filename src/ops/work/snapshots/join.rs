@@ -9,7 +9,7 @@ use crate::delta::{BASE_FRAME_BYTES, Delta, DeltaWriter, write_layer_file};
 use crate::format::header::PARTS;
 use crate::format::{Features, Header, PartEntry, PartTable};
 use crate::ops::work::snapshots::part::{FoundPart, identity, is_it, parts_of, refuse_over};
-use crate::ops::work::snapshots::source::open_planned;
+use crate::ops::work::snapshots::source::{open_planned, remove_clone};
 use crate::ops::work::types::Joined;
 use crate::repo::Repository;
 use crate::repo::change::{commit_change, discard_unless_named};
@@ -90,6 +90,7 @@ fn join_image(
         best_effort(discard_unless_named(repository, &planned.name, [file.as_str()]));
     }
     let snapshot = committed?;
+    remove_clone(planned);
     // The image has a newer snapshot than the one that it was known to equal.
     (writer.head.snapshot, writer.head.stat) = (None, None);
     keep_head(repository, &mut writer, context);
@@ -208,9 +209,10 @@ fn commit(
         part_size: Some(planned.part_bytes).filter(|size| {
             planned.parent.is_none() && *size != crate::base::units::PartSize::USUAL
         }),
-        consistency: match planned.pinned {
-            Some(_) => Consistency::Stopped,
-            None => Consistency::Unknown,
+        consistency: match (&planned.pinned, planned.in_use) {
+            (Some(_), false) => Consistency::Stopped,
+            (Some(_), true) => Consistency::Crash,
+            (None, _) => Consistency::Unknown,
         },
         held: planned.held.clone(),
         ..entry(&delta, file.to_owned(), &layers)?

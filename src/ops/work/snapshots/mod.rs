@@ -3,4 +3,4 @@
 pub mod join;
 pub mod part;
 pub mod plan;
-mod source;
+pub(super) mod source;

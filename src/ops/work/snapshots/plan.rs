@@ -4,15 +4,16 @@ use crate::base::error::{Error, ErrorKind, Result, best_effort};
 use crate::base::events::Context;
 use crate::base::message::{Setting, message};
 use crate::base::units::Geometry;
-use crate::image::{Fingerprint, LiveImage};
+use crate::image::{Fingerprint, LiveImage, ReadBy};
 use crate::ops::snapshot::engine::{ChainParameters, Parent};
 use crate::ops::snapshot::planned_snapshot;
 use crate::ops::snapshot::types::SnapshotRequest;
-use crate::ops::work::snapshots::source::{open_held, pin_of};
+use crate::ops::work::snapshots::source::{make_clone, open_held, pin_of, remove_clone};
 use crate::ops::work::tasks::{cut, new_plan, number_tasks};
 use crate::ops::work::types::{PlanRequest, Planned};
 use crate::repo::Repository;
 use crate::repo::change::commit_change;
+use crate::repo::clones::clones_beside;
 use crate::repo::manifest::{self, Pending};
 use crate::repo::work::{PlannedImage, Work, WorkPlan, to_hex};
 
@@ -54,26 +55,33 @@ fn plan_image(
     let held = whole.source_held.clone();
     let opened = |image: &crate::image::ImageUri| match (image.file(), &held) {
         (Some(path), Some(_)) => open_held(path).map(LiveImage::held),
-        _ => LiveImage::open(image, false, None, context),
+        _ => LiveImage::open(image, true, None, context),
     };
     planned_snapshot(repository, request, opened, context, |writer, live, prepared, image| {
         let name = writer.manifest.name.clone();
-        let pinned = pin_of(&live.disk);
-        if pinned.is_none() && held.is_none() {
-            let what =
-                format!("nothing keeps {} as it is while it is read in parts", live.disk.name());
-            return Err(Error::new(ErrorKind::InvalidInput, what).hint(message![
-                "take it from a read-only snapshot of its file system, or say why nobody writes to it with ",
-                Setting::SourceHeld,
-            ]));
-        }
         let engine = &prepared.plan;
+        let (mut pinned, mut clone) = (pin_of(&live.disk), None);
+        if pinned.is_none() && held.is_none() {
+            let clones = clones_beside(repository, &writer.manifest, Some(image));
+            match make_clone(&clones, live, engine.identity.snapshot_id) {
+                Ok(made) => clone = Some(made),
+                Err(e) if e.kind() == ErrorKind::Unsupported => return Err(nothing_keeps(live)),
+                Err(e) => return Err(e),
+            }
+            pinned = Some("a clone of it".to_owned());
+        }
+        let (clone, stat) = clone.unzip();
+        let by = ReadBy { via_qemu: false, backing_ok: request.backing_ok };
+        let cloned =
+            clone.map(|clone| LiveImage::held(clone).in_format(live.disk.format(), by, context));
+        let cloned = cloned.transpose()?;
+        let disk = cloned.as_ref().map_or(&live.disk, |cloned| &cloned.disk);
         let (parent, before) = match &engine.parent {
             Parent::None(_) => (None, 0),
             Parent::Tip(chain) => (prepared.parent_id, chain.geometry().block_count()),
         };
         let ChainParameters { block_size, algorithm, key } = engine.parent.parameters();
-        let source = live.disk.source();
+        let source = disk.source();
         let geometry = Geometry::new(block_size, source.image_bytes())?;
         let cell_blocks = engine.cell_blocks.unwrap_or(u64::MAX);
         let planned = PlannedImage {
@@ -84,10 +92,12 @@ fn plan_image(
             parent,
             label: engine.identity.label.clone(),
             source: Some(image.clone()),
-            format: live.disk.format().qemu().to_owned(),
+            format: disk.format().qemu().to_owned(),
             backing_ok: request.backing_ok,
-            fingerprint: Fingerprint::of(&live.disk)?,
+            fingerprint: Fingerprint::of(disk)?,
             pinned,
+            clone: stat,
+            in_use: live.user.is_some(),
             held: held.clone(),
             block_bytes: block_size.bytes(),
             digest: algorithm.to_string(),
@@ -113,6 +123,22 @@ fn plan_image(
             next.pending.push(pending.clone());
             Ok(())
         });
+        if committed.is_err() {
+            remove_clone(&planned);
+        }
         committed.map(|()| planned)
     })
+}
+
+fn nothing_keeps(live: &LiveImage) -> Error {
+    let what = match &live.user {
+        Some(user) => {
+            format!("{} is open for writing by {user}, and cannot be cloned", live.disk.name())
+        }
+        None => format!("nothing keeps {} as it is while it is read in parts", live.disk.name()),
+    };
+    Error::new(ErrorKind::InvalidInput, what).hint(message![
+        "take it from a read-only snapshot of its file system, or say why nobody writes to it with ",
+        Setting::SourceHeld,
+    ])
 }
