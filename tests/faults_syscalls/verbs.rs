@@ -230,6 +230,29 @@ fn made(lab: &Lab) {
     lab.done("part latest 2");
 }
 
+/// Workers are to restore a snapshot.
+fn to_restore(lab: &Lab) {
+    lab.done("plan --restore vm@3 -o out.img --part-size 64K");
+}
+
+/// They have.
+fn ranges_restored(lab: &Lab) {
+    to_restore(lab);
+    lab.done("part latest 1");
+    lab.done("part latest 2");
+}
+
+/// Workers are to verify what is stored.
+fn to_verify(lab: &Lab) {
+    lab.done("plan --verify");
+}
+
+/// They have.
+fn files_verified(lab: &Lab) {
+    to_verify(lab);
+    lab.done("part latest 1");
+}
+
 /// The newest of both are a group, and one has changed since.
 fn grouped(lab: &Lab) {
     lab.done("snapshot vm.img web.img --group night");
@@ -341,6 +364,13 @@ pub fn all() -> Vec<Verb> {
         Verb::new("part latest 1").at(Place::Memory, planned),
         Verb::new("join latest").at(Place::Memory, made),
         Verb::new("plan drop latest").at(Place::Memory, made),
+        Verb::new("plan --restore vm@3 -o out.img --part-size 64K"),
+        Verb::new("part latest 2").at(Place::Memory, to_restore),
+        Verb::new("join latest").at(Place::Memory, ranges_restored),
+        Verb::new("plan drop latest").at(Place::Memory, ranges_restored),
+        Verb::new("plan --verify"),
+        Verb::new("part latest 1").at(Place::Memory, to_verify),
+        Verb::new("join latest").at(Place::Memory, files_verified),
         Verb::new("snapshot vm.img --differential --compression zstd:3"),
         Verb::new("snapshot vm.img --skip-unchanged"),
         Verb::new("snapshot vm.img --skip-unchanged").prepared(unchanged),

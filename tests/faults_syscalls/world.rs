@@ -102,7 +102,10 @@ fn image(repository: &Repository, name: &str) -> Result<Image> {
 fn gather(lab: &Lab, folder: &Path, files: &mut BTreeMap<String, Bytes>) {
     for entry in std::fs::read_dir(folder).unwrap().map(Result::unwrap_entry) {
         let (path, name) = entry;
-        if REPOSITORIES.contains(&name.as_str()) || [".imgsnap", "state"].contains(&name.as_str()) {
+        // What a plan restores has another name each time, until it is whole.
+        let is_planned = name.starts_with(".imgsnap-") && name.ends_with(".restore");
+        let is_skipped = [".imgsnap", "state"].contains(&name.as_str()) || is_planned;
+        if REPOSITORIES.contains(&name.as_str()) || is_skipped {
             continue;
         }
         if path.is_dir() {
