@@ -3,7 +3,7 @@
 use crate::base::error::Result;
 use crate::base::events::Context;
 use crate::repo::Repository;
-use crate::repo::manifest::{self, Condemned, ImageFile, Manifest};
+use crate::repo::manifest::{self, Condemned, ImageFile, Manifest, temporary_of};
 use crate::repo::marker::Marker;
 use crate::store::{Listed, LockKind, Sharing};
 use jiff::Timestamp;
@@ -63,7 +63,8 @@ fn collect_locked(
     let named: HashSet<&str> = manifest.objects().chain(read.map(String::as_str)).collect();
     let is_whole = is_whole(manifest, &present);
     let is_unneeded = |file: &String| match ImageFile::of(file) {
-        Some(ImageFile::Temporary) => true,
+        // Workers hold no lock that we could ask; what they were making is removed when the plan is over.
+        Some(ImageFile::Temporary) => !temporary_of(file).is_some_and(|of| manifest.is_planned(of)),
         Some(of) if of.is_object() => {
             is_whole && !named.contains(file.as_str()) && !manifest.is_planned(file)
         }

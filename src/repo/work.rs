@@ -10,19 +10,19 @@
 //! ```
 
 use crate::base::digest::{DigestAlgorithm, DigestKey};
-use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::error::{Error, ErrorKind, Result, best_effort};
 use crate::base::message::{Verb, message};
 use crate::base::units::{BlockRange, BlockSize, Geometry, PartSize};
 use crate::codec::Compression;
 use crate::format::MAX_BLOCKS;
 use crate::image::{Fingerprint, ImageFormat, ImageUri};
 use crate::repo::attempts::Attempt;
-use crate::repo::manifest::{ImageFile, MAX_MANIFEST_BYTES, check_name, wire};
+use crate::repo::manifest::{ImageFile, MAX_MANIFEST_BYTES, check_name, temporary_of, wire};
 use crate::repo::seal::{seal, unseal};
-use crate::repo::top::{plan_file, plan_id};
-use crate::store::{Store, read_small};
+use crate::repo::top::{attempt_of, plan_file, plan_id};
+use crate::store::{Listed, Store, read_small};
 use crate::tracking::CloneStat;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -30,6 +30,8 @@ use uuid::Uuid;
 
 /// The version that is written, and the only one that is known.
 const VERSION: u32 = 1;
+/// Nobody puts one for so long.
+const OLD: SignedDuration = SignedDuration::from_mins(10);
 
 /// What is to be done by several workers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -267,7 +269,9 @@ impl WorkPlan {
         let body = serde_json::to_string_pretty(self).map_err(|e| {
             Error::new(ErrorKind::InvalidInput, format!("cannot write the plan: {e}"))
         })?;
-        store.put_if_absent(&plan_file(self.plan), &seal("plan", VERSION, &format!("{body}\n")))
+        store.put_if_absent(&plan_file(self.plan), &seal("plan", VERSION, &format!("{body}\n")))?;
+        remove_leftovers(store);
+        Ok(())
     }
 
     /// Reads the one with that id.
@@ -371,6 +375,24 @@ impl WorkPlan {
         store.sync_dir("")?;
         Attempt::remove_all(store, plan)
     }
+}
+
+/// Removes what is left of plans and reports that were being put by somebody who was killed. Whoever still
+/// does so is done within minutes.
+fn remove_leftovers(store: &dyn Store) {
+    let old = Timestamp::now().saturating_sub(OLD).unwrap_or_default();
+    let is_left = |listed: &&Listed| {
+        let of = temporary_of(&listed.name);
+        listed.time < old && of.is_some_and(|of| plan_id(of).or(attempt_plan(of)).is_some())
+    };
+    let listed = store.list_timed("").unwrap_or_default();
+    for left in listed.iter().filter(is_left) {
+        best_effort(store.remove(&left.name));
+    }
+}
+
+fn attempt_plan(file: &str) -> Option<Uuid> {
+    attempt_of(file).map(|(plan, _)| plan)
 }
 
 /// Fails for ranges that overlap, or are none.

@@ -136,14 +136,22 @@ fn whatever_workers_do_twice_or_late_does_no_harm() {
     // One that is damaged counts for nothing.
     work.lab.write(&of_plan("000000000002"), b"IMGSNAP");
     let part = work.lab.read(&twin);
+    // What a worker is about to put is nobody's leftover as long as the plan is pending.
+    let (folder, file) = twin.rsplit_once('/').unwrap();
+    let being_put = format!("{folder}/.{file}.0123456789ab.tmp");
+    work.lab.write(&being_put, b"IMG");
+    work.lab.done(&["snapshot", "vm.img"]);
+    assert!(work.lab.exists(&being_put));
+    work.lab.done(&["delete", "vm@2"]);
     work.make_all();
     work.join();
+    assert!(!work.lab.exists(&being_put));
     // A straggler ends after the join: its part is garbage.
     let late = work.lab.fails(FAILED, &["part", &work.plan, "1"]);
     assert!(late.contains("there is no plan"), "{late}");
     work.lab.write(&of_plan("000000000003"), &part);
     work.lab.done(&["snapshot", "vm.img"]);
-    work.holds(&[(1, &bytes), (2, &bytes)]);
+    work.holds(&[(1, &bytes), (3, &bytes)]);
 }
 
 #[test]

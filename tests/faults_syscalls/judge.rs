@@ -112,7 +112,7 @@ fn says_what_is_wrong(verb: &Verb, ending: Ending, err: &str, hit: &Hit) -> Verd
     let is_mute = ["(1<", "(2<", "<... write"].iter().any(|what| hit.place.contains(what));
     let errors: Vec<&str> = err.lines().filter(|l| l.starts_with("imgsnap: error: ")).collect();
     // What cannot be read is told among the others, on stdout by `verify`, as a warning by `list`.
-    let tells_of_many = ["verify", "list"].iter().any(|name| verb.args.starts_with(name));
+    let tells_of_many = ["verify", "list", "join"].iter().any(|name| verb.args.starts_with(name));
     // Each image by itself.
     let images = verb.args.split(' ').filter(|arg| arg.ends_with(".img")).count();
     let of_many = if verb.args.starts_with("snapshot ") { images.max(1) } else { 1 };

@@ -147,8 +147,10 @@ pub fn litter(lab: &Lab) -> Vec<String> {
     for folder in REPOSITORIES {
         let Ok(repository) = open(&lab.path(folder)) else { continue };
         let is_temporary = |name: &&String| name.starts_with('.') && name.ends_with(".tmp");
+        // Of plans nobody can tell for some minutes whether somebody is still putting them.
+        let is_left = |name: &&String| is_temporary(name) && !name.starts_with(".plan.");
         let top = names_in(&lab.path(folder));
-        litter.extend(top.iter().filter(is_temporary).map(|name| format!("{folder}/{name}")));
+        litter.extend(top.iter().filter(is_left).map(|name| format!("{folder}/{name}")));
         for image in repository.names().unwrap_or_default() {
             let place = lab.path(folder).join(&image);
             let mut plans = Vec::new();
@@ -165,11 +167,14 @@ pub fn litter(lab: &Lab) -> Vec<String> {
             };
             let names = names_in(&place);
             // A part of a plan is named by that.
-            let is_planned = |name: &String| plans.iter().any(|plan| name.starts_with(plan));
+            let is_planned = |name: &String| {
+                plans.iter().any(|plan| name.trim_start_matches('.').starts_with(plan))
+            };
             let is_unnamed = |name: &&String| {
                 name.ends_with(".delta") && !named.contains(name) && !is_planned(name)
             };
-            let unneeded = names.iter().filter(|name| is_temporary(name) || is_unnamed(name));
+            let is_left = |name: &&String| is_temporary(name) && !is_planned(name);
+            let unneeded = names.iter().filter(|name| is_left(name) || is_unnamed(name));
             litter.extend(unneeded.map(|name| format!("{folder}/{image}/{name}")));
             if names.iter().filter(|name| name.starts_with("manifest.")).count() > 2 {
                 litter.push(format!("{folder}/{image}: more than two manifests"));

@@ -109,7 +109,7 @@ pub fn progress(
                     Err(e) => return Err(e),
                     Ok(reader) => {
                         let manifest = reader.manifest();
-                        image_progress(repository, manifest, planned, &plan, &mut done)?
+                        image_progress(repository, manifest, planned, &plan, &mut done, context)?
                     }
                 });
             }
@@ -165,6 +165,7 @@ fn image_progress(
     planned: &PlannedImage,
     plan: &WorkPlan,
     done: &mut HashSet<u32>,
+    context: &Context,
 ) -> Result<PlanState> {
     if manifest.stored().iter().any(|s| s.id == planned.snapshot) {
         done.extend(planned.tasks.iter().map(|task| task.task));
@@ -173,7 +174,7 @@ fn image_progress(
     if refuse_over(manifest, planned, plan.plan).is_err() {
         return Ok(PlanState::Dropped);
     }
-    let found = parts_of(repository, planned, plan.plan)?;
+    let found = parts_of(repository, planned, plan.plan, context)?;
     let is_made = |task: &&crate::repo::work::PlannedTask| match found.get(&task.first_block) {
         Some(part) => is_it(part, **task),
         None => false,

@@ -67,7 +67,7 @@ fn join_image(
         return Ok(Joined::AlreadyThere(Box::new(known.clone())));
     }
     refuse_over(&writer.manifest, planned, plan.plan)?;
-    let mut found = parts_of(repository, planned, plan.plan)?;
+    let mut found = parts_of(repository, planned, plan.plan, context)?;
     let is_missing =
         |task: &&PlannedTask| found.get(&task.first_block).is_none_or(|part| !is_it(part, **task));
     let missing: Vec<PlannedTask> = planned.tasks.iter().filter(is_missing).copied().collect();

@@ -34,7 +34,7 @@ pub fn run(
     // What it reads of the repository stays meanwhile.
     let reader = read(repository, &planned.name, context)?;
     refuse_over(reader.manifest(), planned, plan.plan)?;
-    let found = parts_of(repository, planned, plan.plan)?;
+    let found = parts_of(repository, planned, plan.plan, context)?;
     if let Some(part) = found.get(&task.first_block).filter(|part| is_it(part, task)) {
         return Ok(part.made(planned, task, None));
     }
@@ -138,6 +138,7 @@ pub(in crate::ops::work) fn parts_of(
     repository: &Repository,
     planned: &PlannedImage,
     plan: Uuid,
+    context: &Context,
 ) -> Result<BTreeMap<u64, FoundPart>> {
     let (block_size, algorithm, key, _) = planned.parameters()?;
     let mut found = BTreeMap::new();
@@ -148,7 +149,10 @@ pub(in crate::ops::work) fn parts_of(
             match Part::open(repository.store.clone(), &path, &repository.caches) {
                 Err(e) if e.is_unread() => return Err(e),
                 // Another attempt may be whole.
-                Err(_) => continue,
+                Err(e) => {
+                    context.note(format!("{path} counts for nothing: {e}"));
+                    continue;
+                }
                 Ok(opened) => opened,
             };
         let own = part.header();
