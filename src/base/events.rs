@@ -49,6 +49,8 @@ named! {
         AttributesNotRestored = "attributes-not-restored",
         /// It is not known whether a file is the base image of some image.
         BaseImagesUnknown = "base-images-unknown",
+        /// A plan, or what it is of, is damaged.
+        PlanUnreadable = "plan-unreadable",
         /// What is not needed any more is removed later.
         CleanupDelayed = "cleanup-delayed",
         /// No clone could be kept.

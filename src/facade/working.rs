@@ -1,6 +1,6 @@
 //! The verbs by which several workers do one thing together.
 
-use crate::base::error::Result;
+use crate::base::error::{ErrorKind, Result};
 use crate::base::events::Context;
 use crate::base::units::PartSize;
 use crate::ops::work;
@@ -83,13 +83,22 @@ impl Repository {
         work::manage::progress(self, plan, context)
     }
 
-    /// Gives a plan up: its parts are garbage. Gives its id.
+    /// Gives a plan up: its parts are garbage. By its whole id also one that cannot be read, or of which only
+    /// something pending is left. Gives its id.
     ///
     /// # Errors
     /// `NotFound` if there is none.
     pub fn drop_plan(&self, plan: &str, context: &Context) -> Result<Uuid> {
-        let plan = WorkPlan::find(self.store.as_ref(), plan)?;
-        work::manage::drop_plan(self, &plan, context)?;
-        Ok(plan.plan)
+        let found = match (WorkPlan::find(self.store.as_ref(), plan), Uuid::parse_str(plan)) {
+            (Err(e), Ok(id)) if e.is_damage() || e.kind() == ErrorKind::NotFound => {
+                return match work::manage::drop_unknown(self, id, context)? {
+                    true => Ok(id),
+                    false => Err(e),
+                };
+            }
+            (found, _) => found?,
+        };
+        work::manage::drop_plan(self, &found, context)?;
+        Ok(found.plan)
     }
 }

@@ -3,7 +3,6 @@
 
 use crate::base::digest::ImageDigest;
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::image::LiveIdentity;
 use crate::repo::seal::{seal, unseal};
 use crate::repo::top::{attempt_file, attempt_of};
 use crate::store::{Store, read_small};
@@ -42,8 +41,8 @@ pub enum Outcome {
     Restored(#[serde(with = "terms")] ImageDigest),
     /// These files are sound.
     Verified(Vec<SoundFile>),
-    /// The restored file is about to get its name, of whichever task this says it is.
-    Named(LiveIdentity),
+    /// The restored file is about to get its name.
+    Named,
 }
 
 /// A file that is what was written.
@@ -90,7 +89,12 @@ impl Attempt {
             Error::new(ErrorKind::InvalidInput, format!("cannot write the report: {e}"))
         })?;
         let file = attempt_file(plan, self.task, Uuid::new_v4());
-        store.put_if_absent(&file, &seal("attempt", VERSION, &format!("{body}\n")))
+        let sealed = seal("attempt", VERSION, &format!("{body}\n"));
+        if sealed.len() as u64 > MAX_BYTES {
+            let what = format!("the report on task {} is too long", self.task);
+            return Err(Error::new(ErrorKind::LimitExceeded, what));
+        }
+        store.put_if_absent(&file, &sealed)
     }
 
     /// Those at the tasks of a plan, ascending by time. One that is damaged tells nothing: its task is not

@@ -15,6 +15,7 @@ use crate::base::message::{Verb, message};
 use crate::base::units::{BlockRange, BlockSize, Geometry, PartSize};
 use crate::codec::Compression;
 use crate::format::MAX_BLOCKS;
+use crate::image::write::MadeFile;
 use crate::image::{Fingerprint, ImageFormat, ImageUri};
 use crate::repo::attempts::Attempt;
 use crate::repo::manifest::{ImageFile, MAX_MANIFEST_BYTES, check_name, temporary_of, wire};
@@ -56,7 +57,7 @@ pub enum Work {
     /// Snapshots are taken: one of each of these images.
     Images(Vec<PlannedImage>),
     /// A snapshot is restored to a new file.
-    Restore(PlannedRestore),
+    Restore(Box<PlannedRestore>),
     /// What is stored is verified.
     Verify(PlannedVerify),
 }
@@ -82,6 +83,9 @@ pub struct PlannedRestore {
     pub target: Option<PathBuf>,
     /// What it is called in that folder until it is whole.
     pub temporary: String,
+    /// Which file it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub made: Option<MadeFile>,
     /// Length of the image.
     pub image_bytes: u64,
     /// Its block size.
@@ -259,6 +263,16 @@ impl WorkPlan {
         }
     }
 
+    /// Fails for one that has expired: what was made of it may be gone.
+    pub(crate) fn refuse_expired(&self) -> Result<()> {
+        if self.expires > Timestamp::now() {
+            return Ok(());
+        }
+        let what = format!("plan {} has expired", self.plan);
+        let drop = Verb::Plan.of(format!("drop {}", self.plan));
+        Err(Error::new(ErrorKind::NotFound, what).hint(message!["give it up with ", drop]))
+    }
+
     pub(crate) fn no_task(&self, number: u32) -> Error {
         let what = format!("plan {} has no task {number}", self.plan);
         Error::new(ErrorKind::NotFound, what)
@@ -311,11 +325,12 @@ impl WorkPlan {
             check_name(&restore.image)?;
             Geometry::new(BlockSize::new(restore.block_bytes)?, restore.image_bytes)?;
             check_ranges(&restore.tasks)?;
-            if restore.temporary.contains('/') || !restore.temporary.starts_with('.') {
-                return bad("the name of the temporary file");
+            if restore.temporary != temporary_of_restore(self.plan) || restore.made.is_none() {
+                return bad("the temporary file");
             }
         }
         if let Work::Verify(verify) = &self.work {
+            verify.image.as_deref().map_or(Ok(()), check_name)?;
             let files = verify.tasks.iter().flat_map(|task| &task.files);
             files.clone().try_for_each(|of| check_name(&of.image))?;
             if !files.clone().all(|of| ImageFile::is_delta(&of.file)) {
@@ -345,9 +360,9 @@ impl WorkPlan {
         let plain = beginning.strip_prefix("plan-").unwrap_or(beginning);
         let mut found = Self::list(store)?;
         if plain == "latest" {
-            let plans: Result<Vec<Self>> =
-                found.iter().map(|plan| Self::load(store, *plan)).collect();
-            if let Some(newest) = plans?.into_iter().max_by_key(|plan| plan.time) {
+            // One of them may be joined just now, or damaged.
+            let plans = found.iter().filter_map(|plan| Self::load(store, *plan).ok());
+            if let Some(newest) = plans.max_by_key(|plan| plan.time) {
                 return Ok(newest);
             }
         }
@@ -377,15 +392,24 @@ impl WorkPlan {
     }
 }
 
-/// Removes what is left of plans and reports that were being put by somebody who was killed. Whoever still
-/// does so is done within minutes.
+/// What a file that is restored by that plan is called until it is whole.
+pub(crate) fn temporary_of_restore(plan: Uuid) -> String {
+    format!(".imgsnap-{plan}.restore")
+}
+
+/// Removes what is left of plans and reports that were being put by somebody who was killed, and reports of
+/// plans that are over. Whoever is still at it is done within minutes.
 fn remove_leftovers(store: &dyn Store) {
     let old = Timestamp::now().saturating_sub(OLD).unwrap_or_default();
-    let is_left = |listed: &&Listed| {
-        let of = temporary_of(&listed.name);
-        listed.time < old && of.is_some_and(|of| plan_id(of).or(attempt_plan(of)).is_some())
-    };
     let listed = store.list_timed("").unwrap_or_default();
+    let plans: HashSet<Uuid> = listed.iter().filter_map(|listed| plan_id(&listed.name)).collect();
+    let is_left = |listed: &&Listed| {
+        let is_left = match temporary_of(&listed.name) {
+            Some(of) => plan_id(of).or(attempt_plan(of)).is_some(),
+            None => attempt_plan(&listed.name).is_some_and(|plan| !plans.contains(&plan)),
+        };
+        is_left && listed.time < old
+    };
     for left in listed.iter().filter(is_left) {
         best_effort(store.remove(&left.name));
     }

@@ -16,7 +16,7 @@ pub use nbd_in_place::NbdInPlace;
 pub use new_file::NewFile;
 pub use qcow2::{ClusterCompression, NewQcow2};
 pub use raw_in_place::RawInPlace;
-pub use shared_file::{Place, SharedFile};
+pub use shared_file::{MadeFile, Place, SharedFile};
 pub use stream::Stream;
 
 use crate::base::error::Result;

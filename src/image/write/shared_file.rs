@@ -1,7 +1,7 @@
 //! A new file that several processes write, each a range of it, and to which one of them gives its name. Who
 //! writes holds a shared lock: nobody writes to a file that has its name already.
 
-use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::error::{Error, ErrorKind, Result, best_effort};
 use crate::base::folder::{Folder, resolve_new};
 use crate::base::message::{Action, message};
 use crate::base::uri::Shown;
@@ -9,6 +9,7 @@ use crate::base::writeback::Writeback;
 use crate::image::write::Target;
 use crate::image::{FileAttributes, LiveIdentity};
 use nix::fcntl::OFlag;
+use serde::{Deserialize, Serialize};
 use std::fs::{File, TryLockError};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
@@ -22,6 +23,28 @@ pub struct Place<'a> {
     pub temporary: &'a str,
     /// Its length.
     pub bytes: u64,
+    /// Which file it is; not known before it is made.
+    pub made: Option<&'a MadeFile>,
+}
+
+/// By what the file that was made is recognised: whoever has the folder can put another one in its place.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MadeFile {
+    /// Which file it is.
+    pub file: LiveIdentity,
+    /// Who owns it.
+    pub owner: u32,
+}
+
+impl MadeFile {
+    fn of(file: &File) -> Option<Self> {
+        let owner = file.metadata().ok()?.uid();
+        Some(Self { file: LiveIdentity::of(file, 0)?, owner })
+    }
+
+    fn is(&self, other: &Self) -> bool {
+        self.owner == other.owner && self.file.difference(&other.file).is_none()
+    }
 }
 
 /// A file that has not got its name yet.
@@ -48,7 +71,7 @@ impl Place<'_> {
     ///
     /// # Errors
     /// `AlreadyExists` if there is a file called as it will be; `Unsupported` where files cannot be locked.
-    pub fn create(&self) -> Result<()> {
+    pub fn create(&self) -> Result<MadeFile> {
         let (target, folder) = (resolve_new(self.target)?, self.folder()?);
         if folder.owned_in(target.file_name().unwrap_or_default()).is_ok() {
             let what = format!("{} exists", self.target.shown());
@@ -70,7 +93,11 @@ impl Place<'_> {
             file.sync_all().map_err(|e| self.failed("sync", e))?;
             folder.sync().map_err(|e| self.failed("sync the folder of", e))
         };
-        prepare().inspect_err(|_| crate::base::error::best_effort(folder.remove(self.temporary)))
+        let made = prepare().and_then(|()| {
+            let unknown = || self.failed("identify", io::ErrorKind::Unsupported.into());
+            MadeFile::of(&file).ok_or_else(unknown)
+        });
+        made.inspect_err(|_| best_effort(folder.remove(self.temporary)))
     }
 
     /// Opens it to write to it from `offset` on.
@@ -95,13 +122,22 @@ impl Place<'_> {
         let open = self.open(0)?;
         match open.file.try_lock() {
             Err(TryLockError::WouldBlock) => {
-                let what = format!("a worker is still writing {}", self.target.shown());
+                let what = format!("somebody is still writing or joining {}", self.target.shown());
                 Err(Error::new(ErrorKind::Busy, what)
                     .hint(message!["wait until it has ended, and ", Action::Retry]))
             }
             Err(TryLockError::Error(e)) => Err(self.failed("lock", e)),
-            Ok(()) if !open.is_unnamed() => Err(self.gone()),
-            Ok(()) => Ok(open),
+            Ok(()) if open.is_unnamed() => Ok(open),
+            Ok(()) => {
+                // Where a file can only be renamed by a link, whoever did that may have been killed.
+                let named = self.named().zip(MadeFile::of(&open.file));
+                if named.is_some_and(|(named, this)| named.is(&this)) {
+                    let removed = open.folder.remove(self.temporary);
+                    let removed = removed.and_then(|()| open.folder.sync());
+                    removed.map_err(|e| self.failed("remove", e))?;
+                }
+                Err(self.gone())
+            }
         }
     }
 
@@ -112,10 +148,12 @@ impl Place<'_> {
             other => other.map_err(|e| self.failed("open", e))?,
         };
         let meta = file.metadata().map_err(|e| self.failed("look at", e))?;
-        if meta.len() != self.bytes {
-            let place = self.target.with_file_name(self.temporary);
-            let what = format!("{} has another length than the image", place.shown());
-            return Err(Error::new(ErrorKind::Mismatch, what));
+        let now = MadeFile::of(&file);
+        let is_it = self.made.zip(now.as_ref()).is_some_and(|(made, now)| made.is(now));
+        if meta.len() != self.bytes || !is_it {
+            let what =
+                format!("{} is not the file that was made for the plan", self.path().shown());
+            return Err(Error::new(ErrorKind::Mismatch, what).hint("make a new plan"));
         }
         let (target, temporary) = (self.target.to_owned(), self.temporary.to_owned());
         Ok(SharedFile {
@@ -135,34 +173,34 @@ impl Place<'_> {
         Error::new(ErrorKind::NotFound, what)
     }
 
-    /// Removes it; it is no error if it is not there.
+    /// Where it is until it has its name.
+    pub fn path(&self) -> PathBuf {
+        self.target.with_file_name(self.temporary)
+    }
+
+    /// Removes it.
     ///
     /// # Errors
-    /// `Busy` while somebody writes to it.
+    /// `Busy` while somebody writes to it; `NotFound` if it is not there.
     pub fn remove(&self) -> Result<()> {
-        let open = match self.open_whole() {
-            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
-            other => other?,
-        };
+        let open = self.open_whole()?;
         open.folder.remove(self.temporary).map_err(|e| self.failed("remove", e))
     }
 
     /// Which file has the name that it will have, if there is one.
-    pub fn named(&self) -> Option<LiveIdentity> {
+    pub fn named(&self) -> Option<MadeFile> {
         let flags = OFlag::O_RDONLY;
         let file = self.folder().ok()?.regular_file(self.target.file_name()?, flags, 0).ok()?;
-        LiveIdentity::of(&file, 0)
+        MadeFile::of(&file)
     }
 }
 
 impl SharedFile {
-    /// Which file it is.
-    pub fn identity(&self) -> Option<LiveIdentity> {
-        LiveIdentity::of(&self.file, 0)
-    }
-
-    /// The name that is meant is still this file.
+    /// The name that is meant is still this file, and the only one that it has.
     fn is_unnamed(&self) -> bool {
+        if !self.file.metadata().is_ok_and(|meta| meta.nlink() == 1) {
+            return false;
+        }
         let found = self.folder.regular_file(&self.temporary, OFlag::O_RDONLY, 0);
         let place = |file: &File| file.metadata().map(|meta| (meta.dev(), meta.ino())).ok();
         found.is_ok_and(|found| place(&found).is_some() && place(&found) == place(&self.file))

@@ -225,7 +225,7 @@ impl ImageCheck<'_> {
             None => verify_all(&delta, context),
         };
         match whole {
-            Ok(blocks) => verified.blocks += blocks,
+            Ok(blocks) => verified.blocks = verified.blocks.saturating_add(blocks),
             // What that means is only known when all blocks are examined.
             Err(e) if quick => {
                 return self.found(snapshot, DamageKind::Record, e, Lost::All, verified);

@@ -21,6 +21,6 @@ impl Proved {
             parts => parts,
         };
         let of = |file: &String| self.0.get(&(image.to_owned(), file.clone()));
-        files.iter().map(of).try_fold(0, |sum, blocks| Some(sum + blocks?))
+        files.iter().map(of).try_fold(0u64, |sum, blocks| Some(sum.saturating_add(*blocks?)))
     }
 }

@@ -1,7 +1,7 @@
 //! Which plans there are, how far they are, and giving them up.
 
 use crate::base::error::{Error, ErrorKind, Result, best_effort};
-use crate::base::events::Context;
+use crate::base::events::{Context, WarningId};
 use crate::ops::work::snapshots::part::{is_it, parts_of, refuse_over};
 use crate::ops::work::snapshots::source::remove_clone;
 use crate::ops::work::types::{PlanJoined, PlanProgress, PlanState, TaskDone, TaskFailure};
@@ -14,6 +14,7 @@ use crate::repo::pending::let_go_of_plan;
 use crate::repo::session::{read, write};
 use crate::repo::work::{PlannedImage, PlannedRestore, Work, WorkPlan};
 use std::collections::{BTreeMap, HashSet};
+use uuid::Uuid;
 
 /// Does a task. That it failed is told to whoever asks how far the plan is.
 ///
@@ -25,6 +26,7 @@ pub fn part(
     number: u32,
     context: &Context,
 ) -> Result<TaskDone> {
+    plan.refuse_expired()?;
     let done = match &plan.work {
         Work::Images(_) => {
             snapshots::part::run(repository, plan, number, context).map(TaskDone::Part)
@@ -62,6 +64,11 @@ pub fn join(
     only: Option<&str>,
     context: &Context,
 ) -> Result<PlanJoined> {
+    plan.refuse_expired()?;
+    if let (Some(only), false) = (only, matches!(plan.work, Work::Images(_))) {
+        let what = format!("the plan is of no snapshots, and has no image \"{only}\"");
+        return Err(Error::new(ErrorKind::InvalidInput, what));
+    }
     Ok(match &plan.work {
         Work::Images(_) => {
             PlanJoined::Snapshots(snapshots::join::run(repository, plan, only, context)?)
@@ -84,11 +91,19 @@ pub fn list(repository: &Repository, context: &Context) -> Result<Vec<PlanProgre
             Ok(plan) => plans.push(plan),
             // It has just been joined.
             Err(e) if e.kind() == ErrorKind::NotFound => {}
+            Err(e) if e.is_damage() => context.warn(WarningId::PlanUnreadable, e),
             Err(e) => return Err(e),
         }
     }
     plans.sort_by_key(|plan| plan.time);
-    plans.into_iter().map(|plan| progress(repository, plan, context)).collect()
+    let mut all = Vec::new();
+    for plan in plans {
+        match progress(repository, plan, context) {
+            Err(e) if e.is_damage() => context.warn(WarningId::PlanUnreadable, e),
+            other => all.push(other?),
+        }
+    }
+    Ok(all)
 }
 
 /// How far a plan is.
@@ -196,13 +211,39 @@ pub fn drop_plan(repository: &Repository, plan: &WorkPlan, context: &Context) ->
     WorkPlan::remove(repository.store.as_ref(), plan.plan)
 }
 
+/// Lets go of all that is pending for a plan that cannot be read, or was never put, and removes what there is
+/// of it. False if there is nothing.
+///
+/// # Errors
+/// Of the store.
+pub fn drop_unknown(repository: &Repository, plan: Uuid, context: &Context) -> Result<bool> {
+    let store = repository.store.as_ref();
+    let mut is_any = WorkPlan::list(store)?.contains(&plan);
+    for name in repository.names()? {
+        let mut writer = match write(repository, &name, context) {
+            Err(e) if e.kind() == ErrorKind::NotFound || e.is_damage() => continue,
+            other => other?,
+        };
+        if writer.manifest.pending.iter().any(|pending| pending.plan == Some(plan)) {
+            let_go_of_plan(repository, &mut writer, plan)?;
+            is_any = true;
+        }
+    }
+    WorkPlan::remove(store, plan)?;
+    Ok(is_any)
+}
+
 pub(super) fn give_up(repository: &Repository, plan: &WorkPlan, context: &Context) -> Result<()> {
     for planned in plan.images() {
         let mut writer = match write(repository, &planned.name, context) {
-            Err(e) if e.kind() == ErrorKind::NotFound => continue,
+            Err(e) if e.kind() == ErrorKind::NotFound => {
+                remove_clone(planned);
+                continue;
+            }
             other => other?,
         };
         if refuse_over(&writer.manifest, planned, plan.plan).is_err() {
+            remove_clone(planned);
             continue;
         }
         let_go_of_plan(repository, &mut writer, plan.plan)?;

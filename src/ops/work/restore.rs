@@ -14,6 +14,7 @@ use crate::base::free_space::free_space_at;
 use crate::base::message::{Setting, Verb, message};
 use crate::base::units::{Geometry, PartSize};
 use crate::base::uri::Shown;
+use crate::chain::Chain;
 use crate::image::FileAttributes;
 use crate::image::write::Place;
 use crate::ops::work::tasks::{cut, new_plan, number_tasks};
@@ -27,7 +28,7 @@ use crate::repo::manifest::Manifest;
 use crate::repo::pending::{keep_for_plan, let_go_of_plan};
 use crate::repo::reference;
 use crate::repo::session::{read, write};
-use crate::repo::work::{PlannedRestore, PlannedTask, Work, WorkPlan};
+use crate::repo::work::{PlannedRestore, PlannedTask, Work, WorkPlan, temporary_of_restore};
 use crate::view::{SnapshotView, check_free_space_for, prove, restore_blocks};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -76,16 +77,17 @@ pub fn plan(
         number: snapshot.number,
         pin: Uuid::nil(),
         target: Some(target.clone()),
-        temporary: format!(".imgsnap-{}.restore", made.plan),
+        temporary: temporary_of_restore(made.plan),
+        made: None,
         image_bytes: geometry.image_bytes,
         block_bytes: geometry.block_size.bytes(),
         tasks,
     };
-    place_of(&planned, &target).create()?;
+    planned.made = Some(place_of(&planned, &target).create()?);
     let kept = keep_for_plan(repository, &mut writer, snapshot.id, made.plan, made.expires);
     let put = kept.and_then(|pin| {
         planned.pin = pin;
-        let made = WorkPlan { work: Work::Restore(planned.clone()), ..made.clone() };
+        let made = WorkPlan { work: Work::Restore(Box::new(planned.clone())), ..made.clone() };
         made.put(repository.store.as_ref()).map(|()| made)
     });
     put.inspect_err(|_| {
@@ -95,7 +97,8 @@ pub fn plan(
 }
 
 fn place_of<'a>(planned: &'a PlannedRestore, target: &'a Path) -> Place<'a> {
-    Place { target, temporary: &planned.temporary, bytes: planned.image_bytes }
+    let (temporary, made) = (planned.temporary.as_str(), planned.made.as_ref());
+    Place { target, temporary, bytes: planned.image_bytes, made }
 }
 
 fn target_of(planned: &PlannedRestore) -> Result<&Path> {
@@ -126,6 +129,7 @@ pub fn part(
         return Ok(made(None));
     }
     let chain = reader.chain(repository, planned.snapshot)?;
+    refuse_other(&chain, planned)?;
     let offset = geometry_of(planned)?.offset(task.first_block);
     let mut file = place_of(planned, target).open_range(offset)?;
     let (terms, data_bytes) = restore_blocks(&chain, task.blocks(), &mut file, context)?;
@@ -134,6 +138,14 @@ pub fn part(
     Attempt::new(number, host, Outcome::Restored(terms))
         .put(repository.store.as_ref(), plan.plan)?;
     Ok(made(Some(data_bytes)))
+}
+
+/// Fails for a plan of an image of another shape.
+fn refuse_other(chain: &Chain, planned: &PlannedRestore) -> Result<()> {
+    match chain.geometry() == geometry_of(planned)? {
+        true => Ok(()),
+        false => Err(Error::corrupt("the plan is of another image than the snapshot")),
+    }
 }
 
 fn geometry_of(planned: &PlannedRestore) -> Result<Geometry> {
@@ -207,13 +219,11 @@ pub fn join(
     };
     refuse_over(reader.manifest(), planned, plan.plan)?;
     let chain = reader.chain(repository, planned.snapshot)?;
+    refuse_other(&chain, planned)?;
     let of = |task: &PlannedTask| restored.get(&task.task).map_or(0, |terms| terms.0);
     prove(&chain, planned.tasks.iter().map(of).fold(0, u128::wrapping_add))?;
     drop(reader);
-    if let Some(identity) = file.identity() {
-        let host = &repository.host.host().name;
-        Attempt::new(0, host, Outcome::Named(identity)).put(store, plan.plan)?;
-    }
+    Attempt::new(0, &repository.host.host().name, Outcome::Named).put(store, plan.plan)?;
     let attributes: Option<FileAttributes> = snapshot.and_then(|snapshot| snapshot.attributes);
     if let Some(missing) = file.give_name(attributes.as_ref())? {
         let what = format!("{} could not be given {missing}", target.shown());
@@ -226,12 +236,10 @@ pub fn join(
 /// True if a join has given the file its name.
 fn has_its_name(repository: &Repository, plan: &WorkPlan, place: &Place<'_>) -> Result<bool> {
     let attempts = Attempt::all(repository.store.as_ref(), plan.plan)?;
-    let there = place.named();
-    let is_it = |attempt: &Attempt| match (&attempt.outcome, &there) {
-        (Outcome::Named(named), Some(there)) => named.difference(there).is_none(),
-        _ => false,
-    };
-    Ok(attempts.iter().any(is_it))
+    let was_told = attempts.iter().any(|attempt| attempt.outcome == Outcome::Named);
+    // Whoever joined it gave it to the owner that it had when it was taken.
+    let named = place.named().zip(place.made);
+    Ok(was_told && named.is_some_and(|(named, made)| named.file.difference(&made.file).is_none()))
 }
 
 /// The file is there: what is left is to let go of the snapshot.
@@ -261,7 +269,16 @@ pub(super) fn give_up(
     planned: &PlannedRestore,
     context: &Context,
 ) -> Result<()> {
-    place_of(planned, target_of(planned)?).remove()?;
+    let place = place_of(planned, target_of(planned)?);
+    match place.remove() {
+        Err(e) if e.kind() == ErrorKind::Busy => return Err(e),
+        // It is no reason to keep the snapshot.
+        Err(e) => {
+            let left = format!("; remove {} by hand if it is there", place.path().shown());
+            context.warn(WarningId::CleanupDelayed, message![e, left]);
+        }
+        Ok(()) => {}
+    }
     let_go(repository, plan, planned, context)
 }
 

@@ -87,7 +87,7 @@ pub enum PlanJoined {
     /// Of each image.
     Snapshots(Vec<(String, Joined)>),
     /// Of a restore.
-    Restore(PlannedRestore, RestoreJoined),
+    Restore(Box<PlannedRestore>, RestoreJoined),
     /// Of a verification.
     Verify(VerifyJoined),
 }
@@ -104,8 +104,8 @@ pub enum RestoreJoined {
 /// What became of a verification.
 #[derive(Debug)]
 pub enum VerifyJoined {
-    /// What was found.
-    Done(Box<Verified>),
+    /// What was found; files that workers have proved, since that time, were not read again.
+    Done(Box<Verified>, Timestamp),
     /// These tasks are not done.
     Unfinished(Vec<VerifyTask>),
 }

@@ -1,10 +1,10 @@
 //! A verification that several workers do: each proves files, and whoever joins them does the rest: what
 //! connects the files, and those that nobody has proved.
 
-use crate::base::error::{ErrorKind, Result};
+use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::events::{Context, Phase};
 use crate::base::units::PartSize;
-use crate::delta::{Depth, scrub_part};
+use crate::delta::{Delta, Depth, scrub_part};
 use crate::ops::verify::proved::Proved;
 use crate::ops::verify::types::{Verified, VerifyScope};
 use crate::ops::work::tasks::new_plan;
@@ -12,11 +12,15 @@ use crate::ops::work::types::{FilesVerified, VerifyJoined};
 use crate::repo::Repository;
 use crate::repo::attempts::{Attempt, Outcome, SoundFile};
 use crate::repo::files::open_delta;
+use crate::repo::manifest::Snapshot;
 use crate::repo::session::read;
 use crate::repo::work::{PlannedFile, PlannedVerify, VerifyTask, Work, WorkPlan};
 use std::cmp::Reverse;
 use std::collections::HashSet;
 use uuid::Uuid;
+
+/// The most files of a task: a report on all of them has to be read.
+const MOST_FILES: usize = 4096;
 
 /// Plans to verify an image, or all of the repository: files together, up to `part_size` stored bytes.
 ///
@@ -72,7 +76,10 @@ fn packed(mut files: Vec<(u64, PlannedFile)>, most: u64) -> Vec<VerifyTask> {
     files.sort_by(|(a, _), (b, _)| b.cmp(a));
     let mut tasks: Vec<VerifyTask> = Vec::new();
     for (bytes, file) in files {
-        match tasks.last_mut().filter(|task| task.stored_bytes.saturating_add(bytes) <= most) {
+        let has_place = |task: &&mut VerifyTask| {
+            task.files.len() < MOST_FILES && task.stored_bytes.saturating_add(bytes) <= most
+        };
+        match tasks.last_mut().filter(has_place) {
             Some(task) => {
                 task.stored_bytes += bytes;
                 task.files.push(file);
@@ -83,6 +90,8 @@ fn packed(mut files: Vec<(u64, PlannedFile)>, most: u64) -> Vec<VerifyTask> {
     tasks.sort_by_key(|task| Reverse(task.stored_bytes));
     for (task, number) in tasks.iter_mut().zip(1..) {
         task.task = number;
+        // Those of a snapshot are opened together.
+        task.files.sort_by(|a, b| (&a.image, a.snapshot).cmp(&(&b.image, b.snapshot)));
     }
     tasks
 }
@@ -106,15 +115,12 @@ pub fn part(
     }
     let phase = context.begin(Phase::Verify, task.stored_bytes);
     let mut sound = Vec::new();
-    for of in &task.files {
-        context.check()?;
-        match scrubbed(repository, of, context) {
+    for files in task.files.chunk_by(|a, b| (&a.image, a.snapshot) == (&b.image, b.snapshot)) {
+        let Some(first) = files.first() else { continue };
+        match prove(repository, first, files, context) {
             Err(e) if e.kind() == ErrorKind::Interrupted || e.is_unread() => return Err(e),
-            Err(e) => context.note(format!("{}/{}: {e}", of.image, of.file)),
-            Ok(blocks) => {
-                let (image, file) = (of.image.clone(), of.file.clone());
-                sound.push(SoundFile { image, file, blocks });
-            }
+            Err(e) => context.note(format!("{}: {e}", first.image)),
+            Ok(proved) => sound.extend(proved),
         }
     }
     drop(phase);
@@ -125,18 +131,43 @@ pub fn part(
     Ok(FilesVerified { task: task.clone(), sound: Some(found) })
 }
 
-/// Reads a file from front to back; how many blocks are in it.
-fn scrubbed(repository: &Repository, of: &PlannedFile, context: &Context) -> Result<u64> {
+/// Those of the files of a snapshot that are sound. What it needs is held meanwhile.
+fn prove(
+    repository: &Repository,
+    of: &PlannedFile,
+    files: &[PlannedFile],
+    context: &Context,
+) -> Result<Vec<SoundFile>> {
     let reader = read(repository, &of.image, context)?;
-    let stored = reader.manifest().stored();
-    let needs_it = |s: &&&crate::repo::manifest::Snapshot| s.files().any(|file| *file == of.file);
     let gone = || {
-        let what = format!("{}/{} was dropped, or merged, since it was planned", of.image, of.file);
-        crate::base::error::Error::new(ErrorKind::NotFound, what)
+        let what = format!("a snapshot of \"{}\" was dropped since it was planned", of.image);
+        Error::new(ErrorKind::NotFound, what)
     };
-    let snapshot = stored.iter().find(needs_it).ok_or_else(gone)?;
+    let stored = reader.manifest().stored();
+    let snapshot = stored.into_iter().find(|s| s.id == of.snapshot).ok_or_else(gone)?;
     let delta = open_delta(repository, reader.manifest(), snapshot)?;
-    let index = snapshot.parts.iter().position(|part| *part == of.file).unwrap_or(0);
+    let mut sound = Vec::new();
+    for PlannedFile { image, file, .. } in files {
+        context.check()?;
+        match scrubbed(&delta, snapshot, file, context) {
+            Err(e) if e.kind() == ErrorKind::Interrupted || e.is_unread() => return Err(e),
+            Err(e) => context.note(format!("{image}/{file}: {e}")),
+            Ok(blocks) => {
+                let (image, file) = (image.clone(), file.clone());
+                sound.push(SoundFile { image, file, blocks });
+            }
+        }
+    }
+    Ok(sound)
+}
+
+/// Reads a file from front to back; how many blocks are in it.
+fn scrubbed(delta: &Delta, snapshot: &Snapshot, file: &String, context: &Context) -> Result<u64> {
+    if !snapshot.files().any(|own| own == file) {
+        let what = format!("{file} was merged since it was planned");
+        return Err(Error::new(ErrorKind::NotFound, what));
+    }
+    let index = snapshot.parts.iter().position(|part| part == file).unwrap_or(0);
     scrub_part(delta.part(index)?, delta.geometry()?, Depth::Blocks, context)
 }
 
@@ -176,5 +207,5 @@ pub fn join(
     let scope = planned.image.clone().map_or(VerifyScope::All, VerifyScope::Image);
     let verified: Verified = crate::ops::verify::run_beyond(repository, &scope, &proved, context)?;
     WorkPlan::remove(repository.store.as_ref(), plan.plan)?;
-    Ok(VerifyJoined::Done(Box::new(verified)))
+    Ok(VerifyJoined::Done(Box::new(verified), plan.time))
 }

@@ -64,6 +64,8 @@ fn join_image(
 ) -> Result<Joined> {
     let mut writer = write(repository, &planned.name, context)?;
     if let Some(known) = writer.manifest.stored().into_iter().find(|s| s.id == planned.snapshot) {
+        // Whoever joined it may have been killed before it was removed.
+        remove_clone(planned);
         return Ok(Joined::AlreadyThere(Box::new(known.clone())));
     }
     refuse_over(&writer.manifest, planned, plan.plan)?;

@@ -8,6 +8,7 @@ use crate::image::{Fingerprint, LiveImage, ReadBy};
 use crate::ops::snapshot::engine::{ChainParameters, Parent};
 use crate::ops::snapshot::planned_snapshot;
 use crate::ops::snapshot::types::SnapshotRequest;
+use crate::ops::work::manage::give_up;
 use crate::ops::work::snapshots::source::{make_clone, open_held, pin_of, remove_clone};
 use crate::ops::work::tasks::{cut, new_plan, number_tasks};
 use crate::ops::work::types::{PlanRequest, Planned};
@@ -25,11 +26,16 @@ pub fn run(repository: &Repository, request: &PlanRequest, context: &Context) ->
     let (mut made, mut images, mut failed) =
         (new_plan(Work::Images(Vec::new())), Vec::new(), Vec::new());
     for image in &request.images {
-        context.check()?;
-        let planned = plan_image(repository, image, request, &made, context);
+        let planned =
+            context.check().and_then(|()| plan_image(repository, image, request, &made, context));
         match planned {
             Ok(planned) => images.push(planned),
-            Err(e) if e.kind() == ErrorKind::Interrupted => return Err(e),
+            Err(e) if e.kind() == ErrorKind::Interrupted => {
+                made.work = Work::Images(images);
+                // We were asked to stop, and this is still to be done.
+                best_effort(give_up(repository, &made, &Context::silent()));
+                return Err(e);
+            }
             Err(e) => failed.push((image.image.to_string(), e)),
         }
     }
@@ -39,7 +45,7 @@ pub fn run(repository: &Repository, request: &PlanRequest, context: &Context) ->
     }
     made.work = Work::Images(images);
     if let Err(error) = made.put(repository.store.as_ref()) {
-        best_effort(crate::ops::work::manage::give_up(repository, &made, context));
+        best_effort(give_up(repository, &made, context));
         return Err(error);
     }
     Ok(Planned { plan: Some(made), failed })

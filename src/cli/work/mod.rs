@@ -1,23 +1,32 @@
-//! `imgsnap plan`, `part` and `join`
+//! `imgsnap plan`: what is planned, and how far it is. `part` and `join` are in `done`.
+
+mod done;
+
+pub use done::{join, part};
 
 use super::args::{Plan, PlanVerb};
 use super::printer::Printer;
-use super::{exit, list, output, verify, words};
-use imgsnap::base::error::{ErrorKind, Result};
+use super::{exit, output, words};
+use imgsnap::base::error::Result;
 use imgsnap::base::events::Context;
 use imgsnap::repo::work::{PlannedImage, PlannedTask, Work, WorkPlan};
 use imgsnap::{
-    Joined, ParentChoice, PlanJoined, PlanProgress, PlanRequest, PlanRestoreRequest, PlanState,
-    Repository, RestoreJoined, SnapshotRequest, TaskDone, VerifyJoined,
+    ParentChoice, PlanProgress, PlanRequest, PlanRestoreRequest, PlanState, Repository,
+    SnapshotRequest,
 };
 use serde_json::{Value, json};
 use std::process::ExitCode;
-use std::time::Instant;
 
 /// Fails for what is of one image only.
 pub fn check(verb: &Plan) -> std::result::Result<(), String> {
     if verb.images.len() > 1 && (verb.name.is_some() || verb.label.is_some()) {
         return Err("--name and --label are of one image; plan it by itself".into());
+    }
+    if verb.output.is_some() && verb.restore.is_none() {
+        return Err("-o is the file of a --restore".into());
+    }
+    if verb.output.as_ref().is_some_and(|output| output.as_os_str() == "-") {
+        return Err("several workers cannot write to stdout; name a file".into());
     }
     if verb.source_held.as_ref().is_some_and(|why| why.trim().is_empty()) {
         return Err("--source-held takes a reason".into());
@@ -163,7 +172,8 @@ fn lines_of(plan: &WorkPlan) -> Vec<String> {
             vec![format!("{}@{} -> {target}  {bytes} in {tasks}", of.image, of.number)]
         }
         Work::Verify(of) => {
-            let stored: u64 = of.tasks.iter().map(|task| task.stored_bytes).sum();
+            let stored = of.tasks.iter().map(|task| task.stored_bytes);
+            let stored = stored.fold(0, u64::saturating_add);
             let files: usize = of.tasks.iter().map(|task| task.files.len()).sum();
             let what = of.image.as_deref().unwrap_or("all images");
             let files = output::plural(files as u64, "file");
@@ -282,6 +292,7 @@ fn progress_json(progress: &PlanProgress) -> Value {
     match &progress.plan.work {
         Work::Restore(of) => {
             insert(&mut value, "restore", format!("{}@{}", of.image, of.number).into());
+            insert(&mut value, "target", of.target.as_deref().map(output::path).into());
             insert(&mut value, "state", progress.states.first().copied().map(state).into());
         }
         Work::Verify(of) => insert(&mut value, "verify", of.image.clone().into()),
@@ -335,162 +346,4 @@ fn tasks_table(progress: &PlanProgress) -> String {
     };
     let rows: Vec<Vec<String>> = tasks_of(&progress.plan).into_iter().map(row).collect();
     output::table(&[">TASK", "IMAGE", "RANGE", ">DATA", ""], &rows)
-}
-
-pub fn part(
-    repository: &Repository,
-    plan: &str,
-    task: u32,
-    printer: &Printer,
-    context: &Context,
-) -> Result<ExitCode> {
-    let done = repository.part(plan, task, context)?;
-    let before = "was done before".to_owned();
-    let (value, line) = match done {
-        TaskDone::Part(made) => {
-            let stored = output::bytes(made.file_bytes);
-            let how = match made.read_bytes {
-                None => before,
-                Some(read) => format!("{} read, {stored} stored", output::bytes(read)),
-            };
-            let value = json!({
-                "task": task,
-                "image": made.name,
-                "object": made.object,
-                "stored_bytes": made.file_bytes,
-                "data_blocks": made.data_blocks,
-                "read_bytes": made.read_bytes,
-                "made_before": made.read_bytes.is_none(),
-            });
-            (value, format!("{} task {task}: {how}", made.name))
-        }
-        TaskDone::Range(range) => {
-            let data = range.data_bytes;
-            let how = data.map_or(before, |data| format!("{} of data", output::bytes(data)));
-            let is_before = data.is_none();
-            let value = json!({
-                "task": task, "image": range.name, "data_bytes": data, "made_before": is_before,
-            });
-            (value, format!("{} task {task}: {how}", range.name))
-        }
-        TaskDone::Files(files) => {
-            let (all, sound) = (files.task.files.len(), files.sound);
-            let how = match sound {
-                None => before,
-                Some(sound) if sound == all => {
-                    format!("{} sound", output::plural(sound as u64, "file"))
-                }
-                Some(sound) => format!("{sound} of {all} files sound; join tells what is wrong"),
-            };
-            let is_before = sound.is_none();
-            let value =
-                json!({"task": task, "files": all, "sound": sound, "made_before": is_before});
-            (value, format!("task {task}: {how}"))
-        }
-        _ => (json!({ "task": task }), format!("task {task}: done")),
-    };
-    match printer.is_json() {
-        true => printer.json(&value)?,
-        false => printer.line(&line)?,
-    }
-    Ok(exit::DONE)
-}
-
-pub fn join(
-    repository: &Repository,
-    plan: &str,
-    image: Option<&str>,
-    printer: &Printer,
-    context: &Context,
-) -> Result<ExitCode> {
-    let begun = Instant::now();
-    let joined = match repository.join(plan, image, context)? {
-        PlanJoined::Snapshots(joined) => joined,
-        PlanJoined::Restore(of, RestoreJoined::Done) => {
-            let (name, number, bytes) = (&of.image, of.number, of.image_bytes);
-            let target = of.target.as_deref().map(output::shown).unwrap_or_default();
-            let bytes_text = output::bytes(bytes);
-            let what =
-                format!("{name}@{number} -> {target}  {bytes_text}; the image digest checked");
-            let value = json!({"state": "joined", "image": name, "number": number, "bytes": bytes});
-            match printer.is_json() {
-                true => printer.json(&value)?,
-                false => printer.line(&what)?,
-            }
-            return Ok(exit::DONE);
-        }
-        PlanJoined::Restore(of, RestoreJoined::Unfinished(tasks)) => {
-            let missing: Vec<u32> = tasks.iter().map(|task| task.task).collect();
-            return unfinished_only(&of.image, &missing, printer);
-        }
-        PlanJoined::Verify(VerifyJoined::Done(verified)) => {
-            return verify::report(&verified, false, begun.elapsed().as_secs_f64(), printer);
-        }
-        PlanJoined::Verify(VerifyJoined::Unfinished(tasks)) => {
-            let missing: Vec<u32> = tasks.iter().map(|task| task.task).collect();
-            return unfinished_only("verify", &missing, printer);
-        }
-        _ => return Ok(exit::DONE),
-    };
-    let mut code = exit::DONE;
-    let mut values = Vec::new();
-    for (name, joined) in &joined {
-        let value = match joined {
-            Joined::Committed(snapshot) | Joined::AlreadyThere(snapshot) => {
-                if !printer.is_json() {
-                    let before = if matches!(joined, Joined::AlreadyThere(_)) {
-                        "was joined before"
-                    } else {
-                        "joined"
-                    };
-                    let stored = output::bytes(snapshot.file_bytes);
-                    let parts = output::plural(snapshot.parts.len() as u64, "part");
-                    let number = snapshot.number;
-                    printer
-                        .line(&format!("{name}@{number}  {before}: {parts}, {stored} stored"))?;
-                }
-                let snapshot = list::snapshot_json(name, snapshot, None);
-                json!({ "image": name, "state": "joined", "snapshot": snapshot })
-            }
-            Joined::Unfinished(tasks) => {
-                code = exit::FAILED;
-                let numbers: Vec<u32> = tasks.iter().map(|task| task.task).collect();
-                if !printer.is_json() {
-                    printer.line(&unfinished(name, &numbers))?;
-                }
-                json!({ "image": name, "state": "unfinished", "missing": numbers })
-            }
-            Joined::Failed(error) => {
-                code = exit::code(error.kind());
-                printer.error(error);
-                json!({ "image": name, "state": "failed", "message": words::error(error) })
-            }
-            _ => json!({ "image": name, "state": "unknown" }),
-        };
-        values.push(value);
-    }
-    if printer.is_json() {
-        printer.json(&Value::Array(values))?;
-    }
-    if joined.is_empty() {
-        let what =
-            format!("the plan has no image \"{}\"", image.unwrap_or_default().escape_debug());
-        return Err(imgsnap::Error::new(ErrorKind::NotFound, what));
-    }
-    Ok(code)
-}
-
-fn unfinished(what: &str, tasks: &[u32]) -> String {
-    let told: Vec<String> = tasks.iter().take(8).map(u32::to_string).collect();
-    let more = if tasks.len() > told.len() { " and more" } else { "" };
-    let count = output::plural(tasks.len() as u64, "task");
-    format!("{what}: {count} not done yet: {}{more}", told.join(", "))
-}
-
-fn unfinished_only(what: &str, tasks: &[u32], printer: &Printer) -> Result<ExitCode> {
-    match printer.is_json() {
-        true => printer.json(&json!({"state": "unfinished", "missing": tasks}))?,
-        false => printer.line(&unfinished(what, tasks))?,
-    }
-    Ok(exit::FAILED)
 }

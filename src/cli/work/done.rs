@@ -1,0 +1,180 @@
+//! `imgsnap part` and `imgsnap join`
+
+use super::super::printer::Printer;
+use super::super::{exit, list, output, verify, words};
+use imgsnap::base::error::{ErrorKind, Result};
+use imgsnap::base::events::Context;
+use imgsnap::{Joined, PlanJoined, Repository, RestoreJoined, TaskDone, VerifyJoined};
+use serde_json::{Value, json};
+use std::process::ExitCode;
+use std::time::Instant;
+
+pub fn part(
+    repository: &Repository,
+    plan: &str,
+    task: u32,
+    printer: &Printer,
+    context: &Context,
+) -> Result<ExitCode> {
+    let done = repository.part(plan, task, context)?;
+    let before = "was done before".to_owned();
+    let (value, line) = match done {
+        TaskDone::Part(made) => {
+            let stored = output::bytes(made.file_bytes);
+            let how = match made.read_bytes {
+                None => before,
+                Some(read) => format!("{} read, {stored} stored", output::bytes(read)),
+            };
+            let value = json!({
+                "task": task,
+                "image": made.name,
+                "object": made.object,
+                "stored_bytes": made.file_bytes,
+                "data_blocks": made.data_blocks,
+                "read_bytes": made.read_bytes,
+                "made_before": made.read_bytes.is_none(),
+            });
+            (value, format!("{} task {task}: {how}", made.name))
+        }
+        TaskDone::Range(range) => {
+            let data = range.data_bytes;
+            let how = data.map_or(before, |data| format!("{} of data", output::bytes(data)));
+            let is_before = data.is_none();
+            let value = json!({
+                "task": task, "image": range.name, "data_bytes": data, "made_before": is_before,
+            });
+            (value, format!("{} task {task}: {how}", range.name))
+        }
+        TaskDone::Files(files) => {
+            let (all, sound) = (files.task.files.len(), files.sound);
+            let how = match sound {
+                None => before,
+                Some(sound) if sound == all => {
+                    format!("{} sound", output::plural(sound as u64, "file"))
+                }
+                Some(sound) => format!("{sound} of {all} files sound; join tells what is wrong"),
+            };
+            let is_before = sound.is_none();
+            let value =
+                json!({"task": task, "files": all, "sound": sound, "made_before": is_before});
+            (value, format!("task {task}: {how}"))
+        }
+        _ => (json!({ "task": task }), format!("task {task}: done")),
+    };
+    match printer.is_json() {
+        true => printer.json(&value)?,
+        false => printer.line(&line)?,
+    }
+    Ok(exit::DONE)
+}
+
+pub fn join(
+    repository: &Repository,
+    plan: &str,
+    image: Option<&str>,
+    printer: &Printer,
+    context: &Context,
+) -> Result<ExitCode> {
+    let begun = Instant::now();
+    let joined = match repository.join(plan, image, context)? {
+        PlanJoined::Snapshots(joined) => joined,
+        PlanJoined::Restore(of, RestoreJoined::Done) => {
+            let (name, number, bytes) = (&of.image, of.number, of.image_bytes);
+            let target = of.target.as_deref().map(output::shown).unwrap_or_default();
+            let bytes_text = output::bytes(bytes);
+            let what =
+                format!("{name}@{number} -> {target}  {bytes_text}; the image digest checked");
+            let value = json!({
+                "state": "joined",
+                "image": name,
+                "number": number,
+                "bytes": bytes,
+                "target": of.target.as_deref().map(output::path),
+            });
+            match printer.is_json() {
+                true => printer.json(&value)?,
+                false => printer.line(&what)?,
+            }
+            return Ok(exit::DONE);
+        }
+        PlanJoined::Restore(of, RestoreJoined::Unfinished(tasks)) => {
+            let missing: Vec<u32> = tasks.iter().map(|task| task.task).collect();
+            return unfinished_only(&of.image, &missing, printer);
+        }
+        PlanJoined::Verify(VerifyJoined::Done(verified, since)) => {
+            if !printer.is_json() {
+                let since = output::time(since);
+                printer
+                    .line(&format!("what workers have proved since {since} is not read again"))?;
+            }
+
+            return verify::report(&verified, false, begun.elapsed().as_secs_f64(), printer);
+        }
+        PlanJoined::Verify(VerifyJoined::Unfinished(tasks)) => {
+            let missing: Vec<u32> = tasks.iter().map(|task| task.task).collect();
+            return unfinished_only("verify", &missing, printer);
+        }
+        _ => return Ok(exit::DONE),
+    };
+    let mut code = exit::DONE;
+    let mut values = Vec::new();
+    for (name, joined) in &joined {
+        let value = match joined {
+            Joined::Committed(snapshot) | Joined::AlreadyThere(snapshot) => {
+                if !printer.is_json() {
+                    let before = if matches!(joined, Joined::AlreadyThere(_)) {
+                        "was joined before"
+                    } else {
+                        "joined"
+                    };
+                    let stored = output::bytes(snapshot.file_bytes);
+                    let parts = output::plural(snapshot.parts.len() as u64, "part");
+                    let number = snapshot.number;
+                    printer
+                        .line(&format!("{name}@{number}  {before}: {parts}, {stored} stored"))?;
+                }
+                let snapshot = list::snapshot_json(name, snapshot, None);
+                json!({ "image": name, "state": "joined", "snapshot": snapshot })
+            }
+            Joined::Unfinished(tasks) => {
+                code = exit::FAILED;
+                let numbers: Vec<u32> = tasks.iter().map(|task| task.task).collect();
+                if !printer.is_json() {
+                    printer.line(&unfinished(name, &numbers))?;
+                }
+                json!({ "image": name, "state": "unfinished", "missing": numbers })
+            }
+            Joined::Failed(error) => {
+                code = exit::code(error.kind());
+                printer.error(error);
+                json!({ "image": name, "state": "failed", "message": words::error(error) })
+            }
+            _ => json!({ "image": name, "state": "unknown" }),
+        };
+        values.push(value);
+    }
+    if printer.is_json() {
+        printer.json(&Value::Array(values))?;
+    }
+    if joined.is_empty() {
+        let what =
+            format!("the plan has no image \"{}\"", image.unwrap_or_default().escape_debug());
+        return Err(imgsnap::Error::new(ErrorKind::NotFound, what));
+    }
+    Ok(code)
+}
+
+fn unfinished(what: &str, tasks: &[u32]) -> String {
+    let told: Vec<String> = tasks.iter().take(8).map(u32::to_string).collect();
+    let more = if tasks.len() > told.len() { " and more" } else { "" };
+    let count = output::plural(tasks.len() as u64, "task");
+    format!("{what}: {count} not done yet: {}{more}", told.join(", "))
+}
+
+fn unfinished_only(what: &str, tasks: &[u32], printer: &Printer) -> Result<ExitCode> {
+    match printer.is_json() {
+        true => printer.json(&json!({"state": "unfinished", "missing": tasks}))?,
+        false => printer.line(&unfinished(what, tasks))?,
+    }
+    Ok(exit::FAILED)
+}
