@@ -302,6 +302,15 @@ fn a_restore_of_which_something_is_wrong_gets_no_name() {
     let left = work.lab.run(&["plan", "drop", &work.plan]).done();
     assert!(left.err.contains("by hand"), "{}", left.err);
     work.lab.remove(&temporary(&work));
+    // A join was killed when it had given the file to its owner: it is the same file.
+    let work = Work::of(work.lab, &["plan", "--restore", "vm@1", "-o", "owned.img"]);
+    work.make_all();
+    if nix::unistd::geteuid().is_root() {
+        let file = work.lab.path(&temporary(&work));
+        std::os::unix::fs::chown(file, Some(1), Some(1)).unwrap();
+    }
+    work.join();
+    assert!(work.lab.read("owned.img") == bytes);
     // A join was killed between the two names that a file may have where it can only be linked.
     let work = Work::of(work.lab, &args);
     work.make_all();

@@ -30,20 +30,29 @@ pub struct Place<'a> {
 /// By what the file that was made is recognised: whoever has the folder can put another one in its place.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MadeFile {
-    /// Which file it is.
-    pub file: LiveIdentity,
-    /// Who owns it.
+    /// Which file it is, if its file system tells.
+    pub file: Option<LiveIdentity>,
+    /// Who owned it.
     pub owner: u32,
 }
 
 impl MadeFile {
-    fn of(file: &File) -> Option<Self> {
-        let owner = file.metadata().ok()?.uid();
-        Some(Self { file: LiveIdentity::of(file, 0)?, owner })
+    fn of(file: &File) -> io::Result<Self> {
+        Ok(Self { file: LiveIdentity::of(file, 0), owner: file.metadata()?.uid() })
     }
 
-    fn is(&self, other: &Self) -> bool {
-        self.owner == other.owner && self.file.difference(&other.file).is_none()
+    /// True if a file that was found is this one.
+    pub fn is(&self, found: &Self) -> bool {
+        let is_owner = self.owner == found.owner;
+        match (&self.file, &found.file) {
+            (Some(made), Some(found)) => {
+                // Two files may have had one inode, and not one birth. Its owner may be another one by now:
+                // whoever gives it its name gives it that before.
+                let is_certain = matches!(made, LiveIdentity::File { born_ns: Some(_), .. });
+                made.difference(found).is_none() && (is_certain || is_owner)
+            }
+            (made, found) => made == found && is_owner,
+        }
     }
 }
 
@@ -93,10 +102,8 @@ impl Place<'_> {
             file.sync_all().map_err(|e| self.failed("sync", e))?;
             folder.sync().map_err(|e| self.failed("sync the folder of", e))
         };
-        let made = prepare().and_then(|()| {
-            let unknown = || self.failed("identify", io::ErrorKind::Unsupported.into());
-            MadeFile::of(&file).ok_or_else(unknown)
-        });
+        let made =
+            prepare().and_then(|()| MadeFile::of(&file).map_err(|e| self.failed("look at", e)));
         made.inspect_err(|_| best_effort(folder.remove(self.temporary)))
     }
 
@@ -130,8 +137,8 @@ impl Place<'_> {
             Ok(()) if open.is_unnamed() => Ok(open),
             Ok(()) => {
                 // Where a file can only be renamed by a link, whoever did that may have been killed.
-                let named = self.named().zip(MadeFile::of(&open.file));
-                if named.is_some_and(|(named, this)| named.is(&this)) {
+                let this = MadeFile::of(&open.file).map_err(|e| self.failed("look at", e))?;
+                if self.named().is_some_and(|named| this.is(&named)) {
                     let removed = open.folder.remove(self.temporary);
                     let removed = removed.and_then(|()| open.folder.sync());
                     removed.map_err(|e| self.failed("remove", e))?;
@@ -148,8 +155,8 @@ impl Place<'_> {
             other => other.map_err(|e| self.failed("open", e))?,
         };
         let meta = file.metadata().map_err(|e| self.failed("look at", e))?;
-        let now = MadeFile::of(&file);
-        let is_it = self.made.zip(now.as_ref()).is_some_and(|(made, now)| made.is(now));
+        let found = MadeFile::of(&file).map_err(|e| self.failed("look at", e))?;
+        let is_it = self.made.is_some_and(|made| made.is(&found));
         if meta.len() != self.bytes || !is_it {
             let what =
                 format!("{} is not the file that was made for the plan", self.path().shown());
@@ -191,7 +198,7 @@ impl Place<'_> {
     pub fn named(&self) -> Option<MadeFile> {
         let flags = OFlag::O_RDONLY;
         let file = self.folder().ok()?.regular_file(self.target.file_name()?, flags, 0).ok()?;
-        MadeFile::of(&file)
+        MadeFile::of(&file).ok()
     }
 }
 

@@ -237,9 +237,8 @@ pub fn join(
 fn has_its_name(repository: &Repository, plan: &WorkPlan, place: &Place<'_>) -> Result<bool> {
     let attempts = Attempt::all(repository.store.as_ref(), plan.plan)?;
     let was_told = attempts.iter().any(|attempt| attempt.outcome == Outcome::Named);
-    // Whoever joined it gave it to the owner that it had when it was taken.
     let named = place.named().zip(place.made);
-    Ok(was_told && named.is_some_and(|(named, made)| named.file.difference(&made.file).is_none()))
+    Ok(was_told && named.is_some_and(|(named, made)| made.is(&named)))
 }
 
 /// The file is there: what is left is to let go of the snapshot.
