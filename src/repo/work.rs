@@ -11,7 +11,7 @@
 
 use crate::base::digest::{DigestAlgorithm, DigestKey};
 use crate::base::error::{Error, ErrorKind, Result, best_effort};
-use crate::base::message::{Verb, message};
+use crate::base::message::{Setting, Verb, message};
 use crate::base::units::{BlockRange, BlockSize, Geometry, PartSize};
 use crate::codec::Compression;
 use crate::format::MAX_BLOCKS;
@@ -283,7 +283,15 @@ impl WorkPlan {
         let body = serde_json::to_string_pretty(self).map_err(|e| {
             Error::new(ErrorKind::InvalidInput, format!("cannot write the plan: {e}"))
         })?;
-        store.put_if_absent(&plan_file(self.plan), &seal("plan", VERSION, &format!("{body}\n")))?;
+        let sealed = seal("plan", VERSION, &format!("{body}\n"));
+        if sealed.len() as u64 > MAX_MANIFEST_BYTES {
+            let what = format!("a plan of {} tasks is too long", self.tasks().len());
+            return Err(Error::new(ErrorKind::LimitExceeded, what).hint(message![
+                "plan fewer images at once, or larger parts with ",
+                Setting::PartSize
+            ]));
+        }
+        store.put_if_absent(&plan_file(self.plan), &sealed)?;
         remove_leftovers(store);
         Ok(())
     }

@@ -384,6 +384,7 @@ fn workers_verify_a_repository_together() {
     assert_eq!(findings(joined), findings(&plain));
 }
 
+/// W6
 #[test]
 fn a_worker_that_fails_is_told_of_until_its_task_is_done() {
     let (work, mut bytes) = Work::base();
