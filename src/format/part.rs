@@ -1,8 +1,8 @@
 //! A part file and the table of parts in a layer file (FORMAT.md sections 2.3 and 3.5).
 //!
 //! ```text
-//! part file    header | FRAM FRAM .. TABL | .. INDX .. | part footer     a range of blocks, of no snapshot
-//! yet layer file   header | PART | footer                                    which parts make a snapshot
+//! part file    header | FRAM FRAM .. TABL | .. INDX .. | part footer   a range of blocks, of no snapshot yet
+//! layer file   header | PART | footer                                  which parts make a snapshot
 //! ```
 
 use super::footer::{Counts, FOOTER_BYTES, RootRef, check_counts, decode_root_of};
