@@ -10,8 +10,6 @@ lint:
     cargo clippy --workspace --all-targets -- -D warnings
     # The library alone, without what the program needs.
     cargo clippy --lib --no-default-features -- -D warnings
-    # The fuzz targets are a project of their own, which must not lag behind.
-    cargo check --manifest-path fuzz/Cargo.toml
 
 doc:
     RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --document-private-items
@@ -45,6 +43,10 @@ schedules count="1000000":
 # Random verbs on random images for so long, with kills, faults and damage, held against a model
 soak time="30m" *args:
     cargo test --release --test soak -- --for {{time}} {{args}}
+
+# Repositories on every kind of server that can be had here, with more faults (tests/servers/README.md)
+servers *args:
+    IMGSNAP_SERVERS=all cargo test --test stores -- --nocapture --test-threads 1 {{args}}
 
 # Real guests, which are snapshotted, killed and rolled back (TESTING.md); scenarios and options as arguments
 machines *args:

@@ -30,7 +30,7 @@ use crate::repo::manifest::Snapshot;
 use crate::repo::reference::At;
 use crate::repo::session::Reader;
 use crate::repo::{self, Repository};
-use crate::store::{Above, Store, locate, store_at};
+use crate::store::{Above, RemoteOptions, Store, locate};
 use crate::tracking::{CloneUse, Clones};
 use crate::view::SnapshotView;
 use std::ffi::OsStr;
@@ -39,14 +39,19 @@ use std::path::Path;
 use std::sync::Arc;
 use uuid::Uuid;
 
+fn store_of(place: &Path) -> Result<Arc<dyn Store>> {
+    locate(place)?.store(&RemoteOptions::default())
+}
+
 impl Repository {
-    /// Opens a repository: `place` is a path, or a URL such as `file:///srv/backup`.
+    /// Opens a repository: `place` is a path, or a URL such as `file:///srv/backup` or
+    /// `s3://bucket/backup`.
     ///
     /// # Errors
     /// `NotFound` if there is none, or if the one that this host has used there is missing; `Unsupported` if
     /// a later version made it, or for a URL of a kind that this build does not know.
     pub fn open(place: impl AsRef<Path>) -> Result<Self> {
-        Self::open_in(store_at(&locate(place.as_ref())?)?, HostState::of_this_host())
+        Self::open_in(store_of(place.as_ref())?, HostState::of_this_host())
     }
 
     /// Makes a repository, and the folder for it if it is missing. This host forgets which others it has used
@@ -56,8 +61,8 @@ impl Repository {
     /// `AlreadyExists` if there is one, or something else; `InvalidInput` within another repository;
     /// `NotFound` if the folder above it is missing.
     pub fn init(place: impl AsRef<Path>, defaults: Defaults) -> Result<Self> {
-        let (path, host) = (locate(place.as_ref())?, HostState::of_this_host());
-        repo::first_use::init(&path, defaults, Above::MustExist, &host)
+        let (store, host) = (store_of(place.as_ref())?, HostState::of_this_host());
+        repo::first_use::init(store, defaults, Above::MustExist, &host)
     }
 
     /// Opens a repository to write to it, and makes it if this host has never used one there
@@ -67,8 +72,8 @@ impl Repository {
     /// `NotFound` if this host has used one there that is missing now: its disk may not be mounted;
     /// `Mismatch` if it has used others there; as of [`Repository::init`].
     pub fn open_or_init(place: impl AsRef<Path>, defaults: Defaults) -> Result<Self> {
-        let (path, host) = (locate(place.as_ref())?, HostState::of_this_host());
-        repo::first_use::open_or_init(&path, defaults, Above::MustExist, &host)
+        let (store, host) = (store_of(place.as_ref())?, HostState::of_this_host());
+        repo::first_use::open_or_init(store, defaults, Above::MustExist, &host)
     }
 
     /// Takes a repository back that [`Repository::open_or_init`] made, if nothing came into it and nobody
@@ -86,7 +91,15 @@ impl Repository {
     /// # Errors
     /// As of [`Repository::open`]; `Io` if that cannot be remembered.
     pub fn accept(place: impl AsRef<Path>) -> Result<Self> {
-        let repository = Self::open(place)?;
+        Self::accept_in(store_of(place.as_ref())?, HostState::of_this_host())
+    }
+
+    /// The same of the repository in a store, which is used from `host`.
+    ///
+    /// # Errors
+    /// As of [`Repository::accept`].
+    pub fn accept_in(store: Arc<dyn Store>, host: HostState) -> Result<Self> {
+        let repository = Self::open_in(store, host)?;
         repository.place.remember(repository.id())?;
         Ok(repository)
     }

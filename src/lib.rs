@@ -44,6 +44,8 @@ pub use ops::restore::types::{
     RestoreOutcome, RestoreRequest, RestoreTarget, RestoredGroup, RestoredMember, UpdateOutcome,
 };
 pub use ops::rollback::types::{RollbackOutcome, RollbackRequest};
+pub use ops::serve::serve_store;
+pub use ops::serve::types::ServeRequest;
 pub use ops::snapshot::distinct::check_distinct;
 pub use ops::snapshot::types::{
     ChangedSince, GivenChanges, Outcome, ParentChoice, SnapshotOutcome, SnapshotRequest, Window,

@@ -237,6 +237,11 @@ impl Error {
         self.0.source.as_ref().and_then(|s| s.downcast_ref::<io::Error>())
     }
 
+    /// The number of the error of the operating system, if it was asked.
+    pub fn raw_os_error(&self) -> Option<i32> {
+        self.io_cause().and_then(io::Error::raw_os_error)
+    }
+
     /// True if nothing can be written there by this caller.
     pub fn is_read_only(&self) -> bool {
         let denied = [io::ErrorKind::ReadOnlyFilesystem, io::ErrorKind::PermissionDenied];

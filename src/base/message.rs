@@ -116,6 +116,8 @@ named! {
         Seed = "seed",
         /// Length of an image.
         Size = "size",
+        /// One host alone writes.
+        SingleWriter = "single_writer",
         /// The snapshot since which a list or bitmap tells.
         Since = "since",
         /// Store what can be read.

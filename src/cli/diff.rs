@@ -2,6 +2,7 @@
 
 use super::args::Format;
 use super::printer::Printer;
+use super::repo::Where;
 use super::{exit, output, repo};
 use imgsnap::base::error::{ErrorKind, Result};
 use imgsnap::base::events::Context;
@@ -16,7 +17,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 pub fn run(
-    place: Option<&Path>,
+    place: &Where,
     (before, after): (&OsStr, &OsStr),
     format: &Format,
     printer: &Printer,

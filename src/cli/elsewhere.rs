@@ -5,7 +5,7 @@ use clap::Args as ClapArgs;
 use imgsnap::Reference;
 
 /// What a chain begins from, if that is not the image itself.
-#[derive(ClapArgs)]
+#[derive(ClapArgs, Clone)]
 pub struct Elsewhere {
     /// Begin the chain from a snapshot of another image in the repository, such as the template that the
     /// image was made from: only what differs is stored

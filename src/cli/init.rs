@@ -2,14 +2,14 @@
 
 use super::args::Init;
 use super::printer::Printer;
+use super::repo::Where;
 use super::{exit, repo};
 use imgsnap::base::error::Result;
 use imgsnap::{Defaults, Repository};
 use serde_json::json;
-use std::path::Path;
 use std::process::ExitCode;
 
-pub fn run(place: Option<&Path>, verb: &Init, printer: &Printer) -> Result<ExitCode> {
+pub fn run(place: &Where, verb: &Init, printer: &Printer) -> Result<ExitCode> {
     if verb.accept {
         let repository = repo::accept(place)?;
         let what = format!(
@@ -26,7 +26,10 @@ pub fn run(place: Option<&Path>, verb: &Init, printer: &Printer) -> Result<ExitC
         compression: verb.compression.unwrap_or(usual.compression),
         part_size: verb.part_size.unwrap_or(usual.part_size),
     };
-    let repository = repo::create(place, defaults)?;
+    let repository = match verb.single_writer {
+        true => repo::create_single(place, defaults)?,
+        false => repo::create(place, defaults)?,
+    };
     let what = format!("made a repository in {} ({defaults})", repository.location());
     tell(&repository, &what, printer)
 }

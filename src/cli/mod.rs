@@ -18,6 +18,7 @@ mod repair;
 mod repo;
 mod restore;
 mod rollback;
+mod serve;
 mod show;
 mod snapshot;
 mod stats;
@@ -90,12 +91,12 @@ fn stop_flag(command: &Command) -> Result<Arc<AtomicBool>> {
 }
 
 fn dispatch(args: &Args, printer: &Printer, stop: Arc<AtomicBool>) -> Result<ExitCode> {
+    let place = &repo::Where::new(args, &stop);
     let context = Context::new(printer.observer(), stop);
     let mut context = context.with_read_limit(args.limit_read);
     if let Some(threads) = args.threads {
         context = context.with_threads(threads);
     }
-    let place = args.repo.as_deref();
     if uses_repository(&args.command) {
         repo::warn_of_others(place, printer);
     }
@@ -112,6 +113,7 @@ fn dispatch(args: &Args, printer: &Printer, stop: Arc<AtomicBool>) -> Result<Exi
         Command::Join { plan, image } => {
             work::join(&open_to_change()?, plan, image.as_deref(), printer, &context)
         }
+        Command::Serve { verb } => serve::run(verb),
         Command::List { name } => list::list(&open()?, name.as_deref(), printer, &context),
         Command::Show { reference } => show::run(&open()?, reference, printer, &context),
         Command::Diff { before, after, format } => {
@@ -183,6 +185,6 @@ fn man(folder: &Path) -> Result<ExitCode> {
 }
 
 fn uses_repository(command: &Command) -> bool {
-    use Command::{Apply, Bench, Completions, Man};
-    !matches!(command, Apply(_) | Bench(_) | Completions { .. } | Man { .. })
+    use Command::{Apply, Bench, Completions, Man, Serve};
+    !matches!(command, Apply(_) | Bench(_) | Completions { .. } | Man { .. } | Serve { .. })
 }

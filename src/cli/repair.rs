@@ -1,10 +1,12 @@
 //! `imgsnap repair`
 
 use super::printer::Printer;
+use super::repo::Where;
 use super::{exit, output, repo, words};
 use imgsnap::base::error::{ErrorKind, Result};
 use imgsnap::base::events::Context;
 use imgsnap::image::RawFile;
+use imgsnap::store::{Location, locate};
 use imgsnap::{ConfigOrigin, MendSource, Mended, MendedBy, Rebuilt, Repository, RestoredConfig};
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
@@ -12,7 +14,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 pub fn run(
-    place: Option<&Path>,
+    place: &Where,
     name: Option<&str>,
     from: &[PathBuf],
     printer: &Printer,
@@ -20,7 +22,7 @@ pub fn run(
 ) -> Result<ExitCode> {
     let repository = &open(place, printer, context)?;
     let sources: Vec<MendSource> =
-        from.iter().map(|path| source(path, context)).collect::<Result<_>>()?;
+        from.iter().map(|path| source(place, path, context)).collect::<Result<_>>()?;
     let names = repo::names(repository, name)?;
     let (mut is_sound, mut failed) = (true, None);
     for each in &names {
@@ -43,8 +45,8 @@ pub fn run(
 }
 
 /// Opens it with its configuration, which is rebuilt if it is lost.
-fn open(place: Option<&Path>, printer: &Printer, context: &Context) -> Result<Repository> {
-    let store = repo::store(place)?;
+fn open(place: &Where, printer: &Printer, context: &Context) -> Result<Repository> {
+    let store = place.store()?;
     // Nothing is changed in one that is not the one that is meant.
     match repo::open_to_change(place, context) {
         Ok(_) => {}
@@ -110,9 +112,9 @@ fn of_image(
 }
 
 /// A repository, or an image.
-fn source(path: &Path, context: &Context) -> Result<MendSource> {
-    if path.is_dir() {
-        return Ok(MendSource::Repository(Arc::new(repo::open(Some(path), context)?)));
+fn source(place: &Where, path: &Path, context: &Context) -> Result<MendSource> {
+    if path.is_dir() || matches!(locate(path), Ok(Location::Remote(_))) {
+        return Ok(MendSource::Repository(Arc::new(repo::open(&place.at(path), context)?)));
     }
     let image = match RawFile::open(path) {
         // What somebody writes meanwhile is no harm: each block is proved when it is taken.

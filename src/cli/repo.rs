@@ -1,36 +1,91 @@
 //! Which repository.
 
-use super::args::FirstUse;
+use super::args::{Args, FirstUse};
 use super::printer::Printer;
 use super::{exit, trust, words};
 use imgsnap::base::error::{Error, ErrorKind, Result};
 use imgsnap::base::events::Context;
 use imgsnap::base::message::{Message, Setting};
+use imgsnap::base::read_limit::{ReadLimits, ReadRate};
 use imgsnap::base::uri::Shown;
 use imgsnap::image::{ImageFormat, ImageUri, RawFile, Source};
 use imgsnap::repo::first_use;
 use imgsnap::repo::host::HostState;
-use imgsnap::store::{Above, Store, locate, store_at};
+use imgsnap::store::{Above, CachePlace, Location, RemoteOptions, Store, TransferLimits, locate};
 use imgsnap::tracking::clone_into;
 use imgsnap::{At, Defaults, Reference, Repository, SnapshotRequest, Track};
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+/// Which repository the arguments name, and how it is used.
+pub struct Where {
+    /// `--repo`.
+    repo: Option<PathBuf>,
+    options: RemoteOptions,
+}
 
 /// Where a repository is, or may be made.
 struct Place {
-    path: PathBuf,
+    location: Location,
     above: Above,
 }
 
-/// `--repo`, else `IMGSNAP_REPO`, else the user's data folder, which is made whole.
-fn place(repo: Option<&Path>) -> Result<Place> {
-    let variable = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    match repo.map(Path::to_owned).or_else(|| variable("IMGSNAP_REPO")) {
-        Some(path) => Ok(Place { path: locate(&path)?, above: Above::MustExist }),
-        None => Ok(Place { path: usual_place()?, above: Above::Make }),
+impl Where {
+    /// Another one, used in the same way.
+    pub fn at(&self, repo: &Path) -> Self {
+        Self { repo: Some(repo.to_owned()), options: self.options.clone() }
     }
+
+    /// What the arguments say.
+    pub fn new(args: &Args, stop: &Arc<AtomicBool>) -> Self {
+        let limit = |rate: Option<ReadRate>| {
+            let none = ReadLimits::default();
+            rate.map_or(none.clone(), |rate| none.and(rate, stop.clone()))
+        };
+        let limits = TransferLimits {
+            upload: limit(args.limit_upload),
+            download: limit(args.limit_download),
+        };
+        let cache =
+            (!args.no_cache).then(|| args.cache_dir.clone().or_else(usual_cache)).flatten().map(
+                |folder| CachePlace { folder, most_bytes: args.cache_size.unwrap_or(CACHE_BYTES) },
+            );
+        Self { repo: args.repo.clone(), options: RemoteOptions { limits, cache } }
+    }
+
+    /// `--repo`, else `IMGSNAP_REPO`, else the user's data folder, which is made whole.
+    fn place(&self) -> Result<Place> {
+        let variable = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+        match self.repo.clone().or_else(|| variable("IMGSNAP_REPO")) {
+            Some(path) => Ok(Place { location: locate(&path)?, above: Above::MustExist }),
+            None => Ok(Place { location: Location::Folder(usual_place()?), above: Above::Make }),
+        }
+    }
+
+    /// The store, without a look at it.
+    pub fn store(&self) -> Result<Arc<dyn Store>> {
+        self.place()?.location.store(&self.options)
+    }
+}
+
+/// Of the cache, if nothing is said.
+const CACHE_BYTES: u64 = 4 << 30;
+
+/// Where the cache is, if nothing is said.
+fn usual_cache() -> Option<PathBuf> {
+    let variable = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    if let Some(folder) = variable("IMGSNAP_CACHE") {
+        return Some(folder);
+    }
+    if nix::unistd::geteuid().is_root() {
+        return Some("/var/cache/imgsnap".into());
+    }
+    let cache = variable("XDG_CACHE_HOME").filter(|path| path.is_absolute());
+    let cache = cache.or_else(|| variable("HOME").map(|home| home.join(".cache")));
+    cache.map(|cache| cache.join("imgsnap"))
 }
 
 fn usual_place() -> Result<PathBuf> {
@@ -47,32 +102,28 @@ fn usual_place() -> Result<PathBuf> {
 }
 
 /// Warns if others may change the repository.
-pub fn warn_of_others(repo: Option<&Path>, printer: &Printer) {
-    if let Ok(place) = place(repo) {
-        trust::warn_of_others(&place.path, printer);
+pub fn warn_of_others(place: &Where, printer: &Printer) {
+    if let Ok(Place { location: Location::Folder(path), .. }) = place.place() {
+        trust::warn_of_others(&path, printer);
     }
 }
 
 /// Opens the repository.
-pub fn open(repo: Option<&Path>, context: &Context) -> Result<Repository> {
-    let repository = open_at(repo, context)?;
+pub fn open(place: &Where, context: &Context) -> Result<Repository> {
+    let repository = open_at(place, context)?;
     // Also of one in which nothing is, so that no image is opened.
     repository.warn_of_place(context);
     Ok(repository)
 }
 
-fn open_at(repo: Option<&Path>, context: &Context) -> Result<Repository> {
-    Ok(Repository::open(place(repo)?.path)?.reading_within(context))
-}
-
-/// Where it is, without a look at it.
-pub fn store(repo: Option<&Path>) -> Result<Arc<dyn Store>> {
-    store_at(&place(repo)?.path)
+fn open_at(place: &Where, context: &Context) -> Result<Repository> {
+    let opened = Repository::open_in(place.store()?, HostState::of_this_host())?;
+    Ok(opened.reading_within(context))
 }
 
 /// Opens the repository for a verb that changes it.
-pub fn open_to_change(repo: Option<&Path>, context: &Context) -> Result<Repository> {
-    let repository = open_at(repo, context)?;
+pub fn open_to_change(place: &Where, context: &Context) -> Result<Repository> {
+    let repository = open_at(place, context)?;
     repository.check_place()?;
     Ok(repository)
 }
@@ -85,16 +136,23 @@ pub fn or_missing(store: &dyn Store, error: Error) -> Error {
 /// Opens the repository, and makes it if there is nothing yet and one of the images can be opened.
 /// If none can, gives why, for each.
 pub fn open_or_create(
-    repo: Option<&Path>,
+    place: &Where,
     verb: &super::args::Snapshot,
     printer: &Printer,
     context: &Context,
 ) -> Result<Result<Repository, Vec<Error>>> {
     let host = HostState::of_this_host();
     if verb.dry_run {
-        return open(repo, context).map(Ok);
+        return open(place, context).map(Ok);
     }
-    if !verb.first_use.must_exist && first_use::is_first(&place(repo)?.path, &host) {
+    if let Location::Remote(_) = place.place()?.location {
+        // For the most part there is one, and each look at a server takes its time.
+        match open_to_change(place, context) {
+            Err(e) if e.kind() == ErrorKind::NotFound && !verb.first_use.must_exist => {}
+            other => return other.map(Ok),
+        }
+    }
+    if !verb.first_use.must_exist && first_use::is_first(place.store()?.as_ref(), &host) {
         // Nothing is made for an image that cannot be taken.
         let why: Vec<Error> =
             verb.images.iter().map_while(|image| why_not(image, verb).err()).collect();
@@ -102,7 +160,7 @@ pub fn open_or_create(
             return Ok(Err(why));
         }
     }
-    open_or_make(repo, verb.first_use, printer, context).map(Ok)
+    open_or_make(place, verb.first_use, printer, context).map(Ok)
 }
 
 /// Fails if an image cannot be taken: one that is in use can, where it can be cloned.
@@ -138,21 +196,22 @@ fn can_clone_beside(file: &Path) -> bool {
 
 /// Opens the repository to write to it, and makes it if there is nothing yet.
 pub fn open_or_make(
-    repo: Option<&Path>,
+    place: &Where,
     first_use: FirstUse,
     printer: &Printer,
     context: &Context,
 ) -> Result<Repository> {
     if first_use.must_exist {
-        return open_to_change(repo, context);
+        return open_to_change(place, context);
     }
-    let Place { path, above } = place(repo)?;
+    let Place { location, above } = place.place()?;
     let (host, defaults) = (HostState::of_this_host(), Defaults::default());
-    let repository = first_use::open_or_init(&path, defaults, above, &host)?;
+    let store = location.store(&place.options)?;
+    let repository = first_use::open_or_init(store, defaults, above, &host)?;
     if repository.is_new() {
         // Also where it is to be quiet: it may not be where it was meant to be.
         let defaults = repository.defaults();
-        printer.tell(&format!("made a repository in {} ({defaults})", path.shown()));
+        printer.tell(&format!("made a repository in {} ({defaults})", location.shown()));
     }
     Ok(repository.reading_within(context))
 }
@@ -176,14 +235,28 @@ pub fn or_take_back<T>(
 }
 
 /// Makes the repository.
-pub fn create(repo: Option<&Path>, defaults: Defaults) -> Result<Repository> {
-    let Place { path, above } = place(repo)?;
-    first_use::init(&path, defaults, above, &HostState::of_this_host())
+pub fn create(place: &Where, defaults: Defaults) -> Result<Repository> {
+    let above = place.place()?.above;
+    first_use::init(place.store()?, defaults, above, &HostState::of_this_host())
+}
+
+/// The same, on a server, to which this host alone will write.
+pub fn create_single(place: &Where, defaults: Defaults) -> Result<Repository> {
+    match place.place()?.location {
+        Location::Remote(_) => {
+            Repository::init_single(place.store()?, defaults, HostState::of_this_host())
+        }
+        Location::Folder(path) => {
+            let what = format!("{}: a folder keeps hosts apart by itself", path.shown());
+            Err(Error::new(ErrorKind::InvalidInput, what)
+                .hint(Message::from("make it without ").then(Setting::SingleWriter)))
+        }
+    }
 }
 
 /// Uses the repository that is there, whatever was used there before.
-pub fn accept(repo: Option<&Path>) -> Result<Repository> {
-    Repository::accept(place(repo)?.path)
+pub fn accept(place: &Where) -> Result<Repository> {
+    Repository::accept_in(place.store()?, HostState::of_this_host())
 }
 
 /// `NAME@WHICH`, or `@WHICH`: of the image `name`, in either case.

@@ -2,11 +2,13 @@
 
 use super::args::Snapshot as Verb;
 use super::printer::Printer;
+use super::repo::Where;
 use super::{exit, list, output, repo, words};
 use imgsnap::base::error::{Error, ErrorKind, Result};
 use imgsnap::base::events::Context;
 use imgsnap::base::uri::Shown;
 use imgsnap::image::ImageUri;
+use imgsnap::store::glob_remote;
 use imgsnap::tracking::{ChangeList, MAX_LIST_BYTES};
 use imgsnap::tracking::{Consistency, HintKind};
 use imgsnap::{
@@ -41,17 +43,32 @@ pub fn check(verb: &Verb) -> Result<(), String> {
     check_distinct(&requests).map_err(|error| words::error(&error))
 }
 
-pub fn run(
-    place: Option<&Path>,
-    verb: &Verb,
-    printer: &Printer,
-    context: &Context,
-) -> Result<ExitCode> {
+pub fn run(place: &Where, verb: &Verb, printer: &Printer, context: &Context) -> Result<ExitCode> {
+    let verb = &Verb { images: expanded(&verb.images)?, ..verb.clone() };
     let repository = match repo::open_or_create(place, verb, printer, context)? {
         Ok(repository) => repository,
         Err(why) => return refuse_all(verb, why, printer),
     };
     repo::or_take_back(repository, printer, |repository| take(repository, verb, printer, context))
+}
+
+/// What the patterns among URLs match: no shell expands those.
+fn expanded(images: &[ImageUri]) -> Result<Vec<ImageUri>> {
+    let mut all = Vec::new();
+    for image in images {
+        match image {
+            ImageUri::Remote(url) if url.path.contains(['*', '[']) => {
+                let found = glob_remote(url)?;
+                if found.is_empty() {
+                    let what = format!("{url} matches nothing");
+                    return Err(Error::new(ErrorKind::NotFound, what));
+                }
+                all.extend(found.into_iter().map(ImageUri::Remote));
+            }
+            other => all.push(other.clone()),
+        }
+    }
+    Ok(all)
 }
 
 fn take(

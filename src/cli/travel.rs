@@ -2,6 +2,7 @@
 
 use super::args::{Apply, Export, FirstUse};
 use super::printer::Printer;
+use super::repo::Where;
 use super::{exit, list, output, repo};
 use imgsnap::base::error::{Error, Result};
 use imgsnap::base::events::Context;
@@ -90,7 +91,7 @@ pub fn export(
 }
 
 pub fn import(
-    place: Option<&Path>,
+    place: &Where,
     files: &[PathBuf],
     name: Option<&str>,
     first_use: FirstUse,
@@ -175,7 +176,7 @@ fn in_order(files: &[PathBuf]) -> Result<Vec<PathBuf>> {
 }
 
 pub fn apply(
-    place: Option<&Path>,
+    place: &Where,
     verb: &Apply,
     printer: &Printer,
     context: &Context,

@@ -2,6 +2,7 @@
 
 use super::args::Watch;
 use super::printer::Printer;
+use super::repo::Where;
 use super::{exit, list, output, prune, repo, words};
 use imgsnap::base::error::{Error, Result};
 use imgsnap::base::events::Context;
@@ -12,7 +13,6 @@ use imgsnap::{
 };
 use jiff::Timestamp;
 use serde_json::{Value, json};
-use std::path::Path;
 use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError};
 
@@ -26,12 +26,7 @@ pub fn check(verb: &Watch) -> Result<(), String> {
     check_distinct(&requests).map_err(|error| words::error(&error))
 }
 
-pub fn run(
-    place: Option<&Path>,
-    verb: &Watch,
-    printer: &Printer,
-    context: &Context,
-) -> Result<ExitCode> {
+pub fn run(place: &Where, verb: &Watch, printer: &Printer, context: &Context) -> Result<ExitCode> {
     let rules = prune::rules(&verb.keep);
     let of = |image: &ImageUri| {
         SnapshotRequest::new(image.clone())

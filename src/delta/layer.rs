@@ -106,6 +106,7 @@ impl Delta {
         let Ends { header, foot, file_bytes } = read_ends(store.as_ref(), name, caches)?;
         let footer =
             Footer::decode(&foot, file_bytes, header.content()).map_err(|e| e.at(&place))?;
+        store.keep_index(name, file_bytes - FOOTER_BYTES as u64, &foot);
         if header.layout() == FrameLayout::Absent && footer.parent.is_some() {
             let what = "a snapshot in a base image that is no base";
             return Err(Error::corrupt(what).at(&place));
@@ -309,7 +310,7 @@ fn read_table(
         return Err(Error::corrupt(format!("a record of {record_bytes} bytes")));
     }
     let mut bytes = vec![0; HEADER_BYTES + record_bytes];
-    store.read_at(name, 0, &mut bytes)?;
+    store.read_index(name, 0, &mut bytes)?;
     let (_, record) = bytes.split_at(HEADER_BYTES);
     let head = record.first_chunk().ok_or_else(|| Error::corrupt("a short record"))?;
     let head = RecordHead::decode(head)?;
@@ -334,7 +335,10 @@ fn read_table(
         && after == footer.image_digest
         && footer.file_bytes == (HEADER_BYTES + record_bytes + FOOTER_BYTES) as u64;
     match is_sound {
-        true => Ok(table),
+        true => {
+            store.keep_index(name, 0, &bytes);
+            Ok(table)
+        }
         false => Err(Error::corrupt("its table of parts is not what its footer says")),
     }
 }

@@ -71,10 +71,11 @@ pub(super) fn read_ends(store: &dyn Store, name: &str, caches: &Caches) -> Resul
     }
     let mut head = [0; HEADER_BYTES];
     caches.limits.wait((HEADER_BYTES + FOOTER_BYTES) as u64)?;
-    store.read_at(name, 0, &mut head)?;
+    store.read_index(name, 0, &mut head)?;
     let header = Header::decode(&head).map_err(|e| e.at(&place))?;
+    store.keep_index(name, 0, &head);
     let mut foot = [0; FOOTER_BYTES];
-    store.read_at(name, size - FOOTER_BYTES as u64, &mut foot)?;
+    store.read_index(name, size - FOOTER_BYTES as u64, &mut foot)?;
     Ok(Ends { header, foot, file_bytes: size })
 }
 
@@ -103,6 +104,7 @@ impl Part {
         let Ends { header, foot, file_bytes } = read_ends(store.as_ref(), name, caches)?;
         let place = store.location(name);
         let footer = PartFooter::decode(&foot, file_bytes).map_err(|e| e.at(&place))?;
+        store.keep_index(name, file_bytes - FOOTER_BYTES as u64, &foot);
         if header.content() == Content::Parts || header.layout() == FrameLayout::Absent {
             return Err(Error::corrupt("a part without frames of its own").at(&place));
         }
@@ -300,7 +302,7 @@ impl Part {
     fn page(&self, place: FrameRef) -> Result<Page> {
         let read = || {
             let mut record = Vec::new();
-            let head = self.read_record(place, &mut record)?;
+            let head = self.read_page(place, &mut record)?;
             self.decode_page(head.kind, payload_of(&record), place.offset)
         };
         self.caches.pages.get_or_insert_with(&(self.header.file_id, place.offset), read).map_err(
@@ -323,9 +325,26 @@ impl Part {
         }
     }
 
+    /// Reads the record of a page, header and payload, into `record` and checks it.
+    fn read_page(&self, place: FrameRef, record: &mut Vec<u8>) -> Result<RecordHead> {
+        self.make_room(place, record)?;
+        self.caches.count_read(record.len());
+        self.caches.limits.wait(record.len() as u64)?;
+        self.store.read_index(&self.name, place.offset, record)?;
+        let head = self.checked(place, record)?;
+        self.store.keep_index(&self.name, place.offset, record);
+        Ok(head)
+    }
+
     /// Reads a record, header and payload, into `record` and checks it.
     fn read_record(&self, place: FrameRef, record: &mut Vec<u8>) -> Result<RecordHead> {
-        let head = self.load_record(place, record)?;
+        self.load_record(place, record)?;
+        self.checked(place, record)
+    }
+
+    fn checked(&self, place: FrameRef, record: &[u8]) -> Result<RecordHead> {
+        let head = record.first_chunk().ok_or_else(|| Error::corrupt("a short record"))?;
+        let head = RecordHead::decode(head)?;
         head.verify(self.header.file_id, place.offset, payload_of(record))?;
         if head.checksum != place.checksum {
             return Err(Error::corrupt("not the record that its page names"));
@@ -339,6 +358,14 @@ impl Part {
     /// # Errors
     /// `Corrupt` if there is no record of that length at that place.
     pub fn load_record(&self, place: FrameRef, record: &mut Vec<u8>) -> Result<RecordHead> {
+        self.make_room(place, record)?;
+        self.read_at(place.offset, record)?;
+        let head = record.first_chunk().ok_or_else(|| Error::corrupt("a short record"))?;
+        RecordHead::decode(head)
+    }
+
+    /// Gives `record` the length of a record, which lies within the file.
+    fn make_room(&self, place: FrameRef, record: &mut Vec<u8>) -> Result<()> {
         let end = place.offset.checked_add(place.record_bytes.into());
         let records_end = self.content.file_bytes - FOOTER_BYTES as u64;
         let length = (place.record_bytes as usize).checked_sub(RECORD_HEAD_BYTES);
@@ -349,9 +376,7 @@ impl Part {
             return Err(Error::corrupt(format!("a record of {length} bytes")));
         }
         record.resize(RECORD_HEAD_BYTES + length, 0);
-        self.read_at(place.offset, record)?;
-        let head = record.first_chunk().ok_or_else(|| Error::corrupt("a short record"))?;
-        RecordHead::decode(head)
+        Ok(())
     }
 
     fn record_place(&self, what: &str, offset: u64) -> String {

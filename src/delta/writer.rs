@@ -136,6 +136,11 @@ pub trait LayerOutput {
     /// Bytes of the current file; those after [`LayerOutput::end_part`] begin another.
     fn write(&mut self, bytes: &[u8]) -> Result<()>;
 
+    /// The same of what is read again by whoever opens the file: its ends, and its tables.
+    fn write_index(&mut self, bytes: &[u8]) -> Result<()> {
+        self.write(bytes)
+    }
+
     /// The current file is a whole part. Gives what names its object.
     fn end_part(&mut self, footer: &PartFooter) -> Result<Uuid>;
 }
@@ -309,7 +314,7 @@ impl<'a> DeltaWriter<'a> {
             root,
         };
         let bytes = footer.encode();
-        self.out.write(&bytes)?;
+        self.out.write_index(&bytes)?;
         Ok(WrittenPart { footer, footer_digest: self.hasher.digest(&bytes) })
     }
 
@@ -355,7 +360,7 @@ impl<'a> DeltaWriter<'a> {
         };
         let bytes = footer.encode();
         let footer_digest = self.hasher.digest(&bytes);
-        self.out.write(&bytes)?;
+        self.out.write_index(&bytes)?;
         Ok(Written { footer, footer_digest, table })
     }
 
@@ -386,7 +391,7 @@ impl<'a> DeltaWriter<'a> {
         let header = self.header.encode();
         self.file.content.update(&header);
         self.file.offset = HEADER_BYTES as u64;
-        self.out.write(&header)
+        self.out.write_index(&header)
     }
 
     fn emit(&mut self, bytes: &[u8]) -> Result<()> {
@@ -399,8 +404,11 @@ impl<'a> DeltaWriter<'a> {
         self.write_header()?;
         let offset = self.file.offset;
         let head = RecordHead::seal(kind, self.header.file_id, offset, payload);
-        self.emit(&head.encode())?;
-        self.emit(payload)?;
+        for bytes in [&head.encode()[..], payload] {
+            self.file.content.update(bytes);
+            self.file.offset += bytes.len() as u64;
+            self.out.write_index(bytes)?;
+        }
         Ok(FrameRef { offset, record_bytes: head.record_bytes(), checksum: head.checksum })
     }
 

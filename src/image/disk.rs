@@ -8,7 +8,7 @@ use crate::image::nbd::{NbdDisk, NbdOptions};
 use crate::image::qcow2::Qcow2Image;
 use crate::image::through_qemu::ThroughQemu;
 use crate::image::write::{InPlace, Medium, NbdInPlace, RawInPlace};
-use crate::image::{FileStat, ImageFormat, ImageUri, LiveIdentity, RawFile, Source};
+use crate::image::{FileStat, ImageFormat, ImageUri, LiveIdentity, RawFile, RemoteImage, Source};
 
 /// A disk that is open.
 pub enum Disk {
@@ -18,6 +18,8 @@ pub enum Disk {
     Qcow2(Qcow2Image),
     /// An export of an NBD server.
     Nbd(NbdDisk),
+    /// An object on a server.
+    Remote(RemoteImage),
     /// The disk in a file that QEMU reads or writes for us.
     ThroughQemu(ThroughQemu),
 }
@@ -79,6 +81,11 @@ impl Disk {
                 let options = NbdOptions { writable: true, ..NbdOptions::default() };
                 NbdDisk::open(uri, options, context).map(Self::Nbd)
             }
+            ImageUri::Remote(url) => {
+                let what = format!("{url} cannot be changed in place");
+                Err(Error::new(ErrorKind::Unsupported, what)
+                    .hint("restore to another object, or to a file"))
+            }
             ImageUri::Machine(uri) => {
                 let what = format!("{uri} is a disk of a machine, which has it open");
                 Err(Error::new(ErrorKind::Busy, what).hint("shut the machine down"))
@@ -115,7 +122,7 @@ impl Disk {
     pub fn close(self) -> Result<()> {
         match self {
             Self::ThroughQemu(disk) => disk.close(),
-            Self::Raw(_) | Self::Qcow2(_) | Self::Nbd(_) => Ok(()),
+            Self::Raw(_) | Self::Qcow2(_) | Self::Nbd(_) | Self::Remote(_) => Ok(()),
         }
     }
 
@@ -125,8 +132,8 @@ impl Disk {
             Self::Raw(image) => Ok(Box::new(RawInPlace::through(image, medium))),
             Self::Nbd(disk) => Ok(Box::new(NbdInPlace::new(disk))),
             Self::ThroughQemu(disk) => Ok(Box::new(NbdInPlace::of_image(disk.disk()))),
-            Self::Qcow2(image) => {
-                let what = format!("{} was opened to be read", image.name());
+            Self::Qcow2(_) | Self::Remote(_) => {
+                let what = format!("{} was opened to be read", self.name());
                 Err(Error::new(ErrorKind::Internal, what))
             }
         }
@@ -143,6 +150,7 @@ impl Disk {
             Self::Raw(image) => image,
             Self::Qcow2(image) => image,
             Self::Nbd(disk) => disk,
+            Self::Remote(image) => image,
             Self::ThroughQemu(disk) => disk,
         }
     }
@@ -153,6 +161,7 @@ impl Disk {
             Self::Raw(image) => Box::new(image),
             Self::Qcow2(image) => Box::new(image),
             Self::Nbd(disk) => Box::new(disk),
+            Self::Remote(image) => Box::new(image),
             Self::ThroughQemu(disk) => Box::new(disk),
         }
     }
@@ -170,7 +179,7 @@ impl Disk {
         match self {
             Self::Raw(image) => Some(image),
             Self::Qcow2(image) => Some(image.container()),
-            Self::Nbd(_) => None,
+            Self::Nbd(_) | Self::Remote(_) => None,
             Self::ThroughQemu(disk) => Some(disk.container()),
         }
     }
@@ -178,7 +187,7 @@ impl Disk {
     /// How it lies in that.
     pub fn format(&self) -> ImageFormat {
         match self {
-            Self::Raw(_) | Self::Nbd(_) => ImageFormat::RAW,
+            Self::Raw(_) | Self::Nbd(_) | Self::Remote(_) => ImageFormat::RAW,
             Self::Qcow2(_) => ImageFormat::QCOW2,
             Self::ThroughQemu(disk) => disk.format(),
         }
@@ -193,7 +202,7 @@ impl Disk {
         match self {
             Self::Qcow2(image) => image.dirty_ranges(name),
             Self::Nbd(disk) => disk.bitmap_ranges(),
-            Self::Raw(_) | Self::ThroughQemu(_) => {
+            Self::Raw(_) | Self::Remote(_) | Self::ThroughQemu(_) => {
                 let what =
                     format!("no bitmap \"{}\" can be read of {}", name.escape_debug(), self.name());
                 Err(Error::new(ErrorKind::Unsupported, what)
@@ -204,11 +213,14 @@ impl Disk {
 
     /// What identifies its present content, if that can be trusted, and is all in one file.
     pub fn stable_stat(&self) -> Option<FileStat> {
+        if let Self::Remote(image) = self {
+            return image.stat();
+        }
         let is_one = match self {
             Self::Qcow2(image) => !image.has_backing(),
             // Of its extents nothing is known here.
             Self::ThroughQemu(disk) => disk.format().is_one_file(),
-            Self::Raw(_) | Self::Nbd(_) => true,
+            Self::Raw(_) | Self::Nbd(_) | Self::Remote(_) => true,
         };
         self.container().filter(|_| is_one)?.stable_stat()
     }

@@ -4,7 +4,7 @@ use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::events::Context;
 use crate::image::disk::ReadBy;
 use crate::image::nbd::{NbdDisk, NbdOptions};
-use crate::image::{Disk, FileStat, ImageFormat, ImageUri, RawFile};
+use crate::image::{Disk, FileStat, ImageFormat, ImageUri, RawFile, RemoteImage};
 
 /// An image that a snapshot is to be taken of.
 pub struct LiveImage {
@@ -41,6 +41,7 @@ impl LiveImage {
                 let options = NbdOptions { bitmap, ..NbdOptions::default() };
                 Ok(Self { disk: Disk::Nbd(NbdDisk::open(uri, options, context)?), user: None })
             }
+            ImageUri::Remote(url) => Ok(Self::held(Disk::Remote(RemoteImage::open(url)?))),
             ImageUri::Machine(uri) => {
                 let what = format!("{uri} is read only as it was at a point in time");
                 Err(Error::new(ErrorKind::Unsupported, what))

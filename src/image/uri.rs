@@ -4,6 +4,7 @@ use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::uri::{Shown, Uri, file_uri};
 use crate::image::MachineUri;
 use crate::image::nbd::NbdUri;
+use crate::store::{RemoteKind, RemoteUrl};
 use serde::{Serialize, Serializer};
 use std::borrow::Cow;
 use std::ffi::{OsStr, OsString};
@@ -23,6 +24,8 @@ pub enum ImageUri {
     Nbd(NbdUri),
     /// `qemu:SOCKET[/DISK]`.
     Machine(MachineUri),
+    /// An object on a server: `s3://`, `gs://`, `az://` or `hdfs://`.
+    Remote(RemoteUrl),
 }
 
 impl ImageUri {
@@ -31,6 +34,10 @@ impl ImageUri {
     /// # Errors
     /// `Unsupported` for a scheme that this build does not read; `InvalidInput` for a malformed URI.
     pub fn parse(text: &Path) -> Result<Self> {
+        let remote = text.to_str().map(RemoteUrl::parse).transpose()?.flatten();
+        if let Some(url) = remote.filter(|url| url.kind != RemoteKind::Ssh) {
+            return Ok(Self::Remote(url));
+        }
         match Uri::parse(text)? {
             Uri::Path(path) => Ok(Self::File(path)),
             Uri::Other { scheme } if scheme.starts_with("nbd") => {
@@ -56,7 +63,7 @@ impl ImageUri {
     pub fn file(&self) -> Option<&Path> {
         match self {
             Self::File(path) => Some(path),
-            Self::Nbd(_) | Self::Machine(_) => None,
+            Self::Nbd(_) | Self::Machine(_) | Self::Remote(_) => None,
         }
     }
 
@@ -64,7 +71,7 @@ impl ImageUri {
     pub fn machine(&self) -> Option<&MachineUri> {
         match self {
             Self::Machine(uri) => Some(uri),
-            Self::File(_) | Self::Nbd(_) => None,
+            Self::File(_) | Self::Nbd(_) | Self::Remote(_) => None,
         }
     }
 
@@ -74,6 +81,7 @@ impl ImageUri {
             Self::File(path) => file_uri(path),
             Self::Nbd(uri) => uri.to_string(),
             Self::Machine(uri) => uri.to_wire(),
+            Self::Remote(url) => url.to_string(),
         }
     }
 
@@ -83,6 +91,9 @@ impl ImageUri {
             Self::File(path) => path.into(),
             Self::Nbd(uri) => Path::new(&uri.export).into(),
             Self::Machine(uri) => uri.title().into(),
+            Self::Remote(url) => {
+                PathBuf::from(url.path.rsplit('/').next().unwrap_or_default()).into()
+            }
         }
     }
 }
@@ -126,6 +137,7 @@ impl fmt::Display for ImageUri {
             Self::File(path) => path.shown().fmt(f),
             Self::Nbd(uri) => uri.fmt(f),
             Self::Machine(uri) => uri.fmt(f),
+            Self::Remote(url) => url.fmt(f),
         }
     }
 }

@@ -17,6 +17,7 @@ pub mod remove;
 pub mod repair;
 pub mod restore;
 pub mod rollback;
+pub mod serve;
 pub mod snapshot;
 pub mod stats;
 pub mod untrack;

@@ -5,7 +5,7 @@ use crate::base::digest::ImageDigest;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::repo::seal::{seal, unseal};
 use crate::repo::top::{attempt_file, attempt_of};
-use crate::store::{Store, read_small};
+use crate::store::Store;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -105,7 +105,7 @@ impl Attempt {
     pub(crate) fn all(store: &dyn Store, plan: Uuid) -> Result<Vec<Self>> {
         let mut all = Vec::new();
         for (file, task) in files(store, plan)? {
-            let read = match read_small(store, &file, MAX_BYTES) {
+            let read = match store.read_whole(&file, MAX_BYTES) {
                 Err(e) if e.is_unread() => return Err(e),
                 Err(_) => continue,
                 Ok(bytes) => unseal("attempt", VERSION, &bytes)

@@ -76,6 +76,9 @@ impl Opening<'_> {
         let guard = guard.map(Arc::new);
         let lineage = manifest.lineage(id)?;
         let mut layers = Vec::new();
+        let files: Vec<String> =
+            lineage.iter().map(|s| format!("{}/{}", manifest.name, s.file)).collect();
+        self.repository.store.expect(&files);
         for snapshot in &lineage {
             let mut delta = open_delta(self.repository, manifest, snapshot)?;
             if let Some(guard) = &guard {

@@ -16,7 +16,7 @@ use crate::repo::place::Place;
 use crate::repo::repository::{FirstUse, Repository};
 use crate::repo::root::{Lock, Root};
 use crate::repo::top::{MARKER, config_file};
-use crate::store::{Above, Store, make_folder, read_small, store_at};
+use crate::store::{Above, Store, make_folder};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -24,53 +24,61 @@ use std::time::Duration;
 /// How often it is tried, and what is waited between: it takes some syncs of a disk that may be busy.
 const TRIES: usize = 6000;
 const PAUSE: Duration = Duration::from_millis(10);
+const TRIES_ELSEWHERE: u32 = 8;
 
 /// The first configuration of a repository has a few hundred bytes.
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
 
-/// True if a repository can be made at `path`: nothing is there, nor has this host ever used one there.
-pub fn is_first(path: &Path, host: &HostState) -> bool {
-    if looks_like_repository(path) {
+/// True if a repository can be made in a store: nothing is there, nor has this host ever used one there.
+pub fn is_first(store: &dyn Store, host: &HostState) -> bool {
+    if store.local_path().is_some_and(looks_like_repository) {
         return false;
     }
-    store_at(path).is_ok_and(|store| {
-        Repository::is_vacant(store.as_ref()) && Place::of(store.as_ref(), host).missing().is_none()
-    })
+    Repository::is_vacant(store) && Place::of(store, host).missing().is_none()
 }
 
-/// Opens the repository at `path`, to write to it. At the first use of a place it is made.
+/// Opens the repository in a store, to write to it. At the first use of a place it is made.
 ///
 /// # Errors
 /// `NotFound` if this host has used one there that is missing now, or for a folder above that is;
 /// `Mismatch` if it has used others there; those of [`Repository::open_in`] and [`Repository::init_in`].
 pub fn open_or_init(
-    path: &Path,
+    store: Arc<dyn Store>,
     defaults: Defaults,
     above: Above,
     host: &HostState,
 ) -> Result<Repository> {
-    begin(path, defaults, above, host, false)
+    begin(store, defaults, above, host, false)
 }
 
-/// Makes a repository at `path`, whatever this host has used there.
+/// Makes a repository in a store, whatever this host has used there.
 ///
 /// # Errors
 /// As of [`Repository::init_in`]; `NotFound` for a folder above that is missing.
-pub fn init(path: &Path, defaults: Defaults, above: Above, host: &HostState) -> Result<Repository> {
-    let repository = begin(path, defaults, above, host, true)?;
+pub fn init(
+    store: Arc<dyn Store>,
+    defaults: Defaults,
+    above: Above,
+    host: &HostState,
+) -> Result<Repository> {
+    let repository = begin(store, defaults, above, host, true)?;
     // Without it, all goes on as on a host that has never used one there.
     best_effort(repository.place.replace(repository.id()));
     Ok(repository)
 }
 
 fn begin(
-    path: &Path,
+    store: Arc<dyn Store>,
     defaults: Defaults,
     above: Above,
     host: &HostState,
     must_be_new: bool,
 ) -> Result<Repository> {
-    let mut place = At { path, store: store_at(path)?, host, is_folder_made: false };
+    let Some(path) = store.local_path().map(Path::to_owned) else {
+        return begin_elsewhere(&store, defaults, host, must_be_new);
+    };
+    let path = path.as_path();
+    let mut place = At { path, store, host, is_folder_made: false };
     for _ in 0..TRIES {
         match place.attempt(defaults, above, must_be_new) {
             Ok(Attempt::Done(repository)) => return Ok(*repository),
@@ -86,6 +94,43 @@ fn begin(
         }
     }
     let what = format!("somebody else is making the repository {}", path.shown());
+    Err(Error::new(ErrorKind::Busy, what).hint(Action::Retry))
+}
+
+/// The same on a server: there is no folder to be locked, and nothing is taken back.
+fn begin_elsewhere(
+    store: &Arc<dyn Store>,
+    defaults: Defaults,
+    host: &HostState,
+    must_be_new: bool,
+) -> Result<Repository> {
+    for attempt in 0..TRIES_ELSEWHERE {
+        let missing = match Repository::open_in(store.clone(), host.clone()) {
+            Ok(repository) if !must_be_new => {
+                repository.check_place()?;
+                return Ok(repository);
+            }
+            Err(e) if e.kind() != ErrorKind::NotFound => return Err(e),
+            _ if must_be_new => None,
+            _ => Place::of(store.as_ref(), host).missing(),
+        };
+        if let Some(missing) = missing {
+            return Err(missing);
+        }
+        match Repository::init_in(store.clone(), defaults, host.clone()) {
+            Ok(mut repository) => {
+                repository.first_use =
+                    Some(FirstUse { root: Mutex::default(), is_new: true, is_folder_new: false });
+                return Ok(repository);
+            }
+            // Somebody else has begun to make one in this moment, or somebody who was killed.
+            Err(e) if e.kind() == ErrorKind::AlreadyExists && !must_be_new => {
+                store.pause(attempt);
+            }
+            Err(e) => return Err(e),
+        }
+    }
+    let what = format!("somebody else is making the repository {}", store.location(""));
     Err(Error::new(ErrorKind::Busy, what).hint(Action::Retry))
 }
 
@@ -244,7 +289,7 @@ fn take_back(store: &dyn Store) -> Result<bool> {
     if !others.is_empty() {
         return Ok(false);
     }
-    let config = read_small(store, &first, MAX_CONFIG_BYTES);
+    let config = store.read_whole(&first, MAX_CONFIG_BYTES);
     store.remove(&first)?;
     // Who opened it without the lock knows nothing of this.
     let is_used =

@@ -1,6 +1,6 @@
 //! Removing what no manifest names (FORMAT.md P4; C4 to C7).
 
-use crate::base::error::Result;
+use crate::base::error::{ErrorKind, Result};
 use crate::base::events::Context;
 use crate::repo::Repository;
 use crate::repo::manifest::{self, Condemned, ImageFile, Manifest, temporary_of};
@@ -94,13 +94,17 @@ fn collect_locked(
     for file in &free {
         // What cannot be asked for it is removed all the same.
         let bytes = store.size(&format!("{name}/{file}")).unwrap_or_default();
-        remove(file)?;
-        reaped.freed_bytes += bytes;
+        match remove(file)? {
+            true => reaped.freed_bytes += bytes,
+            false => reaped.is_all = false,
+        }
     }
     if free.iter().any(|file| is_object(file)) && !old.is_empty() {
         store.sync_dir(name)?;
     }
-    old.iter().try_for_each(|file| remove(file))?;
+    for file in &old {
+        reaped.is_all &= remove(file)?;
+    }
     Ok(reaped)
 }
 
@@ -113,11 +117,38 @@ fn collect_shared(
     marker_life: Duration,
     context: &Context,
 ) -> Result<Reaped> {
+    // It tells what the store takes the time for.
+    let clock = Marker::put(&repository.store, &manifest.name, manifest.sequence)?;
+    let listed = repository.store.list_timed(&manifest.name)?;
+    let life = (grace, marker_life);
+    collect_shared_listed(repository, manifest, life, &clock, &listed, context)
+}
+
+/// The same where there are no locks, for who has listed the folder since a marker was put.
+pub(crate) fn collect_listed(
+    repository: &Repository,
+    manifest: &mut Manifest,
+    clock: &Marker,
+    listed: &[Listed],
+    context: &Context,
+) -> Result<Reaped> {
+    let Sharing::Shared { grace, marker_life } = repository.sharing()? else {
+        return Ok(Reaped::default());
+    };
+    let life = (grace, marker_life);
+    collect_shared_listed(repository, manifest, life, clock, listed, context)
+}
+
+fn collect_shared_listed(
+    repository: &Repository,
+    manifest: &mut Manifest,
+    (grace, marker_life): (Duration, Duration),
+    clock: &Marker,
+    listed: &[Listed],
+    context: &Context,
+) -> Result<Reaped> {
     let name = &manifest.name.clone();
     let mut reaped = Reaped::default();
-    // It tells what the store takes the time for.
-    let clock = Marker::put(&repository.store, name, manifest.sequence)?;
-    let listed = repository.store.list_timed(name)?;
     let manifests: BTreeMap<u64, Timestamp> = listed
         .iter()
         .filter_map(|object| Some((manifest::sequence_of(&object.name)?, object.time)))
@@ -125,7 +156,7 @@ fn collect_shared(
     if manifests.last_key_value().map(|(sequence, _)| *sequence) != Some(manifest.sequence) {
         return Ok(reaped);
     }
-    let Some(now) = clock.time(&listed) else { return Ok(reaped) };
+    let Some(now) = clock.time(listed) else { return Ok(reaped) };
     let is_past =
         |time: Timestamp, span: Duration| time.saturating_add(span).is_ok_and(|end| end < now);
     let is_old = |time: Timestamp| is_past(time, grace);
@@ -162,16 +193,20 @@ fn collect_shared(
             reaped.is_all = false;
             continue;
         }
-        remove(repository, name, &condemned.object, context)?;
-        reaped.freed_bytes += sizes.get(condemned.object.as_str()).copied().unwrap_or_default();
+        let bytes = sizes.get(condemned.object.as_str()).copied().unwrap_or_default();
+        match remove(repository, name, &condemned.object, context)? {
+            true => reaped.freed_bytes += bytes,
+            false => reaped.is_all = false,
+        }
     }
     let named: HashSet<&str> = manifest.objects().collect();
     let mut disowned = Vec::new();
     for object in listed.iter().filter(|object| is_old(object.time)) {
         match ImageFile::of(&object.name) {
             Some(ImageFile::Temporary) => {
-                remove(repository, name, &object.name, context)?;
-                reaped.freed_bytes += object.bytes;
+                if remove(repository, name, &object.name, context)? {
+                    reaped.freed_bytes += object.bytes;
+                }
             }
             Some(ImageFile::Manifest(sequence)) if sequence < manifest.sequence => {
                 remove(repository, name, &object.name, context)?;
@@ -226,7 +261,14 @@ fn is_whole(manifest: &Manifest, present: &HashSet<&str>) -> bool {
     manifest.stored().iter().all(|s| s.files().all(|file| present.contains(file.as_str())))
 }
 
-fn remove(repository: &Repository, name: &str, file: &str, context: &Context) -> Result<()> {
+/// False if it is for others to remove it: this host may only add.
+fn remove(repository: &Repository, name: &str, file: &str, context: &Context) -> Result<bool> {
     context.note(format!("removing {name}/{file}, which is not needed any more"));
-    repository.store.remove(&format!("{name}/{file}"))
+    match repository.store.remove(&format!("{name}/{file}")) {
+        Err(e) if e.kind() == ErrorKind::Auth => {
+            context.note(e);
+            Ok(false)
+        }
+        other => other.map(|()| true),
+    }
 }

@@ -12,7 +12,6 @@ use crate::image::{FileStat, ImageUri, LiveIdentity};
 use crate::repo::Repository;
 use crate::repo::host::HostName;
 use crate::repo::manifest::{Ancestor, Manifest};
-use crate::store::read_small;
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
@@ -278,7 +277,7 @@ fn without_record(repository: &Repository, manifest: &Manifest) -> Result<(Head,
         None => {}
     }
     let store = repository.store.as_ref();
-    let (kept, is_damaged) = match read_small(store, &file(&manifest.name), 1 << 20) {
+    let (kept, is_damaged) = match store.read_whole(&file(&manifest.name), 1 << 20) {
         Ok(bytes) => {
             let kept = serde_json::from_slice::<InRepository>(&bytes);
             kept.map_or((None, true), |kept| (Some(kept), false))

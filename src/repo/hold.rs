@@ -8,7 +8,7 @@ use crate::delta::ReadGuard;
 use crate::repo::Repository;
 use crate::repo::garbage::reader_lock;
 use crate::repo::manifest::{self, Manifest, changed_meanwhile};
-use crate::repo::marker::{Marker, load_marked};
+use crate::repo::marker::{Marked, Marker, load_marked};
 use crate::store::{LockGuard, LockKind, Sharing, Store};
 use std::sync::Arc;
 use std::time::Duration;
@@ -48,18 +48,18 @@ impl HeldImage {
 pub(crate) fn hold(repository: &Repository, name: &str, context: &Context) -> Result<HeldImage> {
     manifest::check_name(name)?;
     let store = repository.store.as_ref();
-    if store.list(name)?.is_empty() {
-        // Say so before a lock file is made in a folder that does not exist.
-        manifest::load(store, name)?;
-    }
     let (manifest, held) = match store.sharing()? {
         Sharing::Locked => {
+            if store.list(name)?.is_empty() {
+                // Say so before a lock file is made in a folder that does not exist.
+                manifest::load(store, name)?;
+            }
             let lock = share_reader_lock(store, name, context)
                 .map_err(|e| or_not_found(repository, name, e))?;
             (manifest::load(store, name)?, lock)
         }
         Sharing::Shared { .. } => {
-            let (manifest, marker) = load_marked(&repository.store, name, manifest::load)?;
+            let Marked { manifest, marker, .. } = load_marked(&repository.store, name)?;
             (manifest, held_by(marker, context)?)
         }
     };

@@ -10,7 +10,7 @@
 
 use crate::base::error::{Error, ErrorKind, Result, best_effort};
 use crate::repo::manifest::temporary_of;
-use crate::store::{Above, LocalStore, OsDisk, Store, make_folder, read_small};
+use crate::store::{Above, LocalStore, LockGuard, LockKind, OsDisk, Store, make_folder};
 use jiff::{SignedDuration, Timestamp};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -51,6 +51,11 @@ impl fmt::Debug for HostState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("HostState").field("host", &self.host).finish_non_exhaustive()
     }
+}
+
+fn nowhere() -> Error {
+    let what = "there is no place for what is known of the live image: no home folder";
+    Error::new(ErrorKind::Unsupported, what).hint("name a folder in IMGSNAP_STATE")
 }
 
 impl HostState {
@@ -105,12 +110,24 @@ impl HostState {
     /// `Corrupt` if it is damaged.
     pub(crate) fn load_file<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>> {
         let Some(store) = &self.store else { return Ok(None) };
-        let bytes = match read_small(store.as_ref(), name, MAX_RECORD_BYTES) {
+        let bytes = match store.read_whole(name, MAX_RECORD_BYTES) {
             Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
             other => other?,
         };
         let damaged = |e| Error::corrupt(format!("{}: {e}", store.location(name)));
         serde_json::from_slice(&bytes).map(Some).map_err(damaged)
+    }
+
+    /// Keeps other programs of this host from changing an image of a repository; none if one does.
+    ///
+    /// # Errors
+    /// If it cannot be locked.
+    pub(crate) fn lock(&self, repository: Uuid, image: &str) -> Result<Option<LockGuard>> {
+        let store = self.store.as_ref().ok_or_else(nowhere)?;
+        self.make_folder_of(store.as_ref(), &repository.to_string())?;
+        let digest = blake3::hash(image.as_bytes()).to_hex();
+        let name = digest.get(..32).unwrap_or_default();
+        store.lock(&format!("{repository}/{name}.lock"), LockKind::Exclusive)
     }
 
     /// The images of a repository of which something is kept.
@@ -144,10 +161,6 @@ impl HostState {
 
     /// Writes a record in a folder, durably, in the place of the one that is there.
     pub(crate) fn save_file(&self, name: &str, record: &impl Serialize) -> Result<()> {
-        let nowhere = || {
-            let what = "there is no place for what is known of the live image: no home folder";
-            Error::new(ErrorKind::Unsupported, what).hint("name a folder in IMGSNAP_STATE")
-        };
         let store = self.store.as_ref().ok_or_else(nowhere)?;
         let bytes = serde_json::to_vec_pretty(record).map_err(|e| {
             Error::new(ErrorKind::InvalidInput, format!("cannot write the host state: {e}"))
@@ -284,7 +297,7 @@ impl Unwritten {
     /// If that cannot be found out.
     pub(crate) fn is_there(&self) -> Result<bool> {
         let Some(store) = &self.host.store else { return Ok(false) };
-        match read_small(store.as_ref(), &self.name(), MAX_RECORD_BYTES) {
+        match store.read_whole(&self.name(), MAX_RECORD_BYTES) {
             Ok(machine) => Ok(machine == self.host.host.machine.as_bytes()),
             Err(e) if e.kind() == ErrorKind::NotFound => Ok(false),
             Err(e) => Err(e),

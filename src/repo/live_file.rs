@@ -10,8 +10,7 @@ use crate::image::{Disk, FileStat, ImageUri, LiveIdentity, MachineUri, RawFile, 
 use crate::repo::Repository;
 use crate::repo::head::{Head, sources_without_manifest};
 use crate::repo::inside::is_same;
-use crate::repo::manifest;
-use crate::repo::session::{Writer, read, write};
+use crate::repo::session::{Writer, look, read, write};
 use std::ffi::OsStr;
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
@@ -240,7 +239,7 @@ pub(crate) fn absolute(path: &Path) -> Result<PathBuf> {
 pub(crate) fn known_as(image: &ImageUri) -> Result<ImageUri> {
     match image {
         ImageUri::File(path) => absolute(path).map(ImageUri::File),
-        ImageUri::Nbd(_) => Ok(image.clone()),
+        ImageUri::Nbd(_) | ImageUri::Remote(_) => Ok(image.clone()),
         ImageUri::Machine(uri) => {
             let socket = std::path::absolute(&uri.socket);
             let socket = socket.map_err(|e| Error::os("find", uri.socket.shown(), e))?;
@@ -350,8 +349,7 @@ pub(crate) fn live_image_at(
     }
     // Of an image whose manifest cannot be read this host may know where it is.
     for name in repository.names()? {
-        let is_damaged =
-            manifest::load(repository.store.as_ref(), &name).is_err_and(|e| e.is_damage());
+        let is_damaged = look(repository, &name, context).is_err_and(|e| e.is_damage());
         if is_damaged && sources_without_manifest(repository, &name)?.iter().any(&is_it) {
             return Ok(Some(name));
         }
@@ -374,8 +372,8 @@ fn image_with_source(
     context: &Context,
 ) -> Result<Option<String>> {
     for name in repository.names()? {
-        match read(repository, &name, context) {
-            Ok(reader) if reader.head().source.as_ref().is_some_and(&is_it) => {
+        match look(repository, &name, context) {
+            Ok((_, head)) if head.source.as_ref().is_some_and(&is_it) => {
                 return Ok(Some(name));
             }
             // That another image is damaged, or just removed, is no reason to refuse this one.

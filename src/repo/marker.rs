@@ -50,20 +50,30 @@ impl Drop for Marker {
     }
 }
 
-/// What rules, and a marker for it or for one before it; none if that cannot be put.
+/// What rules, and a marker for it or for one before it.
+pub(crate) struct Marked {
+    pub(crate) manifest: Manifest,
+    /// An error if it cannot be put.
+    pub(crate) marker: Result<Marker>,
+    /// What was in the folder of the image after the marker was put; none if the manifest came later.
+    pub(crate) listed: Option<Vec<Listed>>,
+}
+
+/// Reads what rules of an image, and marks it.
 ///
 /// # Errors
 /// As of [`manifest::load`].
-pub(crate) fn load_marked(
-    store: &Arc<dyn Store>,
-    name: &str,
-    load: fn(&dyn Store, &str) -> Result<Manifest>,
-) -> Result<(Manifest, Result<Marker>)> {
-    let manifest = load(store.as_ref(), name)?;
+pub(crate) fn load_marked(store: &Arc<dyn Store>, name: &str) -> Result<Marked> {
+    let manifest = manifest::load_unconfirmed(store.as_ref(), name)?;
     let marker = Marker::put(store, name, manifest.sequence);
     // What was condemned before the marker was there does not wait for it.
-    match manifest::ruling(store.as_ref(), name)? == Some(manifest.sequence) {
-        true => Ok((manifest, marker)),
-        false => Ok((load(store.as_ref(), name)?, marker)),
+    let listed = store.list_timed(name)?;
+    let ruling = listed.iter().filter_map(|object| manifest::sequence_of(&object.name)).max();
+    match ruling == Some(manifest.sequence) {
+        true => Ok(Marked { manifest, marker, listed: Some(listed) }),
+        false => {
+            let manifest = manifest::load(store.as_ref(), name)?;
+            Ok(Marked { manifest, marker, listed: None })
+        }
     }
 }

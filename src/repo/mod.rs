@@ -30,6 +30,7 @@ pub(crate) mod pin_fate;
 pub(crate) mod pins;
 pub(crate) mod place;
 pub mod policy;
+pub(crate) mod probe;
 pub mod reference;
 mod repository;
 pub(crate) mod reserve;

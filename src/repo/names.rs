@@ -4,10 +4,36 @@ use crate::base::error::Result;
 use crate::repo::manifest::{self, ImageFile};
 use crate::repo::top::{self, MARKER, config_file};
 use crate::store::{RESERVE, SHARED, Store};
+use std::collections::BTreeMap;
 use std::path::Path;
+
+/// The files in the folders of images, by the name of the image, as one look at a server shows them.
+pub(crate) type Overview = BTreeMap<String, Vec<String>>;
+
+/// What there is on a server, in as few requests as possible.
+pub(crate) fn overview(store: &dyn Store) -> Result<Overview> {
+    let is_ours = |file: &String| {
+        matches!(ImageFile::of(file), Some(ImageFile::Manifest(_) | ImageFile::Delta))
+    };
+    let mut all = Overview::new();
+    for (name, listed) in store.list_all()? {
+        let files: Vec<String> = listed.into_iter().map(|object| object.name).collect();
+        if manifest::check_name(&name).is_ok() && files.iter().any(is_ours) {
+            let last = manifest::load_listed(store, &name, &files);
+            // One that is damaged is listed, so that somebody sees it.
+            if !last.is_ok_and(|last| last.forgotten) {
+                all.insert(name, files);
+            }
+        }
+    }
+    Ok(all)
+}
 
 /// The names of the images in a store, sorted.
 pub(crate) fn names_in(store: &dyn Store) -> Result<Vec<String>> {
+    if store.url().is_some() {
+        return Ok(overview(store)?.into_keys().collect());
+    }
     let mut names = Vec::new();
     for name in store.list("")? {
         let known = || -> Result<bool> {

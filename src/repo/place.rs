@@ -30,8 +30,9 @@ const MAX_LINKS: usize = 40;
 /// A place, and what this host knows of it.
 pub(crate) struct Place {
     host: HostState,
-    /// As users name it; none where a store is no folder.
-    path: Option<PathBuf>,
+    /// As users name it: a path or a URL; none where nobody names one.
+    name: Option<PathBuf>,
+    is_folder: bool,
     known: OnceLock<Known>,
     is_told: AtomicBool,
     is_kept: AtomicBool,
@@ -45,8 +46,15 @@ struct Record {
     /// The host that wrote it.
     machine: String,
     /// For people.
-    #[serde(with = "crate::repo::manifest::path")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        with = "crate::repo::manifest::path"
+    )]
     path: Option<PathBuf>,
+    /// The same of one on a server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    url: Option<String>,
     repositories: Vec<Uuid>,
 }
 
@@ -55,7 +63,8 @@ impl Place {
     pub(crate) fn of(store: &dyn Store, host: &HostState) -> Self {
         Self {
             host: host.clone(),
-            path: store.local_path().map(Path::to_owned),
+            name: store.local_path().or_else(|| store.url().map(Path::new)).map(Path::to_owned),
+            is_folder: store.local_path().is_some(),
             known: OnceLock::new(),
             is_told: AtomicBool::default(),
             is_kept: AtomicBool::default(),
@@ -64,8 +73,8 @@ impl Place {
 
     fn known(&self) -> &Known {
         self.known.get_or_init(|| {
-            let Some(path) = &self.path else { return Ok(Vec::new()) };
-            let record: Option<Record> = self.host.load_file(&file_of(&real(path)))?;
+            let Some(name) = self.real() else { return Ok(Vec::new()) };
+            let record: Option<Record> = self.host.load_file(&file_of(&name))?;
             // That of a host that was copied is none.
             let own = record.filter(|record| record.machine == self.host.host().machine);
             Ok(own.map(|record| record.repositories).unwrap_or_default())
@@ -84,7 +93,13 @@ impl Place {
     }
 
     fn shown(&self) -> String {
-        self.path.as_deref().unwrap_or(Path::new("")).shown().to_string()
+        self.name.as_deref().unwrap_or(Path::new("")).shown().to_string()
+    }
+
+    /// Under which name it is remembered.
+    fn real(&self) -> Option<PathBuf> {
+        let name = self.name.as_deref()?;
+        Some(if self.is_folder { real(name) } else { name.to_owned() })
     }
 
     /// What to say where there is no repository; none if this host has never used one there.
@@ -92,9 +107,19 @@ impl Place {
         let (id, place) = (self.last()?, self.shown());
         let what = format!("{place}: the repository {id} that this host has used there is missing");
         Some(Error::new(ErrorKind::NotFound, what).hint(message![
-            "is the disk mounted? To make a new repository there, run ",
+            self.doubt(true),
+            " To make a new repository there, run ",
             Verb::Init.call(),
         ]))
+    }
+
+    /// What to look at first.
+    fn doubt(&self, is_missing: bool) -> &'static str {
+        match (self.is_folder, is_missing) {
+            (true, true) => "is the disk mounted?",
+            (true, false) => "is the right disk mounted?",
+            (false, _) => "is it the right server, with the right credentials?",
+        }
     }
 
     /// Fails if this host has used others there, and not the one that is there now.
@@ -110,7 +135,8 @@ impl Place {
         let what =
             format!("{place}: this host has used the repository {other} there, and not {id}");
         Error::new(ErrorKind::Mismatch, what).hint(message![
-            "is the right disk mounted? To use this one as well, run ",
+            self.doubt(false),
+            " To use this one as well, run ",
             Verb::Init.call().with(Setting::Accept, ""),
         ])
     }
@@ -153,11 +179,13 @@ impl Place {
     }
 
     fn save(&self, repositories: Vec<Uuid>) -> Result<()> {
-        let Some(path) = self.path.as_deref().map(real) else { return Ok(()) };
+        let Some(path) = self.real() else { return Ok(()) };
         let machine = self.host.host().machine.clone();
         let file = file_of(&path);
         self.host.tidy_folder(FOLDER);
-        self.host.save_file(&file, &Record { machine, path: Some(path), repositories })
+        let url = (!self.is_folder).then(|| path.shown().into_owned());
+        let path = Some(path).filter(|_| self.is_folder);
+        self.host.save_file(&file, &Record { machine, path, url, repositories })
     }
 }
 

@@ -6,12 +6,13 @@ use crate::base::message::{Setting, message};
 use crate::delta::{Caches, Traffic};
 use crate::repo::config::{Config, Defaults, object};
 use crate::repo::host::HostState;
-use crate::repo::names::{is_of_filesystem, is_temporary, names_in};
+use crate::repo::names::{Overview, is_of_filesystem, is_temporary, names_in, overview};
 use crate::repo::place::Place;
 use crate::repo::policy::{Policy, SnapshotPolicy};
+use crate::repo::probe;
 use crate::repo::root::Root;
 use crate::repo::top::MARKER;
-use crate::store::{Sharing, Store};
+use crate::store::{LockGuard, Sharing, Store};
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use uuid::Uuid;
@@ -23,6 +24,7 @@ pub struct Repository {
     pub(crate) config: Config,
     pub(crate) caches: Caches,
     pub(crate) place: Place,
+    overview: Mutex<Overview>,
     /// If it was opened where one may be made.
     pub(crate) first_use: Option<FirstUse>,
 }
@@ -49,6 +51,24 @@ impl Repository {
     /// # Errors
     /// `AlreadyExists` if there is one, or the folder holds something else.
     pub fn init_in(store: Arc<dyn Store>, defaults: Defaults, host: HostState) -> Result<Self> {
+        if store.url().is_some() {
+            store.create_folder("")?;
+        }
+        probe::ensure(store.as_ref(), &host)?;
+        Self::init_as(store, Config::new(defaults), host)
+    }
+
+    /// The same to which this host alone will ever write, so that the store need not keep hosts apart.
+    ///
+    /// # Errors
+    /// As of [`Repository::init_in`].
+    pub fn init_single(store: Arc<dyn Store>, defaults: Defaults, host: HostState) -> Result<Self> {
+        store.create_folder("")?;
+        let config = Config::new(defaults).with_single_writer(&host.host().machine);
+        Self::init_as(store, config, host)
+    }
+
+    fn init_as(store: Arc<dyn Store>, config: Config, host: HostState) -> Result<Self> {
         let place = store.location("");
         let why_not = match Self::open_in(store.clone(), host.clone()) {
             Err(e) => e,
@@ -79,14 +99,21 @@ impl Repository {
         if !is_begun {
             object::begin_marker(store.as_ref())?;
         }
-        let config = Config::new(defaults);
         object::begin(store.as_ref(), &config.encode()?)?;
         Ok(Self::with(store, host, config))
     }
 
     fn with(store: Arc<dyn Store>, host: HostState, config: Config) -> Self {
         let place = Place::of(store.as_ref(), &host);
-        Self { store, host, config, caches: Caches::default(), place, first_use: None }
+        Self {
+            store,
+            host,
+            config,
+            caches: Caches::default(),
+            place,
+            overview: Mutex::default(),
+            first_use: None,
+        }
     }
 
     /// Opens the repository in a store, which is used from `host`.
@@ -108,12 +135,19 @@ impl Repository {
         }
     }
 
-    /// Fails if this host has used others at this place, and not this one: so does every verb that writes.
+    /// Fails if this host has used others at this place, and not this one, or if the store does not keep
+    /// hosts apart: so does every verb that writes.
     ///
     /// # Errors
-    /// `Mismatch`.
+    /// `Mismatch`, also if another host alone may write; `Unsupported` for what the store does.
     pub fn check_place(&self) -> Result<()> {
-        self.place.check(self.id())
+        self.place.check(self.id())?;
+        match (self.store.url(), self.config.single_writer()?) {
+            (Some(_), Some(machine)) if machine == self.host.host().machine => Ok(()),
+            (Some(_), Some(machine)) => Err(probe::refuse_other_writer(&self.location(), &machine)),
+            (Some(_), None) => probe::ensure(self.store.as_ref(), &self.host),
+            (None, _) => Ok(()),
+        }
     }
 
     /// Lets go of what keeps others from taking it back: its folder is not held open any more, and its disk
@@ -121,6 +155,17 @@ impl Repository {
     pub(crate) fn release_root(&self) {
         if let Some(first) = &self.first_use {
             first.root.lock().unwrap_or_else(PoisonError::into_inner).take();
+        }
+    }
+
+    /// Where one host alone writes, what keeps its programs apart: the store does not.
+    ///
+    /// # Errors
+    /// If it cannot be locked.
+    pub(crate) fn lock_single_writer(&self, image: &str) -> Result<Option<Option<LockGuard>>> {
+        match (self.store.url(), self.config.single_writer()?) {
+            (Some(_), Some(_)) => self.host.lock(self.id(), image).map(Some),
+            _ => Ok(None),
         }
     }
 
@@ -219,7 +264,18 @@ impl Repository {
 
     /// The names of its images, sorted.
     pub fn names(&self) -> Result<Vec<String>> {
-        names_in(self.store.as_ref())
+        if self.store.url().is_none() {
+            return names_in(self.store.as_ref());
+        }
+        let all = overview(self.store.as_ref())?;
+        let names = all.keys().cloned().collect();
+        *self.overview.lock().unwrap_or_else(PoisonError::into_inner) = all;
+        Ok(names)
+    }
+
+    /// What was in the folder of an image when the names on a server were listed last.
+    pub(crate) fn listed(&self, name: &str) -> Option<Vec<String>> {
+        self.overview.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
     }
 }
 

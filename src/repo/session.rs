@@ -16,15 +16,16 @@ use crate::chain::Chain;
 use crate::image::ImageUri;
 use crate::repo::config::Config;
 use crate::repo::files::open_held;
-use crate::repo::garbage::collect_garbage;
+use crate::repo::garbage::{collect_garbage, collect_listed};
 use crate::repo::head::Head;
 use crate::repo::hold::{Held, HeldImage, hold_all, or_not_found, share_reader_lock};
 use crate::repo::manifest::{self, Manifest, Rollback, Snapshot};
-use crate::repo::marker::load_marked;
+use crate::repo::marker::{Marked, load_marked};
 use crate::repo::reserve::with_reserve;
 use crate::repo::root::{Lock, Root};
 use crate::repo::{Repository, reference};
 use crate::store::{LockGuard, LockKind, Sharing, Store};
+use jiff::Timestamp;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -124,6 +125,34 @@ pub fn read(repository: &Repository, name: &str, context: &Context) -> Result<Re
     Ok(Reader { image, others, head, head_was_damaged: is_damaged })
 }
 
+/// What rules of an image, and what is known of its live file, for whoever reads nothing else. Of a server
+/// that is asked once, and what was listed of all images is believed.
+///
+/// # Errors
+/// As of [`read`].
+pub(crate) fn look(
+    repository: &Repository,
+    name: &str,
+    context: &Context,
+) -> Result<(Manifest, Head)> {
+    if repository.store.url().is_none() {
+        let reader = read(repository, name, context)?;
+        return Ok((reader.image.manifest, reader.head));
+    }
+    manifest::check_name(name)?;
+    repository.place.tell(repository.id(), context);
+    let store = repository.store.as_ref();
+    let manifest = match repository.listed(name) {
+        Some(files) => manifest::load_listed(store, name, &files)?,
+        None => manifest::load_unconfirmed(store, name)?,
+    };
+    let (head, is_damaged) = Head::load(repository, &manifest, context)?;
+    if is_damaged {
+        context.warn(WarningId::HeadDamaged, damaged_head(name));
+    }
+    Ok((manifest, head))
+}
+
 /// Fails if what is known of the live image is damaged: it may have said that a snapshot is all that
 /// is left of it.
 pub(crate) fn refuse_damaged_head(name: &str, is_damaged: bool) -> Result<()> {
@@ -151,6 +180,13 @@ pub(crate) fn lock_to_write(repository: &Repository, name: &str) -> Result<Optio
 }
 
 fn lock_writers_out(repository: &Repository, name: &str) -> Result<LockGuard> {
+    let busy = || {
+        let what = format!("another imgsnap is working on \"{name}\"");
+        Error::new(ErrorKind::Busy, what).hint(message![Action::Retry, " when it is done"])
+    };
+    if let Some(lock) = repository.lock_single_writer(name)? {
+        return lock.ok_or_else(busy);
+    }
     let file = write_lock(name);
     for _ in 0..100 {
         if let Some(lock) = repository.store.lock(&file, LockKind::Exclusive)? {
@@ -162,8 +198,7 @@ fn lock_writers_out(repository: &Repository, name: &str) -> Result<LockGuard> {
         }
         std::thread::sleep(Duration::from_millis(5));
     }
-    let what = format!("another imgsnap is working on \"{name}\"");
-    Err(Error::new(ErrorKind::Busy, what).hint(message![Action::Retry, " when it is done"]))
+    Err(busy())
 }
 
 /// Makes the folder of an image, unless whoever made the repository takes it back in this moment
@@ -219,6 +254,15 @@ pub(crate) fn write_to_free(
 ) -> Result<Writer> {
     let store = repository.store.as_ref();
     let writer = with_reserve(store, || write(repository, name, context))?;
+    if let Sharing::Shared { grace, .. } = repository.sharing()? {
+        let before = Timestamp::now().saturating_sub(grace).unwrap_or_default();
+        match store.abort_uploads(name, before) {
+            Ok(0) => {}
+            Ok(count) => context.note(format!("gave up {count} uploads that nobody completed")),
+            // They take space, and nothing else is wrong with them.
+            Err(e) => context.note(e),
+        }
+    }
     Ok(Writer { frees: true, ..writer })
 }
 
@@ -233,7 +277,7 @@ pub(crate) fn write_or_create(
     manifest::check_name(name)?;
     let write = lock_to_create(repository, name)?;
     let mut is_new = false;
-    let manifest = match manifest::load(store, name) {
+    let manifest = match manifest::load_unconfirmed(store, name) {
         Err(e) if e.kind() == ErrorKind::NotFound => {
             // An empty manifest before the first delta: deltas without one are then a loss, not
             // a beginning.
@@ -309,10 +353,17 @@ pub(crate) fn writer(
             (share_reader_lock(store, &name, context)?, reaped)
         }
         Sharing::Shared { .. } => {
-            let (marked, marker) = load_marked(&repository.store, &name, manifest::load)?;
+            let Marked { manifest: marked, marker, listed } =
+                load_marked(&repository.store, &name)?;
             manifest = marked;
-            let held = Some(Held::Marker(Arc::new(marker?)));
-            (held, collect_garbage(repository, &mut manifest, context)?)
+            let marker = Arc::new(marker?);
+            let reaped = match listed {
+                Some(listed) => {
+                    collect_listed(repository, &mut manifest, &marker, &listed, context)?
+                }
+                None => collect_garbage(repository, &mut manifest, context)?,
+            };
+            (Some(Held::Marker(marker)), reaped)
         }
     };
     let (head, head_was_damaged) = Head::load(repository, &manifest, context)?;

@@ -42,10 +42,22 @@ pub(crate) fn attempt_of(file: &str) -> Option<(Uuid, u32)> {
     (attempt_file(plan, task, attempt) == file).then_some((plan, task))
 }
 
+/// A name that was never given before, for an object that is put only to see what a store does.
+pub(crate) fn probe_name() -> String {
+    format!("probe.{}", Uuid::new_v4())
+}
+
+/// True for such a name.
+pub(crate) fn is_probe(file: &str) -> bool {
+    let id = file.strip_prefix("probe.");
+    id.is_some_and(|id| Uuid::parse_str(id).is_ok_and(|parsed| parsed.to_string() == id))
+}
+
 /// True for the name of an object at the top, which no image can have.
 pub(crate) fn is_of_repository(name: &str) -> bool {
     name == MARKER
         || config_number(name).is_some()
+        || is_probe(name)
         || plan_id(name).is_some()
         || attempt_of(name).is_some()
 }

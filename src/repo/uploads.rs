@@ -33,6 +33,16 @@ impl<'a> Uploads<'a> {
         format!("{}.delta", self.object)
     }
 
+    fn upload(&mut self) -> Result<&mut Box<dyn Upload + 'a>> {
+        Ok(match &mut self.upload {
+            Some(upload) => upload,
+            none => {
+                let object = format!("{}/{}.delta", self.name, self.object);
+                none.insert(self.repository.store.create(&object)?)
+            }
+        })
+    }
+
     /// Publishes the last file. All of them are given, of which a manifest has to name each.
     ///
     /// # Errors
@@ -57,14 +67,11 @@ impl<'a> Uploads<'a> {
 
 impl LayerOutput for Uploads<'_> {
     fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        let upload = match &mut self.upload {
-            Some(upload) => upload,
-            none => {
-                let object = format!("{}/{}.delta", self.name, self.object);
-                none.insert(self.repository.store.create(&object)?)
-            }
-        };
-        upload.write(bytes)
+        self.upload()?.write(bytes)
+    }
+
+    fn write_index(&mut self, bytes: &[u8]) -> Result<()> {
+        self.upload()?.write_index(bytes)
     }
 
     fn end_part(&mut self, _: &PartFooter) -> Result<Uuid> {

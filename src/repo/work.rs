@@ -21,7 +21,7 @@ use crate::repo::attempts::Attempt;
 use crate::repo::manifest::{ImageFile, MAX_MANIFEST_BYTES, check_name, temporary_of, wire};
 use crate::repo::seal::{seal, unseal};
 use crate::repo::top::{attempt_of, plan_file, plan_id};
-use crate::store::{Listed, Store, read_small};
+use crate::store::{Listed, Store};
 use crate::tracking::CloneStat;
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
@@ -303,7 +303,7 @@ impl WorkPlan {
     pub fn load(store: &dyn Store, plan: Uuid) -> Result<Self> {
         let file = plan_file(plan);
         let place = store.location(&file);
-        let bytes = match read_small(store, &file, MAX_MANIFEST_BYTES) {
+        let bytes = match store.read_whole(&file, MAX_MANIFEST_BYTES) {
             Err(e) if e.kind() == ErrorKind::NotFound => {
                 let what =
                     format!("there is no plan {plan}: it was joined or dropped, or never made");

@@ -5,19 +5,29 @@
 //! [`Disk`] is the seam through which every operation on the folder passes, so that tests can make
 //! each of them fail or crash.
 
+mod cached;
 mod disk;
 mod local;
 mod memory;
 mod place;
+mod remote;
+pub(crate) mod ssh;
+mod url;
 
+pub use cached::{CachePlace, CachedStore};
 pub use disk::{Disk, DiskFile, LockKind, OsDisk};
 pub use local::LocalStore;
 pub(crate) use local::{RESERVE, SHARED};
 pub use memory::{Act, Fault, Host, MemoryStore, World};
-pub use place::{Above, locate, make_folder, store_at};
+pub use place::{Above, Location, RemoteOptions, locate, make_folder, store_at};
+pub use remote::{
+    RemoteFile, RemoteStore, TransferLimits, create_remote, glob_remote, is_remote_there,
+};
+pub use url::{RemoteKind, RemoteUrl};
 
-use crate::base::error::Result;
+use crate::base::error::{Error, Result};
 use jiff::Timestamp;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
@@ -85,6 +95,24 @@ pub trait Store: Send + Sync {
     /// The same with the time of each object, by the clock of the store, and its length.
     fn list_timed(&self, folder: &str) -> Result<Vec<Listed>>;
 
+    /// All objects, by their folder (empty for the top). Folders without objects may be left out.
+    fn list_all(&self) -> Result<BTreeMap<String, Vec<Listed>>> {
+        let top = self.list_timed("")?;
+        let mut all = BTreeMap::new();
+        for folder in &top {
+            // What is no folder, or none any more, is in the list of the top.
+            if self.list(&folder.name)?.is_empty() {
+                continue;
+            }
+            let objects = self.list_timed(&folder.name)?;
+            if !objects.is_empty() {
+                all.insert(folder.name.clone(), objects);
+            }
+        }
+        all.insert(String::new(), top);
+        Ok(all)
+    }
+
     /// What keeps those apart who use it.
     ///
     /// # Errors
@@ -97,8 +125,37 @@ pub trait Store: Send + Sync {
     /// Fills `buffer` from `offset` on; it is an error if the object ends before.
     fn read_at(&self, name: &str, offset: u64, buffer: &mut [u8]) -> Result<()>;
 
+    /// The same of what whoever opens the object next reads again: its ends, and its tables.
+    ///
+    /// # Errors
+    /// As of [`Store::read_at`].
+    fn read_index(&self, name: &str, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        self.read_at(name, offset, buffer)
+    }
+
+    /// Says that bytes which [`Store::read_index`] gave are proved to be what was written.
+    fn keep_index(&self, _name: &str, _offset: u64, _bytes: &[u8]) {}
+
+    /// Reads a small object whole.
+    ///
+    /// # Errors
+    /// `Corrupt` if it is longer than `limit` bytes.
+    fn read_whole(&self, name: &str, limit: u64) -> Result<Vec<u8>> {
+        let size = self.size(name)?;
+        if size > limit {
+            let what = format!("{} has {size} bytes, which cannot be right", self.location(name));
+            return Err(Error::corrupt(what));
+        }
+        let mut bytes = vec![0; size as usize];
+        self.read_at(name, 0, &mut bytes)?;
+        Ok(bytes)
+    }
+
     /// Says that a part of an object will be read soon.
     fn prefetch(&self, _name: &str, _offset: u64, _bytes: u64) {}
+
+    /// Says that objects will be opened soon, one after the other.
+    fn expect(&self, _names: &[String]) {}
 
     /// Begins a new object. Nobody sees it before it is published.
     fn create(&self, name: &str) -> Result<Box<dyn Upload>>;
@@ -152,6 +209,15 @@ pub trait Store: Send + Sync {
     /// If that cannot be found out.
     fn is_held(&self, lock: &str, object: Option<&str>) -> Result<bool>;
 
+    /// Gives up what was begun to be uploaded into a folder before a time, and never completed, where that takes
+    /// space and is listed nowhere; returns how many.
+    ///
+    /// # Errors
+    /// If that is not allowed, or cannot be found out.
+    fn abort_uploads(&self, _folder: &str, _before: Timestamp) -> Result<u64> {
+        Ok(0)
+    }
+
     /// How many bytes can still be written, if that is known.
     fn free_space(&self) -> Option<u64> {
         None
@@ -181,6 +247,11 @@ pub trait Store: Send + Sync {
     fn local_path(&self) -> Option<&Path> {
         None
     }
+
+    /// Where it is, if that is another host.
+    fn url(&self) -> Option<&str> {
+        None
+    }
 }
 
 /// Holds a lock until it is dropped. A dead process holds none.
@@ -192,6 +263,11 @@ pub trait Upload: Send {
     /// Adds bytes.
     fn write(&mut self, bytes: &[u8]) -> Result<()>;
 
+    /// Adds bytes that are read again by whoever opens the object ([`Store::read_index`]).
+    fn write_index(&mut self, bytes: &[u8]) -> Result<()> {
+        self.write(bytes)
+    }
+
     /// Makes the object durable and then visible.
     ///
     /// # Errors
@@ -200,19 +276,4 @@ pub trait Upload: Send {
 
     /// The same in the place of an object that is damaged, if it is there: this one is what that was.
     fn publish_over(self: Box<Self>) -> Result<()>;
-}
-
-/// Reads a small object whole.
-///
-/// # Errors
-/// `Corrupt` if it is longer than `limit` bytes.
-pub fn read_small(store: &dyn Store, name: &str, limit: u64) -> Result<Vec<u8>> {
-    let size = store.size(name)?;
-    if size > limit {
-        let what = format!("{} has {size} bytes, which cannot be right", store.location(name));
-        return Err(crate::base::error::Error::corrupt(what));
-    }
-    let mut bytes = vec![0; size as usize];
-    store.read_at(name, 0, &mut bytes)?;
-    Ok(bytes)
 }

@@ -1,29 +1,83 @@
 //! Where a repository is, as a user names it: a path, or a URL.
 
+use super::cached::{CachePlace, CachedStore};
+use super::remote::{RemoteStore, TransferLimits};
+use super::ssh::SshStore;
+use super::url::{RemoteKind, RemoteUrl};
 use super::{LocalStore, OsDisk, Store};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::folder::{Folder, resolve};
 use crate::base::uri::Shown;
 use crate::base::uri::Uri;
+use std::borrow::Cow;
 use std::fs::File;
 use std::io;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
-/// The absolute path of a repository in a folder, which is named by a path or as `file:///PATH`.
+/// Where a repository is, or is to be made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Location {
+    /// In a folder: an absolute path.
+    Folder(PathBuf),
+    /// On a server.
+    Remote(RemoteUrl),
+}
+
+/// What a user names by a path, as `file:///PATH`, or by the URL of a server.
 ///
 /// # Errors
 /// `Unsupported` for a URL of another kind; `InvalidInput` for one that cannot be read.
-pub fn locate(place: &Path) -> Result<PathBuf> {
+pub fn locate(place: &Path) -> Result<Location> {
+    if let Some(url) = place.to_str().map(RemoteUrl::parse).transpose()?.flatten() {
+        return Ok(Location::Remote(url));
+    }
     let path = match Uri::parse(place)? {
         Uri::Path(path) => path,
         Uri::Other { scheme } => {
-            let what = format!("this build has no {scheme} repositories: {}", place.shown());
+            let what = format!("there are no {scheme} repositories: {}", place.shown());
             return Err(Error::new(ErrorKind::Unsupported, what)
                 .hint(format!("name a folder; one that is called so is ./{}", place.shown())));
         }
     };
-    std::path::absolute(&path).map_err(|e| Error::os("use", path.shown(), e))
+    let absolute = std::path::absolute(&path).map_err(|e| Error::os("use", path.shown(), e));
+    absolute.map(Location::Folder)
+}
+
+/// How a store on a server is used.
+#[derive(Clone, Default)]
+pub struct RemoteOptions {
+    /// How fast.
+    pub limits: TransferLimits,
+    /// Where the index of its objects is kept on this host; none if it is not.
+    pub cache: Option<CachePlace>,
+}
+
+impl Location {
+    /// The store that is there. A folder need not exist, and a server is not asked yet.
+    ///
+    /// # Errors
+    /// `InvalidInput` if another user's link leads to a folder; as of [`RemoteStore::open`].
+    pub fn store(&self, options: &RemoteOptions) -> Result<Arc<dyn Store>> {
+        let url = match self {
+            Self::Folder(path) => return store_at(path),
+            Self::Remote(url) => url,
+        };
+        let limits = options.limits.clone();
+        let store: Arc<dyn Store> = match url.kind {
+            RemoteKind::Ssh => Arc::new(SshStore::new(url, limits)),
+            _ => Arc::new(RemoteStore::open(url, limits)?),
+        };
+        Ok(Arc::new(CachedStore::new(store, options.cache.as_ref())))
+    }
+
+    /// How it is named in messages.
+    pub fn shown(&self) -> Cow<'_, str> {
+        match self {
+            Self::Folder(path) => path.shown(),
+            Self::Remote(url) => url.to_string().into(),
+        }
+    }
 }
 
 /// The store in a folder, which need not exist. Nobody else's link leads to it.
@@ -99,10 +153,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_repository_is_in_a_folder() {
+    fn a_repository_is_in_a_folder_or_on_a_server() {
         let located = |text: &str| locate(Path::new(text));
-        assert_eq!(located("file:///srv/r").unwrap(), Path::new("/srv/r"));
-        assert_eq!(located("r").unwrap(), std::env::current_dir().unwrap().join("r"));
-        assert_eq!(located("s3://bucket/r").unwrap_err().kind(), ErrorKind::Unsupported);
+        let folder = |path: &str| Location::Folder(std::env::current_dir().unwrap().join(path));
+        assert_eq!(located("file:///srv/r").unwrap(), folder("/srv/r"));
+        assert_eq!(located("r").unwrap(), folder("r"));
+        assert_eq!(located("./s3://bucket/r").unwrap(), folder("s3:/bucket/r"));
+        assert!(matches!(located("s3://bucket/r").unwrap(), Location::Remote(_)));
+        assert_eq!(located("sftp://host/r").unwrap_err().kind(), ErrorKind::Unsupported);
     }
 }

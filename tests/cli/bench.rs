@@ -58,7 +58,7 @@ fn help_is_exactly_this() {
     Usage: imgsnap bench [OPTIONS]
 
     Options:
-      -r, --repo <DIR>                 The repository; otherwise IMGSNAP_REPO, otherwise the user's data
+      -r, --repo <DIR|URL>             The repository; otherwise IMGSNAP_REPO, otherwise the user's data
                                        folder
           --size <SIZE>                Length of the image that is made, at least 16M [default: 4G]
           --block-size <SIZE>          Unit of comparison, a power of two from 4K to 1M [default: 4K]
@@ -77,9 +77,15 @@ fn help_is_exactly_this() {
                                        in 100M or 1.5GiB/s
           --dir <DIR>                  Where the scratch folder is made [default: the folder for
                                        temporary files]
+          --limit-upload <RATE>        Send no faster to a repository on a server
           --image <FILE>               Measure with a copy of this image instead
+          --limit-download <RATE>      Fetch no faster from a repository on a server
+          --cache-dir <DIR>            Keep the index of repositories on servers there; otherwise
+                                       IMGSNAP_CACHE, otherwise the user's cache folder
           --runs <N>                   How often each work is run, and its ceiling with it [default: 3]
+          --cache-size <SIZE>          Keep no more than that of it [default: 4G]
           --cold                       Measure from the device too, with nothing in the page cache
+          --no-cache                   Keep none of it
           --sweep <WHAT>               Measure several times; this varies [possible values: block-size,
                                        change, threads, chain]
           --chain <N>                  Deltas between the base and the incremental snapshot, that one

@@ -230,7 +230,8 @@ fn a_repository_is_named_as_a_path_or_as_the_url_of_a_file() {
     lab.done(&["--repo", &url, "init"]);
     assert!(std::path::Path::new(&lab.at("a b/config.000001")).is_file());
     for (url, says) in [
-        ("s3://bucket/r", "this build has no s3 repositories: s3://bucket/r"),
+        ("sftp://host/r", "there are no sftp repositories: sftp://host/r"),
+        ("s3://key:secret@bucket/r", "credentials do not belong into it"),
         ("file://r", "file://r names no absolute path"),
     ] {
         for verb in ["init", "list"] {

@@ -51,6 +51,7 @@ fn help_is_exactly_this() {
       plan         Cut snapshots, a restore or a verification into tasks for several workers
       part         Do one task of a plan: store, restore or verify its part
       join         Make a whole of what the workers of a plan have done
+      serve        Give others access to a repository
       list         List images and their snapshots
       show         Show all that is known of a snapshot
       diff         Show how much two snapshots or images differ, and where
@@ -83,7 +84,7 @@ fn help_is_exactly_this() {
       help         Print this message or the help of the given subcommand(s)
 
     Options:
-      -r, --repo <DIR>
+      -r, --repo <DIR|URL>
               The repository; otherwise IMGSNAP_REPO, otherwise the user's data folder
 
           --json
@@ -100,6 +101,22 @@ fn help_is_exactly_this() {
 
           --limit-read <RATE>
               Read images and the repository no faster, in bytes per second, as in 100M or 1.5GiB/s
+
+          --limit-upload <RATE>
+              Send no faster to a repository on a server
+
+          --limit-download <RATE>
+              Fetch no faster from a repository on a server
+
+          --cache-dir <DIR>
+              Keep the index of repositories on servers there; otherwise IMGSNAP_CACHE, otherwise the
+              user's cache folder
+
+          --cache-size <SIZE>
+              Keep no more than that of it [default: 4G]
+
+          --no-cache
+              Keep none of it
 
       -h, --help
               Print help (see a summary with '-h')

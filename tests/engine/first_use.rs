@@ -5,10 +5,10 @@ use crate::support::text;
 use imgsnap::base::events::Context;
 use imgsnap::repo::first_use::{init, is_first, open_or_init};
 use imgsnap::repo::host::HostState;
-use imgsnap::store::{Above, store_at};
+use imgsnap::store::{Above, Store, store_at};
 use imgsnap::{Defaults, ErrorKind, Repository, SnapshotRequest};
 use std::path::PathBuf;
-use std::sync::Barrier;
+use std::sync::{Arc, Barrier};
 
 struct Lab {
     folder: tempfile::TempDir,
@@ -23,13 +23,17 @@ impl Lab {
         self.folder.path().join(name)
     }
 
+    fn store(&self) -> Arc<dyn Store> {
+        store_at(&self.path("repo")).unwrap()
+    }
+
     fn host(&self) -> HostState {
         HostState::in_folder(&self.path("state"))
     }
 
     fn first(&self) -> imgsnap::Result<Repository> {
         let defaults = Defaults::default();
-        open_or_init(&self.path("repo"), defaults, Above::MustExist, &self.host())
+        open_or_init(self.store(), defaults, Above::MustExist, &self.host())
     }
 
     fn open(&self) -> imgsnap::Result<Repository> {
@@ -74,9 +78,9 @@ fn of_several_at_once_one_makes_it_and_all_have_it() {
 #[test]
 fn one_that_nothing_came_into_is_taken_back_by_who_made_it_unless_others_have_it() {
     let lab = Lab::new();
-    assert!(is_first(&lab.path("repo"), &lab.host()));
+    assert!(is_first(lab.store().as_ref(), &lab.host()));
     let made = lab.first().unwrap();
-    assert!(made.is_new() && !is_first(&lab.path("repo"), &lab.host()));
+    assert!(made.is_new() && !is_first(lab.store().as_ref(), &lab.host()));
     assert!(made.take_back().unwrap());
     assert!(!lab.path("repo").exists(), "its folder was made, too");
     // Of one that is there only what was made goes.
@@ -125,11 +129,11 @@ fn a_place_is_remembered_once_something_is_in_it() {
         let advice = error.advice().unwrap().actions().next().unwrap().to_string();
         assert_eq!(advice, "init()");
     }
-    assert!(!is_first(&lab.path("repo"), &lab.host()) && !lab.path("repo").exists());
+    assert!(!is_first(lab.store().as_ref(), &lab.host()) && !lab.path("repo").exists());
     // A library that opens another one is refused where it writes.
     let elsewhere = HostState::in_folder(&lab.path("elsewhere"));
     let path = lab.path("repo");
-    init(&path, Defaults::default(), Above::MustExist, &elsewhere).unwrap();
+    init(store_at(&path).unwrap(), Defaults::default(), Above::MustExist, &elsewhere).unwrap();
     let repository = lab.open().unwrap();
     for error in [
         repository.check_place().unwrap_err(),
@@ -142,7 +146,7 @@ fn a_place_is_remembered_once_something_is_in_it() {
     }
     // What is made on purpose takes its place.
     gone();
-    init(&path, Defaults::default(), Above::MustExist, &lab.host()).unwrap();
+    init(store_at(&path).unwrap(), Defaults::default(), Above::MustExist, &lab.host()).unwrap();
     lab.snapshot(&lab.open().unwrap(), "vm").unwrap();
 }
 

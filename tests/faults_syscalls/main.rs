@@ -44,7 +44,7 @@ use verbs::{Place, Verb};
 /// Draws what is tried of all faults.
 const SEED: u64 = 20_261_121;
 /// How many for each verb, if nothing is said.
-const SAMPLE: usize = 20;
+const SAMPLE: usize = 12;
 const WORKERS: usize = 2;
 
 /// How many faults of each verb are tried; none: all.

@@ -91,7 +91,7 @@ fn held_against_their_bytes(older: &str, newer: &str) -> (u64, u64) {
 }
 
 fn histories(lab: &Lab, seed: u64) {
-    let rounds = std::env::var("IMGSNAP_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(60);
+    let rounds = std::env::var("IMGSNAP_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(40);
     let path = lab.path("mnt/vm.img");
     let image = open(&path);
     image.set_len(4 * MIB).unwrap();

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 const IMAGE_BYTES: u64 = 16 * MIB + 1000;
 const PIECE: u64 = 64 << 10;
-const ROUNDS: u64 = 48;
+const ROUNDS: u64 = 32;
 const VERBS: [&str; 6] = ["snapshot", "rollback", "delete", "flatten", "prune", "restore"];
 
 /// The bytes of an image; states share the pieces that are equal.

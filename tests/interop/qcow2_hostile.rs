@@ -129,7 +129,7 @@ fn changed_headers_and_tables_are_read_or_refused() {
     let number = |variable: &str, usual: u64| {
         std::env::var(variable).map_or(usual, |text| text.parse().unwrap())
     };
-    let (rounds, seed) = (number("IMGSNAP_ROUNDS", 1500), number("IMGSNAP_SEED", 90));
+    let (rounds, seed) = (number("IMGSNAP_ROUNDS", 800), number("IMGSNAP_SEED", 90));
     let lab = Lab::new();
     let disks: Vec<(String, Vec<u8>)> = (0..5)
         .map(|number| {

@@ -426,7 +426,7 @@ impl Trial {
 }
 
 fn histories(kind: Kind) -> Result<(), String> {
-    let (rounds, seed) = (number_from("IMGSNAP_ROUNDS", 25), number_from("IMGSNAP_SEED", 1));
+    let (rounds, seed) = (number_from("IMGSNAP_ROUNDS", 15), number_from("IMGSNAP_SEED", 1));
     let mut trial = Trial::new(kind, seed)?;
     for round in 1..=rounds {
         trial.round();

@@ -25,7 +25,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 /// One in so many faults is run, unless all are.
-const SAMPLE: u64 = 5;
+const SAMPLE: u64 = 7;
 
 /// When what is late lands.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -291,6 +291,7 @@ impl<'a> Scene<'a> {
             Wrong::Flipped if line.contains("\"a\" is the name of ") => {
                 kind == ErrorKind::AlreadyExists
             }
+            Wrong::Flipped if line.contains("cannot find ") => kind == ErrorKind::NotFound,
             Wrong::Flipped | Wrong::Short => kind == ErrorKind::Corrupt,
             Wrong::Refused => matches!(kind, ErrorKind::Io | ErrorKind::Unavailable),
             _ => kind == ErrorKind::Unavailable,

@@ -321,7 +321,7 @@ fn the_real_code_loses_nothing_whatever_the_schedule() {
         Some(seed) => (seed, 1),
         None => {
             let first = number("IMGSNAP_SCHEDULES_FROM").unwrap_or(0);
-            (first, number("IMGSNAP_SCHEDULES").unwrap_or(1500))
+            (first, number("IMGSNAP_SCHEDULES").unwrap_or(1000))
         }
     };
     let shm = Path::new("/dev/shm");

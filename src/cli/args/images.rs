@@ -15,7 +15,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-#[derive(ClapArgs)]
+#[derive(ClapArgs, Clone)]
 pub struct Snapshot {
     /// The image: a file, a block device, nbd://HOST/EXPORT, or qemu:SOCKET[/DISK], the disks of a
     /// machine; several share the threads
@@ -102,7 +102,7 @@ pub struct Snapshot {
 }
 
 /// How it is found, without reading, what changed.
-#[derive(ClapArgs)]
+#[derive(ClapArgs, Clone)]
 pub struct Tracking {
     /// Find changes by clones of the image (XFS, btrfs): auto, reflink or none [default: auto]
     #[arg(long, value_name = "HOW")]
@@ -116,7 +116,7 @@ pub struct Tracking {
 }
 
 /// What happens around the point in time of a snapshot.
-#[derive(ClapArgs)]
+#[derive(ClapArgs, Clone)]
 pub struct Window {
     /// Freeze for the moment of the snapshot: "agent" or agent:SOCKET, by the guest agent of the machine, or
     /// a mount point of a file system that lies on the image; can be given several times
@@ -187,7 +187,7 @@ fn frozen() -> impl TypedValueParser<Value = Freeze> {
 }
 
 /// How the image file is to be read.
-#[derive(ClapArgs)]
+#[derive(ClapArgs, Clone)]
 pub struct Format {
     /// The format of the image, whatever it looks like, or was before: raw, qcow2, vmdk, vhdx, vdi or vhd
     #[arg(long, value_name = "FORMAT", value_parser = parsed::<ImageFormat>)]

@@ -15,7 +15,7 @@ use clap::{Args as ClapArgs, Parser, Subcommand, ValueHint};
 use imgsnap::Reference;
 use imgsnap::base::digest::DigestAlgorithm;
 use imgsnap::base::read_limit::ReadRate;
-use imgsnap::base::units::{BlockSize, PartSize, parse_duration};
+use imgsnap::base::units::{BlockSize, PartSize, parse_bytes, parse_duration};
 use imgsnap::codec::Compression;
 use imgsnap::image::{ImageFormat, ImageUri, parse_image};
 use imgsnap::repo::retention::{Count, LabelGlob, Period};
@@ -31,7 +31,7 @@ use std::time::Duration;
 #[command(name = "imgsnap", version, max_term_width = 100, arg_required_else_help = true)]
 pub struct Args {
     /// The repository; otherwise IMGSNAP_REPO, otherwise the user's data folder
-    #[arg(short, long, global = true, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    #[arg(short, long, global = true, value_name = "DIR|URL", value_hint = ValueHint::DirPath)]
     pub repo: Option<PathBuf>,
     /// Print results as JSON, one object each
     #[arg(long, global = true)]
@@ -48,8 +48,41 @@ pub struct Args {
     /// Read images and the repository no faster, in bytes per second, as in 100M or 1.5GiB/s
     #[arg(long, global = true, value_name = "RATE", value_parser = parsed::<ReadRate>)]
     pub limit_read: Option<ReadRate>,
+    /// Send no faster to a repository on a server
+    #[arg(long, global = true, value_name = "RATE", value_parser = parsed::<ReadRate>)]
+    pub limit_upload: Option<ReadRate>,
+    /// Fetch no faster from a repository on a server
+    #[arg(long, global = true, value_name = "RATE", value_parser = parsed::<ReadRate>)]
+    pub limit_download: Option<ReadRate>,
+    /// Keep the index of repositories on servers there; otherwise IMGSNAP_CACHE, otherwise the user's cache
+    /// folder
+    #[arg(long, global = true, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub cache_dir: Option<PathBuf>,
+    /// Keep no more than that of it [default: 4G]
+    #[arg(long, global = true, value_name = "SIZE", value_parser = parse_size)]
+    pub cache_size: Option<u64>,
+    /// Keep none of it
+    #[arg(long, global = true, conflicts_with_all = ["cache_dir", "cache_size"])]
+    pub no_cache: bool,
     #[command(subcommand)]
     pub command: Command,
+}
+
+/// What is served.
+#[derive(Subcommand)]
+pub enum Serve {
+    /// The folder of a repository, to a host that uses it as ssh://HOST/PATH: ssh starts this
+    Store {
+        /// Over the standard input and output
+        #[arg(long, required = true)]
+        stdio: bool,
+        /// Let the host add snapshots, and neither remove nor change anything
+        #[arg(long)]
+        append_only: bool,
+        /// Only this folder, whichever the host names
+        #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+        path: Option<PathBuf>,
+    },
 }
 
 #[derive(Subcommand)]
@@ -76,6 +109,11 @@ pub enum Command {
         /// Of snapshots, only that of this image
         #[arg(long, value_name = "NAME")]
         image: Option<String>,
+    },
+    /// Give others access to a repository
+    Serve {
+        #[command(subcommand)]
+        verb: Serve,
     },
     /// List images and their snapshots
     List {
@@ -245,8 +283,11 @@ pub struct Init {
     /// Cut larger images into parts of so much of the image, a power of two from 4K [default: 8G]
     #[arg(long, value_name = "SIZE")]
     pub part_size: Option<PartSize>,
+    /// This host alone will ever write to it: for servers that cannot keep two hosts apart
+    #[arg(long)]
+    pub single_writer: bool,
     /// Make none: from now on, use the one that is there, where this host has used another one before
-    #[arg(long, conflicts_with_all = ["block_size", "digest", "compression", "part_size"])]
+    #[arg(long, conflicts_with_all = ["block_size", "digest", "compression", "part_size", "single_writer"])]
     pub accept: bool,
 }
 
@@ -386,6 +427,10 @@ fn parse_interval(text: &str) -> Result<Duration, String> {
         }
         other => other.map_err(|e| words::error(&e)),
     }
+}
+
+fn parse_size(text: &str) -> Result<u64, String> {
+    parse_bytes(text).map_err(|e| words::error(&e))
 }
 
 fn parse_threads(text: &str) -> Result<usize, String> {

@@ -5,6 +5,7 @@ mod editor;
 mod text;
 
 use super::printer::Printer;
+use super::repo::Where;
 use super::{exit, repo};
 use args::Config;
 use editor::Edited;
@@ -13,16 +14,10 @@ use imgsnap::base::events::Context;
 use imgsnap::{Configuration, Repository};
 use serde_json::json;
 use std::io::IsTerminal;
-use std::path::Path;
 use std::process::ExitCode;
 
-pub fn run(
-    place: Option<&Path>,
-    verb: &Config,
-    printer: &Printer,
-    context: &Context,
-) -> Result<ExitCode> {
-    let store = repo::store(place)?;
+pub fn run(place: &Where, verb: &Config, printer: &Printer, context: &Context) -> Result<ExitCode> {
+    let store = place.store()?;
     let was = Repository::configuration(store.as_ref())
         .map_err(|e| repo::or_missing(store.as_ref(), e))?;
     // One that makes no sense has no identity, and is to be corrected.

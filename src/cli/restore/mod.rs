@@ -9,7 +9,8 @@ use imgsnap::base::error::{Error, ErrorKind, Result};
 use imgsnap::base::events::Context;
 use imgsnap::base::uri::Shown;
 use imgsnap::image::ImageUri;
-use imgsnap::image::write::Stream;
+use imgsnap::image::write::{NewObject, Stream};
+use imgsnap::store::TransferLimits;
 use imgsnap::{
     Member, Members, Repository, RestoreOutcome, RestoreRequest, RestoreTarget, UpdateOutcome,
 };
@@ -51,6 +52,11 @@ pub fn run(
             }
             ImageUri::File(path) => {
                 repository.restore(&request, RestoreTarget::Path(&path), context)?
+            }
+            ImageUri::Remote(url) => {
+                let limits = TransferLimits::default();
+                let mut target = NewObject::create(&url, &limits, verb.force)?;
+                repository.restore(&request, RestoreTarget::Target(&mut target), context)?
             }
             other => {
                 let what = format!("{other} cannot be written to");

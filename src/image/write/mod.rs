@@ -6,6 +6,7 @@
 mod medium;
 mod nbd_in_place;
 mod new_file;
+mod new_object;
 mod qcow2;
 mod raw_in_place;
 mod shared_file;
@@ -14,6 +15,7 @@ mod stream;
 pub use medium::{Medium, OsMedium};
 pub use nbd_in_place::NbdInPlace;
 pub use new_file::NewFile;
+pub use new_object::NewObject;
 pub use qcow2::{ClusterCompression, NewQcow2};
 pub use raw_in_place::RawInPlace;
 pub use shared_file::{MadeFile, Place, SharedFile};

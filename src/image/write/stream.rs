@@ -17,6 +17,11 @@ impl<W: Write> Stream<W> {
         Self { out, name: name.into(), offset: 0 }
     }
 
+    /// Where the bytes go.
+    pub fn inner(&mut self) -> &mut W {
+        &mut self.out
+    }
+
     fn emit(&mut self, bytes: &[u8]) -> Result<()> {
         self.offset += bytes.len() as u64;
         let name = &self.name;

@@ -8,14 +8,12 @@ use crate::ops::list::types::Listing;
 use crate::repo::Repository;
 use crate::repo::clones::clones_or_warn;
 use crate::repo::group::Images;
-use crate::repo::session::read;
+use crate::repo::session::look;
 
 /// An image with its snapshots.
 pub fn run(repository: &Repository, name: &str, context: &Context) -> Result<Listing> {
-    let reader = read(repository, name, context)?;
-    let head = reader.head().clone();
-    let clones = clones_or_warn(repository, reader.manifest(), &head, context);
-    let manifest = reader.manifest().clone();
+    let (manifest, head) = look(repository, name, context)?;
+    let clones = clones_or_warn(repository, &manifest, &head, context);
     let mut images = Images::of(repository, context);
     let groups = manifest.snapshots.iter().map(|s| images.members_of(&manifest, s)).collect();
     Ok(Listing { manifest, groups, head, clones })

@@ -41,7 +41,7 @@ use crate::repo::manifest::{self, ImageFile, MAX_IMPORTED_NUMBER, Manifest, Snap
 use crate::repo::marker::Marker;
 use crate::repo::pins;
 use crate::repo::session::{lock_to_write, writer};
-use crate::store::{Store, read_small};
+use crate::store::Store;
 use std::collections::HashSet;
 use std::sync::Arc;
 use uuid::Uuid;
@@ -460,7 +460,7 @@ fn older_manifests(store: &dyn Store, name: &str, sequence: u64) -> Result<Vec<M
     let mut older = Vec::new();
     for sequence in sequences {
         let file = format!("{name}/{}", manifest::file_name(sequence));
-        let read = || Manifest::decode(&read_small(store, &file, manifest::MAX_MANIFEST_BYTES)?);
+        let read = || Manifest::decode(&store.read_whole(&file, manifest::MAX_MANIFEST_BYTES)?);
         match twice(read) {
             Ok(manifest) if manifest.name == name => older.push(manifest),
             Err(e) if e.is_unread() => return Err(with_retry_hint(e)),

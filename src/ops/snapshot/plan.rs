@@ -180,7 +180,7 @@ pub(crate) fn plan_scan<'a>(
     let mut point = tracker.begin(since, context)?;
     if let Some(told) = told {
         point.consistency = told.consistency;
-    } else if matches!(live.disk, Disk::Nbd(_)) {
+    } else if matches!(live.disk, Disk::Nbd(_) | Disk::Remote(_)) {
         point.consistency = Consistency::Unknown;
     } else if request.of.is_some() {
         // A snapshot of it was made while it was in use, for all that is known.

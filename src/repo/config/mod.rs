@@ -81,7 +81,7 @@ struct Wire {
     snapshot: Option<Value>,
     #[serde(skip_serializing)]
     images: Option<Value>,
-    #[serde(skip_serializing)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     store: Option<Value>,
     /// Tables that nobody reads: perhaps a slip of the pen.
     #[serde(flatten, skip_serializing)]
@@ -97,6 +97,15 @@ struct WireNew {
     part_size: Option<u64>,
     #[serde(flatten, skip_serializing)]
     others: Table,
+}
+
+/// The key in `[store]` that names the host that alone writes.
+const SINGLE_WRITER: &str = "single_writer";
+
+fn read_single_writer(table: &Table) -> Result<Option<String>> {
+    let wrong = || invalid("it is no id of a host").at(SINGLE_WRITER).at("[store]");
+    let Some(value) = table.get(SINGLE_WRITER) else { return Ok(None) };
+    value.as_str().map(|id| Some(id.to_owned())).ok_or_else(wrong)
 }
 
 fn correct() -> Message {
@@ -149,7 +158,7 @@ impl Config {
             prune: None,
             snapshot: None,
             images: None,
-            store: None,
+            store: self.store.clone(),
             others: Table::new(),
         };
         let body = toml::to_string(&wire).map_err(|e| {
@@ -269,9 +278,12 @@ impl Config {
     pub(crate) fn grace(&self) -> Result<Option<Duration>> {
         let read = |table: &Table| {
             let wrong = || invalid("it is no length of time from 1d to 365d").at("grace");
-            if let Some(key) = table.keys().find(|key| *key != "grace") {
+            if let Some(key) =
+                table.keys().find(|key| !["grace", SINGLE_WRITER].contains(&key.as_str()))
+            {
                 return Err(invalid("there is no such key").at(key.escape_debug()));
             }
+            read_single_writer(table)?;
             let Some(value) = table.get("grace") else { return Ok(None) };
             let days = value.as_str().and_then(|text| text.strip_suffix('d')?.parse::<u64>().ok());
             let days = days.filter(|days| (1..=365).contains(days)).ok_or_else(wrong)?;
@@ -281,6 +293,24 @@ impl Config {
             table.map_or(Ok(None), |table| read(table).map_err(|e| e.at("[store]")))
         });
         grace.map_err(|e: Error| e.hint(correct()))
+    }
+
+    /// The same to which the host with that id alone writes.
+    #[must_use]
+    pub(crate) fn with_single_writer(mut self, machine: &str) -> Self {
+        let entry = (SINGLE_WRITER.to_owned(), Value::String(machine.to_owned()));
+        self.store = Some(Value::Table(Table::from_iter([entry])));
+        self
+    }
+
+    /// The id of the host that alone writes to the repository, if there is one.
+    ///
+    /// # Errors
+    /// `InvalidInput` if it is none.
+    pub(crate) fn single_writer(&self) -> Result<Option<String>> {
+        let read = table_at(self.store.as_ref(), "[store]")
+            .and_then(|table| table.map_or(Ok(None), read_single_writer));
+        read.map_err(|e: Error| e.hint(correct()))
     }
 
     /// The table `key` of an image, and the one for all.

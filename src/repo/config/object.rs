@@ -12,7 +12,7 @@ use crate::repo::manifest::temporary_of;
 use crate::repo::names::names_in;
 use crate::repo::seal::{seal, unseal};
 use crate::repo::top::{MARKER, config_file, config_number};
-use crate::store::{Store, read_small};
+use crate::store::Store;
 use serde::Deserialize;
 
 /// The version in the first line of a numbered object.
@@ -81,7 +81,7 @@ fn newest(store: &dyn Store) -> Result<Option<Ruling>> {
 /// Reads the text of a numbered configuration.
 pub(crate) fn read(store: &dyn Store, number: u64) -> Result<String> {
     let file = config_file(number);
-    let bytes = read_small(store, &file, MAX_BYTES);
+    let bytes = store.read_whole(&file, MAX_BYTES);
     let text = bytes.and_then(|bytes| {
         let (_, text) =
             unseal("config", VERSION, &bytes).map_err(|e| e.at(store.location(&file)))?;
@@ -94,7 +94,7 @@ pub(crate) fn read(store: &dyn Store, number: u64) -> Result<String> {
 
 /// Reads what an older program wrote.
 pub(crate) fn read_unnumbered(store: &dyn Store) -> Result<String> {
-    let bytes = match read_small(store, MARKER, MAX_BYTES) {
+    let bytes = match store.read_whole(MARKER, MAX_BYTES) {
         Err(e) if e.kind() == ErrorKind::NotFound => return Err(none_in(store)),
         other => other?,
     };
@@ -202,7 +202,7 @@ pub(crate) fn put(store: &dyn Store, number: u64, text: &str) -> Result<()> {
 
 /// True if older programs refuse to open what is here.
 pub(crate) fn is_marked(store: &dyn Store) -> Result<bool> {
-    match read_small(store, MARKER, MAX_BYTES) {
+    match store.read_whole(MARKER, MAX_BYTES) {
         Ok(bytes) => Ok(std::str::from_utf8(&bytes).ok().and_then(version_in) >= Some(MARKED)),
         Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::Corrupt) => Ok(false),
         Err(e) => Err(e),

@@ -4,6 +4,7 @@
 //! number: that is the commit. The highest number rules; if it is damaged, that is an error, never
 //! a silent step back.
 
+mod adds;
 mod check;
 mod commit;
 mod files;
@@ -14,8 +15,9 @@ pub(crate) mod wire;
 
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::message::{Action, Verb, message};
-use crate::store::{Store, read_small};
+use crate::store::Store;
 
+pub(crate) use adds::check_adds_only;
 pub use commit::{Ancestor, Condemned, ManifestDigest};
 pub use files::{ImageFile, check_name, file_name, sequence_of, temporary_of};
 pub(crate) use files::{is_of_plan, marker_name, object_name, part_object};
@@ -62,6 +64,30 @@ pub(crate) fn load_last(store: &dyn Store, name: &str) -> Result<Manifest> {
     }
 }
 
+/// The same for whoever looks afterwards whether it still rules.
+///
+/// # Errors
+/// As of [`load`].
+pub(crate) fn load_unconfirmed(store: &dyn Store, name: &str) -> Result<Manifest> {
+    let files = store.list(name)?;
+    let listed = files.iter().filter_map(|file| sequence_of(file)).max();
+    match load_ruling(store, name, listed, &files) {
+        Ok(last) if !last.forgotten => Ok(last),
+        // Somebody may have committed meanwhile.
+        _ => load(store, name),
+    }
+}
+
+/// The same of an image whose folder was listed, also of one that was removed.
+///
+/// # Errors
+/// As of [`load`].
+pub(crate) fn load_listed(store: &dyn Store, name: &str, files: &[String]) -> Result<Manifest> {
+    let listed = files.iter().filter_map(|file| sequence_of(file)).max();
+    // Somebody may have committed since, and have removed it.
+    load_ruling(store, name, listed, files).or_else(|_| load_last(store, name))
+}
+
 /// How often a manifest is read that others replace meanwhile.
 const LOAD_TRIES: usize = 16;
 
@@ -86,7 +112,7 @@ fn load_ruling(
         return Err(no_image(name));
     };
     let file = format!("{name}/{}", file_name(sequence));
-    let bytes = read_small(store, &file, MAX_MANIFEST_BYTES)?;
+    let bytes = store.read_whole(&file, MAX_MANIFEST_BYTES)?;
     let manifest = Manifest::decode(&bytes).map_err(|e| {
         let later = e.kind() == ErrorKind::Unsupported;
         let e = e.at(store.location(&file));
@@ -135,6 +161,11 @@ fn put_until_decided(store: &dyn Store, next: &Manifest, file: &str, bytes: &[u8
     let mut error = None;
     for attempt in 0..PUT_TRIES {
         let answer = store.put_if_absent(file, bytes);
+        // What was put is not removed before a higher number is there.
+        let is_highest = || ruling(store, &next.name).is_ok_and(|n| n == Some(next.sequence));
+        if answer.is_ok() && is_highest() {
+            return Ok(());
+        }
         match is_won(store, next) {
             Ok(Some(true)) => {
                 // It may be there, and not be durable: that may be what failed.

@@ -4,7 +4,7 @@
 use crate::base::error::{Error, Result};
 use crate::repo::manifest::commit::ManifestDigest;
 use crate::repo::manifest::wire;
-use crate::store::{Store, read_small};
+use crate::store::Store;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -73,7 +73,7 @@ impl Attachment {
     /// `Corrupt` if it is not what was attached; what the store fails with.
     pub fn read(&self, store: &dyn Store, image: &str) -> Result<Vec<u8>> {
         let object = format!("{image}/{}", self.object);
-        let bytes = read_small(store, &object, MAX_ATTACHMENT_BYTES)?;
+        let bytes = store.read_whole(&object, MAX_ATTACHMENT_BYTES)?;
         match bytes.len() as u64 == self.bytes && ManifestDigest::of(&bytes) == self.digest {
             true => Ok(bytes),
             false => {

@@ -479,7 +479,7 @@ fn is_of(now: &[u8], before: &Image) -> bool {
 #[test]
 fn whatever_is_lost_with_the_power_all_that_was_done_is_there_and_the_work_goes_on() {
     let world = World::new();
-    let (histories, mut seed) = (setting("IMGSNAP_HISTORIES", 6000), setting("IMGSNAP_SEED", 1));
+    let (histories, mut seed) = (setting("IMGSNAP_HISTORIES", 3000), setting("IMGSNAP_SEED", 1));
     let begun = std::time::Instant::now();
     let mut count = Count::default();
     let mut told = 0;

@@ -1,0 +1,84 @@
+//! Images in object stores and in HDFS, read by ranges. Where the server names the content of an object, each
+//! range is of that one or is refused; otherwise its length and time before and after tell.
+
+use crate::base::error::Result;
+use crate::base::units::{Extent, ExtentKind};
+use crate::image::{FileStat, Source, Window};
+use crate::store::RemoteUrl;
+use crate::store::{RemoteFile, TransferLimits};
+use uuid::Uuid;
+
+/// As many bytes as are best asked for at once.
+const READ_BYTES: u64 = 8 << 20;
+
+/// An image on a server.
+pub struct RemoteImage(RemoteFile);
+
+impl RemoteImage {
+    /// Opens one.
+    ///
+    /// # Errors
+    /// `NotFound`; those of the server.
+    pub fn open(url: &RemoteUrl) -> Result<Self> {
+        RemoteFile::open(url, &TransferLimits::default()).map(Self)
+    }
+}
+
+impl RemoteImage {
+    /// What identifies its content, if the server names it (FORMAT.md S1).
+    pub fn stat(&self) -> Option<FileStat> {
+        let version = self.0.version();
+        let tag = version.tag.as_ref().filter(|tag| !tag.starts_with("W/"))?;
+        let name = format!("{}\n{tag}", self.0.url());
+        let digest = *blake3::hash(name.as_bytes()).as_bytes();
+        let (id, _) = digest.split_first_chunk()?;
+        Some(FileStat {
+            device: 0,
+            inode: 0,
+            bytes: version.bytes,
+            mtime_ns: i64::try_from(version.time.as_nanosecond()).ok()?,
+            ctime_ns: 0,
+            boot_id: Uuid::from_bytes(*id),
+            filesystem: 0,
+        })
+    }
+}
+
+impl Source for RemoteImage {
+    fn image_bytes(&self) -> u64 {
+        self.0.version().bytes
+    }
+
+    fn extent_at(&self, offset: u64) -> Result<Extent> {
+        let bytes = self.image_bytes().saturating_sub(offset);
+        Ok(Extent { offset, bytes, kind: ExtentKind::Data })
+    }
+
+    fn read<'a>(
+        &'a self,
+        offset: u64,
+        bytes: usize,
+        buffer: &'a mut Vec<u8>,
+    ) -> Result<Window<'a>> {
+        buffer.resize(bytes, 0);
+        self.0.read_at(offset, buffer)?;
+        Ok(Window::Copied(buffer))
+    }
+
+    fn best_read_bytes(&self) -> u64 {
+        READ_BYTES
+    }
+
+    fn check(&self) -> Result<()> {
+        // Each read is of what was opened, or all is looked at in the end.
+        Ok(())
+    }
+
+    fn check_at_end(&self) -> Result<()> {
+        self.0.check()
+    }
+
+    fn name(&self) -> String {
+        self.0.url().to_string()
+    }
+}

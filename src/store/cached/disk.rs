@@ -1,0 +1,328 @@
+//! The index of objects on a disk of this host: a file for each object, with what was read of its index, or
+//! written. Whoever deletes it loses nothing but time.
+//!
+//! ```text
+//! b"imgsnap cache 1\n"
+//! u64 offset | u64 length | u64 checksum | bytes        again and again
+//! ```
+//!
+//! All numbers are little endian. The checksum is salted with the name of the object, which was never given
+//! before: what is of another object, or of another place, is not taken for it.
+
+use crate::base::error::best_effort;
+use std::collections::{BTreeMap, HashMap};
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+use xxhash_rust::xxh3::Xxh3;
+
+const MAGIC: &[u8] = b"imgsnap cache 1\n";
+const HEAD_BYTES: usize = 24;
+/// No page of an index is longer.
+const MAX_RECORD_BYTES: u64 = 64 << 20;
+/// A file that was used is known as that for so long.
+const TOUCH: Duration = Duration::from_secs(3600);
+const SUFFIX: &str = ".index";
+
+/// The cache of one repository.
+pub(super) struct DiskCache {
+    folder: PathBuf,
+    most_bytes: u64,
+    files: Mutex<HashMap<String, Option<Arc<CacheFile>>>>,
+    is_swept: Mutex<bool>,
+}
+
+/// What is kept of one object.
+struct CacheFile {
+    file: File,
+    salt: u64,
+    /// Where records are: by their first byte in the object, their length, and where they are in the file.
+    records: Mutex<BTreeMap<u64, (u64, u64)>>,
+}
+
+fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
+    of.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn number(bytes: &[u8], at: usize) -> Option<u64> {
+    Some(u64::from_le_bytes(*bytes.get(at..at + 8)?.first_chunk()?))
+}
+
+impl CacheFile {
+    fn open(path: &Path, object: &str, is_new: bool) -> io::Result<Self> {
+        let mut options = OpenOptions::new();
+        options.read(true).append(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+        let mut file = options.create_new(is_new).open(path)?;
+        if is_new {
+            file.write_all(MAGIC)?;
+        }
+        let bytes = file.metadata()?.len();
+        let mut magic = [0; MAGIC.len()];
+        file.read_exact_at(&mut magic, 0)?;
+        let invalid = || io::Error::from(io::ErrorKind::InvalidData);
+        if magic != MAGIC {
+            return Err(invalid());
+        }
+        let mut records = BTreeMap::new();
+        let mut at = MAGIC.len() as u64;
+        while at < bytes {
+            let mut head = [0; HEAD_BYTES];
+            file.read_exact_at(&mut head, at)?;
+            let (Some(offset), Some(length)) = (number(&head, 0), number(&head, 8)) else { break };
+            if length > MAX_RECORD_BYTES || at + HEAD_BYTES as u64 + length > bytes {
+                return Err(invalid());
+            }
+            records.insert(offset, (length, at));
+            at += HEAD_BYTES as u64 + length;
+        }
+        let salt = xxhash_rust::xxh3::xxh3_64(object.as_bytes());
+        Ok(Self { file, salt, records: Mutex::new(records) })
+    }
+
+    fn checksum(&self, head: &[u8], bytes: &[u8]) -> u64 {
+        let mut hasher = Xxh3::with_seed(self.salt);
+        hasher.update(head);
+        hasher.update(bytes);
+        hasher.digest()
+    }
+
+    /// Fills a buffer; false if that is not all here. An error if the file is damaged.
+    fn read(&self, mut offset: u64, buffer: &mut [u8]) -> io::Result<bool> {
+        let mut rest = buffer;
+        while !rest.is_empty() {
+            let record = lock(&self.records).range(..=offset).next_back().map(|(o, r)| (*o, *r));
+            let Some((first, (length, at))) = record.filter(|(o, (l, _))| offset < o + l) else {
+                return Ok(false);
+            };
+            let mut bytes = vec![0; HEAD_BYTES + length as usize];
+            self.file.read_exact_at(&mut bytes, at)?;
+            let (head, bytes) = bytes.split_at(HEAD_BYTES);
+            let places = head.get(..16).unwrap_or_default();
+            if number(head, 16) != Some(self.checksum(places, bytes))
+                || number(head, 0) != Some(first)
+            {
+                return Err(io::ErrorKind::InvalidData.into());
+            }
+            let found = bytes.get((offset - first) as usize..).unwrap_or_default();
+            let count = found.len().min(rest.len());
+            let (now, later) = rest.split_at_mut(count);
+            now.copy_from_slice(found.get(..count).unwrap_or_default());
+            (rest, offset) = (later, offset + count as u64);
+        }
+        Ok(true)
+    }
+
+    fn add(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        let mut record = Vec::with_capacity(HEAD_BYTES + bytes.len());
+        record.extend_from_slice(&offset.to_le_bytes());
+        record.extend_from_slice(&(bytes.len() as u64).to_le_bytes());
+        let checksum = self.checksum(&record, bytes);
+        record.extend_from_slice(&checksum.to_le_bytes());
+        record.extend_from_slice(bytes);
+        let mut records = lock(&self.records);
+        // In one piece, at the end: others may add as well. Where it came to lie tells its own end.
+        (&self.file).write_all(&record)?;
+        let end = nix::unistd::lseek(&self.file, 0, nix::unistd::Whence::SeekCur)?;
+        let at = u64::try_from(end).unwrap_or_default().saturating_sub(record.len() as u64);
+        records.insert(offset, (bytes.len() as u64, at));
+        Ok(())
+    }
+}
+
+impl DiskCache {
+    /// In a folder, which is made, of at most so many bytes with all others in the folder above.
+    ///
+    /// # Errors
+    /// If it cannot be made, or is somebody else's.
+    pub fn open(above: &Path, repository: &str, most_bytes: u64) -> io::Result<Self> {
+        let digest = blake3::hash(repository.as_bytes()).to_hex();
+        let folder = above.join(digest.get(..32).unwrap_or_default());
+        DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
+        let owner = nix::unistd::geteuid().as_raw();
+        for path in [above, &folder] {
+            let meta = std::fs::metadata(path)?;
+            if meta.uid() != owner || meta.mode() & 0o022 != 0 {
+                return Err(io::Error::new(
+                    io::ErrorKind::PermissionDenied,
+                    "others may write there",
+                ));
+            }
+        }
+        Ok(Self { folder, most_bytes, files: Mutex::default(), is_swept: Mutex::default() })
+    }
+
+    fn path(&self, object: &str) -> Option<PathBuf> {
+        let file = object.rsplit('/').next()?;
+        Some(self.folder.join(format!("{file}{SUFFIX}")))
+    }
+
+    /// What is kept of an object, if anything is, or is to be.
+    fn file(&self, object: &str, is_to_be: bool) -> Option<Arc<CacheFile>> {
+        let mut files = lock(&self.files);
+        match files.get(object) {
+            Some(Some(file)) => return Some(file.clone()),
+            Some(None) if !is_to_be => return None,
+            _ => {}
+        }
+        let path = self.path(object)?;
+        let opened = match CacheFile::open(&path, object, false) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound && is_to_be => {
+                CacheFile::open(&path, object, true)
+            }
+            Err(e)
+                if matches!(
+                    e.kind(),
+                    io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof
+                ) =>
+            {
+                best_effort(std::fs::remove_file(&path));
+                Err(e)
+            }
+            Ok(file) => {
+                let modified = file.file.metadata().and_then(|meta| meta.modified());
+                let is_old = modified.is_ok_and(|t| t.elapsed().is_ok_and(|age| age > TOUCH));
+                if is_old {
+                    // Otherwise it goes earlier than others.
+                    best_effort(file.file.set_modified(SystemTime::now()));
+                }
+                Ok(file)
+            }
+            other => other,
+        };
+        let opened = opened.ok().map(Arc::new);
+        files.insert(object.to_owned(), opened.clone());
+        opened
+    }
+
+    /// Fills a buffer with bytes of an object; false if they are not here.
+    pub fn read(&self, object: &str, offset: u64, buffer: &mut [u8]) -> bool {
+        let Some(file) = self.file(object, false) else { return false };
+        file.read(offset, buffer).unwrap_or_else(|_| {
+            self.forget(object);
+            false
+        })
+    }
+
+    /// True if bytes of an object are here.
+    pub fn has(&self, object: &str, offset: u64, bytes: u64) -> bool {
+        let Some(file) = self.file(object, false) else { return false };
+        let records = lock(&file.records);
+        let (mut at, end) = (offset, offset.saturating_add(bytes));
+        while at < end {
+            let record = records.range(..=at).next_back();
+            match record.map(|(first, (length, _))| first + length).filter(|until| *until > at) {
+                Some(until) => at = until,
+                None => return false,
+            }
+        }
+        true
+    }
+
+    /// Keeps bytes of an object. What cannot be kept is read again.
+    pub fn add(&self, object: &str, offset: u64, bytes: &[u8]) {
+        self.sweep();
+        let Some(file) = self.file(object, true) else { return };
+        if file.add(offset, bytes).is_err() {
+            self.forget(object);
+        }
+    }
+
+    /// Lets go of what is kept of an object.
+    pub fn forget(&self, object: &str) {
+        lock(&self.files).insert(object.to_owned(), None);
+        if let Some(path) = self.path(object) {
+            best_effort(std::fs::remove_file(path));
+        }
+    }
+
+    /// Once: removes what was not used for longest, of all repositories, while there is too much.
+    fn sweep(&self) {
+        let mut is_swept = lock(&self.is_swept);
+        let Some(above) = self.folder.parent().filter(|_| !*is_swept) else { return };
+        *is_swept = true;
+        let mut files = Vec::new();
+        for folder in std::fs::read_dir(above).into_iter().flatten().flatten() {
+            for file in std::fs::read_dir(folder.path()).into_iter().flatten().flatten() {
+                let is_ours = file.file_name().to_str().is_some_and(|name| name.ends_with(SUFFIX));
+                if let (true, Ok(meta)) = (is_ours, file.metadata()) {
+                    files.push((meta.modified().ok(), meta.len(), file.path()));
+                }
+            }
+        }
+        files.sort();
+        let mut left: u64 = files.iter().map(|(_, bytes, _)| bytes).sum();
+        for (_, bytes, path) in files {
+            if left <= self.most_bytes {
+                break;
+            }
+            best_effort(std::fs::remove_file(path));
+            left = left.saturating_sub(bytes);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OBJECT: &str = "vm/18ddab2b-d2f6-4c59-b4d5-c5dfe82e7291.delta";
+
+    fn read(cache: &DiskCache, offset: u64, bytes: usize) -> Option<Vec<u8>> {
+        let mut buffer = vec![0; bytes];
+        cache.read(OBJECT, offset, &mut buffer).then_some(buffer)
+    }
+
+    #[test]
+    fn what_is_kept_is_given_back_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let open = || DiskCache::open(&folder.path().join("cache"), "s3://b/r", 1 << 20).unwrap();
+        let cache = open();
+        assert_eq!(read(&cache, 0, 4), None);
+        cache.add(OBJECT, 100, b"abcdef");
+        cache.add(OBJECT, 106, b"ghi");
+        for cache in [cache, open()] {
+            assert_eq!(read(&cache, 102, 6), Some(b"cdefgh".to_vec()));
+            for (offset, bytes) in [(99, 2), (105, 5), (200, 1)] {
+                assert_eq!(read(&cache, offset, bytes), None, "{offset}");
+            }
+        }
+        // Of another object, or changed, it is not taken.
+        let file = open().path(OBJECT).unwrap();
+        let good = std::fs::read(&file).unwrap();
+        for at in MAGIC.len()..good.len() {
+            let mut bad = good.clone();
+            bad[at] ^= 1;
+            std::fs::write(&file, bad).unwrap();
+            let cache = open();
+            for (offset, right) in [(100, &b"abcdef"[..]), (106, b"ghi")] {
+                let found = read(&cache, offset, right.len());
+                assert!(found.is_none_or(|found| found == right), "byte {at}");
+            }
+        }
+        let other = "vm/28ddab2b-d2f6-4c59-b4d5-c5dfe82e7291.delta";
+        std::fs::write(open().path(other).unwrap(), &good).unwrap();
+        assert!(!open().read(other, 100, &mut [0; 6]));
+    }
+
+    #[test]
+    fn what_was_not_used_for_longest_goes_first() {
+        let folder = tempfile::tempdir().unwrap();
+        let above = folder.path().join("cache");
+        let objects: Vec<String> =
+            (0..8).map(|n| OBJECT.replace("18ddab2b", &format!("{n}8ddab2b"))).collect();
+        for (age, object) in objects.iter().enumerate() {
+            let cache = DiskCache::open(&above, "s3://b/r", u64::MAX).unwrap();
+            cache.add(object, 0, &[7; 1000]);
+            let file = File::options().write(true).open(cache.path(object).unwrap()).unwrap();
+            let time = SystemTime::now() - Duration::from_secs(60 * (100 - age as u64));
+            file.set_modified(time).unwrap();
+        }
+        let cache = DiskCache::open(&above, "s3://b/r", 4000).unwrap();
+        cache.add(&objects[7], 1000, b"more");
+        let left: Vec<bool> = objects.iter().map(|o| cache.path(o).unwrap().exists()).collect();
+        assert_eq!(left, [false, false, false, false, false, true, true, true]);
+    }
+}

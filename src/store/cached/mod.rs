@@ -1,0 +1,329 @@
+//! A store on another host, with what this host has of it: the index of objects on a disk, and in memory what
+//! is about to be read.
+//!
+//! Only delta files are kept, which are never changed under a name: manifests and whatever else may be
+//! followed by another one are asked for each time.
+
+mod ahead;
+mod disk;
+
+use super::{Listed, LockGuard, LockKind, ReserveKept, Sharing, Store, Upload};
+use crate::base::error::Result;
+use ahead::Ahead;
+use disk::DiskCache;
+use jiff::Timestamp;
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Where the index of objects is kept, and how much of it.
+#[derive(Debug, Clone)]
+pub struct CachePlace {
+    /// The folder, which is made.
+    pub folder: PathBuf,
+    /// Of all repositories together.
+    pub most_bytes: u64,
+}
+
+/// A store, and what this host has of it.
+pub struct CachedStore {
+    inner: Arc<dyn Store>,
+    known: Arc<Known>,
+}
+
+/// What is known of its objects.
+struct Known {
+    ahead: Ahead,
+    disk: Option<DiskCache>,
+    /// Of delta files that were listed.
+    sizes: Mutex<HashMap<String, u64>>,
+    /// Small objects that are never other ones under their names.
+    whole: quick_cache::sync::Cache<String, Arc<Vec<u8>>>,
+}
+
+/// True for an object that is never another one under its name.
+fn is_kept(name: &str) -> bool {
+    name.ends_with(".delta")
+}
+
+/// True for a manifest, or a configuration: one that follows has another number.
+fn is_numbered(name: &str) -> bool {
+    let file = name.rsplit('/').next().unwrap_or_default();
+    let number = file.strip_prefix("manifest.").or_else(|| file.strip_prefix("config."));
+    number.is_some_and(|number| number.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
+/// What is fetched of both ends of an object that is to be opened, and of how many.
+const HEAD_BYTES: u64 = 4 << 10;
+const TAIL_BYTES: u64 = 16 << 10;
+const EXPECTED: usize = 2000;
+
+/// How many of them are kept while a program runs, and how long one may be.
+const WHOLE: usize = 64;
+const WHOLE_BYTES: usize = 1 << 20;
+
+impl CachedStore {
+    /// What this host has of a store. A cache that cannot be used is not.
+    pub fn new(inner: Arc<dyn Store>, place: Option<&CachePlace>) -> Self {
+        let url = inner.url().unwrap_or_default().to_owned();
+        let disk =
+            place.and_then(|place| DiskCache::open(&place.folder, &url, place.most_bytes).ok());
+        let whole = quick_cache::sync::Cache::new(WHOLE);
+        let known =
+            Known { ahead: Ahead::new(inner.clone()), disk, sizes: Mutex::default(), whole };
+        Self { inner, known: Arc::new(known) }
+    }
+}
+
+impl Known {
+    fn sizes(&self) -> MutexGuard<'_, HashMap<String, u64>> {
+        self.sizes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn remember(&self, folder: &str, listed: &[Listed]) {
+        let mut sizes = self.sizes();
+        for object in listed.iter().filter(|object| is_kept(&object.name)) {
+            sizes.insert(format!("{folder}/{}", object.name), object.bytes);
+        }
+    }
+
+    fn forget(&self, name: &str) {
+        self.sizes().remove(name);
+        self.whole.remove(name);
+        self.ahead.forget(name);
+        if let Some(disk) = &self.disk {
+            disk.forget(name);
+        }
+    }
+}
+
+impl Store for CachedStore {
+    fn list(&self, folder: &str) -> Result<Vec<String>> {
+        self.inner.list(folder)
+    }
+
+    fn list_timed(&self, folder: &str) -> Result<Vec<Listed>> {
+        let listed = self.inner.list_timed(folder)?;
+        self.known.remember(folder, &listed);
+        Ok(listed)
+    }
+
+    fn list_all(&self) -> Result<BTreeMap<String, Vec<Listed>>> {
+        let all = self.inner.list_all()?;
+        all.iter().for_each(|(folder, listed)| self.known.remember(folder, listed));
+        Ok(all)
+    }
+
+    fn sharing(&self) -> Result<Sharing> {
+        self.inner.sharing()
+    }
+
+    fn size(&self, name: &str) -> Result<u64> {
+        if let Some(bytes) = self.known.sizes().get(name).copied() {
+            return Ok(bytes);
+        }
+        let bytes = self.inner.size(name)?;
+        if is_kept(name) {
+            self.known.sizes().insert(name.to_owned(), bytes);
+        }
+        Ok(bytes)
+    }
+
+    fn read_at(&self, name: &str, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        match is_kept(name) {
+            true => self.known.ahead.read(name, self.size(name)?, offset, buffer),
+            false => self.inner.read_at(name, offset, buffer),
+        }
+    }
+
+    fn read_index(&self, name: &str, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        let Some(disk) = self.known.disk.as_ref().filter(|_| is_kept(name)) else {
+            return self.read_at(name, offset, buffer);
+        };
+        if disk.read(name, offset, buffer) {
+            return Ok(());
+        }
+        self.known.ahead.read_scattered(name, self.size(name)?, offset, buffer)
+    }
+
+    fn keep_index(&self, name: &str, offset: u64, bytes: &[u8]) {
+        if let Some(disk) = self.known.disk.as_ref().filter(|_| is_kept(name))
+            && !disk.has(name, offset, bytes.len() as u64)
+        {
+            disk.add(name, offset, bytes);
+        }
+    }
+
+    fn read_whole(&self, name: &str, limit: u64) -> Result<Vec<u8>> {
+        if !is_numbered(name) {
+            return self.inner.read_whole(name, limit);
+        }
+        if let Some(bytes) = self.known.whole.get(name).filter(|b| b.len() as u64 <= limit) {
+            return Ok(bytes.to_vec());
+        }
+        let bytes = self.inner.read_whole(name, limit)?;
+        if bytes.len() <= WHOLE_BYTES {
+            self.known.whole.insert(name.to_owned(), Arc::new(bytes.clone()));
+        }
+        Ok(bytes)
+    }
+
+    fn prefetch(&self, name: &str, offset: u64, bytes: u64) {
+        let has = |disk: &DiskCache| disk.has(name, offset, bytes);
+        if is_kept(name) && !self.known.disk.as_ref().is_some_and(has) {
+            let object_bytes = self.known.sizes().get(name).copied();
+            self.known.ahead.prefetch(name, object_bytes, offset, bytes);
+        }
+    }
+
+    fn expect(&self, names: &[String]) {
+        for name in names.iter().take(EXPECTED) {
+            // Of what was not listed nobody knows where its end is.
+            let Some(bytes) = self.known.sizes().get(name).copied() else { continue };
+            let end = bytes.saturating_sub(TAIL_BYTES);
+            for (offset, length) in [(0, HEAD_BYTES.min(bytes)), (end, bytes - end)] {
+                let is_here = |disk: &DiskCache| match offset {
+                    0 => disk.has(name, 0, 1),
+                    _ => disk.has(name, bytes - 1, 1),
+                };
+                if !self.known.disk.as_ref().is_some_and(is_here) {
+                    self.known.ahead.prefetch(name, Some(bytes), offset, length);
+                }
+            }
+        }
+    }
+
+    fn create(&self, name: &str) -> Result<Box<dyn Upload>> {
+        let upload = self.inner.create(name)?;
+        if !is_kept(name) {
+            self.known.forget(name);
+            return Ok(upload);
+        }
+        let known = Some(self.known.clone());
+        Ok(Box::new(CachedUpload { upload: Some(upload), name: name.into(), bytes: 0, known }))
+    }
+
+    fn put_if_absent(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        self.inner.put_if_absent(name, bytes)
+    }
+
+    fn pause(&self, attempt: u32) {
+        self.inner.pause(attempt);
+    }
+
+    fn replace(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        self.known.forget(name);
+        self.inner.replace(name, bytes)
+    }
+
+    fn remove(&self, name: &str) -> Result<()> {
+        self.known.forget(name);
+        self.inner.remove(name)
+    }
+
+    fn sync_dir(&self, folder: &str) -> Result<()> {
+        self.inner.sync_dir(folder)
+    }
+
+    fn create_folder(&self, folder: &str) -> Result<()> {
+        self.inner.create_folder(folder)
+    }
+
+    fn remove_folder(&self, folder: &str) -> Result<bool> {
+        self.inner.remove_folder(folder)
+    }
+
+    fn lock(&self, name: &str, kind: LockKind) -> Result<Option<LockGuard>> {
+        self.inner.lock(name, kind)
+    }
+
+    fn hold(&self, lock: &str, objects: &[&str]) -> Result<Option<LockGuard>> {
+        self.inner.hold(lock, objects)
+    }
+
+    fn is_held(&self, lock: &str, object: Option<&str>) -> Result<bool> {
+        self.inner.is_held(lock, object)
+    }
+
+    fn abort_uploads(&self, folder: &str, before: Timestamp) -> Result<u64> {
+        self.inner.abort_uploads(folder, before)
+    }
+
+    fn free_space(&self) -> Option<u64> {
+        self.inner.free_space()
+    }
+
+    fn keep_reserve(&self, bytes: u64, kept: ReserveKept) -> Result<()> {
+        self.inner.keep_reserve(bytes, kept)
+    }
+
+    fn release_reserve(&self) -> Result<bool> {
+        self.inner.release_reserve()
+    }
+
+    fn location(&self, name: &str) -> String {
+        self.inner.location(name)
+    }
+
+    fn local_path(&self) -> Option<&Path> {
+        self.inner.local_path()
+    }
+
+    fn url(&self) -> Option<&str> {
+        self.inner.url()
+    }
+}
+
+/// An upload whose index is kept.
+struct CachedUpload {
+    /// None once it is published.
+    upload: Option<Box<dyn Upload>>,
+    name: String,
+    bytes: u64,
+    /// None once it is published.
+    known: Option<Arc<Known>>,
+}
+
+impl CachedUpload {
+    fn end(mut self, publish: impl FnOnce(Box<dyn Upload>) -> Result<()>) -> Result<()> {
+        let Some(upload) = self.upload.take() else { return Ok(()) };
+        publish(upload)?;
+        self.known = None;
+        Ok(())
+    }
+}
+
+impl Upload for CachedUpload {
+    fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.bytes += bytes.len() as u64;
+        self.upload.as_mut().map_or(Ok(()), |upload| upload.write(bytes))
+    }
+
+    fn write_index(&mut self, bytes: &[u8]) -> Result<()> {
+        if let Some(disk) = self.known.as_ref().and_then(|known| known.disk.as_ref()) {
+            disk.add(&self.name, self.bytes, bytes);
+        }
+        self.write(bytes)
+    }
+
+    fn publish(self: Box<Self>) -> Result<()> {
+        self.end(|upload| upload.publish())
+    }
+
+    fn publish_over(self: Box<Self>) -> Result<()> {
+        // What was there is not to be known any more.
+        if let Some(known) = &self.known {
+            known.forget(&self.name);
+        }
+        self.end(|upload| upload.publish_over())
+    }
+}
+
+impl Drop for CachedUpload {
+    fn drop(&mut self) {
+        // It is not there, or nobody knows.
+        if let Some(known) = self.known.take() {
+            known.forget(&self.name);
+        }
+    }
+}

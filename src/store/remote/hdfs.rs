@@ -1,0 +1,418 @@
+//! HDFS: an object is written under a temporary name and renamed, which replaces nothing.
+//!
+//! A file is in one block if it is not longer than [`BLOCK_BYTES`]: while a block is written, the loss of a
+//! DataNode is survived, but a new block that is given to one that has just died fails. The first one is
+//! tried again under another name.
+
+use super::requests::{PutMode, Requests, Version};
+use super::runtime::runtime;
+use crate::base::error::{Error, ErrorKind, Result, best_effort};
+use crate::store::url::RemoteUrl;
+use crate::store::{Listed, Upload};
+use hdfs_native::client::FileStatus;
+use hdfs_native::file::{FileReader, FileWriter};
+use hdfs_native::{Client, ClientBuilder, HdfsError, WriteOptions};
+use jiff::Timestamp;
+use quick_cache::sync::Cache;
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Length of the blocks of files. A NameNode takes what is a multiple of 512 bytes.
+const BLOCK_BYTES: u64 = 1 << 30;
+/// What is kept of a file until it is known that its first block can be written.
+const FIRST_BYTES: usize = 4 << 20;
+/// How long it is tried to begin a file: a DataNode that has died is given out for ten minutes by default.
+const PATIENCE: Duration = Duration::from_secs(11 * 60);
+const PAUSE: Duration = Duration::from_millis(500);
+/// How many files are kept open for reading: it takes a request to open one.
+const OPEN_FILES: usize = 256;
+
+type Answer<T> = std::result::Result<T, HdfsError>;
+
+/// A folder in HDFS.
+pub(super) struct Hdfs(Arc<Folder>);
+
+struct Folder {
+    client: Client,
+    /// Absolute, without a slash at its end.
+    path: String,
+    url: String,
+    readers: Cache<String, Arc<FileReader>>,
+}
+
+impl Hdfs {
+    /// Of a URL; `HADOOP_CONF_DIR` names the folder of the configuration.
+    ///
+    /// # Errors
+    /// `InvalidInput` if the configuration cannot be used.
+    pub fn new(url: &RemoteUrl) -> Result<Self> {
+        let mut builder = ClientBuilder::new().with_io_runtime(runtime()?.handle().clone());
+        if !url.host.is_empty() {
+            let port = url.port.map(|port| format!(":{port}")).unwrap_or_default();
+            builder = builder.with_url(format!("hdfs://{}{port}", url.host));
+        }
+        let client = builder.build().map_err(|e| {
+            let what = format!("{url}: {e}");
+            Error::new(ErrorKind::InvalidInput, what)
+                .hint("check HADOOP_CONF_DIR, and core-site.xml in it")
+        })?;
+        let (path, url) = (format!("/{}", url.path), url.to_string());
+        Ok(Self(Arc::new(Folder { client, path, url, readers: Cache::new(OPEN_FILES) })))
+    }
+}
+
+impl Folder {
+    fn path(&self, name: &str) -> String {
+        let slash = if name.is_empty() { "" } else { "/" };
+        format!("{}{slash}{name}", self.path)
+    }
+
+    fn error(&self, doing: &str, name: &str, error: HdfsError) -> Error {
+        let slash = if name.is_empty() { "" } else { "/" };
+        failed(doing, &format!("{}{slash}{name}", self.url), error)
+    }
+
+    fn reader(&self, name: &str) -> Result<Arc<FileReader>> {
+        self.readers.get_or_insert_with(name, || {
+            let opened = runtime()?.block_on(self.client.read(&self.path(name)));
+            opened.map(Arc::new).map_err(|e| self.error("open", name, e))
+        })
+    }
+
+    fn status(&self, name: &str) -> Answer<FileStatus> {
+        let runtime = runtime().map_err(|e| HdfsError::OperationFailed(e.to_string()))?;
+        runtime.block_on(self.client.get_file_info(&self.path(name)))
+    }
+
+    /// A name for a file that is being written, as in a folder of this host.
+    fn temporary(name: &str) -> String {
+        let (folder, file) = name.rsplit_once('/').unwrap_or(("", name));
+        let slash = if folder.is_empty() { "" } else { "/" };
+        let random = uuid::Uuid::new_v4().simple().to_string();
+        format!("{folder}{slash}.{file}.{}.tmp", random.get(..12).unwrap_or_default())
+    }
+
+    /// Gives a file that was written its name.
+    fn publish(&self, temporary: &str, name: &str, bytes: u64, mode: PutMode) -> Result<()> {
+        let (from, to) = (self.path(temporary), self.path(name));
+        let renamed = runtime()?.block_on(self.client.rename(&from, &to, mode == PutMode::Over));
+        self.readers.remove(name);
+        let Err(error) = renamed else { return Ok(()) };
+        // The answer may have been lost, and the request been made again.
+        let is_there = || self.status(name).is_ok_and(|file| file.length as u64 == bytes);
+        let is_gone = || matches!(self.status(temporary), Err(HdfsError::FileNotFound(_)));
+        if !matches!(error, HdfsError::AlreadyExists(_)) && is_gone() && is_there() {
+            return Ok(());
+        }
+        // Whoever collects garbage finds it.
+        best_effort(runtime()?.block_on(self.client.delete(&from, false)));
+        Err(self.error("write", name, error))
+    }
+
+    /// Begins a file with these bytes. Its name is another one at each attempt.
+    fn begin(&self, name: &str, bytes: &[u8]) -> Result<(String, FileWriter)> {
+        let begun = Instant::now();
+        let options =
+            WriteOptions::default().block_size(BLOCK_BYTES).permission(0o600).create_parent(false);
+        loop {
+            let temporary = Self::temporary(name);
+            let path = self.path(&temporary);
+            let written = runtime()?.block_on(async {
+                let mut writer = self.client.create(&path, &options).await?;
+                // What is not flushed is not answered for.
+                if !bytes.is_empty() {
+                    writer.write_bytes(bytes.to_vec().into()).await?;
+                    writer.hsync().await?;
+                }
+                Ok(writer)
+            });
+            let error = match written {
+                Ok(writer) => return Ok((temporary, writer)),
+                Err(e) => e,
+            };
+            best_effort(runtime()?.block_on(self.client.delete(&path, false)));
+            let is_of_data =
+                matches!(error, HdfsError::IOError(_) | HdfsError::DataTransferError(_));
+            if !is_of_data || begun.elapsed() > PATIENCE || self.status("").is_err() {
+                return Err(self.error("write", name, error));
+            }
+            std::thread::sleep(PAUSE);
+        }
+    }
+}
+
+impl Requests for Hdfs {
+    fn list(&self, folder: &str) -> Result<Vec<Listed>> {
+        let path = self.0.path(folder);
+        match runtime()?.block_on(self.0.client.list_status(&path, false)) {
+            Err(HdfsError::FileNotFound(_)) => Ok(Vec::new()),
+            Err(e) => Err(self.0.error("list", folder, e)),
+            // What is listed of a file is that file.
+            Ok(found) => Ok(found.iter().filter(|s| s.path != path).filter_map(listed).collect()),
+        }
+    }
+
+    fn list_all(&self) -> Result<BTreeMap<String, Vec<Listed>>> {
+        let found = match runtime()?.block_on(self.0.client.list_status(&self.0.path, true)) {
+            Err(HdfsError::FileNotFound(_)) => return Ok(BTreeMap::new()),
+            other => other.map_err(|e| self.0.error("list", "", e))?,
+        };
+        let mut folders: BTreeMap<String, Vec<Listed>> = BTreeMap::new();
+        for status in found.iter().filter(|status| !status.isdir) {
+            let below = status.path.strip_prefix(&self.0.path).and_then(|p| p.strip_prefix('/'));
+            let Some(below) = below else { continue };
+            let folder = below.rsplit_once('/').map_or("", |(folder, _)| folder);
+            folders.entry(folder.to_owned()).or_default().extend(listed(status));
+        }
+        Ok(folders)
+    }
+
+    fn size(&self, name: &str) -> Result<u64> {
+        let status = self.0.status(name).map_err(|e| self.0.error("open", name, e))?;
+        Ok(status.length as u64)
+    }
+
+    fn version(&self, name: &str) -> Result<Version> {
+        let status = self.0.status(name).map_err(|e| self.0.error("open", name, e))?;
+        let time = listed(&status).map_or(Timestamp::UNIX_EPOCH, |listed| listed.time);
+        Ok(Version { bytes: status.length as u64, time, tag: None })
+    }
+
+    fn read_version(
+        &self,
+        name: &str,
+        _version: &Version,
+        offset: u64,
+        buffer: &mut [u8],
+    ) -> Result<()> {
+        // The blocks of the file that was opened; whoever reads looks in the end.
+        self.read_at(name, offset, buffer)
+    }
+
+    fn read_at(&self, name: &str, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        let reader = self.0.reader(name)?;
+        let end = offset.checked_add(buffer.len() as u64);
+        if end.is_none_or(|end| end > reader.file_length() as u64) {
+            let what = format!("{}/{name} ends before byte {offset}", self.0.url);
+            return Err(Error::corrupt(what));
+        }
+        let read = runtime()?.block_on(reader.read_range(offset as usize, buffer.len()));
+        let read = read.map_err(|e| {
+            // Its blocks may be elsewhere now.
+            self.0.readers.remove(name);
+            self.0.error("read", name, e)
+        })?;
+        if read.len() != buffer.len() {
+            let what = format!("cannot read {}/{name}: an answer of another length", self.0.url);
+            return Err(Error::new(ErrorKind::Unavailable, what));
+        }
+        buffer.copy_from_slice(&read);
+        Ok(())
+    }
+
+    fn read_whole(&self, name: &str, limit: u64) -> Result<Vec<u8>> {
+        // It may have been replaced.
+        self.0.readers.remove(name);
+        let bytes = self.0.reader(name)?.file_length() as u64;
+        if bytes > limit {
+            let what = format!("{}/{name} has {bytes} bytes, which cannot be right", self.0.url);
+            return Err(Error::corrupt(what));
+        }
+        let mut whole = vec![0; bytes as usize];
+        self.read_at(name, 0, &mut whole)?;
+        Ok(whole)
+    }
+
+    fn put(&self, name: &str, bytes: &[u8], mode: PutMode) -> Result<()> {
+        let (temporary, writer) = self.0.begin(name, bytes)?;
+        close(&self.0, name, writer)?;
+        self.0.publish(&temporary, name, bytes.len() as u64, mode)
+    }
+
+    fn upload(&self, name: &str) -> Result<Box<dyn Upload>> {
+        Ok(Box::new(HdfsUpload {
+            folder: self.0.clone(),
+            name: name.to_owned(),
+            first: Vec::new(),
+            file: None,
+            bytes: 0,
+        }))
+    }
+
+    fn remove(&self, name: &str) -> Result<()> {
+        self.0.readers.remove(name);
+        match runtime()?.block_on(self.0.client.delete(&self.0.path(name), false)) {
+            Ok(_) | Err(HdfsError::FileNotFound(_)) => Ok(()),
+            Err(e) => Err(self.0.error("remove", name, e)),
+        }
+    }
+
+    fn create_folder(&self, folder: &str) -> Result<()> {
+        let made = runtime()?.block_on(self.0.client.mkdirs(&self.0.path(folder), 0o700, false));
+        made.map_err(|e| self.0.error("make the folder", folder, e))
+    }
+
+    fn remove_folder(&self, folder: &str) -> Result<bool> {
+        if !self.list(folder)?.is_empty() {
+            return Ok(false);
+        }
+        match runtime()?.block_on(self.0.client.delete(&self.0.path(folder), false)) {
+            Ok(_) | Err(HdfsError::FileNotFound(_)) => Ok(true),
+            // Somebody came meanwhile.
+            Err(HdfsError::RPCError(class, _)) if class.contains("PathIsNotEmptyDirectory") => {
+                Ok(false)
+            }
+            Err(e) => Err(self.0.error("remove the folder", folder, e)),
+        }
+    }
+
+    fn attempts(&self) -> u32 {
+        8
+    }
+}
+
+fn listed(status: &FileStatus) -> Option<Listed> {
+    let name = status.path.rsplit('/').next()?.to_owned();
+    let time = Timestamp::from_millisecond(i64::try_from(status.modification_time).ok()?).ok()?;
+    Some(Listed { name, time, bytes: status.length as u64 })
+}
+
+/// Makes a file durable and ends it.
+fn close(folder: &Folder, name: &str, mut writer: FileWriter) -> Result<()> {
+    let closed = runtime()?.block_on(async {
+        writer.hsync().await?;
+        writer.close().await
+    });
+    closed.map_err(|e| folder.error("write", name, e))
+}
+
+struct HdfsUpload {
+    folder: Arc<Folder>,
+    name: String,
+    /// The first bytes, until it is begun.
+    first: Vec<u8>,
+    /// Its temporary name.
+    file: Option<(String, FileWriter)>,
+    bytes: u64,
+}
+
+impl HdfsUpload {
+    fn begin(&mut self) -> Result<()> {
+        let begun = self.folder.begin(&self.name, &self.first)?;
+        self.bytes = self.first.len() as u64;
+        self.first = Vec::new();
+        self.file = Some(begun);
+        Ok(())
+    }
+
+    fn finish(mut self, mode: PutMode) -> Result<()> {
+        if self.file.is_none() {
+            self.begin()?;
+        }
+        let Some((temporary, writer)) = self.file.take() else { return Ok(()) };
+        if let Err(e) = close(&self.folder, &self.name, writer) {
+            let path = self.folder.path(&temporary);
+            best_effort(runtime()?.block_on(self.folder.client.delete(&path, false)));
+            return Err(e);
+        }
+        self.folder.publish(&temporary, &self.name, self.bytes, mode)
+    }
+
+    /// Writes what is within one block.
+    fn write_within(&mut self, bytes: &[u8]) -> Result<()> {
+        let Some((_, writer)) = &mut self.file else { return Ok(()) };
+        let is_end = (self.bytes + bytes.len() as u64).is_multiple_of(BLOCK_BYTES);
+        let written = runtime()?.block_on(async {
+            writer.write_bytes(bytes.to_vec().into()).await?;
+            // Only the last block can be made durable later.
+            if is_end { writer.hsync().await } else { Ok(()) }
+        });
+        written.map_err(|e| self.folder.error("write", &self.name, e))?;
+        self.bytes += bytes.len() as u64;
+        Ok(())
+    }
+}
+
+impl Upload for HdfsUpload {
+    fn write(&mut self, mut bytes: &[u8]) -> Result<()> {
+        if self.file.is_none() {
+            let left = FIRST_BYTES.saturating_sub(self.first.len());
+            let (now, later) = bytes.split_at(bytes.len().min(left));
+            self.first.extend_from_slice(now);
+            bytes = later;
+            if self.first.len() < FIRST_BYTES {
+                return Ok(());
+            }
+            self.begin()?;
+        }
+        while !bytes.is_empty() {
+            let left = BLOCK_BYTES - self.bytes % BLOCK_BYTES;
+            let (now, later) = bytes.split_at(bytes.len().min(left as usize));
+            self.write_within(now)?;
+            bytes = later;
+        }
+        Ok(())
+    }
+
+    fn publish(self: Box<Self>) -> Result<()> {
+        self.finish(PutMode::IfAbsent)
+    }
+
+    fn publish_over(self: Box<Self>) -> Result<()> {
+        self.finish(PutMode::Over)
+    }
+}
+
+impl Drop for HdfsUpload {
+    fn drop(&mut self) {
+        if let (Some((temporary, _)), Ok(runtime)) = (self.file.take(), runtime()) {
+            // Otherwise whoever collects garbage finds it.
+            let path = self.folder.path(&temporary);
+            best_effort(runtime.block_on(self.folder.client.delete(&path, false)));
+        }
+    }
+}
+
+/// What an error of HDFS means.
+fn failed(doing: &str, place: &str, error: HdfsError) -> Error {
+    let (kind, why) = match error {
+        HdfsError::FileNotFound(_) => (ErrorKind::NotFound, "No such file or directory".into()),
+        HdfsError::AlreadyExists(_) => (ErrorKind::AlreadyExists, "it exists".into()),
+        HdfsError::RPCError(class, message) | HdfsError::FatalRPCError(class, message) => {
+            let message = message.lines().next().unwrap_or_default().to_owned();
+            let is = |name: &str| class.ends_with(name);
+            if is("QuotaExceededException") {
+                let full = io::Error::from(io::ErrorKind::QuotaExceeded);
+                return Error::os(doing, place, full);
+            }
+            let kind = match () {
+                () if is("AccessControlException") => ErrorKind::Auth,
+                () if is("SafeModeException") || is("StandbyException") => ErrorKind::Unavailable,
+                // Which DataNodes there are changes.
+                () if message.contains("could only be written to") => ErrorKind::Unavailable,
+                () if is("FileNotFoundException") => ErrorKind::NotFound,
+                () => ErrorKind::Io,
+            };
+            (kind, message)
+        }
+        HdfsError::IOError(e) => (ErrorKind::Unavailable, e.to_string()),
+        HdfsError::SASLError(_) | HdfsError::GSSAPIError(..) | HdfsError::NoSASLMechanism => {
+            (ErrorKind::Auth, error.to_string())
+        }
+        HdfsError::InvalidPath(_) | HdfsError::IsADirectoryError(_) => {
+            (ErrorKind::Io, error.to_string())
+        }
+        HdfsError::UnsupportedFeature(_) | HdfsError::UnsupportedErasureCodingPolicy(_) => {
+            (ErrorKind::Unsupported, error.to_string())
+        }
+        other => (ErrorKind::Unavailable, other.to_string()),
+    };
+    let error = Error::new(kind, format!("cannot {doing} {place}: {why}"));
+    match kind {
+        ErrorKind::Auth => error.hint("check who asks (HADOOP_USER_NAME, kinit), and the owner"),
+        ErrorKind::Unavailable => error.hint("is the server there? Then try again"),
+        _ => error,
+    }
+}

@@ -1,0 +1,17 @@
+//! Repositories on servers: every verb of the real binary over each kind of store, real servers where they
+//! can be had, and what becomes of it when requests go wrong.
+//!
+//! By default those run that start in seconds; `IMGSNAP_SERVERS=all` (`just servers`) takes all of them, and
+//! more faults. A server that is not there, and cannot be installed, is told as skipped.
+
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+
+mod append_only;
+mod every_verb;
+mod faults;
+mod kit;
+mod probes;
+mod proxy;
+#[path = "../support/random.rs"]
+mod random;
+mod requests;
