@@ -294,6 +294,8 @@ impl Part {
     pub(super) fn prefetch(&self, child: &ChildRef) {
         // What is asked for is read at once.
         let is_limited = !self.caches.limits.is_empty();
+        let most_bytes = RECORD_HEAD_BYTES as u32 + crate::format::record::MAX_PAYLOAD_BYTES;
+        let is_limited = is_limited || child.record_bytes > most_bytes;
         if !is_limited && self.caches.pages.peek(&(self.header.file_id, child.offset)).is_none() {
             self.store.prefetch(&self.name, child.offset, child.record_bytes.into());
         }

@@ -204,9 +204,8 @@ fn collect_shared_listed(
     for object in listed.iter().filter(|object| is_old(object.time)) {
         match ImageFile::of(&object.name) {
             Some(ImageFile::Temporary) => {
-                if remove(repository, name, &object.name, context)? {
-                    reaped.freed_bytes += object.bytes;
-                }
+                let is_gone = remove(repository, name, &object.name, context)?;
+                reaped.freed_bytes += if is_gone { object.bytes } else { 0 };
             }
             Some(ImageFile::Manifest(sequence)) if sequence < manifest.sequence => {
                 remove(repository, name, &object.name, context)?;

@@ -34,6 +34,11 @@ pub(crate) fn names_in(store: &dyn Store) -> Result<Vec<String>> {
     if store.url().is_some() {
         return Ok(overview(store)?.into_keys().collect());
     }
+    images_in(store)
+}
+
+/// The same of a folder of this host.
+pub(crate) fn images_in(store: &dyn Store) -> Result<Vec<String>> {
     let mut names = Vec::new();
     for name in store.list("")? {
         let known = || -> Result<bool> {

@@ -5,7 +5,7 @@
 use crate::base::error::{Error, ErrorKind, Result, best_effort};
 use crate::base::message::{Setting, Verb, message};
 use crate::repo::host::HostState;
-use crate::repo::top::probe_name;
+use crate::repo::top::{is_probe, probe_name};
 use crate::store::Store;
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
@@ -18,6 +18,9 @@ const RACERS: usize = 8;
 const ROUNDS: usize = 3;
 /// After so long it is tried again: a bucket may have got versions meanwhile.
 const LIFE: SignedDuration = SignedDuration::from_hours(30 * 24);
+
+/// What is older is nobody's any more.
+const LEFT: SignedDuration = SignedDuration::from_hours(24);
 
 /// What a host remembers of a place that has kept its promises.
 #[derive(Serialize, Deserialize)]
@@ -68,6 +71,7 @@ pub(crate) fn probe(store: &dyn Store) -> Result<()> {
             " (docs/stores.md)",
         ])
     };
+    sweep(store);
     let mut made = Vec::new();
     let outcome = in_sequence(store, &mut made)
         .and_then(|outcome| outcome.map_or_else(|| in_races(store, &mut made), |w| Ok(Some(w))));
@@ -78,6 +82,15 @@ pub(crate) fn probe(store: &dyn Store) -> Result<()> {
     match outcome? {
         Some(what) => Err(broken(&what)),
         None => Ok(()),
+    }
+}
+
+/// Removes what probes have left that were killed.
+fn sweep(store: &dyn Store) {
+    let Ok(listed) = store.list_timed("") else { return };
+    let old = Timestamp::now().saturating_sub(LEFT).unwrap_or_default();
+    for object in listed.iter().filter(|object| is_probe(&object.name) && object.time < old) {
+        best_effort(store.remove(&object.name));
     }
 }
 

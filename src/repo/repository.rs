@@ -11,7 +11,7 @@ use crate::repo::place::Place;
 use crate::repo::policy::{Policy, SnapshotPolicy};
 use crate::repo::probe;
 use crate::repo::root::Root;
-use crate::repo::top::MARKER;
+use crate::repo::top::{MARKER, is_probe};
 use crate::store::{LockGuard, Sharing, Store};
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -86,7 +86,9 @@ impl Repository {
             store.list("")?.into_iter().partition(|name| is_temporary(name));
         // What an init wrote that was interrupted, and perhaps not only now.
         let is_begun = is_begun(store.as_ref())?;
-        let is_foreign = |name: &&String| !(is_begun && *name == MARKER || is_of_filesystem(name));
+        let is_foreign = |name: &&String| {
+            !(is_begun && *name == MARKER || is_of_filesystem(name) || is_probe(name))
+        };
         if let Some(name) = others.iter().find(is_foreign) {
             let what = format!("{place} is not empty (it holds \"{name}\")");
             return Err(Error::new(ErrorKind::AlreadyExists, what).hint("choose an empty folder"));
@@ -158,6 +160,11 @@ impl Repository {
         }
     }
 
+    /// True if one host alone writes to it, since the store keeps nobody apart.
+    pub(crate) fn has_single_writer(&self) -> bool {
+        self.store.url().is_some() && !matches!(self.config.single_writer(), Ok(None))
+    }
+
     /// Where one host alone writes, what keeps its programs apart: the store does not.
     ///
     /// # Errors
@@ -199,7 +206,8 @@ impl Repository {
     pub fn is_vacant(store: &dyn Store) -> bool {
         let is_begun = is_begun(store).unwrap_or_default();
         store.list("").is_ok_and(|names| {
-            let is_left = |name: &str| is_temporary(name) || is_begun && name == MARKER;
+            let is_left =
+                |name: &str| is_temporary(name) || is_probe(name) || is_begun && name == MARKER;
             names.iter().all(|name| is_left(name) || is_of_filesystem(name))
         })
     }
@@ -273,9 +281,10 @@ impl Repository {
         Ok(names)
     }
 
-    /// What was in the folder of an image when the names on a server were listed last.
+    /// What was in the folder of an image when the names on a server were listed last. It is told once: an
+    /// image that is looked at again may have changed.
     pub(crate) fn listed(&self, name: &str) -> Option<Vec<String>> {
-        self.overview.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+        self.overview.lock().unwrap_or_else(PoisonError::into_inner).remove(name)
     }
 }
 

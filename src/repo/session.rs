@@ -171,8 +171,12 @@ pub(crate) fn refuse_damaged_head(name: &str, is_damaged: bool) -> Result<()> {
 pub(crate) fn lock_to_write(repository: &Repository, name: &str) -> Result<Option<LockGuard>> {
     repository.check_place()?;
     match lock_writers_out(repository, name) {
-        // They are but speed then.
-        Err(e) if e.kind() != ErrorKind::Busy && !repository.store.sharing()?.is_locked() => {
+        // They are but speed then, unless nothing else keeps programs of the one host apart.
+        Err(e)
+            if e.kind() != ErrorKind::Busy
+                && !repository.has_single_writer()
+                && !repository.store.sharing()?.is_locked() =>
+        {
             Ok(None)
         }
         other => other.map(Some),

@@ -133,6 +133,9 @@ pub trait Store: Send + Sync {
         self.read_at(name, offset, buffer)
     }
 
+    /// From now on all is read where it is, and nothing that this host has of it is believed.
+    fn read_anew(&self) {}
+
     /// Says that bytes which [`Store::read_index`] gave are proved to be what was written.
     fn keep_index(&self, _name: &str, _offset: u64, _bytes: &[u8]) {}
 
@@ -209,8 +212,8 @@ pub trait Store: Send + Sync {
     /// If that cannot be found out.
     fn is_held(&self, lock: &str, object: Option<&str>) -> Result<bool>;
 
-    /// Gives up what was begun to be uploaded into a folder before a time, and never completed, where that takes
-    /// space and is listed nowhere; returns how many.
+    /// Gives up what was begun to be uploaded into a folder before a time, and never completed, where that
+    /// takes space and is listed nowhere; returns how many.
     ///
     /// # Errors
     /// If that is not allowed, or cannot be found out.

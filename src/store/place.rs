@@ -68,7 +68,8 @@ impl Location {
             RemoteKind::Ssh => Arc::new(SshStore::new(url, limits)),
             _ => Arc::new(RemoteStore::open(url, limits)?),
         };
-        Ok(Arc::new(CachedStore::new(store, options.cache.as_ref())))
+        let has_numbers = url.kind != RemoteKind::Ssh;
+        Ok(Arc::new(CachedStore::new(store, options.cache.as_ref(), has_numbers)))
     }
 
     /// How it is named in messages.

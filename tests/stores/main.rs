@@ -5,6 +5,7 @@
 //! more faults. A server that is not there, and cannot be installed, is told as skipped.
 
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+#![allow(clippy::big_endian_bytes, reason = "so messages are written")]
 
 mod append_only;
 mod every_verb;

@@ -10,6 +10,16 @@ use std::io::{self, Write};
 /// An object that is being written.
 pub struct NewObject {
     stream: Stream<Uploaded>,
+    url: RemoteUrl,
+}
+
+fn exists(url: &RemoteUrl) -> Error {
+    let what = format!("{url} exists");
+    Error::new(ErrorKind::AlreadyExists, what).hint(message![
+        "use ",
+        Setting::Force,
+        " to replace it"
+    ])
 }
 
 /// What is sent; none once it is there.
@@ -41,16 +51,11 @@ impl NewObject {
     /// `AlreadyExists` if it is there, unless it may be replaced; those of the server.
     pub fn create(url: &RemoteUrl, limits: &TransferLimits, may_replace: bool) -> Result<Self> {
         if !may_replace && is_remote_there(url)? {
-            let what = format!("{url} exists");
-            return Err(Error::new(ErrorKind::AlreadyExists, what).hint(message![
-                "use ",
-                Setting::Force,
-                " to replace it"
-            ]));
+            return Err(exists(url));
         }
         let upload = Some(create_remote(url, limits)?);
         let uploaded = Uploaded { upload, failure: None, may_replace };
-        Ok(Self { stream: Stream::new(uploaded, &url.to_string()) })
+        Ok(Self { stream: Stream::new(uploaded, &url.to_string()), url: url.clone() })
     }
 
     fn told<T>(&mut self, outcome: Result<T>) -> Result<T> {
@@ -80,6 +85,10 @@ impl Target for NewObject {
     fn finish(&mut self) -> Result<()> {
         let uploaded = self.stream.inner();
         let Some(upload) = uploaded.upload.take() else { return Ok(()) };
+        // Not every server looks itself when the parts of an object are put together.
+        if !uploaded.may_replace && is_remote_there(&self.url)? {
+            return Err(exists(&self.url));
+        }
         if uploaded.may_replace { upload.publish_over() } else { upload.publish() }
     }
 

@@ -46,6 +46,7 @@ pub fn run(
     sources: &[MendSource],
     context: &Context,
 ) -> Result<Vec<Mended>> {
+    repository.store.read_anew();
     let mut writer = write(repository, name, context)?;
     let mut outcomes = Vec::new();
     // Before anything is changed: what cannot be checked now may be sound.

@@ -53,6 +53,7 @@ use uuid::Uuid;
 /// `NotFound` if there is nothing of that image at all; `Corrupt` if no delta file can be used; that of
 /// the system if one cannot be read now.
 pub fn run(repository: &Repository, name: &str, context: &Context) -> Result<Repaired> {
+    repository.store.read_anew();
     manifest::check_name(name)?;
     let store = repository.store.as_ref();
     if store.list(name)?.is_empty() {

@@ -15,7 +15,7 @@ use crate::store::ssh::{
 };
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// How many requests are carried out at the same time that do not have to be in order.
@@ -45,7 +45,7 @@ pub fn serve_store(
     output.answer(first.id, &Ok(Told::Done), &[])?;
     let session = &session;
     std::thread::scope(|scope| {
-        let (sender, receiver) = channel();
+        let (sender, receiver) = sync_channel(2 * WORKERS);
         let work = Arc::new(Mutex::new(receiver));
         for _ in 0..WORKERS {
             let (work, output) = (work.clone(), &output);
@@ -54,8 +54,15 @@ pub fn serve_store(
         loop {
             let (Request { id, ask }, body) = match read_message(&mut input) {
                 Ok(Some(message)) => message,
-                Ok(None) => return Ok(()),
-                Err(e) => return Err(failed(e)),
+                // Whoever waits for what it held gets it, also if an answer to it is never read.
+                Ok(None) => {
+                    session.let_go();
+                    return Ok(());
+                }
+                Err(e) => {
+                    session.let_go();
+                    return Err(failed(e));
+                }
             };
             match ask {
                 Ask::Ping => {}

@@ -6,9 +6,10 @@ use crate::base::error::{Error, ErrorKind, Result};
 use crate::repo::manifest::{
     self, ImageFile, MAX_MANIFEST_BYTES, Manifest, ManifestDigest, check_adds_only,
 };
+use crate::repo::names::images_in;
 use crate::store::ssh::{Ask, MAX_BODY_BYTES, Told, WireListed};
 use crate::store::{Above, LockGuard, LockKind, ReserveKept, Store, Upload, make_folder, store_at};
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -23,6 +24,9 @@ pub(super) struct Session {
     /// One manifest at a time is compared with what rules.
     commit: Mutex<()>,
 }
+
+/// How many one host has at the same time; what they have in memory together is a manifest at most.
+const MOST_UPLOADS: usize = 8;
 
 /// An upload that has begun.
 struct Begun {
@@ -58,6 +62,12 @@ impl Session {
             markers: Mutex::default(),
             commit: Mutex::default(),
         })
+    }
+
+    /// Lets go of all locks, and gives all uploads up.
+    pub fn let_go(&self) {
+        lock(&self.uploads).clear();
+        lock(&self.locks).clear();
     }
 
     /// The folder is made when something is put into it.
@@ -142,7 +152,11 @@ impl Session {
                     true => Sink::Memory(Vec::new()),
                     false => Sink::Store(self.store.create(&name)?),
                 };
-                lock(&self.uploads).insert(id, Begun { name, to });
+                let mut uploads = lock(&self.uploads);
+                if uploads.len() >= MOST_UPLOADS {
+                    return Err(Error::new(ErrorKind::LimitExceeded, "too many uploads at once"));
+                }
+                uploads.insert(id, Begun { name, to });
             }
             Ask::Publish { upload, over } => {
                 let begun = lock(&self.uploads).remove(&upload).ok_or_else(unknown)?;
@@ -166,7 +180,9 @@ impl Session {
         let begun = uploads.get_mut(&upload).ok_or_else(unknown)?;
         let written = match &mut begun.to {
             Sink::Store(upload) => upload.write(bytes),
-            Sink::Memory(all) if (all.len() + bytes.len()) as u64 <= MAX_MANIFEST_BYTES => {
+            Sink::Memory(all)
+                if (all.len() + bytes.len()) as u64 <= MAX_MANIFEST_BYTES / MOST_UPLOADS as u64 =>
+            {
                 all.extend_from_slice(bytes);
                 Ok(())
             }
@@ -197,12 +213,16 @@ impl Session {
                 Ok(Told::Listed(listed))
             }
             Ask::ListAll => {
-                let all = match store.list_all() {
-                    Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Told::All([].into())),
-                    other => other?,
-                };
-                let of = |objects: Vec<_>| objects.into_iter().map(WireListed::from).collect();
-                Ok(Told::All(all.into_iter().map(|(folder, list)| (folder, of(list))).collect()))
+                let mut all = BTreeMap::new();
+                // As they are looked at here.
+                for name in images_in(store)? {
+                    let listed = match store.list_timed(&name) {
+                        Err(e) if e.kind() == ErrorKind::NotFound => continue,
+                        other => other?,
+                    };
+                    all.insert(name, listed.into_iter().map(WireListed::from).collect());
+                }
+                Ok(Told::All(all))
             }
             Ask::Sharing => store.sharing().map(Told::from),
             Ask::Size { name } => {

@@ -61,6 +61,8 @@ fn verify(
     proved: &Proved,
     context: &Context,
 ) -> Result<Verified> {
+    // What is proved is what is stored, and not what this host has kept of it.
+    repository.store.read_anew();
     let mut verified = Verified::default();
     let names = match scope {
         VerifyScope::All => repository.names()?,

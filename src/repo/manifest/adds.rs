@@ -2,6 +2,7 @@
 
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::repo::manifest::commit::ManifestDigest;
+use crate::repo::manifest::related::Pin;
 use crate::repo::manifest::types::{Manifest, Snapshot};
 use std::collections::HashMap;
 use uuid::Uuid;
@@ -36,8 +37,27 @@ pub(crate) fn check_adds_only(
     if next.image_id != ruling.image_id || next.name != ruling.name {
         return denied("put another image in the place of one");
     }
-    if ruling.rollback.is_some() || next.next_number < ruling.next_number {
-        return denied("end a rollback, or give numbers anew");
+    let numbers = next.snapshots.iter().map(|s| s.number);
+    let numbers = numbers.chain(next.pending.iter().map(|pending| pending.number));
+    let used = numbers.max().unwrap_or(0).saturating_add(1);
+    let is_next = (ruling.next_number..=used.max(ruling.next_number)).contains(&next.next_number);
+    if ruling.rollback.is_some() || !is_next {
+        return denied("end a rollback, or give numbers as it likes");
+    }
+    // Where the image is, and how it is read, is not said anew.
+    let are_same = is_same_or_new(ruling.host.as_ref(), next.host.as_ref())
+        && is_same_or_new(ruling.source.as_ref(), next.source.as_ref())
+        && is_same_or_new(ruling.format.as_ref(), next.format.as_ref())
+        && ruling.live == next.live;
+    let mut expected = ruling.clone();
+    expected.succeed()?;
+    if !are_same || next.ancestors != expected.ancestors {
+        return denied("say otherwise what an image is, or comes from");
+    }
+    let gone = ruling.condemned.iter().filter(|object| !next.condemned.contains(object));
+    let most = gone.map(|object| object.sequence).fold(ruling.swept, u64::max);
+    if !(ruling.swept..=most).contains(&next.swept) {
+        return denied("say what others have deleted");
     }
     if next.dropped != ruling.dropped || next.kept != ruling.kept || next.unused != ruling.unused {
         return denied("drop snapshots");
@@ -61,10 +81,19 @@ pub(crate) fn check_adds_only(
     Ok(())
 }
 
+/// True if something is as it was, or was not known.
+fn is_same_or_new<T: PartialEq>(was: Option<&T>, now: Option<&T>) -> bool {
+    was.is_none_or(|was| Some(was) == now)
+}
+
 /// True if a snapshot is what it was, protected or needed by others perhaps, which it was not.
 fn only_adds(was: &Snapshot, now: &Snapshot) -> bool {
     let is_protected = now.protected || !was.protected;
-    let are_pinned = was.pins.iter().all(|pin| now.pins.iter().any(|now| now.id == pin.id));
+    let is_pin = |pin: &Pin, now: &Pin| {
+        // When it was named first is found out later.
+        (now.id, now.image, &now.name) == (pin.id, pin.image, &pin.name)
+    };
+    let are_pinned = was.pins.iter().all(|pin| now.pins.iter().any(|now| is_pin(pin, now)));
     let as_before = Snapshot {
         protected: was.protected,
         pins: was.pins.clone(),
@@ -104,6 +133,9 @@ mod tests {
             Manifest { forgotten: true, ..next.clone() },
             Manifest { image_id: Uuid::new_v4(), ..next.clone() },
             Manifest { next_number: 0, ..next.clone() },
+            Manifest { next_number: u64::MAX, ..next.clone() },
+            Manifest { swept: 7, ..next.clone() },
+            Manifest { ancestors: Vec::new(), ..next.clone() },
             Manifest { condemned: vec![condemned], ..next.clone() },
             Manifest { kept: vec!["x".into()], ..next.clone() },
         ] {

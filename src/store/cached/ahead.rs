@@ -17,8 +17,10 @@ const CHUNK_BYTES: u64 = 4 << 20;
 const CHUNKS_AHEAD: u64 = 6;
 /// An object that is not longer is fetched whole.
 const SMALL_BYTES: u64 = 256 << 10;
-/// What is kept in memory at most, once it has been read.
+/// What is kept in memory at most.
 const KEPT_BYTES: u64 = 48 << 20;
+/// What has been fetched, or is on its way, and nobody has read yet: of all sequences together.
+const UNREAD_BYTES: u64 = 32 << 20;
 /// Requests that are made at the same time.
 const THREADS: usize = 64;
 /// A read within so many bytes behind the last one goes on with it.
@@ -40,6 +42,7 @@ struct State {
     /// Units, those that were used longest ago first.
     order: VecDeque<(String, u64)>,
     kept_bytes: u64,
+    unread_bytes: u64,
     wanted: VecDeque<(String, u64, u64)>,
     threads: usize,
     idle: usize,
@@ -58,6 +61,8 @@ struct Object {
 
 struct Unit {
     length: u64,
+    /// Somebody has read of it.
+    is_read: bool,
     /// None while it is on its way.
     bytes: Option<Arc<Vec<u8>>>,
 }
@@ -93,14 +98,20 @@ impl Shared {
         let Some(object) = state.objects.get_mut(name) else { return fetched };
         match &fetched {
             Ok(bytes) => {
-                if let Some(unit) = object.units.get_mut(&offset) {
+                let unit = object.units.get_mut(&offset);
+                // It may have been forgotten, and be wanted again.
+                if let Some(unit) = unit.filter(|u| u.bytes.is_none() && u.length == length) {
                     unit.bytes = Some(bytes.clone());
                     state.kept_bytes += length;
                     state.order.push_back((name.to_owned(), offset));
                 }
             }
             // Whoever waits for it asks himself, and is told.
-            Err(_) => drop(object.units.remove(&offset)),
+            Err(_) => {
+                let unit = object.units.remove(&offset);
+                let unread = unit.filter(|unit| !unit.is_read).map_or(0, |unit| unit.length);
+                state.unread_bytes = state.unread_bytes.saturating_sub(unread);
+            }
         }
         state.forget_oldest();
         self.changed.notify_all();
@@ -109,11 +120,31 @@ impl Shared {
 }
 
 impl State {
+    /// What was read goes before what was not, and the oldest first.
     fn forget_oldest(&mut self) {
         while self.kept_bytes > KEPT_BYTES {
-            let Some((name, offset)) = self.order.pop_front() else { return };
+            let is_read = |(name, offset): &(String, u64)| {
+                let object = self.objects.get(name);
+                object.and_then(|o| o.units.get(offset)).is_none_or(|unit| unit.is_read)
+            };
+            let index = self.order.iter().position(is_read).unwrap_or(0);
+            let Some((name, offset)) = self.order.remove(index) else { return };
             let unit = self.objects.get_mut(&name).and_then(|object| object.units.remove(&offset));
-            self.kept_bytes = self.kept_bytes.saturating_sub(unit.map_or(0, |unit| unit.length));
+            let Some(unit) = unit else { continue };
+            self.kept_bytes = self.kept_bytes.saturating_sub(unit.length);
+            if !unit.is_read {
+                self.unread_bytes = self.unread_bytes.saturating_sub(unit.length);
+            }
+        }
+    }
+
+    /// Notes that the unit that a byte is in is read.
+    fn touch(&mut self, name: &str, offset: u64) {
+        let Some(object) = self.objects.get_mut(name) else { return };
+        let Some((first, _)) = object.unit_at(offset) else { return };
+        if let Some(unit) = object.units.get_mut(&first).filter(|unit| !unit.is_read) {
+            unit.is_read = true;
+            self.unread_bytes = self.unread_bytes.saturating_sub(unit.length);
         }
     }
 
@@ -123,7 +154,8 @@ impl State {
         if object.unit_over(offset, length).is_some() || object.units.contains_key(&offset) {
             return false;
         }
-        object.units.insert(offset, Unit { length, bytes: None });
+        object.units.insert(offset, Unit { length, is_read: false, bytes: None });
+        self.unread_bytes += length;
         true
     }
 }
@@ -159,15 +191,18 @@ impl Ahead {
             let first = offset / CHUNK_BYTES;
             for chunk in first..=first + CHUNKS_AHEAD {
                 let at = chunk * CHUNK_BYTES;
-                if at < object_bytes {
+                // The first one is read now, whatever others have fetched.
+                let has_room = chunk == first || state.unread_bytes < UNREAD_BYTES;
+                if at < object_bytes && has_room {
                     self.want(&mut state, name, at, CHUNK_BYTES.min(object_bytes - at));
                 }
             }
         }
         let (mut offset, mut rest) = (offset, buffer);
         while !rest.is_empty() {
-            let object = state.objects.entry(name.to_owned()).or_default();
             let left = rest.len() as u64;
+            state.touch(name, offset);
+            let object = state.objects.entry(name.to_owned()).or_default();
             match object.unit_at(offset) {
                 Some((first, Unit { bytes: Some(bytes), .. })) => {
                     let bytes = bytes.clone();
@@ -242,8 +277,14 @@ impl Ahead {
     pub fn forget(&self, name: &str) {
         let mut state = self.0.lock();
         let Some(object) = state.objects.remove(name) else { return };
-        let kept = object.units.values().filter(|u| u.bytes.is_some()).map(|u| u.length).sum();
-        state.kept_bytes = state.kept_bytes.saturating_sub(kept);
+        for unit in object.units.values() {
+            if unit.bytes.is_some() {
+                state.kept_bytes = state.kept_bytes.saturating_sub(unit.length);
+            }
+            if !unit.is_read {
+                state.unread_bytes = state.unread_bytes.saturating_sub(unit.length);
+            }
+        }
         state.order.retain(|(other, _)| other != name);
         self.0.changed.notify_all();
     }
@@ -263,6 +304,7 @@ impl Ahead {
                 // With no thread at all nobody would ever fetch it.
                 Err(_) if state.threads == 0 => {
                     state.wanted.pop_back();
+                    state.unread_bytes = state.unread_bytes.saturating_sub(length);
                     if let Some(object) = state.objects.get_mut(name) {
                         object.units.remove(&offset);
                     }

@@ -13,6 +13,7 @@ use crate::base::error::best_effort;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -25,7 +26,10 @@ const HEAD_BYTES: usize = 24;
 const MAX_RECORD_BYTES: u64 = 64 << 20;
 /// A file that was used is known as that for so long.
 const TOUCH: Duration = Duration::from_secs(3600);
-const SUFFIX: &str = ".index";
+const SUFFIX: &str = ".delta.index";
+
+/// So many files are open at the same time.
+const MOST_OPEN: usize = 256;
 
 /// The cache of one repository.
 pub(super) struct DiskCache {
@@ -156,7 +160,7 @@ impl DiskCache {
 
     fn path(&self, object: &str) -> Option<PathBuf> {
         let file = object.rsplit('/').next()?;
-        Some(self.folder.join(format!("{file}{SUFFIX}")))
+        Some(self.folder.join(format!("{}{SUFFIX}", file.strip_suffix(".delta")?)))
     }
 
     /// What is kept of an object, if anything is, or is to be.
@@ -193,6 +197,10 @@ impl DiskCache {
             other => other,
         };
         let opened = opened.ok().map(Arc::new);
+        // Each has a descriptor, of which there are not many.
+        if files.len() >= MOST_OPEN {
+            files.clear();
+        }
         files.insert(object.to_owned(), opened.clone());
         opened
     }
@@ -245,6 +253,12 @@ impl DiskCache {
         *is_swept = true;
         let mut files = Vec::new();
         for folder in std::fs::read_dir(above).into_iter().flatten().flatten() {
+            // Others may keep theirs beside it.
+            let name = folder.file_name();
+            let is_ours = name.len() == 32 && name.as_bytes().iter().all(u8::is_ascii_hexdigit);
+            if !(is_ours && folder.file_type().is_ok_and(|of| of.is_dir())) {
+                continue;
+            }
             for file in std::fs::read_dir(folder.path()).into_iter().flatten().flatten() {
                 let is_ours = file.file_name().to_str().is_some_and(|name| name.ends_with(SUFFIX));
                 if let (true, Ok(meta)) = (is_ours, file.metadata()) {

@@ -14,6 +14,7 @@ use disk::DiskCache;
 use jiff::Timestamp;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Where the index of objects is kept, and how much of it.
@@ -29,10 +30,14 @@ pub struct CachePlace {
 pub struct CachedStore {
     inner: Arc<dyn Store>,
     known: Arc<Known>,
+    /// No number of a manifest is ever given twice: so it is where there are no locks (C10).
+    has_numbers: bool,
 }
 
 /// What is known of its objects.
 struct Known {
+    /// Nothing that was kept is believed.
+    is_anew: AtomicBool,
     ahead: Ahead,
     disk: Option<DiskCache>,
     /// Of delta files that were listed.
@@ -46,10 +51,10 @@ fn is_kept(name: &str) -> bool {
     name.ends_with(".delta")
 }
 
-/// True for a manifest, or a configuration: one that follows has another number.
-fn is_numbered(name: &str) -> bool {
+/// True for a manifest: one that follows has another number.
+fn is_manifest(name: &str) -> bool {
     let file = name.rsplit('/').next().unwrap_or_default();
-    let number = file.strip_prefix("manifest.").or_else(|| file.strip_prefix("config."));
+    let number = file.strip_prefix("manifest.");
     number.is_some_and(|number| number.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
@@ -63,19 +68,29 @@ const WHOLE: usize = 64;
 const WHOLE_BYTES: usize = 1 << 20;
 
 impl CachedStore {
-    /// What this host has of a store. A cache that cannot be used is not.
-    pub fn new(inner: Arc<dyn Store>, place: Option<&CachePlace>) -> Self {
+    /// What this host has of a store, in which no number of a manifest is given twice, perhaps. A cache that
+    /// cannot be used is not.
+    pub fn new(inner: Arc<dyn Store>, place: Option<&CachePlace>, has_numbers: bool) -> Self {
         let url = inner.url().unwrap_or_default().to_owned();
         let disk =
             place.and_then(|place| DiskCache::open(&place.folder, &url, place.most_bytes).ok());
         let whole = quick_cache::sync::Cache::new(WHOLE);
-        let known =
-            Known { ahead: Ahead::new(inner.clone()), disk, sizes: Mutex::default(), whole };
-        Self { inner, known: Arc::new(known) }
+        let known = Known {
+            is_anew: AtomicBool::new(false),
+            ahead: Ahead::new(inner.clone()),
+            disk,
+            sizes: Mutex::default(),
+            whole,
+        };
+        Self { inner, known: Arc::new(known), has_numbers }
     }
 }
 
 impl Known {
+    fn is_anew(&self) -> bool {
+        self.is_anew.load(Ordering::Relaxed)
+    }
+
     fn sizes(&self) -> MutexGuard<'_, HashMap<String, u64>> {
         self.sizes.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -140,10 +155,14 @@ impl Store for CachedStore {
         let Some(disk) = self.known.disk.as_ref().filter(|_| is_kept(name)) else {
             return self.read_at(name, offset, buffer);
         };
-        if disk.read(name, offset, buffer) {
+        if !self.known.is_anew() && disk.read(name, offset, buffer) {
             return Ok(());
         }
         self.known.ahead.read_scattered(name, self.size(name)?, offset, buffer)
+    }
+
+    fn read_anew(&self) {
+        self.known.is_anew.store(true, Ordering::Relaxed);
     }
 
     fn keep_index(&self, name: &str, offset: u64, bytes: &[u8]) {
@@ -155,7 +174,7 @@ impl Store for CachedStore {
     }
 
     fn read_whole(&self, name: &str, limit: u64) -> Result<Vec<u8>> {
-        if !is_numbered(name) {
+        if !is_manifest(name) || !self.has_numbers || self.known.is_anew() {
             return self.inner.read_whole(name, limit);
         }
         if let Some(bytes) = self.known.whole.get(name).filter(|b| b.len() as u64 <= limit) {
@@ -169,7 +188,7 @@ impl Store for CachedStore {
     }
 
     fn prefetch(&self, name: &str, offset: u64, bytes: u64) {
-        let has = |disk: &DiskCache| disk.has(name, offset, bytes);
+        let has = |disk: &DiskCache| !self.known.is_anew() && disk.has(name, offset, bytes);
         if is_kept(name) && !self.known.disk.as_ref().is_some_and(has) {
             let object_bytes = self.known.sizes().get(name).copied();
             self.known.ahead.prefetch(name, object_bytes, offset, bytes);

@@ -2,7 +2,9 @@
 
 use super::requests::Requests;
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::store::url::{RemoteKind, RemoteUrl};
+#[cfg(any(feature = "objects", feature = "hdfs"))]
+use crate::store::url::RemoteKind;
+use crate::store::url::RemoteUrl;
 use std::sync::Arc;
 
 /// The requests that the server of a URL answers.

@@ -18,6 +18,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::time::timeout;
 
 /// Length of the blocks of files. A NameNode takes what is a multiple of 512 bytes.
 const BLOCK_BYTES: u64 = 1 << 30;
@@ -76,14 +77,13 @@ impl Folder {
 
     fn reader(&self, name: &str) -> Result<Arc<FileReader>> {
         self.readers.get_or_insert_with(name, || {
-            let opened = runtime()?.block_on(self.client.read(&self.path(name)));
+            let opened = wait(self.client.read(&self.path(name)));
             opened.map(Arc::new).map_err(|e| self.error("open", name, e))
         })
     }
 
     fn status(&self, name: &str) -> Answer<FileStatus> {
-        let runtime = runtime().map_err(|e| HdfsError::OperationFailed(e.to_string()))?;
-        runtime.block_on(self.client.get_file_info(&self.path(name)))
+        wait(self.client.get_file_info(&self.path(name)))
     }
 
     /// A name for a file that is being written, as in a folder of this host.
@@ -97,17 +97,22 @@ impl Folder {
     /// Gives a file that was written its name.
     fn publish(&self, temporary: &str, name: &str, bytes: u64, mode: PutMode) -> Result<()> {
         let (from, to) = (self.path(temporary), self.path(name));
-        let renamed = runtime()?.block_on(self.client.rename(&from, &to, mode == PutMode::Over));
+        let renamed = wait(self.client.rename(&from, &to, mode == PutMode::Over));
         self.readers.remove(name);
         let Err(error) = renamed else { return Ok(()) };
         // The answer may have been lost, and the request been made again.
         let is_there = || self.status(name).is_ok_and(|file| file.length as u64 == bytes);
         let is_gone = || matches!(self.status(temporary), Err(HdfsError::FileNotFound(_)));
         if !matches!(error, HdfsError::AlreadyExists(_)) && is_gone() && is_there() {
-            return Ok(());
+            // Whether it is this one, what is in it tells; a name that was never given before tells as well.
+            if is_unique(name) || mode == PutMode::Over {
+                return Ok(());
+            }
+            let what = format!("{}/{name}: no answer to a rename", self.url);
+            return Err(Error::new(ErrorKind::Unavailable, what));
         }
         // Whoever collects garbage finds it.
-        best_effort(runtime()?.block_on(self.client.delete(&from, false)));
+        best_effort(wait(self.client.delete(&from, false)));
         Err(self.error("write", name, error))
     }
 
@@ -119,7 +124,7 @@ impl Folder {
         loop {
             let temporary = Self::temporary(name);
             let path = self.path(&temporary);
-            let written = runtime()?.block_on(async {
+            let written = wait(async {
                 let mut writer = self.client.create(&path, &options).await?;
                 // What is not flushed is not answered for.
                 if !bytes.is_empty() {
@@ -132,7 +137,7 @@ impl Folder {
                 Ok(writer) => return Ok((temporary, writer)),
                 Err(e) => e,
             };
-            best_effort(runtime()?.block_on(self.client.delete(&path, false)));
+            best_effort(wait(self.client.delete(&path, false)));
             let is_of_data =
                 matches!(error, HdfsError::IOError(_) | HdfsError::DataTransferError(_));
             if !is_of_data || begun.elapsed() > PATIENCE || self.status("").is_err() {
@@ -146,7 +151,7 @@ impl Folder {
 impl Requests for Hdfs {
     fn list(&self, folder: &str) -> Result<Vec<Listed>> {
         let path = self.0.path(folder);
-        match runtime()?.block_on(self.0.client.list_status(&path, false)) {
+        match wait(self.0.client.list_status(&path, false)) {
             Err(HdfsError::FileNotFound(_)) => Ok(Vec::new()),
             Err(e) => Err(self.0.error("list", folder, e)),
             // What is listed of a file is that file.
@@ -155,8 +160,15 @@ impl Requests for Hdfs {
     }
 
     fn list_all(&self) -> Result<BTreeMap<String, Vec<Listed>>> {
-        let found = match runtime()?.block_on(self.0.client.list_status(&self.0.path, true)) {
-            Err(HdfsError::FileNotFound(_)) => return Ok(BTreeMap::new()),
+        let found = match wait(self.0.client.list_status(&self.0.path, true)) {
+            Err(HdfsError::FileNotFound(_)) => match self.0.status("") {
+                Err(HdfsError::FileNotFound(_)) => return Ok(BTreeMap::new()),
+                // A folder in it went while it was listed.
+                _ => {
+                    let what = format!("{} changes while it is listed", self.0.url);
+                    return Err(Error::new(ErrorKind::Unavailable, what));
+                }
+            },
             other => other.map_err(|e| self.0.error("list", "", e))?,
         };
         let mut folders: BTreeMap<String, Vec<Listed>> = BTreeMap::new();
@@ -198,7 +210,7 @@ impl Requests for Hdfs {
             let what = format!("{}/{name} ends before byte {offset}", self.0.url);
             return Err(Error::corrupt(what));
         }
-        let read = runtime()?.block_on(reader.read_range(offset as usize, buffer.len()));
+        let read = wait(reader.read_range(offset as usize, buffer.len()));
         let read = read.map_err(|e| {
             // Its blocks may be elsewhere now.
             self.0.readers.remove(name);
@@ -243,14 +255,14 @@ impl Requests for Hdfs {
 
     fn remove(&self, name: &str) -> Result<()> {
         self.0.readers.remove(name);
-        match runtime()?.block_on(self.0.client.delete(&self.0.path(name), false)) {
+        match wait(self.0.client.delete(&self.0.path(name), false)) {
             Ok(_) | Err(HdfsError::FileNotFound(_)) => Ok(()),
             Err(e) => Err(self.0.error("remove", name, e)),
         }
     }
 
     fn create_folder(&self, folder: &str) -> Result<()> {
-        let made = runtime()?.block_on(self.0.client.mkdirs(&self.0.path(folder), 0o700, false));
+        let made = wait(self.0.client.mkdirs(&self.0.path(folder), 0o700, false));
         made.map_err(|e| self.0.error("make the folder", folder, e))
     }
 
@@ -258,7 +270,7 @@ impl Requests for Hdfs {
         if !self.list(folder)?.is_empty() {
             return Ok(false);
         }
-        match runtime()?.block_on(self.0.client.delete(&self.0.path(folder), false)) {
+        match wait(self.0.client.delete(&self.0.path(folder), false)) {
             Ok(_) | Err(HdfsError::FileNotFound(_)) => Ok(true),
             // Somebody came meanwhile.
             Err(HdfsError::RPCError(class, _)) if class.contains("PathIsNotEmptyDirectory") => {
@@ -273,6 +285,21 @@ impl Requests for Hdfs {
     }
 }
 
+/// How long a request may take: a NameNode may be there and never answer.
+const LONGEST: Duration = Duration::from_secs(300);
+
+/// Waits for an answer.
+fn wait<T>(request: impl Future<Output = Answer<T>>) -> Answer<T> {
+    let runtime = runtime().map_err(|e| HdfsError::OperationFailed(e.to_string()))?;
+    let late = |_| HdfsError::IOError(io::ErrorKind::TimedOut.into());
+    runtime.block_on(async { timeout(LONGEST, request).await }).map_err(late)?
+}
+
+/// True for a name that was never given before (C3).
+fn is_unique(name: &str) -> bool {
+    name.ends_with(".delta") || name.ends_with(".attachment")
+}
+
 fn listed(status: &FileStatus) -> Option<Listed> {
     let name = status.path.rsplit('/').next()?.to_owned();
     let time = Timestamp::from_millisecond(i64::try_from(status.modification_time).ok()?).ok()?;
@@ -281,7 +308,7 @@ fn listed(status: &FileStatus) -> Option<Listed> {
 
 /// Makes a file durable and ends it.
 fn close(folder: &Folder, name: &str, mut writer: FileWriter) -> Result<()> {
-    let closed = runtime()?.block_on(async {
+    let closed = wait(async {
         writer.hsync().await?;
         writer.close().await
     });
@@ -314,7 +341,7 @@ impl HdfsUpload {
         let Some((temporary, writer)) = self.file.take() else { return Ok(()) };
         if let Err(e) = close(&self.folder, &self.name, writer) {
             let path = self.folder.path(&temporary);
-            best_effort(runtime()?.block_on(self.folder.client.delete(&path, false)));
+            best_effort(wait(self.folder.client.delete(&path, false)));
             return Err(e);
         }
         self.folder.publish(&temporary, &self.name, self.bytes, mode)
@@ -324,7 +351,7 @@ impl HdfsUpload {
     fn write_within(&mut self, bytes: &[u8]) -> Result<()> {
         let Some((_, writer)) = &mut self.file else { return Ok(()) };
         let is_end = (self.bytes + bytes.len() as u64).is_multiple_of(BLOCK_BYTES);
-        let written = runtime()?.block_on(async {
+        let written = wait(async {
             writer.write_bytes(bytes.to_vec().into()).await?;
             // Only the last block can be made durable later.
             if is_end { writer.hsync().await } else { Ok(()) }
@@ -367,10 +394,10 @@ impl Upload for HdfsUpload {
 
 impl Drop for HdfsUpload {
     fn drop(&mut self) {
-        if let (Some((temporary, _)), Ok(runtime)) = (self.file.take(), runtime()) {
+        if let Some((temporary, _)) = self.file.take() {
             // Otherwise whoever collects garbage finds it.
             let path = self.folder.path(&temporary);
-            best_effort(runtime.block_on(self.folder.client.delete(&path, false)));
+            best_effort(wait(self.folder.client.delete(&path, false)));
         }
     }
 }

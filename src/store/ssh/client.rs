@@ -32,7 +32,10 @@ impl SshStore {
     fn connection(&self) -> Result<Arc<Connection>> {
         let mut connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(made) = &*connection {
-            return Ok(made.clone());
+            // Whoever holds a lock of one that is lost must not go on as if he held it still.
+            if !made.is_lost() || Arc::strong_count(made) > 1 {
+                return Ok(made.clone());
+            }
         }
         let made = Arc::new(Connection::open(&self.url)?);
         let path = format!("/{}", self.url.path);

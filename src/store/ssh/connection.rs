@@ -228,7 +228,7 @@ impl Shared {
     fn lose(&self, why: String) {
         let said = lock(&self.said).clone();
         let mut waiting = lock(&self.waiting);
-        waiting.lost.get_or_insert(if said.is_empty() { why } else { said });
+        waiting.lost.get_or_insert(if said.is_empty() { why } else { format!("{why}: {said}") });
         waiting.answers.clear();
     }
 }

@@ -2,7 +2,8 @@
 //! and output of `imgsnap serve store --stdio` there.
 //!
 //! Locks are those of the process that serves: they end with the connection, as those of a local process end
-//! with it. A connection that is lost is not made again, because somebody else may hold them by then.
+//! with it. A connection that is lost is not made again while anything depends on it, because somebody else
+//! may hold them by then.
 
 mod client;
 mod connection;

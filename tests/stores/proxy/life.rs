@@ -3,6 +3,7 @@
 use super::lock;
 use std::io::{self, Read};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -89,7 +90,8 @@ impl Life {
         assert!(panics == 0 || std::thread::panicking(), "{panics} threads of a proxy panicked");
     }
 
-    fn is_over(&self) -> bool {
+    /// True at the end.
+    pub fn is_over(&self) -> bool {
         lock(&self.state).is_over
     }
 }
@@ -138,12 +140,15 @@ pub struct Reader {
     // So many bytes before `end` are still in the socket.
     kept: usize,
     keeps: bool,
+    // If so, a read that takes too long is an error.
+    is_given_up: Arc<AtomicBool>,
 }
 
 impl Reader {
     /// Has read nothing yet.
     pub fn new(stream: Arc<TcpStream>) -> Self {
-        Self { stream, buffer: vec![0; BUFFER], start: 0, end: 0, kept: 0, keeps: false }
+        let (buffer, is_given_up) = (vec![0; BUFFER], Arc::default());
+        Self { stream, buffer, start: 0, end: 0, kept: 0, keeps: false, is_given_up }
     }
 
     /// The socket, to write to.
@@ -155,6 +160,20 @@ impl Reader {
     pub fn keep(&mut self, keeps: bool) -> io::Result<()> {
         self.keeps = keeps;
         if keeps { Ok(()) } else { self.take_kept() }
+    }
+
+    /// What ends a read that waits in another thread, within a moment after it is set to true.
+    ///
+    /// It is not the socket that is closed for reading: Linux would tell the other side no more that there is
+    /// room, which then waits for minutes to send the rest.
+    pub fn end_of_patience(&self) -> io::Result<Arc<AtomicBool>> {
+        self.stream.set_read_timeout(Some(Duration::from_millis(50)))?;
+        Ok(Arc::clone(&self.is_given_up))
+    }
+
+    /// Reads wait for as long as it takes.
+    pub fn be_patient(&self) -> io::Result<()> {
+        self.stream.set_read_timeout(None)
     }
 
     fn take_kept(&mut self) -> io::Result<()> {
@@ -191,6 +210,12 @@ impl Reader {
             };
             match read {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // So the system tells that the time is over.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if self.is_given_up.load(Ordering::SeqCst) {
+                        return Err(error);
+                    }
+                }
                 read => break read?,
             }
         };
@@ -214,6 +239,7 @@ impl Reader {
     /// Waits until the other side closes it, for so long at most.
     pub fn await_close(&mut self, longest: Duration) -> io::Result<()> {
         let deadline = Instant::now() + longest;
+        self.is_given_up.store(true, Ordering::SeqCst);
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
@@ -224,7 +250,6 @@ impl Reader {
             match self.fill() {
                 Ok(0) => return Ok(()),
                 Ok(_) => {}
-                // So the system tells that the time is over.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => return Err(error),
             }

@@ -25,7 +25,7 @@ pub struct State {
 
 /// A server. The path says what it answers: `/bytes/N`, `/chunks/N`, `/end/N` and `/old/N` so many bytes, of
 /// known length, in chunks, until the connection ends, and in HTTP/1.0; `/meet/N` nothing before so many ask
-/// for it; `/early` an error before the body is read; `/same` 304.
+/// for it; `/early` an error without reading the body, `/stuck` the same and does not close; `/same` 304.
 pub struct Origin {
     life: Arc<Life>,
     /// Where it listens.
@@ -125,8 +125,12 @@ impl State {
         while let Some(head) = read_head(&mut from)? {
             let mut words = head.split(' ');
             let (method, target) = (words.next().unwrap(), words.next().unwrap());
-            if target == "/early" {
-                return to.write_all(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 5\r\n\r\nearly");
+            if ["/early", "/stuck"].contains(&target) {
+                to.write_all(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 5\r\n\r\nearly")?;
+                if target == "/stuck" {
+                    std::thread::sleep(Duration::from_secs(3));
+                }
+                return Ok(());
             }
             if value(&head, "expect").is_some() {
                 to.write_all(b"HTTP/1.1 100 Continue\r\n\r\n")?;

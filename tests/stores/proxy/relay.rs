@@ -201,6 +201,7 @@ impl Connection<'_> {
         let server = Arc::clone(upstream.stream());
         let client = Arc::clone(self.client.stream());
         let is_small = matches!(body, Body::Length(..=SMALL)) && !head.waits();
+        let gives_up = if is_small { None } else { Some(self.client.end_of_patience()?) };
         let (from, copied) = (&mut self.client, copy.as_mut().map(|(_, bytes)| bytes));
         let (done, is_done) = mpsc::channel();
         let next = std::thread::scope(|scope| {
@@ -235,11 +236,16 @@ impl Connection<'_> {
             if !is_done.recv_timeout(patience).unwrap_or(false) {
                 // The rest of the request is of no use to anybody.
                 close(&server);
-                drop(client.shutdown(if next.is_ok() { Shutdown::Read } else { Shutdown::Both }));
+                if let Some(gives_up) = &gives_up {
+                    gives_up.store(true, Ordering::SeqCst);
+                }
                 return next.map(|_| Next::Close);
             }
             next
         });
+        if gives_up.is_some() {
+            self.client.be_patient()?;
+        }
         if let Some((copy, bytes)) = copy
             && next.is_ok()
         {
@@ -249,11 +255,13 @@ impl Connection<'_> {
         next
     }
 
-    /// Closes without a reset, which would take from the client what it has not read.
+    /// Closes without a reset, which would take from the client what it has not read; with one if it goes on
+    /// sending.
     fn hang_up(&mut self) {
-        if self.client.stream().shutdown(Shutdown::Write).is_ok() {
-            drop(self.client.await_close(Duration::from_secs(1)));
-        }
+        let closing = self.client.stream().shutdown(Shutdown::Write);
+        let closing = closing.and_then(|()| self.client.keep(true));
+        // What is wrong with it now is no matter.
+        drop(closing.and_then(|()| self.client.await_close(Duration::from_secs(1))));
     }
 }
 

@@ -132,7 +132,7 @@ impl Shared {
             let (used, free) = channel();
             let (shared, from, to) = (Arc::clone(self), Arc::clone(from), Arc::clone(to));
             let own = (Arc::clone(self), Arc::clone(&from));
-            self.life.spawn(move || own.0.read(&own.1, &filled, &free));
+            self.life.spawn(move || own.0.read(&own.1, &filled, &free, round));
             self.life.spawn(move || {
                 // An error is the end of the connection, both ways.
                 if shared.write(&to, &written, &used, round, way).is_err() {
@@ -144,7 +144,13 @@ impl Shared {
     }
 
     /// Reads one way; what is read has a time at which it arrives.
-    fn read(&self, mut from: &TcpStream, filled: &Sender<Piece>, free: &Receiver<Vec<u8>>) {
+    fn read(
+        &self,
+        mut from: &TcpStream,
+        filled: &Sender<Piece>,
+        free: &Receiver<Vec<u8>>,
+        round: u64,
+    ) {
         // So that a fast sender is not slowed by the latency, and does not fill the memory.
         let mut buffers = 0;
         loop {
@@ -165,6 +171,10 @@ impl Shared {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
                 Err(_) => return,
             };
+            // What is left unread makes it a reset, for a client that would wait for room without an end.
+            if self.life.is_over() || lock(&self.state).round != round {
+                return;
+            }
             let due = Instant::now() + lock(&self.state).latency / 2;
             if filled.send((due, buffer, bytes)).is_err() {
                 return;

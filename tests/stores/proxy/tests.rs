@@ -289,16 +289,9 @@ fn requests_and_answers_are_late() {
         start.elapsed()
     };
     assert!(took(&mut client, "/bytes/1") >= MOMENT);
+    proxy.set_rule(|_| Fault::Stall(MOMENT));
     for kind in ["bytes", "chunks"] {
-        proxy.set_rule(|_| Fault::Stall(3 * MOMENT));
-        let start = Instant::now();
-        client.send(format!("GET /{kind}/100000 HTTP/1.1\r\n\r\n").as_bytes()).unwrap();
-        wait_until(|| proxy.requests().last().unwrap().answer == 50_000);
-        let mut half = vec![0; 50_000];
-        client.stream.read_exact(&mut half).unwrap();
-        wait_until(|| proxy.requests().last().unwrap().answer == 100_000);
-        assert!(start.elapsed() >= 3 * MOMENT);
-        client = Client::new(&proxy.url());
+        assert!(took(&mut client, &format!("/{kind}/100000")) >= MOMENT);
     }
     proxy.set_rule(|_| Fault::None);
     proxy.set_latency(MOMENT / 5);
@@ -315,6 +308,19 @@ fn requests_and_answers_are_late() {
     });
     let took = start.elapsed();
     assert!(took >= Duration::from_millis(190) && took < 30 * SECOND, "{took:?}");
+}
+
+#[test]
+fn a_stalled_body_stalls_at_its_half() {
+    for kind in ["bytes", "chunks", "end"] {
+        let (_origin, proxy, mut client) = with(Fault::Stall(1000 * SECOND));
+        client.send(format!("GET /{kind}/100000 HTTP/1.1\r\n\r\n").as_bytes()).unwrap();
+        wait_until(|| proxy.requests().last().is_some_and(|request| request.answer == 50_000));
+        thread::sleep(MOMENT);
+        assert_eq!(proxy.requests()[0].answer, 50_000);
+        drop(proxy);
+        assert!(client.answer("GET").unwrap().body == content(50_000));
+    }
 }
 
 #[test]
@@ -359,6 +365,36 @@ fn requests_at_once_are_counted() {
     assert_eq!((proxy.most_at_once(), origin.done().len()), (MANY, MANY + 100));
     proxy.clear();
     assert_eq!(proxy.most_at_once(), 0);
+}
+
+/// Linux has a sender wait for minutes if it was told that there is no room, and then no more.
+#[test]
+fn a_client_that_goes_on_sending_is_not_left_waiting() {
+    let head = b"PUT /stuck HTTP/1.1\r\nContent-Length: 99999999999\r\n\r\n";
+    let piece = vec![7; 1 << 20];
+    let send = |client: &Client| (0..90_000).try_for_each(|_| client.send(&piece));
+    thread::scope(|scope| {
+        for fault in [Fault::None, Fault::Unanswered, Fault::Refuse] {
+            scope.spawn(move || {
+                let (_origin, _proxy, client) = with(fault);
+                client.send(head).unwrap();
+                let start = Instant::now();
+                assert!(send(&client).is_err());
+                assert!(start.elapsed() < 30 * SECOND);
+            });
+        }
+    });
+    let (_origin, proxy, client) = with(Fault::Delay(1000 * SECOND));
+    client.send(head).unwrap();
+    thread::scope(|scope| {
+        let sending = scope.spawn(|| send(&client));
+        wait_until(|| !proxy.requests().is_empty());
+        let start = Instant::now();
+        thread::sleep(MOMENT);
+        drop(proxy);
+        assert!(sending.join().unwrap().is_err());
+        assert!(start.elapsed() < 30 * SECOND);
+    });
 }
 
 #[test]

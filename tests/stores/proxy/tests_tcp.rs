@@ -41,6 +41,25 @@ fn bytes_of_any_protocol_pass_and_are_counted() {
 }
 
 #[test]
+fn a_client_that_goes_on_sending_is_cut_as_well() {
+    let (_origin, proxy) = both();
+    let client = Client::new(&format!("http://{}", proxy.address()));
+    proxy.set_latency(20 * MOMENT);
+    client.send(b"PUT /x HTTP/1.1\r\nContent-Length: 999999999\r\n\r\n").unwrap();
+    let start = Instant::now();
+    std::thread::scope(|scope| {
+        let sending = scope.spawn(|| {
+            let much = vec![7; 1 << 20];
+            (0..900).try_for_each(|_| client.send(&much))
+        });
+        std::thread::sleep(3 * MOMENT);
+        proxy.cut_after(0);
+        assert!(sending.join().unwrap().is_err());
+    });
+    assert!(start.elapsed() < Duration::from_secs(30));
+}
+
+#[test]
 fn connections_are_cut_at_the_byte() {
     let (_origin, proxy) = both();
     let connect = || TcpStream::connect(proxy.address()).unwrap();

@@ -11,12 +11,15 @@ use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::{BackoffConfig, ClientOptions, CredentialProvider, ObjectStore, RetryConfig};
 use serde::Deserialize;
 use std::process::Command;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::sync::Mutex;
 
 /// How long nothing may come from a server that is to answer. A part is sent within that, too.
-const SILENCE: Duration = Duration::from_secs(120);
+const SILENCE: Duration = Duration::from_secs(300);
 const CONNECT: Duration = Duration::from_secs(15);
+/// How long a program may take that prints credentials.
+const PROCESS: Duration = Duration::from_secs(60);
 
 fn options() -> ClientOptions {
     ClientOptions::new()
@@ -34,15 +37,18 @@ fn retry() -> RetryConfig {
             base: 2.0,
         },
         max_retries: 7,
-        retry_timeout: Duration::from_secs(120),
+        retry_timeout: Duration::from_secs(600),
     }
 }
+
+/// The client for a bucket or container.
+pub(super) type Client = (Arc<dyn ObjectStore>, Option<Arc<AmazonS3>>);
 
 /// The client for a bucket or container, and that of S3 if it is one. Nothing is asked yet.
 ///
 /// # Errors
 /// `InvalidInput`, `NotFound` or `Auth` if what the environment says cannot be used.
-pub(super) fn connect(url: &RemoteUrl) -> Result<(Arc<dyn ObjectStore>, Option<Arc<AmazonS3>>)> {
+pub(super) fn connect(url: &RemoteUrl) -> Result<Client> {
     match url.kind {
         RemoteKind::Gcs => {
             let builder = GoogleCloudStorageBuilder::from_env()
@@ -91,6 +97,13 @@ fn s3(url: &RemoteUrl) -> Result<AmazonS3Builder> {
     if named.into_iter().any(|name| variable(name).is_some()) {
         return Ok(builder);
     }
+    for setting in ["role_arn", "sso_session", "sso_start_url", "credential_source"] {
+        if profile.get(setting).is_some() {
+            let what = format!("{url}: AWS profiles with {setting} are not supported");
+            return Err(Error::new(ErrorKind::Unsupported, what)
+                .hint("let credential_process name a program that prints them (docs/stores.md)"));
+        }
+    }
     if let (Some(id), Some(secret)) =
         (profile.get("aws_access_key_id"), profile.get("aws_secret_access_key"))
     {
@@ -102,13 +115,6 @@ fn s3(url: &RemoteUrl) -> Result<AmazonS3Builder> {
     }
     if let Some(command) = profile.get("credential_process") {
         return Ok(builder.with_credentials(Arc::new(ByProcess::new(command))));
-    }
-    for setting in ["source_profile", "sso_session", "sso_start_url", "credential_source"] {
-        if profile.get(setting).is_some() {
-            let what = format!("{url}: AWS profiles with {setting} are not supported");
-            return Err(Error::new(ErrorKind::Unsupported, what)
-                .hint("let credential_process name a program that prints them (docs/stores.md)"));
-        }
     }
     Ok(builder)
 }
@@ -142,7 +148,7 @@ struct Printed {
 
 impl ByProcess {
     fn new(command: &str) -> Self {
-        Self { command: command.to_owned(), last: Mutex::default() }
+        Self { command: command.to_owned(), last: Mutex::new(None) }
     }
 
     fn run(command: &str) -> std::result::Result<Printed, String> {
@@ -163,16 +169,21 @@ impl CredentialProvider for ByProcess {
     type Credential = AwsCredential;
 
     async fn get_credential(&self) -> object_store::Result<Arc<AwsCredential>> {
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = self.last.lock().await;
         if let Some((credential, until)) = &*last
             && until.is_none_or(|until| Instant::now() < until)
         {
             return Ok(credential.clone());
         }
-        let printed = Self::run(&self.command).map_err(|why| object_store::Error::Generic {
+        let failed = |why: String| object_store::Error::Generic {
             store: "S3",
-            source: format!("credential_process \"{}\": {why}", self.command).into(),
-        })?;
+            source: format!("credential_process of the AWS profile: {why}").into(),
+        };
+        let command = self.command.clone();
+        let run = tokio::task::spawn_blocking(move || Self::run(&command));
+        let printed = tokio::time::timeout(PROCESS, run).await;
+        let printed = printed.map_err(|_| failed("it does not end".into()))?;
+        let printed = printed.map_err(|e| failed(e.to_string()))?.map_err(failed)?;
         // A minute early: requests take their time.
         let left = printed.expiration.map(|until| {
             let left = until.duration_since(jiff::Timestamp::now());

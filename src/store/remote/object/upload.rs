@@ -23,7 +23,9 @@ const PART_BYTES: usize = 8 << 20;
 /// How many are on their way at most.
 const AT_ONCE: usize = 4;
 /// After so many parts they are twice as long: no server takes more than 10000.
-const PARTS_OF_A_LENGTH: usize = 2000;
+const PARTS_OF_A_LENGTH: usize = 1000;
+/// As often as that: an object of 4 TiB can be sent.
+const MOST_DOUBLED: usize = 7;
 /// How long an upload that was given up may take to be removed from the server.
 const ABORT: Duration = Duration::from_secs(5);
 
@@ -38,6 +40,12 @@ pub(super) struct ObjectUpload {
     multipart: Option<Box<dyn MultipartUpload>>,
     on_their_way: JoinSet<object_store::Result<()>>,
     part_count: usize,
+    sent_bytes: u64,
+}
+
+/// True for the key of an object of a repository whose name was never given before (C3).
+fn is_unique(key: &Path) -> bool {
+    key.filename().is_some_and(|name| name.ends_with(".delta") || name.ends_with(".attachment"))
 }
 
 impl ObjectUpload {
@@ -50,11 +58,12 @@ impl ObjectUpload {
             multipart: None,
             on_their_way: JoinSet::new(),
             part_count: 0,
+            sent_bytes: 0,
         }
     }
 
     fn part_bytes(&self) -> usize {
-        PART_BYTES << (self.part_count / PARTS_OF_A_LENGTH).min(5)
+        PART_BYTES << (self.part_count / PARTS_OF_A_LENGTH).min(MOST_DOUBLED)
     }
 
     fn error(&self, error: object_store::Error) -> Error {
@@ -82,8 +91,10 @@ impl ObjectUpload {
             let begun = runtime()?.block_on(self.bucket.store.put_multipart(&self.key));
             self.multipart = Some(begun.map_err(|e| self.error(e))?);
         }
-        self.wait_for(AT_ONCE)?;
+        // Fewer of long ones, for the sake of memory.
+        self.wait_for((AT_ONCE * PART_BYTES / self.part_bytes()).max(1))?;
         let part = std::mem::take(&mut self.buffer);
+        self.sent_bytes += part.len() as u64;
         if let Some(multipart) = &mut self.multipart {
             self.on_their_way.spawn_on(multipart.put_part(part.into()), runtime()?.handle());
             self.part_count += 1;
@@ -94,6 +105,8 @@ impl ObjectUpload {
     fn finish(mut self, mode: PutMode) -> Result<()> {
         if self.multipart.is_none() {
             let bytes = std::mem::take(&mut self.buffer);
+            // What has a name that was never given before (C3) can be sent again whatever became of it.
+            let mode = if is_unique(&self.key) { PutMode::Over } else { mode };
             let options = PutOptions::from(mode_of(mode));
             let put = self.bucket.store.put_opts(&self.key, bytes.into(), options);
             return runtime()?.block_on(put).map(drop).map_err(|e| self.error(e));
@@ -104,8 +117,17 @@ impl ObjectUpload {
         self.wait_for(1)?;
         // The name was never given before (C3): that there is nothing yet need not be asked.
         if let Some(multipart) = &mut self.multipart {
-            let completed = runtime()?.block_on(multipart.complete());
-            completed.map_err(|e| failed("write", &self.place, e))?;
+            match runtime()?.block_on(multipart.complete()) {
+                // It may have been completed by a request to which there was no answer.
+                Err(object_store::Error::NotFound { .. }) => {
+                    let head = runtime()?.block_on(self.bucket.store.head(&self.key));
+                    if !head.is_ok_and(|there| there.size == self.sent_bytes) {
+                        let what = format!("{}: its upload was given up by others", self.place);
+                        return Err(Error::new(ErrorKind::Unavailable, what));
+                    }
+                }
+                other => drop(other.map_err(|e| failed("write", &self.place, e))?),
+            }
         }
         self.multipart = None;
         Ok(())
