@@ -225,6 +225,15 @@ impl Disk {
         self.container().filter(|_| is_one)?.stable_stat()
     }
 
+    /// What identifies its content now that it has been read; of an object on a server, what was read.
+    pub fn stat_now(&self) -> Option<FileStat> {
+        match self {
+            // It was looked at again in the end.
+            Self::Remote(image) => image.stat(),
+            _ => FileStat::of(self.container()?.file()),
+        }
+    }
+
     /// What tells the file or device that it lies in from others that its path may lead to.
     pub fn identity(&self) -> Option<LiveIdentity> {
         self.container()?.identity()

@@ -240,7 +240,9 @@ pub(crate) fn collect_removed(repository: &Repository, context: &Context) -> Res
         match manifest::load_last(store, &name) {
             Ok(mut last) if last.forgotten => {
                 collect_shared(repository, &mut last, grace, marker_life, context)?;
-                if last.has_disowned() {
+                // Where the store keeps nobody apart, another program of this host goes first.
+                let alone = repository.lock_single_writer(&name)?;
+                if last.has_disowned() && !matches!(alone, Some(None)) {
                     manifest::commit(store, &mut last)?;
                 }
             }

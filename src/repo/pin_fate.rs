@@ -52,6 +52,11 @@ pub(crate) fn is_dead(
     if !ages.as_ref().is_some_and(|ages| ages.is_past(pin.since, grace)) {
         return Ok(false);
     }
+    // Where the store keeps nobody apart, a program of this host that is working on it goes first.
+    let alone = repository.lock_single_writer(&pin.name)?;
+    if matches!(alone, Some(None)) {
+        return Ok(false);
+    }
     for _ in 0..CONDEMN_TRIES {
         let (fate, manifest) = fate_now()?;
         let Some(mut next) = manifest.filter(|_| fate == Fate::Unnamed) else {

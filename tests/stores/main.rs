@@ -10,6 +10,7 @@
 mod append_only;
 mod every_verb;
 mod faults;
+mod images;
 mod kit;
 mod probes;
 mod proxy;

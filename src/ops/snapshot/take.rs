@@ -135,8 +135,7 @@ impl<'a> Begun<'a> {
         let (taken, is_of_clone) = scanned;
         check_some_was_read(&live.disk, &taken)?;
         // Only what was the same before and after the scan is trusted later.
-        let stat_now = || FileStat::of(live.disk.container()?.file());
-        let is_same = |stat: &FileStat| stat_now().as_ref() == Some(stat);
+        let is_same = |stat: &FileStat| live.disk.stat_now().as_ref() == Some(stat);
         // A list may have left something out, and so may what has been found to. What could not be read is
         // tried again.
         let kind = self.prepared.scan_plan.kind();

@@ -1,8 +1,7 @@
 //! Stores on servers: what is the same of all of them, above the few requests that a server answers.
 //!
 //! ```text
-//! engine -> RemoteStore (tries again, limits the rate, reads ahead)
-//!               -> Requests: object (S3, GCS, Azure) | hdfs | ssh
+//! CachedStore -> RemoteStore (asks again, keeps to a rate) -> Requests: object (S3, GCS, Azure) | hdfs
 //! ```
 
 mod connect;
