@@ -51,9 +51,11 @@ pub(super) type Client = (Arc<dyn ObjectStore>, Option<Arc<AmazonS3>>);
 pub(super) fn connect(url: &RemoteUrl) -> Result<Client> {
     match url.kind {
         RemoteKind::Gcs => {
+            // Where it is stands in the file of the account.
+            let is_http = variable("GOOGLE_ALLOW_HTTP").is_some_and(|allow| allow == "true");
             let builder = GoogleCloudStorageBuilder::from_env()
                 .with_bucket_name(&url.host)
-                .with_client_options(options())
+                .with_client_options(options().with_allow_http(is_http))
                 .with_retry(retry());
             Ok((Arc::new(builder.build().map_err(|e| unusable(url, e))?), None))
         }
