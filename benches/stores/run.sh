@@ -16,7 +16,8 @@ stop() {
     rm -rf "$work"
 }
 trap stop EXIT
-"$servers/radosgw.sh" start "$work/radosgw"
+# What is deleted is not free at once.
+"$servers/radosgw.sh" start "$work/radosgw" $((4 + (size >> 10) * 3 * rounds))
 "$servers/radosgw.sh" bucket "$work/radosgw" bench
 "$servers/sshd.sh" start "$work/sshd"
 set -a; . "$work/radosgw/env"; . "$work/sshd/env"; set +a

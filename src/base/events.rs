@@ -4,6 +4,7 @@ use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::message::Message;
 use crate::base::named::named;
 use crate::base::read_limit::{ReadLimits, ReadRate};
+use crate::base::transfer::{Transfer, Way};
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -140,6 +141,16 @@ pub enum Event {
     },
     /// The phase is over.
     Ended,
+    /// So many more bytes are sent to a server.
+    Sent {
+        /// How many.
+        bytes: u64,
+    },
+    /// So many more bytes are fetched from a server.
+    Fetched {
+        /// How many.
+        bytes: u64,
+    },
     /// Something that the user should know, though the work goes on.
     Warning {
         /// What it is of.
@@ -173,6 +184,7 @@ pub struct Context {
     threads: usize,
     sharing: Arc<Sharing>,
     read_limits: ReadLimits,
+    transfer: Transfer,
 }
 
 /// Operations that run concurrently and share threads and memory.
@@ -202,7 +214,15 @@ impl Context {
     pub fn new(observer: Arc<dyn Observer>, stop: Arc<AtomicBool>) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let (sharing, read_limits) = (Sharing::new(1, 1), ReadLimits::default());
-        Self { observer, stop, threads: cores.min(MAX_THREADS), sharing, read_limits }
+        let heard = observer.clone();
+        let told = move |way, bytes| {
+            heard.observe(match way {
+                Way::Up => Event::Sent { bytes },
+                Way::Down => Event::Fetched { bytes },
+            });
+        };
+        let transfer = Transfer::new(Arc::new(told), stop.clone());
+        Self { observer, stop, threads: cores.min(MAX_THREADS), sharing, read_limits, transfer }
     }
 
     /// True if somebody is told what happens.
@@ -237,6 +257,22 @@ impl Context {
     /// How fast may be read.
     pub fn read_limits(&self) -> &ReadLimits {
         &self.read_limits
+    }
+
+    /// The same that sends to servers, and fetches from them, no faster than that, where a rate is given.
+    #[must_use]
+    pub fn with_transfer_limits(
+        mut self,
+        upload: Option<ReadRate>,
+        download: Option<ReadRate>,
+    ) -> Self {
+        self.transfer = self.transfer.with_limits(upload, download);
+        self
+    }
+
+    /// How servers are used: for images there, and for stores that are opened for this work.
+    pub fn transfer(&self) -> &Transfer {
+        &self.transfer
     }
 
     /// The same for `works` works of which `at_once` go on at the same time: each has a part of the

@@ -15,6 +15,7 @@ pub mod read_limit;
 pub(crate) mod setters;
 #[expect(unsafe_code, reason = "the one module; see its contract")]
 pub(crate) mod sys;
+pub mod transfer;
 pub mod units;
 pub mod uri;
 pub(crate) mod writeback;

@@ -91,12 +91,13 @@ fn stop_flag(command: &Command) -> Result<Arc<AtomicBool>> {
 }
 
 fn dispatch(args: &Args, printer: &Printer, stop: Arc<AtomicBool>) -> Result<ExitCode> {
-    let place = &repo::Where::new(args, &stop);
-    let context = Context::new(printer.observer(), stop);
-    let mut context = context.with_read_limit(args.limit_read);
+    let mut context = Context::new(printer.observer(), stop)
+        .with_read_limit(args.limit_read)
+        .with_transfer_limits(args.limit_upload, args.limit_download);
     if let Some(threads) = args.threads {
         context = context.with_threads(threads);
     }
+    let place = &repo::Where::new(args, &context);
     if uses_repository(&args.command) {
         repo::warn_of_others(place, printer);
     }

@@ -1,13 +1,17 @@
 //! Where text goes: results to stdout, everything else to stderr; quiet, verbose, JSON and bars in
 //! one value.
 
-use super::words;
+use super::{output, words};
 use imgsnap::base::error::{Error, Result, best_effort};
 use imgsnap::base::events::{Event, Observer, Phase};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::borrow::Cow;
 use std::io::{IsTerminal, Write};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+
+/// Bytes that are told of.
+const WORTH_TELLING: u64 = 1 << 20;
 
 /// How the user wants to be told.
 pub struct Printer {
@@ -18,7 +22,13 @@ pub struct Printer {
 
 impl Printer {
     pub fn new(json: bool, quiet: bool, verbose: bool) -> Self {
-        let bars = Arc::new(Bars { quiet, verbose, bar: Mutex::new(ProgressBar::hidden()) });
+        let bars = Arc::new(Bars {
+            quiet,
+            verbose,
+            bar: Mutex::new(ProgressBar::hidden()),
+            sent: AtomicU64::new(0),
+            fetched: AtomicU64::new(0),
+        });
         Self { json, quiet, bars }
     }
 
@@ -106,6 +116,8 @@ struct Bars {
     quiet: bool,
     verbose: bool,
     bar: Mutex<ProgressBar>,
+    sent: AtomicU64,
+    fetched: AtomicU64,
 }
 
 impl Bars {
@@ -125,6 +137,8 @@ impl Observer for Bars {
         match event {
             Event::Started { phase, total_bytes } => self.begin(phase, total_bytes),
             Event::Advanced { bytes } => self.bar().inc(bytes),
+            Event::Sent { bytes } => self.transferred(&self.sent, bytes, "sent"),
+            Event::Fetched { bytes } => self.transferred(&self.fetched, bytes, "fetched"),
             Event::Ended => {
                 self.bar().finish_and_clear();
                 self.set(ProgressBar::hidden());
@@ -143,7 +157,7 @@ impl Bars {
             return;
         }
         let template =
-            "{prefix:>9} [{wide_bar}] {percent:>3} %  {binary_bytes_per_sec}  {eta} left";
+            "{prefix:>9} [{wide_bar}] {percent:>3} %  {binary_bytes_per_sec}  {eta} left{msg}";
         let style = ProgressStyle::with_template(template)
             .unwrap_or_else(|_| ProgressStyle::default_bar())
             .progress_chars("=> ");
@@ -151,7 +165,18 @@ impl Bars {
         let bar = ProgressBar::with_draw_target(Some(total_bytes), target);
         bar.set_style(style);
         bar.set_prefix(phase.name());
+        self.sent.store(0, Ordering::Relaxed);
+        self.fetched.store(0, Ordering::Relaxed);
         self.set(bar);
+    }
+
+    /// Bytes of a server; what went before a phase is not of it.
+    fn transferred(&self, count: &AtomicU64, bytes: u64, way: &str) {
+        let all = count.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        // A manifest is not worth a word.
+        if all >= WORTH_TELLING {
+            self.bar().set_message(format!(", {} {way}", output::bytes(all)));
+        }
     }
 
     fn warn(&self, message: &str) {

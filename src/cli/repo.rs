@@ -6,19 +6,17 @@ use super::{exit, trust, words};
 use imgsnap::base::error::{Error, ErrorKind, Result};
 use imgsnap::base::events::Context;
 use imgsnap::base::message::{Message, Setting};
-use imgsnap::base::read_limit::{ReadLimits, ReadRate};
 use imgsnap::base::uri::Shown;
 use imgsnap::image::{ImageFormat, ImageUri, RawFile, Source};
 use imgsnap::repo::first_use;
 use imgsnap::repo::host::HostState;
-use imgsnap::store::{Above, CachePlace, Location, RemoteOptions, Store, TransferLimits, locate};
+use imgsnap::store::{Above, CachePlace, Location, RemoteOptions, Store, locate};
 use imgsnap::tracking::clone_into;
 use imgsnap::{At, Defaults, Reference, Repository, SnapshotRequest, Track};
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 /// Which repository the arguments name, and how it is used.
 pub struct Where {
@@ -40,20 +38,13 @@ impl Where {
     }
 
     /// What the arguments say.
-    pub fn new(args: &Args, stop: &Arc<AtomicBool>) -> Self {
-        let limit = |rate: Option<ReadRate>| {
-            let none = ReadLimits::default();
-            rate.map_or(none.clone(), |rate| none.and(rate, stop.clone()))
-        };
-        let limits = TransferLimits {
-            upload: limit(args.limit_upload),
-            download: limit(args.limit_download),
-        };
+    pub fn new(args: &Args, context: &Context) -> Self {
         let cache =
             (!args.no_cache).then(|| args.cache_dir.clone().or_else(usual_cache)).flatten().map(
                 |folder| CachePlace { folder, most_bytes: args.cache_size.unwrap_or(CACHE_BYTES) },
             );
-        Self { repo: args.repo.clone(), options: RemoteOptions { limits, cache } }
+        let transfer = context.transfer().clone();
+        Self { repo: args.repo.clone(), options: RemoteOptions { transfer, cache } }
     }
 
     /// `--repo`, else `IMGSNAP_REPO`, else the user's data folder, which is made whole.

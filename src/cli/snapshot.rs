@@ -44,7 +44,7 @@ pub fn check(verb: &Verb) -> Result<(), String> {
 }
 
 pub fn run(place: &Where, verb: &Verb, printer: &Printer, context: &Context) -> Result<ExitCode> {
-    let verb = &Verb { images: expanded(&verb.images)?, ..verb.clone() };
+    let verb = &Verb { images: expanded(&verb.images, context)?, ..verb.clone() };
     let repository = match repo::open_or_create(place, verb, printer, context)? {
         Ok(repository) => repository,
         Err(why) => return refuse_all(verb, why, printer),
@@ -53,12 +53,12 @@ pub fn run(place: &Where, verb: &Verb, printer: &Printer, context: &Context) -> 
 }
 
 /// What the patterns among URLs match: no shell expands those.
-fn expanded(images: &[ImageUri]) -> Result<Vec<ImageUri>> {
+fn expanded(images: &[ImageUri], context: &Context) -> Result<Vec<ImageUri>> {
     let mut all = Vec::new();
     for image in images {
         match image {
             ImageUri::Remote(url) if url.path.contains(['*', '[']) => {
-                let found = glob_remote(url)?;
+                let found = glob_remote(url, context.transfer())?;
                 if found.is_empty() {
                     let what = format!("{url} matches nothing");
                     return Err(Error::new(ErrorKind::NotFound, what));

@@ -23,6 +23,9 @@ pub struct Fingerprint {
     /// Time of the last change of the inode, likewise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ctime_ns: Option<i64>,
+    /// What a server calls its content.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tag: Option<String>,
     /// Some of its bytes.
     pub samples: Vec<ImageSample>,
 }
@@ -56,7 +59,8 @@ impl Fingerprint {
         let samples: Result<Vec<ImageSample>> =
             offsets.into_iter().map(|offset| sample(source, offset)).collect();
         let (mtime_ns, ctime_ns) = times(disk);
-        Ok(Self { bytes, mtime_ns, ctime_ns, samples: samples? })
+        let tag = tag(disk).map(str::to_owned);
+        Ok(Self { bytes, mtime_ns, ctime_ns, tag, samples: samples? })
     }
 
     /// Fails if a disk is not what it was; `with_samples`: by its bytes as well.
@@ -76,6 +80,9 @@ impl Fingerprint {
         if times(disk) != (self.mtime_ns, self.ctime_ns) {
             return changed("its times are others");
         }
+        if tag(disk) != self.tag.as_deref() {
+            return changed("its ETag is another");
+        }
         for known in self.samples.iter().filter(|_| with_samples) {
             if sample(source, known.offset)? != *known {
                 return changed(&format!("other bytes at {}", known.offset));
@@ -93,8 +100,18 @@ fn sample(source: &dyn Source, offset: u64) -> Result<ImageSample> {
     Ok(ImageSample { offset, digest })
 }
 
+fn tag(disk: &Disk) -> Option<&str> {
+    match disk {
+        Disk::Remote(image) => image.version().tag.as_deref(),
+        _ => None,
+    }
+}
+
 /// Those of the file that it lies in.
 fn times(disk: &Disk) -> (Option<i64>, Option<i64>) {
+    if let Disk::Remote(image) = disk {
+        return (i64::try_from(image.version().time.as_nanosecond()).ok(), None);
+    }
     let file = disk.container().filter(|image| !image.is_device());
     let metadata = file.and_then(|image| image.file().metadata().ok());
     let ns = |seconds: i64, ns: i64| seconds.checked_mul(1_000_000_000)?.checked_add(ns);

@@ -2,10 +2,11 @@
 //! range is of that one or is refused; otherwise its length and time before and after tell.
 
 use crate::base::error::Result;
+use crate::base::transfer::Transfer;
 use crate::base::units::{Extent, ExtentKind};
 use crate::image::{FileStat, Source, Window};
-use crate::store::RemoteUrl;
-use crate::store::{RemoteFile, TransferLimits};
+use crate::store::{RemoteKind, RemoteUrl, Version};
+use crate::store::RemoteFile;
 use uuid::Uuid;
 
 /// As many bytes as are best asked for at once.
@@ -19,12 +20,28 @@ impl RemoteImage {
     ///
     /// # Errors
     /// `NotFound`; those of the server.
-    pub fn open(url: &RemoteUrl) -> Result<Self> {
-        RemoteFile::open(url, &TransferLimits::default()).map(Self)
+    pub fn open(url: &RemoteUrl, transfer: &Transfer) -> Result<Self> {
+        RemoteFile::open(url, transfer).map(Self)
     }
-}
 
-impl RemoteImage {
+    /// What its content is called.
+    pub fn version(&self) -> &Version {
+        self.0.version()
+    }
+
+    /// What keeps it as it is while it is read, in a few words; none if nothing does.
+    pub fn pinned(&self) -> Option<&'static str> {
+        let url = self.0.url();
+        let is_snapshot =
+            url.kind == RemoteKind::Hdfs && url.path.split('/').any(|step| step == ".snapshot");
+        match (&self.version().tag, is_snapshot) {
+            (_, true) => Some("a snapshot of HDFS"),
+            // Each read names it.
+            (Some(tag), _) if !tag.starts_with("W/") => Some("its ETag"),
+            _ => None,
+        }
+    }
+
     /// What identifies its content, if the server names it (FORMAT.md S1).
     pub fn stat(&self) -> Option<FileStat> {
         let version = self.0.version();

@@ -21,7 +21,7 @@ pub(crate) use local::{RESERVE, SHARED};
 pub use memory::{Act, Fault, Host, MemoryStore, World};
 pub use place::{Above, Location, RemoteOptions, locate, make_folder, store_at};
 pub use remote::{
-    RemoteFile, RemoteStore, TransferLimits, create_remote, glob_remote, is_remote_there,
+    RemoteFile, RemoteStore, Version, create_remote, glob_remote, is_remote_there,
 };
 pub use url::{RemoteKind, RemoteUrl};
 

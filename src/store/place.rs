@@ -1,12 +1,13 @@
 //! Where a repository is, as a user names it: a path, or a URL.
 
 use super::cached::{CachePlace, CachedStore};
-use super::remote::{RemoteStore, TransferLimits};
+use super::remote::RemoteStore;
 use super::ssh::SshStore;
 use super::url::{RemoteKind, RemoteUrl};
 use super::{LocalStore, OsDisk, Store};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::folder::{Folder, resolve};
+use crate::base::transfer::Transfer;
 use crate::base::uri::Shown;
 use crate::base::uri::Uri;
 use std::borrow::Cow;
@@ -47,8 +48,8 @@ pub fn locate(place: &Path) -> Result<Location> {
 /// How a store on a server is used.
 #[derive(Clone, Default)]
 pub struct RemoteOptions {
-    /// How fast.
-    pub limits: TransferLimits,
+    /// How fast, and who is told.
+    pub transfer: Transfer,
     /// Where the index of its objects is kept on this host; none if it is not.
     pub cache: Option<CachePlace>,
 }
@@ -63,10 +64,10 @@ impl Location {
             Self::Folder(path) => return store_at(path),
             Self::Remote(url) => url,
         };
-        let limits = options.limits.clone();
+        let transfer = options.transfer.clone();
         let store: Arc<dyn Store> = match url.kind {
-            RemoteKind::Ssh => Arc::new(SshStore::new(url, limits)),
-            _ => Arc::new(RemoteStore::open(url, limits)?),
+            RemoteKind::Ssh => Arc::new(SshStore::new(url, transfer)),
+            _ => Arc::new(RemoteStore::open(url, transfer)?),
         };
         let has_numbers = url.kind != RemoteKind::Ssh;
         Ok(Arc::new(CachedStore::new(store, options.cache.as_ref(), has_numbers)))

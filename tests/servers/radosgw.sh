@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Ceph's object gateway, an S3 server, with one monitor and one OSD (Debian's packages; 8 GiB in a sparse file).
+# Ceph's object gateway, an S3 server, with one monitor and one OSD (Debian's packages; its disk is a sparse file).
 #
-# radosgw.sh start|stop DIR
+# radosgw.sh start DIR [GIB]            8 GiB, if not said otherwise; when they are full it waits for ever
+# radosgw.sh stop DIR
 # radosgw.sh bucket DIR NAME [--versioned] [--object-lock]
 # radosgw.sh s3 DIR METHOD /BUCKET[/KEY][?QUERY] [CURL OPTION...]
 # radosgw.sh kill DIR mon|osd|rgw [SIGNAL]
@@ -11,6 +12,12 @@
 # completed. An upload that is multipart takes no retention of its own.
 . "$(dirname "$0")/common.sh"
 daemons=(mon osd rgw)
+gib=8
+
+options() {
+    gib=${1:-8}
+    [[ $gib =~ ^[1-9][0-9]*$ ]] || fail "no number of GiB: $gib"
+}
 
 prepare() {
     need radosgw=radosgw ceph-mon=ceph-mon ceph-osd=ceph-osd ceph=ceph-common
@@ -42,7 +49,7 @@ osd crush chooseleaf type = 0
 mon allow pool size one = true
 mon data avail crit = 1
 osd objectstore = bluestore
-bluestore block size = 8589934592
+bluestore block size = $((gib << 30))
 mon data = $dir/mon
 osd data = $dir/osd
 run dir = $dir/tmp

@@ -5,15 +5,19 @@
 //! more faults. A server that is not there, and cannot be installed, is told as skipped.
 
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+#![allow(clippy::print_stderr, reason = "who looks at a failure sees how it came to it")]
 #![allow(clippy::big_endian_bytes, reason = "so messages are written")]
 
 mod append_only;
 mod every_verb;
 mod faults;
 mod images;
+mod killed;
 mod kit;
 mod probes;
 mod proxy;
 #[path = "../support/random.rs"]
 mod random;
 mod requests;
+mod rights;
+mod world;

@@ -10,7 +10,6 @@ use imgsnap::base::events::Context;
 use imgsnap::base::uri::Shown;
 use imgsnap::image::ImageUri;
 use imgsnap::image::write::{NewObject, Stream};
-use imgsnap::store::TransferLimits;
 use imgsnap::{
     Member, Members, Repository, RestoreOutcome, RestoreRequest, RestoreTarget, UpdateOutcome,
 };
@@ -54,8 +53,7 @@ pub fn run(
                 repository.restore(&request, RestoreTarget::Path(&path), context)?
             }
             ImageUri::Remote(url) => {
-                let limits = TransferLimits::default();
-                let mut target = NewObject::create(&url, &limits, verb.force)?;
+                let mut target = NewObject::create(&url, context.transfer(), verb.force)?;
                 repository.restore(&request, RestoreTarget::Target(&mut target), context)?
             }
             other => {

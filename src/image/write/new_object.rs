@@ -2,15 +2,17 @@
 
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::message::{Setting, message};
+use crate::base::transfer::Transfer;
 use crate::image::write::Target;
 use crate::image::write::stream::Stream;
-use crate::store::{RemoteUrl, TransferLimits, Upload, create_remote, is_remote_there};
+use crate::store::{RemoteUrl, Upload, create_remote, is_remote_there};
 use std::io::{self, Write};
 
 /// An object that is being written.
 pub struct NewObject {
     stream: Stream<Uploaded>,
     url: RemoteUrl,
+    transfer: Transfer,
 }
 
 fn exists(url: &RemoteUrl) -> Error {
@@ -49,13 +51,14 @@ impl NewObject {
     ///
     /// # Errors
     /// `AlreadyExists` if it is there, unless it may be replaced; those of the server.
-    pub fn create(url: &RemoteUrl, limits: &TransferLimits, may_replace: bool) -> Result<Self> {
-        if !may_replace && is_remote_there(url)? {
+    pub fn create(url: &RemoteUrl, transfer: &Transfer, may_replace: bool) -> Result<Self> {
+        if !may_replace && is_remote_there(url, transfer)? {
             return Err(exists(url));
         }
-        let upload = Some(create_remote(url, limits)?);
+        let upload = Some(create_remote(url, transfer)?);
         let uploaded = Uploaded { upload, failure: None, may_replace };
-        Ok(Self { stream: Stream::new(uploaded, &url.to_string()), url: url.clone() })
+        let stream = Stream::new(uploaded, &url.to_string());
+        Ok(Self { stream, url: url.clone(), transfer: transfer.clone() })
     }
 
     fn told<T>(&mut self, outcome: Result<T>) -> Result<T> {
@@ -86,7 +89,7 @@ impl Target for NewObject {
         let uploaded = self.stream.inner();
         let Some(upload) = uploaded.upload.take() else { return Ok(()) };
         // Not every server looks itself when the parts of an object are put together.
-        if !uploaded.may_replace && is_remote_there(&self.url)? {
+        if !uploaded.may_replace && is_remote_there(&self.url, &self.transfer)? {
             return Err(exists(&self.url));
         }
         if uploaded.may_replace { upload.publish_over() } else { upload.publish() }

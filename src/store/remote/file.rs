@@ -1,11 +1,11 @@
 //! Files and objects on servers that are no part of a repository: disk images.
 
 use super::connect::connect;
-use super::limits::{LimitedUpload, TransferLimits};
+use super::limits::LimitedUpload;
 use super::requests::{Requests, Version, retried};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::message::Action;
-use crate::base::read_limit::ReadLimits;
+use crate::base::transfer::Transfer;
 use crate::store::url::{RemoteKind, RemoteUrl};
 use crate::store::{Listed, Upload};
 use std::sync::Arc;
@@ -16,7 +16,7 @@ pub struct RemoteFile {
     url: RemoteUrl,
     name: String,
     version: Version,
-    limits: ReadLimits,
+    transfer: Transfer,
 }
 
 /// The folder that a file is in, and its name there.
@@ -37,11 +37,11 @@ impl RemoteFile {
     ///
     /// # Errors
     /// `NotFound`; those of the server.
-    pub fn open(url: &RemoteUrl, limits: &TransferLimits) -> Result<Self> {
+    pub fn open(url: &RemoteUrl, transfer: &Transfer) -> Result<Self> {
         let (folder, name) = split(url)?;
         let requests = connect(&folder)?;
-        let version = retried(requests.as_ref(), |server| server.version(&name))?;
-        Ok(Self { requests, url: url.clone(), name, version, limits: limits.download.clone() })
+        let version = retried(requests.as_ref(), transfer, |server| server.version(&name))?;
+        Ok(Self { requests, url: url.clone(), name, version, transfer: transfer.clone() })
     }
 
     /// Where it is.
@@ -59,8 +59,8 @@ impl RemoteFile {
     /// # Errors
     /// `Mismatch` if it is another one by now; those of the server.
     pub fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
-        self.limits.wait(buffer.len() as u64)?;
-        let read = retried(self.requests.as_ref(), |server| {
+        self.transfer.fetch(buffer.len() as u64)?;
+        let read = retried(self.requests.as_ref(), &self.transfer, |server| {
             server.read_version(&self.name, &self.version, offset, buffer)
         });
         match read {
@@ -74,7 +74,8 @@ impl RemoteFile {
     /// # Errors
     /// `Mismatch`; those of the server.
     pub fn check(&self) -> Result<()> {
-        match retried(self.requests.as_ref(), |server| server.version(&self.name)) {
+        let version = |server: &dyn Requests| server.version(&self.name);
+        match retried(self.requests.as_ref(), &self.transfer, version) {
             Ok(version) if version == self.version => Ok(()),
             Err(e) if e.kind() != ErrorKind::NotFound => Err(e),
             _ => Err(self.changed()),
@@ -91,21 +92,21 @@ impl RemoteFile {
 ///
 /// # Errors
 /// Those of the server.
-pub fn create_remote(url: &RemoteUrl, limits: &TransferLimits) -> Result<Box<dyn Upload>> {
+pub fn create_remote(url: &RemoteUrl, transfer: &Transfer) -> Result<Box<dyn Upload>> {
     let (folder, name) = split(url)?;
     let requests = connect(&folder)?;
-    let upload = retried(requests.as_ref(), |server| server.upload(&name))?;
-    Ok(Box::new(LimitedUpload { upload, limits: limits.upload.clone() }))
+    let upload = retried(requests.as_ref(), transfer, |server| server.upload(&name))?;
+    Ok(Box::new(LimitedUpload { upload, transfer: transfer.clone() }))
 }
 
 /// True if there is an object of that name.
 ///
 /// # Errors
 /// Those of the server.
-pub fn is_remote_there(url: &RemoteUrl) -> Result<bool> {
+pub fn is_remote_there(url: &RemoteUrl, transfer: &Transfer) -> Result<bool> {
     let (folder, name) = split(url)?;
     let requests = connect(&folder)?;
-    match retried(requests.as_ref(), |server| server.version(&name)) {
+    match retried(requests.as_ref(), transfer, |server| server.version(&name)) {
         Err(e) if e.kind() == ErrorKind::NotFound => Ok(false),
         other => other.map(|_| true),
     }
@@ -115,12 +116,12 @@ pub fn is_remote_there(url: &RemoteUrl) -> Result<bool> {
 ///
 /// # Errors
 /// `InvalidInput` for a pattern that is none; those of the server.
-pub fn glob_remote(url: &RemoteUrl) -> Result<Vec<RemoteUrl>> {
+pub fn glob_remote(url: &RemoteUrl, transfer: &Transfer) -> Result<Vec<RemoteUrl>> {
     let (folder, pattern) = split(url)?;
     let invalid = |e| Error::new(ErrorKind::InvalidInput, format!("{url}: {e}"));
     let pattern = glob::Pattern::new(&pattern).map_err(invalid)?;
     let requests = connect(&folder)?;
-    let listed = retried(requests.as_ref(), |server| server.list(""))?;
+    let listed = retried(requests.as_ref(), transfer, |server| server.list(""))?;
     let matches = |object: &Listed| pattern.matches(&object.name);
     let mut names: Vec<String> = listed.into_iter().filter(matches).map(|o| o.name).collect();
     names.sort();

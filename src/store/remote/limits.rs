@@ -1,27 +1,18 @@
-//! How fast may be sent to a server, and fetched from it.
+//! What is sent to a server, no faster than allowed, and told of.
 
 use crate::base::error::Result;
-use crate::base::read_limit::ReadLimits;
+use crate::base::transfer::Transfer;
 use crate::store::Upload;
 
-/// How fast may be sent and fetched.
-#[derive(Clone, Default)]
-pub struct TransferLimits {
-    /// To the server.
-    pub upload: ReadLimits,
-    /// From it.
-    pub download: ReadLimits,
-}
-
-/// An upload that is no faster than allowed.
+/// An upload that keeps to what is allowed.
 pub(super) struct LimitedUpload {
     pub(super) upload: Box<dyn Upload>,
-    pub(super) limits: ReadLimits,
+    pub(super) transfer: Transfer,
 }
 
 impl Upload for LimitedUpload {
     fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        self.limits.wait(bytes.len() as u64)?;
+        self.transfer.send(bytes.len() as u64)?;
         self.upload.write(bytes)
     }
 

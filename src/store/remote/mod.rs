@@ -16,11 +16,12 @@ mod requests;
 mod runtime;
 
 pub use file::{RemoteFile, create_remote, glob_remote, is_remote_there};
-pub use limits::TransferLimits;
+pub use requests::Version;
 
 use super::url::RemoteUrl;
 use super::{Listed, LockGuard, LockKind, Sharing, Store, Upload};
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::transfer::Transfer;
 use connect::connect;
 use jiff::Timestamp;
 use limits::LimitedUpload;
@@ -32,7 +33,7 @@ use std::sync::Arc;
 pub struct RemoteStore {
     requests: Arc<dyn Requests>,
     url: String,
-    limits: TransferLimits,
+    transfer: Transfer,
 }
 
 impl RemoteStore {
@@ -40,13 +41,13 @@ impl RemoteStore {
     ///
     /// # Errors
     /// `Unsupported` if this build knows none of its kind; `InvalidInput` if its configuration is wrong.
-    pub fn open(url: &RemoteUrl, limits: TransferLimits) -> Result<Self> {
-        Ok(Self { requests: connect(url)?, url: url.to_string(), limits })
+    pub fn open(url: &RemoteUrl, transfer: Transfer) -> Result<Self> {
+        Ok(Self { requests: connect(url)?, url: url.to_string(), transfer })
     }
 
     /// Asks until there is an answer, or one error too many.
     fn ask<T>(&self, request: impl FnMut(&dyn Requests) -> Result<T>) -> Result<T> {
-        retried(self.requests.as_ref(), request)
+        retried(self.requests.as_ref(), &self.transfer, request)
     }
 }
 
@@ -72,7 +73,7 @@ impl Store for RemoteStore {
     }
 
     fn read_at(&self, name: &str, offset: u64, buffer: &mut [u8]) -> Result<()> {
-        self.limits.download.wait(buffer.len() as u64)?;
+        self.transfer.fetch(buffer.len() as u64)?;
         self.ask(|server| server.read_at(name, offset, buffer))
     }
 
@@ -82,11 +83,11 @@ impl Store for RemoteStore {
 
     fn create(&self, name: &str) -> Result<Box<dyn Upload>> {
         let upload = self.ask(|server| server.upload(name))?;
-        Ok(Box::new(LimitedUpload { upload, limits: self.limits.upload.clone() }))
+        Ok(Box::new(LimitedUpload { upload, transfer: self.transfer.clone() }))
     }
 
     fn put_if_absent(&self, name: &str, bytes: &[u8]) -> Result<()> {
-        self.limits.upload.wait(bytes.len() as u64)?;
+        self.transfer.send(bytes.len() as u64)?;
         let put = self.ask(|server| server.put(name, bytes, PutMode::IfAbsent));
         match put {
             // An attempt without an answer may have been carried out, and a conflict be that of two puts of
@@ -106,11 +107,12 @@ impl Store for RemoteStore {
     }
 
     fn pause(&self, attempt: u32) {
-        pause(attempt);
+        // Whoever is waiting looks himself whether he is to stop.
+        let _waited = pause(&self.transfer, attempt);
     }
 
     fn replace(&self, name: &str, bytes: &[u8]) -> Result<()> {
-        self.limits.upload.wait(bytes.len() as u64)?;
+        self.transfer.send(bytes.len() as u64)?;
         self.ask(|server| server.put(name, bytes, PutMode::Over))
     }
 

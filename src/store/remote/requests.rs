@@ -1,6 +1,7 @@
 //! The few requests that a server of objects answers, and how they are made again.
 
 use crate::base::error::{ErrorKind, Result};
+use crate::base::transfer::Transfer;
 use crate::store::{Listed, Upload};
 use jiff::Timestamp;
 use std::collections::BTreeMap;
@@ -89,8 +90,8 @@ pub struct Version {
 }
 
 /// Waits before another attempt: twice as long each time, up to ten seconds, and by chance up to twice that,
-/// so that many that failed at once do not come back at once.
-pub(super) fn pause(attempt: u32) {
+/// so that many that failed at once do not come back at once. False if the user asked to stop.
+pub(super) fn pause(transfer: &Transfer, attempt: u32) -> bool {
     let longest = Duration::from_millis((100 << attempt.min(7)).min(10_000));
     let mut chance = [0; 4];
     // Without chance it is half of it.
@@ -98,19 +99,23 @@ pub(super) fn pause(attempt: u32) {
         Ok(()) => f64::from(u32::from_le_bytes(chance)) / f64::from(u32::MAX),
         Err(_) => 0.0,
     };
-    std::thread::sleep(longest.mul_f64(0.5 + chance / 2.0));
+    transfer.sleep(longest.mul_f64(0.5 + chance / 2.0))
 }
 
-/// Makes a request until there is an answer, or one error too many.
+/// Makes a request until there is an answer, or one error too many, or the user wants to stop.
 pub(super) fn retried<T>(
     requests: &dyn Requests,
+    transfer: &Transfer,
     mut request: impl FnMut(&dyn Requests) -> Result<T>,
 ) -> Result<T> {
     let mut attempt = 0;
     loop {
         match request(requests) {
-            Err(e) if e.kind() == ErrorKind::Unavailable && attempt + 1 < requests.attempts() => {
-                pause(attempt);
+            Err(e)
+                if e.kind() == ErrorKind::Unavailable
+                    && attempt + 1 < requests.attempts()
+                    && pause(transfer, attempt) =>
+            {
                 attempt += 1;
             }
             other => return other,

@@ -3,8 +3,7 @@
 use super::connection::Connection;
 use super::wire::{Ask, MAX_BODY_BYTES, PROTOCOL, Told, is_of_the_rest};
 use crate::base::error::{Error, ErrorKind, Result, best_effort};
-use crate::base::read_limit::ReadLimits;
-use crate::store::remote::TransferLimits;
+use crate::base::transfer::Transfer;
 use crate::store::url::RemoteUrl;
 use crate::store::{Listed, LockGuard, LockKind, ReserveKept, Sharing, Store, Upload};
 use std::collections::BTreeMap;
@@ -17,16 +16,16 @@ const PIECE_BYTES: usize = 256 << 10;
 pub struct SshStore {
     url: RemoteUrl,
     place: String,
-    limits: TransferLimits,
+    transfer: Transfer,
     /// Made when it is first needed.
     connection: Mutex<Option<Arc<Connection>>>,
 }
 
 impl SshStore {
     /// The one that a URL names. Nothing is asked yet.
-    pub fn new(url: &RemoteUrl, limits: TransferLimits) -> Self {
+    pub fn new(url: &RemoteUrl, transfer: Transfer) -> Self {
         let (url, place) = (url.clone(), url.to_string());
-        Self { url, place, limits, connection: Mutex::default() }
+        Self { url, place, transfer, connection: Mutex::default() }
     }
 
     fn connection(&self) -> Result<Arc<Connection>> {
@@ -57,7 +56,7 @@ impl SshStore {
     }
 
     fn put(&self, ask: Ask, bytes: &[u8]) -> Result<()> {
-        self.limits.upload.wait(bytes.len() as u64)?;
+        self.transfer.send(bytes.len() as u64)?;
         if bytes.len() > MAX_BODY_BYTES {
             let what = format!("{}: an object of {} bytes", self.place, bytes.len());
             return Err(Error::new(ErrorKind::LimitExceeded, what));
@@ -114,7 +113,7 @@ impl Store for SshStore {
     }
 
     fn read_at(&self, name: &str, offset: u64, buffer: &mut [u8]) -> Result<()> {
-        self.limits.download.wait(buffer.len() as u64)?;
+        self.transfer.fetch(buffer.len() as u64)?;
         let connection = self.connection()?;
         let mut offset = offset;
         for piece in buffer.chunks_mut(MAX_BODY_BYTES) {
@@ -148,8 +147,8 @@ impl Store for SshStore {
     fn create(&self, name: &str) -> Result<Box<dyn Upload>> {
         let connection = self.connection()?;
         let (upload, _, _) = connection.ask(Ask::Begin { name: name.into() }, &[])?;
-        let (limits, piece) = (self.limits.upload.clone(), Vec::with_capacity(PIECE_BYTES));
-        Ok(Box::new(SshUpload { connection, upload, piece, limits, is_open: true }))
+        let (transfer, piece) = (self.transfer.clone(), Vec::with_capacity(PIECE_BYTES));
+        Ok(Box::new(SshUpload { connection, upload, piece, transfer, is_open: true }))
     }
 
     fn put_if_absent(&self, name: &str, bytes: &[u8]) -> Result<()> {
@@ -246,7 +245,7 @@ struct SshUpload {
     connection: Arc<Connection>,
     upload: u64,
     piece: Vec<u8>,
-    limits: ReadLimits,
+    transfer: Transfer,
     is_open: bool,
 }
 
@@ -255,7 +254,7 @@ impl SshUpload {
         if let Some(failure) = self.connection.failure(self.upload) {
             return Err(failure);
         }
-        self.limits.wait(self.piece.len() as u64)?;
+        self.transfer.send(self.piece.len() as u64)?;
         self.connection.say(Ask::Write { upload: self.upload }, &self.piece)?;
         self.piece.clear();
         Ok(())

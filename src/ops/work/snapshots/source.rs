@@ -86,9 +86,12 @@ pub(in crate::ops::work) fn remove_clone(planned: &PlannedImage) {
 
 /// What keeps an image as it is, in a few words; none if nothing is known to.
 pub(super) fn pin_of(disk: &Disk) -> Option<String> {
-    let image = disk.container()?;
-    if image.is_device() {
-        return None;
-    }
-    pinned_by(image.file(), image.path()).map(str::to_owned)
+    let pinned = match disk {
+        Disk::Remote(image) => image.pinned(),
+        disk => {
+            let image = disk.container().filter(|image| !image.is_device())?;
+            pinned_by(image.file(), image.path())
+        }
+    };
+    pinned.map(str::to_owned)
 }
