@@ -20,7 +20,8 @@ const READS: u64 = 4000;
 const ROUNDS: u64 = 5;
 
 fn main() {
-    let (Some(place), Some(cache)) = (std::env::var_os("IMGSNAP_REPO"), std::env::var_os("IMGSNAP_CACHE"))
+    let (Some(place), Some(cache)) =
+        (std::env::var_os("IMGSNAP_REPO"), std::env::var_os("IMGSNAP_CACHE"))
     else {
         println!("skipped: IMGSNAP_REPO and IMGSNAP_CACHE are not set (benches/stores/chain.sh)");
         return;

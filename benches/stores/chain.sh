@@ -26,12 +26,11 @@ import os, random, subprocess, sys
 path, size, layers, imgsnap = sys.argv[1], int(sys.argv[2]) << 20, int(sys.argv[3]), sys.argv[4]
 random.seed(1)
 with open(path, "wb") as image: image.write(os.urandom(size))
-with open(path, "r+b") as image:
-    for _ in range(layers):
-        subprocess.run([imgsnap, "-q", "snapshot", path, "--name", "disk"], check=True, stdout=subprocess.DEVNULL)
+for _ in range(layers):
+    subprocess.run([imgsnap, "-q", "snapshot", path, "--name", "disk"], check=True, stdout=subprocess.DEVNULL)
+    with open(path, "r+b") as image:
         for block in random.sample(range(size // 4096), max(1, size // 4096 // 1000)):
             image.seek(block * 4096); image.write(os.urandom(4096))
-        image.flush()
 PY
 echo "made in $((SECONDS - begun)) s"
 for cache in cold warm; do

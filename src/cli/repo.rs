@@ -1,6 +1,6 @@
 //! Which repository.
 
-use super::args::{Args, FirstUse};
+use super::args::{Args, Command, FirstUse};
 use super::printer::Printer;
 use super::{exit, trust, words};
 use imgsnap::base::error::{Error, ErrorKind, Result};
@@ -44,7 +44,9 @@ impl Where {
                 |folder| CachePlace { folder, most_bytes: args.cache_size.unwrap_or(CACHE_BYTES) },
             );
         let transfer = context.transfer().clone();
-        Self { repo: args.repo.clone(), options: RemoteOptions { transfer, cache } }
+        let all_images =
+            matches!(args.command, Command::List { name: None } | Command::Stats { name: None });
+        Self { repo: args.repo.clone(), options: RemoteOptions { transfer, cache, all_images } }
     }
 
     /// `--repo`, else `IMGSNAP_REPO`, else the user's data folder, which is made whole.

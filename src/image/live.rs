@@ -41,7 +41,9 @@ impl LiveImage {
                 let options = NbdOptions { bitmap, ..NbdOptions::default() };
                 Ok(Self { disk: Disk::Nbd(NbdDisk::open(uri, options, context)?), user: None })
             }
-            ImageUri::Remote(url) => Ok(Self::held(Disk::Remote(RemoteImage::open(url, context.transfer())?))),
+            ImageUri::Remote(url) => {
+                Ok(Self::held(Disk::Remote(RemoteImage::open(url, context.transfer())?)))
+            }
             ImageUri::Machine(uri) => {
                 let what = format!("{uri} is read only as it was at a point in time");
                 Err(Error::new(ErrorKind::Unsupported, what))

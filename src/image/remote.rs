@@ -5,8 +5,8 @@ use crate::base::error::Result;
 use crate::base::transfer::Transfer;
 use crate::base::units::{Extent, ExtentKind};
 use crate::image::{FileStat, Source, Window};
-use crate::store::{RemoteKind, RemoteUrl, Version};
 use crate::store::RemoteFile;
+use crate::store::{RemoteKind, RemoteUrl, Version};
 use uuid::Uuid;
 
 /// As many bytes as are best asked for at once.

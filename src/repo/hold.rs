@@ -59,7 +59,7 @@ pub(crate) fn hold(repository: &Repository, name: &str, context: &Context) -> Re
             (manifest::load(store, name)?, lock)
         }
         Sharing::Shared { .. } => {
-            let Marked { manifest, marker, .. } = load_marked(&repository.store, name)?;
+            let Marked { manifest, marker, .. } = load_marked(&repository.store, name, false)?;
             (manifest, held_by(marker, context)?)
         }
     };
@@ -100,7 +100,8 @@ pub(crate) fn hold_all(
         let mut are_last = true;
         for held in others.iter().chain([&image]).filter(|held| is_based(&held.manifest)) {
             let Manifest { name, sequence, .. } = &held.manifest;
-            are_last &= manifest::ruling(repository.store.as_ref(), name)? == Some(*sequence);
+            let last = manifest::ruling_since(repository.store.as_ref(), name, *sequence)?;
+            are_last &= last == Some(*sequence);
         }
         if are_last {
             return Ok((image, others));

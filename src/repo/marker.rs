@@ -55,22 +55,32 @@ pub(crate) struct Marked {
     pub(crate) manifest: Manifest,
     /// An error if it cannot be put.
     pub(crate) marker: Result<Marker>,
-    /// What was in the folder of the image after the marker was put; none if the manifest came later.
+    /// What was in the folder of the image after the marker was put; none if the manifest came later, or it
+    /// was not asked for.
     pub(crate) listed: Option<Vec<Listed>>,
 }
 
-/// Reads what rules of an image, and marks it.
+/// Reads what rules of an image, and marks it. Who asks for it is told all that is in its folder.
 ///
 /// # Errors
 /// As of [`manifest::load`].
-pub(crate) fn load_marked(store: &Arc<dyn Store>, name: &str) -> Result<Marked> {
+pub(crate) fn load_marked(
+    store: &Arc<dyn Store>,
+    name: &str,
+    with_listing: bool,
+) -> Result<Marked> {
     let manifest = manifest::load_unconfirmed(store.as_ref(), name)?;
     let marker = Marker::put(store, name, manifest.sequence);
     // What was condemned before the marker was there does not wait for it.
-    let listed = store.list_timed(name)?;
-    let ruling = listed.iter().filter_map(|object| manifest::sequence_of(&object.name)).max();
+    let listed = with_listing.then(|| store.list_timed(name)).transpose()?;
+    let ruling = match &listed {
+        Some(listed) => {
+            listed.iter().filter_map(|object| manifest::sequence_of(&object.name)).max()
+        }
+        None => manifest::ruling_since(store.as_ref(), name, manifest.sequence)?,
+    };
     match ruling == Some(manifest.sequence) {
-        true => Ok(Marked { manifest, marker, listed: Some(listed) }),
+        true => Ok(Marked { manifest, marker, listed }),
         false => {
             let manifest = manifest::load(store.as_ref(), name)?;
             Ok(Marked { manifest, marker, listed: None })

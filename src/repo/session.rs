@@ -358,7 +358,7 @@ pub(crate) fn writer(
         }
         Sharing::Shared { .. } => {
             let Marked { manifest: marked, marker, listed } =
-                load_marked(&repository.store, &name)?;
+                load_marked(&repository.store, &name, true)?;
             manifest = marked;
             let marker = Arc::new(marker?);
             let reaped = match listed {

@@ -20,9 +20,7 @@ pub use local::LocalStore;
 pub(crate) use local::{RESERVE, SHARED};
 pub use memory::{Act, Fault, Host, MemoryStore, World};
 pub use place::{Above, Location, RemoteOptions, locate, make_folder, store_at};
-pub use remote::{
-    RemoteFile, RemoteStore, Version, create_remote, glob_remote, is_remote_there,
-};
+pub use remote::{RemoteFile, RemoteStore, Version, create_remote, glob_remote, is_remote_there};
 pub use url::{RemoteKind, RemoteUrl};
 
 use crate::base::error::{Error, Result};
@@ -111,6 +109,16 @@ pub trait Store: Send + Sync {
         }
         all.insert(String::new(), top);
         Ok(all)
+    }
+
+    /// The names in a folder that are `first` or sort after it.
+    ///
+    /// # Errors
+    /// As of [`Store::list`].
+    fn list_from(&self, folder: &str, first: &str) -> Result<Vec<String>> {
+        let mut names = self.list(folder)?;
+        names.retain(|name| name.as_str() >= first);
+        Ok(names)
     }
 
     /// What keeps those apart who use it.

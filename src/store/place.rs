@@ -52,6 +52,8 @@ pub struct RemoteOptions {
     pub transfer: Transfer,
     /// Where the index of its objects is kept on this host; none if it is not.
     pub cache: Option<CachePlace>,
+    /// All images will be looked at: their names are listed with the first request.
+    pub all_images: bool,
 }
 
 impl Location {
@@ -70,7 +72,8 @@ impl Location {
             _ => Arc::new(RemoteStore::open(url, transfer)?),
         };
         let has_numbers = url.kind != RemoteKind::Ssh;
-        Ok(Arc::new(CachedStore::new(store, options.cache.as_ref(), has_numbers)))
+        let cached = CachedStore::new(store, options.cache.as_ref(), has_numbers);
+        Ok(Arc::new(if options.all_images { cached.listing_all() } else { cached }))
     }
 
     /// How it is named in messages.

@@ -25,7 +25,7 @@ use crate::base::units::{BlockRange, Extent, ExtentKind, Geometry};
 use crate::chain::{Chain, SpanWalk, State};
 use crate::image::{Source, Window};
 use decode::Decoder;
-use regions::Regions;
+use regions::{Found, Regions};
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
 
@@ -140,8 +140,16 @@ impl Source for SnapshotView {
         let first = offset / size;
         let mut decoder = Decoder::new(geometry, std::mem::take(buffer));
         let blocks = BlockRange::between(first, end.div_ceil(size));
-        let read =
-            self.regions.spans(blocks, |chunk, span| decoder.span(self.chain(), chunk, span));
+        let read = self.regions.find(blocks, |blocks, found| match found {
+            Found::Unread if !self.chain().has_unread_as_zeros() => {
+                Err(batch::unread(geometry, blocks))
+            }
+            Found::Zero | Found::Unread => {
+                decoder.zeros(blocks.count);
+                Ok(())
+            }
+            Found::Stored(piece) => decoder.few(piece),
+        });
         *buffer = decoder.into_bytes();
         read.map_err(|e| e.at(self.name()))?;
         let start = (offset - geometry.offset(first)) as usize;

@@ -46,7 +46,12 @@ fn keys_with_fewer_rights_do() {
         if is_listing && !is_own { Fault::Status(403) } else { Fault::None }
     });
     lab.change(2);
-    for args in [&["snapshot", "disk.img"][..], &["list"], &["verify"], &["restore", "disk@3", "-o", "own.img"]] {
+    for args in [
+        &["snapshot", "disk.img"][..],
+        &["list"],
+        &["verify"],
+        &["restore", "disk@3", "-o", "own.img"],
+    ] {
         lab.done(args);
     }
 

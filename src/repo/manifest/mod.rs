@@ -32,6 +32,14 @@ pub fn ruling(store: &dyn Store, name: &str) -> Result<Option<u64>> {
     Ok(store.list(name)?.iter().filter_map(|file| sequence_of(file)).max())
 }
 
+/// The same where one with that number was there: as little is listed as can be.
+pub(crate) fn ruling_since(store: &dyn Store, name: &str, known: u64) -> Result<Option<u64>> {
+    // Names sort as numbers do as long as those have six digits, or the first one is a zero.
+    let first = if known < 100_000 { file_name(known) } else { file_name(0) };
+    let first = first.strip_suffix("000000").unwrap_or(&first);
+    Ok(store.list_from(name, first)?.iter().filter_map(|file| sequence_of(file)).max())
+}
+
 /// Reads the ruling manifest of an image.
 ///
 /// # Errors
@@ -57,7 +65,7 @@ pub(crate) fn load_last(store: &dyn Store, name: &str) -> Result<Manifest> {
         }
         // Somebody may have committed since it was listed, and have removed it; and without locks a manifest
         // that was on its way for long may have come into its place.
-        if ruling(store, name)? == listed {
+        if ruling_since(store, name, listed.unwrap_or(0))? == listed {
             return loaded;
         }
         tries -= 1;
@@ -162,7 +170,10 @@ fn put_until_decided(store: &dyn Store, next: &Manifest, file: &str, bytes: &[u8
     for attempt in 0..PUT_TRIES {
         let answer = store.put_if_absent(file, bytes);
         // What was put is not removed before a higher number is there.
-        let is_highest = || ruling(store, &next.name).is_ok_and(|n| n == Some(next.sequence));
+        let is_highest = || {
+            let highest = ruling_since(store, &next.name, next.sequence);
+            highest.is_ok_and(|highest| highest == Some(next.sequence))
+        };
         if answer.is_ok() && is_highest() {
             return Ok(());
         }

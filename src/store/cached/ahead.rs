@@ -16,13 +16,13 @@ const CHUNK_BYTES: u64 = 4 << 20;
 /// So many are on their way beside the one that is read.
 const CHUNKS_AHEAD: u64 = 6;
 /// An object that is not longer is fetched whole.
-const SMALL_BYTES: u64 = 256 << 10;
+pub(super) const SMALL_BYTES: u64 = 256 << 10;
 /// What is kept in memory at most.
 const KEPT_BYTES: u64 = 48 << 20;
 /// What has been fetched, or is on its way, and nobody has read yet: of all sequences together.
 const UNREAD_BYTES: u64 = 32 << 20;
-/// Requests that are made at the same time.
-const THREADS: usize = 64;
+/// Requests that are made at the same time: the ends of a thousand layers take eleven round trips.
+const THREADS: usize = 192;
 /// A read within so many bytes behind the last one goes on with it.
 const NEAR_BYTES: u64 = 1 << 20;
 
@@ -108,9 +108,9 @@ impl Shared {
             }
             // Whoever waits for it asks himself, and is told.
             Err(_) => {
-                let unit = object.units.remove(&offset);
-                let unread = unit.filter(|unit| !unit.is_read).map_or(0, |unit| unit.length);
-                state.unread_bytes = state.unread_bytes.saturating_sub(unread);
+                if let Some(unit) = object.units.remove(&offset) {
+                    state.count_out(&unit);
+                }
             }
         }
         state.forget_oldest();
@@ -130,11 +130,19 @@ impl State {
             let index = self.order.iter().position(is_read).unwrap_or(0);
             let Some((name, offset)) = self.order.remove(index) else { return };
             let unit = self.objects.get_mut(&name).and_then(|object| object.units.remove(&offset));
-            let Some(unit) = unit else { continue };
-            self.kept_bytes = self.kept_bytes.saturating_sub(unit.length);
-            if !unit.is_read {
-                self.unread_bytes = self.unread_bytes.saturating_sub(unit.length);
+            if let Some(unit) = unit {
+                self.count_out(&unit);
             }
+        }
+    }
+
+    /// Of a unit that goes.
+    fn count_out(&mut self, unit: &Unit) {
+        if unit.bytes.is_some() {
+            self.kept_bytes = self.kept_bytes.saturating_sub(unit.length);
+        }
+        if !unit.is_read {
+            self.unread_bytes = self.unread_bytes.saturating_sub(unit.length);
         }
     }
 
@@ -262,12 +270,7 @@ impl Ahead {
     }
 
     /// Bytes of an object that will be read soon.
-    pub fn prefetch(&self, name: &str, object_bytes: Option<u64>, offset: u64, length: u64) {
-        let (offset, length) = match object_bytes {
-            Some(bytes) if bytes <= SMALL_BYTES => (0, bytes),
-            Some(bytes) if offset + length > bytes => return,
-            _ => (offset, length),
-        };
+    pub fn prefetch(&self, name: &str, offset: u64, length: u64) {
         if length > 0 {
             self.want(&mut self.0.lock(), name, offset, length);
         }
@@ -277,14 +280,7 @@ impl Ahead {
     pub fn forget(&self, name: &str) {
         let mut state = self.0.lock();
         let Some(object) = state.objects.remove(name) else { return };
-        for unit in object.units.values() {
-            if unit.bytes.is_some() {
-                state.kept_bytes = state.kept_bytes.saturating_sub(unit.length);
-            }
-            if !unit.is_read {
-                state.unread_bytes = state.unread_bytes.saturating_sub(unit.length);
-            }
-        }
+        object.units.values().for_each(|unit| state.count_out(unit));
         state.order.retain(|(other, _)| other != name);
         self.0.changed.notify_all();
     }
@@ -304,9 +300,9 @@ impl Ahead {
                 // With no thread at all nobody would ever fetch it.
                 Err(_) if state.threads == 0 => {
                     state.wanted.pop_back();
-                    state.unread_bytes = state.unread_bytes.saturating_sub(length);
-                    if let Some(object) = state.objects.get_mut(name) {
-                        object.units.remove(&offset);
+                    let object = state.objects.get_mut(name);
+                    if let Some(unit) = object.and_then(|object| object.units.remove(&offset)) {
+                        state.count_out(&unit);
                     }
                 }
                 Err(_) => {}

@@ -9,7 +9,7 @@ mod disk;
 
 use super::{Listed, LockGuard, LockKind, ReserveKept, Sharing, Store, Upload};
 use crate::base::error::Result;
-use ahead::Ahead;
+use ahead::{Ahead, SMALL_BYTES};
 use disk::DiskCache;
 use jiff::Timestamp;
 use std::collections::{BTreeMap, HashMap};
@@ -32,6 +32,19 @@ pub struct CachedStore {
     known: Arc<Known>,
     /// No number of a manifest is ever given twice: so it is where there are no locks (C10).
     has_numbers: bool,
+    all_names: Mutex<AllNames>,
+}
+
+/// The names of all objects, which one request tells as well as those at the top.
+#[derive(Default)]
+enum AllNames {
+    /// Nobody will ask for them.
+    #[default]
+    NotNeeded,
+    /// After those at the top somebody will.
+    Needed,
+    /// They were told with those at the top.
+    Here(BTreeMap<String, Vec<Listed>>),
 }
 
 /// What is known of its objects.
@@ -62,6 +75,8 @@ fn is_manifest(name: &str) -> bool {
 const HEAD_BYTES: u64 = 4 << 10;
 const TAIL_BYTES: u64 = 16 << 10;
 const EXPECTED: usize = 2000;
+/// Of so many bytes together whole objects are fetched: one request is better than two.
+const EXPECTED_BYTES: u64 = 24 << 20;
 
 /// How many of them are kept while a program runs, and how long one may be.
 const WHOLE: usize = 64;
@@ -82,7 +97,31 @@ impl CachedStore {
             sizes: Mutex::default(),
             whole,
         };
-        Self { inner, known: Arc::new(known), has_numbers }
+        Self { inner, known: Arc::new(known), has_numbers, all_names: Mutex::default() }
+    }
+
+    /// The same for whoever lists all objects soon after those at the top.
+    #[must_use]
+    pub fn listing_all(mut self) -> Self {
+        self.all_names = Mutex::new(AllNames::Needed);
+        self
+    }
+
+    fn all_names(&self) -> MutexGuard<'_, AllNames> {
+        self.all_names.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is at the top, if all names are needed soon.
+    fn top_of_all(&self) -> Result<Option<Vec<String>>> {
+        if !matches!(*self.all_names(), AllNames::Needed) {
+            return Ok(None);
+        }
+        let all = self.list_all()?;
+        let folders = all.keys().filter(|folder| !folder.is_empty());
+        let top = all.get("").into_iter().flatten().map(|object| &object.name);
+        let names = folders.chain(top).cloned().collect();
+        *self.all_names() = AllNames::Here(all);
+        Ok(Some(names))
     }
 }
 
@@ -114,7 +153,14 @@ impl Known {
 
 impl Store for CachedStore {
     fn list(&self, folder: &str) -> Result<Vec<String>> {
-        self.inner.list(folder)
+        match folder.is_empty().then(|| self.top_of_all()).transpose()?.flatten() {
+            Some(names) => Ok(names),
+            None => self.inner.list(folder),
+        }
+    }
+
+    fn list_from(&self, folder: &str, first: &str) -> Result<Vec<String>> {
+        self.inner.list_from(folder, first)
     }
 
     fn list_timed(&self, folder: &str) -> Result<Vec<Listed>> {
@@ -124,6 +170,10 @@ impl Store for CachedStore {
     }
 
     fn list_all(&self) -> Result<BTreeMap<String, Vec<Listed>>> {
+        // Once: later ones are others.
+        if let AllNames::Here(all) = std::mem::take(&mut *self.all_names()) {
+            return Ok(all);
+        }
         let all = self.inner.list_all()?;
         all.iter().for_each(|(folder, listed)| self.known.remember(folder, listed));
         Ok(all)
@@ -190,24 +240,33 @@ impl Store for CachedStore {
     fn prefetch(&self, name: &str, offset: u64, bytes: u64) {
         let has = |disk: &DiskCache| !self.known.is_anew() && disk.has(name, offset, bytes);
         if is_kept(name) && !self.known.disk.as_ref().is_some_and(has) {
-            let object_bytes = self.known.sizes().get(name).copied();
-            self.known.ahead.prefetch(name, object_bytes, offset, bytes);
+            match self.known.sizes().get(name).copied() {
+                Some(all) if all <= SMALL_BYTES => self.known.ahead.prefetch(name, 0, all),
+                Some(all) if offset + bytes > all => {}
+                _ => self.known.ahead.prefetch(name, offset, bytes),
+            }
         }
     }
 
     fn expect(&self, names: &[String]) {
-        for name in names.iter().take(EXPECTED) {
+        let names = names.get(..EXPECTED).unwrap_or(names);
+        let whole_bytes = (EXPECTED_BYTES / names.len().max(1) as u64).max(HEAD_BYTES + TAIL_BYTES);
+        for name in names {
             // Of what was not listed nobody knows where its end is.
             let Some(bytes) = self.known.sizes().get(name).copied() else { continue };
+            let is_here =
+                |offset| self.known.disk.as_ref().is_some_and(|disk| disk.has(name, offset, 1));
+            let (has_head, has_tail) = (is_here(0), is_here(bytes.saturating_sub(1)));
             let end = bytes.saturating_sub(TAIL_BYTES);
-            for (offset, length) in [(0, HEAD_BYTES.min(bytes)), (end, bytes - end)] {
-                let is_here = |disk: &DiskCache| match offset {
-                    0 => disk.has(name, 0, 1),
-                    _ => disk.has(name, bytes - 1, 1),
-                };
-                if !self.known.disk.as_ref().is_some_and(is_here) {
-                    self.known.ahead.prefetch(name, Some(bytes), offset, length);
-                }
+            if bytes <= whole_bytes && !(has_head && has_tail) {
+                self.known.ahead.prefetch(name, 0, bytes);
+                continue;
+            }
+            if !has_head {
+                self.known.ahead.prefetch(name, 0, HEAD_BYTES.min(bytes));
+            }
+            if !has_tail {
+                self.known.ahead.prefetch(name, end, bytes - end);
             }
         }
     }

@@ -4,7 +4,7 @@
 //! DataNode is survived, but a new block that is given to one that has just died fails. The first one is
 //! tried again under another name.
 
-use super::requests::{PutMode, Requests, Version};
+use super::requests::{PutMode, Requests, Version, is_unique};
 use super::runtime::runtime;
 use crate::base::error::{Error, ErrorKind, Result, best_effort};
 use crate::store::url::RemoteUrl;
@@ -293,11 +293,6 @@ fn wait<T>(request: impl Future<Output = Answer<T>>) -> Answer<T> {
     let runtime = runtime().map_err(|e| HdfsError::OperationFailed(e.to_string()))?;
     let late = |_| HdfsError::IOError(io::ErrorKind::TimedOut.into());
     runtime.block_on(async { timeout(LONGEST, request).await }).map_err(late)?
-}
-
-/// True for a name that was never given before (C3).
-fn is_unique(name: &str) -> bool {
-    name.ends_with(".delta") || name.ends_with(".attachment")
 }
 
 fn listed(status: &FileStatus) -> Option<Listed> {

@@ -56,6 +56,10 @@ impl Store for RemoteStore {
         Ok(self.list_timed(folder)?.into_iter().map(|object| object.name).collect())
     }
 
+    fn list_from(&self, folder: &str, first: &str) -> Result<Vec<String>> {
+        self.ask(|server| server.list_from(folder, first))
+    }
+
     fn list_timed(&self, folder: &str) -> Result<Vec<Listed>> {
         self.ask(|server| server.list(folder))
     }

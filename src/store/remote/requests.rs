@@ -24,6 +24,12 @@ pub trait Requests: Send + Sync {
     /// The objects in a folder (empty for the top), and the folders in it. The time of a folder is any.
     fn list(&self, folder: &str) -> Result<Vec<Listed>>;
 
+    /// The names in a folder that are `first` or sort after it.
+    fn list_from(&self, folder: &str, first: &str) -> Result<Vec<String>> {
+        let names = self.list(folder)?.into_iter().map(|object| object.name);
+        Ok(names.filter(|name| name.as_str() >= first).collect())
+    }
+
     /// All objects, by folder (empty for the top).
     fn list_all(&self) -> Result<BTreeMap<String, Vec<Listed>>>;
 
@@ -87,6 +93,12 @@ pub struct Version {
     pub time: Timestamp,
     /// What names this content alone, if the server names it: then no byte of another one is read.
     pub tag: Option<String>,
+}
+
+/// True for the name of an object that was never given before (C3).
+#[cfg(any(feature = "objects", feature = "hdfs"))]
+pub(super) fn is_unique(name: &str) -> bool {
+    name.ends_with(".delta") || name.ends_with(".attachment")
 }
 
 /// Waits before another attempt: twice as long each time, up to ten seconds, and by chance up to twice that,

@@ -13,7 +13,7 @@ use crate::base::error::{Error, ErrorKind, Result};
 use crate::store::url::RemoteUrl;
 use crate::store::{Listed, Upload};
 use bucket::{Bucket, mode_of};
-use errors::failed;
+use errors::{failed, said};
 use futures_util::{StreamExt, TryStreamExt};
 use jiff::Timestamp;
 use object_store::aws::AmazonS3;
@@ -117,6 +117,19 @@ impl Requests for Objects {
         Ok(folders.chain(objects).collect())
     }
 
+    fn list_from(&self, folder: &str, first: &str) -> Result<Vec<String>> {
+        let Some(before) = before(first) else {
+            return Ok(self.list(folder)?.into_iter().map(|object| object.name).collect());
+        };
+        let (key, after) = (self.key(folder)?, self.key(&format!("{folder}/{before}"))?);
+        let listed = self.bucket.store.list_with_offset(Some(&key), &after);
+        let found: Vec<ObjectMeta> =
+            runtime()?.block_on(listed.try_collect()).map_err(|e| self.error("list", folder, e))?;
+        let own = found.iter().filter_map(|meta| Self::listed(&key, meta));
+        let own = own.filter(|(below, listed)| below.is_empty() && listed.name.as_str() >= first);
+        Ok(own.map(|(_, listed)| listed.name).collect())
+    }
+
     fn list_all(&self) -> Result<BTreeMap<String, Vec<Listed>>> {
         let prefix = &self.bucket.prefix;
         let listed = self.bucket.store.list(Some(prefix));
@@ -215,6 +228,11 @@ impl Requests for Objects {
         let key = self.key(name)?;
         match runtime()?.block_on(self.bucket.store.delete(&key)) {
             Err(object_store::Error::NotFound { .. }) => Ok(()),
+            // A policy forbids it, for now: so Azure answers.
+            Err(object_store::Error::AlreadyExists { source, .. }) => {
+                let what = format!("cannot remove {}/{name}: {}", self.url, said(source.as_ref()));
+                Err(Error::new(ErrorKind::Auth, what))
+            }
             other => other.map_err(|e| self.error("remove", name, e)),
         }
     }
@@ -229,6 +247,15 @@ impl Requests for Objects {
         // The client tries again itself, but for what it does not know to be safe.
         2
     }
+}
+
+/// A name that sorts before another one, with nothing of ours between: servers list what follows a name.
+fn before(name: &str) -> Option<String> {
+    let mut before = name.to_owned();
+    let last = before.pop().filter(char::is_ascii_graphic)?;
+    before.push(char::from_u32(u32::from(last).checked_sub(1)?).filter(char::is_ascii_graphic)?);
+    before.push('~');
+    Some(before)
 }
 
 fn ends_before(url: &str, name: &str, offset: u64) -> Error {

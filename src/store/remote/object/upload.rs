@@ -11,7 +11,7 @@ use super::bucket::{Bucket, mode_of};
 use super::errors::failed;
 use crate::base::error::{Error, ErrorKind, Result, best_effort};
 use crate::store::Upload;
-use crate::store::remote::requests::PutMode;
+use crate::store::remote::requests::{PutMode, is_unique};
 use object_store::path::Path;
 use object_store::{MultipartUpload, ObjectStoreExt, PutOptions};
 use std::time::Duration;
@@ -41,11 +41,6 @@ pub(super) struct ObjectUpload {
     on_their_way: JoinSet<object_store::Result<()>>,
     part_count: usize,
     sent_bytes: u64,
-}
-
-/// True for the key of an object of a repository whose name was never given before (C3).
-fn is_unique(key: &Path) -> bool {
-    key.filename().is_some_and(|name| name.ends_with(".delta") || name.ends_with(".attachment"))
 }
 
 impl ObjectUpload {
@@ -106,7 +101,7 @@ impl ObjectUpload {
         if self.multipart.is_none() {
             let bytes = std::mem::take(&mut self.buffer);
             // What has a name that was never given before (C3) can be sent again whatever became of it.
-            let mode = if is_unique(&self.key) { PutMode::Over } else { mode };
+            let mode = if is_unique(self.key.as_ref()) { PutMode::Over } else { mode };
             let options = PutOptions::from(mode_of(mode));
             let put = self.bucket.store.put_opts(&self.key, bytes.into(), options);
             return runtime()?.block_on(put).map(drop).map_err(|e| self.error(e));
