@@ -1,6 +1,9 @@
 //! Every verb, over each kind of store.
 
 use crate::kit::{Lab, MIB, Server, is_near, is_thorough, noise, s3, skipped};
+use crate::random::wait_until;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 /// Takes snapshots and does with them what can be done, twice: with what the first host knows, and from
 /// another host that knows nothing.
@@ -61,6 +64,17 @@ fn every_verb(lab: &Lab) {
     lab.done(&["remove", "other", "--yes"]);
     lab.fails(&["show", "other@1"]);
     lab.ensure_is("disk@3", &third);
+    // Again and again, until it is told to stop.
+    let last = lab.change(3);
+    let newest =
+        || lab.json(&["list", "disk"]).as_array().unwrap().last().unwrap()["number"].as_u64();
+    let before = newest();
+    let mut watch =
+        lab.command_as("one", &["-q", "watch", "--every", "1s", "disk.img"]).spawn().unwrap();
+    let is_taken = wait_until(|| newest() > before);
+    kill(Pid::from_raw(i32::try_from(watch.id()).unwrap()), Signal::SIGTERM).unwrap();
+    assert!(is_taken && watch.wait().unwrap().code().is_some());
+    lab.ensure_is("disk@latest", &last);
 }
 
 #[test]

@@ -104,9 +104,13 @@ fn the_other_side_of_ssh_may_be_killed() {
     let lab = Lab::by_ssh("");
     // The program that stands in for ssh becomes the server: each child of the client is one.
     let kill_servers = |client: &Child, _: u64| {
-        let tasks = format!("/proc/{0}/task/{0}/children", client.id());
-        for child in std::fs::read_to_string(tasks).unwrap_or_default().split_whitespace() {
-            kill_if_there(child.parse().unwrap());
+        // Whichever of its threads has started them.
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", client.id()));
+        for task in tasks.into_iter().flatten().flatten() {
+            let children = std::fs::read_to_string(task.path().join("children"));
+            for child in children.unwrap_or_default().split_whitespace() {
+                kill_if_there(child.parse().unwrap());
+            }
         }
     };
     killed_meanwhile(lab, &kill_servers, &|| (), "the server of ssh killed");

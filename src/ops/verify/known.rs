@@ -18,7 +18,7 @@ pub(super) enum Lost {
 }
 
 /// What was found out so far: chains go from one image to another.
-#[derive(Default)]
+#[derive(Default, Clone)]
 pub(super) struct Known {
     /// Snapshots that were checked, and what each was taken against.
     pub parents: HashMap<Uuid, Option<Uuid>>,
@@ -32,7 +32,7 @@ pub(super) struct Known {
     pub losses: HashMap<Uuid, Lost>,
     pub unknown: HashSet<Uuid>,
     /// What holds these files.
-    pub readers: Vec<Reader>,
+    pub readers: Vec<Arc<Reader>>,
 }
 
 impl Known {

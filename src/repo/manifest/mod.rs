@@ -294,6 +294,22 @@ mod tests {
     }
 
     #[test]
+    fn the_last_number_is_found_from_any_that_was_there() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("vm")).unwrap();
+        let store = crate::store::store_at(folder.path()).unwrap();
+        let mut numbers = Vec::new();
+        for number in [1, 9, 99_999, 100_000, 999_999, 1_000_000, 10_000_001] {
+            std::fs::write(folder.path().join("vm").join(file_name(number)), "").unwrap();
+            numbers.push(number);
+            for known in &numbers {
+                let last = ruling_since(store.as_ref(), "vm", *known).unwrap();
+                assert_eq!(last, Some(number), "since {known}");
+            }
+        }
+    }
+
+    #[test]
     fn only_canonical_file_names_are_manifests() {
         assert_eq!(sequence_of("manifest.000042"), Some(42));
         assert_eq!(sequence_of("manifest.1234567"), Some(1_234_567));

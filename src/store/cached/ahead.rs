@@ -276,6 +276,12 @@ impl Ahead {
         }
     }
 
+    /// Lets go of all that is here.
+    pub fn forget_all(&self) {
+        let names: Vec<String> = self.0.lock().objects.keys().cloned().collect();
+        names.iter().for_each(|name| self.forget(name));
+    }
+
     /// Lets go of what is here of an object.
     pub fn forget(&self, name: &str) {
         let mut state = self.0.lock();

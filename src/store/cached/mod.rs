@@ -213,6 +213,7 @@ impl Store for CachedStore {
 
     fn read_anew(&self) {
         self.known.is_anew.store(true, Ordering::Relaxed);
+        self.known.ahead.forget_all();
     }
 
     fn keep_index(&self, name: &str, offset: u64, bytes: &[u8]) {

@@ -49,7 +49,11 @@ impl Hdfs {
     /// # Errors
     /// `InvalidInput` if the configuration cannot be used.
     pub fn new(url: &RemoteUrl) -> Result<Self> {
-        let mut builder = ClientBuilder::new().with_io_runtime(runtime()?.handle().clone());
+        // Who asks again is above: a client that does so as well, and 15 times, takes hours to give up.
+        let attempts = ("dfs.client.failover.max.attempts", "3");
+        let mut builder = ClientBuilder::new()
+            .with_io_runtime(runtime()?.handle().clone())
+            .with_config([attempts]);
         if !url.host.is_empty() {
             let port = url.port.map(|port| format!(":{port}")).unwrap_or_default();
             builder = builder.with_url(format!("hdfs://{}{port}", url.host));
@@ -281,12 +285,13 @@ impl Requests for Hdfs {
     }
 
     fn attempts(&self) -> u32 {
-        8
+        // A NameNode that is started again is waited for: about a minute.
+        12
     }
 }
 
 /// How long a request may take: a NameNode may be there and never answer.
-const LONGEST: Duration = Duration::from_secs(300);
+const LONGEST: Duration = Duration::from_secs(120);
 
 /// Waits for an answer.
 fn wait<T>(request: impl Future<Output = Answer<T>>) -> Answer<T> {

@@ -118,9 +118,9 @@ impl Requests for Objects {
     }
 
     fn list_from(&self, folder: &str, first: &str) -> Result<Vec<String>> {
-        let Some(before) = before(first) else {
-            return Ok(self.list(folder)?.into_iter().map(|object| object.name).collect());
-        };
+        // Servers list what sorts after a name, and a name after each shorter one that it begins with.
+        let mut before = first.to_owned();
+        let _last = before.pop();
         let (key, after) = (self.key(folder)?, self.key(&format!("{folder}/{before}"))?);
         let listed = self.bucket.store.list_with_offset(Some(&key), &after);
         let found: Vec<ObjectMeta> =
@@ -247,15 +247,6 @@ impl Requests for Objects {
         // The client tries again itself, but for what it does not know to be safe.
         2
     }
-}
-
-/// A name that sorts before another one, with nothing of ours between: servers list what follows a name.
-fn before(name: &str) -> Option<String> {
-    let mut before = name.to_owned();
-    let last = before.pop().filter(char::is_ascii_graphic)?;
-    before.push(char::from_u32(u32::from(last).checked_sub(1)?).filter(char::is_ascii_graphic)?);
-    before.push('~');
-    Some(before)
 }
 
 fn ends_before(url: &str, name: &str, offset: u64) -> Error {
