@@ -64,6 +64,10 @@ address:
 fmt:
     cargo fmt --all
 
+# The fuzz targets, which are a project of their own, against the library as it is
+fuzz-check:
+    RUSTFLAGS="-D warnings" cargo check --manifest-path fuzz/Cargo.toml
+
 # Fuzz each target for so many seconds (fuzz/README.md)
 fuzz SECONDS="60":
     fuzz/run {{SECONDS}}
