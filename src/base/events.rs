@@ -90,6 +90,8 @@ named! {
         MachineNotCleared = "machine-not-cleared",
         /// A machine was stopped before its disks were rolled back, and is not started.
         MachineStopped = "machine-stopped",
+        /// What was damaged in what came from another host was not at a second look.
+        DamagedOnTheWay = "damaged-on-the-way",
         /// Blocks had changed that no hint named.
         MissedChanges = "missed-changes",
         /// Who opens the image meanwhile cannot be seen.

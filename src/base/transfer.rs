@@ -1,6 +1,6 @@
 //! What is sent to servers and fetched from them: how fast, who is told, and when it is to end.
 
-use crate::base::error::Result;
+use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::read_limit::{ReadLimits, ReadRate};
 use std::fmt;
 use std::sync::Arc;
@@ -83,16 +83,19 @@ impl Transfer {
         Ok(())
     }
 
-    /// Waits before something is tried again; false if the user asked to stop.
-    pub(crate) fn sleep(&self, wait: Duration) -> bool {
+    /// Waits before something is tried again.
+    ///
+    /// # Errors
+    /// `Interrupted` if the user asked to stop.
+    pub(crate) fn sleep(&self, wait: Duration) -> Result<()> {
         let end = Instant::now() + wait;
         loop {
             if self.stop.load(Ordering::Relaxed) {
-                return false;
+                return Err(Error::new(ErrorKind::Interrupted, "interrupted"));
             }
             let left = end.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return true;
+                return Ok(());
             }
             std::thread::sleep(left.min(TICK));
         }

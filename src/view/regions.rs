@@ -113,6 +113,10 @@ impl Region {
                 first = blocks.end();
             }
         }
+        // What is counted is what is there.
+        region.runs.shrink_to_fit();
+        region.files.shrink_to_fit();
+        region.digests.shrink_to_fit();
         Ok(region)
     }
 

@@ -4,6 +4,17 @@ use crate::kit::{Lab, MIB, Server, is_near, is_thorough, noise, s3, skipped};
 use crate::random::wait_until;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use std::process::Child;
+
+/// A process, which does not outlive the test.
+struct Ended(Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _was_there = self.0.kill();
+        let _its_end = self.0.wait();
+    }
+}
 
 /// Takes snapshots and does with them what can be done, twice: with what the first host knows, and from
 /// another host that knows nothing.
@@ -69,11 +80,12 @@ fn every_verb(lab: &Lab) {
     let newest =
         || lab.json(&["list", "disk"]).as_array().unwrap().last().unwrap()["number"].as_u64();
     let before = newest();
-    let mut watch =
-        lab.command_as("one", &["-q", "watch", "--every", "1s", "disk.img"]).spawn().unwrap();
+    let watch = lab.command_as("one", &["-q", "watch", "--every", "1s", "disk.img"]).spawn();
+    let mut watch = Ended(watch.unwrap());
     let is_taken = wait_until(|| newest() > before);
-    kill(Pid::from_raw(i32::try_from(watch.id()).unwrap()), Signal::SIGTERM).unwrap();
-    assert!(is_taken && watch.wait().unwrap().code().is_some());
+    kill(Pid::from_raw(i32::try_from(watch.0.id()).unwrap()), Signal::SIGTERM).unwrap();
+    assert!(is_taken && wait_until(|| watch.0.try_wait().unwrap().is_some()));
+    assert_eq!(watch.0.wait().unwrap().code(), Some(0));
     lab.ensure_is("disk@latest", &last);
 }
 

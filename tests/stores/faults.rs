@@ -80,7 +80,28 @@ fn requests_may_go_wrong() {
         };
         world.turn(&mut random, &run);
     }
-    world.end("faults at requests");
+    world.end("faults at requests", true);
+}
+
+#[test]
+fn a_byte_that_changes_on_the_way_is_no_damage() {
+    let Some((server, mut env)) = s3() else { return };
+    let upstream = env["AWS_ENDPOINT_URL"].strip_prefix("http://").unwrap().parse().unwrap();
+    let proxy = Proxy::start(upstream);
+    env.insert("AWS_ENDPOINT_URL".into(), proxy.url());
+    let lab = server.lab("s3://imgsnap-test/r", &env);
+    lab.done(&["snapshot", "disk.img"]);
+    let hit = Arc::new(AtomicUsize::new(0));
+    let count = hit.clone();
+    proxy.set_rule(move |asked: &Asked<'_>| {
+        let is_it = asked.method == "GET" && asked.target.contains(".delta");
+        let is_it = is_it && count.fetch_add(1, Ordering::SeqCst) == 0;
+        if is_it { Fault::FlipByte(100) } else { Fault::None }
+    });
+    let run = lab.run(&["verify"]);
+    assert!(hit.load(Ordering::SeqCst) > 1, "nothing was read again");
+    assert!(run.code == Some(0) && run.out.contains("sound"), "{run:?}");
+    assert!(run.err.contains("damaged on the way"), "{run:?}");
 }
 
 /// Cuts all connections after some bytes, again and again: once, or so that later ones are cut, too.
@@ -102,7 +123,7 @@ fn connections_are_cut(proxy: &TcpProxy, lab: Lab, what: &str) {
         };
         world.turn(&mut random, &run);
     }
-    world.end(what);
+    world.end(what, true);
 }
 
 #[test]

@@ -4,7 +4,7 @@
 
 use crate::kit::{Lab, Run, Server, is_thorough, s3, skipped};
 use crate::proxy::{Asked, Fault, Proxy};
-use crate::random::Random;
+use crate::random::{Random, wait_until};
 use crate::world::{World, wanted};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -75,11 +75,16 @@ fn a_client_may_be_killed_at_any_request() {
         };
         world.turn(&mut random, &run);
     }
-    world.end("a client of S3 killed");
+    world.end("a client of S3 killed", true);
 }
 
 /// Kills something a while after a verb has begun, and puts it right when it is over.
-fn killed_meanwhile(lab: Lab, kill: &dyn Fn(&Child, u64), mend: &dyn Fn(), what: &str) {
+fn killed_meanwhile(
+    lab: Lab,
+    kill: &dyn Fn(&Child, u64),
+    mend: &dyn Fn(),
+    (what, some_fail): (&str, bool),
+) {
     let mut world = World::new(lab);
     let (count, seed) = wanted("IMGSNAP_STORE_KILLS", usual());
     let mut random = Random(seed);
@@ -96,7 +101,7 @@ fn killed_meanwhile(lab: Lab, kill: &dyn Fn(&Child, u64), mend: &dyn Fn(), what:
         };
         world.turn(&mut random, &run);
     }
-    world.end(what);
+    world.end(what, some_fail);
 }
 
 #[test]
@@ -113,7 +118,18 @@ fn the_other_side_of_ssh_may_be_killed() {
             }
         }
     };
-    killed_meanwhile(lab, &kill_servers, &|| (), "the server of ssh killed");
+    killed_meanwhile(lab, &kill_servers, &|| (), ("the server of ssh killed", true));
+}
+
+/// True while a server that was started with that in its environment is there.
+fn is_served(variable: &str) -> bool {
+    std::fs::read_dir("/proc").unwrap().flatten().any(|process| {
+        let has = |file: &str, text: &str| {
+            let read = std::fs::read(process.path().join(file)).unwrap_or_default();
+            read.split(|byte| *byte == 0).any(|part| part == text.as_bytes())
+        };
+        has("cmdline", "--stdio") && has("environ", variable)
+    })
 }
 
 #[test]
@@ -122,9 +138,10 @@ fn a_client_of_ssh_may_be_killed() {
     let kill_client = |client: &Child, _: u64| {
         kill_if_there(i32::try_from(client.id()).unwrap());
     };
-    // Its server ends with it, and lets go of what it holds.
-    let wait = || std::thread::sleep(Duration::from_millis(100));
-    killed_meanwhile(lab, &kill_client, &wait, "a client of ssh killed");
+    let state = format!("IMGSNAP_STATE={}", lab.at("state-one"));
+    // Its server ends with it, when it has done what it is at, and lets go of what it holds.
+    let wait = || assert!(wait_until(|| !is_served(&state)), "its server goes on");
+    killed_meanwhile(lab, &kill_client, &wait, ("a client of ssh killed", true));
 }
 
 #[test]
@@ -139,7 +156,7 @@ fn a_gateway_may_be_killed() {
         // It comes back while it is asked again, or after it was given up.
         server.tell("restart", &["rgw"]);
     };
-    killed_meanwhile(lab, &kill, &|| (), "Ceph's gateway killed");
+    killed_meanwhile(lab, &kill, &|| (), ("Ceph's gateway killed", false));
 }
 
 #[test]
@@ -164,5 +181,6 @@ fn nodes_of_hdfs_may_be_killed() {
             server.tell("restart", &[node]);
         }
     };
-    killed_meanwhile(Lab::new(&url, server.env()), &kill, &mend, "a node of HDFS killed");
+    let what = ("a node of HDFS killed", false);
+    killed_meanwhile(Lab::new(&url, server.env()), &kill, &mend, what);
 }

@@ -16,6 +16,7 @@ mod killed;
 mod kit;
 mod probes;
 mod proxy;
+mod racing;
 #[path = "../support/random.rs"]
 mod random;
 mod requests;

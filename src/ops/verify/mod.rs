@@ -5,6 +5,7 @@ pub mod engine;
 mod known;
 mod others;
 pub mod proved;
+mod second_look;
 pub mod types;
 
 use crate::base::error::{Error, ErrorKind, Result};
@@ -79,17 +80,7 @@ fn verify(
             let mut run = Run { repository, quick, is_one_of_all, known, proved, context };
             run.verify_image(&name, wanted, verified)
         };
-        // Of what comes from another host a byte may have been changed on the way.
-        let before = (repository.store.url().is_some()).then(|| (known.clone(), verified.clone()));
-        verify(&mut known, &mut verified)?;
-        if let Some((known_before, before)) = before
-            && verified.damaged.len() > before.damaged.len()
-        {
-            context.note(format!("{name}: reading again, as something was damaged"));
-            repository.store.read_anew();
-            (known, verified) = (known_before, before);
-            verify(&mut known, &mut verified)?;
-        }
+        second_look::verified(repository, &name, &mut known, &mut verified, verify, context)?;
     }
     Ok(verified)
 }

@@ -16,6 +16,7 @@ pub(crate) mod wire;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::message::{Action, Verb, message};
 use crate::store::Store;
+use std::time::{Duration, Instant};
 
 pub(crate) use adds::check_adds_only;
 pub use commit::{Ancestor, Condemned, ManifestDigest};
@@ -37,7 +38,12 @@ pub(crate) fn ruling_since(store: &dyn Store, name: &str, known: u64) -> Result<
     // Names sort as numbers do as long as those have six digits, or the first one is a zero.
     let first = if known < 100_000 { file_name(known) } else { file_name(0) };
     let first = first.strip_suffix("000000").unwrap_or(&first);
-    Ok(store.list_from(name, first)?.iter().filter_map(|file| sequence_of(file)).max())
+    let names = store.list_from(name, first).unwrap_or_default();
+    match names.iter().filter_map(|file| sequence_of(file)).max() {
+        // It is gone, or the server lists from a name in a way of its own.
+        None => ruling(store, name),
+        last => Ok(last),
+    }
 }
 
 /// Reads the ruling manifest of an image.
@@ -160,14 +166,19 @@ pub(crate) fn changed_meanwhile(name: &str) -> Error {
     Error::new(ErrorKind::Busy, what).hint(Action::Retry)
 }
 
-/// How often a manifest is put until it is known what became of it.
+/// How often a manifest is put until it is known what became of it, and until when that is begun again: each
+/// request to a server that is gone takes a minute.
 const PUT_TRIES: u32 = 8;
+const PUT_PATIENCE: Duration = Duration::from_secs(120);
 
 /// Puts a manifest and looks who rules then (C1, C2). An answer proves nothing: of a number that is below
 /// the highest one the manifest may have been collected, and a put without an answer may stand.
 fn put_until_decided(store: &dyn Store, next: &Manifest, file: &str, bytes: &[u8]) -> Result<()> {
-    let mut error = None;
+    let (mut error, begun) = (None, Instant::now());
     for attempt in 0..PUT_TRIES {
+        if begun.elapsed() > PUT_PATIENCE {
+            break;
+        }
         let answer = store.put_if_absent(file, bytes);
         // What was put is not removed before a higher number is there.
         let is_highest = || {

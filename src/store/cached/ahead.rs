@@ -159,9 +159,21 @@ impl State {
     /// Marks a unit as on its way; false if these bytes are already.
     fn mark(&mut self, name: &str, offset: u64, length: u64) -> bool {
         let object = self.objects.entry(name.to_owned()).or_default();
-        if object.unit_over(offset, length).is_some() || object.units.contains_key(&offset) {
+        if object.unit_over(offset, length).is_some() {
             return false;
         }
+        // A shorter one that is here gives way; whoever waits for one that is on its way finds it.
+        match object.units.get(&offset).map(|unit| unit.bytes.is_some()) {
+            Some(false) => return false,
+            Some(true) => {
+                if let Some(unit) = object.units.remove(&offset) {
+                    self.count_out(&unit);
+                }
+                self.order.retain(|(other, at)| (other.as_str(), *at) != (name, offset));
+            }
+            None => {}
+        }
+        let object = self.objects.entry(name.to_owned()).or_default();
         object.units.insert(offset, Unit { length, is_read: false, bytes: None });
         self.unread_bytes += length;
         true

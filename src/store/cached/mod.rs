@@ -155,7 +155,9 @@ impl Store for CachedStore {
     fn list(&self, folder: &str) -> Result<Vec<String>> {
         match folder.is_empty().then(|| self.top_of_all()).transpose()?.flatten() {
             Some(names) => Ok(names),
-            None => self.inner.list(folder),
+            None if folder.is_empty() => self.inner.list(folder),
+            // How long objects are comes with their names.
+            None => Ok(self.list_timed(folder)?.into_iter().map(|object| object.name).collect()),
         }
     }
 
@@ -251,12 +253,15 @@ impl Store for CachedStore {
 
     fn expect(&self, names: &[String]) {
         let names = names.get(..EXPECTED).unwrap_or(names);
-        let whole_bytes = (EXPECTED_BYTES / names.len().max(1) as u64).max(HEAD_BYTES + TAIL_BYTES);
+        let share = EXPECTED_BYTES / names.len().max(1) as u64;
+        let whole_bytes = share.clamp(HEAD_BYTES + TAIL_BYTES, SMALL_BYTES);
         for name in names {
             // Of what was not listed nobody knows where its end is.
             let Some(bytes) = self.known.sizes().get(name).copied() else { continue };
-            let is_here =
-                |offset| self.known.disk.as_ref().is_some_and(|disk| disk.has(name, offset, 1));
+            let is_here = |offset| {
+                let disk = self.known.disk.as_ref().filter(|_| !self.known.is_anew());
+                disk.is_some_and(|disk| disk.has(name, offset, 1))
+            };
             let (has_head, has_tail) = (is_here(0), is_here(bytes.saturating_sub(1)));
             let end = bytes.saturating_sub(TAIL_BYTES);
             if bytes <= whole_bytes && !(has_head && has_tail) {

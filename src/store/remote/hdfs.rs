@@ -33,14 +33,18 @@ const OPEN_FILES: usize = 256;
 type Answer<T> = std::result::Result<T, HdfsError>;
 
 /// A folder in HDFS.
-pub(super) struct Hdfs(Arc<Folder>);
+pub(super) struct Hdfs {
+    folder: Arc<Folder>,
+    /// The same, for what is not begun again: it waits for another NameNode as it is configured.
+    uploads: Arc<Folder>,
+}
 
 struct Folder {
     client: Client,
     /// Absolute, without a slash at its end.
     path: String,
     url: String,
-    readers: Cache<String, Arc<FileReader>>,
+    readers: Arc<Cache<String, Arc<FileReader>>>,
 }
 
 impl Hdfs {
@@ -50,21 +54,25 @@ impl Hdfs {
     /// `InvalidInput` if the configuration cannot be used.
     pub fn new(url: &RemoteUrl) -> Result<Self> {
         // Who asks again is above: a client that does so as well, and 15 times, takes hours to give up.
-        let attempts = ("dfs.client.failover.max.attempts", "3");
-        let mut builder = ClientBuilder::new()
-            .with_io_runtime(runtime()?.handle().clone())
-            .with_config([attempts]);
-        if !url.host.is_empty() {
-            let port = url.port.map(|port| format!(":{port}")).unwrap_or_default();
-            builder = builder.with_url(format!("hdfs://{}{port}", url.host));
-        }
-        let client = builder.build().map_err(|e| {
-            let what = format!("{url}: {e}");
-            Error::new(ErrorKind::InvalidInput, what)
-                .hint("check HADOOP_CONF_DIR, and core-site.xml in it")
-        })?;
-        let (path, url) = (format!("/{}", url.path), url.to_string());
-        Ok(Self(Arc::new(Folder { client, path, url, readers: Cache::new(OPEN_FILES) })))
+        let few = [("dfs.client.failover.max.attempts", "3")];
+        let readers = Arc::new(Cache::new(OPEN_FILES));
+        let folder = |config: &[(&str, &str)]| {
+            let mut builder = ClientBuilder::new()
+                .with_io_runtime(runtime()?.handle().clone())
+                .with_config(config.iter().copied());
+            if !url.host.is_empty() {
+                let port = url.port.map(|port| format!(":{port}")).unwrap_or_default();
+                builder = builder.with_url(format!("hdfs://{}{port}", url.host));
+            }
+            let client = builder.build().map_err(|e| {
+                let what = format!("{url}: {e}");
+                Error::new(ErrorKind::InvalidInput, what)
+                    .hint("check HADOOP_CONF_DIR, and core-site.xml in it")
+            })?;
+            let (path, url) = (format!("/{}", url.path), url.to_string());
+            Ok(Arc::new(Folder { client, path, url, readers: readers.clone() }))
+        };
+        Ok(Self { folder: folder(&few)?, uploads: folder(&[])? })
     }
 }
 
@@ -154,30 +162,31 @@ impl Folder {
 
 impl Requests for Hdfs {
     fn list(&self, folder: &str) -> Result<Vec<Listed>> {
-        let path = self.0.path(folder);
-        match wait(self.0.client.list_status(&path, false)) {
+        let path = self.folder.path(folder);
+        match wait(self.folder.client.list_status(&path, false)) {
             Err(HdfsError::FileNotFound(_)) => Ok(Vec::new()),
-            Err(e) => Err(self.0.error("list", folder, e)),
+            Err(e) => Err(self.folder.error("list", folder, e)),
             // What is listed of a file is that file.
             Ok(found) => Ok(found.iter().filter(|s| s.path != path).filter_map(listed).collect()),
         }
     }
 
     fn list_all(&self) -> Result<BTreeMap<String, Vec<Listed>>> {
-        let found = match wait(self.0.client.list_status(&self.0.path, true)) {
-            Err(HdfsError::FileNotFound(_)) => match self.0.status("") {
+        let found = match wait(self.folder.client.list_status(&self.folder.path, true)) {
+            Err(HdfsError::FileNotFound(_)) => match self.folder.status("") {
                 Err(HdfsError::FileNotFound(_)) => return Ok(BTreeMap::new()),
                 // A folder in it went while it was listed.
                 _ => {
-                    let what = format!("{} changes while it is listed", self.0.url);
+                    let what = format!("{} changes while it is listed", self.folder.url);
                     return Err(Error::new(ErrorKind::Unavailable, what));
                 }
             },
-            other => other.map_err(|e| self.0.error("list", "", e))?,
+            other => other.map_err(|e| self.folder.error("list", "", e))?,
         };
         let mut folders: BTreeMap<String, Vec<Listed>> = BTreeMap::new();
         for status in found.iter().filter(|status| !status.isdir) {
-            let below = status.path.strip_prefix(&self.0.path).and_then(|p| p.strip_prefix('/'));
+            let below =
+                status.path.strip_prefix(&self.folder.path).and_then(|p| p.strip_prefix('/'));
             let Some(below) = below else { continue };
             let folder = below.rsplit_once('/').map_or("", |(folder, _)| folder);
             folders.entry(folder.to_owned()).or_default().extend(listed(status));
@@ -186,12 +195,12 @@ impl Requests for Hdfs {
     }
 
     fn size(&self, name: &str) -> Result<u64> {
-        let status = self.0.status(name).map_err(|e| self.0.error("open", name, e))?;
+        let status = self.folder.status(name).map_err(|e| self.folder.error("open", name, e))?;
         Ok(status.length as u64)
     }
 
     fn version(&self, name: &str) -> Result<Version> {
-        let status = self.0.status(name).map_err(|e| self.0.error("open", name, e))?;
+        let status = self.folder.status(name).map_err(|e| self.folder.error("open", name, e))?;
         let time = listed(&status).map_or(Timestamp::UNIX_EPOCH, |listed| listed.time);
         Ok(Version { bytes: status.length as u64, time, tag: None })
     }
@@ -208,20 +217,21 @@ impl Requests for Hdfs {
     }
 
     fn read_at(&self, name: &str, offset: u64, buffer: &mut [u8]) -> Result<()> {
-        let reader = self.0.reader(name)?;
+        let reader = self.folder.reader(name)?;
         let end = offset.checked_add(buffer.len() as u64);
         if end.is_none_or(|end| end > reader.file_length() as u64) {
-            let what = format!("{}/{name} ends before byte {offset}", self.0.url);
+            let what = format!("{}/{name} ends before byte {offset}", self.folder.url);
             return Err(Error::corrupt(what));
         }
         let read = wait(reader.read_range(offset as usize, buffer.len()));
         let read = read.map_err(|e| {
             // Its blocks may be elsewhere now.
-            self.0.readers.remove(name);
-            self.0.error("read", name, e)
+            self.folder.readers.remove(name);
+            self.folder.error("read", name, e)
         })?;
         if read.len() != buffer.len() {
-            let what = format!("cannot read {}/{name}: an answer of another length", self.0.url);
+            let what =
+                format!("cannot read {}/{name}: an answer of another length", self.folder.url);
             return Err(Error::new(ErrorKind::Unavailable, what));
         }
         buffer.copy_from_slice(&read);
@@ -230,10 +240,11 @@ impl Requests for Hdfs {
 
     fn read_whole(&self, name: &str, limit: u64) -> Result<Vec<u8>> {
         // It may have been replaced.
-        self.0.readers.remove(name);
-        let bytes = self.0.reader(name)?.file_length() as u64;
+        self.folder.readers.remove(name);
+        let bytes = self.folder.reader(name)?.file_length() as u64;
         if bytes > limit {
-            let what = format!("{}/{name} has {bytes} bytes, which cannot be right", self.0.url);
+            let what =
+                format!("{}/{name} has {bytes} bytes, which cannot be right", self.folder.url);
             return Err(Error::corrupt(what));
         }
         let mut whole = vec![0; bytes as usize];
@@ -242,14 +253,14 @@ impl Requests for Hdfs {
     }
 
     fn put(&self, name: &str, bytes: &[u8], mode: PutMode) -> Result<()> {
-        let (temporary, writer) = self.0.begin(name, bytes)?;
-        close(&self.0, name, writer)?;
-        self.0.publish(&temporary, name, bytes.len() as u64, mode)
+        let (temporary, writer) = self.folder.begin(name, bytes)?;
+        close(&self.folder, name, writer)?;
+        self.folder.publish(&temporary, name, bytes.len() as u64, mode)
     }
 
     fn upload(&self, name: &str) -> Result<Box<dyn Upload>> {
         Ok(Box::new(HdfsUpload {
-            folder: self.0.clone(),
+            folder: self.uploads.clone(),
             name: name.to_owned(),
             first: Vec::new(),
             file: None,
@@ -258,29 +269,29 @@ impl Requests for Hdfs {
     }
 
     fn remove(&self, name: &str) -> Result<()> {
-        self.0.readers.remove(name);
-        match wait(self.0.client.delete(&self.0.path(name), false)) {
+        self.folder.readers.remove(name);
+        match wait(self.folder.client.delete(&self.folder.path(name), false)) {
             Ok(_) | Err(HdfsError::FileNotFound(_)) => Ok(()),
-            Err(e) => Err(self.0.error("remove", name, e)),
+            Err(e) => Err(self.folder.error("remove", name, e)),
         }
     }
 
     fn create_folder(&self, folder: &str) -> Result<()> {
-        let made = wait(self.0.client.mkdirs(&self.0.path(folder), 0o700, false));
-        made.map_err(|e| self.0.error("make the folder", folder, e))
+        let made = wait(self.folder.client.mkdirs(&self.folder.path(folder), 0o700, false));
+        made.map_err(|e| self.folder.error("make the folder", folder, e))
     }
 
     fn remove_folder(&self, folder: &str) -> Result<bool> {
         if !self.list(folder)?.is_empty() {
             return Ok(false);
         }
-        match wait(self.0.client.delete(&self.0.path(folder), false)) {
+        match wait(self.folder.client.delete(&self.folder.path(folder), false)) {
             Ok(_) | Err(HdfsError::FileNotFound(_)) => Ok(true),
             // Somebody came meanwhile.
             Err(HdfsError::RPCError(class, _)) if class.contains("PathIsNotEmptyDirectory") => {
                 Ok(false)
             }
-            Err(e) => Err(self.0.error("remove the folder", folder, e)),
+            Err(e) => Err(self.folder.error("remove the folder", folder, e)),
         }
     }
 

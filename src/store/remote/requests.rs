@@ -101,9 +101,9 @@ pub(super) fn is_unique(name: &str) -> bool {
     name.ends_with(".delta") || name.ends_with(".attachment")
 }
 
-/// Waits before another attempt: twice as long each time, up to ten seconds, and by chance up to twice that,
-/// so that many that failed at once do not come back at once. False if the user asked to stop.
-pub(super) fn pause(transfer: &Transfer, attempt: u32) -> bool {
+/// How long to wait before another attempt: twice as long each time, up to ten seconds, and by chance down to
+/// half of it, so that many that failed at once do not come back at once.
+pub(super) fn pause(attempt: u32) -> Duration {
     let longest = Duration::from_millis((100 << attempt.min(7)).min(10_000));
     let mut chance = [0; 4];
     // Without chance it is half of it.
@@ -111,7 +111,7 @@ pub(super) fn pause(transfer: &Transfer, attempt: u32) -> bool {
         Ok(()) => f64::from(u32::from_le_bytes(chance)) / f64::from(u32::MAX),
         Err(_) => 0.0,
     };
-    transfer.sleep(longest.mul_f64(0.5 + chance / 2.0))
+    longest.mul_f64(0.5 + chance / 2.0)
 }
 
 /// Makes a request until there is an answer, or one error too many, or the user wants to stop.
@@ -123,11 +123,8 @@ pub(super) fn retried<T>(
     let mut attempt = 0;
     loop {
         match request(requests) {
-            Err(e)
-                if e.kind() == ErrorKind::Unavailable
-                    && attempt + 1 < requests.attempts()
-                    && pause(transfer, attempt) =>
-            {
+            Err(e) if e.kind() == ErrorKind::Unavailable && attempt + 1 < requests.attempts() => {
+                transfer.sleep(pause(attempt))?;
                 attempt += 1;
             }
             other => return other,

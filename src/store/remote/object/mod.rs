@@ -167,7 +167,8 @@ impl Requests for Objects {
             return Ok(());
         }
         let range = Some(GetRange::Bounded(offset..offset.saturating_add(buffer.len() as u64)));
-        let if_match = version.tag.clone();
+        // A weak one matches nothing.
+        let if_match = version.tag.clone().filter(|tag| !tag.starts_with("W/"));
         let got = self.get(name, GetOptions { range, if_match, ..GetOptions::default() })?;
         // Not every server heeds what is asked.
         if got.meta.size != version.bytes || got.meta.e_tag != version.tag {
