@@ -212,7 +212,10 @@ impl Worker<'_> {
             return damages.iter().for_each(|damage| damage.put_back(self));
         }
         self.try_run(&["repair", &name]);
-        self.run_clean(&["repair", &name]).done();
+        let run = self.run_clean(&["repair", &name]);
+        // A part of a base that was interrupted is of no snapshot, which only the manifest knew.
+        let keeps_parts = run.code == Some(3) && String::from_utf8_lossy(&run.out).contains("not used, kept");
+        assert!(run.is_done() || keeps_parts, "{}: {:?}: {}", run.what, run.code, run.err);
         self.accept_repaired(owned);
         self.run_clean(&["relink", &name, &path]).done();
         self.world.count("damages repaired", 1);
