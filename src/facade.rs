@@ -15,7 +15,7 @@ use crate::ops::diff::types::DiffSide;
 use crate::ops::export::types::{ExportOutcome, ExportRequest};
 use crate::ops::flatten::types::Flattened;
 use crate::ops::import::types::Imported;
-use crate::ops::list::types::Listing;
+use crate::ops::list::types::{DomainListing, Listing};
 use crate::ops::protect::types::Protected;
 use crate::ops::prune::types::{PruneRequest, Pruned};
 use crate::ops::relink::types::{Relinked, RelinkedBase};
@@ -127,6 +127,19 @@ impl Repository {
     /// As of [`Repository::read`].
     pub fn list(&self, name: &str, context: &Context) -> Result<Listing> {
         ops::list::run(self, name, context)
+    }
+
+    /// The domains of libvirt that a pattern matches, against the snapshots here.
+    ///
+    /// # Errors
+    /// `NotFound` if none does; of libvirt.
+    pub fn list_domains(
+        &self,
+        pattern: &str,
+        connect: Option<&str>,
+        context: &Context,
+    ) -> Result<Vec<DomainListing>> {
+        ops::list::domains::run(self, pattern, connect, context)
     }
 
     /// The clones beside the live file of an image.

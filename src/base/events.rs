@@ -100,6 +100,8 @@ named! {
         NoLock = "no-lock",
         /// What was written may be lost if the server fails: it cannot flush.
         NotDurable = "not-durable",
+        /// Something of a machine is in no snapshot.
+        NotCovered = "not-covered",
         /// What was to be frozen was not, at the point in time.
         NotFrozen = "not-frozen",
         /// A file or device is not the one that it was.

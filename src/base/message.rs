@@ -104,6 +104,8 @@ named! {
         Parent = "parent",
         /// On which grid images are cut into parts.
         PartSize = "part_size",
+        /// Where the disks of a machine lie.
+        Pool = "pool",
         /// Why a source stays as it is.
         SourceHeld = "source_held",
         /// The part that is meant.
@@ -118,6 +120,8 @@ named! {
         Size = "size",
         /// One host alone writes.
         SingleWriter = "single_writer",
+        /// Shut a machine down.
+        Shutdown = "shutdown",
         /// The snapshot since which a list or bitmap tells.
         Since = "since",
         /// Store what can be read.
@@ -126,6 +130,8 @@ named! {
         To = "to",
         /// How it is found what changed.
         Track = "track",
+        /// Take a stored definition of a machine as it is.
+        TrustXml = "trust_xml",
         /// Write only what differs to a target that is there.
         Update = "update",
         /// Read an image through QEMU.

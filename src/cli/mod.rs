@@ -6,6 +6,7 @@ mod args;
 mod bench;
 mod config;
 mod diff;
+mod domains;
 mod elsewhere;
 mod exit;
 mod init;
@@ -45,7 +46,7 @@ use std::sync::atomic::AtomicBool;
 /// Parses, runs, reports; the only place that decides on the exit code.
 pub fn run() -> ExitCode {
     imgsnap::base::free_space::raise_open_files();
-    let args = Args::try_parse().unwrap_or_else(|e| remove::not_forget(e).exit());
+    let mut args = Args::try_parse().unwrap_or_else(|e| remove::not_forget(e).exit());
     let checked = match &args.command {
         Command::Bench(verb) => verb.check(),
         Command::Snapshot(verb) => snapshot::check(verb),
@@ -54,6 +55,7 @@ pub fn run() -> ExitCode {
         Command::Plan(verb) => work::check(verb),
         _ => Ok(()),
     };
+    let checked = checked.and_then(|()| domains::connect(&mut args).map_err(|e| words::error(&e)));
     if let Err(message) = checked {
         Args::command().error(clap::error::ErrorKind::ArgumentConflict, message).exit();
     }
@@ -115,12 +117,20 @@ fn dispatch(args: &Args, printer: &Printer, stop: Arc<AtomicBool>) -> Result<Exi
             work::join(&open_to_change()?, plan, image.as_deref(), printer, &context)
         }
         Command::Serve { verb } => serve::run(verb),
-        Command::List { name } => list::list(&open()?, name.as_deref(), printer, &context),
+        Command::List { name } => match name.as_deref().and_then(domains::pattern_of) {
+            Some(pattern) => {
+                domains::list(&open()?, pattern, args.connect.as_deref(), printer, &context)
+            }
+            None => list::list(&open()?, name.as_deref(), printer, &context),
+        },
         Command::Show { reference } => show::run(&open()?, reference, printer, &context),
         Command::Diff { before, after, format } => {
             diff::run(place, (before, after), format, printer, &context)
         }
-        Command::Restore(verb) => restore::run(&open()?, verb, printer, &context),
+        Command::Restore(verb) => match verb.defined(args.connect.as_deref())? {
+            Some(request) => domains::define(&open()?, &request, printer, &context),
+            None => restore::run(&open()?, verb, printer, &context),
+        },
         Command::Rollback(verb) => {
             rollback::run(&open_for(!verb.dry_run)?, verb, printer, &context)
         }

@@ -1,16 +1,15 @@
 //! `imgsnap rollback`
 
 use super::args::Rollback;
+use super::domains::machine_of;
 use super::printer::Printer;
 use super::{exit, output, repo};
 use imgsnap::base::error::Result;
 use imgsnap::base::events::Context;
-use imgsnap::image::ImageUri;
 use imgsnap::tracking::HintKind;
 use imgsnap::{Repository, RollbackOutcome, RollbackRequest};
 use serde_json::{Value, json};
 use std::ffi::OsStr;
-use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -30,6 +29,7 @@ pub fn run(
         .backing_ok(verb.backing_ok)
         .alone(verb.alone)
         .reset(verb.reset)
+        .shutdown(verb.shutdown)
         .whole_machine(is_machine(&verb.image) && !verb.alone);
     let done = repository.rollback(&request, context)?;
     let seconds = begun.elapsed().as_secs_f64();
@@ -45,8 +45,7 @@ pub fn run(
 
 /// True if a machine is named, and none of its disks.
 fn is_machine(image: &OsStr) -> bool {
-    let uri = ImageUri::parse(Path::new(image));
-    uri.is_ok_and(|uri| uri.machine().is_some_and(|machine| machine.disk.is_none()))
+    machine_of(image).is_some_and(|machine| machine.disk.is_none())
 }
 
 fn json(done: &RollbackOutcome, seconds: f64) -> Value {

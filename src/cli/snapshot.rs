@@ -3,7 +3,7 @@
 use super::args::Snapshot as Verb;
 use super::printer::Printer;
 use super::repo::Where;
-use super::{exit, list, output, repo, words};
+use super::{domains, exit, list, output, repo, words};
 use imgsnap::base::error::{Error, ErrorKind, Result};
 use imgsnap::base::events::Context;
 use imgsnap::base::uri::Shown;
@@ -44,7 +44,8 @@ pub fn check(verb: &Verb) -> Result<(), String> {
 }
 
 pub fn run(place: &Where, verb: &Verb, printer: &Printer, context: &Context) -> Result<ExitCode> {
-    let verb = &Verb { images: expanded(&verb.images, context)?, ..verb.clone() };
+    let is_brief = verb.images.iter().any(domains::is_pattern);
+    let verb = &Verb { images: expanded(&verb.images, context)?, is_brief, ..verb.clone() };
     let repository = match repo::open_or_create(place, verb, printer, context)? {
         Ok(repository) => repository,
         Err(why) => return refuse_all(verb, why, printer),
@@ -52,8 +53,8 @@ pub fn run(place: &Where, verb: &Verb, printer: &Printer, context: &Context) -> 
     repo::or_take_back(repository, printer, |repository| take(repository, verb, printer, context))
 }
 
-/// What the patterns among URLs match: no shell expands those.
-fn expanded(images: &[ImageUri], context: &Context) -> Result<Vec<ImageUri>> {
+/// What the patterns among URLs and domains match: no shell expands those.
+pub fn expanded(images: &[ImageUri], context: &Context) -> Result<Vec<ImageUri>> {
     let mut all = Vec::new();
     for image in images {
         match image {
@@ -64,6 +65,9 @@ fn expanded(images: &[ImageUri], context: &Context) -> Result<Vec<ImageUri>> {
                     return Err(Error::new(ErrorKind::NotFound, what));
                 }
                 all.extend(found.into_iter().map(ImageUri::Remote));
+            }
+            domain if domains::is_pattern(domain) => {
+                all.extend(domains::expanded(domain, context)?);
             }
             other => all.push(other.clone()),
         }
@@ -129,7 +133,9 @@ impl Tally {
             return;
         }
         let kind = error.kind();
-        printer.error(&error.at(image));
+        // What is of a machine names it already.
+        let named = error.message().contains(&image.to_string());
+        printer.error(&if named { error } else { error.at(image) });
         self.first_failure.get_or_insert(kind);
     }
 
@@ -227,7 +233,7 @@ fn print(taken: &SnapshotOutcome, verb: &Verb, printer: &Printer) -> Result<()> 
         }
         printer.json(&value)
     } else {
-        printer.line(&describe(taken, verb))
+        printer.line(&if verb.is_brief { brief(taken) } else { describe(taken, verb) })
     }
 }
 
@@ -242,6 +248,19 @@ fn parent_of(text: &str, image: &ImageUri, verb: &Verb) -> Result<At> {
         return Err(exit::usage(format!("{text} is a snapshot of another image")));
     }
     Ok(reference.at)
+}
+
+/// In one line, where there may be many.
+fn brief(taken: &SnapshotOutcome) -> String {
+    let s = &taken.snapshot;
+    let name = format!("{}@{}", taken.name, s.number);
+    if taken.outcome == Outcome::Skipped {
+        return format!("{name}  unchanged, no snapshot was made");
+    }
+    let (changed, stored) = (output::bytes(s.changed_bytes), output::bytes(s.file_bytes));
+    let since = taken.parent_number.map_or("all of".to_owned(), |n| format!("since @{n}, of"));
+    let (image, took) = (output::bytes(s.image_bytes), output::duration(s.seconds.unwrap_or(0.0)));
+    format!("{name}  {changed} changed {since} {image}; {stored} stored in {took}")
 }
 
 fn describe(taken: &SnapshotOutcome, verb: &Verb) -> String {

@@ -3,7 +3,7 @@
 use super::args::Watch;
 use super::printer::Printer;
 use super::repo::Where;
-use super::{exit, list, output, prune, repo, words};
+use super::{exit, list, output, prune, repo, snapshot, words};
 use imgsnap::base::error::{Error, Result};
 use imgsnap::base::events::Context;
 use imgsnap::image::ImageUri;
@@ -28,6 +28,7 @@ pub fn check(verb: &Watch) -> Result<(), String> {
 
 pub fn run(place: &Where, verb: &Watch, printer: &Printer, context: &Context) -> Result<ExitCode> {
     let rules = prune::rules(&verb.keep);
+    let images = snapshot::expanded(&verb.images, context)?;
     let of = |image: &ImageUri| {
         SnapshotRequest::new(image.clone())
             .name(verb.name.clone())
@@ -42,7 +43,7 @@ pub fn run(place: &Where, verb: &Watch, printer: &Printer, context: &Context) ->
             .max_stall(verb.tracking.max_stall)
             .window(verb.window.request())
     };
-    let request = WatchRequest::new(verb.images.iter().map(of).collect(), verb.every)
+    let request = WatchRequest::new(images.iter().map(of).collect(), verb.every)
         .rules((!rules.is_empty()).then_some(rules));
     // Nothing is made for what could never work.
     request.images.iter().try_for_each(|of| of.image_name().map(drop))?;

@@ -4,6 +4,7 @@ use crate::base::error::Result;
 use crate::base::events::Context;
 use crate::image::write::Medium;
 use crate::ops;
+use crate::ops::define::types::{DefineRequest, Defined};
 use crate::ops::rollback::types::{RollbackOutcome, RollbackRequest};
 use crate::ops::snapshot::types::{SnapshotOutcome, SnapshotRequest};
 use crate::ops::watch::types::{WatchRequest, Watched};
@@ -63,6 +64,15 @@ impl Repository {
         each: impl Fn(Watched) + Sync,
     ) -> Result<()> {
         ops::watch::run(self, request, context, each)
+    }
+
+    /// Makes a machine of libvirt from a snapshot of one.
+    ///
+    /// # Errors
+    /// `AlreadyExists` for a name that is taken; `Auth` for a stored definition that reaches into the
+    /// host; as of a restore. Then nothing is left of it.
+    pub fn define(&self, request: &DefineRequest, context: &Context) -> Result<Defined> {
+        ops::define::run(self, request, context)
     }
 
     /// Rolls a live image back.

@@ -38,7 +38,7 @@ pub use guard::{FileStat, ImageGuard};
 pub use identity::{DeviceIdentity, LiveIdentity, LoopFile};
 pub use limited::Limited;
 pub use live::LiveImage;
-pub use machine_uri::MachineUri;
+pub use machine_uri::{DomainName, MachinePlace, MachineUri};
 pub use pinned::pinned_by;
 pub use prefix::Prefix;
 pub use raw::{DropFromCache, RawFile};

@@ -22,7 +22,7 @@ pub enum ImageUri {
     File(PathBuf),
     /// `nbd://` or `nbd+unix://`.
     Nbd(NbdUri),
-    /// `qemu:SOCKET[/DISK]`.
+    /// `qemu:SOCKET[/DISK]` or `libvirt:DOMAIN[/DISK]`.
     Machine(MachineUri),
     /// An object on a server: `s3://`, `gs://`, `az://` or `hdfs://`.
     Remote(RemoteUrl),
@@ -50,6 +50,10 @@ impl ImageUri {
             Uri::Other { scheme } if scheme == "qemu" => {
                 let rest = text.as_os_str().as_bytes().get("qemu:".len()..).unwrap_or_default();
                 MachineUri::parse(Path::new(OsStr::from_bytes(rest))).map(Self::Machine)
+            }
+            Uri::Other { scheme } if scheme == "libvirt" => {
+                let rest = text.as_os_str().as_bytes().get("libvirt:".len()..).unwrap_or_default();
+                MachineUri::parse_domain(OsStr::from_bytes(rest)).map(Self::Machine)
             }
             Uri::Other { scheme } => {
                 let what = format!("this build reads no {scheme} images: {}", text.display());

@@ -5,12 +5,13 @@
 //! answered, and comes first. So a question that only we can have asked goes before the first command, and
 //! after each that had no answer (guest-sync-delimited): all until its answer is thrown away.
 
+use super::guard::Undo;
+use super::guest_agent::GuestAgent;
 use super::wire::{Wire, said};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::message::{Action, message};
 use crate::base::uri::Shown;
 use serde_json::{Value, json};
-use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -64,50 +65,12 @@ impl Agent {
         Ok(agent)
     }
 
-    /// The connection to it, for who has to thaw when we cannot.
-    pub fn socket(&self) -> BorrowedFd<'_> {
-        self.wire.socket()
-    }
-
-    /// What it is called in messages.
-    pub fn name(&self) -> &str {
-        self.wire.name()
-    }
-
-    /// True if file systems of the machine are frozen, by whomever.
-    ///
-    /// # Errors
-    /// `Unavailable` if it does not answer; what it refuses.
-    pub fn is_frozen(&mut self) -> Result<bool> {
-        let command = "guest-fsfreeze-status";
-        match self.execute(command, PATIENCE)? {
-            Answer::Return(Value::String(status)) => Ok(status == "frozen"),
-            answer => Err(self.unexpected(command, &answer)),
-        }
-    }
-
-    /// Freezes all file systems of the machine that can be frozen, and gives their number. That may take as
-    /// long as the machine takes to write out what is dirty.
-    ///
-    /// # Errors
-    /// `Unavailable` if there is no answer within `limit`: then they may be frozen, or will be. Otherwise
-    /// they are not: `Busy` if they were already, what the agent refuses.
-    pub fn freeze(&mut self, limit: Duration) -> Result<u64> {
-        let command = "guest-fsfreeze-freeze";
-        match self.execute(command, limit)? {
-            Answer::Return(Value::Number(number)) => Ok(number.as_u64().unwrap_or_default()),
-            // So it is said of a command that may not be used meanwhile.
-            Answer::Refused(why) if why.contains("frozen") => Err(self.already_frozen()),
-            answer => Err(self.unexpected(command, &answer)),
-        }
-    }
-
     /// Thaws all file systems of the machine, and gives the number of those that were frozen. It is tried
     /// again for some seconds: an agent that was killed may be started again.
     ///
     /// # Errors
     /// `Unavailable` if there is no answer: then they may still be frozen. What the agent refuses.
-    pub fn thaw(&mut self) -> Result<u64> {
+    pub fn thaw_all(&mut self) -> Result<u64> {
         let command = "guest-fsfreeze-thaw";
         let deadline = Instant::now() + THAW;
         loop {
@@ -135,11 +98,6 @@ impl Agent {
         let what = format!("{}: somebody else has frozen the file systems", self.wire.name());
         let hint = message![Action::Retry, " when they are thawed"];
         Error::new(ErrorKind::Busy, what).hint(hint)
-    }
-
-    /// Others have written to the same socket: what comes next is not known.
-    pub fn lose_step(&mut self) {
-        self.is_in_step = false;
     }
 
     fn execute(&mut self, command: &str, limit: Duration) -> Result<Answer> {
@@ -196,6 +154,47 @@ impl Agent {
                 self.wire.violation(&format!("an unexpected answer to \"{command}\""))
             }
         }
+    }
+}
+
+impl GuestAgent for Agent {
+    fn name(&self) -> &str {
+        self.wire.name()
+    }
+
+    fn undo(&self) -> Result<Undo> {
+        let failed = |e| Error::io("cannot duplicate a descriptor", e);
+        let socket = self.wire.socket().try_clone_to_owned().map_err(failed)?;
+        let (text, answer) = thaw_request();
+        Ok(Undo::ThawBy { socket, text, answer })
+    }
+
+    fn is_frozen(&mut self) -> Result<bool> {
+        let command = "guest-fsfreeze-status";
+        match self.execute(command, PATIENCE)? {
+            Answer::Return(Value::String(status)) => Ok(status == "frozen"),
+            answer => Err(self.unexpected(command, &answer)),
+        }
+    }
+
+    fn freeze(&mut self, limit: Duration) -> Result<u64> {
+        let command = "guest-fsfreeze-freeze";
+        match self.execute(command, limit)? {
+            Answer::Return(Value::Number(number)) => Ok(number.as_u64().unwrap_or_default()),
+            // So it is said of a command that may not be used meanwhile.
+            Answer::Refused(why) if why.contains("frozen") => Err(self.already_frozen()),
+            answer => Err(self.unexpected(command, &answer)),
+        }
+    }
+
+    fn thaw(&mut self, has_guard_acted: bool) -> Result<bool> {
+        if has_guard_acted {
+            // Others have written to the same socket: what comes next is not known.
+            self.is_in_step = false;
+        }
+        // Whoever cannot tell that it was frozen has to thaw all the same.
+        let was_frozen = self.is_frozen().unwrap_or(false);
+        Ok(self.thaw_all()? > 0 && was_frozen)
     }
 }
 

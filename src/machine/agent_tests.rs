@@ -56,7 +56,7 @@ fn it_freezes_and_thaws_and_says_how_many() {
     let mut agent = agent.unwrap();
     assert!(!agent.is_frozen().unwrap());
     assert_eq!(agent.freeze(PATIENCE).unwrap(), 2);
-    assert_eq!(agent.thaw().unwrap(), 2);
+    assert_eq!(agent.thaw_all().unwrap(), 2);
     drop(agent);
     let names = ["sync-delimited", "fsfreeze-status", "fsfreeze-freeze", "fsfreeze-thaw"];
     assert_eq!(served.join().unwrap(), names.map(|name| format!("guest-{name}")));
@@ -81,8 +81,8 @@ fn what_others_have_asked_is_thrown_away() {
     let mut agent = Agent::connect(&path).unwrap();
     assert_eq!(agent.freeze(PATIENCE).unwrap(), 3);
     // Somebody writes to the same socket.
-    agent.lose_step();
-    assert_eq!(agent.thaw().unwrap(), 3);
+    agent.is_in_step = false;
+    assert_eq!(agent.thaw_all().unwrap(), 3);
     drop(agent);
     assert_eq!(served.join().unwrap().len(), 4);
 }
@@ -163,7 +163,7 @@ fn an_answer_that_is_late_is_not_taken_for_another_one() {
     let mut agent = Agent::connect(&path).unwrap();
     let error = agent.freeze(Duration::from_millis(200)).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable);
-    assert_eq!(agent.thaw().unwrap(), 1);
+    assert_eq!(agent.thaw_all().unwrap(), 1);
     drop(agent);
     assert_eq!(served.join().unwrap().len(), 4);
 }
@@ -178,7 +178,7 @@ fn a_thaw_gets_through_among_answers_to_others() {
         (command == "guest-fsfreeze-thaw" && thaws == 1).then_some(others)
     });
     let mut agent = agent.unwrap();
-    assert_eq!(agent.thaw().unwrap(), 2);
+    assert_eq!(agent.thaw_all().unwrap(), 2);
     drop(agent);
     assert_eq!(served.join().unwrap().iter().filter(|name| name.ends_with("thaw")).count(), 2);
 }

@@ -34,6 +34,7 @@
 
 use super::agent::Agent;
 use super::guard::{Guard, GuardState, Undo};
+use super::guest_agent::GuestAgent;
 use super::mount_table::MountTable;
 use super::mounted::MountedFileSystem;
 use crate::base::error::{Error, ErrorKind, Result};
@@ -97,7 +98,7 @@ pub struct Outcome {
 
 /// Something that can be frozen.
 enum Thing {
-    Agent(Agent),
+    Agent(Box<dyn GuestAgent>),
     Mount(MountedFileSystem),
 }
 
@@ -118,7 +119,8 @@ pub struct Window {
 }
 
 impl Window {
-    /// Makes everything ready, and freezes nothing. `machine` is a descriptor of the connection to the
+    /// Makes everything ready, and freezes nothing. `own` is who freezes the machine, if that is no socket
+    /// ([`Freeze::Agent`] without one). `machine` is a descriptor of the connection to the
     /// monitor of a machine that may be stopped. Everything is undone when it lasts longer than `limit`.
     /// What stands in `forbidden` is written to meanwhile, so it may not lie on what is frozen: repository,
     /// state, scratch files, clones and images. Neither may what standard error goes to.
@@ -131,6 +133,7 @@ impl Window {
     /// has frozen; `Io` if no guard can be started.
     pub fn open(
         freezes: &[Freeze],
+        own: Option<Box<dyn GuestAgent>>,
         machine: Option<OwnedFd>,
         limit: Duration,
         forbidden: &[PathBuf],
@@ -138,21 +141,21 @@ impl Window {
     ) -> Result<Self> {
         let mut things = Vec::new();
         // First what takes longest.
-        for socket in agents(freezes)? {
+        let is_meant = own.is_some() && freezes.contains(&Freeze::Agent(None));
+        things.extend(own.filter(|_| is_meant).map(Thing::Agent));
+        for socket in agents(freezes, is_meant)? {
             let mut agent = Agent::connect(&socket)?;
             if agent.is_frozen()? {
                 return Err(agent.already_frozen());
             }
-            things.push(Thing::Agent(agent));
+            things.push(Thing::Agent(Box::new(agent)));
         }
         things.extend(mounts(freezes, forbidden)?.into_iter().map(Thing::Mount));
         let failed = |e| Error::io("cannot duplicate a descriptor", e);
         let mut undo = Vec::new();
         for thing in &things {
             undo.push(match thing {
-                Thing::Agent(agent) => {
-                    Undo::ThawAgent(agent.socket().try_clone_to_owned().map_err(failed)?)
-                }
+                Thing::Agent(agent) => agent.undo()?,
                 Thing::Mount(mount) => {
                     Undo::ThawMount(mount.file().try_clone_to_owned().map_err(failed)?)
                 }
@@ -285,19 +288,10 @@ impl Thing {
     fn thaw(&mut self, has_guard_acted: bool) -> Result<bool> {
         match self {
             Self::Mount(mount) => mount.thaw(),
-            Self::Agent(agent) => {
-                if has_guard_acted {
-                    agent.lose_step();
-                }
-                // Whoever cannot tell that it was frozen has to thaw all the same.
-                let was_frozen = agent.is_frozen().unwrap_or(false);
-                let thawed = agent.thaw().map_err(|e| {
-                    let what =
-                        format!("{}: the file systems may still be frozen", e.without_advice());
-                    Error::new(e.kind(), what).hint("thaw them in the machine, or restart it")
-                })?;
-                Ok(was_frozen && thawed > 0)
-            }
+            Self::Agent(agent) => agent.thaw(has_guard_acted).map_err(|e| {
+                let what = format!("{}: the file systems may still be frozen", e.without_advice());
+                Error::new(e.kind(), what).hint("thaw them in the machine, or restart it")
+            }),
         }
     }
 }
@@ -340,12 +334,13 @@ impl Item {
     }
 }
 
-/// The sockets of the agents, each once.
-fn agents(freezes: &[Freeze]) -> Result<Vec<PathBuf>> {
+/// The sockets of the agents, each once. `has_own`: who has no socket is known.
+fn agents(freezes: &[Freeze], has_own: bool) -> Result<Vec<PathBuf>> {
     let mut sockets = Vec::new();
     for freeze in freezes {
         let socket = match freeze {
             Freeze::Mount(_) => continue,
+            Freeze::Agent(None) if has_own => continue,
             Freeze::Agent(socket) => socket.clone(),
         };
         let Some(socket) = socket else {
@@ -420,7 +415,7 @@ mod tests {
     fn what_cannot_be_frozen_is_refused_before_anything_is() {
         let place = tempfile::tempdir().unwrap();
         let open = |freezes: &[Freeze]| {
-            Window::open(freezes, None, LIMIT, &[], &Context::silent()).map(drop).unwrap_err()
+            Window::open(freezes, None, None, LIMIT, &[], &Context::silent()).map(drop).unwrap_err()
         };
         let error = open(&[Freeze::Mount(place.path().into())]);
         assert_eq!(error.kind(), ErrorKind::InvalidInput);
@@ -440,7 +435,7 @@ mod tests {
     #[test]
     fn without_freezes_and_machine_nothing_is_guarded() {
         let context = Context::silent();
-        let mut window = Window::open(&[], None, LIMIT, &[], &context).unwrap();
+        let mut window = Window::open(&[], None, None, LIMIT, &[], &context).unwrap();
         assert!(window.guard.is_none());
         window.freeze(&context).unwrap();
         window.before_stop().unwrap();

@@ -4,7 +4,6 @@
 //! What is undone is armed before it is done, and disarmed when it is undone. What a guard does when we die
 //! or take too long stands in `base/sys/guard.rs`; why nothing can stay frozen, in `freeze.rs`.
 
-use super::agent::thaw_request;
 use super::scope::leave_unit;
 use crate::base::error::{Error, ErrorKind, Result, best_effort};
 use crate::base::events::Context;
@@ -41,8 +40,15 @@ const STEP: Duration = Duration::from_millis(1);
 pub enum Undo {
     /// The machine was stopped: the connection to its monitor.
     Continue(OwnedFd),
-    /// File systems in it were frozen: the connection to its guest agent.
-    ThawAgent(OwnedFd),
+    /// File systems in it were frozen: who listens on this socket thaws them when it is asked.
+    ThawBy {
+        /// The socket.
+        socket: OwnedFd,
+        /// What asks it, whatever was asked before.
+        text: Vec<u8>,
+        /// What is only in the answer.
+        answer: Vec<u8>,
+    },
     /// A file system of this host was frozen: a file in it.
     ThawMount(OwnedFd),
 }
@@ -134,8 +140,7 @@ impl Watcher {
                 let (text, answer) = (CONTINUE.to_vec(), CONTINUED.to_vec());
                 Duty::Send { socket, text, answer, repeats: false }
             }
-            Undo::ThawAgent(socket) => {
-                let (text, answer) = thaw_request();
+            Undo::ThawBy { socket, text, answer } => {
                 Duty::Send { socket, text, answer, repeats: true }
             }
         };

@@ -3,6 +3,7 @@
 
 pub mod apply;
 pub mod config;
+pub mod define;
 pub mod delete;
 pub mod diff;
 pub mod export;

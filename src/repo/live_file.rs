@@ -6,7 +6,7 @@ use crate::base::events::{Context, WarningId};
 use crate::base::folder::{Folder, is_ours, resolve};
 use crate::base::message::{Setting, Verb, message};
 use crate::base::uri::Shown;
-use crate::image::{Disk, FileStat, ImageUri, LiveIdentity, MachineUri, RawFile, loop_file};
+use crate::image::{Disk, FileStat, ImageUri, LiveIdentity, RawFile, loop_file};
 use crate::repo::Repository;
 use crate::repo::head::{Head, sources_without_manifest};
 use crate::repo::inside::is_same;
@@ -240,11 +240,7 @@ pub(crate) fn known_as(image: &ImageUri) -> Result<ImageUri> {
     match image {
         ImageUri::File(path) => absolute(path).map(ImageUri::File),
         ImageUri::Nbd(_) | ImageUri::Remote(_) => Ok(image.clone()),
-        ImageUri::Machine(uri) => {
-            let socket = std::path::absolute(&uri.socket);
-            let socket = socket.map_err(|e| Error::os("find", uri.socket.shown(), e))?;
-            Ok(ImageUri::Machine(MachineUri { socket, ..uri.clone() }))
-        }
+        ImageUri::Machine(uri) => uri.absolute().map(ImageUri::Machine),
     }
 }
 
@@ -292,7 +288,7 @@ pub fn image_named(repository: &Repository, image: &OsStr, context: &Context) ->
     let known = known_as(&file)?;
     // Of a machine as a whole, any of its disks.
     let is_it = |source: &ImageUri| match (known.machine(), source.machine()) {
-        (Some(known), Some(source)) if known.disk.is_none() => known.socket == source.socket,
+        (Some(known), Some(source)) if known.disk.is_none() => known.place == source.place,
         _ => *source == known,
     };
     image_with_source(repository, is_it, context)?.ok_or_else(|| {

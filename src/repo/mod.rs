@@ -7,6 +7,7 @@
 
 pub mod attempts;
 pub(crate) mod change;
+pub(crate) mod checkpoints;
 pub mod clones;
 pub mod compact;
 pub mod compaction;

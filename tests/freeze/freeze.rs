@@ -45,7 +45,7 @@ fn mounts(paths: &[&str]) -> Vec<Freeze> {
 /// Opens a window, which starts processes.
 fn open(freezes: &[Freeze], limit: Duration) -> imgsnap::Result<Window> {
     let _alone = forking();
-    Window::open(freezes, None, limit, &[], &Context::silent())
+    Window::open(freezes, None, None, limit, &[], &Context::silent())
 }
 
 fn frozen(freezes: &[Freeze], limit: Duration) -> Window {
@@ -129,7 +129,7 @@ fn helper() {
             _ => {}
         }
         let freezes: Vec<Freeze> = freezes.iter().cloned().chain(agent).collect();
-        let opened = Window::open(&freezes, machine, milliseconds, &[], &context);
+        let opened = Window::open(&freezes, None, machine, milliseconds, &[], &context);
         let mut window = match opened {
             Ok(window) => window,
             Err(error) => return say(&error.to_string()),
@@ -392,7 +392,7 @@ fn what_is_written_to_meanwhile_may_not_lie_on_it() {
         let _alone = forking();
         let forbidden = [PathBuf::from(lab.path("elsewhere")), forbidden.into()];
         let (freezes, context) = (mounts(&[&mount]), Context::silent());
-        Window::open(&freezes, None, NEVER, &forbidden, &context).map(drop)
+        Window::open(&freezes, None, None, NEVER, &forbidden, &context).map(drop)
     };
     std::fs::write(lab.path("mnt/vm.img"), b"image").unwrap();
     std::os::unix::fs::symlink(lab.path("mnt/repo"), lab.path("link")).unwrap();
@@ -437,7 +437,9 @@ fn a_subvolume_is_the_file_system_that_it_is_of() {
     let error = {
         let _alone = forking();
         let freezes = mounts(&[&mount]);
-        Window::open(&freezes, None, NEVER, &forbidden, &Context::silent()).map(drop).unwrap_err()
+        Window::open(&freezes, None, None, NEVER, &forbidden, &Context::silent())
+            .map(drop)
+            .unwrap_err()
     };
     assert!(error.to_string().contains("mnt/b/repo is on it"), "{error}");
     assert!(frozen(&mounts(&[&mount]), NEVER).thaw().frozen);
@@ -530,7 +532,7 @@ fn a_machine_that_was_not_stopped_is_left_alone() {
     let (own, theirs) = UnixStream::pair().unwrap();
     let open = |socket: UnixStream, limit| {
         let _alone = forking();
-        Window::open(&[], Some(socket.into()), limit, &[], &Context::silent()).unwrap()
+        Window::open(&[], None, Some(socket.into()), limit, &[], &Context::silent()).unwrap()
     };
     let window = open(own.try_clone().unwrap(), NEVER);
     window.before_stop().unwrap();

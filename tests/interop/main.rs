@@ -20,6 +20,9 @@ mod full_disk;
 mod guest;
 mod killed;
 mod kit;
+mod libvirt;
+mod libvirt_faults;
+mod libvirt_kit;
 mod machine;
 mod machine_faults;
 mod machine_guest;
@@ -42,6 +45,9 @@ mod raced;
 #[path = "../support/random.rs"]
 mod random;
 mod read_only;
+#[path = "../support/server.rs"]
+mod server;
+mod services;
 mod sparse;
 mod tracked;
 mod tracked_histories;

@@ -214,7 +214,8 @@ impl Worker<'_> {
         self.try_run(&["repair", &name]);
         let run = self.run_clean(&["repair", &name]);
         // A part of a base that was interrupted is of no snapshot, which only the manifest knew.
-        let keeps_parts = run.code == Some(3) && String::from_utf8_lossy(&run.out).contains("not used, kept");
+        let keeps_parts =
+            run.code == Some(3) && String::from_utf8_lossy(&run.out).contains("not used, kept");
         assert!(run.is_done() || keeps_parts, "{}: {:?}: {}", run.what, run.code, run.err);
         self.accept_repaired(owned);
         self.run_clean(&["relink", &name, &path]).done();

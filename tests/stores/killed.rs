@@ -107,18 +107,23 @@ fn killed_meanwhile(
 #[test]
 fn the_other_side_of_ssh_may_be_killed() {
     let lab = Lab::by_ssh("");
-    // The program that stands in for ssh becomes the server: each child of the client is one.
+    // The program that stands in for ssh starts the server, by a shell.
     let kill_servers = |client: &Child, _: u64| {
-        // Whichever of its threads has started them.
-        let tasks = std::fs::read_dir(format!("/proc/{}/task", client.id()));
-        for task in tasks.into_iter().flatten().flatten() {
-            let children = std::fs::read_to_string(task.path().join("children"));
-            for child in children.unwrap_or_default().split_whitespace() {
-                kill_if_there(child.parse().unwrap());
-            }
+        let mut all = children_of(i32::try_from(client.id()).unwrap());
+        while let Some(process) = all.pop() {
+            all.extend(children_of(process));
+            kill_if_there(process);
         }
     };
     killed_meanwhile(lab, &kill_servers, &|| (), ("the server of ssh killed", true));
+}
+
+/// What a process has started, by whichever of its threads.
+fn children_of(process: i32) -> Vec<i32> {
+    let tasks = std::fs::read_dir(format!("/proc/{process}/task"));
+    let of = |task: std::fs::DirEntry| std::fs::read_to_string(task.path().join("children")).ok();
+    let children: String = tasks.into_iter().flatten().flatten().filter_map(of).collect();
+    children.split_whitespace().map(|child| child.parse().unwrap()).collect()
 }
 
 /// True while a server that was started with that in its environment is there.

@@ -21,4 +21,6 @@ mod racing;
 mod random;
 mod requests;
 mod rights;
+#[path = "../support/server.rs"]
+mod server;
 mod world;

@@ -17,11 +17,14 @@ use std::time::Duration;
 
 #[derive(ClapArgs, Clone)]
 pub struct Snapshot {
-    /// The image: a file, a block device, nbd://HOST/EXPORT, or qemu:SOCKET[/DISK], the disks of a
-    /// machine; several share the threads
-    #[arg(required = true, value_name = "IMAGE", value_hint = ValueHint::FilePath,
+    /// The image: a file, a block device, nbd://HOST/EXPORT, or the disks of a machine, qemu:SOCKET[/DISK] or
+    /// libvirt:DOMAIN[/DISK]; several share the threads
+    #[arg(required_unless_present = "all", value_name = "IMAGE", value_hint = ValueHint::FilePath,
           value_parser = image_uri())]
     pub images: Vec<ImageUri>,
+    /// All domains of libvirt, one after the other (libvirt:* names them, too, and libvirt:web* some)
+    #[arg(long, conflicts_with_all = ["images", "name", "group"])]
+    pub all: bool,
     /// Name of the image in the repository [default: its file name without extension]
     #[arg(short, long)]
     pub name: Option<String>,
@@ -99,6 +102,9 @@ pub struct Snapshot {
     pub dry_run: bool,
     #[command(flatten)]
     pub first_use: FirstUse,
+    /// Domains are named by a pattern, and each gets a line.
+    #[arg(skip)]
+    pub is_brief: bool,
 }
 
 /// How it is found, without reading, what changed.
@@ -153,7 +159,7 @@ impl Window {
 
 #[derive(ClapArgs)]
 pub struct Watch {
-    /// Image files, devices or NBD exports
+    /// Image files, devices, NBD exports, or machines
     #[arg(required = true, value_name = "IMAGE", value_hint = ValueHint::FilePath,
           value_parser = image_uri())]
     pub images: Vec<ImageUri>,

@@ -64,6 +64,9 @@ pub struct Args {
     /// Keep none of it
     #[arg(long, global = true, conflicts_with_all = ["cache_dir", "cache_size"])]
     pub no_cache: bool,
+    /// The hypervisor whose domains libvirt:DOMAIN names, as in qemu:///session [default: libvirt's]
+    #[arg(long, global = true, value_name = "URI")]
+    pub connect: Option<String>,
     #[command(subcommand)]
     pub command: Command,
 }
@@ -117,7 +120,7 @@ pub enum Command {
     },
     /// List images and their snapshots
     List {
-        /// Only this image
+        /// Only this image; libvirt:[DOMAIN] shows the domains of libvirt, and what protects them
         name: Option<String>,
     },
     /// Show all that is known of a snapshot
@@ -418,6 +421,9 @@ pub struct Rollback {
     /// Of a machine (qemu:SOCKET): stop and reset it, write to its disks, and start it
     #[arg(long, conflicts_with = "dry_run")]
     pub reset: bool,
+    /// Of a machine (libvirt:DOMAIN): shut it down, write to its disks, and start it
+    #[arg(long, conflicts_with = "dry_run")]
+    pub shutdown: bool,
 }
 
 fn parse_interval(text: &str) -> Result<Duration, String> {

@@ -1,21 +1,35 @@
 //! What can be typed after `imgsnap restore`.
 
-use super::super::words::parsed;
+use super::super::exit;
+use super::super::words::{self, parsed};
 use clap::{Args as ClapArgs, ValueHint};
-use imgsnap::Reference;
 use imgsnap::base::units::{ByteRange, parse_bytes};
 use imgsnap::image::ImageFormat;
 use imgsnap::image::write::ClusterCompression;
+use imgsnap::{DefineRequest, Error, Reference};
 use std::path::PathBuf;
 
 #[derive(ClapArgs)]
 pub struct Restore {
-    /// NAME@WHICH
-    #[arg(value_name = "REF", value_parser = parsed::<Reference>)]
+    /// NAME@WHICH; or libvirt:DOMAIN@WHICH, with --define
+    #[arg(value_name = "REF", value_parser = snapshot)]
     pub reference: Reference,
+    /// Make a machine of libvirt from it, of this name, with new UUID and MAC addresses
+    #[arg(long, value_name = "NAME", requires = "pool", conflicts_with = "output")]
+    pub define: Option<String>,
+    /// The folder for the disks of the new machine
+    #[arg(long, value_name = "DIR", requires = "define", value_hint = ValueHint::DirPath)]
+    pub pool: Option<PathBuf>,
+    /// The new machine keeps the UUID and the MAC addresses of the old one
+    #[arg(long, requires = "define")]
+    pub same: bool,
+    /// Take the stored definition as it is, with the files, programs and devices of the host that it names
+    #[arg(long, requires = "define")]
+    pub trust_xml: bool,
     /// A new file (qcow2 if it ends so), a block device, nbd://HOST/EXPORT, or - for stdout; or a folder, for
     /// all of the group of the snapshot, as DIR/NAME.img or NAME.qcow2
     #[arg(short, long, value_name = "FILE|DEVICE|NBD|-|DIR/", value_hint = ValueHint::FilePath)]
+    #[arg(required_unless_present = "define", default_value = "-", hide_default_value = true)]
     pub output: PathBuf,
     /// Replace an existing file; write to a device or an export
     #[arg(short, long)]
@@ -44,6 +58,39 @@ pub struct Restore {
     /// Read the files that a qcow2 is based on which is updated: whoever wrote its header chose them
     #[arg(long, requires = "update")]
     pub backing_ok: bool,
+}
+
+/// What stands before the name of a domain.
+const DOMAIN: &str = "libvirt:";
+
+/// The domain of `libvirt:DOMAIN@WHICH` stands with its mark in the place of a name.
+fn snapshot(text: &str) -> Result<Reference, String> {
+    let Some((name, at)) = text.strip_prefix(DOMAIN).and_then(|rest| rest.rsplit_once('@')) else {
+        return parsed::<Reference>(text);
+    };
+    let at = at.parse().map_err(|error| words::error(&error))?;
+    Ok(Reference { name: format!("{DOMAIN}{name}"), at })
+}
+
+impl Restore {
+    /// The machine that is to be made, if one is.
+    pub fn defined(&self, connect: Option<&str>) -> Result<Option<DefineRequest>, Error> {
+        let domain = self.reference.name.strip_prefix(DOMAIN);
+        let refuse = |what: &str| Err(exit::usage(what));
+        match (domain, &self.define, &self.pool) {
+            (None, None, _) => Ok(None),
+            (Some(domain), Some(name), Some(pool)) => Ok(Some(
+                DefineRequest::new(domain, name, pool)
+                    .at(self.reference.at.clone())
+                    .same(self.same)
+                    .trust_xml(self.trust_xml)
+                    .accept_unread(self.accept_unread)
+                    .connect(connect.map(str::to_owned)),
+            )),
+            (Some(_), ..) => refuse("a machine is restored as a new one: --define NAME --pool DIR"),
+            (None, ..) => refuse("--define is of a snapshot of a machine: libvirt:DOMAIN@WHICH"),
+        }
+    }
 }
 
 fn parse_range(text: &str) -> Result<ByteRange, String> {

@@ -4,9 +4,10 @@
 use crate::base::error::{Error, ErrorKind, Result, best_effort};
 use crate::base::folder::{Folder, resolve};
 use crate::base::uri::Shown;
+use nix::fcntl::OFlag;
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -14,6 +15,8 @@ use std::path::{Path, PathBuf};
 /// How its name begins; random digits follow.
 const NAME: &str = "imgsnap-nbd-";
 const RANDOM: usize = 12;
+/// Its mode.
+const PRIVATE: u32 = 0o700;
 /// The name of the socket: no link has one that begins so.
 const SOCKET: &str = ".nbd";
 /// The longest path of a socket that the kernel takes, in bytes.
@@ -54,10 +57,18 @@ impl PrivateFolder {
     /// # Errors
     /// Of the operating system; `LimitExceeded` if the path of its socket would be too long.
     pub fn create_in(parent: &Path) -> Result<Self> {
+        Self::create_as(parent, NAME, PRIVATE)
+    }
+
+    /// The same with another beginning of its name, and a mode: another user may have to pass through it.
+    ///
+    /// # Errors
+    /// As of [`Self::create_in`].
+    pub fn create_as(parent: &Path, prefix: &str, mode: u32) -> Result<Self> {
         let place = parent.shown().to_string();
         let failed = |e| Error::os("make a folder in", &place, e);
         let parent = resolve(parent)?;
-        let bytes = parent.as_os_str().len() + NAME.len() + RANDOM + SOCKET.len() + 2;
+        let bytes = parent.as_os_str().len() + prefix.len() + RANDOM + SOCKET.len() + 2;
         // The names in it go to QEMU as JSON, too.
         if bytes > MAX_SOCKET_BYTES || parent.to_str().is_none() {
             let what =
@@ -66,11 +77,11 @@ impl PrivateFolder {
                 .hint("set TMPDIR to a folder with a shorter path"));
         }
         let held = Folder::open(&parent).map_err(failed)?;
-        clear_away(&held);
+        clear_away(&held, prefix);
         for _ in 0..TRIES {
             let random = uuid::Uuid::new_v4().simple().to_string();
-            let name = format!("{NAME}{}", random.get(..RANDOM).unwrap_or_default());
-            held.make_folder(&name, 0o700).map_err(failed)?;
+            let name = format!("{prefix}{}", random.get(..RANDOM).unwrap_or_default());
+            held.make_folder(&name, mode).map_err(failed)?;
             let path = parent.join(&name);
             // Until it is locked, somebody may take it for one that was left.
             if let Some((folder, lock)) = lock(&held, &name).map_err(failed)? {
@@ -78,6 +89,35 @@ impl PrivateFolder {
             }
         }
         Err(failed(io::ErrorKind::ResourceBusy.into()))
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Makes a file in it, or makes it anew.
+    ///
+    /// # Errors
+    /// Of the operating system.
+    pub fn file(&self, name: &str, bytes: &[u8]) -> Result<PathBuf> {
+        let path = self.path.join(name);
+        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_TRUNC;
+        let written = self.folder.file(name, flags, 0o600).and_then(|mut f| f.write_all(bytes));
+        written.map_err(|e| Error::os("write", path.shown(), e))?;
+        Ok(path)
+    }
+
+    /// True if whoever made the folder `path` is gone, or has removed it.
+    pub fn is_abandoned(path: &Path) -> bool {
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return false };
+        match Folder::open(parent).and_then(|parent| Ok((lock(&parent, name)?, parent))) {
+            Ok((Some(_), _)) => true,
+            Ok((None, parent)) => {
+                parent.owned_in(name).is_err_and(|e| e.kind() == io::ErrorKind::NotFound)
+            }
+            Err(e) => e.kind() == io::ErrorKind::NotFound,
+        }
     }
 
     /// Where the server listens.
@@ -127,10 +167,10 @@ fn lock(parent: &Folder, name: impl AsRef<Path>) -> io::Result<Option<(Folder, F
 }
 
 /// Removes what those that were killed have left. Who lives holds a lock.
-fn clear_away(parent: &Folder) {
+fn clear_away(parent: &Folder, prefix: &str) {
     let Ok(entries) = parent.entries() else { return };
     let is_one = |name: &OsStr| {
-        let digits = name.as_bytes().strip_prefix(NAME.as_bytes());
+        let digits = name.as_bytes().strip_prefix(prefix.as_bytes());
         digits.is_some_and(|d| d.len() == RANDOM && d.iter().all(u8::is_ascii_hexdigit))
     };
     for entry in entries.into_iter().filter(|entry| is_one(&entry.name)) {
@@ -147,7 +187,14 @@ fn clear_away(parent: &Folder) {
 /// What cannot be removed is in nobody's way.
 fn remove(parent: &Folder, name: &OsStr, folder: &Folder) {
     for entry in folder.entries().unwrap_or_default() {
-        best_effort(folder.remove(&entry.name));
+        if folder.remove(&entry.name).is_err()
+            && let Ok(inner) = folder.folder(&entry.name)
+        {
+            for socket in inner.entries().unwrap_or_default() {
+                best_effort(inner.remove(&socket.name));
+            }
+            best_effort(folder.remove_folder(&entry.name));
+        }
     }
     best_effort(parent.remove_folder(name));
 }

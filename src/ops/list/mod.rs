@@ -1,5 +1,6 @@
 //! The verb *list*: an image, its snapshots, and what is known of its live file.
 
+pub mod domains;
 pub mod types;
 
 use crate::base::error::Result;

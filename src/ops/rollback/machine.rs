@@ -15,29 +15,29 @@ use super::types::{RollbackOutcome, RollbackRequest};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::events::{Context, WarningId};
 use crate::base::message::{Setting, Verb, message};
-use crate::image::MachineUri;
 use crate::image::write::Medium;
+use crate::image::{MachinePlace, MachineUri};
 use crate::machine::{Machine, MachineDisk, RunState, bitmap_name};
 use crate::ops::snapshot::machine::save_disks;
 use crate::repo::Repository;
 use crate::repo::files::open_chain;
 use crate::repo::live_file::source_of;
 use crate::repo::{manifest, reference};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use uuid::Uuid;
 
 /// The machine that all of the images are disks of; none if none of them is one.
 ///
 /// # Errors
 /// `InvalidInput` if that is so of some of them only, or if they are of several machines.
-pub(super) fn machine_of(members: &[Member]) -> Result<Option<PathBuf>> {
-    let mut sockets = Vec::new();
+pub(super) fn machine_of(members: &[Member]) -> Result<Option<MachinePlace>> {
+    let mut places = Vec::new();
     for Member { writer, request } in members {
         let place = source_of(&request.name, &writer.head)?;
-        sockets.push(place.machine().map(|machine| machine.socket.clone()));
+        places.push(place.machine().map(|machine| machine.place.clone()));
     }
-    match sockets.first().cloned() {
-        Some(first) if sockets.iter().all(|socket| *socket == first) => Ok(first),
+    match places.first().cloned() {
+        Some(first) if places.iter().all(|place| *place == first) => Ok(first),
         _ => {
             let what = "the images of the group are not all of one machine any more";
             Err(Error::new(ErrorKind::InvalidInput, what)
@@ -54,7 +54,7 @@ pub(super) fn run(
     mut members: Vec<Member>,
     context: &Context,
 ) -> Result<RollbackOutcome> {
-    let uri = MachineUri { socket, disk: None };
+    let uri = MachineUri::qmp(socket.clone());
     let names: Vec<String> = members.iter().map(|member| member.request.name.clone()).collect();
     let is_all = |wanted: fn(&RollbackRequest) -> bool| members.iter().all(|m| wanted(&m.request));
     if !is_all(|request| !request.dry_run) {
@@ -65,7 +65,7 @@ pub(super) fn run(
             " out"
         ]));
     }
-    let mut machine = Machine::connect(&uri.socket, context).map_err(|e| is_off(e, &names))?;
+    let mut machine = Machine::connect(&socket, context).map_err(|e| is_off(e, &names))?;
     if !is_all(|request| request.reset) {
         let what = format!("{uri} has its disks open");
         return Err(Error::new(ErrorKind::Busy, what).hint(message![
@@ -77,17 +77,20 @@ pub(super) fn run(
     machine.recover(context)?;
     let disks = disks_of(&mut machine, &uri, &members)?;
     for (member, disk) in members.iter().zip(&disks) {
-        check(repository, member, disk)?;
+        check(repository, member, &disk.name, disk.bytes)?;
     }
     if members.iter().all(|member| member.request.whole_machine) {
-        check_whole(&members, &disks, &machine.disks()?)?;
+        let all = machine.disks()?;
+        let is_missing = |disk: &&MachineDisk| disks.iter().all(|member| member.node != disk.node);
+        let missing = all.iter().filter(is_missing).map(|disk| disk.name.as_str());
+        check_whole(&members, &missing.collect::<Vec<_>>())?;
     }
     let detached = machine.detached()?;
     let is_resumed = !detached.is_empty();
     if is_resumed {
         context.note(format!("{uri}: an interrupted rollback had left it stopped"));
     }
-    let stopped = machine.stop(context).map_err(|error| or_go_on(&uri, error))?;
+    let stopped = machine.stop(context).map_err(|error| or_go_on(&uri, &socket, error))?;
     let (machine, guard) = stopped.apart();
     let is_half_written = members.iter().any(|member| member.writer.head.intent.is_some());
     let is_saved = members.iter().all(|member| member.request.save);
@@ -103,14 +106,14 @@ pub(super) fn run(
                 }
                 Err(error) => {
                     drop(guard);
-                    return Err(or_go_on(&uri, error));
+                    return Err(or_go_on(&uri, &socket, error));
                 }
             }
         }
         false => machine,
     };
     let mut detached =
-        machine.detach(disks, guard, context).map_err(|error| or_go_on(&uri, error))?;
+        machine.detach(disks, guard, context).map_err(|error| or_go_on(&uri, &socket, error))?;
     for (index, (equal, member)) in equal.iter_mut().zip(&members).enumerate() {
         // Whoever let it go on meanwhile has made it another one: it is saved once more.
         let image = member.writer.manifest.image_id;
@@ -122,7 +125,7 @@ pub(super) fn run(
         }
     }
     let let_go = |(index, (member, equals)): (usize, (Member, Option<Uuid>))| {
-        (member, detached.uri(index).map(|uri| LetGo { uri, equals }))
+        (member, detached.uri(index).map(|uri| LetGo::Export { uri, equals }))
     };
     let members = members.into_iter().zip(equal).enumerate().map(let_go).collect();
     let outcome = roll_back(repository, medium, members, context);
@@ -183,14 +186,11 @@ fn is_off(error: Error, names: &[String]) -> Error {
     }
 }
 
-/// Fails unless all disks of the machine are rolled back.
+/// Fails if disks of the machine are not rolled back.
 ///
 /// # Errors
 /// `Mismatch` with those that are not.
-fn check_whole(members: &[Member], disks: &[MachineDisk], all: &[MachineDisk]) -> Result<()> {
-    let is_left_out = |disk: &&MachineDisk| disks.iter().all(|member| member.node != disk.node);
-    let missing: Vec<&str> =
-        all.iter().filter(is_left_out).map(|disk| disk.name.as_str()).collect();
+pub(super) fn check_whole(members: &[Member], missing: &[&str]) -> Result<()> {
     let Some(first) = members.first().filter(|_| !missing.is_empty()) else { return Ok(()) };
     let name = &first.request.name;
     let what = format!(
@@ -225,32 +225,34 @@ fn disks_of(
 }
 
 /// What would fail later is told while the machine runs.
-fn check(repository: &Repository, member: &Member, disk: &MachineDisk) -> Result<()> {
+pub(super) fn check(
+    repository: &Repository,
+    member: &Member,
+    disk: &str,
+    bytes: u64,
+) -> Result<()> {
     let (manifest, head) = (&member.writer.manifest, &member.writer.head);
     let target = reference::find(manifest, head, &member.request.to)?;
     open_chain(repository, manifest, target.id)?;
-    if target.image_bytes == disk.bytes {
+    if target.image_bytes == bytes {
         return Ok(());
     }
     let place = manifest.place_of(target);
-    let what = format!(
-        "the disk \"{}\" has {} bytes, {place} has {}",
-        disk.name, disk.bytes, target.image_bytes
-    );
+    let what = format!("the disk \"{disk}\" has {bytes} bytes, {place} has {}", target.image_bytes);
     Err(Error::new(ErrorKind::Mismatch, what)
         .hint("a disk of a machine keeps its length: restore to a file"))
 }
 
 /// True if an image is, or may be, half written.
-fn is_under_way(repository: &Repository, names: &[String]) -> bool {
+pub(super) fn is_under_way(repository: &Repository, names: &[String]) -> bool {
     let store = repository.store.as_ref();
     let is_whole = |name: &String| manifest::load(store, name).is_ok_and(|m| m.rollback.is_none());
     !names.iter().all(is_whole)
 }
 
 /// Nothing was written: the machine goes on as before, if it ran. Also when we are told to end.
-fn or_go_on(uri: &MachineUri, error: Error) -> Error {
-    let awake = Machine::connect(&uri.socket, &Context::silent()).and_then(|mut machine| {
+fn or_go_on(uri: &MachineUri, socket: &Path, error: Error) -> Error {
+    let awake = Machine::connect(socket, &Context::silent()).and_then(|mut machine| {
         machine.wake()?;
         machine.is_to_go_on()
     });

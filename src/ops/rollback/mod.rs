@@ -13,6 +13,7 @@
 //! Of a group each step is done for all members before the next: the intents of all are noted before the
 //! first byte of any is written.
 
+mod domain;
 mod group;
 mod intent;
 mod live;
@@ -23,6 +24,7 @@ pub mod types;
 
 use crate::base::error::Result;
 use crate::base::events::Context;
+use crate::image::MachinePlace;
 use crate::image::write::{Medium, OsMedium};
 use crate::ops::rollback::group::{open_members, roll_back};
 use crate::ops::rollback::types::{RollbackOutcome, RollbackRequest};
@@ -46,7 +48,12 @@ pub fn run_through(
 ) -> Result<RollbackOutcome> {
     let members = open_members(repository, request, context)?;
     match machine::machine_of(&members)? {
-        Some(socket) => machine::run(repository, medium, socket, members, context),
+        Some(MachinePlace::Qmp(socket)) => {
+            machine::run(repository, medium, socket, members, context)
+        }
+        Some(MachinePlace::Domain(domain)) => {
+            domain::run(repository, medium, &domain, members, context)
+        }
         None => {
             let members = members.into_iter().map(|member| (member, None)).collect();
             roll_back(repository, medium, members, context)

@@ -12,7 +12,7 @@ use crate::base::uri::Shown;
 use crate::chain::Chain;
 use crate::image::nbd::{NbdDisk, NbdOptions, NbdUri};
 use crate::image::write::Medium;
-use crate::image::{Disk, ImageUri, LiveImage, Prefix, RawFile};
+use crate::image::{Disk, ImageFormat, ImageUri, LiveImage, Prefix, RawFile};
 use crate::ops::snapshot::snapshot_into;
 use crate::ops::snapshot::take::warn_of_policy;
 use crate::ops::snapshot::types::{SnapshotOutcome, SnapshotRequest};
@@ -28,6 +28,7 @@ use crate::repo::session::Writer;
 use crate::repo::{Repository, reference};
 use crate::tracking::Track;
 use crate::view::update::{Updated, dry_run, execute, prove};
+use std::path::PathBuf;
 use uuid::Uuid;
 
 /// What should be left, besides what is written, when clones are kept during a rollback: file systems
@@ -36,11 +37,30 @@ const SPARE_BYTES: u64 = 16 << 20;
 
 /// A disk that a machine has let go of.
 #[derive(Debug, Clone)]
-pub(super) struct LetGo {
-    /// Where it is written to.
-    pub(super) uri: NbdUri,
-    /// The snapshot that it equals, if that is known.
-    pub(super) equals: Option<Uuid>,
+pub(super) enum LetGo {
+    /// It is exported.
+    Export {
+        /// Where it is written to.
+        uri: NbdUri,
+        /// The snapshot that it equals, if that is known.
+        equals: Option<Uuid>,
+    },
+    /// The machine is shut off.
+    File {
+        /// The file or device.
+        path: PathBuf,
+        /// How the disk lies in it.
+        format: ImageFormat,
+    },
+}
+
+impl LetGo {
+    fn equals(&self) -> Option<Uuid> {
+        match self {
+            Self::Export { equals, .. } => *equals,
+            Self::File { .. } => None,
+        }
+    }
 }
 
 /// A live image that is being rolled back.
@@ -117,7 +137,7 @@ impl<'a> Subject<'a> {
             trust_hints && is_unchanged_since(&writer.head, live.stable_stat().as_ref());
         let current = writer.head.snapshot.filter(|id| writer.manifest.by_id(*id).is_some());
         let known = if is_unchanged_since { current } else { None };
-        let equals = let_go.as_ref().and_then(|disk| disk.equals);
+        let equals = let_go.as_ref().and_then(LetGo::equals);
         let equals = equals.filter(|id| trust_hints && writer.manifest.by_id(*id).is_some());
         // Of an interrupted one: what it had saved.
         let intended = writer.head.intent.filter(|_| resumed).and_then(|intent| intent.saved);
@@ -344,10 +364,10 @@ impl<'a> Subject<'a> {
         let saved = saved.map_or(String::new(), |n| format!(" (the state before is {name}@{n})"));
         let to = format!("{name}@{}", self.target.number);
         let mut again = Verb::Rollback.of(name).with(Setting::To, to);
-        let RollbackRequest { alone, reset, .. } = self.request;
-        for (_, setting) in
-            [(alone, Setting::Alone), (reset, Setting::Reset)].iter().filter(|s| s.0)
-        {
+        let RollbackRequest { alone, reset, shutdown, .. } = self.request;
+        let given =
+            [(alone, Setting::Alone), (reset, Setting::Reset), (shutdown, Setting::Shutdown)];
+        for (_, setting) in given.iter().filter(|s| s.0) {
             again = again.with(*setting, "");
         }
         error.hint(message![format!("the image is a mixture now{saved}: run "), again, " again"])
@@ -399,12 +419,18 @@ fn open_disk(
     let_go: Option<&LetGo>,
     context: &Context,
 ) -> Result<Disk> {
-    let Some(disk) = let_go else {
-        return open_live(manifest, head, place, request, target, context);
-    };
-    let name = Some(place.to_string());
-    let options = NbdOptions { writable: true, name, ..NbdOptions::default() };
-    NbdDisk::open(&disk.uri, options, context).map(Disk::Nbd)
+    match let_go {
+        None => open_live(manifest, head, place, request, target, context),
+        Some(LetGo::Export { uri, .. }) => {
+            let name = Some(place.to_string());
+            let options = NbdOptions { writable: true, name, ..NbdOptions::default() };
+            NbdDisk::open(uri, options, context).map(Disk::Nbd)
+        }
+        Some(LetGo::File { path, format }) => {
+            let file = RawFile::open_to_write(path)?;
+            Disk::within_to_write(file, *format, request.read_by(), context)
+        }
+    }
 }
 
 /// True if there is free space to write so much anew: what the image shares with a clone is not overwritten.

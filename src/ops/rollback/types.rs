@@ -29,6 +29,8 @@ pub struct RollbackRequest {
     pub alone: bool,
     /// Of a machine: reset it, and write to its disks.
     pub reset: bool,
+    /// Of a machine of libvirt: shut it down before, and start it again.
+    pub shutdown: bool,
     /// Of a machine: fail unless it is rolled back with all of its disks.
     pub whole_machine: bool,
 }
@@ -38,7 +40,7 @@ impl RollbackRequest {
     pub fn new(name: impl Into<String>, to: At) -> Self {
         let (save, name) = (true, name.into());
         let (prove, dry_run, force_device, backing_ok) = (false, false, false, false);
-        let (alone, reset, whole_machine) = (false, false, false);
+        let (alone, reset, shutdown, whole_machine) = (false, false, false, false);
         Self {
             name,
             to,
@@ -49,6 +51,7 @@ impl RollbackRequest {
             backing_ok,
             alone,
             reset,
+            shutdown,
             whole_machine,
         }
     }
@@ -68,6 +71,8 @@ impl RollbackRequest {
         alone: bool,
         /// Of a machine: reset it, and write to its disks.
         reset: bool,
+        /// Of a machine of libvirt: shut it down before, and start it again.
+        shutdown: bool,
         /// Of a machine: fail unless it is rolled back with all of its disks.
         whole_machine: bool,
     }

@@ -4,7 +4,9 @@ use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::events::{Context, WarningId};
 use crate::base::uri::Shown;
 use crate::image::ImageUri;
-use crate::machine::{FREEZE_LIMIT, Freeze, FreezeOutcome, GuardState, Window, is_on_image};
+use crate::machine::{
+    FREEZE_LIMIT, Freeze, FreezeOutcome, GuardState, GuestAgent, Window, is_on_image,
+};
 use crate::ops::snapshot::types;
 use crate::ops::snapshot::types::{SnapshotOutcome, SnapshotRequest};
 use crate::repo::Repository;
@@ -50,7 +52,17 @@ pub(super) fn hooked(
     }
 }
 
-/// Makes ready what is to be frozen. `agent` is the guest agent of the machine, if it was found; `machine` a
+/// Who freezes the file systems in a machine, if that is wanted and known.
+pub(super) enum AgentOf {
+    /// It is not known.
+    Nobody,
+    /// Who listens on this socket.
+    Socket(PathBuf),
+    /// Somebody who needs none.
+    Own(Box<dyn GuestAgent>),
+}
+
+/// Makes ready what is to be frozen. `agent` is who freezes the machine; `machine` a
 /// descriptor of the connection to its monitor, if it may be stopped.
 ///
 /// # Errors
@@ -59,14 +71,19 @@ pub(super) fn open_window(
     repository: &Repository,
     window: &types::Window,
     images: &[&ImageUri],
-    agent: Option<PathBuf>,
+    agent: AgentOf,
     machine: Option<OwnedFd>,
     context: &Context,
 ) -> Result<Window> {
     let mut freezes = window.freeze.clone();
+    let (socket_of, own) = match agent {
+        AgentOf::Nobody => (None, None),
+        AgentOf::Socket(socket) => (Some(socket), None),
+        AgentOf::Own(own) => (None, Some(own)),
+    };
     for freeze in &mut freezes {
         match freeze {
-            Freeze::Agent(socket) if socket.is_none() => socket.clone_from(&agent),
+            Freeze::Agent(socket) if socket.is_none() => socket.clone_from(&socket_of),
             Freeze::Mount(place) if !images.iter().any(|image| is_on(place, image)) => {
                 let what = format!("{} lies on none of the images", place.shown());
                 return Err(Error::new(ErrorKind::InvalidInput, what)
@@ -76,12 +93,12 @@ pub(super) fn open_window(
         }
     }
     let limit = window.freeze_limit.unwrap_or(FREEZE_LIMIT);
-    let own = [repository.store.local_path(), repository.host.folder()];
-    let own = own.into_iter().flatten().map(Path::to_owned);
+    let places = [repository.store.local_path(), repository.host.folder()];
+    let places = places.into_iter().flatten().map(Path::to_owned);
     let images = images.iter().filter_map(|image| image.file()).map(Path::to_owned);
     let scratch = window.scratch_dir.clone().unwrap_or_else(|| SCRATCH_DIR.into());
-    let forbidden: Vec<PathBuf> = own.chain(images).chain([scratch]).collect();
-    Window::open(&freezes, machine, limit, &forbidden, context)
+    let forbidden: Vec<PathBuf> = places.chain(images).chain([scratch]).collect();
+    Window::open(&freezes, own, machine, limit, &forbidden, context)
 }
 
 fn is_on(place: &Path, image: &ImageUri) -> bool {

@@ -11,7 +11,7 @@ use crate::base::error::{Error, ErrorKind, Result, best_effort};
 use crate::base::events::{Context, WarningId};
 use crate::base::message::{Setting, message};
 use crate::image::{ImageUri, LiveImage};
-use crate::ops::snapshot::around::{open_window, thaw};
+use crate::ops::snapshot::around::{AgentOf, open_window, thaw};
 use crate::ops::snapshot::distinct::check_distinct;
 use crate::ops::snapshot::take::{Begun, begin, policy_for, warn_of_policy};
 use crate::ops::snapshot::types::moment::Moment;
@@ -56,7 +56,7 @@ pub fn run(
     taken
 }
 
-fn take(
+pub(super) fn take(
     repository: &Repository,
     name: Option<&str>,
     writers: &mut [&mut Writer],
@@ -156,7 +156,7 @@ fn begin_all<'a>(
 ) -> Result<Vec<Begun<'a>>> {
     let request = lives.first().map(|(_, request)| request.window.clone()).unwrap_or_default();
     let images: Vec<&ImageUri> = images.iter().collect();
-    let mut window = open_window(repository, &request, &images, None, None, context)?;
+    let mut window = open_window(repository, &request, &images, AgentOf::Nobody, None, context)?;
     window.freeze(context)?;
     let both = writers.iter().zip(lives);
     let begun: Result<Vec<_>> =

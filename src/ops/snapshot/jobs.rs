@@ -3,9 +3,10 @@
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::events::Context;
 use crate::base::message::{Setting, message};
+use crate::image::MachinePlace;
 use crate::ops::snapshot::around::hooked;
 use crate::ops::snapshot::types::{SnapshotOutcome, SnapshotRequest};
-use crate::ops::snapshot::{self, group, machine};
+use crate::ops::snapshot::{self, domain, group, machine};
 use crate::repo::Repository;
 use std::slice::from_ref;
 
@@ -75,7 +76,14 @@ fn at_one_time(
     let machine = requests.iter().find_map(|request| request.image.machine().zip(Some(request)));
     match (machine, requests) {
         (None, _) => group::run(repository, name, requests, context),
-        (Some((uri, request)), [_]) => machine::run(repository, name, uri, request, context),
+        (Some((uri, request)), [_]) => match &uri.place {
+            MachinePlace::Qmp(socket) => {
+                machine::run(repository, name, uri, socket, request, context)
+            }
+            MachinePlace::Domain(domain) => {
+                domain::run(repository, name, uri, domain, request, context)
+            }
+        },
         (Some((uri, _)), _) => {
             let what = format!("{uri} cannot be in one group with other images");
             Err(Error::new(ErrorKind::InvalidInput, what).hint(message![

@@ -8,26 +8,23 @@
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::events::{Context, WarningId};
 use crate::base::message::{Setting, Verb, message};
-use crate::image::nbd::{NbdDisk, NbdOptions};
-use crate::image::{Disk, ImageUri, LiveImage, MachineUri};
+use crate::image::{ImageUri, MachineUri};
 use crate::machine::{
-    Fleece, FleeceOptions, Freeze, Inserted, Machine, MachineDisk, Member, RunState, find_agent,
+    FleeceOptions, Freeze, Inserted, Machine, MachineDisk, Member, RunState, find_agent,
 };
-use crate::ops::snapshot::around::{SCRATCH_DIR, open_window, thaw};
-use crate::ops::snapshot::group::{
-    Became, borrowed, draw, finish, give_up, is_group, open_writers,
-};
+use crate::ops::snapshot::around::{AgentOf, SCRATCH_DIR, open_window, thaw};
+use crate::ops::snapshot::group::{Became, borrowed, draw, finish, give_up, open_writers};
+use crate::ops::snapshot::of_machine::{chosen, group_name, open_all, refuse_of_file, request_of};
 use crate::ops::snapshot::take::{Begun, begin, policy_for, warn_of_policy};
-use crate::ops::snapshot::types::moment::{Moment, Told};
-use crate::ops::snapshot::types::{SnapshotOutcome, SnapshotRequest, Window, name_of};
-use crate::ops::snapshot::{Named, check_source, named};
+use crate::ops::snapshot::types::{SnapshotOutcome, SnapshotRequest, Window};
+use crate::ops::snapshot::{Named, check_source};
 use crate::repo::Repository;
 use crate::repo::group::check_group_name;
-use crate::repo::live_file::{known_as, source_of};
+use crate::repo::live_file::source_of;
 use crate::repo::manifest::{Group, SnapshotPlace};
 use crate::repo::session::Writer;
-use crate::tracking::{ChangeList, Consistency};
-use std::path::PathBuf;
+use crate::tracking::Consistency;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use uuid::Uuid;
 
@@ -42,14 +39,14 @@ pub(super) fn run(
     repository: &Repository,
     name: Option<&str>,
     uri: &MachineUri,
+    socket: &Path,
     request: &SnapshotRequest,
     context: &Context,
 ) -> Result<Vec<SnapshotOutcome>> {
     refuse_of_file(request)?;
-    let known = known_as(&ImageUri::Machine(uri.clone()))?;
-    let uri = known.machine().unwrap_or(uri).clone();
+    let uri = uri.absolute()?;
     name.map_or(Ok(()), check_group_name)?;
-    let mut machine = Machine::connect(&uri.socket, context)?;
+    let mut machine = Machine::connect(socket, context)?;
     if machine.is_detached()? {
         let what =
             format!("a rollback of {uri} was interrupted, and it has not got its disks back");
@@ -70,22 +67,18 @@ pub(super) fn run(
     if machine.recover(context)? {
         context.note(format!("{uri}: what an earlier run had left was taken away"));
     }
-    let disks = chosen(machine.disks()?, &uri)?;
+    let is_called = |disk: &MachineDisk, name: &str| disk.is_called(name);
+    let disks = chosen(machine.disks()?, &uri, is_called, |disk| disk.name.clone())?;
     let requests: Result<Vec<_>> =
-        disks.iter().map(|disk| request_of(repository, &uri, disk, request)).collect();
+        disks.iter().map(|disk| request_of(repository, &uri, &disk.name, request)).collect();
     let requests = requests?;
     let names: Vec<&Named> = requests.iter().map(|(named, _)| named).collect();
     names.iter().for_each(|named| warn_of_policy(repository, &named.name, context));
     let mut writers = open_writers(repository, &names, context)?;
-    let group_name = name.map(str::to_owned).or_else(|| request.name.clone());
-    let group_name = match group_name {
-        Some(name) => name,
-        None => name_of(&ImageUri::Machine(uri.clone().whole()))?,
-    };
-    // One disk is a group of its own if somebody calls it one.
-    let group_name = Some(group_name.as_str()).filter(|_| name.is_some() || disks.len() > 1);
+    let group_name = group_name(name, request, &uri, disks.len())?;
     let mut refs = borrowed(&mut writers);
-    let taken = take(repository, machine, group_name, &mut refs, disks, &requests, context);
+    let taken =
+        take(repository, machine, group_name.as_deref(), &mut refs, disks, &requests, context);
     if taken.is_err() {
         give_up(repository, writers);
     }
@@ -100,61 +93,6 @@ pub(super) fn run(
         member.user = (inserted.state != RunState::Off).then(|| "QEMU".to_owned());
     }
     Ok(members)
-}
-
-/// What is of a file.
-fn refuse_of_file(request: &SnapshotRequest) -> Result<()> {
-    let given = [
-        (request.base_image.is_some(), Setting::BaseImage),
-        (request.base_of.is_some(), Setting::BaseOf),
-        (request.find_base, Setting::FindBase),
-        (request.of.is_some(), Setting::Of),
-        (request.format.is_some(), Setting::Format),
-        (request.via_qemu, Setting::ViaQemu),
-        (request.bitmap().is_some(), Setting::Bitmap),
-        (request.changed.is_some(), Setting::Changed),
-        (request.dry_run, Setting::DryRun),
-    ];
-    let Some((_, setting)) = given.into_iter().find(|(is_given, _)| *is_given) else {
-        return Ok(());
-    };
-    let what = "the disks of a machine are as the machine says";
-    Err(Error::new(ErrorKind::InvalidInput, what).hint(message!["leave ", setting, " out"]))
-}
-
-/// The disks that are meant.
-fn chosen(disks: Vec<MachineDisk>, uri: &MachineUri) -> Result<Vec<MachineDisk>> {
-    let known: Vec<String> = disks.iter().map(|disk| disk.name.clone()).collect();
-    let chosen: Vec<MachineDisk> = match &uri.disk {
-        None => disks,
-        Some(name) => disks.into_iter().filter(|disk| disk.is_called(name)).collect(),
-    };
-    if !chosen.is_empty() {
-        return Ok(chosen);
-    }
-    let whole = uri.clone().whole();
-    let error = |what| Error::new(ErrorKind::NotFound, what);
-    Err(match (&uri.disk, known.is_empty()) {
-        (Some(disk), false) => error(format!("{whole} has no disk \"{}\"", disk.escape_debug()))
-            .hint(format!("it has {}", known.join(", "))),
-        _ => error(format!("{whole} has no disk that can be written to")),
-    })
-}
-
-/// One disk of the machine, by the name that it has in the repository.
-fn request_of(
-    repository: &Repository,
-    uri: &MachineUri,
-    disk: &MachineDisk,
-    request: &SnapshotRequest,
-) -> Result<(Named, SnapshotRequest)> {
-    let image = ImageUri::Machine(uri.with_disk(&disk.name));
-    let name = match (&request.name, &uri.disk) {
-        (Some(name), None) => Some(format!("{name}-{}", disk.name.replace('/', "-"))),
-        (name, _) => name.clone(),
-    };
-    let request = SnapshotRequest { image, name, ..request.clone() };
-    Ok((named(repository, &request)?, request))
 }
 
 /// From the point in time to the commits.
@@ -183,7 +121,7 @@ fn take(
         may_stop: !around.one_by_one,
     };
     let images: Vec<&ImageUri> = requests.iter().map(|(named, _)| &named.image).collect();
-    let agent = find_agent_for(&mut machine, &around)?;
+    let agent = find_agent_for(&mut machine, &around)?.map_or(AgentOf::Nobody, AgentOf::Socket);
     let monitor = machine.socket().try_clone_to_owned();
     let monitor = monitor.map_err(|e| Error::io("cannot duplicate a descriptor", e))?;
     let mut fleece = machine.prepare(members, options, context)?;
@@ -202,7 +140,8 @@ fn take(
     let limits = policies.iter().filter_map(|policy| policy.limit_read);
     let lowest = limits.min_by_key(|limit| limit.bytes());
     let context = &context.clone().with_read_limit(lowest);
-    let lives = open_all(&mut fleece, &group, consistency, requests, context);
+    let exported = fleece.export();
+    let lives = exported.and_then(|disks| open_all(disks, &group, consistency, requests, context));
     let taken = lives.and_then(|lives| {
         let begun: Result<Vec<Begun<'_>>> = writers
             .iter()
@@ -288,32 +227,4 @@ fn members(writers: &[&mut Writer], group: &Group, disks: Vec<MachineDisk>) -> V
         }
     };
     disks.into_iter().zip(writers).zip(&group.members).map(of).collect()
-}
-
-/// The disks as they were at the point in time.
-fn open_all(
-    fleece: &mut Fleece,
-    group: &Group,
-    consistency: Consistency,
-    requests: &[(Named, SnapshotRequest)],
-    context: &Context,
-) -> Result<Vec<(LiveImage, SnapshotRequest)>> {
-    let exported = fleece.export()?;
-    let mut opened = Vec::new();
-    for ((disk, (named, request)), place) in exported.into_iter().zip(requests).zip(&group.members)
-    {
-        let bitmap = disk.since.as_ref().ok().map(|(_, name)| name.clone());
-        let has_bitmap = bitmap.is_some();
-        let name = Some(named.image.to_string());
-        let options = NbdOptions { bitmap, name, ..NbdOptions::default() };
-        let disk_now = NbdDisk::open(&disk.uri, options, context)?;
-        let ranges = if has_bitmap { disk_now.bitmap_ranges()? } else { Vec::new() };
-        let changes = disk.since.map(|(since, _)| (since, ChangeList::of(ranges)));
-        let group = is_group(group).then(|| group.clone());
-        let told = Some(Told { consistency, changes });
-        let moment = Some(Moment { id: place.snapshot, group, told });
-        let live = LiveImage::held(Disk::Nbd(disk_now));
-        opened.push((live, SnapshotRequest { moment, ..request.clone() }));
-    }
-    Ok(opened)
 }

@@ -17,7 +17,9 @@ use crate::repo::change::commit_change;
 use crate::repo::garbage::collect_garbage;
 use crate::repo::live_file::{keep_head, record_head, record_live_file, record_live_file_at};
 use crate::repo::live_format::is_read_as_before;
-use crate::repo::manifest::{Manifest, Pending, Snapshot, Timings, changed_meanwhile, pin_object};
+use crate::repo::manifest::{
+    Attachment, Manifest, ManifestDigest, Pending, Snapshot, Timings, changed_meanwhile, pin_object,
+};
 use crate::repo::policy::SnapshotPolicy;
 use crate::repo::session::Writer;
 use crate::repo::uploads::Uploads;
@@ -211,8 +213,12 @@ impl ReadSnapshot<'_> {
             keep_head(repository, writer, context);
         }
         let had_pending = !writer.manifest.pending.is_empty();
-        let published =
-            uploads.publish().and_then(|_| commit_snapshot(repository, writer, &snapshot, live));
+        let attached = attach(repository, &name, &request.attachments);
+        let published = attached.and_then(|attachments| {
+            snapshot.attachments = attachments;
+            uploads.publish()?;
+            commit_snapshot(repository, writer, &snapshot, live)
+        });
         if published.is_err() && snapshot.tracker.is_some() {
             tracker.aborted(recorded(&writer.manifest), context);
         }
@@ -239,6 +245,21 @@ fn recorded(manifest: &Manifest) -> Option<Uuid> {
     manifest.newest_clone().map(|(snapshot, _)| snapshot.id)
 }
 
+/// Puts what goes with a snapshot beside its files.
+fn attach(
+    repository: &Repository,
+    name: &str,
+    attachments: &[(String, Vec<u8>)],
+) -> Result<Vec<Attachment>> {
+    let put = |(title, bytes): &(String, Vec<u8>)| {
+        let object = format!("{}.attachment", Uuid::new_v4());
+        repository.store.put_if_absent(&format!("{name}/{object}"), bytes)?;
+        let (bytes, digest) = (bytes.len() as u64, ManifestDigest::of(bytes));
+        Ok(Attachment { name: title.clone(), object, bytes, digest })
+    };
+    attachments.iter().map(put).collect()
+}
+
 fn commit_snapshot(
     repository: &Repository,
     writer: &mut Writer,
@@ -251,7 +272,8 @@ fn commit_snapshot(
     let source = writer.head.source.clone();
     let Manifest { host, source: linked, .. } = writer.manifest.clone();
     let is_half_written = writer.manifest.rollback.is_some();
-    let files: Vec<&str> = snapshot.files().map(String::as_str).collect();
+    let attached = snapshot.attachments.iter().map(|attachment| &attachment.object);
+    let files: Vec<&str> = snapshot.files().chain(attached).map(String::as_str).collect();
     commit_change(repository, writer, &files, |next| {
         // It may have its number already, and what was interrupted before it is of no more use.
         let is_its = |pending: &Pending| pending.id == snapshot.id;

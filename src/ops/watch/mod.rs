@@ -98,11 +98,11 @@ fn names_in(repository: &Repository, of: &SnapshotRequest, context: &Context) ->
     let Some(machine) = of.image.machine().filter(|machine| machine.disk.is_none()) else {
         return vec![name_in(of)];
     };
-    let socket = std::path::absolute(&machine.socket).unwrap_or_else(|_| machine.socket.clone());
+    let machine = machine.absolute().unwrap_or_else(|_| machine.clone());
     let is_of = |name: &String| {
         read(repository, name, context).is_ok_and(|reader| {
             let source = reader.head().source.as_ref().and_then(ImageUri::machine);
-            source.is_some_and(|source| source.socket == socket)
+            source.is_some_and(|source| source.place == machine.place)
         })
     };
     repository.names().unwrap_or_default().into_iter().filter(is_of).collect()

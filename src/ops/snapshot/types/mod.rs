@@ -92,6 +92,8 @@ pub struct SnapshotRequest {
     pub(crate) pinned: Option<BaseOf>,
     /// What is known of it as one of several.
     pub(crate) moment: Option<Moment>,
+    /// What goes with it and is not of the image: names and bytes.
+    pub(crate) attachments: Vec<(String, Vec<u8>)>,
 }
 
 impl SnapshotRequest {

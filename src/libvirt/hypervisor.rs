@@ -1,0 +1,126 @@
+//! Which domains there are.
+
+use super::definition::Definition;
+use super::domain::Domain;
+use super::parts;
+use super::virsh::{Virsh, nonsense};
+use crate::base::error::{Error, ErrorKind, Result, best_effort};
+use crate::base::events::Context;
+use crate::base::message::{Action, message};
+use crate::image::DomainName;
+use crate::image::qemu::PrivateFolder;
+use uuid::Uuid;
+
+/// A libvirt of this host, which runs machines by QEMU.
+#[derive(Debug, Clone)]
+pub struct Hypervisor {
+    virsh: Virsh,
+    connect: Option<String>,
+}
+
+impl Hypervisor {
+    /// Connects to one: to the one of a URI, or to libvirt's default.
+    ///
+    /// # Errors
+    /// `Unsupported` without `virsh`, for a hypervisor of another host, and for one that is not QEMU;
+    /// `Unavailable` or `Auth` if it does not answer.
+    pub fn connect(connect: Option<&str>, context: &Context) -> Result<Self> {
+        let virsh = Virsh::new(connect);
+        let said = virsh.ask(&["uri"], context)?;
+        let uri = said.trim();
+        let refuse = |what: String, hint: &'static str| {
+            Err(Error::new(ErrorKind::Unsupported, what).hint(hint))
+        };
+        let (scheme, rest) = uri.split_once("://").unwrap_or((uri, ""));
+        let host = rest.split(['/', '?']).next().unwrap_or_default();
+        if !matches!(host, "" | "localhost") {
+            let what = format!("{uri} is on another host, whose disks cannot be read from here");
+            return refuse(what, "run imgsnap there, with a repository on a server");
+        }
+        if !matches!(scheme.split('+').next(), Some("qemu")) {
+            let what = format!("{uri} runs no machines by QEMU, whose dirty bitmaps are needed");
+            return refuse(what, "snapshot the image files themselves");
+        }
+        Ok(Self { virsh, connect: connect.map(str::to_owned) })
+    }
+
+    /// All domains, in the order of their names.
+    ///
+    /// # Errors
+    /// As of [`Self::connect`].
+    pub fn domains(&self, context: &Context) -> Result<Vec<(DomainName, Uuid)>> {
+        let said = self.virsh.ask(&["list", "--all", "--uuid", "--name"], context)?;
+        let mut domains = Vec::new();
+        for line in said.lines().map(str::trim).filter(|line| !line.is_empty()) {
+            let (uuid, name) = line.split_once(' ').unwrap_or((line, ""));
+            let name = DomainName::new(name.trim_start(), self.connect.as_deref())?;
+            let uuid = Uuid::try_parse(uuid).map_err(|_| nonsense("list"))?;
+            domains.push((name, uuid));
+        }
+        domains.sort();
+        Ok(domains)
+    }
+
+    /// The domain of a name. Afterwards it is known by its UUID: a name may look like an option, or a number.
+    ///
+    /// # Errors
+    /// `NotFound` with those that there are.
+    pub fn domain(&self, name: &str, context: &Context) -> Result<Domain> {
+        let all = self.domains(context)?;
+        if let Some((name, uuid)) = all.iter().find(|(known, _)| known.name == name) {
+            return Ok(Domain::new(self.virsh.clone(), name.clone(), *uuid));
+        }
+        let what = format!("libvirt has no domain \"{}\"", name.escape_debug());
+        let known: Vec<&str> = all.iter().map(|(known, _)| known.name.as_str()).collect();
+        let hint = match known.as_slice() {
+            [] => message!["it has none at all here: name the hypervisor, and ", Action::Retry],
+            known => message!["it has ", known.join(", ")],
+        };
+        Err(Error::new(ErrorKind::NotFound, what).hint(hint))
+    }
+
+    /// Defines a domain, with the state of its TPM: names of files, each in a folder (`tpm2:NAME`), and
+    /// bytes.
+    ///
+    /// # Errors
+    /// What libvirt refuses; of the operating system. Then nothing is left.
+    pub fn define(&self, xml: &str, tpm: Vec<(String, Vec<u8>)>) -> Result<()> {
+        let folder = PrivateFolder::create()?;
+        let file = folder.file("domain.xml", xml.as_bytes())?;
+        let failed = |what| Error::new(ErrorKind::Internal, what);
+        let path = file.to_str().ok_or_else(|| failed("a path that is no UTF-8"))?;
+        let said = self.virsh.change(&["define", path])?;
+        let name = Definition::name_in(xml)?;
+        let all = self.domains(&Context::silent())?;
+        let uuid = all.iter().find(|(known, _)| known.name == name);
+        let uuid = uuid.map(|(_, uuid)| uuid.to_string()).ok_or_else(|| nonsense(said.trim()))?;
+        let placed = parts::place_tpm(&uuid, &tpm);
+        if placed.is_err() {
+            best_effort(self.virsh.change(&["undefine", &uuid, "--nvram"]));
+        }
+        placed
+    }
+
+    /// The domains that a pattern of a shell matches; one that is called so is meant alone.
+    ///
+    /// # Errors
+    /// `InvalidInput` for a pattern that is none; `NotFound` if none matches.
+    pub fn matching(&self, pattern: &str, context: &Context) -> Result<Vec<DomainName>> {
+        let all: Vec<DomainName> =
+            self.domains(context)?.into_iter().map(|(name, _)| name).collect();
+        if let Some(same) = all.iter().find(|known| known.name == pattern) {
+            return Ok(vec![same.clone()]);
+        }
+        let matcher = glob::Pattern::new(pattern).map_err(|e| {
+            Error::new(ErrorKind::InvalidInput, format!("\"{pattern}\" is no pattern: {}", e.msg))
+        })?;
+        let found: Vec<_> = all.into_iter().filter(|known| matcher.matches(&known.name)).collect();
+        match found.is_empty() {
+            false => Ok(found),
+            true => {
+                let what = format!("no domain matches \"{}\"", pattern.escape_debug());
+                Err(Error::new(ErrorKind::NotFound, what))
+            }
+        }
+    }
+}
