@@ -46,7 +46,7 @@ impl DomainAgent {
     pub fn new(domain: &Domain, context: &Context) -> Result<Self> {
         let failed = |e| Error::io("cannot start the shell that thaws", e);
         let (socket, theirs) = UnixStream::pair().map_err(failed)?;
-        let virsh = domain.virsh.command();
+        let virsh = domain.virsh.talkative();
         let mut shell = Command::new("sh");
         shell.args(["-c", SCRIPT, "sh"]).arg(virsh.get_program()).args(virsh.get_args());
         shell.args(["domfsthaw", &domain.uuid]).current_dir("/");
@@ -88,7 +88,10 @@ impl GuestAgent for DomainAgent {
             let said = error.without_advice();
             let is_meant = |words: &[&str]| words.iter().any(|word| said.contains(word));
             let named = |kind| Error::new(kind, format!("{}: {said}", self.name));
-            if error.kind() == ErrorKind::Unavailable || is_meant(&["not responding", "timeout"]) {
+            // It was done, or may be yet.
+            let is_unclear = is_meant(&["not responding", "timeout", "makes no sense"]);
+            let was_asked = !is_meant(&["not connected"]);
+            if was_asked && (error.kind() == ErrorKind::Unavailable || is_unclear) {
                 self.may_be_frozen = true;
                 return named(ErrorKind::Unavailable);
             }

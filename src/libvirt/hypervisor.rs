@@ -89,11 +89,11 @@ impl Hypervisor {
         let file = folder.file("domain.xml", xml.as_bytes())?;
         let failed = |what| Error::new(ErrorKind::Internal, what);
         let path = file.to_str().ok_or_else(|| failed("a path that is no UTF-8"))?;
-        let said = self.virsh.change(&["define", path])?;
+        self.virsh.change(&["define", path])?;
         let name = Definition::name_in(xml)?;
         let all = self.domains(&Context::silent())?;
         let uuid = all.iter().find(|(known, _)| known.name == name);
-        let uuid = uuid.map(|(_, uuid)| uuid.to_string()).ok_or_else(|| nonsense(said.trim()))?;
+        let uuid = uuid.map(|(_, uuid)| uuid.to_string()).ok_or_else(|| nonsense("define"))?;
         let placed = parts::place_tpm(&uuid, &tpm);
         if placed.is_err() {
             best_effort(self.virsh.change(&["undefine", &uuid, "--nvram"]));

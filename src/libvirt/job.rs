@@ -1,7 +1,7 @@
 //! The job that a domain has under way: at most one, whoever began it.
 
 use super::definition::child;
-use super::domain::Domain;
+use super::domain::{Domain, DomainState};
 use super::names;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::events::Context;
@@ -48,7 +48,11 @@ impl Domain {
 
     /// What it does besides running, as libvirt calls it.
     pub(super) fn operation(&self, context: &Context) -> Result<Option<String>> {
-        let said = self.virsh.ask(&["domjobinfo", &self.uuid], context)?;
+        let said = match self.virsh.ask(&["domjobinfo", &self.uuid], context) {
+            // It was shut off meanwhile.
+            Err(_) if self.state(context)? == DomainState::Off => return Ok(None),
+            other => other?,
+        };
         let of = |name: &str| {
             let line = said.lines().find_map(|line| line.strip_prefix(name));
             line.map(|rest| rest.trim().to_owned())

@@ -53,18 +53,17 @@ impl Virsh {
         self.run(arguments, CHANGE, None)
     }
 
-    /// The same within a time.
+    /// The same within a time, with what it tells of what was done.
     ///
     /// # Errors
     /// As of [`Self::ask`].
     pub fn change_within(&self, arguments: &[&str], limit: Duration) -> Result<String> {
-        self.run(arguments, limit, None)
+        self.run_by(self.talkative(), arguments, limit, None)
     }
 
     /// The command line before the words of a command.
-    pub fn command(&self) -> Command {
+    pub fn talkative(&self) -> Command {
         let mut command = Command::new(PROGRAM);
-        command.arg("-q");
         if let Some(uri) = &self.connect {
             command.args(["-c", uri]);
         }
@@ -80,8 +79,19 @@ impl Virsh {
         limit: Duration,
         context: Option<&Context>,
     ) -> Result<String> {
+        let mut command = self.talkative();
+        command.arg("-q");
+        self.run_by(command, arguments, limit, context)
+    }
+
+    fn run_by(
+        &self,
+        mut command: Command,
+        arguments: &[&str],
+        limit: Duration,
+        context: Option<&Context>,
+    ) -> Result<String> {
         let verb = arguments.first().copied().unwrap_or_default();
-        let mut command = self.command();
         command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped());
         // Ctrl-C is for us, who see to it that nothing is left half done.
         command.process_group(0);

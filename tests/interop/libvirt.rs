@@ -206,5 +206,27 @@ fn a_domain_is_rolled_back_while_it_is_off_and_made_anew_from_the_repository_alo
     let run = make("copy");
     assert_eq!(run.code(), Some(1));
     run.says("there is a domain \"copy\"; choose another name");
+    // The variables of its firmware go with it.
+    let nvram = host.lab.path("vars.fd");
+    std::fs::write(&nvram, "variables").unwrap();
+    let xml = std::fs::read_to_string(host.lab.path("new.xml")).unwrap().replace(
+        "hvm</type>",
+        &format!(
+            "hvm</type><loader readonly='yes' type='pflash'>/usr/share/OVMF/OVMF_CODE.fd</loader>\
+             <nvram template='/usr/share/OVMF/OVMF_VARS.fd'>{nvram}</nvram>"
+        ),
+    );
+    host.virsh(&["destroy", "new"]);
+    std::fs::write(host.lab.path("new.xml"), xml).unwrap();
+    host.virsh(&["undefine", "new"]);
+    host.virsh(&["define", &host.lab.path("new.xml")]);
+    host.run(&["snapshot", "libvirt:new"]).done();
+    let pool = host.lab.path("pool");
+    let made = ["restore", "libvirt:new@latest", "--define", "other", "--pool", &pool, "--same"];
+    host.virsh(&["undefine", "new", "--keep-nvram"]);
+    host.run(&made).done();
+    assert_eq!(std::fs::read(format!("{pool}/other_VARS.fd")).unwrap(), b"variables");
+    assert!(host.virsh(&["dumpxml", "other"]).contains(&format!("{pool}/other_VARS.fd")));
+    host.lab.run(&["verify"]).done();
     host.run(&["restore", "libvirt:web@2", "-o", "x"]).fails(1).says("--define NAME --pool DIR");
 }

@@ -3,7 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that fails says where")]
 
 use crate::kit::*;
-use crate::libvirt_kit::Host;
+use crate::libvirt_kit::{Domain, Host};
+use crate::random::Random;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::os::unix::fs::PermissionsExt;
@@ -43,52 +44,155 @@ fn a_scratch_file_that_is_used_up_costs_the_snapshot_and_never_a_write() {
     host.newest_is(&vm, "after a full scratch file");
 }
 
+/// What somebody does between two snapshots, or in the middle of one.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Turn {
+    /// Nothing: the next is an increment.
+    Quiet,
+    /// imgsnap is killed after so many milliseconds.
+    KillUs(u64),
+    /// libvirtd is killed so many milliseconds after imgsnap has begun.
+    KillLibvirtd(u64),
+    /// QEMU is killed.
+    KillQemu,
+    /// ... or ended by libvirt.
+    Destroy,
+    /// The domain is undefined, and defined again.
+    Undefine,
+    /// Somebody takes a snapshot that makes libvirt write to another file.
+    External,
+    /// The disk becomes longer.
+    Resize,
+}
+
+impl Turn {
+    /// Each once, as the short test does it.
+    const ALL: [Self; 16] = [
+        Self::Quiet,
+        Self::KillUs(60),
+        Self::KillUs(140),
+        Self::KillUs(220),
+        Self::KillUs(300),
+        Self::KillUs(380),
+        Self::KillUs(460),
+        Self::KillUs(540),
+        Self::KillLibvirtd(250),
+        Self::Destroy,
+        Self::Undefine,
+        Self::KillQemu,
+        Self::Quiet,
+        Self::External,
+        Self::Resize,
+        Self::Quiet,
+    ];
+
+    fn random(random: &mut Random) -> Self {
+        match random.below(9) {
+            0 => Self::Quiet,
+            1..=3 => Self::KillUs(random.below(700)),
+            4 => Self::KillLibvirtd(random.below(500)),
+            5 => Self::KillQemu,
+            6 => Self::Destroy,
+            7 => [Self::Undefine, Self::Resize][random.below(2) as usize],
+            _ => Self::External,
+        }
+    }
+
+    /// True if the bitmap has gone with it, or may have: all is read.
+    fn loses_bitmap(self) -> bool {
+        matches!(self, Self::KillQemu | Self::External | Self::Resize)
+    }
+}
+
+/// `IMGSNAP_DOMAINS=20`: so many domains, with so many increments each.
+fn domains() -> Option<u64> {
+    std::env::var("IMGSNAP_DOMAINS").ok().map(|count| count.parse().unwrap())
+}
+
 #[test]
 fn whoever_is_killed_and_whatever_others_do_an_increment_is_what_a_full_read_gives() {
     let host = need!(Host::start());
     let place = host.scratch();
-    let mut vm = host.domain("web", &[("qcow2", 16), ("raw", 4)]);
-    host.write(&mut vm, 0, 1, 0, 4 * MIB);
-    let args = ["snapshot", "libvirt:web", "--json", "--scratch-dir", &place];
-    let mut turn = 1_u8;
-    let mut check = |vm: &mut crate::libvirt_kit::Domain, what: &str| {
-        turn += 1;
-        for disk in 0..2 {
-            host.write(vm, disk, turn, u64::from(turn) * 100_000, 50_000);
+    let seed = 20261129;
+    let mut random = Random(seed);
+    for number in 0..domains().unwrap_or(1) {
+        let name = format!("web{number}");
+        let mut vm = host.domain(&name, &[("qcow2", 16), ("raw", 4)]);
+        let turns = match domains() {
+            None => Turn::ALL.to_vec(),
+            Some(count) => (0..count).map(|_| Turn::random(&mut random)).collect(),
+        };
+        host.write(&mut vm, 0, 1, 0, 4 * MIB);
+        host.snapshot(&vm, &["--scratch-dir", &place]);
+        let (mut hinted, mut overlays) = (0, 0);
+        for (index, turn) in turns.iter().enumerate() {
+            let what = format!("seed {seed}, {name}, turn {index}: {turn:?}");
+            done(&host, &mut vm, *turn, &mut overlays);
+            for disk in 0..2 {
+                let byte = (index % 200 + 2) as u8;
+                host.write(&mut vm, disk, byte, random.below(3 * MIB / 512) * 512, 50_000);
+            }
+            let taken = host.snapshot(&vm, &["--scratch-dir", &place]);
+            host.newest_is(&vm, &what);
+            host.is_tidy(&vm, &what);
+            let has_hint = taken[0]["hint"]["kind"] == "bitmap";
+            assert!(has_hint || turn.loses_bitmap(), "{what}: {taken:#?}");
+            hinted += usize::from(has_hint);
         }
-        let taken = host.snapshot(vm, &["--scratch-dir", &place]);
-        host.newest_is(vm, what);
-        host.is_tidy(vm, what);
-        taken[0]["hint"]["kind"] == "bitmap"
-    };
-    assert!(!check(&mut vm, "base") && check(&mut vm, "increment"));
-    // We are killed, at whatever moment.
-    for pause in [60, 120, 180, 240, 300, 360, 420, 480, 540, 600] {
-        let run = Started::spawn(host.command(&args));
-        std::thread::sleep(Duration::from_millis(pause));
-        run.signal(Signal::SIGKILL);
-        run.wait();
-        assert!(check(&mut vm, &format!("killed after {pause} ms")));
+        println!("{name}: {} increments, {hinted} by a checkpoint", turns.len());
+        host.virsh(&["destroy", &name]);
     }
-    // libvirtd is killed, in the middle and before.
-    let run = Started::spawn(host.command(&args));
-    std::thread::sleep(Duration::from_millis(250));
-    host.restart();
-    run.wait();
-    assert!(check(&mut vm, "libvirtd killed"));
-    // QEMU is killed: its bitmaps are gone, and all is read.
-    kill(Pid::from_raw(host.qemu(&vm)), Signal::SIGKILL).unwrap();
-    assert!(wait_until(|| host.virsh(&["domstate", "web"]).contains("shut off")));
-    host.start_domain("web");
-    assert!(!check(&mut vm, "QEMU killed") && check(&mut vm, "the next"));
-    // Somebody takes a snapshot of another kind, and resizes the disk.
-    let overlay = format!("vda,file={}", host.lab.path("overlay.qcow2"));
-    let external = ["snapshot-create-as", "web", "--disk-only", "--diskspec", &overlay];
-    host.virsh(&[&external[..], &["--diskspec", "vdb,snapshot=no", "--no-metadata"]].concat());
-    check(&mut vm, "an external snapshot");
-    host.virsh(&["blockresize", "web", "vda", "20M"]);
-    vm.contents[0].resize(20 << 20, 0);
-    check(&mut vm, "a longer disk");
-    assert!(check(&mut vm, "the last"));
     host.lab.run(&["verify"]).done();
+}
+
+/// Does it. Afterwards the machine runs.
+fn done(host: &Host, vm: &mut Domain, turn: Turn, overlays: &mut usize) {
+    let (name, place) = (vm.name.clone(), host.scratch());
+    let uri = format!("libvirt:{name}");
+    let args = ["snapshot", &uri, "--json", "--scratch-dir", &place];
+    let interrupted = |milliseconds: u64, interrupt: &dyn Fn(&Started)| {
+        let run = Started::spawn(host.command(&args));
+        std::thread::sleep(Duration::from_millis(milliseconds));
+        interrupt(&run);
+        run.wait();
+    };
+    let file = |overlays: usize| match overlays {
+        0 => host.disk(&name, 0),
+        more => host.lab.path(&format!("{name}-overlay-{more}.qcow2")),
+    };
+    match turn {
+        Turn::Quiet => {}
+        Turn::KillUs(after) => interrupted(after, &|run| run.signal(Signal::SIGKILL)),
+        Turn::KillLibvirtd(after) => interrupted(after, &|_| host.restart()),
+        Turn::KillQemu => {
+            kill(Pid::from_raw(host.qemu(vm)), Signal::SIGKILL).unwrap();
+            let is_off = || host.virsh(&["domstate", &name]).contains("shut off");
+            assert!(wait_until(is_off));
+            host.start_domain(&name);
+        }
+        Turn::Destroy => {
+            host.virsh(&["destroy", &name]);
+            host.start_domain(&name);
+        }
+        Turn::Undefine => {
+            let xml = host.virsh(&["dumpxml", &name, "--inactive"]);
+            std::fs::write(host.lab.path("again.xml"), xml).unwrap();
+            host.virsh(&["destroy", &name]);
+            host.virsh(&["undefine", &name, "--checkpoints-metadata"]);
+            host.virsh(&["define", &host.lab.path("again.xml")]);
+            host.start_domain(&name);
+        }
+        Turn::External => {
+            *overlays += 1;
+            let overlay = format!("vda,file={}", file(*overlays));
+            let external = ["snapshot-create-as", &name, "--disk-only", "--diskspec", &overlay];
+            let more = ["--diskspec", "vdb,snapshot=no", "--no-metadata"];
+            host.virsh(&[&external[..], &more].concat());
+        }
+        Turn::Resize => {
+            let bytes = vm.contents[0].len() + (1 << 20);
+            vm.contents[0].resize(bytes, 0);
+            host.virsh(&["blockresize", &name, "vda", &format!("{bytes}B")]);
+        }
+    }
 }

@@ -2,9 +2,11 @@
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that fails says where")]
 
+use crate::guest::Console;
 use crate::kit::*;
 use crate::server::Server;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
 use std::process::Command;
 
 /// libvirtd, and a lab whose files its machines may use.
@@ -82,18 +84,50 @@ impl Host {
                  <source file='{path}'/><target dev='{target}' bus='virtio'/></disk>"
             ));
         }
-        let xml = format!(
-            "<domain type='qemu'><name>{name}</name><memory unit='MiB'>32</memory><vcpu>1</vcpu>\
-             <os><type arch='x86_64' machine='pc'>hvm</type></os><features><acpi/></features>\
-             <devices>{xml}</devices></domain>"
-        );
-        let file = self.lab.path(&format!("{name}.xml"));
-        std::fs::write(&file, xml).unwrap();
-        self.virsh(&["define", &file]);
+        self.define(name, 32, &xml);
         self.start_domain(name);
         let contents = disks.iter().map(|(_, mib)| vec![0; (mib * MIB) as usize]).collect();
         let formats = disks.iter().map(|(format, _)| (*format).to_owned()).collect();
         Domain { name: name.to_owned(), formats, contents }
+    }
+
+    fn define(&self, name: &str, mebibytes: u64, devices: &str) {
+        let xml = format!(
+            "<domain type='qemu'><name>{name}</name><memory unit='MiB'>{mebibytes}</memory><vcpu>1</vcpu>\
+             <os><type arch='x86_64' machine='pc'>hvm</type></os><features><acpi/></features>\
+             <cpu mode='maximum'/><devices>{devices}</devices></domain>"
+        );
+        let file = self.lab.path(&format!("{name}.xml"));
+        std::fs::write(&file, xml).unwrap();
+        self.virsh(&["define", &file]);
+    }
+
+    /// Defines a domain with a Linux, of which there is a disk in `guest`, and a guest agent.
+    #[track_caller]
+    pub fn guest(&self, name: &str, guest: &str) -> Console {
+        let (from, disk) = (format!("{guest}/disk.img"), self.disk(name, 0));
+        tool("qemu-img", &["convert", "-O", "qcow2", &from, &disk]);
+        let sockets = self.lab.path("sockets");
+        std::fs::create_dir(&sockets).unwrap();
+        std::fs::set_permissions(&sockets, PermissionsExt::from_mode(0o777)).unwrap();
+        let devices = format!(
+            "<disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='{disk}'/>\
+             <target dev='vda' bus='virtio'/></disk>\
+             <serial type='unix'><source mode='bind' path='{sockets}/serial'/></serial>\
+             <channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>"
+        );
+        self.define(name, 256, &devices);
+        self.boot(name)
+    }
+
+    /// Starts such a domain, and waits until it is up.
+    #[track_caller]
+    pub fn boot(&self, name: &str) -> Console {
+        self.start_domain(name);
+        let console = Console::new(UnixStream::connect(self.lab.path("sockets/serial")).unwrap());
+        self.virsh(&["resume", name]);
+        console.waits_for("GUEST-UP", 0);
+        console
     }
 
     pub fn disk(&self, name: &str, index: usize) -> String {

@@ -22,6 +22,7 @@ mod killed;
 mod kit;
 mod libvirt;
 mod libvirt_faults;
+mod libvirt_guest;
 mod libvirt_kit;
 mod machine;
 mod machine_faults;

@@ -13,6 +13,8 @@ mod qmp;
 mod ticks;
 
 #[allow(unused_imports, reason = "each test program uses a part")]
+pub use console::Console;
+#[allow(unused_imports, reason = "each test program uses a part")]
 pub use machine::{Guest, Machine};
 
 use crate::kit::{output, tools};
