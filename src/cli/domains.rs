@@ -25,6 +25,11 @@ pub fn connect(args: &mut Args) -> Result<()> {
         verb.images.push(ALL.parse()?);
     }
     let Some(connect) = args.connect.clone() else { return Ok(()) };
+    // The same one by another name is not another one.
+    if Hypervisor::is_default(&connect) {
+        args.connect = None;
+        return Ok(());
+    }
     let of = |image: &mut ImageUri| -> Result<()> {
         if let ImageUri::Machine(uri) = image {
             *uri = uri.connected_by(&connect)?;

@@ -121,6 +121,10 @@ pub fn run(
     if s.protected {
         rows.insert(1, ("protected", "yes: nothing drops it".into()));
     }
+    if !s.attachments.is_empty() {
+        let names: Vec<&str> = s.attachments.iter().map(|part| part.name.as_str()).collect();
+        rows.push(("with", names.join(", ")));
+    }
     if let Some(group) = group {
         rows.insert(3, ("group", group_text(group)));
     }

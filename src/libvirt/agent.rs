@@ -1,8 +1,8 @@
 //! The guest agent of a domain, which freezes the file systems in it: libvirt has the only connection to it.
 //!
 //! A shell that outlives us waits for the word to thaw, which it gets from the guard (`machine/guard.rs`). It
-//! thaws by `virsh`, and once more a second later: libvirt does a freeze that we had asked for, and that it
-//! had only just heard of, before it does that.
+//! thaws by `virsh`, as often as it takes, and once more a second later: libvirt does a freeze that we had
+//! asked for, and that it had only just heard of, before it does that.
 
 use super::domain::Domain;
 use super::virsh::nonsense;
@@ -10,6 +10,7 @@ use crate::base::error::{Error, ErrorKind, Result, best_effort};
 use crate::base::events::Context;
 use crate::base::message::{Action, message};
 use crate::machine::{GuestAgent, Undo, leave_unit};
+use std::io::Write;
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -25,7 +26,8 @@ const STEP: Duration = Duration::from_millis(200);
 const WORD: &[u8] = b"thaw\n";
 const ANSWER: &[u8] = b"imgsnap-thawed";
 /// What it does. Its arguments are those of `virsh`, and the domain.
-const SCRIPT: &str = "while read -r word; do \"$@\"; sleep 1; \"$@\"; echo imgsnap-thawed; done";
+const SCRIPT: &str = "while read -r word; do n=0; until \"$@\" || [ $n -ge 200 ]; do n=$((n + 1)); sleep 1; \
+                      done; sleep 1; \"$@\"; echo imgsnap-thawed; done";
 
 /// The guest agent of a domain.
 pub struct DomainAgent {
@@ -90,7 +92,7 @@ impl GuestAgent for DomainAgent {
             let named = |kind| Error::new(kind, format!("{}: {said}", self.name));
             // It was done, or may be yet.
             let is_unclear = is_meant(&["not responding", "timeout", "makes no sense"]);
-            let was_asked = !is_meant(&["not connected"]);
+            let was_asked = !is_meant(&["not connected", "synchronization"]);
             if was_asked && (error.kind() == ErrorKind::Unavailable || is_unclear) {
                 self.may_be_frozen = true;
                 return named(ErrorKind::Unavailable);
@@ -110,7 +112,11 @@ impl GuestAgent for DomainAgent {
         loop {
             match self.count("domfsthaw", PATIENCE) {
                 Ok(count) => return Ok(count > 0),
-                Err(error) if begun.elapsed() > PATIENCE => return Err(error.at(&self.name)),
+                Err(error) if begun.elapsed() > PATIENCE => {
+                    // The shell goes on with it when we have ended.
+                    best_effort((&self.socket).write_all(WORD));
+                    return Err(error.at(&self.name));
+                }
                 // The agent, or libvirt, may be starting again.
                 Err(_) => sleep(STEP),
             }
@@ -121,7 +127,11 @@ impl GuestAgent for DomainAgent {
 impl Drop for DomainAgent {
     fn drop(&mut self) {
         // It ends with the last descriptor, which a guard may have.
-        best_effort(self.socket.shutdown(Shutdown::Both));
-        best_effort(self.shell.wait());
+        best_effort(self.socket.shutdown(Shutdown::Write));
+        let begun = Instant::now();
+        // It may be at it still: then it ends by itself.
+        while begun.elapsed() < STEP && matches!(self.shell.try_wait(), Ok(None)) {
+            sleep(STEP / 100);
+        }
     }
 }

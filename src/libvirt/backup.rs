@@ -26,6 +26,8 @@ const STEP: Duration = Duration::from_millis(10);
 /// The folder in which QEMU makes its socket: anybody may, and nobody finds the names in it.
 const SOCKETS: &str = "s";
 const SOCKETS_MODE: u32 = 0o1733;
+/// The longest path of a socket that the kernel takes, in bytes.
+const MAX_SOCKET_BYTES: usize = 107;
 /// So many digits make a name that nobody guesses.
 const RANDOM: usize = 16;
 
@@ -37,6 +39,9 @@ pub struct BackupDisk {
     /// Its snapshots that can be relied on, the newest first.
     pub known: Vec<KnownSnapshot>,
 }
+
+/// What a disk was read from at a snapshot, by its target, as the repository has it.
+pub type SourceAt<'a> = dyn Fn(&str, Uuid) -> Option<String> + 'a;
 
 /// What becomes of the checkpoint that was made with a backup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,7 +87,8 @@ struct Watch {
 
 impl Domain {
     /// Makes everything ready for a backup, and begins nothing. `scratch_dir` is a folder, `images` are those
-    /// of the disks in the repository, `checkpoint` is the name of the new checkpoint.
+    /// of the disks in the repository, `checkpoint` is the name of the new checkpoint. `source_at` is asked
+    /// where libvirt does not know any more what it was made of.
     ///
     /// # Errors
     /// `LimitExceeded` without free space; of libvirt and of the operating system.
@@ -92,6 +98,7 @@ impl Domain {
         images: Vec<Uuid>,
         scratch_dir: &Path,
         checkpoint: &str,
+        source_at: &SourceAt<'_>,
         context: &Context,
     ) -> Result<Backup> {
         let lengths = self.lengths(context)?;
@@ -103,7 +110,7 @@ impl Domain {
         };
         let bytes = disks.iter().map(bytes_of).collect::<Result<Vec<u64>>>()?;
         let scratch = Scratch::create(scratch_dir, &bytes, context)?;
-        let since = self.since(&disks, &scratch, context)?;
+        let since = self.since(&disks, &scratch, source_at, context)?;
         let socket = self.socket(&scratch, context)?;
         let has_checkpoint = disks.iter().any(|disk| disk.disk.has_checkpoints());
         let parts = disks.into_iter().zip(bytes).zip(since);
@@ -126,6 +133,7 @@ impl Domain {
         &self,
         disks: &[BackupDisk],
         scratch: &Scratch,
+        source_at: &SourceAt<'_>,
         context: &Context,
     ) -> Result<Vec<Since>> {
         let mut present: BTreeSet<String> = self.checkpoints(context)?.into_iter().collect();
@@ -151,7 +159,8 @@ impl Domain {
                     context,
                 ));
             }
-            all.push(self.newest_since(&disk.target, known, &present, &mut checked, context));
+            let source_at = |snapshot| source_at(&disk.target, snapshot);
+            all.push(self.newest_since(disk, known, &source_at, &present, &mut checked, context));
         }
         Ok(all)
     }
@@ -164,6 +173,11 @@ impl Domain {
             return Ok(folder.join(format!("imgsnap-{random}")));
         }
         let folder = scratch.folder().path().join(SOCKETS);
+        if folder.as_os_str().len() + 1 + RANDOM > MAX_SOCKET_BYTES {
+            let what = format!("a socket in {} would have a path that is too long", folder.shown());
+            return Err(Error::new(ErrorKind::LimitExceeded, what)
+                .hint("use a folder for scratch files with a shorter path"));
+        }
         let failed = |e| Error::os("make a folder for a socket as", folder.shown(), e);
         std::fs::create_dir(&folder).map_err(failed)?;
         let mode = std::fs::Permissions::from_mode(SOCKETS_MODE);

@@ -6,8 +6,8 @@
 //! again. All bitmaps of a disk record until they are removed, so each tells what changed from its snapshot
 //! until now, whatever became of the others.
 
-use super::definition::{child, escaped};
-use super::domain::Domain;
+use super::definition::{Definition, DomainDisk, child, escaped};
+use super::domain::{Domain, DomainState};
 use super::names;
 use crate::base::error::{Result, best_effort};
 use crate::base::events::{Context, WarningId};
@@ -60,12 +60,14 @@ impl Domain {
     /// Of libvirt.
     pub fn checkpoint_of(
         &self,
-        target: &str,
+        disk: &DomainDisk,
         known: &[KnownSnapshot],
         context: &Context,
     ) -> Result<CheckpointState> {
         let present = self.checkpoints(context)?.into_iter().collect();
-        Ok(match self.newest_since(target, known, &present, &mut BTreeMap::new(), context) {
+        let source_at = |_| disk.sources.first().cloned();
+        let mut checked = BTreeMap::new();
+        Ok(match self.newest_since(disk, known, &source_at, &present, &mut checked, context) {
             Ok(_) => CheckpointState::Sound,
             Err(why) => CheckpointState::Missing(why.unwrap_or_default()),
         })
@@ -80,21 +82,28 @@ impl Domain {
         Ok(said.lines().map(str::trim).filter(|l| !l.is_empty()).map(str::to_owned).collect())
     }
 
-    /// The disks of which a checkpoint has a bitmap; none of it if one is missing or not complete.
-    fn disks_of(&self, checkpoint: &str, context: &Context) -> Result<BTreeSet<String>> {
+    /// The disks of which a checkpoint has a bitmap, and what each was read from then, as far as that is
+    /// known.
+    ///
+    /// # Errors
+    /// If a bitmap is missing, or not complete.
+    fn disks_of(&self, checkpoint: &str, context: &Context) -> Result<Bitmaps> {
         // The sizes are told only if each bitmap is there, and records.
-        let arguments = ["checkpoint-dumpxml", &self.uuid, checkpoint, "--no-domain", "--size"];
-        Ok(targets(&self.virsh.ask(&arguments, context)?))
+        let arguments = ["checkpoint-dumpxml", &self.uuid, checkpoint, "--size"];
+        Ok(bitmaps(&self.virsh.ask(&arguments, context)?))
     }
 
     /// The newest snapshot of a disk since which a bitmap of it tells what changed, and the checkpoint.
-    /// `present` are the checkpoints of the domain.
+    /// `present` are the checkpoints of the domain. `source_at` tells what the disk was read from at a
+    /// snapshot, where libvirt does not know that any more: the bitmaps of all disks of a checkpoint have one
+    /// name, and that of another disk says nothing of this one.
     pub(super) fn newest_since(
         &self,
-        target: &str,
+        disk: &DomainDisk,
         known: &[KnownSnapshot],
+        source_at: &dyn Fn(Uuid) -> Option<String>,
         present: &BTreeSet<String>,
-        checked: &mut BTreeMap<String, Result<BTreeSet<String>>>,
+        checked: &mut BTreeMap<String, Result<Bitmaps>>,
         context: &Context,
     ) -> Since {
         if known.is_empty() {
@@ -105,10 +114,14 @@ impl Domain {
             let name = &snapshot.checkpoint;
             let disks = checked.entry(name.clone()).or_insert_with(|| self.disks_of(name, context));
             match disks {
-                Ok(disks) if disks.contains(target) => {
-                    return Ok((snapshot.snapshot, snapshot.checkpoint.clone()));
+                Ok(disks) => {
+                    let Some(source) = disks.get(&disk.target) else { continue };
+                    let source = source.clone().or_else(|| source_at(snapshot.snapshot));
+                    if source.is_some_and(|source| disk.sources.contains(&source)) {
+                        return Ok((snapshot.snapshot, snapshot.checkpoint.clone()));
+                    }
+                    why.get_or_insert_with(|| "its image was another one at its checkpoint".into());
                 }
-                Ok(_) => {}
                 Err(error) => {
                     why.get_or_insert_with(|| {
                         format!("its checkpoint is broken: {}", error.without_advice())
@@ -166,7 +179,7 @@ impl Domain {
             for name in all.into_iter().filter(|name| is_ours(name) && !kept.contains(name)) {
                 let arguments = ["checkpoint-dumpxml", &self.uuid, &name, "--no-domain"];
                 let others = self.virsh.change(&arguments).map(|xml| {
-                    targets(&xml).iter().any(|target| !disks.contains(target))
+                    bitmaps(&xml).keys().any(|target| !disks.contains(target))
                 });
                 if !others.unwrap_or(false)
                     && let Err(error) = self.delete_checkpoint(&name)
@@ -183,21 +196,20 @@ impl Domain {
         best_effort(pruned);
     }
 
-    /// Removes a checkpoint and its bitmaps; only the checkpoint if these are gone.
+    /// Removes a checkpoint and its bitmaps; only the checkpoint if a bitmap is gone.
     pub(super) fn delete_checkpoint(&self, name: &str) -> Result<()> {
-        match self.virsh.change(&["checkpoint-delete", &self.uuid, name]) {
-            Ok(_) => Ok(()),
-            Err(error) => {
-                let said =
-                    self.virsh.change(&["checkpoint-delete", &self.uuid, name, "--metadata"]);
-                // It may be gone already.
-                let is_there = || {
-                    self.checkpoints(&Context::silent())
-                        .is_ok_and(|all| all.iter().any(|known| known == name))
-                };
-                if said.is_ok() || !is_there() { Ok(()) } else { Err(error) }
-            }
+        let Err(error) = self.virsh.change(&["checkpoint-delete", &self.uuid, name]) else {
+            return Ok(());
+        };
+        let silent = &Context::silent();
+        if !self.checkpoints(silent)?.iter().any(|known| known == name) {
+            return Ok(());
         }
+        // Of a machine that is off libvirt removes none: the next run does that, while it runs.
+        if self.state(silent)? == DomainState::Off {
+            return Err(error);
+        }
+        self.virsh.change(&["checkpoint-delete", &self.uuid, name, "--metadata"]).map(drop)
     }
 }
 
@@ -207,12 +219,22 @@ fn adopted(target: &str, checkpoint: &str) -> String {
     format!("<disk name='{target}' checkpoint='bitmap' bitmap='{checkpoint}'/>")
 }
 
-/// The disks of a checkpoint that have a bitmap.
-fn targets(xml: &str) -> BTreeSet<String> {
-    let Ok(document) = Document::parse(xml) else { return BTreeSet::new() };
-    let Some(disks) = child(document.root_element(), "disks") else { return BTreeSet::new() };
+/// The disks of a checkpoint that have a bitmap, by their targets, and what each was read from when it was
+/// made, if libvirt knows that.
+type Bitmaps = BTreeMap<String, Option<String>>;
+
+fn bitmaps(xml: &str) -> Bitmaps {
+    let Ok(document) = Document::parse(xml) else { return Bitmaps::new() };
+    let root = document.root_element();
+    let Some(disks) = child(root, "disks") else { return Bitmaps::new() };
+    let then = child(root, "domain").and_then(|domain| Definition::of(domain).ok());
+    let source_of = |target: &str| {
+        let disks = &then.as_ref()?.disks;
+        disks.iter().find(|disk| disk.target == target)?.sources.first().cloned()
+    };
     let has_bitmap =
         |disk: &roxmltree::Node<'_, '_>| disk.attribute("checkpoint") == Some("bitmap");
     let with = disks.children().filter(has_bitmap);
-    with.filter_map(|disk| disk.attribute("name")).map(str::to_owned).collect()
+    let names = with.filter_map(|disk| disk.attribute("name"));
+    names.map(|target| (target.to_owned(), source_of(target))).collect()
 }

@@ -33,6 +33,8 @@ pub struct DomainDisk {
     pub format: String,
     /// The file or device, if it is one of this host.
     pub path: Option<PathBuf>,
+    /// What it is read from, and what that is based on: by which its image is known again.
+    pub sources: Vec<String>,
 }
 
 impl DomainDisk {
@@ -44,14 +46,14 @@ impl DomainDisk {
 }
 
 impl Definition {
-    /// The name of the domain that is defined by it.
+    /// What stands in an element of a definition: its name, say.
     ///
     /// # Errors
     /// `Corrupt` for what is no definition of a domain.
-    pub fn name_in(xml: &str) -> Result<String> {
+    pub fn text_in(xml: &str, element: &str) -> Result<Option<String>> {
         let document = parse(xml)?;
-        let name = child(document.root_element(), "name").and_then(|name| name.text());
-        name.map(str::to_owned).ok_or_else(|| invalid("it has no name"))
+        let found = child(document.root_element(), element);
+        Ok(found.and_then(|found| found.text()).map(str::to_owned))
     }
 
     /// Reads it.
@@ -59,8 +61,11 @@ impl Definition {
     /// # Errors
     /// `Corrupt` for what is no definition of a domain.
     pub fn parse(xml: &str) -> Result<Self> {
-        let document = parse(xml)?;
-        let root = document.root_element();
+        Self::of(parse(xml)?.root_element())
+    }
+
+    /// The same of an element.
+    pub(super) fn of(root: Node<'_, '_>) -> Result<Self> {
         let children = |node: Node<'_, '_>, name: &'static str| -> Vec<String> {
             let of = |child: Node<'_, '_>| child.tag_name().name() == name;
             node.children()
@@ -167,7 +172,23 @@ fn disk(device: Node<'_, '_>, disks: &mut Vec<DomainDisk>, uncovered: &mut Vec<S
     };
     // libvirt's default.
     let format = attribute(device, "driver", "type").unwrap_or("raw").to_owned();
-    disks.push(DomainDisk { target, format, path: path.map(PathBuf::from) });
+    let path = path.map(PathBuf::from);
+    disks.push(DomainDisk { target, format, path, sources: sources(device) });
+}
+
+/// What a disk is read from, the first of its chain first.
+fn sources(device: Node<'_, '_>) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut layer = Some(device);
+    while let Some(node) = layer {
+        if let Some(source) = child(node, "source") {
+            let said = ["file", "dev", "dir", "protocol", "name", "pool", "volume"];
+            let said = said.iter().filter_map(|name| source.attribute(*name));
+            found.push(said.collect::<Vec<_>>().join(":"));
+        }
+        layer = child(node, "backingStore");
+    }
+    found
 }
 
 #[cfg(test)]
@@ -197,15 +218,16 @@ mod tests {
     #[test]
     fn a_definition_tells_what_a_snapshot_has_and_what_not() {
         let found = Definition::parse(XML).unwrap();
-        let disk = |target: &str, format: &str, path: Option<&str>| DomainDisk {
+        let disk = |target: &str, format: &str, path: Option<&str>, sources: &[&str]| DomainDisk {
             target: target.into(),
             format: format.into(),
             path: path.map(Into::into),
+            sources: sources.iter().map(|source| (*source).into()).collect(),
         };
         let disks = [
-            disk("vda", "qcow2", Some("/a & b.qcow2")),
-            disk("vdb", "raw", Some("/dev/vg/x")),
-            disk("vdc", "raw", None),
+            disk("vda", "qcow2", Some("/a & b.qcow2"), &["/a & b.qcow2", "/base"]),
+            disk("vdb", "raw", Some("/dev/vg/x"), &["/dev/vg/x"]),
+            disk("vdc", "raw", None, &["rbd:p/i"]),
         ];
         assert_eq!(found.disks, disks);
         assert_eq!(found.disks.iter().filter(|disk| disk.has_checkpoints()).count(), 1);

@@ -81,7 +81,15 @@ impl Domain {
     /// # Errors
     /// Of libvirt; `Corrupt` if that makes no sense.
     pub fn definition(&self, context: &Context) -> Result<Definition> {
-        Definition::parse(&self.virsh.ask(&["dumpxml", &self.uuid], context)?)
+        Definition::parse(&self.running_xml(context)?)
+    }
+
+    /// The XML of what it consists of now.
+    ///
+    /// # Errors
+    /// Of libvirt.
+    pub(super) fn running_xml(&self, context: &Context) -> Result<String> {
+        self.virsh.ask(&["dumpxml", &self.uuid], context)
     }
 
     /// The XML by which it is defined. Passwords are not in it.
@@ -90,6 +98,16 @@ impl Domain {
     /// Of libvirt.
     pub fn xml(&self, context: &Context) -> Result<String> {
         self.virsh.ask(&["dumpxml", &self.uuid, "--inactive"], context)
+    }
+
+    /// True if libvirt forgets it when it is shut off.
+    ///
+    /// # Errors
+    /// Of libvirt.
+    pub fn is_transient(&self, context: &Context) -> Result<bool> {
+        let said = self.virsh.ask(&["dominfo", &self.uuid], context)?;
+        let line = said.lines().find_map(|line| line.strip_prefix("Persistent:"));
+        Ok(line.is_some_and(|rest| rest.trim() == "no"))
     }
 
     /// True if its memory is saved, and goes on with its disks as they are.
@@ -154,17 +172,13 @@ impl Domain {
         let Some(id) = self.id(context)? else { return Ok(None) };
         let start = format!("domain-{id}-");
         let entries = std::fs::read_dir(MACHINES).into_iter().flatten().flatten();
-        let mut folders = entries.filter(|entry| {
-            let name = entry.file_name();
-            name.to_str().is_some_and(|name| name.starts_with(&start))
-        });
         // Of this very domain: another libvirt may have a domain of that number.
         let name: String = self.name.name.chars().take(8).collect();
         let is_its = |path: &PathBuf| {
             let rest = path.file_name().and_then(|n| n.to_str()?.strip_prefix(&start));
             rest.is_some_and(|rest| rest.starts_with(&name)) && path.join("monitor.sock").exists()
         };
-        Ok(folders.next().map(|entry| entry.path()).filter(is_its))
+        Ok(entries.map(|entry| entry.path()).find(is_its))
     }
 
     /// What is wrong with it, as an error that names it.

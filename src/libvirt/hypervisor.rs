@@ -44,6 +44,12 @@ impl Hypervisor {
         Ok(Self { virsh, connect: connect.map(str::to_owned) })
     }
 
+    /// True for the URI of the hypervisor that libvirt takes if none is named.
+    pub fn is_default(connect: &str) -> bool {
+        let default = Virsh::new(None).ask(&["uri"], &Context::silent());
+        default.is_ok_and(|said| said.trim() == connect)
+    }
+
     /// All domains, in the order of their names.
     ///
     /// # Errors
@@ -79,6 +85,18 @@ impl Hypervisor {
         Err(Error::new(ErrorKind::NotFound, what).hint(hint))
     }
 
+    /// True if a domain has the UUID that stands in a definition.
+    ///
+    /// # Errors
+    /// Of libvirt; `Corrupt` for what is no definition.
+    pub fn has_uuid_of(&self, xml: &str, context: &Context) -> Result<bool> {
+        let stored = Definition::text_in(xml, "uuid")?;
+        let stored = stored.and_then(|uuid| Uuid::try_parse(uuid.trim()).ok());
+        Ok(stored.is_some_and(|stored| {
+            self.domains(context).is_ok_and(|all| all.iter().any(|(_, uuid)| *uuid == stored))
+        }))
+    }
+
     /// Defines a domain, with the state of its TPM: names of files, each in a folder (`tpm2:NAME`), and
     /// bytes.
     ///
@@ -90,7 +108,7 @@ impl Hypervisor {
         let failed = |what| Error::new(ErrorKind::Internal, what);
         let path = file.to_str().ok_or_else(|| failed("a path that is no UTF-8"))?;
         self.virsh.change(&["define", path])?;
-        let name = Definition::name_in(xml)?;
+        let name = Definition::text_in(xml, "name")?.unwrap_or_default();
         let all = self.domains(&Context::silent())?;
         let uuid = all.iter().find(|(known, _)| known.name == name);
         let uuid = uuid.map(|(_, uuid)| uuid.to_string()).ok_or_else(|| nonsense("define"))?;

@@ -14,6 +14,9 @@ use std::time::{Duration, Instant};
 
 /// How long a job may take to end that was told to.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// What libvirt (9.0) says of a backup that it had begun and not noted down when it was killed. No QEMU job
+/// is left, and nothing ends it, not even another start of libvirtd.
+const STUCK: &str = "backup job data missing";
 /// How often it is asked whether it has.
 const STEP: Duration = Duration::from_millis(20);
 
@@ -51,6 +54,13 @@ impl Domain {
         let said = match self.virsh.ask(&["domjobinfo", &self.uuid], context) {
             // It was shut off meanwhile.
             Err(_) if self.state(context)? == DomainState::Off => return Ok(None),
+            Err(error) if error.message().contains(STUCK) => {
+                let what = "has a backup that libvirtd has lost, since it was killed as that began: \
+                            libvirt refuses every job of it as long as it runs";
+                return Err(self
+                    .refuse(ErrorKind::Busy, what)
+                    .hint("shut the machine down, and start it again"));
+            }
             other => other?,
         };
         let of = |name: &str| {

@@ -29,10 +29,10 @@ mod scratch;
 mod virsh;
 
 pub use agent::DomainAgent;
-pub use backup::{Backup, BackupDisk, Ending};
+pub use backup::{Backup, BackupDisk, Ending, SourceAt};
 pub use checkpoints::{CheckpointState, KnownSnapshot};
 pub use definition::{Definition, DomainDisk};
 pub use domain::{Domain, DomainState};
 pub use hypervisor::Hypervisor;
-pub use parts::{NVRAM, TPM, XML};
+pub use parts::{NVRAM, RUNNING, TPM, XML};
 pub use remake::Remake;

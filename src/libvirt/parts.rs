@@ -3,16 +3,18 @@
 
 use super::definition::Definition;
 use super::domain::Domain;
-use crate::base::error::{Error, Result};
+use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::events::{Context, WarningId};
 use crate::base::uri::Shown;
-use std::fs::{File, Permissions};
-use std::io::{self, Read};
-use std::os::unix::fs::PermissionsExt;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 /// What the definition is called.
 pub const XML: &str = "domain.xml";
+/// ... as it was while the machine ran, which may be another one.
+pub const RUNNING: &str = "running.xml";
 /// What the variables of the firmware are called.
 pub const NVRAM: &str = "nvram";
 /// ... each file of the TPM, its folder, and its name.
@@ -30,9 +32,13 @@ impl Domain {
     pub fn parts(
         &self,
         definition: &Definition,
+        is_running: bool,
         context: &Context,
     ) -> Result<Vec<(String, Vec<u8>)>> {
         let mut parts = vec![(XML.to_owned(), self.xml(context)?.into_bytes())];
+        if is_running {
+            parts.push((RUNNING.to_owned(), self.running_xml(context)?.into_bytes()));
+        }
         let missing = |what: &str, place: &Path, error: io::Error| {
             let place = place.shown();
             let what = format!("{}: not in the snapshot: {what}: {place}: {error}", self.uri());
@@ -68,6 +74,11 @@ impl Domain {
 /// # Errors
 /// `Corrupt` for names that lead elsewhere; of the operating system.
 pub(super) fn place_tpm(uuid: &str, files: &[(String, Vec<u8>)]) -> Result<()> {
+    let all = Path::new(TPMS).join(uuid);
+    if !files.is_empty() && all.exists() {
+        let what = format!("there is the state of a TPM in {} already", all.shown());
+        return Err(Error::new(ErrorKind::AlreadyExists, what).hint("move it away"));
+    }
     for (name, bytes) in files {
         let (folder, file) = name.split_once(':').unwrap_or_default();
         let is_name =
@@ -79,9 +90,9 @@ pub(super) fn place_tpm(uuid: &str, files: &[(String, Vec<u8>)]) -> Result<()> {
         let place = Path::new(TPMS).join(uuid).join(folder);
         let failed = |e| Error::os("write the state of the TPM in", place.shown(), e);
         std::fs::create_dir_all(&place).map_err(failed)?;
-        std::fs::write(place.join(file), bytes).map_err(failed)?;
-        std::fs::set_permissions(place.join(file), Permissions::from_mode(0o600))
-            .map_err(failed)?;
+        let mut new = OpenOptions::new();
+        let new = new.write(true).create_new(true).mode(0o600).open(place.join(file));
+        new.and_then(|mut file| file.write_all(bytes)).map_err(failed)?;
     }
     Ok(())
 }

@@ -26,8 +26,76 @@ pub struct Remake {
     pub is_trusted: bool,
 }
 
-/// The namespace of what QEMU is told past libvirt.
-const QEMU: &str = "http://libvirt.org/schemas/domain/qemu/1.0";
+/// What a definition may have.
+const TOP: [&str; 30] = [
+    "name",
+    "uuid",
+    "genid",
+    "title",
+    "description",
+    "metadata",
+    "memory",
+    "currentMemory",
+    "maxMemory",
+    "vcpu",
+    "vcpus",
+    "cpu",
+    "os",
+    "features",
+    "clock",
+    "on_poweroff",
+    "on_reboot",
+    "on_crash",
+    "pm",
+    "devices",
+    "resource",
+    "cputune",
+    "iothreads",
+    "iothreadids",
+    "memtune",
+    "perf",
+    "sysinfo",
+    "memoryBacking",
+    "idmap",
+    "seclabel",
+];
+/// ... of how it boots.
+const OS: [&str; 8] = ["type", "loader", "nvram", "boot", "bootmenu", "bios", "smbios", "firmware"];
+/// ... of its memory.
+const MEMORY: [&str; 5] = ["hugepages", "nosharepages", "locked", "discard", "allocation"];
+/// ... among its devices; of others it depends on their type.
+const DEVICES: [&str; 14] = [
+    "emulator",
+    "disk",
+    "controller",
+    "video",
+    "sound",
+    "watchdog",
+    "memballoon",
+    "rng",
+    "tpm",
+    "panic",
+    "hub",
+    "vsock",
+    "iommu",
+    "memory",
+];
+/// ... of a network interface.
+const INTERFACE: [&str; 13] = [
+    "mac",
+    "source",
+    "model",
+    "address",
+    "boot",
+    "link",
+    "mtu",
+    "filterref",
+    "virtualport",
+    "alias",
+    "bandwidth",
+    "vlan",
+    "coalesce",
+];
 /// Where programs and files of QEMU's packages are: what is there the host has put there.
 const PACKAGED: [&str; 8] = [
     "/usr/bin/qemu-system-",
@@ -64,6 +132,12 @@ impl Remake {
                 edits.push((old.range(), format!("<genid>{}</genid>", Uuid::new_v4())));
             }
         }
+        // QEMU is told the UUID here, too, and libvirt refuses two.
+        let entries = root.descendants().filter(|node| {
+            node.tag_name().name() == "entry" && node.attribute("name") == Some("uuid")
+        });
+        let is_new = self.uuid.is_some();
+        edits.extend(entries.filter(|_| is_new).map(|node| (node.range(), String::new())));
         // Labels name the old one.
         let labels = root.children().filter(|node| node.tag_name().name() == "seclabel");
         edits.extend(labels.map(|node| (node.range(), String::new())));
@@ -80,6 +154,15 @@ impl Remake {
         for device in devices.children().filter(Node::is_element) {
             match device.tag_name().name() {
                 "disk" => self.disk(device, &mut edits, &mut left_out)?,
+                // libvirt makes them anew: where they lead is of the host.
+                "serial" | "console" | "parallel" | "channel" => {
+                    edits.push((device.range(), port(device)));
+                }
+                "vsock" => {
+                    if let Some(cid) = child(device, "cid") {
+                        edits.push((cid.range(), "<cid auto='yes'/>".to_owned()));
+                    }
+                }
                 "interface" if self.uuid.is_some() => {
                     if let Some(mac) = child(device, "mac") {
                         edits.push((mac.range(), String::new()));
@@ -92,6 +175,15 @@ impl Remake {
             let range = node.range();
             edits.iter().any(|(edit, _)| edit.start <= range.start && range.end <= edit.end)
         };
+        for once in ["name", "uuid", "os", "devices", "genid"] {
+            let named = |node: &Node<'_, '_>| node.tag_name().name() == once;
+            if root.children().filter(|node| node.is_element() && named(node)).count() > 1 {
+                return Err(Error::new(
+                    ErrorKind::Corrupt,
+                    format!("the stored definition of the machine has two of <{once}>"),
+                ));
+            }
+        }
         for node in root.descendants().filter(|node| node.is_element() && !is_replaced(node)) {
             distrusted.extend(distrust(node));
         }
@@ -147,47 +239,92 @@ impl Remake {
     }
 }
 
-/// What an element says that leads to something of the host.
+/// What an element says that may lead to something of the host. Known is what is harmless: all else is not.
 fn distrust(node: Node<'_, '_>) -> Option<String> {
-    let name = node.tag_name();
-    let what = name.name();
-    if name.namespace() == Some(QEMU) {
-        return Some(format!("<qemu:{what}>"));
-    }
+    let names = path_of(node);
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
     // What libvirt keeps for other programs says nothing to it.
-    if node.ancestors().any(|above| above.tag_name().name() == "metadata") {
+    if names.get(1) == Some(&"metadata") {
         return None;
     }
-    match what {
-        "hostdev" | "filesystem" | "shmem" => return Some(format!("<{what}>")),
-        "backend" if node.attribute("type") == Some("passthrough") => {
-            return Some("a TPM of the host".to_owned());
-        }
-        _ => {}
+    let what = node.tag_name().name();
+    if node.tag_name().namespace().is_some() {
+        return Some(format!("<{what}> of another language"));
     }
-    let texts = node.attributes().map(|attribute| attribute.value().to_owned());
-    let text = node.children().filter(Node::is_text).filter_map(|text| text.text());
-    let mut texts = texts.chain(text.map(|text| text.trim().to_owned()));
-    let path = texts.find(|text| text.starts_with('/') && !is_harmless(node, text))?;
+    let is_known = match names.as_slice() {
+        [_] => true,
+        [_, top] => TOP.contains(top),
+        [_, "os", part] => OS.contains(part),
+        [_, "devices", device] => is_known_device(device, node),
+        [_, "devices", "interface", part] => INTERFACE.contains(part),
+        [_, "devices", "tpm", "backend", _] => false,
+        [_, "sysinfo", "entry"] => false,
+        [_, "memoryBacking", part] => MEMORY.contains(part),
+        _ => true,
+    };
+    if !is_known {
+        let kind = node.attribute("type").map_or(String::new(), |kind| format!(" {kind}"));
+        return Some(format!("<{what}>{}", kind.escape_debug()));
+    }
+    // As libvirt reads it: comments in between are nothing.
+    let text: String =
+        node.children().filter_map(|part| part.text().filter(|_| part.is_text())).collect();
+    let text = text.trim();
+    if matches!(what, "emulator" | "loader" | "nvram") {
+        return (!is_packaged(text)).then(|| format!("<{what}> {}", text.escape_debug()));
+    }
+    if what == "backend" && names.get(2) == Some(&"rng") {
+        let is_random = text.is_empty() || RANDOM.contains(&text);
+        return (!is_random).then(|| format!("<{what}> {}", text.escape_debug()));
+    }
+    let attributes = node.attributes().map(|attribute| attribute.value());
+    let path = attributes.chain([text]).find(|text| text.starts_with('/'))?;
     Some(format!("<{what}> {}", path.escape_debug()))
 }
 
-/// True for a path that libvirt makes itself, or that a package of the host has put there.
-fn is_harmless(node: Node<'_, '_>, path: &str) -> bool {
-    let clean = !Path::new(path).components().any(|part| part.as_os_str() == "..");
-    let begins = |starts: &[&str]| starts.iter().any(|start| path.starts_with(start));
-    let what = node.tag_name().name();
-    clean
-        && match what {
-            "emulator" | "loader" | "nvram" => begins(&PACKAGED),
-            "backend" => RANDOM.contains(&path),
-            "source" => {
-                let above = node.parent().map(|above| above.tag_name().name());
-                let is_port = matches!(above, Some("channel" | "serial" | "console"));
-                is_port && begins(&["/var/lib/libvirt/qemu/", "/run/libvirt/qemu/", "/dev/pts/"])
-            }
-            _ => false,
-        }
+/// The names of an element and of those around it, the outermost first.
+fn path_of(node: Node<'_, '_>) -> Vec<String> {
+    let mut names: Vec<String> = node
+        .ancestors()
+        .filter(Node::is_element)
+        .map(|above| above.tag_name().name().to_owned())
+        .collect();
+    names.reverse();
+    names
+}
+
+/// True for a device that is of the machine alone.
+fn is_known_device(device: &str, node: Node<'_, '_>) -> bool {
+    let kind = node.attribute("type").unwrap_or_default();
+    match device {
+        "interface" => matches!(kind, "network" | "bridge" | "user"),
+        "input" => matches!(kind, "mouse" | "tablet" | "keyboard"),
+        "graphics" => matches!(kind, "vnc" | "spice") && node.attribute("socket").is_none(),
+        "audio" => matches!(kind, "none" | "spice"),
+        "redirdev" => kind == "spicevmc",
+        other => DEVICES.contains(&other),
+    }
+}
+
+fn is_packaged(path: &str) -> bool {
+    let is_clean = !Path::new(path).components().any(|part| part.as_os_str() == "..");
+    is_clean && PACKAGED.iter().any(|start| path.starts_with(start))
+}
+
+/// A port of the machine, which leads to what libvirt chooses.
+fn port(device: Node<'_, '_>) -> String {
+    let what = device.tag_name().name();
+    let Some(target) = child(device, "target") else { return String::new() };
+    let name = target.attribute("name");
+    let kind = match (what, name, device.attribute("type")) {
+        ("channel", Some(_), Some("spicevmc")) => "spicevmc",
+        ("channel", Some(_), _) => "unix",
+        ("channel", None, _) => return String::new(),
+        _ => "pty",
+    };
+    let document = device.document();
+    let target = document.input_text().get(target.range()).unwrap_or_default();
+    format!("<{what} type='{kind}'>{target}</{what}>")
 }
 
 fn no(element: &str) -> Error {
@@ -219,7 +356,7 @@ mod tests {
 
     fn xml(devices: &str) -> String {
         format!(
-            "<domain type='kvm' xmlns:qemu='{QEMU}'><name>web</name>\
+            "<domain type='kvm' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'><name>web</name>\
              <uuid>0d5d6bf5-e035-4ecf-b540-c14b6cac2b1a</uuid>\
              <os><type>hvm</type><loader readonly='yes'>/usr/share/OVMF/OVMF_CODE.fd</loader>\
              <nvram template='/usr/share/OVMF/OVMF_VARS.fd'>/var/lib/libvirt/qemu/nvram/web.fd</nvram></os>\
@@ -274,32 +411,60 @@ mod tests {
     #[test]
     fn what_reaches_into_the_host_is_refused() {
         for (devices, named) in [
-            ("<hostdev mode='subsystem'/>", "<hostdev>"),
+            ("<hostdev mode='subsystem' type='pci'/>", "<hostdev> pci"),
             (
                 "<filesystem type='mount'><source dir='/etc'/></filesystem>",
-                "<filesystem>, <source> /etc",
+                "<filesystem> mount, <source> /etc",
             ),
             (
-                "<serial type='file'><source path='/etc/cron.d/x'/></serial>",
-                "<source> /etc/cron.d/x",
+                "<interface type='ethernet'><script path='tmp/x'/></interface>",
+                "<interface> ethernet, <script>",
             ),
-            ("<interface type='ethernet'><script path='/tmp/x'/></interface>", "<script> /tmp/x"),
-            ("<tpm><backend type='passthrough'/></tpm>", "a TPM of the host"),
+            ("<interface type='network'><script path='x'/></interface>", "<script>"),
+            ("<interface type='hostdev'/>", "<interface> hostdev"),
+            ("<input type='evdev'><source dev='x'/></input>", "<input> evdev"),
+            ("<smartcard mode='host'/>", "<smartcard>"),
+            (
+                "<tpm><backend type='emulator'><encryption secret='x'/></backend></tpm>",
+                "<encryption>",
+            ),
             ("<rng><backend model='random'>/etc/shadow</backend></rng>", "<backend> /etc/shadow"),
-            (
-                "<channel type='unix'><source path='/var/lib/libvirt/qemu/../../x'/></channel>",
-                "<source> /var/lib/libvirt/qemu/../../x",
-            ),
+            ("<rng><backend model='random'>etc/shadow</backend></rng>", "<backend> etc/shadow"),
+            ("<graphics type='spice' socket='x'/>", "<graphics> spice"),
+            ("<x:disk xmlns:x='u'/>", "<disk> of another language"),
             ("<emulator>/tmp/qemu</emulator>", "<emulator> /tmp/qemu"),
+            (
+                "<emulator>/usr/share/qemu<!-- -->/../../x</emulator>",
+                "<emulator> /usr/share/qemu/../../x",
+            ),
         ] {
             let error = remake(false, false).of(&xml(devices)).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Auth, "{devices}");
             assert!(error.to_string().contains(named), "{error}");
             assert!(remake(true, false).of(&xml(devices)).is_ok(), "{devices}");
         }
-        let with = "<qemu:commandline><qemu:arg value='-x'/></qemu:commandline></domain>";
-        let error = remake(false, false).of(&xml("").replace("</domain>", with)).unwrap_err();
-        assert!(error.to_string().contains("<qemu:commandline>, <qemu:arg>"), "{error}");
+        for (with, named) in [
+            (
+                "<qemu:commandline><qemu:arg value='-x'/></qemu:commandline>",
+                "<commandline> of another language",
+            ),
+            ("<sysinfo type='fwcfg'><entry name='x' file='etc/shadow'/></sysinfo>", "<entry>"),
+            ("<launchSecurity type='sev'/>", "<launchSecurity>"),
+            ("<memoryBacking><source type='file'/></memoryBacking>", "<source> file"),
+        ] {
+            let with = format!("{with}</domain>");
+            let error = remake(false, false).of(&xml("").replace("</domain>", &with)).unwrap_err();
+            assert!(error.to_string().contains(named), "{error}");
+        }
+        let kernel = xml("").replace("<os>", "<os><kernel>boot/x</kernel>");
+        assert!(remake(false, false).of(&kernel).unwrap_err().to_string().contains("<kernel>"));
+        let two = xml("").replace("</domain>", "<devices/></domain>");
+        assert_eq!(remake(true, false).of(&two).unwrap_err().kind(), ErrorKind::Corrupt);
+        // Where its ports lead is not taken over, so it need not be trusted.
+        let port = "<serial type='file'><source path='etc/cron.d/x'/><target port='0'/></serial>";
+        let (made, _) = remake(false, false).of(&xml(port)).unwrap();
+        assert!(made.contains("<serial type='pty'><target port='0'/></serial>"), "{made}");
+        assert!(!made.contains("cron") && !made.contains("channel/x"), "{made}");
         assert!(remake(true, true).of("<network/>").is_err());
     }
 }

@@ -187,13 +187,11 @@ fn clear_away(parent: &Folder, prefix: &str) {
 /// What cannot be removed is in nobody's way.
 fn remove(parent: &Folder, name: &OsStr, folder: &Folder) {
     for entry in folder.entries().unwrap_or_default() {
-        if folder.remove(&entry.name).is_err()
-            && let Ok(inner) = folder.folder(&entry.name)
-        {
-            for socket in inner.entries().unwrap_or_default() {
-                best_effort(inner.remove(&socket.name));
-            }
-            best_effort(folder.remove_folder(&entry.name));
+        if folder.remove(&entry.name).is_err() {
+            // By descriptors, whatever others put there meanwhile.
+            let Ok(open) = folder.readable() else { continue };
+            let place = PathBuf::from(format!("/proc/self/fd/{}", open.as_raw_fd()));
+            best_effort(std::fs::remove_dir_all(place.join(&entry.name)));
         }
     }
     best_effort(parent.remove_folder(name));

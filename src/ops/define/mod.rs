@@ -22,10 +22,13 @@ use crate::ops::restore::types::{RestoreRequest, RestoreTarget, RestoredMember};
 use crate::repo::Repository;
 use crate::repo::group::members_of;
 use crate::repo::inside::refuse_target;
-use crate::repo::manifest::{Manifest, Snapshot};
+use crate::repo::manifest::{Attachment, Manifest, Snapshot};
 use crate::repo::reference::{self, At};
-use crate::repo::session::read;
+use crate::repo::session::{Reader, read};
 use std::collections::BTreeMap;
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use uuid::Uuid;
 
@@ -64,6 +67,11 @@ pub fn run(repository: &Repository, request: &DefineRequest, context: &Context) 
         .map_err(|e| Error::os("find", request.pool.shown(), e))?;
     let stored = stored(repository, request, context)?;
     let xml = stored.text(XML)?;
+    if request.same && hypervisor.has_uuid_of(&xml, context)? {
+        let what = "there is a domain with the UUID of the stored one";
+        return Err(Error::new(ErrorKind::AlreadyExists, what)
+            .hint("let the new one have an identity of its own"));
+    }
     let disks = planned(repository, request, &stored, &Definition::parse(&xml)?, &pool)?;
     let nvram =
         stored.part(NVRAM).map(|bytes| (pool.join(format!("{}_VARS.fd", name.name)), bytes));
@@ -95,8 +103,12 @@ pub fn run(repository: &Repository, request: &DefineRequest, context: &Context) 
             restored.push(RestoredMember { name: disk.image, path: disk.path, outcome });
         }
         if let Some((path, bytes)) = &nvram {
+            let failed = |e| Error::os("write", path.shown(), e);
+            let mut new = OpenOptions::new();
+            let mut file =
+                new.write(true).create_new(true).mode(0o600).open(path).map_err(failed)?;
             files.push(path.clone());
-            std::fs::write(path, bytes).map_err(|e| Error::os("write", path.shown(), e))?;
+            file.write_all(bytes).map_err(failed)?;
         }
         let tpm = stored
             .parts
@@ -124,50 +136,79 @@ impl Stored {
 
 /// The snapshot that is meant, with all that was taken with it.
 fn stored(repository: &Repository, request: &DefineRequest, context: &Context) -> Result<Stored> {
-    let mut images = BTreeMap::new();
+    let domain = request.domain.escape_debug();
+    let mut found: Vec<(String, Reader, Snapshot)> = Vec::new();
+    let mut missing = None;
+    let mut unreadable = None;
     for name in repository.names()? {
-        let reader = read(repository, &name, context)?;
-        if let Some(target) = target_in(reader.manifest(), &request.domain) {
-            images.insert(name, (target, reader));
-        }
-    }
-    let whole = |snapshot: &Snapshot| snapshot.attachments.iter().any(|part| part.name == XML);
-    // One disk of those that are taken together has the parts of the machine.
-    for (name, (_, reader)) in &images {
-        let manifest = reader.manifest();
-        let with: Manifest = Manifest {
-            snapshots: manifest.snapshots.iter().filter(|s| whole(s)).cloned().collect(),
-            ..manifest.clone()
+        let reader = match read(repository, &name, context) {
+            Ok(reader) => reader,
+            // What is wrong with another image is told only if this is what is missing.
+            Err(e) if matches!(e.kind(), ErrorKind::Corrupt | ErrorKind::NotFound) => {
+                unreadable = Some(e);
+                continue;
+            }
+            Err(e) => return Err(e),
         };
-        if with.snapshots.is_empty() {
+        if target_in(reader.manifest(), &request.domain).is_none() {
             continue;
         }
-        let snapshot = reference::find(&with, reader.head(), &request.at)?.clone();
-        let store = repository.store.as_ref();
-        let of = |part: &crate::repo::manifest::Attachment| {
-            Ok((part.name.clone(), part.read(store, name)?))
-        };
-        let parts = snapshot.attachments.iter().map(of).collect::<Result<Vec<_>>>()?;
-        let group = members_of(repository, manifest, &snapshot, context);
-        if let Some(missing) = group.as_ref().and_then(|group| group.missing()) {
-            let what =
-                format!("the group of {} is incomplete: {missing}", manifest.place_of(&snapshot));
-            return Err(Error::new(ErrorKind::Mismatch, what)
-                .hint(message!["choose another snapshot, or run ", Verb::Restore.call()]));
+        // One disk of those that are taken together has the parts of the machine.
+        let is_whole = |s: &&Snapshot| s.attachments.iter().any(|part| part.name == XML);
+        let manifest = reader.manifest();
+        let snapshots: Vec<_> = manifest.snapshots.iter().filter(is_whole).cloned().collect();
+        if snapshots.is_empty() {
+            continue;
         }
-        let mut taken = vec![(name.clone(), snapshot.number)];
-        let others = group.iter().flat_map(|group| group.others(manifest.image_id));
-        taken.extend(others.filter_map(|other| Some((other.name.clone(), other.number()?))));
-        let disks = taken.into_iter().filter_map(|(image, number)| {
-            let target = images.get(&image).map(|(target, _)| target.clone())?;
-            Some((image, number, target))
-        });
-        return Ok(Stored { disks: disks.collect(), parts });
+        let whole = Manifest { snapshots, ..manifest.clone() };
+        match reference::find(&whole, reader.head(), &request.at).cloned() {
+            Ok(snapshot) => found.push((name, reader, snapshot)),
+            Err(error) => missing = Some(error),
+        }
     }
-    let domain = request.domain.escape_debug();
-    let what = format!("there is no snapshot of the whole domain \"{domain}\"");
-    Err(Error::new(ErrorKind::NotFound, what)
-        .hint(message![Verb::List.call(), " shows what there is"]))
+    let is_by_time = matches!(request.at, At::Latest | At::Time(_));
+    if found.len() > 1 && !is_by_time {
+        let places = found.iter().map(|(_, reader, s)| reader.manifest().place_of(s));
+        let places = places.collect::<Vec<_>>().join(", ");
+        let what = format!("several snapshots of the domain \"{domain}\" are called so: {places}");
+        return Err(Error::new(ErrorKind::InvalidInput, what)
+            .hint("name it by its time, as in libvirt:DOMAIN@2026-11-20T10:30"));
+    }
+    // Which disk came first, and so has the parts, may have changed.
+    let Some((name, reader, snapshot)) = found.into_iter().max_by_key(|(.., s)| s.time) else {
+        let what = format!("there is no snapshot of the whole domain \"{domain}\"");
+        let none = || {
+            Error::new(ErrorKind::NotFound, what)
+                .hint(message![Verb::List.call(), " shows what there is"])
+        };
+        return Err(missing.or(unreadable).unwrap_or_else(none));
+    };
+    let manifest = reader.manifest();
+    let store = repository.store.as_ref();
+    let of = |part: &Attachment| Ok((part.name.clone(), part.read(store, &name)?));
+    let parts = snapshot.attachments.iter().map(of).collect::<Result<Vec<_>>>()?;
+    let group = members_of(repository, manifest, &snapshot, context);
+    if let Some(missing) = group.as_ref().and_then(|group| group.missing()) {
+        let what =
+            format!("the group of {} is incomplete: {missing}", manifest.place_of(&snapshot));
+        return Err(Error::new(ErrorKind::Mismatch, what)
+            .hint(message!["choose another snapshot, or run ", Verb::Restore.call()]));
+    }
+    let mut taken = vec![(name.clone(), snapshot.number)];
+    let others = group.iter().flat_map(|group| group.others(manifest.image_id));
+    taken.extend(others.filter_map(|other| Some((other.name.clone(), other.number()?))));
+    let mut disks = Vec::new();
+    for (image, number) in taken {
+        let reader = read(repository, &image, context)?;
+        let Some(target) = target_in(reader.manifest(), &request.domain) else {
+            let what =
+                format!("\"{image}\" is not known any more as a disk of the domain \"{domain}\"");
+            return Err(Error::new(ErrorKind::Mismatch, what)
+                .hint(message!["restore the disks one by one with ", Verb::Restore.call()]));
+        };
+        disks.push((image, number, target));
+    }
+    Ok(Stored { disks, parts })
 }
 
 /// The target of the disk that an image is, if it is one of a domain, on whichever host.
@@ -189,8 +230,14 @@ fn planned(
 ) -> Result<Vec<PlannedDisk>> {
     let mut disks = Vec::new();
     for (image, number, target) in &stored.disks {
-        let known = definition.disks.iter().find(|disk| disk.target == *target);
-        let is_raw = known.is_none_or(|disk| disk.format == ImageFormat::RAW.qemu());
+        let Some(known) = definition.disks.iter().find(|disk| disk.target == *target) else {
+            let what = format!("the stored definition of the machine has no disk {target}");
+            return Err(Error::new(ErrorKind::Mismatch, what).hint(message![
+                "it was plugged in for a while: choose another snapshot, or run ",
+                Verb::Restore.of(image)
+            ]));
+        };
+        let is_raw = known.format == ImageFormat::RAW.qemu();
         let (format, ending) = match is_raw {
             true => (ImageFormat::RAW, "img"),
             false => (ImageFormat::QCOW2, "qcow2"),

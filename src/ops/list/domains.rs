@@ -56,7 +56,7 @@ fn of(
         let is_live = state != DomainState::Off;
         let known: Vec<KnownSnapshot> = manifest.map(known).unwrap_or_default();
         let checkpoint = match newest.is_some() && disk.has_checkpoints() && is_live {
-            true => domain.checkpoint_of(&disk.target, &known, context)?,
+            true => domain.checkpoint_of(disk, &known, context)?,
             false => CheckpointState::NotNeeded,
         };
         disks.push(ListedDisk {

@@ -52,22 +52,42 @@ pub(super) fn run(
         let missing = all.iter().filter(is_missing).map(|disk| disk.target.as_str());
         check_whole(&members, &missing.collect::<Vec<_>>())?;
     }
+    if is_running && domain.is_transient(context)? {
+        let what = format!("{uri} is transient: libvirt forgets it when it is shut off");
+        return Err(Error::new(ErrorKind::Unsupported, what)
+            .hint("define it (virsh dumpxml, virsh define), and run the command again"));
+    }
     let lengths = domain.lengths(context)?;
     let mut let_go = Vec::new();
     for (member, disk) in members.into_iter().zip(disks) {
-        let bytes = lengths.get(&disk.target).copied().unwrap_or_default();
-        check(repository, &member, &disk.target, bytes)?;
         let Some(path) = disk.path else {
             let what = format!("{} is on a server", uri.with_disk(&disk.target));
             return Err(Error::new(ErrorKind::Unsupported, what)
                 .hint("restore the snapshot to a file, and write that there"));
         };
+        let bytes = lengths.get(&disk.target).copied().unwrap_or_default();
+        check(repository, &member, &disk.target, bytes)?;
         let_go.push((member, Some(LetGo::File { path, format: disk.format.parse()? })));
     }
     let names: Vec<String> = let_go.iter().map(|(member, _)| member.request.name.clone()).collect();
     if is_running {
         domain.recover(context)?;
-        domain.shut_down(context)?;
+        if let Err(error) = domain.shut_down(context) {
+            let what = format!("{uri} was asked to shut down, and may do so yet");
+            context.warn(WarningId::MachineStopped, what);
+            return Err(error);
+        }
+        let now = domain.definition(context)?.disks;
+        let same = |disk: &DomainDisk| {
+            all.iter().any(|then| then.target == disk.target && then.path == disk.path)
+        };
+        if now.len() != all.len() || !now.iter().all(same) {
+            let what = format!(
+                "{uri} has other disks now that it is shut off: its definition was changed"
+            );
+            return Err(Error::new(ErrorKind::Mismatch, what)
+                .hint("run the command again, now that it is shut off"));
+        }
     }
     let outcome = roll_back(repository, medium, let_go, context);
     if outcome.is_err() && is_under_way(repository, &names) {

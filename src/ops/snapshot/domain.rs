@@ -13,7 +13,7 @@ use crate::base::message::{Action, message};
 use crate::image::{DomainName, ImageFormat, ImageUri, LiveImage, MachineUri};
 use crate::libvirt::{
     Backup, BackupDisk, Definition, Domain, DomainAgent, DomainDisk, DomainState, Ending,
-    Hypervisor, KnownSnapshot,
+    Hypervisor, KnownSnapshot, RUNNING, XML,
 };
 use crate::machine::Freeze;
 use crate::ops::snapshot::around::{AgentOf, SCRATCH_DIR, open_window, thaw};
@@ -139,10 +139,10 @@ impl Machine {
         }
         let group = draw(name, writers);
         let around = requests.first().map(|(_, r)| r.window.clone()).unwrap_or_default();
-        let mut backup = self.prepare(&group, writers, &around, context)?;
+        let mut backup = self.prepare(repository, &group, writers, &around, context)?;
         let (begun, is_frozen) = self.point_in_time(repository, &mut backup, around, context)?;
         begun?;
-        let parts = self.parts(context)?;
+        let parts = self.parts(true, context)?;
         let consistency = match state {
             _ if is_frozen => Consistency::Frozen,
             DomainState::Paused | DomainState::Running | DomainState::Off => Consistency::Crash,
@@ -174,15 +174,16 @@ impl Machine {
     }
 
     /// What goes with a snapshot of all of it.
-    fn parts(&self, context: &Context) -> Result<Vec<(String, Vec<u8>)>> {
+    fn parts(&self, is_running: bool, context: &Context) -> Result<Vec<(String, Vec<u8>)>> {
         match self.is_whole {
-            true => self.domain.parts(&self.definition, context),
+            true => self.domain.parts(&self.definition, is_running, context),
             false => Ok(Vec::new()),
         }
     }
 
     fn prepare(
         &self,
+        repository: &Repository,
         group: &Group,
         writers: &[&mut Writer],
         around: &Window,
@@ -199,7 +200,9 @@ impl Machine {
         let (image, alone) = first.unwrap_or_default();
         let id = if is_group(group) { group.id } else { alone };
         let checkpoint = KnownSnapshot::new(id, image, id).checkpoint;
-        self.domain.prepare(disks, images, &scratch_dir, &checkpoint, context)
+        let source_at =
+            |target: &str, snapshot| stored_source(repository, writers, target, snapshot);
+        self.domain.prepare(disks, images, &scratch_dir, &checkpoint, &source_at, context)
     }
 
     /// The point in time, in a window in which the machine is frozen if that is wanted. What became of it,
@@ -248,7 +251,7 @@ impl Machine {
         context: &Context,
     ) -> Result<Vec<SnapshotOutcome>> {
         let mut opened = Vec::new();
-        let parts = self.parts(context)?;
+        let parts = self.parts(false, context)?;
         for ((disk, (named, request)), writer) in
             self.disks.iter().zip(self.requests).zip(writers.iter())
         {
@@ -264,7 +267,11 @@ impl Machine {
             let open = || LiveImage::open(&file, false, None, context);
             if disk.has_checkpoints() && !request.full_scan {
                 let live = with_format(open()?, &writer.manifest, &request, &Context::silent())?;
-                request.changed = bitmap_of(&live, writer, &request)?;
+                let source_at = |snapshot| {
+                    stored_source(repository, writers, &disk.target, snapshot)
+                        .filter(|source| disk.sources.first() == Some(source))
+                };
+                request.changed = bitmap_of(&live, writer, &request, &source_at)?;
             }
             opened.push((Named { read_from: file.clone(), ..named }, open()?, request));
         }
@@ -274,6 +281,27 @@ impl Machine {
         let images: Vec<ImageUri> = opened.iter().map(|(named, ..)| named.image.clone()).collect();
         group::take(repository, name, writers, opened, &images, context)
     }
+}
+
+/// What a disk was read from at a snapshot, by the definition that went with that.
+fn stored_source(
+    repository: &Repository,
+    writers: &[&mut Writer],
+    target: &str,
+    snapshot: Uuid,
+) -> Option<String> {
+    let of =
+        |id: Uuid| writers.iter().find_map(|writer| Some((writer, writer.manifest.by_id(id)?)));
+    let (_, taken) = of(snapshot)?;
+    // With the first disk of its group.
+    let first = taken.group.as_ref().and_then(|group| group.members.first());
+    let (writer, with) = of(first.map_or(snapshot, |first| first.snapshot))?;
+    let named = |name| with.attachments.iter().find(|part| part.name == name);
+    let part = named(RUNNING).or_else(|| named(XML))?;
+    let bytes = part.read(repository.store.as_ref(), &writer.manifest.name).ok()?;
+    let definition = Definition::parse(str::from_utf8(&bytes).ok()?).ok()?;
+    let disk = definition.disks.into_iter().find(|disk| disk.target == target)?;
+    disk.sources.into_iter().next()
 }
 
 /// The parts of the machine go with its first disk.
@@ -292,6 +320,7 @@ fn bitmap_of(
     live: &LiveImage,
     writer: &Writer,
     request: &SnapshotRequest,
+    source_at: &dyn Fn(Uuid) -> Option<String>,
 ) -> Result<Option<ChangedSince>> {
     let (manifest, head) = (&writer.manifest, &writer.head);
     let parent = head.snapshot.and_then(|id| manifest.by_id(id)).or(manifest.latest());
@@ -303,6 +332,7 @@ fn bitmap_of(
     Ok(last.find_map(|known| {
         let number = manifest.by_id(known.snapshot).filter(|s| before.contains(&s.id))?.number;
         live.disk.bitmap(&known.checkpoint).ok()?;
+        source_at(known.snapshot)?;
         let changes = GivenChanges::Bitmap(known.checkpoint);
         Some(ChangedSince { changes, since: At::Number(number) })
     }))
