@@ -48,10 +48,13 @@ soak time="30m" *args:
 servers *args:
     IMGSNAP_SERVERS=all cargo test --test stores -- --nocapture --test-threads 1 {{args}}
 
-# Twenty domains of libvirt with twenty increments each, while everybody is killed; databases that write, twenty times
+# Twenty domains of libvirt with twenty increments each, while everybody is killed
 fleet domains="20":
     IMGSNAP_DOMAINS={{domains}} cargo test --test interop -- --nocapture whoever_is_killed_and_whatever
-    IMGSNAP_SERVICES={{domains}} cargo test --test interop -- --nocapture services::
+
+# Databases that write while they are snapshotted, so many times
+services rounds="20":
+    IMGSNAP_SERVICES={{rounds}} cargo test --test interop -- --nocapture services::
 
 # Real guests, which are snapshotted, killed and rolled back (TESTING.md); scenarios and options as arguments
 machines *args:

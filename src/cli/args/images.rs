@@ -22,7 +22,7 @@ pub struct Snapshot {
     #[arg(required_unless_present = "all", value_name = "IMAGE", value_hint = ValueHint::FilePath,
           value_parser = image_uri())]
     pub images: Vec<ImageUri>,
-    /// All domains of libvirt, one after the other (libvirt:* names them, too, and libvirt:web* some)
+    /// All domains of libvirt, several at a time (libvirt:* names them, too, and libvirt:web* some)
     #[arg(long, conflicts_with_all = ["images", "name", "group"])]
     pub all: bool,
     /// Name of the image in the repository [default: its file name without extension]
