@@ -134,7 +134,7 @@ impl Tally {
         }
         let kind = error.kind();
         // What is of a machine names it already.
-        let named = error.message().contains(&image.to_string());
+        let named = image.machine().is_some() && error.message().contains(&image.to_string());
         printer.error(&if named { error } else { error.at(image) });
         self.first_failure.get_or_insert(kind);
     }

@@ -54,7 +54,7 @@ fn what_is_no_image_is_not_snapshotted() {
 fn an_image_is_named_by_a_path_or_a_uri() {
     let (lab, _) = Lab::with_snapshots(1);
     for verb in [&["snapshot"][..], &["watch", "--every", "1s"], &["relink", "disk"]] {
-        for uri in ["libvirt:vm", "ftp://b/vm"] {
+        for uri in ["xen:///vm", "ftp://b/vm"] {
             let line = lab.run(&[verb, &[uri]].concat()).misused();
             let scheme = uri.split(':').next().unwrap();
             let said = format!("this build reads no {scheme} images: {uri}");

@@ -90,6 +90,8 @@ fn help_is_exactly_this() {
                                        change, threads, chain]
           --chain <N>                  Deltas between the base and the incremental snapshot, that one
                                        included [default: 1]
+          --connect <URI>              The hypervisor whose domains libvirt:DOMAIN names, as in
+                                       qemu:///session [default: libvirt's]
           --export-markdown <FILE>     Write the result to a file as Markdown too
           --plot <FILE.svg>            Draw the result to a file as SVG too
       -h, --help                       Print help (see more with '--help')

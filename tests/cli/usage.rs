@@ -118,6 +118,10 @@ fn help_is_exactly_this() {
           --no-cache
               Keep none of it
 
+          --connect <URI>
+              The hypervisor whose domains libvirt:DOMAIN names, as in qemu:///session [default:
+              libvirt's]
+
       -h, --help
               Print help (see a summary with '-h')
 
