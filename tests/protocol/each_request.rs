@@ -291,6 +291,10 @@ impl<'a> Scene<'a> {
             Wrong::Flipped if line.contains("\"a\" is the name of ") => {
                 kind == ErrorKind::AlreadyExists
             }
+            // ... or which inode it had.
+            Wrong::Flipped if line.contains("is not what the last snapshot of \"a\"") => {
+                kind == ErrorKind::Mismatch
+            }
             Wrong::Flipped if line.contains("cannot find ") => kind == ErrorKind::NotFound,
             Wrong::Flipped | Wrong::Short => kind == ErrorKind::Corrupt,
             Wrong::Refused => matches!(kind, ErrorKind::Io | ErrorKind::Unavailable),
