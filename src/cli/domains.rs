@@ -7,7 +7,7 @@ use imgsnap::base::error::{Error, ErrorKind, Result};
 use imgsnap::base::events::Context;
 use imgsnap::base::uri::Shown;
 use imgsnap::image::{ImageUri, MachinePlace, MachineUri};
-use imgsnap::libvirt::{CheckpointState, DomainState, Hypervisor};
+use imgsnap::libvirt::{CheckpointState, Domain, DomainState, Hypervisor};
 use imgsnap::{DefineRequest, ListedDisk, Repository};
 use serde_json::{Value, json};
 use std::ffi::{OsStr, OsString};
@@ -68,8 +68,8 @@ pub fn expanded(image: &ImageUri, context: &Context) -> Result<Vec<ImageUri>> {
     };
     let hypervisor = Hypervisor::connect(domain.connect.as_deref(), context)?;
     let found = hypervisor.matching(&domain.name, context)?;
-    let uri = |name| MachineUri { place: MachinePlace::Domain(name), disk: disk.clone() };
-    Ok(found.into_iter().map(|name| ImageUri::Machine(uri(name))).collect())
+    let uri = |domain: &Domain| MachineUri { disk: disk.clone(), ..domain.uri() };
+    Ok(found.iter().map(|domain| ImageUri::Machine(uri(domain))).collect())
 }
 
 /// The pattern of `libvirt:[PATTERN]`.

@@ -72,7 +72,6 @@ pub struct Backup {
 
 struct Part {
     disk: DomainDisk,
-    bytes: u64,
     /// The snapshot and the checkpoint since which a bitmap tells.
     since: Since,
 }
@@ -113,8 +112,8 @@ impl Domain {
         let since = self.since(&disks, &scratch, source_at, context)?;
         let socket = self.socket(&scratch, context)?;
         let has_checkpoint = disks.iter().any(|disk| disk.disk.has_checkpoints());
-        let parts = disks.into_iter().zip(bytes).zip(since);
-        let parts = parts.map(|((disk, bytes), since)| Part { disk: disk.disk, bytes, since });
+        let parts = disks.into_iter().zip(since);
+        let parts = parts.map(|(disk, since)| Part { disk: disk.disk, since });
         Ok(Backup {
             domain: self.clone(),
             parts: parts.collect(),
@@ -298,11 +297,6 @@ impl Backup {
         self.parts.iter().map(of).collect()
     }
 
-    /// How much is read at the most, in bytes.
-    pub fn bytes(&self) -> u64 {
-        self.parts.iter().map(|part| part.bytes).sum()
-    }
-
     /// Why nothing can be read any more, if the scratch files were used up.
     pub fn error(&self) -> Option<Error> {
         let watch = self.watch.as_ref()?;
@@ -327,8 +321,7 @@ impl Backup {
             (Some(new), Ending::Committed) => {
                 let targets: Vec<String> =
                     self.parts.iter().map(|part| part.disk.target.clone()).collect();
-                let kept = BTreeSet::from([new.clone()]);
-                self.domain.prune_checkpoints(&self.images, &targets, &kept, &self.context);
+                self.domain.prune_checkpoints(&self.images, &targets, new, &self.context);
                 Ok(())
             }
             (Some(new), Ending::Aborted) => self.domain.delete_checkpoint(new),

@@ -167,16 +167,16 @@ impl Domain {
 
     /// Removes our checkpoints that are of no more use: all of these images but `kept`, as far as they have
     /// bitmaps of these disks alone. What cannot be removed is a warning; the next run does it.
-    pub fn prune_checkpoints(
+    pub(super) fn prune_checkpoints(
         &self,
         images: &[Uuid],
         disks: &[String],
-        kept: &BTreeSet<String>,
+        kept: &str,
         context: &Context,
     ) {
         let pruned = self.checkpoints(&Context::silent()).map(|all| {
             let is_ours = |name: &String| names::id_of_checkpoint(name, images).is_some();
-            for name in all.into_iter().filter(|name| is_ours(name) && !kept.contains(name)) {
+            for name in all.into_iter().filter(|name| is_ours(name) && name != kept) {
                 let arguments = ["checkpoint-dumpxml", &self.uuid, &name, "--no-domain"];
                 let others = self.virsh.change(&arguments).map(|xml| {
                     bitmaps(&xml).keys().any(|target| !disks.contains(target))

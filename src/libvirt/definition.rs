@@ -66,13 +66,6 @@ impl Definition {
 
     /// The same of an element.
     pub(super) fn of(root: Node<'_, '_>) -> Result<Self> {
-        let children = |node: Node<'_, '_>, name: &'static str| -> Vec<String> {
-            let of = |child: Node<'_, '_>| child.tag_name().name() == name;
-            node.children()
-                .filter(|c| of(*c))
-                .map(|c| c.text().unwrap_or_default().into())
-                .collect()
-        };
         let Some(devices) = child(root, "devices") else {
             return Err(invalid("it has no devices"));
         };
@@ -95,7 +88,7 @@ impl Definition {
                 _ => {}
             }
         }
-        let nvram = child(root, "os").and_then(|os| children(os, "nvram").into_iter().next());
+        let nvram = child(root, "os").and_then(|os| child(os, "nvram")?.text());
         let nvram = nvram.map(|path| PathBuf::from(path.trim())).filter(|path| path.is_absolute());
         let tpm = child(devices, "tpm").and_then(|tpm| attribute(tpm, "backend", "type"));
         let has_tpm = tpm == Some("emulator");

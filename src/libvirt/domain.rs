@@ -46,6 +46,11 @@ impl Domain {
         Self { virsh, name, uuid: uuid.to_string() }
     }
 
+    /// What it is called.
+    pub fn name(&self) -> &DomainName {
+        &self.name
+    }
+
     /// All of its disks.
     pub fn uri(&self) -> MachineUri {
         MachineUri::domain(self.name.clone())

@@ -123,16 +123,17 @@ impl Hypervisor {
     ///
     /// # Errors
     /// `InvalidInput` for a pattern that is none; `NotFound` if none matches.
-    pub fn matching(&self, pattern: &str, context: &Context) -> Result<Vec<DomainName>> {
-        let all: Vec<DomainName> =
-            self.domains(context)?.into_iter().map(|(name, _)| name).collect();
-        if let Some(same) = all.iter().find(|known| known.name == pattern) {
-            return Ok(vec![same.clone()]);
+    pub fn matching(&self, pattern: &str, context: &Context) -> Result<Vec<Domain>> {
+        let all = self.domains(context)?;
+        let of = |(name, uuid): (DomainName, Uuid)| Domain::new(self.virsh.clone(), name, uuid);
+        if let Some(same) = all.iter().find(|(known, _)| known.name == pattern) {
+            return Ok(vec![of(same.clone())]);
         }
         let matcher = glob::Pattern::new(pattern).map_err(|e| {
             Error::new(ErrorKind::InvalidInput, format!("\"{pattern}\" is no pattern: {}", e.msg))
         })?;
-        let found: Vec<_> = all.into_iter().filter(|known| matcher.matches(&known.name)).collect();
+        let found = all.into_iter().filter(|(known, _)| matcher.matches(&known.name));
+        let found: Vec<Domain> = found.map(of).collect();
         match found.is_empty() {
             false => Ok(found),
             true => {

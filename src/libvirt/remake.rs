@@ -114,8 +114,8 @@ impl Remake {
     /// The new definition, and what the machine had that it has not: "the CD in sda".
     ///
     /// # Errors
-    /// `Corrupt` for what is no definition; `Mismatch` if it has a disk that is not among the new ones;
-    /// `Auth` for what is not done without trust, all of it in one message.
+    /// `Corrupt` for what is no definition; `Auth` for what is not done without trust, all of it in one
+    /// message.
     pub fn of(&self, xml: &str) -> Result<(String, Vec<String>)> {
         let document = parse(xml)?;
         let root = document.root_element();

@@ -2,7 +2,7 @@
 
 use crate::base::error::Result;
 use crate::base::events::Context;
-use crate::image::{DomainName, ImageUri, MachinePlace};
+use crate::image::{ImageUri, MachinePlace};
 use crate::libvirt::{CheckpointState, Domain, DomainState, Hypervisor, KnownSnapshot};
 use crate::ops::list::types::{DomainListing, ListedDisk};
 use crate::repo::Repository;
@@ -22,7 +22,7 @@ pub fn run(
     context: &Context,
 ) -> Result<Vec<DomainListing>> {
     let hypervisor = Hypervisor::connect(connect, context)?;
-    let names = hypervisor.matching(pattern, context)?;
+    let domains = hypervisor.matching(pattern, context)?;
     let mut images: BTreeMap<(String, String), Manifest> = BTreeMap::new();
     for name in repository.names()? {
         let Ok((manifest, head)) = look(repository, &name, &Context::silent()) else { continue };
@@ -33,25 +33,24 @@ pub fn run(
         images.insert((place.name.clone(), disk.clone()), manifest);
     }
     let mut listed = Vec::new();
-    for name in names {
+    for domain in domains {
         context.check()?;
-        let domain = hypervisor.domain(&name.name, context)?;
-        listed.push(of(&domain, &name, &images, context)?);
+        listed.push(of(&domain, &images, context)?);
     }
     Ok(listed)
 }
 
 fn of(
     domain: &Domain,
-    name: &DomainName,
     images: &BTreeMap<(String, String), Manifest>,
     context: &Context,
 ) -> Result<DomainListing> {
+    let name = &domain.name().name;
     let state = domain.state(context)?;
     let definition = domain.definition(context)?;
     let mut disks = Vec::new();
     for disk in &definition.disks {
-        let manifest = images.get(&(name.name.clone(), disk.target.clone()));
+        let manifest = images.get(&(name.clone(), disk.target.clone()));
         let newest = manifest.and_then(|manifest| manifest.snapshots.iter().max_by_key(|s| s.time));
         let is_live = state != DomainState::Off;
         let known: Vec<KnownSnapshot> = manifest.map(known).unwrap_or_default();
@@ -69,5 +68,5 @@ fn of(
         });
     }
     let uncovered = definition.uncovered;
-    Ok(DomainListing { name: name.name.clone(), state, disks, uncovered })
+    Ok(DomainListing { name: name.clone(), state, disks, uncovered })
 }

@@ -17,11 +17,9 @@ use crate::libvirt::{
 };
 use crate::machine::Freeze;
 use crate::ops::snapshot::around::{AgentOf, SCRATCH_DIR, open_window, thaw};
-use crate::ops::snapshot::group::{
-    self, Became, borrowed, draw, finish, give_up, is_group, open_writers,
-};
-use crate::ops::snapshot::of_machine::{chosen, group_name, open_all, refuse_of_file, request_of};
-use crate::ops::snapshot::take::{Begun, begin, policy_for, warn_of_policy};
+use crate::ops::snapshot::group::{self, Became, borrowed, draw, finish, give_up, is_group};
+use crate::ops::snapshot::of_machine::{chosen, open_all, open_images, refuse_of_file};
+use crate::ops::snapshot::take::{Begun, begin, policy_for};
 use crate::ops::snapshot::types::{
     ChangedSince, GivenChanges, ParentChoice, SnapshotOutcome, SnapshotRequest, Window,
 };
@@ -61,13 +59,9 @@ pub(super) fn run(
     warn_of_uncovered(uri, &definition, context);
     let is_called = |disk: &DomainDisk, name: &str| disk.target == name;
     let disks = chosen(definition.disks.clone(), uri, is_called, |disk| disk.target.clone())?;
-    let requests: Result<Vec<_>> =
-        disks.iter().map(|disk| request_of(repository, uri, &disk.target, request)).collect();
-    let requests = requests?;
-    let names: Vec<&Named> = requests.iter().map(|(named, _)| named).collect();
-    names.iter().for_each(|named| warn_of_policy(repository, &named.name, context));
-    let mut writers = open_writers(repository, &names, context)?;
-    let group_name = group_name(name, request, uri, disks.len())?;
+    let targets: Vec<String> = disks.iter().map(|disk| disk.target.clone()).collect();
+    let (requests, mut writers, group_name) =
+        open_images(repository, name, uri, &targets, request, context)?;
     let is_whole = uri.disk.is_none();
     let machine = Machine { domain, definition, disks, requests, is_whole };
     let mut refs = borrowed(&mut writers);
@@ -140,8 +134,7 @@ impl Machine {
         let group = draw(name, writers);
         let around = requests.first().map(|(_, r)| r.window.clone()).unwrap_or_default();
         let mut backup = self.prepare(repository, &group, writers, &around, context)?;
-        let (begun, is_frozen) = self.point_in_time(repository, &mut backup, around, context)?;
-        begun?;
+        let is_frozen = self.point_in_time(repository, &mut backup, around, context)?;
         let parts = self.parts(true, context)?;
         let consistency = match state {
             _ if is_frozen => Consistency::Frozen,
@@ -205,15 +198,14 @@ impl Machine {
         self.domain.prepare(disks, images, &scratch_dir, &checkpoint, &source_at, context)
     }
 
-    /// The point in time, in a window in which the machine is frozen if that is wanted. What became of it,
-    /// and whether it was frozen.
+    /// The point in time, in a window in which the machine is frozen if that is wanted. True if it was.
     fn point_in_time(
         &self,
         repository: &Repository,
         backup: &mut Backup,
         mut around: Window,
         context: &Context,
-    ) -> Result<(Result<()>, bool)> {
+    ) -> Result<bool> {
         let images: Vec<&ImageUri> = self.requests.iter().map(|(named, _)| &named.image).collect();
         let is_agent_alone = around.freeze == [Freeze::Agent(None)];
         let not_frozen = |why: String| {
@@ -233,13 +225,13 @@ impl Machine {
             // A machine without its agent is better kept so than not at all.
             Err(error) if is_agent_alone && error.kind() == ErrorKind::Io => {
                 not_frozen(error.without_advice().to_string());
-                return Ok((backup.begin(), false));
+                return backup.begin().map(|()| false);
             }
             other => other?,
         }
         let begun = backup.begin();
         let frozen = thaw(window, &around, &images, context);
-        Ok((begun, frozen.iter().all(|frozen| *frozen)))
+        begun.map(|()| frozen.iter().all(|frozen| *frozen))
     }
 
     /// Of the image files, while it is shut off.

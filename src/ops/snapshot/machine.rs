@@ -13,9 +13,9 @@ use crate::machine::{
     FleeceOptions, Freeze, Inserted, Machine, MachineDisk, Member, RunState, find_agent,
 };
 use crate::ops::snapshot::around::{AgentOf, SCRATCH_DIR, open_window, thaw};
-use crate::ops::snapshot::group::{Became, borrowed, draw, finish, give_up, open_writers};
-use crate::ops::snapshot::of_machine::{chosen, group_name, open_all, refuse_of_file, request_of};
-use crate::ops::snapshot::take::{Begun, begin, policy_for, warn_of_policy};
+use crate::ops::snapshot::group::{Became, borrowed, draw, finish, give_up};
+use crate::ops::snapshot::of_machine::{chosen, open_all, open_images, refuse_of_file};
+use crate::ops::snapshot::take::{Begun, begin, policy_for};
 use crate::ops::snapshot::types::{SnapshotOutcome, SnapshotRequest, Window};
 use crate::ops::snapshot::{Named, check_source};
 use crate::repo::Repository;
@@ -69,13 +69,9 @@ pub(super) fn run(
     }
     let is_called = |disk: &MachineDisk, name: &str| disk.is_called(name);
     let disks = chosen(machine.disks()?, &uri, is_called, |disk| disk.name.clone())?;
-    let requests: Result<Vec<_>> =
-        disks.iter().map(|disk| request_of(repository, &uri, &disk.name, request)).collect();
-    let requests = requests?;
-    let names: Vec<&Named> = requests.iter().map(|(named, _)| named).collect();
-    names.iter().for_each(|named| warn_of_policy(repository, &named.name, context));
-    let mut writers = open_writers(repository, &names, context)?;
-    let group_name = group_name(name, request, &uri, disks.len())?;
+    let targets: Vec<String> = disks.iter().map(|disk| disk.name.clone()).collect();
+    let (requests, mut writers, group_name) =
+        open_images(repository, name, &uri, &targets, request, context)?;
     let mut refs = borrowed(&mut writers);
     let taken =
         take(repository, machine, group_name.as_deref(), &mut refs, disks, &requests, context);

@@ -6,7 +6,8 @@ use crate::base::message::{Setting, message};
 use crate::image::nbd::{NbdDisk, NbdOptions};
 use crate::image::{Disk, ImageUri, LiveImage, MachineUri};
 use crate::machine::FleecedDisk;
-use crate::ops::snapshot::group::is_group;
+use crate::ops::snapshot::group::{OpenWriter, is_group, open_writers};
+use crate::ops::snapshot::take::warn_of_policy;
 use crate::ops::snapshot::types::moment::{Moment, Told};
 use crate::ops::snapshot::types::{SnapshotRequest, name_of};
 use crate::ops::snapshot::{Named, named};
@@ -59,7 +60,7 @@ pub(super) fn chosen<T>(
 }
 
 /// One disk of the machine, by the name that it has in the repository.
-pub(super) fn request_of(
+fn request_of(
     repository: &Repository,
     uri: &MachineUri,
     disk: &str,
@@ -74,9 +75,34 @@ pub(super) fn request_of(
     Ok((named(repository, &request)?, request))
 }
 
+/// What is asked for of each disk, by name; who writes to each image; and what their group is called.
+pub(super) type Opened = (Vec<(Named, SnapshotRequest)>, Vec<OpenWriter>, Option<String>);
+
+/// Opens the images of all disks of a machine that are meant, for writing. `given` is the name of the
+/// group, if somebody gave it one.
+///
+/// # Errors
+/// As of [`open_writers`]; `InvalidInput` for what cannot be a name.
+pub(super) fn open_images(
+    repository: &Repository,
+    given: Option<&str>,
+    uri: &MachineUri,
+    disks: &[String],
+    request: &SnapshotRequest,
+    context: &Context,
+) -> Result<Opened> {
+    let requests = disks.iter().map(|disk| request_of(repository, uri, disk, request));
+    let requests = requests.collect::<Result<Vec<_>>>()?;
+    let names: Vec<&Named> = requests.iter().map(|(named, _)| named).collect();
+    names.iter().for_each(|named| warn_of_policy(repository, &named.name, context));
+    let writers = open_writers(repository, &names, context)?;
+    let group = group_name(given, request, uri, disks.len())?;
+    Ok((requests, writers, group))
+}
+
 /// What the group of the disks is called, if they are one: as the user says, or as the machine. One disk is a
 /// group of its own if somebody calls it one.
-pub(super) fn group_name(
+fn group_name(
     given: Option<&str>,
     request: &SnapshotRequest,
     uri: &MachineUri,
