@@ -296,6 +296,11 @@ impl<'a> Scene<'a> {
                 kind == ErrorKind::Mismatch
             }
             Wrong::Flipped if line.contains("cannot find ") => kind == ErrorKind::NotFound,
+            // The byte may be the one that says which version a manifest has: what a later program writes is not
+            // known, nor where its checksum lies.
+            Wrong::Flipped if line.contains("a later imgsnap wrote this") => {
+                kind == ErrorKind::Unsupported
+            }
             Wrong::Flipped | Wrong::Short => kind == ErrorKind::Corrupt,
             Wrong::Refused => matches!(kind, ErrorKind::Io | ErrorKind::Unavailable),
             _ => kind == ErrorKind::Unavailable,
