@@ -123,6 +123,7 @@ fn whoever_is_killed_and_whatever_others_do_an_increment_is_what_a_full_read_giv
         let (mut hinted, mut overlays) = (0, 0);
         for (index, turn) in turns.iter().enumerate() {
             let what = format!("seed {seed}, {name}, turn {index}: {turn:?}");
+            println!("{what}");
             done(&host, &mut vm, *turn, &mut overlays);
             for disk in 0..2 {
                 let byte = (index % 200 + 2) as u8;
@@ -200,7 +201,13 @@ fn done(host: &Host, vm: &mut Domain, turn: Turn, overlays: &mut usize) {
         Turn::Resize => {
             let bytes = vm.contents[0].len() + (1 << 20);
             vm.contents[0].resize(bytes, 0);
-            host.virsh(&["blockresize", &name, "vda", &format!("{bytes}B")]);
+            // QEMU may still be ending a job whose end libvirtd did not see, as it was killed.
+            let resize = ["blockresize", &name, "vda", &format!("{bytes}B")];
+            assert!(
+                wait_until(|| host.try_virsh(&resize).is_ok()),
+                "{:?}",
+                host.try_virsh(&resize)
+            );
         }
     }
 }

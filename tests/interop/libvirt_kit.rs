@@ -135,7 +135,16 @@ impl Host {
     }
 
     pub fn start_domain(&self, name: &str) {
-        self.virsh(&["start", name, "--paused"]);
+        let start = ["start", name, "--paused"];
+        match self.try_virsh(&start) {
+            // A libvirtd that was started again may wait for ever for a machine that it knew.
+            Err(why) if why.contains("state change lock") => {
+                println!("{why}");
+                self.restart();
+                assert!(wait_until(|| self.try_virsh(&start).is_ok()), "{why}");
+            }
+            other => drop(other.unwrap_or_else(|why| panic!("{why}"))),
+        }
     }
 
     /// Lets the machine write. What fails is not told here: it is seen in what its disk has.

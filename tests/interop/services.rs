@@ -195,7 +195,8 @@ fn replica(primary: &mut Redis, replica: &mut Redis) -> Replica {
 fn start_redis(at: &str, port: u16, more: &[&str]) -> Service {
     let port = port.to_string();
     let mut command = tool_command("redis-server", &["--port", &port, "--dir", at]).unwrap();
-    command.args(["--bind", "127.0.0.1", "--appendonly", "yes", "--appendfsync", "everysec"]);
+    // With `everysec` it may acknowledge a write two seconds before it gives it to the kernel.
+    command.args(["--bind", "127.0.0.1", "--appendonly", "yes", "--appendfsync", "always"]);
     command.args(["--save", "", "--repl-diskless-sync-delay", "0"]).args(more);
     Service::start(&mut command)
 }

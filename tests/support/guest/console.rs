@@ -1,7 +1,8 @@
 //! The serial console of a guest: what it has printed, and when; what it is told to do.
 
+use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
-use std::os::unix::net::UnixStream;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
@@ -18,11 +19,13 @@ type Shared = Arc<(Mutex<Printed>, Condvar)>;
 
 pub struct Console {
     printed: Shared,
-    to: UnixStream,
+    to: File,
 }
 
 impl Console {
-    pub fn new(to: UnixStream) -> Self {
+    /// By a socket, or a terminal.
+    pub fn new(to: impl Into<OwnedFd>) -> Self {
+        let to = File::from(to.into());
         let mut from = BufReader::new(to.try_clone().unwrap());
         let printed = Shared::default();
         let shared = printed.clone();
