@@ -9,7 +9,7 @@ mod random;
 
 use imgsnap::image::Source;
 use imgsnap::repo::host::HostState;
-use imgsnap::store::{CachePlace, RemoteOptions, locate};
+use imgsnap::store::{CachePlace, StoreOptions, locate};
 use imgsnap::{At, Context, Repository};
 use random::Random;
 use std::path::Path;
@@ -27,7 +27,7 @@ fn main() {
         return;
     };
     let cache = CachePlace { folder: cache.into(), most_bytes: 4 << 30 };
-    let options = RemoteOptions { cache: Some(cache), ..RemoteOptions::default() };
+    let options = StoreOptions { cache: Some(cache), ..StoreOptions::default() };
     let context = Context::silent();
     let open = |at: &At| {
         let store = locate(Path::new(&place)).unwrap().store(&options).unwrap();

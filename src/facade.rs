@@ -15,6 +15,7 @@ use crate::ops::diff::types::DiffSide;
 use crate::ops::export::types::{ExportOutcome, ExportRequest};
 use crate::ops::flatten::types::Flattened;
 use crate::ops::import::types::Imported;
+use crate::ops::keys::types::KeySlot;
 use crate::ops::list::types::{DomainListing, Listing};
 use crate::ops::protect::types::Protected;
 use crate::ops::prune::types::{PruneRequest, Pruned};
@@ -30,7 +31,8 @@ use crate::repo::manifest::Snapshot;
 use crate::repo::reference::At;
 use crate::repo::session::Reader;
 use crate::repo::{self, Repository};
-use crate::store::{Above, RemoteOptions, Store, locate};
+use crate::store::sealed::{Credential, SlotId};
+use crate::store::{Above, Store, StoreOptions, locate};
 use crate::tracking::{CloneUse, Clones};
 use crate::view::SnapshotView;
 use std::ffi::OsStr;
@@ -38,9 +40,10 @@ use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
 use uuid::Uuid;
+use zeroize::Zeroizing;
 
 fn store_of(place: &Path) -> Result<Arc<dyn Store>> {
-    locate(place)?.store(&RemoteOptions::default())
+    locate(place)?.store(&StoreOptions::default())
 }
 
 impl Repository {
@@ -140,6 +143,46 @@ impl Repository {
         context: &Context,
     ) -> Result<Vec<DomainListing>> {
         ops::list::domains::run(self, pattern, connect, context)
+    }
+
+    /// What opens the repository.
+    ///
+    /// # Errors
+    /// `InvalidInput` if it is not sealed.
+    pub fn key_slots(&self) -> Result<Vec<KeySlot>> {
+        ops::keys::list(self)
+    }
+
+    /// Lets something more open it.
+    ///
+    /// # Errors
+    /// As of [`Repository::key_slots`]; `Busy` if somebody else changes the configuration.
+    pub fn add_key(&self, given: &Credential) -> Result<SlotId> {
+        ops::keys::add(self, given)
+    }
+
+    /// The same in the place of what opened it now.
+    ///
+    /// # Errors
+    /// As of [`Repository::add_key`]; `InvalidInput` if that was the recovery text.
+    pub fn change_key(&self, given: &Credential) -> Result<SlotId> {
+        ops::keys::change(self, given)
+    }
+
+    /// Takes a slot away, by its id or the beginning of it: never the last one.
+    ///
+    /// # Errors
+    /// As of [`Repository::add_key`]; `NotFound` if there is none, or there are several.
+    pub fn remove_key(&self, slot: &str) -> Result<SlotId> {
+        ops::keys::remove(self, slot)
+    }
+
+    /// What opens it without any slot: whoever has it has the master key.
+    ///
+    /// # Errors
+    /// As of [`Repository::key_slots`].
+    pub fn recovery_text(&self) -> Result<Zeroizing<String>> {
+        ops::keys::recovery_text(self)
     }
 
     /// The clones beside the live file of an image.

@@ -34,6 +34,7 @@ pub use ops::diff::types::{DiffImage, DiffSide};
 pub use ops::export::types::{ExportOutcome, ExportRequest};
 pub use ops::flatten::types::Flattened;
 pub use ops::import::types::Imported;
+pub use ops::keys::types::KeySlot;
 pub use ops::list::types::{DomainListing, ListedDisk, Listing};
 pub use ops::protect::types::Protected;
 pub use ops::prune::types::{PruneRequest, Pruned};

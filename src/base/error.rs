@@ -33,6 +33,8 @@ named! {
         Interrupted = "interrupted",
         /// Whoever was asked does not know the caller, or denies it something.
         Auth = "auth",
+        /// A key is missing, or is not the one that is needed.
+        Key = "key",
         /// A server or a network is not there now; another time it may be.
         Unavailable = "unavailable",
         /// A bug of imgsnap.

@@ -20,6 +20,8 @@ named! {
         Flatten = "flatten",
         /// Make a repository.
         Init = "init",
+        /// What opens an encrypted repository.
+        Key = "key",
         /// Show what there is.
         List = "list",
         /// Let several workers take snapshots together.
@@ -68,6 +70,8 @@ named! {
         Dir = "dir",
         /// Change nothing.
         DryRun = "dry_run",
+        /// Encrypt a repository.
+        Encrypt = "encrypt",
         /// Look for a snapshot of another image that a chain begins from.
         FindBase = "find_base",
         /// Overwrite a target.
@@ -84,6 +88,8 @@ named! {
         Image = "image",
         /// How the image is read.
         Format = "format",
+        /// A file with what opens an encrypted repository.
+        KeyFile = "key_file",
         /// Daily snapshots that are kept.
         KeepDaily = "keep_daily",
         /// The newest snapshots, which are kept.
@@ -102,6 +108,8 @@ named! {
         Output = "output",
         /// The snapshot that a snapshot is taken against.
         Parent = "parent",
+        /// A file with a passphrase.
+        PasswordFile = "password_file",
         /// On which grid images are cut into parts.
         PartSize = "part_size",
         /// Where the disks of a machine lie.

@@ -2,6 +2,7 @@
 //! module with `unsafe`.
 
 pub(crate) mod byte_lock;
+pub(crate) mod checked_text;
 pub mod digest;
 pub mod error;
 pub mod events;
@@ -12,6 +13,7 @@ pub(crate) mod named;
 pub(crate) mod ownership;
 pub mod pipeline;
 pub mod read_limit;
+pub mod secret;
 pub(crate) mod setters;
 #[expect(unsafe_code, reason = "the one module; see its contract")]
 pub(crate) mod sys;

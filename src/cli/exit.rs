@@ -18,6 +18,7 @@ pub fn code(kind: ErrorKind) -> ExitCode {
     match kind {
         ErrorKind::Corrupt => damaged(),
         ErrorKind::Busy => ExitCode::from(4),
+        ErrorKind::Key => ExitCode::from(5),
         ErrorKind::Interrupted => ExitCode::from(130),
         _ => FAILED,
     }

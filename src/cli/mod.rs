@@ -10,6 +10,7 @@ mod domains;
 mod elsewhere;
 mod exit;
 mod init;
+mod key;
 mod list;
 mod output;
 mod printer;
@@ -162,6 +163,7 @@ fn dispatch(args: &Args, printer: &Printer, stop: Arc<AtomicBool>) -> Result<Exi
         Command::Repair { name, from } => {
             repair::run(place, name.as_deref(), from, printer, &context)
         }
+        Command::Key { verb } => key::run(place, verb, printer, &context),
         Command::Config { verb } => config::run(place, verb, printer, &context),
         Command::Relink { name, image, base_image, format } => {
             let (image, base_image) = ((image.as_ref(), *format), base_image.as_deref());

@@ -1,6 +1,8 @@
 //! Which repository.
 
 use super::args::{Args, Command, FirstUse};
+use super::key::args::KeyOptions;
+use super::key::given::Given;
 use super::printer::Printer;
 use super::{exit, trust, words};
 use imgsnap::base::error::{Error, ErrorKind, Result};
@@ -10,7 +12,8 @@ use imgsnap::base::uri::Shown;
 use imgsnap::image::{ImageFormat, ImageUri, RawFile, Source};
 use imgsnap::repo::first_use;
 use imgsnap::repo::host::HostState;
-use imgsnap::store::{Above, CachePlace, Location, RemoteOptions, Store, locate};
+use imgsnap::store::sealed::KeyRing;
+use imgsnap::store::{Above, CachePlace, Location, Store, StoreOptions, locate};
 use imgsnap::tracking::clone_into;
 use imgsnap::{At, Defaults, Reference, Repository, SnapshotRequest, Track};
 use std::fs::OpenOptions;
@@ -22,7 +25,7 @@ use std::sync::Arc;
 pub struct Where {
     /// `--repo`.
     repo: Option<PathBuf>,
-    options: RemoteOptions,
+    options: StoreOptions,
 }
 
 /// Where a repository is, or may be made.
@@ -46,7 +49,18 @@ impl Where {
         let transfer = context.transfer().clone();
         let all_images =
             matches!(args.command, Command::List { name: None } | Command::Stats { name: None });
-        Self { repo: args.repo.clone(), options: RemoteOptions { transfer, cache, all_images } }
+        let seals = matches!(&args.command, Command::Init(init) if init.encrypt);
+        let keys = Some(Arc::new(KeyRing::new(Given::new(args.keys.clone(), seals))));
+        let options = StoreOptions { transfer, cache, all_images, keys, seals };
+        Self { repo: args.repo.clone(), options }
+    }
+
+    /// The same opened with a key file.
+    pub fn with_key_file(&self, file: &Path) -> Self {
+        let options = KeyOptions { key_file: Some(file.to_owned()), ..KeyOptions::default() };
+        let keys = Some(Arc::new(KeyRing::new(Given::new(options, false))));
+        let options = StoreOptions { keys, ..self.options.clone() };
+        Self { repo: self.repo.clone(), options }
     }
 
     /// `--repo`, else `IMGSNAP_REPO`, else the user's data folder, which is made whole.
@@ -63,6 +77,9 @@ impl Where {
         self.place()?.location.store(&self.options)
     }
 }
+
+/// How often a repository is opened that others are making.
+const MADE_TRIES: usize = 3;
 
 /// Of the cache, if nothing is said.
 const CACHE_BYTES: u64 = 4 << 30;
@@ -199,8 +216,19 @@ pub fn open_or_make(
     }
     let Place { location, above } = place.place()?;
     let (host, defaults) = (HostState::of_this_host(), Defaults::default());
-    let store = location.store(&place.options)?;
-    let repository = first_use::open_or_init(store, defaults, above, &host)?;
+    let open = || {
+        let store = location.store(&place.options)?;
+        first_use::open_or_init(store, defaults, above, &host)
+    };
+    let mut opened = open();
+    // Of several who make an encrypted one at the same time, one key is that of the repository.
+    for _ in 0..MADE_TRIES {
+        match &opened {
+            Err(e) if e.kind() == ErrorKind::Busy => opened = open(),
+            _ => break,
+        }
+    }
+    let repository = opened?;
     if repository.is_new() {
         // Also where it is to be quiet: it may not be where it was meant to be.
         let defaults = repository.defaults();

@@ -9,6 +9,7 @@ pub mod diff;
 pub mod export;
 pub mod flatten;
 pub mod import;
+pub mod keys;
 pub mod label;
 pub mod list;
 pub mod protect;

@@ -1,9 +1,9 @@
 //! What became of the tasks of a plan, where no part file tells: an object at the top for each attempt that
 //! has ended (FORMAT.md W6).
 
+use crate::base::checked_text::{read_checked, to_checked};
 use crate::base::digest::ImageDigest;
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::repo::seal::{seal, unseal};
 use crate::repo::top::{attempt_file, attempt_of};
 use crate::store::Store;
 use jiff::Timestamp;
@@ -89,12 +89,12 @@ impl Attempt {
             Error::new(ErrorKind::InvalidInput, format!("cannot write the report: {e}"))
         })?;
         let file = attempt_file(plan, self.task, Uuid::new_v4());
-        let sealed = seal("attempt", VERSION, &format!("{body}\n"));
-        if sealed.len() as u64 > MAX_BYTES {
+        let text = to_checked("attempt", VERSION, &format!("{body}\n"));
+        if text.len() as u64 > MAX_BYTES {
             let what = format!("the report on task {} is too long", self.task);
             return Err(Error::new(ErrorKind::LimitExceeded, what));
         }
-        store.put_if_absent(&file, &sealed)
+        store.put_if_absent(&file, &text)
     }
 
     /// Those at the tasks of a plan, ascending by time. One that is damaged tells nothing: its task is not
@@ -108,7 +108,7 @@ impl Attempt {
             let read = match store.read_whole(&file, MAX_BYTES) {
                 Err(e) if e.is_unread() => return Err(e),
                 Err(_) => continue,
-                Ok(bytes) => unseal("attempt", VERSION, &bytes)
+                Ok(bytes) => read_checked("attempt", VERSION, &bytes)
                     .ok()
                     .and_then(|(_, text)| serde_json::from_str::<Self>(text).ok()),
             };

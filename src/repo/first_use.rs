@@ -16,6 +16,7 @@ use crate::repo::place::Place;
 use crate::repo::repository::{FirstUse, Repository};
 use crate::repo::root::{Lock, Root};
 use crate::repo::top::{MARKER, config_file};
+use crate::store::sealed::is_slot;
 use crate::store::{Above, Store, make_folder};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -281,11 +282,10 @@ pub(crate) fn take_back_unused(repository: Repository) -> Result<bool> {
 /// goes on with.
 fn take_back(store: &dyn Store) -> Result<bool> {
     let first = config_file(1);
-    let (ours, others): (Vec<String>, Vec<String>) = store
-        .list("")?
-        .into_iter()
-        .filter(|name| !is_of_filesystem(name))
-        .partition(|name| *name == MARKER || *name == first || is_temporary(name));
+    let (ours, others): (Vec<String>, Vec<String>) =
+        store.list("")?.into_iter().filter(|name| !is_of_filesystem(name)).partition(|name| {
+            *name == MARKER || *name == first || is_temporary(name) || is_slot(name)
+        });
     if !others.is_empty() {
         return Ok(false);
     }

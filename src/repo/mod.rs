@@ -38,7 +38,6 @@ pub(crate) mod reserve;
 pub(crate) mod restored;
 pub mod retention;
 pub(crate) mod root;
-mod seal;
 pub mod session;
 pub(crate) mod top;
 pub(crate) mod uploads;

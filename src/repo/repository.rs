@@ -12,6 +12,7 @@ use crate::repo::policy::{Policy, SnapshotPolicy};
 use crate::repo::probe;
 use crate::repo::root::Root;
 use crate::repo::top::{MARKER, is_probe};
+use crate::store::sealed::is_slot;
 use crate::store::{LockGuard, Sharing, Store};
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -87,7 +88,8 @@ impl Repository {
         // What an init wrote that was interrupted, and perhaps not only now.
         let is_begun = is_begun(store.as_ref())?;
         let is_foreign = |name: &&String| {
-            !(is_begun && *name == MARKER || is_of_filesystem(name) || is_probe(name))
+            let is_left = is_begun && (*name == MARKER || is_slot(name));
+            !(is_left || is_of_filesystem(name) || is_probe(name))
         };
         if let Some(name) = others.iter().find(is_foreign) {
             let what = format!("{place} is not empty (it holds \"{name}\")");
@@ -101,6 +103,13 @@ impl Repository {
         if !is_begun {
             object::begin_marker(store.as_ref())?;
         }
+        let config = match store.sealing() {
+            None => config,
+            Some(sealing) => {
+                sealing.put_new_slot(store.as_ref())?;
+                config.sealed_with(sealing, sealing.slot().into_iter().collect())
+            }
+        };
         object::begin(store.as_ref(), &config.encode()?)?;
         Ok(Self::with(store, host, config))
     }
@@ -123,7 +132,9 @@ impl Repository {
     /// # Errors
     /// `NotFound` if there is none, `Unsupported` if a later version made it.
     pub fn open_in(store: Arc<dyn Store>, host: HostState) -> Result<Self> {
-        match Config::load(store.as_ref()) {
+        let loaded = Config::load(store.as_ref())
+            .and_then(|config| config.check_sealing(store.as_ref()).map(|()| config));
+        match loaded {
             Ok(config) => Ok(Self::with(store, host, config)),
             Err(e) => Err(Self::or_missing(store.as_ref(), &host, e)),
         }
@@ -206,8 +217,11 @@ impl Repository {
     pub fn is_vacant(store: &dyn Store) -> bool {
         let is_begun = is_begun(store).unwrap_or_default();
         store.list("").is_ok_and(|names| {
-            let is_left =
-                |name: &str| is_temporary(name) || is_probe(name) || is_begun && name == MARKER;
+            let is_left = |name: &str| {
+                is_temporary(name)
+                    || is_probe(name)
+                    || is_begun && (name == MARKER || is_slot(name))
+            };
             names.iter().all(|name| is_left(name) || is_of_filesystem(name))
         })
     }

@@ -1,10 +1,8 @@
 //! The names of what lies at the top of a repository beside its images (FORMAT.md section 7).
 
+pub(crate) use crate::store::MARKER;
+use crate::store::sealed::is_slot;
 use uuid::Uuid;
-
-/// Makes a folder a repository for programs that know no configuration in numbered objects: to them it is the
-/// configuration, and of a version that they refuse.
-pub(crate) const MARKER: &str = "repository.toml";
 
 /// The name of the configuration with that number.
 pub(crate) fn config_file(number: u64) -> String {
@@ -58,6 +56,7 @@ pub(crate) fn is_of_repository(name: &str) -> bool {
     name == MARKER
         || config_number(name).is_some()
         || is_probe(name)
+        || is_slot(name)
         || plan_id(name).is_some()
         || attempt_of(name).is_some()
 }

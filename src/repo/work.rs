@@ -9,6 +9,7 @@
 //! join     the layer file, and a commit        the file gets its name         the rest of a verification
 //! ```
 
+use crate::base::checked_text::{read_checked, to_checked};
 use crate::base::digest::{DigestAlgorithm, DigestKey};
 use crate::base::error::{Error, ErrorKind, Result, best_effort};
 use crate::base::message::{Setting, Verb, message};
@@ -19,7 +20,6 @@ use crate::image::write::MadeFile;
 use crate::image::{Fingerprint, ImageFormat, ImageUri};
 use crate::repo::attempts::Attempt;
 use crate::repo::manifest::{ImageFile, MAX_MANIFEST_BYTES, check_name, temporary_of, wire};
-use crate::repo::seal::{seal, unseal};
 use crate::repo::top::{attempt_of, plan_file, plan_id};
 use crate::store::{Listed, Store};
 use crate::tracking::CloneStat;
@@ -283,15 +283,15 @@ impl WorkPlan {
         let body = serde_json::to_string_pretty(self).map_err(|e| {
             Error::new(ErrorKind::InvalidInput, format!("cannot write the plan: {e}"))
         })?;
-        let sealed = seal("plan", VERSION, &format!("{body}\n"));
-        if sealed.len() as u64 > MAX_MANIFEST_BYTES {
+        let text = to_checked("plan", VERSION, &format!("{body}\n"));
+        if text.len() as u64 > MAX_MANIFEST_BYTES {
             let what = format!("a plan of {} tasks is too long", self.tasks().len());
             return Err(Error::new(ErrorKind::LimitExceeded, what).hint(message![
                 "plan fewer images at once, or larger parts with ",
                 Setting::PartSize
             ]));
         }
-        store.put_if_absent(&plan_file(self.plan), &sealed)?;
+        store.put_if_absent(&plan_file(self.plan), &text)?;
         remove_leftovers(store);
         Ok(())
     }
@@ -311,7 +311,7 @@ impl WorkPlan {
             }
             other => other?,
         };
-        let (_, text) = unseal("plan", VERSION, &bytes).map_err(|e| e.at(&place))?;
+        let (_, text) = read_checked("plan", VERSION, &bytes).map_err(|e| e.at(&place))?;
         let read: Self = serde_json::from_str(text)
             .map_err(|e| Error::corrupt(format!("the plan is not valid: {e}")).at(&place))?;
         read.check(plan).map_err(|e| e.at(&place))?;

@@ -11,6 +11,7 @@ mod local;
 mod memory;
 mod place;
 mod remote;
+pub mod sealed;
 pub(crate) mod ssh;
 mod url;
 
@@ -19,15 +20,21 @@ pub use disk::{Disk, DiskFile, LockKind, OsDisk};
 pub use local::LocalStore;
 pub(crate) use local::{RESERVE, SHARED};
 pub use memory::{Act, Fault, Host, MemoryStore, World};
-pub use place::{Above, Location, RemoteOptions, locate, make_folder, store_at};
+pub use place::{Above, Location, StoreOptions, locate, make_folder, store_at};
 pub use remote::{RemoteFile, RemoteStore, Version, create_remote, glob_remote, is_remote_there};
 pub use url::{RemoteKind, RemoteUrl};
 
 use crate::base::error::{Error, Result};
 use jiff::Timestamp;
+use sealed::Sealing;
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
+
+/// Makes a folder a repository for programs that know no configuration in numbered objects: to them it is the
+/// configuration, and of a version that they refuse.
+pub(crate) const MARKER: &str = "repository.toml";
 
 /// What keeps those apart who use a store at the same time (DESIGN.md, "One commit for every store").
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -126,6 +133,11 @@ pub trait Store: Send + Sync {
     /// # Errors
     /// If that cannot be found out.
     fn sharing(&self) -> Result<Sharing>;
+
+    /// The keys with which all is sealed; none where nothing is.
+    fn sealing(&self) -> Option<&Arc<Sealing>> {
+        None
+    }
 
     /// Length of an object in bytes.
     fn size(&self, name: &str) -> Result<u64>;

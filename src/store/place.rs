@@ -2,6 +2,7 @@
 
 use super::cached::{CachePlace, CachedStore};
 use super::remote::RemoteStore;
+use super::sealed::KeyRing;
 use super::ssh::SshStore;
 use super::url::{RemoteKind, RemoteUrl};
 use super::{LocalStore, OsDisk, Store};
@@ -45,25 +46,42 @@ pub fn locate(place: &Path) -> Result<Location> {
     absolute.map(Location::Folder)
 }
 
-/// How a store on a server is used.
+/// How a store is used.
 #[derive(Clone, Default)]
-pub struct RemoteOptions {
+pub struct StoreOptions {
     /// How fast, and who is told.
     pub transfer: Transfer,
     /// Where the index of its objects is kept on this host; none if it is not.
     pub cache: Option<CachePlace>,
     /// All images will be looked at: their names are listed with the first request.
     pub all_images: bool,
+    /// What opens it if it is sealed.
+    pub keys: Option<Arc<KeyRing>>,
+    /// It is to be made, sealed with a new key.
+    pub seals: bool,
+}
+
+impl StoreOptions {
+    /// The store as it is for those above it.
+    fn opened(&self, store: Arc<dyn Store>) -> Result<Arc<dyn Store>> {
+        match &self.keys {
+            Some(keys) if self.seals => keys.create(store),
+            Some(keys) => keys.open(store),
+            None => Ok(store),
+        }
+    }
 }
 
 impl Location {
-    /// The store that is there. A folder need not exist, and a server is not asked yet.
+    /// The store that is there, opened if it is sealed. A folder need not exist, and a server is not asked yet
+    /// unless there is a key.
     ///
     /// # Errors
-    /// `InvalidInput` if another user's link leads to a folder; as of [`RemoteStore::open`].
-    pub fn store(&self, options: &RemoteOptions) -> Result<Arc<dyn Store>> {
+    /// `InvalidInput` if another user's link leads to a folder; as of [`RemoteStore::open`] and
+    /// [`KeyRing::open`].
+    pub fn store(&self, options: &StoreOptions) -> Result<Arc<dyn Store>> {
         let url = match self {
-            Self::Folder(path) => return store_at(path),
+            Self::Folder(path) => return options.opened(store_at(path)?),
             Self::Remote(url) => url,
         };
         let transfer = options.transfer.clone();
@@ -72,7 +90,7 @@ impl Location {
             _ => Arc::new(RemoteStore::open(url, transfer)?),
         };
         let has_numbers = url.kind != RemoteKind::Ssh;
-        let cached = CachedStore::new(store, options.cache.as_ref(), has_numbers);
+        let cached = CachedStore::new(options.opened(store)?, options.cache.as_ref(), has_numbers);
         Ok(Arc::new(if options.all_images { cached.listing_all() } else { cached }))
     }
 

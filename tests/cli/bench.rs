@@ -93,7 +93,14 @@ fn help_is_exactly_this() {
           --connect <URI>              The hypervisor whose domains libvirt:DOMAIN names, as in
                                        qemu:///session [default: libvirt's]
           --export-markdown <FILE>     Write the result to a file as Markdown too
+          --key-file <FILE>            Open an encrypted repository with a file: 32 bytes, 64
+                                       hexadecimal digits, or a recovery text; otherwise
+                                       IMGSNAP_KEY_FILE
+          --password-file <FILE>       Open it with the passphrase in the first line of a file;
+                                       otherwise IMGSNAP_PASSWORD_FILE or IMGSNAP_PASSWORD
           --plot <FILE.svg>            Draw the result to a file as SVG too
+          --password-fd <FD>           Read the passphrase from a file descriptor
+          --password-command <CMD>     Run a command that prints the passphrase
       -h, --help                       Print help (see more with '--help')
     "#);
 }

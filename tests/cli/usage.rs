@@ -6,7 +6,7 @@ use crate::support::{DONE, FAILED, Lab, Run, USAGE, no_fork};
 use std::fs::File;
 use std::process::{Command, Stdio};
 
-const VERBS: [&str; 25] = [
+const VERBS: [&str; 26] = [
     "init",
     "snapshot",
     "watch",
@@ -27,6 +27,7 @@ const VERBS: [&str; 25] = [
     "label",
     "remove",
     "repair",
+    "key",
     "config",
     "relink",
     "bench",
@@ -75,6 +76,7 @@ fn help_is_exactly_this() {
                    are told
       remove       Remove an image with all its snapshots from the repository
       repair       Rebuild a lost or damaged manifest; with --from, put damaged files right, too
+      key          Show or change what opens an encrypted repository
       config       Show or change the configuration: rules of prune, how snapshots are taken, what bases
                    are made with
       relink       Say where the live file of an image is now, or its base image
@@ -121,6 +123,20 @@ fn help_is_exactly_this() {
           --connect <URI>
               The hypervisor whose domains libvirt:DOMAIN names, as in qemu:///session [default:
               libvirt's]
+
+          --key-file <FILE>
+              Open an encrypted repository with a file: 32 bytes, 64 hexadecimal digits, or a recovery
+              text; otherwise IMGSNAP_KEY_FILE
+
+          --password-file <FILE>
+              Open it with the passphrase in the first line of a file; otherwise IMGSNAP_PASSWORD_FILE
+              or IMGSNAP_PASSWORD
+
+          --password-fd <FD>
+              Read the passphrase from a file descriptor
+
+          --password-command <CMD>
+              Run a command that prints the passphrase
 
       -h, --help
               Print help (see a summary with '-h')

@@ -1,6 +1,11 @@
 //! Domains of a libvirt of their own, whose QEMU stands still and writes what a test says.
 
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that fails says where")]
+#![allow(
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a test that fails says where"
+)]
 
 use crate::guest::Console;
 use crate::kit::*;

@@ -8,6 +8,7 @@ pub use work::{Plan, PlanVerb};
 
 use super::bench::args::Bench;
 use super::config::args::Config;
+use super::key::args::{Key, KeyOptions};
 use super::restore::args::Restore;
 use super::words::{self, parsed};
 use clap::builder::{OsStringValueParser, TypedValueParser};
@@ -67,6 +68,8 @@ pub struct Args {
     /// The hypervisor whose domains libvirt:DOMAIN names, as in qemu:///session [default: libvirt's]
     #[arg(long, global = true, value_name = "URI")]
     pub connect: Option<String>,
+    #[command(flatten)]
+    pub keys: KeyOptions,
     #[command(subcommand)]
     pub command: Command,
 }
@@ -228,6 +231,11 @@ pub enum Command {
         #[arg(long, value_name = "REPO|IMAGE", value_hint = ValueHint::AnyPath)]
         from: Vec<PathBuf>,
     },
+    /// Show or change what opens an encrypted repository
+    Key {
+        #[command(subcommand)]
+        verb: Key,
+    },
     /// Show or change the configuration: rules of prune, how snapshots are taken, what bases are made with
     Config {
         #[command(subcommand)]
@@ -289,8 +297,11 @@ pub struct Init {
     /// This host alone will ever write to it: for servers that cannot keep two hosts apart
     #[arg(long)]
     pub single_writer: bool,
+    /// Encrypt it: a key is made, which opens with the passphrase or key file that is given
+    #[arg(long)]
+    pub encrypt: bool,
     /// Make none: from now on, use the one that is there, where this host has used another one before
-    #[arg(long, conflicts_with_all = ["block_size", "digest", "compression", "part_size", "single_writer"])]
+    #[arg(long, conflicts_with_all = ["block_size", "digest", "compression", "part_size", "single_writer", "encrypt"])]
     pub accept: bool,
 }
 

@@ -8,6 +8,7 @@ use crate::base::error::{Error, ErrorKind, Result};
 use crate::ops::config::types::Configuration;
 use crate::repo::config::{Config, object};
 use crate::store::Store;
+use crate::store::sealed::SlotId;
 
 /// Reads the configuration that rules.
 pub fn read(store: &dyn Store) -> Result<Configuration> {
@@ -28,11 +29,22 @@ pub fn replace(store: &dyn Store, was: &Configuration, text: &str) -> Result<Con
         let what = "it is the identity of the repository, and stays";
         return Err(Error::new(ErrorKind::InvalidInput, what).at("id"));
     }
+    let slots = |text: &str| Config::decode(text).map(|config| config.slots().to_vec());
+    if slots(text)? != slots(&was.text).unwrap_or_default() {
+        let what = "[keys] is not edited; change it with imgsnap key";
+        return Err(Error::new(ErrorKind::InvalidInput, what));
+    }
     if read(store)? != *was {
         return Err(object::changed(store));
     }
     let number = object::commit(store, was.number, text)?;
     Ok(configuration(store, Some(number), text.to_owned()))
+}
+
+/// Lists other key slots in the configuration that was read.
+pub(crate) fn replace_keys(store: &dyn Store, was: &Configuration, slots: &[SlotId]) -> Result<()> {
+    let text = Config::text_with_slots(&was.text, slots)?;
+    object::commit(store, was.number, &text).map(drop)
 }
 
 fn configuration(store: &dyn Store, number: Option<u64>, text: String) -> Configuration {

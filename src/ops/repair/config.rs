@@ -16,6 +16,7 @@ use crate::repo::config::{Config, Defaults, object};
 use crate::repo::manifest::{self, ImageFile};
 use crate::repo::names::names_in;
 use crate::store::Store;
+use crate::store::sealed::slots_in;
 use crate::tracking::CloneFolder;
 use std::sync::Arc;
 use uuid::Uuid;
@@ -94,6 +95,11 @@ fn rebuilt(store: &Arc<dyn Store>) -> Result<Config> {
         defaults.digest = delta.header().algorithm;
         let compression = delta.part(0).ok().and_then(|part| compression_of(store.as_ref(), part));
         defaults.compression = compression.unwrap_or_default();
+    }
+    if let Some(sealing) = store.sealing() {
+        // Which of them were removed nobody knows any more.
+        let slots = slots_in(store.as_ref())?.into_iter().map(|(id, _)| id).collect();
+        return Ok(Config::new(defaults).sealed_with(sealing, slots));
     }
     let id = known_id(store.as_ref(), &names).unwrap_or_else(Uuid::new_v4);
     Ok(Config::with_id(id, defaults))

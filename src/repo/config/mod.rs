@@ -10,6 +10,7 @@ use crate::codec::Compression;
 use crate::repo::manifest::check_name;
 use crate::repo::policy::{Policy, PruneTable, SnapshotPolicy, SnapshotTable, invalid, table_at};
 use crate::store::Store;
+use crate::store::sealed::{Sealing, SlotId};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::time::Duration;
@@ -64,6 +65,8 @@ pub(crate) struct Config {
     snapshot: Option<Value>,
     images: Option<Value>,
     store: Option<Value>,
+    /// The key slots that count, if the repository is sealed.
+    slots: Vec<SlotId>,
     /// A name that is none of a table or key here, and one that is none in `[new]`.
     stranger: Option<String>,
     stranger_in_new: Option<String>,
@@ -83,9 +86,18 @@ struct Wire {
     images: Option<Value>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     store: Option<Value>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    keys: Option<WireKeys>,
     /// Tables that nobody reads: perhaps a slip of the pen.
     #[serde(flatten, skip_serializing)]
     others: Table,
+}
+
+/// `imgsnap key` alone writes it.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WireKeys {
+    slots: Vec<SlotId>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -133,9 +145,61 @@ impl Config {
 
     pub(crate) fn with_id(id: Uuid, defaults: Defaults) -> Self {
         let (prune, snapshot, images, store) = (None, None, None, None);
-        let (stranger, stranger_in_new) = (None, None);
-        let number = Some(1);
-        Self { number, id, defaults, prune, snapshot, images, store, stranger, stranger_in_new }
+        Self {
+            number: Some(1),
+            id,
+            defaults,
+            prune,
+            snapshot,
+            images,
+            store,
+            slots: Vec::new(),
+            stranger: None,
+            stranger_in_new: None,
+        }
+    }
+
+    /// The same of the repository that keys are of.
+    #[must_use]
+    pub(crate) fn sealed_with(self, sealing: &Sealing, slots: Vec<SlotId>) -> Self {
+        Self { id: sealing.repository(), slots, ..self }
+    }
+
+    /// The key slots that count.
+    pub(crate) fn slots(&self) -> &[SlotId] {
+        &self.slots
+    }
+
+    /// A text that lists other key slots, and is the same otherwise.
+    ///
+    /// # Errors
+    /// `Corrupt` for a text that makes no sense.
+    pub(crate) fn text_with_slots(text: &str, slots: &[SlotId]) -> Result<String> {
+        let mut document: toml_edit::DocumentMut =
+            text.parse().map_err(|_| Error::corrupt("the configuration makes no sense"))?;
+        let slots: toml_edit::Array = slots.iter().map(SlotId::to_string).collect();
+        let keys = document.entry("keys").or_insert_with(toml_edit::table);
+        keys["slots"] = toml_edit::value(slots);
+        Ok(document.to_string())
+    }
+
+    /// Fails unless it is of the repository that was opened, by a slot that counts.
+    ///
+    /// # Errors
+    /// `Corrupt` if it is of another one; `Key` if the slot was removed.
+    pub(crate) fn check_sealing(&self, store: &dyn Store) -> Result<()> {
+        let Some(sealing) = store.sealing() else { return Ok(()) };
+        if self.id != sealing.repository() {
+            let what = format!("it is of the repository {}", self.id);
+            return Err(Error::corrupt(what).at(store.location(&self.file())));
+        }
+        match sealing.slot().filter(|slot| !self.slots.contains(slot)) {
+            None => Ok(()),
+            Some(slot) => {
+                let what = format!("the key slot {slot} was removed from {}", store.location(""));
+                Err(Error::new(ErrorKind::Key, what).hint("use another passphrase or key file"))
+            }
+        }
     }
 
     pub(crate) fn defaults(&self) -> Defaults {
@@ -159,6 +223,8 @@ impl Config {
             snapshot: None,
             images: None,
             store: self.store.clone(),
+            keys: Some(WireKeys { slots: self.slots.clone() })
+                .filter(|keys| !keys.slots.is_empty()),
             others: Table::new(),
         };
         let body = toml::to_string(&wire).map_err(|e| {
@@ -234,11 +300,19 @@ impl Config {
             };
             stranger_in_new = new.others.keys().next().cloned();
         }
-        let Wire { prune, snapshot, images, store, others, .. } = wire;
-        let stranger = others.keys().next().cloned();
-        let id = wire.id.unwrap_or_default();
-        let number = None;
-        Ok(Self { number, id, defaults, prune, snapshot, images, store, stranger, stranger_in_new })
+        let Wire { prune, snapshot, images, store, keys, others, .. } = wire;
+        Ok(Self {
+            number: None,
+            id: wire.id.unwrap_or_default(),
+            defaults,
+            prune,
+            snapshot,
+            images,
+            store,
+            slots: keys.map(|keys| keys.slots).unwrap_or_default(),
+            stranger: others.keys().next().cloned(),
+            stranger_in_new,
+        })
     }
 
     /// The name of the object that it stands in.

@@ -6,13 +6,14 @@
 //! repository.toml                   the marker; in a repository of an older program, the configuration
 //! ```
 
+use crate::base::checked_text::{read_checked, to_checked};
 use crate::base::error::{Error, ErrorKind, Result, best_effort};
 use crate::base::message::{Action, Message, Setting, Verb, message};
 use crate::repo::manifest::temporary_of;
 use crate::repo::names::names_in;
-use crate::repo::seal::{seal, unseal};
 use crate::repo::top::{MARKER, config_file, config_number};
 use crate::store::Store;
+use crate::store::sealed::{is_sealed, key_of};
 use serde::Deserialize;
 
 /// The version in the first line of a numbered object.
@@ -20,6 +21,9 @@ const VERSION: u32 = 1;
 
 /// The version in `repository.toml` that says that the configuration is elsewhere. Older programs know 1.
 const MARKED: u32 = 2;
+
+/// The same of one that is sealed, which programs that know 2 cannot read.
+const MARKED_SEALED: u32 = 3;
 
 /// A configuration longer than this is refused.
 const MAX_BYTES: u64 = 1 << 20;
@@ -29,6 +33,17 @@ const MARKER_TEXT: &str = "\
 # It is changed with imgsnap config. Programs that do not know this refuse the version below.
 version = 2
 ";
+
+const SEALED_MARKER_TEXT: &str = "\
+# This imgsnap repository is encrypted, its configuration in config.NNNNNN as well.
+# Programs that do not know this refuse the version below.
+version = 3
+";
+
+/// What the marker of a repository in a store says.
+fn marker_text(store: &dyn Store) -> &'static str {
+    if store.sealing().is_some() { SEALED_MARKER_TEXT } else { MARKER_TEXT }
+}
 
 /// The text of the configuration that rules.
 pub(crate) struct Ruling {
@@ -83,8 +98,11 @@ pub(crate) fn read(store: &dyn Store, number: u64) -> Result<String> {
     let file = config_file(number);
     let bytes = store.read_whole(&file, MAX_BYTES);
     let text = bytes.and_then(|bytes| {
+        if store.sealing().is_none() && key_of(&bytes).is_some() {
+            return Err(is_sealed(&store.location("")));
+        }
         let (_, text) =
-            unseal("config", VERSION, &bytes).map_err(|e| e.at(store.location(&file)))?;
+            read_checked("config", VERSION, &bytes).map_err(|e| e.at(store.location(&file)))?;
         Ok(text.to_owned())
     });
     // Whoever edits it where it lies changes what its first line says of it.
@@ -107,6 +125,8 @@ pub(crate) fn read_unnumbered(store: &dyn Store) -> Result<String> {
     }
     match version_in(text) {
         Some(MARKED) => Err(none_in(store)),
+        Some(MARKED_SEALED) if store.sealing().is_some() => Err(none_in(store)),
+        Some(MARKED_SEALED) => Err(is_sealed(&store.location(""))),
         Some(later @ MARKED..) => {
             let what = format!("repository version {later}, this program knows {MARKED}");
             Err(Error::new(ErrorKind::Unsupported, what)
@@ -192,7 +212,7 @@ pub(crate) fn changed(store: &dyn Store) -> Error {
 }
 
 pub(crate) fn put(store: &dyn Store, number: u64, text: &str) -> Result<()> {
-    let bytes = seal("config", VERSION, text);
+    let bytes = to_checked("config", VERSION, text);
     if bytes.len() as u64 > MAX_BYTES {
         let what = format!("a configuration of more than {MAX_BYTES} bytes");
         return Err(Error::new(ErrorKind::LimitExceeded, what));
@@ -214,7 +234,7 @@ pub(crate) fn is_marked(store: &dyn Store) -> Result<bool> {
 /// # Errors
 /// `AlreadyExists` if it has.
 pub(crate) fn begin_marker(store: &dyn Store) -> Result<()> {
-    store.put_if_absent(MARKER, MARKER_TEXT.as_bytes())
+    store.put_if_absent(MARKER, marker_text(store).as_bytes())
 }
 
 /// Puts the marker in the place of what an older program wrote, or of nothing.
@@ -223,7 +243,7 @@ fn mark(store: &dyn Store) -> Result<()> {
         return Ok(());
     }
     let mut upload = store.create(MARKER)?;
-    upload.write(MARKER_TEXT.as_bytes())?;
+    upload.write(marker_text(store).as_bytes())?;
     match upload.publish_over() {
         // Somebody else did the same, and then removed what was left to do.
         Err(e) if e.kind() == ErrorKind::NotFound && is_marked(store)? => Ok(()),

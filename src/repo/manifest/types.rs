@@ -1,5 +1,6 @@
 //! What a manifest says: the image, its snapshots, and which commit it is.
 
+use crate::base::checked_text::{read_checked, to_checked};
 use crate::base::digest::{Digest, ImageDigest};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::units::{BlockSize, Geometry, PartSize};
@@ -9,7 +10,6 @@ use crate::repo::manifest::commit::{Ancestor, Condemned, ManifestDigest, Read};
 use crate::repo::manifest::files::is_of_plan;
 use crate::repo::manifest::related::{Attachment, BaseOf, Group, Pending, Pin};
 use crate::repo::manifest::wire::{self, or_none};
-use crate::repo::seal::{seal, unseal};
 use crate::tracking::{Consistency, HintKind, KeptClone, TrackerRecord};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -453,7 +453,7 @@ impl Manifest {
             (None, true) => 1,
             (None, false) => 2,
         };
-        Ok(seal("manifest", version, &body))
+        Ok(to_checked("manifest", version, &body))
     }
 
     /// Checks and decodes the bytes of a file.
@@ -462,7 +462,7 @@ impl Manifest {
     /// `Corrupt`, or `Unsupported` if a later version wrote it.
     pub fn decode(bytes: &[u8]) -> Result<Self> {
         // All of it, not only what is examined: JSON is text.
-        let (version, text) = unseal("manifest", VERSION, bytes)?;
+        let (version, text) = read_checked("manifest", VERSION, bytes)?;
         let mut manifest: Self = serde_json::from_str(text)
             .map_err(|e| Error::corrupt(format!("the manifest is not valid: {e}")))?;
         if version < VERSION {

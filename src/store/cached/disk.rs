@@ -4,12 +4,18 @@
 //! ```text
 //! b"imgsnap cache 1\n"
 //! u64 offset | u64 length | u64 checksum | bytes        again and again
+//!
+//! b"imgsnap cache 2\n"                                   of a repository that is sealed
+//! u64 offset | u64 length | salt of 32 bytes | bytes, sealed | tag of 16 bytes
 //! ```
 //!
 //! All numbers are little endian. The checksum is salted with the name of the object, which was never given
-//! before: what is of another object, or of another place, is not taken for it.
+//! before: what is of another object, or of another place, is not taken for it. So it is with what is sealed,
+//! by AES-256-GCM with a key of the salt, over the name, the offset and the length (FORMAT.md E9).
 
 use crate::base::error::best_effort;
+use crate::base::secret::fill_random;
+use crate::store::sealed::CacheKey;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
@@ -20,8 +26,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 use xxhash_rust::xxh3::Xxh3;
 
-const MAGIC: &[u8] = b"imgsnap cache 1\n";
-const HEAD_BYTES: usize = 24;
+const MAGIC_BYTES: usize = 16;
+/// Where what proves a record begins in it: after its offset and length.
+const PLACE_BYTES: usize = 16;
+const CHECKSUM_BYTES: usize = 8;
+const SALT_BYTES: usize = 32;
+const TAG_BYTES: usize = 16;
 /// No page of an index is longer.
 const MAX_RECORD_BYTES: u64 = 64 << 20;
 /// A file that was used is known as that for so long.
@@ -35,6 +45,7 @@ const MOST_OPEN: usize = 256;
 pub(super) struct DiskCache {
     folder: PathBuf,
     most_bytes: u64,
+    key: Option<Arc<CacheKey>>,
     files: Mutex<HashMap<String, Option<Arc<CacheFile>>>>,
     is_swept: Mutex<bool>,
 }
@@ -42,9 +53,72 @@ pub(super) struct DiskCache {
 /// What is kept of one object.
 struct CacheFile {
     file: File,
-    salt: u64,
+    proof: Proof,
     /// Where records are: by their first byte in the object, their length, and where they are in the file.
     records: Mutex<BTreeMap<u64, (u64, u64)>>,
+}
+
+/// By what a record is known to be what was written.
+struct Proof {
+    object: String,
+    /// None for a checksum.
+    key: Option<Arc<CacheKey>>,
+}
+
+impl Proof {
+    fn magic(&self) -> &'static [u8; MAGIC_BYTES] {
+        if self.key.is_some() { b"imgsnap cache 2\n" } else { b"imgsnap cache 1\n" }
+    }
+
+    /// Bytes before those of a record.
+    fn head_bytes(&self) -> usize {
+        PLACE_BYTES + if self.key.is_some() { SALT_BYTES } else { CHECKSUM_BYTES }
+    }
+
+    /// Bytes of a record of that length.
+    fn record_bytes(&self, length: u64) -> u64 {
+        let tag = if self.key.is_some() { TAG_BYTES } else { 0 };
+        length + (self.head_bytes() + tag) as u64
+    }
+
+    fn checksum(&self, place: &[u8], bytes: &[u8]) -> u64 {
+        let mut hasher = Xxh3::with_seed(xxhash_rust::xxh3::xxh3_64(self.object.as_bytes()));
+        hasher.update(place);
+        hasher.update(bytes);
+        hasher.digest()
+    }
+
+    /// The record of bytes that are at `offset` in the object.
+    fn record(&self, offset: u64, bytes: &[u8]) -> io::Result<Vec<u8>> {
+        let length = bytes.len() as u64;
+        let place = [offset.to_le_bytes(), length.to_le_bytes()].concat();
+        let mut record = Vec::with_capacity(self.record_bytes(length) as usize);
+        record.extend_from_slice(&place);
+        let Some(key) = &self.key else {
+            record.extend_from_slice(&self.checksum(&place, bytes).to_le_bytes());
+            record.extend_from_slice(bytes);
+            return Ok(record);
+        };
+        let mut salt = [0; SALT_BYTES];
+        fill_random(&mut salt).map_err(io::Error::other)?;
+        record.extend_from_slice(&salt);
+        let sealed = key.seal_record(&salt, &[self.object.as_bytes(), &place], bytes);
+        record.extend_from_slice(&sealed.map_err(io::Error::other)?);
+        Ok(record)
+    }
+
+    /// The bytes of a record that was read; none if it is not what was written.
+    fn open(&self, record: &mut Vec<u8>, offset: u64) -> Option<Vec<u8>> {
+        let body = record.split_off(self.head_bytes().min(record.len()));
+        let (place, proof) = record.split_at_checked(PLACE_BYTES)?;
+        if number(place, 0) != Some(offset) {
+            return None;
+        }
+        match &self.key {
+            None => (number(proof, 0)? == self.checksum(place, &body)).then_some(body),
+            Some(key) => key.open_record(proof, &[self.object.as_bytes(), place], body),
+        }
+    }
 }
 
 fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -56,41 +130,33 @@ fn number(bytes: &[u8], at: usize) -> Option<u64> {
 }
 
 impl CacheFile {
-    fn open(path: &Path, object: &str, is_new: bool) -> io::Result<Self> {
+    fn open(path: &Path, proof: Proof, is_new: bool) -> io::Result<Self> {
         let mut options = OpenOptions::new();
         options.read(true).append(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
         let mut file = options.create_new(is_new).open(path)?;
         if is_new {
-            file.write_all(MAGIC)?;
+            file.write_all(proof.magic())?;
         }
         let bytes = file.metadata()?.len();
-        let mut magic = [0; MAGIC.len()];
+        let mut magic = [0; MAGIC_BYTES];
         file.read_exact_at(&mut magic, 0)?;
         let invalid = || io::Error::from(io::ErrorKind::InvalidData);
-        if magic != MAGIC {
+        if magic != *proof.magic() {
             return Err(invalid());
         }
         let mut records = BTreeMap::new();
-        let mut at = MAGIC.len() as u64;
+        let mut at = MAGIC_BYTES as u64;
         while at < bytes {
-            let mut head = [0; HEAD_BYTES];
+            let mut head = [0; PLACE_BYTES];
             file.read_exact_at(&mut head, at)?;
             let (Some(offset), Some(length)) = (number(&head, 0), number(&head, 8)) else { break };
-            if length > MAX_RECORD_BYTES || at + HEAD_BYTES as u64 + length > bytes {
+            if length > MAX_RECORD_BYTES || at + proof.record_bytes(length) > bytes {
                 return Err(invalid());
             }
             records.insert(offset, (length, at));
-            at += HEAD_BYTES as u64 + length;
+            at += proof.record_bytes(length);
         }
-        let salt = xxhash_rust::xxh3::xxh3_64(object.as_bytes());
-        Ok(Self { file, salt, records: Mutex::new(records) })
-    }
-
-    fn checksum(&self, head: &[u8], bytes: &[u8]) -> u64 {
-        let mut hasher = Xxh3::with_seed(self.salt);
-        hasher.update(head);
-        hasher.update(bytes);
-        hasher.digest()
+        Ok(Self { file, proof, records: Mutex::new(records) })
     }
 
     /// Fills a buffer; false if that is not all here. An error if the file is damaged.
@@ -101,15 +167,10 @@ impl CacheFile {
             let Some((first, (length, at))) = record.filter(|(o, (l, _))| offset < o + l) else {
                 return Ok(false);
             };
-            let mut bytes = vec![0; HEAD_BYTES + length as usize];
-            self.file.read_exact_at(&mut bytes, at)?;
-            let (head, bytes) = bytes.split_at(HEAD_BYTES);
-            let places = head.get(..16).unwrap_or_default();
-            if number(head, 16) != Some(self.checksum(places, bytes))
-                || number(head, 0) != Some(first)
-            {
-                return Err(io::ErrorKind::InvalidData.into());
-            }
+            let mut record = vec![0; self.proof.record_bytes(length) as usize];
+            self.file.read_exact_at(&mut record, at)?;
+            let opened = self.proof.open(&mut record, first);
+            let bytes = opened.ok_or(io::ErrorKind::InvalidData)?;
             let found = bytes.get((offset - first) as usize..).unwrap_or_default();
             let count = found.len().min(rest.len());
             let (now, later) = rest.split_at_mut(count);
@@ -120,12 +181,7 @@ impl CacheFile {
     }
 
     fn add(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        let mut record = Vec::with_capacity(HEAD_BYTES + bytes.len());
-        record.extend_from_slice(&offset.to_le_bytes());
-        record.extend_from_slice(&(bytes.len() as u64).to_le_bytes());
-        let checksum = self.checksum(&record, bytes);
-        record.extend_from_slice(&checksum.to_le_bytes());
-        record.extend_from_slice(bytes);
+        let record = self.proof.record(offset, bytes)?;
         let mut records = lock(&self.records);
         // In one piece, at the end: others may add as well. Where it came to lie tells its own end.
         (&self.file).write_all(&record)?;
@@ -141,7 +197,12 @@ impl DiskCache {
     ///
     /// # Errors
     /// If it cannot be made, or is somebody else's.
-    pub fn open(above: &Path, repository: &str, most_bytes: u64) -> io::Result<Self> {
+    pub fn open(
+        above: &Path,
+        repository: &str,
+        most_bytes: u64,
+        key: Option<CacheKey>,
+    ) -> io::Result<Self> {
         let digest = blake3::hash(repository.as_bytes()).to_hex();
         let folder = above.join(digest.get(..32).unwrap_or_default());
         DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
@@ -155,7 +216,8 @@ impl DiskCache {
                 ));
             }
         }
-        Ok(Self { folder, most_bytes, files: Mutex::default(), is_swept: Mutex::default() })
+        let (files, is_swept) = (Mutex::default(), Mutex::default());
+        Ok(Self { folder, most_bytes, key: key.map(Arc::new), files, is_swept })
     }
 
     fn path(&self, object: &str) -> Option<PathBuf> {
@@ -172,9 +234,10 @@ impl DiskCache {
             _ => {}
         }
         let path = self.path(object)?;
-        let opened = match CacheFile::open(&path, object, false) {
+        let proof = || Proof { object: object.to_owned(), key: self.key.clone() };
+        let opened = match CacheFile::open(&path, proof(), false) {
             Err(e) if e.kind() == io::ErrorKind::NotFound && is_to_be => {
-                CacheFile::open(&path, object, true)
+                CacheFile::open(&path, proof(), true)
             }
             Err(e)
                 if matches!(
@@ -282,6 +345,10 @@ impl DiskCache {
 mod tests {
     use super::*;
 
+    fn open_cache(above: &Path, most_bytes: u64) -> DiskCache {
+        DiskCache::open(above, "s3://b/r", most_bytes, None).unwrap()
+    }
+
     const OBJECT: &str = "vm/18ddab2b-d2f6-4c59-b4d5-c5dfe82e7291.delta";
 
     fn read(cache: &DiskCache, offset: u64, bytes: usize) -> Option<Vec<u8>> {
@@ -292,7 +359,7 @@ mod tests {
     #[test]
     fn what_is_kept_is_given_back_and_nothing_else() {
         let folder = tempfile::tempdir().unwrap();
-        let open = || DiskCache::open(&folder.path().join("cache"), "s3://b/r", 1 << 20).unwrap();
+        let open = || open_cache(&folder.path().join("cache"), 1 << 20);
         let cache = open();
         assert_eq!(read(&cache, 0, 4), None);
         cache.add(OBJECT, 100, b"abcdef");
@@ -306,7 +373,7 @@ mod tests {
         // Of another object, or changed, it is not taken.
         let file = open().path(OBJECT).unwrap();
         let good = std::fs::read(&file).unwrap();
-        for at in MAGIC.len()..good.len() {
+        for at in MAGIC_BYTES..good.len() {
             let mut bad = good.clone();
             bad[at] ^= 1;
             std::fs::write(&file, bad).unwrap();
@@ -328,13 +395,13 @@ mod tests {
         let objects: Vec<String> =
             (0..8).map(|n| OBJECT.replace("18ddab2b", &format!("{n}8ddab2b"))).collect();
         for (age, object) in objects.iter().enumerate() {
-            let cache = DiskCache::open(&above, "s3://b/r", u64::MAX).unwrap();
+            let cache = open_cache(&above, u64::MAX);
             cache.add(object, 0, &[7; 1000]);
             let file = File::options().write(true).open(cache.path(object).unwrap()).unwrap();
             let time = SystemTime::now() - Duration::from_secs(60 * (100 - age as u64));
             file.set_modified(time).unwrap();
         }
-        let cache = DiskCache::open(&above, "s3://b/r", 4000).unwrap();
+        let cache = open_cache(&above, 4000);
         cache.add(&objects[7], 1000, b"more");
         let left: Vec<bool> = objects.iter().map(|o| cache.path(o).unwrap().exists()).collect();
         assert_eq!(left, [false, false, false, false, false, true, true, true]);

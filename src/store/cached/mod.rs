@@ -7,6 +7,7 @@
 mod ahead;
 mod disk;
 
+use super::sealed::Sealing;
 use super::{Listed, LockGuard, LockKind, ReserveKept, Sharing, Store, Upload};
 use crate::base::error::Result;
 use ahead::{Ahead, SMALL_BYTES};
@@ -87,8 +88,10 @@ impl CachedStore {
     /// cannot be used is not.
     pub fn new(inner: Arc<dyn Store>, place: Option<&CachePlace>, has_numbers: bool) -> Self {
         let url = inner.url().unwrap_or_default().to_owned();
-        let disk =
-            place.and_then(|place| DiskCache::open(&place.folder, &url, place.most_bytes).ok());
+        let key = inner.sealing().map(|sealing| sealing.cache_key()).transpose();
+        let disk = place.zip(key.ok()).and_then(|(place, key)| {
+            DiskCache::open(&place.folder, &url, place.most_bytes, key).ok()
+        });
         let whole = quick_cache::sync::Cache::new(WHOLE);
         let known = Known {
             is_anew: AtomicBool::new(false),
@@ -183,6 +186,10 @@ impl Store for CachedStore {
 
     fn sharing(&self) -> Result<Sharing> {
         self.inner.sharing()
+    }
+
+    fn sealing(&self) -> Option<&Arc<Sealing>> {
+        self.inner.sealing()
     }
 
     fn size(&self, name: &str) -> Result<u64> {

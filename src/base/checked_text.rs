@@ -4,7 +4,7 @@
 use crate::base::error::{Error, ErrorKind, Result};
 
 /// A text with its first line. `what` is one word.
-pub(crate) fn seal(what: &str, version: u32, body: &str) -> Vec<u8> {
+pub(crate) fn to_checked(what: &str, version: u32, body: &str) -> Vec<u8> {
     let digest = xxhash_rust::xxh3::xxh3_128(body.as_bytes());
     format!("imgsnap-{what} {version} {digest:032x}\n{body}").into_bytes()
 }
@@ -13,7 +13,7 @@ pub(crate) fn seal(what: &str, version: u32, body: &str) -> Vec<u8> {
 ///
 /// # Errors
 /// `Corrupt`, or `Unsupported` for a version later than `known`.
-pub(crate) fn unseal<'a>(what: &str, known: u32, bytes: &'a [u8]) -> Result<(u32, &'a str)> {
+pub(crate) fn read_checked<'a>(what: &str, known: u32, bytes: &'a [u8]) -> Result<(u32, &'a str)> {
     let damaged = || Error::corrupt(format!("the {} is damaged", long(what)));
     let end = bytes.iter().position(|&b| b == b'\n').ok_or_else(damaged)?;
     let (line, body) = bytes.split_at(end);
@@ -40,5 +40,9 @@ pub(crate) fn unseal<'a>(what: &str, known: u32, bytes: &'a [u8]) -> Result<(u32
 
 /// The word in a sentence.
 fn long(what: &str) -> &str {
-    if what == "config" { "configuration" } else { what }
+    match what {
+        "config" => "configuration",
+        "key" => "key slot",
+        other => other,
+    }
 }

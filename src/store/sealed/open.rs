@@ -1,0 +1,234 @@
+//! Opening a sealed store: what is there, who has a key, and which slot it opens.
+
+use super::keys::{KeyId, MasterKey};
+use super::object::{HEAD_BYTES, key_of};
+use super::slots::{Credential, Slot};
+use super::{SealedStore, Sealing, key_error, recovery};
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::message::{Setting, message};
+use crate::store::{MARKER, Store};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use uuid::Uuid;
+
+/// Where a key comes from.
+pub trait KeySource: Send + Sync {
+    /// What is given; none if nothing is.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    fn given(&self) -> Result<Option<Credential>>;
+
+    /// Asks somebody who is there for what opens `place`; none if nobody is.
+    ///
+    /// # Errors
+    /// If there is no answer.
+    fn ask(&self, _place: &str) -> Result<Option<Credential>> {
+        Ok(None)
+    }
+
+    /// True if somebody is there to be asked.
+    fn can_ask(&self) -> bool {
+        false
+    }
+}
+
+/// Opens sealed stores, each once, with what a source gives.
+pub struct KeyRing {
+    source: Box<dyn KeySource>,
+    /// Those that are open: to open one again costs as much again.
+    open: Mutex<HashMap<KeyId, Arc<Sealing>>>,
+}
+
+/// What a store has.
+enum Found {
+    /// No repository.
+    Nothing,
+    /// One that is not sealed.
+    Plain,
+    /// One that is sealed with a key, unless its configuration is lost.
+    Sealed(Option<KeyId>),
+}
+
+impl KeyRing {
+    /// With keys of a source.
+    pub fn new(source: impl KeySource + 'static) -> Self {
+        Self { source: Box::new(source), open: Mutex::default() }
+    }
+
+    /// A store as it is for those above it: opened, if it is sealed, or as it is. Where there is nothing yet, and
+    /// a key is given, a repository that is made is sealed. A server is asked only if there is a key, or somebody
+    /// who can be asked for one.
+    ///
+    /// # Errors
+    /// `Key` for a key that does not open it, and for one that is given for what is not sealed; those of the
+    /// store.
+    pub fn open(&self, inner: Arc<dyn Store>) -> Result<Arc<dyn Store>> {
+        let given = self.source.given()?;
+        if given.is_none() && inner.url().is_some() && !self.source.can_ask() {
+            return Ok(inner);
+        }
+        let place = inner.location("");
+        let names = match inner.list("") {
+            // Whoever uses it tells why it cannot be read.
+            Err(_) if given.is_none() => return Ok(inner),
+            names => names?,
+        };
+        let key = match (find(inner.as_ref(), &names)?, &given) {
+            (Found::Sealed(key), _) => key,
+            (_, None) => return Ok(inner),
+            (Found::Nothing, Some(given)) => return self.create_with(inner, given),
+            (Found::Plain, Some(_)) => {
+                let what = format!("{place} is not encrypted, and a key is given for it");
+                return Err(key_error(what).hint("is it the right one? Use it without a key"));
+            }
+        };
+        if let Some(open) = key.and_then(|key| self.remembered(key)) {
+            return Ok(Arc::new(SealedStore::new(inner, open)));
+        }
+        let given = match given {
+            None => self.source.ask(&place)?,
+            given => given,
+        };
+        let given = given.ok_or_else(|| is_sealed(&place))?;
+        let sealing = Arc::new(unlock(inner.as_ref(), &names, key, &given)?);
+        self.remember(&sealing);
+        Ok(Arc::new(SealedStore::new(inner, sealing)))
+    }
+
+    /// A store in which a sealed repository is to be made, with a new key.
+    ///
+    /// # Errors
+    /// `Key` if no key is given for its first slot.
+    pub fn create(&self, inner: Arc<dyn Store>) -> Result<Arc<dyn Store>> {
+        let place = inner.location("");
+        let given = match self.source.given()? {
+            None => self.source.ask(&place)?,
+            given => given,
+        };
+        let given = given.ok_or_else(|| {
+            let what =
+                format!("an encrypted repository in {place} needs a passphrase or a key file");
+            key_error(what).hint(give_key())
+        })?;
+        self.create_with(inner, &given)
+    }
+
+    fn create_with(&self, inner: Arc<dyn Store>, given: &Credential) -> Result<Arc<dyn Store>> {
+        if let Credential::KeyFile(text) = given
+            && recovery::is_recovery(text)
+        {
+            let place = inner.location("");
+            let what = format!("{place} is not a repository, and a recovery text makes none");
+            return Err(Error::new(ErrorKind::NotFound, what));
+        }
+        let (master, repository) = (MasterKey::new()?, Uuid::new_v4());
+        let slot = Slot::wrap(&master, repository, given)?;
+        let mut sealing = Sealing::new(repository, master, Some(slot.id))?;
+        sealing.new_slot = Some(slot);
+        let sealing = Arc::new(sealing);
+        self.remember(&sealing);
+        Ok(Arc::new(SealedStore::new(inner, sealing)))
+    }
+
+    fn remembered(&self, key: KeyId) -> Option<Arc<Sealing>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned()
+    }
+
+    fn remember(&self, sealing: &Arc<Sealing>) {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.insert(sealing.key_id, sealing.clone());
+    }
+}
+
+fn give_key() -> crate::base::message::Message {
+    message!["give it with ", Setting::PasswordFile, ", ", Setting::KeyFile, " or IMGSNAP_PASSWORD"]
+}
+
+/// What to say to who has no key.
+pub(crate) fn is_sealed(place: &str) -> Error {
+    let what = format!("{place} is encrypted, and no key is given for it");
+    key_error(what).hint(give_key())
+}
+
+fn find(store: &dyn Store, names: &[String]) -> Result<Found> {
+    let number = |name: &&String| name.strip_prefix("config.")?.parse::<u64>().ok();
+    let config = names.iter().filter(|name| number(name).is_some()).max_by_key(number);
+    if let Some(config) = config {
+        let bytes = store.size(config)?.min(HEAD_BYTES as u64) as usize;
+        let mut head = vec![0; bytes];
+        store.read_at(config, 0, &mut head)?;
+        if let Some(key) = key_of(&head) {
+            return Ok(Found::Sealed(Some(key)));
+        }
+    }
+    // Its configuration may be lost, or damaged.
+    let has_slots = names.iter().any(|name| super::is_slot(name));
+    let has_marker = names.iter().any(|name| name == MARKER);
+    Ok(match (config, has_slots) {
+        (None, false) if !has_marker => Found::Nothing,
+        (None, false) if is_marked_sealed(store)? => Found::Sealed(None),
+        (None, true) if names.len() > 1 => Found::Sealed(None),
+        (None, _) if has_slots => Found::Nothing,
+        (Some(_), true) => Found::Sealed(None),
+        _ => Found::Plain,
+    })
+}
+
+/// True if the marker says that the repository is sealed.
+fn is_marked_sealed(store: &dyn Store) -> Result<bool> {
+    match store.read_whole(MARKER, MAX_MARKER_BYTES) {
+        Ok(text) => Ok(text.windows(SAID.len()).any(|window| window == SAID)),
+        Err(e) if e.kind() == ErrorKind::NotFound || e.is_damage() => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
+const SAID: &[u8] = b"version = 3";
+const MAX_MARKER_BYTES: u64 = 1 << 20;
+
+/// The keys of a repository, by what is given. All slots are tried before anything is said.
+fn unlock(
+    store: &dyn Store,
+    names: &[String],
+    key: Option<KeyId>,
+    given: &Credential,
+) -> Result<Sealing> {
+    let place = store.location("");
+    if let Credential::KeyFile(text) = given
+        && recovery::is_recovery(text)
+    {
+        let recovery::Recovery { repository, master } = recovery::read(text)?;
+        let own = master.id()?;
+        return match key {
+            Some(key) if key != own => Err(key_error(format!(
+                "the recovery text has the key {own}, and {place} is sealed with {key}"
+            ))),
+            _ => Sealing::new(repository, master, None),
+        };
+    }
+    let (mut tried, mut damaged) = (0_usize, 0_usize);
+    for (_, slot) in Slot::all(store, names)? {
+        match slot {
+            // What an init has left that was interrupted.
+            Ok(slot) if key.is_some_and(|key| key != slot.key) => {}
+            Ok(slot) => {
+                tried += 1;
+                if let Some(master) = slot.unwrap(given)? {
+                    return Sealing::new(slot.repository, master, Some(slot.id));
+                }
+            }
+            Err(_) => damaged += 1,
+        }
+    }
+    let what = match given {
+        Credential::Passphrase(_) => "the passphrase",
+        Credential::KeyFile(_) => "the key file",
+    };
+    let damaged = match damaged {
+        0 => String::new(),
+        count => format!(", and {count} cannot be read"),
+    };
+    let what = format!("{what} opens no key slot of {place} ({tried} tried{damaged})");
+    Err(key_error(what).hint("a recovery text, given as the key file, opens it without any slot"))
+}

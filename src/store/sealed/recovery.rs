@@ -1,0 +1,69 @@
+//! The recovery text (FORMAT.md E8): all that is needed to read a repository, on a sheet of paper.
+
+use super::keys::{KEY_BYTES, MasterKey};
+use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::secret::Secret;
+use uuid::Uuid;
+use zeroize::{Zeroize, Zeroizing};
+
+const TITLE: &str = "imgsnap recovery key 1";
+/// Digits of the master key in a group.
+const GROUP: usize = 8;
+
+/// What the text says.
+pub(super) struct Recovery {
+    pub(super) repository: Uuid,
+    pub(super) master: MasterKey,
+}
+
+/// True for what looks like one.
+pub(super) fn is_recovery(given: &Secret) -> bool {
+    given.bytes().trim_ascii_start().starts_with(TITLE.as_bytes())
+}
+
+fn check_of(repository: Uuid, master: &[u8]) -> String {
+    let mut hasher = blake3::Hasher::new_derive_key("imgsnap recovery text");
+    hasher.update(repository.as_bytes());
+    hasher.update(master);
+    let check = hasher.finalize().to_hex();
+    check.get(..16).unwrap_or_default().to_owned()
+}
+
+/// The text.
+pub(super) fn to_text(repository: Uuid, master: &MasterKey) -> Zeroizing<String> {
+    let mut digits = data_encoding::HEXLOWER.encode(master.bytes());
+    let mut text = Zeroizing::new(format!("{TITLE}\nrepository: {repository}\nmaster key:"));
+    for group in digits.as_bytes().chunks(GROUP) {
+        text.push(' ');
+        group.iter().for_each(|digit| text.push(char::from(*digit)));
+    }
+    digits.zeroize();
+    text.push_str(&format!("\ncheck: {}\n", check_of(repository, master.bytes())));
+    text
+}
+
+/// Reads it.
+///
+/// # Errors
+/// `Key` if it was not copied as it is.
+pub(super) fn read(given: &Secret) -> Result<Recovery> {
+    let wrong = || {
+        Error::new(ErrorKind::Key, "the recovery text was not copied as it is")
+            .hint("compare it with the original, digit by digit")
+    };
+    let text = std::str::from_utf8(given.bytes()).map_err(|_| wrong())?;
+    let field = |name: &str| {
+        let line = text.lines().find_map(|line| line.trim().strip_prefix(name)?.strip_prefix(':'));
+        line.map(str::trim).ok_or_else(wrong)
+    };
+    let repository = Uuid::parse_str(field("repository")?).map_err(|_| wrong())?;
+    let mut digits = field("master key")?.as_bytes().to_vec();
+    digits.retain(|digit| !digit.is_ascii_whitespace());
+    let bytes = data_encoding::HEXLOWER_PERMISSIVE.decode(&digits);
+    digits.zeroize();
+    let bytes = Zeroizing::new(bytes.map_err(|_| wrong())?);
+    if bytes.len() != KEY_BYTES || check_of(repository, &bytes) != field("check")? {
+        return Err(wrong());
+    }
+    Ok(Recovery { repository, master: MasterKey::of(Secret::copy(&bytes)?)? })
+}
