@@ -102,8 +102,8 @@ impl Repository {
     /// # Errors
     /// As of [`Repository::accept`].
     pub fn accept_in(store: Arc<dyn Store>, host: HostState) -> Result<Self> {
-        let repository = Self::open_in(store, host)?;
-        repository.place.remember(repository.id())?;
+        let repository = Self::open_unchecked(store, host)?;
+        repository.place.accept(repository.id())?;
         Ok(repository)
     }
 

@@ -48,6 +48,8 @@ named! {
     pub enum Setting {
         /// Use the repository that is there, too.
         Accept = "accept",
+        /// Use a state that is older than what this host has seen.
+        AcceptOlder = "accept_older",
         /// Take an incomplete snapshot.
         AcceptUnread = "accept_unread",
         /// Only the snapshot that is named, and not its group.

@@ -12,6 +12,23 @@ use imgsnap::{CloneUse, Clones, Listing, Repository};
 use serde_json::{Map, Value, json};
 use std::process::ExitCode;
 
+/// The newest commit of each image.
+pub fn heads(repository: &Repository, printer: &Printer, context: &Context) -> Result<ExitCode> {
+    for name in repository.names()? {
+        let listing = repository.list(&name, context)?;
+        let Manifest { sequence, commit, .. } = &listing.manifest;
+        let commit = commit.map(|commit| commit.to_string());
+        match printer.is_json() {
+            true => {
+                printer.json(&json!({ "image": name, "number": sequence, "commit": commit }))?
+            }
+            false => printer
+                .line(&format!("{name}@{}  number {sequence}", commit.as_deref().unwrap_or("?")))?,
+        }
+    }
+    Ok(exit::DONE)
+}
+
 /// A snapshot for programs: the same everywhere.
 pub fn snapshot_json(name: &str, s: &Snapshot, parent_number: Option<u64>) -> Value {
     json!({

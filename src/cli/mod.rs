@@ -124,6 +124,7 @@ fn dispatch(args: &Args, printer: &Printer, stop: Arc<AtomicBool>) -> Result<Exi
             }
             None => list::list(&open()?, name.as_deref(), printer, &context),
         },
+        Command::Heads => list::heads(&open()?, printer, &context),
         Command::Show { reference } => show::run(&open()?, reference, printer, &context),
         Command::Diff { before, after, format } => {
             diff::run(place, (before, after), format, printer, &context)

@@ -6,6 +6,7 @@ use super::{exit, output, repo, words};
 use imgsnap::base::error::{ErrorKind, Result};
 use imgsnap::base::events::Context;
 use imgsnap::image::RawFile;
+use imgsnap::repo::accepted::AcceptedState;
 use imgsnap::store::{Location, locate};
 use imgsnap::{ConfigOrigin, MendSource, Mended, MendedBy, Rebuilt, Repository, RestoredConfig};
 use serde_json::{Map, Value, json};
@@ -57,6 +58,8 @@ fn open(place: &Where, printer: &Printer, context: &Context) -> Result<Repositor
         return repo::open_to_change(place, context);
     };
     printer.warn(&tell_config(&restored));
+    // It is another one than this host has seen.
+    let place = &place.accepting(AcceptedState::config(restored.number));
     // Its identity is lost, too.
     if restored.origin == ConfigOrigin::DeltaFiles {
         if let Err(e) = repo::accept(place) {

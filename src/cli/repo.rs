@@ -10,6 +10,7 @@ use imgsnap::base::events::Context;
 use imgsnap::base::message::{Message, Setting};
 use imgsnap::base::uri::Shown;
 use imgsnap::image::{ImageFormat, ImageUri, RawFile, Source};
+use imgsnap::repo::accepted::AcceptedState;
 use imgsnap::repo::first_use;
 use imgsnap::repo::host::HostState;
 use imgsnap::store::sealed::KeyRing;
@@ -22,10 +23,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Which repository the arguments name, and how it is used.
+#[derive(Clone)]
 pub struct Where {
     /// `--repo`.
     repo: Option<PathBuf>,
     options: StoreOptions,
+    accepted: Vec<AcceptedState>,
 }
 
 /// Where a repository is, or may be made.
@@ -37,7 +40,7 @@ struct Place {
 impl Where {
     /// Another one, used in the same way.
     pub fn at(&self, repo: &Path) -> Self {
-        Self { repo: Some(repo.to_owned()), options: self.options.clone() }
+        Self { repo: Some(repo.to_owned()), ..self.clone() }
     }
 
     /// What the arguments say.
@@ -52,7 +55,14 @@ impl Where {
         let seals = matches!(&args.command, Command::Init(init) if init.encrypt);
         let keys = Some(Arc::new(KeyRing::new(Given::new(args.keys.clone(), seals))));
         let options = StoreOptions { transfer, cache, all_images, keys, seals };
-        Self { repo: args.repo.clone(), options }
+        Self { repo: args.repo.clone(), options, accepted: args.accept_older.clone() }
+    }
+
+    /// The same with one more state that is right.
+    pub fn accepting(&self, state: AcceptedState) -> Self {
+        let mut place = self.clone();
+        place.accepted.push(state);
+        place
     }
 
     /// The same opened with a key file.
@@ -60,7 +70,7 @@ impl Where {
         let options = KeyOptions { key_file: Some(file.to_owned()), ..KeyOptions::default() };
         let keys = Some(Arc::new(KeyRing::new(Given::new(options, false))));
         let options = StoreOptions { keys, ..self.options.clone() };
-        Self { repo: self.repo.clone(), options }
+        Self { options, ..self.clone() }
     }
 
     /// `--repo`, else `IMGSNAP_REPO`, else the user's data folder, which is made whole.
@@ -70,6 +80,11 @@ impl Where {
             Some(path) => Ok(Place { location: locate(&path)?, above: Above::MustExist }),
             None => Ok(Place { location: Location::Folder(usual_place()?), above: Above::Make }),
         }
+    }
+
+    /// This host, which uses it.
+    fn host(&self) -> HostState {
+        HostState::of_this_host().accepting(&self.accepted)
     }
 
     /// The store, without a look at it.
@@ -127,7 +142,7 @@ pub fn open(place: &Where, context: &Context) -> Result<Repository> {
 }
 
 fn open_at(place: &Where, context: &Context) -> Result<Repository> {
-    let opened = Repository::open_in(place.store()?, HostState::of_this_host())?;
+    let opened = Repository::open_in(place.store()?, place.host())?;
     Ok(opened.reading_within(context))
 }
 
@@ -151,7 +166,7 @@ pub fn open_or_create(
     printer: &Printer,
     context: &Context,
 ) -> Result<Result<Repository, Vec<Error>>> {
-    let host = HostState::of_this_host();
+    let host = place.host();
     if verb.dry_run {
         return open(place, context).map(Ok);
     }
@@ -215,7 +230,7 @@ pub fn open_or_make(
         return open_to_change(place, context);
     }
     let Place { location, above } = place.place()?;
-    let (host, defaults) = (HostState::of_this_host(), Defaults::default());
+    let (host, defaults) = (place.host(), Defaults::default());
     let open = || {
         let store = location.store(&place.options)?;
         first_use::open_or_init(store, defaults, above, &host)
@@ -258,15 +273,13 @@ pub fn or_take_back<T>(
 /// Makes the repository.
 pub fn create(place: &Where, defaults: Defaults) -> Result<Repository> {
     let above = place.place()?.above;
-    first_use::init(place.store()?, defaults, above, &HostState::of_this_host())
+    first_use::init(place.store()?, defaults, above, &place.host())
 }
 
 /// The same, on a server, to which this host alone will write.
 pub fn create_single(place: &Where, defaults: Defaults) -> Result<Repository> {
     match place.place()?.location {
-        Location::Remote(_) => {
-            Repository::init_single(place.store()?, defaults, HostState::of_this_host())
-        }
+        Location::Remote(_) => Repository::init_single(place.store()?, defaults, place.host()),
         Location::Folder(path) => {
             let what = format!("{}: a folder keeps hosts apart by itself", path.shown());
             Err(Error::new(ErrorKind::InvalidInput, what)
@@ -277,7 +290,7 @@ pub fn create_single(place: &Where, defaults: Defaults) -> Result<Repository> {
 
 /// Uses the repository that is there, whatever was used there before.
 pub fn accept(place: &Where) -> Result<Repository> {
-    Repository::accept_in(place.store()?, HostState::of_this_host())
+    Repository::accept_in(place.store()?, place.host())
 }
 
 /// `NAME@WHICH`, or `@WHICH`: of the image `name`, in either case.

@@ -240,8 +240,15 @@ pub(crate) fn remove_image(
     first(&writer.manifest);
     // The commit comes first: from here on nothing of the image is listed, whatever is still
     // there.
-    writer.manifest.snapshots.clear();
-    writer.manifest.dropped.clear();
+    // Whoever has seen it could otherwise not tell that it was removed, and did not vanish.
+    let stays = store.sealing().is_some();
+    match stays {
+        true => forget(&mut writer.manifest),
+        false => {
+            writer.manifest.snapshots.clear();
+            writer.manifest.dropped.clear();
+        }
+    }
     commit(store, writer.frees, &mut writer.manifest)?;
     emptied(&writer.manifest)?;
     // The ruling manifest goes last: without it an older one would rule, or deltas look like a
@@ -256,6 +263,9 @@ pub(crate) fn remove_image(
         store.remove(&format!("{name}/{file}"))?;
     }
     store.sync_dir(&name)?;
+    if stays {
+        return Ok(true);
+    }
     store.remove(&format!("{name}/{ruling}"))?;
     for file in &locks {
         store.remove(&format!("{name}/{file}"))?;

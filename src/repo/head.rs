@@ -218,7 +218,9 @@ fn of_host(
     // Who linked the image elsewhere since has taken it from this host.
     let is_elsewhere = manifest.host.as_ref().is_some_and(|host| host.machine != *machine);
     let is_ours = |record: &Record| record.machine == *machine && !is_elsewhere;
-    let Some(record) = record.filter(is_ours) else { return Ok(None) };
+    let record = record.filter(is_ours);
+    repository.seen().check(manifest, record.as_ref().and_then(|record| record.newest.as_ref()))?;
+    let Some(record) = record else { return Ok(None) };
     let is_lost = |newest: &Ancestor| {
         let is_lost = !manifest.is_or_follows(newest);
         is_lost && context.is_heard() && repository.host.is_news(manifest.image_id)
@@ -241,6 +243,15 @@ fn of_host(
         elsewhere: None,
         origin: Origin::Here,
     }))
+}
+
+/// The newest commit that this host has seen of an image of a sealed repository: what is rebuilt follows it.
+pub(crate) fn newest_known(repository: &Repository, name: &str, image: Uuid) -> Option<Ancestor> {
+    repository.store.sealing()?;
+    let record = repository.host.load::<Record>(repository.id(), image).ok().flatten();
+    let own = record.filter(|record| record.machine == repository.host.host().machine);
+    let seen = repository.seen().newest(name);
+    own.and_then(|record| record.newest).into_iter().chain(seen).max_by_key(|n| n.sequence)
 }
 
 /// Where the live image of a name is on this host, by what it has kept: that needs no manifest.

@@ -9,6 +9,7 @@
 //! ```
 
 use crate::base::error::{Error, ErrorKind, Result, best_effort};
+use crate::repo::accepted::AcceptedState;
 use crate::repo::manifest::temporary_of;
 use crate::store::{Above, LocalStore, LockGuard, LockKind, OsDisk, Store, make_folder};
 use jiff::{SignedDuration, Timestamp};
@@ -45,6 +46,8 @@ pub struct HostState {
     folder: Option<PathBuf>,
     /// Images of which it was told that they have been turned back.
     told: Arc<Mutex<HashSet<Uuid>>>,
+    /// States of repositories that are used though they are not what was seen.
+    accepted: Arc<[AcceptedState]>,
 }
 
 impl fmt::Debug for HostState {
@@ -65,7 +68,7 @@ impl HostState {
         let host = this_host();
         match usual_folder() {
             Some(folder) => Self { host, ..Self::in_folder(&folder) },
-            None => Self { host, store: None, folder: None, told: Arc::default() },
+            None => Self { host, ..Self::in_store_of(None, None) },
         }
     }
 
@@ -73,13 +76,37 @@ impl HostState {
     pub fn in_folder(folder: &Path) -> Self {
         let store = LocalStore::new(Arc::new(OsDisk::new(folder.into())));
         let folder = Some(folder.into());
-        Self { host: this_host(), store: Some(Arc::new(store)), folder, told: Arc::default() }
+        Self::in_store_of(Some(Arc::new(store)), folder)
     }
 
     /// What a host keeps elsewhere: for tests.
     pub fn in_store(store: Arc<dyn Store>, machine: &str) -> Self {
         let host = HostName { machine: machine.into(), name: machine.into() };
-        Self { host, store: Some(store), folder: None, told: Arc::default() }
+        Self { host, ..Self::in_store_of(Some(store), None) }
+    }
+
+    fn in_store_of(store: Option<Arc<dyn Store>>, folder: Option<PathBuf>) -> Self {
+        let (told, accepted) = (Arc::default(), Arc::default());
+        Self { host: this_host(), store, folder, told, accepted }
+    }
+
+    /// The same for which these states of repositories are right.
+    #[must_use]
+    pub fn accepting(self, accepted: &[AcceptedState]) -> Self {
+        Self { accepted: accepted.into(), ..self }
+    }
+
+    pub(crate) fn accepted(&self) -> &[AcceptedState] {
+        &self.accepted
+    }
+
+    /// Names of the files in a folder that end so.
+    pub(crate) fn files(&self, folder: &str, ending: &str) -> Result<Vec<String>> {
+        let Some(store) = &self.store else { return Ok(Vec::new()) };
+        match store.list(folder) {
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(Vec::new()),
+            files => Ok(files?.into_iter().filter(|file| file.ends_with(ending)).collect()),
+        }
     }
 
     /// Where it keeps that, if it is a folder.

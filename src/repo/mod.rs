@@ -5,6 +5,7 @@
 //!            -> Writer (write lock, reap lock shared) -> publish a delta, commit a manifest, note the head
 //! ```
 
+pub mod accepted;
 pub mod attempts;
 pub(crate) mod change;
 pub(crate) mod checkpoints;
@@ -38,6 +39,7 @@ pub(crate) mod reserve;
 pub(crate) mod restored;
 pub mod retention;
 pub(crate) mod root;
+mod seen;
 pub mod session;
 pub(crate) mod top;
 pub(crate) mod uploads;

@@ -8,12 +8,13 @@
 //! | a repository | nothing, or this one among others | it is used, and remembered by who writes |
 //! | a repository | others | who writes refuses, who reads warns |
 
-use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::error::{Error, ErrorKind, Result, best_effort};
 use crate::base::events::{Context, WarningId};
 use crate::base::message::{Setting, Verb, message};
 use crate::base::uri::Shown;
 use crate::repo::host::HostState;
 use crate::store::Store;
+use crate::store::sealed::KeyId;
 use serde::{Deserialize, Serialize};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -33,13 +34,23 @@ pub(crate) struct Place {
     /// As users name it: a path or a URL; none where nobody names one.
     name: Option<PathBuf>,
     is_folder: bool,
+    /// With which the repository that is there is sealed.
+    key: Option<KeyId>,
     known: OnceLock<Known>,
     is_told: AtomicBool,
     is_kept: AtomicBool,
 }
 
-/// The repositories that were used there, the last one first; an error counts as none.
-type Known = Result<Vec<Uuid>>;
+/// What was used there; an error counts as nothing.
+type Known = Result<Used>;
+
+#[derive(Default)]
+struct Used {
+    /// The repositories, the last one first.
+    repositories: Vec<Uuid>,
+    /// With which the last one was sealed, if it was.
+    key: Option<KeyId>,
+}
 
 #[derive(Serialize, Deserialize)]
 struct Record {
@@ -56,6 +67,15 @@ struct Record {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     url: Option<String>,
     repositories: Vec<Uuid>,
+    /// The id of the key with which the first of them is sealed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    key: Option<String>,
+}
+
+impl Used {
+    fn last(&self) -> Option<Uuid> {
+        self.repositories.first().copied()
+    }
 }
 
 impl Place {
@@ -65,6 +85,7 @@ impl Place {
             host: host.clone(),
             name: store.local_path().or_else(|| store.url().map(Path::new)).map(Path::to_owned),
             is_folder: store.local_path().is_some(),
+            key: store.sealing().map(|sealing| sealing.key_id()),
             known: OnceLock::new(),
             is_told: AtomicBool::default(),
             is_kept: AtomicBool::default(),
@@ -73,22 +94,24 @@ impl Place {
 
     fn known(&self) -> &Known {
         self.known.get_or_init(|| {
-            let Some(name) = self.real() else { return Ok(Vec::new()) };
+            let Some(name) = self.real() else { return Ok(Used::default()) };
             let record: Option<Record> = self.host.load_file(&file_of(&name))?;
             // That of a host that was copied is none.
             let own = record.filter(|record| record.machine == self.host.host().machine);
-            Ok(own.map(|record| record.repositories).unwrap_or_default())
+            let Some(Record { repositories, key, .. }) = own else { return Ok(Used::default()) };
+            let key = key.map(|key| key.parse()).transpose()?;
+            Ok(Used { repositories, key })
         })
     }
 
     /// The one that was used there last.
     fn last(&self) -> Option<Uuid> {
-        self.known().as_ref().ok()?.first().copied()
+        self.known().as_ref().ok()?.repositories.first().copied()
     }
 
     /// The others, if `id` was never used there.
     fn other(&self, id: Uuid) -> Option<Uuid> {
-        let known = self.known().as_ref().ok()?;
+        let known = &self.known().as_ref().ok()?.repositories;
         if known.contains(&id) { None } else { known.first().copied() }
     }
 
@@ -141,6 +164,40 @@ impl Place {
         ])
     }
 
+    /// Fails if this host has used a sealed repository there, and what is there is not sealed, or with another
+    /// key. One that it has not seen sealed yet is remembered.
+    ///
+    /// # Errors
+    /// `Key`.
+    pub(crate) fn check_sealed(&self, id: Uuid) -> Result<()> {
+        let known = self.known().as_ref().ok().and_then(|used| Some((used.last()?, used.key?)));
+        let place = self.shown();
+        let what = match (known, self.key) {
+            (Some((last, _)), None) => {
+                format!(
+                    "{place}: this host has used the encrypted repository {last} there, and {id} is not"
+                )
+            }
+            (Some((last, was)), Some(key)) if last == id && was != key => {
+                format!(
+                    "{place}: the repository {id} was sealed with the key {was}, and is now with {key}"
+                )
+            }
+            (_, None) => return Ok(()),
+            (_, Some(_)) => {
+                // Without it, it is as on a host that sees it first.
+                if self.other(id).is_none() {
+                    best_effort(self.remember(id));
+                }
+                return Ok(());
+            }
+        };
+        Err(Error::new(ErrorKind::Key, what).hint(message![
+            "is it the right one? To use it all the same, run ",
+            Verb::Init.call().with(Setting::Accept, ""),
+        ]))
+    }
+
     /// Warns, once, of what keeps a writer away, or cannot be known.
     pub(crate) fn tell(&self, id: Uuid, context: &Context) {
         let warning = match (self.known(), self.other(id)) {
@@ -161,12 +218,22 @@ impl Place {
     /// # Errors
     /// If that cannot be written.
     pub(crate) fn remember(&self, id: Uuid) -> Result<()> {
-        if self.last() == Some(id) || self.is_kept.swap(true, Ordering::Relaxed) {
+        let is_known = |used: &Used| used.repositories.first() == Some(&id) && used.key == self.key;
+        if self.known().as_ref().is_ok_and(is_known) || self.is_kept.swap(true, Ordering::Relaxed) {
             return Ok(());
         }
-        let known = self.known().as_ref().map(Vec::as_slice).unwrap_or_default();
-        let others = known.iter().filter(|other| **other != id);
+        let known = self.known().as_ref().map(|used| used.repositories.as_slice());
+        let others = known.unwrap_or_default().iter().filter(|other| **other != id);
         self.save([id].into_iter().chain(others.copied()).collect())
+    }
+
+    /// Remembers `id` besides those that were, whatever is known of it.
+    ///
+    /// # Errors
+    /// If that cannot be written.
+    pub(crate) fn accept(&self, id: Uuid) -> Result<()> {
+        self.is_kept.store(false, Ordering::Relaxed);
+        self.remember(id)
     }
 
     /// Remembers `id` alone.
@@ -185,7 +252,8 @@ impl Place {
         self.host.tidy_folder(FOLDER);
         let url = (!self.is_folder).then(|| path.shown().into_owned());
         let path = Some(path).filter(|_| self.is_folder);
-        self.host.save_file(&file, &Record { machine, path, url, repositories })
+        let key = self.key.map(|key| key.to_string());
+        self.host.save_file(&file, &Record { machine, path, url, repositories, key })
     }
 }
 

@@ -11,6 +11,7 @@ use crate::repo::place::Place;
 use crate::repo::policy::{Policy, SnapshotPolicy};
 use crate::repo::probe;
 use crate::repo::root::Root;
+use crate::repo::seen::Seen;
 use crate::repo::top::{MARKER, is_probe};
 use crate::store::sealed::is_slot;
 use crate::store::{LockGuard, Sharing, Store};
@@ -132,8 +133,15 @@ impl Repository {
     /// # Errors
     /// `NotFound` if there is none, `Unsupported` if a later version made it.
     pub fn open_in(store: Arc<dyn Store>, host: HostState) -> Result<Self> {
+        let repository = Self::open_unchecked(store, host)?;
+        repository.place.check_sealed(repository.id())?;
+        Ok(repository)
+    }
+
+    /// The same, whatever this host has used there.
+    pub(crate) fn open_unchecked(store: Arc<dyn Store>, host: HostState) -> Result<Self> {
         let loaded = Config::load(store.as_ref())
-            .and_then(|config| config.check_sealing(store.as_ref()).map(|()| config));
+            .and_then(|config| check_sealed(&config, store.as_ref(), &host).map(|()| config));
         match loaded {
             Ok(config) => Ok(Self::with(store, host, config)),
             Err(e) => Err(Self::or_missing(store.as_ref(), &host, e)),
@@ -264,6 +272,11 @@ impl Repository {
         })
     }
 
+    /// What this host has seen of it.
+    pub(crate) fn seen(&self) -> Seen<'_> {
+        Seen { store: self.store.as_ref(), host: &self.host, repository: self.id() }
+    }
+
     /// What was read and decoded through it so far.
     pub fn traffic(&self) -> Traffic {
         self.caches.traffic()
@@ -287,10 +300,13 @@ impl Repository {
     /// The names of its images, sorted.
     pub fn names(&self) -> Result<Vec<String>> {
         if self.store.url().is_none() {
-            return names_in(self.store.as_ref());
+            let names = names_in(self.store.as_ref())?;
+            self.seen().check_names(&names)?;
+            return Ok(names);
         }
         let all = overview(self.store.as_ref())?;
-        let names = all.keys().cloned().collect();
+        let names: Vec<String> = all.keys().cloned().collect();
+        self.seen().check_names(&names)?;
         *self.overview.lock().unwrap_or_else(PoisonError::into_inner) = all;
         Ok(names)
     }
@@ -300,6 +316,16 @@ impl Repository {
     pub(crate) fn listed(&self, name: &str) -> Option<Vec<String>> {
         self.overview.lock().unwrap_or_else(PoisonError::into_inner).remove(name)
     }
+}
+
+/// Fails unless a sealed repository is the one that was opened, and no older than what this host has seen.
+fn check_sealed(config: &Config, store: &dyn Store, host: &HostState) -> Result<()> {
+    config.check_sealing(store)?;
+    if store.sealing().is_none() {
+        return Ok(());
+    }
+    let (number, text) = config.state();
+    Seen { store, host, repository: config.id }.check_config(number, text)
 }
 
 /// True if an init was interrupted between the marker and the first configuration.

@@ -117,7 +117,8 @@ pub(crate) fn write_lock(name: &str) -> String {
 pub fn read(repository: &Repository, name: &str, context: &Context) -> Result<Reader> {
     manifest::check_name(name)?;
     repository.place.tell(repository.id(), context);
-    let (image, others) = hold_all(repository, name, context)?;
+    let (image, others) =
+        hold_all(repository, name, context).map_err(|e| repository.seen().or_vanished(name, e))?;
     let (head, is_damaged) = Head::load(repository, &image.manifest, context)?;
     if is_damaged {
         context.warn(WarningId::HeadDamaged, damaged_head(name));
@@ -144,7 +145,8 @@ pub(crate) fn look(
     let store = repository.store.as_ref();
     let manifest = match repository.listed(name) {
         Some(files) => manifest::load_listed(store, name, &files)?,
-        None => manifest::load_unconfirmed(store, name)?,
+        None => manifest::load_unconfirmed(store, name)
+            .map_err(|e| repository.seen().or_vanished(name, e))?,
     };
     let (head, is_damaged) = Head::load(repository, &manifest, context)?;
     if is_damaged {
@@ -243,7 +245,7 @@ pub(crate) fn write(repository: &Repository, name: &str, context: &Context) -> R
     manifest::check_name(name)?;
     let store = repository.store.as_ref();
     if store.list(name)?.is_empty() {
-        manifest::load(store, name)?;
+        manifest::load(store, name).map_err(|e| repository.seen().or_vanished(name, e))?;
     }
     let write = lock_to_write(repository, name).map_err(|e| or_not_found(repository, name, e))?;
     let manifest = manifest::load(store, name)?;
@@ -283,6 +285,7 @@ pub(crate) fn write_or_create(
     let mut is_new = false;
     let manifest = match manifest::load_unconfirmed(store, name) {
         Err(e) if e.kind() == ErrorKind::NotFound => {
+            repository.seen().check_gone(name)?;
             // An empty manifest before the first delta: deltas without one are then a loss, not
             // a beginning.
             let mut manifest = first(

@@ -17,6 +17,7 @@ mod config;
 mod configuration;
 mod delete;
 mod diff;
+mod encryption;
 mod flatten;
 mod format;
 mod group;

@@ -74,7 +74,7 @@ impl Worker<'_> {
     }
 
     fn files(&self, owned: &Owned, which: impl Fn(&str) -> bool) -> Vec<PathBuf> {
-        let folder = self.world.repo.join(owned.name());
+        let folder = self.world.inside.folder(&owned.name());
         let entries = std::fs::read_dir(folder).unwrap().map(Result::unwrap);
         let named = entries.filter(|entry| which(entry.file_name().to_str().unwrap()));
         let mut files: Vec<PathBuf> = named.map(|entry| entry.path()).collect();
@@ -85,7 +85,9 @@ impl Worker<'_> {
     /// What the manifest that rules names: as files of snapshots, dropped or not, and as kept.
     fn named(&self, owned: &Owned) -> (BTreeSet<String>, BTreeSet<String>) {
         let ruling = self.files(owned, |name| name.starts_with("manifest.")).pop().unwrap();
-        let text = std::fs::read_to_string(&ruling).unwrap();
+        let ruling = ruling.file_name().unwrap().to_str().unwrap();
+        let text = self.world.inside.read(&format!("{}/{ruling}", owned.name()));
+        let text = String::from_utf8(text).unwrap();
         let manifest: serde_json::Value =
             serde_json::from_str(text.split_once('\n').unwrap().1).unwrap();
         let all = |key: &str| manifest[key].as_array().cloned().unwrap_or_default();
@@ -244,7 +246,7 @@ impl Worker<'_> {
 
     fn damage_head(&mut self, owned: &mut Owned) {
         let (name, path) = (owned.name(), owned.image.path());
-        let head = self.world.repo.join(&name).join("head.json");
+        let head = self.world.inside.folder(&name).join("head.json");
         if !Path::new(&head).exists() {
             return;
         }

@@ -186,13 +186,11 @@ impl Worker<'_> {
     /// The folder of an image has the files that its manifest names, and no others.
     #[track_caller]
     fn is_tidy(&self, owned: &Owned) {
-        let folder = self.world.repo.join(owned.name());
-        let files = std::fs::read_dir(&folder).unwrap();
-        let mut files: Vec<String> =
-            files.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        let mut files = self.world.inside.names(&owned.name());
         files.sort();
         let ruling = files.iter().rfind(|file| file.starts_with("manifest.")).unwrap();
-        let text = std::fs::read_to_string(folder.join(ruling)).unwrap();
+        let text = self.world.inside.read(&format!("{}/{ruling}", owned.name()));
+        let text = String::from_utf8(text).unwrap();
         let manifest: Value = serde_json::from_str(text.split_once('\n').unwrap().1).unwrap();
         // A snapshot names its file and its parts, a pending one what is finished of it.
         let lists = ["snapshots", "dropped", "pending"].map(|list| manifest[list].as_array());

@@ -20,6 +20,8 @@ mod damage;
 mod disk;
 mod fault;
 mod image;
+#[path = "../support/inside.rs"]
+mod inside;
 mod keep;
 mod owner;
 #[path = "../support/random.rs"]

@@ -63,7 +63,11 @@ impl Worker<'_> {
     /// What the defaults of the repository are is of no matter to those who work in it.
     pub fn configure(&mut self) {
         let _alone = self.world.alone();
-        let mut config: toml::Table = crate::config::text_in(&self.world.repo).parse().unwrap();
+        let inside = &self.world.inside;
+        let (names, get) = (inside.names(""), |name: &str| inside.read(name));
+        let ruling = crate::config::ruling(&names);
+        let text = crate::config::text_of(&ruling, get(&ruling));
+        let mut config: toml::Table = text.parse().unwrap();
         let new = config["new"].as_table_mut().unwrap();
         let size = 4096_i64 << self.random.below(9);
         new.insert("block_size".into(), size.into());
@@ -75,7 +79,8 @@ impl Worker<'_> {
         let mut prune = toml::Table::new();
         prune.insert("garbage".into(), pick(&mut self.random, &[0_i64, 5, 40, 100]).into());
         config.insert("prune".into(), prune.into());
-        crate::config::change(&self.world.repo, |_| config.to_string());
+        let (name, bytes) = crate::config::changed(&names, get, |_| config.to_string());
+        inside.put(&name, &bytes);
     }
 }
 

@@ -2,6 +2,7 @@
 //! of the images of the others.
 
 use crate::fault::Tools;
+use crate::inside::Inside;
 use crate::state::{COMPARED, State};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs::File;
@@ -23,6 +24,7 @@ pub struct World {
     /// Of images, repository and what is restored.
     pub place: PathBuf,
     pub repo: PathBuf,
+    pub inside: Inside,
     pub tools: Tools,
     /// Files can be cloned there.
     pub has_clones: bool,
@@ -99,6 +101,7 @@ impl World {
         assert!(made.status.success(), "{made:?}");
         Self {
             place,
+            inside: Inside::of(&repo),
             repo,
             tools,
             has_clones,
@@ -221,7 +224,7 @@ impl World {
                     // It stays (FORMAT.md P11); and these for some minutes, since anybody may be at them.
                     (_, ".reserve") => {}
                     _ if entry.path().parent().is_some_and(|above| above.ends_with("places")) => {}
-                    _ if name.contains(".restored.") => {}
+                    _ if name.contains(".restored.") || name.contains(".seen.") => {}
                     _ if name.ends_with(".tmp") || name.starts_with('.') => left.push(entry.path()),
                     _ => {}
                 }

@@ -19,6 +19,7 @@ use imgsnap::base::read_limit::ReadRate;
 use imgsnap::base::units::{BlockSize, PartSize, parse_bytes, parse_duration};
 use imgsnap::codec::Compression;
 use imgsnap::image::{ImageFormat, ImageUri, parse_image};
+use imgsnap::repo::accepted::AcceptedState;
 use imgsnap::repo::retention::{Count, LabelGlob, Period};
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -68,6 +69,10 @@ pub struct Args {
     /// The hypervisor whose domains libvirt:DOMAIN names, as in qemu:///session [default: libvirt's]
     #[arg(long, global = true, value_name = "URI")]
     pub connect: Option<String>,
+    /// Use a state of an encrypted repository that is older than what this host has seen; @NUMBER for the
+    /// configuration
+    #[arg(long, global = true, value_name = "IMAGE@COMMIT", value_parser = parsed::<AcceptedState>)]
+    pub accept_older: Vec<AcceptedState>,
     #[command(flatten)]
     pub keys: KeyOptions,
     #[command(subcommand)]
@@ -126,6 +131,8 @@ pub enum Command {
         /// Only this image; libvirt:[DOMAIN] shows the domains of libvirt, and what protects them
         name: Option<String>,
     },
+    /// Show the newest commit of each image, to be compared with what another host is shown
+    Heads,
     /// Show all that is known of a snapshot
     Show {
         /// NAME@WHICH

@@ -9,7 +9,7 @@ use super::repo::Where;
 use super::{exit, repo};
 use args::Config;
 use editor::Edited;
-use imgsnap::base::error::{ErrorKind, Result};
+use imgsnap::base::error::{ErrorKind, Result, best_effort};
 use imgsnap::base::events::Context;
 use imgsnap::{Configuration, Repository};
 use serde_json::json;
@@ -26,7 +26,9 @@ pub fn run(place: &Where, verb: &Config, printer: &Printer, context: &Context) -
         Config::Show => repo::open(place, context),
         _ => repo::open_to_change(place, context),
     };
-    if let Some(e) = opened.err().filter(|e| e.kind() == ErrorKind::Mismatch) {
+    if let Some(e) =
+        opened.err().filter(|e| matches!(e.kind(), ErrorKind::Mismatch | ErrorKind::Key))
+    {
         return Err(e);
     }
     let replace = |text: &str| Repository::replace_configuration(store.as_ref(), &was, text);
@@ -46,6 +48,10 @@ pub fn run(place: &Where, verb: &Config, printer: &Printer, context: &Context) -
             let now = replace(&text::with(&was.text, key, value.as_deref())?)?;
             tell(&was, &now, printer)?;
         }
+    }
+    if !matches!(verb, Config::Show) {
+        // So that this host has seen it.
+        best_effort(repo::open(place, context));
     }
     Ok(exit::DONE)
 }

@@ -8,7 +8,7 @@ use super::exit;
 use super::printer::Printer;
 use super::repo::{self, Where};
 use args::Key;
-use imgsnap::base::error::{Error, Result};
+use imgsnap::base::error::{Error, Result, best_effort};
 use imgsnap::base::events::Context;
 use imgsnap::base::uri::Shown;
 use imgsnap::{KeySlot, Repository};
@@ -44,6 +44,10 @@ pub fn run(place: &Where, verb: &Key, printer: &Printer, context: &Context) -> R
             let slot = repo::open_to_change(&place, context)?.add_key(&given::new(new)?)?;
             tell(&format!("added the key slot {slot}"), "added", &slot, printer)?;
         }
+    }
+    if !matches!(verb, Key::List | Key::Export { .. } | Key::Import { .. }) {
+        // So that this host has seen the configuration; a slot that was changed does not open it any more.
+        best_effort(repo::open(place, context));
     }
     Ok(exit::DONE)
 }

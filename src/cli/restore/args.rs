@@ -8,6 +8,7 @@ use imgsnap::image::ImageFormat;
 use imgsnap::image::write::ClusterCompression;
 use imgsnap::{DefineRequest, Error, Reference};
 use std::path::PathBuf;
+use uuid::Uuid;
 
 #[derive(ClapArgs)]
 pub struct Restore {
@@ -55,6 +56,9 @@ pub struct Restore {
     /// Compress the clusters of a new qcow2: zlib or zstd
     #[arg(long, value_name = "HOW", value_parser = parsed::<ClusterCompression>, conflicts_with = "update")]
     pub compress: Option<ClusterCompression>,
+    /// Fail unless the image has this commit, as "imgsnap heads" shows it, or one that follows it
+    #[arg(long, value_name = "COMMIT")]
+    pub at_least: Option<Uuid>,
     /// Read the files that a qcow2 is based on which is updated: whoever wrote its header chose them
     #[arg(long, requires = "update")]
     pub backing_ok: bool,

@@ -35,7 +35,8 @@ pub fn run(
         .seed(verb.seed.clone())
         .format(verb.format)
         .cluster_compression(verb.compress)
-        .backing_ok(verb.backing_ok);
+        .backing_ok(verb.backing_ok)
+        .at_least(verb.at_least);
     let to_stdout = verb.output == Path::new("-");
     let outcome = if to_stdout {
         output::refuse_terminal("an image")?;

@@ -36,7 +36,7 @@ use crate::repo::compact::rewrite_as;
 use crate::repo::entry::part_names;
 use crate::repo::files::{open_chain, open_delta, open_parent};
 use crate::repo::garbage::collect_garbage;
-use crate::repo::head::Head;
+use crate::repo::head::{Head, newest_known};
 use crate::repo::manifest::{self, ImageFile, MAX_IMPORTED_NUMBER, Manifest, Snapshot};
 use crate::repo::marker::Marker;
 use crate::repo::pins;
@@ -199,6 +199,9 @@ fn rebuild_from(
         })?;
     manifest.sequence = manifest::ruling(repository.store.as_ref(), name)?.unwrap_or(0);
     manifest.follow(old);
+    if let Some(newest) = newest_known(repository, name, manifest.image_id) {
+        manifest.follow_seen(newest);
+    }
     let numbers = candidates.iter().filter(|(_, d)| d.header().image_id == manifest.image_id);
     let highest = numbers.map(|(_, delta)| delta.footer().number).max().unwrap_or(0);
     let unnamed: HashSet<Uuid> = candidates

@@ -59,6 +59,7 @@ struct Opened {
 impl Opened {
     fn of(repository: &Repository, request: &RestoreRequest, context: &Context) -> Result<Self> {
         let reader = read(repository, &request.name, context)?;
+        reader.manifest().check_at_least(request.at_least)?;
         let snapshot = reader.find(&request.at)?.clone();
         let chain = reader.chain(repository, snapshot.id)?;
         // Before a target of that length is made.

@@ -12,6 +12,7 @@ use crate::view::{Restored, Samples};
 use serde::Serialize;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use uuid::Uuid;
 
 /// A restore that a user wants.
 #[derive(Debug, Clone, Default)]
@@ -41,6 +42,8 @@ pub struct RestoreRequest {
     pub cluster_compression: Option<ClusterCompression>,
     /// Read the files that a qcow2 is based on which is to be updated: who wrote its header chose them.
     pub backing_ok: bool,
+    /// A commit that the image has, or follows; otherwise nothing is restored.
+    pub at_least: Option<Uuid>,
 }
 
 impl RestoreRequest {
@@ -70,6 +73,8 @@ impl RestoreRequest {
         cluster_compression: Option<ClusterCompression>,
         /// Read the files that a qcow2 is based on which is to be updated.
         backing_ok: bool,
+        /// A commit that the image has, or follows; otherwise nothing is restored.
+        at_least: Option<Uuid>,
     }
 }
 

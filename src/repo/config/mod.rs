@@ -67,6 +67,8 @@ pub(crate) struct Config {
     store: Option<Value>,
     /// The key slots that count, if the repository is sealed.
     slots: Vec<SlotId>,
+    /// As it was read.
+    text: String,
     /// A name that is none of a table or key here, and one that is none in `[new]`.
     stranger: Option<String>,
     stranger_in_new: Option<String>,
@@ -154,6 +156,7 @@ impl Config {
             images,
             store,
             slots: Vec::new(),
+            text: String::new(),
             stranger: None,
             stranger_in_new: None,
         }
@@ -163,6 +166,11 @@ impl Config {
     #[must_use]
     pub(crate) fn sealed_with(self, sealing: &Sealing, slots: Vec<SlotId>) -> Self {
         Self { id: sealing.repository(), slots, ..self }
+    }
+
+    /// Its number, and its text as it was read.
+    pub(crate) fn state(&self) -> (u64, &str) {
+        (self.number.unwrap_or(0), &self.text)
     }
 
     /// The key slots that count.
@@ -310,6 +318,7 @@ impl Config {
             images,
             store,
             slots: keys.map(|keys| keys.slots).unwrap_or_default(),
+            text: text.to_owned(),
             stranger: others.keys().next().cloned(),
             stranger_in_new,
         })

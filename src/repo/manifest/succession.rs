@@ -32,7 +32,7 @@ const KNOWN_NEEDS: [&str; 9] =
     [PROTECTED, FORGOTTEN, ROLLBACK, PINS, PENDING, ATTACHMENTS, FORMAT, BASE_OF, PARTS];
 
 /// So many of the last commits are all named as ancestors.
-const RECENT: u64 = 16;
+const RECENT: u64 = 256;
 
 impl Manifest {
     /// Remembers that these are its bytes in the store.
@@ -97,6 +97,16 @@ impl Manifest {
         }
     }
 
+    /// Makes it follow a commit of which nothing but its number and id is known, unless it is a later one.
+    pub(crate) fn follow_seen(&mut self, newest: Ancestor) {
+        if newest.sequence >= self.sequence {
+            self.ancestors.retain(|ancestor| ancestor.sequence < newest.sequence);
+            self.sequence = newest.sequence;
+            self.swept = self.sequence;
+            self.ancestors.push(newest);
+        }
+    }
+
     /// Forgets condemned objects that are not in the folder any more.
     pub(crate) fn sweep(&mut self, present: &HashSet<&str>) {
         let is_gone = |condemned: &Condemned| !present.contains(condemned.object.as_str());
@@ -118,6 +128,25 @@ impl Manifest {
             // Of those before, few are remembered.
             None => self.sequence > commit.sequence,
         }
+    }
+
+    /// Fails unless it is a commit, or is known to follow it.
+    ///
+    /// # Errors
+    /// `Mismatch`.
+    pub(crate) fn check_at_least(&self, commit: Option<Uuid>) -> Result<()> {
+        let Some(wanted) = commit else { return Ok(()) };
+        if self.all_ancestors().iter().any(|known| known.commit == wanted) {
+            return Ok(());
+        }
+        let what =
+            format!("\"{}\" is not known to have commit {wanted}, nor to follow it", self.name);
+        Err(Error::new(ErrorKind::Mismatch, what))
+    }
+
+    /// True if it names a commit among those that it follows.
+    pub(crate) fn is_proved_to_follow(&self, commit: &Ancestor) -> bool {
+        self.ancestors.contains(commit)
     }
 
     /// Its ancestors, and itself.

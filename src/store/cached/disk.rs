@@ -11,7 +11,7 @@
 //!
 //! All numbers are little endian. The checksum is salted with the name of the object, which was never given
 //! before: what is of another object, or of another place, is not taken for it. So it is with what is sealed,
-//! by AES-256-GCM with a key of the salt, over the name, the offset and the length (FORMAT.md E9).
+//! by AES-256-GCM with a key of the salt, over the name, the offset and the length (FORMAT.md Z9).
 
 use crate::base::error::best_effort;
 use crate::base::secret::fill_random;

@@ -1,4 +1,4 @@
-//! The master key of a repository, and the keys that are made of it (FORMAT.md E2 to E4).
+//! The master key of a repository, and the keys that are made of it (FORMAT.md Z3, Z4).
 //!
 //! ```text
 //! master key (32 random bytes)
@@ -148,7 +148,7 @@ impl MasterKey {
     }
 }
 
-/// Seals what a host keeps of the index, each record with a key of its own (FORMAT.md E9).
+/// Seals what a host keeps of the index, each record with a key of its own (FORMAT.md Z9).
 pub struct CacheKey(Secret);
 
 impl CacheKey {

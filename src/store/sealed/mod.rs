@@ -1,5 +1,5 @@
 //! A store whose objects are sealed: whoever has them reads nothing in them, and cannot change one, or put it
-//! in the place of another, without that being noticed (FORMAT.md section 11).
+//! in the place of another, without that being noticed (FORMAT.md section 13).
 //!
 //! It is a decorator: what lies above it does not know, and what lies below it does not, either.
 
@@ -9,6 +9,8 @@ mod object;
 mod open;
 mod recovery;
 mod slots;
+#[cfg(test)]
+mod tests;
 mod upload;
 
 pub use keys::{CacheKey, KeyId};

@@ -1,4 +1,4 @@
-//! The names of images in a sealed store (FORMAT.md E5): the same name is always sealed to the same text, so
+//! The names of images in a sealed store (FORMAT.md Z5): the same name is always sealed to the same text, so
 //! that an image is found without a list. What it is called is not told, nor how long that is, but for how
 //! many times 32 bytes it has. Ids, kinds and numbers of objects stay plain: they say nothing of an image.
 

@@ -1,4 +1,4 @@
-//! One sealed object (FORMAT.md E2, E3): a head, and chunks of 64 KiB by AES-256-GCM in the STREAM
+//! One sealed object (FORMAT.md Z2, Z3): a head, and chunks of 64 KiB by AES-256-GCM in the STREAM
 //! construction (Hoang, Reyhanitabar, Rogaway and Vizár, 2015): a chunk cannot be moved, left out, or be the
 //! last one where it is not.
 
@@ -137,7 +137,9 @@ fn nonce(chunk: u64, is_last: bool) -> Nonce {
 pub(super) fn bytes_of(sealed: u64) -> Option<u64> {
     let body = sealed.checked_sub(HEAD_BYTES as u64)?;
     let chunks = body.div_ceil(SEALED_CHUNK_BYTES as u64);
-    body.checked_sub(chunks * TAG_BYTES as u64).filter(|_| chunks > 0)
+    let bytes = body.checked_sub(chunks * TAG_BYTES as u64)?;
+    // Only an empty object has a chunk without bytes.
+    (sealed_bytes(bytes) == sealed).then_some(bytes)
 }
 
 /// The length of an object sealed.
@@ -165,15 +167,16 @@ impl Object {
         if told.magic != MAGIC {
             return Err(Refusal::NotSealed);
         }
-        if told.version.get() != VERSION || told.chunk_bytes.get() as usize != CHUNK_BYTES {
-            return Err(Refusal::Later);
-        }
         if told.key_id != key_id.0 {
             return Err(Refusal::OtherKey(KeyId(told.key_id)));
         }
-        let bytes = bytes_of(sealed).ok_or(Refusal::Changed)?;
         let (key, commitment) = keys_of(master, told, identity).map_err(|_| Refusal::Internal)?;
         verify_slices_are_equal(&commitment, &head.commitment).map_err(|_| Refusal::Changed)?;
+        // Every version has such a head: one that somebody changed is told from a later one.
+        if told.version.get() != VERSION || told.chunk_bytes.get() as usize != CHUNK_BYTES {
+            return Err(Refusal::Later);
+        }
+        let bytes = bytes_of(sealed).ok_or(Refusal::Changed)?;
         let chunks = bytes.div_ceil(CHUNK_BYTES as u64).max(1);
         Ok(Self { key, bytes, chunks })
     }
@@ -213,7 +216,7 @@ impl Sealer {
         Self::with_salt(master, key_id, identity, salt)
     }
 
-    fn with_salt(
+    pub(super) fn with_salt(
         master: &MasterKey,
         key_id: KeyId,
         identity: &Identity,

@@ -1,11 +1,13 @@
 //! Opening a sealed store: what is there, who has a key, and which slot it opens.
 
 use super::keys::{KeyId, MasterKey};
+use super::names::is_sealed_name;
 use super::object::{HEAD_BYTES, key_of};
 use super::slots::{Credential, Slot};
 use super::{SealedStore, Sealing, key_error, recovery};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::message::{Setting, message};
+use crate::base::secret::Secret;
 use crate::store::{MARKER, Store};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -115,12 +117,12 @@ impl KeyRing {
     }
 
     fn create_with(&self, inner: Arc<dyn Store>, given: &Credential) -> Result<Arc<dyn Store>> {
+        // All that tells what it was may be lost; and one that is made by a text has no slot.
         if let Credential::KeyFile(text) = given
             && recovery::is_recovery(text)
         {
-            let place = inner.location("");
-            let what = format!("{place} is not a repository, and a recovery text makes none");
-            return Err(Error::new(ErrorKind::NotFound, what));
+            let sealing = Arc::new(of_recovery(text)?);
+            return Ok(Arc::new(SealedStore::new(inner, sealing)));
         }
         let (master, repository) = (MasterKey::new()?, Uuid::new_v4());
         let slot = Slot::wrap(&master, repository, given)?;
@@ -162,16 +164,17 @@ fn find(store: &dyn Store, names: &[String]) -> Result<Found> {
             return Ok(Found::Sealed(Some(key)));
         }
     }
-    // Its configuration may be lost, or damaged.
+    // Its configuration may be lost, or damaged; or whoever began to make it was killed.
     let has_slots = names.iter().any(|name| super::is_slot(name));
-    let has_marker = names.iter().any(|name| name == MARKER);
-    Ok(match (config, has_slots) {
-        (None, false) if !has_marker => Found::Nothing,
-        (None, false) if is_marked_sealed(store)? => Found::Sealed(None),
-        (None, true) if names.len() > 1 => Found::Sealed(None),
-        (None, _) if has_slots => Found::Nothing,
-        (Some(_), true) => Found::Sealed(None),
-        _ => Found::Plain,
+    let has_images = names.iter().any(|name| is_sealed_name(name));
+    let is_marked = || is_marked_sealed(store);
+    Ok(match config {
+        Some(_) if has_slots => Found::Sealed(None),
+        Some(_) => Found::Plain,
+        None if has_images && (has_slots || is_marked()?) => Found::Sealed(None),
+        None if has_slots || is_marked()? => Found::Nothing,
+        None if names.iter().any(|name| name == MARKER) => Found::Plain,
+        None => Found::Nothing,
     })
 }
 
@@ -187,6 +190,11 @@ fn is_marked_sealed(store: &dyn Store) -> Result<bool> {
 const SAID: &[u8] = b"version = 3";
 const MAX_MARKER_BYTES: u64 = 1 << 20;
 
+fn of_recovery(text: &Secret) -> Result<Sealing> {
+    let recovery::Recovery { repository, master } = recovery::read(text)?;
+    Sealing::new(repository, master, None)
+}
+
 /// The keys of a repository, by what is given. All slots are tried before anything is said.
 fn unlock(
     store: &dyn Store,
@@ -198,13 +206,13 @@ fn unlock(
     if let Credential::KeyFile(text) = given
         && recovery::is_recovery(text)
     {
-        let recovery::Recovery { repository, master } = recovery::read(text)?;
-        let own = master.id()?;
+        let sealing = of_recovery(text)?;
         return match key {
-            Some(key) if key != own => Err(key_error(format!(
-                "the recovery text has the key {own}, and {place} is sealed with {key}"
+            Some(key) if key != sealing.key_id => Err(key_error(format!(
+                "the recovery text has the key {}, and {place} is sealed with {key}",
+                sealing.key_id
             ))),
-            _ => Sealing::new(repository, master, None),
+            _ => Ok(sealing),
         };
     }
     let (mut tried, mut damaged) = (0_usize, 0_usize);

@@ -1,4 +1,4 @@
-//! The recovery text (FORMAT.md E8): all that is needed to read a repository, on a sheet of paper.
+//! The recovery text (FORMAT.md Z8): all that is needed to read a repository, on a sheet of paper.
 
 use super::keys::{KEY_BYTES, MasterKey};
 use crate::base::error::{Error, ErrorKind, Result};

@@ -1,4 +1,4 @@
-//! Key slots (FORMAT.md E6): each is the master key, wrapped with what one passphrase or one key file gives,
+//! Key slots (FORMAT.md Z6): each is the master key, wrapped with what one passphrase or one key file gives,
 //! in a small plain object of its own.
 
 use super::keys::{KEY_BYTES, KeyId, MasterKey, SALT_BYTES, broken, expand_key, no_nonce};

@@ -1,0 +1,227 @@
+//! What this host has seen of a sealed repository (FORMAT.md S9): whoever keeps it can show an older state of it,
+//! or to each host another one, and neither is used.
+//!
+//! ```text
+//! STATE/REPOSITORY-ID/DIGEST-OF-NAME.seen     the newest commit of an image
+//! STATE/REPOSITORY-ID/config.seen             the newest configuration
+//! ```
+//!
+//! Of a repository that is not sealed a warning is all ([`crate::repo::head`]): a copy of one may be used.
+
+use crate::base::error::{Error, ErrorKind, Result, best_effort};
+use crate::base::message::{Setting, message};
+use crate::repo::accepted::GONE;
+use crate::repo::host::HostState;
+use crate::repo::manifest::{self, Ancestor, Manifest, ManifestDigest};
+use crate::store::Store;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+const ENDING: &str = ".seen";
+
+#[derive(Serialize, Deserialize)]
+struct Record {
+    /// The host that wrote it.
+    machine: String,
+    /// For people.
+    image: String,
+    newest: Ancestor,
+    /// A later one that was given up, since this one was accepted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    given_up: Option<Ancestor>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct ConfigRecord {
+    machine: String,
+    number: u64,
+    digest: ManifestDigest,
+}
+
+fn file_of(repository: Uuid, name: &str) -> String {
+    let digest = blake3::hash(name.as_bytes()).to_hex();
+    format!("{repository}/{}{ENDING}", digest.get(..32).unwrap_or_default())
+}
+
+fn is_accepted(host: &HostState, image: &str, what: &str) -> bool {
+    host.accepted().iter().any(|accepted| accepted.image == image && accepted.what == what)
+}
+
+fn accept(state: &str) -> crate::base::message::Message {
+    message![
+        "is it an old copy, or does somebody keep newer snapshots from you? To use it all the same, give ",
+        Setting::AcceptOlder.to(state),
+    ]
+}
+
+/// What a host has seen of the repository in a store.
+pub(crate) struct Seen<'a> {
+    pub(crate) store: &'a dyn Store,
+    pub(crate) host: &'a HostState,
+    pub(crate) repository: Uuid,
+}
+
+impl Seen<'_> {
+    fn recorded(&self, name: &str) -> Result<Option<Record>> {
+        let file = file_of(self.repository, name);
+        let record: Option<Record> = self.host.load_file(&file)?;
+        // That of a host that was copied is none.
+        Ok(record.filter(|record| record.machine == self.host.host().machine))
+    }
+
+    /// The newest commit that was seen of an image.
+    pub(crate) fn newest(&self, name: &str) -> Option<Ancestor> {
+        self.recorded(name).ok().flatten().map(|record| record.newest)
+    }
+
+    /// Remembers a commit as the newest one, whatever was seen before.
+    pub(crate) fn remember(&self, manifest: &Manifest) {
+        self.remember_over(manifest, None);
+    }
+
+    fn remember_over(&self, manifest: &Manifest, given_up: Option<Ancestor>) {
+        self.host.tidy_folder(&self.repository.to_string());
+        let (Some(_), Some(commit)) = (self.store.sealing(), manifest.commit) else { return };
+        let newest = Ancestor { sequence: manifest.sequence, commit };
+        let machine = self.host.host().machine.clone();
+        let record = Record { machine, image: manifest.name.clone(), newest, given_up };
+        // Without it, the one before is what has to be followed.
+        best_effort(self.host.save_file(&file_of(self.repository, &manifest.name), &record));
+    }
+
+    /// Fails unless a manifest is the newest that this host has seen, or follows that. `also` is what the host knows
+    /// of it otherwise.
+    ///
+    /// # Errors
+    /// `Mismatch` if it does not, or if that cannot be proved.
+    pub(crate) fn check(&self, manifest: &Manifest, also: Option<&Ancestor>) -> Result<()> {
+        if self.store.sealing().is_none() {
+            return Ok(());
+        }
+        let recorded = self.recorded(&manifest.name)?;
+        let given_up = recorded.as_ref().and_then(|record| record.given_up.as_ref());
+        let also = also.filter(|also| Some(*also) != given_up);
+        let known = recorded.iter().map(|record| &record.newest).chain(also);
+        let newest = known.max_by_key(|newest| newest.sequence);
+        let Some(newest) = newest else {
+            self.remember(manifest);
+            return Ok(());
+        };
+        let is_newest =
+            manifest.sequence == newest.sequence && manifest.commit == Some(newest.commit);
+        if is_newest || manifest.is_proved_to_follow(newest) {
+            if !(is_newest && recorded.is_some()) {
+                self.remember(manifest);
+            }
+            return Ok(());
+        }
+        // Somebody else of this host has committed since it was read, and has remembered that.
+        let rules = manifest::load_last(self.store, &manifest.name);
+        if let Ok(rules) = rules
+            && rules.sequence != manifest.sequence
+            && (rules.is_proved_to_follow(newest) || rules.commit == Some(newest.commit))
+        {
+            return Ok(());
+        }
+        let commit = manifest.commit.map(|commit| commit.to_string()).unwrap_or_default();
+        if is_accepted(self.host, &manifest.name, &commit) {
+            self.remember_over(manifest, Some(newest.clone()));
+            return Ok(());
+        }
+        let what = format!(
+            "\"{}\" has been turned back, or is another one than before: this host has seen commit {} ({}), and {} \
+             does not follow it",
+            manifest.name, newest.sequence, newest.commit, manifest.sequence
+        );
+        let state = format!("{}@{commit}", manifest.name);
+        Err(Error::new(ErrorKind::Mismatch, what).hint(accept(&state)))
+    }
+
+    /// Fails if this host has seen an image that is not there now, nor was removed by anybody.
+    ///
+    /// # Errors
+    /// `Mismatch`; `error` otherwise.
+    pub(crate) fn or_vanished(&self, name: &str, error: Error) -> Error {
+        if error.kind() != ErrorKind::NotFound || self.store.sealing().is_none() {
+            return error;
+        }
+        match self.check_gone(name) {
+            Ok(()) => error,
+            Err(vanished) => vanished,
+        }
+    }
+
+    /// The same, where it is known that it is not listed.
+    ///
+    /// # Errors
+    /// `Mismatch`.
+    pub(crate) fn check_gone(&self, name: &str) -> Result<()> {
+        let Some(record) = self.recorded(name)? else { return Ok(()) };
+        // What was removed has a last manifest, which follows what was seen.
+        match manifest::load_last(self.store, name) {
+            Ok(last) => return self.check(&last, None),
+            Err(e) if e.kind() != ErrorKind::NotFound => return Err(e),
+            Err(_) => {}
+        }
+        if is_accepted(self.host, name, GONE) {
+            let file = file_of(self.repository, name);
+            return self.host.remove_file(&self.repository.to_string(), &file);
+        }
+        let what = format!(
+            "\"{name}\" has vanished: this host has seen commit {} ({}) of it, and nobody removed it",
+            record.newest.sequence, record.newest.commit
+        );
+        Err(Error::new(ErrorKind::Mismatch, what).hint(accept(&format!("{name}@{GONE}"))))
+    }
+
+    /// Fails if an image has vanished that this host has seen, of those that are not among `names`.
+    ///
+    /// # Errors
+    /// `Mismatch`.
+    pub(crate) fn check_names(&self, names: &[String]) -> Result<()> {
+        if self.store.sealing().is_none() {
+            return Ok(());
+        }
+        let folder = self.repository.to_string();
+        for file in self.host.files(&folder, ENDING)? {
+            let record: Option<Record> =
+                self.host.load_file(&format!("{folder}/{file}")).unwrap_or_default();
+            let is_ours = |record: &Record| record.machine == self.host.host().machine;
+            if let Some(record) = record.filter(is_ours)
+                && !names.contains(&record.image)
+            {
+                self.check_gone(&record.image)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Fails unless a configuration is the newest that this host has seen, or a later one.
+    ///
+    /// # Errors
+    /// `Mismatch`.
+    pub(crate) fn check_config(&self, number: u64, text: &str) -> Result<()> {
+        let file = format!("{}/config{ENDING}", self.repository);
+        let digest = ManifestDigest::of(text.as_bytes());
+        let machine = self.host.host().machine.clone();
+        let record: Option<ConfigRecord> = self.host.load_file(&file)?;
+        let seen = record.filter(|record| record.machine == machine);
+        let is_known = seen.as_ref().is_some_and(|s| s.number == number && s.digest == digest);
+        if is_known {
+            return Ok(());
+        }
+        if let Some(seen) = seen.filter(|seen| seen.number >= number)
+            && !is_accepted(self.host, "", &number.to_string())
+        {
+            let what = format!(
+                "the configuration has been turned back, or is another one than before: this host has seen number \
+                 {}, and {number} rules",
+                seen.number
+            );
+            return Err(Error::new(ErrorKind::Mismatch, what).hint(accept(&format!("@{number}"))));
+        }
+        // Without it, the one before is what has to be followed.
+        best_effort(self.host.save_file(&file, &ConfigRecord { machine, number, digest }));
+        Ok(())
+    }
+}
