@@ -44,6 +44,17 @@ schedules count="1000000":
 soak time="30m" *args:
     cargo test --release --test soak -- --for {{time}} {{args}}
 
+# The soak, the faults of system calls, and every verb on servers, over encrypted repositories
+sealed time="5m":
+    #!/usr/bin/env bash
+    set -euo pipefail
+    key=$(mktemp) && trap 'rm -f "$key"' EXIT
+    head -c 32 /dev/urandom >"$key"
+    export IMGSNAP_KEY_FILE=$key
+    cargo test --test faults_syscalls
+    cargo test --test stores -- every_verb
+    cargo test --release --test soak -- --for {{time}}
+
 # Repositories on every kind of server that can be had here, with more faults (tests/servers/README.md)
 servers *args:
     IMGSNAP_SERVERS=all cargo test --test stores -- --nocapture --test-threads 1 {{args}}

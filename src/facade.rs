@@ -1,5 +1,6 @@
 //! The verbs of a repository, as methods: what a program that uses the library calls.
 
+mod keys;
 mod taking;
 mod working;
 
@@ -15,7 +16,6 @@ use crate::ops::diff::types::DiffSide;
 use crate::ops::export::types::{ExportOutcome, ExportRequest};
 use crate::ops::flatten::types::Flattened;
 use crate::ops::import::types::Imported;
-use crate::ops::keys::types::KeySlot;
 use crate::ops::list::types::{DomainListing, Listing};
 use crate::ops::protect::types::Protected;
 use crate::ops::prune::types::{PruneRequest, Pruned};
@@ -31,7 +31,6 @@ use crate::repo::manifest::Snapshot;
 use crate::repo::reference::At;
 use crate::repo::session::Reader;
 use crate::repo::{self, Repository};
-use crate::store::sealed::{Credential, SlotId};
 use crate::store::{Above, Store, StoreOptions, locate};
 use crate::tracking::{CloneUse, Clones};
 use crate::view::SnapshotView;
@@ -40,7 +39,6 @@ use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
 use uuid::Uuid;
-use zeroize::Zeroizing;
 
 fn store_of(place: &Path) -> Result<Arc<dyn Store>> {
     locate(place)?.store(&StoreOptions::default())
@@ -143,46 +141,6 @@ impl Repository {
         context: &Context,
     ) -> Result<Vec<DomainListing>> {
         ops::list::domains::run(self, pattern, connect, context)
-    }
-
-    /// What opens the repository.
-    ///
-    /// # Errors
-    /// `InvalidInput` if it is not sealed.
-    pub fn key_slots(&self) -> Result<Vec<KeySlot>> {
-        ops::keys::list(self)
-    }
-
-    /// Lets something more open it.
-    ///
-    /// # Errors
-    /// As of [`Repository::key_slots`]; `Busy` if somebody else changes the configuration.
-    pub fn add_key(&self, given: &Credential) -> Result<SlotId> {
-        ops::keys::add(self, given)
-    }
-
-    /// The same in the place of what opened it now.
-    ///
-    /// # Errors
-    /// As of [`Repository::add_key`]; `InvalidInput` if that was the recovery text.
-    pub fn change_key(&self, given: &Credential) -> Result<SlotId> {
-        ops::keys::change(self, given)
-    }
-
-    /// Takes a slot away, by its id or the beginning of it: never the last one.
-    ///
-    /// # Errors
-    /// As of [`Repository::add_key`]; `NotFound` if there is none, or there are several.
-    pub fn remove_key(&self, slot: &str) -> Result<SlotId> {
-        ops::keys::remove(self, slot)
-    }
-
-    /// What opens it without any slot: whoever has it has the master key.
-    ///
-    /// # Errors
-    /// As of [`Repository::key_slots`].
-    pub fn recovery_text(&self) -> Result<Zeroizing<String>> {
-        ops::keys::recovery_text(self)
     }
 
     /// The clones beside the live file of an image.

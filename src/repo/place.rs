@@ -164,8 +164,8 @@ impl Place {
         ])
     }
 
-    /// Fails if this host has used a sealed repository there, and what is there is not sealed, or with another
-    /// key. One that it has not seen sealed yet is remembered.
+    /// Fails if this host has used a sealed repository there, and what is there is not sealed, or with
+    /// another key. One that it has not seen sealed yet is remembered.
     ///
     /// # Errors
     /// `Key`.

@@ -1,5 +1,5 @@
-//! What this host has seen of a sealed repository (FORMAT.md S9): whoever keeps it can show an older state of it,
-//! or to each host another one, and neither is used.
+//! What this host has seen of a sealed repository (FORMAT.md S9): whoever keeps it can show an older state
+//! of it, or to each host another one, and neither is used.
 //!
 //! ```text
 //! STATE/REPOSITORY-ID/DIGEST-OF-NAME.seen     the newest commit of an image
@@ -89,8 +89,8 @@ impl Seen<'_> {
         best_effort(self.host.save_file(&file_of(self.repository, &manifest.name), &record));
     }
 
-    /// Fails unless a manifest is the newest that this host has seen, or follows that. `also` is what the host knows
-    /// of it otherwise.
+    /// Fails unless a manifest is the newest that this host has seen, or follows that. `also` is what the
+    /// host knows of it otherwise.
     ///
     /// # Errors
     /// `Mismatch` if it does not, or if that cannot be proved.
@@ -129,8 +129,8 @@ impl Seen<'_> {
             return Ok(());
         }
         let what = format!(
-            "\"{}\" has been turned back, or is another one than before: this host has seen commit {} ({}), and {} \
-             does not follow it",
+            "\"{}\" has been turned back, or is another one than before: this host has seen commit {} ({}), \
+             and {} does not follow it",
             manifest.name, newest.sequence, newest.commit, manifest.sequence
         );
         let state = format!("{}@{commit}", manifest.name);
@@ -214,8 +214,8 @@ impl Seen<'_> {
             && !is_accepted(self.host, "", &number.to_string())
         {
             let what = format!(
-                "the configuration has been turned back, or is another one than before: this host has seen number \
-                 {}, and {number} rules",
+                "the configuration has been turned back, or is another one than before: this host has seen \
+                 number {}, and {number} rules",
                 seen.number
             );
             return Err(Error::new(ErrorKind::Mismatch, what).hint(accept(&format!("@{number}"))));

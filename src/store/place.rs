@@ -73,8 +73,8 @@ impl StoreOptions {
 }
 
 impl Location {
-    /// The store that is there, opened if it is sealed. A folder need not exist, and a server is not asked yet
-    /// unless there is a key.
+    /// The store that is there, opened if it is sealed. A folder need not exist, and a server is not asked
+    /// yet unless there is a key.
     ///
     /// # Errors
     /// `InvalidInput` if another user's link leads to a folder; as of [`RemoteStore::open`] and

@@ -1,5 +1,5 @@
-//! Encrypted repositories: who can open one, what is in it to be read, and what is noticed if somebody changes
-//! it, or shows an older state of it.
+//! Encrypted repositories: who can open one, what is in it to be read, and what is noticed if somebody
+//! changes it, or shows an older state of it.
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that fails says where")]
 

@@ -22,6 +22,8 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
 mod fault;
+#[path = "../support/inside.rs"]
+mod inside;
 mod judge;
 mod lab;
 #[path = "../support/random.rs"]

@@ -2,15 +2,15 @@
 //! of its turns is `snapshot` and `prune`), `bench`, which works in a folder of its own, `man` and
 //! `completions`.
 
+use crate::inside::{Inside, is_sealed, opened};
 use crate::lab::Lab;
 use crate::random::Random;
 use imgsnap::base::events::Context;
 use imgsnap::repo::host::HostState;
 use imgsnap::repo::manifest::{self, Rollback};
-use imgsnap::store::{LocalStore, OsDisk};
+use imgsnap::store::store_at;
 use imgsnap::{At, Repository};
 use std::process::{Command, Stdio};
-use std::sync::Arc;
 
 /// Where the folder of a verb lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -263,7 +263,7 @@ fn interrupted(lab: &Lab) {
     let mut mixture = state(1);
     mixture[20_000..40_000].copy_from_slice(&state(4)[20_000..40_000]);
     lab.write("vm.img", &mixture);
-    let store = Arc::new(LocalStore::new(Arc::new(OsDisk::new(lab.path("repo")))));
+    let store = opened(store_at(&lab.path("repo")).unwrap());
     let host = HostState::in_folder(&lab.path("state"));
     let repository = Repository::open_in(store.clone(), host.clone()).unwrap();
     let reader = repository.read("vm", &Context::silent()).unwrap();
@@ -276,7 +276,7 @@ fn interrupted(lab: &Lab) {
 }
 
 fn without_manifests(lab: &Lab) {
-    let folder = lab.path("repo/vm");
+    let folder = Inside::of(&lab.path("repo")).folder("vm");
     for entry in std::fs::read_dir(folder).unwrap().map(Result::unwrap) {
         if entry.file_name().to_str().unwrap().starts_with("manifest.") {
             std::fs::remove_file(entry.path()).unwrap();
@@ -301,12 +301,19 @@ fn half_taken_over(lab: &Lab) {
 }
 
 fn damaged_manifest(lab: &Lab) {
-    let folder = lab.path("repo/vm");
+    let folder = Inside::of(&lab.path("repo")).folder("vm");
     let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
     let newest = entries.filter(|p| p.to_str().unwrap().contains("/manifest.")).max().unwrap();
     let mut bytes = std::fs::read(&newest).unwrap();
     bytes[200] ^= 1;
     std::fs::write(newest, bytes).unwrap();
+}
+
+/// With a second key.
+fn with_keys(lab: &Lab) {
+    lab.write("second", &[7; 32]);
+    lab.done("key add --new-key-file second");
+    lab.write("third", &[8; 32]);
 }
 
 /// The newest snapshot is known again to be what the image is.
@@ -330,7 +337,7 @@ pub fn all() -> Vec<Verb> {
     let list = |lab: &Lab| {
         std::fs::write(lab.path("list"), "0 70000\n").unwrap();
     };
-    vec![
+    let mut verbs = vec![
         Verb::new("prune vm --keep-last 2 --compact").prepared(forked),
         Verb::new("prune --all --keep-last 1 --compact"),
         Verb::new("prune vm --keep-last 1"),
@@ -413,8 +420,6 @@ pub fn all() -> Vec<Verb> {
         Verb::new("untrack vm"),
         Verb::new("--repo fresh init"),
         Verb::new("config set prune.keep_last 2"),
-        Verb::new("config set prune.keep_last 2").prepared(of_an_older_program),
-        Verb::new("repair web").prepared(half_taken_over),
         Verb::new("diff vm@1 vm@3"),
         Verb::new("diff vm@2 vm.img"),
         Verb::new("verify"),
@@ -428,7 +433,16 @@ pub fn all() -> Vec<Verb> {
         Verb::new("restore long@1 -o copy.img --update").long().prepared(copied).onto("copy.img"),
         Verb::new("snapshot long.img").long(),
         Verb::new("--repo fresh snapshot long.img").long(),
-    ]
+    ];
+    verbs.extend(match is_sealed() {
+        true => vec![Verb::new("key add --new-key-file third").prepared(with_keys)],
+        // What an older program wrote is not encrypted.
+        false => vec![
+            Verb::new("config set prune.keep_last 2").prepared(of_an_older_program),
+            Verb::new("repair web").prepared(half_taken_over),
+        ],
+    });
+    verbs
 }
 
 /// Those that work with clones.

@@ -1,5 +1,6 @@
 //! What can be seen of a folder: the repositories in it, by way of the library, and its files.
 
+use crate::inside::opened;
 use crate::lab::{Lab, no_fork};
 use imgsnap::base::error::{Error, ErrorKind, Result};
 use imgsnap::base::events::Context;
@@ -8,7 +9,7 @@ use imgsnap::image::write::{NewFile, Stream};
 use imgsnap::ops::apply::engine::Patch;
 use imgsnap::repo::host::HostState;
 use imgsnap::repo::manifest::Snapshot;
-use imgsnap::store::{LocalStore, OsDisk};
+use imgsnap::store::store_at;
 use imgsnap::view::restore;
 use imgsnap::{Repository, VerifyScope};
 use std::collections::BTreeMap;
@@ -46,7 +47,7 @@ fn context() -> Context {
 }
 
 fn open(path: &Path) -> Result<Repository> {
-    let store = Arc::new(LocalStore::new(Arc::new(OsDisk::new(path.to_owned()))));
+    let store = opened(store_at(path)?);
     Repository::open_in(store, HostState::in_folder(&path.with_file_name("state")))
 }
 

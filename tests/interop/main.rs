@@ -46,6 +46,7 @@ mod raced;
 #[path = "../support/random.rs"]
 mod random;
 mod read_only;
+mod sealed;
 #[path = "../support/server.rs"]
 mod server;
 mod services;

@@ -1,5 +1,5 @@
-//! What is in a repository, also where all is sealed: with `IMGSNAP_KEY_FILE` the programs that a test starts make
-//! encrypted ones (`just sealed`).
+//! What is in a repository, also where all is sealed: with `IMGSNAP_KEY_FILE` the programs that a test starts
+//! make encrypted ones (`just sealed`).
 
 #![allow(dead_code, clippy::unwrap_used)]
 

@@ -108,6 +108,7 @@ fn the_methods_of_a_repository_stand_in_one_place_for_data_and_one_for_verbs() {
         homes,
         [
             "src/facade.rs",
+            "src/facade/keys.rs",
             "src/facade/taking.rs",
             "src/facade/working.rs",
             "src/repo/repository.rs"

@@ -308,7 +308,9 @@ pub struct Init {
     #[arg(long)]
     pub encrypt: bool,
     /// Make none: from now on, use the one that is there, where this host has used another one before
-    #[arg(long, conflicts_with_all = ["block_size", "digest", "compression", "part_size", "single_writer", "encrypt"])]
+    #[arg(long)]
+    #[arg(conflicts_with_all = ["block_size", "digest", "compression", "part_size"])]
+    #[arg(conflicts_with_all = ["single_writer", "encrypt"])]
     pub accept: bool,
 }
 

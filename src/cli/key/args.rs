@@ -6,8 +6,8 @@ use std::path::PathBuf;
 /// What opens the repository.
 #[derive(ClapArgs, Clone, Default)]
 pub struct KeyOptions {
-    /// Open an encrypted repository with a file: 32 bytes, 64 hexadecimal digits, or a recovery text; otherwise
-    /// IMGSNAP_KEY_FILE
+    /// Open an encrypted repository with a file: 32 bytes, 64 hexadecimal digits, or a recovery text;
+    /// otherwise IMGSNAP_KEY_FILE
     #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub key_file: Option<PathBuf>,
     /// Open it with the passphrase in the first line of a file; otherwise IMGSNAP_PASSWORD_FILE or

@@ -1,4 +1,5 @@
-//! What is given to open a repository: in a file, by a descriptor, by a command, in the environment, or typed.
+//! What is given to open a repository: in a file, by a descriptor, by a command, in the environment, or
+//! typed.
 
 use super::args::{KeyOptions, NewKey};
 use super::terminal;

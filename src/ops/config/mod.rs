@@ -5,10 +5,10 @@
 pub mod types;
 
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::message::{Verb, message};
 use crate::ops::config::types::Configuration;
 use crate::repo::config::{Config, object};
 use crate::store::Store;
-use crate::store::sealed::SlotId;
 
 /// Reads the configuration that rules.
 pub fn read(store: &dyn Store) -> Result<Configuration> {
@@ -31,20 +31,15 @@ pub fn replace(store: &dyn Store, was: &Configuration, text: &str) -> Result<Con
     }
     let slots = |text: &str| Config::decode(text).map(|config| config.slots().to_vec());
     if slots(text)? != slots(&was.text).unwrap_or_default() {
-        let what = "[keys] is not edited; change it with imgsnap key";
-        return Err(Error::new(ErrorKind::InvalidInput, what));
+        let what = "[keys] is not edited by hand";
+        let hint = message!["change it with ", Verb::Key.call()];
+        return Err(Error::new(ErrorKind::InvalidInput, what).hint(hint));
     }
     if read(store)? != *was {
         return Err(object::changed(store));
     }
     let number = object::commit(store, was.number, text)?;
     Ok(configuration(store, Some(number), text.to_owned()))
-}
-
-/// Lists other key slots in the configuration that was read.
-pub(crate) fn replace_keys(store: &dyn Store, was: &Configuration, slots: &[SlotId]) -> Result<()> {
-    let text = Config::text_with_slots(&was.text, slots)?;
-    object::commit(store, was.number, &text).map(drop)
 }
 
 fn configuration(store: &dyn Store, number: Option<u64>, text: String) -> Configuration {

@@ -6,10 +6,10 @@
 pub mod types;
 
 use crate::base::error::{Error, ErrorKind, Result, best_effort};
-use crate::ops::config;
+use crate::base::message::{Verb, message};
 use crate::ops::keys::types::KeySlot;
 use crate::repo::Repository;
-use crate::repo::config::Config;
+use crate::repo::config::{Config, object};
 use crate::store::sealed::{Credential, Sealing, SlotId, remove_slot, slots_in};
 use std::sync::Arc;
 use zeroize::Zeroizing;
@@ -52,7 +52,7 @@ pub(crate) fn change(repository: &Repository, given: &Credential) -> Result<Slot
     let Some(old) = sealing(repository)?.slot() else {
         let what = "the repository was opened by its recovery text, which does not change";
         return Err(Error::new(ErrorKind::InvalidInput, what)
-            .hint("add a passphrase or a key file with imgsnap key add"));
+            .hint(message!["add one with ", Verb::Key.of("add")]));
     };
     let new = put(repository, given, |id| id != old)?;
     // It opens nothing any more.
@@ -90,7 +90,8 @@ pub(crate) fn remove(repository: &Repository, slot: &str) -> Result<SlotId> {
             0 => format!("no key slot is called \"{}\"", slot.escape_debug()),
             count => format!("{count} key slots begin with \"{}\"", slot.escape_debug()),
         };
-        return Err(Error::new(ErrorKind::NotFound, what).hint("imgsnap key list shows them"));
+        return Err(Error::new(ErrorKind::NotFound, what)
+            .hint(message![Verb::Key.of("list"), " shows them"]));
     };
     commit(repository, |slots| {
         slots.retain(|other| other != id);
@@ -114,8 +115,9 @@ fn commit(
     change: impl FnOnce(&mut Vec<SlotId>) -> Result<()>,
 ) -> Result<()> {
     let store = repository.store.as_ref();
-    let ruling = config::read(store)?;
+    let ruling = object::ruling(store)?;
     let mut slots = Config::decode(&ruling.text)?.slots().to_vec();
     change(&mut slots)?;
-    config::replace_keys(store, &ruling, &slots)
+    let text = Config::text_with_slots(&ruling.text, &slots)?;
+    object::commit(store, ruling.number, &text).map(drop)
 }

@@ -3,6 +3,7 @@
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::repo::manifest::{ImageFile, check_name};
 use crate::repo::top;
+use crate::store::sealed::{is_sealed_name, is_slot};
 
 /// An object of a repository, by its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,16 +27,23 @@ fn none(name: &str) -> Error {
 /// `Auth`.
 pub(super) fn object(name: &str) -> Result<Object<'_>> {
     let Some((image, file)) = name.split_once('/') else {
-        let is_config = name == top::MARKER || top::config_number(name).is_some();
+        let is_config = name == top::MARKER || top::config_number(name).is_some() || is_slot(name);
         return match () {
             () if is_config => Ok(Object::Config),
             () if top::is_of_repository(name) || is_temporary(name) => Ok(Object::Top),
             () => Err(none(name)),
         };
     };
-    check_name(image).map_err(|_| none(name))?;
+    if !is_image(image) {
+        return Err(none(name));
+    }
     let file = ImageFile::of(file).filter(|_| !file.contains('/')).ok_or_else(|| none(name))?;
     Ok(Object::Of(image, file))
+}
+
+/// True for what the folder of an image may be called.
+fn is_image(name: &str) -> bool {
+    check_name(name).is_ok() || is_sealed_name(name)
 }
 
 /// True for an object at the top that was being written.
@@ -48,7 +56,7 @@ fn is_temporary(name: &str) -> bool {
 /// # Errors
 /// `Auth`.
 pub(super) fn folder(name: &str) -> Result<()> {
-    match name.is_empty() || check_name(name).is_ok() {
+    match name.is_empty() || is_image(name) {
         true => Ok(()),
         false => Err(none(name)),
     }
@@ -74,6 +82,12 @@ mod tests {
         let delta = "18ddab2b-d2f6-4c59-b4d5-c5dfe82e7291.delta";
         assert_eq!(object("repository.toml").unwrap(), Object::Config);
         assert_eq!(object("config.000003").unwrap(), Object::Config);
+        let slot = "key.18ddab2b-d2f6-4c59-b4d5-c5dfe82e7291";
+        assert_eq!(object(slot).unwrap(), Object::Config);
+        let sealed =
+            "ivyr5hqporlogeu2fzjjkwgclcmjuud53gkfbfbkyxpez23umehlw7r7kuwo2w7737wghge2u77ki";
+        folder(sealed).unwrap();
+        folder(&sealed.repeat(4)).unwrap_err();
         let plan = "plan.18ddab2b-d2f6-4c59-b4d5-c5dfe82e7291";
         assert_eq!(object(plan).unwrap(), Object::Top);
         assert_eq!(object(&format!("vm/{delta}")).unwrap(), Object::Of("vm", ImageFile::Delta));

@@ -7,6 +7,7 @@ use crate::repo::manifest::{
     self, ImageFile, MAX_MANIFEST_BYTES, Manifest, ManifestDigest, check_adds_only,
 };
 use crate::repo::names::images_in;
+use crate::store::sealed::{is_sealed_name, key_of};
 use crate::store::ssh::{Ask, MAX_BODY_BYTES, Told, WireListed};
 use crate::store::{Above, LockGuard, LockKind, ReserveKept, Store, Upload, make_folder, store_at};
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -106,6 +107,10 @@ impl Session {
             return self.store.put_if_absent(name, bytes);
         };
         let _one = lock(&self.commit);
+        if key_of(bytes).is_some() {
+            self.check_next(image, sequence)?;
+            return self.store.put_if_absent(name, bytes);
+        }
         let next = Manifest::decode(bytes)?;
         if next.name != image || next.sequence != sequence {
             return Err(Error::new(ErrorKind::Auth, format!("{name}: another manifest")));
@@ -125,6 +130,21 @@ impl Session {
         };
         check_adds_only(ruling, &next)?;
         self.store.put_if_absent(name, bytes)
+    }
+
+    /// What is sealed cannot be judged here: it must have the next number, and follow what is sealed as well.
+    fn check_next(&self, image: &str, sequence: u64) -> Result<()> {
+        let ruling = manifest::ruling(self.store.as_ref(), image)?;
+        if sequence != ruling.unwrap_or(0).saturating_add(1) {
+            return Err(manifest::changed_meanwhile(image));
+        }
+        let Some(ruling) = ruling else { return Ok(()) };
+        let file = format!("{image}/{}", manifest::file_name(ruling));
+        let bytes = self.store.read_whole(&file, 2 * MAX_MANIFEST_BYTES)?;
+        match key_of(&bytes) {
+            Some(_) => Ok(()),
+            None => Err(add_only(&format!("{image}: what rules is not encrypted"))),
+        }
     }
 
     fn put(&self, name: &str, bytes: &[u8]) -> Result<()> {
@@ -215,7 +235,12 @@ impl Session {
             Ask::ListAll => {
                 let mut all = BTreeMap::new();
                 // As they are looked at here.
-                for name in images_in(store)? {
+                let mut names = images_in(store)?;
+                // Which images those are that are sealed the host knows.
+                names.extend(store.list("")?.into_iter().filter(|name| is_sealed_name(name)));
+                names.sort();
+                names.dedup();
+                for name in names {
                     let listed = match store.list_timed(&name) {
                         Err(e) if e.kind() == ErrorKind::NotFound => continue,
                         other => other?,

@@ -14,6 +14,7 @@ mod tests;
 mod upload;
 
 pub use keys::{CacheKey, KeyId};
+pub(crate) use names::is_sealed_name;
 pub(crate) use object::key_of;
 pub(crate) use open::is_sealed;
 pub use open::{KeyRing, KeySource};

@@ -2,7 +2,7 @@
 
 use super::keys::{KeyId, MasterKey};
 use super::names::is_sealed_name;
-use super::object::{HEAD_BYTES, key_of};
+use super::object::key_of;
 use super::slots::{Credential, Slot};
 use super::{SealedStore, Sealing, key_error, recovery};
 use crate::base::error::{Error, ErrorKind, Result};
@@ -58,9 +58,9 @@ impl KeyRing {
         Self { source: Box::new(source), open: Mutex::default() }
     }
 
-    /// A store as it is for those above it: opened, if it is sealed, or as it is. Where there is nothing yet, and
-    /// a key is given, a repository that is made is sealed. A server is asked only if there is a key, or somebody
-    /// who can be asked for one.
+    /// A store as it is for those above it: opened, if it is sealed, or as it is. Where there is nothing yet,
+    /// and a key is given, a repository that is made is sealed. A server is asked only if there is a key, or
+    /// somebody who can be asked for one.
     ///
     /// # Errors
     /// `Key` for a key that does not open it, and for one that is given for what is not sealed; those of the
@@ -157,11 +157,14 @@ fn find(store: &dyn Store, names: &[String]) -> Result<Found> {
     let number = |name: &&String| name.strip_prefix("config.")?.parse::<u64>().ok();
     let config = names.iter().filter(|name| number(name).is_some()).max_by_key(number);
     if let Some(config) = config {
-        let bytes = store.size(config)?.min(HEAD_BYTES as u64) as usize;
-        let mut head = vec![0; bytes];
-        store.read_at(config, 0, &mut head)?;
-        if let Some(key) = key_of(&head) {
-            return Ok(Found::Sealed(Some(key)));
+        // Whole: to ask for its length takes a request on a server.
+        match store.read_whole(config, MAX_CONFIG_BYTES) {
+            Err(e) if e.is_damage() => {}
+            bytes => {
+                if let Some(key) = key_of(&bytes?) {
+                    return Ok(Found::Sealed(Some(key)));
+                }
+            }
         }
     }
     // Its configuration may be lost, or damaged; or whoever began to make it was killed.
@@ -180,15 +183,16 @@ fn find(store: &dyn Store, names: &[String]) -> Result<Found> {
 
 /// True if the marker says that the repository is sealed.
 fn is_marked_sealed(store: &dyn Store) -> Result<bool> {
-    match store.read_whole(MARKER, MAX_MARKER_BYTES) {
+    match store.read_whole(MARKER, MAX_CONFIG_BYTES) {
         Ok(text) => Ok(text.windows(SAID.len()).any(|window| window == SAID)),
         Err(e) if e.kind() == ErrorKind::NotFound || e.is_damage() => Ok(false),
         Err(e) => Err(e),
     }
 }
 
+/// No configuration is longer, nor a marker.
+const MAX_CONFIG_BYTES: u64 = 2 << 20;
 const SAID: &[u8] = b"version = 3";
-const MAX_MARKER_BYTES: u64 = 1 << 20;
 
 fn of_recovery(text: &Secret) -> Result<Sealing> {
     let recovery::Recovery { repository, master } = recovery::read(text)?;
