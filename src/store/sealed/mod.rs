@@ -8,6 +8,7 @@ mod names;
 mod object;
 mod open;
 mod recovery;
+mod sealing;
 mod slots;
 #[cfg(test)]
 mod tests;
@@ -18,6 +19,8 @@ pub(crate) use names::is_sealed_name;
 pub(crate) use object::key_of;
 pub(crate) use open::is_sealed;
 pub use open::{KeyRing, KeySource};
+pub use sealing::Sealing;
+pub(crate) use sealing::{remove_slot, slots_in};
 pub(crate) use slots::is_slot;
 pub use slots::{Credential, Derivation, SlotId};
 
@@ -25,113 +28,18 @@ use super::{Listed, LockGuard, LockKind, MARKER, ReserveKept, Sharing, Store, Up
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::message::Action;
 use jiff::Timestamp;
-use keys::MasterKey;
-use names::NameKey;
 use object::{
-    CHUNK_BYTES, HEAD_BYTES, Identity, Object, Refusal, SEALED_CHUNK_BYTES, Sealer, chunk_offset,
-    open_whole, seal_whole, sealed_bytes,
+    CHUNK_BYTES, HEAD_BYTES, Object, Refusal, SEALED_CHUNK_BYTES, Sealer, chunk_offset, open_whole,
+    seal_whole, sealed_bytes,
 };
 use quick_cache::sync::Cache;
-use slots::Slot;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use upload::SealedUpload;
-use uuid::Uuid;
 use zerocopy::IntoBytes;
-use zeroize::Zeroizing;
-
-/// The keys of one repository.
-pub struct Sealing {
-    repository: Uuid,
-    master: MasterKey,
-    key_id: KeyId,
-    names: NameKey,
-    /// The slot that it was opened by; none if that was the master key itself.
-    slot: Option<SlotId>,
-    /// That slot, of a repository that is to be made.
-    new_slot: Option<Slot>,
-}
-
-impl Sealing {
-    fn new(repository: Uuid, master: MasterKey, slot: Option<SlotId>) -> Result<Self> {
-        let (key_id, names) = (master.id()?, NameKey::new(&master, repository)?);
-        Ok(Self { repository, master, key_id, names, slot, new_slot: None })
-    }
-
-    /// Puts the first slot of a repository that is to be made. Nothing is sealed before.
-    ///
-    /// # Errors
-    /// Those of the store.
-    pub(crate) fn put_new_slot(&self, store: &dyn Store) -> Result<()> {
-        match self.new_slot.as_ref().map(|slot| slot.put(store)) {
-            Some(Err(e)) if e.kind() != ErrorKind::AlreadyExists => Err(e),
-            _ => Ok(()),
-        }
-    }
-
-    /// Which repository they are of.
-    pub fn repository(&self) -> Uuid {
-        self.repository
-    }
-
-    /// What the master key is called.
-    pub fn key_id(&self) -> KeyId {
-        self.key_id
-    }
-
-    /// The slot that the repository was opened by, or made with; none if the master key itself was given.
-    pub fn slot(&self) -> Option<SlotId> {
-        self.slot
-    }
-
-    /// Seals what this host keeps of the index.
-    ///
-    /// # Errors
-    /// `Internal` if the cipher is broken.
-    pub(super) fn cache_key(&self) -> Result<CacheKey> {
-        CacheKey::new(&self.master, self.repository)
-    }
-
-    /// The recovery text: whoever has it has the master key.
-    pub fn recovery_text(&self) -> Zeroizing<String> {
-        recovery::to_text(self.repository, &self.master)
-    }
-
-    /// Wraps the master key with something more that opens it, in a slot that is put into a store.
-    ///
-    /// # Errors
-    /// `Key` for what is no key; those of the store.
-    pub fn add_slot(&self, store: &dyn Store, given: &Credential) -> Result<SlotId> {
-        let slot = Slot::wrap(&self.master, self.repository, given)?;
-        slot.put(store)?;
-        Ok(slot.id)
-    }
-
-    fn identity(&self, name: &str) -> Identity {
-        Identity::of(self.repository, name)
-    }
-}
-
-/// Removes a key slot.
-///
-/// # Errors
-/// Those of the store.
-pub(crate) fn remove_slot(store: &dyn Store, slot: SlotId) -> Result<()> {
-    store.remove(&slots::slot_file(slot))?;
-    store.sync_dir("")
-}
-
-/// The key slots in a store with what each is made of; none of one that is damaged.
-///
-/// # Errors
-/// Those of the store.
-pub(crate) fn slots_in(store: &dyn Store) -> Result<Vec<(SlotId, Option<Derivation>)>> {
-    let slots = Slot::all(store, &store.list("")?)?;
-    Ok(slots.into_iter().map(|(id, slot)| (id, slot.ok().map(|slot| slot.derivation))).collect())
-}
 
 /// A store of which all is sealed but the marker of the repository and the key slots.
 pub struct SealedStore {
