@@ -5,9 +5,9 @@ use crate::base::events::{Context, WarningId};
 use crate::base::message::message;
 use crate::image::ImageUri;
 use crate::repo::Repository;
+use crate::repo::garbage::write_lock;
 use crate::repo::head::Head;
 use crate::repo::manifest::{self, Manifest};
-use crate::repo::session::write_lock;
 use crate::store::LockKind;
 use crate::tracking::{Clones, KeptClones, Owner};
 

@@ -14,6 +14,10 @@ pub(crate) fn reader_lock(name: &str) -> String {
     format!("{name}/reap.lock")
 }
 
+pub(crate) fn write_lock(name: &str) -> String {
+    format!("{name}/write.lock")
+}
+
 /// What was removed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Reaped {
@@ -235,7 +239,12 @@ fn collect_shared_listed(
 /// Removes what is left of images that were removed, where it has to wait for that (C10).
 pub(crate) fn collect_removed(repository: &Repository, context: &Context) -> Result<()> {
     let store = repository.store.as_ref();
-    let Sharing::Shared { grace, marker_life } = repository.sharing()? else { return Ok(()) };
+    let Sharing::Shared { grace, marker_life } = repository.sharing()? else {
+        return match store.sealing() {
+            Some(_) => collect_removed_locked(repository, context),
+            None => Ok(()),
+        };
+    };
     for name in store.list("")?.into_iter().filter(|name| manifest::check_name(name).is_ok()) {
         match manifest::load_last(store, &name) {
             Ok(mut last) if last.forgotten => {
@@ -247,6 +256,30 @@ pub(crate) fn collect_removed(repository: &Repository, context: &Context) -> Res
                 }
             }
             // Whatever is wrong with another image is told by who asks for it.
+            Ok(_) | Err(_) => {}
+        }
+    }
+    Ok(())
+}
+
+/// The same where there are locks, and the last manifest stays all the same: whoever removed it may have been
+/// killed before its files were gone.
+fn collect_removed_locked(repository: &Repository, context: &Context) -> Result<()> {
+    let store = repository.store.as_ref();
+    for name in store.list("")?.into_iter().filter(|name| manifest::check_name(name).is_ok()) {
+        if !store.list(&name)?.iter().any(|file| is_object(file)) {
+            continue;
+        }
+        match manifest::load_last(store, &name) {
+            Ok(last) if last.forgotten => {}
+            // Whatever is wrong with another image is told by who asks for it.
+            Ok(_) | Err(_) => continue,
+        }
+        let Some(_write) = store.lock(&write_lock(&name), LockKind::Exclusive)? else { continue };
+        match manifest::load_last(store, &name) {
+            Ok(mut last) if last.forgotten => {
+                collect_locked(repository, &mut last, context)?;
+            }
             Ok(_) | Err(_) => {}
         }
     }

@@ -66,7 +66,9 @@ pub(crate) fn images_in(store: &dyn Store) -> Result<Vec<String>> {
 
 /// True for an image that was removed where its last manifest has to stay.
 fn is_forgotten(store: &dyn Store, name: &str, files: &[String]) -> Result<bool> {
-    if store.sharing()?.is_locked() && files.iter().any(|file| ImageFile::is_delta(file)) {
+    // Where all is sealed, one that is being removed has its last manifest before its files are gone.
+    let goes_whole = store.sharing()?.is_locked() && store.sealing().is_none();
+    if goes_whole && files.iter().any(|file| ImageFile::is_delta(file)) {
         return Ok(false);
     }
     // One that is damaged is listed, so that somebody sees it.

@@ -2,9 +2,9 @@
 
 use crate::base::error::{ErrorKind, Result};
 use crate::repo::Repository;
+use crate::repo::garbage::write_lock;
 use crate::repo::manifest::{self, Manifest, Pin, pin_object};
 use crate::repo::marker::Marker;
-use crate::repo::session::write_lock;
 use crate::store::{LockKind, Sharing};
 use jiff::Timestamp;
 use std::time::Duration;

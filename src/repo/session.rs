@@ -16,7 +16,7 @@ use crate::chain::Chain;
 use crate::image::ImageUri;
 use crate::repo::config::Config;
 use crate::repo::files::open_held;
-use crate::repo::garbage::{collect_garbage, collect_listed};
+use crate::repo::garbage::{collect_garbage, collect_listed, write_lock};
 use crate::repo::head::Head;
 use crate::repo::hold::{Held, HeldImage, hold_all, or_not_found, share_reader_lock};
 use crate::repo::manifest::{self, Manifest, Rollback, Snapshot};
@@ -104,10 +104,6 @@ impl Writer {
             self.held = None;
         }
     }
-}
-
-pub(crate) fn write_lock(name: &str) -> String {
-    format!("{name}/write.lock")
 }
 
 /// Opens an image for reading.

@@ -263,7 +263,7 @@ fn interrupted(lab: &Lab) {
     let mut mixture = state(1);
     mixture[20_000..40_000].copy_from_slice(&state(4)[20_000..40_000]);
     lab.write("vm.img", &mixture);
-    let store = opened(store_at(&lab.path("repo")).unwrap());
+    let store = opened(store_at(&lab.path("repo")).unwrap()).unwrap();
     let host = HostState::in_folder(&lab.path("state"));
     let repository = Repository::open_in(store.clone(), host.clone()).unwrap();
     let reader = repository.read("vm", &Context::silent()).unwrap();

@@ -47,7 +47,7 @@ fn context() -> Context {
 }
 
 fn open(path: &Path) -> Result<Repository> {
-    let store = opened(store_at(path)?);
+    let store = opened(store_at(path)?)?;
     Repository::open_in(store, HostState::in_folder(&path.with_file_name("state")))
 }
 

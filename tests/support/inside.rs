@@ -27,8 +27,11 @@ pub fn is_sealed() -> bool {
 }
 
 /// A store as the programs see it.
-pub fn opened(store: Arc<dyn Store>) -> Arc<dyn Store> {
-    KeyRing::new(KeyFile).open(store).unwrap()
+///
+/// # Errors
+/// If it does not open.
+pub fn opened(store: Arc<dyn Store>) -> Result<Arc<dyn Store>> {
+    KeyRing::new(KeyFile).open(store)
 }
 
 /// A repository in a folder.
@@ -36,7 +39,7 @@ pub struct Inside(Arc<dyn Store>);
 
 impl Inside {
     pub fn of(repo: &Path) -> Self {
-        Self(opened(store_at(repo).unwrap()))
+        Self(opened(store_at(repo).unwrap()).unwrap())
     }
 
     /// The folder of an image.

@@ -11,6 +11,7 @@
 
 pub mod config;
 pub mod crash_disk;
+pub mod inside;
 pub mod naive_reader;
 pub mod power;
 pub mod random;

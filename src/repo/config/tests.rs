@@ -102,7 +102,8 @@ fn what_an_older_program_wrote_rules_while_there_is_nothing_else() {
         ("a = 1\n", Some(ErrorKind::Corrupt)),
         // Without images it is what an init left behind.
         ("version = 2\n", Some(ErrorKind::NotFound)),
-        ("version = 3\nnew = 7\n", Some(ErrorKind::Unsupported)),
+        ("version = 3\nnew = 7\n", Some(ErrorKind::Key)),
+        ("version = 4\nnew = 7\n", Some(ErrorKind::Unsupported)),
     ] {
         std::fs::write(folder.path().join("repository.toml"), text).unwrap();
         assert_eq!(Config::load(&store).err().map(|e| e.kind()), is, "{text}");

@@ -126,12 +126,12 @@ fn load_ruling(
         return Err(no_image(name));
     };
     let file = format!("{name}/{}", file_name(sequence));
-    let bytes = store.read_whole(&file, MAX_MANIFEST_BYTES)?;
-    let manifest = Manifest::decode(&bytes).map_err(|e| {
-        let later = e.kind() == ErrorKind::Unsupported;
-        let e = e.at(store.location(&file));
-        if later { e } else { e.hint(hint) }
-    })?;
+    let hinted = |e: Error| if e.is_damage() { e.hint(hint) } else { e };
+    let bytes = match store.read_whole(&file, MAX_MANIFEST_BYTES) {
+        Err(e) => return Err(hinted(e)),
+        Ok(bytes) => bytes,
+    };
+    let manifest = Manifest::decode(&bytes).map_err(|e| hinted(e.at(store.location(&file))))?;
     if manifest.sequence != sequence || manifest.name != name {
         let what = format!("{}: the manifest of another image", store.location(&file));
         return Err(Error::corrupt(what).hint("the file was renamed or copied; put it back"));

@@ -272,7 +272,7 @@ mod tests {
         for sequence in 1..3000 {
             let all: Vec<u64> = (1..sequence).filter(|a| is_remembered(*a, sequence)).collect();
             assert!(all.iter().all(|a| *a + 1 == sequence || known.contains(a)), "{sequence}");
-            assert!(all.len() <= 16 + 4 * 9, "{sequence}: {}", all.len());
+            assert!(all.len() as u64 <= RECENT + 4 * 9, "{sequence}: {}", all.len());
             known = all;
         }
         assert!(known.iter().any(|a| *a < 1100), "{known:?}");

@@ -166,7 +166,7 @@ impl<'a> Line<'a> {
     /// A byte of the ruling manifest changes on the medium.
     fn damage(&mut self, name: &str) {
         let files = self.disk.files();
-        let start = format!("{name}/manifest.");
+        let start = format!("{}/manifest.", world::folder_on(&self.disk, name));
         let ruling = files.iter().rfind(|file| file.starts_with(&start)).unwrap();
         let mut bytes = self.disk.get(ruling).unwrap();
         let at = self.random.below(bytes.len() as u64) as usize;

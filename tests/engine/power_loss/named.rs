@@ -61,7 +61,8 @@ fn an_init_that_was_interrupted_leaves_nothing_when_the_next_one_is_done() {
             }
             let disk = disk.after_power_loss(Survival::Nothing);
             let files = ["config.000001", "repository.toml"];
-            assert_eq!(disk.files(), files, "{operation}, {survival:?}");
+            let there = disk.files().into_iter().filter(|file| !file.starts_with("key."));
+            assert_eq!(there.collect::<Vec<_>>(), files, "{operation}, {survival:?}");
         }
     }
 }

@@ -1,11 +1,12 @@
 //! What all histories share: a place for the live image, base images, snapshots that come from elsewhere.
 
 use crate::support::crash_disk::CrashDisk;
+use crate::support::inside::opened;
 use crate::support::{Random, text};
 use imgsnap::base::events::Context;
 use imgsnap::base::units::PartSize;
 use imgsnap::repo::host::HostState;
-use imgsnap::store::LocalStore;
+use imgsnap::store::{LocalStore, Store};
 use imgsnap::{At, Defaults, ExportRequest, Repository, SnapshotRequest};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -34,16 +35,23 @@ pub fn context() -> Context {
 }
 
 pub fn repository_on(disk: &CrashDisk) -> imgsnap::base::error::Result<Repository> {
-    let store = Arc::new(LocalStore::new(Arc::new(disk.clone())));
-    Repository::open_in(store.clone(), HostState::in_store(store, "host"))
+    let store: Arc<dyn Store> = Arc::new(LocalStore::new(Arc::new(disk.clone())));
+    Repository::open_in(opened(store.clone())?, HostState::in_store(store, "host"))
+}
+
+/// What the folder of an image is called on the disk.
+pub fn folder_on(disk: &CrashDisk, name: &str) -> String {
+    let store = opened(Arc::new(LocalStore::new(Arc::new(disk.clone())))).unwrap();
+    let location = store.location(&format!("{name}/file"));
+    location.strip_prefix("disk:").unwrap().strip_suffix("/file").unwrap().to_owned()
 }
 
 pub fn init(disk: &CrashDisk, in_parts: bool) -> imgsnap::base::error::Result<()> {
-    let store = Arc::new(LocalStore::new(Arc::new(disk.clone())));
+    let store: Arc<dyn Store> = Arc::new(LocalStore::new(Arc::new(disk.clone())));
     let host = HostState::in_store(store.clone(), "host");
     let part_size = if in_parts { PartSize::new(8192)? } else { PartSize::USUAL };
     let defaults = Defaults { part_size, ..Defaults::default() };
-    Repository::init_in(store, defaults, host).map(|_| ())
+    Repository::init_in(opened(store)?, defaults, host).map(|_| ())
 }
 
 /// Some content of an image: text, noise and zeros.
