@@ -18,6 +18,8 @@ named! {
         Export = "export",
         /// Make a snapshot a base.
         Flatten = "flatten",
+        /// Show the newest commits.
+        Heads = "heads",
         /// Make a repository.
         Init = "init",
         /// What opens an encrypted repository.

@@ -30,7 +30,8 @@ pub fn run(place: &Where, verb: &Init, printer: &Printer) -> Result<ExitCode> {
         true => repo::create_single(place, defaults)?,
         false => repo::create(place, defaults)?,
     };
-    let what = format!("made a repository in {} ({defaults})", repository.location());
+    let kind = if repository.is_sealed() { "an encrypted repository" } else { "a repository" };
+    let what = format!("made {kind} in {} ({defaults})", repository.location());
     tell(&repository, &what, printer)
 }
 

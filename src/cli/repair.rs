@@ -58,6 +58,12 @@ fn open(place: &Where, printer: &Printer, context: &Context) -> Result<Repositor
         return repo::open_to_change(place, context);
     };
     printer.warn(&tell_config(&restored));
+    if store.sealing().is_some() {
+        printer.warn(
+            "which key slots were removed is not known any more: look at \"imgsnap key list\", and remove \
+             those that are not to open the repository",
+        );
+    }
     // It is another one than this host has seen.
     let place = &place.accepting(AcceptedState::config(restored.number));
     // Its identity is lost, too.

@@ -247,7 +247,8 @@ pub fn open_or_make(
     if repository.is_new() {
         // Also where it is to be quiet: it may not be where it was meant to be.
         let defaults = repository.defaults();
-        printer.tell(&format!("made a repository in {} ({defaults})", location.shown()));
+        let what = if repository.is_sealed() { "an encrypted repository" } else { "a repository" };
+        printer.tell(&format!("made {what} in {} ({defaults})", location.shown()));
     }
     Ok(repository.reading_within(context))
 }

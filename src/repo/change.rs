@@ -4,6 +4,7 @@ use crate::base::error::{Error, ErrorKind, Result, best_effort};
 use crate::base::message::{Action, Setting, Verb, message};
 use crate::repo::Repository;
 use crate::repo::garbage::reader_lock;
+use crate::repo::head::check_seen;
 use crate::repo::manifest::{self, ImageFile, Manifest, Pin, Snapshot};
 use crate::repo::reserve::{is_released, keep_reserve};
 use crate::repo::session::Writer;
@@ -53,6 +54,8 @@ pub(crate) fn commit_change<T>(
                     // The next writer tries it again, and says why it cannot be.
                     best_effort(repository.settle());
                 }
+                // Without it, the one before is what has to be followed.
+                best_effort(repository.seen().remember(&next));
                 writer.began = next.sequence;
                 writer.manifest = next;
                 if !writer.frees {
@@ -70,6 +73,7 @@ pub(crate) fn commit_change<T>(
             return Err(error);
         }
         next = manifest::load(store, &writer.manifest.name)?;
+        check_seen(repository, &next)?;
         // What was condemned is not named again (C5); what was swept may have been condemned (C6).
         let is_lost = |file: &&str| next.is_condemned(file) || next.swept > writer.began;
         if next.image_id != writer.manifest.image_id || files.iter().any(is_lost) {
@@ -250,6 +254,8 @@ pub(crate) fn remove_image(
         }
     }
     commit(store, writer.frees, &mut writer.manifest)?;
+    // Without it, the one before is what has to be followed.
+    best_effort(repository.seen().remember(&writer.manifest));
     emptied(&writer.manifest)?;
     // The ruling manifest goes last: without it an older one would rule, or deltas look like a
     // loss.

@@ -6,6 +6,7 @@
 //! nothing is taken back.
 
 use crate::base::error::{Error, ErrorKind, Result, best_effort};
+use crate::base::folder::parent;
 use crate::base::message::Action;
 use crate::base::uri::Shown;
 use crate::repo::config::Defaults;
@@ -185,7 +186,13 @@ impl At<'_> {
             // Within itself: it has just been made.
             return if looks_like_repository(self.path) { Ok(Attempt::Busy) } else { Err(e) };
         }
-        self.is_folder_made |= make_folder(self.path, above)?;
+        self.is_folder_made |= match make_folder(self.path, above) {
+            // Somebody takes the one back in this moment that he made.
+            Err(e) if e.kind() == ErrorKind::NotFound && parent(self.path).is_dir() => {
+                return Ok(Attempt::Busy);
+            }
+            made => made?,
+        };
         let root = Root::open(self.path);
         let lock = take(&root, self.store.as_ref())?;
         let there = self.open_in();

@@ -248,6 +248,7 @@ pub(crate) fn collect_removed(repository: &Repository, context: &Context) -> Res
     for name in store.list("")?.into_iter().filter(|name| manifest::check_name(name).is_ok()) {
         match manifest::load_last(store, &name) {
             Ok(mut last) if last.forgotten => {
+                repository.seen().check(&last, None)?;
                 collect_shared(repository, &mut last, grace, marker_life, context)?;
                 // Where the store keeps nobody apart, another program of this host goes first.
                 let alone = repository.lock_single_writer(&name)?;
@@ -278,6 +279,7 @@ fn collect_removed_locked(repository: &Repository, context: &Context) -> Result<
         let Some(_write) = store.lock(&write_lock(&name), LockKind::Exclusive)? else { continue };
         match manifest::load_last(store, &name) {
             Ok(mut last) if last.forgotten => {
+                repository.seen().check(&last, None)?;
                 collect_locked(repository, &mut last, context)?;
             }
             Ok(_) | Err(_) => {}

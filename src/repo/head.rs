@@ -7,7 +7,7 @@
 
 use crate::base::error::{ErrorKind, Result};
 use crate::base::events::{Context, WarningId};
-use crate::base::message::{Call, Setting, Verb};
+use crate::base::message::{Call, Setting, Verb, message};
 use crate::image::{FileStat, ImageUri, LiveIdentity};
 use crate::repo::Repository;
 use crate::repo::host::HostName;
@@ -219,7 +219,14 @@ fn of_host(
     let is_elsewhere = manifest.host.as_ref().is_some_and(|host| host.machine != *machine);
     let is_ours = |record: &Record| record.machine == *machine && !is_elsewhere;
     let record = record.filter(is_ours);
-    repository.seen().check(manifest, record.as_ref().and_then(|record| record.newest.as_ref()))?;
+    let known = record.as_ref().and_then(|record| record.newest.as_ref());
+    if let Some(e) = repository.seen().check(manifest, known)? {
+        let what = "; that it is turned back would not be noticed";
+        context.warn(
+            WarningId::PlaceUnknown,
+            message!["this host cannot remember the repository: ", e, what],
+        );
+    }
     let Some(record) = record else { return Ok(None) };
     let is_lost = |newest: &Ancestor| {
         let is_lost = !manifest.is_or_follows(newest);
@@ -243,6 +250,21 @@ fn of_host(
         elsewhere: None,
         origin: Origin::Here,
     }))
+}
+
+/// Fails if a sealed image is older than what this host has seen of it, before anything is done that relies
+/// on its manifest.
+///
+/// # Errors
+/// As of [`crate::repo::seen::Seen::check`].
+pub(crate) fn check_seen(repository: &Repository, manifest: &Manifest) -> Result<()> {
+    if repository.store.sealing().is_none() {
+        return Ok(());
+    }
+    let record = repository.host.load::<Record>(repository.id(), manifest.image_id).ok().flatten();
+    let own = record.filter(|record| record.machine == repository.host.host().machine);
+    let known = own.and_then(|record| record.newest);
+    repository.seen().check(manifest, known.as_ref()).map(drop)
 }
 
 /// The newest commit that this host has seen of an image of a sealed repository: what is rebuilt follows it.

@@ -178,6 +178,11 @@ impl Place {
                     "{place}: this host has used the encrypted repository {last} there, and {id} is not"
                 )
             }
+            (Some((last, _)), Some(_)) if self.other(id).is_some() => {
+                format!(
+                    "{place}: this host has used the encrypted repository {last} there, and not {id}"
+                )
+            }
             (Some((last, was)), Some(key)) if last == id && was != key => {
                 format!(
                     "{place}: the repository {id} was sealed with the key {was}, and is now with {key}"

@@ -101,8 +101,9 @@ impl Repository {
             store.remove(name)?;
         }
         store.sync_dir("")?;
-        if !is_begun {
-            object::begin_marker(store.as_ref())?;
+        match is_begun {
+            true => object::mark(store.as_ref())?,
+            false => object::begin_marker(store.as_ref())?,
         }
         let config = match store.sealing() {
             None => config,
@@ -140,9 +141,7 @@ impl Repository {
 
     /// The same, whatever this host has used there.
     pub(crate) fn open_unchecked(store: Arc<dyn Store>, host: HostState) -> Result<Self> {
-        let loaded = Config::load(store.as_ref())
-            .and_then(|config| check_sealed(&config, store.as_ref(), &host).map(|()| config));
-        match loaded {
+        match load_checked(store.as_ref(), &host) {
             Ok(config) => Ok(Self::with(store, host, config)),
             Err(e) => Err(Self::or_missing(store.as_ref(), &host, e)),
         }
@@ -272,6 +271,11 @@ impl Repository {
         })
     }
 
+    /// True if all in it is encrypted.
+    pub fn is_sealed(&self) -> bool {
+        self.store.sealing().is_some()
+    }
+
     /// What this host has seen of it.
     pub(crate) fn seen(&self) -> Seen<'_> {
         Seen { store: self.store.as_ref(), host: &self.host, repository: self.id() }
@@ -318,14 +322,26 @@ impl Repository {
     }
 }
 
-/// Fails unless a sealed repository is the one that was opened, and no older than what this host has seen.
-fn check_sealed(config: &Config, store: &dyn Store, host: &HostState) -> Result<()> {
-    config.check_sealing(store)?;
+/// Reads the configuration. Fails unless a sealed repository is the one that was opened, no older than what
+/// this host has seen, and by a slot that counts.
+fn load_checked(store: &dyn Store, host: &HostState) -> Result<Config> {
+    let mut config = Config::load(store)?;
     if store.sealing().is_none() {
-        return Ok(());
+        return Ok(config);
     }
-    let (number, text) = config.state();
-    Seen { store, host, repository: config.id }.check_config(number, text)
+    let seen = |config: &Config| {
+        let (number, text) = config.state();
+        Seen { store, host, repository: config.id }.check_config(number, text)
+    };
+    config.check_repository(store)?;
+    if seen(&config).is_err_and(|e| e.kind() == ErrorKind::Mismatch) {
+        // Somebody else of this host may have changed it since it was read.
+        config = Config::load(store)?;
+        config.check_repository(store)?;
+    }
+    seen(&config)?;
+    config.check_slot(store)?;
+    Ok(config)
 }
 
 /// True if an init was interrupted between the marker and the first configuration.

@@ -2,14 +2,13 @@
 //! of it, or to each host another one, and neither is used.
 //!
 //! ```text
-//! STATE/REPOSITORY-ID/DIGEST-OF-NAME.seen     the newest commit of an image
-//! STATE/REPOSITORY-ID/config.seen             the newest configuration
+//! STATE/REPOSITORY-ID/DIGEST.seen     the newest commit of an image, or the newest configuration
 //! ```
 //!
 //! Of a repository that is not sealed a warning is all ([`crate::repo::head`]): a copy of one may be used.
 
 use crate::base::error::{Error, ErrorKind, Result, best_effort};
-use crate::base::message::{Setting, message};
+use crate::base::message::{Setting, Verb, message};
 use crate::repo::accepted::GONE;
 use crate::repo::host::HostState;
 use crate::repo::manifest::{self, Ancestor, Manifest, ManifestDigest};
@@ -38,9 +37,15 @@ struct ConfigRecord {
     digest: ManifestDigest,
 }
 
-fn file_of(repository: Uuid, name: &str) -> String {
-    let digest = blake3::hash(name.as_bytes()).to_hex();
-    format!("{repository}/{}{ENDING}", digest.get(..32).unwrap_or_default())
+/// What to say of a record that is damaged.
+fn unreadable(error: &Error) -> Error {
+    let what =
+        format!("what this host has seen of the repository cannot be read: {}", error.message());
+    Error::new(ErrorKind::Mismatch, what).hint(message![
+        "without that file, what is there now counts as seen; compare ",
+        Verb::Heads.call(),
+        " elsewhere first",
+    ])
 }
 
 fn is_accepted(host: &HostState, image: &str, what: &str) -> bool {
@@ -63,8 +68,14 @@ pub(crate) struct Seen<'a> {
 
 impl Seen<'_> {
     fn recorded(&self, name: &str) -> Result<Option<Record>> {
-        let file = file_of(self.repository, name);
-        let record: Option<Record> = self.host.load_file(&file)?;
+        let record: Option<Record> = match self.host.load_file(&self.file_of(name)) {
+            // It is told as what this host does not know, and not as damage of the repository.
+            Err(e) if e.is_damage() => {
+                let is_given = self.host.accepted().iter().any(|a| a.image == name);
+                return if is_given { Ok(None) } else { Err(unreadable(&e)) };
+            }
+            record => record?,
+        };
         // That of a host that was copied is none.
         Ok(record.filter(|record| record.machine == self.host.host().machine))
     }
@@ -74,46 +85,64 @@ impl Seen<'_> {
         self.recorded(name).ok().flatten().map(|record| record.newest)
     }
 
+    fn file_of(&self, name: &str) -> String {
+        // Hosts that share a folder have files of their own.
+        let digest = blake3::hash(format!("{}\0{name}", self.host.host().machine).as_bytes());
+        format!("{}/{}{ENDING}", self.repository, digest.to_hex().get(..32).unwrap_or_default())
+    }
+
     /// Remembers a commit as the newest one, whatever was seen before.
-    pub(crate) fn remember(&self, manifest: &Manifest) {
-        self.remember_over(manifest, None);
-    }
-
-    fn remember_over(&self, manifest: &Manifest, given_up: Option<Ancestor>) {
-        self.host.tidy_folder(&self.repository.to_string());
-        let (Some(_), Some(commit)) = (self.store.sealing(), manifest.commit) else { return };
-        let newest = Ancestor { sequence: manifest.sequence, commit };
-        let machine = self.host.host().machine.clone();
-        let record = Record { machine, image: manifest.name.clone(), newest, given_up };
-        // Without it, the one before is what has to be followed.
-        best_effort(self.host.save_file(&file_of(self.repository, &manifest.name), &record));
-    }
-
-    /// Fails unless a manifest is the newest that this host has seen, or follows that. `also` is what the
-    /// host knows of it otherwise.
     ///
     /// # Errors
-    /// `Mismatch` if it does not, or if that cannot be proved.
-    pub(crate) fn check(&self, manifest: &Manifest, also: Option<&Ancestor>) -> Result<()> {
+    /// If that cannot be written: then the one before is what has to be followed.
+    pub(crate) fn remember(&self, manifest: &Manifest) -> Result<()> {
         if self.store.sealing().is_none() {
             return Ok(());
         }
+        let given_up = self.recorded(&manifest.name).ok().flatten();
+        self.remember_over(manifest, given_up.and_then(|record| record.given_up))
+    }
+
+    fn remember_over(&self, manifest: &Manifest, given_up: Option<Ancestor>) -> Result<()> {
+        self.host.tidy_folder(&self.repository.to_string());
+        let (Some(_), Some(commit)) = (self.store.sealing(), manifest.commit) else {
+            return Ok(());
+        };
+        let newest = Ancestor { sequence: manifest.sequence, commit };
+        let machine = self.host.host().machine.clone();
+        let record = Record { machine, image: manifest.name.clone(), newest, given_up };
+        self.host.save_file(&self.file_of(&manifest.name), &record)
+    }
+
+    /// Fails unless a manifest is the newest that this host has seen, or follows that. `also` is what the
+    /// host knows of it otherwise. Gives why it cannot be remembered, if it cannot.
+    ///
+    /// # Errors
+    /// `Mismatch` if it does not, or if that cannot be proved; `Busy` if somebody else of this host has
+    /// committed since it was read.
+    pub(crate) fn check(
+        &self,
+        manifest: &Manifest,
+        also: Option<&Ancestor>,
+    ) -> Result<Option<Error>> {
+        if self.store.sealing().is_none() {
+            return Ok(None);
+        }
         let recorded = self.recorded(&manifest.name)?;
         let given_up = recorded.as_ref().and_then(|record| record.given_up.as_ref());
-        let also = also.filter(|also| Some(*also) != given_up);
+        // What was given up is not asked for again.
+        let floor = given_up.map_or(0, |given_up| given_up.sequence);
+        let also = also.filter(|also| also.sequence > floor);
         let known = recorded.iter().map(|record| &record.newest).chain(also);
         let newest = known.max_by_key(|newest| newest.sequence);
         let Some(newest) = newest else {
-            self.remember(manifest);
-            return Ok(());
+            return Ok(self.remember(manifest).err());
         };
         let is_newest =
             manifest.sequence == newest.sequence && manifest.commit == Some(newest.commit);
         if is_newest || manifest.is_proved_to_follow(newest) {
-            if !(is_newest && recorded.is_some()) {
-                self.remember(manifest);
-            }
-            return Ok(());
+            let is_known = recorded.as_ref().is_some_and(|record| record.newest == *newest);
+            return Ok(if is_newest && is_known { None } else { self.remember(manifest).err() });
         }
         // Somebody else of this host has committed since it was read, and has remembered that.
         let rules = manifest::load_last(self.store, &manifest.name);
@@ -121,19 +150,33 @@ impl Seen<'_> {
             && rules.sequence != manifest.sequence
             && (rules.is_proved_to_follow(newest) || rules.commit == Some(newest.commit))
         {
-            return Ok(());
+            return Err(manifest::changed_meanwhile(&manifest.name));
         }
         let commit = manifest.commit.map(|commit| commit.to_string()).unwrap_or_default();
         if is_accepted(self.host, &manifest.name, &commit) {
-            self.remember_over(manifest, Some(newest.clone()));
-            return Ok(());
+            return Ok(self.remember_over(manifest, Some(newest.clone())).err());
+        }
+        let state = format!("{}@{commit}", manifest.name);
+        if manifest.sequence > newest.sequence && manifest.forgets(newest.sequence) {
+            let what = format!(
+                "\"{}\" has had {} commits since this host looked at it, and does not tell any more whether \
+                 they follow the one that was seen ({})",
+                manifest.name,
+                manifest.sequence - newest.sequence,
+                newest.commit
+            );
+            return Err(Error::new(ErrorKind::Mismatch, what).hint(message![
+                "compare ",
+                Verb::Heads.call(),
+                " with what it says on a host that took them; to use it then, give ",
+                Setting::AcceptOlder.to(&state),
+            ]));
         }
         let what = format!(
             "\"{}\" has been turned back, or is another one than before: this host has seen commit {} ({}), \
              and {} does not follow it",
             manifest.name, newest.sequence, newest.commit, manifest.sequence
         );
-        let state = format!("{}@{commit}", manifest.name);
         Err(Error::new(ErrorKind::Mismatch, what).hint(accept(&state)))
     }
 
@@ -159,12 +202,12 @@ impl Seen<'_> {
         let Some(record) = self.recorded(name)? else { return Ok(()) };
         // What was removed has a last manifest, which follows what was seen.
         match manifest::load_last(self.store, name) {
-            Ok(last) => return self.check(&last, None),
+            Ok(last) => return self.check(&last, None).map(drop),
             Err(e) if e.kind() != ErrorKind::NotFound => return Err(e),
             Err(_) => {}
         }
         if is_accepted(self.host, name, GONE) {
-            let file = file_of(self.repository, name);
+            let file = self.file_of(name);
             return self.host.remove_file(&self.repository.to_string(), &file);
         }
         let what = format!(
@@ -184,8 +227,12 @@ impl Seen<'_> {
         }
         let folder = self.repository.to_string();
         for file in self.host.files(&folder, ENDING)? {
-            let record: Option<Record> =
-                self.host.load_file(&format!("{folder}/{file}")).unwrap_or_default();
+            let file = format!("{folder}/{file}");
+            let record: Option<Record> = match self.host.load_file(&file) {
+                // That of the configuration, or of an image that is asked for by its name.
+                Err(e) if e.is_damage() => None,
+                record => record?,
+            };
             let is_ours = |record: &Record| record.machine == self.host.host().machine;
             if let Some(record) = record.filter(is_ours)
                 && !names.contains(&record.image)
@@ -201,10 +248,16 @@ impl Seen<'_> {
     /// # Errors
     /// `Mismatch`.
     pub(crate) fn check_config(&self, number: u64, text: &str) -> Result<()> {
-        let file = format!("{}/config{ENDING}", self.repository);
+        let file = self.file_of("");
         let digest = ManifestDigest::of(text.as_bytes());
         let machine = self.host.host().machine.clone();
-        let record: Option<ConfigRecord> = self.host.load_file(&file)?;
+        let record: Option<ConfigRecord> = match self.host.load_file(&file) {
+            Err(e) if e.is_damage() && is_accepted(self.host, "", &number.to_string()) => None,
+            Err(e) if e.is_damage() => {
+                return Err(unreadable(&e).hint(accept(&format!("@{number}"))));
+            }
+            record => record?,
+        };
         let seen = record.filter(|record| record.machine == machine);
         let is_known = seen.as_ref().is_some_and(|s| s.number == number && s.digest == digest);
         if is_known {

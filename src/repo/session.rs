@@ -17,7 +17,7 @@ use crate::image::ImageUri;
 use crate::repo::config::Config;
 use crate::repo::files::open_held;
 use crate::repo::garbage::{collect_garbage, collect_listed, write_lock};
-use crate::repo::head::Head;
+use crate::repo::head::{Head, check_seen};
 use crate::repo::hold::{Held, HeldImage, hold_all, or_not_found, share_reader_lock};
 use crate::repo::manifest::{self, Manifest, Rollback, Snapshot};
 use crate::repo::marker::{Marked, load_marked};
@@ -113,6 +113,23 @@ impl Writer {
 pub fn read(repository: &Repository, name: &str, context: &Context) -> Result<Reader> {
     manifest::check_name(name)?;
     repository.place.tell(repository.id(), context);
+    let mut read = read_once(repository, name, context);
+    for _ in 0..SEEN_TRIES {
+        // Somebody else of this host has committed meanwhile.
+        match &read {
+            Err(e) if e.kind() == ErrorKind::Busy && repository.store.sealing().is_some() => {
+                read = read_once(repository, name, context);
+            }
+            _ => break,
+        }
+    }
+    read
+}
+
+/// How often an image is read that others of this host change all the time.
+const SEEN_TRIES: usize = 16;
+
+fn read_once(repository: &Repository, name: &str, context: &Context) -> Result<Reader> {
     let (image, others) =
         hold_all(repository, name, context).map_err(|e| repository.seen().or_vanished(name, e))?;
     let (head, is_damaged) = Head::load(repository, &image.manifest, context)?;
@@ -347,6 +364,8 @@ pub(crate) fn writer(
             message!["this host cannot remember the repository: ", e, what],
         );
     }
+    // Nothing is removed by what an older state says.
+    check_seen(repository, &manifest)?;
     let (held, reaped) = match store.sharing()? {
         Sharing::Locked => {
             let reaped = collect_garbage(repository, &mut manifest, context)?;
@@ -359,6 +378,7 @@ pub(crate) fn writer(
             let Marked { manifest: marked, marker, listed } =
                 load_marked(&repository.store, &name, true)?;
             manifest = marked;
+            check_seen(repository, &manifest)?;
             let marker = Arc::new(marker?);
             let reaped = match listed {
                 Some(listed) => {

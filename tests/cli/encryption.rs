@@ -133,6 +133,7 @@ fn it_opens_with_its_passphrase_however_that_is_given_and_with_nothing_else() {
     assert_eq!(said.lines().count(), 1, "{said}");
 }
 
+/// Z7, Z8.
 #[test]
 fn slots_come_and_go_and_the_recovery_text_opens_it_without_any() {
     let (sealed, states) = Sealed::with_snapshots();
@@ -371,6 +372,94 @@ fn an_image_that_vanishes_is_missed_and_one_that_was_removed_is_not() {
     sealed.done(&["snapshot", &format!("{name}.img")]);
 }
 
+/// Z1, Z7: what is plain is not believed, nor made into what is.
+#[test]
+fn a_plain_configuration_that_somebody_put_there_does_not_rule() {
+    let (sealed, states) = Sealed::with_snapshots();
+    let lab = &sealed.lab;
+    let slots = sealed.done(&["key", "list"]);
+    let slot = slots.split(' ').next().unwrap();
+    let own = sealed.done(&["config", "show"]);
+    let id = own.lines().find(|line| line.starts_with("id = ")).unwrap();
+    let forged =
+        format!("version = 1\n{id}\n[prune]\nkeep_last = 1\n[keys]\nslots = [\"{slot}\"]\n");
+    let plain =
+        [b"imgsnap-config 1 00000000000000000000000000000000\n", forged.as_bytes()].concat();
+    for (name, bytes) in [("repository.toml", forged.as_bytes()), ("config.000007", &plain)] {
+        sealed.keep("sound");
+        lab.write(&format!("repo/{name}"), bytes);
+        if name == "repository.toml" {
+            lab.flip("repo/config.000001", 100);
+        }
+        let run = sealed.run(&["list"]);
+        assert_ne!(run.code, Some(0), "{name}");
+        sealed.run(&["repair"]);
+        let shown = sealed.run(&["config", "show"]);
+        assert!(!String::from_utf8_lossy(&shown.out).contains("keep_last"), "{name}");
+        sealed.done(&["restore", "marked-one@2", "-o", "out", "--force"]);
+        assert_eq!(lab.read("out"), states[1], "{name}");
+        sealed.show("sound");
+        // What the repair made was seen since.
+        std::fs::remove_dir_all(lab.path("state")).unwrap();
+        std::fs::remove_dir_all(lab.path("sound")).unwrap();
+    }
+}
+
+/// S9: what is refused is not cleared up by what it says, either; a commit of a verb that keeps nothing else on
+/// this host is remembered as well.
+#[test]
+fn what_an_older_manifest_does_not_name_is_not_removed() {
+    let (sealed, states) = Sealed::with_snapshots();
+    let lab = &sealed.lab;
+    sealed.keep("older");
+    let mut bytes = states[1].clone();
+    change(&mut bytes, 77, 3);
+    lab.write("marked-one.img", &bytes);
+    sealed.done(&["snapshot", "marked-one.img"]);
+    let older = files_in(&lab.path("older"));
+    let new: Vec<String> =
+        sealed.files().into_keys().filter(|name| !older.contains_key(name)).collect();
+    let (manifests, deltas): (Vec<&String>, Vec<&String>) =
+        new.iter().partition(|name| name.contains("/manifest."));
+    assert!(!manifests.is_empty() && deltas.len() == 1, "{new:?}");
+    sealed.keep("newer");
+    for name in &manifests {
+        lab.remove(&format!("repo/{name}"));
+    }
+    for (name, path) in &older {
+        std::fs::copy(path, lab.path(&format!("repo/{name}"))).unwrap();
+    }
+    for verb in [&["snapshot", "marked-one.img"][..], &["prune", "marked-one", "--keep-last", "1"]]
+    {
+        assert!(sealed.fails(FAILED, verb).contains("has been turned back"), "{verb:?}");
+    }
+    assert!(lab.exists(&format!("repo/{}", deltas[0])), "it is gone");
+    sealed.show("newer");
+    sealed.done(&["verify"]);
+    sealed.done(&["label", "marked-one@1", "another"]);
+    sealed.show("newer");
+    assert!(sealed.fails(FAILED, &["list", "marked-one"]).contains("has been turned back"));
+}
+
+/// Z6: a slot that cannot be read opens nothing, so it is not the one that stays.
+#[test]
+fn the_last_slot_that_opens_it_is_not_removed() {
+    let (sealed, _) = Sealed::with_snapshots();
+    let lab = &sealed.lab;
+    lab.write("pass", PASSPHRASE.as_bytes());
+    let own = sealed.done(&["key", "list"]).split(' ').next().unwrap().to_owned();
+    let added = sealed.done(&["key", "add", "--new-password-file", &lab.at("pass")]);
+    let added = added.trim().rsplit(' ').next().unwrap();
+    lab.remove(&format!("repo/key.{added}"));
+    let said = sealed.fails(FAILED, &["key", "remove", &own]);
+    assert!(said.contains("last key slot that opens it"), "{said}");
+    sealed.done(&["verify"]);
+    // A text of 32 characters is a passphrase.
+    lab.write("typed", b"correct horse battery staple abc");
+    let said = sealed.fails(KEY, &["key", "add", "--new-key-file", &lab.at("typed")]);
+    assert!(said.contains("no random bytes"), "{said}");
+}
+
 #[test]
 fn two_hosts_that_are_shown_different_histories_refuse_each_others() {
     let (sealed, _) = Sealed::with_snapshots();
@@ -416,6 +505,15 @@ fn a_plain_repository_in_its_place_is_refused_with_and_without_a_key() {
     }
     lab.done(&["init", "--accept"]);
     lab.done(&["snapshot", "marked-one.img"]);
+    // Nor is another one that the same key opens.
+    let (second, _) = Sealed::with_snapshots();
+    let elsewhere = second.lab.path("state");
+    second.lab.rename("repo", "first");
+    let mut other = second.lab.command(&["init", "--encrypt"]);
+    other.env("IMGSNAP_KEY_FILE", &second.key_file).env("IMGSNAP_STATE", elsewhere.join("2"));
+    Run::of(&mut other).done();
+    let said = second.fails(KEY, &["list"]);
+    assert!(said.contains("has used the encrypted repository"), "{said}");
 }
 
 #[test]

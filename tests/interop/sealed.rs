@@ -15,6 +15,7 @@ fn python(args: &[&str]) -> Result<String, String> {
     }
 }
 
+/// Z2, Z3, Z4, Z5, Z6; what is of Z9 has tests beside its code.
 #[test]
 fn a_second_program_reads_what_is_sealed_by_the_specification_alone() {
     need!(python(&["-c", "from cryptography.hazmat.primitives.kdf.argon2 import Argon2id"]));

@@ -47,14 +47,21 @@ impl Given {
         if let Some(command) = password_command {
             return printed_by(command).map(Some);
         }
-        let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
-        if let Some(file) = variable("IMGSNAP_KEY_FILE") {
+        let variable = |name: &str| match std::env::var_os(name) {
+            // It was meant to be something: what is made without it would not be encrypted.
+            Some(value) if value.is_empty() => {
+                Err(Error::new(ErrorKind::Key, format!("{name} is empty"))
+                    .hint("set it, or unset it"))
+            }
+            value => Ok(value),
+        };
+        if let Some(file) = variable("IMGSNAP_KEY_FILE")? {
             return key_file_of(Path::new(&file)).map(Some);
         }
-        if let Some(file) = variable("IMGSNAP_PASSWORD_FILE") {
+        if let Some(file) = variable("IMGSNAP_PASSWORD_FILE")? {
             return passphrase_in(Path::new(&file)).map(Some);
         }
-        let typed = variable("IMGSNAP_PASSWORD").map(OsString::into_encoded_bytes);
+        let typed = variable("IMGSNAP_PASSWORD")?.map(OsString::into_encoded_bytes);
         typed.map(|bytes| Secret::new(bytes).map(Credential::Passphrase)).transpose()
     }
 }
@@ -114,7 +121,8 @@ fn read_all(path: &Path) -> Result<Secret> {
 }
 
 fn read_from(from: impl Read, place: &str) -> Result<Secret> {
-    let mut bytes = Vec::new();
+    // As long as it may become: nothing of it is left where it was shorter.
+    let mut bytes = Vec::with_capacity(MAX_BYTES as usize + 2);
     let failed = |e| Error::os("read", place, e);
     from.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(failed)?;
     let is_long = bytes.len() as u64 > MAX_BYTES;

@@ -3,6 +3,7 @@
 use imgsnap::base::error::{Error, ErrorKind, Result, best_effort};
 use imgsnap::base::secret::Secret;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use nix::sys::termios::{LocalFlags, SetArg, Termios, tcgetattr, tcsetattr};
 use std::fs::File;
 use std::io::{IsTerminal, Read, Write};
@@ -20,6 +21,8 @@ pub fn is_there() -> bool {
 struct Hidden {
     terminal: File,
     was: Termios,
+    /// Signals that would end or stop the process meanwhile wait until it shows again.
+    signals: SigSet,
 }
 
 impl Hidden {
@@ -28,17 +31,21 @@ impl Hidden {
         let terminal = File::options().read(true).write(true).open("/dev/tty").map_err(failed)?;
         let set = |e: nix::Error| failed(e.into());
         let was = tcgetattr(&terminal).map_err(set)?;
+        let waiting: SigSet =
+            [Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGTSTP].into_iter().collect();
+        let signals = waiting.thread_swap_mask(SigmaskHow::SIG_BLOCK).map_err(set)?;
         let mut hidden = was.clone();
         hidden.local_flags.remove(LocalFlags::ECHO);
         hidden.local_flags.insert(LocalFlags::ECHONL);
         tcsetattr(&terminal, SetArg::TCSAFLUSH, &hidden).map_err(set)?;
-        Ok(Self { terminal, was })
+        Ok(Self { terminal, was, signals })
     }
 }
 
 impl Drop for Hidden {
     fn drop(&mut self) {
         best_effort(tcsetattr(&self.terminal, SetArg::TCSAFLUSH, &self.was));
+        best_effort(self.signals.thread_set_mask());
     }
 }
 

@@ -93,12 +93,17 @@ pub(crate) fn remove(repository: &Repository, slot: &str) -> Result<SlotId> {
         return Err(Error::new(ErrorKind::NotFound, what)
             .hint(message![Verb::Key.of("list"), " shows them"]));
     };
+    // Of those that are listed, only what can be read opens anything.
+    let usable = slots_in(repository.store.as_ref())?;
+    let is_usable = |other: &SlotId| usable.iter().any(|(id, of)| id == other && of.is_some());
     commit(repository, |slots| {
         slots.retain(|other| other != id);
-        match slots.is_empty() {
-            true => Err(Error::new(ErrorKind::InvalidInput, "it is the last key slot")
-                .hint("add another one first")),
-            false => Ok(()),
+        match slots.iter().any(is_usable) {
+            false => {
+                Err(Error::new(ErrorKind::InvalidInput, "it is the last key slot that opens it")
+                    .hint("add another one first"))
+            }
+            true => Ok(()),
         }
     })?;
     remove_slot(repository.store.as_ref(), *id)?;

@@ -98,7 +98,8 @@ fn rebuilt(store: &Arc<dyn Store>) -> Result<Config> {
     }
     if let Some(sealing) = store.sealing() {
         // Which of them were removed nobody knows any more.
-        let slots = slots_in(store.as_ref())?.into_iter().map(|(id, _)| id).collect();
+        let usable = slots_in(store.as_ref())?.into_iter().filter(|(_, of)| of.is_some());
+        let slots = usable.map(|(id, _)| id).collect();
         return Ok(Config::new(defaults).sealed_with(sealing, slots));
     }
     let id = known_id(store.as_ref(), &names).unwrap_or_else(Uuid::new_v4);

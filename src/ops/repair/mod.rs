@@ -36,7 +36,7 @@ use crate::repo::compact::rewrite_as;
 use crate::repo::entry::part_names;
 use crate::repo::files::{open_chain, open_delta, open_parent};
 use crate::repo::garbage::collect_garbage;
-use crate::repo::head::{Head, newest_known};
+use crate::repo::head::{Head, check_seen, newest_known};
 use crate::repo::manifest::{self, ImageFile, MAX_IMPORTED_NUMBER, Manifest, Snapshot};
 use crate::repo::marker::Marker;
 use crate::repo::pins;
@@ -78,6 +78,9 @@ pub fn run(repository: &Repository, name: &str, context: &Context) -> Result<Rep
         }
         Err(e) => return Err(with_retry_hint(e)),
     };
+    if let Some(ruling) = &ruling {
+        check_seen(repository, ruling)?;
+    }
     let rebuilt = rebuild(repository, name, ruling.as_ref(), context)?;
     let (mut manifest, rebuilt) = match (rebuilt, ruling) {
         (Some((manifest, rebuilt)), _) => (manifest, Some(rebuilt)),
@@ -116,6 +119,7 @@ pub fn run(repository: &Repository, name: &str, context: &Context) -> Result<Rep
 fn commit(repository: &Repository, manifest: &mut Manifest, context: &Context) -> Result<()> {
     pins::pin_again(repository, manifest, context)?;
     manifest::commit(repository.store.as_ref(), manifest)?;
+    repository.seen().remember(manifest)?;
     note_repaired(repository, manifest, context)
 }
 

@@ -178,6 +178,14 @@ impl Config {
         &self.slots
     }
 
+    /// The key slots in a text that need make no sense otherwise; none if it cannot be read at all.
+    pub(crate) fn slots_in(text: &str) -> Option<Vec<SlotId>> {
+        let table: Table = text.parse().ok()?;
+        let slots = table.get("keys").and_then(|keys| keys.get("slots")).and_then(Value::as_array);
+        let slot = |value: &Value| value.as_str()?.parse().ok();
+        slots.map_or(Some(Vec::new()), |slots| slots.iter().map(slot).collect())
+    }
+
     /// A text that lists other key slots, and is the same otherwise.
     ///
     /// # Errors
@@ -191,16 +199,26 @@ impl Config {
         Ok(document.to_string())
     }
 
-    /// Fails unless it is of the repository that was opened, by a slot that counts.
+    /// Fails unless it is of the repository that was opened.
     ///
     /// # Errors
-    /// `Corrupt` if it is of another one; `Key` if the slot was removed.
-    pub(crate) fn check_sealing(&self, store: &dyn Store) -> Result<()> {
-        let Some(sealing) = store.sealing() else { return Ok(()) };
-        if self.id != sealing.repository() {
-            let what = format!("it is of the repository {}", self.id);
-            return Err(Error::corrupt(what).at(store.location(&self.file())));
+    /// `Corrupt`.
+    pub(crate) fn check_repository(&self, store: &dyn Store) -> Result<()> {
+        match store.sealing() {
+            Some(sealing) if sealing.repository() != self.id => {
+                let what = format!("it is of the repository {}", self.id);
+                Err(Error::corrupt(what).at(store.location(&self.file())))
+            }
+            _ => Ok(()),
         }
+    }
+
+    /// Fails unless the slot that it was opened by counts.
+    ///
+    /// # Errors
+    /// `Key`.
+    pub(crate) fn check_slot(&self, store: &dyn Store) -> Result<()> {
+        let Some(sealing) = store.sealing() else { return Ok(()) };
         match sealing.slot().filter(|slot| !self.slots.contains(slot)) {
             None => Ok(()),
             Some(slot) => {

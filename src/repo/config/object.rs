@@ -112,6 +112,10 @@ pub(crate) fn read(store: &dyn Store, number: u64) -> Result<String> {
 
 /// Reads what an older program wrote.
 pub(crate) fn read_unnumbered(store: &dyn Store) -> Result<String> {
+    // What is not sealed is not believed where all is.
+    if store.sealing().is_some() {
+        return Err(none_in(store));
+    }
     let bytes = match store.read_whole(MARKER, MAX_BYTES) {
         Err(e) if e.kind() == ErrorKind::NotFound => return Err(none_in(store)),
         other => other?,
@@ -125,7 +129,6 @@ pub(crate) fn read_unnumbered(store: &dyn Store) -> Result<String> {
     }
     match version_in(text) {
         Some(MARKED) => Err(none_in(store)),
-        Some(MARKED_SEALED) if store.sealing().is_some() => Err(none_in(store)),
         Some(MARKED_SEALED) => Err(is_sealed(&store.location(""))),
         Some(later @ MARKED..) => {
             let what = format!("repository version {later}, this program knows {MARKED}");
@@ -222,8 +225,14 @@ pub(crate) fn put(store: &dyn Store, number: u64, text: &str) -> Result<()> {
 
 /// True if older programs refuse to open what is here.
 pub(crate) fn is_marked(store: &dyn Store) -> Result<bool> {
+    has_marker(store, |version| version >= MARKED)
+}
+
+fn has_marker(store: &dyn Store, is_right: impl Fn(u32) -> bool) -> Result<bool> {
     match store.read_whole(MARKER, MAX_BYTES) {
-        Ok(bytes) => Ok(std::str::from_utf8(&bytes).ok().and_then(version_in) >= Some(MARKED)),
+        Ok(bytes) => {
+            Ok(std::str::from_utf8(&bytes).ok().and_then(version_in).is_some_and(is_right))
+        }
         Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::Corrupt) => Ok(false),
         Err(e) => Err(e),
     }
@@ -237,9 +246,11 @@ pub(crate) fn begin_marker(store: &dyn Store) -> Result<()> {
     store.put_if_absent(MARKER, marker_text(store).as_bytes())
 }
 
-/// Puts the marker in the place of what an older program wrote, or of nothing.
-fn mark(store: &dyn Store) -> Result<()> {
-    if is_marked(store)? {
+/// Puts the marker in the place of what an older program wrote, of one that says another thing, or of
+/// nothing.
+pub(crate) fn mark(store: &dyn Store) -> Result<()> {
+    let version = if store.sealing().is_some() { MARKED_SEALED } else { MARKED };
+    if has_marker(store, |there| there == version)? {
         return Ok(());
     }
     let mut upload = store.create(MARKER)?;

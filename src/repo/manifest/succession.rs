@@ -130,6 +130,11 @@ impl Manifest {
         }
     }
 
+    /// True if it names no commit of that number any more, nor one that follows it nearby.
+    pub(crate) fn forgets(&self, sequence: u64) -> bool {
+        !self.ancestors.iter().any(|ancestor| ancestor.sequence == sequence)
+    }
+
     /// Fails unless it is a commit, or is known to follow it.
     ///
     /// # Errors

@@ -34,7 +34,7 @@ use object::{
 };
 use quick_cache::sync::Cache;
 use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -257,10 +257,11 @@ fn copy<'a>(chunk: &[u8], at: &mut u64, buffer: &'a mut [u8]) -> &'a mut [u8] {
 impl Store for SealedStore {
     fn list(&self, folder: &str) -> Result<Vec<String>> {
         let names = self.inner.list(&self.folder(folder))?;
-        Ok(match folder.is_empty() {
-            true => names.into_iter().map(|name| self.top_name(name)).collect(),
-            false => names,
-        })
+        if !folder.is_empty() {
+            return Ok(names);
+        }
+        let names: BTreeSet<String> = names.into_iter().map(|name| self.top_name(name)).collect();
+        Ok(names.into_iter().collect())
     }
 
     fn list_from(&self, folder: &str, first: &str) -> Result<Vec<String>> {
@@ -308,13 +309,15 @@ impl Store for SealedStore {
         if is_plain(name) {
             return self.inner.read_at(name, offset, buffer);
         }
-        let opened = self.opened(name)?;
-        match self.read(name, &opened, offset, buffer) {
+        let read = |buffer: &mut [u8]| {
+            let opened = self.opened(name)?;
+            self.read(name, &opened, offset, buffer)
+        };
+        match read(buffer) {
             // It may have been mended since its key was kept: then it has another one.
             Err(e) if e.is_damage() && is_kept(name) => {
                 self.forget(name);
-                let anew = self.opened(name)?;
-                self.read(name, &anew, offset, buffer)
+                read(buffer)
             }
             other => other,
         }
@@ -323,6 +326,7 @@ impl Store for SealedStore {
     fn read_anew(&self) {
         self.objects.clear();
         self.chunks.clear();
+        self.sizes().clear();
         self.inner.read_anew();
     }
 

@@ -154,7 +154,10 @@ pub(crate) fn is_sealed(place: &str) -> Error {
 }
 
 fn find(store: &dyn Store, names: &[String]) -> Result<Found> {
-    let number = |name: &&String| name.strip_prefix("config.")?.parse::<u64>().ok();
+    let number = |name: &&String| {
+        let number = name.strip_prefix("config.")?.parse::<u64>().ok()?;
+        (format!("config.{number:06}") == **name).then_some(number)
+    };
     let config = names.iter().filter(|name| number(name).is_some()).max_by_key(number);
     if let Some(config) = config {
         // Whole: to ask for its length takes a request on a server.
@@ -220,18 +223,29 @@ fn unlock(
         };
     }
     let (mut tried, mut damaged) = (0_usize, 0_usize);
+    let mut slots = Vec::new();
     for (_, slot) in Slot::all(store, names)? {
         match slot {
             // What an init has left that was interrupted.
             Ok(slot) if key.is_some_and(|key| key != slot.key) => {}
-            Ok(slot) => {
-                tried += 1;
-                if let Some(master) = slot.unwrap(given)? {
-                    return Sealing::new(slot.repository, master, Some(slot.id));
-                }
-            }
+            Ok(slot) => slots.push(slot),
             Err(_) => damaged += 1,
         }
+    }
+    // One that somebody made to cost much does not keep the others from being tried.
+    slots.sort_by_key(|slot| slot.derivation.work());
+    let mut failed = None;
+    for slot in slots {
+        tried += 1;
+        match slot.unwrap(given) {
+            Ok(Some(master)) => return Sealing::new(slot.repository, master, Some(slot.id)),
+            Ok(None) => {}
+            Err(e) => failed = Some(e),
+        }
+    }
+    // Without memory, or with what is no key, it is not known whether one opens.
+    if let Some(e) = failed {
+        return Err(e);
     }
     let what = match given {
         Credential::Passphrase(_) => "the passphrase",

@@ -32,7 +32,9 @@ fn check_of(repository: Uuid, master: &[u8]) -> String {
 /// The text.
 pub(super) fn to_text(repository: Uuid, master: &MasterKey) -> Zeroizing<String> {
     let mut digits = data_encoding::HEXLOWER.encode(master.bytes());
-    let mut text = Zeroizing::new(format!("{TITLE}\nrepository: {repository}\nmaster key:"));
+    // As long as it becomes: nothing of it is left where it was shorter.
+    let mut text = Zeroizing::new(String::with_capacity(512));
+    text.push_str(&format!("{TITLE}\nrepository: {repository}\nmaster key:"));
     for group in digits.as_bytes().chunks(GROUP) {
         text.push(' ');
         group.iter().for_each(|digit| text.push(char::from(*digit)));
@@ -62,7 +64,9 @@ pub(super) fn read(given: &Secret) -> Result<Recovery> {
     let bytes = data_encoding::HEXLOWER_PERMISSIVE.decode(&digits);
     digits.zeroize();
     let bytes = Zeroizing::new(bytes.map_err(|_| wrong())?);
-    if bytes.len() != KEY_BYTES || check_of(repository, &bytes) != field("check")? {
+    if bytes.len() != KEY_BYTES
+        || !field("check")?.eq_ignore_ascii_case(&check_of(repository, &bytes))
+    {
         return Err(wrong());
     }
     Ok(Recovery { repository, master: MasterKey::of(Secret::copy(&bytes)?)? })

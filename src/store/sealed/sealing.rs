@@ -92,11 +92,13 @@ pub(crate) fn remove_slot(store: &dyn Store, slot: SlotId) -> Result<()> {
     store.sync_dir("")
 }
 
-/// The key slots in a store with what each is made of; none of one that is damaged.
+/// The key slots in a store with what each is made of; none of one that is damaged, or of another key.
 ///
 /// # Errors
 /// Those of the store.
 pub(crate) fn slots_in(store: &dyn Store) -> Result<Vec<(SlotId, Option<Derivation>)>> {
     let slots = Slot::all(store, &store.list("")?)?;
-    Ok(slots.into_iter().map(|(id, slot)| (id, slot.ok().map(|slot| slot.derivation))).collect())
+    let is_of = |slot: &Slot| store.sealing().is_none_or(|sealing| sealing.key_id == slot.key);
+    let derivation = |slot: Result<Slot>| Some(slot.ok().filter(is_of)?.derivation);
+    Ok(slots.into_iter().map(|(id, slot)| (id, derivation(slot))).collect())
 }

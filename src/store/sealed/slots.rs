@@ -65,12 +65,20 @@ impl Derivation {
     fn check(self) -> Result<()> {
         let Self::Argon2id { memory_kib, passes, lanes } = self else { return Ok(()) };
         let work = u64::from(memory_kib) * u64::from(passes);
-        let is_sane = (8 << 10..=1 << 20).contains(&memory_kib)
+        let is_sane = (8 << 10..=256 << 10).contains(&memory_kib)
             && (1..=64).contains(&passes)
             && (1..=16).contains(&lanes)
-            && work <= 8 << 20;
+            && work <= 1 << 20;
         let what = || Error::corrupt(format!("a key slot that costs too much: {self}"));
         if is_sane { Ok(()) } else { Err(what()) }
+    }
+
+    /// How much work it is.
+    pub(super) fn work(self) -> u64 {
+        match self {
+            Self::Argon2id { memory_kib, passes, .. } => u64::from(memory_kib) * u64::from(passes),
+            Self::KeyFile => 0,
+        }
     }
 
     /// The fields of [`SlotText`] that the key depends on.
@@ -92,7 +100,7 @@ impl Derivation {
         let mut key = vec![0; KEY_BYTES];
         Argon2::new(Algorithm::Argon2id, Version::V0x13, params)
             .hash_password_into(given.bytes(), salt, &mut key)
-            .map_err(broken)?;
+            .map_err(|_| Error::new(ErrorKind::LimitExceeded, "no memory to open a key slot"))?;
         Secret::new(key)
     }
 }
@@ -159,7 +167,7 @@ impl Slot {
     pub fn wrap(master: &MasterKey, repository: Uuid, given: &Credential) -> Result<Self> {
         let (derivation, given) = match given {
             Credential::Passphrase(given) => (Derivation::NEW, Secret::copy(given.bytes())?),
-            Credential::KeyFile(given) => (Derivation::KeyFile, file_key(given)?),
+            Credential::KeyFile(given) => (Derivation::KeyFile, new_file_key(given)?),
         };
         let (id, key) = (Uuid::new_v4(), master.id()?);
         let mut salt = [0; SALT_BYTES];
@@ -270,6 +278,16 @@ impl Slot {
     }
 }
 
+/// The same of a new one, which must not be a passphrase: nothing makes that dear to guess.
+fn new_file_key(given: &Secret) -> Result<Secret> {
+    let is_typed = |byte: &u8| byte.is_ascii_graphic() || *byte == b' ';
+    if given.bytes().len() == KEY_BYTES && given.bytes().iter().all(is_typed) {
+        let what = "the key file has a text of 32 characters, and no random bytes";
+        return Err(Error::new(ErrorKind::Key, what).hint("give a passphrase as one"));
+    }
+    file_key(given)
+}
+
 /// The 32 bytes of a key file: as they are, or as 64 hexadecimal digits.
 fn file_key(given: &Secret) -> Result<Secret> {
     let bytes = given.bytes();
@@ -280,6 +298,6 @@ fn file_key(given: &Secret) -> Result<Secret> {
     match digits {
         Ok(bytes) if bytes.len() == KEY_BYTES => Secret::new(bytes),
         _ => Err(Error::new(ErrorKind::Key, "the key file is none")
-            .hint("it has 32 random bytes, 64 hexadecimal digits, or a recovery text")),
+            .hint("it has 32 random bytes, or 64 hexadecimal digits")),
     }
 }
