@@ -92,13 +92,15 @@ fn help_is_exactly_this() {
                                        included [default: 1]
           --connect <URI>              The hypervisor whose domains libvirt:DOMAIN names, as in
                                        qemu:///session [default: libvirt's]
+          --accept-older <STATE>       Use IMAGE@COMMIT of an encrypted repository, or @NUMBER of its
+                                       configuration, though this host has seen a newer one
           --export-markdown <FILE>     Write the result to a file as Markdown too
           --key-file <FILE>            Open an encrypted repository with a file: 32 bytes, 64
                                        hexadecimal digits, or a recovery text; otherwise
                                        IMGSNAP_KEY_FILE
+          --plot <FILE.svg>            Draw the result to a file as SVG too
           --password-file <FILE>       Open it with the passphrase in the first line of a file;
                                        otherwise IMGSNAP_PASSWORD_FILE or IMGSNAP_PASSWORD
-          --plot <FILE.svg>            Draw the result to a file as SVG too
           --password-fd <FD>           Read the passphrase from a file descriptor
           --password-command <CMD>     Run a command that prints the passphrase
       -h, --help                       Print help (see more with '--help')

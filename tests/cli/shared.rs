@@ -55,9 +55,9 @@ fn newer_repository(args: &[&str]) {
     assert!(line.contains("config.000001: ") && line.contains(what), "{line}");
     // As a program from before this one says it of what is written now.
     lab.remove("repo/config.000001");
-    lab.write("repo/repository.toml", b"version = 3\n");
+    lab.write("repo/repository.toml", b"version = 4\n");
     let line = lab.fails(FAILED, args);
-    let what = "repository version 3, this program knows 2; a later imgsnap made it";
+    let what = "repository version 4, this program knows 3; a later imgsnap made it";
     assert!(line.contains("repository.toml: ") && line.contains(what), "{line}");
 }
 

@@ -6,11 +6,12 @@ use crate::support::{DONE, FAILED, Lab, Run, USAGE, no_fork};
 use std::fs::File;
 use std::process::{Command, Stdio};
 
-const VERBS: [&str; 26] = [
+const VERBS: [&str; 27] = [
     "init",
     "snapshot",
     "watch",
     "list",
+    "heads",
     "show",
     "diff",
     "restore",
@@ -54,6 +55,7 @@ fn help_is_exactly_this() {
       join         Make a whole of what the workers of a plan have done
       serve        Give others access to a repository
       list         List images and their snapshots
+      heads        Show the newest commit of each image, to be compared with what another host is shown
       show         Show all that is known of a snapshot
       diff         Show how much two snapshots or images differ, and where
       restore      Write a snapshot, or a part of it, to a file, a device or stdout
@@ -123,6 +125,10 @@ fn help_is_exactly_this() {
           --connect <URI>
               The hypervisor whose domains libvirt:DOMAIN names, as in qemu:///session [default:
               libvirt's]
+
+          --accept-older <STATE>
+              Use IMAGE@COMMIT of an encrypted repository, or @NUMBER of its configuration, though this
+              host has seen a newer one
 
           --key-file <FILE>
               Open an encrypted repository with a file: 32 bytes, 64 hexadecimal digits, or a recovery

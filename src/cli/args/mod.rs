@@ -69,9 +69,9 @@ pub struct Args {
     /// The hypervisor whose domains libvirt:DOMAIN names, as in qemu:///session [default: libvirt's]
     #[arg(long, global = true, value_name = "URI")]
     pub connect: Option<String>,
-    /// Use a state of an encrypted repository that is older than what this host has seen; @NUMBER for the
-    /// configuration
-    #[arg(long, global = true, value_name = "IMAGE@COMMIT", value_parser = parsed::<AcceptedState>)]
+    /// Use IMAGE@COMMIT of an encrypted repository, or @NUMBER of its configuration, though this host has seen
+    /// a newer one
+    #[arg(long, global = true, value_name = "STATE", value_parser = parsed::<AcceptedState>)]
     pub accept_older: Vec<AcceptedState>,
     #[command(flatten)]
     pub keys: KeyOptions,

@@ -131,7 +131,7 @@ pub(crate) fn read_unnumbered(store: &dyn Store) -> Result<String> {
         Some(MARKED) => Err(none_in(store)),
         Some(MARKED_SEALED) => Err(is_sealed(&store.location(""))),
         Some(later @ MARKED..) => {
-            let what = format!("repository version {later}, this program knows {MARKED}");
+            let what = format!("repository version {later}, this program knows {MARKED_SEALED}");
             Err(Error::new(ErrorKind::Unsupported, what)
                 .hint("a later imgsnap made it; use that one")
                 .at(store.location(MARKER)))
