@@ -61,6 +61,7 @@ pub fn ask(prompt: &str) -> Result<Secret> {
         let mut ready = [PollFd::new(hidden.terminal.as_fd(), PollFlags::POLLIN)];
         match poll(&mut ready, PollTimeout::NONE) {
             Err(nix::Error::EINTR) => {
+                best_effort(hidden.terminal.write_all(b"\n"));
                 return Err(Error::new(ErrorKind::Interrupted, "stopped"));
             }
             other => other.map_err(|e| failed(e.into()))?,

@@ -109,7 +109,8 @@ impl fmt::Display for Derivation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Argon2id { memory_kib, passes, lanes } => {
-                write!(f, "Argon2id, {} MiB, {passes} passes, {lanes} lanes", memory_kib >> 10)
+                write!(f, "Argon2id, {} MiB, {passes} times", memory_kib >> 10)?;
+                if *lanes == 1 { Ok(()) } else { write!(f, ", {lanes} lanes") }
             }
             Self::KeyFile => f.write_str("key file"),
         }
