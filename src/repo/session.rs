@@ -113,21 +113,25 @@ impl Writer {
 pub fn read(repository: &Repository, name: &str, context: &Context) -> Result<Reader> {
     manifest::check_name(name)?;
     repository.place.tell(repository.id(), context);
-    let mut read = read_once(repository, name, context);
-    for _ in 0..SEEN_TRIES {
-        // Somebody else of this host has committed meanwhile.
-        match &read {
-            Err(e) if e.kind() == ErrorKind::Busy && repository.store.sealing().is_some() => {
-                read = read_once(repository, name, context);
-            }
-            _ => break,
-        }
-    }
-    read
+    while_seen(repository, || read_once(repository, name, context))
 }
 
 /// How often an image is read that others of this host change all the time.
 const SEEN_TRIES: usize = 16;
+
+/// Reads again what somebody else of this host has followed by another commit meanwhile: what is older than
+/// what was seen is not used.
+fn while_seen<T>(repository: &Repository, read: impl Fn() -> Result<T>) -> Result<T> {
+    let is_late = |read: &Result<T>| read.as_ref().is_err_and(|e| e.kind() == ErrorKind::Busy);
+    let mut outcome = read();
+    for _ in 0..SEEN_TRIES {
+        if repository.store.sealing().is_none() || !is_late(&outcome) {
+            break;
+        }
+        outcome = read();
+    }
+    outcome
+}
 
 fn read_once(repository: &Repository, name: &str, context: &Context) -> Result<Reader> {
     let (image, others) =
@@ -156,12 +160,15 @@ pub(crate) fn look(
     manifest::check_name(name)?;
     repository.place.tell(repository.id(), context);
     let store = repository.store.as_ref();
-    let manifest = match repository.listed(name) {
-        Some(files) => manifest::load_listed(store, name, &files)?,
-        None => manifest::load_unconfirmed(store, name)
-            .map_err(|e| repository.seen().or_vanished(name, e))?,
-    };
-    let (head, is_damaged) = Head::load(repository, &manifest, context)?;
+    let (manifest, head, is_damaged) = while_seen(repository, || {
+        let manifest = match repository.listed(name) {
+            Some(files) => manifest::load_listed(store, name, &files)?,
+            None => manifest::load_unconfirmed(store, name)
+                .map_err(|e| repository.seen().or_vanished(name, e))?,
+        };
+        let (head, is_damaged) = Head::load(repository, &manifest, context)?;
+        Ok((manifest, head, is_damaged))
+    })?;
     if is_damaged {
         context.warn(WarningId::HeadDamaged, damaged_head(name));
     }

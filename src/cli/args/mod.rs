@@ -69,8 +69,8 @@ pub struct Args {
     /// The hypervisor whose domains libvirt:DOMAIN names, as in qemu:///session [default: libvirt's]
     #[arg(long, global = true, value_name = "URI")]
     pub connect: Option<String>,
-    /// Use IMAGE@COMMIT of an encrypted repository, or @NUMBER of its configuration, though this host has seen
-    /// a newer one
+    /// Use IMAGE@COMMIT of an encrypted repository, or @NUMBER of its configuration, though this host has
+    /// seen a newer one
     #[arg(long, global = true, value_name = "STATE", value_parser = parsed::<AcceptedState>)]
     pub accept_older: Vec<AcceptedState>,
     #[command(flatten)]

@@ -3,6 +3,7 @@
 //!
 //! It is a decorator: what lies above it does not know, and what lies below it does not, either.
 
+mod kept;
 mod keys;
 mod names;
 mod object;
@@ -28,16 +29,16 @@ use super::{Listed, LockGuard, LockKind, MARKER, ReserveKept, Sharing, Store, Up
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::message::Action;
 use jiff::Timestamp;
+use kept::{Kept, Opened};
 use object::{
     CHUNK_BYTES, HEAD_BYTES, Object, Refusal, SEALED_CHUNK_BYTES, Sealer, chunk_offset, open_whole,
     seal_whole, sealed_bytes,
 };
-use quick_cache::sync::Cache;
 use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use upload::SealedUpload;
 use zerocopy::IntoBytes;
 
@@ -45,26 +46,11 @@ use zerocopy::IntoBytes;
 pub struct SealedStore {
     inner: Arc<dyn Store>,
     sealing: Arc<Sealing>,
-    objects: Cache<String, Arc<Opened>>,
-    /// Chunks that were opened for somebody who needed a part of them.
-    chunks: Cache<(u64, u64), Arc<Vec<u8>>>,
-    /// Sealed lengths of delta files that were listed: on a server it takes a request to ask for one.
-    sizes: Mutex<HashMap<String, u64>>,
-}
-
-/// An object that is never another one under its name, but for one that is mended.
-struct Opened {
-    object: Object,
-    /// Under which its chunks are kept.
-    number: u64,
+    kept: Arc<Kept>,
 }
 
 static NEXT_NUMBER: AtomicU64 = AtomicU64::new(0);
 
-/// How many keys of objects are kept: as many as a long chain has files.
-const OBJECTS: usize = 4096;
-/// How many chunks are: 4 MiB.
-const CHUNKS: usize = 64;
 /// Whoever reads more than that reads on, and needs no chunk twice.
 const SMALL_BYTES: usize = 2 * CHUNK_BYTES;
 /// No object is read whole that is longer than what its reader allows, and so much more.
@@ -88,12 +74,7 @@ fn is_kept(name: &str) -> bool {
 impl SealedStore {
     /// What a store has, opened with the keys.
     pub(super) fn new(inner: Arc<dyn Store>, sealing: Arc<Sealing>) -> Self {
-        let (objects, chunks) = (Cache::new(OBJECTS), Cache::new(CHUNKS));
-        Self { inner, sealing, objects, chunks, sizes: Mutex::default() }
-    }
-
-    fn sizes(&self) -> MutexGuard<'_, HashMap<String, u64>> {
-        self.sizes.lock().unwrap_or_else(PoisonError::into_inner)
+        Self { inner, sealing, kept: Arc::new(Kept::new()) }
     }
 
     fn folder(&self, folder: &str) -> String {
@@ -119,7 +100,7 @@ impl SealedStore {
         let plain = if is_plain(&name) { None } else { object::bytes_of(sealed) };
         let name = if folder.is_empty() { self.top_name(name) } else { name };
         if is_kept(&name) {
-            self.sizes().insert(format!("{folder}/{name}"), sealed);
+            self.kept.sizes().insert(format!("{folder}/{name}"), sealed);
         }
         Listed { name, time, bytes: plain.unwrap_or(sealed) }
     }
@@ -132,25 +113,20 @@ impl SealedStore {
     }
 
     fn sealed_size(&self, name: &str) -> Result<u64> {
-        if let Some(bytes) = self.sizes().get(name).copied() {
+        if let Some(bytes) = self.kept.sizes().get(name).copied() {
             return Ok(bytes);
         }
         let bytes = self.inner.size(&self.name(name))?;
         if is_kept(name) {
-            self.sizes().insert(name.to_owned(), bytes);
+            self.kept.sizes().insert(name.to_owned(), bytes);
         }
         Ok(bytes)
-    }
-
-    fn forget(&self, name: &str) {
-        self.objects.remove(name);
-        self.sizes().remove(name);
     }
 
     /// The key of an object. Its first chunk comes along: it is what is read first.
     fn opened(&self, name: &str) -> Result<Arc<Opened>> {
         match is_kept(name) {
-            true => self.objects.get_or_insert_with(name, || self.open(name)),
+            true => self.kept.objects.get_or_insert_with(name, || self.open(name)),
             false => self.open(name),
         }
     }
@@ -182,7 +158,7 @@ impl SealedStore {
             .open_chunk(chunk, sealed, &mut bytes)
             .map_err(|refusal| self.refused(name, refusal).at_offset(chunk_offset(chunk)))?;
         let bytes = Arc::new(bytes);
-        self.chunks.insert((opened.number, chunk), bytes.clone());
+        self.kept.chunks.insert((opened.number, chunk), bytes.clone());
         Ok(bytes)
     }
 
@@ -197,7 +173,7 @@ impl SealedStore {
         };
         let (first, last) = (offset / CHUNK_BYTES as u64, (end - 1) / CHUNK_BYTES as u64);
         let is_small = buffer.len() <= SMALL_BYTES;
-        let kept = |chunk| self.chunks.get(&(opened.number, chunk));
+        let kept = |chunk| self.kept.chunks.get(&(opened.number, chunk));
         let mut rest = buffer;
         let mut at = offset;
         let mut next = first;
@@ -316,7 +292,7 @@ impl Store for SealedStore {
         match read(buffer) {
             // It may have been mended since its key was kept: then it has another one.
             Err(e) if e.is_damage() && is_kept(name) => {
-                self.forget(name);
+                self.kept.forget(name);
                 read(buffer)
             }
             other => other,
@@ -324,9 +300,9 @@ impl Store for SealedStore {
     }
 
     fn read_anew(&self) {
-        self.objects.clear();
-        self.chunks.clear();
-        self.sizes().clear();
+        self.kept.objects.clear();
+        self.kept.chunks.clear();
+        self.kept.sizes().clear();
         self.inner.read_anew();
     }
 
@@ -362,10 +338,11 @@ impl Store for SealedStore {
         if is_plain(name) {
             return Ok(upload);
         }
-        self.forget(name);
+        self.kept.forget(name);
         let Sealing { master, key_id, .. } = self.sealing.as_ref();
         let (sealer, head) = Sealer::new(master, *key_id, &self.sealing.identity(name))?;
-        SealedUpload::begin(upload, sealer, head.as_bytes())
+        let kept = is_kept(name).then(|| (self.kept.clone(), name.to_owned()));
+        SealedUpload::begin(upload, sealer, kept, head.as_bytes())
     }
 
     fn put_if_absent(&self, name: &str, bytes: &[u8]) -> Result<()> {
@@ -380,12 +357,12 @@ impl Store for SealedStore {
     }
 
     fn replace(&self, name: &str, bytes: &[u8]) -> Result<()> {
-        self.forget(name);
+        self.kept.forget(name);
         self.inner.replace(&self.name(name), &self.seal(name, bytes)?)
     }
 
     fn remove(&self, name: &str) -> Result<()> {
-        self.forget(name);
+        self.kept.forget(name);
         self.inner.remove(&self.name(name))
     }
 
