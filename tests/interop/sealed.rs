@@ -25,7 +25,7 @@ fn a_second_program_reads_what_is_sealed_by_the_specification_alone() {
     assert_eq!(python(&[script, "vectors"]).unwrap(), vectors);
     let lab = Lab::new();
     let (key, image) = (lab.path("key"), lab.path("vm.img"));
-    std::fs::write(&key, [42; 32]).unwrap();
+    std::fs::write(&key, [200; 32]).unwrap();
     let sealed = |args: &[&str]| lab.run(&[&["--key-file", &key], args].concat()).done();
     sealed(&["init", "--encrypt"]);
     let mut states = Vec::new();
