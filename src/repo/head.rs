@@ -261,19 +261,21 @@ pub(crate) fn check_seen(repository: &Repository, manifest: &Manifest) -> Result
     if repository.store.sealing().is_none() {
         return Ok(());
     }
-    let record = repository.host.load::<Record>(repository.id(), manifest.image_id).ok().flatten();
-    let own = record.filter(|record| record.machine == repository.host.host().machine);
-    let known = own.and_then(|record| record.newest);
+    let known = newest_kept(repository, manifest.image_id);
     repository.seen().check(manifest, known.as_ref()).map(drop)
+}
+
+/// The newest commit of an image in what this host keeps of its live file.
+fn newest_kept(repository: &Repository, image: Uuid) -> Option<Ancestor> {
+    let record = repository.host.load::<Record>(repository.id(), image).ok().flatten();
+    record.filter(|record| record.machine == repository.host.host().machine)?.newest
 }
 
 /// The newest commit that this host has seen of an image of a sealed repository: what is rebuilt follows it.
 pub(crate) fn newest_known(repository: &Repository, name: &str, image: Uuid) -> Option<Ancestor> {
     repository.store.sealing()?;
-    let record = repository.host.load::<Record>(repository.id(), image).ok().flatten();
-    let own = record.filter(|record| record.machine == repository.host.host().machine);
     let seen = repository.seen().newest(name);
-    own.and_then(|record| record.newest).into_iter().chain(seen).max_by_key(|n| n.sequence)
+    newest_kept(repository, image).into_iter().chain(seen).max_by_key(|n| n.sequence)
 }
 
 /// Where the live image of a name is on this host, by what it has kept: that needs no manifest.

@@ -46,6 +46,13 @@ impl Sealed {
         Run::of(self.lab.command(args).env("IMGSNAP_KEY_FILE", &self.key_file))
     }
 
+    /// The same on another host.
+    fn run_on(&self, host: &str, args: &[&str]) -> Run {
+        let mut command = self.lab.command(args);
+        command.env("IMGSNAP_KEY_FILE", &self.key_file).env("IMGSNAP_MACHINE_ID", host);
+        Run::of(command.env("IMGSNAP_STATE", self.lab.path(&format!("state-{host}"))))
+    }
+
     fn done(&self, args: &[&str]) -> String {
         self.run(args).done().text()
     }
@@ -327,14 +334,10 @@ fn an_older_state_is_refused_until_it_is_accepted() {
         line.split(['@', ' ']).nth(1).unwrap().to_owned()
     };
     let at_least = commit(&newest, "marked-one");
-    let elsewhere = |args: &[&str]| {
-        let mut command = lab.command(args);
-        let command = command.env("IMGSNAP_KEY_FILE", &sealed.key_file);
-        Run::of(command.env("IMGSNAP_STATE", lab.path("state-of-another")))
-    };
+    let elsewhere = |args: &[&str]| sealed.run_on("another", args);
     let restore = ["restore", "marked-one@1", "-o", "y", "--force", "--at-least", &at_least];
     elsewhere(&restore).done();
-    std::fs::remove_dir_all(lab.path("state-of-another")).unwrap();
+    std::fs::remove_dir_all(lab.path("state-another")).unwrap();
     sealed.show("older");
     let said = elsewhere(&restore).failed(FAILED);
     assert!(said.contains("is not known to have commit"), "{said}");
@@ -463,13 +466,7 @@ fn the_last_slot_that_opens_it_is_not_removed() {
 #[test]
 fn two_hosts_that_are_shown_different_histories_refuse_each_others() {
     let (sealed, _) = Sealed::with_snapshots();
-    let lab = &sealed.lab;
-    let host = |host: &str, args: &[&str]| {
-        let mut command = lab.command(args);
-        let command = command.env("IMGSNAP_KEY_FILE", &sealed.key_file);
-        let command = command.env("IMGSNAP_MACHINE_ID", host);
-        Run::of(command.env("IMGSNAP_STATE", lab.path(&format!("state-{host}"))))
-    };
+    let host = |host: &str, args: &[&str]| sealed.run_on(host, args);
     for name in ["a", "b"] {
         host(name, &["list"]).done();
     }

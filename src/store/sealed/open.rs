@@ -88,11 +88,7 @@ impl KeyRing {
         if let Some(open) = key.and_then(|key| self.remembered(key)) {
             return Ok(Arc::new(SealedStore::new(inner, open)));
         }
-        let given = match given {
-            None => self.source.ask(&place)?,
-            given => given,
-        };
-        let given = given.ok_or_else(|| is_sealed(&place))?;
+        let given = self.or_asked(given, &place)?.ok_or_else(|| is_sealed(&place))?;
         let sealing = Arc::new(unlock(inner.as_ref(), &names, key, &given)?);
         self.remember(&sealing);
         Ok(Arc::new(SealedStore::new(inner, sealing)))
@@ -104,16 +100,19 @@ impl KeyRing {
     /// `Key` if no key is given for its first slot.
     pub fn create(&self, inner: Arc<dyn Store>) -> Result<Arc<dyn Store>> {
         let place = inner.location("");
-        let given = match self.source.given()? {
-            None => self.source.ask(&place)?,
-            given => given,
-        };
-        let given = given.ok_or_else(|| {
+        let given = self.or_asked(self.source.given()?, &place)?.ok_or_else(|| {
             let what =
                 format!("an encrypted repository in {place} needs a passphrase or a key file");
             key_error(what).hint(give_key())
         })?;
         self.create_with(inner, &given)
+    }
+
+    fn or_asked(&self, given: Option<Credential>, place: &str) -> Result<Option<Credential>> {
+        match given {
+            None => self.source.ask(place),
+            given => Ok(given),
+        }
     }
 
     fn create_with(&self, inner: Arc<dyn Store>, given: &Credential) -> Result<Arc<dyn Store>> {
