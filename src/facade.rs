@@ -1,8 +1,11 @@
 //! The verbs of a repository, as methods: what a program that uses the library calls.
 
 mod keys;
+mod owning;
 mod taking;
 mod working;
+
+pub use owning::Confirmed;
 
 use crate::base::error::Result;
 use crate::base::events::Context;

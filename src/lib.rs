@@ -25,6 +25,7 @@ pub use base::events::{Context, Event, Observer};
 pub use base::message::{Action, Message};
 pub use base::sys::share_heaps;
 pub use base::units::ByteRange;
+pub use facade::Confirmed;
 pub use ops::apply::types::{Applied, ApplyRequest, ApplyTarget};
 pub use ops::config::types::Configuration;
 pub use ops::define::types::{DefineRequest, Defined};
@@ -36,6 +37,7 @@ pub use ops::flatten::types::Flattened;
 pub use ops::import::types::Imported;
 pub use ops::keys::types::KeySlot;
 pub use ops::list::types::{DomainListing, ListedDisk, Listing};
+pub use ops::owner::types::{OwnerStatus, SignedImage};
 pub use ops::protect::types::Protected;
 pub use ops::prune::types::{PruneRequest, Pruned};
 pub use ops::relink::types::{Relinked, RelinkedBase};
@@ -43,6 +45,7 @@ pub use ops::remove::types::Removed;
 pub use ops::repair::types::{
     ConfigOrigin, MendSource, Mended, MendedBy, Rebuilt, Repaired, RestoredConfig,
 };
+pub use ops::requests::types::{AskedSnapshot, DropRequest};
 pub use ops::restore::types::{
     RestoreOutcome, RestoreRequest, RestoreTarget, RestoredGroup, RestoredMember, UpdateOutcome,
 };

@@ -36,6 +36,8 @@ named! {
         Remove = "remove",
         /// Rebuild what is lost.
         Repair = "repair",
+        /// What hosts ask the owner to drop.
+        Requests = "requests",
         /// Write a snapshot to a file.
         Restore = "restore",
         /// Put the live file back.
@@ -108,6 +110,10 @@ named! {
         Of = "of",
         /// Take protection back.
         Off = "off",
+        /// Whose signatures count in a repository.
+        OwnerKey = "owner_key",
+        /// A file with the private key of the owner.
+        OwnerKeyFile = "owner_key_file",
         /// Where the result goes.
         Output = "output",
         /// The snapshot that a snapshot is taken against.

@@ -15,8 +15,10 @@ pub mod pipeline;
 pub mod read_limit;
 pub mod secret;
 pub(crate) mod setters;
+pub mod signing;
 #[expect(unsafe_code, reason = "the one module; see its contract")]
 pub(crate) mod sys;
+pub(crate) mod text;
 pub mod transfer;
 pub mod units;
 pub mod uri;

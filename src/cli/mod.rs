@@ -18,6 +18,7 @@ mod prune;
 mod remove;
 mod repair;
 mod repo;
+mod requests;
 mod restore;
 mod rollback;
 mod serve;
@@ -100,7 +101,7 @@ fn dispatch(args: &Args, printer: &Printer, stop: Arc<AtomicBool>) -> Result<Exi
     if let Some(threads) = args.threads {
         context = context.with_threads(threads);
     }
-    let place = &repo::Where::new(args, &context);
+    let place = &repo::Where::new(args, &context)?;
     if uses_repository(&args.command) {
         repo::warn_of_others(place, printer);
     }
@@ -165,6 +166,7 @@ fn dispatch(args: &Args, printer: &Printer, stop: Arc<AtomicBool>) -> Result<Exi
             repair::run(place, name.as_deref(), from, printer, &context)
         }
         Command::Key { verb } => key::run(place, verb, printer, &context),
+        Command::Requests { verb } => requests::run(place, verb, printer, &context),
         Command::Config { verb } => config::run(place, verb, printer, &context),
         Command::Relink { name, image, base_image, format } => {
             let (image, base_image) = ((image.as_ref(), *format), base_image.as_deref());

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use std::ffi::OsStr;
 use std::io::IsTerminal;
 use std::path::Path;
+use uuid::Uuid;
 
 /// Fails if stdout is a terminal: `what` is for a file or a pipe.
 pub fn refuse_terminal(what: &str) -> Result<()> {
@@ -191,6 +192,17 @@ pub fn map(shares: &[f64]) -> String {
         format!("  |{cells}|")
     });
     rows.collect::<Vec<_>>().join("\n")
+}
+
+/// As much of an id as tells it from others.
+pub fn short(id: Uuid) -> String {
+    id.to_string().chars().take(8).collect()
+}
+
+/// What to say where the owner was asked to do something.
+pub fn asked(to: &str, request: Uuid) -> String {
+    let id = short(request);
+    format!("asked the owner to {to}; to do it there: imgsnap requests confirm {id}")
 }
 
 #[cfg(test)]

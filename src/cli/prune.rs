@@ -156,6 +156,7 @@ fn to_json(pruned: &Pruned, dry_run: bool) -> Value {
         "kept": kept,
         "dropped": pruned.decisions.len() - kept,
         "snapshots": snapshots,
+        "requested": pruned.requested,
     });
     if let (Some(object), Value::Object(more)) =
         (value.as_object_mut(), compaction_json(&pruned.compaction))
@@ -168,6 +169,10 @@ fn to_json(pruned: &Pruned, dry_run: bool) -> Value {
 fn describe(pruned: &Pruned, dry_run: bool) -> String {
     let kept = pruned.decisions.iter().filter(|(_, keep)| !keep.is_empty()).count() as u64;
     let dropped = pruned.decisions.len() as u64 - kept;
+    if let Some(request) = pruned.requested {
+        let dropped = output::plural(dropped, "snapshot");
+        return output::asked(&format!("drop {dropped} of {}", pruned.name), request);
+    }
     let would = if dry_run { "  (dry run: nothing was changed)" } else { "" };
     let mut text = format!(
         "{}  {} kept, {} dropped{would}",
@@ -266,14 +271,18 @@ pub fn delete(
     Ok(exit::DONE)
 }
 
-fn say_deleted(deleted: &Deleted, printer: &Printer) -> Result<()> {
-    let Deleted { name, snapshot, compaction, .. } = deleted;
+pub fn say_deleted(deleted: &Deleted, printer: &Printer) -> Result<()> {
+    let Deleted { name, snapshot, compaction, requested, .. } = deleted;
+    if let (Some(request), false) = (requested, printer.is_json()) {
+        return printer.line(&output::asked(&format!("drop {name}@{}", snapshot.number), *request));
+    }
     warn_of_free_space(compaction, printer);
     if printer.is_json() {
         let mut value = json!({
             "name": name,
             "number": snapshot.number,
             "ref": format!("{name}@{}", snapshot.number),
+            "requested": requested,
         });
         if let (Some(object), Value::Object(more)) =
             (value.as_object_mut(), compaction_json(compaction))

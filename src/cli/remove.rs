@@ -8,7 +8,7 @@ use clap::CommandFactory;
 use clap::error::{ContextKind, ContextValue};
 use imgsnap::base::error::{Error, ErrorKind, Result};
 use imgsnap::base::events::Context;
-use imgsnap::{Member, Members, Repository};
+use imgsnap::{Member, Members, Removed, Repository};
 use serde_json::json;
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
@@ -54,14 +54,22 @@ pub fn run(
             return Ok(exit::FAILED);
         }
     }
-    let done = repository.remove(name, context)?;
+    say_removed(name, &repository.remove(name, context)?, printer)?;
+    Ok(exit::DONE)
+}
+
+pub fn say_removed(name: &str, done: &Removed, printer: &Printer) -> Result<()> {
+    if let (Some(request), false) = (done.requested, printer.is_json()) {
+        return printer.line(&output::asked(&format!("remove {name}"), request));
+    }
     let (snapshots, freed) = (done.snapshots, done.freed_bytes);
     if printer.is_json() {
         let grace = done.grace_seconds;
         let groups: Vec<_> = done.incomplete.iter().map(list::group_json).collect();
         let (now, later) = if grace.is_none() { (freed, 0) } else { (0, freed) };
         printer.json(&json!({"name": name, "snapshots": snapshots, "freed_bytes": now,
-            "to_free_bytes": later, "grace_seconds": grace, "incomplete_groups": groups}))?;
+            "to_free_bytes": later, "grace_seconds": grace, "incomplete_groups": groups,
+            "requested": done.requested}))?;
     } else {
         let what = output::plural(snapshots, "snapshot");
         let freed = match done.grace_seconds {
@@ -73,7 +81,7 @@ pub fn run(
             printer.line(&format!("  incomplete now: {}", incomplete(&done.incomplete)))?;
         }
     }
-    Ok(exit::DONE)
+    Ok(())
 }
 
 /// How many groups are named.

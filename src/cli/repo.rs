@@ -1,18 +1,20 @@
 //! Which repository.
 
 use super::args::{Args, Command, FirstUse};
-use super::key::args::KeyOptions;
-use super::key::given::Given;
+use super::key::args::{KeyOptions, OwnerOptions};
+use super::key::given::{Given, owner_key_in};
 use super::printer::Printer;
 use super::{exit, trust, words};
 use imgsnap::base::error::{Error, ErrorKind, Result};
 use imgsnap::base::events::Context;
 use imgsnap::base::message::{Message, Setting};
+use imgsnap::base::signing::OwnerSigner;
 use imgsnap::base::uri::Shown;
 use imgsnap::image::{ImageFormat, ImageUri, RawFile, Source};
 use imgsnap::repo::accepted::AcceptedState;
 use imgsnap::repo::first_use;
-use imgsnap::repo::host::HostState;
+use imgsnap::repo::host::{HostState, OwnerGiven};
+use imgsnap::repo::owner::watched;
 use imgsnap::store::sealed::KeyRing;
 use imgsnap::store::{Above, CachePlace, Location, Store, StoreOptions, locate};
 use imgsnap::tracking::clone_into;
@@ -29,6 +31,7 @@ pub struct Where {
     repo: Option<PathBuf>,
     options: StoreOptions,
     accepted: Vec<AcceptedState>,
+    owner: OwnerGiven,
 }
 
 /// Where a repository is, or may be made.
@@ -40,11 +43,15 @@ struct Place {
 impl Where {
     /// Another one, used in the same way.
     pub fn at(&self, repo: &Path) -> Self {
-        Self { repo: Some(repo.to_owned()), ..self.clone() }
+        // Its owner is another one.
+        Self { repo: Some(repo.to_owned()), owner: OwnerGiven::default(), ..self.clone() }
     }
 
     /// What the arguments say.
-    pub fn new(args: &Args, context: &Context) -> Self {
+    ///
+    /// # Errors
+    /// If the file of the owner key cannot be read.
+    pub fn new(args: &Args, context: &Context) -> Result<Self> {
         let cache =
             (!args.no_cache).then(|| args.cache_dir.clone().or_else(usual_cache)).flatten().map(
                 |folder| CachePlace { folder, most_bytes: args.cache_size.unwrap_or(CACHE_BYTES) },
@@ -55,7 +62,8 @@ impl Where {
         let seals = matches!(&args.command, Command::Init(init) if init.encrypt);
         let keys = Some(Arc::new(KeyRing::new(Given::new(args.keys.clone(), seals))));
         let options = StoreOptions { transfer, cache, all_images, keys, seals };
-        Self { repo: args.repo.clone(), options, accepted: args.accept_older.clone() }
+        let (accepted, owner) = (args.accept_older.clone(), owner_of(&args.owner)?);
+        Ok(Self { repo: args.repo.clone(), options, accepted, owner })
     }
 
     /// The same with one more state that is right.
@@ -84,13 +92,28 @@ impl Where {
 
     /// This host, which uses it.
     fn host(&self) -> HostState {
-        HostState::of_this_host().accepting(&self.accepted)
+        let host = HostState::of_this_host().accepting(&self.accepted);
+        host.owned_by(self.owner.clone())
     }
 
-    /// The store, without a look at it.
+    /// The store. It is looked at only if it is encrypted or has an owner.
     pub fn store(&self) -> Result<Arc<dyn Store>> {
-        self.place()?.location.store(&self.options)
+        watched(self.place()?.location.store(&self.options)?, &self.host())
     }
+
+    /// The same with another owner key.
+    pub fn with_owner_key(&self, signer: &Arc<OwnerSigner>) -> Self {
+        let owner = OwnerGiven { key: None, signer: Some(signer.clone()) };
+        Self { owner, ..self.clone() }
+    }
+}
+
+/// What the arguments and the environment say of the owner.
+fn owner_of(options: &OwnerOptions) -> Result<OwnerGiven> {
+    let named = std::env::var_os("IMGSNAP_OWNER_KEY_FILE").filter(|file| !file.is_empty());
+    let file = options.owner_key_file.clone().or_else(|| named.map(PathBuf::from));
+    let signer = file.map(|file| owner_key_in(&file).map(Arc::new)).transpose()?;
+    Ok(OwnerGiven { key: options.owner_key, signer })
 }
 
 /// How often a repository is opened that others are making.

@@ -6,6 +6,7 @@ use crate::repo::Repository;
 use crate::repo::garbage::reader_lock;
 use crate::repo::head::check_seen;
 use crate::repo::manifest::{self, ImageFile, Manifest, Pin, Snapshot};
+use crate::repo::names::keeps_tombstones;
 use crate::repo::reserve::{is_released, keep_reserve};
 use crate::repo::session::Writer;
 use crate::store::{LockKind, ReserveKept, Store};
@@ -197,6 +198,10 @@ fn forget(manifest: &mut Manifest) {
 
 /// Removes an image that was made for a snapshot that failed, unless somebody else has taken one of it since.
 pub(crate) fn remove_unused_image(repository: &Repository, mut writer: Writer) -> Result<()> {
+    // Nothing is in it, and it is not for this host to remove it.
+    if !repository.may_drop() {
+        return Ok(());
+    }
     if repository.store.sharing()?.is_locked() {
         return remove_image(repository, writer, |_| (), |_| Ok(())).map(drop);
     }
@@ -245,7 +250,7 @@ pub(crate) fn remove_image(
     // The commit comes first: from here on nothing of the image is listed, whatever is still
     // there.
     // Whoever has seen it could otherwise not tell that it was removed, and did not vanish.
-    let stays = store.sealing().is_some();
+    let stays = keeps_tombstones(store);
     match stays {
         true => forget(&mut writer.manifest),
         false => {

@@ -5,6 +5,7 @@ use crate::base::events::Context;
 use crate::repo::Repository;
 use crate::repo::manifest::{self, Condemned, ImageFile, Manifest, temporary_of};
 use crate::repo::marker::Marker;
+use crate::repo::names::keeps_tombstones;
 use crate::store::{Listed, LockKind, Sharing};
 use jiff::Timestamp;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -56,7 +57,7 @@ fn collect_locked(
     store.sync_dir(name)?;
     let files = store.list(name)?;
     // A commit that was reported as failed may stand all the same: what it names is not ours to remove.
-    if files.iter().filter_map(|file| manifest::sequence_of(file)).max() > Some(manifest.sequence) {
+    if !manifest.is_last_of(files.iter().filter_map(|file| manifest::sequence_of(file))) {
         return Ok(reaped);
     }
     let present: HashSet<&str> = files.iter().map(String::as_str).collect();
@@ -72,7 +73,7 @@ fn collect_locked(
         Some(of) if of.is_object() => {
             is_whole && !named.contains(file.as_str()) && !manifest.is_planned(file)
         }
-        Some(ImageFile::Manifest(sequence)) => sequence < manifest.sequence,
+        Some(ImageFile::Manifest(sequence)) => sequence < manifest.oldest_needed(),
         Some(_) | None => false,
     };
     // Manifests go last: they tell a repair that what they name was dropped, and not forgotten to be
@@ -157,7 +158,7 @@ fn collect_shared_listed(
         .iter()
         .filter_map(|object| Some((manifest::sequence_of(&object.name)?, object.time)))
         .collect();
-    if manifests.last_key_value().map(|(sequence, _)| *sequence) != Some(manifest.sequence) {
+    if !manifest.is_last_of(manifests.keys().copied()) {
         return Ok(reaped);
     }
     let Some(now) = clock.time(listed) else { return Ok(reaped) };
@@ -211,7 +212,7 @@ fn collect_shared_listed(
                 let is_gone = remove(repository, name, &object.name, context)?;
                 reaped.freed_bytes += if is_gone { object.bytes } else { 0 };
             }
-            Some(ImageFile::Manifest(sequence)) if sequence < manifest.sequence => {
+            Some(ImageFile::Manifest(sequence)) if sequence < manifest.oldest_needed() => {
                 remove(repository, name, &object.name, context)?;
             }
             // Its writer has died, or sleeps: it is condemned first, and then the writer finds it so.
@@ -240,9 +241,9 @@ fn collect_shared_listed(
 pub(crate) fn collect_removed(repository: &Repository, context: &Context) -> Result<()> {
     let store = repository.store.as_ref();
     let Sharing::Shared { grace, marker_life } = repository.sharing()? else {
-        return match store.sealing() {
-            Some(_) => collect_removed_locked(repository, context),
-            None => Ok(()),
+        return match keeps_tombstones(store) {
+            true => collect_removed_locked(repository, context),
+            false => Ok(()),
         };
     };
     for name in store.list("")?.into_iter().filter(|name| manifest::check_name(name).is_ok()) {
@@ -252,7 +253,8 @@ pub(crate) fn collect_removed(repository: &Repository, context: &Context) -> Res
                 collect_shared(repository, &mut last, grace, marker_life, context)?;
                 // Where the store keeps nobody apart, another program of this host goes first.
                 let alone = repository.lock_single_writer(&name)?;
-                if last.has_disowned() && !matches!(alone, Some(None)) {
+                let may_commit = repository.may_drop() && !matches!(alone, Some(None));
+                if last.has_disowned() && may_commit {
                     manifest::commit(store, &mut last)?;
                 }
             }

@@ -99,9 +99,7 @@ pub(crate) fn hold_all(
         // A snapshot stays while what depends on it rules (C9); if that was so when all was held, it is held.
         let mut are_last = true;
         for held in others.iter().chain([&image]).filter(|held| is_based(&held.manifest)) {
-            let Manifest { name, sequence, .. } = &held.manifest;
-            let last = manifest::ruling_since(repository.store.as_ref(), name, *sequence)?;
-            are_last &= last == Some(*sequence);
+            are_last &= manifest::is_last(repository.store.as_ref(), &held.manifest)?;
         }
         if are_last {
             return Ok((image, others));

@@ -9,6 +9,7 @@
 //! ```
 
 use crate::base::error::{Error, ErrorKind, Result, best_effort};
+use crate::base::signing::{OwnerKey, OwnerSigner};
 use crate::repo::accepted::AcceptedState;
 use crate::repo::manifest::temporary_of;
 use crate::store::{Above, LocalStore, LockGuard, LockKind, OsDisk, Store, make_folder};
@@ -48,6 +49,17 @@ pub struct HostState {
     told: Arc<Mutex<HashSet<Uuid>>>,
     /// States of repositories that are used though they are not what was seen.
     accepted: Arc<[AcceptedState]>,
+    /// What was said of the owner of the repository.
+    owner: OwnerGiven,
+}
+
+/// What is said of the owner of a repository, by who uses it.
+#[derive(Debug, Clone, Default)]
+pub struct OwnerGiven {
+    /// Whose signatures count.
+    pub key: Option<OwnerKey>,
+    /// The private key.
+    pub signer: Option<Arc<OwnerSigner>>,
 }
 
 impl fmt::Debug for HostState {
@@ -87,13 +99,23 @@ impl HostState {
 
     fn in_store_of(store: Option<Arc<dyn Store>>, folder: Option<PathBuf>) -> Self {
         let (told, accepted) = (Arc::default(), Arc::default());
-        Self { host: this_host(), store, folder, told, accepted }
+        Self { host: this_host(), store, folder, told, accepted, owner: OwnerGiven::default() }
     }
 
     /// The same for which these states of repositories are right.
     #[must_use]
     pub fn accepting(self, accepted: &[AcceptedState]) -> Self {
         Self { accepted: accepted.into(), ..self }
+    }
+
+    /// The same for which that is the owner of the repository.
+    #[must_use]
+    pub fn owned_by(self, owner: OwnerGiven) -> Self {
+        Self { owner, ..self }
+    }
+
+    pub(crate) fn owner(&self) -> &OwnerGiven {
+        &self.owner
     }
 
     pub(crate) fn accepted(&self) -> &[AcceptedState] {

@@ -73,13 +73,12 @@ pub(crate) fn load_marked(
     let marker = Marker::put(store, name, manifest.sequence);
     // What was condemned before the marker was there does not wait for it.
     let listed = with_listing.then(|| store.list_timed(name)).transpose()?;
-    let ruling = match &listed {
-        Some(listed) => {
-            listed.iter().filter_map(|object| manifest::sequence_of(&object.name)).max()
-        }
-        None => manifest::ruling_since(store.as_ref(), name, manifest.sequence)?,
+    let is_last = match &listed {
+        Some(listed) => manifest
+            .is_last_of(listed.iter().filter_map(|object| manifest::sequence_of(&object.name))),
+        None => manifest::is_last(store.as_ref(), &manifest)?,
     };
-    match ruling == Some(manifest.sequence) {
+    match is_last {
         true => Ok(Marked { manifest, marker, listed }),
         false => {
             let manifest = manifest::load(store.as_ref(), name)?;

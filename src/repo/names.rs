@@ -64,10 +64,16 @@ pub(crate) fn images_in(store: &dyn Store) -> Result<Vec<String>> {
     Ok(names)
 }
 
+/// True if the last manifest of an image stays that was removed, also where there are locks: it tells that the
+/// image has not vanished, and that older ones, signed as they are, do not count any more.
+pub(crate) fn keeps_tombstones(store: &dyn Store) -> bool {
+    store.sealing().is_some() || store.owner().is_some()
+}
+
 /// True for an image that was removed where its last manifest has to stay.
 fn is_forgotten(store: &dyn Store, name: &str, files: &[String]) -> Result<bool> {
-    // Where all is sealed, one that is being removed has its last manifest before its files are gone.
-    let goes_whole = store.sharing()?.is_locked() && store.sealing().is_none();
+    // Elsewhere one that is being removed has its last manifest before its files are gone.
+    let goes_whole = store.sharing()?.is_locked() && !keeps_tombstones(store);
     if goes_whole && files.iter().any(|file| ImageFile::is_delta(file)) {
         return Ok(false);
     }

@@ -105,7 +105,7 @@ impl Place {
     }
 
     /// The one that was used there last.
-    fn last(&self) -> Option<Uuid> {
+    pub(crate) fn last(&self) -> Option<Uuid> {
         self.known().as_ref().ok()?.repositories.first().copied()
     }
 

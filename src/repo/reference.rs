@@ -10,6 +10,7 @@ use jiff::civil::{Date, DateTime};
 use jiff::tz::TimeZone;
 use jiff::{Span, Timestamp};
 use std::str::FromStr;
+use uuid::Uuid;
 
 /// A snapshot, as a user names it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,6 +27,8 @@ pub struct Reference {
 pub enum At {
     /// By number.
     Number(u64),
+    /// By its identity.
+    Id(Uuid),
     /// The one with the highest number.
     #[default]
     Latest,
@@ -139,6 +142,7 @@ pub(crate) fn find<'a>(manifest: &'a Manifest, head: &Head, at: &At) -> Result<&
             let found = snapshots.iter().find(|s| s.number == *number);
             (found, format!("there is no snapshot {name}@{number}"))
         }
+        At::Id(id) => (manifest.by_id(*id), format!("\"{name}\" has no snapshot {id}")),
         At::Latest => (manifest.latest(), format!("\"{name}\" has no snapshots")),
         At::Head => {
             let found = head.snapshot.and_then(|id| manifest.by_id(id));

@@ -7,6 +7,7 @@ use crate::delta::{Caches, Traffic};
 use crate::repo::config::{Config, Defaults, object};
 use crate::repo::host::HostState;
 use crate::repo::names::{Overview, is_of_filesystem, is_temporary, names_in, overview};
+use crate::repo::owner;
 use crate::repo::place::Place;
 use crate::repo::policy::{Policy, SnapshotPolicy};
 use crate::repo::probe;
@@ -14,7 +15,7 @@ use crate::repo::root::Root;
 use crate::repo::seen::Seen;
 use crate::repo::top::{MARKER, is_probe};
 use crate::store::sealed::is_slot;
-use crate::store::{LockGuard, Sharing, Store};
+use crate::store::{LockGuard, Owner, Sharing, Store};
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use uuid::Uuid;
@@ -112,6 +113,15 @@ impl Repository {
                 config.sealed_with(sealing, sealing.slot().into_iter().collect())
             }
         };
+        let (store, config) = match &host.owner().signer {
+            None => (store, config),
+            Some(signer) => {
+                let config = config.owned_by(signer.key());
+                let owner = Owner::new(config.id, signer.key(), Some(signer.clone()));
+                owner::remember(&host, config.id, signer.key())?;
+                (owner::owned(store, owner), config)
+            }
+        };
         object::begin(store.as_ref(), &config.encode()?)?;
         Ok(Self::with(store, host, config))
     }
@@ -141,6 +151,7 @@ impl Repository {
 
     /// The same, whatever this host has used there.
     pub(crate) fn open_unchecked(store: Arc<dyn Store>, host: HostState) -> Result<Self> {
+        let store = owner::watched(store, &host)?;
         match load_checked(store.as_ref(), &host) {
             Ok(config) => Ok(Self::with(store, host, config)),
             Err(e) => Err(Self::or_missing(store.as_ref(), &host, e)),
@@ -271,6 +282,11 @@ impl Repository {
         })
     }
 
+    /// False if the owner alone may drop anything, and the owner key is not here.
+    pub(crate) fn may_drop(&self) -> bool {
+        self.store.owner().is_none_or(|owner| owner.signer.is_some())
+    }
+
     /// True if all in it is encrypted.
     pub fn is_sealed(&self) -> bool {
         self.store.sealing().is_some()
@@ -326,6 +342,7 @@ impl Repository {
 /// this host has seen, and by a slot that counts.
 fn load_checked(store: &dyn Store, host: &HostState) -> Result<Config> {
     let mut config = Config::load(store)?;
+    owner::check_told(&config, store)?;
     if store.sealing().is_none() {
         return Ok(config);
     }

@@ -40,6 +40,17 @@ pub(crate) fn attempt_of(file: &str) -> Option<(Uuid, u32)> {
     (attempt_file(plan, task, attempt) == file).then_some((plan, task))
 }
 
+/// The name of a request.
+pub(crate) fn request_file(request: Uuid) -> String {
+    format!("request.{request}")
+}
+
+/// The id in the name of a request.
+pub(crate) fn request_id(file: &str) -> Option<Uuid> {
+    let request = Uuid::parse_str(file.strip_prefix("request.")?).ok()?;
+    (request_file(request) == file).then_some(request)
+}
+
 /// A name that was never given before, for an object that is put only to see what a store does.
 pub(crate) fn probe_name() -> String {
     format!("probe.{}", Uuid::new_v4())
@@ -58,6 +69,7 @@ pub(crate) fn is_of_repository(name: &str) -> bool {
         || is_probe(name)
         || is_slot(name)
         || plan_id(name).is_some()
+        || request_id(name).is_some()
         || attempt_of(name).is_some()
 }
 

@@ -7,8 +7,10 @@
 
 mod cached;
 mod disk;
+mod forward;
 mod local;
 mod memory;
+mod owned;
 mod place;
 mod remote;
 pub mod sealed;
@@ -20,6 +22,8 @@ pub use disk::{Disk, DiskFile, LockKind, OsDisk};
 pub use local::LocalStore;
 pub(crate) use local::{RESERVE, SHARED};
 pub use memory::{Act, Fault, Host, MemoryStore, World};
+pub use owned::Owner;
+pub(crate) use owned::{Counted, OwnedStore};
 pub use place::{Above, Location, StoreOptions, locate, make_folder, store_at};
 pub use remote::{RemoteFile, RemoteStore, Version, create_remote, glob_remote, is_remote_there};
 pub use url::{RemoteKind, RemoteUrl};
@@ -136,6 +140,11 @@ pub trait Store: Send + Sync {
 
     /// The keys with which all is sealed; none where nothing is.
     fn sealing(&self) -> Option<&Arc<Sealing>> {
+        None
+    }
+
+    /// Whose signatures count there; none if everybody's commits do.
+    fn owner(&self) -> Option<&Owner> {
         None
     }
 

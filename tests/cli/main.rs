@@ -31,6 +31,7 @@ mod mend;
 #[path = "../support/naive_reader.rs"]
 mod naive_reader;
 mod of;
+mod owned;
 mod owners;
 mod parts;
 mod paths;

@@ -17,6 +17,7 @@ mod faulty;
 mod hosts;
 mod known;
 mod live;
+mod owned;
 mod pins;
 #[path = "../support/random.rs"]
 mod random;

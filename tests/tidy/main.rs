@@ -109,6 +109,7 @@ fn the_methods_of_a_repository_stand_in_one_place_for_data_and_one_for_verbs() {
         [
             "src/facade.rs",
             "src/facade/keys.rs",
+            "src/facade/owning.rs",
             "src/facade/taking.rs",
             "src/facade/working.rs",
             "src/repo/repository.rs"

@@ -8,7 +8,8 @@ pub use work::{Plan, PlanVerb};
 
 use super::bench::args::Bench;
 use super::config::args::Config;
-use super::key::args::{Key, KeyOptions};
+use super::key::args::{Key, KeyOptions, OwnerOptions};
+use super::requests::args::Requests;
 use super::restore::args::Restore;
 use super::words::{self, parsed};
 use clap::builder::{OsStringValueParser, TypedValueParser};
@@ -75,6 +76,8 @@ pub struct Args {
     pub accept_older: Vec<AcceptedState>,
     #[command(flatten)]
     pub keys: KeyOptions,
+    #[command(flatten)]
+    pub owner: OwnerOptions,
     #[command(subcommand)]
     pub command: Command,
 }
@@ -242,6 +245,11 @@ pub enum Command {
     Key {
         #[command(subcommand)]
         verb: Key,
+    },
+    /// Show what hosts ask the owner of the repository to drop, and do it or not
+    Requests {
+        #[command(subcommand)]
+        verb: Requests,
     },
     /// Show or change the configuration: rules of prune, how snapshots are taken, what bases are made with
     Config {

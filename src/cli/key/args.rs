@@ -1,6 +1,8 @@
 //! What opens encrypted repositories, and what can be typed after `imgsnap key`.
 
+use super::super::words::parsed;
 use clap::{Args as ClapArgs, Subcommand, ValueHint};
+use imgsnap::base::signing::OwnerKey;
 use std::path::PathBuf;
 
 /// What opens the repository.
@@ -36,6 +38,17 @@ pub struct KeyOptions {
         conflicts_with_all = ["key_file", "password_file", "password_fd"]
     )]
     pub password_command: Option<String>,
+}
+
+/// Who owns the repository.
+#[derive(ClapArgs, Clone, Default)]
+pub struct OwnerOptions {
+    /// The owner of the repository, as the owner has told you: only what that one signs may drop anything
+    #[arg(long, global = true, value_name = "KEY", value_parser = parsed::<OwnerKey>)]
+    pub owner_key: Option<OwnerKey>,
+    /// The private key of the owner, on the owner's host; otherwise IMGSNAP_OWNER_KEY_FILE
+    #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub owner_key_file: Option<PathBuf>,
 }
 
 /// What is to open it from now on.
@@ -82,6 +95,11 @@ pub enum Key {
         #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
         output: Option<PathBuf>,
     },
+    /// Show the owner of a repository, or make one: who alone may drop snapshots
+    Owner {
+        #[command(subcommand)]
+        verb: Option<OwnerVerb>,
+    },
     /// Let a passphrase or key file open the repository, by its recovery text
     Import {
         /// A file with the recovery text
@@ -90,4 +108,22 @@ pub enum Key {
         #[command(flatten)]
         new: NewKey,
     },
+}
+
+#[derive(Subcommand)]
+pub enum OwnerVerb {
+    /// Make the owner of a repository that has none: a new key in a new file, or the one in a file
+    Create {
+        /// The file with the private key
+        #[arg(value_hint = ValueHint::FilePath)]
+        file: PathBuf,
+    },
+    /// Name another owner, with the key of the one before
+    Change {
+        /// The file with the new private key
+        #[arg(value_hint = ValueHint::FilePath)]
+        file: PathBuf,
+    },
+    /// Sign what hosts without the owner key have added
+    Sign,
 }

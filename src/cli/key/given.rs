@@ -5,6 +5,7 @@ use super::args::{KeyOptions, NewKey};
 use super::terminal;
 use imgsnap::base::error::{Error, ErrorKind, Result};
 use imgsnap::base::secret::Secret;
+use imgsnap::base::signing::OwnerSigner;
 use imgsnap::base::uri::Shown;
 use imgsnap::store::sealed::{Credential, KeySource};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -131,6 +132,15 @@ fn read_from(from: impl Read, place: &str) -> Result<Secret> {
         true => Err(Error::new(ErrorKind::InvalidInput, format!("{place} is too long for a key"))),
         false => Ok(secret),
     }
+}
+
+/// The private key of an owner.
+///
+/// # Errors
+/// `Key` if the file has none.
+pub fn owner_key_in(path: &Path) -> Result<OwnerSigner> {
+    keep_out_of_core_dumps();
+    OwnerSigner::read(&read_all(path)?).map_err(|e| e.at(path.shown()))
 }
 
 fn key_file_of(path: &Path) -> Result<Credential> {

@@ -2,22 +2,22 @@
 
 pub mod args;
 pub mod given;
+mod owner;
 mod terminal;
+mod written;
 
 use super::exit;
 use super::printer::Printer;
 use super::repo::{self, Where};
 use args::Key;
-use imgsnap::base::error::{Error, Result, best_effort};
+use imgsnap::base::error::{Result, best_effort};
 use imgsnap::base::events::Context;
 use imgsnap::base::uri::Shown;
 use imgsnap::{KeySlot, Repository};
 use serde_json::json;
-use std::fs::OpenOptions;
-use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::process::ExitCode;
+use written::write_secret;
 
 pub fn run(place: &Where, verb: &Key, printer: &Printer, context: &Context) -> Result<ExitCode> {
     let open = || repo::open_to_change(place, context);
@@ -39,6 +39,7 @@ pub fn run(place: &Where, verb: &Key, printer: &Printer, context: &Context) -> R
             tell(&format!("removed the key slot {slot}"), "removed", &slot, printer)?;
         }
         Key::Export { output } => export(&repo::open(place, context)?, output.as_deref(), printer)?,
+        Key::Owner { verb } => return owner::run(place, verb.as_ref(), printer, context),
         Key::Import { recovery, new } => {
             let place = place.with_key_file(recovery);
             let slot = repo::open_to_change(&place, context)?.add_key(&given::new(new)?)?;
@@ -80,14 +81,6 @@ fn list(repository: &Repository, printer: &Printer) -> Result<()> {
 fn export(repository: &Repository, output: Option<&Path>, printer: &Printer) -> Result<()> {
     let text = repository.recovery_text()?;
     let Some(path) = output else { return printer.bytes(text.as_bytes()) };
-    let failed = |e| Error::os("write", path.shown(), e);
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .custom_flags(libc::O_NOFOLLOW)
-        .open(path)
-        .map_err(failed)?;
-    file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(failed)?;
+    write_secret(path, text.as_bytes())?;
     printer.line(&format!("wrote the recovery text to {}", path.shown()))
 }

@@ -40,6 +40,12 @@ pub fn replace(store: &dyn Store, was: &Configuration, text: &str) -> Result<Con
         let hint = message!["change it with ", Verb::Key.call()];
         return Err(Error::new(ErrorKind::InvalidInput, what).hint(hint));
     }
+    let owner = |text: &str| Config::decode(text).ok().and_then(|config| config.owner());
+    if owner(&was.text) != owner(text) {
+        let hint = message!["change it with ", Verb::Key.of("owner")];
+        let what = "[owner] is not edited by hand";
+        return Err(Error::new(ErrorKind::InvalidInput, what).hint(hint));
+    }
     if read(store)? != *was {
         return Err(object::changed(store));
     }

@@ -12,10 +12,11 @@ use crate::repo::compact::{compact, drop_snapshots, or_warn};
 use crate::repo::compaction::{CompactWhen, Compaction};
 use crate::repo::group::{half_done, named_last, targets};
 use crate::repo::head::Head;
-use crate::repo::manifest::{Snapshot, changed_meanwhile};
+use crate::repo::manifest::{Manifest, Snapshot, changed_meanwhile};
 use crate::repo::pins::{Below, write_to_drop};
 use crate::repo::reference::{self, At};
-use crate::repo::session::{Writer, refuse_damaged_head};
+use crate::repo::requests::leave;
+use crate::repo::session::{Writer, read, refuse_damaged_head};
 use std::collections::HashSet;
 use uuid::Uuid;
 
@@ -27,6 +28,11 @@ pub fn run(
     is_compact: bool,
     context: &Context,
 ) -> Result<Deleted> {
+    if !repository.may_drop() {
+        let reader = read(repository, name, context)?;
+        let id = reader.find(at)?.id;
+        return ask(repository, reader.manifest(), id);
+    }
     let writer = write_to_drop(repository, name, context)?;
     refuse_damaged_head(name, writer.head_was_damaged)?;
     let snapshot = reference::find(&writer.manifest, &writer.head, at)?.clone();
@@ -46,6 +52,15 @@ pub fn run_group(
     context: &Context,
 ) -> Result<Vec<Deleted>> {
     let mut opened = Vec::new();
+    if !repository.may_drop() {
+        let targets = targets(repository, name, at, context)?;
+        let mut asked = Vec::new();
+        for target in targets.into_iter().filter(|target| target.is_listed) {
+            let reader = read(repository, &target.name, context)?;
+            asked.push(ask(repository, reader.manifest(), target.id)?);
+        }
+        return Ok(asked);
+    }
     let targets = match targets(repository, name, at, context) {
         Ok(targets) => targets,
         Err(error) => {
@@ -90,9 +105,18 @@ pub fn run_group(
     // Where the chains of one begin in another, both are let go of by now.
     let end = |(name, snapshot, below, now, compaction): (_, _, Below, _, _)| {
         below.release(repository, Some(&now), context);
-        Deleted { name, snapshot, compaction }
+        Deleted { name, snapshot, compaction, requested: None }
     };
     Ok(done.into_iter().map(end).collect())
+}
+
+/// Asks the owner to drop a snapshot.
+fn ask(repository: &Repository, manifest: &Manifest, id: Uuid) -> Result<Deleted> {
+    refuse_kept(repository.store.as_ref(), manifest, |s| s.id == id)?;
+    let snapshot = manifest.by_id(id).cloned().ok_or_else(|| changed_meanwhile(&manifest.name))?;
+    let requested = Some(leave(repository, manifest, Some(&HashSet::from([id])))?);
+    let (name, compaction) = (manifest.name.clone(), Compaction::default());
+    Ok(Deleted { name, snapshot, compaction, requested })
 }
 
 /// An image of which a snapshot is to go.
@@ -148,7 +172,7 @@ impl Open {
         let now = self.writer.manifest.clone();
         drop(self.writer);
         self.below.release(repository, Some(&now), context);
-        Deleted { name: self.name, snapshot: self.snapshot, compaction }
+        Deleted { name: self.name, snapshot: self.snapshot, compaction, requested: None }
     }
 }
 

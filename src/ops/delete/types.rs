@@ -3,6 +3,7 @@
 use crate::repo::compaction::Compaction;
 use crate::repo::manifest::Snapshot;
 use serde::Serialize;
+use uuid::Uuid;
 
 /// A snapshot that was deleted.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -14,4 +15,6 @@ pub struct Deleted {
     pub snapshot: Snapshot,
     /// What became of its space.
     pub compaction: Compaction,
+    /// It is still there: the owner was asked to drop it, with that request.
+    pub requested: Option<Uuid>,
 }

@@ -10,6 +10,7 @@ use crate::base::message::{Verb, message};
 use crate::ops::keys::types::KeySlot;
 use crate::repo::Repository;
 use crate::repo::config::{Config, object};
+use crate::repo::owner::refuse_others;
 use crate::store::sealed::{Credential, Sealing, SlotId, remove_slot, slots_in};
 use std::sync::Arc;
 use zeroize::Zeroizing;
@@ -66,6 +67,7 @@ fn put(
     stays: impl Fn(SlotId) -> bool,
 ) -> Result<SlotId> {
     let store = repository.store.as_ref();
+    refuse_others(store, "change its key slots")?;
     let new = sealing(repository)?.add_slot(store, given)?;
     let committed = commit(repository, |slots| {
         slots.retain(|id| stays(*id));
@@ -82,6 +84,7 @@ fn put(
 /// Removes a slot: not the last one.
 pub(crate) fn remove(repository: &Repository, slot: &str) -> Result<SlotId> {
     sealing(repository)?;
+    refuse_others(repository.store.as_ref(), "change its key slots")?;
     let listed = repository.config.slots();
     let found: Vec<SlotId> =
         listed.iter().filter(|id| id.to_string().starts_with(slot)).copied().collect();
@@ -112,7 +115,8 @@ pub(crate) fn remove(repository: &Repository, slot: &str) -> Result<SlotId> {
 
 /// The recovery text: the master key itself.
 pub(crate) fn recovery_text(repository: &Repository) -> Result<Zeroizing<String>> {
-    Ok(sealing(repository)?.recovery_text())
+    let owner = repository.store.owner().map(|owner| owner.key);
+    Ok(sealing(repository)?.recovery_text(owner))
 }
 
 fn commit(

@@ -39,7 +39,14 @@ impl Decided {
         let wrong = snapshots.iter().filter(|(s, decision)| decision.time != s.time);
         let corrected = wrong.map(|(s, decision)| (s.number, decision.time)).collect();
         let decisions = snapshots.into_iter().map(|(s, decision)| (s, decision.keep)).collect();
-        Pruned { name: name.into(), decisions, corrected, clock_in_doubt, compaction }
+        Pruned {
+            name: name.into(),
+            decisions,
+            corrected,
+            clock_in_doubt,
+            compaction,
+            requested: None,
+        }
     }
 }
 

@@ -17,6 +17,7 @@ use crate::repo::garbage::collect_removed;
 use crate::repo::head::Head;
 use crate::repo::manifest::Manifest;
 use crate::repo::pins::{Below, write_to_drop};
+use crate::repo::requests::leave;
 use crate::repo::session::{read, refuse_damaged_head};
 use decided::decide_all;
 use jiff::Timestamp;
@@ -53,7 +54,8 @@ pub fn run(
         Ok::<_, Error>(decided)
     };
     let when = CompactWhen::of(request.compact, policy.garbage);
-    if request.dry_run {
+    let is_for_owner = !repository.may_drop();
+    if request.dry_run || is_for_owner {
         let reader = read(repository, name, context)?;
         refuse_damaged_head(name, reader.head_was_damaged)?;
         let decided = decide(reader.manifest(), reader.head())?;
@@ -62,7 +64,11 @@ pub fn run(
         let compaction = compaction_of(repository, &next, &unneeded, when, context)?;
         refuse_for_nothing(&decided.dropped(), &compaction)
             .map_err(|e| e.at("nothing would be dropped"))?;
-        return Ok(decided.outcome(name, compaction));
+        let dropped = decided.dropped();
+        let is_asked = is_for_owner && !request.dry_run && !dropped.is_empty();
+        let requested =
+            is_asked.then(|| leave(repository, reader.manifest(), Some(&dropped))).transpose()?;
+        return Ok(Pruned { requested, ..decided.outcome(name, compaction) });
     }
     let mut writer = write_to_drop(repository, name, context)?;
     refuse_damaged_head(name, writer.head_was_damaged)?;

@@ -6,6 +6,7 @@ use crate::repo::manifest::Snapshot;
 use crate::repo::retention::Rules;
 use jiff::Timestamp;
 use serde::Serialize;
+use uuid::Uuid;
 
 /// What is to be kept.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -50,4 +51,6 @@ pub struct Pruned {
     pub clock_in_doubt: bool,
     /// What became of their space.
     pub compaction: Compaction,
+    /// Nothing was dropped: the owner was asked, with that request.
+    pub requested: Option<Uuid>,
 }

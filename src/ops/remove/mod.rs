@@ -11,9 +11,14 @@ use crate::repo::clones::remove_all_clones;
 use crate::repo::group::{Images, Members};
 use crate::repo::manifest::Manifest;
 use crate::repo::pins::{Below, PinnedFor, write_to_drop};
+use crate::repo::requests::leave;
+use crate::repo::session::read;
 
 /// Removes an image with all its snapshots.
 pub fn run(repository: &Repository, name: &str, context: &Context) -> Result<Removed> {
+    if !repository.may_drop() {
+        return ask(repository, name, context);
+    }
     let writer = write_to_drop(repository, name, context)?;
     refuse_kept(repository.store.as_ref(), &writer.manifest, |_| true)?;
     let below = Below::of(&writer.manifest);
@@ -24,7 +29,7 @@ pub fn run(repository: &Repository, name: &str, context: &Context) -> Result<Rem
     let grace_seconds = repository.sharing()?.grace().map(|grace| grace.as_secs());
     let snapshots = writer.manifest.snapshots.len() as u64;
     let incomplete = left_of_groups(repository, &writer.manifest, context);
-    let removed = Removed { snapshots, freed_bytes, grace_seconds, incomplete };
+    let removed = Removed { snapshots, freed_bytes, grace_seconds, incomplete, requested: None };
     // Of an image that is gone, nobody would know its clones.
     let head = writer.head.clone();
     let image_id = writer.manifest.image_id;
@@ -42,6 +47,20 @@ pub fn run(repository: &Repository, name: &str, context: &Context) -> Result<Rem
         context.note(e);
     }
     Ok(removed)
+}
+
+/// Asks the owner to remove it.
+fn ask(repository: &Repository, name: &str, context: &Context) -> Result<Removed> {
+    let reader = read(repository, name, context)?;
+    let manifest = reader.manifest();
+    refuse_kept(repository.store.as_ref(), manifest, |_| true)?;
+    Ok(Removed {
+        snapshots: manifest.snapshots.len() as u64,
+        freed_bytes: 0,
+        grace_seconds: None,
+        incomplete: left_of_groups(repository, manifest, context),
+        requested: Some(leave(repository, manifest, None)?),
+    })
 }
 
 /// The groups of its snapshots of which others are there.

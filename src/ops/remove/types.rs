@@ -2,6 +2,7 @@
 
 use crate::repo::group::Members;
 use serde::Serialize;
+use uuid::Uuid;
 
 /// An image that was removed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -15,4 +16,6 @@ pub struct Removed {
     pub grace_seconds: Option<u64>,
     /// The groups that are incomplete without it: of each, others are still there.
     pub incomplete: Vec<Members>,
+    /// It is still there: the owner was asked to remove it, with that request.
+    pub requested: Option<Uuid>,
 }

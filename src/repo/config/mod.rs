@@ -1,16 +1,19 @@
 //! The configuration: identity, the defaults for new bases, and the tables of the policies (FORMAT.md P1).
 
 pub(crate) mod object;
+pub(crate) mod owner;
 
 use crate::base::digest::DigestAlgorithm;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::message::{Message, Verb, message};
+use crate::base::signing::OwnerKey;
 use crate::base::units::{BlockSize, PartSize};
 use crate::codec::Compression;
 use crate::repo::manifest::check_name;
 use crate::repo::policy::{Policy, PruneTable, SnapshotPolicy, SnapshotTable, invalid, table_at};
 use crate::store::Store;
 use crate::store::sealed::{Sealing, SlotId};
+use owner::OwnerTable;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::time::Duration;
@@ -67,6 +70,8 @@ pub(crate) struct Config {
     store: Option<Value>,
     /// The key slots that count, if the repository is sealed.
     slots: Vec<SlotId>,
+    /// Who owns the repository, and who did.
+    owner: Option<OwnerTable>,
     /// As it was read.
     text: String,
     /// A name that is none of a table or key here, and one that is none in `[new]`.
@@ -90,6 +95,8 @@ struct Wire {
     store: Option<Value>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     keys: Option<WireKeys>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    owner: Option<OwnerTable>,
     /// Tables that nobody reads: perhaps a slip of the pen.
     #[serde(flatten, skip_serializing)]
     others: Table,
@@ -156,6 +163,7 @@ impl Config {
             images,
             store,
             slots: Vec::new(),
+            owner: None,
             text: String::new(),
             stranger: None,
             stranger_in_new: None,
@@ -166,6 +174,17 @@ impl Config {
     #[must_use]
     pub(crate) fn sealed_with(self, sealing: &Sealing, slots: Vec<SlotId>) -> Self {
         Self { id: sealing.repository(), slots, ..self }
+    }
+
+    /// The same of a repository that has an owner.
+    #[must_use]
+    pub(crate) fn owned_by(self, key: OwnerKey) -> Self {
+        Self { owner: Some(OwnerTable::new(key)), ..self }
+    }
+
+    /// Who owns the repository, as it says.
+    pub(crate) fn owner(&self) -> Option<OwnerKey> {
+        self.owner.as_ref().map(|owner| owner.key)
     }
 
     /// Its number, and its text as it was read.
@@ -251,6 +270,7 @@ impl Config {
             store: self.store.clone(),
             keys: Some(WireKeys { slots: self.slots.clone() })
                 .filter(|keys| !keys.slots.is_empty()),
+            owner: self.owner.clone(),
             others: Table::new(),
         };
         let body = toml::to_string(&wire).map_err(|e| {
@@ -326,7 +346,7 @@ impl Config {
             };
             stranger_in_new = new.others.keys().next().cloned();
         }
-        let Wire { prune, snapshot, images, store, keys, others, .. } = wire;
+        let Wire { prune, snapshot, images, store, keys, owner, others, .. } = wire;
         Ok(Self {
             number: None,
             id: wire.id.unwrap_or_default(),
@@ -336,6 +356,7 @@ impl Config {
             images,
             store,
             slots: keys.map(|keys| keys.slots).unwrap_or_default(),
+            owner,
             text: text.to_owned(),
             stranger: others.keys().next().cloned(),
             stranger_in_new,

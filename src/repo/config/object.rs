@@ -9,15 +9,21 @@
 use crate::base::checked_text::{read_checked, to_checked};
 use crate::base::error::{Error, ErrorKind, Result, best_effort};
 use crate::base::message::{Action, Message, Setting, Verb, message};
+use crate::base::signing::{OwnerKey, Signature};
+use crate::repo::config::owner::stated_in;
 use crate::repo::manifest::temporary_of;
 use crate::repo::names::names_in;
+use crate::repo::signature::{Statement, only_owner, read_signed};
 use crate::repo::top::{MARKER, config_file, config_number};
 use crate::store::Store;
 use crate::store::sealed::{is_sealed, key_of};
 use serde::Deserialize;
+use uuid::Uuid;
 
 /// The version in the first line of a numbered object.
 const VERSION: u32 = 1;
+/// The same of one that the owner has signed.
+const SIGNED_VERSION: u32 = 2;
 
 /// The version in `repository.toml` that says that the configuration is elsewhere. Older programs know 1.
 const MARKED: u32 = 2;
@@ -89,21 +95,72 @@ pub(crate) fn ruling(store: &dyn Store) -> Result<Ruling> {
 }
 
 fn newest(store: &dyn Store) -> Result<Option<Ruling>> {
+    if let Some(owner) = store.owner() {
+        let signed = newest_signed(store, owner.key)?;
+        let own = signed.filter(|signed| signed.repository == owner.repository);
+        return Ok(own.map(|signed| signed.ruling));
+    }
     let Some(number) = numbers(store)?.first().copied() else { return Ok(None) };
     Ok(Some(Ruling { number: Some(number), text: read(store, number)? }))
 }
 
+/// The newest configuration that an owner has signed.
+pub(crate) struct SignedRuling {
+    ruling: Ruling,
+    /// Of which repository it is.
+    pub(crate) repository: Uuid,
+    /// Who owns that by now: the owner that was asked for may have named another one.
+    pub(crate) owner: OwnerKey,
+}
+
+/// Reads the newest configuration that an owner has signed, or whom that one named; others are skipped
+/// (FORMAT.md V6).
+///
+/// # Errors
+/// `Corrupt` if one is damaged; of the store.
+pub(crate) fn newest_signed(store: &dyn Store, key: OwnerKey) -> Result<Option<SignedRuling>> {
+    for number in numbers(store)? {
+        let (text, signed) = read_whole(store, number)?;
+        let (Some((signer, signature)), Some((repository, table))) = (signed, stated_in(&text))
+        else {
+            continue;
+        };
+        let owner = table.owner_after(repository, key);
+        let is_signed = || statement(number, &text).is_signed_by(repository, owner, &signature);
+        if signer == owner && is_signed() {
+            let ruling = Ruling { number: Some(number), text };
+            return Ok(Some(SignedRuling { ruling, repository, owner }));
+        }
+    }
+    Ok(None)
+}
+
+/// What the owner signs of a configuration.
+fn statement(number: u64, text: &str) -> Statement<'_> {
+    Statement { kind: "config", image: None, number, previous: None, text }
+}
+
 /// Reads the text of a numbered configuration.
 pub(crate) fn read(store: &dyn Store, number: u64) -> Result<String> {
+    read_whole(store, number).map(|(text, _)| text)
+}
+
+/// The same, and who signed it.
+fn read_whole(store: &dyn Store, number: u64) -> Result<(String, Option<(OwnerKey, Signature)>)> {
     let file = config_file(number);
     let bytes = store.read_whole(&file, MAX_BYTES);
     let text = bytes.and_then(|bytes| {
         if store.sealing().is_none() && key_of(&bytes).is_some() {
             return Err(is_sealed(&store.location("")));
         }
-        let (_, text) =
-            read_checked("config", VERSION, &bytes).map_err(|e| e.at(store.location(&file)))?;
-        Ok(text.to_owned())
+        let read = || match read_checked("config", SIGNED_VERSION, &bytes)? {
+            (SIGNED_VERSION, text) => {
+                let (key, signature, text) = read_signed(text)?;
+                Ok((text.to_owned(), Some((key, signature))))
+            }
+            (_, text) => Ok((text.to_owned(), None)),
+        };
+        read().map_err(|e: Error| e.at(store.location(&file)))
     });
     // Whoever edits it where it lies changes what its first line says of it.
     let by_hand = || message!["; change it with ", Verb::Config.of("edit"), ", not by hand"];
@@ -187,7 +244,10 @@ pub(crate) fn begin(store: &dyn Store, text: &str) -> Result<()> {
 /// # Errors
 /// `Busy` if somebody else changed it in the meantime. After any other error the change may stand.
 pub(crate) fn commit(store: &dyn Store, number: Option<u64>, text: &str) -> Result<u64> {
-    let Some(next) = number.unwrap_or(0).checked_add(1) else {
+    // Those that do not count have their numbers all the same.
+    let taken = if store.owner().is_some() { numbers(store)? } else { Vec::new() };
+    let free = (number.unwrap_or(0)..u64::MAX).map(|last| last + 1).find(|n| !taken.contains(n));
+    let Some(next) = free else {
         return Err(Error::corrupt("there is no number for another configuration"));
     };
     put(store, next, text).or_else(|e| match e.kind() {
@@ -215,7 +275,17 @@ pub(crate) fn changed(store: &dyn Store) -> Error {
 }
 
 pub(crate) fn put(store: &dyn Store, number: u64, text: &str) -> Result<()> {
-    let bytes = to_checked("config", VERSION, text);
+    let bytes = match store.owner() {
+        Some(owner) => {
+            let signed = statement(number, text).signed_text(owner);
+            let signed = signed.ok_or_else(|| only_owner("change its configuration"))?;
+            to_checked("config", SIGNED_VERSION, &signed)
+        }
+        None if stated_in(text).is_some() => {
+            return Err(only_owner("change its configuration"));
+        }
+        None => to_checked("config", VERSION, text),
+    };
     if bytes.len() as u64 > MAX_BYTES {
         let what = format!("a configuration of more than {MAX_BYTES} bytes");
         return Err(Error::new(ErrorKind::LimitExceeded, what));

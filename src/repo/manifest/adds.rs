@@ -1,7 +1,9 @@
-//! What somebody may commit who may only add: nothing that others rely on is dropped, changed, or let go.
+//! What somebody may commit who may only add: nothing that others rely on is dropped, changed, or let go. That
+//! is a host whose key of ssh allows no more, and in a repository that has an owner everybody else.
 
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::repo::manifest::commit::ManifestDigest;
+use crate::base::message::{Setting, message};
+use crate::repo::manifest::commit::{ManifestDigest, changed_meanwhile};
 use crate::repo::manifest::related::Pin;
 use crate::repo::manifest::types::{Manifest, Snapshot};
 use std::collections::HashMap;
@@ -15,70 +17,143 @@ pub(crate) fn check_adds_only(
     ruling: Option<(&Manifest, ManifestDigest)>,
     next: &Manifest,
 ) -> Result<()> {
-    let denied = |what: &str| {
-        let what = format!("\"{}\": who may only add must not {what}", next.name.escape_debug());
-        Err(Error::new(ErrorKind::Auth, what))
+    let digest = ruling.map(|(_, digest)| digest);
+    let ruling = ruling.map(|(ruling, _)| ruling);
+    let more = match more_than_adds(ruling, digest, next)? {
+        None => ruling.and_then(|ruling| more_than_a_host_may(ruling, next)),
+        more => more,
     };
-    if next.forgotten || next.rollback.is_some() {
-        return denied("remove or roll back an image");
+    match more {
+        None if next.rollback.is_none() => Ok(()),
+        more => {
+            let more = more.unwrap_or_else(|| "roll an image back".into());
+            let what =
+                format!("\"{}\": who may only add must not {more}", next.name.escape_debug());
+            Err(Error::new(ErrorKind::Auth, what))
+        }
     }
-    let Some((ruling, digest)) = ruling else {
-        let is_first = next.sequence == 1 && next.snapshots.is_empty() && next.dropped.is_empty();
-        return if is_first { Ok(()) } else { denied("begin an image in its middle") };
+}
+
+/// Fails unless `next` follows the last commit that counts, and counts though the owner has not signed it
+/// (FORMAT.md V4).
+///
+/// # Errors
+/// As of [`check_adds_only`].
+pub(super) fn check_unsigned(ruling: Option<&Manifest>, next: &Manifest) -> Result<()> {
+    let digest = ruling.and_then(|ruling| ruling.read.as_ref()).map(|read| read.digest);
+    let more = match (more_than_adds(ruling, digest, next)?, ruling) {
+        (None, Some(ruling)) => more_than_without_owner(ruling, next),
+        (more, _) => more,
     };
-    if Some(next.sequence) != ruling.sequence.checked_add(1) || next.previous != Some(digest) {
-        return Err(super::changed_meanwhile(&next.name));
+    let Some(more) = more else { return Ok(()) };
+    let what = format!("\"{}\": only the owner may {more}", next.name.escape_debug());
+    Err(Error::new(ErrorKind::Auth, what).hint(message![
+        "give the owner key with ",
+        Setting::OwnerKeyFile,
+        ", or do it on the owner's host",
+    ]))
+}
+
+/// What it does more than add, for whoever it is; none if it does not.
+///
+/// # Errors
+/// `Busy` if it follows another one.
+fn more_than_adds(
+    ruling: Option<&Manifest>,
+    digest: Option<ManifestDigest>,
+    next: &Manifest,
+) -> Result<Option<String>> {
+    let is_empty = next.snapshots.is_empty() && next.dropped.is_empty();
+    let more = |what: &str| Ok(Some(what.to_owned()));
+    if next.forgotten {
+        return more("remove an image");
+    }
+    let Some(ruling) = ruling else {
+        let is_first = next.sequence == 1 && next.swept == 0 && next.condemned.is_empty();
+        let is_first = is_first && is_empty;
+        return if is_first { Ok(None) } else { more("begin an image in its middle") };
+    };
+    let mut expected = ruling.clone();
+    expected.succeed()?;
+    if next.sequence != expected.sequence || next.previous != digest {
+        return Err(changed_meanwhile(&next.name));
+    }
+    if next.ancestors != expected.ancestors {
+        return more("say otherwise what an image comes from");
+    }
+    // Of what is condemned already, some may be gone.
+    if next.condemned.iter().any(|object| !ruling.condemned.contains(object)) {
+        return more("condemn objects");
     }
     // After an image that was removed another one of its name begins.
     if ruling.forgotten {
-        let is_new = next.snapshots.is_empty() && next.dropped.is_empty();
-        return if is_new { Ok(()) } else { denied("bring an image back that was removed") };
+        return if is_empty { Ok(None) } else { more("bring an image back that was removed") };
     }
     if next.image_id != ruling.image_id || next.name != ruling.name {
-        return denied("put another image in the place of one");
+        return more("put another image in the place of one");
     }
     let numbers = next.snapshots.iter().map(|s| s.number);
     let numbers = numbers.chain(next.pending.iter().map(|pending| pending.number));
     let used = numbers.max().unwrap_or(0).saturating_add(1);
-    let is_next = (ruling.next_number..=used.max(ruling.next_number)).contains(&next.next_number);
-    if ruling.rollback.is_some() || !is_next {
-        return denied("end a rollback, or give numbers as it likes");
+    if !(ruling.next_number..=used.max(ruling.next_number)).contains(&next.next_number) {
+        return more("give numbers as it likes");
+    }
+    if next.dropped != ruling.dropped || next.kept != ruling.kept || next.unused != ruling.unused {
+        return more("drop or merge snapshots");
+    }
+    let kept: HashMap<Uuid, &Snapshot> = next.snapshots.iter().map(|s| (s.id, s)).collect();
+    for snapshot in &ruling.snapshots {
+        match kept.get(&snapshot.id) {
+            Some(now) if only_adds(snapshot, now) => {}
+            _ => return more(&format!("drop or change {}", ruling.place_of(snapshot))),
+        }
+    }
+    let is_reserved = |s: &Snapshot| ruling.pending.iter().any(|p| p.number == s.number);
+    let is_new = |s: &&Snapshot| ruling.by_id(s.id).is_none();
+    let is_free = |s: &Snapshot| s.number >= ruling.next_number || is_reserved(s);
+    match next.snapshots.iter().filter(is_new).all(is_free) {
+        true => Ok(None),
+        false => more("give a number again"),
+    }
+}
+
+/// What it does more than a host may that is trusted with nothing but its own snapshots.
+fn more_than_a_host_may(ruling: &Manifest, next: &Manifest) -> Option<String> {
+    if ruling.forgotten {
+        return None;
+    }
+    if ruling.rollback.is_some() {
+        return Some("end a rollback".into());
     }
     // Where the image is, and how it is read, is not said anew.
     let are_same = is_same_or_new(ruling.host.as_ref(), next.host.as_ref())
         && is_same_or_new(ruling.source.as_ref(), next.source.as_ref())
         && is_same_or_new(ruling.format.as_ref(), next.format.as_ref())
         && ruling.live == next.live;
-    let mut expected = ruling.clone();
-    expected.succeed()?;
-    if !are_same || next.ancestors != expected.ancestors {
-        return denied("say otherwise what an image is, or comes from");
+    if !are_same {
+        return Some("say otherwise what an image is".into());
     }
     let gone = ruling.condemned.iter().filter(|object| !next.condemned.contains(object));
     let most = gone.map(|object| object.sequence).fold(ruling.swept, u64::max);
     if !(ruling.swept..=most).contains(&next.swept) {
-        return denied("say what others have deleted");
-    }
-    if next.dropped != ruling.dropped || next.kept != ruling.kept || next.unused != ruling.unused {
-        return denied("drop snapshots");
-    }
-    let kept: HashMap<Uuid, &Snapshot> = next.snapshots.iter().map(|s| (s.id, s)).collect();
-    for snapshot in &ruling.snapshots {
-        match kept.get(&snapshot.id) {
-            Some(now) if only_adds(snapshot, now) => {}
-            _ => return denied(&format!("drop or change {}", ruling.place_of(snapshot))),
-        }
-    }
-    // What is gone already is forgotten to have been condemned; nothing else is condemned.
-    if next.condemned.iter().any(|object| !ruling.condemned.contains(object)) {
-        return denied("condemn objects");
+        return Some("say what others have deleted".into());
     }
     let is_kept = |pending| next.pending.contains(pending) || next.by_id(pending.id).is_some();
     let now = jiff::Timestamp::now();
-    if !ruling.pending.iter().all(|pending| pending.expires <= now || is_kept(pending)) {
-        return denied("give up what others have begun");
+    let are_kept = ruling.pending.iter().all(|pending| pending.expires <= now || is_kept(pending));
+    (!are_kept).then(|| "give up what others have begun".into())
+}
+
+/// What it does more than add where the owner has not signed it: what was condemned, and what is protected,
+/// stays as it is.
+fn more_than_without_owner(ruling: &Manifest, next: &Manifest) -> Option<String> {
+    if next.condemned != ruling.condemned || next.swept != ruling.swept {
+        return Some("say what is condemned".into());
     }
-    Ok(())
+    let is_changed =
+        |was: &&Snapshot| next.by_id(was.id).is_some_and(|s| s.protected != was.protected);
+    let changed = ruling.snapshots.iter().find(is_changed);
+    changed.map(|snapshot| format!("protect {}", ruling.place_of(snapshot)))
 }
 
 /// True if something is as it was, or was not known.

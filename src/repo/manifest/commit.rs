@@ -1,5 +1,7 @@
 //! Names of commits, and of what they condemn (FORMAT.md J10, J11).
 
+use crate::base::error::{Error, ErrorKind};
+use crate::base::message::Action;
 use crate::repo::manifest::wire;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::collections::BTreeSet;
@@ -14,6 +16,10 @@ impl ManifestDigest {
     /// Of the bytes of the file.
     pub fn of(bytes: &[u8]) -> Self {
         Self(*blake3::hash(bytes).as_bytes())
+    }
+
+    pub(super) fn bytes(self) -> [u8; 32] {
+        self.0
     }
 }
 
@@ -64,4 +70,20 @@ pub(crate) struct Read {
     /// Its length.
     pub(in crate::repo) bytes: u64,
     pub(in crate::repo) objects: BTreeSet<String>,
+}
+
+/// What to say of an image that somebody else changes at the same time.
+pub(crate) fn changed_meanwhile(name: &str) -> Error {
+    let what = format!("somebody else changed \"{name}\" at the same time");
+    Error::new(ErrorKind::Busy, what).hint(Action::Retry)
+}
+
+/// By what a manifest counts in a repository that has an owner; nothing elsewhere.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Standing {
+    /// Number of the last one before it, or its own, that is signed: those since then are needed to see that
+    /// it counts.
+    pub(super) signed: u64,
+    /// The last number up to which none is free: those after its own do not count.
+    pub(super) last: u64,
 }

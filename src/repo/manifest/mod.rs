@@ -7,19 +7,24 @@
 mod adds;
 mod check;
 mod commit;
+mod counts;
 mod files;
 mod related;
 mod succession;
+mod text;
 mod types;
 pub(crate) mod wire;
 
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::base::message::{Action, Verb, message};
+use crate::base::message::{Verb, message};
 use crate::store::Store;
 use std::time::{Duration, Instant};
 
 pub(crate) use adds::check_adds_only;
+use commit::Standing;
+pub(crate) use commit::changed_meanwhile;
 pub use commit::{Ancestor, Condemned, ManifestDigest};
+use counts::ruling_of_owned;
 pub use files::{ImageFile, check_name, file_name, sequence_of, temporary_of};
 pub(crate) use files::{is_of_plan, marker_name, object_name, part_object};
 pub use related::{Attachment, BaseOf, Group, MAX_ATTACHMENT_BYTES, Pending, Pin, SnapshotPlace};
@@ -44,6 +49,19 @@ pub(crate) fn ruling_since(store: &dyn Store, name: &str, known: u64) -> Result<
         None => ruling(store, name),
         last => Ok(last),
     }
+}
+
+/// True if nothing has come after a manifest in the store.
+///
+/// # Errors
+/// Of the store.
+pub(crate) fn is_last(store: &dyn Store, manifest: &Manifest) -> Result<bool> {
+    let (name, sequence) = (&manifest.name, manifest.sequence);
+    if store.owner().is_none() {
+        return Ok(ruling_since(store, name, sequence)? == Some(sequence));
+    }
+    let names = store.list(name)?;
+    Ok(manifest.is_last_of(names.iter().filter_map(|file| sequence_of(file))))
 }
 
 /// Reads the ruling manifest of an image.
@@ -110,6 +128,15 @@ fn no_image(name: &str) -> Error {
         .hint(message![Verb::List.call(), " shows what there is"])
 }
 
+/// Reads the manifest with the highest number, whether it counts or not.
+///
+/// # Errors
+/// As of [`load`].
+pub(crate) fn load_highest(store: &dyn Store, name: &str) -> Result<Manifest> {
+    let highest = ruling(store, name)?.ok_or_else(|| no_image(name))?;
+    read_numbered(store, name, highest)
+}
+
 fn load_ruling(
     store: &dyn Store,
     name: &str,
@@ -125,13 +152,17 @@ fn load_ruling(
         }
         return Err(no_image(name));
     };
-    let file = format!("{name}/{}", file_name(sequence));
-    let hinted = |e: Error| if e.is_damage() { e.hint(hint) } else { e };
-    let bytes = match store.read_whole(&file, MAX_MANIFEST_BYTES) {
-        Err(e) => return Err(hinted(e)),
-        Ok(bytes) => bytes,
+    let read = match store.owner() {
+        Some(owner) => ruling_of_owned(store, owner, name, files),
+        None => read_numbered(store, name, sequence),
     };
-    let manifest = Manifest::decode(&bytes).map_err(|e| hinted(e.at(store.location(&file))))?;
+    read.map_err(|e| if e.is_damage() { e.or_hint(hint) } else { e })
+}
+
+fn read_numbered(store: &dyn Store, name: &str, sequence: u64) -> Result<Manifest> {
+    let file = format!("{name}/{}", file_name(sequence));
+    let bytes = store.read_whole(&file, MAX_MANIFEST_BYTES)?;
+    let manifest = Manifest::decode(&bytes).map_err(|e| e.at(store.location(&file)))?;
     if manifest.sequence != sequence || manifest.name != name {
         let what = format!("{}: the manifest of another image", store.location(&file));
         return Err(Error::corrupt(what).hint("the file was renamed or copied; put it back"));
@@ -143,12 +174,25 @@ fn load_ruling(
 /// `next.sequence`.
 ///
 /// # Errors
-/// `Busy` if somebody else committed in the meantime. After any other error the caller must take
+/// `Busy` if somebody else committed in the meantime; `Auth` if it is for the owner to commit that. After any other error the caller must take
 /// the commit as undecided: if the last sync failed, it may stand.
 pub fn commit(store: &dyn Store, next: &mut Manifest) -> Result<()> {
     next.succeed()?;
-    next.check()?;
-    let bytes = next.encode()?;
+    let owner = store.owner();
+    next.standing = match owner {
+        Some(owner) if owner.signer.is_none() => {
+            let ruling = match load_last(store, &next.name) {
+                Err(e) if e.kind() == ErrorKind::NotFound => None,
+                ruling => Some(ruling?),
+            };
+            Some(next.leave_to_owner(ruling.as_ref())?)
+        }
+        _ => {
+            next.check()?;
+            owner.map(|_| Standing { signed: next.sequence, last: next.sequence })
+        }
+    };
+    let bytes = next.encode_for(owner)?;
     next.is_read_from(&bytes);
     let file = format!("{}/{}", next.name, file_name(next.sequence));
     if !store.sharing()?.is_locked() {
@@ -158,12 +202,6 @@ pub fn commit(store: &dyn Store, next: &mut Manifest) -> Result<()> {
         ErrorKind::AlreadyExists => changed_meanwhile(&next.name),
         _ => e,
     })
-}
-
-/// What to say of an image that somebody else changes at the same time.
-pub(crate) fn changed_meanwhile(name: &str) -> Error {
-    let what = format!("somebody else changed \"{name}\" at the same time");
-    Error::new(ErrorKind::Busy, what).hint(Action::Retry)
 }
 
 /// How often a manifest is put until it is known what became of it, and until when that is begun again: each
@@ -221,7 +259,8 @@ pub(crate) fn is_won(store: &dyn Store, next: &Manifest) -> Result<Option<bool>>
         other => other?,
     };
     if last.sequence < next.sequence {
-        return Ok(None);
+        // What does not count may have taken the number.
+        return Ok((last.last_number() >= next.sequence).then_some(false));
     }
     let mut commits = last.all_ancestors().into_iter();
     let at_number = commits.find(|commit| commit.sequence == next.sequence);

@@ -69,6 +69,7 @@ impl Manifest {
             self.ancestors = earlier.all_ancestors();
             self.condemned = earlier.condemned.clone();
             self.read = earlier.read.clone();
+            self.standing = earlier.standing;
         }
     }
 
@@ -93,6 +94,7 @@ impl Manifest {
             condemned: forgotten.condemned.clone(),
             swept: forgotten.swept,
             read: forgotten.read.clone(),
+            standing: forgotten.standing,
             ..self
         }
     }
@@ -164,7 +166,7 @@ impl Manifest {
     pub(super) fn succeed(&mut self) -> Result<()> {
         let last =
             || Error::corrupt(format!("{}: there is no number for another commit", self.name));
-        let sequence = self.sequence.checked_add(1).ok_or_else(last)?;
+        let sequence = self.last_number().checked_add(1).ok_or_else(last)?;
         self.ancestors = self.all_ancestors();
         self.ancestors.retain(|ancestor| is_remembered(ancestor.sequence, sequence));
         self.commit = Some(Uuid::new_v4());

@@ -1,15 +1,15 @@
 //! What a manifest says: the image, its snapshots, and which commit it is.
 
-use crate::base::checked_text::{read_checked, to_checked};
 use crate::base::digest::{Digest, ImageDigest};
-use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::error::{Error, Result};
 use crate::base::units::{BlockSize, Geometry, PartSize};
 use crate::image::{FileAttributes, ImageUri, LiveIdentity};
 use crate::repo::host::HostName;
-use crate::repo::manifest::commit::{Ancestor, Condemned, ManifestDigest, Read};
+use crate::repo::manifest::commit::{Ancestor, Condemned, ManifestDigest, Read, Standing};
 use crate::repo::manifest::files::is_of_plan;
 use crate::repo::manifest::related::{Attachment, BaseOf, Group, Pending, Pin};
 use crate::repo::manifest::wire::{self, or_none};
+
 use crate::tracking::{Consistency, HintKind, KeptClone, TrackerRecord};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -23,9 +23,6 @@ pub(crate) const MAX_IMPORTED_NUMBER: u64 = 1 << 32;
 
 /// A manifest larger than this cannot be right (a snapshot takes about 700 bytes).
 pub const MAX_MANIFEST_BYTES: u64 = 256 << 20;
-
-/// What is written. Versions 1, and 2 with snapshots that are dropped, are read.
-const VERSION: u32 = 3;
 
 /// What lives of an image.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -93,6 +90,9 @@ pub struct Manifest {
     /// What it was read from.
     #[serde(skip)]
     pub(crate) read: Option<Read>,
+    /// By what it counts, where there is an owner.
+    #[serde(skip)]
+    pub(crate) standing: Option<Standing>,
 }
 
 fn is_zero(number: &u64) -> bool {
@@ -314,6 +314,7 @@ impl Manifest {
             unused: Vec::new(),
             forgotten: false,
             read: None,
+            standing: None,
         }
     }
 
@@ -439,48 +440,6 @@ impl Manifest {
     /// Snapshots that are not dropped and have `id` as their nearest ancestor that is not.
     pub fn children(&self, id: Uuid) -> impl Iterator<Item = &Snapshot> {
         self.snapshots.iter().filter(move |s| self.parent_of(s).is_some_and(|p| p.id == id))
-    }
-
-    /// The bytes of the file.
-    pub fn encode(&self) -> Result<Vec<u8>> {
-        let mut body = serde_json::to_string_pretty(self).map_err(|e| {
-            Error::new(ErrorKind::InvalidInput, format!("cannot write the manifest: {e}"))
-        })?;
-        body.push('\n');
-        // One that was read, and is not committed, is of the version that it was.
-        let version = match (self.commit, self.dropped.is_empty()) {
-            (Some(_), _) => VERSION,
-            (None, true) => 1,
-            (None, false) => 2,
-        };
-        Ok(to_checked("manifest", version, &body))
-    }
-
-    /// Checks and decodes the bytes of a file.
-    ///
-    /// # Errors
-    /// `Corrupt`, or `Unsupported` if a later version wrote it.
-    pub fn decode(bytes: &[u8]) -> Result<Self> {
-        // All of it, not only what is examined: JSON is text.
-        let (version, text) = read_checked("manifest", VERSION, bytes)?;
-        let mut manifest: Self = serde_json::from_str(text)
-            .map_err(|e| Error::corrupt(format!("the manifest is not valid: {e}")))?;
-        if version < VERSION {
-            manifest.forget_commit();
-        }
-        manifest.check_needs()?;
-        // What tells an older program that it must not read on.
-        let is_of_version = match version {
-            1 => manifest.dropped.is_empty(),
-            2 => !manifest.dropped.is_empty(),
-            _ => manifest.commit.is_some(),
-        };
-        if !is_of_version {
-            return Err(Error::corrupt("the manifest is damaged"));
-        }
-        manifest.check()?;
-        manifest.is_read_from(bytes);
-        Ok(manifest)
     }
 }
 

@@ -7,6 +7,7 @@
 mod ahead;
 mod disk;
 
+use super::forward::forward;
 use super::sealed::Sealing;
 use super::{Listed, LockGuard, LockKind, ReserveKept, Sharing, Store, Upload};
 use crate::base::error::Result;
@@ -164,10 +165,6 @@ impl Store for CachedStore {
         }
     }
 
-    fn list_from(&self, folder: &str, first: &str) -> Result<Vec<String>> {
-        self.inner.list_from(folder, first)
-    }
-
     fn list_timed(&self, folder: &str) -> Result<Vec<Listed>> {
         let listed = self.inner.list_timed(folder)?;
         self.known.remember(folder, &listed);
@@ -182,14 +179,6 @@ impl Store for CachedStore {
         let all = self.inner.list_all()?;
         all.iter().for_each(|(folder, listed)| self.known.remember(folder, listed));
         Ok(all)
-    }
-
-    fn sharing(&self) -> Result<Sharing> {
-        self.inner.sharing()
-    }
-
-    fn sealing(&self) -> Option<&Arc<Sealing>> {
-        self.inner.sealing()
     }
 
     fn size(&self, name: &str) -> Result<u64> {
@@ -294,14 +283,6 @@ impl Store for CachedStore {
         Ok(Box::new(CachedUpload { upload: Some(upload), name: name.into(), bytes: 0, known }))
     }
 
-    fn put_if_absent(&self, name: &str, bytes: &[u8]) -> Result<()> {
-        self.inner.put_if_absent(name, bytes)
-    }
-
-    fn pause(&self, attempt: u32) {
-        self.inner.pause(attempt);
-    }
-
     fn replace(&self, name: &str, bytes: &[u8]) -> Result<()> {
         self.known.forget(name);
         self.inner.replace(name, bytes)
@@ -312,56 +293,25 @@ impl Store for CachedStore {
         self.inner.remove(name)
     }
 
-    fn sync_dir(&self, folder: &str) -> Result<()> {
-        self.inner.sync_dir(folder)
-    }
-
-    fn create_folder(&self, folder: &str) -> Result<()> {
-        self.inner.create_folder(folder)
-    }
-
-    fn remove_folder(&self, folder: &str) -> Result<bool> {
-        self.inner.remove_folder(folder)
-    }
-
-    fn lock(&self, name: &str, kind: LockKind) -> Result<Option<LockGuard>> {
-        self.inner.lock(name, kind)
-    }
-
-    fn hold(&self, lock: &str, objects: &[&str]) -> Result<Option<LockGuard>> {
-        self.inner.hold(lock, objects)
-    }
-
-    fn is_held(&self, lock: &str, object: Option<&str>) -> Result<bool> {
-        self.inner.is_held(lock, object)
-    }
-
-    fn abort_uploads(&self, folder: &str, before: Timestamp) -> Result<u64> {
-        self.inner.abort_uploads(folder, before)
-    }
-
-    fn free_space(&self) -> Option<u64> {
-        self.inner.free_space()
-    }
-
-    fn keep_reserve(&self, bytes: u64, kept: ReserveKept) -> Result<()> {
-        self.inner.keep_reserve(bytes, kept)
-    }
-
-    fn release_reserve(&self) -> Result<bool> {
-        self.inner.release_reserve()
-    }
-
-    fn location(&self, name: &str) -> String {
-        self.inner.location(name)
-    }
-
-    fn local_path(&self) -> Option<&Path> {
-        self.inner.local_path()
-    }
-
-    fn url(&self) -> Option<&str> {
-        self.inner.url()
+    forward! { inner:
+        fn list_from(&self, folder: &str, first: &str) -> Result<Vec<String>>;
+        fn sharing(&self) -> Result<Sharing>;
+        fn sealing(&self) -> Option<&Arc<Sealing>>;
+        fn put_if_absent(&self, name: &str, bytes: &[u8]) -> Result<()>;
+        fn pause(&self, attempt: u32);
+        fn sync_dir(&self, folder: &str) -> Result<()>;
+        fn create_folder(&self, folder: &str) -> Result<()>;
+        fn remove_folder(&self, folder: &str) -> Result<bool>;
+        fn lock(&self, name: &str, kind: LockKind) -> Result<Option<LockGuard>>;
+        fn hold(&self, lock: &str, objects: &[&str]) -> Result<Option<LockGuard>>;
+        fn is_held(&self, lock: &str, object: Option<&str>) -> Result<bool>;
+        fn abort_uploads(&self, folder: &str, before: Timestamp) -> Result<u64>;
+        fn free_space(&self) -> Option<u64>;
+        fn keep_reserve(&self, bytes: u64, kept: ReserveKept) -> Result<()>;
+        fn release_reserve(&self) -> Result<bool>;
+        fn location(&self, name: &str) -> String;
+        fn local_path(&self) -> Option<&Path>;
+        fn url(&self) -> Option<&str>;
     }
 }
 

@@ -25,6 +25,7 @@ pub(crate) use sealing::{remove_slot, slots_in};
 pub(crate) use slots::is_slot;
 pub use slots::{Credential, Derivation, SlotId};
 
+use super::forward::forward;
 use super::{Listed, LockGuard, LockKind, MARKER, ReserveKept, Sharing, Store, Upload};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::message::Action;
@@ -265,10 +266,6 @@ impl Store for SealedStore {
         Ok(all.collect())
     }
 
-    fn sharing(&self) -> Result<Sharing> {
-        self.inner.sharing()
-    }
-
     fn sealing(&self) -> Option<&Arc<Sealing>> {
         Some(&self.sealing)
     }
@@ -352,10 +349,6 @@ impl Store for SealedStore {
         }
     }
 
-    fn pause(&self, attempt: u32) {
-        self.inner.pause(attempt);
-    }
-
     fn replace(&self, name: &str, bytes: &[u8]) -> Result<()> {
         self.kept.forget(name);
         self.inner.replace(&self.name(name), &self.seal(name, bytes)?)
@@ -394,28 +387,18 @@ impl Store for SealedStore {
         self.inner.abort_uploads(&self.folder(folder), before)
     }
 
-    fn free_space(&self) -> Option<u64> {
-        self.inner.free_space()
-    }
-
-    fn keep_reserve(&self, bytes: u64, kept: ReserveKept) -> Result<()> {
-        self.inner.keep_reserve(bytes, kept)
-    }
-
-    fn release_reserve(&self) -> Result<bool> {
-        self.inner.release_reserve()
-    }
-
     fn location(&self, name: &str) -> String {
         self.inner.location(&self.name(name))
     }
 
-    fn local_path(&self) -> Option<&Path> {
-        self.inner.local_path()
-    }
-
-    fn url(&self) -> Option<&str> {
-        self.inner.url()
+    forward! { inner:
+        fn sharing(&self) -> Result<Sharing>;
+        fn pause(&self, attempt: u32);
+        fn free_space(&self) -> Option<u64>;
+        fn keep_reserve(&self, bytes: u64, kept: ReserveKept) -> Result<()>;
+        fn release_reserve(&self) -> Result<bool>;
+        fn local_path(&self) -> Option<&Path>;
+        fn url(&self) -> Option<&str>;
     }
 }
 

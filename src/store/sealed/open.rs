@@ -197,8 +197,10 @@ const MAX_CONFIG_BYTES: u64 = 2 << 20;
 const SAID: &[u8] = b"version = 3";
 
 fn of_recovery(text: &Secret) -> Result<Sealing> {
-    let recovery::Recovery { repository, master } = recovery::read(text)?;
-    Sealing::new(repository, master, None)
+    let recovery::Recovery { repository, master, owner } = recovery::read(text)?;
+    let mut sealing = Sealing::new(repository, master, None)?;
+    sealing.owner = owner;
+    Ok(sealing)
 }
 
 /// The keys of a repository, by what is given. All slots are tried before anything is said.

@@ -3,6 +3,7 @@
 use super::keys::{KEY_BYTES, MasterKey};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::secret::Secret;
+use crate::base::signing::OwnerKey;
 use uuid::Uuid;
 use zeroize::{Zeroize, Zeroizing};
 
@@ -14,6 +15,8 @@ const GROUP: usize = 8;
 pub(super) struct Recovery {
     pub(super) repository: Uuid,
     pub(super) master: MasterKey,
+    /// Who owns it, if somebody does.
+    pub(super) owner: Option<OwnerKey>,
 }
 
 /// True for what looks like one.
@@ -21,16 +24,21 @@ pub(super) fn is_recovery(given: &Secret) -> bool {
     given.bytes().trim_ascii_start().starts_with(TITLE.as_bytes())
 }
 
-fn check_of(repository: Uuid, master: &[u8]) -> String {
+fn check_of(repository: Uuid, master: &[u8], owner: Option<OwnerKey>) -> String {
     let mut hasher = blake3::Hasher::new_derive_key("imgsnap recovery text");
     hasher.update(repository.as_bytes());
     hasher.update(master);
+    hasher.update(owner.map(|owner| owner.to_string()).unwrap_or_default().as_bytes());
     let check = hasher.finalize().to_hex();
     check.get(..16).unwrap_or_default().to_owned()
 }
 
 /// The text.
-pub(super) fn to_text(repository: Uuid, master: &MasterKey) -> Zeroizing<String> {
+pub(super) fn to_text(
+    repository: Uuid,
+    master: &MasterKey,
+    owner: Option<OwnerKey>,
+) -> Zeroizing<String> {
     let mut digits = data_encoding::HEXLOWER.encode(master.bytes());
     // As long as it becomes: nothing of it is left where it was shorter.
     let mut text = Zeroizing::new(String::with_capacity(512));
@@ -40,7 +48,10 @@ pub(super) fn to_text(repository: Uuid, master: &MasterKey) -> Zeroizing<String>
         group.iter().for_each(|digit| text.push(char::from(*digit)));
     }
     digits.zeroize();
-    text.push_str(&format!("\ncheck: {}\n", check_of(repository, master.bytes())));
+    if let Some(owner) = owner {
+        text.push_str(&format!("\nowner: {owner}"));
+    }
+    text.push_str(&format!("\ncheck: {}\n", check_of(repository, master.bytes(), owner)));
     text
 }
 
@@ -64,10 +75,13 @@ pub(super) fn read(given: &Secret) -> Result<Recovery> {
     let bytes = data_encoding::HEXLOWER_PERMISSIVE.decode(&digits);
     digits.zeroize();
     let bytes = Zeroizing::new(bytes.map_err(|_| wrong())?);
+    let has_owner = text.lines().any(|line| line.trim().starts_with("owner:"));
+    let owner = has_owner.then(|| field("owner")?.to_ascii_lowercase().parse());
+    let owner = owner.transpose().map_err(|_: Error| wrong())?;
     if bytes.len() != KEY_BYTES
-        || !field("check")?.eq_ignore_ascii_case(&check_of(repository, &bytes))
+        || !field("check")?.eq_ignore_ascii_case(&check_of(repository, &bytes, owner))
     {
         return Err(wrong());
     }
-    Ok(Recovery { repository, master: MasterKey::of(Secret::copy(&bytes)?)? })
+    Ok(Recovery { repository, master: MasterKey::of(Secret::copy(&bytes)?)?, owner })
 }

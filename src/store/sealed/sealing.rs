@@ -6,6 +6,7 @@ use super::object::Identity;
 use super::recovery;
 use super::slots::{Credential, Derivation, Slot, SlotId, slot_file};
 use crate::base::error::{ErrorKind, Result};
+use crate::base::signing::OwnerKey;
 use crate::store::Store;
 use uuid::Uuid;
 use zeroize::Zeroizing;
@@ -20,12 +21,14 @@ pub struct Sealing {
     slot: Option<SlotId>,
     /// That slot, of a repository that is to be made.
     pub(super) new_slot: Option<Slot>,
+    /// Who owns it, as a recovery text says.
+    pub(super) owner: Option<OwnerKey>,
 }
 
 impl Sealing {
     pub(super) fn new(repository: Uuid, master: MasterKey, slot: Option<SlotId>) -> Result<Self> {
         let (key_id, names) = (master.id()?, NameKey::new(&master, repository)?);
-        Ok(Self { repository, master, key_id, names, slot, new_slot: None })
+        Ok(Self { repository, master, key_id, names, slot, new_slot: None, owner: None })
     }
 
     /// Puts the first slot of a repository that is to be made. Nothing is sealed before.
@@ -62,9 +65,14 @@ impl Sealing {
         CacheKey::new(&self.master, self.repository)
     }
 
+    /// Who owns the repository, if a recovery text opened it that says so.
+    pub fn owner(&self) -> Option<OwnerKey> {
+        self.owner
+    }
+
     /// The recovery text: whoever has it has the master key.
-    pub fn recovery_text(&self) -> Zeroizing<String> {
-        recovery::to_text(self.repository, &self.master)
+    pub fn recovery_text(&self, owner: Option<OwnerKey>) -> Zeroizing<String> {
+        recovery::to_text(self.repository, &self.master, owner)
     }
 
     /// Wraps the master key with something more that opens it, in a slot that is put into a store.
