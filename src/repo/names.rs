@@ -64,8 +64,8 @@ pub(crate) fn images_in(store: &dyn Store) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// True if the last manifest of an image stays that was removed, also where there are locks: it tells that the
-/// image has not vanished, and that older ones, signed as they are, do not count any more.
+/// True if the last manifest of an image stays that was removed, also where there are locks: it tells that
+/// the image has not vanished, and that older ones, signed as they are, do not count any more.
 pub(crate) fn keeps_tombstones(store: &dyn Store) -> bool {
     store.sealing().is_some() || store.owner().is_some()
 }

@@ -1,5 +1,5 @@
-//! Who owns a repository, as far as this host knows (FORMAT.md V1, S10): whose signatures count is said by its
-//! user, once, or by the recovery text, and never by the store.
+//! Who owns a repository, as far as this host knows (FORMAT.md V1, S10): whose signatures count is said by
+//! its user, once, or by the recovery text, and never by the store.
 //!
 //! ```text
 //! STATE/REPOSITORY-ID/DIGEST.owner     the key that was said

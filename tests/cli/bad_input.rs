@@ -458,11 +458,11 @@ fn a_manifest_of_a_later_version_is_not_taken_for_damage() {
     let (lab, _) = Lab::with_snapshots(1);
     let manifest = lab.manifest("disk");
     let text = String::from_utf8(lab.read(&manifest)).unwrap();
-    lab.write(&manifest, text.replacen("imgsnap-manifest 3 ", "imgsnap-manifest 4 ", 1).as_bytes());
+    lab.write(&manifest, text.replacen("imgsnap-manifest 3 ", "imgsnap-manifest 5 ", 1).as_bytes());
     for args in [&["list", "disk"][..], &["repair", "disk"], &["snapshot", "disk.img"]] {
         let line = lab.fails(FAILED, args);
         assert!(
-            line.contains("manifest version 4, this program knows 3; a later imgsnap"),
+            line.contains("manifest version 5, this program knows 4; a later imgsnap"),
             "{line}"
         );
         assert!(!line.contains("repair"), "{line}");

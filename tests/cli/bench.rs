@@ -103,6 +103,10 @@ fn help_is_exactly_this() {
                                        otherwise IMGSNAP_PASSWORD_FILE or IMGSNAP_PASSWORD
           --password-fd <FD>           Read the passphrase from a file descriptor
           --password-command <CMD>     Run a command that prints the passphrase
+          --owner-key <KEY>            The owner of the repository, as the owner has told you: only what
+                                       that one signs may drop anything
+          --owner-key-file <FILE>      The private key of the owner, on the owner's host; otherwise
+                                       IMGSNAP_OWNER_KEY_FILE
       -h, --help                       Print help (see more with '--help')
     "#);
 }

@@ -49,9 +49,9 @@ fn file_as_repository(args: &[&str]) {
 fn newer_repository(args: &[&str]) {
     let lab = lab();
     let object = String::from_utf8(lab.read("repo/config.000001")).unwrap();
-    lab.write("repo/config.000001", object.replace("config 1 ", "config 2 ").as_bytes());
+    lab.write("repo/config.000001", object.replace("config 1 ", "config 3 ").as_bytes());
     let line = lab.fails(FAILED, args);
-    let what = "configuration version 2, this program knows 1; a later imgsnap wrote this";
+    let what = "configuration version 3, this program knows 2; a later imgsnap wrote this";
     assert!(line.contains("config.000001: ") && line.contains(what), "{line}");
     // As a program from before this one says it of what is written now.
     lab.remove("repo/config.000001");

@@ -6,7 +6,7 @@ use crate::support::{DONE, FAILED, Lab, Run, USAGE, no_fork};
 use std::fs::File;
 use std::process::{Command, Stdio};
 
-const VERBS: [&str; 27] = [
+const VERBS: [&str; 28] = [
     "init",
     "snapshot",
     "watch",
@@ -29,6 +29,7 @@ const VERBS: [&str; 27] = [
     "remove",
     "repair",
     "key",
+    "requests",
     "config",
     "relink",
     "bench",
@@ -79,6 +80,7 @@ fn help_is_exactly_this() {
       remove       Remove an image with all its snapshots from the repository
       repair       Rebuild a lost or damaged manifest; with --from, put damaged files right, too
       key          Show or change what opens an encrypted repository
+      requests     Show what hosts ask the owner of the repository to drop, and do it or not
       config       Show or change the configuration: rules of prune, how snapshots are taken, what bases
                    are made with
       relink       Say where the live file of an image is now, or its base image
@@ -143,6 +145,13 @@ fn help_is_exactly_this() {
 
           --password-command <CMD>
               Run a command that prints the passphrase
+
+          --owner-key <KEY>
+              The owner of the repository, as the owner has told you: only what that one signs may drop
+              anything
+
+          --owner-key-file <FILE>
+              The private key of the owner, on the owner's host; otherwise IMGSNAP_OWNER_KEY_FILE
 
       -h, --help
               Print help (see a summary with '-h')

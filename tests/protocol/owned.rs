@@ -1,7 +1,7 @@
 //! The rules of a repository that has an owner, as a model of their own that is explored to its end: an owner
 //! who takes snapshots, drops, removes and collects, a host without the key that takes some, and a thief without
 //! it who puts whatever a store lets him put: manifests that drop or condemn everything, signed ones that he has
-//! kept, under their own numbers and under others, and numbers far ahead (FORMAT.md V3, O4, O5).
+//! kept, under their own numbers and under others, and numbers far ahead (FORMAT.md V3, V4, V5).
 
 use crate::explore::{Model, explore};
 use std::collections::BTreeMap;

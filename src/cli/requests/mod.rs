@@ -72,9 +72,9 @@ fn list(repository: &Repository, printer: &Printer) -> Result<()> {
     if printer.is_json() {
         return requests.iter().try_for_each(|(id, request)| match request {
             Ok(request) => {
-                let mut value = json!(request);
-                value["id"] = json!(id);
-                printer.json(&value)
+                let DropRequest { image, image_id, host, time, snapshots, .. } = request;
+                printer.json(&json!({"id": id, "image": image, "image_id": image_id,
+                    "host": host, "time": time, "snapshots": snapshots}))
             }
             Err(e) => printer.json(&json!({"id": id, "error": e.message()})),
         });

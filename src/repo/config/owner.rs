@@ -1,4 +1,4 @@
-//! What a configuration says of the owner of a repository (FORMAT.md V1, O6). Whoever was told of an owner
+//! What a configuration says of the owner of a repository (FORMAT.md V1, V6). Whoever was told of an owner
 //! believes it only if that one has signed it.
 
 use crate::base::error::{Error, Result};
@@ -93,6 +93,6 @@ pub(crate) fn text_with_owner(
     let owner = OwnerTable { key, changes: changes.into_iter().chain(change).collect() };
     let written = toml::to_string(&owner).map_err(|_| wrong())?;
     let table: toml_edit::DocumentMut = written.parse().map_err(|_| wrong())?;
-    document["owner"] = toml_edit::Item::Table(table.as_table().clone());
+    document.insert("owner", toml_edit::Item::Table(table.as_table().clone()));
     Ok(document.to_string())
 }

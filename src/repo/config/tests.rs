@@ -83,7 +83,7 @@ fn the_ruling_one_is_the_highest_and_none_takes_the_place_of_one_that_is_damaged
         std::fs::write(&file, &good[..at]).unwrap();
         assert_eq!(kind(), Some(ErrorKind::Corrupt), "cut at {at}");
     }
-    let later = String::from_utf8(good.clone()).unwrap().replace("config 1 ", "config 2 ");
+    let later = String::from_utf8(good.clone()).unwrap().replace("config 1 ", "config 3 ");
     std::fs::write(&file, later).unwrap();
     assert_eq!(kind(), Some(ErrorKind::Unsupported));
     std::fs::write(&file, good).unwrap();

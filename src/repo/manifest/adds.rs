@@ -1,5 +1,5 @@
-//! What somebody may commit who may only add: nothing that others rely on is dropped, changed, or let go. That
-//! is a host whose key of ssh allows no more, and in a repository that has an owner everybody else.
+//! What somebody may commit who may only add: nothing that others rely on is dropped, changed, or let go.
+//! That is a host whose key of ssh allows no more, and in a repository that has an owner everybody else.
 
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::message::{Setting, message};

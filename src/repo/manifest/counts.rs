@@ -1,6 +1,6 @@
-//! Which commits count where a repository has an owner (FORMAT.md V3 to O5): those that it signed, and those
-//! that only add to the last one that counts. The others are skipped, as if they were not there; their numbers
-//! stay taken.
+//! Which commits count where a repository has an owner (FORMAT.md V3 to V5): those that it signed, and
+//! those that only add to the last one that counts. The others are skipped, as if they were not there; their
+//! numbers stay taken.
 
 use super::adds::check_unsigned;
 use super::commit::{Standing, changed_meanwhile};
@@ -104,8 +104,8 @@ fn remember(owner: &Owner, manifest: &Manifest) {
 }
 
 impl Manifest {
-    /// Makes it one that who has not the owner's key may commit after the one that rules: what is named no more
-    /// stays until the owner condemns it.
+    /// Makes it one that may be committed without the owner key after the one that rules: what is named no
+    /// more stays until the owner condemns it.
     ///
     /// # Errors
     /// `Auth` if it does more than add; `Busy` if something else rules by now.

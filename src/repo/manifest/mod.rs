@@ -174,8 +174,8 @@ fn read_numbered(store: &dyn Store, name: &str, sequence: u64) -> Result<Manifes
 /// `next.sequence`.
 ///
 /// # Errors
-/// `Busy` if somebody else committed in the meantime; `Auth` if it is for the owner to commit that. After any other error the caller must take
-/// the commit as undecided: if the last sync failed, it may stand.
+/// `Busy` if somebody else committed in the meantime; `Auth` if it is for the owner to commit that. After any
+/// other error the caller must take the commit as undecided: if the last sync failed, it may stand.
 pub fn commit(store: &dyn Store, next: &mut Manifest) -> Result<()> {
     next.succeed()?;
     let owner = store.owner();
@@ -333,10 +333,10 @@ mod tests {
         assert_eq!((kind(&new, "1"), kind(&committed, "3")), (None, None));
         // Two means that there are dropped ones, three that it is a commit with an id.
         assert_eq!(kind(&new, "3"), Some(ErrorKind::Corrupt));
-        for damaged in ["", "0", "01", "+3", "-3", "3x", "2"] {
+        for damaged in ["", "0", "01", "+3", "-3", "3x", "2", "4"] {
             assert_eq!(kind(&committed, damaged), Some(ErrorKind::Corrupt), "{damaged}");
         }
-        for later in ["4", "10", "99999999999999999999"] {
+        for later in ["5", "10", "99999999999999999999"] {
             assert_eq!(kind(&committed, later), Some(ErrorKind::Unsupported), "{later}");
         }
         let needy = Manifest { needs: vec!["tomorrow".into()], ..committed };

@@ -1,4 +1,4 @@
-//! A manifest as the bytes of its file (FORMAT.md J1, J2, O2).
+//! A manifest as the bytes of its file (FORMAT.md J1, J2, V2).
 
 use crate::base::checked_text::{read_checked, to_checked};
 use crate::base::error::{Error, ErrorKind, Result};

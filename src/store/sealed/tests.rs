@@ -235,7 +235,7 @@ fn a_slot_opens_with_what_it_was_made_of_and_not_if_anything_in_it_is_changed() 
 #[test]
 fn the_recovery_text_opens_what_has_no_slot_and_no_digit_of_it_may_be_wrong() {
     let (master, id, repository) = keys();
-    let text = recovery::to_text(repository, &master);
+    let text = recovery::to_text(repository, &master, None);
     let read = |text: &str| recovery::read(&Secret::copy(text.as_bytes()).unwrap());
     assert_eq!(read(&text).unwrap().master.id().unwrap(), id);
     assert!(read(&text.replace('\n', "\r\n")).is_ok(), "with other ends of lines");
