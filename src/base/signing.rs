@@ -15,7 +15,11 @@ const SIGNATURE_BYTES: usize = 64;
 /// The first line of a file with a private key.
 const TITLE: &str = "imgsnap owner key 1";
 
-/// Who owns a repository: a public key, which is written as 64 hexadecimal digits.
+/// Digits that tell a key from one that was mistyped, and from a private one: so many bytes of its digest.
+const CHECK_BYTES: usize = 4;
+
+/// Who owns a repository: a public key. It is written as 72 hexadecimal digits, of which the last eight are a
+/// check.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct OwnerKey([u8; KEY_BYTES]);
 
@@ -29,7 +33,9 @@ impl OwnerKey {
 
 impl fmt::Display for OwnerKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&HEXLOWER.encode(&self.0))
+        let check = blake3::hash(&self.0);
+        f.write_str(&HEXLOWER.encode(&self.0))?;
+        f.write_str(check.to_hex().get(..2 * CHECK_BYTES).unwrap_or_default())
     }
 }
 
@@ -43,10 +49,13 @@ impl FromStr for OwnerKey {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        digits(text).map(Self).ok_or_else(|| {
-            let what = format!("\"{}\" is no owner key", text.escape_debug());
-            Error::new(ErrorKind::InvalidInput, what).hint("it has 64 hexadecimal digits")
-        })
+        // It may be the private one, by mistake: it is not said again.
+        let wrong = || {
+            Error::new(ErrorKind::InvalidInput, "the owner key is none")
+                .hint("give the public one, which has 72 hexadecimal digits")
+        };
+        let key = text.get(..2 * KEY_BYTES).and_then(digits).map(Self).ok_or_else(wrong)?;
+        if key.to_string() == text { Ok(key) } else { Err(wrong()) }
     }
 }
 
@@ -201,7 +210,11 @@ mod tests {
         let seed = digits::<KEY_BYTES>(text).unwrap();
         let signer = OwnerSigner::of_seed(Secret::copy(&seed).unwrap()).unwrap();
         let public = "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a";
-        assert_eq!(signer.key().to_string(), public);
+        let key = signer.key().to_string();
+        assert!(key.starts_with(public) && key.parse::<OwnerKey>().unwrap() == signer.key());
+        for wrong in [public, text, &key[..71], &key.replace("d75a", "d75b")] {
+            assert!(wrong.parse::<OwnerKey>().is_err(), "{wrong}");
+        }
         let signature = "e5564300c360ac729086e2cc806e828a84877f1eb8e5d974d873e06522490155\
                          5fb8821590a33bacc61e39701cf9b46bd25bf5f0595bbe24655141438e7a100b";
         assert_eq!(signer.sign(&[]).to_string(), signature);

@@ -13,6 +13,11 @@ pub fn damaged() -> ExitCode {
     ExitCode::from(3)
 }
 
+/// A task that no other try would do either.
+pub fn hopeless() -> ExitCode {
+    ExitCode::from(6)
+}
+
 /// The code for a kind of error. 2, wrong usage, is clap's.
 pub fn code(kind: ErrorKind) -> ExitCode {
     match kind {

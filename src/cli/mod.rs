@@ -95,7 +95,13 @@ fn stop_flag(command: &Command) -> Result<Arc<AtomicBool>> {
 }
 
 fn dispatch(args: &Args, printer: &Printer, stop: Arc<AtomicBool>) -> Result<ExitCode> {
-    let mut context = Context::new(printer.observer(), stop)
+    let engine = match &args.command {
+        Command::Part { task, .. } => Some(work::Engine::begin(&stop, *task)?),
+        _ => None,
+    };
+    let observer = printer.observer();
+    let observer = engine.as_ref().map_or(observer.clone(), |engine| engine.observer(observer));
+    let mut context = Context::new(observer, stop)
         .with_read_limit(args.limit_read)
         .with_transfer_limits(args.limit_upload, args.limit_download);
     if let Some(threads) = args.threads {
@@ -113,7 +119,7 @@ fn dispatch(args: &Args, printer: &Printer, stop: Arc<AtomicBool>) -> Result<Exi
         Command::Snapshot(verb) => snapshot::run(place, verb, printer, &context),
         Command::Plan(verb) => work::plan(&open_to_change()?, verb, printer, &context),
         Command::Part { plan, task } => {
-            work::part(&open_to_change()?, plan, *task, printer, &context)
+            work::part(&open_to_change, (plan, *task), engine.as_ref(), printer, &context)
         }
         Command::Join { plan, image } => {
             work::join(&open_to_change()?, plan, image.as_deref(), printer, &context)

@@ -154,7 +154,7 @@ fn to_json(pruned: &Pruned, dry_run: bool) -> Value {
         "dry_run": dry_run,
         "clock_in_doubt": pruned.clock_in_doubt,
         "kept": kept,
-        "dropped": pruned.decisions.len() - kept,
+        "dropped": if pruned.requested.is_some() { 0 } else { pruned.decisions.len() - kept },
         "snapshots": snapshots,
         "requested": pruned.requested,
     });

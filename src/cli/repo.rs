@@ -113,7 +113,8 @@ fn owner_of(options: &OwnerOptions) -> Result<OwnerGiven> {
     let named = std::env::var_os("IMGSNAP_OWNER_KEY_FILE").filter(|file| !file.is_empty());
     let file = options.owner_key_file.clone().or_else(|| named.map(PathBuf::from));
     let signer = file.map(|file| owner_key_in(&file).map(Arc::new)).transpose()?;
-    Ok(OwnerGiven { key: options.owner_key, signer })
+    let key = options.owner_key.as_deref().map(str::parse).transpose()?;
+    Ok(OwnerGiven { key, signer })
 }
 
 /// How often a repository is opened that others are making.

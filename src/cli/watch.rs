@@ -117,6 +117,7 @@ fn describe(watched: &Watched, done: &SnapshotOutcome) -> String {
         return format!("{}@{}  unchanged, looked at in {took}", done.name, s.number);
     }
     let dropped = match &watched.pruned {
+        Some(Ok(pruned)) if pruned.requested.is_some() => ", asked the owner to drop some".into(),
         Some(Ok(pruned)) if dropped_by(pruned) > 0 => format!(", {} dropped", dropped_by(pruned)),
         _ => String::new(),
     };
@@ -134,7 +135,8 @@ fn describe(watched: &Watched, done: &SnapshotOutcome) -> String {
 }
 
 fn dropped_by(pruned: &Pruned) -> usize {
-    pruned.decisions.iter().filter(|(_, keep)| keep.is_empty()).count()
+    let dropped = pruned.decisions.iter().filter(|(_, keep)| keep.is_empty());
+    if pruned.requested.is_some() { 0 } else { dropped.count() }
 }
 
 fn to_json(watched: &Watched) -> Value {

@@ -37,16 +37,20 @@ impl Repository {
     ///
     /// # Errors
     /// `AlreadyExists` if somebody else owns it; `Busy` if somebody else changes the configuration.
-    pub fn take_ownership(&self, signer: &Arc<OwnerSigner>) -> Result<Vec<SignedImage>> {
-        ops::owner::take(self, signer)
+    pub fn take_ownership(
+        &self,
+        signer: &Arc<OwnerSigner>,
+        context: &Context,
+    ) -> Result<Vec<SignedImage>> {
+        ops::owner::take(self, signer, context)
     }
 
     /// Signs what hosts without the owner key have added.
     ///
     /// # Errors
     /// `Auth` without the owner key; `InvalidInput` if it has no owner.
-    pub fn sign(&self) -> Result<Vec<SignedImage>> {
-        ops::owner::sign(self)
+    pub fn sign(&self, context: &Context) -> Result<Vec<SignedImage>> {
+        ops::owner::sign(self, context)
     }
 
     /// What hosts without the owner key ask to be dropped, the oldest first; each that cannot be read as an

@@ -6,7 +6,7 @@ use crate::repo::Repository;
 use crate::repo::garbage::reader_lock;
 use crate::repo::head::check_seen;
 use crate::repo::manifest::{self, ImageFile, Manifest, Pin, Snapshot};
-use crate::repo::names::keeps_tombstones;
+use crate::repo::names::is_guarded;
 use crate::repo::reserve::{is_released, keep_reserve};
 use crate::repo::session::Writer;
 use crate::store::{LockKind, ReserveKept, Store};
@@ -67,7 +67,8 @@ pub(crate) fn commit_change<T>(
             Err(error) => error,
         };
         if is_locked {
-            discard_after(store, &next, files)?;
+            // What failed first is what is told.
+            best_effort(discard_after(store, &next, files));
             return Err(error);
         }
         if error.kind() != ErrorKind::Busy {
@@ -250,7 +251,7 @@ pub(crate) fn remove_image(
     // The commit comes first: from here on nothing of the image is listed, whatever is still
     // there.
     // Whoever has seen it could otherwise not tell that it was removed, and did not vanish.
-    let stays = keeps_tombstones(store);
+    let stays = is_guarded(store);
     match stays {
         true => forget(&mut writer.manifest),
         false => {

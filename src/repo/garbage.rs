@@ -5,7 +5,7 @@ use crate::base::events::Context;
 use crate::repo::Repository;
 use crate::repo::manifest::{self, Condemned, ImageFile, Manifest, temporary_of};
 use crate::repo::marker::Marker;
-use crate::repo::names::keeps_tombstones;
+use crate::repo::names::is_guarded;
 use crate::store::{Listed, LockKind, Sharing};
 use jiff::Timestamp;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -241,7 +241,7 @@ fn collect_shared_listed(
 pub(crate) fn collect_removed(repository: &Repository, context: &Context) -> Result<()> {
     let store = repository.store.as_ref();
     let Sharing::Shared { grace, marker_life } = repository.sharing()? else {
-        return match keeps_tombstones(store) {
+        return match is_guarded(store) {
             true => collect_removed_locked(repository, context),
             false => Ok(()),
         };

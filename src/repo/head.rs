@@ -12,6 +12,7 @@ use crate::image::{FileStat, ImageUri, LiveIdentity};
 use crate::repo::Repository;
 use crate::repo::host::HostName;
 use crate::repo::manifest::{Ancestor, Manifest};
+use crate::repo::names::is_guarded;
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
@@ -252,13 +253,13 @@ fn of_host(
     }))
 }
 
-/// Fails if a sealed image is older than what this host has seen of it, before anything is done that relies
+/// Fails if an image that is sealed, or has an owner, is older than what this host has seen of it, before anything is done that relies
 /// on its manifest.
 ///
 /// # Errors
 /// As of [`crate::repo::seen::Seen::check`].
 pub(crate) fn check_seen(repository: &Repository, manifest: &Manifest) -> Result<()> {
-    if repository.store.sealing().is_none() {
+    if !is_guarded(repository.store.as_ref()) {
         return Ok(());
     }
     let known = newest_kept(repository, manifest.image_id);
@@ -271,9 +272,11 @@ fn newest_kept(repository: &Repository, image: Uuid) -> Option<Ancestor> {
     record.filter(|record| record.machine == repository.host.host().machine)?.newest
 }
 
-/// The newest commit that this host has seen of an image of a sealed repository: what is rebuilt follows it.
+/// The newest commit that this host has seen of such an image: what is rebuilt follows it.
 pub(crate) fn newest_known(repository: &Repository, name: &str, image: Uuid) -> Option<Ancestor> {
-    repository.store.sealing()?;
+    if !is_guarded(repository.store.as_ref()) {
+        return None;
+    }
     let seen = repository.seen().newest(name);
     newest_kept(repository, image).into_iter().chain(seen).max_by_key(|n| n.sequence)
 }

@@ -64,16 +64,17 @@ pub(crate) fn images_in(store: &dyn Store) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// True if the last manifest of an image stays that was removed, also where there are locks: it tells that
-/// the image has not vanished, and that older ones, signed as they are, do not count any more.
-pub(crate) fn keeps_tombstones(store: &dyn Store) -> bool {
+/// True for a repository that is sealed, or has an owner: whoever keeps it is not to turn it back. A host
+/// remembers its newest states, and asks for them; the last manifest of an image that was removed stays, also
+/// where there are locks: it tells that the image has not vanished, and that older ones do not count any more.
+pub(crate) fn is_guarded(store: &dyn Store) -> bool {
     store.sealing().is_some() || store.owner().is_some()
 }
 
 /// True for an image that was removed where its last manifest has to stay.
 fn is_forgotten(store: &dyn Store, name: &str, files: &[String]) -> Result<bool> {
     // Elsewhere one that is being removed has its last manifest before its files are gone.
-    let goes_whole = store.sharing()?.is_locked() && !keeps_tombstones(store);
+    let goes_whole = store.sharing()?.is_locked() && !is_guarded(store);
     if goes_whole && files.iter().any(|file| ImageFile::is_delta(file)) {
         return Ok(false);
     }

@@ -74,39 +74,45 @@ pub fn watched(store: Arc<dyn Store>, host: &HostState) -> Result<Arc<dyn Store>
         return Ok(store);
     }
     let said = said(host.owner(), store.as_ref())?;
-    let used = Place::of(store.as_ref(), host).last();
-    let (place, mut known_key) = (store.location(""), None);
-    if let Some(id) = used {
-        known_key = known(host, id)?;
-    } else if let Ok(ruling) = object::ruling(store.as_ref())
-        && let Some(id) = id_in(&ruling.text)
-    {
-        // By another path, or another name of the server.
-        known_key = known(host, id)?;
-    }
-    let Some(key) = known_key.or(said) else { return Ok(store) };
-    // One that is to be made.
-    match object::numbers(store.as_ref()) {
-        Ok(numbers) if numbers.is_empty() => return Ok(store),
-        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(store),
-        numbers => numbers?,
-    };
-    let Some(signed) = object::newest_signed(store.as_ref(), key)? else {
-        let what = format!("{place}: nothing there is signed by the owner {key}");
-        return Err(Error::new(ErrorKind::Mismatch, what).hint(match known_key {
-            Some(_) => "this host knows that owner: is it the right repository?",
-            None => "is it the right key?",
-        }));
-    };
-    if let Some(said) = said.filter(|said| ![key, signed.owner].contains(said)) {
-        return Err(two_owners(said, "is given", key, "is who this host knows"));
-    }
-    if known_key != Some(signed.owner) {
-        // Without it, it has to be said again.
-        best_effort(remember(host, signed.repository, signed.owner));
-    }
+    let place = Place::of(store.as_ref(), host);
+    let ruling = object::ruling(store.as_ref());
+    // By another path, or another name of the server, it says itself which one it is.
+    let stated = || ruling.as_ref().ok().and_then(|ruling| id_in(&ruling.text));
+    let used = place.last().or_else(stated);
+    let known = used.map(|id| known(host, id)).transpose()?.flatten();
+    let Some(key) = known.or(said) else { return Ok(store) };
     let signer = host.owner().signer.clone();
-    Ok(owned(store, Owner::new(signed.repository, signed.owner, signer)))
+    match object::newest_signed(store.as_ref(), key) {
+        Ok(Some(signed)) => {
+            if let Some(said) = said.filter(|said| ![key, signed.owner].contains(said)) {
+                return Err(two_owners(said, "is given", key, "is who this host knows"));
+            }
+            // Without that, it has to be said again.
+            if known != Some(signed.owner) {
+                best_effort(remember(host, signed.repository, signed.owner));
+            }
+            if place.last() != Some(signed.repository) {
+                best_effort(place.remember(signed.repository));
+            }
+            Ok(owned(store, Owner::new(signed.repository, signed.owner, signer)))
+        }
+        // One that is to be made, or is missing.
+        Ok(None) if ruling.as_ref().is_err_and(|e| e.kind() == ErrorKind::NotFound) => Ok(store),
+        // Whoever is about to repair it does so by the rules.
+        Err(e) if e.is_damage() && known.is_some() => match used {
+            Some(id) => Ok(owned(store, Owner::new(id, key, signer))),
+            None => Err(e),
+        },
+        Err(e) => Err(e),
+        Ok(None) => {
+            let what =
+                format!("{}: nothing there is signed by the owner {key}", store.location(""));
+            Err(Error::new(ErrorKind::Mismatch, what).hint(match known {
+                Some(_) => "this host knows that owner: is it the right repository?",
+                None => "is it the right key?",
+            }))
+        }
+    }
 }
 
 /// The same store with an owner.

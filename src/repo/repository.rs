@@ -6,7 +6,9 @@ use crate::base::message::{Setting, message};
 use crate::delta::{Caches, Traffic};
 use crate::repo::config::{Config, Defaults, object};
 use crate::repo::host::HostState;
-use crate::repo::names::{Overview, is_of_filesystem, is_temporary, names_in, overview};
+use crate::repo::names::{
+    Overview, is_guarded, is_of_filesystem, is_temporary, names_in, overview,
+};
 use crate::repo::owner;
 use crate::repo::place::Place;
 use crate::repo::policy::{Policy, SnapshotPolicy};
@@ -343,7 +345,7 @@ impl Repository {
 fn load_checked(store: &dyn Store, host: &HostState) -> Result<Config> {
     let mut config = Config::load(store)?;
     owner::check_told(&config, store)?;
-    if store.sealing().is_none() {
+    if !is_guarded(store) {
         return Ok(config);
     }
     let seen = |config: &Config| {

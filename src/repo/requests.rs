@@ -2,11 +2,11 @@
 //! repository, each with the exact snapshots.
 
 use crate::base::checked_text::{read_checked, to_checked};
-use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::error::{Error, ErrorKind, Result, best_effort};
 use crate::base::message::{Verb, message};
 use crate::repo::Repository;
 use crate::repo::host::HostName;
-use crate::repo::manifest::Manifest;
+use crate::repo::manifest::{Manifest, check_name};
 use crate::repo::top::{request_file, request_id};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -14,6 +14,8 @@ use std::collections::HashSet;
 use uuid::Uuid;
 
 const VERSION: u32 = 1;
+/// So much of an id must be named.
+const SHORTEST: usize = 8;
 /// A request longer than that is none.
 const MAX_BYTES: u64 = 1 << 20;
 
@@ -64,23 +66,43 @@ pub(crate) fn leave(
         time: Timestamp::now(),
         snapshots: ids.map(asked),
     };
-    let is_covered = |there: &DropRequest| {
-        let of = |snapshots: &Option<Vec<AskedSnapshot>>| snapshots.clone().unwrap_or_default();
-        let is_same = (&there.host, there.image_id) == (&request.host, request.image_id)
-            && there.snapshots.is_some() == request.snapshots.is_some();
-        is_same && of(&request.snapshots).iter().all(|s| of(&there.snapshots).contains(s))
-    };
-    for (id, there) in all(repository)? {
-        if there.is_ok_and(|there| is_covered(&there)) {
-            return Ok(id);
-        }
+    let own: Vec<(Uuid, DropRequest)> = all(repository)?
+        .into_iter()
+        .filter_map(|(id, there)| Some((id, there.ok()?)))
+        .filter(|(_, there)| (&there.host, there.image_id) == (&request.host, request.image_id))
+        .collect();
+    if let Some((id, _)) = own.iter().find(|(_, there)| is_covered(there, &request)) {
+        return Ok(*id);
     }
     let failed = |e| Error::new(ErrorKind::InvalidInput, format!("cannot write the request: {e}"));
     let body = serde_json::to_string_pretty(&request).map_err(failed)?;
-    let id = Uuid::new_v4();
     let bytes = to_checked("request", VERSION, &format!("{body}\n"));
+    if bytes.len() as u64 > MAX_BYTES {
+        let what = format!("a request for {} snapshots is too long", manifest.snapshots.len());
+        return Err(Error::new(ErrorKind::LimitExceeded, what).hint("ask for fewer at once"));
+    }
+    let id = id_of(&bytes);
     repository.store.put_if_absent(&request_file(id), &bytes)?;
+    // What asks for less stands in nobody's way, where it may not be removed.
+    for (before, _) in own.iter().filter(|(_, there)| is_covered(&request, there)) {
+        best_effort(withdraw(repository, *before));
+    }
     Ok(id)
+}
+
+/// True if one request asks for all that another one asks for.
+fn is_covered(by: &DropRequest, asked: &DropRequest) -> bool {
+    match (&by.snapshots, &asked.snapshots) {
+        (Some(by), Some(asked)) => asked.iter().all(|snapshot| by.contains(snapshot)),
+        (by, asked) => by.is_none() && asked.is_none(),
+    }
+}
+
+/// What a request is called: by what it says, so that the one that was looked at is the one that is meant.
+fn id_of(bytes: &[u8]) -> Uuid {
+    let digest = blake3::hash(bytes);
+    let (id, _) = digest.as_bytes().split_first_chunk().unwrap_or((&[0; 16], &[]));
+    uuid::Builder::from_custom_bytes(*id).into_uuid()
 }
 
 /// All requests; each that cannot be read as an error.
@@ -95,8 +117,12 @@ pub(crate) fn all(repository: &Repository) -> Result<Vec<(Uuid, Result<DropReque
         let read = || {
             let bytes = store.read_whole(&file, MAX_BYTES)?;
             let (_, text) = read_checked("request", VERSION, &bytes)?;
-            serde_json::from_str(text)
-                .map_err(|e| Error::corrupt(format!("the request is not valid: {e}")))
+            let request: DropRequest = serde_json::from_str(text)
+                .map_err(|e| Error::corrupt(format!("the request is not valid: {e}")))?;
+            if id_of(&bytes) != id {
+                return Err(Error::corrupt("the request is another one than it was"));
+            }
+            check_name(&request.image).map(|()| request)
         };
         match read() {
             // It was withdrawn in this moment.
@@ -114,6 +140,10 @@ pub(crate) fn all(repository: &Repository) -> Result<Vec<(Uuid, Result<DropReque
 /// # Errors
 /// `NotFound` if there is none, or there are several.
 pub(crate) fn find(repository: &Repository, id: &str) -> Result<(Uuid, Result<DropRequest>)> {
+    if id.len() < SHORTEST {
+        let what = format!("a request is named by {SHORTEST} digits of its id at least");
+        return Err(Error::new(ErrorKind::InvalidInput, what));
+    }
     let mut found = all(repository)?;
     found.retain(|(known, _)| known.to_string().starts_with(id));
     match (found.len(), found.pop()) {

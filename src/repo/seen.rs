@@ -1,17 +1,18 @@
-//! What this host has seen of a sealed repository (FORMAT.md S9): whoever keeps it can show an older state
+//! What this host has seen of a repository that is sealed, or has an owner (FORMAT.md S9): whoever keeps it can show an older state
 //! of it, or to each host another one, and neither is used.
 //!
 //! ```text
 //! STATE/REPOSITORY-ID/DIGEST.seen     the newest commit of an image, or the newest configuration
 //! ```
 //!
-//! Of a repository that is not sealed a warning is all ([`crate::repo::head`]): a copy of one may be used.
+//! Of another one a warning is all ([`crate::repo::head`]): a copy of one may be used.
 
 use crate::base::error::{Error, ErrorKind, Result, best_effort};
 use crate::base::message::{Setting, Verb, message};
 use crate::repo::accepted::GONE;
 use crate::repo::host::HostState;
 use crate::repo::manifest::{self, Ancestor, Manifest, ManifestDigest};
+use crate::repo::names::is_guarded;
 use crate::store::Store;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -96,7 +97,7 @@ impl Seen<'_> {
     /// # Errors
     /// If that cannot be written: then the one before is what has to be followed.
     pub(crate) fn remember(&self, manifest: &Manifest) -> Result<()> {
-        if self.store.sealing().is_none() {
+        if !is_guarded(self.store) {
             return Ok(());
         }
         let given_up = self.recorded(&manifest.name).ok().flatten();
@@ -105,7 +106,7 @@ impl Seen<'_> {
 
     fn remember_over(&self, manifest: &Manifest, given_up: Option<Ancestor>) -> Result<()> {
         self.host.tidy_folder(&self.repository.to_string());
-        let (Some(_), Some(commit)) = (self.store.sealing(), manifest.commit) else {
+        let (true, Some(commit)) = (is_guarded(self.store), manifest.commit) else {
             return Ok(());
         };
         let newest = Ancestor { sequence: manifest.sequence, commit };
@@ -125,7 +126,7 @@ impl Seen<'_> {
         manifest: &Manifest,
         also: Option<&Ancestor>,
     ) -> Result<Option<Error>> {
-        if self.store.sealing().is_none() {
+        if !is_guarded(self.store) {
             return Ok(None);
         }
         let recorded = self.recorded(&manifest.name)?;
@@ -185,7 +186,7 @@ impl Seen<'_> {
     /// # Errors
     /// `Mismatch`; `error` otherwise.
     pub(crate) fn or_vanished(&self, name: &str, error: Error) -> Error {
-        if error.kind() != ErrorKind::NotFound || self.store.sealing().is_none() {
+        if error.kind() != ErrorKind::NotFound || !is_guarded(self.store) {
             return error;
         }
         match self.check_gone(name) {
@@ -222,7 +223,7 @@ impl Seen<'_> {
     /// # Errors
     /// `Mismatch`.
     pub(crate) fn check_names(&self, names: &[String]) -> Result<()> {
-        if self.store.sealing().is_none() {
+        if !is_guarded(self.store) {
             return Ok(());
         }
         let folder = self.repository.to_string();

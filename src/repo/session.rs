@@ -21,6 +21,7 @@ use crate::repo::head::{Head, check_seen};
 use crate::repo::hold::{Held, HeldImage, hold_all, or_not_found, share_reader_lock};
 use crate::repo::manifest::{self, Manifest, Rollback, Snapshot};
 use crate::repo::marker::{Marked, load_marked};
+use crate::repo::names::is_guarded;
 use crate::repo::reserve::with_reserve;
 use crate::repo::root::{Lock, Root};
 use crate::repo::{Repository, reference};
@@ -125,7 +126,7 @@ fn while_seen<T>(repository: &Repository, read: impl Fn() -> Result<T>) -> Resul
     let is_late = |read: &Result<T>| read.as_ref().is_err_and(|e| e.kind() == ErrorKind::Busy);
     let mut outcome = read();
     for _ in 0..SEEN_TRIES {
-        if repository.store.sealing().is_none() || !is_late(&outcome) {
+        if !is_guarded(repository.store.as_ref()) || !is_late(&outcome) {
             break;
         }
         outcome = read();

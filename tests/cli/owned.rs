@@ -3,8 +3,10 @@
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that fails says where")]
 
-use crate::support::{FAILED, KEY, KIB, Lab, Run, change, disk, noise};
-use imgsnap::repo::manifest::{Ancestor, Condemned, Manifest, ManifestDigest, sequence_of};
+use crate::support::{DAMAGE, FAILED, KEY, KIB, Lab, Run, change, disk, noise};
+use imgsnap::repo::manifest::{
+    Ancestor, Condemned, Manifest, ManifestDigest, Pending, Snapshot, sequence_of,
+};
 use serde_json::json;
 use uuid::Uuid;
 
@@ -173,7 +175,7 @@ fn follow(number: u64, bytes: &[u8]) -> Manifest {
 #[test]
 fn what_a_thief_puts_does_not_count() {
     type Forge = fn(&mut Manifest);
-    let forgeries: [(&str, Forge); 12] = [
+    let forgeries: [(&str, Forge); 14] = [
         ("drops all", |m| m.snapshots.clear()),
         ("drops one", |m| drop(m.snapshots.pop())),
         ("moves one to the dropped", |m| {
@@ -199,6 +201,11 @@ fn what_a_thief_puts_does_not_count() {
         ("is another image", |m| m.image_id = Uuid::new_v4()),
         ("uses up the numbers", |m| m.next_number = u64::MAX - 1),
         ("follows nothing", |m| m.previous = None),
+        ("is read otherwise", |m| {
+            m.format = Some("qcow2".into());
+            m.needs.push("format".into());
+        }),
+        ("needs what nobody knows", |m| m.needs.push("tomorrow".into())),
     ];
     let mut owned = Owned::new();
     for (what, forge) in forgeries {
@@ -265,12 +272,17 @@ fn a_removed_image_does_not_come_back_by_what_its_owner_has_signed_once() {
 #[test]
 fn the_owner_is_who_a_host_was_told_and_not_who_the_store_says() {
     let owned = Owned::new();
-    let other = "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a";
+    let other = {
+        let public: [u8; 32] = std::array::from_fn(|index| index as u8);
+        let digits = |bytes: &[u8]| data_encoding::HEXLOWER.encode(bytes);
+        digits(&public) + &digits(&blake3::hash(&public).as_bytes()[..4])
+    };
+    let other = other.as_str();
     // A host that was told nothing.
     let line = owned.on("new", &["list"]).failed(KEY);
     assert!(line.contains("has an owner") && line.contains(&owned.key), "{line}");
     let line = owned.on("new", &["--owner-key", other, "list"]).failed(FAILED);
-    assert!(line.contains("nothing there is signed by the owner d75a"), "{line}");
+    assert!(line.contains("nothing there is signed by the owner 0001"), "{line}");
     owned.on("new", &["--owner-key", &owned.key, "list"]).done();
     owned.on("new", &["list"]).done();
     let line = owned.on("new", &["--owner-key", other, "list"]).failed(KEY);
@@ -334,4 +346,176 @@ fn a_recovery_text_says_who_the_owner_is() {
     let repo = ["--repo", &lab.at("other")];
     lab.done(&[&repo, &["--owner-key-file", &lab.at("again.key"), "init"][..]].concat());
     assert_eq!(lab.done(&[&repo, &["key", "owner"][..]].concat()), owner);
+}
+
+/// What is checked is what was written, of whatever kind.
+fn checked(what: &str, version: u32, body: &str) -> Vec<u8> {
+    let digest = xxhash_rust::xxh3::xxh3_128(body.as_bytes());
+    format!("imgsnap-{what} {version} {digest:032x}\n{body}").into_bytes()
+}
+
+/// Rules V1, V6, S9, S10.
+#[test]
+fn a_host_that_was_told_of_an_owner_forgets_him_by_nothing_that_the_store_does() {
+    let owned = Owned::new();
+    owned.on("reader", &["--owner-key", &owned.key, "list"]).done();
+    // Another repository in its place, of which nobody is said to be the owner.
+    let id = Uuid::new_v4();
+    let new = "[new]\nblock_size = 4096\ndigest = \"xxh3\"\ncompression = \"lz4\"\n";
+    owned.lab.write("repo/config.000003", &checked("config", 1, &format!("id = \"{id}\"\n{new}")));
+    assert!(owned.on("reader", &["key", "owner"]).done().text().starts_with(&owned.key));
+    assert_eq!(owned.numbers(), [1, 2, 3]);
+    // No configuration at all but that of an older program, of the same id.
+    let config = owned.lab.read("repo/config.000002");
+    let text = String::from_utf8(config).unwrap();
+    let id = text.lines().find(|line| line.starts_with("id = ")).unwrap().to_owned();
+    for number in 1..4 {
+        owned.lab.remove(&format!("repo/config.{number:06}"));
+    }
+    owned.lab.write("repo/repository.toml", format!("version = 1\n{id}\n{new}").as_bytes());
+    for run in [owned.host(&["list"]), owned.on("reader", &["list"]), owned.owner(&["list"])] {
+        let line = run.failed(FAILED);
+        assert!(line.contains("signed by the owner"), "{line}");
+    }
+    // Older ones, signed as they are.
+    let owned = Owned::new();
+    owned.owner(&["label", "disk@1", "x"]).done();
+    owned.host(&["list", "disk"]).done();
+    let (last, _) = owned.manifests().pop().unwrap();
+    owned.lab.remove(&format!("repo/disk/manifest.{last:06}"));
+    for line in
+        [owned.host(&["list", "disk"]).failed(FAILED), owned.owner(&["list"]).failed(FAILED)]
+    {
+        assert!(line.contains("turned back") || line.contains("nothing in it is signed"), "{line}");
+    }
+}
+
+/// Rules V3, V4, V5: what the owner puts right, and what not.
+#[test]
+fn the_owner_repairs_what_a_thief_has_put_and_signs_none_of_it() {
+    let owned = Owned::new();
+    owned.owner(&["protect", "disk@2"]).done();
+    let (number, bytes) = owned.manifests().pop().unwrap();
+    let mut forged = follow(number, &bytes);
+    let gone = forged.snapshots.split_off(1);
+    forged.dropped = gone.into_iter().map(|s| Snapshot { protected: false, ..s }).collect();
+    forged.needs.clear();
+    owned.put(number + 1, &forged.encode().unwrap());
+    owned.put(number + 2, b"garbage");
+    owned.put(u64::MAX, b"garbage");
+    let line = owned.host(&["list", "disk"]).failed(DAMAGE);
+    assert!(line.contains("imgsnap repair disk"), "{line}");
+    owned.host(&["repair", "disk"]).failed(FAILED);
+    owned.owner(&["repair", "disk"]).done();
+    assert_eq!(owned.numbers(), [1, 2, 3]);
+    let shown = owned.host(&["--json", "show", "disk@2"]).done().json();
+    assert_eq!(shown["protected"], json!(true), "{shown}");
+    // What is said to be pending, for ever.
+    let (number, bytes) = owned.manifests().into_iter().rev().find(|(n, _)| *n < u64::MAX).unwrap();
+    let mut forged = follow(number, &bytes);
+    let pending = |id| Pending {
+        id,
+        number: 0,
+        parent: Some(forged.snapshots[0].id),
+        objects: Vec::new(),
+        expires: "9999-01-01T00:00:00Z".parse().unwrap(),
+        plan: Some(Uuid::new_v4()),
+    };
+    forged.pending = vec![pending(Uuid::new_v4())];
+    forged.needs.push("pending".into());
+    owned.put(number + 1, &forged.encode().unwrap());
+    owned.owner(&["delete", "disk@1"]).failed(FAILED);
+    owned.owner(&["repair", "disk"]).done();
+    owned.owner(&["delete", "disk@1"]).done();
+    assert_eq!(owned.numbers(), [2, 3]);
+    // An image of which nothing is signed is not signed, either.
+    std::fs::create_dir(owned.lab.path("repo/other")).unwrap();
+    owned.lab.write("repo/other/manifest.000007", &bytes);
+    let said = owned.owner(&["key", "owner", "sign"]).done();
+    assert!(said.err.contains("not signed: ") && said.err.contains("other"), "{}", said.err);
+    owned.lab.remove("repo/other/manifest.000007");
+    // Over what does not count, too, the owner signs.
+    let (number, bytes) = owned.manifests().into_iter().rev().find(|(n, _)| *n < u64::MAX).unwrap();
+    let mut forged = follow(number, &bytes);
+    forged.snapshots.clear();
+    owned.put(number + 1, &forged.encode().unwrap());
+    owned.owner(&["key", "owner", "sign"]).done();
+    assert!(owned.lab.exists(&format!("repo/disk/manifest.{:06}", number + 2)));
+    // A configuration that is damaged.
+    owned.lab.write("repo/config.000003", b"garbage");
+    owned.host(&["list"]).failed(DAMAGE);
+    owned.host(&["repair"]).failed(FAILED);
+    owned.owner(&["repair"]).done();
+    assert_eq!(owned.numbers(), [2, 3]);
+    assert!(owned.host(&["key", "owner"]).done().text().starts_with(&owned.key));
+}
+
+/// Rule V7.
+#[test]
+fn a_request_is_for_what_it_says() {
+    let owned = Owned::new();
+    let ids: Vec<String> = (1..4)
+        .map(|number| {
+            let shown = owned.host(&["--json", "show", &format!("disk@{number}")]).done().json();
+            shown["id"].as_str().unwrap().to_owned()
+        })
+        .collect();
+    let (_, bytes) = owned.manifests().pop().unwrap();
+    let image_id = Manifest::decode(&bytes).unwrap().image_id;
+    let ask = |image: &str, number: u64, id: &str| {
+        let host = json!({"machine": "0".repeat(32), "name": "h\u{1b}[2J\n00000000  drop all"});
+        let snapshots = json!([{"number": number, "id": id}]);
+        let time = "2026-01-01T00:00:00Z";
+        let body = json!({"image": image, "image_id": image_id, "host": host, "time": time,
+            "snapshots": snapshots});
+        let bytes = checked("request", 1, &format!("{body:#}\n"));
+        let digest = blake3::hash(&bytes);
+        let id = uuid::Builder::from_custom_bytes(digest.as_bytes()[..16].try_into().unwrap());
+        let id = id.into_uuid().to_string();
+        owned.lab.write(&format!("repo/request.{id}"), &bytes);
+        id
+    };
+    let confused = ask("disk", 1, &ids[2]);
+    let line = owned.owner(&["requests", "confirm", &confused]).failed(FAILED);
+    assert!(line.contains("with the id of another"), "{line}");
+    // Names that would make lines of their own.
+    ask("disk\n00000000  x", 1, &ids[0]);
+    assert_eq!(owned.drop_lines().len(), 2);
+    // One in whose place another one was put since it was looked at.
+    let right = ask("disk", 1, &ids[0]);
+    let other = ask("disk", 3, &ids[2]);
+    owned.lab.copy(&format!("repo/request.{other}"), &format!("repo/request.{right}"));
+    let line = owned.owner(&["requests", "confirm", &right]).failed(DAMAGE);
+    assert!(line.contains("another one than it was"), "{line}");
+    owned.owner(&["requests", "confirm", &other[..4]]).failed(FAILED);
+    // A whole image goes only if somebody says so.
+    owned.host(&["remove", "disk", "--yes"]).done();
+    let remove = owned.drop_lines().into_iter().find(|line| line.contains("remove disk")).unwrap();
+    let remove = remove.split_whitespace().next().unwrap().to_owned();
+    let line = owned.owner(&["requests", "confirm", &remove]).failed(FAILED);
+    assert!(line.contains("--yes"), "{line}");
+    assert_eq!(owned.numbers(), [1, 2, 3]);
+    owned.owner(&["requests", "confirm", &remove, "--yes"]).done();
+    owned.host(&["list", "disk"]).failed(FAILED);
+}
+
+/// Rules V1, V6.
+#[test]
+fn a_key_that_is_mistaken_or_was_owner_before_is_refused_and_not_said_again() {
+    let owned = Owned::new();
+    let text = String::from_utf8(owned.lab.read("owner.key")).unwrap();
+    let private = text.lines().find_map(|line| line.strip_prefix("private: ")).unwrap();
+    for given in [private, text.as_str(), &owned.key[..64]] {
+        let run = owned.host(&["--owner-key", given, "list"]);
+        let line = run.failed(FAILED);
+        assert!(!line.contains(private) && line.contains("72 hexadecimal digits"), "{line}");
+    }
+    let next = owned.lab.at("next.key");
+    owned.owner(&["key", "owner", "change", &next]).done();
+    owned.host(&["list"]).done();
+    let back = ["--owner-key-file", &next, "key", "owner", "change", &owned.lab.at("owner.key")];
+    let line = owned.owner(&back).failed(FAILED);
+    assert!(line.contains("was an owner of the repository before"), "{line}");
+    // What was interrupted is finished by the same command.
+    owned.owner(&["--owner-key-file", &next, "key", "owner", "create", &next]).done();
 }

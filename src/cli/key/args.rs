@@ -1,8 +1,6 @@
 //! What opens encrypted repositories, and what can be typed after `imgsnap key`.
 
-use super::super::words::parsed;
 use clap::{Args as ClapArgs, Subcommand, ValueHint};
-use imgsnap::base::signing::OwnerKey;
 use std::path::PathBuf;
 
 /// What opens the repository.
@@ -44,8 +42,9 @@ pub struct KeyOptions {
 #[derive(ClapArgs, Clone, Default)]
 pub struct OwnerOptions {
     /// The owner of the repository, as the owner has told you: only what that one signs may drop anything
-    #[arg(long, global = true, value_name = "KEY", value_parser = parsed::<OwnerKey>)]
-    pub owner_key: Option<OwnerKey>,
+    // As it is: what it is not must not be said again, if it is the private one.
+    #[arg(long, global = true, value_name = "KEY")]
+    pub owner_key: Option<String>,
     /// The private key of the owner, on the owner's host; otherwise IMGSNAP_OWNER_KEY_FILE
     #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub owner_key_file: Option<PathBuf>,

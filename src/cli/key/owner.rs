@@ -25,12 +25,14 @@ pub fn run(
     match verb {
         None => show(&repo::open(place, context)?, printer)?,
         Some(OwnerVerb::Sign) => {
-            let signed = repo::open_to_change(place, context)?.sign()?;
+            let signed = repo::open_to_change(place, context)?.sign(context)?;
             tell_signed(&signed, printer)?;
         }
         Some(OwnerVerb::Create { file }) => {
             let repository = repo::open_to_change(place, context)?;
-            if let Some(owner) = repository.owner() {
+            // One that was interrupted is finished.
+            let is_it = |key| owner_key_in(file).is_ok_and(|signer| signer.key() == key);
+            if let Some(owner) = repository.owner().filter(|owner| !is_it(owner.key)) {
                 let what = format!("{} has an owner: {}", repository.location(), owner.key);
                 return Err(Error::new(ErrorKind::AlreadyExists, what)
                     .hint("to name another one, use \"imgsnap key owner change\""));
@@ -82,7 +84,7 @@ fn take(
         }
     };
     let signer = Arc::new(signer);
-    let signed = repository.take_ownership(&signer)?;
+    let signed = repository.take_ownership(&signer, context)?;
     // By the new key, all must be as it was.
     let owner = repo::open(&place.with_owner_key(&signer), context)?.owner();
     let key = signer.key();

@@ -2,21 +2,66 @@
 
 use super::super::printer::Printer;
 use super::super::{exit, list, output, verify, words};
+use super::engine::Engine;
 use imgsnap::base::error::{ErrorKind, Result};
 use imgsnap::base::events::Context;
-use imgsnap::{Joined, PlanJoined, Repository, RestoreJoined, TaskDone, VerifyJoined};
+use imgsnap::repo::work::PlannedImage;
+use imgsnap::{
+    Joined, PlanJoined, PlanProgress, PlanState, Repository, RestoreJoined, TaskDone, VerifyJoined,
+};
 use serde_json::{Value, json};
 use std::process::ExitCode;
 use std::time::Instant;
 
 pub fn part(
-    repository: &Repository,
-    plan: &str,
-    task: u32,
+    open: &impl Fn() -> Result<Repository>,
+    (plan, task): (&str, u32),
+    engine: Option<&Engine>,
     printer: &Printer,
     context: &Context,
 ) -> Result<ExitCode> {
-    let done = repository.part(plan, task, context)?;
+    let repository = open()?;
+    match repository.part(plan, task, context) {
+        Ok(done) => tell_part(done, task, engine, printer),
+        Err(e) if is_hopeless(&repository, (plan, task), e.kind(), context) => {
+            printer.error(&e);
+            Ok(exit::hopeless())
+        }
+        Err(e) => Err(e),
+    }
+}
+
+/// True for what another try would meet as well: the plan is over, or what it is of is not what was planned.
+fn is_hopeless(
+    repository: &Repository,
+    (plan, task): (&str, u32),
+    kind: ErrorKind,
+    context: &Context,
+) -> bool {
+    match kind {
+        ErrorKind::Mismatch | ErrorKind::InvalidInput => true,
+        // Or there is no image here, which another host may see.
+        ErrorKind::NotFound => match repository.plan_progress(plan, context) {
+            Ok(progress) => !is_pending(&progress, task),
+            Err(e) => e.kind() == ErrorKind::NotFound,
+        },
+        _ => false,
+    }
+}
+
+fn is_pending(progress: &PlanProgress, task: u32) -> bool {
+    let has = |of: &PlannedImage| of.tasks.iter().any(|planned| planned.task == task);
+    let image = progress.each().find(|(image, _)| has(image)).map(|(_, state)| state);
+    let state = image.or_else(|| progress.states.first().copied());
+    progress.plan.tasks().contains(&task) && state == Some(PlanState::Pending)
+}
+
+fn tell_part(
+    done: TaskDone,
+    task: u32,
+    engine: Option<&Engine>,
+    printer: &Printer,
+) -> Result<ExitCode> {
     let before = "was done before".to_owned();
     let (value, line) = match done {
         TaskDone::Part(made) => {
@@ -25,10 +70,19 @@ pub fn part(
                 None => before,
                 Some(read) => format!("{} read, {stored} stored", output::bytes(read)),
             };
+            if let Some(engine) = engine {
+                engine.count(&[
+                    ("bytes read", made.read_bytes.unwrap_or(0)),
+                    ("bytes changed", made.changed_bytes),
+                    ("bytes stored", made.file_bytes),
+                ]);
+            }
             let value = json!({
                 "task": task,
                 "image": made.name,
                 "object": made.object,
+                "digest": data_encoding::HEXLOWER.encode(&made.footer_digest.0),
+                "changed_bytes": made.changed_bytes,
                 "stored_bytes": made.file_bytes,
                 "data_blocks": made.data_blocks,
                 "read_bytes": made.read_bytes,

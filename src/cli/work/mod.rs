@@ -1,8 +1,10 @@
 //! `imgsnap plan`: what is planned, and how far it is. `part` and `join` are in `done`.
 
 mod done;
+mod engine;
 
 pub use done::{join, part};
+pub use engine::Engine;
 
 use super::args::{Plan, PlanVerb};
 use super::printer::Printer;

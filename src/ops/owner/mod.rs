@@ -6,6 +6,7 @@
 pub mod types;
 
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::events::{Context, WarningId};
 use crate::base::message::{Verb, message};
 use crate::base::signing::OwnerSigner;
 use crate::ops::owner::types::{OwnerStatus, SignedImage};
@@ -33,11 +34,15 @@ fn not_owned(repository: &Repository) -> Error {
 ///
 /// # Errors
 /// `AlreadyExists` if somebody else owns it; `Busy` if somebody else changes the configuration.
-pub(crate) fn take(repository: &Repository, signer: &Arc<OwnerSigner>) -> Result<Vec<SignedImage>> {
+pub(crate) fn take(
+    repository: &Repository,
+    signer: &Arc<OwnerSigner>,
+    context: &Context,
+) -> Result<Vec<SignedImage>> {
     let store = &repository.store;
     let change = match store.owner() {
         None => None,
-        Some(owner) if owner.key == signer.key() => return sign(repository),
+        Some(owner) if owner.key == signer.key() => return sign(repository, context),
         Some(owner) => match OwnerChange::new(owner, signer.key()) {
             Some(change) => Some(change),
             None => {
@@ -51,28 +56,31 @@ pub(crate) fn take(repository: &Repository, signer: &Arc<OwnerSigner>) -> Result
     let text = text_with_owner(&ruling.text, signer.key(), change)?;
     let owner = Owner::new(repository.id(), signer.key(), Some(signer.clone()));
     let owned = owned(store.clone(), owner);
-    sign_all(repository, owned.as_ref())?;
+    sign_all(repository, owned.as_ref(), context)?;
     object::commit(owned.as_ref(), ruling.number, &text)?;
     remember(&repository.host, repository.id(), signer.key())?;
     // What others have committed meanwhile, who did not know the owner yet.
-    sign_all(repository, owned.as_ref())
+    sign_all(repository, owned.as_ref(), context)
 }
 
 /// Signs what counts of each image.
 ///
 /// # Errors
 /// `Auth` without the owner key.
-pub(crate) fn sign(repository: &Repository) -> Result<Vec<SignedImage>> {
+pub(crate) fn sign(repository: &Repository, context: &Context) -> Result<Vec<SignedImage>> {
     if repository.store.owner().is_none() {
         return Err(not_owned(repository));
     }
     refuse_others(repository.store.as_ref(), "sign")?;
-    sign_all(repository, repository.store.as_ref())
+    sign_all(repository, repository.store.as_ref(), context)
 }
 
-/// Signs what rules of each image, as the repository was opened; where nothing counts, what has the highest
-/// number.
-fn sign_all(repository: &Repository, owned: &dyn Store) -> Result<Vec<SignedImage>> {
+/// Signs what rules of each image, as the repository was opened.
+fn sign_all(
+    repository: &Repository,
+    owned: &dyn Store,
+    context: &Context,
+) -> Result<Vec<SignedImage>> {
     let store = repository.store.as_ref();
     let mut signed = Vec::new();
     for name in store.list("")?.into_iter().filter(|name| manifest::check_name(name).is_ok()) {
@@ -82,11 +90,16 @@ fn sign_all(repository: &Repository, owned: &dyn Store) -> Result<Vec<SignedImag
         let _write = lock_to_write(repository, &name)?;
         let mut rules = match manifest::load_last(store, &name) {
             Err(e) if e.kind() == ErrorKind::NotFound => continue,
-            Err(e) if e.kind() == ErrorKind::Mismatch => manifest::load_highest(store, &name)?,
+            // Nothing in it counts: it is not for a signature to make it.
+            Err(e) if e.kind() == ErrorKind::Mismatch && store.owner().is_some() => {
+                context.warn(WarningId::NotSigned, message!["not signed: ", e]);
+                continue;
+            }
             rules => rules?,
         };
         let counts = manifest::load_last(owned, &name);
-        let is_signed = |m: &Manifest| m.is_signed() && m.sequence == rules.sequence;
+        let is_signed =
+            |m: &Manifest| m.is_signed() && m.sequence == rules.sequence && !m.is_followed();
         let is_new = !counts.is_ok_and(|counts| is_signed(&counts));
         if is_new {
             manifest::commit(owned, &mut rules)?;

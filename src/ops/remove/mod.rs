@@ -9,10 +9,12 @@ use crate::repo::Repository;
 use crate::repo::change::{refuse_kept, remove_image};
 use crate::repo::clones::remove_all_clones;
 use crate::repo::group::{Images, Members};
-use crate::repo::manifest::Manifest;
+use crate::repo::manifest::{self, Manifest};
+use crate::repo::names::is_guarded;
 use crate::repo::pins::{Below, PinnedFor, write_to_drop};
 use crate::repo::requests::leave;
 use crate::repo::session::read;
+use uuid::Uuid;
 
 /// Removes an image with all its snapshots.
 pub fn run(repository: &Repository, name: &str, context: &Context) -> Result<Removed> {
@@ -43,10 +45,19 @@ pub fn run(repository: &Repository, name: &str, context: &Context) -> Result<Rem
         context.warn(WarningId::FolderStays, what);
     }
     below.release(repository, None, context);
-    if let Err(e) = repository.host.forget(repository.id(), image_id) {
+    if !is_shared(repository, image_id)
+        && let Err(e) = repository.host.forget(repository.id(), image_id)
+    {
         context.note(e);
     }
     Ok(removed)
+}
+
+/// True if somebody gave its identity to another image as well, where not everybody is believed.
+fn is_shared(repository: &Repository, image_id: Uuid) -> bool {
+    let store = repository.store.as_ref();
+    let is_it = |name: &String| manifest::load(store, name).is_ok_and(|m| m.image_id == image_id);
+    is_guarded(store) && repository.names().is_ok_and(|names| names.iter().any(is_it))
 }
 
 /// Asks the owner to remove it.

@@ -42,11 +42,14 @@ pub fn restore_config(store: &Arc<dyn Store>) -> Result<Option<RestoredConfig>> 
         Err(_) => {}
     }
     let numbers = object::numbers(store)?;
-    let (text, origin) = match last_sound(store, &numbers)? {
+    // Of those that the owner has signed, one that can be read would rule.
+    let sound = if store.owner().is_some() { None } else { last_sound(store, &numbers)? };
+    let (text, origin) = match sound {
         Some(sound) => sound,
         None => (rebuilt(all)?.encode()?, ConfigOrigin::DeltaFiles),
     };
-    let number = object::commit(store, numbers.first().copied(), &text)?;
+    let last = numbers.first().copied().filter(|_| store.owner().is_none());
+    let number = object::commit(store, last, &text)?;
     let defaults = Config::load(store)?.defaults();
     Ok(Some(RestoredConfig { number, origin, defaults }))
 }
@@ -96,14 +99,19 @@ fn rebuilt(store: &Arc<dyn Store>) -> Result<Config> {
         let compression = delta.part(0).ok().and_then(|part| compression_of(store.as_ref(), part));
         defaults.compression = compression.unwrap_or_default();
     }
+    let owned = |config: Config| match store.owner() {
+        Some(owner) => config.owned_by(owner.key),
+        None => config,
+    };
     if let Some(sealing) = store.sealing() {
         // Which of them were removed nobody knows any more.
         let usable = slots_in(store.as_ref())?.into_iter().filter(|(_, of)| of.is_some());
         let slots = usable.map(|(id, _)| id).collect();
-        return Ok(Config::new(defaults).sealed_with(sealing, slots));
+        return Ok(owned(Config::new(defaults).sealed_with(sealing, slots)));
     }
-    let id = known_id(store.as_ref(), &names).unwrap_or_else(Uuid::new_v4);
-    Ok(Config::with_id(id, defaults))
+    let id = store.owner().map(|owner| owner.repository);
+    let id = id.or_else(|| known_id(store.as_ref(), &names)).unwrap_or_else(Uuid::new_v4);
+    Ok(owned(Config::with_id(id, defaults)))
 }
 
 /// How the frames of a file are compressed; none if that cannot be told.

@@ -15,6 +15,7 @@ pub(crate) mod elsewhere;
 pub mod engine;
 pub mod fetch_missing;
 pub mod mend;
+mod owned;
 pub(crate) mod rebuild;
 pub mod types;
 
@@ -39,9 +40,11 @@ use crate::repo::garbage::collect_garbage;
 use crate::repo::head::{Head, check_seen, newest_known};
 use crate::repo::manifest::{self, ImageFile, MAX_IMPORTED_NUMBER, Manifest, Snapshot};
 use crate::repo::marker::Marker;
+use crate::repo::owner::refuse_others;
 use crate::repo::pins;
 use crate::repo::session::{lock_to_write, writer};
 use crate::store::Store;
+use owned::{clear_endless, is_for_owner};
 use std::collections::HashSet;
 use std::sync::Arc;
 use uuid::Uuid;
@@ -72,7 +75,8 @@ pub fn run(repository: &Repository, name: &str, context: &Context) -> Result<Rep
     store.sync_dir(name)?;
     let ruling = match twice(|| manifest::load(store, name)) {
         Ok(manifest) => Some(manifest),
-        Err(e) if e.kind() == ErrorKind::Corrupt => {
+        Err(e) if e.kind() == ErrorKind::Corrupt || is_for_owner(store, &e) => {
+            refuse_others(store, "rebuild what is damaged").map_err(|denied| denied.at(&e))?;
             context.note(e);
             None
         }
@@ -82,14 +86,14 @@ pub fn run(repository: &Repository, name: &str, context: &Context) -> Result<Rep
         check_seen(repository, ruling)?;
     }
     let rebuilt = rebuild(repository, name, ruling.as_ref(), context)?;
-    let (mut manifest, rebuilt) = match (rebuilt, ruling) {
+    let (mut manifest, mut rebuilt) = match (rebuilt, ruling) {
         (Some((manifest, rebuilt)), _) => (manifest, Some(rebuilt)),
         (None, Some(manifest)) => (manifest, None),
         (None, None) => return Err(Error::corrupt(format!("{name}: no manifest was made"))),
     };
     let are_pinned = pins::restore(repository, &mut manifest, context)?;
-    let mut rebuilt = rebuilt;
-    if rebuilt.is_some() || are_pinned {
+    let are_cleared = clear_endless(repository, &mut manifest);
+    if rebuilt.is_some() || are_pinned || are_cleared {
         commit(repository, &mut manifest, context)?;
     }
     // What leads through this image again, by way of others, can be opened once it has a manifest.
@@ -201,7 +205,11 @@ fn rebuild_from(
             let what = format!("{name}: no delta file can be read");
             Error::corrupt(what).hint("put the files of the repository back from a copy")
         })?;
-    manifest.sequence = manifest::ruling(repository.store.as_ref(), name)?.unwrap_or(0);
+    manifest.sequence = match (repository.store.owner(), old) {
+        // Somebody may have put one far ahead.
+        (Some(_), Some(old)) => old.sequence,
+        _ => manifest::ruling(repository.store.as_ref(), name)?.unwrap_or(0),
+    };
     manifest.follow(old);
     if let Some(newest) = newest_known(repository, name, manifest.image_id) {
         manifest.follow_seen(newest);
@@ -461,6 +469,14 @@ fn with_retry_hint(error: Error) -> Error {
 /// The manifests before `sequence` that can be read, the newest first: they may know labels, the place of
 /// the live image, and what was dropped.
 fn older_manifests(store: &dyn Store, name: &str, sequence: u64) -> Result<Vec<Manifest>> {
+    // Of what does not count nothing is believed.
+    if let Some(owner) = store.owner() {
+        return match twice(|| manifest::load_undamaged(store, owner, name)) {
+            Ok(older) if older.sequence < sequence => Ok(vec![older]),
+            Err(e) if e.is_unread() => Err(with_retry_hint(e)),
+            Ok(_) | Err(_) => Ok(Vec::new()),
+        };
+    }
     let files = store.list(name)?;
     let mut sequences: Vec<u64> = files.iter().filter_map(|f| manifest::sequence_of(f)).collect();
     sequences.retain(|older| *older < sequence);

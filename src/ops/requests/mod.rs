@@ -49,9 +49,6 @@ pub(crate) fn examine(repository: &Repository, id: &str, context: &Context) -> R
         let what = format!("\"{name}\" is another image by now than the one of the request");
         return Err(Error::new(ErrorKind::Mismatch, what).hint(reject(id)));
     }
-    let Some(asked) = &request.snapshots else {
-        return Ok(Examined { id, request, there: None });
-    };
     if let Some((snapshot, why)) = wrong_time(manifest, Timestamp::now()) {
         let place = manifest.place_of(snapshot);
         let what = format!("{place} was taken at {}, {why}", snapshot.time);
@@ -63,6 +60,15 @@ pub(crate) fn examine(repository: &Repository, id: &str, context: &Context) -> R
             ", and take the request away with ",
             reject(id),
         ]));
+    }
+    let Some(asked) = &request.snapshots else {
+        return Ok(Examined { id, request, there: None });
+    };
+    // It is listed by its numbers.
+    let is_other = |s: &Snapshot| asked.iter().any(|a| (a.number == s.number) != (a.id == s.id));
+    if let Some(other) = manifest.snapshots.iter().find(|s| is_other(s)) {
+        let what = format!("the request names {} with the id of another", manifest.place_of(other));
+        return Err(Error::new(ErrorKind::Mismatch, what).hint(reject(id)));
     }
     let asked: HashSet<Uuid> = asked.iter().map(|asked| asked.id).collect();
     let meant = manifest.snapshots.iter().filter(|s| asked.contains(&s.id));

@@ -1,5 +1,6 @@
 //! What a caller asks of several workers, and what becomes of it.
 
+use crate::base::digest::Digest;
 use crate::base::error::Error;
 use crate::base::setters::setters;
 use crate::base::units::PartSize;
@@ -60,8 +61,12 @@ pub struct PartMade {
     pub object: String,
     /// Length of that.
     pub file_bytes: u64,
+    /// Digest of its footer, by which the snapshot will name it.
+    pub footer_digest: Digest,
     /// Data blocks in it.
     pub data_blocks: u64,
+    /// Bytes of the image of which it says something.
+    pub changed_bytes: u64,
     /// Bytes that were read of the image; none if another worker had made it before.
     pub read_bytes: Option<u64>,
 }

@@ -87,6 +87,10 @@ pub(crate) fn ruling(store: &dyn Store) -> Result<Ruling> {
     if let Some(ruling) = newest(store)? {
         return Ok(ruling);
     }
+    if store.owner().is_some() {
+        let what = format!("{} has no configuration that its owner has signed", store.location(""));
+        return Err(Error::corrupt(what).hint(repair()));
+    }
     match read_unnumbered(store) {
         // Between two looks somebody may have made the repository, and put an image into it.
         Err(missing) if missing.is_damage() => newest(store)?.ok_or(missing),
@@ -246,6 +250,15 @@ pub(crate) fn begin(store: &dyn Store, text: &str) -> Result<()> {
 pub(crate) fn commit(store: &dyn Store, number: Option<u64>, text: &str) -> Result<u64> {
     // Those that do not count have their numbers all the same.
     let taken = if store.owner().is_some() { numbers(store)? } else { Vec::new() };
+    // One that counts may have come since: it is found after this list, or takes the number that is free in it.
+    if let Some(owner) = store.owner() {
+        match newest_signed(store, owner.key) {
+            Ok(Some(now)) if now.ruling.number != number => return Err(changed(store)),
+            // It is what this one takes the place of.
+            Err(e) if e.is_damage() => {}
+            now => drop(now?),
+        }
+    }
     let free = (number.unwrap_or(0)..u64::MAX).map(|last| last + 1).find(|n| !taken.contains(n));
     let Some(next) = free else {
         return Err(Error::corrupt("there is no number for another configuration"));

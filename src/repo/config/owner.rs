@@ -1,7 +1,7 @@
 //! What a configuration says of the owner of a repository (FORMAT.md V1, V6). Whoever was told of an owner
 //! believes it only if that one has signed it.
 
-use crate::base::error::{Error, Result};
+use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::signing::{OwnerKey, Signature};
 use crate::repo::signature::Statement;
 use crate::store::Owner;
@@ -54,12 +54,9 @@ impl OwnerTable {
     }
 
     /// Who owns a repository now, if that one owned it once: each names the next one.
-    pub(super) fn owner_after(&self, repository: Uuid, mut key: OwnerKey) -> OwnerKey {
-        for _ in &self.changes {
-            let mut named = self.changes.iter().filter(|change| change.is_signed(repository));
-            key = named.find(|change| change.from == key).map_or(key, |change| change.to);
-        }
-        key
+    pub(super) fn owner_after(&self, repository: Uuid, key: OwnerKey) -> OwnerKey {
+        let signed = self.changes.iter().filter(|change| change.is_signed(repository));
+        signed.fold(key, |key, change| if change.from == key { change.to } else { key })
     }
 }
 
@@ -90,6 +87,11 @@ pub(crate) fn text_with_owner(
     let wrong = || Error::corrupt("the configuration makes no sense");
     let mut document: toml_edit::DocumentMut = text.parse().map_err(|_| wrong())?;
     let changes = stated_in(text).map(|(_, owner)| owner.changes).unwrap_or_default();
+    // Whoever knows one that comes twice does not know where it is.
+    if changes.iter().any(|before| before.from == key || before.to == key) {
+        let what = "that key was an owner of the repository before";
+        return Err(Error::new(ErrorKind::InvalidInput, what).hint("name one that was not"));
+    }
     let owner = OwnerTable { key, changes: changes.into_iter().chain(change).collect() };
     let written = toml::to_string(&owner).map_err(|_| wrong())?;
     let table: toml_edit::DocumentMut = written.parse().map_err(|_| wrong())?;

@@ -5,7 +5,7 @@ use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::message::{Setting, message};
 use crate::repo::manifest::commit::{ManifestDigest, changed_meanwhile};
 use crate::repo::manifest::related::Pin;
-use crate::repo::manifest::types::{Manifest, Snapshot};
+use crate::repo::manifest::types::{MAX_IMPORTED_NUMBER, Manifest, Snapshot};
 use std::collections::HashMap;
 use uuid::Uuid;
 
@@ -108,6 +108,12 @@ fn more_than_adds(
             _ => return more(&format!("drop or change {}", ruling.place_of(snapshot))),
         }
     }
+    // Whoever may leap may use the numbers up. An import leaps, so far.
+    let added = next.snapshots.len().saturating_sub(ruling.snapshots.len()) + next.pending.len();
+    let most = ruling.next_number.saturating_add(added as u64).max(MAX_IMPORTED_NUMBER);
+    if next.next_number > most {
+        return more("give numbers as it likes");
+    }
     let is_reserved = |s: &Snapshot| ruling.pending.iter().any(|p| p.number == s.number);
     let is_new = |s: &&Snapshot| ruling.by_id(s.id).is_none();
     let is_free = |s: &Snapshot| s.number >= ruling.next_number || is_reserved(s);
@@ -149,6 +155,13 @@ fn more_than_a_host_may(ruling: &Manifest, next: &Manifest) -> Option<String> {
 fn more_than_without_owner(ruling: &Manifest, next: &Manifest) -> Option<String> {
     if next.condemned != ruling.condemned || next.swept != ruling.swept {
         return Some("say what is condemned".into());
+    }
+    if ruling.forgotten {
+        return None;
+    }
+    let has_new_base = next.snapshots.iter().any(|s| s.is_base() && ruling.by_id(s.id).is_none());
+    if next.format != ruling.format && ruling.format().is_some() && !has_new_base {
+        return Some("say otherwise how an image is read".into());
     }
     let is_changed =
         |was: &&Snapshot| next.by_id(was.id).is_some_and(|s| s.protected != was.protected);

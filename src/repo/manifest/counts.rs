@@ -5,21 +5,69 @@
 use super::adds::check_unsigned;
 use super::commit::{Standing, changed_meanwhile};
 use super::files::{file_name, sequence_of};
+use super::text::read_text;
 use super::types::{MAX_MANIFEST_BYTES, Manifest};
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::base::message::{Setting, Verb, message};
+use crate::base::message::{Verb, message};
 use crate::store::{Counted, Owner, Store};
 use std::collections::BTreeSet;
 
-/// A manifest that was read, and whether the owner signed it.
-fn read(store: &dyn Store, owner: &Owner, name: &str, sequence: u64) -> Result<(Manifest, bool)> {
+/// What is at a number.
+enum At {
+    /// The owner has signed it, or it is known that it counts, which the number of the last signed one says.
+    Anchor(Box<Manifest>, u64),
+    /// It counts if it adds to what counts before it.
+    Unsigned(Box<Manifest>),
+    /// What is no manifest, or of another program, and nobody has signed.
+    Nothing,
+}
+
+/// Reads what is at a number; none if it is gone.
+///
+/// # Errors
+/// `Corrupt` if it is damaged; of the store.
+fn read(store: &dyn Store, owner: &Owner, name: &str, sequence: u64) -> Result<Option<At>> {
     let file = format!("{name}/{}", file_name(sequence));
-    let bytes = store.read_whole(&file, MAX_MANIFEST_BYTES)?;
-    let (manifest, is_signed) =
-        Manifest::decode_signed(&bytes, Some(owner)).map_err(|e| e.at(store.location(&file)))?;
+    let bytes = match store.read_whole(&file, MAX_MANIFEST_BYTES) {
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
+        bytes => bytes?,
+    };
+    let (manifest, is_signed) = match Manifest::decode_signed(&bytes, Some(owner)) {
+        Err(_) if is_strange(&bytes, owner) => return Ok(Some(At::Nothing)),
+        decoded => decoded.map_err(|e| e.at(store.location(&file)))?,
+    };
     // That of another image, or with another number, is signed as that.
-    let is_itself = manifest.sequence == sequence && manifest.name == name;
-    Ok((manifest, is_signed && is_itself))
+    if manifest.sequence != sequence || manifest.name != name {
+        return Ok(Some(At::Nothing));
+    }
+    let digest = manifest.read.as_ref().map(|read| read.digest.bytes());
+    let known = owner
+        .counted(name)
+        .filter(|known| known.sequence == sequence && Some(known.digest) == digest);
+    let manifest = Box::new(manifest);
+    Ok(Some(match known {
+        _ if is_signed => At::Anchor(manifest, sequence),
+        Some(known) => At::Anchor(manifest, known.signed),
+        None => At::Unsigned(manifest),
+    }))
+}
+
+/// True for a text that is as it was written, makes no sense, and does not say that the owner wrote it.
+fn is_strange(bytes: &[u8], owner: &Owner) -> bool {
+    match read_text(bytes) {
+        Ok((_, Some((key, ..)), _)) => key != owner.key,
+        Ok((_, None, _)) => true,
+        Err(_) => false,
+    }
+}
+
+/// What becomes of a manifest that is damaged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Damaged {
+    /// It may count: an error.
+    MayCount,
+    /// It is about to be followed by one of the owner.
+    Skipped,
 }
 
 /// The last one that counts of those with these names.
@@ -31,50 +79,45 @@ pub(super) fn ruling_of_owned(
     owner: &Owner,
     name: &str,
     files: &[String],
+    damaged: Damaged,
 ) -> Result<Manifest> {
     let numbers: BTreeSet<u64> = files.iter().filter_map(|file| sequence_of(file)).collect();
     // From the last one back to one of which it is known that it counts.
-    let (mut found, mut others) = (None, Vec::new());
+    let (mut last, mut later): (Option<Manifest>, Vec<u64>) = (None, Vec::new());
     for sequence in numbers.into_iter().rev() {
-        let known = owner.counted(name).filter(|known| known.sequence == sequence);
         match read(store, owner, name, sequence) {
-            Ok((manifest, true)) => {
-                let standing = Standing { signed: sequence, last: sequence };
-                found = Some(Manifest { standing: Some(standing), ..manifest });
+            Ok(Some(At::Anchor(manifest, signed))) => {
+                let standing = Some(Standing { signed, last: sequence });
+                last = Some(Manifest { standing, ..*manifest });
                 break;
             }
-            Ok((manifest, false)) => {
-                let digest = manifest.read.as_ref().map(|read| read.digest.bytes());
-                if let Some(known) = known.filter(|known| Some(known.digest) == digest) {
-                    let standing = Standing { signed: known.signed, last: sequence };
-                    found = Some(Manifest { standing: Some(standing), ..manifest });
-                    break;
-                }
-                others.push((sequence, Ok(manifest)));
-            }
-            // It is collected since it was listed.
-            Err(e) if e.kind() == ErrorKind::NotFound => {}
-            Err(e) => others.push((sequence, Err(e))),
+            Err(e) if e.is_unread() => return Err(e),
+            _ => later.push(sequence),
         }
     }
-    let mut last = found;
+    // And on from there, one at a time: numbers have no gaps.
     let mut number = last.as_ref().map_or(0, |last| last.sequence);
-    // And on from there: numbers have no gaps.
-    for (sequence, other) in others.into_iter().rev() {
+    for sequence in later.into_iter().rev() {
         if sequence != number + 1 {
             break;
         }
+        let found = match read(store, owner, name, sequence) {
+            Err(e) if e.is_damage() && damaged == Damaged::Skipped => Some(At::Nothing),
+            // It is gone, since one that is signed has come: whoever looks again finds that.
+            found => found?,
+        };
+        let Some(found) = found else { break };
         number = sequence;
-        let other = other?;
-        let is_itself = other.sequence == sequence && other.name == name;
-        if is_itself && check_unsigned(last.as_ref(), &other).is_ok() {
-            let signed = last.as_ref().and_then(|last| last.standing).map_or(0, |s| s.signed);
-            let standing = Some(Standing { signed, last: number });
-            last = Some(Manifest { standing, ..other });
-        } else if let Some(Standing { last, .. }) =
-            last.as_mut().and_then(|last| last.standing.as_mut())
-        {
-            *last = number;
+        match found {
+            At::Unsigned(other) if check_unsigned(last.as_ref(), &other).is_ok() => {
+                let signed = last.as_ref().and_then(|last| last.standing).map_or(0, |s| s.signed);
+                let standing = Some(Standing { signed, last: number });
+                last = Some(Manifest { standing, ..*other });
+            }
+            _ => {
+                let standing = last.as_mut().and_then(|last| last.standing.as_mut());
+                standing.into_iter().for_each(|standing| standing.last = number);
+            }
         }
     }
     let last = last.ok_or_else(|| none_counts(store, owner, name))?;
@@ -86,12 +129,8 @@ fn none_counts(store: &dyn Store, owner: &Owner, name: &str) -> Error {
     let place = store.location(name);
     let what =
         format!("{place}: nothing in it is signed by the owner of the repository, {}", owner.key);
-    Error::new(ErrorKind::Mismatch, what).hint(message![
-        "the owner signs what is there with ",
-        Verb::Key.of("owner sign"),
-        "; if it is another owner, name it with ",
-        Setting::OwnerKey,
-    ])
+    Error::new(ErrorKind::Mismatch, what)
+        .hint(message!["the owner rebuilds it from what is there with ", Verb::Repair.of(name),])
 }
 
 /// Remembers that a manifest counts.
@@ -139,6 +178,11 @@ impl Manifest {
     /// True if the owner has signed it.
     pub(crate) fn is_signed(&self) -> bool {
         self.standing.is_some_and(|standing| standing.signed == self.sequence)
+    }
+
+    /// True if others have taken numbers after it, with what does not count.
+    pub(crate) fn is_followed(&self) -> bool {
+        self.standing.is_some_and(|standing| standing.last > self.sequence)
     }
 
     /// The number after which the next one comes.

@@ -17,14 +17,14 @@ pub(crate) mod wire;
 
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::message::{Verb, message};
-use crate::store::Store;
+use crate::store::{Owner, Store};
 use std::time::{Duration, Instant};
 
 pub(crate) use adds::check_adds_only;
 use commit::Standing;
 pub(crate) use commit::changed_meanwhile;
 pub use commit::{Ancestor, Condemned, ManifestDigest};
-use counts::ruling_of_owned;
+use counts::{Damaged, ruling_of_owned};
 pub use files::{ImageFile, check_name, file_name, sequence_of, temporary_of};
 pub(crate) use files::{is_of_plan, marker_name, object_name, part_object};
 pub use related::{Attachment, BaseOf, Group, MAX_ATTACHMENT_BYTES, Pending, Pin, SnapshotPlace};
@@ -128,13 +128,12 @@ fn no_image(name: &str) -> Error {
         .hint(message![Verb::List.call(), " shows what there is"])
 }
 
-/// Reads the manifest with the highest number, whether it counts or not.
+/// Reads the last manifest that counts, whatever is damaged after it, where there is an owner.
 ///
 /// # Errors
 /// As of [`load`].
-pub(crate) fn load_highest(store: &dyn Store, name: &str) -> Result<Manifest> {
-    let highest = ruling(store, name)?.ok_or_else(|| no_image(name))?;
-    read_numbered(store, name, highest)
+pub(crate) fn load_undamaged(store: &dyn Store, owner: &Owner, name: &str) -> Result<Manifest> {
+    ruling_of_owned(store, owner, name, &store.list(name)?, Damaged::Skipped)
 }
 
 fn load_ruling(
@@ -153,7 +152,7 @@ fn load_ruling(
         return Err(no_image(name));
     };
     let read = match store.owner() {
-        Some(owner) => ruling_of_owned(store, owner, name, files),
+        Some(owner) => ruling_of_owned(store, owner, name, files, Damaged::MayCount),
         None => read_numbered(store, name, sequence),
     };
     read.map_err(|e| if e.is_damage() { e.or_hint(hint) } else { e })

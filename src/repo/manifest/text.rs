@@ -2,6 +2,7 @@
 
 use crate::base::checked_text::{read_checked, to_checked};
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::signing::{OwnerKey, Signature};
 use crate::repo::manifest::commit::ManifestDigest;
 use crate::repo::manifest::types::Manifest;
 use crate::repo::signature::{Statement, read_signed};
@@ -66,15 +67,7 @@ impl Manifest {
     /// # Errors
     /// As of [`Manifest::decode`].
     pub(super) fn decode_signed(bytes: &[u8], owner: Option<&Owner>) -> Result<(Self, bool)> {
-        // All of it, not only what is examined: JSON is text.
-        let (version, text) = read_checked("manifest", SIGNED_VERSION, bytes)?;
-        let (signed, text) = match version {
-            SIGNED_VERSION => {
-                let (key, signature, text) = read_signed(text)?;
-                (Some((key, signature)), text)
-            }
-            _ => (None, text),
-        };
+        let (version, signed, text) = read_text(bytes)?;
         let mut manifest: Self = serde_json::from_str(text)
             .map_err(|e| Error::corrupt(format!("the manifest is not valid: {e}")))?;
         if version < VERSION {
@@ -97,5 +90,20 @@ impl Manifest {
             key == owner.key && statement.is_signed_by(owner.repository, key, &signature)
         });
         Ok((manifest, is_signed))
+    }
+}
+
+/// The version of a file that is as it was written, who says to have signed it, and what it says.
+///
+/// # Errors
+/// `Corrupt`, or `Unsupported` if a later version wrote it.
+pub(super) fn read_text(bytes: &[u8]) -> Result<(u32, Option<(OwnerKey, Signature)>, &str)> {
+    // All of it, not only what is examined: JSON is text.
+    match read_checked("manifest", SIGNED_VERSION, bytes)? {
+        (SIGNED_VERSION, text) => {
+            let (key, signature, text) = read_signed(text)?;
+            Ok((SIGNED_VERSION, Some((key, signature)), text))
+        }
+        (version, text) => Ok((version, None, text)),
     }
 }

@@ -68,9 +68,17 @@ pub fn run(
         task,
         object: format!("{object}.delta"),
         file_bytes: written.footer.file_bytes,
+        footer_digest: written.footer_digest,
         data_blocks: written.footer.counts.data_blocks,
+        changed_bytes: changed_bytes(planned, &written.footer),
         read_bytes: Some(scanned.read_bytes),
     })
+}
+
+/// Bytes of the image of which a part says something.
+fn changed_bytes(planned: &PlannedImage, footer: &PartFooter) -> u64 {
+    let counts = &footer.counts;
+    (counts.data_blocks + counts.zero_blocks).saturating_mul(planned.block_bytes.into())
 }
 
 /// What the snapshot will be called.
@@ -120,7 +128,9 @@ impl FoundPart {
             task,
             object: format!("{}.delta", self.object),
             file_bytes: self.footer.file_bytes,
+            footer_digest: self.footer_digest,
             data_blocks: self.footer.counts.data_blocks,
+            changed_bytes: changed_bytes(planned, &self.footer),
             read_bytes,
         }
     }
