@@ -250,7 +250,7 @@ pub(crate) fn begin(store: &dyn Store, text: &str) -> Result<()> {
 pub(crate) fn commit(store: &dyn Store, number: Option<u64>, text: &str) -> Result<u64> {
     // Those that do not count have their numbers all the same.
     let taken = if store.owner().is_some() { numbers(store)? } else { Vec::new() };
-    // One that counts may have come since: it is found after this list, or takes the number that is free in it.
+    // One that counts may have come since: it is found after this list, or has the number that is free in it.
     if let Some(owner) = store.owner() {
         match newest_signed(store, owner.key) {
             Ok(Some(now)) if now.ruling.number != number => return Err(changed(store)),

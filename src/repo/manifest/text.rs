@@ -93,11 +93,14 @@ impl Manifest {
     }
 }
 
+/// Who says to have signed a file.
+pub(super) type Signed = (OwnerKey, Signature);
+
 /// The version of a file that is as it was written, who says to have signed it, and what it says.
 ///
 /// # Errors
 /// `Corrupt`, or `Unsupported` if a later version wrote it.
-pub(super) fn read_text(bytes: &[u8]) -> Result<(u32, Option<(OwnerKey, Signature)>, &str)> {
+pub(super) fn read_text(bytes: &[u8]) -> Result<(u32, Option<Signed>, &str)> {
     // All of it, not only what is examined: JSON is text.
     match read_checked("manifest", SIGNED_VERSION, bytes)? {
         (SIGNED_VERSION, text) => {
