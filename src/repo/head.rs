@@ -253,8 +253,8 @@ fn of_host(
     }))
 }
 
-/// Fails if an image that is sealed, or has an owner, is older than what this host has seen of it, before anything is done that relies
-/// on its manifest.
+/// Fails if an image that is sealed, or has an owner, is older than what this host has seen of it, before
+/// anything is done that relies on its manifest.
 ///
 /// # Errors
 /// As of [`crate::repo::seen::Seen::check`].

@@ -66,7 +66,7 @@ pub(crate) fn images_in(store: &dyn Store) -> Result<Vec<String>> {
 
 /// True for a repository that is sealed, or has an owner: whoever keeps it is not to turn it back. A host
 /// remembers its newest states, and asks for them; the last manifest of an image that was removed stays, also
-/// where there are locks: it tells that the image has not vanished, and that older ones do not count any more.
+/// where there are locks: it tells that the image has not vanished, and that older ones do not count.
 pub(crate) fn is_guarded(store: &dyn Store) -> bool {
     store.sealing().is_some() || store.owner().is_some()
 }

@@ -1,5 +1,5 @@
-//! What this host has seen of a repository that is sealed, or has an owner (FORMAT.md S9): whoever keeps it can show an older state
-//! of it, or to each host another one, and neither is used.
+//! What this host has seen of a repository that is sealed, or has an owner (FORMAT.md S9): whoever keeps it
+//! can show an older state of it, or to each host another one, and neither is used.
 //!
 //! ```text
 //! STATE/REPOSITORY-ID/DIGEST.seen     the newest commit of an image, or the newest configuration

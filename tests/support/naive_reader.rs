@@ -1572,11 +1572,18 @@ pub fn parse_manifest(bytes: &[u8]) -> Result<Manifest, String> {
     ensure(words.first() == Some(&"imgsnap-manifest") && words.len() >= 2, || {
         format!("J2: the first line is {first:?}")
     })?;
-    ensure(["1", "2", "3"].contains(&words[1]), || {
+    ensure(["1", "2", "3", "4"].contains(&words[1]), || {
         format!("J5: version {:?} is not supported", words[1])
     })?;
     let digest = format!("{:032x}", xxhash_rust::xxh3::xxh3_128(rest));
     ensure(words[2..] == [digest.as_str()], || format!("J2: {first:?}, but it is {digest}"))?;
+    // One that an owner has signed says so first; whether that is true only who knows the owner can tell.
+    let signed = words[1] == "4";
+    let rest = match rest.iter().position(|byte| *byte == b'\n').filter(|_| signed) {
+        Some(end) => &rest[end + 1..],
+        None => rest,
+    };
+    let is_commit = signed || words[1] == "3";
 
     let json: Value = serde_json::from_slice(rest).map_err(|error| format!("J3: {error}"))?;
     let next_number = number_of(&json, "next_number")?;
@@ -1591,12 +1598,12 @@ pub fn parse_manifest(bytes: &[u8]) -> Result<Manifest, String> {
         path_of(&source).map_err(|error| format!("J3: source: {error}"))?;
     }
     let has_dropped = json.get("dropped").is_some();
-    ensure(words[1] == "3" || has_dropped == (words[1] == "2"), || {
+    ensure(is_commit || has_dropped == (words[1] == "2"), || {
         format!("J2: version {}, and the key dropped: {has_dropped}", words[1])
     })?;
     let needs = json.get("needs").and_then(Value::as_array);
     let needs: Vec<&str> = needs.into_iter().flatten().filter_map(Value::as_str).collect();
-    ensure(words[1] != "3" || needs.iter().all(|need| KNOWN_NEEDS.contains(need)), || {
+    ensure(!is_commit || needs.iter().all(|need| KNOWN_NEEDS.contains(need)), || {
         format!("J5: {needs:?} is not known")
     })?;
     let snapshots = read_snapshots(&json, "snapshots")?;
@@ -1649,7 +1656,7 @@ pub fn parse_manifest(bytes: &[u8]) -> Result<Manifest, String> {
     let is_protected = |s: &Snapshot| s.json.get("protected") == Some(&Value::Bool(true));
     ensure(!dropped.iter().any(is_protected), || "J13: a dropped snapshot is protected".into())?;
     let sequence = number_of(&json, "sequence")?;
-    if words[1] == "3" {
+    if is_commit {
         check_relations(&json, &snapshots, &dropped, next_number)?;
         check_commit(&json, sequence, &all)?;
     }
