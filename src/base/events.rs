@@ -102,6 +102,8 @@ named! {
         NotDurable = "not-durable",
         /// Something of a machine is in no snapshot.
         NotCovered = "not-covered",
+        /// It is not known on which hosts an image lies.
+        HostsUnknown = "hosts-unknown",
         /// Nothing of an image counts, so its owner did not sign it.
         NotSigned = "not-signed",
         /// What was to be frozen was not, at the point in time.

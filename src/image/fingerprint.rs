@@ -92,6 +92,24 @@ impl Fingerprint {
     }
 }
 
+impl Fingerprint {
+    /// What tells the content of a disk on a server from any other, by this: of an object its ETag, of what
+    /// is in HDFS its length and time, and of both the bytes that were looked at. None where that does not
+    /// tell.
+    pub fn version(&self, disk: &Disk) -> Option<String> {
+        let Disk::Remote(image) = disk else { return None };
+        let name = image.content_name()?;
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(name.as_bytes());
+        hasher.update(&self.bytes.to_le_bytes());
+        for sample in &self.samples {
+            hasher.update(&sample.offset.to_le_bytes());
+            hasher.update(sample.digest.as_bytes());
+        }
+        Some(hasher.finalize().to_hex().to_string())
+    }
+}
+
 fn sample(source: &dyn Source, offset: u64) -> Result<ImageSample> {
     let bytes = SAMPLE_BYTES.min(source.image_bytes().saturating_sub(offset));
     let mut buffer = Vec::new();

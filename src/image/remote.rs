@@ -42,6 +42,23 @@ impl RemoteImage {
         }
     }
 
+    /// What its content is called, as far as that is sure: with a snapshot of HDFS, whatever that is called,
+    /// the path, and the time of the file, which changes with each that is written.
+    pub(crate) fn content_name(&self) -> Option<String> {
+        let (url, version) = (self.0.url(), self.version());
+        match &version.tag {
+            Some(tag) if !tag.starts_with("W/") => Some(format!("{url}\n{tag}")),
+            _ if url.kind == RemoteKind::Hdfs => {
+                let mut steps: Vec<&str> = url.path.split('/').collect();
+                if let Some(at) = steps.iter().position(|step| *step == ".snapshot") {
+                    steps.drain(at..(at + 2).min(steps.len()));
+                }
+                Some(format!("{}\n{}", steps.join("/"), version.time))
+            }
+            _ => None,
+        }
+    }
+
     /// What identifies its content, if the server names it (FORMAT.md S1).
     pub fn stat(&self) -> Option<FileStat> {
         let version = self.0.version();

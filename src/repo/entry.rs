@@ -46,6 +46,7 @@ pub(crate) fn entry(delta: &Arc<Delta>, file: String, layers: &[Arc<Delta>]) -> 
         base_image: None,
         format: None,
         held: None,
+        source_version: None,
         protected: false,
         pins: Vec::new(),
         group: None,

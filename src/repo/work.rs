@@ -25,7 +25,7 @@ use crate::store::{Listed, Store};
 use crate::tracking::CloneStat;
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
 use uuid::Uuid;
 
@@ -166,6 +166,15 @@ pub struct PlannedImage {
     /// Why it stays as it is, as who made the plan said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub held: Option<String>,
+    /// What tells its content on its server from another one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_version: Option<String>,
+    /// By task, the hosts that hold most of it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub hosts: BTreeMap<u32, Vec<String>>,
+    /// Bytes a second that the snapshot before was read with, if that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub read_rate: Option<u64>,
     /// Block size of the chain.
     pub block_bytes: u32,
     /// Digest of the chain.

@@ -25,6 +25,8 @@ pub use memory::{Act, Fault, Host, MemoryStore, World};
 pub use owned::Owner;
 pub(crate) use owned::{Counted, OwnedStore};
 pub use place::{Above, Location, StoreOptions, locate, make_folder, store_at};
+#[cfg(all(feature = "objects", feature = "hdfs"))]
+pub use remote::hosts_of;
 pub use remote::{RemoteFile, RemoteStore, Version, create_remote, glob_remote, is_remote_there};
 pub use url::{RemoteKind, RemoteUrl};
 

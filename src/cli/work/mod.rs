@@ -8,7 +8,7 @@ pub use engine::Engine;
 
 use super::args::{Plan, PlanVerb};
 use super::printer::Printer;
-use super::{exit, output, words};
+use super::{exit, output, snapshot, words};
 use imgsnap::base::error::Result;
 use imgsnap::base::events::Context;
 use imgsnap::repo::work::{PlannedImage, PlannedTask, Work, WorkPlan};
@@ -107,10 +107,15 @@ fn make(
             .part_size(verb.part_size)
             .compression(verb.compression)
     };
-    let images: Vec<SnapshotRequest> = verb.images.iter().map(of).collect();
-    let request = PlanRequest::new().images(images).source_held(verb.source_held.clone());
+    let images: Vec<SnapshotRequest> =
+        snapshot::expanded(&verb.images, context)?.iter().map(of).collect();
+    let request = PlanRequest::new()
+        .images(images)
+        .source_held(verb.source_held.clone())
+        .webhdfs(verb.webhdfs.clone());
     let mut planned = repository.plan(&request, context)?;
-    if planned.plan.is_none() && planned.failed.len() == 1 {
+    let has_unchanged = !planned.unchanged.is_empty();
+    if planned.plan.is_none() && !has_unchanged && planned.failed.len() == 1 {
         // As any verb fails: the message names the image.
         if let Some((_, error)) = planned.failed.pop() {
             return Err(error);
@@ -121,10 +126,18 @@ fn make(
         let failed: Vec<Value> =
             failed.map(|(image, e)| json!({"image": image, "message": words::error(e)})).collect();
         let mut value = planned.plan.as_ref().map_or_else(|| json!({"tasks": []}), plan_json);
+        let unchanged = planned.unchanged.iter().map(|(name, number)| {
+            json!({"image": name, "ref": format!("{name}@{number}"), "number": number})
+        });
+        insert(&mut value, "unchanged", unchanged.collect::<Vec<Value>>().into());
         insert(&mut value, "failed", failed.into());
         printer.json(&value)?;
     } else if let Some(plan) = &planned.plan {
         describe_new(plan, printer)?;
+    }
+    if !printer.is_json() {
+        let same = |(name, number): &(String, u64)| format!("{name}@{number}  unchanged: no task");
+        planned.unchanged.iter().try_for_each(|one| printer.line(&same(one)))?;
     }
     let first = planned.failed.first().map(|(_, error)| exit::code(error.kind()));
     for (image, error) in planned.failed {
@@ -244,8 +257,14 @@ fn task_json(image: &PlannedImage, task: &PlannedTask) -> Value {
         "source": image.source.as_ref().map(ToString::to_string),
         "range": range_of(task, image.block_bytes, image.fingerprint.bytes),
         "data_bytes": task.data_bytes,
+        "hosts": image.hosts.get(&task.task),
+        "seconds": image.read_rate.map(|rate| task.data_bytes as f64 / rate as f64),
+        "memory_bytes": TASK_MEMORY_BYTES,
     })
 }
+
+/// What a task takes at the most, whatever its length.
+const TASK_MEMORY_BYTES: u64 = 128 << 20;
 
 fn state(of: PlanState) -> &'static str {
     match of {

@@ -357,6 +357,7 @@ impl Prepared {
             base_image: None,
             format: self.format.clone(),
             held: None,
+            source_version: None,
             protected: false,
             pins: Vec::new(),
             group: self.group.clone(),

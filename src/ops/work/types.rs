@@ -22,6 +22,8 @@ pub struct PlanRequest {
     pub images: Vec<SnapshotRequest>,
     /// Why the images stay as they are until they are joined; otherwise their file systems have to see to it.
     pub source_held: Option<String>,
+    /// The address of WebHDFS, which tells on which hosts images in HDFS lie.
+    pub webhdfs: Option<String>,
 }
 
 impl PlanRequest {
@@ -31,6 +33,8 @@ impl PlanRequest {
         /// Why the images stay as they are until they are joined; otherwise their file systems have to see to
         /// it.
         source_held: Option<String>,
+        /// The address of WebHDFS, which tells on which hosts images in HDFS lie.
+        webhdfs: Option<String>,
     }
 
     /// Of no image yet.
@@ -45,6 +49,8 @@ impl PlanRequest {
 pub struct Planned {
     /// The plan; none if no image could be planned.
     pub plan: Option<WorkPlan>,
+    /// Images of which nothing was planned, since they are what a snapshot has: its name and number.
+    pub unchanged: Vec<(String, u64)>,
     /// Images that could not, and why.
     pub failed: Vec<(String, Error)>,
 }

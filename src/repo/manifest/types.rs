@@ -182,6 +182,9 @@ pub struct Snapshot {
     /// Why the image stayed as it was while others read it, as who planned that said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub held: Option<String>,
+    /// What tells the content of the image on its server from another one, if workers took it there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_version: Option<String>,
     /// Nothing drops it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub protected: bool,

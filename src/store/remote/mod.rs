@@ -4,6 +4,8 @@
 //! CachedStore -> RemoteStore (asks again, keeps to a rate) -> Requests: object (S3, GCS, Azure) | hdfs
 //! ```
 
+#[cfg(all(feature = "objects", feature = "hdfs"))]
+mod blocks;
 mod connect;
 mod file;
 #[cfg(feature = "hdfs")]
@@ -15,6 +17,8 @@ mod requests;
 #[cfg(any(feature = "objects", feature = "hdfs"))]
 mod runtime;
 
+#[cfg(all(feature = "objects", feature = "hdfs"))]
+pub use blocks::hosts_of;
 pub use file::{RemoteFile, create_remote, glob_remote, is_remote_there};
 pub use requests::Version;
 

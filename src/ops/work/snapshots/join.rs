@@ -217,6 +217,7 @@ fn commit(
             (None, _) => Consistency::Unknown,
         },
         held: planned.held.clone(),
+        source_version: planned.source_version.clone(),
         ..entry(&delta, file.to_owned(), &layers)?
     };
     let files: Vec<String> = snapshot.files().cloned().collect();

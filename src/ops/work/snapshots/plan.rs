@@ -1,10 +1,10 @@
 //! Plans snapshots: which ranges there are to do, the largest first.
 
 use crate::base::error::{Error, ErrorKind, Result, best_effort};
-use crate::base::events::Context;
+use crate::base::events::{Context, WarningId};
 use crate::base::message::{Setting, message};
 use crate::base::units::Geometry;
-use crate::image::{Fingerprint, LiveImage, ReadBy};
+use crate::image::{Fingerprint, ImageUri, LiveImage, ReadBy};
 use crate::ops::snapshot::engine::{ChainParameters, Parent};
 use crate::ops::snapshot::planned_snapshot;
 use crate::ops::snapshot::types::SnapshotRequest;
@@ -15,21 +15,27 @@ use crate::ops::work::types::{PlanRequest, Planned};
 use crate::repo::Repository;
 use crate::repo::change::commit_change;
 use crate::repo::clones::clones_beside;
-use crate::repo::manifest::{self, Pending};
-use crate::repo::work::{PlannedImage, Work, WorkPlan, to_hex};
+use crate::repo::manifest::{self, Manifest, Pending};
+use crate::repo::work::{PlannedImage, PlannedTask, Work, WorkPlan, to_hex};
+#[cfg(not(all(feature = "objects", feature = "hdfs")))]
+use crate::store::RemoteUrl;
+use std::collections::BTreeMap;
+use std::ops::Range;
+use uuid::Uuid;
 
 /// Plans a snapshot of each image. One that cannot be planned holds up no other.
 ///
 /// # Errors
 /// If the plan cannot be put into the repository.
 pub fn run(repository: &Repository, request: &PlanRequest, context: &Context) -> Result<Planned> {
-    let (mut made, mut images, mut failed) =
-        (new_plan(Work::Images(Vec::new())), Vec::new(), Vec::new());
+    let (mut made, mut images) = (new_plan(Work::Images(Vec::new())), Vec::new());
+    let (mut unchanged, mut failed) = (Vec::new(), Vec::new());
     for image in &request.images {
         let planned =
             context.check().and_then(|()| plan_image(repository, image, request, &made, context));
         match planned {
-            Ok(planned) => images.push(planned),
+            Ok(Planning::Made(planned)) => images.push(*planned),
+            Ok(Planning::Unchanged(name, number)) => unchanged.push((name, number)),
             Err(e) if e.kind() == ErrorKind::Interrupted => {
                 made.work = Work::Images(images);
                 // We were asked to stop, and this is still to be done.
@@ -41,14 +47,62 @@ pub fn run(repository: &Repository, request: &PlanRequest, context: &Context) ->
     }
     number_tasks(images.iter_mut().flat_map(|image| &mut image.tasks));
     if images.is_empty() {
-        return Ok(Planned { plan: None, failed });
+        return Ok(Planned { plan: None, unchanged, failed });
+    }
+    if let Some(webhdfs) = &request.webhdfs {
+        images.iter_mut().for_each(|image| find_hosts(webhdfs, image, context));
     }
     made.work = Work::Images(images);
     if let Err(error) = made.put(repository.store.as_ref()) {
         best_effort(give_up(repository, &made, context));
         return Err(error);
     }
-    Ok(Planned { plan: Some(made), failed })
+    Ok(Planned { plan: Some(made), unchanged, failed })
+}
+
+/// What became of an image.
+enum Planning {
+    Made(Box<PlannedImage>),
+    /// It is what the snapshot with that number has.
+    Unchanged(String, u64),
+}
+
+/// Asks where the image of each task lies. Without an answer they go anywhere.
+fn find_hosts(webhdfs: &str, image: &mut PlannedImage, context: &Context) {
+    let (bytes, block_bytes) = (image.fingerprint.bytes, u64::from(image.block_bytes));
+    let offset = |block: u64| block.saturating_mul(block_bytes).min(bytes);
+    let range = |task: &PlannedTask| offset(task.first_block)..offset(task.end_block);
+    let ranges: Vec<Range<u64>> = image.tasks.iter().map(range).collect();
+    let found = match &image.source {
+        Some(ImageUri::Remote(url)) => hosts(webhdfs, url, &ranges),
+        _ => return,
+    };
+    match found {
+        Ok(hosts) => {
+            let numbers = image.tasks.iter().map(|task| task.task);
+            image.hosts = numbers.zip(hosts).filter(|(_, hosts)| !hosts.is_empty()).collect();
+        }
+        Err(e) => context.warn(
+            WarningId::HostsUnknown,
+            message![format!("it is not known on which hosts \"{}\" is: ", image.name), e],
+        ),
+    }
+}
+
+#[cfg(all(feature = "objects", feature = "hdfs"))]
+use crate::store::hosts_of as hosts;
+
+#[cfg(not(all(feature = "objects", feature = "hdfs")))]
+fn hosts(_: &str, url: &RemoteUrl, _: &[Range<u64>]) -> Result<Vec<Vec<String>>> {
+    let what = format!("this build does not ask on which hosts {url} is");
+    Err(Error::new(ErrorKind::Unsupported, what))
+}
+
+/// Bytes a second that a snapshot was read with.
+fn read_rate(manifest: &Manifest, parent: Option<Uuid>) -> Option<u64> {
+    let before = parent.and_then(|id| manifest.by_id(id)).or(manifest.latest())?;
+    let (bytes, seconds) = (before.read_bytes? as f64, before.seconds?);
+    (seconds > 0.0).then_some((bytes / seconds) as u64).filter(|rate| *rate > 0)
 }
 
 fn plan_image(
@@ -57,7 +111,7 @@ fn plan_image(
     whole: &PlanRequest,
     plan: &WorkPlan,
     context: &Context,
-) -> Result<PlannedImage> {
+) -> Result<Planning> {
     let held = whole.source_held.clone();
     let opened = |image: &crate::image::ImageUri| match (image.file(), &held) {
         (Some(path), Some(_)) => open_held(path).map(LiveImage::held),
@@ -86,6 +140,15 @@ fn plan_image(
             Parent::None(_) => (None, 0),
             Parent::Tip(chain) => (prepared.parent_id, chain.geometry().block_count()),
         };
+        let fingerprint = Fingerprint::of(disk)?;
+        let source_version = fingerprint.version(disk);
+        let of_parent = prepared.parent_id.and_then(|id| writer.manifest.by_id(id));
+        if let Some(same) = of_parent
+            .filter(|parent| source_version.is_some() && parent.source_version == source_version)
+            && request.label.is_none()
+        {
+            return Ok(Planning::Unchanged(name, same.number));
+        }
         let ChainParameters { block_size, algorithm, key } = engine.parent.parameters();
         let source = disk.source();
         let geometry = Geometry::new(block_size, source.image_bytes())?;
@@ -100,11 +163,14 @@ fn plan_image(
             source: Some(image.clone()),
             format: disk.format().qemu().to_owned(),
             backing_ok: request.backing_ok,
-            fingerprint: Fingerprint::of(disk)?,
+            fingerprint,
             pinned,
             clone: stat,
             in_use: live.user.is_some(),
             held: held.clone(),
+            source_version,
+            hosts: BTreeMap::new(),
+            read_rate: read_rate(&writer.manifest, parent),
             block_bytes: block_size.bytes(),
             digest: algorithm.to_string(),
             key: to_hex(&key.0),
@@ -132,7 +198,7 @@ fn plan_image(
         if committed.is_err() {
             remove_clone(&planned);
         }
-        committed.map(|()| planned)
+        committed.map(|()| Planning::Made(Box::new(planned)))
     })
 }
 
