@@ -25,7 +25,7 @@ use crate::store::{Listed, Store};
 use crate::tracking::CloneStat;
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::path::PathBuf;
 use uuid::Uuid;
 
@@ -170,8 +170,8 @@ pub struct PlannedImage {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source_version: Option<String>,
     /// By task, the hosts that hold most of it.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub hosts: BTreeMap<u32, Vec<String>>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hosts: Vec<(u32, Vec<String>)>,
     /// Bytes a second that the snapshot before was read with, if that is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub read_rate: Option<u64>,

@@ -28,6 +28,7 @@ pub const USAGE: i32 = 2;
 pub const DAMAGE: i32 = 3;
 pub const BUSY: i32 = 4;
 pub const KEY: i32 = 5;
+pub const HOPELESS: i32 = 6;
 pub const INTERRUPTED: i32 = 130;
 
 /// The user without rights as which some tests run the binary.

@@ -3,9 +3,15 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that fails says where")]
 
 use crate::naive_reader;
-use crate::support::{BLOCK, BUSY, DAMAGE, FAILED, KIB, Lab, integer, no_fork, noise, string};
+use crate::support::{
+    BLOCK, BUSY, DAMAGE, FAILED, HOPELESS, KIB, Lab, Run, integer, no_fork, noise, string,
+};
+use crate::support::{INTERRUPTED, spawn, wait_until};
 use serde_json::Value;
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::FileExt;
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
 const CELL: usize = 64 * KIB;
 const HELD: &str = "nobody has it open";
@@ -147,7 +153,7 @@ fn whatever_workers_do_twice_or_late_does_no_harm() {
     work.join();
     assert!(!work.lab.exists(&being_put));
     // A straggler ends after the join: its part is garbage.
-    let late = work.lab.fails(FAILED, &["part", &work.plan, "1"]);
+    let late = work.lab.fails(HOPELESS, &["part", &work.plan, "1"]);
     assert!(late.contains("there is no plan"), "{late}");
     work.lab.write(&of_plan("000000000003"), &part);
     work.lab.done(&["snapshot", "vm.img"]);
@@ -162,7 +168,7 @@ fn an_image_that_nothing_pins_or_that_is_written_to_is_refused() {
     work.part(1);
     bytes[5] ^= 1;
     work.lab.write("vm.img", &bytes);
-    let refused = work.lab.run(&["part", &work.plan, "2"]).failed(FAILED);
+    let refused = work.lab.run(&["part", &work.plan, "2"]).failed(HOPELESS);
     assert!(refused.contains("was written to since it was planned"), "{refused}");
     assert_eq!(work.lab.run(&["join", &work.plan]).code, Some(FAILED), "not all is done");
     work.lab.done(&["plan", "drop", &work.plan[..8]]);
@@ -254,7 +260,7 @@ fn workers_restore_a_snapshot_together() {
     assert!(!work.lab.exists(&temporary(&work)));
     work.is_over();
     // A straggler finds nothing that it could write to.
-    let late = work.lab.fails(FAILED, &["part", &work.plan, "1"]);
+    let late = work.lab.fails(HOPELESS, &["part", &work.plan, "1"]);
     assert!(late.contains("there is no plan"), "{late}");
     work.lab.done(&["prune", "vm", "--keep-last", "1"]);
     assert_eq!(work.lab.numbers("vm"), [2]);
@@ -296,7 +302,7 @@ fn a_restore_of_which_something_is_wrong_gets_no_name() {
     let made = work.lab.read(&temporary(&work));
     work.lab.remove(&temporary(&work));
     work.lab.write(&temporary(&work), &made);
-    let another = work.lab.run(&["part", &work.plan, "1"]).failed(FAILED);
+    let another = work.lab.run(&["part", &work.plan, "1"]).failed(HOPELESS);
     assert!(another.contains("not the file that was made for the plan"), "{another}");
     assert!(work.lab.read(&temporary(&work)) == made);
     let left = work.lab.run(&["plan", "drop", &work.plan]).done();
@@ -390,11 +396,91 @@ fn a_worker_that_fails_is_told_of_until_its_task_is_done() {
     let (work, mut bytes) = Work::base();
     bytes[5] ^= 1;
     work.lab.write("vm.img", &bytes);
-    work.lab.run(&["part", &work.plan, "2"]).failed(FAILED);
+    work.lab.run(&["part", &work.plan, "2"]).failed(HOPELESS);
     let shown = work.lab.done(&["plan", "list"]);
     assert!(shown.contains("task 2 FAILED on ") && shown.contains("was written to"), "{shown}");
     let json = work.lab.json(&["plan", "show", &work.plan]);
     assert_eq!(integer(&json["failures"][0], "task"), 2, "{json}");
     work.lab.done(&["plan", "drop", &work.plan]);
     work.is_over();
+}
+
+/// Who starts it may tell it to end, or be gone: it ends soon, and nothing has its final name.
+#[test]
+fn a_worker_ends_with_whoever_started_it() {
+    let (lab, bytes) = (Lab::new(), noise(3, 24 << 20));
+    lab.write("vm.img", &bytes);
+    let work = Work::plan(lab, &["vm.img", "--part-size", "32M"]);
+    let slow = |command: &mut Command| {
+        // So slow that it would take half a minute.
+        command.args(["part", &work.plan, "1", "--limit-read", "1M"]);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    };
+    for signal in ["TERM", "HUP"] {
+        let mut command = work.lab.command(&[]);
+        slow(&mut command);
+        let child = spawn(&mut command);
+        let pid = child.id().to_string();
+        std::thread::sleep(Duration::from_millis(300));
+        assert!(Command::new("kill").args(["-s", signal, &pid]).status().unwrap().success());
+        let out = child.wait_with_output().unwrap();
+        assert_eq!(out.status.code(), Some(INTERRUPTED), "{signal}: {out:?}");
+    }
+    // One that an engine has started, whose parent is killed.
+    let mut parent = Command::new("sh");
+    let program = work.lab.command(&[]);
+    for (name, value) in program.get_envs() {
+        value.map(|value| parent.env(name, value));
+    }
+    parent.current_dir(work.lab.path(""));
+    let line = format!(
+        "{} part {} 1 --limit-read 1M >/dev/null 2>&1 & echo $!; wait",
+        program.get_program().to_str().unwrap(),
+        work.plan
+    );
+    parent.args(["-c", &line]).env("IMGSNAP_ATTEMPT", "any name").stdout(Stdio::piped());
+    let mut parent = spawn(&mut parent);
+    let mut first = String::new();
+    BufReader::new(parent.stdout.as_mut().unwrap()).read_line(&mut first).unwrap();
+    let status = format!("/proc/{}/status", first.trim());
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(std::fs::exists(&status).unwrap(), "it works");
+    parent.kill().unwrap();
+    parent.wait().unwrap();
+    let is_gone = || {
+        let text = std::fs::read_to_string(&status).unwrap_or_default();
+        !text.lines().any(|l| l.starts_with("State:") && !l.contains('Z') && !l.contains('X'))
+    };
+    assert!(wait_until(is_gone), "it ends when its parent does");
+    assert!(work.lab.deltas("vm").is_empty(), "nothing has its final name");
+    work.make_all();
+    work.join();
+    work.holds(&[(1, &bytes)]);
+}
+
+/// As Hadoop streaming reads it.
+#[test]
+fn a_worker_of_hadoop_counts_what_it_did_and_says_which_failures_are_final() {
+    let (work, _) = Work::base();
+    let run = |plan: &str, task: &str| {
+        let mut command = work.lab.command(&["part", plan, task, "--json"]);
+        Run::of(command.env("mapreduce_task_attempt_id", "attempt_1_0001_m_000000_1000"))
+    };
+    let done = run(&work.plan, "1").done();
+    let told: Value = serde_json::from_str(&done.text()).unwrap();
+    for (name, key) in [
+        ("bytes read", "read_bytes"),
+        ("bytes changed", "changed_bytes"),
+        ("bytes stored", "stored_bytes"),
+    ] {
+        let line = format!("reporter:counter:imgsnap,{name},{}\n", integer(&told, key));
+        assert!(done.err.contains(&line), "{line}: {}", done.err);
+    }
+    assert_eq!(string(&told, "digest").len(), 32, "{told}");
+    for (plan, task) in [(&*work.plan, "99"), ("00000000", "1")] {
+        assert_eq!(run(plan, task).code, Some(HOPELESS));
+    }
+    // What another host may see is tried again.
+    work.lab.rename("vm.img", "elsewhere.img");
+    assert_eq!(run(&work.plan, "2").code, Some(FAILED));
 }

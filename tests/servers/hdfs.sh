@@ -13,6 +13,8 @@
 . "$(dirname "$0")/common.sh"
 hadoop=3.4.2
 nodes=1
+jars=hadoop
+artifacts=(common hdfs hdfs-client)
 daemons=(nn)
 together=yes
 
@@ -28,8 +30,8 @@ install() {
     {
         echo '<project xmlns="http://maven.apache.org/POM/4.0.0"><modelVersion>4.0.0</modelVersion>'
         echo '<groupId>test</groupId><artifactId>test</artifactId><version>1</version><packaging>pom</packaging><dependencies>'
-        for artifact in hadoop-common hadoop-hdfs hadoop-hdfs-client; do
-            echo "<dependency><groupId>org.apache.hadoop</groupId><artifactId>$artifact</artifactId><version>$hadoop</version></dependency>"
+        for artifact in "${artifacts[@]}"; do
+            echo "<dependency><groupId>org.apache.hadoop</groupId><artifactId>hadoop-$artifact</artifactId><version>$hadoop</version></dependency>"
         done
         echo '</dependencies></project>'
     } >"$1/pom.xml"
@@ -42,8 +44,8 @@ property() { echo "<property><name>$1</name><value>$2</value></property>"; }
 
 prepare() {
     need java=default-jre-headless
-    [ -d "$cache/hadoop-$hadoop" ] || need mvn=maven
-    cached "hadoop-$hadoop" install
+    [ -d "$cache/$jars-$hadoop" ] || need mvn=maven
+    cached "$jars-$hadoop" install
     local name rpc web others
     others=()
     for ((i = 1; i <= nodes; i++)); do
@@ -141,4 +143,5 @@ verb_dfsadmin() { run org.apache.hadoop.hdfs.tools.DFSAdmin "$@"; }
 verb_fsck() { run org.apache.hadoop.hdfs.tools.DFSck "$@"; }
 verb_lsSnapshottableDir() { run org.apache.hadoop.hdfs.tools.snapshot.LsSnapshottableDir "$@"; }
 
-main "$@"
+# yarn.sh reads it, too.
+[ "${0##*/}" != hdfs.sh ] || main "$@"

@@ -257,7 +257,7 @@ fn task_json(image: &PlannedImage, task: &PlannedTask) -> Value {
         "source": image.source.as_ref().map(ToString::to_string),
         "range": range_of(task, image.block_bytes, image.fingerprint.bytes),
         "data_bytes": task.data_bytes,
-        "hosts": image.hosts.get(&task.task),
+        "hosts": image.hosts.iter().find(|(of, _)| *of == task.task).map(|(_, hosts)| hosts),
         "seconds": image.read_rate.map(|rate| task.data_bytes as f64 / rate as f64),
         "memory_bytes": TASK_MEMORY_BYTES,
     })

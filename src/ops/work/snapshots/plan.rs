@@ -19,7 +19,6 @@ use crate::repo::manifest::{self, Manifest, Pending};
 use crate::repo::work::{PlannedImage, PlannedTask, Work, WorkPlan, to_hex};
 #[cfg(not(all(feature = "objects", feature = "hdfs")))]
 use crate::store::RemoteUrl;
-use std::collections::BTreeMap;
 use std::ops::Range;
 use uuid::Uuid;
 
@@ -169,7 +168,7 @@ fn plan_image(
             in_use: live.user.is_some(),
             held: held.clone(),
             source_version,
-            hosts: BTreeMap::new(),
+            hosts: Vec::new(),
             read_rate: read_rate(&writer.manifest, parent),
             block_bytes: block_size.bytes(),
             digest: algorithm.to_string(),
