@@ -60,8 +60,12 @@ servers *args:
     IMGSNAP_SERVERS=all cargo test --test stores -- --nocapture --test-threads 1 {{args}}
 
 # Twenty domains of libvirt with twenty increments each, while everybody is killed
-fleet domains="20":
-    IMGSNAP_DOMAINS={{domains}} cargo test --test interop -- --nocapture whoever_is_killed_and_whatever
+domains count="20":
+    IMGSNAP_DOMAINS={{count}} cargo test --test interop -- --nocapture whoever_is_killed_and_whatever
+
+# Fleets of images on Spark and YARN, with workers, drivers and nodes killed
+fleet:
+    IMGSNAP_SERVERS=all cargo test --test stores -- --nocapture --test-threads 1 engines::
 
 # Databases that write while they are snapshotted, so many times
 services rounds="20":

@@ -233,6 +233,7 @@ def main():
     parser.add_argument("-o", "--output", help="the file that is restored")
     parser.add_argument("--program", help="imgsnap on this host [default: the one of --files]")
     parser.add_argument("--everywhere", action="store_true", help="it is at that path on each worker, too")
+    parser.add_argument("--results", help="write the results there, too: spark-submit mixes them with the progress")
     parser.add_argument("--hdfs-snapshot", metavar="NAME", help="pin the folder of the images by a snapshot of HDFS")
     given, options = parser.parse_known_args()
     spark = SparkSession.builder.appName("imgsnap").getOrCreate()
@@ -251,8 +252,11 @@ def main():
     finally:
         spark.stop()
     results = results if isinstance(results, list) else [results]
-    for result in results:
-        print(json.dumps(result))
+    lines = [json.dumps(result) for result in results]
+    print(*lines, sep="\n")
+    if given.results:
+        with open(given.results, "w", encoding="utf-8") as file:
+            file.writelines(line + "\n" for line in lines)
     sys.exit(any(result.get("state") == "failed" or result.get("errors") for result in results))
 
 

@@ -9,6 +9,7 @@
 #![allow(clippy::big_endian_bytes, reason = "so messages are written")]
 
 mod append_only;
+mod engines;
 mod every_verb;
 mod faults;
 mod images;

@@ -54,9 +54,15 @@ impl Server {
 
     /// Does something else with it: `bucket NAME`, `kill NAME`.
     pub fn tell(&self, verb: &str, args: &[&str]) {
-        let place = self.place();
-        let out = Command::new(script(self.name)).arg(verb).arg(place).args(args).output().unwrap();
+        let out = self.command(verb).args(args).output().unwrap();
         assert!(out.status.success(), "{}: {}", self.name, String::from_utf8_lossy(&out.stderr));
+    }
+
+    /// The same as a command that is not run yet.
+    pub fn command(&self, verb: &str) -> Command {
+        let mut command = Command::new(script(self.name));
+        command.arg(verb).arg(self.place());
+        command
     }
 
     pub fn env(&self) -> &BTreeMap<String, String> {

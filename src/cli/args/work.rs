@@ -59,8 +59,8 @@ pub struct Plan {
     /// recorded with the snapshot
     #[arg(long, value_name = "REASON")]
     pub source_held: Option<String>,
-    /// Ask there on which hosts images in HDFS lie, as in http://namenode:9870/webhdfs/v1, and name them with each
-    /// task
+    /// Ask there on which hosts images in HDFS lie, as in http://namenode:9870/webhdfs/v1, and name them with
+    /// each task
     #[arg(long, value_name = "URL")]
     pub webhdfs: Option<String>,
 }

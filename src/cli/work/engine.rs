@@ -1,4 +1,4 @@
-//! A worker that somebody else has started: Hadoop streaming, Spark, or another scheduler (docs/workers.md).
+//! A worker that somebody else has started: Hadoop streaming, Spark, or another scheduler (docs/fleets.md).
 //!
 //! Whoever starts it may go away, or be told that another one was faster; then it ends, and soon. An engine
 //! that hears nothing for long takes a worker for dead, so one that asks for it is told how far it is.
