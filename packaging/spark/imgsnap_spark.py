@@ -26,8 +26,8 @@ from pyspark.sql import SparkSession
 
 # What the program ends with: done, damage, busy, no key, no other try would do it either.
 DONE, DAMAGE, BUSY, KEY, HOPELESS = 0, 3, 4, 5, 6
-# Credentials and keys go to the workers in the environment of their executors, never on a command line.
-PASSED_ON = ("AWS_", "AZURE_", "GOOGLE_", "HADOOP_", "KRB5", "IMGSNAP_KEY", "IMGSNAP_PASSWORD")
+# Credentials and keys that a worker has not got are those of the driver; never on a command line.
+PASSED_ON = ("AWS_", "AZURE_", "GOOGLE_", "HADOOP_USER_NAME", "IMGSNAP_KEY", "IMGSNAP_PASSWORD")
 
 
 class Failed(Exception):
@@ -40,13 +40,17 @@ class Failed(Exception):
 
 def call(program, arguments, env=None):
     """Runs the program. Returns what it prints, decoded; raises `Failed` with its line of error."""
+    # What is set here counts, all of a kind: half of it with half of another's would be nobody's.
+    ours = {prefix for prefix in PASSED_ON if any(name.startswith(prefix) for name in os.environ)}
+    passed = {name: value for name, value in (env or {}).items() if not name.startswith(tuple(ours))}
     done = subprocess.run([program, "--json", *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True,
-                          env={**os.environ, **(env or {})})
+                          env={**passed, **os.environ})
     printed = [json.loads(line) for line in done.stdout.splitlines() if line.strip()]
     printed = printed[0] if len(printed) == 1 else printed
     if done.returncode != DONE and not printed:
         lines = [line for line in done.stderr.splitlines() if line.strip()] or ["it said nothing"]
-        raise Failed(done.returncode, lines[-1].removeprefix("imgsnap: error: "))
+        told = [line for line in lines if line.startswith(("imgsnap: error: ", "error: "))] or lines[-1:]
+        raise Failed(done.returncode, told[0].removeprefix("imgsnap: ").removeprefix("error: "))
     return printed
 
 
@@ -109,33 +113,46 @@ class Fleet:
             return told
         shown = self.call("plan", "show", plan["plan"])
         tasks = [task for task in shown["tasks"] if not task["done"]]
-        errors, joined = {}, {}
-        thread, outcome = self.start(plan["plan"], tasks)
-        is_of_images = "images" in shown
-        pause = min(10.0, 1.0 + len(plan["tasks"]) / 500)
-        while thread.is_alive():
-            thread.join(pause)
-            if thread.is_alive():
-                self.join_complete(plan["plan"], joined)
-        for done in outcome.get("results", []):
-            if "error" in done:
-                errors.setdefault(done.get("image"), []).append(f"task {done['task']}: {done['error']}")
-        if "error" in outcome and not errors:
-            errors[None] = [outcome["error"]]
+        joined, is_of_images = {}, "images" in shown
+        errors = self.do(plan["plan"], tasks, joined)
+        # Whatever became of the job: what is whole is joined.
+        why, last = "not done", []
         try:
             last = self.call("join", plan["plan"])
         except Failed as failed:
-            # It may be over: each image was joined as soon as it was there.
-            last = [] if joined else {"state": "failed", "message": str(failed)}
+            why = str(failed)
+            last = [] if is_of_images else {"state": "failed", "message": why}
         if not is_of_images:
-            return {**(last if isinstance(last, dict) else {"results": last}), "errors": sum(errors.values(), [])}
-        if isinstance(last, dict):
-            last = [{"image": None, **last}]
-        joined.update({one["image"]: one for one in last if one.get("image") not in joined})
-        for name, one in joined.items():
+            return {**last, "errors": sum(errors.values(), [])}
+        for one in last:
+            joined.setdefault(one["image"], one)
+        for image in shown["images"]:
+            one = joined.setdefault(image["image"], {"image": image["image"], "state": "failed"})
             if one["state"] != "joined":
-                one["message"] = "; ".join(errors.get(name) or errors.get(None) or [one.get("message", "not done")])
+                one["message"] = "; ".join(errors.get(image["image"]) or errors.get(None) or [one.get("message", why)])
         return told + list(joined.values())
+
+    def do(self, plan, tasks, joined):
+        """Does the tasks, and joins images meanwhile. Returns by image what went wrong; by None what did so with all."""
+        failed = {}
+        # Those that failed for what may pass are done once more: an executor that was lost counts as a try, too.
+        for _ in range(2):
+            again = [task for task in tasks if task["task"] in failed] if failed else tasks
+            thread, outcome = self.start(plan, again)
+            pause = min(10.0, 1.0 + len(tasks) / 500)
+            while thread.is_alive():
+                thread.join(pause)
+                if thread.is_alive():
+                    self.join_complete(plan, joined)
+            if "error" in outcome:
+                return {None: [outcome["error"]]}
+            failed = {done["task"]: done for done in outcome["results"] if "error" in done}
+            if not any(done["code"] not in (DAMAGE, HOPELESS) for done in failed.values()):
+                break
+        errors = {}
+        for done in failed.values():
+            errors.setdefault(done.get("image"), []).append(f"task {done['task']}: {done['error']}")
+        return errors
 
     def start(self, plan, tasks):
         """Begins the job, in a thread. Returns it, and what will have its results or why there are none."""
@@ -154,7 +171,7 @@ class Fleet:
                 spark.setJobDescription(f"imgsnap plan {plan}")
                 outcome["results"] = located(spark, tasks).map(run).collect() if tasks else []
             except Exception as error:  # whatever Spark raises
-                outcome["error"] = str(error).strip().splitlines()[-1]
+                outcome["error"] = (str(error).strip().splitlines() or [repr(error)])[-1]
 
         thread = threading.Thread(target=job, daemon=True)
         thread.start()
@@ -171,9 +188,8 @@ class Fleet:
                     for one in self.call("join", plan, "--image", image["image"]):
                         if one["state"] == "joined":
                             joined[one["image"]] = one
-        except Failed as failed:
-            # It is tried again, in the end by the last join.
-            self.tell(str(failed))
+        except Exception as error:  # it is tried again, in the end by the last join
+            self.tell(str(error))
 
 
 def located(spark, tasks):
@@ -218,11 +234,19 @@ class HdfsSnapshot:
         self.files = self.path.getFileSystem(spark.sparkContext._jsc.hadoopConfiguration())
 
     def __enter__(self):
-        self.files.createSnapshot(self.path, self.name)
+        try:
+            self.files.createSnapshot(self.path, self.name)
+        except Exception as error:  # whatever Hadoop raises
+            why = (str(error).strip().splitlines() or [repr(error)])[1:2] or [repr(error)]
+            raise Failed(1, f"cannot make the snapshot {self.name} of {self.folder}: {why[0]}; one that a driver has left "
+                            "is dropped with hdfs dfs -deleteSnapshot, if no plan reads it") from None
         return self.images
 
     def __exit__(self, *_):
-        self.files.deleteSnapshot(self.path, self.name)
+        try:
+            self.files.deleteSnapshot(self.path, self.name)
+        except Exception as error:  # what was taken is taken
+            print(f"imgsnap: warning: the snapshot {self.name} of {self.folder} stays: {error}", file=sys.stderr)
 
 
 def main():
@@ -235,7 +259,9 @@ def main():
     parser.add_argument("--everywhere", action="store_true", help="it is at that path on each worker, too")
     parser.add_argument("--results", help="write the results there, too: spark-submit mixes them with the progress")
     parser.add_argument("--hdfs-snapshot", metavar="NAME", help="pin the folder of the images by a snapshot of HDFS")
-    given, options = parser.parse_known_args()
+    given, options = parser.parse_known_intermixed_args()
+    if (given.verb != "verify" and not given.what) or (given.verb == "restore" and not given.output):
+        parser.error("images, a snapshot with --output, or a plan?")
     spark = SparkSession.builder.appName("imgsnap").getOrCreate()
     fleet = Fleet(spark, given.repo, given.program, given.everywhere, lambda line: print(line, file=sys.stderr))
     try:
@@ -257,7 +283,13 @@ def main():
     if given.results:
         with open(given.results, "w", encoding="utf-8") as file:
             file.writelines(line + "\n" for line in lines)
-    sys.exit(any(result.get("state") == "failed" or result.get("errors") for result in results))
+    sys.exit(any(map(is_wrong, results)))
+
+
+def is_wrong(result):
+    """True for what somebody has to look at."""
+    is_done = result.get("state", "joined") in ("joined", "unchanged")
+    return not is_done or any(result.get(key) for key in ("errors", "damaged", "lost", "unchecked"))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@
 use crate::base::error::{Error, ErrorKind, Result, best_effort};
 use crate::base::message::{Setting, message};
 use crate::base::signing::OwnerKey;
-use crate::repo::config::owner::id_in;
+use crate::repo::config::object::Damaged;
 use crate::repo::config::{Config, object};
 use crate::repo::host::{HostState, OwnerGiven};
 use crate::repo::place::Place;
@@ -70,19 +70,28 @@ fn two_owners(one: OwnerKey, how: &str, other: OwnerKey, other_how: &str) -> Err
 /// # Errors
 /// `Key` if two owners are named; `Mismatch` if nothing there is signed by the one that is; of the store.
 pub fn watched(store: Arc<dyn Store>, host: &HostState) -> Result<Arc<dyn Store>> {
+    let used = Place::of(store.as_ref(), host).last();
+    watched_as(store, host, used)
+}
+
+/// The same of a repository with that id, by another path or another name of its server, if this host knows an
+/// owner of it.
+///
+/// # Errors
+/// As of [`watched`].
+pub(crate) fn watched_as(
+    store: Arc<dyn Store>,
+    host: &HostState,
+    used: Option<Uuid>,
+) -> Result<Arc<dyn Store>> {
     if store.owner().is_some() {
         return Ok(store);
     }
     let said = said(host.owner(), store.as_ref())?;
-    let place = Place::of(store.as_ref(), host);
-    let ruling = object::ruling(store.as_ref());
-    // By another path, or another name of the server, it says itself which one it is.
-    let stated = || ruling.as_ref().ok().and_then(|ruling| id_in(&ruling.text));
-    let used = place.last().or_else(stated);
     let known = used.map(|id| known(host, id)).transpose()?.flatten();
     let Some(key) = known.or(said) else { return Ok(store) };
     let signer = host.owner().signer.clone();
-    match object::newest_signed(store.as_ref(), key) {
+    match object::newest_signed(store.as_ref(), key, Damaged::MayCount) {
         Ok(Some(signed)) => {
             if let Some(said) = said.filter(|said| ![key, signed.owner].contains(said)) {
                 return Err(two_owners(said, "is given", key, "is who this host knows"));
@@ -91,18 +100,24 @@ pub fn watched(store: Arc<dyn Store>, host: &HostState) -> Result<Arc<dyn Store>
             if known != Some(signed.owner) {
                 best_effort(remember(host, signed.repository, signed.owner));
             }
+            let place = Place::of(store.as_ref(), host);
             if place.last() != Some(signed.repository) {
                 best_effort(place.remember(signed.repository));
             }
             Ok(owned(store, Owner::new(signed.repository, signed.owner, signer)))
         }
         // One that is to be made, or is missing.
-        Ok(None) if ruling.as_ref().is_err_and(|e| e.kind() == ErrorKind::NotFound) => Ok(store),
+        Ok(None) if is_missing(store.as_ref()) => Ok(store),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(store),
         // Whoever is about to repair it does so by the rules.
-        Err(e) if e.is_damage() && known.is_some() => match used {
-            Some(id) => Ok(owned(store, Owner::new(id, key, signer))),
-            None => Err(e),
-        },
+        Err(e) if e.is_damage() => {
+            let sound = object::newest_signed(store.as_ref(), key, Damaged::Skipped)?;
+            let sound = sound.map(|signed| (signed.repository, signed.owner));
+            match sound.or(used.filter(|_| known.is_some()).map(|id| (id, key))) {
+                Some((id, owner)) => Ok(owned(store, Owner::new(id, owner, signer))),
+                None => Err(e),
+            }
+        }
         Err(e) => Err(e),
         Ok(None) => {
             let what =
@@ -113,6 +128,11 @@ pub fn watched(store: Arc<dyn Store>, host: &HostState) -> Result<Arc<dyn Store>
             }))
         }
     }
+}
+
+/// True if there is no repository, of whatever kind.
+fn is_missing(store: &dyn Store) -> bool {
+    object::ruling(store).is_err_and(|e| e.kind() == ErrorKind::NotFound)
 }
 
 /// The same store with an owner.

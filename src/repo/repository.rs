@@ -154,10 +154,15 @@ impl Repository {
     /// The same, whatever this host has used there.
     pub(crate) fn open_unchecked(store: Arc<dyn Store>, host: HostState) -> Result<Self> {
         let store = owner::watched(store, &host)?;
-        match load_checked(store.as_ref(), &host) {
-            Ok(config) => Ok(Self::with(store, host, config)),
-            Err(e) => Err(Self::or_missing(store.as_ref(), &host, e)),
-        }
+        let config = load_checked(store.as_ref(), &host);
+        let config = config.map_err(|e| Self::or_missing(store.as_ref(), &host, e))?;
+        let watched = owner::watched_as(store.clone(), &host, Some(config.id))?;
+        let config = match (store.owner(), watched.owner()) {
+            (None, Some(_)) => load_checked(watched.as_ref(), &host)?,
+            _ => config,
+        };
+        owner::check_told(&config, watched.as_ref())?;
+        Ok(Self::with(watched, host, config))
     }
 
     /// Why it cannot be opened: where there is nothing, the host may have used one that is missing now.
@@ -344,7 +349,6 @@ impl Repository {
 /// this host has seen, and by a slot that counts.
 fn load_checked(store: &dyn Store, host: &HostState) -> Result<Config> {
     let mut config = Config::load(store)?;
-    owner::check_told(&config, store)?;
     if !is_guarded(store) {
         return Ok(config);
     }

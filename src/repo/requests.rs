@@ -45,7 +45,7 @@ pub struct AskedSnapshot {
     pub id: Uuid,
 }
 
-/// Leaves a request: to drop snapshots of an image, or all of it. Where the same host has asked for all that
+/// Leaves a request: to drop snapshots of an image, or all of it. Where the same host has asked for just that
 /// already, that request stays. Returns which one it is.
 ///
 /// # Errors
@@ -71,7 +71,7 @@ pub(crate) fn leave(
         .filter_map(|(id, there)| Some((id, there.ok()?)))
         .filter(|(_, there)| (&there.host, there.image_id) == (&request.host, request.image_id))
         .collect();
-    if let Some((id, _)) = own.iter().find(|(_, there)| is_covered(there, &request)) {
+    if let Some((id, _)) = own.iter().find(|(_, there)| there.snapshots == request.snapshots) {
         return Ok(*id);
     }
     let failed = |e| Error::new(ErrorKind::InvalidInput, format!("cannot write the request: {e}"));

@@ -441,12 +441,19 @@ fn the_owner_repairs_what_a_thief_has_put_and_signs_none_of_it() {
     owned.put(number + 1, &forged.encode().unwrap());
     owned.owner(&["key", "owner", "sign"]).done();
     assert!(owned.lab.exists(&format!("repo/disk/manifest.{:06}", number + 2)));
-    // A configuration that is damaged.
-    owned.lab.write("repo/config.000003", b"garbage");
+    // A configuration that is damaged: the last one that counts goes on, whoever looks from where.
+    owned.owner(&["config", "set", "prune.keep_last", "7"]).done();
+    owned.lab.write("repo/config.000004", b"garbage");
+    owned.lab.write("repo/config.000099", b"garbage");
     owned.host(&["list"]).failed(DAMAGE);
     owned.host(&["repair"]).failed(FAILED);
-    owned.owner(&["repair"]).done();
+    std::os::unix::fs::symlink(owned.lab.path("repo"), owned.lab.path("other")).unwrap();
+    let mut elsewhere = owned.lab.command(&["--repo", &owned.lab.at("other"), "repair"]);
+    elsewhere.env("IMGSNAP_OWNER_KEY_FILE", owned.lab.path("owner.key"));
+    elsewhere.env("IMGSNAP_STATE", owned.lab.path("state-elsewhere"));
+    Run::of(elsewhere.env("IMGSNAP_MACHINE_ID", "elsewhere")).done();
     assert_eq!(owned.numbers(), [2, 3]);
+    assert!(owned.host(&["config", "show"]).done().text().contains("keep_last = 7"));
     assert!(owned.host(&["key", "owner"]).done().text().starts_with(&owned.key));
 }
 

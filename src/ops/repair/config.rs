@@ -12,6 +12,7 @@ use crate::delta::{Caches, Delta, DeltaFile, Part};
 use crate::format::header::HEADER_BYTES;
 use crate::format::{RecordHead, RecordKind};
 use crate::ops::repair::types::{ConfigOrigin, RestoredConfig};
+use crate::repo::config::object::Damaged;
 use crate::repo::config::{Config, Defaults, object};
 use crate::repo::manifest::{self, ImageFile};
 use crate::repo::names::names_in;
@@ -42,8 +43,13 @@ pub fn restore_config(store: &Arc<dyn Store>) -> Result<Option<RestoredConfig>> 
         Err(_) => {}
     }
     let numbers = object::numbers(store)?;
-    // Of those that the owner has signed, one that can be read would rule.
-    let sound = if store.owner().is_some() { None } else { last_sound(store, &numbers)? };
+    let sound = match store.owner() {
+        Some(owner) => object::newest_signed(store, owner.key, Damaged::Skipped)?.map(|signed| {
+            let number = signed.ruling.number.unwrap_or(0);
+            (signed.ruling.text, ConfigOrigin::Earlier(number))
+        }),
+        None => last_sound(store, &numbers)?,
+    };
     let (text, origin) = match sound {
         Some(sound) => sound,
         None => (rebuilt(all)?.encode()?, ConfigOrigin::DeltaFiles),

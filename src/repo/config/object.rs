@@ -100,7 +100,7 @@ pub(crate) fn ruling(store: &dyn Store) -> Result<Ruling> {
 
 fn newest(store: &dyn Store) -> Result<Option<Ruling>> {
     if let Some(owner) = store.owner() {
-        let signed = newest_signed(store, owner.key)?;
+        let signed = newest_signed(store, owner.key, Damaged::MayCount)?;
         let own = signed.filter(|signed| signed.repository == owner.repository);
         return Ok(own.map(|signed| signed.ruling));
     }
@@ -110,21 +110,40 @@ fn newest(store: &dyn Store) -> Result<Option<Ruling>> {
 
 /// The newest configuration that an owner has signed.
 pub(crate) struct SignedRuling {
-    ruling: Ruling,
+    pub(crate) ruling: Ruling,
     /// Of which repository it is.
     pub(crate) repository: Uuid,
     /// Who owns that by now: the owner that was asked for may have named another one.
     pub(crate) owner: OwnerKey,
 }
 
-/// Reads the newest configuration that an owner has signed, or whom that one named; others are skipped
-/// (FORMAT.md V6).
+/// What becomes of a configuration that is damaged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Damaged {
+    /// It may count: an error.
+    MayCount,
+    /// It is about to be followed by one of the owner.
+    Skipped,
+}
+
+/// Reads the newest configuration that an owner has signed, or whom that one named; others are skipped, and
+/// those beyond a number that is free (FORMAT.md V6).
 ///
 /// # Errors
-/// `Corrupt` if one is damaged; of the store.
-pub(crate) fn newest_signed(store: &dyn Store, key: OwnerKey) -> Result<Option<SignedRuling>> {
-    for number in numbers(store)? {
-        let (text, signed) = read_whole(store, number)?;
+/// `Corrupt` if one is damaged that may count; of the store.
+pub(crate) fn newest_signed(
+    store: &dyn Store,
+    key: OwnerKey,
+    damaged: Damaged,
+) -> Result<Option<SignedRuling>> {
+    let mut numbers = numbers(store)?;
+    numbers.reverse();
+    let taken = numbers.windows(2).take_while(|two| matches!(two, [a, b] if a + 1 == *b)).count();
+    for number in numbers.into_iter().take(taken + 1).rev() {
+        let (text, signed) = match read_whole(store, number) {
+            Err(e) if e.is_damage() && damaged == Damaged::Skipped => continue,
+            read => read?,
+        };
         let (Some((signer, signature)), Some((repository, table))) = (signed, stated_in(&text))
         else {
             continue;
@@ -252,14 +271,15 @@ pub(crate) fn commit(store: &dyn Store, number: Option<u64>, text: &str) -> Resu
     let taken = if store.owner().is_some() { numbers(store)? } else { Vec::new() };
     // One that counts may have come since: it is found after this list, or has the number that is free in it.
     if let Some(owner) = store.owner() {
-        match newest_signed(store, owner.key) {
+        match newest_signed(store, owner.key, Damaged::MayCount) {
             Ok(Some(now)) if now.ruling.number != number => return Err(changed(store)),
             // It is what this one takes the place of.
             Err(e) if e.is_damage() => {}
             now => drop(now?),
         }
     }
-    let free = (number.unwrap_or(0)..u64::MAX).map(|last| last + 1).find(|n| !taken.contains(n));
+    let from = number.or(taken.last().copied()).unwrap_or(0);
+    let free = (from..u64::MAX).map(|last| last + 1).find(|n| !taken.contains(n));
     let Some(next) = free else {
         return Err(Error::corrupt("there is no number for another configuration"));
     };

@@ -70,11 +70,6 @@ pub(super) fn stated_in(text: &str) -> Option<(Uuid, OwnerTable)> {
     toml::from_str(text).ok().map(|Stated { id, owner }| (id, owner))
 }
 
-/// The id of the repository in such a text.
-pub(crate) fn id_in(text: &str) -> Option<Uuid> {
-    text.parse::<toml::Table>().ok()?.get("id")?.as_str()?.parse().ok()
-}
-
 /// A text that names another owner, and who named it, and is the same otherwise.
 ///
 /// # Errors

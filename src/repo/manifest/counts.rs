@@ -10,7 +10,7 @@ use super::types::{MAX_MANIFEST_BYTES, Manifest};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::message::{Verb, message};
 use crate::store::{Counted, Owner, Store};
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 
 /// What is at a number.
 enum At {
@@ -167,12 +167,12 @@ impl Manifest {
     }
 
     /// True if no manifest with one of these numbers may have come after it.
-    pub(crate) fn is_last_of(&self, mut numbers: impl Iterator<Item = u64>) -> bool {
-        match self.standing {
-            // Those beyond a gap were put by somebody who wants numbers to come to an end.
-            Some(standing) => !numbers.any(|number| number == standing.last + 1),
-            None => numbers.max() == Some(self.sequence),
-        }
+    pub(crate) fn is_last_of(&self, numbers: impl Iterator<Item = u64>) -> bool {
+        let Some(standing) = self.standing else { return numbers.max() == Some(self.sequence) };
+        // Those beyond a gap were put by somebody who wants numbers to come to an end; without its own, a signed
+        // one has come.
+        let numbers: HashSet<u64> = numbers.collect();
+        numbers.contains(&self.sequence) && !numbers.contains(&(standing.last + 1))
     }
 
     /// True if the owner has signed it.

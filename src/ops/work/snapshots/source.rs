@@ -50,6 +50,10 @@ fn open_clone(planned: &PlannedImage, path: &Path) -> Result<RawFile> {
         let what = format!("the clone of {} that was planned {why}", path.shown());
         Error::new(ErrorKind::Mismatch, what).hint("make a new plan")
     };
+    if !path.exists() {
+        let what = format!("there is no image {} on this host", path.shown());
+        return Err(Error::new(ErrorKind::NotFound, what));
+    }
     let Some(made) = &planned.clone else { return Err(gone("is not known".into())) };
     let opened = CloneFolder::beside(path).open(planned.snapshot, made).map_err(gone)?;
     RawFile::unguarded(opened, path)
