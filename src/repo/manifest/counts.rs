@@ -169,8 +169,8 @@ impl Manifest {
     /// True if no manifest with one of these numbers may have come after it.
     pub(crate) fn is_last_of(&self, numbers: impl Iterator<Item = u64>) -> bool {
         let Some(standing) = self.standing else { return numbers.max() == Some(self.sequence) };
-        // Those beyond a gap were put by somebody who wants numbers to come to an end; without its own, a signed
-        // one has come.
+        // Those beyond a gap were put by somebody who wants numbers to come to an end; without its own, one
+        // that is signed has come.
         let numbers: HashSet<u64> = numbers.collect();
         numbers.contains(&self.sequence) && !numbers.contains(&(standing.last + 1))
     }
