@@ -74,8 +74,8 @@ pub fn watched(store: Arc<dyn Store>, host: &HostState) -> Result<Arc<dyn Store>
     watched_as(store, host, used)
 }
 
-/// The same of a repository with that id, by another path or another name of its server, if this host knows an
-/// owner of it.
+/// The same of a repository with that id, by another path or another name of its server, if this host knows
+/// an owner of it.
 ///
 /// # Errors
 /// As of [`watched`].
