@@ -41,14 +41,14 @@ fn an_image_that_is_in_use_is_cloned_and_the_clone_is_taken() {
     assert_eq!(clones(&lab).len(), 2);
     lab.run(&["plan", "drop", &plan]).done();
     assert_eq!(clones(&lab).len(), 1);
-    lab.run(&["part", &plan, &tasks[0]]).fails(1).says("there is no plan");
+    lab.run(&["part", &plan, &tasks[0]]).fails(6).says("there is no plan");
     let (plan, tasks) = planned(&lab, &image);
     let kept = clones(&lab);
     let shown = lab.run(&["plan", "show", &plan, "--json"]).done().json();
     let id = shown["images"][0]["id"].as_str().unwrap();
     assert!(kept.iter().any(|name| name == id), "{kept:?}");
     std::fs::remove_file(lab.path(&format!("mnt/.imgsnap/{id}"))).unwrap();
-    lab.run(&["part", &plan, &tasks[0]]).fails(1).says("make a new plan");
+    lab.run(&["part", &plan, &tasks[0]]).fails(6).says("make a new plan");
     drop(writer);
     lab.verify(3);
 }
