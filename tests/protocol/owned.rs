@@ -92,6 +92,8 @@ struct Ruling {
 
 /// Numbers end there.
 const FAR: u8 = 40;
+/// Nobody needs to make so many manifests.
+const STUCK: u8 = 16;
 
 impl Owned {
     fn is(&self, mistake: Mistake) -> bool {
@@ -290,7 +292,7 @@ impl Model for Owned {
     fn steps(&self, state: &State) -> Vec<(String, State)> {
         let mut out = Vec::new();
         // A host that begins anew again and again is stuck.
-        if state.next_id < FAR {
+        if state.next_id < STUCK {
             self.owner_steps(state, &mut out);
             self.host_steps(state, &mut out);
             self.thief_steps(state, &mut out);
@@ -344,19 +346,20 @@ fn who_has_not_the_owner_key_drops_and_blocks_nothing() {
 
 #[test]
 fn each_mistake_about_the_owner_is_found() {
-    let gone = "counts again, and is gone";
-    for (mistake, what) in [
-        (Mistake::AllCount, "does not count any more"),
-        (Mistake::PreviousIgnored, "does not count any more"),
-        (Mistake::GapsCount, "does not count any more"),
-        (Mistake::NumberUnsigned, "does not count any more"),
-        (Mistake::CondemnedByAnybody, "is gone"),
-        (Mistake::SinceSignedCollected, "does not count any more"),
-        (Mistake::SkippedReused, "can do nothing any more"),
-        (Mistake::NoTombstone, gone),
+    let stuck = "can do nothing any more";
+    // Where it is found first.
+    for (mistake, index, what) in [
+        (Mistake::AllCount, 0, "does not count any more"),
+        (Mistake::PreviousIgnored, 0, "does not count any more"),
+        (Mistake::GapsCount, 0, "does not count any more"),
+        (Mistake::NumberUnsigned, 0, "does not count any more"),
+        (Mistake::CondemnedByAnybody, 0, "is gone"),
+        (Mistake::SinceSignedCollected, 3, "does not count any more"),
+        (Mistake::SkippedReused, 3, stuck),
+        (Mistake::NoTombstone, 2, "counts again, and is gone"),
     ] {
-        let explored = SCENARIOS.map(|of| explore(&scenario(of, Some(mistake)), MAX_STATES).err());
-        let found: Vec<String> = explored.into_iter().flatten().map(|found| found.what).collect();
-        assert!(found.iter().any(|found| found.contains(what)), "{mistake:?}: {found:?}");
+        let explored = explore(&scenario(SCENARIOS[index], Some(mistake)), MAX_STATES);
+        let found = explored.err().unwrap_or_else(|| panic!("{mistake:?} is not found"));
+        assert!(found.what.contains(what), "{mistake:?}: {found:#?}");
     }
 }
