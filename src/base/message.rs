@@ -154,6 +154,8 @@ named! {
         Update = "update",
         /// Read an image through QEMU.
         ViaQemu = "via_qemu",
+        /// Do what cannot be taken back, and do not ask.
+        Yes = "yes",
     }
 }
 

@@ -62,13 +62,21 @@ impl Repository {
         ops::requests::list(self)
     }
 
-    /// Does what a request asks; it is named by its id or a beginning of it.
+    /// Does what a request asks; it is named by its id or a beginning of it. With `may_remove` also one to
+    /// remove an image with all its snapshots.
     ///
     /// # Errors
-    /// `Auth` without the owner key; `Mismatch` if the image is another one by now, or a time in it is wrong;
-    /// as of [`Repository::delete`] and [`Repository::remove`].
-    pub fn confirm_request(&self, id: &str, context: &Context) -> Result<(DropRequest, Confirmed)> {
-        let Examined { id, request, there } = ops::requests::examine(self, id, context)?;
+    /// `Auth` without the owner key; `InvalidInput` for a whole image without `may_remove`; `Mismatch` if the
+    /// image is another one by now, or a time in it is wrong; as of [`Repository::delete`] and
+    /// [`Repository::remove`].
+    pub fn confirm_request(
+        &self,
+        id: &str,
+        may_remove: bool,
+        context: &Context,
+    ) -> Result<(DropRequest, Confirmed)> {
+        let Examined { id, request, there } =
+            ops::requests::examine(self, id, may_remove, context)?;
         let name = request.image.as_str();
         let confirmed = match there {
             None => Confirmed::Image(ops::remove::run(self, name, context)?),

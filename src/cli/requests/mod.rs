@@ -6,7 +6,7 @@ use super::printer::Printer;
 use super::repo::{self, Where};
 use super::{exit, output, prune, remove};
 use args::Requests;
-use imgsnap::base::error::{Error, ErrorKind, Result};
+use imgsnap::base::error::Result;
 use imgsnap::base::events::Context;
 use imgsnap::{Confirmed, DropRequest, Repository};
 use serde_json::json;
@@ -23,16 +23,7 @@ pub fn run(
         Requests::List => list(&repo::open(place, context)?, printer)?,
         Requests::Confirm { request, yes } => {
             let repository = repo::open_to_change(place, context)?;
-            let is_it = |id: &Uuid| id.to_string().starts_with(request.as_str());
-            let is_image = |asked: &Result<DropRequest>| {
-                asked.as_ref().is_ok_and(|asked| asked.snapshots.is_none())
-            };
-            let mut asked = repository.requests()?.into_iter();
-            if !yes && asked.any(|(id, asked)| is_it(&id) && is_image(&asked)) {
-                let what = "the request is to remove an image with all its snapshots";
-                return Err(Error::new(ErrorKind::InvalidInput, what).hint("to do so, give --yes"));
-            }
-            let (request, confirmed) = repository.confirm_request(request, context)?;
+            let (request, confirmed) = repository.confirm_request(request, *yes, context)?;
             match confirmed {
                 Confirmed::Snapshots(deleted) if deleted.is_empty() => {
                     let what = "nothing that it names is there any more";

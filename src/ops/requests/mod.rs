@@ -7,7 +7,7 @@ pub mod types;
 
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::events::Context;
-use crate::base::message::{Verb, message};
+use crate::base::message::{Setting, Verb, message};
 use crate::ops::requests::types::DropRequest;
 use crate::repo::Repository;
 use crate::repo::manifest::{Manifest, Snapshot};
@@ -37,11 +37,22 @@ pub(crate) struct Examined {
 /// Looks at a request before it is confirmed.
 ///
 /// # Errors
-/// `Auth` without the owner key; `Mismatch` if times of the image are wrong, or it is another one by now.
-pub(crate) fn examine(repository: &Repository, id: &str, context: &Context) -> Result<Examined> {
+/// `Auth` without the owner key; `InvalidInput` for a whole image unless `may_remove`; `Mismatch` if times of
+/// the image are wrong, or it is another one by now.
+pub(crate) fn examine(
+    repository: &Repository,
+    id: &str,
+    may_remove: bool,
+    context: &Context,
+) -> Result<Examined> {
     refuse_others(repository.store.as_ref(), "confirm a request")?;
     let (id, request) = find(repository, id)?;
     let request = request?;
+    if request.snapshots.is_none() && !may_remove {
+        let what = "the request is to remove an image with all its snapshots";
+        return Err(Error::new(ErrorKind::InvalidInput, what)
+            .hint(message!["to do so, give ", Setting::Yes]));
+    }
     let name = request.image.as_str();
     let reader = read(repository, name, context)?;
     let manifest = reader.manifest();
