@@ -63,7 +63,8 @@ pub use ops::verify::types::{Damage, DamageKind, Loss, Unchecked, Verified, Veri
 pub use ops::watch::types::{WatchRequest, Watched};
 pub use ops::work::types::{
     FilesVerified, Joined, PartMade, PlanJoined, PlanProgress, PlanRequest, PlanRestoreRequest,
-    PlanState, Planned, RangeRestored, RestoreJoined, TaskDone, TaskFailure, VerifyJoined,
+    PlanState, Planned, RangeRestored, RestoreJoined, RestorePlace, TaskDone, TaskFailure,
+    VerifyJoined,
 };
 pub use repo::Repository;
 pub use repo::compaction::{Compaction, Merging};

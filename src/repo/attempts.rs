@@ -39,10 +39,22 @@ pub enum Outcome {
     Failed(String),
     /// The range is written, durably: what its blocks add to the image digest.
     Restored(#[serde(with = "terms")] ImageDigest),
+    /// The range is on its server.
+    Sent(SentRange),
     /// These files are sound.
     Verified(Vec<SoundFile>),
     /// The restored file is about to get its name.
     Named,
+}
+
+/// A range of an object on a server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SentRange {
+    /// What its blocks add to the image digest.
+    #[serde(with = "terms")]
+    pub terms: ImageDigest,
+    /// What the server calls each of its pieces, in their order.
+    pub pieces: Vec<String>,
 }
 
 /// A file that is what was written.

@@ -31,6 +31,8 @@ use uuid::Uuid;
 
 /// The version that is written, and the only one that is known.
 const VERSION: u32 = 1;
+/// The longest piece that a server takes.
+const MAX_PIECE: u64 = 5 << 30;
 /// Nobody puts one for so long.
 const OLD: SignedDuration = SignedDuration::from_mins(10);
 
@@ -86,12 +88,26 @@ pub struct PlannedRestore {
     /// Which file it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub made: Option<MadeFile>,
+    /// The object that is to be, if it is no file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub object: Option<PlannedObject>,
     /// Length of the image.
     pub image_bytes: u64,
     /// Its block size.
     pub block_bytes: u32,
     /// The largest first.
     pub tasks: Vec<PlannedTask>,
+}
+
+/// An object on a server that is to be restored: pieces of one length but the last, from the beginning on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlannedObject {
+    /// Where it is to be.
+    pub url: String,
+    /// What its server calls the upload.
+    pub upload: String,
+    /// Blocks in a piece.
+    pub piece_blocks: u64,
 }
 
 /// What is to be verified.
@@ -342,8 +358,19 @@ impl WorkPlan {
             check_name(&restore.image)?;
             Geometry::new(BlockSize::new(restore.block_bytes)?, restore.image_bytes)?;
             check_ranges(&restore.tasks)?;
-            if restore.temporary != temporary_of_restore(self.plan) || restore.made.is_none() {
+            let is_file = restore.made.is_some();
+            if restore.temporary != temporary_of_restore(self.plan)
+                || is_file == restore.object.is_some()
+            {
                 return bad("the temporary file");
+            }
+            if let Some(object) = &restore.object {
+                let blocks = object.piece_blocks;
+                let is_cut = |task: &PlannedTask| task.first_block.checked_rem(blocks) == Some(0);
+                let bytes = blocks.checked_mul(restore.block_bytes.into());
+                if !restore.tasks.iter().all(is_cut) || bytes.is_none_or(|b| b > MAX_PIECE) {
+                    return bad("the pieces");
+                }
             }
         }
         if let Work::Verify(verify) = &self.work {

@@ -27,7 +27,9 @@ pub(crate) use owned::{Counted, OwnedStore};
 pub use place::{Above, Location, StoreOptions, locate, make_folder, store_at};
 #[cfg(all(feature = "objects", feature = "hdfs"))]
 pub use remote::hosts_of;
-pub use remote::{RemoteFile, RemoteStore, Version, create_remote, glob_remote, is_remote_there};
+pub use remote::{
+    RemoteFile, RemoteStore, SharedObject, Version, create_remote, glob_remote, is_remote_there,
+};
 pub use url::{RemoteKind, RemoteUrl};
 
 use crate::base::error::{Error, Result};
@@ -310,4 +312,13 @@ pub trait Upload: Send {
 
     /// The same in the place of an object that is damaged, if it is there: this one is what that was.
     fn publish_over(self: Box<Self>) -> Result<()>;
+}
+
+/// Some pieces of an object of which other hosts send others, written front to back.
+pub trait RangeUpload: Send {
+    /// Adds bytes.
+    fn write(&mut self, bytes: &[u8]) -> Result<()>;
+
+    /// Waits until all has arrived. Returns what the server calls each piece.
+    fn finish(self: Box<Self>) -> Result<Vec<String>>;
 }

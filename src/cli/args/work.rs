@@ -18,12 +18,12 @@ pub struct Plan {
     #[arg(required_unless_present_any = ["restore", "verify"], value_name = "IMAGE",
           value_hint = ValueHint::FilePath, value_parser = image_uri())]
     pub images: Vec<ImageUri>,
-    /// Instead of taking snapshots, restore this one to a new file
+    /// Instead of taking snapshots, restore this one to a new file, or a new object in S3
     #[arg(long, value_name = "REF", requires = "output", value_parser = parsed::<Reference>,
           conflicts_with_all = ["images", "verify", "name", "label", "full", "format", "backing_ok",
                                 "block_size", "compression", "source_held"])]
     pub restore: Option<Reference>,
-    /// The file that is restored, whose folder every worker sees under this name
+    /// The file that is restored, whose folder every worker sees under this name, or s3://BUCKET/KEY
     #[arg(short, long, value_name = "TARGET", requires = "restore", value_hint = ValueHint::FilePath)]
     pub output: Option<PathBuf>,
     /// Instead of taking snapshots, verify all that is stored, or what is of the image --name

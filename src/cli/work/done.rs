@@ -3,6 +3,7 @@
 use super::super::printer::Printer;
 use super::super::{exit, list, output, verify, words};
 use super::engine::Engine;
+use super::{target_json, target_shown};
 use imgsnap::base::error::{ErrorKind, Result};
 use imgsnap::base::events::Context;
 use imgsnap::repo::work::PlannedImage;
@@ -134,7 +135,7 @@ pub fn join(
         PlanJoined::Snapshots(joined) => joined,
         PlanJoined::Restore(of, RestoreJoined::Done) => {
             let (name, number, bytes) = (&of.image, of.number, of.image_bytes);
-            let target = of.target.as_deref().map(output::shown).unwrap_or_default();
+            let target = target_shown(&of);
             let bytes_text = output::bytes(bytes);
             let what =
                 format!("{name}@{number} -> {target}  {bytes_text}; the image digest checked");
@@ -143,7 +144,7 @@ pub fn join(
                 "image": name,
                 "number": number,
                 "bytes": bytes,
-                "target": of.target.as_deref().map(output::path),
+                "target": target_json(&of),
             });
             match printer.is_json() {
                 true => printer.json(&value)?,

@@ -9,12 +9,13 @@ pub use engine::Engine;
 use super::args::{Plan, PlanVerb};
 use super::printer::Printer;
 use super::{exit, output, snapshot, words};
-use imgsnap::base::error::Result;
+use imgsnap::base::error::{Error, ErrorKind, Result};
 use imgsnap::base::events::Context;
-use imgsnap::repo::work::{PlannedImage, PlannedTask, Work, WorkPlan};
+use imgsnap::image::ImageUri;
+use imgsnap::repo::work::{PlannedImage, PlannedRestore, PlannedTask, Work, WorkPlan};
 use imgsnap::{
     ParentChoice, PlanProgress, PlanRequest, PlanRestoreRequest, PlanState, Repository,
-    SnapshotRequest,
+    RestorePlace, SnapshotRequest,
 };
 use serde_json::{Value, json};
 use std::process::ExitCode;
@@ -49,8 +50,16 @@ pub fn plan(
         }
         None => match (&verb.restore, &verb.output) {
             (Some(reference), Some(target)) => {
-                let request = PlanRestoreRequest::new(reference.clone(), target.clone())
-                    .part_size(verb.part_size);
+                let place = match ImageUri::parse(target)? {
+                    ImageUri::File(path) => RestorePlace::File(path),
+                    ImageUri::Remote(url) => RestorePlace::Object(url),
+                    other => {
+                        let what = format!("several workers cannot write to {other}");
+                        return Err(Error::new(ErrorKind::Unsupported, what));
+                    }
+                };
+                let request =
+                    PlanRestoreRequest::new(reference.clone(), place).part_size(verb.part_size);
                 tell_plan(&repository.plan_restore(&request, context)?, printer)
             }
             _ => make(repository, verb, printer, context),
@@ -96,7 +105,7 @@ fn make(
     context: &Context,
 ) -> Result<ExitCode> {
     let parent = if verb.full { ParentChoice::Full } else { ParentChoice::Incremental };
-    let of = |image: &imgsnap::image::ImageUri| {
+    let of = |image: &ImageUri| {
         SnapshotRequest::new(image.clone())
             .name(verb.name.clone())
             .label(verb.label.clone())
@@ -182,7 +191,7 @@ fn lines_of(plan: &WorkPlan) -> Vec<String> {
         Work::Images(images) => images.iter().map(image_line).collect(),
         Work::Restore(of) => {
             let (bytes, tasks) = (output::bytes(of.image_bytes), of.tasks.len() as u64);
-            let target = of.target.as_deref().map(output::shown).unwrap_or_default();
+            let target = target_shown(of);
             let tasks = output::plural(tasks, "task");
             vec![format!("{}@{} -> {target}  {bytes} in {tasks}", of.image, of.number)]
         }
@@ -195,6 +204,22 @@ fn lines_of(plan: &WorkPlan) -> Vec<String> {
             vec![format!("verify {what}: {files}, {} stored", output::bytes(stored))]
         }
         _ => Vec::new(),
+    }
+}
+
+/// Where a restore goes, for people.
+pub(super) fn target_shown(of: &PlannedRestore) -> String {
+    match &of.object {
+        Some(object) => object.url.escape_debug().to_string(),
+        None => of.target.as_deref().map(output::shown).unwrap_or_default(),
+    }
+}
+
+/// The same for programs.
+pub(super) fn target_json(of: &PlannedRestore) -> Value {
+    match &of.object {
+        Some(object) => object.url.clone().into(),
+        None => of.target.as_deref().map(output::path).into(),
     }
 }
 
@@ -313,7 +338,7 @@ fn progress_json(progress: &PlanProgress) -> Value {
     match &progress.plan.work {
         Work::Restore(of) => {
             insert(&mut value, "restore", format!("{}@{}", of.image, of.number).into());
-            insert(&mut value, "target", of.target.as_deref().map(output::path).into());
+            insert(&mut value, "target", target_json(of));
             insert(&mut value, "state", progress.states.first().copied().map(state).into());
         }
         Work::Verify(of) => insert(&mut value, "verify", of.image.clone().into()),

@@ -7,8 +7,10 @@ mod medium;
 mod nbd_in_place;
 mod new_file;
 mod new_object;
+mod object_range;
 mod qcow2;
 mod raw_in_place;
+mod sent;
 mod shared_file;
 mod stream;
 
@@ -16,6 +18,7 @@ pub use medium::{Medium, OsMedium};
 pub use nbd_in_place::NbdInPlace;
 pub use new_file::NewFile;
 pub use new_object::NewObject;
+pub use object_range::ObjectRange;
 pub use qcow2::{ClusterCompression, NewQcow2};
 pub use raw_in_place::RawInPlace;
 pub use shared_file::{MadeFile, Place, SharedFile};

@@ -9,6 +9,7 @@ use crate::ops::verify::types::Verified;
 use crate::repo::manifest::Snapshot;
 use crate::repo::reference::{At, Reference};
 use crate::repo::work::{PlannedImage, PlannedRestore, PlannedTask, VerifyTask, WorkPlan};
+use crate::store::RemoteUrl;
 use jiff::Timestamp;
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -121,6 +122,16 @@ pub enum VerifyJoined {
     Unfinished(Vec<VerifyTask>),
 }
 
+/// Where several workers restore a snapshot to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum RestorePlace {
+    /// A file that does not exist, in a folder that all workers see under this name.
+    File(PathBuf),
+    /// An object that does not exist, on a server that takes its pieces from several hosts: S3.
+    Object(RemoteUrl),
+}
+
 /// A snapshot that is to be restored by several workers.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
@@ -129,8 +140,8 @@ pub struct PlanRestoreRequest {
     pub name: String,
     /// The snapshot.
     pub at: At,
-    /// A file that does not exist, in a folder that all workers see under this name.
-    pub target: PathBuf,
+    /// Where to.
+    pub target: RestorePlace,
     /// How much of the image a task is; otherwise the usual size of a part.
     pub part_size: Option<PartSize>,
 }
@@ -142,7 +153,7 @@ impl PlanRestoreRequest {
     }
 
     /// A snapshot, and where it goes.
-    pub fn new(reference: Reference, target: PathBuf) -> Self {
+    pub fn new(reference: Reference, target: RestorePlace) -> Self {
         Self { name: reference.name, at: reference.at, target, part_size: None }
     }
 }

@@ -20,7 +20,7 @@ pub struct RemoteFile {
 }
 
 /// The folder that a file is in, and its name there.
-fn split(url: &RemoteUrl) -> Result<(RemoteUrl, String)> {
+pub(super) fn split(url: &RemoteUrl) -> Result<(RemoteUrl, String)> {
     let (folder, name) = url.path.rsplit_once('/').unwrap_or(("", &url.path));
     if name.is_empty() || url.kind == RemoteKind::Ssh {
         let what = match url.kind {

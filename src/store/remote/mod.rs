@@ -16,11 +16,13 @@ mod object;
 mod requests;
 #[cfg(any(feature = "objects", feature = "hdfs"))]
 mod runtime;
+mod shared;
 
 #[cfg(all(feature = "objects", feature = "hdfs"))]
 pub use blocks::hosts_of;
 pub use file::{RemoteFile, create_remote, glob_remote, is_remote_there};
 pub use requests::Version;
+pub use shared::SharedObject;
 
 use super::url::RemoteUrl;
 use super::{Listed, LockGuard, LockKind, Sharing, Store, Upload};

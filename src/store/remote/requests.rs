@@ -1,8 +1,8 @@
 //! The few requests that a server of objects answers, and how they are made again.
 
-use crate::base::error::{ErrorKind, Result};
+use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::transfer::Transfer;
-use crate::store::{Listed, Upload};
+use crate::store::{Listed, RangeUpload, Upload};
 use jiff::Timestamp;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -80,6 +80,38 @@ pub trait Requests: Send + Sync {
         Ok(0)
     }
 
+    /// Begins an object that several hosts send, each some of its pieces. Returns the id of the upload.
+    fn begin_shared(&self, name: &str) -> Result<String> {
+        Err(not_shared(name))
+    }
+
+    /// Sends pieces of such an object, from the one with the number `first` on (0 is that at its beginning).
+    fn send_shared(
+        &self,
+        name: &str,
+        _id: &str,
+        _piece_bytes: usize,
+        _first: usize,
+    ) -> Result<Box<dyn RangeUpload>> {
+        Err(not_shared(name))
+    }
+
+    /// Puts it together of all its pieces. No error if that was done before, and it has that length.
+    fn complete_shared(
+        &self,
+        name: &str,
+        _id: &str,
+        _pieces: &[String],
+        _bytes: u64,
+    ) -> Result<()> {
+        Err(not_shared(name))
+    }
+
+    /// Gives it up; no error if it is over.
+    fn abort_shared(&self, name: &str, _id: &str) -> Result<()> {
+        Err(not_shared(name))
+    }
+
     /// How often a request is made at most that fails for a reason that may pass.
     fn attempts(&self) -> u32;
 }
@@ -93,6 +125,11 @@ pub struct Version {
     pub time: Timestamp,
     /// What names this content alone, if the server names it: then no byte of another one is read.
     pub tag: Option<String>,
+}
+
+pub(super) fn not_shared(place: &str) -> Error {
+    let what = format!("several hosts cannot write {place} at once: only S3 can do that");
+    Error::new(ErrorKind::Unsupported, what).hint("restore it on one host")
 }
 
 /// True for the name of an object that was never given before (C3).

@@ -4,14 +4,15 @@ mod abandoned;
 mod bucket;
 mod connect;
 mod errors;
+mod pieces;
 mod profile;
 mod upload;
 
-use super::requests::{PutMode, Requests, Version};
+use super::requests::{PutMode, Requests, Version, not_shared};
 use super::runtime::runtime;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::store::url::RemoteUrl;
-use crate::store::{Listed, Upload};
+use crate::store::{Listed, RangeUpload, Upload};
 use bucket::{Bucket, mode_of};
 use errors::{failed, said};
 use futures_util::{StreamExt, TryStreamExt};
@@ -21,6 +22,7 @@ use object_store::path::Path;
 use object_store::{
     GetOptions, GetRange, GetResult, ObjectMeta, ObjectStore, ObjectStoreExt, PutOptions,
 };
+use pieces::SharedUpload;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use upload::ObjectUpload;
@@ -67,6 +69,12 @@ impl Objects {
 
     fn time(meta: &ObjectMeta) -> Option<Timestamp> {
         Timestamp::from_nanosecond(meta.last_modified.timestamp_nanos_opt()?.into()).ok()
+    }
+
+    fn shared(&self, name: &str) -> Result<SharedUpload> {
+        let s3 = self.s3.clone().ok_or_else(|| not_shared(&self.url))?;
+        let (bucket, key) = (self.bucket.clone(), self.key(name)?);
+        Ok(SharedUpload { s3, bucket, key, place: format!("{}/{name}", self.url) })
     }
 
     fn get(&self, name: &str, options: GetOptions) -> Result<GetResult> {
@@ -242,6 +250,28 @@ impl Requests for Objects {
         let Some(s3) = &self.s3 else { return Ok(0) };
         let key = self.key(folder)?;
         runtime()?.block_on(abandoned::abort(s3, &key, before, &self.url))
+    }
+
+    fn begin_shared(&self, name: &str) -> Result<String> {
+        self.shared(name)?.begin()
+    }
+
+    fn send_shared(
+        &self,
+        name: &str,
+        id: &str,
+        piece_bytes: usize,
+        first: usize,
+    ) -> Result<Box<dyn RangeUpload>> {
+        Ok(self.shared(name)?.send(id, piece_bytes, first))
+    }
+
+    fn complete_shared(&self, name: &str, id: &str, pieces: &[String], bytes: u64) -> Result<()> {
+        self.shared(name)?.complete(id, pieces.to_vec(), bytes)
+    }
+
+    fn abort_shared(&self, name: &str, id: &str) -> Result<()> {
+        self.shared(name)?.abort(id)
     }
 
     fn attempts(&self) -> u32 {

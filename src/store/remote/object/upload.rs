@@ -38,6 +38,8 @@ pub(super) struct ObjectUpload {
     buffer: Vec<u8>,
     /// From the second part on.
     multipart: Option<Box<dyn MultipartUpload>>,
+    /// How long each piece is where others send some of them, too.
+    piece_bytes: Option<usize>,
     on_their_way: JoinSet<object_store::Result<()>>,
     part_count: usize,
     sent_bytes: u64,
@@ -51,14 +53,38 @@ impl ObjectUpload {
             place,
             buffer: Vec::new(),
             multipart: None,
+            piece_bytes: None,
             on_their_way: JoinSet::new(),
             part_count: 0,
             sent_bytes: 0,
         }
     }
 
+    /// Pieces, all so long but the last one of the object, of an upload that others send pieces of, too.
+    pub fn of_pieces(
+        bucket: Bucket,
+        key: Path,
+        place: String,
+        pieces: Box<dyn MultipartUpload>,
+        piece_bytes: usize,
+    ) -> Self {
+        let mut upload = Self::new(bucket, key, place);
+        upload.multipart = Some(pieces);
+        upload.piece_bytes = Some(piece_bytes);
+        upload
+    }
+
     fn part_bytes(&self) -> usize {
-        PART_BYTES << (self.part_count / PARTS_OF_A_LENGTH).min(MOST_DOUBLED)
+        let doubled = (self.part_count / PARTS_OF_A_LENGTH).min(MOST_DOUBLED);
+        self.piece_bytes.unwrap_or(PART_BYTES << doubled)
+    }
+
+    /// Waits until all that was written has arrived.
+    pub fn finish_pieces(mut self) -> Result<()> {
+        if !self.buffer.is_empty() {
+            self.send_part()?;
+        }
+        self.wait_for(1)
     }
 
     fn error(&self, error: object_store::Error) -> Error {
