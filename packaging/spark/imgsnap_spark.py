@@ -3,6 +3,7 @@
     spark-submit --files imgsnap imgsnap_spark.py snapshot 'hdfs://nn/images/.snapshot/n1/*.img' --repo s3://b/r
     spark-submit --files imgsnap imgsnap_spark.py verify --repo s3://b/r
     spark-submit --files imgsnap imgsnap_spark.py restore vm@latest -o /shared/vm.img --repo s3://b/r
+    spark-submit --files imgsnap imgsnap_spark.py restore vm@latest db@3 -o hdfs://nn/images/ --repo s3://b/r
 
     from imgsnap_spark import Fleet
     Fleet(spark, "s3://b/r").snapshot(["hdfs://nn/images/*.img"])
@@ -49,8 +50,8 @@ def call(program, arguments, env=None):
     printed = printed[0] if len(printed) == 1 else printed
     if done.returncode != DONE and not printed:
         lines = [line for line in done.stderr.splitlines() if line.strip()] or ["it said nothing"]
-        told = [line for line in lines if line.startswith(("imgsnap: error: ", "error: "))] or lines[-1:]
-        raise Failed(done.returncode, told[0].removeprefix("imgsnap: ").removeprefix("error: "))
+        told = [line for line in lines if "error: " in line] or lines[-1:]
+        raise Failed(done.returncode, told[0].split("error: ", 1)[-1])
     return printed
 
 
@@ -62,14 +63,14 @@ def work(line, repo, plan, program, env, tries):
     path = program if os.path.isabs(program) else SparkFiles.get(program)
     begun = time.time()
     try:
-        done = call(path, ["--repo", repo, "--no-cache", "part", plan, str(line["task"])],
+        done = call(path, ["--repo", repo, "--no-cache", *(line.get("verb") or ["part", plan, str(line["task"])])],
                     {**env, "IMGSNAP_ATTEMPT": attempt})
     except Failed as failed:
         is_final = failed.code in (DAMAGE, KEY, HOPELESS) or context.attemptNumber() + 1 >= tries
         if not is_final:
             raise
         return {"task": line["task"], "image": line.get("image"), "error": str(failed), "code": failed.code}
-    return {**done, "seconds": time.time() - begun}
+    return {**done, "task": line["task"], "seconds": time.time() - begun}
 
 
 class Fleet:
@@ -86,12 +87,10 @@ class Fleet:
         self.env = {name: value for name, value in os.environ.items() if name.startswith(PASSED_ON)}
 
     def call(self, *arguments):
-        """Runs the program on this host."""
         return call(self.program, ["--repo", self.repo, *map(str, arguments)])
 
     def snapshot(self, images, options=(), hdfs_snapshot=None):
-        """Takes a snapshot of each image; patterns are expanded by the program. Returns one object for each: with
-        `state` joined, unchanged or failed."""
+        """Takes a snapshot of each image, or pattern. Returns an object for each: `state` joined, unchanged, failed."""
         if hdfs_snapshot:
             with HdfsSnapshot(self.spark, images, hdfs_snapshot) as pinned:
                 return self.snapshot(pinned, options)
@@ -104,6 +103,19 @@ class Fleet:
     def restore(self, reference, target, options=()):
         """Restores a snapshot to a file in a folder that all workers see."""
         return self.finish(self.call("plan", "--restore", reference, "-o", target, *options))
+
+    def restore_each(self, references, folder):
+        """Restores many snapshots, each whole by one worker, to NAME.img in a folder: HDFS takes a file from one
+        writer. `None` is the newest one of each image. Returns one object for each."""
+        if references is None:
+            references = [f"{name}@latest" for name in sorted({one["name"] for one in self.call("list")})]
+        target = {ref: f"{folder.rstrip('/')}/{ref.split('@')[0]}.img" for ref in references}
+        tasks = [{"task": number, "image": ref, "verb": ["restore", ref, "-o", target[ref]]}
+                 for number, ref in enumerate(references)]
+        failed = self.do(None, tasks, {})
+        why = {ref: "; ".join(failed.get(ref) or failed.get(None) or []) for ref in references}
+        return [{"ref": ref, "target": target[ref], "state": "failed" if why[ref] else "joined", "message": why[ref]}
+                for ref in references]
 
     def finish(self, plan):
         """Does what is left of a plan, which `imgsnap plan --json` or `plan show --json` printed."""
@@ -124,8 +136,7 @@ class Fleet:
             last = [] if is_of_images else {"state": "failed", "message": why}
         if not is_of_images:
             return {**last, "errors": sum(errors.values(), [])}
-        for one in last:
-            joined.setdefault(one["image"], one)
+        joined = {**{one["image"]: one for one in last}, **joined}
         for image in shown["images"]:
             one = joined.setdefault(image["image"], {"image": image["image"], "state": "failed"})
             if one["state"] != "joined":
@@ -139,10 +150,9 @@ class Fleet:
         for _ in range(2):
             again = [task for task in tasks if task["task"] in failed] if failed else tasks
             thread, outcome = self.start(plan, again)
-            pause = min(10.0, 1.0 + len(tasks) / 500)
             while thread.is_alive():
-                thread.join(pause)
-                if thread.is_alive():
+                thread.join(min(10.0, 1.0 + len(tasks) / 500))
+                if plan and thread.is_alive():
                     self.join_complete(plan, joined)
             if "error" in outcome:
                 return {None: [outcome["error"]]}
@@ -168,7 +178,7 @@ class Fleet:
 
         def job():
             try:
-                spark.setJobDescription(f"imgsnap plan {plan}")
+                spark.setJobDescription(f"imgsnap plan {plan}" if plan else "imgsnap restore")
                 outcome["results"] = located(spark, tasks).map(run).collect() if tasks else []
             except Exception as error:  # whatever Spark raises
                 outcome["error"] = (str(error).strip().splitlines() or [repr(error)])[-1]
@@ -208,13 +218,7 @@ def preferring(spark, items):
     from pyspark.serializers import UTF8Deserializer
 
     jvm = spark._jvm
-
-    def seq(values):
-        array = jvm.java.util.ArrayList()
-        for value in values:
-            array.add(value)
-        return jvm.scala.jdk.javaapi.CollectionConverters.asScala(array).toSeq()
-
+    seq = lambda values: jvm.scala.jdk.javaapi.CollectionConverters.asScala(jvm.java.util.ArrayList(values)).toSeq()
     tag = jvm.scala.reflect.ClassTag.apply(jvm.java.lang.Class.forName("java.lang.String"))
     pairs = seq([jvm.scala.Tuple2(line, seq(hosts)) for line, hosts in items])
     return RDD(spark._jsc.sc().makeRDD(pairs, tag).toJavaRDD(), spark, UTF8Deserializer())
@@ -254,13 +258,14 @@ def main():
     parser.add_argument("verb", choices=["snapshot", "verify", "restore", "finish"])
     parser.add_argument("what", nargs="*", help="images or patterns, a snapshot, or a plan")
     parser.add_argument("--repo", required=True)
-    parser.add_argument("-o", "--output", help="the file that is restored")
+    parser.add_argument("-o", "--output", help="the file that is restored; FOLDER/ for one file for each snapshot")
+    parser.add_argument("--all", action="store_true", help="restore the newest snapshot of each image")
     parser.add_argument("--program", help="imgsnap on this host [default: the one of --files]")
     parser.add_argument("--everywhere", action="store_true", help="it is at that path on each worker, too")
     parser.add_argument("--results", help="write the results there, too: spark-submit mixes them with the progress")
     parser.add_argument("--hdfs-snapshot", metavar="NAME", help="pin the folder of the images by a snapshot of HDFS")
     given, options = parser.parse_known_intermixed_args()
-    if (given.verb != "verify" and not given.what) or (given.verb == "restore" and not given.output):
+    if (given.verb != "verify" and not given.what and not given.all) or (given.verb == "restore" and not given.output):
         parser.error("images, a snapshot with --output, or a plan?")
     spark = SparkSession.builder.appName("imgsnap").getOrCreate()
     fleet = Fleet(spark, given.repo, given.program, given.everywhere, lambda line: print(line, file=sys.stderr))
@@ -269,6 +274,8 @@ def main():
             results = fleet.snapshot(given.what, options, given.hdfs_snapshot)
         elif given.verb == "verify":
             results = fleet.verify(given.what[0] if given.what else None, options)
+        elif given.verb == "restore" and (given.all or given.output.endswith("/")):
+            results = fleet.restore_each(None if given.all else given.what, given.output)
         elif given.verb == "restore":
             results = fleet.restore(given.what[0], given.output, options)
         else:
@@ -283,13 +290,10 @@ def main():
     if given.results:
         with open(given.results, "w", encoding="utf-8") as file:
             file.writelines(line + "\n" for line in lines)
-    sys.exit(any(map(is_wrong, results)))
-
-
-def is_wrong(result):
-    """True for what somebody has to look at."""
-    is_done = result.get("state", "joined") in ("joined", "unchanged")
-    return not is_done or any(result.get(key) for key in ("errors", "damaged", "lost", "unchecked"))
+    # What somebody has to look at.
+    wrong = [result for result in results if result.get("state", "joined") not in ("joined", "unchanged")
+             or any(result.get(key) for key in ("errors", "damaged", "lost", "unchecked"))]
+    sys.exit(bool(wrong))
 
 
 if __name__ == "__main__":

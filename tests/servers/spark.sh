@@ -23,7 +23,7 @@ options() {
 install() {
     python3 -m venv "$1" && "$1/bin/pip" install --quiet "pyspark==$pyspark" &&
         # It is moved to its place.
-        sed -i "s|$1|${1%.new}|g" "$1"/bin/* 2>/dev/null
+        find "$1/bin" -maxdepth 1 -type f -exec sed -i "s|$1|${1%.new}|g" {} +
 }
 
 prepare() {

@@ -121,6 +121,8 @@ options = ["--part-size", "1M", "--source-held", "nobody writes to it"]
 print(json.dumps(["snapshot", fleet.snapshot(images, options)]))
 print(json.dumps(["again", fleet.snapshot(images[:1], options)]))
 print(json.dumps(["restore", fleet.restore("vm0@latest", target, ["--part-size", "1M"])]))
+print(json.dumps(["each", fleet.restore_each(None, target + "s/")]))
+print(json.dumps(["none", fleet.restore_each(["none@1"], target + "s")]))
 print(json.dumps(["verify", fleet.verify(None, ["--part-size", "1M"])]))
 spark.stop()
 "#;
@@ -130,6 +132,7 @@ fn spark_takes_restores_and_verifies_a_fleet() {
     let Some(server) = Server::start("spark", &["0"]) else { return };
     let fleet = Fleet::new(&[3 * MIB + 300, MIB, 2 * MIB]);
     fleet.lab.write("driver.py", EVERY_VERB.as_bytes());
+    std::fs::create_dir(fleet.lab.path("out.imgs")).unwrap();
     let program = env!("CARGO_BIN_EXE_imgsnap");
     let mut command = server.command("submit");
     command.args(["--files", program, "--py-files"]).arg(packaged("spark/imgsnap_spark.py"));
@@ -143,13 +146,18 @@ fn spark_takes_restores_and_verifies_a_fleet() {
         .lines()
         .filter_map(|line| serde_json::from_str::<(String, Value)>(line).ok())
         .collect();
-    assert_eq!(results.len(), 4, "{results:#?}: {said}");
+    assert_eq!(results.len(), 6, "{results:#?}: {said}");
     let taken = results["snapshot"].as_array().unwrap();
     assert_eq!(states(taken), ["failed", "joined", "joined", "joined"], "{taken:#?}");
     let failed = taken.iter().find(|one| one["state"] == "failed").unwrap();
     assert!(failed["message"].as_str().unwrap().contains("none.img"), "{failed}");
     assert_eq!(states(results["again"].as_array().unwrap()), ["joined"]);
     assert_eq!(results["restore"]["state"], "joined", "{results:#?}");
+    assert_eq!(states(results["each"].as_array().unwrap()), ["joined"; 3], "{results:#?}");
+    for (name, content) in &fleet.images {
+        assert!(&fleet.lab.read(&format!("out.imgs/{name}.img")) == content, "{name}");
+    }
+    assert_eq!(states(results["none"].as_array().unwrap()), ["failed"], "{results:#?}");
     assert_eq!(results["verify"]["damaged"], serde_json::json!([]), "{results:#?}");
     assert!(fleet.lab.read("out.img") == fleet.images[0].1);
     fleet.ensure_all(1);
