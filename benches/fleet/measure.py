@@ -54,7 +54,10 @@ class Bench:
 
 
 def noise(path, size, seed):
-    path.write_bytes(random.Random(seed).randbytes(size))
+    chance = random.Random(seed)
+    with open(path, "wb") as file:
+        for begin in range(0, size, 16 * MIB):
+            file.write(chance.randbytes(min(16 * MIB, size - begin)))
 
 
 def limit(port, rate):
@@ -169,7 +172,9 @@ def main():
     print(cpu.split(":")[1].strip(), os.cpu_count(), flush=True)
     with tempfile.TemporaryDirectory(prefix="imgsnap-fleet-") as folder:
         for name in wanted:
-            {"limited": limited, "uneven": uneven, "parts": parts}[name](Bench(sys.argv[1], Path(folder)))
+            place = Path(folder) / name
+            place.mkdir()
+            {"limited": limited, "uneven": uneven, "parts": parts}[name](Bench(sys.argv[1], place))
 
 
 if __name__ == "__main__":

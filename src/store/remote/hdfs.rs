@@ -16,7 +16,7 @@ use jiff::Timestamp;
 use quick_cache::sync::Cache;
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::time::timeout;
 
@@ -27,6 +27,9 @@ const FIRST_BYTES: usize = 4 << 20;
 /// How long it is tried to begin a file: a DataNode that has died is given out for ten minutes by default.
 const PATIENCE: Duration = Duration::from_secs(11 * 60);
 const PAUSE: Duration = Duration::from_millis(500);
+/// How long a NameNode in safe mode is waited for: when it starts, that ends by itself. Less than all attempts at a
+/// request take.
+const SAFE_MODE: Duration = Duration::from_secs(35);
 /// How many files are kept open for reading: it takes a request to open one.
 const OPEN_FILES: usize = 256;
 
@@ -45,6 +48,29 @@ struct Folder {
     path: String,
     url: String,
     readers: Arc<Cache<String, Arc<FileReader>>>,
+    safe_mode: Arc<SafeMode>,
+}
+
+/// A NameNode that takes no changes: for some time after its start, or for as long as an administrator wants.
+#[derive(Default)]
+struct SafeMode {
+    /// When it was seen first, and last.
+    seen: Mutex<Option<(Instant, Instant)>>,
+}
+
+impl SafeMode {
+    /// True if it is no use to wait any longer.
+    fn stays(&self) -> bool {
+        let now = Instant::now();
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let first = match *seen {
+            // Somebody asks every ten seconds at least.
+            Some((first, last)) if now - last < SAFE_MODE / 2 => first,
+            _ => now,
+        };
+        *seen = Some((first, now));
+        now - first > SAFE_MODE
+    }
 }
 
 impl Hdfs {
@@ -56,6 +82,7 @@ impl Hdfs {
         // Who asks again is above: a client that does so as well, and 15 times, takes hours to give up.
         let few = [("dfs.client.failover.max.attempts", "3")];
         let readers = Arc::new(Cache::new(OPEN_FILES));
+        let safe_mode = Arc::new(SafeMode::default());
         let folder = |config: &[(&str, &str)]| {
             let mut builder = ClientBuilder::new()
                 .with_io_runtime(runtime()?.handle().clone())
@@ -70,7 +97,8 @@ impl Hdfs {
                     .hint("check HADOOP_CONF_DIR, and core-site.xml in it")
             })?;
             let (path, url) = (format!("/{}", url.path), url.to_string());
-            Ok(Arc::new(Folder { client, path, url, readers: readers.clone() }))
+            let (readers, safe_mode) = (readers.clone(), safe_mode.clone());
+            Ok(Arc::new(Folder { client, path, url, readers, safe_mode }))
         };
         Ok(Self { folder: folder(&few)?, uploads: folder(&[])? })
     }
@@ -84,7 +112,19 @@ impl Folder {
 
     fn error(&self, doing: &str, name: &str, error: HdfsError) -> Error {
         let slash = if name.is_empty() { "" } else { "/" };
-        failed(doing, &format!("{}{slash}{name}", self.url), error)
+        let place = format!("{}{slash}{name}", self.url);
+        match &error {
+            HdfsError::RPCError(class, _) | HdfsError::FatalRPCError(class, _)
+                if class.ends_with("SafeModeException") && self.safe_mode.stays() =>
+            {
+                // As a file system that is mounted read-only: what only reads goes on.
+                let why = io::ErrorKind::ReadOnlyFilesystem;
+                let refused = io::Error::new(why, "the NameNode is in safe mode");
+                Error::os(doing, place, refused)
+                    .hint("try again when it has left that (hdfs dfsadmin -safemode get)")
+            }
+            _ => failed(doing, &place, error),
+        }
     }
 
     fn reader(&self, name: &str) -> Result<Arc<FileReader>> {
@@ -297,7 +337,7 @@ impl Requests for Hdfs {
 
     fn attempts(&self) -> u32 {
         // A NameNode that is started again is waited for: about a minute.
-        12
+        14
     }
 }
 
