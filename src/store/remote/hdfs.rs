@@ -173,10 +173,12 @@ impl Folder {
         let begun = Instant::now();
         let options =
             WriteOptions::default().block_size(BLOCK_BYTES).permission(0o600).create_parent(false);
+        // The client waits for ever where a DataNode cannot reach the next one.
+        let mut limit = SHORTEST;
         loop {
             let temporary = Self::temporary(name);
             let path = self.path(&temporary);
-            let written = wait(async {
+            let written = wait_for(limit, async {
                 let mut writer = self.client.create(&path, &options).await?;
                 // What is not flushed is not answered for.
                 if !bytes.is_empty() {
@@ -194,6 +196,10 @@ impl Folder {
                 matches!(error, HdfsError::IOError(_) | HdfsError::DataTransferError(_));
             if !is_of_data || begun.elapsed() > PATIENCE || self.status("").is_err() {
                 return Err(self.error("write", name, error));
+            }
+            if matches!(&error, HdfsError::IOError(e) if e.kind() == io::ErrorKind::TimedOut) {
+                // It may only be slow.
+                limit = LONGEST.min(limit * 2);
             }
             std::thread::sleep(PAUSE);
         }
@@ -344,11 +350,18 @@ impl Requests for Hdfs {
 /// How long a request may take: a NameNode may be there and never answer.
 const LONGEST: Duration = Duration::from_secs(120);
 
+/// How long it may take at first to begin a file.
+const SHORTEST: Duration = Duration::from_secs(5);
+
 /// Waits for an answer.
 fn wait<T>(request: impl Future<Output = Answer<T>>) -> Answer<T> {
+    wait_for(LONGEST, request)
+}
+
+fn wait_for<T>(limit: Duration, request: impl Future<Output = Answer<T>>) -> Answer<T> {
     let runtime = runtime().map_err(|e| HdfsError::OperationFailed(e.to_string()))?;
     let late = |_| HdfsError::IOError(io::ErrorKind::TimedOut.into());
-    runtime.block_on(async { timeout(LONGEST, request).await }).map_err(late)?
+    runtime.block_on(async { timeout(limit, request).await }).map_err(late)?
 }
 
 fn listed(status: &FileStatus) -> Option<Listed> {
