@@ -41,11 +41,11 @@ schedules count="1000000":
     for job in "${jobs[@]}"; do wait "$job"; done
 
 # Random verbs on random images for so long, with kills, faults and damage, held against a model
-soak time="30m" *args:
+soak time="30min" *args:
     cargo test --release --test soak -- --for {{time}} {{args}}
 
 # The soak, the faults of system calls, and every verb on servers, over encrypted repositories
-sealed time="5m":
+sealed time="5min":
     #!/usr/bin/env bash
     set -euo pipefail
     key=$(mktemp) && trap 'rm -f "$key"' EXIT

@@ -250,6 +250,11 @@ impl Repository {
         ops::delete::run_group(self, name, at, compact, context)
     }
 
+    /// How many bytes can still be written to it, if that is known.
+    pub fn free_space(&self) -> Option<u64> {
+        self.store.free_space()
+    }
+
     /// Makes a snapshot a base: a synthetic full, made from the repository without a look at the image.
     /// Its ancestors stay as they are.
     ///

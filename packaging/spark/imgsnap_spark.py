@@ -40,18 +40,17 @@ class Failed(Exception):
 
 
 def call(program, arguments, env=None):
-    """Runs the program. Returns what it prints, decoded; raises `Failed` with its line of error."""
+    """Runs the program. Returns the objects that it prints; raises `Failed` where it says what went wrong."""
     # What is set here counts, all of a kind: half of it with half of another's would be nobody's.
     ours = {prefix for prefix in PASSED_ON if any(name.startswith(prefix) for name in os.environ)}
     passed = {name: value for name, value in (env or {}).items() if not name.startswith(tuple(ours))}
     done = subprocess.run([program, "--json", *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True,
                           env={**passed, **os.environ})
     printed = [json.loads(line) for line in done.stdout.splitlines() if line.strip()]
-    printed = printed[0] if len(printed) == 1 else printed
+    for error in (one["error"] for one in printed if set(one) == {"error"}):
+        raise Failed(done.returncode, error["message"])
     if done.returncode != DONE and not printed:
-        lines = [line for line in done.stderr.splitlines() if line.strip()] or ["it said nothing"]
-        told = [line for line in lines if "error: " in line] or lines[-1:]
-        raise Failed(done.returncode, told[0].split("error: ", 1)[-1])
+        raise Failed(done.returncode, (done.stderr.strip().splitlines() or ["it said nothing"])[-1])
     return printed
 
 
@@ -63,8 +62,8 @@ def work(line, repo, plan, program, env, tries):
     path = program if os.path.isabs(program) else SparkFiles.get(program)
     begun = time.time()
     try:
-        done = call(path, ["--repo", repo, "--no-cache", *(line.get("verb") or ["part", plan, str(line["task"])])],
-                    {**env, "IMGSNAP_ATTEMPT": attempt})
+        [done] = call(path, ["--repo", repo, "--no-cache", *(line.get("verb") or ["part", plan, str(line["task"])])],
+                      {**env, "IMGSNAP_ATTEMPT": attempt})
     except Failed as failed:
         is_final = failed.code in (DAMAGE, KEY, HOPELESS) or context.attemptNumber() + 1 >= tries
         if not is_final:
@@ -94,15 +93,15 @@ class Fleet:
         if hdfs_snapshot:
             with HdfsSnapshot(self.spark, images, hdfs_snapshot) as pinned:
                 return self.snapshot(pinned, options)
-        return self.finish(self.call("plan", *options, "--", *images))
+        return self.finish(*self.call("plan", *options, "--", *images))
 
     def verify(self, name=None, options=()):
         """Verifies the repository, or one image. Returns what `imgsnap verify --json` prints."""
-        return self.finish(self.call("plan", "--verify", *(["--name", name] if name else []), *options))
+        return self.finish(*self.call("plan", "--verify", *(["--name", name] if name else []), *options))
 
     def restore(self, reference, target, options=()):
         """Restores a snapshot to a file in a folder that all workers see."""
-        return self.finish(self.call("plan", "--restore", reference, "-o", target, *options))
+        return self.finish(*self.call("plan", "--restore", reference, "-o", target, *options))
 
     def restore_each(self, references, folder):
         """Restores many snapshots, each whole by one worker, to NAME.img in a folder: HDFS takes a file from one
@@ -123,7 +122,7 @@ class Fleet:
         told += [{**one, "state": "unchanged"} for one in plan.get("unchanged", [])]
         if not plan.get("plan"):
             return told
-        shown = self.call("plan", "show", plan["plan"])
+        [shown] = self.call("plan", "show", plan["plan"])
         tasks = [task for task in shown["tasks"] if not task["done"]]
         joined, is_of_images = {}, "images" in shown
         errors = self.do(plan["plan"], tasks, joined)
@@ -133,9 +132,9 @@ class Fleet:
             last = self.call("join", plan["plan"])
         except Failed as failed:
             why = str(failed)
-            last = [] if is_of_images else {"state": "failed", "message": why}
+            last = [] if is_of_images else [{"state": "failed", "message": why}]
         if not is_of_images:
-            return {**last, "errors": sum(errors.values(), [])}
+            return {**last[0], "errors": sum(errors.values(), [])}
         joined = {**{one["image"]: one for one in last}, **joined}
         for image in shown["images"]:
             one = joined.setdefault(image["image"], {"image": image["image"], "state": "failed"})
@@ -190,7 +189,7 @@ class Fleet:
     def join_complete(self, plan, joined):
         """Joins each image whose last part is there, and tells how far the plan is."""
         try:
-            shown = self.call("plan", "show", plan)
+            [shown] = self.call("plan", "show", plan)
             self.tell(f"plan {plan[:8]}: {shown['done']} of {len(shown['tasks'])} tasks, {len(joined)} images joined")
             left = {task.get("image") for task in shown["tasks"] if not task["done"]}
             for image in shown.get("images", []):
@@ -279,7 +278,7 @@ def main():
         elif given.verb == "restore":
             results = fleet.restore(given.what[0], given.output, options)
         else:
-            results = fleet.finish(fleet.call("plan", "show", given.what[0]))
+            results = fleet.finish(*fleet.call("plan", "show", given.what[0]))
     except Failed as failed:
         sys.exit(f"imgsnap: error: {failed}")
     finally:

@@ -8,6 +8,7 @@ use crate::base::transfer::{Transfer, Way};
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
 
 named! {
     /// What is being done.
@@ -193,6 +194,7 @@ pub struct Context {
     sharing: Arc<Sharing>,
     read_limits: ReadLimits,
     transfer: Transfer,
+    lock_wait: Duration,
 }
 
 /// Operations that run concurrently and share threads and memory.
@@ -230,7 +232,8 @@ impl Context {
             });
         };
         let transfer = Transfer::new(Arc::new(told), stop.clone());
-        Self { observer, stop, threads: cores.min(MAX_THREADS), sharing, read_limits, transfer }
+        let (threads, lock_wait) = (cores.min(MAX_THREADS), Duration::ZERO);
+        Self { observer, stop, threads, sharing, read_limits, transfer, lock_wait }
     }
 
     /// True if somebody is told what happens.
@@ -248,6 +251,26 @@ impl Context {
     pub fn with_threads(mut self, threads: usize) -> Self {
         self.threads = threads.clamp(1, MAX_THREADS);
         self
+    }
+
+    /// The same that waits so long for another program that works on an image, instead of failing at once, in
+    /// repositories that are opened for it ([`Repository::reading_within`]).
+    ///
+    /// [`Repository::reading_within`]: crate::Repository::reading_within
+    #[must_use]
+    pub fn with_lock_wait(mut self, wait: Duration) -> Self {
+        self.lock_wait = wait;
+        self
+    }
+
+    /// How long another program is waited for.
+    pub(crate) fn lock_wait(&self) -> Duration {
+        self.lock_wait
+    }
+
+    /// Asks all that goes on with it to stop, as a signal does.
+    pub fn stop(&self) {
+        self.stop.store(true, Ordering::Relaxed);
     }
 
     /// The same that reads images, and repositories that are opened for it

@@ -4,6 +4,7 @@
 pub(crate) mod byte_lock;
 pub(crate) mod checked_text;
 pub mod digest;
+pub mod duration;
 pub mod error;
 pub mod events;
 pub mod folder;

@@ -6,7 +6,6 @@ use crate::base::error::{Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
-use std::time::Duration;
 
 /// The longest image, in bytes: 2^62 (FORMAT.md C5).
 pub const MAX_IMAGE_BYTES: u64 = 1 << 62;
@@ -151,15 +150,6 @@ pub fn parse_bytes(text: &str) -> Result<u64> {
     }
     let value = digits.parse::<f64>().map_err(|_| bad())? * (1u64 << shift) as f64;
     if shift > 0 && value <= MAX_IMAGE_BYTES as f64 { Ok(value as u64) } else { Err(bad()) }
-}
-
-/// Parses a length of time: `30s`, `500ms`, `5m`, `1h30m`.
-pub fn parse_duration(text: &str) -> Result<Duration> {
-    let duration = text.parse::<jiff::SignedDuration>().ok();
-    duration.and_then(|duration| Duration::try_from(duration).ok()).ok_or_else(|| {
-        let what = format!("\"{}\" is no length of time", text.escape_debug());
-        Error::new(ErrorKind::InvalidInput, what).hint("write it like 500ms, 30s, 5m or 1h30m")
-    })
 }
 
 /// A run of blocks: `first` to `first + count - 1`.
@@ -342,16 +332,6 @@ mod tests {
         }
         for text in ["", "K", "1.5", "-1", "4X", "9999999P", "1e3", "NaN"] {
             assert!(parse_bytes(text).is_err(), "{text}");
-        }
-    }
-
-    #[test]
-    fn lengths_of_time_have_units() {
-        for (text, ms) in [("500ms", 500), ("1s", 1000), ("5m", 300_000), ("1h30m", 5_400_000)] {
-            assert_eq!(parse_duration(text).unwrap(), Duration::from_millis(ms), "{text}");
-        }
-        for text in ["", "5", "-5m", "1 fortnight", "5x"] {
-            assert!(parse_duration(text).is_err(), "{text}");
         }
     }
 

@@ -19,8 +19,32 @@ pub fn label(
     context: &Context,
 ) -> Result<ExitCode> {
     let name = &reference.name;
+    let before = repository.read(name, context)?.find(&reference.at)?.label.clone();
     let snapshot = repository.label(name, &reference.at, label, context)?;
-    let what = label.map_or("has no label".into(), |label| format!("is \"{label}\""));
+    let what = label_text(label, before.as_deref());
+    say_changed(repository, name, &snapshot, &what, printer, context)
+}
+
+fn label_text(label: Option<&str>, before: Option<&str>) -> String {
+    match (label, before) {
+        (Some(label), Some(before)) if label != before => {
+            format!("is labelled \"{label}\", before \"{before}\"")
+        }
+        (Some(label), _) => format!("is labelled \"{label}\""),
+        (None, Some(before)) => format!("has no label, before \"{before}\""),
+        (None, None) => "has no label".into(),
+    }
+}
+
+pub fn show_label(
+    repository: &Repository,
+    reference: &Reference,
+    printer: &Printer,
+    context: &Context,
+) -> Result<ExitCode> {
+    let name = &reference.name;
+    let snapshot = repository.read(name, context)?.find(&reference.at)?.clone();
+    let what = label_text(snapshot.label.as_deref(), None);
     say_changed(repository, name, &snapshot, &what, printer, context)
 }
 

@@ -8,25 +8,30 @@ pub const DONE: ExitCode = ExitCode::SUCCESS;
 /// Failed; nothing is lost.
 pub const FAILED: ExitCode = ExitCode::FAILURE;
 
+/// Wrong usage.
+pub const USAGE: u8 = 2;
+/// A task that no other attempt would do either.
+pub const HOPELESS: u8 = 6;
+
 /// Damage found.
 pub fn damaged() -> ExitCode {
     ExitCode::from(3)
 }
 
-/// A task that no other try would do either.
-pub fn hopeless() -> ExitCode {
-    ExitCode::from(6)
+/// The code for a kind of error.
+pub fn number(kind: ErrorKind) -> u8 {
+    match kind {
+        ErrorKind::Corrupt => 3,
+        ErrorKind::Busy => 4,
+        ErrorKind::Key => 5,
+        ErrorKind::Interrupted => 130,
+        _ => 1,
+    }
 }
 
-/// The code for a kind of error. 2, wrong usage, is clap's.
+/// The same for the end of the process.
 pub fn code(kind: ErrorKind) -> ExitCode {
-    match kind {
-        ErrorKind::Corrupt => damaged(),
-        ErrorKind::Busy => ExitCode::from(4),
-        ErrorKind::Key => ExitCode::from(5),
-        ErrorKind::Interrupted => ExitCode::from(130),
-        _ => FAILED,
-    }
+    ExitCode::from(number(kind))
 }
 
 /// For arguments that clap cannot judge.

@@ -97,11 +97,12 @@ pub fn recheck_cycle(s: &Snapshot, hint: &HintUse) -> Option<u64> {
 pub fn list(
     repository: &Repository,
     name: Option<&str>,
+    last: Option<u64>,
     printer: &Printer,
     context: &Context,
 ) -> Result<ExitCode> {
+    let last = last.and_then(|last| usize::try_from(last).ok()).unwrap_or(usize::MAX);
     let names = repo::names(repository, name)?;
-    let mut values = Vec::new();
     let mut damage = None;
     if names.is_empty() && !printer.is_json() {
         printer.line(&format!("no images in {} yet", repository.location()))?;
@@ -124,7 +125,8 @@ pub fn list(
         warn_of_clones(name, &listing.clones, printer);
         if printer.is_json() {
             let manifest = &listing.manifest;
-            for (s, group) in manifest.snapshots.iter().zip(&listing.groups) {
+            let skipped = manifest.snapshots.len().saturating_sub(last);
+            for (s, group) in manifest.snapshots.iter().zip(&listing.groups).skip(skipped) {
                 let parent = manifest.stored_parent_of(s).map(|p| p.number);
                 let mut value = snapshot_json(name, s, parent);
                 if let Some(object) = value.as_object_mut() {
@@ -133,17 +135,16 @@ pub fn list(
                     object.insert("clone_bytes".into(), clone.map_or(0, |c| c.own_bytes).into());
                     insert_group(object, group.as_ref());
                 }
-                values.push(value);
+                printer.json(&value)?;
             }
             let taken = manifest.pending.iter().filter(|pending| !pending.is_only_kept());
-            values.extend(taken.map(|pending| pending_json(name, pending)));
+            for pending in taken {
+                printer.json(&pending_json(name, pending))?;
+            }
         } else {
             let gap = if index == 0 { "" } else { "\n" };
-            printer.line(&format!("{gap}{}", describe(&listing)))?;
+            printer.line(&format!("{gap}{}", describe(&listing, last)))?;
         }
-    }
-    if printer.is_json() {
-        printer.json(&Value::Array(values))?;
     }
     Ok(damage.unwrap_or(exit::DONE))
 }
@@ -214,7 +215,7 @@ pub fn warn_of_clones(name: &str, clones: &Clones, printer: &Printer) {
     }
 }
 
-fn describe(listing: &Listing) -> String {
+fn describe(listing: &Listing, last: usize) -> String {
     let manifest = &listing.manifest;
     let stored: u64 = manifest.stored().iter().map(|s| s.file_bytes).sum();
     let dropped: u64 = manifest.dropped.iter().map(|s| s.file_bytes).sum();
@@ -244,6 +245,7 @@ fn describe(listing: &Listing) -> String {
         .snapshots
         .iter()
         .zip(&listing.groups)
+        .skip(manifest.snapshots.len().saturating_sub(last))
         .map(|(s, group)| row(listing, s, group.as_ref()))
         .collect();
     let headings =

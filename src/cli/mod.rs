@@ -9,9 +9,11 @@ mod diff;
 mod domains;
 mod elsewhere;
 mod exit;
+mod hash;
 mod init;
 mod key;
 mod list;
+mod metrics;
 mod output;
 mod printer;
 mod prune;
@@ -27,12 +29,14 @@ mod snapshot;
 mod stats;
 mod travel;
 mod trust;
+mod usage;
 mod verify;
 mod watch;
 mod words;
 mod work;
 
 use args::{Args, Command};
+use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
 use imgsnap::base::error::{Error, Result};
 use imgsnap::base::events::Context;
@@ -48,7 +52,10 @@ use std::sync::atomic::AtomicBool;
 /// Parses, runs, reports; the only place that decides on the exit code.
 pub fn run() -> ExitCode {
     imgsnap::base::free_space::raise_open_files();
-    let mut args = Args::try_parse().unwrap_or_else(|e| remove::not_forget(e).exit());
+    let mut args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(e) => return usage::tell(&remove::not_forget(e)),
+    };
     let checked = match &args.command {
         Command::Bench(verb) => verb.check(),
         Command::Snapshot(verb) => snapshot::check(verb),
@@ -59,9 +66,10 @@ pub fn run() -> ExitCode {
     };
     let checked = checked.and_then(|()| domains::connect(&mut args).map_err(|e| words::error(&e)));
     if let Err(message) = checked {
-        Args::command().error(clap::error::ErrorKind::ArgumentConflict, message).exit();
+        return usage::tell(&Args::command().error(ErrorKind::ArgumentConflict, message));
     }
-    let printer = Printer::new(args.json, args.quiet, args.verbose);
+    let silent = args.quiet && !shows(&args.command);
+    let printer = Printer::new(args.json, (args.quiet, silent), args.verbose);
     let outcome = stop_flag(&args.command).and_then(|stop| dispatch(&args, &printer, stop));
     match outcome {
         Ok(code) => code,
@@ -104,6 +112,9 @@ fn dispatch(args: &Args, printer: &Printer, stop: Arc<AtomicBool>) -> Result<Exi
     let mut context = Context::new(observer, stop)
         .with_read_limit(args.limit_read)
         .with_transfer_limits(args.limit_upload, args.limit_download);
+    if let Some(wait) = args.lock_wait {
+        context = context.with_lock_wait(wait);
+    }
     if let Some(threads) = args.threads {
         context = context.with_threads(threads);
     }
@@ -125,11 +136,11 @@ fn dispatch(args: &Args, printer: &Printer, stop: Arc<AtomicBool>) -> Result<Exi
             work::join(&open_to_change()?, plan, image.as_deref(), printer, &context)
         }
         Command::Serve { verb } => serve::run(verb),
-        Command::List { name } => match name.as_deref().and_then(domains::pattern_of) {
+        Command::List { name, last } => match name.as_deref().and_then(domains::pattern_of) {
             Some(pattern) => {
                 domains::list(&open()?, pattern, args.connect.as_deref(), printer, &context)
             }
-            None => list::list(&open()?, name.as_deref(), printer, &context),
+            None => list::list(&open()?, name.as_deref(), *last, printer, &context),
         },
         Command::Heads => list::heads(&open()?, printer, &context),
         Command::Show { reference } => show::run(&open()?, reference, printer, &context),
@@ -147,21 +158,30 @@ fn dispatch(args: &Args, printer: &Printer, stop: Arc<AtomicBool>) -> Result<Exi
             verify::run(&open()?, what.as_deref(), *quick, printer, &context)
         }
         Command::Prune(verb) => prune::run(&open_for(!verb.dry_run)?, verb, printer, &context),
-        Command::Delete { reference, alone, compact } => {
-            prune::delete(&open_to_change()?, reference, *alone, *compact, printer, &context)
+        Command::Delete { references, alone, compact } => {
+            prune::delete(&open_to_change()?, references, *alone, *compact, printer, &context)
+        }
+        Command::Hash { reference, algorithm } => {
+            hash::run(&open()?, reference, *algorithm, printer, &context)
         }
         Command::Flatten { reference } => {
             prune::flatten(&open_to_change()?, reference, printer, &context)
         }
         Command::Watch(verb) => watch::run(place, verb, printer, &context),
         Command::Untrack { name } => admin::untrack(&open_to_change()?, name, printer, &context),
-        Command::Stats { name } => stats::run(&open()?, name.as_deref(), printer, &context),
+        Command::Stats { metrics: Some(file), .. } => {
+            metrics::run(&open()?, file, printer, &context)
+        }
+        Command::Stats { name, .. } => stats::run(&open()?, name.as_deref(), printer, &context),
         Command::Export(verb) => travel::export(&open()?, verb, printer, &context),
         Command::Import { files, name, first_use } => {
             travel::import(place, files, name.as_deref(), *first_use, printer, &context)
         }
         Command::Apply(verb) => travel::apply(place, verb, printer, &context),
-        Command::Label { reference, label } => {
+        Command::Label { reference, label: None, remove: false } => {
+            admin::show_label(&open()?, reference, printer, &context)
+        }
+        Command::Label { reference, label, .. } => {
             admin::label(&open_to_change()?, reference, label.as_deref(), printer, &context)
         }
         Command::Protect { reference, alone, off } => {
@@ -204,6 +224,21 @@ fn man(folder: &Path) -> Result<ExitCode> {
         folder.write(page.get_filename(), &text).map_err(failed)?;
     }
     Ok(exit::DONE)
+}
+
+/// True for verbs whose result is what was asked for, also by who wants no word more.
+fn shows(command: &Command) -> bool {
+    use Command::{
+        Bench, Completions, Config, Diff, Hash, Heads, Key, List, Man, Plan, Requests, Serve, Show,
+        Stats,
+    };
+    match command {
+        Plan(plan) => plan.verb.is_some(),
+        List { .. } | Heads | Show { .. } | Diff { .. } | Stats { .. } | Hash { .. } => true,
+        Config { .. } | Key { .. } | Requests { .. } | Serve { .. } => true,
+        Bench(_) | Completions { .. } | Man { .. } => true,
+        _ => false,
+    }
 }
 
 fn uses_repository(command: &Command) -> bool {

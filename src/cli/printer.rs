@@ -1,10 +1,11 @@
 //! Where text goes: results to stdout, everything else to stderr; quiet, verbose, JSON and bars in
 //! one value.
 
-use super::{output, words};
+use super::{exit, output, words};
 use imgsnap::base::error::{Error, Result, best_effort};
 use imgsnap::base::events::{Event, Observer, Phase};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::json;
 use std::borrow::Cow;
 use std::io::{IsTerminal, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,11 +18,14 @@ const WORTH_TELLING: u64 = 1 << 20;
 pub struct Printer {
     json: bool,
     quiet: bool,
+    /// Results for people are not printed.
+    silent: bool,
     bars: Arc<Bars>,
 }
 
 impl Printer {
-    pub fn new(json: bool, quiet: bool, verbose: bool) -> Self {
+    /// `silent`: of the results for people, none.
+    pub fn new(json: bool, (quiet, silent): (bool, bool), verbose: bool) -> Self {
         let bars = Arc::new(Bars {
             quiet,
             verbose,
@@ -29,7 +33,7 @@ impl Printer {
             sent: AtomicU64::new(0),
             fetched: AtomicU64::new(0),
         });
-        Self { json, quiet, bars }
+        Self { json, quiet, silent, bars }
     }
 
     /// True if results are to be JSON.
@@ -44,6 +48,9 @@ impl Printer {
 
     /// A result for people.
     pub fn line(&self, text: &str) -> Result<()> {
+        if self.silent {
+            return Ok(());
+        }
         self.bytes(format!("{}\n", harmless(text, true)).as_bytes())
     }
 
@@ -88,8 +95,24 @@ impl Printer {
         self.bars.bar().suspend(|| to_stderr(&format!("imgsnap: error: {text}")));
     }
 
+    /// An error, for people and for programs.
     pub fn error(&self, error: &Error) {
-        self.bars.bar().suspend(|| to_stderr(&format!("imgsnap: error: {}", words::error(error))));
+        self.error_with(error, exit::number(error.kind()));
+    }
+
+    /// The same where it means another exit code.
+    pub fn error_with(&self, error: &Error, exit_code: u8) {
+        self.failure(&words::error(error));
+        if self.json {
+            let advice = error.advice().map(words::message);
+            let told = json!({"error": {
+                "kind": error.kind().name(),
+                "message": error.without_advice(),
+                "advice": advice,
+                "exit_code": exit_code,
+            }});
+            best_effort(self.json(&told));
+        }
     }
 }
 
@@ -105,6 +128,20 @@ fn harmless(text: &str, has_lines: bool) -> Cow<'_, str> {
         if is_bad(c) { shown.extend(c.escape_debug()) } else { shown.push(c) }
     }
     shown.into()
+}
+
+/// What is wrong with what was typed: there is no printer yet.
+pub fn wrong_usage(message: &str, advice: &str, is_json: bool) {
+    to_stderr(&format!("imgsnap: error: {message}; {advice}"));
+    if is_json {
+        let told = json!({"error": {
+            "kind": "usage",
+            "message": message,
+            "advice": advice,
+            "exit_code": exit::USAGE,
+        }});
+        best_effort(writeln!(std::io::stdout().lock(), "{told}"));
+    }
 }
 
 fn to_stderr(line: &str) {

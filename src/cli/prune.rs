@@ -6,7 +6,7 @@ use super::{exit, list, output, repo};
 use imgsnap::base::error::{ErrorKind, Result};
 use imgsnap::base::events::Context;
 use imgsnap::repo::retention::Rules;
-use imgsnap::{Compaction, Deleted, PruneRequest, Pruned, Reference, Repository};
+use imgsnap::{At, Compaction, Deleted, PruneRequest, Pruned, Reference, Repository};
 use serde_json::{Value, json};
 use std::process::ExitCode;
 
@@ -26,10 +26,10 @@ pub fn run(
         .rules((!rules.is_empty()).then_some(rules))
         .compact(verb.compact)
         .dry_run(verb.dry_run);
-    let (mut values, mut failed) = (Vec::new(), None);
+    let mut failed = None;
     for name in &names {
         match repository.prune(name, &request, context) {
-            Ok(pruned) if printer.is_json() => values.push(to_json(&pruned, verb.dry_run)),
+            Ok(pruned) if printer.is_json() => printer.json(&to_json(&pruned, verb.dry_run))?,
             Ok(pruned) => {
                 warn_of_free_space(&pruned.compaction, printer);
                 warn_of_clock(&pruned, printer);
@@ -45,9 +45,6 @@ pub fn run(
             }
             Err(e) => return Err(e),
         }
-    }
-    if printer.is_json() {
-        printer.json(&Value::Array(values))?;
     }
     Ok(failed.map_or(exit::DONE, exit::code))
 }
@@ -256,19 +253,50 @@ pub fn freed_later(bytes: u64, grace_seconds: u64) -> String {
 
 pub fn delete(
     repository: &Repository,
-    reference: &Reference,
+    references: &[Reference],
     alone: bool,
     compact: bool,
     printer: &Printer,
     context: &Context,
 ) -> Result<ExitCode> {
-    let (name, at) = (&reference.name, &reference.at);
-    let deleted = match alone {
-        true => vec![repository.delete(name, at, compact, context)?],
-        false => repository.delete_group(name, at, compact, context)?,
+    // What is meant is what was meant before any of them went: @latest, or so many before it.
+    let find = |of: &Reference| {
+        let id = repository.read(&of.name, context)?.find(&of.at)?.id;
+        Ok((of.name.clone(), At::Id(id)))
     };
-    deleted.iter().try_for_each(|deleted| say_deleted(deleted, printer))?;
-    Ok(exit::DONE)
+    if let [one] = references {
+        let deleted = delete_one(repository, (&one.name, &one.at), (alone, compact), context)?;
+        deleted.iter().try_for_each(|deleted| say_deleted(deleted, printer))?;
+        return Ok(exit::DONE);
+    }
+    let meant = references.iter().map(find).collect::<Result<Vec<(String, At)>>>()?;
+    let mut failed = None;
+    for (name, at) in meant {
+        match delete_one(repository, (&name, &at), (alone, compact), context) {
+            Ok(deleted) => deleted.iter().try_for_each(|deleted| say_deleted(deleted, printer))?,
+            Err(e) if e.kind() == ErrorKind::Interrupted => return Err(e),
+            // It went with its group.
+            Err(e) if e.kind() == ErrorKind::NotFound => {}
+            Err(e) => {
+                failed.get_or_insert(e.kind());
+                printer.error(&e);
+            }
+        }
+    }
+    Ok(failed.map_or(exit::DONE, exit::code))
+}
+
+/// A snapshot, with its group unless it is meant alone.
+fn delete_one(
+    repository: &Repository,
+    (name, at): (&str, &At),
+    (alone, compact): (bool, bool),
+    context: &Context,
+) -> Result<Vec<Deleted>> {
+    match alone {
+        true => repository.delete(name, at, compact, context).map(|deleted| vec![deleted]),
+        false => repository.delete_group(name, at, compact, context),
+    }
 }
 
 pub fn say_deleted(deleted: &Deleted, printer: &Printer) -> Result<()> {

@@ -57,8 +57,10 @@ impl Where {
                 |folder| CachePlace { folder, most_bytes: args.cache_size.unwrap_or(CACHE_BYTES) },
             );
         let transfer = context.transfer().clone();
-        let all_images =
-            matches!(args.command, Command::List { name: None } | Command::Stats { name: None });
+        let all_images = matches!(
+            args.command,
+            Command::List { name: None, .. } | Command::Stats { name: None, .. }
+        );
         let seals = matches!(&args.command, Command::Init(init) if init.encrypt);
         let keys = Some(Arc::new(KeyRing::new(Given::new(args.keys.clone(), seals))));
         let options = StoreOptions { transfer, cache, all_images, keys, seals };

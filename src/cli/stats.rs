@@ -39,7 +39,7 @@ pub fn run(
         }
     }
     if printer.is_json() {
-        printer.json(&Value::Array(all.iter().map(to_json).collect()))?;
+        all.iter().try_for_each(|stats| printer.json(&to_json(stats)))?;
     } else if let (Some(_), [stats]) = (name, all.as_slice()) {
         printer.line(&describe(stats))?;
     } else if names.is_empty() {

@@ -32,6 +32,7 @@ pub fn run(place: &Where, verb: &Watch, printer: &Printer, context: &Context) ->
     let of = |image: &ImageUri| {
         SnapshotRequest::new(image.clone())
             .name(verb.name.clone())
+            .label(verb.label.clone())
             .skip_unchanged(true)
             .skip_bad(verb.skip_bad)
             .format(verb.format.format)
@@ -46,11 +47,24 @@ pub fn run(place: &Where, verb: &Watch, printer: &Printer, context: &Context) ->
     let request = WatchRequest::new(images.iter().map(of).collect(), verb.every)
         .rules((!rules.is_empty()).then_some(rules));
     // Nothing is made for what could never work.
+    images.iter().try_for_each(ensure_there)?;
     request.images.iter().try_for_each(|of| of.image_name().map(drop))?;
     let repository = repo::open_or_make(place, verb.first_use, printer, context)?;
     repo::or_take_back(repository, printer, |repository| {
         watch(repository, &request, verb, printer, context)
     })
+}
+
+/// Fails for a file that does not exist. Later, it may only be away for a while, as what a link leads to may be
+/// now.
+fn ensure_there(image: &ImageUri) -> Result<()> {
+    let Some(path) = image.file() else { return Ok(()) };
+    match std::fs::symlink_metadata(path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            Err(Error::os("open", output::shown(path), e))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn watch(
@@ -66,8 +80,11 @@ fn watch(
     let unprinted: Mutex<Option<Error>> = Mutex::new(None);
     repository.watch(request, context, |watched| {
         let mut unprinted = unprinted.lock().unwrap_or_else(PoisonError::into_inner);
-        // That nobody reads what is printed does not stop the snapshots.
+        // A full disk does not stop the snapshots; whoever closed the pipe wants no more of them.
         if let Err(error) = print(&watched, printer) {
+            if error.is_broken_pipe() {
+                context.stop();
+            }
             unprinted.get_or_insert(error);
         }
     })?;

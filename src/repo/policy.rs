@@ -1,8 +1,8 @@
 //! The policies in the configuration: what `prune` keeps, and how snapshots are taken.
 
+use crate::base::duration::{Period, duration_from_configuration};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::read_limit::ReadRate;
-use crate::base::units::parse_duration;
 use crate::repo::retention::{Count, LabelGlob, Rules};
 use crate::tracking::{Recheck, Track};
 use std::time::Duration;
@@ -64,7 +64,10 @@ impl PruneTable {
                 "keep_weekly" => count(value).map(|n| rules.weekly = Some(n)),
                 "keep_monthly" => count(value).map(|n| rules.monthly = Some(n)),
                 "keep_yearly" => count(value).map(|n| rules.yearly = Some(n)),
-                "keep_within" => text(value).and_then(str::parse).map(|p| rules.within = Some(p)),
+                "keep_within" => {
+                    let period = text(value).and_then(Period::from_configuration);
+                    period.map(|period| rules.within = Some(period))
+                }
                 "keep_label" => labels(value).map(|labels| rules.labels = labels),
                 "garbage" => share(value).map(|share| read.garbage = Some(share)),
                 // A misspelt rule would be one that is missing, and what it should keep would go.
@@ -102,7 +105,8 @@ impl SnapshotTable {
                 "track" => text(value).and_then(str::parse).map(|way| read.track = Some(way)),
                 "recheck" => share(value).map(|share| read.recheck = Some(Recheck::Share(share))),
                 "max_stall" => {
-                    text(value).and_then(parse_duration).map(|most| read.max_stall = Some(most))
+                    let most = text(value).and_then(duration_from_configuration);
+                    most.map(|most| read.max_stall = Some(most))
                 }
                 "limit_read" => {
                     text(value).and_then(str::parse).map(|rate| read.limit_read = Some(rate))

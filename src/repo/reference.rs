@@ -1,5 +1,7 @@
-//! How a user names a snapshot: `NAME@N`, `NAME@latest`, `NAME@head`, `NAME@LABEL`, `NAME@TIME`.
+//! How a user names a snapshot: `NAME@N`, `NAME@latest`, `NAME@head`, `NAME@LABEL`, `NAME@TIME`, `NAME@1h` (an
+//! hour ago), `NAME@ID`; and of each of these `~N`, so many before it.
 
+use crate::base::duration::{Period, looks_like_duration};
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::message::{Verb, message};
 use crate::format::footer::MAX_LABEL_BYTES;
@@ -9,6 +11,7 @@ use crate::repo::retention::Times;
 use jiff::civil::{Date, DateTime};
 use jiff::tz::TimeZone;
 use jiff::{Span, Timestamp};
+use std::cmp::Reverse;
 use std::str::FromStr;
 use uuid::Uuid;
 
@@ -34,8 +37,24 @@ pub enum At {
     Latest,
     /// The one that the live image last equalled.
     Head,
-    /// By label.
+    /// By label, or by the beginning of its identity.
     Label(String),
+    /// So many snapshots before another one, by number.
+    Before {
+        /// That one.
+        of: Box<At>,
+        /// How many; at least 1.
+        count: u64,
+        /// What was written: it may be a label all the same.
+        text: String,
+    },
+    /// The newest one at or before the time that lies so long ago.
+    Ago {
+        /// That time.
+        time: Timestamp,
+        /// What was written: it may be a label all the same.
+        text: String,
+    },
     /// The newest one at or before a time. A date means the end of that day, a minute the end of
     /// that minute: whoever types what `list` shows gets that snapshot.
     Time(Timestamp),
@@ -45,7 +64,9 @@ impl FromStr for At {
     type Err = Error;
     fn from_str(text: &str) -> Result<Self> {
         match text {
-            "" => Err(Error::new(ErrorKind::InvalidInput, "nothing stands after the @")),
+            "" => {
+                Err(Error::new(ErrorKind::InvalidInput, "missing snapshot after '@'").hint(USAGE))
+            }
             "latest" => Ok(Self::Latest),
             "head" => Ok(Self::Head),
             _ if text.bytes().all(|b| b.is_ascii_digit()) => {
@@ -53,6 +74,13 @@ impl FromStr for At {
                 text.parse().map(Self::Number).map_err(bad)
             }
             _ if looks_like_time(text) => Ok(Self::Time(parse_time(text)?)),
+            _ if looks_like_duration(text) => {
+                let time = text.parse::<Period>()?.before(Timestamp::now(), &TimeZone::system());
+                Ok(Self::Ago { time, text: text.into() })
+            }
+            _ if let Some((of, count)) = before(text) => {
+                Ok(Self::Before { of: Box::new(of.parse()?), count, text: text.into() })
+            }
             _ => Ok(Self::Label(text.into())),
         }
     }
@@ -61,14 +89,38 @@ impl FromStr for At {
 impl FromStr for Reference {
     type Err = Error;
     fn from_str(text: &str) -> Result<Self> {
+        let shown = text.escape_debug();
         let Some((name, at)) = text.split_once('@') else {
-            let what = format!("\"{text}\" does not name a snapshot");
-            return Err(Error::new(ErrorKind::InvalidInput, what)
-                .hint("write NAME@NUMBER, NAME@latest, NAME@head, NAME@LABEL or NAME@2026-11-20"));
+            let what = format!("\"{shown}\" does not name a snapshot");
+            return Err(Error::new(ErrorKind::InvalidInput, what).hint(USAGE));
         };
+        if name.is_empty() {
+            let what = format!("missing image name before '@' in \"{shown}\"");
+            let hint = format!("write NAME{shown}, e.g. vm{shown}");
+            return Err(Error::new(ErrorKind::InvalidInput, what).hint(hint));
+        }
         crate::repo::manifest::check_name(name)?;
         Ok(Self { name: name.into(), at: at.parse()? })
     }
+}
+
+const USAGE: &str = "write NAME@NUMBER, NAME@latest, NAME@head, NAME@LABEL, NAME@2026-11-20, NAME@1h (ago) or NAME@ID";
+
+/// The fewest digits of an identity that name a snapshot.
+const FEWEST_DIGITS: usize = 4;
+
+/// What stands before `~N`, and the number.
+fn before(text: &str) -> Option<(&str, u64)> {
+    let (of, count) = text.rsplit_once('~')?;
+    let is_number = !count.is_empty() && count.bytes().all(|b| b.is_ascii_digit());
+    let count = count.parse().ok().filter(|count| is_number && *count > 0)?;
+    (!of.is_empty()).then_some((of, count))
+}
+
+/// True for what may be the beginning of an identity.
+fn is_id_prefix(text: &str) -> bool {
+    let digits = text.bytes().filter(|b| *b != b'-');
+    digits.clone().count() >= FEWEST_DIGITS && digits.clone().all(|b| b.is_ascii_hexdigit())
 }
 
 /// Digits and a dash, as a year begins: `2026-`.
@@ -148,22 +200,34 @@ pub(crate) fn find<'a>(manifest: &'a Manifest, head: &Head, at: &At) -> Result<&
             let found = head.snapshot.and_then(|id| manifest.by_id(id));
             (found, format!("it is not known which snapshot the live image of \"{name}\" equals"))
         }
-        At::Label(label) => {
-            let found = snapshots.iter().find(|s| s.label.as_ref() == Some(label));
-            (found, format!("no snapshot of \"{name}\" has the label \"{label}\""))
+        At::Label(label) => match labelled(manifest, label) {
+            Some(found) => (Some(found), String::new()),
+            None => by_id_prefix(manifest, label)?,
+        },
+        At::Before { text, .. } | At::Ago { text, .. } if labelled(manifest, text).is_some() => {
+            (labelled(manifest, text), String::new())
         }
-        At::Time(time) => {
+        At::Before { of, count, .. } => {
+            let last = find(manifest, head, of)?.number;
+            let mut before: Vec<&Snapshot> = snapshots.iter().filter(|s| s.number < last).collect();
+            before.sort_by_key(|s| Reverse(s.number));
+            let index = usize::try_from(*count).unwrap_or(usize::MAX).saturating_sub(1);
+            let what = format!("there are not so many snapshots before {name}@{last}");
+            (before.get(index).copied(), what)
+        }
+        At::Time(time) | At::Ago { time, .. } => {
             let (found, is_sure) = Times::of(snapshots, Timestamp::now()).newest_at(*time);
             if !is_sure {
                 let what = format!(
-                    "which snapshot of \"{name}\" is the newest from {time} or before is in doubt: the clock \
-                     is wrong, or was when they were taken"
+                    "cannot tell which snapshot of \"{name}\" is the newest at {}: the clock is wrong, or \
+                     was when they were taken",
+                    local(*time)
                 );
                 let list = Verb::List.of(name);
                 let hint = message!["name one by its number; ", list, " shows them"];
                 return Err(Error::new(ErrorKind::Mismatch, what).hint(hint));
             }
-            let what = format!("no snapshot of \"{name}\" is from {time} or before");
+            let what = format!("no snapshot of \"{name}\" is from {} or before", local(*time));
             (found.and_then(|at| snapshots.get(at)), what)
         }
     };
@@ -171,6 +235,35 @@ pub(crate) fn find<'a>(manifest: &'a Manifest, head: &Head, at: &At) -> Result<&
         Error::new(ErrorKind::NotFound, what)
             .hint(message![Verb::List.of(name), " shows what there is"])
     })
+}
+
+fn labelled<'a>(manifest: &'a Manifest, label: &str) -> Option<&'a Snapshot> {
+    manifest.snapshots.iter().find(|s| s.label.as_deref() == Some(label))
+}
+
+/// A time as people read it here.
+fn local(time: Timestamp) -> String {
+    time.to_zoned(TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S").to_string()
+}
+
+/// The one whose identity begins so; none, and why.
+fn by_id_prefix<'a>(manifest: &'a Manifest, text: &str) -> Result<(Option<&'a Snapshot>, String)> {
+    let name = &manifest.name;
+    let prefix = text.to_ascii_lowercase();
+    let begins = |s: &&Snapshot| {
+        let id = s.id.to_string();
+        id.starts_with(&prefix) || id.replace('-', "").starts_with(&prefix)
+    };
+    let shown = text.escape_debug();
+    let mut found = manifest.snapshots.iter().filter(|s| is_id_prefix(text) && begins(s));
+    match (found.next(), found.next()) {
+        (Some(_), Some(_)) => {
+            let what =
+                format!("several snapshots of \"{name}\" have an id that begins with {shown}");
+            Err(Error::new(ErrorKind::InvalidInput, what).hint("write more digits of it"))
+        }
+        (found, _) => Ok((found, format!("no snapshot of \"{name}\" has the label \"{shown}\""))),
+    }
 }
 
 #[cfg(test)]
@@ -183,10 +276,17 @@ mod tests {
         assert_eq!("latest".parse::<At>().unwrap(), At::Latest);
         assert_eq!("head".parse::<At>().unwrap(), At::Head);
         assert_eq!("pre-upgrade".parse::<At>().unwrap(), At::Label("pre-upgrade".into()));
+        for ago in ["1h", "1y6mo", "90s"] {
+            assert!(matches!(ago.parse::<At>().unwrap(), At::Ago { .. }), "{ago}");
+        }
+        assert!(matches!("latest~1".parse::<At>().unwrap(), At::Before { count: 1, .. }));
+        for label in ["v~x", "~1", "v~0"] {
+            assert_eq!(label.parse::<At>().unwrap(), At::Label(label.into()));
+        }
         for time in ["2026-11-20", "2026-11-20T10:30", "2026-11-20 10:30:01", "2026-11-20T10:30Z"] {
             assert!(matches!(time.parse::<At>().unwrap(), At::Time(_)), "{time}");
         }
-        for bad in ["", "2026-99-01", "2026-11-20T99", "99999999999999999999999"] {
+        for bad in ["", "5m", "2026-99-01", "2026-11-20T99", "99999999999999999999999"] {
             assert!(bad.parse::<At>().is_err(), "{bad}");
         }
     }
@@ -234,9 +334,20 @@ mod tests {
             assert!(check_label(label).is_ok(), "{label}");
         }
         let long = "x".repeat(129);
-        for label in
-            ["", "12", "latest", "head", "2026-11-20", "2026-xx", "a b", "a@b", "a\tb", &long]
-        {
+        for label in [
+            "",
+            "12",
+            "latest",
+            "head",
+            "2026-11-20",
+            "2026-xx",
+            "1h",
+            "x~1",
+            "a b",
+            "a@b",
+            "a\tb",
+            &long,
+        ] {
             assert!(check_label(label).is_err(), "{label}");
         }
     }

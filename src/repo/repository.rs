@@ -28,6 +28,8 @@ pub struct Repository {
     pub(crate) host: HostState,
     pub(crate) config: Config,
     pub(crate) caches: Caches,
+    /// How long another program that works on an image is waited for, and who may stop that.
+    pub(crate) patience: Option<Context>,
     pub(crate) place: Place,
     overview: Mutex<Overview>,
     /// If it was opened where one may be made.
@@ -135,6 +137,7 @@ impl Repository {
             host,
             config,
             caches: Caches::default(),
+            patience: None,
             place,
             overview: Mutex::default(),
             first_use: None,
@@ -231,10 +234,12 @@ impl Repository {
         self.first_use.as_ref().is_some_and(|first| first.is_new)
     }
 
-    /// The same whose snapshots are read no faster than a context allows.
+    /// The same whose snapshots are read no faster than a context allows, and whose locks are waited for as
+    /// long.
     #[must_use]
     pub fn reading_within(mut self, context: &Context) -> Self {
         self.caches = self.caches.reading_within(context.read_limits().clone());
+        self.patience = Some(context.clone()).filter(|context| !context.lock_wait().is_zero());
         self
     }
 

@@ -29,7 +29,7 @@ use crate::store::{LockGuard, LockKind, Sharing, Store};
 use jiff::Timestamp;
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 /// Reads an image: while it lives, no file that its manifest names is unlinked.
@@ -193,7 +193,7 @@ pub(crate) fn refuse_damaged_head(name: &str, is_damaged: bool) -> Result<()> {
 /// Takes the write lock of an image, whose folder exists.
 pub(crate) fn lock_to_write(repository: &Repository, name: &str) -> Result<Option<LockGuard>> {
     repository.check_place()?;
-    match lock_writers_out(repository, name) {
+    match wait_for_writers(repository, name) {
         // They are but speed then, unless nothing else keeps programs of the one host apart.
         Err(e)
             if e.kind() != ErrorKind::Busy
@@ -205,6 +205,26 @@ pub(crate) fn lock_to_write(repository: &Repository, name: &str) -> Result<Optio
         other => other.map(Some),
     }
 }
+
+/// The same as often as somebody else has it, and there is time to wait.
+fn wait_for_writers(repository: &Repository, name: &str) -> Result<LockGuard> {
+    let begun = Instant::now();
+    loop {
+        let locked = lock_writers_out(repository, name);
+        let is_busy = locked.as_ref().is_err_and(|e| e.kind() == ErrorKind::Busy);
+        let Some(patience) = repository.patience.as_ref().filter(|_| is_busy) else {
+            return locked;
+        };
+        if begun.elapsed() >= patience.lock_wait() {
+            return locked;
+        }
+        patience.check()?;
+        std::thread::sleep(LOCK_PAUSE);
+    }
+}
+
+/// How long it takes until a lock that somebody has is tried again.
+const LOCK_PAUSE: Duration = Duration::from_millis(100);
 
 fn lock_writers_out(repository: &Repository, name: &str) -> Result<LockGuard> {
     let busy = || {

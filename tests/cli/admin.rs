@@ -75,14 +75,18 @@ fn what_is_protected_is_dropped_by_nothing() {
 #[test]
 fn a_label_is_given_moved_and_taken_away() {
     let (lab, states) = Lab::with_snapshots(2);
-    assert_eq!(lab.done(&["label", "disk@1", "good"]), "disk@1 is \"good\"\n");
+    assert_eq!(lab.done(&["label", "disk@1", "good"]), "disk@1 is labelled \"good\"\n");
     lab.restores("disk@good", &states[0]);
     assert_eq!(string(&lab.json(&["list"])[0], "label"), "good");
     // Another one in its place, and the same one again.
-    lab.done(&["label", "disk@good", "better"]);
+    let said = lab.done(&["label", "disk@good", "better"]);
+    assert_eq!(said, "disk@1 is labelled \"better\", before \"good\"\n");
+    assert_eq!(lab.done(&["label", "disk@1"]), "disk@1 is labelled \"better\"\n");
     lab.done(&["label", "disk@better", "better"]);
     lab.fails(FAILED, &["show", "disk@good"]);
-    assert_eq!(lab.done(&["label", "disk@better"]), "disk@1 has no label\n");
+    let said = lab.done(&["label", "disk@better", "--remove"]);
+    assert_eq!(said, "disk@1 has no label, before \"better\"\n");
+    assert_eq!(lab.done(&["label", "disk@1"]), "disk@1 has no label\n");
     assert_eq!(lab.json(&["list"])[0]["label"], Value::Null);
     let labelled = lab.json(&["label", "disk@2", "better"]);
     assert_eq!((string(&labelled, "ref"), string(&labelled, "label")), ("disk@2", "better"));

@@ -151,7 +151,7 @@ fn a_bad_value_is_wrong_usage_and_one_line_says_why() {
     ] {
         let said = lab.run(&[&["bench", "--dir", "scratch"], args].concat()).misused();
         let line = said.lines().next().unwrap();
-        assert!(line.starts_with("error: "), "{args:?}: {said}");
+        assert!(line.starts_with("imgsnap: error: "), "{args:?}: {said}");
         assert!(line.contains(named), "{args:?}: \"{named}\" is not in: {line}");
         assert!(said.contains("--help"), "{args:?}: {said}");
         lab.ensure_untouched(&before, &args.join(" "));

@@ -26,6 +26,8 @@ mod hostile;
 mod hosts;
 mod init;
 mod inside;
+#[path = "../support/json_lines.rs"]
+mod json_lines;
 mod list;
 mod mend;
 #[path = "../support/naive_reader.rs"]

@@ -372,6 +372,9 @@ fn a_first_use_that_is_interrupted_leaves_no_repository() {
     assert_eq!(child.wait().unwrap().code(), Some(INTERRUPTED));
     lab.ensure_untouched(&before, "an interrupted import");
     // The same of a watch that has taken nothing.
+    // A link that leads nowhere yet.
+    std::os::unix::fs::symlink("nowhere.img", lab.path("missing.img")).unwrap();
+    let before = lab.everything();
     let mut command =
         lab.command(&["--repo", "new", "watch", "missing.img", "--every", "1h", "--json"]);
     command.stdout(Stdio::null()).stderr(Stdio::null());

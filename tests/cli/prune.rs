@@ -104,7 +104,7 @@ fn unlimited_and_long_periods_keep_all() {
     for rule in [
         &["--keep-last", "unlimited"][..],
         &["--keep-last", "-1"],
-        &["--keep-within", "1y6m"],
+        &["--keep-within", "1y6mo"],
         &["--keep-last", "99"],
     ] {
         assert_eq!(integer(&pruned(&lab, rule), "dropped"), 0, "{rule:?}");
@@ -515,7 +515,7 @@ fn images_that_grow_and_shrink_are_kept_bit_for_bit() {
     for kept in [&[1, 3, 5, 6][..], &[1, 5, 6], &[1, 6]] {
         for number in 1..=6 {
             if !kept.contains(&number) && lab.numbers("disk").contains(&(number as u64)) {
-                lab.done(&["label", &format!("disk@{number}")]);
+                lab.done(&["label", &format!("disk@{number}"), "--remove"]);
             }
         }
         for number in kept {

@@ -36,7 +36,7 @@ fn without_a_terminal_nothing_is_removed_unless_it_is_said() {
     let before = lab.everything();
     for run in [lab.run(&["remove", "disk"]), lab.run_with_input(&["remove", "disk"], b"y\n")] {
         let said = run.misused();
-        assert!(said.starts_with("error: to remove an image with all its snapshots"), "{said}");
+        assert!(said.starts_with("imgsnap: error: to remove an image with all its snapshots"), "{said}");
         assert!(said.contains("give --yes"), "{said}");
         lab.ensure_untouched(&before, &said);
     }

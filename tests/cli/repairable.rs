@@ -204,7 +204,7 @@ fn whatever_manifests_are_lost_of_whatever_history_all_content_restores() {
 fn a_label_that_moved_stands_once_after_a_repair() {
     let (lab, states) = Lab::with_snapshots(2);
     lab.done(&["snapshot", "disk.img", "--full", "--label", "gold"]);
-    lab.done(&["label", "disk@3"]);
+    lab.done(&["label", "disk@3", "--remove"]);
     lab.done(&["snapshot", "disk.img", "--full", "--label", "gold"]);
     lab.lose_manifests("disk");
     let text = lab.done(&["repair", "disk"]);

@@ -217,7 +217,7 @@ fn what_cannot_be_rolled_back_is_said() {
         ("disk", "@9", "there is no snapshot disk@9"),
         ("disk", "web@1", "web@1 is a snapshot of another image than \"disk\""),
         ("disk", "1", "\"1\" does not name a snapshot"),
-        ("disk", "@", "nothing stands after the @"),
+        ("disk", "@", "missing snapshot after '@'"),
         ("web", "@1", "\"web\" is neither an image in the repository nor a file"),
         ("other.img", "@1", "other.img is not the live file of an image in the repository"),
     ] {

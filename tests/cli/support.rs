@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that fails says where")]
 
 use crate::config;
+use crate::json_lines;
 pub use crate::random::{Random, wait_until};
 use rustix::fs::XattrFlags;
 use serde_json::Value;
@@ -568,7 +569,7 @@ impl Run {
     pub fn failed(self, code: i32) -> String {
         let Self { what, err, .. } = &self;
         assert_eq!(self.code, Some(code), "{what}: {err}");
-        assert_eq!(String::from_utf8_lossy(&self.out), "", "{what}: a result on stdout");
+        assert!(json_lines::is_only_errors(&self.out), "{what}: a result on stdout");
         assert_eq!(err.lines().count(), 1, "{what}: not one line: {err}");
         assert!(err.starts_with("imgsnap: error: "), "{what}: {err}");
         assert!(err.ends_with('\n'), "{what}: {err}");
@@ -581,7 +582,9 @@ impl Run {
     #[track_caller]
     pub fn misused(self) -> String {
         assert_eq!(self.code, Some(USAGE), "{}: {}", self.what, self.err);
-        assert_eq!(String::from_utf8_lossy(&self.out), "", "{}", self.what);
+        assert!(json_lines::is_only_errors(&self.out), "{}", self.what);
+        let is_help = self.err.contains("Usage: ");
+        assert!(is_help || self.err.lines().count() == 1, "{}: {}", self.what, self.err);
         self.err
     }
 
@@ -592,9 +595,7 @@ impl Run {
     /// The one value on stdout, on a line of its own.
     #[track_caller]
     pub fn json(&self) -> Value {
-        let text = self.text();
-        assert_eq!(text.lines().count(), 1, "{}: not one line: {text}", self.what);
-        serde_json::from_str(&text).unwrap_or_else(|e| panic!("{}: {e}: {text}", self.what))
+        json_lines::parsed(&self.what, &self.out)
     }
 }
 

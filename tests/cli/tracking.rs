@@ -438,8 +438,8 @@ fn what_cannot_be_typed_says_what_can() {
         ("--recheck", "-1", "-1"),
         ("--recheck", "1 MiB", "write it like 1% or 0.5%"),
         ("--recheck", "nan", "write it like 1% or 0.5%"),
-        ("--max-stall", "3", "write it like 500ms, 30s, 5m or 1h30m"),
-        ("--max-stall", "soon", "write it like 500ms, 30s, 5m or 1h30m"),
+        ("--max-stall", "3", "write it like 500ms, 30s, 5min"),
+        ("--max-stall", "soon", "write it like 500ms, 30s, 5min"),
     ] {
         for verb in [&["snapshot", "disk.img"][..], &["watch", "disk.img", "--every", "1h"]] {
             let said = lab.run(&[verb, &[option, typed]].concat()).misused();

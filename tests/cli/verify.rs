@@ -182,7 +182,7 @@ fn what_is_not_there_cannot_be_verified() {
         ("web", "no image \"web\""),
         ("web@1", "no image \"web\""),
         ("disk@7", "there is no snapshot disk@7"),
-        ("disk@", "nothing stands after the @"),
+        ("disk@", "missing snapshot after '@'"),
     ] {
         let line = lab.fails(FAILED, &["verify", what]);
         assert!(line.starts_with(said), "{what}: {line}");

@@ -12,5 +12,8 @@ mod freeze;
 #[path = "../interop/kit.rs"]
 #[allow(dead_code, unused_imports, unused_macros, reason = "for another test program")]
 mod kit;
+#[path = "../support/json_lines.rs"]
+#[allow(dead_code, reason = "for another test program")]
+mod json_lines;
 #[path = "../support/random.rs"]
 mod random;

@@ -344,7 +344,7 @@ impl Run {
         let errors = self.err.lines().filter(|l| l.starts_with("imgsnap: error: ")).count();
         assert_eq!(errors, 1, "{what}");
         let others = self.err.lines().filter(|l| !l.starts_with("imgsnap: ")).count();
-        assert_eq!((others, self.out.len()), (0, 0), "{what}");
+        assert!(others == 0 && crate::json_lines::is_only_errors(&self.out), "{what}");
         self
     }
 
@@ -356,8 +356,7 @@ impl Run {
 
     #[track_caller]
     pub fn json(&self) -> Value {
-        let parsed = serde_json::from_slice(&self.out);
-        parsed.unwrap_or_else(|e| panic!("{}: {e}: {:?}", self.what, self.out))
+        crate::json_lines::parsed(&format!("imgsnap {}", self.what), &self.out)
     }
 }
 

@@ -18,6 +18,8 @@ mod filesystems;
 mod full_disk;
 #[path = "../support/guest/mod.rs"]
 mod guest;
+#[path = "../support/json_lines.rs"]
+mod json_lines;
 mod killed;
 mod kit;
 mod libvirt;

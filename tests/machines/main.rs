@@ -25,6 +25,9 @@ mod killed;
 mod kit;
 mod numbered;
 mod qmpbackup;
+#[path = "../support/json_lines.rs"]
+#[allow(dead_code, reason = "for another test program")]
+mod json_lines;
 #[path = "../support/random.rs"]
 mod random;
 mod rig;

@@ -196,8 +196,7 @@ impl Ended {
 
     #[track_caller]
     pub fn json(&self) -> Value {
-        let parsed = serde_json::from_slice(&self.out);
-        parsed.unwrap_or_else(|e| panic!("{}: {e}: {:?}", self.what, self.out))
+        crate::json_lines::parsed(&self.what, &self.out)
     }
 }
 

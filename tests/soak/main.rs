@@ -22,6 +22,9 @@ mod fault;
 mod image;
 #[path = "../support/inside.rs"]
 mod inside;
+#[path = "../support/json_lines.rs"]
+#[allow(dead_code, reason = "for another test program")]
+mod json_lines;
 mod keep;
 mod owner;
 #[path = "../support/random.rs"]
@@ -34,7 +37,7 @@ mod worker;
 mod world;
 
 use clap::Parser;
-use imgsnap::base::units::parse_duration;
+use imgsnap::base::duration::parse_duration;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;

@@ -186,8 +186,7 @@ fn whatever_of_spark_is_killed_the_fleet_is_taken() {
     assert!(driver.is_midway());
     driver.child.kill().unwrap();
     driver.child.wait().unwrap();
-    let plans: Vec<Value> =
-        serde_json::from_str(&fleet.lab.done(&["--json", "plan", "list"])).unwrap();
+    let plans = fleet.lab.json(&["plan", "list"]);
     let plan = plans[0]["plan"].as_str().unwrap().to_owned();
     assert!(plans[0]["done"].as_u64().unwrap() > 0);
     // Beside it, somebody has the same images taken.
@@ -237,9 +236,8 @@ fn yarn_takes_a_fleet_by_streaming_also_if_a_node_crashes() {
     let job = streaming(&["--part-size", "4M", "--webhdfs", &webhdfs, &pattern]);
     // As soon as something is done, a machine goes.
     let done = || {
-        let plans: Vec<Value> =
-            serde_json::from_str(&lab.done(&["--json", "plan", "list"])).unwrap();
-        plans.first().and_then(|plan| plan["done"].as_u64()).unwrap_or(0)
+        let plans = lab.json(&["plan", "list"]);
+        plans.get(0).and_then(|plan| plan["done"].as_u64()).unwrap_or(0)
     };
     assert!(crate::random::wait_until(|| done() > 0));
     server.tell("kill", &["nm2"]);

@@ -159,7 +159,7 @@ impl Lab {
 
     pub fn json(&self, args: &[&str]) -> Value {
         let out = self.done(&[&["--json"], args].concat());
-        serde_json::from_str(out.lines().next().unwrap_or_default()).unwrap()
+        crate::json_lines::parsed(&format!("imgsnap {}", args.join(" ")), out.as_bytes())
     }
 
     /// The one line of an error.

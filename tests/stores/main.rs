@@ -13,6 +13,9 @@ mod engines;
 mod every_verb;
 mod faults;
 mod images;
+#[path = "../support/json_lines.rs"]
+#[allow(dead_code, reason = "for another test program")]
+mod json_lines;
 mod killed;
 mod kit;
 mod probes;

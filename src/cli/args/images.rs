@@ -2,11 +2,11 @@
 
 use super::super::elsewhere::Elsewhere;
 use super::super::words::{self, parsed};
-use super::{FirstUse, Keep, image_uri, parse_interval};
+use super::{FirstUse, Keep, image_uri, parse_interval, parse_length};
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args as ClapArgs, ValueHint};
 use imgsnap::Track;
-use imgsnap::base::units::{BlockSize, PartSize, parse_duration};
+use imgsnap::base::units::{BlockSize, PartSize};
 use imgsnap::codec::Compression;
 use imgsnap::image::{ImageFormat, ImageUri};
 use imgsnap::machine::{Freeze, Hooks};
@@ -117,7 +117,7 @@ pub struct Tracking {
     #[arg(long, value_name = "P%")]
     pub recheck: Option<Recheck>,
     /// How long writes of a running machine may wait while its image is cloned [default: 1s]
-    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    #[arg(long, value_name = "TIME", value_parser = parse_length)]
     pub max_stall: Option<Duration>,
 }
 
@@ -129,7 +129,7 @@ pub struct Window {
     #[arg(long, value_name = "WHAT", value_hint = ValueHint::AnyPath, value_parser = frozen())]
     pub freeze: Vec<Freeze>,
     /// How long it may be frozen at the most [default: 10s]
-    #[arg(long, value_name = "TIME", value_parser = parse_duration, requires = "freeze")]
+    #[arg(long, value_name = "TIME", value_parser = parse_length, requires = "freeze")]
     pub freeze_limit: Option<Duration>,
     /// Run this before, by sh -c; if it fails there is no snapshot
     #[arg(long, value_name = "COMMAND", value_hint = ValueHint::CommandString)]
@@ -166,7 +166,10 @@ pub struct Watch {
     /// Name of the image in the repository [default: its file name without extension]
     #[arg(short, long)]
     pub name: Option<String>,
-    /// How often, as in 30s, 5m or 1h
+    /// Label each snapshot LABEL-DATE-TIME
+    #[arg(short, long)]
+    pub label: Option<String>,
+    /// How often, as in 30s, 5min, 1h or 1d
     #[arg(long, value_name = "TIME", value_parser = parse_interval)]
     pub every: Duration,
     #[command(flatten)]

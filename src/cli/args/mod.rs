@@ -8,6 +8,7 @@ pub use work::{Plan, PlanVerb};
 
 use super::bench::args::Bench;
 use super::config::args::Config;
+use super::hash::ContentDigest;
 use super::key::args::{Key, KeyOptions, OwnerOptions};
 use super::requests::args::Requests;
 use super::restore::args::Restore;
@@ -16,8 +17,9 @@ use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueHint};
 use imgsnap::Reference;
 use imgsnap::base::digest::DigestAlgorithm;
+use imgsnap::base::duration::parse_duration;
 use imgsnap::base::read_limit::ReadRate;
-use imgsnap::base::units::{BlockSize, PartSize, parse_bytes, parse_duration};
+use imgsnap::base::units::{BlockSize, PartSize, parse_bytes};
 use imgsnap::codec::Compression;
 use imgsnap::image::{ImageFormat, ImageUri, parse_image};
 use imgsnap::repo::accepted::AcceptedState;
@@ -36,15 +38,18 @@ pub struct Args {
     /// The repository; otherwise IMGSNAP_REPO, otherwise the user's data folder
     #[arg(short, long, global = true, value_name = "DIR|URL", value_hint = ValueHint::DirPath)]
     pub repo: Option<PathBuf>,
-    /// Print results as JSON, one object each
+    /// Print results and errors as JSON, one object a line
     #[arg(long, global = true)]
     pub json: bool,
-    /// Print results, warnings and errors only
+    /// Print warnings and errors only; verbs that show something print that
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     pub quiet: bool,
     /// Say what is done
     #[arg(short, long, global = true)]
     pub verbose: bool,
+    /// Wait so long for another imgsnap that works on the image, as in 30s or 5min [default: fail at once]
+    #[arg(long, global = true, value_name = "TIME", value_parser = parse_length)]
+    pub lock_wait: Option<Duration>,
     /// Threads that work [default: one for each core, at most 16]
     #[arg(long, global = true, value_name = "N", value_parser = parse_threads)]
     pub threads: Option<usize>,
@@ -104,6 +109,7 @@ pub enum Command {
     /// Make a repository
     Init(Init),
     /// Take a snapshot of an image file or block device, or of several
+    #[command(visible_alias = "backup")]
     Snapshot(Snapshot),
     /// Take snapshots of images again and again, until it is told to stop
     Watch(Watch),
@@ -130,9 +136,13 @@ pub enum Command {
         verb: Serve,
     },
     /// List images and their snapshots
+    #[command(visible_alias = "ls")]
     List {
         /// Only this image; libvirt:[DOMAIN] shows the domains of libvirt, and what protects them
         name: Option<String>,
+        /// Only the newest N snapshots of each image
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+        last: Option<u64>,
     },
     /// Show the newest commit of each image, to be compared with what another host is shown
     Heads,
@@ -157,7 +167,17 @@ pub enum Command {
     Restore(Restore),
     /// Bring the live image back to a snapshot, in place, writing only what differs
     Rollback(Rollback),
+    /// Print a digest of a snapshot's content, to be compared with one that another program makes of an image
+    Hash {
+        /// NAME@WHICH
+        #[arg(value_name = "REF", value_parser = parsed::<Reference>)]
+        reference: Reference,
+        /// sha256, sha512, blake3 or xxh3 (128 bits)
+        #[arg(long, value_name = "NAME", default_value = "sha256", hide_default_value = false)]
+        algorithm: ContentDigest,
+    },
     /// Check that what is stored gives back every image
+    #[command(visible_alias = "check")]
     Verify {
         /// An image or a snapshot; otherwise everything
         #[arg(value_name = "NAME|REF")]
@@ -170,6 +190,9 @@ pub enum Command {
     Stats {
         /// Only this image, with all details
         name: Option<String>,
+        /// Write what monitoring needs of all images to a file, in OpenMetrics' text format, whole or not at all
+        #[arg(long, value_name = "FILE", conflicts_with = "name", value_hint = ValueHint::FilePath)]
+        metrics: Option<PathBuf>,
     },
     /// Remove the clones by which the changes of an image are found; the next snapshot reads all of it
     Untrack {
@@ -179,10 +202,11 @@ pub enum Command {
     /// Drop the snapshots that no rule keeps, and get their room back
     Prune(Prune),
     /// Remove a snapshot, and the others of its group; those that rest on them stay as they are
+    #[command(visible_alias = "rm")]
     Delete {
-        /// NAME@WHICH
-        #[arg(value_name = "REF", value_parser = parsed::<Reference>)]
-        reference: Reference,
+        /// NAME@WHICH; several are removed one after the other
+        #[arg(required = true, value_name = "REF", value_parser = parsed::<Reference>)]
+        references: Vec<Reference>,
         /// Only this snapshot, whatever was taken with it
         #[arg(long)]
         alone: bool,
@@ -211,13 +235,16 @@ pub enum Command {
     },
     /// Make an image from delta files and the image that they begin from, without a repository
     Apply(Apply),
-    /// Give a snapshot a label, or take it away
+    /// Show the label of a snapshot, or give it one, or remove it
     Label {
         /// NAME@WHICH
         #[arg(value_name = "REF", value_parser = parsed::<Reference>)]
         reference: Reference,
-        /// The label; without it, the snapshot has none afterwards
+        /// The new label; without it, the label is shown
         label: Option<String>,
+        /// Remove the label
+        #[arg(long, conflicts_with = "label")]
+        remove: bool,
     },
     /// Keep a snapshot, and the others of its group, whatever prune, delete, remove or watch are told
     Protect {
@@ -392,7 +419,7 @@ pub struct Keep {
     /// Keep one of each of the last N years
     #[arg(long, value_name = "N", allow_hyphen_values = true)]
     pub keep_yearly: Option<Count>,
-    /// Keep all that are at most so much older than the newest, as in 30d or 1y6m
+    /// Keep all that are at most so much older than the newest, as in 30d or 1y6mo
     #[arg(long, value_name = "PERIOD")]
     pub keep_within: Option<Period>,
     /// Keep all whose label fits, as in "pre-*"; can be given several times
@@ -454,11 +481,14 @@ pub struct Rollback {
     pub shutdown: bool,
 }
 
+/// A length of time.
+fn parse_length(text: &str) -> Result<Duration, String> {
+    parse_duration(text).map_err(|e| words::error(&e))
+}
+
 fn parse_interval(text: &str) -> Result<Duration, String> {
     match parse_duration(text) {
-        Ok(every) if every < Duration::from_secs(1) => {
-            Err("it is less than a second; write it like 30s, 5m or 1h".into())
-        }
+        Ok(every) if every < Duration::from_secs(1) => Err("it is less than a second".into()),
         other => other.map_err(|e| words::error(&e)),
     }
 }

@@ -10,7 +10,7 @@ use imgsnap::repo::work::PlannedImage;
 use imgsnap::{
     Joined, PlanJoined, PlanProgress, PlanState, Repository, RestoreJoined, TaskDone, VerifyJoined,
 };
-use serde_json::{Value, json};
+use serde_json::json;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -25,8 +25,8 @@ pub fn part(
     match repository.part(plan, task, context) {
         Ok(done) => tell_part(done, task, engine, printer),
         Err(e) if is_hopeless(&repository, (plan, task), e.kind(), context) => {
-            printer.error(&e);
-            Ok(exit::hopeless())
+            printer.error_with(&e, exit::HOPELESS);
+            Ok(ExitCode::from(exit::HOPELESS))
         }
         Err(e) => Err(e),
     }
@@ -172,7 +172,6 @@ pub fn join(
         _ => return Ok(exit::DONE),
     };
     let mut code = exit::DONE;
-    let mut values = Vec::new();
     for (name, joined) in &joined {
         let value = match joined {
             Joined::Committed(snapshot) | Joined::AlreadyThere(snapshot) => {
@@ -201,15 +200,14 @@ pub fn join(
             }
             Joined::Failed(error) => {
                 code = exit::code(error.kind());
-                printer.error(error);
+                printer.failure(&words::error(error));
                 json!({ "image": name, "state": "failed", "message": words::error(error) })
             }
             _ => json!({ "image": name, "state": "unknown" }),
         };
-        values.push(value);
-    }
-    if printer.is_json() {
-        printer.json(&Value::Array(values))?;
+        if printer.is_json() {
+            printer.json(&value)?;
+        }
     }
     if joined.is_empty() {
         let what =

@@ -67,8 +67,7 @@ pub fn plan(
         Some(PlanVerb::List) => {
             let plans = repository.plans(context)?;
             if printer.is_json() {
-                let plans: Vec<Value> = plans.iter().map(progress_json).collect();
-                printer.json(&Value::Array(plans))?;
+                plans.iter().try_for_each(|plan| printer.json(&progress_json(plan)))?;
             } else if plans.is_empty() {
                 printer.line("no plans")?;
             } else {
@@ -150,7 +149,8 @@ fn make(
     }
     let first = planned.failed.first().map(|(_, error)| exit::code(error.kind()));
     for (image, error) in planned.failed {
-        printer.error(&error.at(image));
+        // The plan says so to programs.
+        printer.failure(&words::error(&error.at(image)));
     }
     Ok(first.unwrap_or(exit::DONE))
 }

@@ -166,7 +166,7 @@ fn stored(repository: &Repository, request: &DefineRequest, context: &Context) -
             Err(error) => missing = Some(error),
         }
     }
-    let is_by_time = matches!(request.at, At::Latest | At::Time(_));
+    let is_by_time = matches!(request.at, At::Latest | At::Time(_) | At::Ago { .. });
     if found.len() > 1 && !is_by_time {
         let places = found.iter().map(|(_, reader, s)| reader.manifest().place_of(s));
         let places = places.collect::<Vec<_>>().join(", ");

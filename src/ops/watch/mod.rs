@@ -20,6 +20,7 @@ use crate::repo::Repository;
 use crate::repo::retention::Rules;
 use crate::repo::session::read;
 use jiff::Timestamp;
+use jiff::tz::TimeZone;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -128,7 +129,10 @@ fn take_turns(
             match Repository::open_in(repository.store.clone(), repository.host.clone())
                 .map(|opened| opened.reading_within(context))
             {
-                Ok(repository) => take_turn(&repository, of, request.rules.as_ref(), context),
+                Ok(repository) => {
+                    let of = &labelled(of, started);
+                    take_turn(&repository, of, request.rules.as_ref(), context)
+                }
                 Err(e) => Done { result: Err(e), at: Timestamp::now(), pruned: Vec::new() },
             };
         if result.as_ref().is_err_and(|e| e.kind() == ErrorKind::Interrupted) {
@@ -180,6 +184,13 @@ fn take_turns(
             }),
         }
     }
+}
+
+/// No two snapshots have one label, so that of each turn has its time in it.
+fn labelled(of: &SnapshotRequest, time: Timestamp) -> SnapshotRequest {
+    let time = time.to_zoned(TimeZone::system()).strftime("%Y%m%d-%H%M%S");
+    let label = of.label.as_ref().map(|label| format!("{label}-{time}"));
+    of.clone().label(label)
 }
 
 /// What a turn did.

@@ -141,7 +141,7 @@ fn an_image_has_its_own_rules_or_the_common_ones() {
         weekly: Some(Count::Most(1)),
         monthly: Some(Count::Most(12)),
         yearly: Some(Count::Most(3)),
-        within: Some("1y6m".parse().unwrap()),
+        within: Some("1y6mo".parse().unwrap()),
         labels: vec!["pre-*".parse().unwrap(), "v[0-9]".parse().unwrap()],
     };
     let policy = |name: &str| config.policy(name).unwrap();
@@ -180,7 +180,7 @@ fn how_snapshots_are_taken_is_said_key_by_key() {
         ("track = \"on\"", "[snapshot]: track: \"on\" is no way to track"),
         ("track = 1", "[snapshot]: track: it is no string"),
         ("recheck = 101", "[snapshot]: recheck: it is no number from 0 to 100"),
-        ("max_stall = \"soon\"", "[snapshot]: max_stall: \"soon\" is no length of time"),
+        ("max_stall = \"soon\"", "[snapshot]: max_stall: invalid duration \"soon\""),
         ("max_stal = \"1s\"", "[snapshot]: max_stal: there is no such key"),
     ] {
         let error = with(&format!("[snapshot]\n{text}")).snapshot_policy("vm").unwrap_err();
@@ -215,7 +215,7 @@ fn a_mistake_in_the_rules_is_named_and_concerns_them_alone() {
         ("[prune]\nkeep_last = \"7\"", "[prune]: keep_last: it is neither an integer from 1"),
         ("[prune]\nkeep_daily = 1.5", "[prune]: keep_daily: it is neither an integer from 1"),
         ("[prune]\nkeep_within = 30", "[prune]: keep_within: it is no string"),
-        ("[prune]\nkeep_within = \"30\"", "[prune]: keep_within: \"30\" is not a period"),
+        ("[prune]\nkeep_within = \"30\"", "[prune]: keep_within: invalid duration \"30\""),
         ("[prune]\nkeep_label = [7]", "[prune]: keep_label: it is no string"),
         ("[prune]\nkeep_label = \"[\"", "[prune]: keep_label: \"[\" is not a pattern"),
         ("[prune]\ngarbage = 101", "[prune]: garbage: it is no number from 0 to 100"),

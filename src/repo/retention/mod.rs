@@ -5,7 +5,8 @@
 mod rules;
 mod times;
 
-pub use rules::{Count, LabelGlob, Period, Rules};
+pub use crate::base::duration::Period;
+pub use rules::{Count, LabelGlob, Rules};
 pub use times::Times;
 
 use crate::repo::manifest::Snapshot;
@@ -166,7 +167,7 @@ mod tests {
     use jiff::Span;
     use uuid::Uuid;
 
-    /// Rules as these tests write them: "daily=7 within=1m label=pre-*".
+    /// Rules as these tests write them: "daily=7 within=1mo label=pre-*".
     fn rules(text: &str) -> Rules {
         let mut rules = Rules::default();
         for (name, value) in text.split(' ').map(|rule| rule.split_once('=').unwrap()) {
@@ -409,8 +410,8 @@ mod tests {
                 &["oldest monthly, oldest yearly", "", "monthly 2026-11, yearly 2026"],
             ),
             // Before the newest, the moment itself included; by the calendar and the clock here.
-            (BERLIN, "within=1m", month, &["", "within 1m", "within 1m"]),
-            (BERLIN, "within=0d", month, &["", "", "within 0h"]),
+            (BERLIN, "within=1mo", month, &["", "within 1mo", "within 1mo"]),
+            (BERLIN, "within=0d", month, &["", "", "within 0s"]),
             (BERLIN, "within=9999y", month, &["within 9999y"; 3]),
             (
                 BERLIN,

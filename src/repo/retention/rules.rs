@@ -1,9 +1,8 @@
 //! The rules themselves: counts, periods, patterns for labels, and how they are written.
 
+use crate::base::duration::Period;
 use crate::base::error::{Error, ErrorKind, Result};
 use glob::Pattern;
-use jiff::tz::TimeZone;
-use jiff::{Span, SpanFieldwise, Timestamp};
 use std::fmt;
 use std::str::FromStr;
 
@@ -46,72 +45,6 @@ impl fmt::Display for Count {
 /// Digits and nothing else: `u64::from_str` takes a sign, too.
 fn number<T: FromStr>(text: &str) -> Option<T> {
     text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse().ok()).flatten()
-}
-
-/// A length of time by the calendar: a month before 31 March is the end of February.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Period(SpanFieldwise);
-
-impl Period {
-    /// The time that lies so long before another one.
-    pub(crate) fn before(&self, time: Timestamp, zone: &TimeZone) -> Timestamp {
-        let start = time.to_zoned(zone.clone()).checked_sub(self.0.0);
-        // What lies before all times is longer ago than any snapshot.
-        start.map_or(Timestamp::MIN, |start| start.timestamp())
-    }
-}
-
-impl FromStr for Period {
-    type Err = Error;
-    fn from_str(text: &str) -> Result<Self> {
-        let bad = || {
-            let what = format!("\"{}\" is not a period", text.escape_debug());
-            Error::new(ErrorKind::InvalidInput, what)
-                .hint("write it like 36h, 30d, 2w, 6m (months) or 1y6m")
-        };
-        let mut span = Span::new();
-        let mut seen = Vec::new();
-        let mut rest = text;
-        while !rest.is_empty() || seen.is_empty() {
-            let end = rest.find(|c: char| !c.is_ascii_digit()).ok_or_else(bad)?;
-            let (digits, tail) = rest.split_at(end);
-            let number: i64 = number(digits).ok_or_else(bad)?;
-            let mut tail = tail.chars();
-            let unit = tail.next().ok_or_else(bad)?;
-            let next = match unit {
-                'y' => span.try_years(number),
-                'm' => span.try_months(number),
-                'w' => span.try_weeks(number),
-                'd' => span.try_days(number),
-                'h' => span.try_hours(number),
-                _ => return Err(bad()),
-            };
-            span = next.map_err(|_| bad())?;
-            if seen.contains(&unit) {
-                return Err(bad());
-            }
-            seen.push(unit);
-            rest = tail.as_str();
-        }
-        Ok(Self(span.fieldwise()))
-    }
-}
-
-impl fmt::Display for Period {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let span = self.0.0;
-        if span.is_zero() {
-            return f.write_str("0h");
-        }
-        let parts = [
-            (i64::from(span.get_years()), 'y'),
-            (i64::from(span.get_months()), 'm'),
-            (i64::from(span.get_weeks()), 'w'),
-            (i64::from(span.get_days()), 'd'),
-            (i64::from(span.get_hours()), 'h'),
-        ];
-        parts.iter().filter(|(n, _)| *n != 0).try_for_each(|(n, unit)| write!(f, "{n}{unit}"))
-    }
 }
 
 /// A pattern for labels: `*`, `?` and `[...]` as in a shell.
@@ -196,12 +129,12 @@ mod tests {
         assert_eq!(zero, "\"0\" keeps nothing; leave the rule out");
         for (text, want) in [
             ("30d", "30d"),
-            ("6m1y", "1y6m"),
+            ("6mo1y", "1y6mo"),
             ("2w", "2w"),
             ("36h", "36h"),
-            ("5h4d3w2m1y", "1y2m3w4d5h"),
+            ("5h4d3w2mo1y", "1y2mo3w4d5h"),
             ("0y07d", "7d"),
-            ("0d", "0h"),
+            ("0d", "0s"),
         ] {
             let period: Period = text.parse().unwrap();
             assert_eq!(period.to_string(), want);

@@ -1,0 +1,54 @@
+//! What the parser says: as one line, like every other error.
+
+use super::args::Args;
+use super::{exit, printer};
+use clap::CommandFactory;
+use clap::error::{Error, ErrorKind};
+use std::process::ExitCode;
+
+/// Prints what was asked for, or what is wrong with what was typed.
+pub fn tell(error: &Error) -> ExitCode {
+    if matches!(
+        error.kind(),
+        ErrorKind::DisplayHelp
+            | ErrorKind::DisplayVersion
+            | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
+    ) {
+        let printed = error.print().is_ok();
+        return if printed && !error.use_stderr() {
+            exit::DONE
+        } else {
+            ExitCode::from(exit::USAGE)
+        };
+    }
+    let typed: Vec<String> =
+        std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
+    let is_json = typed.iter().take_while(|word| *word != "--").any(|word| word == "--json");
+    printer::wrong_usage(&message(error), &advice(&typed), is_json);
+    ExitCode::from(exit::USAGE)
+}
+
+/// The paragraphs before the usage, in one line.
+fn message(error: &Error) -> String {
+    let text = error.render().to_string();
+    let (before, _) = text.split_once("\n\nUsage:").unwrap_or((&text, ""));
+    let (before, _) = before.split_once("\n\nFor more information").unwrap_or((before, ""));
+    let paragraphs: Vec<String> = before
+        .trim_start_matches("error: ")
+        .split("\n\n")
+        .map(|paragraph| paragraph.split_whitespace().collect::<Vec<&str>>().join(" "))
+        .filter(|paragraph| !paragraph.is_empty())
+        .map(|paragraph| paragraph.trim_start_matches("tip: ").to_owned())
+        .collect();
+    paragraphs.join("; ")
+}
+
+/// Where it says what can be typed.
+fn advice(typed: &[String]) -> String {
+    let command = Args::command();
+    let verb = typed.iter().find_map(|word| command.find_subcommand(word));
+    match verb {
+        Some(verb) => format!("see \"imgsnap {} --help\"", verb.get_name()),
+        None => "see \"imgsnap --help\"".to_owned(),
+    }
+}
