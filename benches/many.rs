@@ -5,7 +5,7 @@
 //! ```
 //!
 //! The repository is in memory (`/dev/shm`) where there is one, each snapshot changes one block of an image of 64 KiB, every
-//! 500th is a base (what the length of a chain costs stands in the README), and each time is the least of three, in
+//! 500th is a base (what the length of a chain costs is in docs/history.md), and each time is the least of three, in
 //! milliseconds. *growth* is the exponent between the last two: 1 is in proportion.
 
 use imgsnap::image::write::Stream;

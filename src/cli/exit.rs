@@ -1,4 +1,4 @@
-//! Exit codes: all of them stand here, and in the README.
+//! Exit codes: all of them stand here, and in docs/reference.md.
 
 use imgsnap::base::error::{Error, ErrorKind};
 use std::process::ExitCode;
