@@ -62,7 +62,7 @@ impl FromStr for Compression {
             None if text == "zstd" => Ok(Self::Zstd(1)),
             Some(("zstd", n)) if level(n).is_some() => Ok(Self::Zstd(level(n).unwrap_or(1))),
             _ => {
-                let what = format!("\"{text}\" is not a compression");
+                let what = format!("unknown compression \"{text}\"");
                 Err(Error::new(ErrorKind::InvalidInput, what)
                     .hint("use lz4, zstd, zstd:1 to zstd:19, or none"))
             }
@@ -138,7 +138,7 @@ fn failed(error: &dyn fmt::Display) -> Error {
 /// # Errors
 /// `Corrupt` if the payload does not decode to that length.
 pub fn decode(codec: Codec, payload: &[u8], raw: &mut [u8]) -> Result<()> {
-    let failed = |e: &dyn fmt::Display| Error::corrupt(format!("the frame does not decode: {e}"));
+    let failed = |e: &dyn fmt::Display| Error::corrupt(format!("cannot decode the frame: {e}"));
     let length = match codec {
         Codec::Stored => {
             if payload.len() == raw.len() {

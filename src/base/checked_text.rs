@@ -27,9 +27,10 @@ pub(crate) fn read_checked<'a>(what: &str, known: u32, bytes: &'a [u8]) -> Resul
         return Err(damaged());
     }
     let Some(version) = version.parse::<u32>().ok().filter(|v| *v <= known) else {
-        let what = format!("{} version {version}, this program knows {known}", long(what));
+        let what =
+            format!("unsupported {} version {version} (this program supports {known})", long(what));
         return Err(Error::new(ErrorKind::Unsupported, what)
-            .hint("a later imgsnap wrote this; use that one"));
+            .hint("it was written by a later imgsnap; use that version"));
     };
     let body = body.split_first().map_or(body, |(_, rest)| rest);
     if digest != format!("{:032x}", xxhash_rust::xxh3::xxh3_128(body)) {

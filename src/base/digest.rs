@@ -107,7 +107,7 @@ impl FromStr for DigestAlgorithm {
             "xxh3" => Ok(Self::Xxh3),
             "blake3" => Ok(Self::Blake3),
             _ => {
-                let what = format!("\"{text}\" is not a digest; use xxh3 or blake3");
+                let what = format!("unknown digest \"{text}\"; use xxh3 or blake3");
                 Err(Error::new(ErrorKind::InvalidInput, what))
             }
         }
@@ -126,7 +126,7 @@ macro_rules! as_hex {
         impl<'de> Deserialize<'de> for $digest {
             fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
                 let text = String::deserialize(from)?;
-                let wrong = || de::Error::custom("a digest has 32 hex digits");
+                let wrong = || de::Error::custom("invalid digest: expected 32 hexadecimal digits");
                 Self::from_hex(&text).ok_or_else(wrong)
             }
         }
@@ -150,7 +150,7 @@ impl DigestKey {
     pub fn random() -> Result<Self> {
         let mut key = [0; 32];
         getrandom::fill(&mut key).map_err(|e| {
-            Error::new(ErrorKind::Io, format!("the system gives no random bytes: {e}"))
+            Error::new(ErrorKind::Io, format!("cannot get random bytes from the system: {e}"))
         })?;
         Ok(Self(key))
     }

@@ -112,7 +112,7 @@ impl Error {
                 error.0.advice = Some(advice);
             }
             io::ErrorKind::FileTooLarge => {
-                let hint = "a file may not be that long here: raise the limit (ulimit -f), or use another \
+                let hint = "the file size limit is exceeded: raise it (ulimit -f), or use another \
                             file system";
                 error.0.advice = Some(hint.into());
             }
@@ -327,7 +327,7 @@ mod tests {
 
     #[test]
     fn place_goes_first() {
-        let error = Error::corrupt("checksum differs").at("frame at 256").at("a.delta");
-        assert_eq!(error.to_string(), "a.delta: frame at 256: checksum differs");
+        let error = Error::corrupt("checksum mismatch").at("frame at 256").at("a.delta");
+        assert_eq!(error.to_string(), "a.delta: frame at 256: checksum mismatch");
     }
 }

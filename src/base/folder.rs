@@ -227,7 +227,7 @@ fn owned(stat: &nix::sys::stat::FileStat) -> Owned {
 
 /// What is wrong with a folder, a link or a pipe where a file should be.
 pub fn no_regular_file() -> io::Error {
-    io::Error::new(io::ErrorKind::IsADirectory, "it is no regular file")
+    io::Error::new(io::ErrorKind::IsADirectory, "it is not a regular file")
 }
 
 /// The folder of a file, as a path.
@@ -315,8 +315,10 @@ fn resolve_for(path: &Path, what: &str) -> Result<PathBuf> {
             return Err(failed(Errno::ELOOP.into()));
         }
         if !is_ours(meta.uid()) {
-            let what = format!("{} is a link that another user made", real.shown());
-            return Err(Error::new(ErrorKind::Mismatch, what).hint("name what it leads to"));
+            let what = format!("{} is a symbolic link of another user", real.shown());
+            return Err(
+                Error::new(ErrorKind::Mismatch, what).hint("use the path that it points to")
+            );
         }
         let target = std::fs::read_link(&real).map_err(failed)?;
         real.pop();
@@ -329,7 +331,7 @@ fn resolve_for(path: &Path, what: &str) -> Result<PathBuf> {
 /// The same for a file that need not exist in a folder that does.
 pub fn resolve_new(path: &Path) -> Result<PathBuf> {
     let name = path.file_name().ok_or_else(|| {
-        Error::new(ErrorKind::InvalidInput, format!("{} is no name of a file", path.shown()))
+        Error::new(ErrorKind::InvalidInput, format!("{} is not a file name", path.shown()))
     })?;
     let what = format!("cannot find the folder of {}", path.shown());
     Ok(resolve_for(parent(path), &what)?.join(name))

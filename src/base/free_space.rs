@@ -36,9 +36,8 @@ pub fn check_file_limit(bytes: u64, place: &str) -> Result<()> {
     use nix::sys::resource::{Resource, getrlimit};
     match getrlimit(Resource::RLIMIT_FSIZE) {
         Ok((soft, _)) if soft < bytes => {
-            let what = format!(
-                "{place} will have {bytes} bytes, and no file may have more than {soft} here"
-            );
+            let what =
+                format!("{place} needs {bytes} bytes, but files are limited to {soft} bytes");
             Err(Error::new(ErrorKind::LimitExceeded, what).hint("raise the limit (ulimit -f)"))
         }
         _ => Ok(()),
@@ -61,9 +60,18 @@ pub fn check_free_space(
     };
     let mib = |bytes: u64| bytes.div_ceil(1 << 20);
     let what = format!(
-        "{place} has {} MiB left; {what} needs {} MiB ({needed_bytes} bytes)",
+        "{place} has {} MiB of free space; {what} needs {} MiB ({needed_bytes} bytes)",
         mib(free_bytes),
         mib(needed_bytes)
     );
     Err(Error::new(ErrorKind::LimitExceeded, what).hint("free some space there"))
+}
+
+/// The type of the file system that a file or folder is on: of its longest mount point.
+pub fn filesystem_type(path: &Path) -> Option<String> {
+    let folder = std::fs::canonicalize(path).ok()?;
+    let mounts = std::fs::read_to_string("/proc/self/mounts").ok()?;
+    let fields = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+    let of = fields.filter(|f| f.get(1).is_some_and(|point| folder.starts_with(point)));
+    of.max_by_key(|f| f.get(1).map_or(0, |p| p.len())).and_then(|f| f.get(2).map(|t| (*t).into()))
 }

@@ -24,7 +24,7 @@ pub fn spawn<'scope, T: Send + 'scope>(
 ) -> Result<ScopedJoinHandle<'scope, T>> {
     Builder::new().spawn_scoped(scope, work).map_err(|e| {
         Error::io("cannot start a thread", e)
-            .hint("end other programs, or raise the limits of processes and memory")
+            .hint("stop other programs, or raise the limits on processes and memory")
     })
 }
 
@@ -56,7 +56,7 @@ impl<P, T> Shared<P, T> {
 
 /// What a panic becomes.
 fn fault() -> Error {
-    Error::new(ErrorKind::Internal, "a worker thread failed; this is a fault of imgsnap")
+    Error::new(ErrorKind::Internal, "a worker thread failed; this is a bug in imgsnap")
 }
 
 /// Delivers an error for the item of a worker that panics, so that nobody waits for it for ever.

@@ -30,8 +30,8 @@ impl ReadRate {
     /// `InvalidInput` below 1 MiB.
     pub fn new(bytes: u64) -> Result<Self> {
         if bytes < Self::PIECE_BYTES {
-            let what = format!("{bytes} bytes a second are too few to get done");
-            return Err(Error::new(ErrorKind::InvalidInput, what).hint("name at least 1M"));
+            let what = format!("a limit of {bytes} bytes per second is too low");
+            return Err(Error::new(ErrorKind::InvalidInput, what).hint("use at least 1M"));
         }
         Ok(Self(bytes))
     }
@@ -52,7 +52,7 @@ impl FromStr for ReadRate {
     fn from_str(text: &str) -> Result<Self> {
         let number = text.strip_suffix("/s").unwrap_or(text);
         let bytes = parse_bytes(number).map_err(|_| {
-            let what = format!("\"{}\" is not a number of bytes per second", text.escape_debug());
+            let what = format!("invalid rate \"{}\"", text.escape_debug());
             Error::new(ErrorKind::InvalidInput, what).hint("write it like 100M or 1.5GiB/s")
         })?;
         Self::new(bytes)
@@ -187,11 +187,11 @@ mod tests {
             assert_eq!(text.parse::<ReadRate>().unwrap().bytes(), bytes, "{text}");
         }
         for (text, why) in [
-            ("0", "0 bytes a second are too few to get done; name at least 1M"),
-            ("1023K/s", "1047552 bytes a second are too few"),
-            ("fast", "\"fast\" is not a number of bytes per second; write it like"),
-            ("100M/min", "\"100M/min\" is not"),
-            ("", "\"\" is not"),
+            ("0", "a limit of 0 bytes per second is too low; use at least 1M"),
+            ("1023K/s", "a limit of 1047552 bytes per second is too low"),
+            ("fast", "invalid rate \"fast\"; write it like"),
+            ("100M/min", "invalid rate \"100M/min\""),
+            ("", "invalid rate \"\""),
         ] {
             let error = text.parse::<ReadRate>().unwrap_err();
             assert!(error.to_string().starts_with(why), "{error}");

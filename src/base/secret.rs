@@ -29,7 +29,7 @@ impl Secret {
     /// # Errors
     /// As of [`Secret::new`].
     pub fn copy(from: &[u8]) -> Result<Self> {
-        let failed = |e| Error::io("no memory for a key", e);
+        let failed = |e| Error::io("cannot allocate memory for a key", e);
         let mut pages = MmapMut::map_anon(from.len().max(1)).map_err(failed)?;
         // A user may lock little, or nothing at all.
         best_effort(pages.lock());
@@ -66,7 +66,8 @@ impl Secret {
 /// # Errors
 /// `Io` if it gives none.
 pub fn fill_random(buffer: &mut [u8]) -> Result<()> {
-    let failed = |e: getrandom::Error| Error::io("no random numbers", std::io::Error::other(e));
+    let failed =
+        |e: getrandom::Error| Error::io("cannot get random numbers", std::io::Error::other(e));
     getrandom::fill(buffer).map_err(failed)
 }
 

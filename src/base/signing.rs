@@ -51,8 +51,8 @@ impl FromStr for OwnerKey {
     fn from_str(text: &str) -> Result<Self> {
         // It may be the private one, by mistake: it is not said again.
         let wrong = || {
-            Error::new(ErrorKind::InvalidInput, "the owner key is none")
-                .hint("give the public one, which has 72 hexadecimal digits")
+            Error::new(ErrorKind::InvalidInput, "invalid owner key")
+                .hint("use the public key, which has 72 hexadecimal digits")
         };
         let key = text.get(..2 * KEY_BYTES).and_then(digits).map(Self).ok_or_else(wrong)?;
         if key.to_string() == text { Ok(key) } else { Err(wrong()) }
@@ -73,7 +73,7 @@ impl FromStr for Signature {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        digits(text).map(Self).ok_or_else(|| Error::corrupt("the signature is none"))
+        digits(text).map(Self).ok_or_else(|| Error::corrupt("invalid signature"))
     }
 }
 
@@ -117,7 +117,7 @@ impl OwnerSigner {
 
     fn of_seed(seed: Secret) -> Result<Self> {
         let pair = Ed25519KeyPair::from_seed_unchecked(seed.bytes());
-        let pair = pair.map_err(|_| Error::new(ErrorKind::Key, "the owner key is none"))?;
+        let pair = pair.map_err(|_| Error::new(ErrorKind::Key, "invalid owner key"))?;
         Ok(Self { pair, seed })
     }
 
@@ -127,8 +127,8 @@ impl OwnerSigner {
     /// `Key` for another text.
     pub fn read(text: &Secret) -> Result<Self> {
         let wrong = || {
-            Error::new(ErrorKind::Key, "the file has no owner key")
-                .hint("it is the one that key owner create has written")
+            Error::new(ErrorKind::Key, "the file does not contain an owner key")
+                .hint("use the file that \"imgsnap key owner create\" wrote")
         };
         let text = std::str::from_utf8(text.bytes()).map_err(|_| wrong())?;
         if text.lines().next() != Some(TITLE) {

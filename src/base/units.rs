@@ -82,7 +82,7 @@ impl PartSize {
         if bytes.is_power_of_two() && (Self::MIN..=MAX_IMAGE_BYTES).contains(&bytes) {
             return Ok(Self(bytes));
         }
-        let what = format!("part size {bytes} is not a power of two from 4K on");
+        let what = format!("part size {bytes} is not a power of two of at least 4K");
         Err(Error::new(ErrorKind::InvalidInput, what))
     }
 
@@ -130,7 +130,7 @@ impl From<PartSize> for u64 {
 /// Parses a number of bytes with an optional binary suffix: `4096`, `4K`, `64KiB`, `1.5G`.
 pub fn parse_bytes(text: &str) -> Result<u64> {
     let bad = || {
-        let what = format!("\"{text}\" is not a number of bytes");
+        let what = format!("invalid size \"{text}\"");
         Error::new(ErrorKind::InvalidInput, what).hint("write it like 4096, 64K, 10M or 1G")
     };
     let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());

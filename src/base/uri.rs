@@ -36,7 +36,7 @@ impl Uri {
                 Ok(Self::Path(PathBuf::from(OsString::from_vec(path))))
             }
             Some(("file", _)) => {
-                let what = format!("{} names no absolute path", text.display());
+                let what = format!("{} does not name an absolute path", text.display());
                 Err(Error::new(ErrorKind::InvalidInput, what).hint("write file:///PATH"))
             }
             Some((scheme, _)) => Ok(Self::Other { scheme: scheme.to_owned() }),
@@ -105,7 +105,7 @@ fn scheme_of(text: &[u8]) -> Option<(&str, &[u8])> {
 pub fn percent_decoded(text: &[u8]) -> Result<Vec<u8>> {
     let bad = || {
         let text = String::from_utf8_lossy(text);
-        let what = format!("{text:?} is no part of a URI: after '%' stand two hexadecimal digits");
+        let what = format!("invalid URI part {text:?}: '%' must precede two hexadecimal digits");
         Error::new(ErrorKind::InvalidInput, what)
     };
     let mut bytes = Vec::new();

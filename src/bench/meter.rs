@@ -2,6 +2,7 @@
 
 use super::report::Machine;
 use crate::base::error::Result;
+use crate::base::free_space::filesystem_type;
 use std::path::Path;
 use std::time::Instant;
 
@@ -46,17 +47,8 @@ pub fn machine(folder: &Path) -> Machine {
         cores: std::thread::available_parallelism().map_or(1, usize::from),
         memory_bytes: kib_of("/proc/meminfo", "MemTotal:").unwrap_or(0),
         kernel: kernel.unwrap_or_default(),
-        filesystem: filesystem(folder).unwrap_or_else(|| "?".into()),
+        filesystem: filesystem_type(folder).unwrap_or_else(|| "?".into()),
     }
-}
-
-/// The type of the file system that a folder is on: of its longest mount point.
-fn filesystem(folder: &Path) -> Option<String> {
-    let folder = std::fs::canonicalize(folder).ok()?;
-    let mounts = std::fs::read_to_string("/proc/self/mounts").ok()?;
-    let fields = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
-    let of = fields.filter(|f| f.get(1).is_some_and(|point| folder.starts_with(point)));
-    of.max_by_key(|f| f.get(1).map_or(0, |p| p.len())).and_then(|f| f.get(2).map(|t| (*t).into()))
 }
 
 #[cfg(test)]

@@ -412,7 +412,7 @@ fn new_repository(request: &Request, setting: Setting, folder: &Path) -> Result<
     if folder.exists() {
         std::fs::remove_dir_all(folder).map_err(|e| Error::os("remove", folder.shown(), e))?;
     }
-    std::fs::create_dir(folder).map_err(|e| Error::os("make", folder.shown(), e))?;
+    std::fs::create_dir(folder).map_err(|e| Error::os("create", folder.shown(), e))?;
     let store = LocalStore::new(Arc::new(OsDisk::new(folder.into())));
     let defaults = Defaults {
         block_size: setting.block_size,

@@ -43,7 +43,7 @@ impl Scratch {
         })?;
         let name = uuid::Uuid::new_v4().simple().to_string();
         let path = folder.join(format!("{PREFIX}{}", name.get(..12).unwrap_or_default()));
-        DirBuilder::new().mode(0o700).create(&path).map_err(|e| failed("make a folder in", e))?;
+        DirBuilder::new().mode(0o700).create(&path).map_err(|e| failed("create a folder in", e))?;
         let lock = File::create_new(path.join(LOCK)).and_then(|lock| lock.lock().map(|()| lock));
         let lock = lock.map_err(|e| {
             // Nobody else knows of it yet.

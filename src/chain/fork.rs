@@ -43,7 +43,7 @@ impl Fork {
     /// `InvalidInput` if digests of the one say nothing of the other ([`Chain::is_comparable`]).
     pub fn new(tip: Chain, parent: Option<Chain>) -> Result<Self> {
         if parent.as_ref().is_some_and(|parent| !parent.is_comparable(&tip)) {
-            let what = "the snapshots are of two chains, whose digests cannot be compared";
+            let what = "the snapshots belong to chains whose digests cannot be compared";
             return Err(Error::new(ErrorKind::InvalidInput, what));
         }
         let ids = |chain: &Chain| -> Vec<_> {
@@ -271,7 +271,9 @@ impl Differences {
                 before.seek(now.span.blocks.first);
                 match before.next(now.span.blocks.end())? {
                     Some(old) => old,
-                    None => return Err(Error::corrupt("an index that ends before the image")),
+                    None => {
+                        return Err(Error::corrupt("the index ends before the end of the image"));
+                    }
                 }
             }
         };

@@ -62,7 +62,7 @@ impl Chain {
             layers.extend(below.layers.iter().cloned());
         }
         let (Some(tip), Some(base)) = (layers.first().cloned(), layers.last()) else {
-            return Err(Error::new(ErrorKind::InvalidInput, "a chain without snapshots"));
+            return Err(Error::new(ErrorKind::InvalidInput, "the chain has no snapshots"));
         };
         if base.footer().parent.is_some() {
             return Err(Error::corrupt(format!("{}: its parent is missing", base.location())));
@@ -122,7 +122,7 @@ impl Chain {
             Some(delta) => {
                 let what = format!("{}: unknown feature bits", delta.location());
                 Err(Error::new(ErrorKind::Unsupported, what).hint(message![
-                    "a later imgsnap wrote this; use that one, or take a ",
+                    "it was written by a later imgsnap; use that version, or take a ",
                     Setting::Full,
                     " snapshot",
                 ]))
@@ -171,7 +171,7 @@ pub fn check_links(layers: &[Arc<Delta>]) -> Result<()> {
 fn check_link(child: &Delta, parent: &Delta) -> Result<()> {
     check_content(child, parent)?;
     if child.header().image_id != parent.header().image_id {
-        return Err(wrong_parent(child, parent, "its parent is of another image"));
+        return Err(wrong_parent(child, parent, "its parent belongs to a different image"));
     }
     Ok(())
 }
@@ -181,15 +181,15 @@ fn check_content(child: &Delta, parent: &Delta) -> Result<()> {
     let (lower, upper) = (parent.header(), child.header());
     let link = child.footer().parent;
     let wrong = if link.map(|p| p.parent_id) != Some(parent.footer().snapshot_id) {
-        "its parent is another snapshot"
+        "its parent is a different snapshot"
     } else if (upper.block_size, upper.algorithm, upper.key)
         != (lower.block_size, lower.algorithm, lower.key)
     {
-        "its parent has another block size, digest or key"
+        "its parent has a different block size, digest or key"
     } else if link.map(|p| (p.image_bytes, p.image_digest))
         != Some((parent.footer().image_bytes, parent.footer().image_digest))
     {
-        "its parent had another content"
+        "its parent had different content"
     } else {
         return Ok(());
     };

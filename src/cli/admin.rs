@@ -28,10 +28,10 @@ pub fn label(
 fn label_text(label: Option<&str>, before: Option<&str>) -> String {
     match (label, before) {
         (Some(label), Some(before)) if label != before => {
-            format!("is labelled \"{label}\", before \"{before}\"")
+            format!("is labelled \"{label}\" (previously \"{before}\")")
         }
         (Some(label), _) => format!("is labelled \"{label}\""),
-        (None, Some(before)) => format!("has no label, before \"{before}\""),
+        (None, Some(before)) => format!("has no label (previously \"{before}\")"),
         (None, None) => "has no label".into(),
     }
 }
@@ -57,7 +57,7 @@ pub fn protect(
     context: &Context,
 ) -> Result<ExitCode> {
     let name = &reference.name;
-    let what = if protect { "is protected" } else { "is not protected any more" };
+    let what = if protect { "is protected" } else { "is no longer protected" };
     if alone {
         let snapshot = repository.protect(name, &reference.at, protect, context)?;
         return say_changed(repository, name, &snapshot, what, printer, context);
@@ -98,12 +98,12 @@ pub fn untrack(
     if printer.is_json() {
         printer.json(&json!({"name": name, "clones": removed.len(), "freed_bytes": freed}))?;
     } else if removed.is_empty() {
-        printer.line(&format!("there is no clone of \"{name}\""))?;
+        printer.line(&format!("\"{name}\" has no clones"))?;
     } else {
         let what = output::plural(removed.len() as u64, "clone");
         let freed = output::bytes(freed);
         printer.line(&format!(
-            "removed {what} of \"{name}\", {freed} freed; its next snapshot has nothing to compare with"
+            "removed {what} of \"{name}\", {freed} freed; the next snapshot reads the whole image"
         ))?;
     }
     Ok(exit::DONE)
@@ -125,8 +125,10 @@ pub fn relink(
         let refs: Vec<String> = numbers.iter().map(|n| format!("{name}@{n}")).collect();
         if !printer.is_json() {
             let refs = refs.join(", ");
-            printer
-                .line(&format!("the base image of {refs} is {}, proved", output::shown(&path)))?;
+            printer.line(&format!(
+                "the base image of {refs} is {} (verified)",
+                output::shown(&path)
+            ))?;
         } else if let Some(object) = value.as_object_mut() {
             object.insert("base_image".into(), output::path(&path));
             object.insert("bases".into(), json!(refs));

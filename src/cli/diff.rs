@@ -86,7 +86,7 @@ fn describe(before: &str, after: &str, d: &Difference) -> String {
         text.push_str(&format!("\n  image      {from} -> {to}"));
     }
     if d.changed_blocks == 0 && d.image_bytes.0 != d.image_bytes.1 {
-        return format!("{text}\n  changed    only the length: what one has more is zeros");
+        return format!("{text}\n  changed    only the length: the additional bytes are zero");
     }
     if d.changed_blocks == 0 {
         return format!("{text}\n  identical  {} compared", output::bytes(longer));
@@ -106,5 +106,9 @@ fn describe(before: &str, after: &str, d: &Difference) -> String {
     }
     let region = longer.div_ceil(MAP_REGIONS as u64).max(1);
     let shares: Vec<f64> = d.map.iter().map(|bytes| *bytes as f64 / region as f64).collect();
-    format!("{text}\n  map        one cell is {}\n{}", output::bytes(region), output::map(&shares))
+    format!(
+        "{text}\n  map        one cell represents {}\n{}",
+        output::bytes(region),
+        output::map(&shares)
+    )
 }

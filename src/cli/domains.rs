@@ -102,7 +102,7 @@ pub fn list(
             rows.push(row(name, state, disk));
         }
         let others = listing.uncovered.iter().map(|what| {
-            ["", "", "", "", "", &format!("no snapshot has {what}")].map(str::to_owned).to_vec()
+            ["", "", "", "", "", &format!("not in snapshots: {what}")].map(str::to_owned).to_vec()
         });
         rows.extend(others);
     }
@@ -119,7 +119,7 @@ fn row(name: &str, state: &str, disk: &ListedDisk) -> Vec<String> {
         _ => ("none".to_owned(), String::new()),
     };
     let note = match &disk.checkpoint {
-        CheckpointState::Missing(why) => format!("the next reads all of it: {why}"),
+        CheckpointState::Missing(why) => format!("next snapshot reads the whole disk: {why}"),
         CheckpointState::Sound | CheckpointState::NotNeeded => String::new(),
     };
     vec![name.to_owned(), state.to_owned(), disk.target.clone(), newest, age, note]
@@ -145,7 +145,7 @@ pub fn define(
         printer.json(&json!({ "name": made.name, "disks": disks, "left_out": made.left_out }))?;
         return Ok(exit::DONE);
     }
-    let mut text = format!("{} is defined", made.name);
+    let mut text = format!("defined {}", made.name);
     for disk in &made.disks {
         let place = format!("{}@{}", disk.name, disk.outcome.snapshot.number);
         text.push_str(&format!("\n  disk     {place} -> {}", disk.path.shown()));

@@ -13,7 +13,7 @@ pub fn run(place: &Where, verb: &Init, printer: &Printer) -> Result<ExitCode> {
     if verb.accept {
         let repository = repo::accept(place)?;
         let what = format!(
-            "from now on this host also uses the repository {} in {}",
+            "this host now also uses the repository {} in {}",
             repository.id(),
             repository.location()
         );
@@ -31,7 +31,7 @@ pub fn run(place: &Where, verb: &Init, printer: &Printer) -> Result<ExitCode> {
         false => repo::create(place, defaults)?,
     };
     let kind = if repository.is_sealed() { "an encrypted repository" } else { "a repository" };
-    let what = format!("made {kind} in {} ({defaults})", repository.location());
+    let what = format!("created {kind} in {} ({defaults})", repository.location());
     tell(&repository, &what, printer)
 }
 

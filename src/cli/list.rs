@@ -188,7 +188,7 @@ fn warn_of_half_written(listing: &Listing, printer: &Printer) {
         let place = format!("{name}@{target}");
         let finish = words::message(&listing.head.finishing(name, &place).into());
         printer.warn(&format!(
-            "a rollback of \"{name}\" to {place} was interrupted: its live image is a mixture; \
+            "a rollback of \"{name}\" to {place} was interrupted: its live image is only partly rolled back; \
              finish it with {finish}"
         ));
     }
@@ -199,15 +199,15 @@ pub fn warn_of_clones(name: &str, clones: &Clones, printer: &Printer) {
     for orphan in &clones.orphans {
         let (path, bytes) = (output::shown(&orphan.path), output::bytes(orphan.own_bytes));
         printer.warn(&format!(
-            "{path} is a clone that no snapshot needs, and takes {bytes}; the next snapshot of \"{name}\" \
-             removes it, or \"imgsnap untrack {name}\""
+            "{path} is a clone that no snapshot needs and occupies {bytes}; the next snapshot of \"{name}\" \
+             or \"imgsnap untrack {name}\" removes it"
         ));
     }
     if !clones.foreign.is_empty() {
         let bytes = clones.foreign.iter().map(|clone| clone.own_bytes).sum();
         let first = clones.foreign.first().map(|clone| output::shown(&clone.path));
         printer.note(&format!(
-            "{} beside \"{name}\" of other repositories, {} (such as {})",
+            "{} of other repositories beside \"{name}\", {} (such as {})",
             output::plural(clones.foreign.len() as u64, "clone"),
             output::bytes(bytes),
             first.unwrap_or_default()
@@ -221,10 +221,10 @@ fn describe(listing: &Listing, last: usize) -> String {
     let dropped: u64 = manifest.dropped.iter().map(|s| s.file_bytes).sum();
     let held = match dropped {
         0 => String::new(),
-        bytes => format!(" ({} of dropped ones)", output::bytes(bytes)),
+        bytes => format!(" ({} of dropped snapshots)", output::bytes(bytes)),
     };
     let clone = listing.clones.reference.as_ref().map_or(String::new(), |clone| {
-        format!(", {} held by its clone", output::bytes(clone.own_bytes))
+        format!(", {} used by its clone", output::bytes(clone.own_bytes))
     });
     let source = match (&listing.head.source, &manifest.source, &listing.head.elsewhere) {
         (Some(image), ..) => output::image(image),
@@ -275,9 +275,11 @@ fn pending_lines(manifest: &Manifest) -> String {
             Some(plan) if pending.is_only_kept() => {
                 let kept = manifest.snapshots.iter().find(|s| Some(s.id) == pending.parent);
                 let number = kept.map_or(0, |kept| kept.number);
-                return format!("\n  {number} is restored by plan {plan}, and kept until {until}");
+                return format!(
+                    "\n  {number} is being restored by plan {plan}; kept until {until}"
+                );
             }
-            Some(plan) => format!("it is made by plan {plan}"),
+            Some(plan) => format!("being taken by plan {plan}"),
         };
         format!("\n  {} is not finished: {parts}, kept until {until}", pending.number)
     };
@@ -337,5 +339,5 @@ fn row(listing: &Listing, s: &Snapshot, group: Option<&Members>) -> Vec<String> 
 
 /// What the clone of an image takes, and what for.
 pub fn clone_text(clone: &CloneUse) -> String {
-    format!("{} beside the image, to find what changes", output::bytes(clone.own_bytes))
+    format!("{} beside the image, used to find changes", output::bytes(clone.own_bytes))
 }

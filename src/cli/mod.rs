@@ -13,6 +13,7 @@ mod hash;
 mod init;
 mod key;
 mod list;
+mod manual;
 mod metrics;
 mod output;
 mod printer;
@@ -37,14 +38,10 @@ mod work;
 
 use args::{Args, Command};
 use clap::error::ErrorKind;
-use clap::{CommandFactory, Parser};
+use clap::{CommandFactory, FromArgMatches};
 use imgsnap::base::error::{Error, Result};
 use imgsnap::base::events::Context;
-use imgsnap::base::folder::{Folder, resolve};
-use imgsnap::base::uri::Shown;
-use imgsnap::refuse_inside_any;
 use printer::Printer;
-use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -52,7 +49,8 @@ use std::sync::atomic::AtomicBool;
 /// Parses, runs, reports; the only place that decides on the exit code.
 pub fn run() -> ExitCode {
     imgsnap::base::free_space::raise_open_files();
-    let mut args = match Args::try_parse() {
+    let parsed = manual::command().try_get_matches();
+    let mut args = match parsed.and_then(|matches| Args::from_arg_matches(&matches)) {
         Ok(args) => args,
         Err(e) => return usage::tell(&remove::not_forget(e)),
     };
@@ -205,25 +203,8 @@ fn dispatch(args: &Args, printer: &Printer, stop: Arc<AtomicBool>) -> Result<Exi
             printer.bytes(&script)?;
             Ok(exit::DONE)
         }
-        Command::Man { folder } => man(folder),
+        Command::Man { folder } => manual::write(folder),
     }
-}
-
-/// Writes a page for each verb, over those that are there.
-fn man(folder: &Path) -> Result<ExitCode> {
-    let failed = |e| Error::os("write to", folder.shown(), e);
-    refuse_inside_any(&folder.join("imgsnap.1"))?;
-    std::fs::create_dir_all(folder).map_err(failed)?;
-    let folder = Folder::open(&resolve(folder)?).map_err(failed)?;
-    let mut command = Args::command().disable_help_subcommand(true);
-    command.build();
-    let verbs = command.get_subcommands().filter(|verb| !verb.is_hide_set());
-    for page in verbs.chain([&command]).cloned().map(clap_mangen::Man::new) {
-        let mut text = Vec::new();
-        page.render(&mut text).map_err(failed)?;
-        folder.write(page.get_filename(), &text).map_err(failed)?;
-    }
-    Ok(exit::DONE)
 }
 
 /// True for verbs whose result is what was asked for, also by who wants no word more.

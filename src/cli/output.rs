@@ -14,7 +14,7 @@ use uuid::Uuid;
 /// Fails if stdout is a terminal: `what` is for a file or a pipe.
 pub fn refuse_terminal(what: &str) -> Result<()> {
     if std::io::stdout().is_terminal() {
-        let what = format!("{what} is nothing for a terminal");
+        let what = format!("refusing to write {what} to a terminal");
         return Err(
             Error::new(ErrorKind::InvalidInput, what).hint("redirect stdout to a file or a pipe")
         );
@@ -202,7 +202,7 @@ pub fn short(id: Uuid) -> String {
 /// What to say where the owner was asked to do something.
 pub fn asked(to: &str, request: Uuid) -> String {
     let id = short(request);
-    format!("asked the owner to {to}; to do it there: imgsnap requests confirm {id}")
+    format!("asked the owner to {to}; the owner can run: imgsnap requests confirm {id}")
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ pub fn run(
     let names = repo::names(repository, verb.name.as_deref())?;
     for stranger in repository.unknown_images_in_config()? {
         let what = format!("the configuration has rules for \"{}\"", stranger.escape_debug());
-        printer.warn(&format!("{what}, and there is no such image"));
+        printer.warn(&format!("{what}, but there is no such image"));
     }
     let rules = rules(&verb.keep);
     let request = PruneRequest::new()
@@ -72,8 +72,8 @@ pub fn warn_of_free_space(compaction: &Compaction, printer: &Printer) {
 pub fn warn_of_clock(pruned: &Pruned, printer: &Printer) {
     if pruned.clock_in_doubt {
         printer.warn(&format!(
-            "{}: the clock is wrong, or was when snapshots were taken, so rules by time drop nothing; set \
-             the clock, delete those with a wrong time, or use --keep-last",
+            "{}: the clock is or was wrong, so time-based rules drop nothing; set the clock, delete \
+             snapshots with a wrong time, or use --keep-last",
             pruned.name
         ));
     }
@@ -86,10 +86,10 @@ fn tell_corrected(pruned: &Pruned, printer: &Printer) {
     let name = &pruned.name;
     let more = match pruned.corrected.len() as u64 - 1 {
         0 => String::new(),
-        more => format!(", and {} more the same way", output::count(more)),
+        more => format!(", and {} more likewise", output::count(more)),
     };
     printer.warn(&format!(
-        "{name}@{first} has a time that does not fit to its number (the clock was wrong): it counts as \
+        "{name}@{first} has a time that does not fit its number (the clock was wrong); treated as \
          taken at {}{more}",
         output::time(*time)
     ));
@@ -208,7 +208,7 @@ fn lines(compaction: &Compaction, dry_run: bool) -> Vec<String> {
         let kept: u64 = compaction.merged.iter().map(|m| m.kept_bytes).sum();
         let kept = match kept {
             0 => String::new(),
-            bytes => format!("; {} in parts that stay", output::bytes(bytes)),
+            bytes => format!("; {} in parts kept as they are", output::bytes(bytes)),
         };
         lines.push(format!(
             "merged   {} into {}, {} into {about}{}{kept}",
@@ -230,7 +230,7 @@ fn lines(compaction: &Compaction, dry_run: bool) -> Vec<String> {
             bytes => format!("; --compact frees about {}", output::bytes(bytes)),
         };
         let files = output::plural(compaction.held_files, "file");
-        lines.push(format!("held     {files} of dropped snapshots on which others rest{garbage}"));
+        lines.push(format!("held     {files} of dropped snapshots that others depend on{garbage}"));
     }
     lines
 }
@@ -240,7 +240,7 @@ fn to_free(compaction: &Compaction) -> String {
     let bytes = compaction.to_free_bytes;
     match compaction.grace_seconds {
         Some(grace) => freed_later(bytes, grace),
-        None => format!("{}, once those who read are done", output::bytes(bytes)),
+        None => format!("{}, when current readers have finished", output::bytes(bytes)),
     }
 }
 
@@ -248,7 +248,10 @@ fn to_free(compaction: &Compaction) -> String {
 pub fn freed_later(bytes: u64, grace_seconds: u64) -> String {
     let days = grace_seconds.div_ceil(24 * 3600);
     let bytes = output::bytes(bytes);
-    format!("{bytes}, by a prune after {}: other hosts may read it", output::plural(days, "day"))
+    format!(
+        "{bytes}, by a prune after {} (other hosts may still read it)",
+        output::plural(days, "day")
+    )
 }
 
 pub fn delete(
@@ -351,7 +354,7 @@ pub fn flatten(
         }
         printer.json(&value)?;
     } else if before == after {
-        printer.line(&format!("{name}@{} is a base already", after.number))?;
+        printer.line(&format!("{name}@{} is already a base", after.number))?;
     } else {
         let (now, freed) = (after.file_bytes, done.freed_bytes);
         let change = match now.checked_sub(freed) {
@@ -359,7 +362,7 @@ pub fn flatten(
             None => format!("{} less", output::bytes(freed.saturating_sub(now))),
         };
         printer.line(&format!(
-            "{name}@{} is a base now  {} in its file, the repository has {change}",
+            "{name}@{} is now a base  {} in its file; the repository uses {change}",
             after.number,
             output::bytes(now)
         ))?;

@@ -22,7 +22,7 @@ pub fn not_forget(error: clap::Error) -> clap::Error {
     if !matches!(typed, Some(ContextValue::String(typed)) if typed == "forget") {
         return error;
     }
-    let what = "there is no verb \"forget\"; use \"imgsnap prune NAME\" to apply the rules, \
+    let what = "there is no command \"forget\"; use \"imgsnap prune NAME\" to apply the rules, \
                 \"imgsnap remove NAME\" to remove an image with all its snapshots, \
                 or \"imgsnap delete REF\" to remove one snapshot";
     Args::command().error(error.kind(), what)
@@ -33,7 +33,8 @@ pub fn check(verb: &Remove) -> Result<(), String> {
     if verb.yes || (std::io::stdin().is_terminal() && std::io::stderr().is_terminal()) {
         return Ok(());
     }
-    let what = "to remove an image with all its snapshots without a terminal to ask on, give --yes";
+    let what =
+        "cannot ask for confirmation without a terminal; to remove the image anyway, use --yes";
     Err(what.into())
 }
 
@@ -48,7 +49,7 @@ pub fn run(
     if !verb.yes {
         let count = listed.snapshots.len() as u64;
         let what = output::plural(count, "snapshot");
-        let question = format!("remove \"{name}\" with {what} for ever? [y/N] ");
+        let question = format!("permanently remove \"{name}\" and its {what}? [y/N] ");
         if !confirm(&question, context)? {
             printer.say("nothing was removed");
             return Ok(exit::FAILED);
@@ -78,7 +79,7 @@ pub fn say_removed(name: &str, done: &Removed, printer: &Printer) -> Result<()> 
         };
         printer.line(&format!("removed \"{name}\": {what}, {freed}"))?;
         if !done.incomplete.is_empty() {
-            printer.line(&format!("  incomplete now: {}", incomplete(&done.incomplete)))?;
+            printer.line(&format!("  now incomplete: {}", incomplete(&done.incomplete)))?;
         }
     }
     Ok(())
@@ -105,7 +106,7 @@ fn incomplete(groups: &[Members]) -> String {
 /// Asks on the terminal. A read there goes on after a signal, so another thread does it, and ends with
 /// the process.
 fn confirm(question: &str, context: &Context) -> Result<bool> {
-    let failed = |e| Error::io("cannot ask", e);
+    let failed = |e| Error::io("cannot ask for confirmation", e);
     let say = |text: &str| {
         let mut err = std::io::stderr().lock();
         err.write_all(text.as_bytes()).and_then(|()| err.flush()).map_err(failed)

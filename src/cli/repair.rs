@@ -60,8 +60,8 @@ fn open(place: &Where, printer: &Printer, context: &Context) -> Result<Repositor
     printer.warn(&tell_config(&restored));
     if store.sealing().is_some() {
         printer.warn(
-            "which key slots were removed is not known any more: look at \"imgsnap key list\", and remove \
-             those that are not to open the repository",
+            "it is no longer known which key slots had been removed: check \"imgsnap key list\", and remove \
+             those that must not open the repository",
         );
     }
     // It is another one than this host has seen.
@@ -80,13 +80,13 @@ fn tell_config(restored: &RestoredConfig) -> String {
     let what = "the configuration was lost or damaged, and was rebuilt from";
     match restored.origin {
         ConfigOrigin::Earlier(number) => {
-            format!("{what} configuration {number}; what was changed after it is lost")
+            format!("{what} configuration {number}; later changes are lost")
         }
         ConfigOrigin::OlderProgram => {
-            format!("{what} repository.toml; what was changed after that is lost")
+            format!("{what} repository.toml; later changes are lost")
         }
         _ => format!(
-            "{what} the delta files ({}); the rules of prune, and the settings, that stood in it are lost",
+            "{what} the delta files ({}); its retention rules and other settings are lost",
             restored.defaults
         ),
     }
@@ -104,7 +104,7 @@ fn of_image(
     if !sources.is_empty() {
         let brought = repository.fetch_missing(name, sources, context)?;
         for file in brought.iter().filter(|_| !printer.is_json()) {
-            printer.line(&format!("{name}: brought back {file}"))?;
+            printer.line(&format!("{name}: recovered {file}"))?;
         }
         value.insert("brought_back".into(), json!(brought));
     }
@@ -164,19 +164,19 @@ fn print(
     for file in mended {
         let what = &file.snapshot;
         printer.line(&match &file.outcome {
-            Ok(MendedBy::Copy) => format!("{what}  mended: its file was copied"),
+            Ok(MendedBy::Copy) => format!("{what}  repaired: its file was copied"),
             Ok(MendedBy::Snapshot) => {
-                format!("{what}  mended: its file was written anew from the same snapshot")
+                format!("{what}  repaired: its file was rewritten from the same snapshot")
             }
             Ok(MendedBy::Blocks(blocks)) => {
                 let blocks = output::plural(*blocks, "damaged block");
-                format!("{what}  mended: {blocks} found, its file was written anew")
+                format!("{what}  repaired: {blocks} recovered, its file was rewritten")
             }
-            Err(error) => format!("DAMAGED  {what} stays as it is: {}", words::error(error)),
+            Err(error) => format!("DAMAGED  {what} was not repaired: {}", words::error(error)),
         })?;
     }
     if mended.iter().any(|file| file.outcome.is_err()) {
-        printer.line(&format!("         \"imgsnap verify {name}\" says what is lost"))?;
+        printer.line(&format!("         \"imgsnap verify {name}\" shows what is lost"))?;
     }
     Ok(())
 }
@@ -199,7 +199,7 @@ fn repair_manifest(
                 value.insert("still_unused".into(), json!(repaired.unused));
             }
             for file in repaired.unused.iter().filter(|_| !printer.is_json()) {
-                printer.line(&format!("{name}: still not used, kept: {file}"))?;
+                printer.line(&format!("{name}: kept, but still not used: {file}"))?;
             }
             repaired.unused.is_empty()
         }
@@ -207,7 +207,8 @@ fn repair_manifest(
     if !repaired.renumbered.is_empty() {
         let renumbered = &repaired.renumbered;
         for (old, new) in renumbered.iter().filter(|_| !printer.is_json()) {
-            printer.line(&format!("{name}@{old} is {name}@{new} now: no number was left"))?;
+            printer
+                .line(&format!("{name}@{old} is now {name}@{new}: no higher number was left"))?;
         }
         let pairs = renumbered.iter().map(|(old, new)| json!({"old": old, "new": new}));
         value.insert("renumbered".into(), pairs.collect());
@@ -231,13 +232,13 @@ fn repair_manifest(
     }
     if !repaired.missing.is_empty() {
         let how = format!("\"imgsnap repair {name} --from REPO\"");
-        printer.line(&format!("{name}: the manifest is sound; bring back its files with {how}"))?;
+        printer.line(&format!("{name}: the manifest is intact; recover its files with {how}"))?;
     } else if missing.is_empty()
         && repaired.rebuilt.is_none()
         && is_sound
         && repaired.renumbered.is_empty()
     {
-        printer.line(&format!("{name}: the manifest is sound, nothing to repair"))?;
+        printer.line(&format!("{name}: the manifest is intact; nothing to repair"))?;
     }
     Ok(is_sound && missing.is_empty())
 }
@@ -265,19 +266,20 @@ fn tell_rebuilt(
     let what = output::plural(*snapshots, "snapshot");
     printer.line(&format!("{name}: rebuilt the manifest with {what}"))?;
     for (file, reason) in unused {
-        printer.line(&format!("  not used, kept: {file}: {}", words::message(reason)))?;
+        printer.line(&format!("  kept, but not used: {file}: {}", words::message(reason)))?;
     }
     if !unused.is_empty() {
         let how = format!("\"imgsnap repair {name} --from REPO\"");
-        printer.line(&format!("  put these files right, or bring them back with {how}"))?;
+        printer.line(&format!("  repair or recover these files with {how}"))?;
     }
     for (number, label) in unlabelled {
-        printer.line(&format!("  {name}@{number} has no label: a later one is \"{label}\""))?;
+        printer
+            .line(&format!("  {name}@{number} lost its label: a later snapshot has \"{label}\""))?;
     }
     if source.is_none() {
         let hint = format!("\"imgsnap relink {name} IMAGE\"");
-        printer.line(&format!("  the live file is not known any more: {hint}"))?;
+        printer.line(&format!("  the live file is no longer known; set it with {hint}"))?;
     }
-    printer.line(&format!("  now check it with \"imgsnap verify {name}\""))?;
+    printer.line(&format!("  next, check it with \"imgsnap verify {name}\""))?;
     Ok(unused.is_empty())
 }

@@ -147,8 +147,8 @@ fn usual_place() -> Result<PathBuf> {
     let data = variable("XDG_DATA_HOME").filter(|p| p.is_absolute());
     let data = data.or_else(|| variable("HOME").map(|home| home.join(".local/share")));
     data.map(|data| data.join("imgsnap")).ok_or_else(|| {
-        Error::new(ErrorKind::NotFound, "no repository is named, and there is no home folder")
-            .hint(Message::from("name one with ").then(Setting::Repo))
+        Error::new(ErrorKind::NotFound, "no repository was given, and there is no home folder")
+            .hint(Message::from("give one with ").then(Setting::Repo))
     })
 }
 
@@ -274,7 +274,7 @@ pub fn open_or_make(
         // Also where it is to be quiet: it may not be where it was meant to be.
         let defaults = repository.defaults();
         let what = if repository.is_sealed() { "an encrypted repository" } else { "a repository" };
-        printer.tell(&format!("made {what} in {} ({defaults})", location.shown()));
+        printer.tell(&format!("created {what} in {} ({defaults})", location.shown()));
     }
     Ok(repository.reading_within(context))
 }
@@ -291,7 +291,9 @@ pub fn or_take_back<T>(
         match repository.take_back() {
             Ok(true) => printer.tell(&format!("removed the repository in {place} again")),
             Ok(false) => {}
-            Err(e) => printer.warn(&format!("an empty repository stays: {}", words::error(&e))),
+            Err(e) => {
+                printer.warn(&format!("an empty repository was left behind: {}", words::error(&e)))
+            }
         }
     }
     outcome
@@ -308,9 +310,9 @@ pub fn create_single(place: &Where, defaults: Defaults) -> Result<Repository> {
     match place.place()?.location {
         Location::Remote(_) => Repository::init_single(place.store()?, defaults, place.host()),
         Location::Folder(path) => {
-            let what = format!("{}: a folder keeps hosts apart by itself", path.shown());
+            let what = format!("{}: a folder always excludes concurrent writers", path.shown());
             Err(Error::new(ErrorKind::InvalidInput, what)
-                .hint(Message::from("make it without ").then(Setting::SingleWriter)))
+                .hint(Message::from("create it without ").then(Setting::SingleWriter)))
         }
     }
 }

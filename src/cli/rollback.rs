@@ -75,9 +75,7 @@ fn describe(name: &str, done: &RollbackOutcome, seconds: f64) -> String {
     let found = if done.scanned {
         format!("by a scan of the image ({read} read)")
     } else if let Some(HintKind::Extents) = done.hint {
-        format!(
-            "by clones of the image, which know what changed, and from the tables ({read} read)"
-        )
+        format!("by comparing clones of the image, and from the tables ({read} read)")
     } else if done.image.machine().is_some() {
         "from the tables of the two snapshots alone".into()
     } else {
@@ -85,7 +83,7 @@ fn describe(name: &str, done: &RollbackOutcome, seconds: f64) -> String {
     };
     if done.dry_run {
         return [
-            format!("{image} would be brought to {to}  (dry run: nothing was changed)"),
+            format!("{image} would be rolled back to {to}  (dry run: nothing was changed)"),
             format!("  write    {written}"),
             format!("  found    {found}"),
         ]
@@ -93,16 +91,17 @@ fn describe(name: &str, done: &RollbackOutcome, seconds: f64) -> String {
     }
     let resumed = if done.resumed { ", finishing an interrupted rollback" } else { "" };
     let saved = match done.saved {
-        Some(number) => format!("the state before is {name}@{number}"),
-        None => "the state before was not saved".into(),
+        Some(number) => format!("the previous state, as {name}@{number}"),
+        None => "nothing".into(),
     };
-    let proved = if done.proved { "yes, by a scan" } else { "not by a scan (--prove does that)" };
+    let proved =
+        if done.proved { "yes, by a full scan" } else { "not by a full scan (use --prove)" };
     [
-        format!("{image} is {to} again{resumed}"),
+        format!("rolled back {image} to {to}{resumed}"),
         format!("  written  {written} in {}", output::duration(seconds)),
         format!("  found    {found}"),
         format!("  saved    {saved}"),
-        format!("  proved   {proved}"),
+        format!("  verified {proved}"),
     ]
     .join("\n")
 }

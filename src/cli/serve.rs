@@ -33,7 +33,7 @@ impl Read for Timely {
             PollTimeout::try_from(SILENCE_MILLISECONDS).unwrap_or(PollTimeout::NONE),
         )? == 0
         {
-            let why = "the host that asked is silent";
+            let why = "the client stopped responding";
             return Err(io::Error::new(io::ErrorKind::TimedOut, why));
         }
         // Not by way of its buffer, which a poll does not see.

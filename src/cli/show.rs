@@ -16,9 +16,9 @@ use std::process::ExitCode;
 fn state_text(consistency: Consistency) -> Option<&'static str> {
     match consistency {
         Consistency::Stopped => None,
-        Consistency::Unknown => Some("whether somebody wrote to it meanwhile is not known"),
-        Consistency::Frozen => Some("in use when it was taken, and its file systems were frozen"),
-        _ => Some("in use when it was taken: as after a power failure (crash-consistent)"),
+        Consistency::Unknown => Some("unknown whether the image was written to meanwhile"),
+        Consistency::Frozen => Some("taken while in use, with its file systems frozen"),
+        _ => Some("taken while in use: crash-consistent, as after a power failure"),
     }
 }
 
@@ -72,7 +72,7 @@ pub fn run(
         ("time", format!("{}, {}", output::time(s.time), output::age(s.time))),
         ("parent", parent_text(manifest, s, parent, &refs)),
         ("found", found),
-        ("proved", proved),
+        ("verified", proved),
         ("children", refs(&children)),
         ("needed by", needed_by(s).unwrap_or("no other image".into())),
         (
@@ -119,7 +119,7 @@ pub fn run(
         rows.insert(8, ("file mode", attributes_text(attributes)));
     }
     if s.protected {
-        rows.insert(1, ("protected", "yes: nothing drops it".into()));
+        rows.insert(1, ("protected", "yes: it cannot be dropped".into()));
     }
     if !s.attachments.is_empty() {
         let names: Vec<&str> = s.attachments.iter().map(|part| part.name.as_str()).collect();
@@ -170,31 +170,34 @@ fn attributes_text(attributes: &FileAttributes) -> String {
 /// Who told what may have changed, and how much of the rest was looked at.
 fn found_text(manifest: &Manifest, s: &Snapshot) -> (String, String) {
     let Some(hint) = s.hint else {
-        let proved = if s.unread_blocks > 0 { "all but what is unread" } else { "all of it" };
-        return ("by reading all of it".into(), proved.into());
+        let proved =
+            if s.unread_blocks > 0 { "all but the unread blocks" } else { "the whole image" };
+        return ("by reading the whole image".into(), proved.into());
     };
     let since = manifest.stored().into_iter().find(|other| other.id == hint.since);
-    let since = since.map_or("a snapshot that is gone".into(), |other| {
+    let since = since.map_or("a snapshot that no longer exists".into(), |other| {
         format!("{}@{}", manifest.name, other.number)
     });
     let named = output::bytes(hint.named_bytes);
     let how = match hint.kind {
-        HintKind::Extents => format!("by clones of it and of {since}: {named} may have changed"),
-        HintKind::List => format!("by a list since {since}: {named} may have changed"),
-        HintKind::Bitmap => format!("by a bitmap since {since}: {named} may have changed"),
+        HintKind::Extents => {
+            format!("by comparing clones of it and of {since}: {named} may have changed")
+        }
+        HintKind::List => format!("by a list of changes since {since}: {named} may have changed"),
+        HintKind::Bitmap => format!("by a dirty bitmap since {since}: {named} may have changed"),
         HintKind::Times => format!("its file was not written to since {since}"),
     };
     let recheck = match recheck_cycle(s, &hint) {
-        None => "nothing of what is called unchanged".to_owned(),
+        None => "none of what was reported unchanged".to_owned(),
         Some(cycle) => format!(
-            "{} of what is called unchanged, all of it in {}",
+            "{} of what was reported unchanged, all of it within {}",
             output::bytes(hint.recheck_blocks.saturating_mul(s.block_bytes.into())),
             output::plural(cycle, "snapshot")
         ),
     };
     let missed = match hint.missed_blocks {
         0 => String::new(),
-        blocks => format!("; {} had changed all the same", output::plural(blocks, "block")),
+        blocks => format!("; {} had changed nevertheless", output::plural(blocks, "block")),
     };
     (how, format!("{recheck}{missed}"))
 }

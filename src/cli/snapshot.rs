@@ -35,7 +35,7 @@ pub fn check(verb: &Verb) -> Result<(), String> {
     ];
     for (option, is_given) in of_one {
         if is_given {
-            return Err(format!("{option} is of one image; snapshot it by itself"));
+            return Err(format!("{option} applies to one image only; snapshot it separately"));
         }
     }
     let of = |image: &ImageUri| SnapshotRequest::new(image.clone());
@@ -206,11 +206,14 @@ fn request(image: &ImageUri, verb: &Verb) -> Result<SnapshotRequest> {
 fn read_list(path: &Path) -> Result<ChangeList> {
     let failed = |e| Error::os("read", path.shown(), e);
     let mut bytes = Vec::new();
-    let file = File::open(path).map_err(failed)?;
+    let file: Box<dyn Read> = match path == Path::new("-") {
+        true => Box::new(std::io::stdin().lock()),
+        false => Box::new(File::open(path).map_err(failed)?),
+    };
     file.take(MAX_LIST_BYTES + 1).read_to_end(&mut bytes).map_err(failed)?;
     if bytes.len() as u64 > MAX_LIST_BYTES {
-        let what = format!("{} is longer than any list of changes", path.shown());
-        return Err(Error::new(ErrorKind::LimitExceeded, what).hint("merge what lies side by side"));
+        let what = format!("{} is too long for a list of changes", path.shown());
+        return Err(Error::new(ErrorKind::LimitExceeded, what).hint("merge adjacent ranges"));
     }
     ChangeList::parse(&bytes).map_err(|e| e.at(path.shown()))
 }
@@ -255,7 +258,7 @@ fn brief(taken: &SnapshotOutcome) -> String {
     let s = &taken.snapshot;
     let name = format!("{}@{}", taken.name, s.number);
     if taken.outcome == Outcome::Skipped {
-        return format!("{name}  unchanged, no snapshot was made");
+        return format!("{name}  unchanged, no snapshot was taken");
     }
     let (changed, stored) = (output::bytes(s.changed_bytes), output::bytes(s.file_bytes));
     let since = taken.parent_number.map_or("all of".to_owned(), |n| format!("since @{n}, of"));
@@ -267,14 +270,12 @@ fn describe(taken: &SnapshotOutcome, verb: &Verb) -> String {
     let (s, base_image) = (&taken.snapshot, verb.base_image.as_deref());
     let name = format!("{}@{}", taken.name, s.number);
     if taken.outcome == Outcome::Skipped {
-        return format!("{name} is what the image still is; no snapshot was made");
+        return format!("unchanged since {name}; no snapshot was taken");
     }
     let what = match taken.parent_number {
         None => match &s.base_of {
             Some(of) => format!("changes since {}", of.place()),
-            None if verb.elsewhere.find_base => {
-                "a base: there is no other image to begin from".to_owned()
-            }
+            None if verb.elsewhere.find_base => "a base: no similar image was found".to_owned(),
             None => "a base".to_owned(),
         },
         Some(number) if base_image.is_some() => {
@@ -329,19 +330,19 @@ fn notes(taken: &SnapshotOutcome) -> Vec<(&'static str, String, String)> {
     if let Some(hint) = taken.hint {
         let named = output::bytes(hint.named_bytes);
         let (amount, rest) = match hint.kind {
-            HintKind::Extents => (named, "may have changed, by two clones"),
-            HintKind::List => (named, "may have changed, by the list"),
-            HintKind::Bitmap => (named, "may have changed, by the bitmap"),
-            HintKind::Times => (output::bytes(0), "its file was not written to since the parent"),
+            HintKind::Extents => (named, "may have changed, according to two clones"),
+            HintKind::List => (named, "may have changed, according to the list"),
+            HintKind::Bitmap => (named, "may have changed, according to the bitmap"),
+            HintKind::Times => (output::bytes(0), "the file was not written to since the parent"),
         };
         let read = taken.snapshot.read_bytes.unwrap_or(0).saturating_sub(hint.named_bytes);
         let rest = match read {
             0 => rest.to_owned(),
-            more => format!("{rest}; {} of the rest looked at, too", output::bytes(more)),
+            more => format!("{rest}; {} of the rest was also read", output::bytes(more)),
         };
         notes.push(("tracked", amount, rest));
     } else if let Some(reason) = &taken.full_scan_reason {
-        notes.push(("tracked", "no".into(), format!("all of it was read: {reason}")));
+        notes.push(("tracked", "no".into(), format!("the whole image was read: {reason}")));
     }
     if let Ok(geometry) = taken.snapshot.geometry()
         && !taken.unread.is_empty()
@@ -352,7 +353,9 @@ fn notes(taken: &SnapshotOutcome) -> Vec<(&'static str, String, String)> {
     }
     if let Some(user) = &taken.user {
         let waited = match (taken.clone_seconds, taken.stopped_seconds) {
-            (Some(seconds), _) => format!(", whose writes waited {}", output::seconds(seconds)),
+            (Some(seconds), _) => {
+                format!(", whose writes were held up for {}", output::seconds(seconds))
+            }
             (None, Some(seconds)) => {
                 format!(", which was stopped for {}", output::seconds(seconds))
             }

@@ -157,7 +157,7 @@ fn describe(stats: &Stats) -> String {
     let dropped = match manifest.dropped.len() as u64 {
         0 => "none".to_owned(),
         files => format!(
-            "{}, {}, on which others rest",
+            "{}, {}, that others depend on",
             output::plural(files, "snapshot"),
             output::bytes(stats.dropped_bytes)
         ),
@@ -184,12 +184,12 @@ fn describe(stats: &Stats) -> String {
     if manifest.snapshots.is_empty() {
         return text;
     }
-    text.push_str("\n\nsnapshots, and what would be free without each\n");
+    text.push_str("\n\nsnapshots, and the space that dropping each would free\n");
     text.push_str(&snapshots(stats));
     text.push_str("\n\ngrowth by day\n");
     text.push_str(&days(stats));
     if stats.heat.iter().any(|bytes| *bytes > 0) {
-        text.push_str("\n\nwhere it changes\n");
+        text.push_str("\n\nwhere the image changes\n");
         text.push_str(&regions(stats));
     }
     text
@@ -232,7 +232,7 @@ fn days(stats: &Stats) -> String {
     let table = output::table(&["DAY", ">SNAPSHOTS", ">CHANGED", ">STORED"], &rows);
     match skipped {
         0 => table,
-        days => format!("{table}\n  ({} before are in --json)", output::plural(days as u64, "day")),
+        days => format!("{table}\n  ({} before: see --json)", output::plural(days as u64, "day")),
     }
 }
 
@@ -256,7 +256,7 @@ fn regions(stats: &Stats) -> String {
         })
         .collect();
     format!(
-        "{}\n  one cell is {}; the hottest:\n{}",
+        "{}\n  one cell represents {}; most changed:\n{}",
         output::map(&shares),
         output::bytes(stats.cell_bytes),
         output::table(&[">AT", ">CHANGED", ">OF ALL"], &rows)

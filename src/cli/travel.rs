@@ -146,11 +146,11 @@ fn tell_import(
         return printer.json(&value);
     }
     if !imported.is_new {
-        return printer.line(&format!("{name}@{} is here already", snapshot.number));
+        return printer.line(&format!("{name}@{} is already in the repository", snapshot.number));
     }
     let label = snapshot.label.as_ref().map_or(String::new(), |label| format!("  \"{label}\""));
     printer.line(&format!(
-        "{name}@{}{label}  {} imported and proved in {}",
+        "{name}@{}{label}  {} imported and verified in {}",
         snapshot.number,
         output::bytes(snapshot.file_bytes),
         output::duration(seconds)
@@ -208,7 +208,7 @@ fn tell_apply(
     printer: &Printer,
 ) -> Result<ExitCode> {
     let line = format!(
-        "{} -> {}  {} written in {}; the image of snapshot {}, image digest proved",
+        "{} -> {}  {} written in {}; the image of snapshot {}, image digest verified",
         output::plural(verb.deltas.len() as u64, "delta"),
         output::shown(to),
         output::bytes(done.written_bytes),

@@ -28,7 +28,7 @@ pub fn warn_of_others(repository: &Path, printer: &Printer) {
             let place = path.shown();
             let what = if is_repository { "" } else { ", and so can the repository in it" };
             printer.warn(&format!(
-                "{place} {why}{what}; who changes it decides which file a rollback overwrites"
+                "{place} {why}{what}; whoever changes it can choose what a rollback overwrites"
             ));
             return;
         }

@@ -24,7 +24,7 @@ pub fn tell(error: &Error) -> ExitCode {
     let typed: Vec<String> =
         std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
     let is_json = typed.iter().take_while(|word| *word != "--").any(|word| word == "--json");
-    printer::wrong_usage(&message(error), &advice(&typed), is_json);
+    printer::wrong_usage(&message(error), &advice(error.kind(), &typed), is_json);
     ExitCode::from(exit::USAGE)
 }
 
@@ -44,11 +44,14 @@ fn message(error: &Error) -> String {
 }
 
 /// Where it says what can be typed.
-fn advice(typed: &[String]) -> String {
+fn advice(kind: ErrorKind, typed: &[String]) -> String {
     let command = Args::command();
     let verb = typed.iter().find_map(|word| command.find_subcommand(word));
-    match verb {
-        Some(verb) => format!("see \"imgsnap {} --help\"", verb.get_name()),
-        None => "see \"imgsnap --help\"".to_owned(),
+    match (verb.map(clap::Command::get_name), kind) {
+        (Some("prune"), ErrorKind::MissingRequiredArgument) => {
+            "give the name of an image, or --all for all images".to_owned()
+        }
+        (Some(verb), _) => format!("see \"imgsnap {verb} --help\""),
+        (None, _) => "see \"imgsnap --help\"".to_owned(),
     }
 }

@@ -81,12 +81,12 @@ pub fn report(
     } else {
         print_damage(verified, quick, printer)?;
         let depth = if quick {
-            "stored bytes checked, not each block (leave out --quick for that)".to_owned()
+            "checksums of stored bytes checked (omit --quick to check each block)".to_owned()
         } else {
             format!("{} and every image digest checked", output::plural(verified.blocks, "block"))
         };
         let verdict = match (verified.damaged.len() as u64, verified.unchecked.len() as u64) {
-            (0, 0) => "sound".to_owned(),
+            (0, 0) => "no damage found".to_owned(),
             (0, n) => format!("no damage found, but {} NOT CHECKED", output::count(n)),
             (n, 0) => format!("{} FOUND", output::plural(n, "damage").to_uppercase()),
             (n, more) => format!(
@@ -154,14 +154,14 @@ fn print_damage(verified: &Verified, quick: bool, printer: &Printer) -> Result<(
         printer.line(&format!("LOST     {}  {what}", loss.snapshot))?;
     }
     if !verified.whole.is_empty() {
-        printer.line(&format!("whole    {}", verified.whole.join(", ")))?;
+        printer.line(&format!("intact   {}", verified.whole.join(", ")))?;
     }
     let names = verified.lost.iter().filter_map(|loss| loss.snapshot.split('@').next());
     let mut names: Vec<&str> = names.collect();
     names.dedup();
     for name in names {
         let how = format!("imgsnap repair {name} --from REPO|IMAGE");
-        printer.line(&format!("what is lost may be had from elsewhere: \"{how}\""))?;
+        printer.line(&format!("to recover what is lost from elsewhere, run \"{how}\""))?;
     }
     Ok(())
 }

@@ -19,7 +19,7 @@ use std::sync::{Mutex, PoisonError};
 /// What clap cannot judge: each image must be one of its own.
 pub fn check(verb: &Watch) -> Result<(), String> {
     if verb.images.len() > 1 && verb.name.is_some() {
-        return Err("--name is of one image; watch it by itself".into());
+        return Err("--name applies to one image only; watch it separately".into());
     }
     let of = |image: &ImageUri| SnapshotRequest::new(image.clone());
     let requests: Vec<_> = verb.images.iter().map(of).collect();
@@ -55,8 +55,8 @@ pub fn run(place: &Where, verb: &Watch, printer: &Printer, context: &Context) ->
     })
 }
 
-/// Fails for a file that does not exist. Later, it may only be away for a while, as what a link leads to may be
-/// now.
+/// Fails for a file that does not exist. Later, it may only be away for a while, as what a link leads to may
+/// be now.
 fn ensure_there(image: &ImageUri) -> Result<()> {
     let Some(path) = image.file() else { return Ok(()) };
     match std::fs::symlink_metadata(path) {
@@ -119,8 +119,11 @@ fn print(watched: &Watched, printer: &Printer) -> Result<()> {
                 1 => String::new(),
                 times => format!(" (failed {times} times in a row)"),
             };
-            let again =
-                format!("{now}  {}{times}: {}; again in {next}", watched.name, words::error(error));
+            let again = format!(
+                "{now}  {}{times}: {}; retrying in {next}",
+                watched.name,
+                words::error(error)
+            );
             printer.failure(&again);
             Ok(())
         }
@@ -131,7 +134,7 @@ fn describe(watched: &Watched, done: &SnapshotOutcome) -> String {
     let s = &done.snapshot;
     let took = output::duration(watched.seconds);
     if done.outcome == Outcome::Skipped {
-        return format!("{}@{}  unchanged, looked at in {took}", done.name, s.number);
+        return format!("{}@{}  unchanged, checked in {took}", done.name, s.number);
     }
     let dropped = match &watched.pruned {
         Some(Ok(pruned)) if pruned.requested.is_some() => ", asked the owner to drop some".into(),
@@ -139,7 +142,7 @@ fn describe(watched: &Watched, done: &SnapshotOutcome) -> String {
         _ => String::new(),
     };
     let window = watched.rpo_seconds.map_or(String::new(), |seconds| {
-        format!(", {} after the one before", output::duration(seconds))
+        format!(", {} after the previous one", output::duration(seconds))
     });
     let in_use = if s.consistency.is_in_use() { ", in use" } else { "" };
     format!(

@@ -108,7 +108,7 @@ impl Delta {
             Footer::decode(&foot, file_bytes, header.content()).map_err(|e| e.at(&place))?;
         store.keep_index(name, file_bytes - FOOTER_BYTES as u64, &foot);
         if header.layout() == FrameLayout::Absent && footer.parent.is_some() {
-            let what = "a snapshot in a base image that is no base";
+            let what = "a snapshot in a base image is not a base";
             return Err(Error::corrupt(what).at(&place));
         }
         let hasher = Hasher::new(header.algorithm, header.key);
@@ -224,7 +224,7 @@ impl Delta {
     /// # Errors
     /// `Corrupt` if it is missing, damaged or another one.
     pub fn part(&self, index: usize) -> Result<&Arc<Part>> {
-        let none = || Error::corrupt("a part that is none").at(self.location());
+        let none = || Error::corrupt("not a valid part").at(self.location());
         let slot = self.parts.get(index).ok_or_else(none)?;
         if let Some(part) = slot.part.get() {
             return Ok(part);
@@ -254,7 +254,7 @@ impl Delta {
                 == (whole.image_id, whole.block_size, whole.algorithm, whole.key)
             && own.frame_blocks <= whole.frame_blocks;
         if !is_it {
-            let what = format!("it is not the part that {} names", self.location());
+            let what = format!("it is not the part that {} refers to", self.location());
             return Err(Error::corrupt(what).at(part.location()));
         }
         Ok(part)
@@ -304,20 +304,20 @@ fn read_table(
     hasher: &Hasher,
 ) -> Result<PartTable> {
     let root = footer.root.filter(|root| root.offset == HEADER_BYTES as u64);
-    let root = root.ok_or_else(|| Error::corrupt("a layer file with other records"))?;
+    let root = root.ok_or_else(|| Error::corrupt("unexpected records in a layer file"))?;
     let record_bytes = root.record_bytes as usize;
     if record_bytes > RECORD_HEAD_BYTES + crate::format::record::MAX_PAYLOAD_BYTES as usize {
-        return Err(Error::corrupt(format!("a record of {record_bytes} bytes")));
+        return Err(Error::corrupt(format!("invalid record length {record_bytes}")));
     }
     let mut bytes = vec![0; HEADER_BYTES + record_bytes];
     store.read_index(name, 0, &mut bytes)?;
     let (_, record) = bytes.split_at(HEADER_BYTES);
-    let head = record.first_chunk().ok_or_else(|| Error::corrupt("a short record"))?;
+    let head = record.first_chunk().ok_or_else(|| Error::corrupt("the record is too short"))?;
     let head = RecordHead::decode(head)?;
     let payload = record.get(RECORD_HEAD_BYTES..).unwrap_or_default();
     head.verify(header.file_id, root.offset, payload)?;
     if head.kind != RecordKind::Parts || head.checksum != root.checksum {
-        return Err(Error::corrupt("no table of parts where one should be"));
+        return Err(Error::corrupt("the table of parts is missing"));
     }
     let mut content = hasher.stream();
     content.update(&bytes);
@@ -339,6 +339,6 @@ fn read_table(
             store.keep_index(name, 0, &bytes);
             Ok(table)
         }
-        false => Err(Error::corrupt("its table of parts is not what its footer says")),
+        false => Err(Error::corrupt("its table of parts does not match its footer")),
     }
 }

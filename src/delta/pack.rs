@@ -87,7 +87,7 @@ pub fn write_produced<'a, T: Send>(
         })?;
         let writer = write_pieces(header, compression, context, receiver, out, written);
         let produced = producer.join().unwrap_or_else(|_| {
-            let what = "a thread that made a delta ended; this is a fault of imgsnap";
+            let what = "a thread that wrote a delta failed; this is a bug in imgsnap";
             Err(Error::new(ErrorKind::Io, what))
         });
         // If writing failed, the producer only found that nobody listens any more.

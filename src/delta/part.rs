@@ -106,7 +106,7 @@ impl Part {
         let footer = PartFooter::decode(&foot, file_bytes).map_err(|e| e.at(&place))?;
         store.keep_index(name, file_bytes - FOOTER_BYTES as u64, &foot);
         if header.content() == Content::Parts || header.layout() == FrameLayout::Absent {
-            return Err(Error::corrupt("a part without frames of its own").at(&place));
+            return Err(Error::corrupt("the part has no frames of its own").at(&place));
         }
         let content = PartContent::of(&footer);
         let part = Self::new(store, name.into(), header, content, caches.clone());
@@ -149,9 +149,7 @@ impl Part {
         let is_within = bounds.first >= blocks.first && bounds.end() <= blocks.end();
         match is_within || blocks == ALL_BLOCKS {
             true => Ok(()),
-            false => {
-                Err(Error::corrupt("a table beyond the range of its part").at(self.location()))
-            }
+            false => Err(Error::corrupt("a table extends beyond its part").at(self.location())),
         }
     }
 
@@ -215,11 +213,11 @@ impl Part {
     fn read_frame(&self, place: FrameRef, raw: &mut [u8], record: &mut Vec<u8>) -> Result<()> {
         let head = self.read_record(place, record)?;
         let RecordKind::Frame { codec, block_count } = head.kind else {
-            return Err(Error::corrupt("no frame where one should be"));
+            return Err(Error::corrupt("expected a frame"));
         };
         let blocks = raw.len() / self.header.block_size.in_memory();
         if usize::from(block_count) != blocks {
-            let what = format!("a frame of {block_count} blocks, its page says {blocks}");
+            let what = format!("the frame has {block_count} blocks, but its page says {blocks}");
             return Err(Error::corrupt(what));
         }
         self.caches.count_decoded(raw.len());
@@ -239,7 +237,9 @@ impl Part {
         let Some((first, _)) = row.first() else { return Ok(Vec::new()) };
         let records_end = self.content.file_bytes - FOOTER_BYTES as u64;
         if first.offset.saturating_add(records.len() as u64) > records_end {
-            return Err(Error::corrupt("a record beyond the end of the file").at(self.location()));
+            return Err(
+                Error::corrupt("a record extends beyond the end of the file").at(self.location())
+            );
         }
         self.read_at(first.offset, records)?;
         let mut rest: &[u8] = records;
@@ -247,7 +247,7 @@ impl Part {
         for &(place, block_count) in row {
             let at =
                 |e: Error| e.at(self.record_place("frame", place.offset)).at_offset(place.offset);
-            let short = || at(Error::corrupt("a short record"));
+            let short = || at(Error::corrupt("the record is too short"));
             let (record, after) =
                 rest.split_at_checked(place.record_bytes as usize).ok_or_else(short)?;
             rest = after;
@@ -261,7 +261,7 @@ impl Part {
                 {
                     found.push((codec, block_count, head.payload_bytes as usize));
                 }
-                _ => return Err(at(Error::corrupt("not the frame that its page names"))),
+                _ => return Err(at(Error::corrupt("the frame does not match its page"))),
             }
         }
         Ok(found)
@@ -284,7 +284,7 @@ impl Part {
             Page::Index(page, level) => (page.bounds(), *level),
         };
         if bounds != blocks || level + 1 != parent_level {
-            let what = "the page is not the one that its index page names";
+            let what = "the page does not match its index page";
             return Err(Error::corrupt(what).at(self.record_place("page", offset)));
         }
         Ok(page)
@@ -321,9 +321,7 @@ impl Part {
             RecordKind::Index { level } => {
                 Ok(Page::Index(Arc::new(IndexPage::decode(payload, at)?), level))
             }
-            RecordKind::Frame { .. } | RecordKind::Parts => {
-                Err(Error::corrupt("another record where a page should be"))
-            }
+            RecordKind::Frame { .. } | RecordKind::Parts => Err(Error::corrupt("expected a page")),
         }
     }
 
@@ -345,11 +343,11 @@ impl Part {
     }
 
     fn checked(&self, place: FrameRef, record: &[u8]) -> Result<RecordHead> {
-        let head = record.first_chunk().ok_or_else(|| Error::corrupt("a short record"))?;
+        let head = record.first_chunk().ok_or_else(|| Error::corrupt("the record is too short"))?;
         let head = RecordHead::decode(head)?;
         head.verify(self.header.file_id, place.offset, payload_of(record))?;
         if head.checksum != place.checksum {
-            return Err(Error::corrupt("not the record that its page names"));
+            return Err(Error::corrupt("the record does not match its page"));
         }
         Ok(head)
     }
@@ -362,7 +360,7 @@ impl Part {
     pub fn load_record(&self, place: FrameRef, record: &mut Vec<u8>) -> Result<RecordHead> {
         self.make_room(place, record)?;
         self.read_at(place.offset, record)?;
-        let head = record.first_chunk().ok_or_else(|| Error::corrupt("a short record"))?;
+        let head = record.first_chunk().ok_or_else(|| Error::corrupt("the record is too short"))?;
         RecordHead::decode(head)
     }
 
@@ -372,10 +370,10 @@ impl Part {
         let records_end = self.content.file_bytes - FOOTER_BYTES as u64;
         let length = (place.record_bytes as usize).checked_sub(RECORD_HEAD_BYTES);
         let (Some(length), true) = (length, end.is_some_and(|e| e <= records_end)) else {
-            return Err(Error::corrupt("a record beyond the end of the file"));
+            return Err(Error::corrupt("a record extends beyond the end of the file"));
         };
         if length > crate::format::record::MAX_PAYLOAD_BYTES as usize {
-            return Err(Error::corrupt(format!("a record of {length} bytes")));
+            return Err(Error::corrupt(format!("invalid record length {length}")));
         }
         record.resize(RECORD_HEAD_BYTES + length, 0);
         Ok(())

@@ -79,7 +79,7 @@ pub fn scrub_part(part: &Part, geometry: Geometry, depth: Depth, context: &Conte
         },
     )?;
     if feed.content.digest() != part.content().content_digest {
-        return Err(Error::corrupt("the digest of the file differs").at(part.location()));
+        return Err(Error::corrupt("file digest mismatch").at(part.location()));
     }
     walk.finish().map_err(|e| e.at(part.location()))?;
     Ok(blocks)
@@ -176,7 +176,9 @@ fn check(part: &Part, depth: Depth, piece: &FilePiece) -> Result<Vec<Checked>> {
             RecordKind::Frame { block_count, .. }
                 if u32::from(block_count) > part.header().frame_blocks =>
             {
-                return Err(place(Error::corrupt(format!("a frame of {block_count} blocks"))));
+                return Err(place(Error::corrupt(format!(
+                    "invalid frame of {block_count} blocks"
+                ))));
             }
             RecordKind::Frame { codec, block_count } if depth == Depth::Blocks => {
                 let size = part.header().block_size.in_memory();
@@ -256,7 +258,7 @@ impl<'a> Walk<'a> {
                     are_first
                 });
                 if !is_below {
-                    return Err(Error::corrupt("the page names other pages than stand before it"));
+                    return Err(Error::corrupt("the page does not match the pages before it"));
                 }
                 (*level, page.bounds())
             }
@@ -268,7 +270,7 @@ impl<'a> Walk<'a> {
         }
         if let Some(orphans) = self.orphans.get_mut(level) {
             if orphans.len() >= MAX_ORPHANS {
-                return Err(Error::corrupt("too many pages that no index page names"));
+                return Err(Error::corrupt("too many pages are not in any index page"));
             }
             orphans.push(ChildRef {
                 blocks: bounds,
@@ -283,11 +285,11 @@ impl<'a> Walk<'a> {
     fn table(&mut self, page: &TablePage) -> Result<()> {
         let frames = std::mem::take(&mut self.frames);
         if !page.frames.iter().eq(frames.iter().map(|(place, _)| place)) {
-            return Err(Error::corrupt("the page names other frames than stand before it"));
+            return Err(Error::corrupt("the page does not match the frames before it"));
         }
         let want = (0..).map(|index| page.ordinals_of(index).len() as u32);
         if frames.iter().zip(want).any(|((_, have), want)| *have != want) {
-            return Err(Error::corrupt("frames hold other blocks than their page says"));
+            return Err(Error::corrupt("the frames do not match the blocks of their page"));
         }
         self.part.check_within(page)?;
         if page.bounds().first < self.end_block {
@@ -296,7 +298,7 @@ impl<'a> Walk<'a> {
         let digests = std::mem::take(&mut self.digests);
         if !digests.is_empty() {
             if digests != page.digests {
-                return Err(Error::corrupt("a block is not what its digest says"));
+                return Err(Error::corrupt("block digest mismatch"));
             }
             self.check_end(page)?;
         }
@@ -322,13 +324,13 @@ impl<'a> Walk<'a> {
 
     fn finish(self) -> Result<()> {
         if !self.frames.is_empty() || self.counts != self.part.content().counts {
-            return Err(Error::corrupt("the records are not those that the footer counts"));
+            return Err(Error::corrupt("the records do not match the counts in the footer"));
         }
         let roots: Vec<ChildRef> = self.orphans.into_iter().flatten().collect();
         let named = self.part.content().root.map(|r| (r.offset, r.record_bytes, r.checksum));
         let last = roots.last().map(|r| (r.offset, r.record_bytes, r.checksum));
         if roots.len() > 1 || last != named {
-            return Err(Error::corrupt("the footer names another root than the file has"));
+            return Err(Error::corrupt("the footer does not match the root page"));
         }
         Ok(())
     }

@@ -151,7 +151,7 @@ impl<F: FnMut(&[u8]) -> Result<()>> LayerOutput for F {
     }
 
     fn end_part(&mut self, _: &PartFooter) -> Result<Uuid> {
-        Err(Error::new(ErrorKind::Internal, "a part where one file was to be written"))
+        Err(Error::new(ErrorKind::Internal, "a part was written instead of one file"))
     }
 }
 

@@ -204,7 +204,7 @@ impl Footer {
             return Err(Error::corrupt("no valid footer: the file is truncated or damaged"));
         }
         if wire.file_bytes.get() != file_bytes {
-            let what = format!("the footer is of a file of {} bytes", wire.file_bytes);
+            let what = format!("the footer belongs to a file of {} bytes", wire.file_bytes);
             return Err(Error::corrupt(what));
         }
         if wire.reserved.iter().any(|&b| b != 0) {
@@ -212,7 +212,9 @@ impl Footer {
         }
         let image_bytes = wire.image_bytes.get();
         if image_bytes == 0 || image_bytes > MAX_IMAGE_BYTES {
-            return Err(Error::corrupt(format!("footer: an image of {image_bytes} bytes")));
+            return Err(Error::corrupt(format!(
+                "footer: invalid image size of {image_bytes} bytes"
+            )));
         }
         let number = wire.number.get();
         if number == 0 || number >= MAX_NUMBER || wire.time_nanoseconds.get() >= 1_000_000_000 {
@@ -241,12 +243,12 @@ fn decode_parent(wire: &FooterWire) -> Result<Option<Lineage>> {
     let image_digest = ImageDigest(u128::from_le_bytes(wire.parent_image_digest));
     if parent_id.is_nil() {
         if image_bytes != 0 || image_digest.0 != 0 || wire.zero_blocks.get() != 0 {
-            return Err(Error::corrupt("footer: a base with traces of a parent"));
+            return Err(Error::corrupt("footer: a base must not have a parent"));
         }
         return Ok(None);
     }
     if image_bytes == 0 || image_bytes > MAX_IMAGE_BYTES {
-        return Err(Error::corrupt(format!("footer: a parent of {image_bytes} bytes")));
+        return Err(Error::corrupt(format!("footer: invalid parent size of {image_bytes} bytes")));
     }
     Ok(Some(Lineage { parent_id, image_bytes, image_digest }))
 }
@@ -275,7 +277,11 @@ pub(super) fn check_counts(counts: Counts, file_bytes: u64) -> Result<Counts> {
     let fits = counts.data_blocks <= file_bytes / size_of::<Digest>() as u64
         && records.iter().all(|count| *count <= file_bytes)
         && counts.zero_blocks.max(counts.unread_blocks) <= MAX_BLOCKS;
-    if fits { Ok(counts) } else { Err(Error::corrupt("footer: more than its file can hold")) }
+    if fits {
+        Ok(counts)
+    } else {
+        Err(Error::corrupt("footer: the counts exceed what the file can hold"))
+    }
 }
 
 fn decode_root(wire: &FooterWire, file_bytes: u64) -> Result<Option<RootRef>> {
@@ -297,7 +303,7 @@ pub(super) fn decode_root_of(
     let records_end = file_bytes.saturating_sub(FOOTER_BYTES as u64);
     if is_empty && offset == 0 && record_bytes == 0 && checksum == 0 {
         if records_end != HEADER_BYTES as u64 {
-            return Err(Error::corrupt("footer: records without a root"));
+            return Err(Error::corrupt("footer: there are records, but no root page"));
         }
         return Ok(None);
     }

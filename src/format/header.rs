@@ -168,7 +168,7 @@ impl Header {
         // First: what is damaged must not pass for a later version.
         let (covered, _) = bytes.split_at(HEADER_BYTES - 4);
         if wire.checksum.get() != crc32(covered) {
-            return Err(Error::corrupt("header: checksum differs"));
+            return Err(Error::corrupt("header: checksum mismatch"));
         }
         if wire.version.get() < VERSION
             || (wire.version.get() == VERSION && wire.header_bytes.get() != HEADER_BYTES as u32)
@@ -176,7 +176,10 @@ impl Header {
             return Err(Error::corrupt("header: its version is damaged"));
         }
         if wire.version.get() > VERSION {
-            let what = format!("delta format version {}, this program knows 1", wire.version);
+            let what = format!(
+                "unsupported delta format version {} (this program supports 1)",
+                wire.version
+            );
             return Err(later(what));
         }
         let features = Features {
@@ -204,7 +207,9 @@ impl Header {
         let frame_blocks = wire.frame_blocks.get();
         let frame_bytes = u64::from(frame_blocks) * u64::from(block_size.bytes());
         if frame_blocks == 0 || (frame_blocks > 1 && frame_bytes > u64::from(MAX_FRAME_BYTES)) {
-            return Err(Error::corrupt(format!("header: {frame_blocks} blocks in a frame")));
+            return Err(Error::corrupt(format!(
+                "header: invalid frame size of {frame_blocks} blocks"
+            )));
         }
         let algorithm = match wire.digest_algorithm.get() {
             1 => DigestAlgorithm::Xxh3,
@@ -224,7 +229,8 @@ impl Header {
 }
 
 fn later(what: String) -> Error {
-    Error::new(ErrorKind::Unsupported, what).hint("a later imgsnap wrote this; use that one")
+    Error::new(ErrorKind::Unsupported, what)
+        .hint("it was written by a later imgsnap; use that version")
 }
 
 #[cfg(test)]

@@ -83,7 +83,7 @@ impl IndexPage {
         let head: &IndexWire = take_one(bytes, "head")?;
         let count = head.entry_count.get();
         if count == 0 || count > MAX_INDEX_ENTRIES || head.reserved.get() != 0 {
-            return Err(Error::corrupt(format!("an index page of {count} entries")));
+            return Err(Error::corrupt(format!("invalid index page of {count} entries")));
         }
         let wires: &[ChildWire] = take(bytes, count as usize, "entries")?;
         if !bytes.is_empty() {
@@ -100,7 +100,7 @@ impl IndexPage {
             let child_end = wire.offset.get().checked_add(wire.record_bytes.get().into());
             let begins = wire.offset.get() >= super::header::HEADER_BYTES as u64;
             if !begins || child_end.is_none_or(|e| e > offset) {
-                return Err(Error::corrupt("a child that does not stand before its page"));
+                return Err(Error::corrupt("a child page does not precede its page"));
             }
             children.push(ChildRef {
                 blocks: BlockRange::between(first, end),

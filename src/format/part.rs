@@ -149,7 +149,7 @@ impl PartFooter {
             return Err(Error::corrupt("no valid part footer: the file is truncated or damaged"));
         }
         if wire.file_bytes.get() != file_bytes || file_bytes > MAX_PART_BYTES {
-            let what = format!("the part footer is of a file of {} bytes", wire.file_bytes);
+            let what = format!("the part footer belongs to a file of {} bytes", wire.file_bytes);
             return Err(Error::corrupt(what));
         }
         let before = u128::from_le_bytes(wire.before_terms);
@@ -180,7 +180,7 @@ impl PartFooter {
 
 fn range_of(first: u64, end: u64) -> Result<BlockRange> {
     if first >= end || end > MAX_BLOCKS {
-        return Err(Error::corrupt(format!("a part from block {first} to {end}")));
+        return Err(Error::corrupt(format!("invalid part from block {first} to {end}")));
     }
     Ok(BlockRange::between(first, end))
 }
@@ -312,10 +312,10 @@ impl PartTable {
         let head: &PartsWire = take_one(bytes, "head")?;
         let (count, cell_blocks) = (head.part_count.get() as usize, head.cell_blocks.get());
         if count == 0 || count > MAX_PARTS || head.reserved.get() != 0 {
-            return Err(Error::corrupt(format!("a table of {count} parts")));
+            return Err(Error::corrupt(format!("invalid table of {count} parts")));
         }
         if cell_blocks == 0 || cell_blocks > MAX_BLOCKS {
-            return Err(Error::corrupt(format!("parts on a grid of {cell_blocks} blocks")));
+            return Err(Error::corrupt(format!("invalid part grid of {cell_blocks} blocks")));
         }
         let wires: &[PartWire] = take(bytes, count, "parts")?;
         if !bytes.is_empty() {
@@ -332,7 +332,7 @@ impl PartTable {
             last_end = blocks.end();
             let file_bytes = wire.file_bytes.get();
             if file_bytes > MAX_PART_BYTES || wire.counts.table_count.get() == 0 {
-                return Err(Error::corrupt(format!("a part of {file_bytes} bytes")));
+                return Err(Error::corrupt(format!("invalid part size of {file_bytes} bytes")));
             }
             parts.push(PartEntry {
                 object: Uuid::from_bytes(wire.object),

@@ -108,11 +108,11 @@ impl RecordHead {
             b"TABL" if detail == 0 => RecordKind::Table,
             b"PART" if detail == 0 => RecordKind::Parts,
             b"INDX" if (1..=MAX_LEVEL).contains(&detail) => RecordKind::Index { level: detail },
-            _ => return Err(Error::corrupt("no record where one should be")),
+            _ => return Err(Error::corrupt("expected a record")),
         };
         let payload_bytes = wire.payload_bytes.get();
         if payload_bytes == 0 || payload_bytes > MAX_PAYLOAD_BYTES {
-            return Err(Error::corrupt(format!("a record of {payload_bytes} bytes")));
+            return Err(Error::corrupt(format!("invalid record length {payload_bytes}")));
         }
         Ok(Self { kind, payload_bytes, checksum: wire.checksum.get() })
     }
@@ -122,7 +122,7 @@ impl RecordHead {
         if payload.len() != self.payload_bytes as usize
             || self.checksum != self.checksum_over(file_id, offset, payload)
         {
-            return Err(Error::corrupt("checksum differs"));
+            return Err(Error::corrupt("checksum mismatch"));
         }
         Ok(())
     }

@@ -178,7 +178,9 @@ impl TablePage {
         let head: &TableWire = take_one(bytes, "head")?;
         let (run_count, data_count) = (head.run_count.get(), head.data_count.get());
         if run_count == 0 || run_count > MAX_PAGE_ITEMS || data_count > MAX_PAGE_ITEMS {
-            return Err(Error::corrupt(format!("a page of {run_count} runs, {data_count} blocks")));
+            return Err(Error::corrupt(format!(
+                "invalid page of {run_count} runs, {data_count} blocks"
+            )));
         }
         let frame_count = head.frame_count.get();
         let fits = match layout {
@@ -187,7 +189,7 @@ impl TablePage {
             FrameLayout::Absent => frame_count == 0,
         };
         if !fits {
-            return Err(Error::corrupt("the number of frames does not fit that of blocks"));
+            return Err(Error::corrupt("the number of frames does not fit the number of blocks"));
         }
         if head.reserved.get() != 0 {
             return Err(Error::corrupt("reserved bytes are not zero"));
@@ -219,7 +221,7 @@ impl TablePage {
 fn decode_runs(head: &TableWire, wires: &[RunWire]) -> Result<Vec<Run>> {
     let base = head.first_block.get();
     if base >= MAX_BLOCKS {
-        return Err(Error::corrupt("a page beyond the end of any image"));
+        return Err(Error::corrupt("the page is beyond the end of any image"));
     }
     let mut runs = Vec::with_capacity(wires.len());
     let (mut end, mut ordinal) = (base, 0u32);
@@ -230,7 +232,7 @@ fn decode_runs(head: &TableWire, wires: &[RunWire]) -> Result<Vec<Run>> {
             0 => RunKind::Data,
             1 => RunKind::Zero,
             2 => RunKind::Unread,
-            _ => return Err(Error::corrupt("a run of unknown kind")),
+            _ => return Err(Error::corrupt("unknown kind of run")),
         };
         let first = base + u64::from(wire.start.get());
         if count == 0 || first < end || (index == 0 && first != base) {
@@ -242,7 +244,7 @@ fn decode_runs(head: &TableWire, wires: &[RunWire]) -> Result<Vec<Run>> {
             // No overflow: a sum of at most 4096 counts below 2^30 could; so compare each time.
             ordinal = ordinal.saturating_add(count);
             if ordinal > head.data_count.get() {
-                return Err(Error::corrupt("more blocks in runs than digests"));
+                return Err(Error::corrupt("there are more blocks in runs than digests"));
             }
         }
     }
@@ -259,13 +261,13 @@ fn decode_counts(counts: &[U16], most: u32, data_count: u32) -> Result<Vec<u32>>
     for count in counts {
         let count = u32::from(count.get());
         if count == 0 || count > most {
-            return Err(Error::corrupt(format!("a frame of {count} blocks")));
+            return Err(Error::corrupt(format!("invalid frame of {count} blocks")));
         }
         end += count;
         ends.push(end);
     }
     if end != data_count {
-        return Err(Error::corrupt("the frames hold other blocks than the runs say"));
+        return Err(Error::corrupt("the frames do not match the blocks of the runs"));
     }
     Ok(ends)
 }
@@ -284,12 +286,12 @@ fn decode_frames(wires: &[FrameWire], table_offset: u64) -> Result<Vec<FrameRef>
         let (bytes, head) = (frame.record_bytes, super::record::RECORD_HEAD_BYTES as u32);
         let fits = bytes > head && bytes <= head + super::record::MAX_PAYLOAD_BYTES;
         if !fits || frame.offset.checked_add(bytes.into()) != Some(end) {
-            return Err(Error::corrupt("frames do not stand directly before their page"));
+            return Err(Error::corrupt("the frames do not directly precede their page"));
         }
         end = frame.offset;
     }
     if end < super::header::HEADER_BYTES as u64 {
-        return Err(Error::corrupt("a frame within the header"));
+        return Err(Error::corrupt("a frame overlaps the header"));
     }
     Ok(frames)
 }

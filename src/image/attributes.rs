@@ -218,20 +218,21 @@ impl TryFrom<Wire> for FileAttributes {
         let is_octal = mode.len() == 4 && mode.bytes().all(|digit| (b'0'..=b'7').contains(&digit));
         let mode =
             u32::from_str_radix(&mode, 8).ok().filter(|mode| is_octal && *mode <= PERMISSIONS);
-        let mode = mode.ok_or("a mode is four octal digits, and permissions only")?;
+        let mode = mode.ok_or("a mode must be four octal digits of permissions")?;
         // To the kernel that number means that nothing is changed.
         if uid == u32::MAX || gid == u32::MAX {
             return Err("there is no such user or group");
         }
         if !xattrs.keys().all(|name| is_remembered(name)) {
-            return Err("an extended attribute that no snapshot remembers");
+            return Err("unsupported extended attribute");
         }
         let values = xattrs.into_iter().map(|(name, text)| Some((name, from_hex(&text)?)));
-        let xattrs = values.collect::<Option<_>>().ok_or("a value is pairs of hex digits")?;
+        let xattrs =
+            values.collect::<Option<_>>().ok_or("a value must be pairs of hexadecimal digits")?;
         let attributes = Self { uid, gid, mode, xattrs };
         match attributes.xattr_bytes() {
             ..=MAX_REMEMBERED_BYTES => Ok(attributes),
-            _ => Err("more extended attributes than a snapshot remembers"),
+            _ => Err("too many extended attributes"),
         }
     }
 }

@@ -39,7 +39,7 @@ impl BaseImage {
 
     /// What to call it in a message.
     pub fn location(&self) -> String {
-        let path = self.path.as_ref().map_or("(not known)".into(), |p| p.shown().to_string());
+        let path = self.path.as_ref().map_or("(unknown)".into(), |p| p.shown().to_string());
         format!("{}: base image {path}", self.snapshot)
     }
 
@@ -47,26 +47,24 @@ impl BaseImage {
     pub fn changed(&self, blocks: BlockRange, offset: u64) -> Error {
         let (first, last) = (blocks.first, blocks.end() - 1);
         let what = match blocks.count {
-            1 => format!("block {first} (byte {offset}) is not what it was"),
-            count => format!(
-                "blocks {first} to {last} ({count} from byte {offset} on) are not what they were"
-            ),
+            1 => format!("block {first} (byte {offset}) has changed"),
+            count => {
+                format!("blocks {first} to {last} ({count} from byte {offset} on) have changed")
+            }
         };
         Error::corrupt(format!("{}: {what}", self.location()))
-            .hint("somebody wrote to that file; put the original back")
+            .hint("the file was modified; put the original back")
     }
 
     /// Fails unless it is there with so many bytes, which are not examined.
     pub fn check_size(&self, bytes: u64) -> Result<()> {
         let file = self.file()?;
-        let failed = |e| Error::os("look at", self.location(), e);
+        let failed = |e| Error::os("access", self.location(), e);
         let mut file = file.as_ref();
         let have = file.seek(SeekFrom::End(0)).map_err(failed)?;
         if have != bytes {
-            let what = format!("{}: it has {have} bytes, not {bytes} as it had", self.location());
-            return Err(
-                Error::corrupt(what).hint("somebody wrote to that file; put the original back")
-            );
+            let what = format!("{}: it has {have} bytes instead of {bytes}", self.location());
+            return Err(Error::corrupt(what).hint("the file was modified; put the original back"));
         }
         Ok(())
     }
@@ -90,7 +88,7 @@ impl BaseImage {
                 }
                 Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
                 Err(e) => {
-                    let what = format!("{}: cannot be read at {offset}", self.location());
+                    let what = format!("{}: cannot read at byte {offset}", self.location());
                     return Err(Error::io(what, e).at_offset(offset));
                 }
             }
@@ -106,10 +104,10 @@ impl BaseImage {
         }
         let name = self.snapshot.split('@').next().unwrap_or_default();
         let relink = Verb::Relink.of(name).asking(Setting::BaseImage);
-        let hint = message!["say where it is with ", relink];
+        let hint = message!["set its location with ", relink];
         let Some(path) = &self.path else {
             let what = format!(
-                "{}: it is not known where its base image is, which has its {} blocks",
+                "{}: the location of its base image, which holds its {} blocks, is unknown",
                 self.snapshot, self.block_count
             );
             return Err(Error::corrupt(what).hint(hint));
@@ -117,7 +115,7 @@ impl BaseImage {
         let opened = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
         let file = Arc::new(opened.map_err(|e| {
             let what = format!(
-                "{}, which has its {} blocks, cannot be opened",
+                "cannot open {}, which holds its {} blocks",
                 self.location(),
                 self.block_count,
             );

@@ -54,7 +54,7 @@ impl DeviceWatch {
     /// # Errors
     /// `Busy` if somebody else has it open in a way that does not go together with ours, with his name.
     pub fn begin(file: &File, path: &Path, intent: Intent) -> Result<Self> {
-        let failed = |e| Error::os("look at", path.shown(), e);
+        let failed = |e| Error::os("access", path.shown(), e);
         let number = file.metadata().map_err(failed)?.rdev();
         let folders = related(number);
         let numbers = folders.iter().filter_map(|folder| number_in(folder)).chain([number]);
@@ -105,9 +105,9 @@ impl DeviceWatch {
     pub fn refuse_changes(&self, file: &File) -> Result<()> {
         self.refuse_others(Intent::Read)?;
         if self.written_now(file) != self.written {
-            let what = format!("{} was written to while it was read", self.place.shown());
+            let what = format!("{} was written to while it was being read", self.place.shown());
             return Err(Error::new(ErrorKind::Busy, what)
-                .hint(message![Action::Retry, " when nobody writes to it"]));
+                .hint(message![Action::Retry, " when nothing writes to it"]));
         }
         Ok(())
     }

@@ -87,7 +87,7 @@ impl Disk {
                     .hint("restore to another object, or to a file"))
             }
             ImageUri::Machine(uri) => {
-                let what = format!("{uri} is a disk of a machine, which has it open");
+                let what = format!("{uri} is in use by its machine");
                 Err(Error::new(ErrorKind::Busy, what).hint("shut the machine down"))
             }
         }
@@ -109,8 +109,10 @@ impl Disk {
         if format == ImageFormat::QCOW2 {
             return ThroughQemu::write(file, by.backing_ok, context).map(Self::ThroughQemu);
         }
-        let what =
-            format!("{} is a {format} image, which is not changed in place", file.path().shown());
+        let what = format!(
+            "{} is a {format} image, which cannot be changed in place",
+            file.path().shown()
+        );
         Err(Error::new(ErrorKind::Unsupported, what)
             .hint("restore to a new file, and convert that"))
     }
@@ -133,7 +135,7 @@ impl Disk {
             Self::Nbd(disk) => Ok(Box::new(NbdInPlace::new(disk))),
             Self::ThroughQemu(disk) => Ok(Box::new(NbdInPlace::of_image(disk.disk()))),
             Self::Qcow2(_) | Self::Remote(_) => {
-                let what = format!("{} was opened to be read", self.name());
+                let what = format!("{} was opened read-only", self.name());
                 Err(Error::new(ErrorKind::Internal, what))
             }
         }
@@ -204,9 +206,9 @@ impl Disk {
             Self::Nbd(disk) => disk.bitmap_ranges(),
             Self::Raw(_) | Self::Remote(_) | Self::ThroughQemu(_) => {
                 let what =
-                    format!("no bitmap \"{}\" can be read of {}", name.escape_debug(), self.name());
+                    format!("cannot read a bitmap \"{}\" of {}", name.escape_debug(), self.name());
                 Err(Error::new(ErrorKind::Unsupported, what)
-                    .hint("bitmaps are read of qcow2 files and of NBD exports"))
+                    .hint("only qcow2 files and NBD exports have bitmaps"))
             }
         }
     }

@@ -69,23 +69,23 @@ impl Fingerprint {
     /// `Mismatch` with what differs; of the disk.
     pub fn check(&self, disk: &Disk, with_samples: bool) -> Result<()> {
         let changed = |what: &str| {
-            let what = format!("{} was written to since it was planned: {what}", disk.name());
+            let what = format!("{} was modified since it was planned: {what}", disk.name());
             Err(Error::new(ErrorKind::Mismatch, what)
-                .hint("make a new plan, of an image that nobody writes to"))
+                .hint("make a new plan, of an image that nothing writes to"))
         };
         let source = disk.source();
         if source.image_bytes() != self.bytes {
-            return changed("it has another length");
+            return changed("its length has changed");
         }
         if times(disk) != (self.mtime_ns, self.ctime_ns) {
-            return changed("its times are others");
+            return changed("its times have changed");
         }
         if tag(disk) != self.tag.as_deref() {
-            return changed("its ETag is another");
+            return changed("its ETag has changed");
         }
         for known in self.samples.iter().filter(|_| with_samples) {
             if sample(source, known.offset)? != *known {
-                return changed(&format!("other bytes at {}", known.offset));
+                return changed(&format!("its bytes at {} have changed", known.offset));
             }
         }
         Ok(())

@@ -124,9 +124,9 @@ impl ImageFormat {
     pub fn refusal_of_relink(self, place: &impl fmt::Display) -> Error {
         let what = format!("{place} looks like a {} image", self.name);
         Error::new(ErrorKind::Unsupported, what).hint(message![
-            "say so with ",
+            "confirm that with ",
             Setting::Format.to(self.qemu),
-            ", or, if it is a raw disk all the same, use ",
+            ", or, if it really is a raw disk, use ",
             Setting::Format.to("raw"),
         ])
     }
@@ -134,14 +134,14 @@ impl ImageFormat {
     /// Why an image of it is not taken as it is.
     pub fn refusal(self, place: &impl fmt::Display) -> Error {
         let (name, qemu) = (self.name, self.qemu);
-        let what = format!("{place} looks like a {name} image, not like a raw one");
+        let what = format!("{place} looks like a {name} image, not a raw image");
         let convert =
             format!("convert it with \"qemu-img convert -f {qemu} -O raw {place} NEW.img\"");
         let through = match self.is_read_through_qemu() {
             true => message![", read it through qemu-nbd with ", Setting::ViaQemu],
             false => message![""],
         };
-        let hint = message![convert, through, ", or, if it is a raw disk all the same, use "];
+        let hint = message![convert, through, ", or, if it really is a raw disk, use "];
         Error::new(ErrorKind::Unsupported, what).hint(hint.then(Setting::Format.to("raw")))
     }
 }

@@ -78,7 +78,7 @@ impl ImageGuard {
     pub fn check(&self, file: &File, path: &Path) -> Result<()> {
         match self.lease {
             Some(lease) if !sys::holds_lease(file, lease) => {
-                let what = format!("{}: another program opened it meanwhile", path.shown());
+                let what = format!("{} was opened by another program meanwhile", path.shown());
                 Err(Error::new(ErrorKind::Busy, what)
                     .hint(message![Action::Retry, " when that program is done"]))
             }

@@ -114,7 +114,7 @@ impl DeviceIdentity {
         for ((what, was), (_, is)) in names(self).into_iter().zip(names(now)) {
             if let (Some(was), Some(is)) = (was, is) {
                 if was != is {
-                    return Some(format!("its {what} was {was} and is {is}"));
+                    return Some(format!("its {what} was {was} and is now {is}"));
                 }
                 is_known = true;
             }
@@ -122,26 +122,26 @@ impl DeviceIdentity {
         match (&self.loop_file, &now.loop_file) {
             (Some(was), Some(is)) if !was.is_same(is) => {
                 let (was, is) = (&was.path, &is.path);
-                return Some(format!("the file of its loop device was {was} and is {is}"));
+                return Some(format!("the file of its loop device was {was} and is now {is}"));
             }
             (Some(_), Some(_)) => is_known = true,
             (None, None) => {}
-            _ => return Some("one of them is a loop device".into()),
+            _ => return Some("only one of them is a loop device".into()),
         }
         let is_same_part = self.partition.is_some() && self.partition == now.partition;
         if self.partition_start != now.partition_start && !is_same_part {
-            return Some("it begins at another place of its disk".into());
+            return Some("it starts at a different position on its disk".into());
         }
         if is_known {
             return None;
         }
         if self.bytes != now.bytes {
-            return Some(format!("it had {} bytes and has {}", self.bytes, now.bytes));
+            return Some(format!("its size was {} bytes and is now {}", self.bytes, now.bytes));
         }
         let id = |table: &Option<String>| table.clone().unwrap_or("none".into());
         (self.table != now.table).then(|| {
             let (was, is) = (id(&self.table), id(&now.table));
-            format!("the id of its partition table was {was} and is {is}")
+            format!("the id of its partition table was {was} and is now {is}")
         })
     }
 }
@@ -209,8 +209,12 @@ impl LiveIdentity {
                 (!is_same).then(|| "it was replaced by another file".to_owned())
             }
             (Self::Device(was), Self::Device(is)) => was.difference(is),
-            (Self::File { .. }, Self::Device(_)) => Some("it was a file, and is a device".into()),
-            (Self::Device(_), Self::File { .. }) => Some("it was a device, and is a file".into()),
+            (Self::File { .. }, Self::Device(_)) => {
+                Some("it was a file and is now a device".into())
+            }
+            (Self::Device(_), Self::File { .. }) => {
+                Some("it was a device and is now a file".into())
+            }
         }
     }
 }
@@ -235,13 +239,13 @@ mod tests {
             (
                 disk(Some("a"), 1, None),
                 disk(Some("b"), 1, None),
-                "its serial number was a and is b",
+                "its serial number was a and is now b",
             ),
             // A guest may do what it likes with its table, and a volume may grow.
             (disk(Some("a"), 1, Some("x")), disk(Some("a"), 2, Some("y")), ""),
             (disk(None, 1, Some("x")), disk(Some("a"), 1, Some("x")), ""),
             (disk(None, 1, Some("x")), disk(None, 1, Some("y")), "the id of its partition table"),
-            (disk(None, 1, None), disk(None, 2, None), "it had 1 bytes and has 2"),
+            (disk(None, 1, None), disk(None, 2, None), "its size was 1 bytes and is now 2"),
             (
                 disk(None, 1, None),
                 disk(None, 1, Some("y")),
@@ -249,7 +253,7 @@ mod tests {
             ),
             (looped("/a", 1), looped("/a", 2), "the file of its loop device was /a"),
             (looped("/a", 1), looped("/b", 1), ""),
-            (looped("/a", 1), disk(None, 0, None), "one of them is a loop device"),
+            (looped("/a", 1), disk(None, 0, None), "only one of them is a loop device"),
         ] {
             let found = was.difference(&is).unwrap_or_default();
             assert!(found.starts_with(want) && found.is_empty() == want.is_empty(), "{found}");

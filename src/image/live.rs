@@ -45,7 +45,7 @@ impl LiveImage {
                 Ok(Self::held(Disk::Remote(RemoteImage::open(url, context.transfer())?)))
             }
             ImageUri::Machine(uri) => {
-                let what = format!("{uri} is read only as it was at a point in time");
+                let what = format!("{uri} cannot be read directly, only by taking a snapshot");
                 Err(Error::new(ErrorKind::Unsupported, what))
             }
         }
@@ -68,13 +68,13 @@ impl LiveImage {
             (_, Some(user)) => {
                 let what = format!("{place} is a {format} image in use by {user}");
                 Err(Error::new(ErrorKind::Busy, what)
-                    .hint("shut the virtual machine down, or take it from an NBD export of it"))
+                    .hint("shut it down, or take it through QEMU, libvirt or an NBD export"))
             }
             (Disk::Raw(file), None) => Ok(Self::held(Disk::within(file, format, by, context)?)),
             (_, None) => {
-                let what = format!("{place} is no file: its disk cannot be in a {format} image");
+                let what = format!("{place} is not a file, so it cannot contain a {format} image");
                 Err(Error::new(ErrorKind::Unsupported, what)
-                    .hint("let the server export the disk that is in it"))
+                    .hint("have the server export the disk itself"))
             }
         }
     }

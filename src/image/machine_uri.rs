@@ -55,14 +55,14 @@ impl DomainName {
             text.is_empty() || text.len() > MAX_NAME_BYTES || text.contains(char::is_control)
         };
         if is_bad(name) || name.contains('/') {
-            let what = format!("no domain is called \"{}\"", name.escape_debug());
+            let what = format!("invalid domain name \"{}\"", name.escape_debug());
             return Err(Error::new(ErrorKind::InvalidInput, what)
                 .hint("write libvirt:DOMAIN or libvirt:DOMAIN/DISK"));
         }
         if let Some(uri) = connect.filter(|uri| is_bad(uri) || uri.starts_with('-')) {
-            let what = format!("\"{}\" is no URI of a hypervisor", uri.escape_debug());
+            let what = format!("invalid hypervisor URI \"{}\"", uri.escape_debug());
             return Err(
-                Error::new(ErrorKind::InvalidInput, what).hint("write it as qemu:///system")
+                Error::new(ErrorKind::InvalidInput, what).hint("write it like qemu:///system")
             );
         }
         Ok(Self { connect: connect.map(str::to_owned), name: name.to_owned() })
@@ -87,7 +87,7 @@ impl MachineUri {
             Error::new(ErrorKind::InvalidInput, what).hint("write qemu:SOCKET or qemu:SOCKET/DISK")
         };
         if bytes.is_empty() || bytes.ends_with(b"/") || bytes.contains(&0) {
-            return Err(invalid("it ends without a name"));
+            return Err(invalid("the name after '/' is missing"));
         }
         let is_socket = |path: &Path| path.metadata().is_ok_and(|m| m.file_type().is_socket());
         let whole = || Self::qmp(text.to_owned());
@@ -120,13 +120,13 @@ impl MachineUri {
     /// `InvalidInput` if it names no domain.
     pub fn parse_domain(text: &OsStr) -> Result<Self> {
         let text = text.to_str().ok_or_else(|| {
-            let what = "the name of a domain is UTF-8";
+            let what = "the name of the domain is not UTF-8";
             Error::new(ErrorKind::InvalidInput, what)
         })?;
         if text.is_empty() {
-            let what = "libvirt: names no domain";
+            let what = "missing domain name after 'libvirt:'";
             return Err(Error::new(ErrorKind::InvalidInput, what)
-                .hint("write libvirt:DOMAIN or libvirt:DOMAIN/DISK; libvirt:* is all of them"));
+                .hint("write libvirt:DOMAIN, libvirt:DOMAIN/DISK, or libvirt:* for all"));
         }
         if let Some((name, rest)) = text.strip_prefix("//").and_then(|rest| rest.split_once(DISK)) {
             let (disk, connect) = match rest.split_once(CONNECT) {

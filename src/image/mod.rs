@@ -151,8 +151,10 @@ impl Window<'_> {
     pub fn check(&self, source: &dyn Source) -> Result<()> {
         match self {
             Self::Mapped(window, _) if window.is_poisoned() => {
-                let what =
-                    format!("{} became shorter or unreadable while it was read", source.name());
+                let what = format!(
+                    "{} became shorter or unreadable while it was being read",
+                    source.name()
+                );
                 Err(Error::new(ErrorKind::Busy, what)
                     .hint(message![Action::Retry, " when nobody changes it, and check its disk"]))
             }

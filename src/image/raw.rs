@@ -77,7 +77,7 @@ impl RawFile {
         });
         let file = opened.map_err(|e| open_error(path, e))?;
         if !file.metadata().is_ok_and(|meta| meta.is_file()) {
-            let what = format!("{} is no file", path.shown());
+            let what = format!("{} is not a file", path.shown());
             return Err(Error::new(ErrorKind::Unsupported, what));
         }
         Self::unguarded(file, path)
@@ -86,7 +86,7 @@ impl RawFile {
     /// A file that nobody can write to: there is no other descriptor of it, and it has no name. It is
     /// called `path` in messages.
     pub fn unguarded(file: File, path: &Path) -> Result<Self> {
-        let failed = |e| Error::os("look at", path.shown(), e);
+        let failed = |e| Error::os("access", path.shown(), e);
         Ok(Self {
             image_bytes: file.metadata().map_err(failed)?.len(),
             opened: times(&file, path)?,
@@ -110,7 +110,7 @@ impl RawFile {
         let meta = std::fs::metadata(path).map_err(|e| Error::os("open image", &place, e))?;
         let is_device = meta.file_type().is_block_device();
         if !meta.is_file() && !is_device {
-            let what = if meta.is_dir() { "a folder" } else { "no file and no block device" };
+            let what = if meta.is_dir() { "a folder" } else { "neither a file nor a block device" };
             return Err(Error::new(ErrorKind::InvalidInput, format!("{place} is {what}"))
                 .hint("name a raw disk image or a block device"));
         }
@@ -244,9 +244,9 @@ impl RawFile {
     }
 
     fn truncated(&self, at: u64) -> Error {
-        let what = format!("{} became shorter while it was read", self.path.shown());
+        let what = format!("{} became shorter while it was being read", self.path.shown());
         Error::new(ErrorKind::Busy, format!("{what} (no byte at {at})"))
-            .hint(message![Action::Retry, " when nobody changes it"])
+            .hint(message![Action::Retry, " when nothing changes it"])
     }
 }
 
@@ -338,9 +338,9 @@ impl Source for RawFile {
         let failed = |e| Error::os("stat", self.path.shown(), e);
         let bytes = self.file.metadata().map_err(failed)?.len();
         if bytes != self.image_bytes || times(&self.file, &self.path)? != self.opened {
-            let what = format!("{} changed while it was read", self.path.shown());
+            let what = format!("{} changed while it was being read", self.path.shown());
             return Err(Error::new(ErrorKind::Busy, what)
-                .hint(message![Action::Retry, " when nobody writes to it"]));
+                .hint(message![Action::Retry, " when nothing writes to it"]));
         }
         Ok(())
     }

@@ -29,7 +29,7 @@ impl Unguarded {
         let mut file = opened.map_err(failed)?;
         let kind = file.metadata().map_err(failed)?.file_type();
         if !kind.is_file() && !kind.is_block_device() {
-            let what = format!("{} is no file and no block device", path.shown());
+            let what = format!("{} is neither a file nor a block device", path.shown());
             return Err(Error::new(ErrorKind::InvalidInput, what));
         }
         let image_bytes = file.seek(SeekFrom::End(0)).map_err(failed)?;

@@ -56,9 +56,10 @@ impl ImageUri {
                 MachineUri::parse_domain(OsStr::from_bytes(rest)).map(Self::Machine)
             }
             Uri::Other { scheme } => {
-                let what = format!("this build reads no {scheme} images: {}", text.display());
+                let what =
+                    format!("this build does not support {scheme} images: {}", text.display());
                 Err(Error::new(ErrorKind::Unsupported, what)
-                    .hint(format!("a file that is called so is ./{}", text.display())))
+                    .hint(format!("for a file of that name, write ./{}", text.display())))
             }
         }
     }

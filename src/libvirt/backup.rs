@@ -104,7 +104,7 @@ impl Domain {
         let bytes_of = |disk: &BackupDisk| {
             let target = &disk.disk.target;
             lengths.get(target).copied().ok_or_else(|| {
-                self.refuse(ErrorKind::NotFound, &format!("tells no length of its disk {target}"))
+                self.refuse(ErrorKind::NotFound, &format!("reports no size for its disk {target}"))
             })
         };
         let bytes = disks.iter().map(bytes_of).collect::<Result<Vec<u64>>>()?;
@@ -141,7 +141,7 @@ impl Domain {
         for BackupDisk { disk, known } in disks {
             if !disk.has_checkpoints() {
                 let format = disk.format.escape_debug();
-                all.push(Err(Some(format!("an image in the format {format} has no checkpoints"))));
+                all.push(Err(Some(format!("{format} images cannot have checkpoints"))));
                 continue;
             }
             if !known.iter().any(|known| present.contains(&known.checkpoint)) {
@@ -173,11 +173,11 @@ impl Domain {
         }
         let folder = scratch.folder().path().join(SOCKETS);
         if folder.as_os_str().len() + 1 + RANDOM > MAX_SOCKET_BYTES {
-            let what = format!("a socket in {} would have a path that is too long", folder.shown());
+            let what = format!("the path of a socket in {} would be too long", folder.shown());
             return Err(Error::new(ErrorKind::LimitExceeded, what)
                 .hint("use a folder for scratch files with a shorter path"));
         }
-        let failed = |e| Error::os("make a folder for a socket as", folder.shown(), e);
+        let failed = |e| Error::os("create a folder for a socket as", folder.shown(), e);
         std::fs::create_dir(&folder).map_err(failed)?;
         let mode = std::fs::Permissions::from_mode(SOCKETS_MODE);
         std::fs::set_permissions(&folder, mode).map_err(failed)?;
@@ -329,8 +329,8 @@ impl Backup {
         };
         if let Err(error) = ended.and(gone) {
             let what = format!(
-                "{}: what was made for the snapshot could not all be taken away: {}; the next snapshot does \
-                 that",
+                "{}: not everything created for the snapshot could be removed: {}; the next snapshot removes \
+                 it",
                 self.domain.uri(),
                 error.without_advice()
             );

@@ -120,7 +120,7 @@ impl Domain {
                     if source.is_some_and(|source| disk.sources.contains(&source)) {
                         return Ok((snapshot.snapshot, snapshot.checkpoint.clone()));
                     }
-                    why.get_or_insert_with(|| "its image was another one at its checkpoint".into());
+                    why.get_or_insert_with(|| "its checkpoint belongs to a different image".into());
                 }
                 Err(error) => {
                     why.get_or_insert_with(|| {
@@ -129,7 +129,7 @@ impl Domain {
                 }
             }
         }
-        Err(Some(why.unwrap_or_else(|| "it has no checkpoint of a snapshot that is known".into())))
+        Err(Some(why.unwrap_or_else(|| "it has no checkpoint of a known snapshot".into())))
     }
 
     /// Tells libvirt again of the checkpoint of one of the last snapshots of a disk, if its bitmap is there:
@@ -185,7 +185,7 @@ impl Domain {
                     && let Err(error) = self.delete_checkpoint(&name)
                 {
                     let what = format!(
-                        "{}: an old checkpoint could not be removed: {}; the next snapshot does that",
+                        "{}: an old checkpoint could not be removed: {}; the next snapshot tries again",
                         self.uri(),
                         error.without_advice()
                     );

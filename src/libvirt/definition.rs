@@ -80,7 +80,7 @@ impl Definition {
                 }
                 "hostdev" => {
                     let kind = device.attribute("type").unwrap_or("?");
-                    uncovered.push(format!("a {} device of the host", kind.escape_debug()));
+                    uncovered.push(format!("a {} host device", kind.escape_debug()));
                 }
                 "channel" => {
                     has_agent |= attribute(device, "target", "name") == Some(AGENT_PORT);
@@ -107,7 +107,7 @@ pub(super) fn parse(xml: &str) -> Result<Document<'_>> {
     let document = Document::parse(xml).map_err(|e| invalid(&e.to_string()))?;
     match document.root_element().tag_name().name() {
         "domain" => Ok(document),
-        other => Err(invalid(&format!("it is a \"{}\"", other.escape_debug()))),
+        other => Err(invalid(&format!("its root element is \"{}\"", other.escape_debug()))),
     }
 }
 
@@ -146,11 +146,11 @@ fn disk(device: Node<'_, '_>, disks: &mut Vec<DomainDisk>, uncovered: &mut Vec<S
     let why = match device.attribute("device").unwrap_or("disk") {
         // What is inserted into them is not theirs.
         "cdrom" | "floppy" => return,
-        "lun" => Some("a device of the host"),
+        "lun" => Some("it is a host device"),
         _ if child(device, "readonly").is_some() => return,
-        _ if child(device, "transient").is_some() => Some("what is written to it is thrown away"),
+        _ if child(device, "transient").is_some() => Some("its writes are discarded"),
         _ if matches!(kind, "vhostuser" | "vhostvdpa" | "nvme" | "dir") => {
-            Some("no backup can read it")
+            Some("it cannot be backed up")
         }
         _ => None,
     };
@@ -225,10 +225,10 @@ mod tests {
         assert_eq!(found.disks, disks);
         assert_eq!(found.disks.iter().filter(|disk| disk.has_checkpoints()).count(), 1);
         let uncovered = [
-            "the disk sdb (a device of the host)",
-            "the disk vde (what is written to it is thrown away)",
+            "the disk sdb (it is a host device)",
+            "the disk vde (its writes are discarded)",
             "the shared folder \"share\"",
-            "a pci device of the host",
+            "a pci host device",
         ];
         assert_eq!(found.uncovered, uncovered);
         assert!(found.has_agent && found.has_tpm);

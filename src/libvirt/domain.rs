@@ -149,7 +149,7 @@ impl Domain {
             context.check()?;
             if begun.elapsed() > SHUTDOWN {
                 let seconds = SHUTDOWN.as_secs();
-                let what = format!("was asked to shut down, and has not after {seconds} s");
+                let what = format!("did not shut down within {seconds} s");
                 return Err(self
                     .refuse(ErrorKind::Busy, &what)
                     .hint("shut it down, or destroy it"));

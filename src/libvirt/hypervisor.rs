@@ -38,7 +38,7 @@ impl Hypervisor {
             return refuse(what, "run imgsnap there, with a repository on a server");
         }
         if !matches!(scheme.split('+').next(), Some("qemu")) {
-            let what = format!("{uri} runs no machines by QEMU, whose dirty bitmaps are needed");
+            let what = format!("{uri} does not run QEMU machines, whose dirty bitmaps are needed");
             return refuse(what, "snapshot the image files themselves");
         }
         Ok(Self { virsh, connect: connect.map(str::to_owned) })
@@ -79,7 +79,7 @@ impl Hypervisor {
         let what = format!("libvirt has no domain \"{}\"", name.escape_debug());
         let known: Vec<&str> = all.iter().map(|(known, _)| known.name.as_str()).collect();
         let hint = match known.as_slice() {
-            [] => message!["it has none at all here: name the hypervisor, and ", Action::Retry],
+            [] => message!["there are no domains here: choose the hypervisor, and ", Action::Retry],
             known => message!["it has ", known.join(", ")],
         };
         Err(Error::new(ErrorKind::NotFound, what).hint(hint))
@@ -130,7 +130,7 @@ impl Hypervisor {
             return Ok(vec![of(same.clone())]);
         }
         let matcher = glob::Pattern::new(pattern).map_err(|e| {
-            Error::new(ErrorKind::InvalidInput, format!("\"{pattern}\" is no pattern: {}", e.msg))
+            Error::new(ErrorKind::InvalidInput, format!("invalid pattern \"{pattern}\": {}", e.msg))
         })?;
         let found = all.into_iter().filter(|(known, _)| matcher.matches(&known.name));
         let found: Vec<Domain> = found.map(of).collect();

@@ -33,15 +33,15 @@ impl Domain {
             Err(self.refuse(ErrorKind::Busy, &what).hint(hint))
         };
         if operation != "Backup" {
-            return busy(format!("has a job under way (\"{}\")", operation.escape_debug()));
+            return busy(format!("is running a job (\"{}\")", operation.escape_debug()));
         }
         match self.left_by() {
             Some(folder) if PrivateFolder::is_abandoned(&folder) => {}
-            Some(_) => return busy("is in a backup by imgsnap already".to_owned()),
+            Some(_) => return busy("is already being backed up by imgsnap".to_owned()),
             None => {
                 return match self.operation(context)? {
                     None => Ok(false),
-                    Some(_) => busy("is in a backup by another program".to_owned()),
+                    Some(_) => busy("is being backed up by another program".to_owned()),
                 };
             }
         }
@@ -55,8 +55,8 @@ impl Domain {
             // It was shut off meanwhile.
             Err(_) if self.state(context)? == DomainState::Off => return Ok(None),
             Err(error) if error.message().contains(STUCK) => {
-                let what = "has a backup that libvirtd has lost, since it was killed as that began: \
-                            libvirt refuses every job of it as long as it runs";
+                let what = "has a backup that libvirtd lost track of when it was killed at its start: \
+                            libvirt refuses further jobs until the machine is shut down";
                 return Err(self
                     .refuse(ErrorKind::Busy, what)
                     .hint("shut the machine down, and start it again"));
@@ -110,7 +110,7 @@ impl Domain {
                 Ok(Some(operation)) if operation != "Backup" => return Ok(()),
                 Err(error) if begun.elapsed() > PATIENCE => return Err(error),
                 Ok(Some(_)) if begun.elapsed() > PATIENCE => {
-                    let gone = || Error::new(ErrorKind::Unavailable, "it does not end");
+                    let gone = || Error::new(ErrorKind::Unavailable, "its backup does not end");
                     return Err(aborted.err().unwrap_or_else(gone).at(self.uri()));
                 }
                 // libvirt may be starting again.

@@ -76,7 +76,7 @@ impl Domain {
 pub(super) fn place_tpm(uuid: &str, files: &[(String, Vec<u8>)]) -> Result<()> {
     let all = Path::new(TPMS).join(uuid);
     if !files.is_empty() && all.exists() {
-        let what = format!("there is the state of a TPM in {} already", all.shown());
+        let what = format!("{} already contains the state of a TPM", all.shown());
         return Err(Error::new(ErrorKind::AlreadyExists, what).hint("move it away"));
     }
     for (name, bytes) in files {
@@ -84,7 +84,7 @@ pub(super) fn place_tpm(uuid: &str, files: &[(String, Vec<u8>)]) -> Result<()> {
         let is_name =
             |name: &str| !name.is_empty() && !name.starts_with('.') && !name.contains('/');
         if !is_name(folder) || !is_name(file) {
-            let what = format!("\"{}\" is no file of a TPM", name.escape_debug());
+            let what = format!("\"{}\" is not a TPM file", name.escape_debug());
             return Err(Error::corrupt(what));
         }
         let place = Path::new(TPMS).join(uuid).join(folder);

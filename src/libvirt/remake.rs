@@ -180,7 +180,7 @@ impl Remake {
             if root.children().filter(|node| node.is_element() && named(node)).count() > 1 {
                 return Err(Error::new(
                     ErrorKind::Corrupt,
-                    format!("the stored definition of the machine has two of <{once}>"),
+                    format!("the stored definition of the machine has more than one <{once}>"),
                 ));
             }
         }
@@ -190,11 +190,11 @@ impl Remake {
         if !self.is_trusted && !distrusted.is_empty() {
             distrusted.dedup();
             let what = format!(
-                "the stored definition of the machine reaches into the host: {}",
+                "the stored definition of the machine refers to the host: {}",
                 distrusted.join(", ")
             );
             return Err(Error::new(ErrorKind::Auth, what)
-                .hint(message!["if you know who stored it, use ", Setting::TrustXml]));
+                .hint(message!["if you trust whoever stored it, use ", Setting::TrustXml]));
         }
         Ok((edited(xml, edits), left_out))
     }
@@ -212,7 +212,7 @@ impl Remake {
         if matches!(device.attribute("device"), Some("cdrom" | "floppy")) {
             if let Some(source) = source {
                 edits.push((source.range(), String::new()));
-                left_out.push(format!("what is inserted in {shown}"));
+                left_out.push(format!("the medium in {shown}"));
             }
             return Ok(());
         }
@@ -249,7 +249,7 @@ fn distrust(node: Node<'_, '_>) -> Option<String> {
     }
     let what = node.tag_name().name();
     if node.tag_name().namespace().is_some() {
-        return Some(format!("<{what}> of another language"));
+        return Some(format!("<{what}> of another XML namespace"));
     }
     let is_known = match names.as_slice() {
         [_] => true,
@@ -387,7 +387,7 @@ mod tests {
     #[test]
     fn it_has_a_name_disks_and_an_identity_of_its_own() {
         let (made, left_out) = remake(false, false).of(&xml("")).unwrap();
-        assert_eq!(left_out, ["what is inserted in sda"]);
+        assert_eq!(left_out, ["the medium in sda"]);
         let definition = Definition::parse(&made).unwrap();
         assert_eq!(definition.disks.len(), 1);
         assert_eq!(definition.disks[0].path, Some("/pool/it's.qcow2".into()));
@@ -431,7 +431,7 @@ mod tests {
             ("<rng><backend model='random'>/etc/shadow</backend></rng>", "<backend> /etc/shadow"),
             ("<rng><backend model='random'>etc/shadow</backend></rng>", "<backend> etc/shadow"),
             ("<graphics type='spice' socket='x'/>", "<graphics> spice"),
-            ("<x:disk xmlns:x='u'/>", "<disk> of another language"),
+            ("<x:disk xmlns:x='u'/>", "<disk> of another XML namespace"),
             ("<emulator>/tmp/qemu</emulator>", "<emulator> /tmp/qemu"),
             (
                 "<emulator>/usr/share/qemu<!-- -->/../../x</emulator>",
@@ -446,7 +446,7 @@ mod tests {
         for (with, named) in [
             (
                 "<qemu:commandline><qemu:arg value='-x'/></qemu:commandline>",
-                "<commandline> of another language",
+                "<commandline> of another XML namespace",
             ),
             ("<sysinfo type='fwcfg'><entry name='x' file='etc/shadow'/></sysinfo>", "<entry>"),
             ("<launchSecurity type='sev'/>", "<launchSecurity>"),

@@ -59,7 +59,7 @@ impl Scratch {
         if free < LEAST_FREE {
             let full = io::ErrorKind::StorageFull.into();
             let mib = LEAST_FREE >> 20;
-            let what = format!("the scratch files in {} need {mib} MiB and more", place.shown());
+            let what = format!("the scratch files in {} need at least {mib} MiB", place.shown());
             return Err(Error::io(what, full).of_kind(ErrorKind::LimitExceeded));
         }
         let all: u64 = disks.iter().map(|bytes| worst_case(*bytes)).sum();
@@ -67,8 +67,8 @@ impl Scratch {
         if budget < all {
             let (has, needs) = (budget >> 20, all >> 20);
             let what = format!(
-                "{} has {has} MiB to spare for what is overwritten on {needs} MiB of disks: if that is too \
-                 little there is no snapshot",
+                "{} has {has} MiB for data overwritten on {needs} MiB of disks: if that is too \
+                 little, the snapshot fails",
                 place.shown()
             );
             context.warn(WarningId::ScratchScarce, what);
@@ -128,8 +128,8 @@ impl Scratch {
         let place = self.folder.path().parent().unwrap_or(Path::new("/")).shown().into_owned();
         let mib = self.used() >> 20;
         let what = format!(
-            "the space for scratch files in {place} is used up: the machine overwrote {mib} MiB, and the \
-             backup was ended before a write of it could fail"
+            "the scratch space in {place} is used up: the machine overwrote {mib} MiB, and the \
+             backup was ended before a write of the machine could fail"
         );
         Error::io(what, io::ErrorKind::StorageFull.into())
             .hint("free some space there, or use another folder")
@@ -159,7 +159,7 @@ fn create_qcow2(path: &Path, bytes: u64) -> Result<()> {
     let ended = command.output().map_err(|e| match e.kind() {
         io::ErrorKind::NotFound => Error::new(
             ErrorKind::Unsupported,
-            "there is no qemu-img here, which makes scratch files",
+            "qemu-img, which creates scratch files, is not installed",
         )
         .hint("install it (qemu-utils)"),
         _ => Error::io("cannot start qemu-img", e),
@@ -168,7 +168,7 @@ fn create_qcow2(path: &Path, bytes: u64) -> Result<()> {
         return Ok(());
     }
     let said = String::from_utf8_lossy(&ended.stderr).trim().escape_debug().to_string();
-    let what = format!("no scratch file can be made as {}: {said}", path.shown());
+    let what = format!("cannot create the scratch file {}: {said}", path.shown());
     Err(Error::new(ErrorKind::Io, what))
 }
 

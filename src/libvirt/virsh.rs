@@ -104,7 +104,8 @@ impl Virsh {
             let ended = await_end(&mut child, limit, context);
             (ended, taken(out), taken(err))
         });
-        let failed = |e: io::Error| Error::io(format!("cannot read what \"virsh {verb}\" says"), e);
+        let failed =
+            |e: io::Error| Error::io(format!("cannot read the output of \"virsh {verb}\""), e);
         let (is_ok, out, err) = (ended?, out.map_err(failed)?, err.map_err(failed)?);
         match is_ok {
             Some(true) => Ok(out),
@@ -157,7 +158,7 @@ fn taken(thread: Option<ScopedJoinHandle<'_, io::Result<String>>>) -> io::Result
 
 fn not_started(program: &OsStr, error: io::Error) -> Error {
     if error.kind() == io::ErrorKind::NotFound {
-        let what = "there is no virsh here, by which libvirt is asked";
+        let what = "virsh, which is needed to use libvirt, is not installed";
         return Error::new(ErrorKind::Unsupported, what).hint("install it (libvirt-clients)");
     }
     Error::os("start", program.to_string_lossy(), error)
@@ -165,7 +166,7 @@ fn not_started(program: &OsStr, error: io::Error) -> Error {
 
 /// An answer that makes no sense.
 pub(super) fn nonsense(verb: &str) -> Error {
-    let what = format!("the answer of \"virsh {verb}\" makes no sense");
+    let what = format!("unexpected output of \"virsh {verb}\"");
     Error::new(ErrorKind::Io, what).hint("check its version")
 }
 
@@ -174,19 +175,20 @@ fn refused(verb: &str, said: &str) -> Error {
     let lines = said.lines().filter_map(|line| line.trim().strip_prefix(MARK));
     let said: Vec<&str> = lines.filter(|line| !line.is_empty()).collect();
     let said = match said.as_slice() {
-        [] => "it says nothing".to_owned(),
+        [] => "no message".to_owned(),
         said => said.join(": "),
     };
     let said = said.escape_debug().to_string().replace("\\'", "'").replace("\\\"", "\"");
     if !said.starts_with("failed to connect to the hypervisor") {
-        return Error::new(ErrorKind::Io, format!("\"virsh {verb}\" fails: {said}"));
+        return Error::new(ErrorKind::Io, format!("\"virsh {verb}\" failed: {said}"));
     }
     let what = format!("libvirt does not answer: {said}");
     let is_denied = ["authentication", "access denied", "Permission denied"];
     match is_denied.iter().any(|word| said.contains(word)) {
-        true => Error::new(ErrorKind::Auth, what).hint("be root, or a member of the group libvirt"),
+        true => Error::new(ErrorKind::Auth, what)
+            .hint("run as root, or as a member of the group libvirt"),
         false => Error::new(ErrorKind::Unavailable, what)
-            .hint(message!["start libvirtd, or name the hypervisor, and ", Action::Retry]),
+            .hint(message!["start libvirtd, or choose the hypervisor, and ", Action::Retry]),
     }
 }
 
@@ -200,20 +202,20 @@ mod tests {
             (
                 "error: failed to get domain 'x'\n",
                 ErrorKind::Io,
-                "\"virsh v\" fails: failed to get domain 'x'",
+                "\"virsh v\" failed: failed to get domain 'x'",
             ),
             (
                 "\nerror: a\nerror: b: \u{1b}[1m\n\n",
                 ErrorKind::Io,
-                "\"virsh v\" fails: a: b: \\u{1b}[1m",
+                "\"virsh v\" failed: a: b: \\u{1b}[1m",
             ),
-            ("", ErrorKind::Io, "\"virsh v\" fails: it says nothing"),
+            ("", ErrorKind::Io, "\"virsh v\" failed: no message"),
             (
                 "error: failed to connect to the hypervisor\nerror: Failed to connect socket to '/x': \
                  No such file or directory\n",
                 ErrorKind::Unavailable,
                 "libvirt does not answer: failed to connect to the hypervisor: Failed to connect \
-                 socket to '/x': No such file or directory; start libvirtd, or name the hypervisor, \
+                 socket to '/x': No such file or directory; start libvirtd, or choose the hypervisor, \
                  and try again",
             ),
             (
@@ -221,7 +223,7 @@ mod tests {
                  Permission denied\n",
                 ErrorKind::Auth,
                 "libvirt does not answer: failed to connect to the hypervisor: Failed to connect \
-                 socket to '/x': Permission denied; be root, or a member of the group libvirt",
+                 socket to '/x': Permission denied; run as root, or as a member of the group libvirt",
             ),
         ];
         for (said, kind, line) in cases {

@@ -95,7 +95,7 @@ impl Agent {
 
     /// The agent has frozen before.
     pub fn already_frozen(&self) -> Error {
-        let what = format!("{}: somebody else has frozen the file systems", self.wire.name());
+        let what = format!("{}: another program has frozen the file systems", self.wire.name());
         let hint = message![Action::Retry, " when they are thawed"];
         Error::new(ErrorKind::Busy, what).hint(hint)
     }
@@ -113,7 +113,7 @@ impl Agent {
         };
         let answer = answer_in(&line);
         self.is_in_step = answer.is_some();
-        answer.ok_or_else(|| self.wire.violation("it answers what is no answer"))
+        answer.ok_or_else(|| self.wire.violation("invalid answer"))
     }
 
     /// Throws away all that comes before the answer to a question that nobody else has asked.
@@ -233,7 +233,7 @@ fn answer_in(line: &[u8]) -> Option<Answer> {
 /// `NotFound` if the machine has no port for an agent, or QEMU none for us; `Busy` if somebody else is
 /// connected to it; of `execute`.
 pub fn find_agent(execute: &mut dyn FnMut(&str, Value) -> Result<Value>) -> Result<PathBuf> {
-    let hint = "name the socket of its guest agent";
+    let hint = "give the socket of its guest agent";
     let missing = |what: &str| Error::new(ErrorKind::NotFound, what).hint(hint);
     let label = chardev_of_port(execute)?
         .ok_or_else(|| missing(&format!("the machine has no port for a guest agent ({PORT})")))?;
@@ -249,7 +249,10 @@ pub fn find_agent(execute: &mut dyn FnMut(&str, Value) -> Result<Value>) -> Resu
     // QEMU would have to tell of its folder, too.
     let path = listens.map(|(path, _)| PathBuf::from(path)).filter(|path| path.is_absolute());
     let path = path.ok_or_else(|| {
-        missing(&format!("QEMU listens on no socket for the guest agent (\"{}\")", said(text)))
+        missing(&format!(
+            "QEMU does not listen on a socket for the guest agent (\"{}\")",
+            said(text)
+        ))
     })?;
     if is_free {
         return Ok(path);

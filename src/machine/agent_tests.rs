@@ -129,7 +129,7 @@ fn what_it_refuses_is_said_and_what_others_froze_is_theirs() {
         agent_that(move |command| (command == "guest-fsfreeze-freeze").then_some(refusal));
     let error = agent.unwrap().freeze(PATIENCE).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Busy);
-    assert!(error.to_string().contains("somebody else has frozen the file systems"), "{error}");
+    assert!(error.to_string().contains("another program has frozen the file systems"), "{error}");
     for answer in ["{\"return\": \"frozen\"}\n", "{\"return\": {}}\n", "[]\n", "{\"return\"\n"] {
         let (_place, agent, _served) =
             agent_that(move |command| (command == "guest-fsfreeze-status").then_some(answer));
@@ -242,7 +242,7 @@ fn the_socket_of_the_agent_is_found() {
     for other in ["disconnected:unix:ga,server=on", "unix:/run/ga", "pty:/dev/pts/1", ""] {
         let error = found(other).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
-        assert!(error.to_string().ends_with("; name the socket of its guest agent"), "{error}");
+        assert!(error.to_string().ends_with("; give the socket of its guest agent"), "{error}");
     }
     let error = find_agent(&mut qemu(json!({}), json!([]))).unwrap_err();
     assert!(error.to_string().contains("has no port for a guest agent"), "{error}");

@@ -24,7 +24,7 @@ use uuid::Uuid;
 const GRANULARITY: u64 = 64 << 10;
 /// What is said when nothing serves, and nothing is wrong.
 const NONE: &str =
-    "QEMU has no bitmap since a snapshot of this image (it was restarted, or migrated)";
+    "QEMU has no bitmap from a snapshot of this image (it was restarted or migrated)";
 
 /// A change of a bitmap.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -93,10 +93,10 @@ fn fault(bitmap: &DirtyBitmap) -> Option<String> {
         return Some("QEMU crashed since: its bitmap is inconsistent".to_owned());
     }
     if bitmap.busy {
-        return Some("its bitmap is in use by something else".to_owned());
+        return Some("its bitmap is in use by another program".to_owned());
     }
     (bitmap.granularity > GRANULARITY)
-        .then(|| format!("a bit of its bitmap is of {} bytes", bitmap.granularity))
+        .then(|| format!("the granularity of its bitmap is {} bytes", bitmap.granularity))
 }
 
 fn action(node: &str, step: &Step) -> Value {

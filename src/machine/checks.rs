@@ -21,12 +21,13 @@ impl Machine {
         let migration = self.execute("query-migrate", json!({}))?;
         let status = migration.get("status").and_then(Value::as_str).unwrap_or("none");
         if !NOT_MIGRATING.contains(&status) {
-            return Err(busy("the machine migrates".to_owned()));
+            return Err(busy("the machine is migrating".to_owned()));
         }
         let jobs = self.execute("query-block-jobs", json!({}))?;
         if let Some(job) = jobs.as_array().and_then(|jobs| jobs.first()) {
             let part = |part: &str| text(job, part).unwrap_or_default();
-            let what = format!("a job ({}) works on the disk {}", part("type"), part("device"));
+            let what =
+                format!("a job ({}) is running on the disk {}", part("type"), part("device"));
             return Err(busy(what));
         }
         disks.iter().try_for_each(|disk| self.check_disk(disk))
@@ -40,17 +41,14 @@ impl Machine {
                  when such a disk is read from outside",
                 disk.name
             );
-            let hint = "use QEMU 9.0 or later, or give the disk no iothread";
+            let hint = "use QEMU 9.0 or later, or remove the iothread from the disk";
             return Err(Error::new(ErrorKind::Unsupported, what).hint(hint));
         }
         // The backend where there is one, otherwise the node, also if that is hidden from all else.
         let drive = self.execute("qom-get", json!({ "path": disk.device, "property": "drive" }))?;
         let drive = drive.as_str().unwrap_or_default();
         if drive.starts_with('#') && drive != disk.node {
-            return Err(busy(format!(
-                "a filter that is not ours stands on the disk {}",
-                disk.name
-            )));
+            return Err(busy(format!("the disk {} has a filter of another program", disk.name)));
         }
         Ok(())
     }

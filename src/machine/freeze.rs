@@ -67,8 +67,8 @@ impl Freeze {
     pub fn parse(text: &OsStr) -> Result<Self> {
         let path = |bytes: &[u8]| match bytes {
             [] => {
-                let what = format!("\"{}\" names nothing to freeze", Path::new(text).shown());
-                let hint = "name a mount point, or agent, or agent:SOCKET";
+                let what = format!("invalid freeze target \"{}\"", Path::new(text).shown());
+                let hint = "use a mount point, agent or agent:SOCKET";
                 Err(Error::new(ErrorKind::InvalidInput, what).hint(hint))
             }
             bytes => Ok(PathBuf::from(OsStr::from_bytes(bytes))),
@@ -345,7 +345,7 @@ fn agents(freezes: &[Freeze], has_own: bool) -> Result<Vec<PathBuf>> {
         };
         let Some(socket) = socket else {
             let what = "the socket of the guest agent is not known";
-            let hint = "name it: agent:SOCKET";
+            let hint = "give it as agent:SOCKET";
             return Err(Error::new(ErrorKind::InvalidInput, what).hint(hint));
         };
         if sockets.contains(&socket) {
@@ -388,10 +388,10 @@ fn mounts(freezes: &[Freeze], forbidden: &[PathBuf]) -> Result<Vec<MountedFileSy
 
 fn twice(first: &Path, second: &Path) -> Error {
     let what = match first == second {
-        true => format!("{} is named twice", first.shown()),
+        true => format!("{} is given twice", first.shown()),
         false => format!("{} and {} are the same file system", first.shown(), second.shown()),
     };
-    Error::new(ErrorKind::InvalidInput, what).hint("name it once")
+    Error::new(ErrorKind::InvalidInput, what).hint("give it only once")
 }
 
 #[cfg(test)]
@@ -407,7 +407,8 @@ mod tests {
         assert_eq!(parsed("agents").unwrap(), Freeze::Mount("agents".into()));
         for text in ["", "agent:"] {
             let error = parsed(text).unwrap_err().to_string();
-            assert!(error.contains("names nothing to freeze; name a mount point"), "{error}");
+            let want = format!("invalid freeze target \"{text}\"; use a mount point");
+            assert!(error.contains(&want), "{error}");
         }
     }
 
@@ -419,17 +420,17 @@ mod tests {
         };
         let error = open(&[Freeze::Mount(place.path().into())]);
         assert_eq!(error.kind(), ErrorKind::InvalidInput);
-        assert!(error.to_string().contains("is no mount point; name the folder"), "{error}");
+        assert!(error.to_string().contains("is not a mount point; use the folder"), "{error}");
         let error = open(&[Freeze::Mount(place.path().join("no"))]);
         assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
         let error = open(&[Freeze::Mount("/proc".into()), Freeze::Mount("/proc/self/..".into())]);
-        assert!(error.to_string().contains("same file system; name it once"), "{error}");
+        assert!(error.to_string().contains("same file system; give it only once"), "{error}");
         let error = open(&[Freeze::Agent(None)]);
-        assert!(error.to_string().contains("is not known; name it: agent:SOCKET"), "{error}");
+        assert!(error.to_string().contains("is not known; give it as agent:SOCKET"), "{error}");
         let socket = Freeze::Agent(Some(place.path().join("ga")));
         assert_eq!(open(std::slice::from_ref(&socket)).kind(), ErrorKind::NotFound);
         let error = open(&[socket.clone(), socket]);
-        assert!(error.to_string().contains("is named twice"), "{error}");
+        assert!(error.to_string().contains("is given twice"), "{error}");
     }
 
     #[test]

@@ -116,8 +116,8 @@ impl Guard {
     /// Why it is no guard any more.
     pub fn failed(&self) -> Error {
         let (kind, what) = match self.state() {
-            GuardState::Acted => (ErrorKind::Busy, "it takes longer than it may"),
-            _ => (ErrorKind::Unavailable, "somebody has killed the process that thaws"),
+            GuardState::Acted => (ErrorKind::Busy, "the time limit was exceeded"),
+            _ => (ErrorKind::Unavailable, "the process that thaws was killed"),
         };
         Error::new(kind, what).hint(message![Action::Retry])
     }

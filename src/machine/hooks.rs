@@ -125,7 +125,7 @@ fn run(
 fn how(status: ExitStatus) -> String {
     match (status.code(), status.signal()) {
         (Some(code), _) => format!("failed with exit code {code}"),
-        (_, Some(signal)) => format!("was ended by signal {signal}"),
+        (_, Some(signal)) => format!("was killed by signal {signal}"),
         _ => format!("failed: {status}"),
     }
 }
@@ -183,7 +183,7 @@ mod tests {
         let failing = hooks(&place, "true", "kill -9 $$");
         let begun = failing.begin(&images, None, &context).unwrap();
         let error = begun.end(&["a@2".to_owned()], true).unwrap_err();
-        assert!(error.to_string().ends_with("\" was ended by signal 9"), "{error}");
+        assert!(error.to_string().ends_with("\" was killed by signal 9"), "{error}");
     }
 
     #[test]

@@ -41,9 +41,9 @@ impl MountedFileSystem {
             _ => meta.0.dev() != meta.1.dev(),
         };
         if !is_mounted && !is_root {
-            let what = format!("{} is no mount point", place.shown());
+            let what = format!("{} is not a mount point", place.shown());
             return Err(Error::new(ErrorKind::InvalidInput, what)
-                .hint("name the folder on which the file system is mounted"));
+                .hint("use the folder on which the file system is mounted"));
         }
         // It may have been mounted when it was opened.
         let table = MountTable::read();
@@ -93,13 +93,13 @@ impl MountedFileSystem {
     pub fn freeze(&self) -> Result<()> {
         freeze_file_system(self.file()).map_err(|e| match e.raw_os_error() {
             Some(libc::EBUSY) => {
-                let what = format!("{}: somebody else has frozen it", self.place.shown());
+                let what = format!("{} is already frozen by another program", self.place.shown());
                 Error::new(ErrorKind::Busy, what)
                     .hint(message![Action::Retry, " when it is thawed"])
             }
             Some(libc::EOPNOTSUPP | libc::ENOTTY | libc::ENOSYS) => {
                 let what =
-                    format!("{}: a file system of this kind cannot be frozen", self.place.shown());
+                    format!("{}: file systems of this type cannot be frozen", self.place.shown());
                 Error::new(ErrorKind::Unsupported, what)
             }
             Some(libc::EPERM | libc::EACCES) => {

@@ -42,8 +42,8 @@ impl Work {
             let took = flusher.flush()?;
             if took > most {
                 let what = format!(
-                    "the machine has so much to write that it would stand still for about {} s, and \
-                     {} s are allowed",
+                    "the machine has so much to write that it would be stopped for about {} s; \
+                     the limit is {} s",
                     took.as_secs_f32(),
                     most.as_secs_f32()
                 );
@@ -75,7 +75,7 @@ impl Work {
         let took = begun.elapsed();
         if took > most {
             let what = format!(
-                "to stop the machine took {} s, and {} s are allowed",
+                "stopping the machine took {} s; the limit is {} s",
                 took.as_secs_f32(),
                 most.as_secs_f32()
             );

@@ -65,9 +65,8 @@ impl Qmp {
         let number = |part: &str| {
             greeting.pointer(&format!("/QMP/version/qemu/{part}")).and_then(Value::as_u64)
         };
-        qmp.version = number("major")
-            .zip(number("minor"))
-            .ok_or_else(|| qmp.violation("it does not greet as QMP does"))?;
+        qmp.version =
+            number("major").zip(number("minor")).ok_or_else(|| qmp.violation("no QMP greeting"))?;
         qmp.execute("qmp_capabilities", json!({}))?;
         Ok(qmp)
     }
@@ -194,7 +193,7 @@ impl Qmp {
 
     fn parsed(&self, line: &[u8]) -> Result<Value> {
         let parsed = serde_json::from_slice(line).ok().filter(Value::is_object);
-        parsed.ok_or_else(|| self.violation("what it says is no QMP"))
+        parsed.ok_or_else(|| self.violation("invalid QMP message"))
     }
 
     fn violation(&self, what: &str) -> Error {

@@ -80,10 +80,10 @@ fn a_server_that_greets_as_none_does_is_told_in_one_line() {
     for (text, kind, says) in [
         (&b""[..], ErrorKind::Unavailable, "lost the connection"),
         (b"{\"QMP\": {\"vers", ErrorKind::Unavailable, "lost the connection"),
-        (b"SSH-2.0-OpenSSH\r\n", ErrorKind::Io, "no QMP"),
-        (b"{\"QMP\": {}}\n", ErrorKind::Io, "does not greet"),
-        (b"[1, 2]\n", ErrorKind::Io, "no QMP"),
-        (&deep, ErrorKind::Io, "no QMP"),
+        (b"SSH-2.0-OpenSSH\r\n", ErrorKind::Io, "invalid QMP message"),
+        (b"{\"QMP\": {}}\n", ErrorKind::Io, "no QMP greeting"),
+        (b"[1, 2]\n", ErrorKind::Io, "invalid QMP message"),
+        (&deep, ErrorKind::Io, "invalid QMP message"),
         (&long, ErrorKind::Io, "longer than 16 MiB"),
     ] {
         let text = text.to_owned();
@@ -110,7 +110,7 @@ fn without_a_server_it_says_so() {
     let connect = || Qmp::connect_within(&path, SHORT).map(|_| Value::Null);
     fails(connect(), ErrorKind::NotFound, "the QMP socket");
     drop(UnixListener::bind(&path).unwrap());
-    fails(connect(), ErrorKind::Unavailable, "nobody listens");
+    fails(connect(), ErrorKind::Unavailable, "no process listens");
     std::fs::remove_file(&path).unwrap();
     // One that takes nobody in: its queue is full after a while.
     let _listener = UnixListener::bind(&path).unwrap();

@@ -295,7 +295,7 @@ impl Detached {
     /// `Unavailable`; what QEMU refuses. Then it is stopped.
     pub fn attach(mut self, context: &Context) -> Result<Machine> {
         if self.machine.run_state()? == RunState::Running {
-            let what = "somebody let the machine go on without its disks; it was reset once more";
+            let what = "the machine was resumed without its disks; it was reset once more";
             context.warn(WarningId::MachineStopped, what);
             self.machine.change("stop", json!({}))?;
             self.machine.reset()?;

@@ -45,7 +45,7 @@ fn leave_unit_by(program: &str, booted: &Path, ids: &[i32], context: &Context) {
         ended
     });
     if let Err(why) = ended {
-        let what = "systemd ends the process that thaws together with this service";
+        let what = "systemd will end the process that thaws together with this service";
         context.note(format!("{what}: {program}: {why}"));
     }
 }

@@ -39,7 +39,7 @@ impl ScratchFolder {
         if free < LEAST_FREE {
             let full = io::ErrorKind::StorageFull.into();
             let mib = LEAST_FREE >> 20;
-            let what = format!("a scratch file in {place} needs {mib} MiB and more");
+            let what = format!("a scratch file in {place} needs at least {mib} MiB");
             return Err(Error::io(what, full).of_kind(ErrorKind::LimitExceeded));
         }
         if free < bytes / SCARCE {
@@ -47,8 +47,8 @@ impl ScratchFolder {
             context.warn(
                 WarningId::ScratchScarce,
                 format!(
-                    "{place} has {free} MiB left for what is overwritten on {all} MiB of disks: if \
-                     that is too little there is no snapshot"
+                    "{place} has {free} MiB of free space for data overwritten on {all} MiB of disks: if \
+                     that is too little, the snapshot fails"
                 ),
             );
         }
@@ -61,7 +61,7 @@ impl ScratchFolder {
     /// Of the operating system.
     pub fn file(&self, bytes: u64) -> Result<Scratch> {
         let place = self.path.shown().to_string();
-        let failed = |e| Error::os("make a scratch file in", &place, e);
+        let failed = |e| Error::os("create a scratch file in", &place, e);
         let file = self.folder.nameless().or_else(|_| self.unlinked()).map_err(failed)?;
         file.set_len(bytes).map_err(failed)?;
         Ok(Scratch { file, bytes, place })
@@ -95,13 +95,13 @@ impl Scratch {
     pub fn error(&self, timeout: u64) -> Error {
         let place = &self.place;
         if self.is_full() {
-            let what = format!("the scratch file in {place} is full: the snapshot is lost");
+            let what = format!("the scratch file in {place} is full: the snapshot failed");
             let full = io::ErrorKind::StorageFull.into();
             return Error::io(what, full).hint("free some space there, or use another folder");
         }
         let what = format!(
             "a write to the scratch file in {place} failed, or took longer than {timeout} s: the \
-             snapshot is lost"
+             snapshot failed"
         );
         Error::new(ErrorKind::Unavailable, what).hint("use a folder on another disk")
     }

@@ -31,7 +31,7 @@ impl NbdServer {
     pub fn start(machine: &mut Machine) -> Result<Self> {
         let place = PrivateFolder::create()?;
         let listener = UnixListener::bind(place.socket())
-            .map_err(|e| Error::io("cannot make a socket in a temporary folder", e))?;
+            .map_err(|e| Error::io("cannot create a socket in a temporary folder", e))?;
         machine.give("getfd", json!({ "fdname": names::LISTENER }), listener.as_fd())?;
         let address = json!({ "type": "fd", "data": { "str": names::LISTENER } });
         let started = machine.change("nbd-server-start", json!({ "addr": address }));

@@ -55,7 +55,7 @@ impl Machine {
         let qmp = Qmp::connect(socket)?;
         let (major, minor) = qmp.version();
         if (major, minor) < OLDEST {
-            let what = format!("the machine runs in QEMU {major}.{minor}");
+            let what = format!("the machine runs on QEMU {major}.{minor}");
             let hint = "QEMU 7.1 or later is needed";
             return Err(Error::new(ErrorKind::Unsupported, what).hint(hint));
         }
@@ -105,7 +105,7 @@ impl Machine {
 
     /// An answer that makes no sense.
     pub(super) fn nonsense(&self, command: &str) -> Error {
-        let what = format!("the answer of QEMU to \"{command}\" makes no sense");
+        let what = format!("unexpected answer of QEMU to \"{command}\"");
         Error::new(ErrorKind::Io, what).hint("check its version")
     }
 
@@ -143,9 +143,9 @@ impl Machine {
             outcome = self.change("cont", json!({})).map(drop);
         }
         outcome.map_err(|error| {
-            let what = format!("the machine may stand still: {}", error.without_advice());
+            let what = format!("the machine may still be stopped: {}", error.without_advice());
             Error::new(error.kind(), what)
-                .hint("let it go on by the command \"cont\" of its monitor")
+                .hint("resume it with the command \"cont\" in its monitor")
         })
     }
 
@@ -182,8 +182,8 @@ impl Machine {
         let is_running = status.get("running").and_then(Value::as_bool).unwrap_or_default();
         match name {
             "inmigrate" | "finish-migrate" | "postmigrate" | "colo" => {
-                let what = format!("the machine migrates, or has migrated (state \"{name}\")");
-                let hint = message![Action::Retry, " where it runs then"];
+                let what = format!("the machine is migrating or has migrated (state \"{name}\")");
+                let hint = message![Action::Retry, " on the host on which it then runs"];
                 Err(Error::new(ErrorKind::Busy, what).hint(hint))
             }
             _ if is_running => Ok(RunState::Running),

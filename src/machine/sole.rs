@@ -24,7 +24,7 @@ pub fn lock_peer(socket: BorrowedFd<'_>) -> Result<Option<File>> {
     match folder.try_lock() {
         Ok(()) => Ok(Some(folder)),
         Err(TryLockError::WouldBlock) => {
-            let what = "another imgsnap works on the machine, through another of its QMP sockets";
+            let what = "another imgsnap is using the machine through another QMP socket";
             Err(Error::new(ErrorKind::Busy, what)
                 .hint(message!["wait until that has ended, and ", Action::Retry]))
         }

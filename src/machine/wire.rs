@@ -55,13 +55,13 @@ impl Wire {
         match connect(socket.as_raw_fd(), &address) {
             Ok(()) => {}
             Err(Errno::ECONNREFUSED) => {
-                let what = format!("nobody listens on {}", path.shown());
+                let what = format!("no process listens on {}", path.shown());
                 return Err(Error::new(ErrorKind::Unavailable, what)
                     .hint("check that the virtual machine runs"));
             }
             Err(Errno::EAGAIN | Errno::EINPROGRESS) => {
                 let seconds = limit.as_secs_f32();
-                let what = format!("{name} takes nobody in for {seconds} s");
+                let what = format!("{name} has accepted no connection for {seconds} s");
                 return Err(
                     Error::new(ErrorKind::Busy, what).hint(message![Action::Retry, " later"])
                 );
@@ -128,7 +128,7 @@ impl Wire {
             }
             self.searched = self.input.len();
             if self.input.len() > MAX_LINE_BYTES {
-                return Err(self.violation("a line that is longer than 16 MiB"));
+                return Err(self.violation("a line is longer than 16 MiB"));
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
@@ -152,7 +152,7 @@ impl Wire {
     /// The server says what it may not say.
     pub fn violation(&self, what: &str) -> Error {
         let what = format!("{}: {what}", self.name);
-        Error::new(ErrorKind::Io, what).hint("check what listens there")
+        Error::new(ErrorKind::Io, what).hint("check which program listens there")
     }
 
     /// No answer.

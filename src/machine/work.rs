@@ -281,12 +281,12 @@ impl Work {
         let place = self.machine.path().shown();
         let message = match is_lost {
             true => format!(
-                "the machine at {place} has ended, or its QMP connection was lost: what was made in \
-                 it for the snapshot could not be taken away; the next snapshot does that"
+                "the machine at {place} has ended, or its QMP connection was lost: what was created in \
+                 it for the snapshot could not be removed; the next snapshot removes it"
             ),
             false => format!(
-                "what was made in the machine at {place} for the snapshot could not all be taken \
-                 away: {}; the next snapshot does that",
+                "not everything created in the machine at {place} for the snapshot could be \
+                 removed: {}; the next snapshot tries again",
                 error.without_advice()
             ),
         };
@@ -311,7 +311,7 @@ impl Work {
 /// The members, with their disks as they are now.
 fn checked(mut members: Vec<Member>, all: &[MachineDisk]) -> Result<Vec<Member>> {
     if members.is_empty() {
-        return Err(Error::new(ErrorKind::InvalidInput, "no disk of the machine is meant"));
+        return Err(Error::new(ErrorKind::InvalidInput, "no disk of the machine was selected"));
     }
     let mut nodes: Vec<String> = Vec::new();
     for member in &mut members {
@@ -322,7 +322,7 @@ fn checked(mut members: Vec<Member>, all: &[MachineDisk]) -> Result<Vec<Member>>
             return Err(Error::new(ErrorKind::Busy, what).hint(Action::Retry));
         };
         if nodes.contains(&now.node) {
-            let what = format!("the disk {} of the machine is named twice", disk.name);
+            let what = format!("the disk {} of the machine is given twice", disk.name);
             return Err(Error::new(ErrorKind::InvalidInput, what));
         }
         nodes.push(now.node.clone());

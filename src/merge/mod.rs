@@ -257,7 +257,7 @@ impl<'a> Merging<'a> {
         let fork = &self.plan.fork;
         // Before anything gets a footer: do the tables that were passed give this snapshot?
         if fork.digest_after(self.difference) != fork.tip().image_digest() {
-            let what = "the tables do not give the image digest of the snapshot";
+            let what = "the tables do not match the image digest of the snapshot";
             return Err(Error::corrupt(what).at(fork.tip().tip().location()).hint(message![
                 "run ",
                 Verb::Verify.call(),
@@ -301,7 +301,7 @@ pub fn prove(fork: &Fork, context: &Context) -> Result<()> {
         context.check()?;
     }
     if differences.image_digest() != fork.tip().image_digest() {
-        let what = "what was written does not give the image digest of the snapshot";
+        let what = "the written data does not match the image digest of the snapshot";
         return Err(Error::corrupt(what).at(fork.tip().tip().location()));
     }
     Ok(())

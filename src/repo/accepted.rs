@@ -23,7 +23,7 @@ impl std::str::FromStr for AcceptedState {
 
     fn from_str(text: &str) -> Result<Self> {
         let wrong = || {
-            let what = format!("\"{}\" is no state of an image", text.escape_debug());
+            let what = format!("invalid state of an image: \"{}\"", text.escape_debug());
             Error::new(ErrorKind::InvalidInput, what)
                 .hint("write IMAGE@COMMIT, or @NUMBER for the configuration")
         };

@@ -162,7 +162,7 @@ pub(crate) fn refuse_kept(
     let error = Error::new(ErrorKind::Mismatch, format!("{place} is {why}"));
     if snapshot.protected {
         let off = Verb::Protect.of(&place).with(Setting::Off, "");
-        return Err(error.hint(message![off, " takes that back"]));
+        return Err(error.hint(message![off, " removes the protection"]));
     }
     let is_absent = |pin: &Pin| {
         manifest::load(store, &pin.name).is_err_and(|e| e.kind() == ErrorKind::NotFound)
@@ -170,7 +170,7 @@ pub(crate) fn refuse_kept(
     Err(match snapshot.pins.first() {
         Some(pin) if is_absent(pin) => error.hint(message![
             format!(
-                "\"{}\" is not there: put its folder back, or, if it is gone for good, run ",
+                "\"{}\" is missing: put its folder back, or, if it is gone for good, run ",
                 pin.name
             ),
             Verb::Repair.of(&manifest.name),
@@ -180,7 +180,7 @@ pub(crate) fn refuse_kept(
             Verb::Flatten.of(format!("{}@NUMBER", pin.name)),
             ", or delete it; ",
             Verb::List.of(&pin.name),
-            " shows it",
+            " lists it",
         ]),
         None => error,
     })
@@ -244,7 +244,7 @@ pub(crate) fn remove_image(
     let lock = reader_lock(&name);
     let alone = store.lock(&lock, LockKind::Exclusive)?;
     if alone.is_none() || store.is_held(&lock, None)? {
-        return Err(Error::new(ErrorKind::Busy, format!("somebody is reading \"{name}\""))
+        return Err(Error::new(ErrorKind::Busy, format!("another process is reading \"{name}\""))
             .hint(message![Action::Retry, " when that is done"]));
     }
     first(&writer.manifest);

@@ -64,7 +64,7 @@ pub(crate) fn clones_or_warn(
     context: &Context,
 ) -> Clones {
     clones(repository, manifest, head).unwrap_or_else(|e| {
-        let what = message![format!("{}: its clones are not known: ", manifest.name), e];
+        let what = message![format!("{}: cannot list its clones: ", manifest.name), e];
         context.warn(WarningId::ClonesUnknown, what);
         Clones::default()
     })

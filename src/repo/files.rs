@@ -114,7 +114,7 @@ impl Opening<'_> {
 
     fn open_below(self, of: &BaseOf) -> Result<Chain> {
         let is_it = |image: &&HeldImage| image.manifest.image_id == of.image;
-        let missing = || Error::new(ErrorKind::NotFound, format!("{} is not there", of.place()));
+        let missing = || Error::new(ErrorKind::NotFound, format!("{} does not exist", of.place()));
         let is_there = |image: &HeldImage| {
             is_it(&image) && image.manifest.stored().iter().any(|s| s.id == of.snapshot)
         };
@@ -145,13 +145,13 @@ impl Opening<'_> {
         };
         match manifest::load_last(store, &manifest.name) {
             Ok(now) if now.stored().iter().all(|s| s.base_of != root.base_of) => {
-                let what = format!("{place} was dropped, or merged, while it was read");
+                let what = format!("{place} was dropped or merged while it was being read");
                 Error::new(ErrorKind::NotFound, what).hint(Action::Retry)
             }
             // It is what some of its files were replaced by, or removed, while they were read.
             _ if manifest::load(store, &of.name).is_ok_and(is_there) => error,
             _ => {
-                let what = format!("{place}: {}, which it depends on, is not there", of.place());
+                let what = format!("{place}: {}, which it depends on, is missing", of.place());
                 Error::corrupt(what)
                     .hint(message![format!("put the files of \"{}\" back from a copy", of.name)])
             }
@@ -183,7 +183,7 @@ fn missing_object(
         |now: &Manifest| now.sequence > sequence && now.objects().all(|named| named != object);
     match manifest::load_last(store, image) {
         Ok(now) if dropped(&now) => {
-            let what = format!("{place} was dropped, or merged, while it was read");
+            let what = format!("{place} was dropped or merged while it was being read");
             Error::new(ErrorKind::NotFound, what).hint(Action::Retry)
         }
         Err(e) if !e.is_damage() && e.kind() != ErrorKind::NotFound => e.at(place),

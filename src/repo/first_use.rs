@@ -95,7 +95,7 @@ fn begin(
             }
         }
     }
-    let what = format!("somebody else is making the repository {}", path.shown());
+    let what = format!("another process is creating the repository {}", path.shown());
     Err(Error::new(ErrorKind::Busy, what).hint(Action::Retry))
 }
 
@@ -132,7 +132,7 @@ fn begin_elsewhere(
             Err(e) => return Err(e),
         }
     }
-    let what = format!("somebody else is making the repository {}", store.location(""));
+    let what = format!("another process is creating the repository {}", store.location(""));
     Err(Error::new(ErrorKind::Busy, what).hint(Action::Retry))
 }
 

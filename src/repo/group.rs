@@ -19,8 +19,8 @@ use uuid::Uuid;
 pub(crate) fn check_group_name(name: &str) -> Result<()> {
     // It is shown where labels are.
     check_label(name).map_err(|_| {
-        let what = format!("\"{}\" cannot be the name of a group", name.escape_debug());
-        Error::new(ErrorKind::InvalidInput, what).hint("choose another one")
+        let what = format!("invalid group name \"{}\"", name.escape_debug());
+        Error::new(ErrorKind::InvalidInput, what).hint("choose another name")
     })
 }
 
@@ -89,7 +89,7 @@ impl Member {
             MemberState::Listed(_) => None,
             MemberState::Dropped => Some(format!("that of {name} was dropped")),
             MemberState::Missing => Some(format!("{name} is missing")),
-            MemberState::NoImage => Some(format!("the image {name} is gone")),
+            MemberState::NoImage => Some(format!("the image {name} was removed")),
             MemberState::Unreadable => Some(format!("{name} cannot be read")),
         }
     }

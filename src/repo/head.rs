@@ -222,7 +222,7 @@ fn of_host(
     let record = record.filter(is_ours);
     let known = record.as_ref().and_then(|record| record.newest.as_ref());
     if let Some(e) = repository.seen().check(manifest, known)? {
-        let what = "; that it is turned back would not be noticed";
+        let what = "; a return to an older state would not be noticed";
         context.warn(
             WarningId::PlaceUnknown,
             message!["this host cannot remember the repository: ", e, what],
@@ -235,8 +235,8 @@ fn of_host(
     };
     if let Some(newest) = record.newest.filter(is_lost) {
         let what = format!(
-            "\"{}\" has been turned back: this host has seen commit {}, and {} rules; if the repository is \
-             an old copy, snapshots are missing",
+            "\"{}\" is in an older state: this host has seen commit {}, but it is now at {}; if this is \
+             an old copy of the repository, snapshots are missing",
             manifest.name, newest.sequence, manifest.sequence
         );
         context.warn(WarningId::TurnedBack, what);

@@ -69,8 +69,8 @@ impl fmt::Debug for HostState {
 }
 
 fn nowhere() -> Error {
-    let what = "there is no place for what is known of the live image: no home folder";
-    Error::new(ErrorKind::Unsupported, what).hint("name a folder in IMGSNAP_STATE")
+    let what = "no place to keep the state of the live image: there is no home folder";
+    Error::new(ErrorKind::Unsupported, what).hint("set IMGSNAP_STATE to a folder")
 }
 
 impl HostState {

@@ -37,7 +37,7 @@ pub(crate) fn refuse_inside(repository: &Repository, file: &Path) -> Result<()> 
     };
     let meta = std::fs::metadata(file).ok();
     let mut inside = RepositoryContents::default();
-    let failed = |e| Error::os("look into", root.shown(), e);
+    let failed = |e| Error::os("access", root.shown(), e);
     let top = Folder::open(&root).map_err(failed)?;
     // Nothing is elsewhere as well that has one name.
     let linked = meta.as_ref().filter(|meta| meta.nlink() > 1);
@@ -91,10 +91,10 @@ pub(crate) fn refuse_base_image(repository: &Repository, target: &Path) -> Resul
             if std::fs::metadata(base_image).is_ok_and(|base| is_same(&base, &meta)) {
                 let number = snapshot.number;
                 let what = format!(
-                    "{place} is the base image of {name}@{number}, whose blocks are there only"
+                    "{place} is the base image of {name}@{number} and has the only copy of its blocks"
                 );
                 return Err(Error::new(ErrorKind::InvalidInput, what).hint(message![
-                    "choose another file, or make what rests on ",
+                    "choose another file, or make what depends on ",
                     format!("{name}@{number} independent of it with "),
                     Verb::Flatten.call(),
                 ]));
@@ -163,7 +163,7 @@ fn is_image_folder(folder: &Path) -> bool {
 }
 
 fn refused(file: &Path, repository: &Path) -> Error {
-    let what = format!("{} is within the repository {}", file.shown(), repository.shown());
+    let what = format!("{} is inside the repository {}", file.shown(), repository.shown());
     Error::new(ErrorKind::InvalidInput, what)
         .hint("keep images, and what is made of them, elsewhere")
 }

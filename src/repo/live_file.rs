@@ -106,9 +106,12 @@ fn decided(
         return now;
     }
     let what =
-        format!("{place} is not what the last snapshot of \"{name}\" was taken of: {difference}");
+        format!("the last snapshot of \"{name}\" was not taken of this {place}: {difference}");
     let relink = Verb::Relink.of(name).with(Setting::Image, place);
-    context.warn(WarningId::OtherImage, message![what, "; a rollback is refused until ", relink]);
+    context.warn(
+        WarningId::OtherImage,
+        message![what, "; rollbacks are refused until you run ", relink],
+    );
     head.live.clone()
 }
 
@@ -127,7 +130,7 @@ pub(crate) fn refuse_link(name: &str, path: &Path) -> Result<()> {
         |path: &Path| std::fs::metadata(path).is_ok_and(|meta| meta.file_type().is_block_device());
     match std::fs::canonicalize(path) {
         Ok(real) if real != path && !is_device(path) => {
-            let what = format!("{} leads to {} now", path.shown(), real.shown());
+            let what = format!("{} now leads to {}", path.shown(), real.shown());
             Err(Error::new(ErrorKind::Mismatch, what).hint(message![
                 format!("if that is the live file of \"{name}\", run "),
                 Verb::Relink.of(name).with(Setting::Image, real.shown()),
@@ -152,14 +155,14 @@ pub(crate) fn refuse_other(
     let (Some(was), Some(is)) = (&head.live, image.identity()) else { return Ok(()) };
     let Some(difference) = was.difference(&is) else { return Ok(()) };
     if image.is_device() && force_device {
-        let what = format!("{place} is another device: {difference}; as you asked");
+        let what = format!("{place} is a different device: {difference}; used as requested");
         context.warn(WarningId::OtherImage, what);
         return Ok(());
     }
     let what =
-        format!("{place} is not what the last snapshot of \"{name}\" was taken of: {difference}");
+        format!("the last snapshot of \"{name}\" was not taken of this {place}: {difference}");
     let relink = Verb::Relink.of(name).with(Setting::Image, place);
-    let advice = message!["if it is to be written to all the same, use ", relink];
+    let advice = message!["to write to it anyway, use ", relink];
     Err(Error::new(ErrorKind::Mismatch, what).hint(match image.is_device() {
         true => advice.then(", or ").then(Setting::ForceDevice),
         false => advice,
@@ -185,7 +188,7 @@ pub(crate) fn keep_head(repository: &Repository, writer: &mut Writer, context: &
         false => writer.head.save(repository, &writer.manifest),
     };
     if let Err(e) = kept {
-        let what = message![e, "; the next rollback will have to scan"];
+        let what = message![e, "; the next rollback will have to scan the image"];
         context.warn(WarningId::HeadNotNoted, what);
     }
 }
@@ -195,7 +198,7 @@ pub(crate) fn keep_head(repository: &Repository, writer: &mut Writer, context: &
 pub(crate) fn warn_if_unguarded(image: &RawFile, context: &Context) {
     if !image.sees_all_users() {
         let what = format!(
-            "{}: who else has it open cannot be seen from here (not root, or in a container); nobody must \
+            "{}: cannot check who else has it open (not root, or in a container); nobody must \
              write to it",
             image.path().shown()
         );
@@ -203,7 +206,7 @@ pub(crate) fn warn_if_unguarded(image: &RawFile, context: &Context) {
     }
     if !image.is_guarded() {
         let what = format!(
-            "{}: no lease is to be had (another owner, or the file system), so a program that has it \
+            "{}: cannot get a lease (another owner, or the file system), so a program that has it \
              open for writing is noticed only by the file's times",
             image.path().shown()
         );
@@ -215,7 +218,7 @@ pub(crate) fn warn_if_unguarded(image: &RawFile, context: &Context) {
 pub(crate) fn warn_if_not_durable(disk: &Disk, context: &Context) {
     if !disk.can_flush() {
         let place = disk.name();
-        let what = format!("{place} cannot be told to make what was written durable (no flush)");
+        let what = format!("{place} does not support flush: what was written may not be durable");
         context.warn(WarningId::NotDurable, what);
     }
 }
@@ -283,7 +286,7 @@ pub fn image_named(repository: &Repository, image: &OsStr, context: &Context) ->
     if file.file().is_some_and(|path| !path.exists()) {
         let what = format!("\"{file}\" is neither an image in the repository nor a file");
         return Err(Error::new(ErrorKind::NotFound, what)
-            .hint(message![Verb::List.call(), " shows what there is"]));
+            .hint(message![Verb::List.call(), " lists the images"]));
     }
     let known = known_as(&file)?;
     // Of a machine as a whole, any of its disks.
@@ -294,7 +297,7 @@ pub fn image_named(repository: &Repository, image: &OsStr, context: &Context) ->
     image_with_source(repository, is_it, context)?.ok_or_else(|| {
         let what = format!("{file} is not the live file of an image in the repository");
         Error::new(ErrorKind::NotFound, what).hint(message![
-            "name the image, or run ",
+            "give the name of the image, or run ",
             Verb::Relink.call().asking(Setting::Name).asking(Setting::Image),
             " if it was moved",
         ])

@@ -36,15 +36,15 @@ pub(crate) fn in_format_of(
     };
     if format.is_raw() {
         if !looks.is_raw() && manifest.is_some() {
-            let how = if asked.is_some() { "you asked" } else { "it was before" };
+            let how = if asked.is_some() { "requested" } else { "before" };
             let what =
-                format!("{place} looks like a {looks} image now; it is taken as raw, as {how}");
+                format!("{place} now looks like a {looks} image; it is read as raw, as {how}");
             context.warn(WarningId::LooksForeign, what);
         }
         return Ok(live);
     }
     if looks != format && asked.is_some() {
-        let what = format!("{place} is no {format} image");
+        let what = format!("{place} is not a {format} image");
         let hint = message!["it looks like ", Setting::Format.to(looks.qemu())];
         return Err(Error::new(ErrorKind::Mismatch, what).hint(hint));
     }
@@ -74,7 +74,7 @@ pub(crate) fn recorded_format(
         if looks.is_raw() {
             return Ok(looks);
         }
-        let what = format!("it is not known any more how the disk of \"{name}\" lies in {place}");
+        let what = format!("the format of {place}, the image of \"{name}\", is no longer known");
         return Err(Error::new(ErrorKind::Mismatch, what).hint(message![
             format!("it looks like a {looks} image: run "),
             Verb::Relink.of(name).with(Setting::Image, place).with(Setting::Format, looks.qemu()),
@@ -85,7 +85,7 @@ pub(crate) fn recorded_format(
     ImageFormat::recorded(recorded).ok_or_else(|| {
         let format = recorded.escape_debug();
         let what = format!("\"{name}\" is read as a {format} image");
-        let hint = "a later imgsnap began it; use that one";
+        let hint = "it was written by a later imgsnap; use that version";
         Error::new(ErrorKind::Unsupported, what).hint(hint)
     })
 }
@@ -102,7 +102,7 @@ pub(crate) fn refuse_other_format(
     if format.is_raw() || looks == format {
         return Ok(());
     }
-    let what = format!("{place} is recorded as a {format} image, and is none");
+    let what = format!("{place} is recorded as a {format} image, but is not one");
     Err(Error::new(ErrorKind::Mismatch, what).hint(message![
         "if it was converted, take a snapshot of it with ",
         Setting::Format.to(looks.qemu()),

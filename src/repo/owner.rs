@@ -123,8 +123,8 @@ pub(crate) fn watched_as(
             let what =
                 format!("{}: nothing there is signed by the owner {key}", store.location(""));
             Err(Error::new(ErrorKind::Mismatch, what).hint(match known {
-                Some(_) => "this host knows that owner: is it the right repository?",
-                None => "is it the right key?",
+                Some(_) => "check that it is the right repository: this host knows its owner",
+                None => "check that it is the right key",
             }))
         }
     }
@@ -146,9 +146,9 @@ pub(crate) fn owned(store: Arc<dyn Store>, owner: Owner) -> Arc<dyn Store> {
 /// `Key`.
 pub(crate) fn check_told(config: &Config, store: &dyn Store) -> Result<()> {
     let (Some(key), None) = (config.owner(), store.owner()) else { return Ok(()) };
-    let what = format!("{} has an owner, whom this host does not know", store.location(""));
+    let what = format!("{} has an owner that this host does not know", store.location(""));
     Err(Error::new(ErrorKind::Key, what).hint(message![
-        "ask the owner for the key, compare it with the one that stands there, and give it once: ",
+        "ask the owner for the key, compare it with the one shown here, and give it once: ",
         Setting::OwnerKey.to(key),
     ]))
 }

@@ -219,7 +219,7 @@ pub(crate) fn restore(
             if fate_now(repository, pin)?.0 == Fate::Absent {
                 absent.insert(pin.id);
                 let what =
-                    format!("{place} is not kept for \"{name}\" any more, which is not there");
+                    format!("{place} is no longer kept for \"{name}\", which does not exist");
                 context.warn(WarningId::PinReleased, what);
             }
         }
@@ -287,7 +287,7 @@ impl PinnedFor {
             let other = match manifest::load(repository.store.as_ref(), &name) {
                 Ok(other) => other,
                 Err(e) => {
-                    context.note(message![e, "; what is pinned there stays so"]);
+                    context.note(message![e, "; what is pinned there stays pinned"]);
                     continue;
                 }
             };
@@ -344,7 +344,9 @@ impl Below {
 pub(crate) fn release(repository: &Repository, name: &str, context: &Context) {
     match write_to_free(repository, name, context) {
         Ok(mut writer) => unpin_or_note(repository, &mut writer, context),
-        Err(e) => context.note(message![format!("{name}: what was pinned stays so for now: "), e]),
+        Err(e) => {
+            context.note(message![format!("{name}: what was pinned stays pinned for now: "), e])
+        }
     }
 }
 

@@ -131,7 +131,7 @@ impl Place {
         let what = format!("{place}: the repository {id} that this host has used there is missing");
         Some(Error::new(ErrorKind::NotFound, what).hint(message![
             self.doubt(true),
-            " To make a new repository there, run ",
+            " to create a new repository there, run ",
             Verb::Init.call(),
         ]))
     }
@@ -139,9 +139,9 @@ impl Place {
     /// What to look at first.
     fn doubt(&self, is_missing: bool) -> &'static str {
         match (self.is_folder, is_missing) {
-            (true, true) => "is the disk mounted?",
-            (true, false) => "is the right disk mounted?",
-            (false, _) => "is it the right server, with the right credentials?",
+            (true, true) => "check that the disk is mounted;",
+            (true, false) => "check that the right disk is mounted;",
+            (false, _) => "check that server and credentials are right;",
         }
     }
 
@@ -159,7 +159,7 @@ impl Place {
             format!("{place}: this host has used the repository {other} there, and not {id}");
         Error::new(ErrorKind::Mismatch, what).hint(message![
             self.doubt(false),
-            " To use this one as well, run ",
+            " to use this one as well, run ",
             Verb::Init.call().with(Setting::Accept, ""),
         ])
     }
@@ -198,7 +198,7 @@ impl Place {
             }
         };
         Err(Error::new(ErrorKind::Key, what).hint(message![
-            "is it the right one? To use it all the same, run ",
+            "check that it is the right one; to use it anyway, run ",
             Verb::Init.call().with(Setting::Accept, ""),
         ]))
     }
@@ -207,7 +207,7 @@ impl Place {
     pub(crate) fn tell(&self, id: Uuid, context: &Context) {
         let warning = match (self.known(), self.other(id)) {
             (Err(e), _) => {
-                let known = "; it is not known which repositories this host has used there";
+                let known = "; it is unknown which repositories this host has used there";
                 (WarningId::PlaceUnknown, message![e, known])
             }
             (Ok(_), Some(other)) => (WarningId::OtherRepository, self.another(id, other).into()),

@@ -71,7 +71,7 @@ impl PruneTable {
                 "keep_label" => labels(value).map(|labels| rules.labels = labels),
                 "garbage" => share(value).map(|share| read.garbage = Some(share)),
                 // A misspelt rule would be one that is missing, and what it should keep would go.
-                _ => Err(invalid("there is no such key")),
+                _ => Err(invalid("unknown key")),
             };
             done.map_err(|e| e.at(key.escape_debug()))?;
         }
@@ -111,7 +111,7 @@ impl SnapshotTable {
                 "limit_read" => {
                     text(value).and_then(str::parse).map(|rate| read.limit_read = Some(rate))
                 }
-                _ => Err(invalid("there is no such key")),
+                _ => Err(invalid("unknown key")),
             };
             done.map_err(|e| e.at(key.escape_debug()))?;
         }
@@ -136,19 +136,19 @@ pub(crate) fn invalid(what: &str) -> Error {
 }
 
 pub(crate) fn table_at<'a>(value: Option<&'a Value>, place: &str) -> Result<Option<&'a Table>> {
-    let table = |value: &'a Value| value.as_table().ok_or_else(|| invalid("it is no table"));
+    let table = |value: &'a Value| value.as_table().ok_or_else(|| invalid("expected a table"));
     value.map(table).transpose().map_err(|e| e.at(place))
 }
 
 fn text(value: &Value) -> Result<&str> {
-    value.as_str().ok_or_else(|| invalid("it is no string"))
+    value.as_str().ok_or_else(|| invalid("expected a string"))
 }
 
 fn count(value: &Value) -> Result<Count> {
     match value {
         Value::Integer(number @ 1..) => Ok(Count::Most(number.unsigned_abs())),
         Value::String(text) if text == "unlimited" => Ok(Count::Unlimited),
-        _ => Err(invalid("it is neither an integer from 1 nor \"unlimited\"")),
+        _ => Err(invalid("expected a positive integer or \"unlimited\"")),
     }
 }
 
@@ -167,5 +167,5 @@ fn share(value: &Value) -> Result<f64> {
         _ => None,
     };
     let percent = percent.filter(|percent| (0.0..=100.0).contains(percent));
-    percent.map(|p| p / 100.0).ok_or_else(|| invalid("it is no number from 0 to 100"))
+    percent.map(|p| p / 100.0).ok_or_else(|| invalid("invalid percentage: expected 0 to 100"))
 }

@@ -64,9 +64,9 @@ pub(crate) fn ensure(store: &dyn Store, host: &HostState) -> Result<()> {
 pub(crate) fn probe(store: &dyn Store) -> Result<()> {
     let broken = |what: &str| {
         let place = store.location("");
-        let what = format!("{place}: the store cannot keep two hosts apart: {what}");
+        let what = format!("{place}: the store cannot exclude concurrent writers: {what}");
         Error::new(ErrorKind::Unsupported, what).hint(message![
-            "use a bucket without versions and object lock; if one host alone will ever write to it, run ",
+            "use a bucket without versioning and object lock; if only one host writes to it, run ",
             Verb::Init.call().with(Setting::SingleWriter, ""),
             " (docs/stores.md)",
         ])

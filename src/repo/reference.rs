@@ -1,5 +1,5 @@
-//! How a user names a snapshot: `NAME@N`, `NAME@latest`, `NAME@head`, `NAME@LABEL`, `NAME@TIME`, `NAME@1h` (an
-//! hour ago), `NAME@ID`; and of each of these `~N`, so many before it.
+//! How a user names a snapshot: `NAME@N`, `NAME@latest`, `NAME@head`, `NAME@LABEL`, `NAME@TIME`, `NAME@1h`
+//! (an hour ago), `NAME@ID`; and of each of these `~N`, so many before it.
 
 use crate::base::duration::{Period, looks_like_duration};
 use crate::base::error::{Error, ErrorKind, Result};
@@ -70,7 +70,8 @@ impl FromStr for At {
             "latest" => Ok(Self::Latest),
             "head" => Ok(Self::Head),
             _ if text.bytes().all(|b| b.is_ascii_digit()) => {
-                let bad = |_| Error::new(ErrorKind::InvalidInput, format!("no number: {text}"));
+                let bad =
+                    |_| Error::new(ErrorKind::InvalidInput, format!("number out of range: {text}"));
                 text.parse().map(Self::Number).map_err(bad)
             }
             _ if looks_like_time(text) => Ok(Self::Time(parse_time(text)?)),
@@ -104,7 +105,8 @@ impl FromStr for Reference {
     }
 }
 
-const USAGE: &str = "write NAME@NUMBER, NAME@latest, NAME@head, NAME@LABEL, NAME@2026-11-20, NAME@1h (ago) or NAME@ID";
+const USAGE: &str = "write NAME@NUMBER, NAME@latest, NAME@head, NAME@LABEL, NAME@2026-11-20, \
+                     NAME@1h (ago) or NAME@ID";
 
 /// The fewest digits of an identity that name a snapshot.
 const FEWEST_DIGITS: usize = 4;
@@ -135,7 +137,7 @@ fn looks_like_time(text: &str) -> bool {
 /// written.
 fn parse_time(text: &str) -> Result<Timestamp> {
     let bad = |_: jiff::Error| {
-        Error::new(ErrorKind::InvalidInput, format!("\"{text}\" is not a time"))
+        Error::new(ErrorKind::InvalidInput, format!("invalid time \"{text}\""))
             .hint("write it like 2026-11-20, 2026-11-20T18:30 or 2026-11-20T18:30:00Z")
     };
     last_moment(text, &TimeZone::system()).map_err(bad)
@@ -212,28 +214,28 @@ pub(crate) fn find<'a>(manifest: &'a Manifest, head: &Head, at: &At) -> Result<&
             let mut before: Vec<&Snapshot> = snapshots.iter().filter(|s| s.number < last).collect();
             before.sort_by_key(|s| Reverse(s.number));
             let index = usize::try_from(*count).unwrap_or(usize::MAX).saturating_sub(1);
-            let what = format!("there are not so many snapshots before {name}@{last}");
+            let what = format!("there are fewer snapshots than that before {name}@{last}");
             (before.get(index).copied(), what)
         }
         At::Time(time) | At::Ago { time, .. } => {
             let (found, is_sure) = Times::of(snapshots, Timestamp::now()).newest_at(*time);
             if !is_sure {
                 let what = format!(
-                    "cannot tell which snapshot of \"{name}\" is the newest at {}: the clock is wrong, or \
-                     was when they were taken",
+                    "cannot tell which snapshot of \"{name}\" is the newest at or before {}: the clock \
+                     is or was wrong",
                     local(*time)
                 );
                 let list = Verb::List.of(name);
-                let hint = message!["name one by its number; ", list, " shows them"];
+                let hint = message!["give a number; ", list, " lists them"];
                 return Err(Error::new(ErrorKind::Mismatch, what).hint(hint));
             }
-            let what = format!("no snapshot of \"{name}\" is from {} or before", local(*time));
+            let what = format!("\"{name}\" has no snapshot at or before {}", local(*time));
             (found.and_then(|at| snapshots.get(at)), what)
         }
     };
     found.ok_or_else(|| {
         Error::new(ErrorKind::NotFound, what)
-            .hint(message![Verb::List.of(name), " shows what there is"])
+            .hint(message![Verb::List.of(name), " lists its snapshots"])
     })
 }
 
@@ -260,7 +262,7 @@ fn by_id_prefix<'a>(manifest: &'a Manifest, text: &str) -> Result<(Option<&'a Sn
         (Some(_), Some(_)) => {
             let what =
                 format!("several snapshots of \"{name}\" have an id that begins with {shown}");
-            Err(Error::new(ErrorKind::InvalidInput, what).hint("write more digits of it"))
+            Err(Error::new(ErrorKind::InvalidInput, what).hint("give more digits of it"))
         }
         (found, _) => Ok((found, format!("no snapshot of \"{name}\" has the label \"{shown}\""))),
     }

@@ -81,7 +81,7 @@ impl Repository {
             Err(e) => e,
             Ok(there) => {
                 let defaults = there.defaults();
-                let what = format!("{place} is a repository already (new bases: {defaults})");
+                let what = format!("{place} is already a repository (new bases: {defaults})");
                 return Err(Error::new(ErrorKind::AlreadyExists, what)
                     .hint(message!["choose another folder with ", Setting::Repo]));
             }

@@ -120,7 +120,7 @@ pub(crate) fn all(repository: &Repository) -> Result<Vec<(Uuid, Result<DropReque
             let request: DropRequest = serde_json::from_str(text)
                 .map_err(|e| Error::corrupt(format!("the request is not valid: {e}")))?;
             if id_of(&bytes) != id {
-                return Err(Error::corrupt("the request is another one than it was"));
+                return Err(Error::corrupt("the request has changed"));
             }
             check_name(&request.image).map(|()| request)
         };
@@ -141,7 +141,7 @@ pub(crate) fn all(repository: &Repository) -> Result<Vec<(Uuid, Result<DropReque
 /// `NotFound` if there is none, or there are several.
 pub(crate) fn find(repository: &Repository, id: &str) -> Result<(Uuid, Result<DropRequest>)> {
     if id.len() < SHORTEST {
-        let what = format!("a request is named by {SHORTEST} digits of its id at least");
+        let what = format!("give at least {SHORTEST} digits of the id of a request");
         return Err(Error::new(ErrorKind::InvalidInput, what));
     }
     let mut found = all(repository)?;
@@ -151,11 +151,11 @@ pub(crate) fn find(repository: &Repository, id: &str) -> Result<(Uuid, Result<Dr
         (count, _) => {
             let id = id.escape_debug();
             let what = match count {
-                0 => format!("no request is called \"{id}\""),
+                0 => format!("there is no request \"{id}\""),
                 count => format!("{count} requests begin with \"{id}\""),
             };
             Err(Error::new(ErrorKind::NotFound, what)
-                .hint(message![Verb::Requests.of("list"), " shows them"]))
+                .hint(message![Verb::Requests.of("list"), " lists them"]))
         }
     }
 }

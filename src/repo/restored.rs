@@ -71,7 +71,7 @@ impl RestoredNote {
         let machine = &self.host.host().machine;
         let is_ours = |r: &Record| &r.machine == machine && r.path.as_ref() == Some(&self.path);
         let Some(record) = record.filter(is_ours) else {
-            return Err("no restore on this host has noted it".into());
+            return Err("this host has no record of restoring it".into());
         };
         if record.image != image_id {
             return Err("it was restored from another image".into());
@@ -79,7 +79,7 @@ impl RestoredNote {
         let is_same = file.identity().is_some_and(|now| record.file.difference(&now).is_none());
         // Only while others are kept off.
         if !is_same || file.stable_stat().as_ref() != Some(&record.stat) {
-            return Err("it is not known to be unchanged since it was restored".into());
+            return Err("it may have changed since it was restored".into());
         }
         Ok(record.snapshot)
     }

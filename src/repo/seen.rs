@@ -55,7 +55,7 @@ fn is_accepted(host: &HostState, image: &str, what: &str) -> bool {
 
 fn accept(state: &str) -> crate::base::message::Message {
     message![
-        "is it an old copy, or does somebody keep newer snapshots from you? To use it all the same, give ",
+        "it may be an old copy, or newer snapshots may be withheld; to accept it, use ",
         Setting::AcceptOlder.to(state),
     ]
 }
@@ -160,8 +160,8 @@ impl Seen<'_> {
         let state = format!("{}@{commit}", manifest.name);
         if manifest.sequence > newest.sequence && manifest.forgets(newest.sequence) {
             let what = format!(
-                "\"{}\" has had {} commits since this host looked at it, and does not tell any more whether \
-                 they follow the one that was seen ({})",
+                "\"{}\" has had {} commits since this host last read it, and no longer records whether \
+                 they follow the one that this host has seen ({})",
                 manifest.name,
                 manifest.sequence - newest.sequence,
                 newest.commit
@@ -169,13 +169,13 @@ impl Seen<'_> {
             return Err(Error::new(ErrorKind::Mismatch, what).hint(message![
                 "compare ",
                 Verb::Heads.call(),
-                " with what it says on a host that took them; to use it then, give ",
+                " with its output on a host that made them; if it agrees, use ",
                 Setting::AcceptOlder.to(&state),
             ]));
         }
         let what = format!(
-            "\"{}\" has been turned back, or is another one than before: this host has seen commit {} ({}), \
-             and {} does not follow it",
+            "\"{}\" is in an older state, or was replaced: this host has seen commit {} ({}), \
+             but {} does not follow it",
             manifest.name, newest.sequence, newest.commit, manifest.sequence
         );
         Err(Error::new(ErrorKind::Mismatch, what).hint(accept(&state)))
@@ -268,8 +268,8 @@ impl Seen<'_> {
             && !is_accepted(self.host, "", &number.to_string())
         {
             let what = format!(
-                "the configuration has been turned back, or is another one than before: this host has seen \
-                 number {}, and {number} rules",
+                "the configuration is in an older state, or was replaced: this host has seen \
+                 number {}, but it is now {number}",
                 seen.number
             );
             return Err(Error::new(ErrorKind::Mismatch, what).hint(accept(&format!("@{number}"))));

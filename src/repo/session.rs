@@ -185,7 +185,7 @@ pub(crate) fn refuse_damaged_head(name: &str, is_damaged: bool) -> Result<()> {
     Err(Error::new(ErrorKind::Mismatch, damaged_head(name)).hint(message![
         "run ",
         Verb::Rollback.of(name).asking(Setting::To),
-        ", or, if you know that the image is sound, ",
+        ", or, if you know that the image is intact, ",
         Verb::Relink.of(name).asking(Setting::Image),
     ]))
 }
@@ -278,7 +278,7 @@ fn lock_to_create(repository: &Repository, name: &str) -> Result<Option<LockGuar
             other => return other,
         }
     }
-    Err(Error::new(ErrorKind::Busy, format!("\"{name}\" is made and removed all the time")))
+    Err(Error::new(ErrorKind::Busy, format!("\"{name}\" keeps being created and removed")))
 }
 
 /// Opens an image for changing it, and removes what earlier writers left behind.
@@ -305,7 +305,7 @@ pub(crate) fn write_to_free(
         let before = Timestamp::now().saturating_sub(grace).unwrap_or_default();
         match store.abort_uploads(name, before) {
             Ok(0) => {}
-            Ok(count) => context.note(format!("gave up {count} uploads that nobody completed")),
+            Ok(count) => context.note(format!("aborted {count} incomplete uploads")),
             // They take space, and nothing else is wrong with them.
             Err(e) => context.note(e),
         }
@@ -365,7 +365,7 @@ pub(crate) fn write_new(
     let store = repository.store.as_ref();
     let write = lock_to_create(repository, name)?;
     if manifest::load(store, name).is_ok() {
-        let what = format!("somebody else made \"{name}\" at the same time");
+        let what = format!("another process created \"{name}\" meanwhile");
         return Err(Error::new(ErrorKind::Busy, what).hint(Action::Retry));
     }
     let mut manifest = first(store, Manifest { image_id, ..Manifest::new(name, None) })?;
@@ -386,7 +386,7 @@ pub(crate) fn writer(
     if !manifest.is_unused()
         && let Err(e) = repository.settle()
     {
-        let what = "; that its disk is not mounted would not be noticed";
+        let what = "; an unmounted disk would not be noticed";
         context.warn(
             WarningId::PlaceUnknown,
             message!["this host cannot remember the repository: ", e, what],
@@ -459,8 +459,8 @@ fn move_head(repository: &Repository, writer: &mut Writer, context: &Context) ->
 /// What to say of a head state that cannot be read.
 pub(crate) fn damaged_head(name: &str) -> String {
     format!(
-        "the head state of \"{name}\" is damaged: if a rollback was interrupted, its live image is a \
-         mixture"
+        "the head state of \"{name}\" is damaged: if a rollback was interrupted, its live image is \
+         only partly rolled back"
     )
 }
 

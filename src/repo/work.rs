@@ -295,7 +295,7 @@ impl WorkPlan {
         }
         let what = format!("plan {} has expired", self.plan);
         let drop = Verb::Plan.of(format!("drop {}", self.plan));
-        Err(Error::new(ErrorKind::NotFound, what).hint(message!["give it up with ", drop]))
+        Err(Error::new(ErrorKind::NotFound, what).hint(message!["drop it with ", drop]))
     }
 
     pub(crate) fn no_task(&self, number: u32) -> Error {
@@ -347,7 +347,7 @@ impl WorkPlan {
     fn check(&self, plan: Uuid) -> Result<()> {
         let bad = |what: &str| Err(Error::corrupt(format!("the plan is not valid: {what}")));
         if self.plan != plan {
-            return bad("it is another one");
+            return bad("it belongs to another plan");
         }
         for image in self.images() {
             check_name(&image.name)?;
@@ -384,7 +384,7 @@ impl WorkPlan {
         let mut numbers = HashSet::new();
         match self.tasks().into_iter().all(|task| numbers.insert(task)) {
             true => Ok(()),
-            false => bad("a task stands twice"),
+            false => bad("a task occurs twice"),
         }
     }
 
@@ -416,9 +416,9 @@ impl WorkPlan {
             [] => {
                 let what = format!("there is no plan {}", beginning.escape_debug());
                 Err(Error::new(ErrorKind::NotFound, what).hint(message![
-                    "it was joined or dropped; ",
+                    "it may have been joined or dropped; ",
                     Verb::Plan.of("list"),
-                    " tells which there are"
+                    " lists the plans"
                 ]))
             }
             _ => {

@@ -32,7 +32,7 @@ impl LocalStore {
         let is_link = error.raw_os_error() == Some(libc::ELOOP);
         let error = Error::os(verb, self.disk.location(name), error);
         match is_link {
-            true => error.hint("no link is followed in a repository: put there what it leads to"),
+            true => error.hint("links are not followed in a repository: put the target there"),
             false => error,
         }
     }
@@ -178,8 +178,8 @@ impl Store for LocalStore {
             let needs_locks = kind == LockKind::Exclusive && is_without_locks(&error);
             let error = self.lock_error(name, error);
             // It is not taken for a shared one because of that: others may have locks, and rely on them.
-            let advice = "nobody writes without locks, unless an empty file .shared at the top of the \
-                          repository says that none are relied on (docs/stores.md)";
+            let advice = "writing requires locks, unless an empty file .shared at the top of the \
+                          repository states that none are relied on (docs/stores.md)";
             if needs_locks { error.hint(advice) } else { error }
         })
     }

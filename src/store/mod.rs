@@ -179,7 +179,7 @@ pub trait Store: Send + Sync {
     fn read_whole(&self, name: &str, limit: u64) -> Result<Vec<u8>> {
         let size = self.size(name)?;
         if size > limit {
-            let what = format!("{} has {size} bytes, which cannot be right", self.location(name));
+            let what = format!("{} has an impossible size of {size} bytes", self.location(name));
             return Err(Error::corrupt(what));
         }
         let mut bytes = vec![0; size as usize];

@@ -37,9 +37,9 @@ pub fn locate(place: &Path) -> Result<Location> {
     let path = match Uri::parse(place)? {
         Uri::Path(path) => path,
         Uri::Other { scheme } => {
-            let what = format!("there are no {scheme} repositories: {}", place.shown());
+            let what = format!("{scheme} repositories are not supported: {}", place.shown());
             return Err(Error::new(ErrorKind::Unsupported, what)
-                .hint(format!("name a folder; one that is called so is ./{}", place.shown())));
+                .hint(format!("use a folder; for one of that name, write ./{}", place.shown())));
         }
     };
     let absolute = std::path::absolute(&path).map_err(|e| Error::os("use", path.shown(), e));
@@ -129,22 +129,22 @@ pub enum Above {
 /// `Io` if it cannot be made; `NotFound` if the folder above it is missing, and must exist; `InvalidInput`
 /// for a path with `..` that leads through what is not there.
 pub fn make_folder(path: &Path, above: Above) -> Result<bool> {
-    let failed = |e| Error::os("make the repository", path.shown(), e);
+    let failed = |e| Error::os("create the repository", path.shown(), e);
     // From the first folder that is there on, each in the one before it: whoever may write to that one
     // cannot lead us elsewhere.
     let there = path.ancestors().find(|folder| folder.exists()).unwrap_or(Path::new("/"));
     let missing = path.strip_prefix(there).unwrap_or(Path::new(""));
     if missing.components().any(|part| part == Component::ParentDir) {
-        let what = format!("cannot make the repository {}: it has \"..\" in it", path.shown());
-        return Err(Error::new(ErrorKind::InvalidInput, what).hint("name it without"));
+        let what = format!("cannot create the repository {}: it has \"..\" in it", path.shown());
+        return Err(Error::new(ErrorKind::InvalidInput, what).hint("use a path without \"..\""));
     }
     if let (Above::MustExist, Some(parent)) = (above, path.parent())
         && missing.components().count() > 1
     {
         let what =
-            format!("cannot make the repository {}: {} is missing", path.shown(), parent.shown());
+            format!("cannot create the repository {}: {} is missing", path.shown(), parent.shown());
         return Err(Error::new(ErrorKind::NotFound, what)
-            .hint("is the disk mounted? Otherwise make that folder first"));
+            .hint("check that the disk is mounted, or create that folder first"));
     }
     // Whoever may make a folder in one that he may not read cannot sync that one, either.
     let synced = |synced: io::Result<()>| match synced {

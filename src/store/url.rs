@@ -76,7 +76,7 @@ impl RemoteUrl {
         let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
         let (user, place) = match authority.rsplit_once('@') {
             Some((user, place)) if kind == RemoteKind::Ssh => (Some(user.to_owned()), place),
-            Some(_) => return Err(invalid("credentials do not belong into it")),
+            Some(_) => return Err(invalid("it must not contain credentials")),
             None => (None, authority),
         };
         let (host, port) = match place.rsplit_once(':') {
@@ -88,7 +88,7 @@ impl RemoteUrl {
         };
         let has_port = matches!(kind, RemoteKind::Hdfs | RemoteKind::Ssh);
         if port.is_some() && !has_port {
-            let why = "a port belongs to the endpoint, which an environment variable names";
+            let why = "a port belongs to the endpoint, which is set in an environment variable";
             return Err(invalid(why));
         }
         if host.is_empty() && kind != RemoteKind::Hdfs {
@@ -101,7 +101,7 @@ impl RemoteUrl {
         if names.into_iter().flatten().any(|name| is_option(name) || is_odd(name))
             || user.as_deref() == Some("")
         {
-            return Err(invalid("no host or user has such a name"));
+            return Err(invalid("invalid host or user name"));
         }
         if path.contains(['?', '#']) {
             return Err(invalid("parameters are not supported"));

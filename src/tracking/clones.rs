@@ -115,7 +115,7 @@ impl NewClone {
             Some(libc::EACCES | libc::EPERM | libc::EROFS) => {
                 let what = format!("{}: its folder cannot be written to", path.shown());
                 Error::new(ErrorKind::Unsupported, what)
-                    .hint(format!("a clone is kept in {}", CloneFolder::beside(path).path.shown()))
+                    .hint(format!("clones are kept in {}", CloneFolder::beside(path).path.shown()))
             }
             _ => failed(e),
         })?;
@@ -242,7 +242,7 @@ impl CloneFolder {
         let failed = |e| Error::os("open", &place, e);
         let folder = above.folder(FOLDER).map_err(|e| match e.raw_os_error() {
             Some(libc::ELOOP | libc::ENOTDIR) => {
-                let what = format!("{place} is no folder");
+                let what = format!("{place} is not a folder");
                 Error::new(ErrorKind::Unsupported, what).hint("remove it")
             }
             _ => failed(e),
@@ -250,7 +250,7 @@ impl CloneFolder {
         let (owned, parent) = (folder.owned().map_err(failed)?, above.owned().map_err(failed)?);
         let is_theirs = !folder::is_ours(owned.owner) && owned.owner != parent.owner;
         if is_theirs || owned.mode & OTHERS_WRITE != 0 {
-            let what = format!("{place} is another user's, or others can change it");
+            let what = format!("{place} belongs to another user, or others can change it");
             return Err(
                 Error::new(ErrorKind::Unsupported, what).hint("no clone is kept in it; remove it")
             );
@@ -292,8 +292,8 @@ impl CloneFolder {
         })?;
         match CloneStat::of(&file) {
             Ok(stat) if stat == *made => Ok(file),
-            Ok(_) => Err("is not as it was made".into()),
-            Err(e) => Err(format!("cannot be looked at ({})", e.kind())),
+            Ok(_) => Err("has changed".into()),
+            Err(e) => Err(format!("cannot be read ({})", e.kind())),
         }
     }
 
@@ -312,7 +312,7 @@ impl CloneFolder {
                 Ok(owner) => found.push(FoundClone { id, path, owner }),
                 // Nobody knows whose it is.
                 Err(e) if is_passing(&e) => {
-                    return Err(Error::io(format!("cannot look at the clone {}", path.shown()), e));
+                    return Err(Error::io(format!("cannot read the clone {}", path.shown()), e));
                 }
                 // What we may not open is not ours.
                 Err(_) => {}

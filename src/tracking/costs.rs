@@ -87,7 +87,7 @@ impl Costs {
             Ok(seconds) => {
                 let read = spared * seconds;
                 context.note(format!(
-                    "a clone and its map may take {cost:.2} s, and to read the image instead {read:.2} s"
+                    "cloning and its map may take {cost:.2} s, reading the whole image {read:.2} s"
                 ));
                 Ok(cost <= read)
             }

@@ -9,6 +9,7 @@
 
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::events::{Context, WarningId};
+use crate::base::free_space::filesystem_type;
 use crate::base::message::{Action, Setting, message};
 use crate::base::uri::Shown;
 use crate::image::{FileStat, LiveImage, RawFile};
@@ -58,7 +59,7 @@ impl<'a> FileTracker<'a> {
         let opened = self.clones.open(id, &kept);
         let file = opened.map_err(|why| format!("the clone of {place} {why}"))?;
         if kept.stat.bytes != image_bytes {
-            return Err(format!("the clone of {place} has another length"));
+            return Err(format!("the clone of {place} has a different length"));
         }
         Ok((id, file))
     }
@@ -75,7 +76,7 @@ impl<'a> FileTracker<'a> {
         let Some(image) = raw.filter(|_| self.track != Track::None) else {
             let place = self.live.disk.name();
             let is_device = self.live.disk.raw().is_some_and(RawFile::is_device);
-            let kind = if is_device { "a device" } else { "no raw file" };
+            let kind = if is_device { "a device" } else { "not a raw file" };
             let what = format!("{place} is {kind}: it cannot be cloned");
             return match is_forced {
                 true => Err(Error::new(ErrorKind::Unsupported, what)
@@ -92,7 +93,8 @@ impl<'a> FileTracker<'a> {
                 }
                 None if is_forced => {}
                 None if !costs.is_clone_cheaper(image, count, context)? => {
-                    let why = format!("it has {count} extents, and that is as fast as to clone it");
+                    let why =
+                        format!("it has {count} extents, so reading it is as fast as cloning it");
                     return Ok(Err(Some(why)));
                 }
                 None => {}
@@ -107,23 +109,29 @@ impl<'a> FileTracker<'a> {
             Err(e) => e,
         };
         if let Some(user) = &self.live.user {
-            let what = format!("{place} is open for writing by {user}, and no clone can be made");
-            return Err(Error::new(ErrorKind::Busy, what).hint(message![
-                error,
-                "; keep it on XFS or btrfs, where it can be cloned while it is in use; or shut the virtual \
-                 machine down, or close the file, and ",
-                Action::Retry,
-            ]));
+            let what = format!("{place} is in use by {user}");
+            if error.kind() != ErrorKind::Unsupported {
+                let what = format!("{what} and could not be cloned: {}", error.without_advice());
+                let retry = message!["shut ", user.to_string(), " down, and ", Action::Retry];
+                return Err(Error::new(ErrorKind::Busy, what).hint(retry));
+            }
+            let type_name = filesystem_type(image.path());
+            let type_name = type_name.as_deref().unwrap_or("its file system");
+            return Err(Error::new(ErrorKind::Busy, format!("{what} and {type_name} cannot clone it"))
+                .hint(format!(
+                    "shut {user} down, take it through QEMU or libvirt, or keep the image on XFS or btrfs"
+                )));
         }
         if is_forced {
-            return Err(
-                error.or_hint(message!["XFS and btrfs can; or use ", Setting::Track.to("auto")])
-            );
+            return Err(error.or_hint(message![
+                "keep the image on XFS or btrfs, or use ",
+                Setting::Track.to("auto")
+            ]));
         }
         match error.kind() {
             ErrorKind::Unsupported => context.note(message!["not tracked: ", &error]),
             _ => {
-                let what = message![&error, "; nothing is known of what changes then"];
+                let what = message![&error, "; the next snapshot may have to read the whole image"];
                 context.warn(WarningId::CloneNotMade, what);
             }
         }
@@ -191,7 +199,7 @@ impl ChangeTracker for FileTracker<'_> {
             Ok(kept) => Some(TrackerRecord::Clone(kept)),
             // Without one, the next snapshot reads more: no reason to have none.
             Err(e) => {
-                let what = message![e, "; the next snapshot may have to read all of the image"];
+                let what = message![e, "; the next snapshot may have to read the whole image"];
                 context.warn(WarningId::CloneNotKept, what);
                 None
             }
@@ -216,7 +224,7 @@ fn check_stall(
     }
     let path = image.path().shown();
     let what = format!(
-        "{path} is in use by {user} and has {count} extents: to clone it would hold up its writes for \
+        "{path} is in use by {user} and has {count} extents: cloning it would hold up writes for \
          about {} ms",
         (seconds * 1e3).ceil()
     );
@@ -225,7 +233,7 @@ fn check_stall(
         s => format!("{}s", s.ceil()),
     };
     Err(Error::new(ErrorKind::Busy, what).hint(message![
-        "allow that with ",
+        "allow this with ",
         Setting::MaxStall.to(enough),
         ", or shut the virtual machine down and defragment the image",
     ]))

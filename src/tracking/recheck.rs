@@ -31,7 +31,7 @@ impl Recheck {
     /// `InvalidInput` if it is not from 0 to 100.
     pub fn percent(percent: f64) -> Result<Self> {
         if !(0.0..=100.0).contains(&percent) {
-            let what = "it is no share from 0 to 100 %";
+            let what = "invalid percentage: expected 0 to 100";
             return Err(Error::new(ErrorKind::InvalidInput, what));
         }
         Ok(Self::Share(percent / 100.0))
@@ -70,7 +70,7 @@ impl FromStr for Recheck {
     type Err = Error;
     fn from_str(text: &str) -> Result<Self> {
         let bad = || {
-            let what = format!("\"{}\" is no share from 0 to 100 %", text.escape_debug());
+            let what = format!("invalid percentage \"{}\": expected 0 to 100", text.escape_debug());
             Error::new(ErrorKind::InvalidInput, what).hint("write it like 1% or 0.5%")
         };
         let digits = text.strip_suffix('%').unwrap_or(text).trim_end();

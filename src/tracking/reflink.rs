@@ -138,7 +138,7 @@ impl MapDifferences {
     pub fn new(older: File, newer: File, time: TimeSpent) -> Result<Self> {
         let length = |file: &File, which: &str| {
             let meta = file.metadata();
-            meta.map(|meta| meta.len()).map_err(|e| Error::os("look at", which, e))
+            meta.map(|meta| meta.len()).map_err(|e| Error::os("access", which, e))
         };
         let lengths = (length(&older, OLDER)?, length(&newer, NEWER)?);
         let end = lengths.0.max(lengths.1);
@@ -242,7 +242,7 @@ pub fn clone_into(from: &File, to: &File) -> Result<()> {
 pub fn extent_count(file: &File) -> Result<u64> {
     count_file_extents(file).map_err(|e| match e.raw_os_error() {
         Some(libc::EOPNOTSUPP | libc::ENOTTY) => {
-            Error::new(ErrorKind::Unsupported, "the file system knows of no extents")
+            Error::new(ErrorKind::Unsupported, "the file system cannot list extents")
         }
         _ => Error::io("cannot count the extents", e),
     })

@@ -189,7 +189,7 @@ impl FromStr for Track {
             "reflink" => Ok(Self::Reflink),
             "none" => Ok(Self::None),
             _ => {
-                let what = format!("\"{}\" is no way to track", text.escape_debug());
+                let what = format!("unknown tracking method \"{}\"", text.escape_debug());
                 Err(Error::new(ErrorKind::InvalidInput, what).hint("use auto, reflink or none"))
             }
         }

@@ -202,7 +202,7 @@ pub fn prove(chain: &Chain, terms: u128) -> Result<()> {
     let hasher = chain.hasher();
     let digest: ImageDigest = hasher.empty_image(chain.geometry().image_bytes).plus(terms);
     if digest != chain.image_digest() {
-        let what = format!("{}: the image digest differs", chain.tip().location());
+        let what = format!("{}: image digest mismatch", chain.tip().location());
         return Err(Error::corrupt(what).hint(message![
             "run ",
             Verb::Verify.call(),

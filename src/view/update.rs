@@ -90,7 +90,7 @@ pub fn prove(image: &dyn Source, target: &Chain, context: &Context) -> Result<()
     let lengths = (image.image_bytes(), target.geometry().image_bytes);
     if found.written_bytes > 0 || lengths.0 != lengths.1 {
         let bytes = found.written_bytes;
-        let what = format!("{}: {bytes} bytes are not what was written", image.name());
+        let what = format!("{}: {bytes} bytes differ from what was written", image.name());
         return Err(
             Error::corrupt(what).hint("check the disk that it lies on, and roll back again")
         );

@@ -53,10 +53,10 @@ fn what_is_protected_is_dropped_by_nothing() {
     assert_eq!(lab.done(&["protect", "disk@2"]), "disk@2 is protected\n");
     lab.done(&["protect", "disk@2"]);
     assert!(lab.done(&["list"]).contains("(protected)"));
-    assert!(lab.done(&["show", "disk@2"]).contains("yes: nothing drops it"));
+    assert!(lab.done(&["show", "disk@2"]).contains("yes: it cannot be dropped"));
     for args in [&["delete", "disk@2"][..], &["remove", "disk", "--yes"]] {
         let line = lab.fails(FAILED, args);
-        let hint = "disk@2 is protected; \"imgsnap protect disk@2 --off\" takes that back";
+        let hint = "disk@2 is protected; \"imgsnap protect disk@2 --off\" removes the protection";
         assert!(line.contains(hint), "{line}");
     }
     let prune = ["prune", "disk", "--keep-last", "1", "--compact"];
@@ -80,12 +80,12 @@ fn a_label_is_given_moved_and_taken_away() {
     assert_eq!(string(&lab.json(&["list"])[0], "label"), "good");
     // Another one in its place, and the same one again.
     let said = lab.done(&["label", "disk@good", "better"]);
-    assert_eq!(said, "disk@1 is labelled \"better\", before \"good\"\n");
+    assert_eq!(said, "disk@1 is labelled \"better\" (previously \"good\")\n");
     assert_eq!(lab.done(&["label", "disk@1"]), "disk@1 is labelled \"better\"\n");
     lab.done(&["label", "disk@better", "better"]);
     lab.fails(FAILED, &["show", "disk@good"]);
     let said = lab.done(&["label", "disk@better", "--remove"]);
-    assert_eq!(said, "disk@1 has no label, before \"better\"\n");
+    assert_eq!(said, "disk@1 has no label (previously \"better\")\n");
     assert_eq!(lab.done(&["label", "disk@1"]), "disk@1 has no label\n");
     assert_eq!(lab.json(&["list"])[0]["label"], Value::Null);
     let labelled = lab.json(&["label", "disk@2", "better"]);
@@ -110,10 +110,12 @@ fn a_label_is_taken_once_only() {
     let (lab, _) = Lab::with_snapshots(2);
     lab.done(&["label", "disk@1", "good"]);
     let line = lab.fails(FAILED, &["label", "disk@2", "good"]);
-    assert_eq!(line, "disk@1 has the label \"good\"; choose another label");
+    assert_eq!(line, "disk@1 already has the label \"good\"; choose another label");
     let line = lab.fails(FAILED, &["snapshot", "disk.img", "--label", "good"]);
     assert!(
-        line.contains("\"disk\" has a snapshot with the label \"good\"; choose another label"),
+        line.contains(
+            "\"disk\" already has a snapshot with the label \"good\"; choose another label"
+        ),
         "{line}"
     );
     // Of another image it may be the same.
@@ -188,7 +190,7 @@ fn repair_leaves_a_sound_manifest_alone() {
     lab.grow_history("web.img", 1);
     let before = lab.everything();
     let text = lab.done(&["repair"]);
-    let sound = |name| format!("{name}: the manifest is sound, nothing to repair\n");
+    let sound = |name| format!("{name}: the manifest is intact; nothing to repair\n");
     assert_eq!(text, format!("{}{}", sound("db"), sound("web")));
     assert_eq!(lab.json(&["repair", "db"]), json!({"name": "db", "rebuilt": false}));
     lab.ensure_untouched(&before, "repair");
@@ -199,7 +201,7 @@ fn repair_leaves_a_sound_manifest_alone() {
         text.starts_with(&format!("{}web: rebuilt the manifest with 1 snapshot\n", sound("db"))),
         "{text}"
     );
-    assert!(text.ends_with("  now check it with \"imgsnap verify web\"\n"), "{text}");
+    assert!(text.ends_with("  next, check it with \"imgsnap verify web\"\n"), "{text}");
 }
 
 #[test]

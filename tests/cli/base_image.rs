@@ -123,7 +123,7 @@ fn a_changed_base_image_is_damage_and_its_blocks_are_named() {
     for reference in ["clone@1", "clone@2"] {
         let line = lab.fails(DAMAGE, &["restore", reference, "-o", "out"]);
         assert!(line.contains(&place) && line.contains("block"), "{line}");
-        assert!(line.ends_with("somebody wrote to that file; put the original back"), "{line}");
+        assert!(line.ends_with("the file was modified; put the original back"), "{line}");
     }
     let run = lab.run(&["verify", "--json"]);
     assert_eq!(run.code, Some(DAMAGE), "{}", run.err);
@@ -187,7 +187,7 @@ fn relink_to_a_moved_base_image_proves_it() {
     assert_eq!(linked["bases"], json!(["clone@1"]));
     lab.holds("clone", &[(1, &base), (2, &clone)]);
     let text = lab.done(&["relink", "clone", "--base-image", "moved.img"]);
-    assert_eq!(text, format!("the base image of clone@1 is {}, proved\n", lab.at("moved.img")));
+    assert_eq!(text, format!("the base image of clone@1 is {} (verified)\n", lab.at("moved.img")));
     // Both files at once.
     lab.rename("clone.img", "vm.img");
     let linked = lab.json(&["relink", "clone", "vm.img", "--base-image", "moved.img"]);
@@ -251,8 +251,8 @@ fn a_base_image_is_for_the_beginning_of_a_chain() {
     for more in [&[][..], &["--differential"], &["--parent", "@1"]] {
         let args = [&["snapshot", "disk.img", "--base-image", "base.img"], more].concat();
         let line = lab.fails(FAILED, &args);
-        assert!(line.contains("\"disk\" has snapshots already, and so a base"), "{line}");
-        assert!(line.ends_with("begin a new chain on the base image with --full"), "{line}");
+        assert!(line.contains("\"disk\" already has snapshots, and thus a base"), "{line}");
+        assert!(line.ends_with("start a new chain on the base image with --full"), "{line}");
     }
     let taken = lab.json(&["snapshot", "disk.img", "--base-image", "base.img", "--full"]);
     assert_eq!((integer(&taken, "number"), integer(&taken, "parent_number")), (4, 3));
@@ -366,7 +366,7 @@ fn repair_knows_where_the_base_image_is_or_asks_for_it() {
         assert!(!text.contains("nothing to repair"), "{text}");
     }
     let line = lab.fails(DAMAGE, &["restore", "clone@2", "-o", "out"]);
-    assert!(line.contains("it is not known where its base image is"), "{line}");
+    assert!(line.contains("the location of its base image"), "{line}");
     assert!(line.contains(how), "{line}");
     lab.done(&["relink", "clone", "--base-image", "base.img"]);
     lab.holds("clone", &[(1, &base), (2, &clone)]);

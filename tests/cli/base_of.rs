@@ -156,7 +156,7 @@ fn a_chain_begins_once() {
     let cloned = Cloned::new();
     let lab = &cloned.lab;
     for (args, line) in [
-        (&["clone.img", "--base-of", "template@3"][..], "has snapshots already, and so a base"),
+        (&["clone.img", "--base-of", "template@3"][..], "already has snapshots, and thus a base"),
         (&["clone.img", "--base-of", "clone@1", "--full"], "is a snapshot of \"clone\" itself"),
         (&["clone.img", "--base-of", "template@9", "--full"], "no snapshot template@9"),
         (&["clone.img", "--base-of", "nobody@1", "--full"], "no image \"nobody\""),
@@ -222,7 +222,7 @@ fn the_template_is_found() {
     let lab = &cloned.lab;
     lab.write("noise.img", &noise(77, MIB));
     let text = lab.done(&["snapshot", "noise.img", "--find-base"]);
-    assert!(text.starts_with("noise@1  a base: there is no other image to begin from\n"), "{text}");
+    assert!(text.starts_with("noise@1  a base: no similar image was found\n"), "{text}");
     let mut bytes = cloned.template[2].clone();
     change(&mut bytes, 99, 30);
     lab.write("found.img", &bytes);
@@ -265,7 +265,7 @@ fn a_file_that_begins_from_another_image_is_not_taken_in() {
     std::fs::copy(&file, lab.path("raw.delta")).unwrap();
     lab.done(&["remove", "clone", "--yes"]);
     let line = lab.fails(FAILED, &["import", "raw.delta", "--name", "clone"]);
-    assert!(line.contains("it begins from template@2, a snapshot of another image"), "{line}");
+    assert!(line.contains("it starts from template@2, a snapshot of another image"), "{line}");
     assert!(line.contains("export") && line.contains("--since"), "{line}");
 }
 
@@ -294,7 +294,7 @@ fn a_template_that_is_turned_back_keeps_what_is_needed() {
     assert!(run.text().contains("\"imgsnap repair template\""), "{}", run.text());
     let run = lab.run(&["delete", "template@1"]);
     assert_eq!(run.code, Some(FAILED), "{}", run.err);
-    assert!(run.err.contains("has been turned back"), "{}", run.err);
+    assert!(run.err.contains("is in an older state"), "{}", run.err);
     assert!(run.err.contains("template@1 is needed by \"clone\""), "{}", run.err);
     lab.holds("clone", &[(1, &bytes)]);
 }

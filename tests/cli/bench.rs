@@ -53,61 +53,70 @@ fn rows(value: &Value, point: usize) -> &Vec<Value> {
 #[test]
 fn help_is_exactly_this() {
     insta::assert_snapshot!(Lab::bare().done(&["bench", "-h"]), @r#"
-    Measure every verb against the ceiling of this machine
+    Benchmark each operation against the limits of this machine
 
     Usage: imgsnap bench [OPTIONS]
 
     Options:
-      -r, --repo <DIR|URL>             The repository; otherwise IMGSNAP_REPO, otherwise the user's data
-                                       folder
-          --size <SIZE>                Length of the image that is made, at least 16M [default: 4G]
-          --block-size <SIZE>          Unit of comparison, a power of two from 4K to 1M [default: 4K]
-          --json                       Print results as JSON, one object each
+          --size <SIZE>                Size of the image to create, at least 16M [default: 4G]
+          --block-size <SIZE>          Block size, a power of two from 4K to 1M [default: 4K]
           --change <PERCENT>           Share of the image that changes between two snapshots [default:
                                        1%]
-      -q, --quiet                      Print results, warnings and errors only
-          --pattern <PATTERN>          Which blocks change [default: random] [possible values: random,
-                                       clustered, vm]
-      -v, --verbose                    Say what is done
-          --compressible <PERCENT>     By how much LZ4 shortens the image that is made, about [default:
-                                       50%]
-          --threads <N>                Threads that work [default: one for each core, at most 16]
-          --compression <COMPRESSION>  lz4, zstd[:LEVEL] or none [default: lz4]
-          --limit-read <RATE>          Read images and the repository no faster, in bytes per second, as
-                                       in 100M or 1.5GiB/s
-          --dir <DIR>                  Where the scratch folder is made [default: the folder for
-                                       temporary files]
-          --limit-upload <RATE>        Send no faster to a repository on a server
-          --image <FILE>               Measure with a copy of this image instead
-          --limit-download <RATE>      Fetch no faster from a repository on a server
-          --cache-dir <DIR>            Keep the index of repositories on servers there; otherwise
-                                       IMGSNAP_CACHE, otherwise the user's cache folder
-          --runs <N>                   How often each work is run, and its ceiling with it [default: 3]
-          --cache-size <SIZE>          Keep no more than that of it [default: 4G]
-          --cold                       Measure from the device too, with nothing in the page cache
-          --no-cache                   Keep none of it
-          --sweep <WHAT>               Measure several times; this varies [possible values: block-size,
-                                       change, threads, chain]
-          --chain <N>                  Deltas between the base and the incremental snapshot, that one
-                                       included [default: 1]
-          --connect <URI>              The hypervisor whose domains libvirt:DOMAIN names, as in
-                                       qemu:///session [default: libvirt's]
-          --accept-older <STATE>       Use IMAGE@COMMIT of an encrypted repository, or @NUMBER of its
-                                       configuration, though this host has seen a newer one
-          --export-markdown <FILE>     Write the result to a file as Markdown too
-          --key-file <FILE>            Open an encrypted repository with a file: 32 bytes, 64
-                                       hexadecimal digits, or a recovery text; otherwise
-                                       IMGSNAP_KEY_FILE
-          --plot <FILE.svg>            Draw the result to a file as SVG too
-          --password-file <FILE>       Open it with the passphrase in the first line of a file;
-                                       otherwise IMGSNAP_PASSWORD_FILE or IMGSNAP_PASSWORD
-          --password-fd <FD>           Read the passphrase from a file descriptor
-          --password-command <CMD>     Run a command that prints the passphrase
-          --owner-key <KEY>            The owner of the repository, as the owner has told you: only what
-                                       that one signs may drop anything
-          --owner-key-file <FILE>      The private key of the owner, on the owner's host; otherwise
-                                       IMGSNAP_OWNER_KEY_FILE
+          --pattern <PATTERN>          Pattern of changed blocks [default: random] [possible values:
+                                       random, clustered, vm]
+          --compressible <PERCENT>     Approximate reduction of the created image by LZ4 [default: 50%]
+          --compression <COMPRESSION>  Compression: lz4, zstd[:LEVEL] or none [default: lz4]
+          --dir <DIR>                  Folder in which to create the scratch folder [default: the folder
+                                       for temporary files]
+          --image <FILE>               Use a copy of this image instead
+          --runs <N>                   Number of runs of each operation and of its ceiling [default: 3]
+          --cold                       Also measure with a cold page cache, reading from the device
+          --sweep <WHAT>               Repeat the benchmark, varying this setting [possible values:
+                                       block-size, change, threads, chain]
+          --chain <N>                  Number of deltas after the base, including the measured snapshot
+                                       [default: 1]
+          --export-markdown <FILE>     Also write the result to a Markdown file
+          --plot <FILE.svg>            Also plot the result to an SVG file
       -h, --help                       Print help (see more with '--help')
+
+    Global options:
+      -r, --repo <DIR|URL>          Repository [default: IMGSNAP_REPO, or else the user's data folder]
+          --json                    Print results and errors as JSON, one object a line
+      -q, --quiet                   Print warnings and errors only; commands that show something still
+                                    print it
+      -v, --verbose                 Print each step
+          --lock-wait <TIME>        Wait this long for another imgsnap to finish with the image, such as
+                                    30s [default: fail at once]
+          --threads <N>             Number of threads [default: one per core, at most 16]
+          --limit-read <RATE>       Limit reads of images and the repository, in bytes per second, such
+                                    as 100M or 1.5GiB/s
+          --limit-upload <RATE>     Limit uploads to servers, in bytes per second
+          --limit-download <RATE>   Limit downloads from servers, in bytes per second
+          --cache-dir <DIR>         Folder for the cached index of repositories on servers [default:
+                                    IMGSNAP_CACHE, or else the user's cache folder]
+          --cache-size <SIZE>       Maximum size of the cache [default: 4G]
+          --no-cache                Do not use the cache
+          --connect <URI>           Hypervisor that libvirt:DOMAIN refers to, such as qemu:///session
+                                    [default: libvirt's]
+          --accept-older <STATE>    Accept IMAGE@COMMIT, or configuration @NUMBER, of an encrypted
+                                    repository although this host has seen a newer one
+          --key-file <FILE>         Key file of an encrypted repository: 32 bytes, 64 hexadecimal
+                                    digits, or a recovery text [default: IMGSNAP_KEY_FILE]
+          --password-file <FILE>    File whose first line is the passphrase of an encrypted repository
+                                    [default: IMGSNAP_PASSWORD_FILE, or else the passphrase in
+                                    IMGSNAP_PASSWORD]
+          --password-fd <FD>        Read the passphrase from a file descriptor
+          --password-command <CMD>  Run a command that prints the passphrase
+          --owner-key <KEY>         Public key of the owner, as received from the owner; snapshots are
+                                    dropped only with its signature
+          --owner-key-file <FILE>   File with the owner's private key, on the owner's host [default:
+                                    IMGSNAP_OWNER_KEY_FILE]
+
+    Examples:
+      imgsnap bench --size 8G
+          measure every verb against the limits of this machine
+      imgsnap bench --plot bench.svg
+          and draw them
     "#);
 }
 
@@ -117,35 +126,35 @@ fn a_bad_value_is_wrong_usage_and_one_line_says_why() {
     let before = lab.everything();
     // What is typed, and what the first line of the answer must name.
     for (args, named) in [
-        (&["--size", "1M"][..], "invalid value '1M' for '--size <SIZE>': less than 16M"),
-        (&["--size", "16777217"], "not a multiple of 4K"),
+        (&["--size", "1M"][..], "invalid value '1M' for '--size <SIZE>': must be at least 16M"),
+        (&["--size", "16777217"], "must be a multiple of 4K"),
         (&["--size", "big"], "write it like 4096, 64K, 10M or 1G"),
         (&["--block-size", "5000"], "not a power of two from 4K to 1M"),
         (&["--change", "0.01"], "\"0.01\" has no percent sign; write it like 1%"),
         (&["--change", "1"], "\"1\" has no percent sign; write it like 1%"),
-        (&["--change", "one%"], "\"one%\" is not a percentage; write it like 1%"),
-        (&["--change=-1%"], "\"-1%\" is not a percentage"),
-        (&["--change", "0%"], "something has to change"),
-        (&["--change", "101%"], "more than 100 %"),
+        (&["--change", "one%"], "invalid percentage \"one%\"; write it like 1%"),
+        (&["--change=-1%"], "invalid percentage \"-1%\""),
+        (&["--change", "0%"], "must be more than 0%"),
+        (&["--change", "101%"], "invalid percentage: expected 0 to 100"),
         (&["--compressible", "0.5"], "\"0.5\" has no percent sign; write it like 1%"),
-        (&["--compressible", "100.5%"], "more than 100 %"),
+        (&["--compressible", "100.5%"], "invalid percentage: expected 0 to 100"),
         (&["--pattern", "spiral"], "invalid value 'spiral' for '--pattern <PATTERN>'"),
-        (&["--compression", "gzip"], "\"gzip\" is not a compression"),
+        (&["--compression", "gzip"], "unknown compression \"gzip\""),
         (&["--compression", "zstd:99"], "zstd:99"),
-        (&["--runs", "0"], "\"0\" is not a number from 1 to 100"),
-        (&["--runs", "101"], "\"101\" is not a number from 1 to 100"),
-        (&["--runs", "some"], "\"some\" is not a number from 1 to 100"),
-        (&["--chain", "0"], "\"0\" is not a number from 1 to 1000"),
-        (&["--chain", "1001"], "\"1001\" is not a number from 1 to 1000"),
-        (&["--threads", "0"], "\"0\" is not a number from 1 to 16"),
+        (&["--runs", "0"], "invalid value '0' for '--runs <N>'"),
+        (&["--runs", "101"], "invalid number \"101\": expected 1 to 100"),
+        (&["--runs", "some"], "invalid number \"some\": expected 1 to 100"),
+        (&["--chain", "0"], "invalid number \"0\": expected 1 to 1000"),
+        (&["--chain", "1001"], "invalid number \"1001\": expected 1 to 1000"),
+        (&["--threads", "0"], "invalid number \"0\": expected 1 to 16"),
         (&["--sweep", "sizes"], "invalid value 'sizes' for '--sweep <WHAT>'"),
-        (&["--sweep", "block-size", "--block-size", "4K"], "what --block-size says"),
-        (&["--sweep", "change", "--change", "1%"], "what --change says"),
-        (&["--sweep", "chain", "--chain", "2"], "what --chain says"),
+        (&["--sweep", "block-size", "--block-size", "4K"], "already varies --block-size"),
+        (&["--sweep", "change", "--change", "1%"], "already varies --change"),
+        (&["--sweep", "chain", "--chain", "2"], "already varies --chain"),
         (&["--image", "x", "--size", "16M"], "'--size <SIZE>'"),
         (&["--image", "x", "--compressible", "1%"], "'--compressible <PERCENT>'"),
-        (&["--plot", "plot.png"], "only SVG is drawn; end the name with .svg"),
-        (&["--plot", "svg"], "only SVG is drawn; end the name with .svg"),
+        (&["--plot", "plot.png"], "only SVG is supported: the file name must end with .svg"),
+        (&["--plot", "svg"], "only SVG is supported: the file name must end with .svg"),
         (&["--plot"], "'--plot <FILE.svg>'"),
         (&["disk.img"], "disk.img"),
     ] {
@@ -166,9 +175,9 @@ fn a_file_that_could_not_be_written_is_refused_before_the_run() {
     for (option, path, named) in [
         ("--export-markdown", "nowhere/a.md", "cannot write nowhere/a.md: No such file"),
         ("--export-markdown", "file/a.md", "Not a directory"),
-        ("--export-markdown", "scratch", "scratch is no file"),
+        ("--export-markdown", "scratch", "scratch is not a regular file"),
         ("--plot", "nowhere/a.svg", "cannot write nowhere/a.svg: No such file"),
-        ("--plot", "folder.svg", "folder.svg is no file"),
+        ("--plot", "folder.svg", "folder.svg is not a regular file"),
     ] {
         // Otherwise it would take hours.
         let args = ["bench", "--size", "1G", "--runs", "100", "--dir", "scratch", option, path];

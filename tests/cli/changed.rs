@@ -137,18 +137,17 @@ fn people_read_how_much_the_list_named_and_what_else_was_looked_at() {
     let list = lines(&[(100, 1), (500, 1)]);
     let text = lab.done(&args(&lab, &list, "disk@1", &[]));
     assert!(text.starts_with("disk@2  changes since disk@1\n"), "{text}");
-    let want =
-        "  tracked   8.00 KiB   may have changed, by the list; 44.0 KiB of the rest looked at, too";
+    let want = "  tracked   8.00 KiB   may have changed, according to the list; 44.0 KiB of the rest was also read";
     assert_eq!(text.lines().last(), Some(want), "{text}");
     let shown = lab.done(&["show", "disk@2"]);
-    let want = "  found     by a list since disk@1: 8.00 KiB may have changed\n  \
-                proved    44.0 KiB of what is called unchanged, all of it in 94 snapshots\n";
+    let want = "  found     by a list of changes since disk@1: 8.00 KiB may have changed\n  \
+                verified  44.0 KiB of what was reported unchanged, all of it within 94 snapshots\n";
     assert!(shown.contains(want), "{shown}");
     let text = lab.done(&args(&lab, "[]", "@2", &["--recheck", "0"]));
-    let want = "  tracked        0 B   may have changed, by the list";
+    let want = "  tracked        0 B   may have changed, according to the list";
     assert_eq!(text.lines().last(), Some(want), "{text}");
     let shown = lab.done(&["show", "disk@3"]);
-    assert!(shown.contains("  proved    nothing of what is called unchanged\n"), "{shown}");
+    assert!(shown.contains("  verified  none of what was reported unchanged\n"), "{shown}");
     lab.restores("disk@3", &bytes);
 }
 
@@ -218,8 +217,8 @@ fn a_list_that_is_of_another_image_is_refused() {
     let beyond = COUNT * BLOCK;
     let lists = [
         // Of a shorter disk, or cut off; of a longer one.
-        (json!([entry(0, 900 * BLOCK, "clean")]).to_string(), "the map is of 3686400 bytes"),
-        (json!([entry(0, beyond + 512, "dirty")]).to_string(), "the map is of 4194816 bytes"),
+        (json!([entry(0, 900 * BLOCK, "clean")]).to_string(), "the map covers 3686400 bytes"),
+        (json!([entry(0, beyond + 512, "dirty")]).to_string(), "the map covers 4194816 bytes"),
         (format!("0 1\n{beyond} 5\n"), "the list names a change at byte 4194304"),
         (json!([{"offset": beyond, "length": 1, "exists": "true"}]).to_string(), "the list names"),
         // What qemu-img says of where things are stored.
@@ -227,7 +226,7 @@ fn a_list_that_is_of_another_image_is_refused() {
             json!([{"start": 0, "length": beyond, "depth": 0, "present": true, "zero": false,
                     "data": true, "offset": 0}])
             .to_string(),
-            "it is of \"qemu-img map\"",
+            "it is from \"qemu-img map\"",
         ),
     ];
     for (list, why) in lists {
@@ -312,9 +311,9 @@ fn refused(lab: &Lab, list: &str, since: &str, more: &[&str]) -> String {
 #[test]
 fn what_is_no_list_of_changes_is_refused_with_its_place() {
     let (lab, _) = lab();
-    let known = "known are \"nbdinfo --map --json\", \"rbd diff --format json\", thin_delta, and lines of \
+    let known = "supported are \"nbdinfo --map --json\", \"rbd diff --format json\", thin_delta, and lines of \
                  \"offset length\"";
-    let bitmap = "ask for a dirty bitmap: nbdinfo --map=qemu:dirty-bitmap:NAME --json";
+    let bitmap = "use a dirty bitmap: nbdinfo --map=qemu:dirty-bitmap:NAME --json";
     let map = |description: &str| {
         json!([
             {"offset": 0, "length": 65_536, "type": 0, "description": "clean"},
@@ -330,12 +329,12 @@ fn what_is_no_list_of_changes_is_refused_with_its_place() {
         ("18446744073709551615 1\n", "line 1: ", known),
         ("0 99999999999999999999\n", "line 1: ", known),
         ("offset length\n", "line 1: ", known),
-        ("{\"offset\": 0}", "line 1: it is no list of changes: ", known),
+        ("{\"offset\": 0}", "line 1: it is not a list of changes: ", known),
         ("[\n  {\"offset\": 0, \"length\": 1},\n  7\n]", "line 3: ", known),
-        ("[{\"offset\": 0, \"length\": 1}", "line 1: it is no list of changes: ", known),
-        ("[{\"offset\": 0}]", "line 1: it is no list of changes: ", known),
+        ("[{\"offset\": 0, \"length\": 1}", "line 1: it is not a list of changes: ", known),
+        ("[{\"offset\": 0}]", "line 1: it is not a list of changes: ", known),
         ("[{\"offset\": 0, \"length\": 1, \"exists\": 7}]", "entry 1: \"exists\" is ", known),
-        ("[{\"offset\": 0, \"length\": -1}]", "line 1: it is no list of changes: ", known),
+        ("[{\"offset\": 0, \"length\": -1}]", "line 1: it is not a list of changes: ", known),
         ("[{\"offset\": 18446744073709551615, \"length\": 9}]", "entry 1: ", "2^64"),
         (&map("hole,zero").to_string(), "entry 2: it says \"hole,zero\", ", bitmap),
         (&map("data").to_string(), "entry 2: it says \"data\", ", bitmap),
@@ -344,7 +343,7 @@ fn what_is_no_list_of_changes_is_refused_with_its_place() {
         // As programs leave it that failed, or are not done yet.
         ("", "it is empty", "a list of no changes is []"),
         (" \n", "it is empty", "a list of no changes is []"),
-        ("0 4096\n4096 40", "its last line has no end", "it is not whole"),
+        ("0 4096\n4096 40", "its last line is incomplete", ""),
     ] {
         let line = refused(&lab, list, "@1", &[]);
         assert!(line.starts_with(&format!("list: {place}")), "{list}: {line}");
@@ -352,7 +351,7 @@ fn what_is_no_list_of_changes_is_refused_with_its_place() {
     }
     lab.write("list", &[0xff, 0xfe, 0x00]);
     let args = ["snapshot", "disk.img", "--changed", "list", "--since", "@1"];
-    assert!(lab.fails(FAILED, &args).starts_with("list: it is no text"));
+    assert!(lab.fails(FAILED, &args).starts_with("list: it is not text"));
 }
 
 #[test]
@@ -375,7 +374,7 @@ fn a_list_since_what_is_no_ancestor_is_refused_and_nothing_is_stored() {
     lab.write("other.img", &noise(9, MIB));
     lab.done(&["snapshot", "other.img"]);
     let line = refused(&lab, "[]", "@7", &[]);
-    assert_eq!(line, "there is no snapshot disk@7; \"imgsnap list disk\" shows what there is");
+    assert_eq!(line, "there is no snapshot disk@7; \"imgsnap list disk\" lists its snapshots");
     let line = refused(&lab, "[]", "@monday", &[]);
     assert!(line.starts_with("no snapshot of \"disk\" has the label \"monday\"; "), "{line}");
     let line = refused(&lab, "[]", "other@1", &[]);
@@ -383,14 +382,14 @@ fn a_list_since_what_is_no_ancestor_is_refused_and_nothing_is_stored() {
     let line = refused(&lab, "[]", "1", &[]);
     assert!(line.starts_with("\"1\" does not name a snapshot"), "{line}");
     // A sister of the parent, and the one above it.
-    let no_ancestor = "disk@2 is no ancestor of the parent disk@1: the list says nothing of it; name an \
+    let no_ancestor = "the list starts at disk@2, which is no ancestor of the parent disk@1; choose an \
                        ancestor with --since, or leave --changed out";
     assert_eq!(refused(&lab, "[]", "@2", &["--parent", "@1"]), no_ancestor);
     assert_eq!(refused(&lab, "[]", "@2", &["--differential"]), no_ancestor);
     assert_eq!(refused(&lab, "[]", "@2", &["--differential", "--dry-run"]), no_ancestor);
     lab.done(&["snapshot", "disk.img", "--full"]);
     let line = refused(&lab, "[]", "@2", &[]);
-    assert!(line.starts_with("disk@2 is no ancestor of the parent disk@3: "), "{line}");
+    assert!(line.contains("disk@2, which is no ancestor of the parent disk@3"), "{line}");
 }
 
 #[test]
@@ -398,7 +397,8 @@ fn a_list_goes_with_no_base() {
     let (lab, _) = lab();
     for more in [&["--full"][..], &["--full", "--full-scan"], &["--full", "--dry-run"]] {
         let line = refused(&lab, "[]", "@1", more);
-        let want = "a new base of \"disk\" rests on no snapshot: no list goes with it; leave --changed out";
+        let want =
+            "a new base of \"disk\" has no parent, so a list cannot be used; leave --changed out";
         assert_eq!(line, want, "{more:?}");
     }
     // Of an image that has no snapshot, none can be named.
@@ -419,10 +419,10 @@ fn a_list_and_since_when_it_tells_go_together_and_with_one_image() {
     let before = lab.everything();
     for (args, named) in [
         (&["snapshot", "disk.img", "--changed", "list"][..], "--since <REF>"),
-        (&["snapshot", "disk.img", "--since", "@1"], "--changed <FILE>|--bitmap <NAME>"),
+        (&["snapshot", "disk.img", "--since", "@1"], "--changed <FILE|->|--bitmap <NAME>"),
         (
             &["snapshot", "disk.img", "more.img", "--changed", "list", "--since", "@1"],
-            "--changed is of one image; snapshot it by itself",
+            "--changed applies to one image only; snapshot it separately",
         ),
         // The base would be the first snapshot, made only now: no list can be since then.
         (
@@ -455,7 +455,7 @@ fn a_full_scan_reads_all_whatever_the_list_says() {
     let taken = taken(&lab, &lines(&[(100, 1)]), "@1", &["--full-scan"]);
     assert_eq!(
         (&taken["hint"], string(&taken, "full_scan_reason")),
-        (&Value::Null, "as you asked")
+        (&Value::Null, "as requested")
     );
     assert_eq!(integer(&taken, "read_bytes"), bytes.len() as u64);
     assert_eq!(integer(&taken, "changed_blocks"), 1);

@@ -277,8 +277,11 @@ fn nothing_is_dropped_while_what_is_kept_rests_on_a_missing_file() {
 fn a_table_of_rules_that_nobody_reads_is_named() {
     let (lab, _) = Lab::with_snapshots(3);
     for (text, said) in [
-        ("[prun]\nkeep_last = 1\n", "prun: there is no such table or key"),
-        ("[prune]\nkeep_last = 1\n[image.\"disk\".prune]\nkeep_last = 9\n", "image: there is no"),
+        ("[prun]\nkeep_last = 1\n", "prun: unknown table or key"),
+        (
+            "[prune]\nkeep_last = 1\n[image.\"disk\".prune]\nkeep_last = 9\n",
+            "image: unknown table or key",
+        ),
     ] {
         let (lab, _) = Lab::with_snapshots(3);
         lab.configure(text);

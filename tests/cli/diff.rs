@@ -89,7 +89,7 @@ fn people_see_how_much_and_where() {
     assert_eq!(lines[1], "  changed    16.0 KiB, 4 blocks of 4.00 KiB (6.2 % of the image)");
     assert_eq!(lines[2], "  extents    3, 5.33 KiB on average");
     assert_eq!(lines[3], "  largest    8.00 KiB at 40.0 KiB");
-    assert_eq!(lines[4], "  map        one cell is 1.00 KiB");
+    assert_eq!(lines[4], "  map        one cell represents 1.00 KiB");
     // 256 cells of a KiB in four rows: the first four, two blocks in the first row, the last four.
     let rows: Vec<&str> =
         lines[5..].iter().map(|l| l.trim_start_matches("  |").trim_end_matches('|')).collect();
@@ -130,7 +130,7 @@ fn a_live_image_is_read_as_is_recorded_of_it_and_any_other_as_it_looks() {
     for image in ["disk.img", "link.img"] {
         for args in [["diff", "disk@2", image], ["diff", image, "disk@2"]] {
             let run = lab.run(&[&args[..], &["--json"]].concat()).done();
-            assert!(run.err.contains("is taken as raw, as it was before"), "{args:?}: {}", run.err);
+            assert!(run.err.contains("is read as raw, as before"), "{args:?}: {}", run.err);
             assert_eq!(integer(&run.json(), "changed_blocks"), 1, "{args:?}");
         }
     }
@@ -141,7 +141,7 @@ fn a_live_image_is_read_as_is_recorded_of_it_and_any_other_as_it_looks() {
         assert_eq!(integer(&found, "before_bytes"), 64 * BLOCK as u64, "{found}");
     }
     let line = lab.run(&["diff", "old.img", "disk.img", "--format", "qcow2"]).failed(FAILED);
-    assert!(line.contains("old.img is no qcow2 image"), "{line}");
+    assert!(line.contains("old.img is not a qcow2 image"), "{line}");
 }
 
 #[test]

@@ -37,7 +37,7 @@ fn a_delta_becomes_a_base_and_all_others_stay_as_they_are() {
 fn a_base_is_left_alone() {
     let (lab, _) = Lab::with_snapshots(2);
     let before = lab.everything();
-    assert_eq!(lab.done(&["flatten", "disk@1"]), "disk@1 is a base already\n");
+    assert_eq!(lab.done(&["flatten", "disk@1"]), "disk@1 is already a base\n");
     assert_eq!(integer(&lab.json(&["flatten", "disk@1"]), "freed_bytes"), 0);
     lab.ensure_untouched(&before, "flatten of a base");
 }
@@ -95,8 +95,8 @@ fn chains_on_a_flattened_one_go_on() {
 fn it_says_what_became_of_the_file() {
     let (lab, _) = Lab::with_snapshots(2);
     let text = lab.done(&["flatten", "disk@2"]);
-    assert!(text.starts_with("disk@2 is a base now  "), "{text}");
-    assert!(text.contains(" in its file, the repository has "), "{text}");
+    assert!(text.starts_with("disk@2 is now a base  "), "{text}");
+    assert!(text.contains(" in its file; the repository uses "), "{text}");
     assert!(text.ends_with(" more\n"), "{text}");
 }
 

@@ -29,7 +29,7 @@ fn an_image_in_another_format_is_no_first_snapshot_unless_somebody_says_that_it_
         lab.write("disk.img", &bytes);
         // Nothing is made for it, neither a repository nor a folder in one.
         let line = lab.fails(FAILED, &["snapshot", "disk.img"]);
-        assert!(line.contains(&format!("looks like a {format} image")), "{line}");
+        assert!(line.contains(&format!(" looks like a {format} image")), "{line}");
         assert!(line.contains("qemu-img convert -f ") && line.contains("--format raw"), "{line}");
         lab.done(&["init"]);
         for more in [&["--dry-run"][..], &["--full"], &["--name", "other"]] {
@@ -53,11 +53,7 @@ fn a_guest_that_writes_a_header_into_its_raw_disk_changes_nothing_but_a_warning(
     lab.write("disk.img", &bytes);
     for (number, more) in [(2, &[][..]), (3, &["--full"])] {
         let run = lab.run(&[&["snapshot", "disk.img"], more].concat()).done();
-        assert!(
-            run.err.contains("looks like a qcow2 image now; it is taken as raw"),
-            "{}",
-            run.err
-        );
+        assert!(run.err.contains("now looks like a qcow2 image; it is read as raw"), "{}", run.err);
         lab.restores(&format!("disk@{number}"), &bytes);
     }
     lab.done(&["rollback", "disk", "--to", "@1"]);
@@ -106,7 +102,10 @@ fn an_image_that_a_later_version_reads_in_another_way_is_not_taken_as_raw() {
     let (lab, _) = Lab::with_snapshots(1);
     forge(&lab, "disk", |manifest| manifest["format"] = "later".into());
     let line = lab.fails(FAILED, &["snapshot", "disk.img"]);
-    assert!(line.contains("\"disk\" is read as a later image; a later imgsnap"), "{line}");
+    assert!(
+        line.contains("\"disk\" is read as a later image; it was written by a later imgsnap"),
+        "{line}"
+    );
 }
 
 /// A delta whose number leaves none for those after it, as a full one of an image that is not here.
@@ -128,7 +127,7 @@ fn an_import_with_a_number_that_leaves_none_is_refused() {
         let elsewhere = ["--repo", "other", "import", "high.delta", "--name", "x"];
         lab.done(&["--repo", "other", "init"]);
         let line = lab.fails(FAILED, &elsewhere);
-        assert!(line.contains("beyond all that are counted to"), "{line}");
+        assert!(line.contains("is too high"), "{line}");
         std::fs::remove_dir_all(lab.path("other")).unwrap();
     }
     lab.write("high.delta", &with_number(&lab, (1 << 32) - 1));
@@ -199,7 +198,7 @@ fn a_clock_that_was_ahead_costs_no_true_snapshot() {
     at(2, "2055-01-01T00:00:00Z");
     let plan =
         lab.run(&["prune", "disk", "--keep-last", "2", "--keep-daily", "7", "--dry-run"]).done();
-    let told = "disk@2 has a time that does not fit to its number";
+    let told = "disk@2 has a time that does not fit its number";
     assert!(plan.err.contains(told), "{}", plan.err);
     let found = lab.json(&["show", "disk@2054-06-01"]);
     assert_eq!(integer(&found, "number"), 5, "the newest is not later than now");
@@ -216,11 +215,7 @@ fn while_the_clock_is_behind_rules_by_time_drop_nothing_and_say_so() {
     }
     let args = ["prune", "disk", "--keep-daily", "1"];
     let run = lab.run(&args).done();
-    assert!(
-        run.err.contains("disk: the clock is wrong, or was when snapshots were taken"),
-        "{}",
-        run.err
-    );
+    assert!(run.err.contains("disk: the clock is or was wrong"), "{}", run.err);
     let json: Value = lab.json(&args);
     assert_eq!((&json[0]["clock_in_doubt"], &json[0]["dropped"]), (&json!(true), &json!(0)));
     assert_eq!(lab.numbers("disk"), [1, 2, 3]);

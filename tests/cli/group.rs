@@ -71,7 +71,7 @@ fn list_and_show_tell_what_belongs_together_and_what_is_missing() {
     assert_eq!(lab.json(&["show", "c@1"])["group"], Value::Null);
     // Gone with its image.
     lab.done(&["remove", "b", "--yes"]);
-    assert!(lab.done(&["show", "a@2"]).contains("b (incomplete: the image b is gone)"));
+    assert!(lab.done(&["show", "a@2"]).contains("b (incomplete: the image b was removed)"));
 }
 
 #[test]
@@ -101,7 +101,7 @@ fn delete_and_protect_take_all_of_a_group_or_one_alone() {
     // The named one goes last, so that the same command completes what was interrupted.
     for (args, said) in [
         (&["protect", "a@1"][..], "b@1 is protected\na@1 is protected\n"),
-        (&["protect", "b@1", "--off", "--alone"], "b@1 is not protected any more\n"),
+        (&["protect", "b@1", "--off", "--alone"], "b@1 is no longer protected\n"),
         (&["protect", "a@1"], "b@1 is protected\na@1 is protected\n"),
     ] {
         assert_eq!(lab.done(args), said);
@@ -204,7 +204,7 @@ fn remove_takes_one_image_and_says_what_is_incomplete() {
     lab.write("d.img", &disk(4, 64 * KIB));
     lab.done(&["snapshot", "--group", "g", "c.img", "d.img"]);
     let said = lab.done(&["remove", "d", "--yes"]);
-    assert!(said.ends_with("\n  incomplete now: group g (c@2 left)\n"), "{said}");
+    assert!(said.ends_with("\n  now incomplete: group g (c@2 left)\n"), "{said}");
 }
 
 #[test]
@@ -279,7 +279,7 @@ fn a_rollback_takes_all_of_a_group_or_one_alone_and_is_refused_while_one_is_miss
     assert!(is("a.img") == states[1][0] && is("b.img") == states[0][1]);
     // What is back already is written to no more; what both were before is saved.
     let text = lab.done(&["rollback", "a", "--to", "@1"]);
-    assert!(text.contains("a.img is a@1 again") && text.contains("b.img is b@1 again"), "{text}");
+    assert!(text.contains("a.img to a@1") && text.contains("b.img to b@1"), "{text}");
     assert!(is("a.img") == states[0][0] && is("b.img") == states[0][1]);
     // A dry run is one of all.
     let tried: Vec<Value> =

@@ -229,6 +229,6 @@ fn after_the_last_commit_that_can_be_counted_there_is_no_other() {
     forge(&lab, "disk", |manifest| manifest["sequence"] = u64::MAX.into());
     lab.rename(&lab.manifest("disk"), &format!("repo/disk/manifest.{}", u64::MAX));
     let line = lab.run(&["label", "disk@1", "x"]).failed(DAMAGE);
-    assert!(line.contains("there is no number for another commit"), "{line}");
+    assert!(line.contains("no number is left for another commit"), "{line}");
     lab.restores("disk@1", &states[0]);
 }

@@ -18,7 +18,10 @@ fn a_live_image_belongs_to_the_host_that_made_it() {
     let (lab, states) = Lab::with_snapshots(3);
     // Of the same path and name, which is another image there.
     let line = on(&lab, "b", &["snapshot", "disk.img"]).failed(FAILED);
-    assert!(line.contains("\"disk\" is the name of") && line.contains("on another host"), "{line}");
+    assert!(
+        line.contains("\"disk\" is already the name of") && line.contains("on another host"),
+        "{line}"
+    );
     assert!(line.contains("--name") && line.contains("imgsnap relink disk"), "{line}");
     let line = on(&lab, "b", &["rollback", "disk", "--to", "@1"]).failed(FAILED);
     assert!(line.contains("the live file of \"disk\" is on another host"), "{line}");
@@ -69,7 +72,7 @@ fn what_another_machine_has_written_down_is_not_believed() {
         known["machine"] = "0123456789abcdef0123456789abcdef".into()
     });
     let run = lab.run(&["rollback", "disk", "--to", "@1", "--json"]).done();
-    assert_eq!(run.json()["scanned"], json!(true), "its head is not known");
+    assert_eq!(run.json()["scanned"], json!(true), "its head is unknown");
     assert_eq!(lab.read("disk.img"), states[0]);
     // Nor one that is damaged, and that is said.
     lab.write(&lab.known_of("disk"), b"{ \"machine\": 7");
@@ -120,7 +123,7 @@ fn a_repository_that_was_turned_back_is_told_of() {
     std::fs::remove_dir_all(lab.path("repo")).unwrap();
     std::fs::rename(lab.path("copy"), lab.path("repo")).unwrap();
     let run = lab.run(&["list", "disk"]).done();
-    assert!(run.err.contains("\"disk\" has been turned back"), "{}", run.err);
+    assert!(run.err.contains("\"disk\" is in an older state"), "{}", run.err);
     // Once it is known that this is what rules now, it is not told again.
     lab.run(&["snapshot", "disk.img"]).done();
     assert!(lab.run(&["list", "disk"]).done().err.is_empty());

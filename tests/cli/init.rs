@@ -10,7 +10,7 @@ fn makes_a_repository_with_the_usual_parameters_and_says_so() {
     let lab = Lab::bare();
     let run = lab.run(&["init"]).done();
     let place = lab.at("repo");
-    assert_eq!(run.text(), format!("made a repository in {place} (4K blocks, xxh3, lz4)\n"));
+    assert_eq!(run.text(), format!("created a repository in {place} (4K blocks, xxh3, lz4)\n"));
     assert_eq!(run.err, "");
     let config: toml::Table = lab.configuration().parse().unwrap();
     assert_eq!(config["new"]["block_size"].as_integer(), Some(4096));
@@ -116,7 +116,7 @@ fn a_bad_digest_or_compression_is_wrong_usage_and_makes_nothing() {
 fn a_repository_that_is_there_is_left_alone() {
     let (lab, _) = Lab::with_snapshots(1);
     let line = lab.fails(FAILED, &["init", "--block-size", "64K"]);
-    assert!(line.contains("is a repository already (new bases: 4K blocks, xxh3, lz4)"), "{line}");
+    assert!(line.contains("is already a repository (new bases: 4K blocks, xxh3, lz4)"), "{line}");
     assert!(line.contains("choose another folder"), "{line}");
 }
 
@@ -220,7 +220,7 @@ fn without_option_and_variable_the_data_folder_of_the_user_is_the_repository() {
     assert!(lab.exists("data/imgsnap/config.000001"));
     let mut command = lab.command_of_nobody(&["init"]).unwrap();
     let line = Run::of(command.env_remove("IMGSNAP_REPO").env_remove("HOME")).failed(FAILED);
-    assert!(line.ends_with("name one with --repo"), "{line}");
+    assert!(line.ends_with("give one with --repo"), "{line}");
 }
 
 #[test]
@@ -230,9 +230,9 @@ fn a_repository_is_named_as_a_path_or_as_the_url_of_a_file() {
     lab.done(&["--repo", &url, "init"]);
     assert!(std::path::Path::new(&lab.at("a b/config.000001")).is_file());
     for (url, says) in [
-        ("sftp://host/r", "there are no sftp repositories: sftp://host/r"),
-        ("s3://key:secret@bucket/r", "credentials do not belong into it"),
-        ("file://r", "file://r names no absolute path"),
+        ("sftp://host/r", "sftp repositories are not supported: sftp://host/r"),
+        ("s3://key:secret@bucket/r", "it must not contain credentials"),
+        ("file://r", "file://r does not name an absolute path"),
     ] {
         for verb in ["init", "list"] {
             let err = lab.fails(FAILED, &["--repo", url, verb]);

@@ -36,7 +36,7 @@ fn an_image_in_the_repository_is_refused_by_every_verb_through_whatever_it_is_ca
             &["relink", "web", "--base-image", image],
         ] {
             let line = lab.fails(FAILED, args);
-            assert!(line.contains("is within the repository"), "{args:?}: {line}");
+            assert!(line.contains("is inside the repository"), "{args:?}: {line}");
         }
     }
     let inside = ["repo/new.img", "repo/vm/new.img", "repo/web/new.img", "folder/new.img"];
@@ -46,13 +46,13 @@ fn an_image_in_the_repository_is_refused_by_every_verb_through_whatever_it_is_ca
             &["export", "web@1", "-o", target, "--force"],
         ] {
             let line = lab.fails(FAILED, args);
-            assert!(line.contains("is within the repository"), "{args:?}: {line}");
+            assert!(line.contains("is inside the repository"), "{args:?}: {line}");
         }
     }
     // One that an earlier program let in.
     lab.forge_known_of("web", |known| known["source"] = lab.at("repo/vm/vm.img").into());
     let line = lab.fails(FAILED, &["rollback", "web", "--to", "@1"]);
-    assert!(line.contains("is within the repository"), "{line}");
+    assert!(line.contains("is inside the repository"), "{line}");
     same(&lab.read("repo/vm/vm.img"), &bytes, "the image");
 }
 
@@ -77,7 +77,7 @@ fn no_file_is_made_in_any_repository_by_those_that_need_none() {
         &["--repo", "repo/vm/sub", "init"],
     ] {
         let line = lab.fails(FAILED, args);
-        assert!(line.contains("is within the repository"), "{args:?}: {line}");
+        assert!(line.contains("is inside the repository"), "{args:?}: {line}");
     }
 }
 
@@ -127,7 +127,11 @@ fn what_imgsnap_has_not_put_there_is_never_removed() {
         lab.done(&["prune", "vm", "--keep-last", "1"]);
         are_there("a prune");
         let run = lab.run(&["remove", "vm", "--yes"]).done();
-        assert!(run.err.contains("repo/vm stays: there is something in it"), "{}", run.err);
+        assert!(
+            run.err.contains("repo/vm is kept: something not created by imgsnap is in it"),
+            "{}",
+            run.err
+        );
         are_there("remove");
         let mut left = lab.stored("vm");
         left.retain(|name| !theirs.contains(&format!("repo/vm/{name}").as_str()));

@@ -184,7 +184,7 @@ fn a_number_latest_head_and_a_label_name_a_snapshot() {
     ] {
         let line = lab.fails(FAILED, &["show", reference]);
         assert!(line.starts_with(said), "{reference}: {line}");
-        assert!(line.ends_with("\"imgsnap list disk\" shows what there is"), "{line}");
+        assert!(line.ends_with("\"imgsnap list disk\" lists its snapshots"), "{line}");
     }
 }
 
@@ -214,7 +214,7 @@ fn a_time_names_the_newest_snapshot_at_or_before_it() {
     assert_eq!(meant(&lab, &format!("disk@{earlier}")), 1);
     let before_all = times[0] - Span::new().nanoseconds(1);
     let line = lab.fails(FAILED, &["show", &format!("disk@{before_all}")]);
-    assert!(line.contains("no snapshot of \"disk\" is from"), "{line}");
+    assert!(line.contains("\"disk\" has no snapshot at or before"), "{line}");
     assert_eq!(meant(&lab, "disk@2999-01-01"), 3);
     lab.fails(FAILED, &["show", "disk@1999-12-31"]);
 }

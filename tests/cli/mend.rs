@@ -191,11 +191,11 @@ fn what_is_found_nowhere_stays_as_it_is_and_says_so() {
         (&json!(false), &json!(null))
     );
     let message = string(&value["files"][0], "message");
-    assert!(message.contains("of 3 damaged blocks were found nowhere"), "{message}");
+    assert!(message.contains("of 3 damaged blocks could not be found"), "{message}");
     lab.ensure_untouched(&before, "repair");
     let run = lab.run(&["repair", "disk", "--from", "other.img"]);
     assert_eq!((run.code, run.err.as_str()), (Some(DAMAGE), ""));
-    assert!(run.text().starts_with("DAMAGED  disk@2 stays as it is: "), "{}", run.text());
+    assert!(run.text().starts_with("DAMAGED  disk@2 was not repaired: "), "{}", run.text());
     // The others are what they were.
     lab.restores("disk@1", &it.states[0]);
     assert_eq!(it.mended(&["other.img", "copy"]), [("disk@2".into(), "copy".into())]);
@@ -241,7 +241,7 @@ fn people_are_told_what_was_done() {
     it.lab.write("disk.img", &it.states[0]);
     let text = it.lab.done(&["repair", "--from", "disk.img"]);
     assert!(
-        text.starts_with("disk@1  mended: ") && text.contains("damaged blocks found"),
+        text.starts_with("disk@1  repaired: ") && text.contains("damaged blocks recovered"),
         "{text}"
     );
     assert_eq!(text.lines().count(), 1);

@@ -59,7 +59,7 @@ fn what_nothing_tells_to_be_a_snapshot_of_it_needs_force() {
             lab.done(&[&OF[..], &["--dry-run"]].concat());
         } else {
             let line = lab.fails(FAILED, &OF);
-            assert!(line.contains("nothing tells that"), "{what}: {line}");
+            assert!(line.contains("nothing shows that"), "{what}: {line}");
             assert!(line.contains("use --force"), "{what}: {line}");
             lab.done(&[&OF[..], &["--dry-run", "--force"]].concat());
         }
@@ -68,7 +68,7 @@ fn what_nothing_tells_to_be_a_snapshot_of_it_needs_force() {
     let line = lab.fails(FAILED, &["snapshot", "vm.img", "--of", "vm.img"]);
     assert!(line.contains("is") && line.contains("itself"), "{line}");
     let line = lab.fails(FAILED, &["snapshot", "vm.img", "--of", "nbd://host/vm"]);
-    assert!(line.contains("only files and devices"), "{line}");
+    assert!(line.contains("must be a file or a device"), "{line}");
     let line = lab.fails(FAILED, &["snapshot", "vm-snap.img", "--of", "gone.img"]);
     assert!(line.contains("gone.img"), "{line}");
 }
@@ -88,7 +88,7 @@ fn a_hard_link_that_a_stranger_may_have_made_is_not_the_origin() {
     std::fs::hard_link(lab.path("victim"), lab.path("shared/vm.img")).unwrap();
     let run = lab.run(&of).done();
     assert!(run.err.contains("it was replaced by another file"), "{}", run.err);
-    assert!(run.err.contains("a rollback is refused until"), "{}", run.err);
+    assert!(run.err.contains("rollbacks are refused until you run"), "{}", run.err);
     lab.run(&["rollback", "vm", "--to", "@1"]).failed(FAILED);
     assert!(lab.read("victim") == victim);
     // Another file in its place is the live file from now on.

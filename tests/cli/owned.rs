@@ -101,7 +101,7 @@ fn a_host_without_the_key_adds_and_asks_for_the_rest() {
         (&["protect", "disk@1"], "protect disk@1"),
         (&["flatten", "disk@2"], "drop or change disk@2"),
         (&["key", "owner", "sign"], "sign"),
-        (&["key", "owner", "change", "other.key"], "name another one"),
+        (&["key", "owner", "change", "other.key"], "name a new one"),
     ] {
         let line = owned.host(args).failed(FAILED);
         assert!(line.contains("owner") && line.contains(what), "{args:?}: {line}");
@@ -198,7 +198,7 @@ fn what_a_thief_puts_does_not_count() {
             m.forgotten = true;
             m.needs.push("forgotten".into());
         }),
-        ("is another image", |m| m.image_id = Uuid::new_v4()),
+        ("is a different image", |m| m.image_id = Uuid::new_v4()),
         ("uses up the numbers", |m| m.next_number = u64::MAX - 1),
         ("follows nothing", |m| m.previous = None),
         ("is read otherwise", |m| {
@@ -386,7 +386,10 @@ fn a_host_that_was_told_of_an_owner_forgets_him_by_nothing_that_the_store_does()
     for line in
         [owned.host(&["list", "disk"]).failed(FAILED), owned.owner(&["list"]).failed(FAILED)]
     {
-        assert!(line.contains("turned back") || line.contains("nothing in it is signed"), "{line}");
+        assert!(
+            line.contains("is in an older state") || line.contains("nothing in it is signed"),
+            "{line}"
+        );
     }
 }
 
@@ -484,7 +487,7 @@ fn a_request_is_for_what_it_says() {
     };
     let confused = ask("disk", 1, &ids[2]);
     let line = owned.owner(&["requests", "confirm", &confused]).failed(FAILED);
-    assert!(line.contains("with the id of another"), "{line}");
+    assert!(line.contains("with the id of another snapshot"), "{line}");
     // Names that would make lines of their own.
     ask("disk\n00000000  x", 1, &ids[0]);
     assert_eq!(owned.drop_lines().len(), 2);
@@ -493,7 +496,7 @@ fn a_request_is_for_what_it_says() {
     let other = ask("disk", 3, &ids[2]);
     owned.lab.copy(&format!("repo/request.{other}"), &format!("repo/request.{right}"));
     let line = owned.owner(&["requests", "confirm", &right]).failed(DAMAGE);
-    assert!(line.contains("another one than it was"), "{line}");
+    assert!(line.contains("the request has changed"), "{line}");
     owned.owner(&["requests", "confirm", &other[..4]]).failed(FAILED);
     // A whole image goes only if somebody says so.
     owned.host(&["remove", "disk", "--yes"]).done();
@@ -522,7 +525,7 @@ fn a_key_that_is_mistaken_or_was_owner_before_is_refused_and_not_said_again() {
     owned.host(&["list"]).done();
     let back = ["--owner-key-file", &next, "key", "owner", "change", &owned.lab.at("owner.key")];
     let line = owned.owner(&back).failed(FAILED);
-    assert!(line.contains("was an owner of the repository before"), "{line}");
+    assert!(line.contains("has been an owner of the repository before"), "{line}");
     // What was interrupted is finished by the same command.
     owned.owner(&["--owner-key-file", &next, "key", "owner", "create", &next]).done();
 }

@@ -138,14 +138,14 @@ fn messages_name_such_a_path_by_its_uri_and_the_uri_can_be_typed() {
     let odd = Odd::new();
     let image = odd.uri("odd-?/a-?.img");
     let line = odd.run(&["snapshot", "odd-?/a-?.img"]).failed(FAILED);
-    let why = "is not UTF-8, and gives no name to the image; choose one with --name";
-    assert_eq!(line, format!("the file name of {image} {why}"));
+    let why = "is not UTF-8; choose one with --name";
+    assert_eq!(line, format!("cannot derive a name for the image: the file name of {image} {why}"));
     let line = odd.run(&["watch", "odd-?/a-?.img", "--every", "1s"]).failed(FAILED);
     assert!(line.ends_with(why), "{line}");
     assert!(!odd.path("repo-?").exists(), "a repository was made for nothing");
     odd.run(&["snapshot", &image, "--name", "a"]).done();
     let text = odd.run(&["rollback", &image, "--to", "@1"]).done().text();
-    assert!(text.starts_with(&format!("{image} is a@1 again\n")), "{text}");
+    assert!(text.starts_with(&format!("rolled back {image} to a@1\n")), "{text}");
     assert!(odd.run(&["list"]).done().text().starts_with(&format!("a  {image}  1 snapshot, ")));
     let text = odd.run(&["diff", "a@1", &image]).done().text();
     assert!(text.starts_with(&format!("a@1 -> {image}\n  identical")), "{text}");
@@ -156,7 +156,7 @@ fn messages_name_such_a_path_by_its_uri_and_the_uri_can_be_typed() {
     let moved = odd.uri("moved-?");
     let relink = format!("run \"imgsnap relink a {moved}\"");
     assert!(
-        line.contains(&format!("\"a\" is the name of {image}")) && line.ends_with(&relink),
+        line.contains(&format!("\"a\" is already the name of {image}")) && line.ends_with(&relink),
         "{line}"
     );
     odd.run(&["relink", "a", &moved]).done();
@@ -172,7 +172,7 @@ fn a_watch_of_such_an_image_has_a_name() {
     assert_eq!(watch.stop(Signal::SIGINT).code, Some(DONE));
     odd.lab.restores("vm@1", &disk(7, BYTES));
     let more = ["watch", &image, "more.img", "--name", "vm", "--every", "1h"];
-    assert!(odd.lab.run(&more).misused().contains("--name is of one image"));
+    assert!(odd.lab.run(&more).misused().contains("--name applies to one image only"));
 }
 
 /// What is derived from a name is not longer than the name may be.

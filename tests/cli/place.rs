@@ -74,7 +74,7 @@ fn a_repository_whose_disk_is_not_mounted_is_missing_to_every_verb() {
             let what =
                 format!("repo: the repository {id} that this host has used there is missing");
             assert!(line.contains(&what), "{args:?}: {line}");
-            assert!(line.contains("; is the disk mounted?"), "{args:?}: {line}");
+            assert!(line.contains("; check that the disk is mounted"), "{args:?}: {line}");
             assert!(line.ends_with("run \"imgsnap init\""), "{args:?}: {line}");
         }
     }
@@ -191,7 +191,7 @@ fn a_record_that_is_damaged_of_another_machine_or_cannot_be_kept_is_none() {
     for bytes in damaged {
         std::fs::write(record, bytes).unwrap();
         let run = lab.run(&["list", "disk"]).done();
-        let is_told = run.err.contains("warning") && run.err.contains("it is not known which");
+        let is_told = run.err.contains("warning") && run.err.contains("it is unknown which");
         assert!(is_told, "{}", run.err);
         assert_eq!(run.err.lines().count(), 1, "{}", run.err);
         lab.done(&["label", "disk@1", "x"]);
@@ -237,9 +237,9 @@ fn folders_above_a_repository_are_not_made() {
     {
         let line = lab.fails(FAILED, &[&["--repo", "typo/deep/repo"], args].concat());
         let what =
-            format!("cannot make the repository {0}/repo: {0} is missing", lab.at("typo/deep"));
+            format!("cannot create the repository {0}/repo: {0} is missing", lab.at("typo/deep"));
         assert!(line.starts_with(&what), "{args:?}: {line}");
-        assert!(line.contains("is the disk mounted?"), "{args:?}: {line}");
+        assert!(line.contains("check that the disk is mounted"), "{args:?}: {line}");
     }
 }
 
@@ -255,7 +255,7 @@ fn the_usual_place_is_made_whole_at_first_use() {
         return skipped("place::the_usual_place_is_made_whole", "no setpriv, or not root");
     };
     let run = Run::of(command.env_remove("IMGSNAP_REPO")).done();
-    assert!(run.err.contains("made a repository in "), "{}", run.err);
+    assert!(run.err.contains("created a repository in "), "{}", run.err);
     assert!(lab.exists("home/.local/share/imgsnap/config.000001"));
 }
 
@@ -286,7 +286,7 @@ fn first_snapshots_and_imports_at_once_make_one_repository() {
         let mut made = 0;
         for (child, command) in started.into_iter().zip(&commands) {
             let run = Run::ended(command, child.wait_with_output().unwrap()).done();
-            made += run.err.lines().filter(|line| line.contains("made a repository")).count();
+            made += run.err.lines().filter(|line| line.contains("created a repository")).count();
         }
         assert_eq!(made, 1, "round {round}");
         let listed = lab.json(&["--repo", &place, "list"]);
@@ -329,7 +329,7 @@ fn a_first_use_that_fails_leaves_no_repository() {
             assert_eq!(run.code, Some(code), "{what}");
             let errors = run.err.lines().filter(|line| line.starts_with("imgsnap: error: "));
             assert_eq!(errors.count(), 1, "{what}");
-            let is_made = run.err.contains("made a repository");
+            let is_made = run.err.contains("created a repository");
             assert_eq!(is_made, run.err.contains("removed the repository"), "{what}");
         }
         lab.ensure_untouched(&before, place);
@@ -407,7 +407,7 @@ fn that_a_repository_was_made_is_said_in_any_case_and_on_stderr() {
     for (number, option) in ["--quiet", "--json", "--verbose"].into_iter().enumerate() {
         let place = format!("new-{number}");
         let run = lab.run(&["--repo", &place, option, "snapshot", "disk.img"]).done();
-        let line = format!("imgsnap: made a repository in {} (", lab.at(&place));
+        let line = format!("imgsnap: created a repository in {} (", lab.at(&place));
         assert!(run.err.lines().any(|l| l.starts_with(&line)), "{option}: {}", run.err);
         if option == "--json" {
             assert_eq!(string(&run.json(), "ref"), "disk@1");

@@ -125,7 +125,7 @@ fn an_undo_delta_leads_back() {
     same(&lab.read("1.img"), &states[0], "disk@1");
     // What it leads to is known where it comes from.
     let text = lab.done(&["import", "undo.delta"]);
-    assert_eq!(text, "disk@1 is here already\n");
+    assert_eq!(text, "disk@1 is already in the repository\n");
 }
 
 #[test]
@@ -246,16 +246,16 @@ fn a_delta_across_two_bases_is_a_snapshot_of_its_own() {
     lab.done(&["apply", "3.delta", "--base", "2.img", "-o", "3.img"]);
     same(&lab.read("3.img"), &states[2], "disk@3");
     let line = lab.fails(FAILED, &["apply", "1.delta", "2.delta", "3.delta", "-o", "out"]);
-    assert!(line.contains("3.delta begins from "), "{line}");
+    assert!(line.contains("3.delta starts from "), "{line}");
     // It is not taken for the one that it was made of.
     let line = lab.fails(FAILED, &["import", "2.delta"]);
-    assert!(line.contains("which is another snapshot"), "{line}");
+    assert!(line.contains("which is a different snapshot"), "{line}");
     let there = Lab::new();
     let files: Vec<String> = (1..=3).map(|n| lab.at(&format!("{n}.delta"))).collect();
     there.done(&["import", &files[0], &files[1], "--name", "disk"]);
     there.holds("disk", &[(1, &states[0]), (2, &states[1])]);
     let line = there.fails(FAILED, &["import", &files[2]]);
-    assert!(line.contains("which is not here"), "{line}");
+    assert!(line.contains("which is not in the repository"), "{line}");
 }
 
 #[test]
@@ -287,14 +287,14 @@ fn a_delta_on_the_wrong_image_is_refused_with_both_digests() {
             let line = lab.fails(FAILED, &[&["apply", "3.delta", "--base", wrong], to].concat());
             let bytes = lab.read(wrong).len();
             assert!(
-                line.contains(&format!("3.delta begins from an image of {} bytes", 512 * KIB)),
+                line.contains(&format!("3.delta starts from an image of {} bytes", 512 * KIB)),
                 "{line}"
             );
             assert!(line.contains(&format!("image digest {begins}")), "{line}");
             assert!(line.contains(&format!("{wrong} has {bytes} bytes and ")), "{line}");
             let have = line.split(" bytes and ").nth(1).unwrap().split(';').next().unwrap();
             assert!(have.len() == begins.len() && have != begins, "{line}");
-            assert!(line.ends_with("name the image that the delta was exported against"), "{line}");
+            assert!(line.ends_with("use the image that the delta was exported against"), "{line}");
         }
     }
     // Under the key of the chain the digest is the one that the snapshot has.
@@ -321,14 +321,14 @@ fn deltas_in_the_wrong_order_are_refused_with_both_digests() {
         let line =
             lab.fails(FAILED, &[&["apply", "--base", "1.img", "-o", "out"], deltas].concat());
         let ends = digest(&lab, deltas[0][..1].parse().unwrap());
-        for part in ["2.delta begins from ", " before it ends at ", &digest(&lab, 1), &ends] {
+        for part in ["2.delta starts from ", " before it ends at ", &digest(&lab, 1), &ends] {
             assert!(line.contains(part), "\"{part}\" is not in: {line}");
         }
-        assert!(line.ends_with("name the delta files from the oldest to the newest"), "{line}");
+        assert!(line.ends_with("give the delta files in order, oldest first"), "{line}");
     }
     // One left out.
     let line = lab.fails(FAILED, &["apply", "1.delta", "3.delta", "-o", "out"]);
-    assert!(line.contains("3.delta begins from ") && line.contains(&digest(&lab, 2)), "{line}");
+    assert!(line.contains("3.delta starts from ") && line.contains(&digest(&lab, 2)), "{line}");
 }
 
 #[test]
@@ -337,14 +337,14 @@ fn a_full_delta_stands_first_and_alone_needs_no_base() {
     export(&lab, 2, 0, "full.delta");
     let line =
         lab.fails(FAILED, &["apply", "2.delta", "full.delta", "--base", "1.img", "-o", "out"]);
-    assert!(line.contains("full.delta is a full one, which begins from no image"), "{line}");
+    assert!(line.contains("full.delta is a full one, which starts from no image"), "{line}");
     let line = lab.fails(FAILED, &["apply", "full.delta", "--base", "1.img", "-o", "out"]);
     assert!(line.ends_with("leave out --base"), "{line}");
     let line = lab.fails(FAILED, &["apply", "full.delta", "--base", "1.img", "--in-place"]);
     assert!(line.ends_with("write a new image with -o"), "{line}");
     let line = lab.fails(FAILED, &["apply", "2.delta", "-o", "out"]);
     assert!(line.contains(&digest(&lab, 1)), "{line}");
-    assert!(line.ends_with("name that image with --base"), "{line}");
+    assert!(line.ends_with("give that image with --base"), "{line}");
     let line = lab.fails(FAILED, &["apply", "2.delta", "--base", "1.img", "-o", "-"]);
     assert!(line.contains("cannot be written to a pipe"), "{line}");
 }
@@ -507,7 +507,7 @@ fn an_export_against_itself_or_another_image_is_refused() {
     let (lab, _) = Lab::with_snapshots(2);
     lab.grow_history("web.img", 1);
     let line = lab.fails(FAILED, &["export", "disk@2", "--since", "@latest", "-o", "out"]);
-    assert_eq!(line, "a snapshot does not differ from itself");
+    assert_eq!(line, "a snapshot cannot be exported relative to itself");
     let line = lab.fails(FAILED, &["export", "disk@2", "--since", "web@1", "-o", "out"]);
     assert_eq!(line, "web@1 is a snapshot of another image than \"disk\"");
 }
@@ -525,7 +525,7 @@ fn imported_snapshots_are_those_that_were_exported() {
     let text = there.done(&["import", &files[0], &files[1], &files[2], "--name", "copy"]);
     let lines: Vec<&str> = text.lines().collect();
     assert_eq!(lines.len(), 3, "{text}");
-    assert!(lines[0].starts_with("copy@1  ") && lines[0].contains(" imported and proved in "));
+    assert!(lines[0].starts_with("copy@1  ") && lines[0].contains(" imported and verified in "));
     assert!(lines[1].starts_with("copy@2  \"gold\"  "), "{text}");
     let (old, new) = (lab.json(&["list"]), there.json(&["list"]));
     for (old, new) in old.as_array().unwrap().iter().zip(new.as_array().unwrap()) {
@@ -560,13 +560,16 @@ fn an_import_of_what_is_here_is_harmless() {
     let before = there.everything();
     let again = there.json(&["import", &file]);
     assert_eq!((&again["imported"], &again["id"]), (&json!(false), &first["id"]));
-    assert_eq!(there.done(&["import", &file, "--name", "disk"]), "disk@1 is here already\n");
+    assert_eq!(
+        there.done(&["import", &file, "--name", "disk"]),
+        "disk@1 is already in the repository\n"
+    );
     there.ensure_untouched(&before, "a second import");
     there.holds("disk", &[(1, &states[0])]);
     // The same where it comes from.
     for number in 1..=3 {
         let text = lab.done(&["import", &format!("{number}.delta")]);
-        assert_eq!(text, format!("disk@{number} is here already\n"));
+        assert_eq!(text, format!("disk@{number} is already in the repository\n"));
     }
 }
 
@@ -591,7 +594,10 @@ fn an_import_without_its_parent_is_refused_and_names_it() {
     let there = Lab::new();
     let parent = lab.json(&["show", "disk@2"])["id"].clone();
     let line = there.fails(FAILED, &["import", &lab.at("3.delta"), "--name", "disk"]);
-    assert!(line.contains(&format!("snapshot {}, which is not here", parent.as_str().unwrap())));
+    assert!(line.contains(&format!(
+        "snapshot {}, which is not in the repository",
+        parent.as_str().unwrap()
+    )));
     assert!(line.ends_with("import that one first"), "{line}");
     there.done(&["import", &lab.at("1.delta"), "--name", "disk"]);
     there.fails(FAILED, &["import", &lab.at("3.delta")]);
@@ -627,13 +633,16 @@ fn a_new_image_needs_a_name_and_that_of_another_image_is_refused() {
     let line = there.fails(FAILED, &["import", &file]);
     assert!(line.ends_with("give it a name with --name"), "{line}");
     let line = there.fails(FAILED, &["import", &file, "--name", "web"]);
-    assert_eq!(line, "\"web\" is another image; choose another name with --name");
+    assert_eq!(line, "\"web\" is a different image; choose another name with --name");
     for name in ["", "a/b", "..", "x@1"] {
         there.fails(FAILED, &["import", &file, "--name", name]);
     }
     there.done(&["import", &file, "--name", "disk"]);
     let line = there.fails(FAILED, &["import", &lab.at("2.delta"), "--name", "other"]);
-    assert_eq!(line, "the image is \"disk\" here, not \"other\"; leave out --name");
+    assert_eq!(
+        line,
+        "the image is called \"disk\" in this repository, not \"other\"; leave out --name"
+    );
     there.holds("web", &[(1, &web[0])]);
     // A damaged neighbour is no reason to refuse it.
     there.flip(&there.manifest("web"), 300);
@@ -675,7 +684,7 @@ fn a_label_that_is_taken_is_left_out_with_a_warning() {
     there.done(&["label", "disk@1", "gold"]);
     let run = there.run(&["import", &lab.at("2.delta")]).done();
     assert!(run.err.starts_with("imgsnap: warning: "), "{}", run.err);
-    assert!(run.err.contains("disk@2 comes without its label \"gold\""), "{}", run.err);
+    assert!(run.err.contains("disk@2 is imported without its label \"gold\""), "{}", run.err);
     there.holds("disk", &[(1, &states[0]), (2, &states[1])]);
     there.restores("disk@gold", &states[0]);
     assert_eq!(there.json(&["show", "disk@2"])["label"], Value::Null);
@@ -692,7 +701,7 @@ fn a_number_that_another_snapshot_has_is_refused() {
     there.done(&["relink", "disk", "disk.img"]);
     assert_eq!(integer(&there.json(&["snapshot", "disk.img"]), "number"), 2);
     let line = there.fails(FAILED, &["import", &lab.at("2.delta")]);
-    assert!(line.contains("it has the number of disk@2, which is another snapshot"), "{line}");
+    assert!(line.contains("it has the number of disk@2, which is a different snapshot"), "{line}");
     there.holds("disk", &[(1, &states[0]), (2, &bytes)]);
 }
 
@@ -706,7 +715,7 @@ fn what_was_dropped_comes_back_only_when_its_file_is_gone() {
     there.done(&["delete", "disk@2"]);
     assert_eq!(there.dropped("disk"), [2]);
     let line = there.fails(FAILED, &["import", &files[1]]);
-    assert!(line.contains("disk@2 was dropped here"), "{line}");
+    assert!(line.contains("disk@2 was dropped from this repository"), "{line}");
     there.done(&["delete", "disk@3"]);
     assert_eq!(there.dropped("disk"), [0; 0]);
     there.done(&["import", &files[1]]);
@@ -753,6 +762,6 @@ fn a_file_of_the_repository_is_a_delta_that_can_be_applied_and_imported() {
     there.done(&["import", &files[2], &files[1], &files[0], "--name", "disk"]);
     there.holds("disk", &[(1, &states[0]), (2, &states[1]), (3, &states[2])]);
     for file in &files {
-        assert!(lab.done(&["import", file]).ends_with(" is here already\n"));
+        assert!(lab.done(&["import", file]).ends_with(" is already in the repository\n"));
     }
 }

@@ -36,8 +36,11 @@ fn without_a_terminal_nothing_is_removed_unless_it_is_said() {
     let before = lab.everything();
     for run in [lab.run(&["remove", "disk"]), lab.run_with_input(&["remove", "disk"], b"y\n")] {
         let said = run.misused();
-        assert!(said.starts_with("imgsnap: error: to remove an image with all its snapshots"), "{said}");
-        assert!(said.contains("give --yes"), "{said}");
+        assert!(
+            said.starts_with("imgsnap: error: cannot ask for confirmation without a terminal"),
+            "{said}"
+        );
+        assert!(said.contains("use --yes"), "{said}");
         lab.ensure_untouched(&before, &said);
     }
 }
@@ -76,7 +79,7 @@ fn what_is_answered_on_a_terminal_is_done() {
         let Some(mut terminal) = Terminal::new(&lab, "remove disk") else {
             return skipped("remove::what_is_answered_on_a_terminal_is_done", "no script");
         };
-        terminal.shows("remove \"disk\" with 2 snapshots for ever? [y/N] ");
+        terminal.shows("permanently remove \"disk\" and its 2 snapshots? [y/N] ");
         if code != DONE {
             lab.ensure_untouched(&before, "a question");
         }

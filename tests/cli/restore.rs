@@ -175,14 +175,17 @@ fn a_target_that_exists_is_left_alone() {
     for target in ["mine", "disk.img", "dangling"] {
         let line = lab.fails(FAILED, &["restore", "disk@1", "-o", target]);
         assert!(
-            line.contains(&format!("{target} exists; choose another name, or --force")),
+            line.contains(&format!("{target} exists; choose another name, or use --force")),
             "{line}"
         );
     }
     // Into a folder it goes under the name of its image.
     lab.write("folder/disk.img", b"not yours");
     let line = lab.fails(FAILED, &["restore", "disk@1", "-o", "folder"]);
-    assert!(line.contains("folder/disk.img exists; choose another folder, or --force"), "{line}");
+    assert!(
+        line.contains("folder/disk.img exists; choose another folder, or use --force"),
+        "{line}"
+    );
     lab.fails(FAILED, &["restore", "disk@1", "-o", "no/such/folder/out"]);
 }
 

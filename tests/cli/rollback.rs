@@ -105,7 +105,7 @@ fn no_save_saves_nothing() {
     same(&lab.read("disk.img"), &states[0], "disk@1");
     assert_eq!(lab.json(&["list"]).as_array().unwrap().len(), 2);
     let text = lab.done(&["rollback", "disk", "--to", "@2", "--no-save"]);
-    assert!(text.contains("  saved    the state before was not saved\n"), "{text}");
+    assert!(text.contains("  saved    nothing\n"), "{text}");
 }
 
 #[test]
@@ -124,7 +124,7 @@ fn a_dry_run_tells_and_changes_nothing() {
         let differing = image.chunks(BLOCK).zip(states[0].chunks(BLOCK)).filter(|(a, b)| a != b);
         assert_eq!(integer(&told, "written_bytes"), (differing.count() * BLOCK) as u64);
         assert!(
-            text.contains("would be brought to disk@1  (dry run: nothing was changed)"),
+            text.contains("would be rolled back to disk@1  (dry run: nothing was changed)"),
             "{text}"
         );
     }
@@ -145,14 +145,14 @@ fn a_believed_image_is_rolled_back_without_a_scan_and_prove_scans() {
     let text = lab.done(&["rollback", "disk", "--to", "@1"]);
     assert!(
         text.starts_with(&format!(
-            "{} is disk@1 again\n  written  12.0 KiB in ",
+            "rolled back {} to disk@1\n  written  12.0 KiB in ",
             lab.at("disk.img")
         )),
         "{text}"
     );
     if !scans {
         assert!(text.contains("  found    from the tables alone: "), "{text}");
-        assert!(text.ends_with("  proved   not by a scan (--prove does that)\n"), "{text}");
+        assert!(text.ends_with("  verified not by a full scan (use --prove)\n"), "{text}");
     }
     let done = lab.json(&["rollback", "disk", "--to", "@3", "--prove"]);
     assert_eq!((&done["scanned"], &done["proved"]), (&json!(true), &json!(true)), "{done}");
@@ -160,7 +160,7 @@ fn a_believed_image_is_rolled_back_without_a_scan_and_prove_scans() {
     same(&lab.read("disk.img"), &states[2], "disk@3");
     let text = lab.done(&["rollback", "disk", "--to", "@1", "--prove"]);
     assert!(text.contains("  found    by a scan of the image ("), "{text}");
-    assert!(text.ends_with("  proved   yes, by a scan\n"), "{text}");
+    assert!(text.ends_with("  verified yes, by a full scan\n"), "{text}");
 }
 
 #[test]
@@ -232,7 +232,7 @@ fn a_live_file_that_is_gone_is_to_be_restored() {
     lab.remove("disk.img");
     let line = lab.fails(FAILED, &["rollback", "disk", "--to", "@1"]);
     let way_out =
-        format!("run \"imgsnap restore disk@1 -o {}\" to make it anew", lab.at("disk.img"));
+        format!("run \"imgsnap restore disk@1 -o {}\" to create it again", lab.at("disk.img"));
     assert!(line.ends_with(&way_out), "{line}");
     lab.done(&["restore", "disk@1", "-o", "disk.img"]);
     lab.done(&["rollback", "disk", "--to", "@1"]);

@@ -78,7 +78,7 @@ fn first_use_makes_the_repository_once() {
     // The first that is named cannot be opened.
     let run = lab.run(&snapshot(&["missing.img"]));
     assert_eq!(run.code, Some(FAILED));
-    let made = run.err.lines().filter(|line| line.contains("made a repository")).count();
+    let made = run.err.lines().filter(|line| line.contains("created a repository")).count();
     assert_eq!((made, run.err.lines().count()), (1, 2), "{}", run.err);
     assert_eq!(lab.json(&["list"]).as_array().unwrap().len(), 3);
 }
@@ -130,7 +130,8 @@ fn one_that_fails_does_not_stop_the_others() {
     let args = ["snapshot", "--json", "c.img", "gone.img", "a.img", "folder.img", "b.img"];
     let run = lab.run(&args);
     assert_eq!(run.code, Some(FAILED));
-    let taken: Vec<_> = objects(&run).into_iter().filter(|one| one.get("error").is_none()).collect();
+    let taken: Vec<_> =
+        objects(&run).into_iter().filter(|one| one.get("error").is_none()).collect();
     assert_eq!(refs(&taken), ["c@1", "a@1", "b@1"]);
     let lines: Vec<_> = run.err.lines().collect();
     assert_eq!(lines.len(), 2, "{lines:?}");
@@ -161,8 +162,8 @@ fn what_is_of_one_image_is_refused_with_several() {
     std::os::unix::fs::symlink(lab.path("c.img"), lab.path("link")).unwrap();
     let before = lab.everything();
     for (args, said) in [
-        (&["c.img", "a.img", "--name", "x"][..], "--name is of one image"),
-        (&["c.img", "a.img", "--parent", "@1"], "--parent is of one image"),
+        (&["c.img", "a.img", "--name", "x"][..], "--name applies to one image only"),
+        (&["c.img", "a.img", "--parent", "@1"], "--parent applies to one image only"),
         (&["c.img", "a.img", "c.img"], "c.img is given twice"),
         (&["c.img", "a.img", "./c.img"], "c.img and ./c.img are the same image"),
         (&["a.img", "c.img", "link"], "c.img and link are the same image"),
@@ -211,7 +212,7 @@ fn a_dry_run_makes_no_repository() {
     let lab = Lab::bare();
     write_all(&lab, 1);
     let line = lab.fails(FAILED, &snapshot(&["--dry-run"]));
-    assert!(line.contains("is not a repository; name one with --repo"), "{line}");
+    assert!(line.contains("is not a repository; choose one with --repo"), "{line}");
 }
 
 #[test]

@@ -23,10 +23,10 @@ fn missing_repository(args: &[&str]) {
     let line = lab.fails(FAILED, &with_repo("nowhere", args));
     let place = lab.at("nowhere");
     assert!(
-        line.starts_with(&format!("{place} is not a repository; name one with --repo")),
+        line.starts_with(&format!("{place} is not a repository; choose one with --repo")),
         "{line}"
     );
-    assert!(line.ends_with("or make one with \"imgsnap init\""), "{line}");
+    assert!(line.ends_with("or create one with \"imgsnap init\""), "{line}");
     // By the variable it is the same.
     let mut command = lab.command(args);
     assert_eq!(lab.fails_as(FAILED, command.env("IMGSNAP_REPO", &place)), line);
@@ -51,13 +51,14 @@ fn newer_repository(args: &[&str]) {
     let object = String::from_utf8(lab.read("repo/config.000001")).unwrap();
     lab.write("repo/config.000001", object.replace("config 1 ", "config 3 ").as_bytes());
     let line = lab.fails(FAILED, args);
-    let what = "configuration version 3, this program knows 2; a later imgsnap wrote this";
+    let what =
+        "configuration version 3 (this program supports 2); it was written by a later imgsnap";
     assert!(line.contains("config.000001: ") && line.contains(what), "{line}");
     // As a program from before this one says it of what is written now.
     lab.remove("repo/config.000001");
     lab.write("repo/repository.toml", b"version = 4\n");
     let line = lab.fails(FAILED, args);
-    let what = "repository version 4, this program knows 3; a later imgsnap made it";
+    let what = "unsupported repository version 4 (supported: 3); it was created by a later imgsnap";
     assert!(line.contains("repository.toml: ") && line.contains(what), "{line}");
 }
 
@@ -256,7 +257,7 @@ mod import {
         let args = ["--repo", "new", "import", "exported.delta", "--name", "disk"];
         let run: Run = lab.run(&args).done();
         assert_eq!(run.err.lines().count(), 1, "{}", run.err);
-        assert!(run.err.starts_with("imgsnap: made a repository in "), "{}", run.err);
+        assert!(run.err.starts_with("imgsnap: created a repository in "), "{}", run.err);
     }
 }
 
@@ -295,11 +296,11 @@ macro_rules! every_verb_with_a_name {
                 let (image, snapshot): (&[&str], Option<&[&str]>) = ($image, $snapshot);
                 let line = lab.fails(super::FAILED, image);
                 assert!(line.contains("\"web\""), "{line}");
-                assert!(line.contains("\"imgsnap list\" shows what there is"), "{line}");
+                assert!(line.contains("\"imgsnap list\" lists the images"), "{line}");
                 if let Some(snapshot) = snapshot {
                     let line = lab.fails(super::FAILED, snapshot);
                     assert!(line.starts_with("there is no snapshot disk@7; "), "{line}");
-                    assert!(line.ends_with("\"imgsnap list disk\" shows what there is"), "{line}");
+                    assert!(line.ends_with("\"imgsnap list disk\" lists its snapshots"), "{line}");
                 }
             }
         )* }
@@ -343,7 +344,7 @@ fn a_reference_that_leads_out_of_the_repository_is_wrong_usage() {
             &["export", &reference, "-o", "out"],
         ] {
             let said = lab.run(args).misused();
-            let why = if name.is_empty() { "missing image name" } else { "cannot be the name of an image" };
+            let why = if name.is_empty() { "missing image name" } else { "invalid image name" };
             assert!(said.contains(why), "{said}");
         }
     }

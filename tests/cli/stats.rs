@@ -132,7 +132,7 @@ fn heat_is_at_the_cell_that_changed() {
         now["snapshots"].as_array().unwrap()[1..].iter().map(|s| integer(s, "changed_bytes")).sum();
     assert_eq!(sum_of(&now["heat"]), changed);
     let text = lab.done(&["stats", "disk"]);
-    let hottest = text.split("the hottest:\n").nth(1).unwrap().lines().nth(1).unwrap();
+    let hottest = text.split("most changed:\n").nth(1).unwrap().lines().nth(1).unwrap();
     let words: Vec<&str> = hottest.split_whitespace().collect();
     assert_eq!(words, ["1.56", "MiB", "8.00", "KiB", "28.6", "%"], "{text}");
 }
@@ -229,14 +229,14 @@ fn people_see_an_overview_of_all_images_or_the_details_of_one() {
         "\n  compressed ",
         "\n  dropped    none\n",
         "\n  garbage    about 0 B, not freed yet\n",
-        "\n\nsnapshots, and what would be free without each\n",
+        "\n\nsnapshots, and the space that dropping each would free\n",
         "\n\ngrowth by day\n",
-        "\n\nwhere it changes\n",
+        "\n\nwhere the image changes\n",
     ] {
         assert!(text.contains(part), "no {part:?} in:\n{text}");
     }
     // Of one that never changed there is no map.
-    assert!(!lab.done(&["stats", "web"]).contains("where it changes"));
+    assert!(!lab.done(&["stats", "web"]).contains("where the image changes"));
 }
 
 #[test]

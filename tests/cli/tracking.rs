@@ -64,20 +64,20 @@ fn a_change_that_a_list_does_not_name_is_found_within_the_cycle_and_told() {
     assert_eq!((integer(&taken, "number"), missed(&taken)), (4, 2), "{taken}");
     assert_eq!(integer(&taken, "changed_blocks"), 2, "{taken}");
     let warning = "imgsnap: warning: disk@4: 2 blocks that should have been unchanged had changed (first \
-                   at byte 409600); stored all the same, and the next snapshot reads all of the image\n";
+                   at byte 409600); stored nevertheless; the next snapshot reads the whole image\n";
     assert_eq!(run.err, warning);
     lab.restores("disk@4", &bytes);
     let shown = lab.done(&["show", "disk@4"]);
-    let found = "  found     by a list since disk@3: 0 B may have changed\n  \
-                 proved    1.00 MiB of what is called unchanged, all of it in 4 snapshots; 2 blocks had \
-                 changed all the same\n";
+    let found = "  found     by a list of changes since disk@3: 0 B may have changed\n  \
+                 verified  1.00 MiB of what was reported unchanged, all of it within 4 \
+                 snapshots; 2 blocks had changed nevertheless\n";
     assert!(shown.contains(found), "{shown}");
     assert_eq!(lab.json(&["verify"])["damaged"], json!([]));
 }
 
 #[test]
 fn after_a_miss_the_next_snapshot_reads_all_and_says_why() {
-    let reason = "what was known at disk@2 had missed changes";
+    let reason = "the hint of disk@2 had missed changes";
     for more in [&[][..], &["--changed", "empty", "--since", "@2"], &["--recheck", "0"]] {
         let (lab, mut bytes) = lab();
         // More is missed than the share finds.
@@ -110,10 +110,10 @@ fn people_read_why_all_was_read() {
     trusting(&lab, &["--recheck", "25%"]);
     let text = lab.done(&["snapshot", "disk.img"]);
     let want =
-        "  tracked         no   all of it was read: what was known at disk@2 had missed changes";
+        "  tracked         no   the whole image was read: the hint of disk@2 had missed changes";
     assert_eq!(text.lines().last(), Some(want), "{text}");
     let shown = lab.done(&["show", "disk@3"]);
-    assert!(shown.contains("\n  found     by reading all of it\n"), "{shown}");
+    assert!(shown.contains("\n  found     by reading the whole image\n"), "{shown}");
 }
 
 #[test]
@@ -207,7 +207,7 @@ fn a_miss_is_not_forgotten_with_its_snapshot() {
     assert_eq!(missed(&taken), 2, "{taken}");
     lab.done(&["delete", "disk@2"]);
     let taken = lab.json(&[&list[..], &["@1", "--recheck", "0"]].concat());
-    let why = "it is not known any more what disk@2 had found out";
+    let why = "it is no longer known whether disk@2 found missed changes";
     assert_eq!(string(&taken, "full_scan_reason"), why);
     lab.restores("disk@3", &bytes);
     // Unchanged or not, it is known again afterwards: not all is read each time.
@@ -215,7 +215,7 @@ fn a_miss_is_not_forgotten_with_its_snapshot() {
     let skipping = ["snapshot", "disk.img", "--skip-unchanged"];
     assert_eq!(
         lab.json(&skipping)["full_scan_reason"].as_str().map(|w| &w[..17]),
-        Some("it is not known a")
+        Some("it is no longer k")
     );
     let taken = lab.json(&skipping);
     assert_eq!((&taken["full_scan_reason"], &taken["skipped"]), (&Value::Null, &json!(true)));
@@ -229,7 +229,7 @@ fn times_that_lie_are_found_out_by_the_recheck_too() {
         return skipped("tracking::times_that_lie_are_found_out", why);
     }
     alter(&lab, &mut bytes, &[100], 2);
-    // What the image is now is noted as what it was at the first snapshot.
+    // What the image is called now is noted as what it was at the first snapshot.
     let first = string(&lab.json(&["show", "disk@1"]), "id").to_owned();
     let second = string(&lab.json(&["snapshot", "disk.img"]), "id").to_owned();
     let head = String::from_utf8(lab.read(&lab.known_of("disk"))).unwrap();
@@ -253,7 +253,7 @@ fn times_that_lie_are_found_out_by_the_recheck_too() {
     );
     lab.restores("disk@4", &bytes);
     let taken = lab.json(&["snapshot", "disk.img"]);
-    assert_eq!(string(&taken, "full_scan_reason"), "what was known at disk@4 had missed changes");
+    assert_eq!(string(&taken, "full_scan_reason"), "the hint of disk@4 had missed changes");
 }
 
 #[test]
@@ -264,11 +264,11 @@ fn an_image_that_is_not_read_says_so() {
         return skipped("tracking::an_image_that_is_not_read_says_so", why);
     }
     let text = lab.done(&["snapshot", "disk.img"]);
-    let want = "  tracked        0 B   its file was not written to since the parent; 44.0 KiB of the rest \
-                looked at, too";
+    let want = "  tracked        0 B   the file was not written to since the parent; 44.0 KiB of the rest \
+                was also read";
     assert_eq!(text.lines().last(), Some(want), "{text}");
     let text = lab.done(&["snapshot", "disk.img", "--recheck", "0"]);
-    let want = "  tracked        0 B   its file was not written to since the parent";
+    let want = "  tracked        0 B   the file was not written to since the parent";
     assert_eq!(text.lines().last(), Some(want), "{text}");
     assert!(text.contains("\n  image     4.00 MiB   not read\n"), "{text}");
 }
@@ -290,7 +290,7 @@ fn reflink_tracking_is_refused_where_nothing_can_be_cloned_and_the_others_go_on(
     ] {
         let line = lab.fails(FAILED, &[&["snapshot", image, "--track", "reflink"], more].concat());
         assert!(line.contains(image) && line.contains("clone"), "{line}");
-        assert!(line.ends_with("; XFS and btrfs can; or use --track auto"), "{line}");
+        assert!(line.ends_with("keep the image on XFS or btrfs, or use --track auto"), "{line}");
     }
     assert!(!lab.exists("repo/new"), "an image without snapshots stayed behind");
     for how in ["auto", "none"] {
@@ -365,17 +365,23 @@ fn how_an_image_is_tracked_is_what_was_typed_else_of_the_image_else_of_all() {
 #[test]
 fn a_slip_in_how_snapshots_are_taken_is_warned_of_once_and_costs_no_snapshot() {
     for (text, why) in [
-        ("[snapshot]\ntrak = \"auto\"\n", "[snapshot]: trak: there is no such key"),
-        ("[snapshot]\ntrack = \"on\"\n", "[snapshot]: track: \"on\" is no way to track"),
-        ("[snapshot]\nrecheck = \"1%\"\n", "[snapshot]: recheck: it is no number from 0 to 100"),
-        ("[snapshot]\nrecheck = 101\n", "[snapshot]: recheck: it is no number from 0 to 100"),
-        ("[snapshot]\nmax_stall = 3\n", "[snapshot]: max_stall: it is no string"),
+        ("[snapshot]\ntrak = \"auto\"\n", "[snapshot]: trak: unknown key"),
+        ("[snapshot]\ntrack = \"on\"\n", "[snapshot]: track: unknown tracking method \"on\""),
+        (
+            "[snapshot]\nrecheck = \"1%\"\n",
+            "[snapshot]: recheck: invalid percentage: expected 0 to 100",
+        ),
+        (
+            "[snapshot]\nrecheck = 101\n",
+            "[snapshot]: recheck: invalid percentage: expected 0 to 100",
+        ),
+        ("[snapshot]\nmax_stall = 3\n", "[snapshot]: max_stall: expected a string"),
         (
             "[images.disk.snapshot]\nmax_stall = \"soon\"\n",
-            "[images.\"disk\".snapshot]: max_stall: \"soon\" is no length of time",
+            "[images.\"disk\".snapshot]: max_stall: invalid duration \"soon\"",
         ),
-        ("[images.disk]\nsnapshot = 7\n", "[images.\"disk\".snapshot]: it is no table"),
-        ("[images.disk]\nsnapshots = 7\n", "images.\"disk\": snapshots: there is no such key"),
+        ("[images.disk]\nsnapshot = 7\n", "[images.\"disk\".snapshot]: expected a table"),
+        ("[images.disk]\nsnapshots = 7\n", "images.\"disk\": snapshots: unknown key"),
     ] {
         let (lab, mut bytes) = lab();
         alter(&lab, &mut bytes, &[100], 2);
@@ -384,7 +390,7 @@ fn a_slip_in_how_snapshots_are_taken_is_warned_of_once_and_costs_no_snapshot() {
             let run = lab.run(&[&["snapshot", "disk.img"], more].concat()).done();
             let warning = format!("imgsnap: warning: {place}: {why}");
             assert!(run.err.starts_with(&warning), "{text}: {}", run.err);
-            assert!(run.err.ends_with("; until then the usual settings hold\n"), "{}", run.err);
+            assert!(run.err.ends_with("; until then, the default settings apply\n"), "{}", run.err);
             assert_eq!(run.err.lines().count(), 1, "{text}: {}", run.err);
         }
         lab.restores("disk@2", &bytes);
@@ -424,7 +430,7 @@ fn a_slip_in_the_rules_of_prune_is_none_of_snapshots() {
     lab.configure("[prune]\nkeep_lats = 7\n[snapshot]\nrecheck = 50\n");
     assert_eq!(share(&lab, &[]), 512);
     let line = lab.fails(FAILED, &["prune", "disk"]);
-    assert!(line.contains("keep_lats: there is no such key"), "{line}");
+    assert!(line.contains("keep_lats: unknown key"), "{line}");
 }
 
 #[test]
@@ -455,7 +461,7 @@ fn untrack_of_an_image_without_clones_says_so() {
     if !cannot_clone(&lab, "tracking::untrack_of_an_image_without_clones") {
         return;
     }
-    assert_eq!(lab.done(&["untrack", "disk"]), "there is no clone of \"disk\"\n");
+    assert_eq!(lab.done(&["untrack", "disk"]), "\"disk\" has no clones\n");
     let removed = lab.json(&["untrack", "disk"]);
     assert_eq!(removed, json!({"name": "disk", "clones": 0, "freed_bytes": 0}));
     let stats = lab.done(&["stats", "disk"]);
@@ -464,6 +470,6 @@ fn untrack_of_an_image_without_clones_says_so() {
     assert_eq!(integer(stats, "clone_bytes"), 0, "{stats}");
     assert_eq!((&stats["orphaned_clones"], &stats["foreign_clones"]), (&json!([]), &json!([])));
     assert_eq!(integer(&lab.json(&["list"])[0], "clone_bytes"), 0);
-    assert!(!lab.done(&["list"]).contains("clone"), "nothing is said of what is not there");
+    assert!(!lab.done(&["list"]).contains("clone"), "nothing is said of what does not exist");
     lab.holds("disk", &[(1, &bytes)]);
 }

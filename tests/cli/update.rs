@@ -52,7 +52,7 @@ fn only_what_differs_is_written_and_all_of_it_is_proved() {
     for line in ["\n  written  12.0 KiB\n", "\n  matched  500 KiB\n", "\n  read     512 KiB\n"] {
         assert!(text.contains(line), "{text}");
     }
-    assert!(text.ends_with("\n  proved   each block and the image digest\n"), "{text}");
+    assert!(text.ends_with("\n  verified each block and the image digest\n"), "{text}");
 }
 
 #[test]
@@ -144,7 +144,7 @@ fn what_does_not_seem_to_be_a_state_of_the_image_needs_force() {
         }
         let line = run.failed(FAILED);
         assert!(line.contains("target does not seem to hold a state of \"disk\": of "), "{line}");
-        assert!(line.contains(" are those of disk@1; use --force "), "{line}");
+        assert!(line.contains(" match disk@1; use --force "), "{line}");
         let done = update(&lab, "disk@1", "target", &["--force"]);
         assert_eq!(integer(&done, "written_bytes"), (other * BLOCK) as u64);
         assert_eq!(done["samples"], Value::Null);
@@ -172,13 +172,13 @@ fn what_must_not_be_updated_is_refused_and_left_as_it_was() {
     for (target, what) in [
         ("missing", "leave --update out to restore to a new file"),
         ("empty", "empty is empty (0 bytes); leave --update out, and use --force"),
-        ("folder", "into a folder, snapshots are restored as a whole"),
+        ("folder", "a restore to a folder writes whole snapshots to new files"),
         ("disk.img", rollback),
         ("link", rollback),
         ("hard", rollback),
         ("clone.img", "live file of \"clone\"; use \"imgsnap rollback clone --to REF\""),
         ("other.img", "base image of clone@1"),
-        ("repo/disk/write.lock", "within the repository"),
+        ("repo/disk/write.lock", "inside the repository"),
     ] {
         for more in [&[][..], &["--force"]] {
             let args = [&["restore", "disk@2", "-o", target, "--update"], more].concat();
@@ -229,10 +229,10 @@ fn one_that_fails_in_the_middle_says_so_and_is_completed_by_the_same_command() {
     lab.flip(&delta, at);
     let args = ["restore", "disk@1", "-o", "target", "--update", "--force", "--threads", "1"];
     let line = lab.run(&args).failed(DAMAGE);
-    let again = "target is half written now: run \"imgsnap restore disk@1 -o target --update --force\" again";
+    let again = "target is only partly written: run \"imgsnap restore disk@1 -o target --update --force\" again";
     assert!(line.contains(again), "{line}");
     let now = lab.read("target");
-    assert!(now != before && now != bytes, "it is half written");
+    assert!(now != before && now != bytes, "it is only partly written");
     lab.flip(&delta, at);
     let done = lab.json(&args);
     same(&lab.read("target"), &bytes, "the target");
@@ -263,7 +263,7 @@ fn a_target_that_was_restored_and_is_unchanged_need_not_be_read() {
         assert!(string(done, "not_trusted").contains(why), "{done}");
         assert!(integer(done, "read_bytes") > 0);
     }
-    let unchanged = "not known to be unchanged since it was restored";
+    let unchanged = "it may have changed since it was restored";
     // After a restore, and after an update that read it.
     lab.done(&["restore", "disk@1", "-o", "out.img"]);
     let done = trust(3);
@@ -273,9 +273,9 @@ fn a_target_that_was_restored_and_is_unchanged_need_not_be_read() {
     is_trusted(&trust(4), "disk@2");
     is_trusted(&trust(4), "disk@4");
     let text = lab.done(&["restore", "disk@1", "-o", "out.img", "--update", "--trust-target"]);
-    let what = "\n  read     nothing: it was disk@4, unchanged since it was restored\n";
+    let what = "\n  read     nothing: the file was still disk@4, as this host restored it\n";
     assert!(text.contains(what), "{text}");
-    assert!(text.ends_with("  proved   what was written; the rest was not read\n"), "{text}");
+    assert!(text.ends_with("  verified what was written; the rest was not read back\n"), "{text}");
 
     // Whatever was changed meanwhile is found.
     lab.write("out.img", &[&b"x"[..], &states[0][1..]].concat());
@@ -293,11 +293,12 @@ fn a_target_that_was_restored_and_is_unchanged_need_not_be_read() {
     is_read(&lab.run(&args).done().json(), unchanged);
     lab.write("foreign.img", &states[0]);
     let done = update(&lab, "disk@2", "foreign.img", &["--trust-target"]);
-    is_read(&done, "no restore on this host has noted it");
+    is_read(&done, "this host has no record of restoring it");
 
     // A note of another machine is none; nor is one that is damaged, or of a snapshot that is gone.
     let note = note_of(&lab);
-    for (change, why) in [("machine", "no restore on this host"), ("snapshot", "has been dropped")]
+    for (change, why) in
+        [("machine", "no record of restoring it"), ("snapshot", "has been dropped")]
     {
         let mut record: Value = serde_json::from_slice(&lab.read(&note)).unwrap();
         let was = string(&record, change).to_owned();
@@ -313,7 +314,7 @@ fn a_target_that_was_restored_and_is_unchanged_need_not_be_read() {
     // Another chain has other digests.
     lab.done(&["snapshot", "disk.img", "--full"]);
     let done = update(&lab, "disk@5", "out.img", &["--trust-target"]);
-    is_read(&done, "disk@2 is of another chain");
+    is_read(&done, "disk@2 belongs to another chain");
 }
 
 /// The note of `out.img`.
@@ -349,7 +350,7 @@ fn a_target_that_is_half_written_is_not_trusted() {
     assert!(!lab.exists(&note));
     lab.flip(&delta, at);
     let done = lab.json(&args);
-    assert_eq!(string(&done, "not_trusted"), "no restore on this host has noted it");
+    assert_eq!(string(&done, "not_trusted"), "this host has no record of restoring it");
     same(&lab.read("out.img"), &bytes, "the target");
 }
 
@@ -428,9 +429,11 @@ fn a_seed_that_cannot_be_one_is_refused_and_one_that_is_of_no_use_is_not() {
     lab.done(&["restore", "disk@1", "-o", "out.img"]);
     std::fs::create_dir(lab.path("folder")).unwrap();
     nix::unistd::mkfifo(&lab.path("pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
-    for (seed, what) in
-        [("missing", "missing"), ("folder", "no file and no"), ("pipe", "no file and no")]
-    {
+    for (seed, what) in [
+        ("missing", "missing"),
+        ("folder", "is neither a file nor a block device"),
+        ("pipe", "is neither a file nor a block device"),
+    ] {
         let line = lab.fails(FAILED, &["restore", "disk@2", "-o", "new.img", "--seed", seed]);
         assert!(line.contains(what), "{line}");
     }

@@ -42,103 +42,113 @@ fn help_is_exactly_this() {
     insta::assert_snapshot!(Lab::bare().done(&["--help"]), @r#"
     Block-level incremental snapshots of disk images.
 
-    A snapshot is named NAME@NUMBER, NAME@latest, NAME@head (the one that the live image last equalled),
-    NAME@LABEL, or NAME@2026-11-20 or a longer time (the newest one at or before it).
+    A snapshot is written NAME@NUMBER, NAME@latest, NAME@head (the one that the live image last
+    equalled), NAME@LABEL or NAME@TIME, such as vm@2026-11-20 (the newest one at or before that time).
 
     Usage: imgsnap [OPTIONS] <COMMAND>
 
     Commands:
-      init         Make a repository
-      snapshot     Take a snapshot of an image file or block device, or of several
-      watch        Take snapshots of images again and again, until it is told to stop
-      plan         Cut snapshots, a restore or a verification into tasks for several workers
-      part         Do one task of a plan: store, restore or verify its part
-      join         Make a whole of what the workers of a plan have done
-      serve        Give others access to a repository
-      list         List images and their snapshots
-      heads        Show the newest commit of each image, to be compared with what another host is shown
-      show         Show all that is known of a snapshot
+      init         Create a repository
+      snapshot     Take snapshots of image files, block devices or virtual machines [alias: backup]
+      watch        Take snapshots of images at regular intervals until interrupted
+      plan         Split snapshots, a restore or a verification into tasks for several workers
+      part         Run one task of a plan: store, restore or verify its part
+      join         Combine the finished tasks of a plan into its result
+      serve        Serve a repository to other hosts
+      list         List images and their snapshots [alias: ls]
+      heads        Show the newest commit of each image, for comparison with other hosts
+      show         Show the details of a snapshot
       diff         Show how much two snapshots or images differ, and where
-      restore      Write a snapshot, or a part of it, to a file, a device or stdout
-      rollback     Bring the live image back to a snapshot, in place, writing only what differs
-      verify       Check that what is stored gives back every image
-      stats        Show what snapshots cost, how much is added day by day, and where images change
-      untrack      Remove the clones by which the changes of an image are found; the next snapshot reads
-                   all of it
-      prune        Drop the snapshots that no rule keeps, and get their room back
-      delete       Remove a snapshot, and the others of its group; those that rest on them stay as they
-                   are
-      flatten      Make a snapshot a base that rests on no other, without reading the image
-      export       Write a snapshot to one self-contained delta file: all of it, or what changed since
-                   another
-      import       Take delta files into the repository, which can then continue their chain
-      apply        Make an image from delta files and the image that they begin from, without a
+      restore      Write a snapshot, or part of it, to a file, a device or stdout
+      rollback     Return the live image to a snapshot in place, writing only what differs
+      hash         Print a digest of a snapshot's content, for comparison with the digest of an image
+                   file
+      verify       Check that every snapshot can be restored [alias: check]
+      stats        Show the space used by snapshots, the growth by day, and where images change
+      untrack      Remove the clones used to find changes; the next snapshot reads the whole image
+      prune        Drop the snapshots that no retention rule keeps, and free their space
+      delete       Delete a snapshot and the others of its group; snapshots that depend on them stay
+                   intact [alias: rm]
+      flatten      Turn a snapshot into a base, which depends on no other, without reading the image
+      export       Export a snapshot to one delta file: all of it, or what changed since another
+                   snapshot
+      import       Import delta files into the repository, which can then continue their chain
+      apply        Build an image from delta files and the image that they start from, without a
                    repository
-      label        Give a snapshot a label, or take it away
-      protect      Keep a snapshot, and the others of its group, whatever prune, delete, remove or watch
-                   are told
-      remove       Remove an image with all its snapshots from the repository
-      repair       Rebuild a lost or damaged manifest; with --from, put damaged files right, too
-      key          Show or change what opens an encrypted repository
-      requests     Show what hosts ask the owner of the repository to drop, and do it or not
-      config       Show or change the configuration: rules of prune, how snapshots are taken, what bases
-                   are made with
-      relink       Say where the live file of an image is now, or its base image
-      bench        Measure every verb against the ceiling of this machine
-      completions  Print a completion script
+      label        Show, set or remove the label of a snapshot
+      protect      Protect a snapshot and the others of its group from prune, delete, remove and watch
+      remove       Remove an image and all its snapshots from the repository
+      repair       Rebuild a lost or damaged manifest; with --from, also repair damaged files
+      key          Show or change the keys of an encrypted repository
+      requests     Show, confirm or reject the requests of hosts to drop snapshots
+      config       Show or change the configuration: retention rules, snapshot settings, defaults of new
+                   bases
+      relink       Set where the live file of an image, or its base image, is now
+      bench        Benchmark each operation against the limits of this machine
+      completions  Print a shell completion script
       man          Write manual pages
       help         Print this message or the help of the given subcommand(s)
 
     Options:
+      -h, --help
+              Print help (see a summary with '-h')
+
+      -V, --version
+              Print version
+
+    Global options:
       -r, --repo <DIR|URL>
-              The repository; otherwise IMGSNAP_REPO, otherwise the user's data folder
+              Repository [default: IMGSNAP_REPO, or else the user's data folder]
 
           --json
-              Print results as JSON, one object each
+              Print results and errors as JSON, one object a line
 
       -q, --quiet
-              Print results, warnings and errors only
+              Print warnings and errors only; commands that show something still print it
 
       -v, --verbose
-              Say what is done
+              Print each step
+
+          --lock-wait <TIME>
+              Wait this long for another imgsnap to finish with the image, such as 30s [default: fail at
+              once]
 
           --threads <N>
-              Threads that work [default: one for each core, at most 16]
+              Number of threads [default: one per core, at most 16]
 
           --limit-read <RATE>
-              Read images and the repository no faster, in bytes per second, as in 100M or 1.5GiB/s
+              Limit reads of images and the repository, in bytes per second, such as 100M or 1.5GiB/s
 
           --limit-upload <RATE>
-              Send no faster to a repository on a server
+              Limit uploads to servers, in bytes per second
 
           --limit-download <RATE>
-              Fetch no faster from a repository on a server
+              Limit downloads from servers, in bytes per second
 
           --cache-dir <DIR>
-              Keep the index of repositories on servers there; otherwise IMGSNAP_CACHE, otherwise the
-              user's cache folder
+              Folder for the cached index of repositories on servers [default: IMGSNAP_CACHE, or else
+              the user's cache folder]
 
           --cache-size <SIZE>
-              Keep no more than that of it [default: 4G]
+              Maximum size of the cache [default: 4G]
 
           --no-cache
-              Keep none of it
+              Do not use the cache
 
           --connect <URI>
-              The hypervisor whose domains libvirt:DOMAIN names, as in qemu:///session [default:
-              libvirt's]
+              Hypervisor that libvirt:DOMAIN refers to, such as qemu:///session [default: libvirt's]
 
           --accept-older <STATE>
-              Use IMAGE@COMMIT of an encrypted repository, or @NUMBER of its configuration, though this
+              Accept IMAGE@COMMIT, or configuration @NUMBER, of an encrypted repository although this
               host has seen a newer one
 
           --key-file <FILE>
-              Open an encrypted repository with a file: 32 bytes, 64 hexadecimal digits, or a recovery
-              text; otherwise IMGSNAP_KEY_FILE
+              Key file of an encrypted repository: 32 bytes, 64 hexadecimal digits, or a recovery text
+              [default: IMGSNAP_KEY_FILE]
 
           --password-file <FILE>
-              Open it with the passphrase in the first line of a file; otherwise IMGSNAP_PASSWORD_FILE
-              or IMGSNAP_PASSWORD
+              File whose first line is the passphrase of an encrypted repository [default:
+              IMGSNAP_PASSWORD_FILE, or else the passphrase in IMGSNAP_PASSWORD]
 
           --password-fd <FD>
               Read the passphrase from a file descriptor
@@ -147,17 +157,11 @@ fn help_is_exactly_this() {
               Run a command that prints the passphrase
 
           --owner-key <KEY>
-              The owner of the repository, as the owner has told you: only what that one signs may drop
-              anything
+              Public key of the owner, as received from the owner; snapshots are dropped only with its
+              signature
 
           --owner-key-file <FILE>
-              The private key of the owner, on the owner's host; otherwise IMGSNAP_OWNER_KEY_FILE
-
-      -h, --help
-              Print help (see a summary with '-h')
-
-      -V, --version
-              Print version
+              File with the owner's private key, on the owner's host [default: IMGSNAP_OWNER_KEY_FILE]
     "#);
 }
 
@@ -206,19 +210,22 @@ fn wrong_usage_exits_2_and_touches_nothing() {
         (&["snapshot", "disk.img", "--compression", "gzip"], "gzip"),
         (&["snapshot", "disk.img", "--compression", "zstd:99"], "zstd:99"),
         (&["snapshot", "disk.img", "disk.img"], "disk.img is given twice"),
-        (&["snapshot", "disk.img", "more.img", "--name", "x"], "--name is of one image"),
-        (&["snapshot", "disk.img", "more.img", "--parent", "@1"], "--parent is of one image"),
+        (&["snapshot", "disk.img", "more.img", "--name", "x"], "--name applies to one image only"),
+        (
+            &["snapshot", "disk.img", "more.img", "--parent", "@1"],
+            "--parent applies to one image only",
+        ),
         (&["list", "disk", "more"], "more"),
         (&["list", "--quiet", "--verbose"], "--verbose"),
         (&["list", "--threads", "0"], "--threads"),
         (&["list", "--threads", "17"], "--threads"),
         (&["list", "--threads", "many"], "many"),
-        (&["snapshot", "disk.img", "--limit-read", "0"], "too few to get done; name at least 1M"),
-        (&["verify", "--limit-read", "1023K/s"], "name at least 1M"),
+        (&["snapshot", "disk.img", "--limit-read", "0"], "is too low; use at least 1M"),
+        (&["verify", "--limit-read", "1023K/s"], "use at least 1M"),
         (&["verify", "--limit-read", "fast"], "write it like 100M or 1.5GiB/s"),
         (&["show"], "<REF>"),
         (&["show", "disk"], "does not name a snapshot"),
-        (&["show", "disk@"], "after the @"),
+        (&["show", "disk@"], "missing snapshot after"),
         (&["show", "@1"], "@1"),
         (&["show", "disk@2026-13-01"], "2026-13-01"),
         (&["show", "disk@99999999999999999999"], "99999999999999999999"),
@@ -235,13 +242,13 @@ fn wrong_usage_exits_2_and_touches_nothing() {
         (&["delete", "disk"], "does not name a snapshot"),
         (&["flatten"], "<REF>"),
         (&["flatten", "disk"], "does not name a snapshot"),
-        (&["prune"], "<NAME>"),
+        (&["prune"], "or --all for all images"),
         (&["prune", "disk", "--all", "--keep-last", "1"], "--all"),
         (&["prune", "disk", "--keep-last", "0"], "keeps nothing; leave the rule out"),
         (&["prune", "disk", "--keep-daily", "-2"], "is not a count"),
         (&["prune", "disk", "--keep-weekly", "few"], "is not a count"),
-        (&["prune", "disk", "--keep-within", "30"], "is not a period"),
-        (&["prune", "disk", "--keep-label", "["], "is not a pattern for labels"),
+        (&["prune", "disk", "--keep-within", "30"], "invalid duration"),
+        (&["prune", "disk", "--keep-label", "["], "invalid label pattern"),
         (&["prune", "disk", "--keep-forever"], "--keep-forever"),
         (&["export", "disk@1"], "--output"),
         (&["export", "-o", "x"], "<REF>"),

@@ -38,13 +38,15 @@ fn people_read_one_line_about_what_is_sound() {
     let text = lab.done(&["verify"]);
     assert!(text.starts_with("2 snapshots, ") && text.lines().count() == 1, "{text}");
     assert!(
-        text.contains(" stored: sound; ")
+        text.contains(" stored: no damage found; ")
             && text.contains("blocks and every image digest checked in"),
         "{text}"
     );
     let text = lab.done(&["verify", "--quick"]);
     assert!(
-        text.contains("sound; stored bytes checked, not each block (leave out --quick for that)"),
+        text.contains(
+            "no damage found; checksums of stored bytes checked (omit --quick to check each block)"
+        ),
         "{text}"
     );
 }
@@ -129,7 +131,7 @@ fn people_read_what_is_damaged_and_what_that_affects() {
     let text = run.text();
     assert!(text.lines().any(|l| l.starts_with("DAMAGED  ") && l.contains(".delta")), "{text}");
     assert!(text.lines().any(|l| l.starts_with("LOST     disk@2  ")), "{text}");
-    assert!(text.lines().any(|l| l.starts_with("whole    disk@1")), "{text}");
+    assert!(text.lines().any(|l| l.starts_with("intact   disk@1")), "{text}");
     let quick = lab.run(&["verify", "--quick"]).text();
     assert!(quick.lines().any(|l| l == "         may affect disk@2, disk@3"), "{quick}");
     let last = text.lines().last().unwrap();

@@ -23,21 +23,21 @@ fn the_first_snapshot_is_taken_at_once_and_each_turn_has_its_line() {
     let text = after_time(&first);
     assert!(text.starts_with("disk@1  ") && text.contains(" changed, "), "{first}");
     assert!(text.contains(" stored in ") && text.contains("; next in "), "{first}");
-    assert!(!text.contains("after the one before"), "{first}");
+    assert!(!text.contains("after the previous one"), "{first}");
     let unchanged = watch.line(1, |line| line.contains("unchanged"));
-    assert!(after_time(&unchanged).starts_with("disk@1  unchanged, looked at in "), "{unchanged}");
+    assert!(after_time(&unchanged).starts_with("disk@1  unchanged, checked in "), "{unchanged}");
     assert!(unchanged.contains("; next in "), "{unchanged}");
     assert_eq!(lab.deltas("disk").len(), 1, "what is unchanged is not stored");
     change(&mut bytes, 2, 3);
     lab.write("disk.img", &bytes);
     let second = watch.line(2, |line| line.contains("disk@2 "));
     assert!(after_time(&second).starts_with("disk@2  12.0 KiB changed, "), "{second}");
-    assert!(second.contains(" after the one before; next in "), "{second}");
+    assert!(second.contains(" after the previous one; next in "), "{second}");
     lab.restores("disk@2", &bytes);
     let ended = watch.stop(Signal::SIGTERM);
     assert_eq!(ended.code, Some(DONE), "{:?}", ended.err);
     let said: Vec<&str> = ended.err.iter().map(String::as_str).collect();
-    assert!(said[0].starts_with("imgsnap: made a repository in "), "{said:?}");
+    assert!(said[0].starts_with("imgsnap: created a repository in "), "{said:?}");
     assert_eq!(said[1], "imgsnap: watching 1 image, every 1s");
     assert_eq!(*said.last().unwrap(), "imgsnap: stopped");
     lab.holds("disk", &[(1, &disk(1, MIB)), (2, &bytes)]);
@@ -174,11 +174,11 @@ fn an_image_that_appears_is_taken_and_each_failure_was_told_in_one_line() {
     absent(&lab, "late.img");
     let watch = Watcher::start(&lab, &["late.img", "disk.img", "--every", "1s"]);
     let line = watch.complaint(|line| line.contains("late: "));
-    let want = "  late: cannot open image late.img: No such file or directory; again in ";
+    let want = "  late: cannot open image late.img: No such file or directory; retrying in ";
     assert!(line.starts_with("imgsnap: error: 20") && line.contains(want), "{line}");
     let line = watch.complaint(|line| line.contains("late (failed 2 times in a row): "));
     // Not later than the interval.
-    let again = line.rsplit_once("; again in ").unwrap().1;
+    let again = line.rsplit_once("; retrying in ").unwrap().1;
     assert!(again == "1.00 s" || again.starts_with("0.") || again.ends_with(" ms"), "{line}");
     // The other one had its turns.
     watch.line(0, |line| line.contains("disk@1  unchanged"));
@@ -326,7 +326,7 @@ fn a_slip_in_the_rules_drops_nothing_and_costs_no_snapshot() {
     let warnings: Vec<&String> = warnings.collect();
     assert_eq!((ended.code, warnings.len()), (Some(DONE), 1), "{:?}", ended.err);
     assert!(warnings[0].starts_with("imgsnap: warning: disk: cannot prune: "), "{warnings:?}");
-    assert!(warnings[0].contains("keep_lats: there is no such key"), "{warnings:?}");
+    assert!(warnings[0].contains("keep_lats: unknown key"), "{warnings:?}");
     lab.holds("disk", &[(1, &bytes)]);
 }
 
@@ -383,8 +383,8 @@ fn what_cannot_be_watched_is_refused_and_makes_no_repository() {
         (&["watch"][..], "<IMAGE>"),
         (&["watch", "--every", "1h"], "<IMAGE>"),
         (&["watch", "disk.img"], "--every"),
-        (&["watch", "disk.img", "--every", "0s"], "less than a second"),
-        (&["watch", "disk.img", "--every", "999ms"], "less than a second"),
+        (&["watch", "disk.img", "--every", "0s"], "at least one second"),
+        (&["watch", "disk.img", "--every", "999ms"], "at least one second"),
         (&["watch", "disk.img", "--every", "x"], "write it like 500ms, 30s, 5min"),
         (&["watch", "disk.img", "--every", "5"], "write it like 500ms, 30s, 5min"),
         (&["watch", "disk.img", "--every", "-5m"], "-5"),

@@ -156,7 +156,7 @@ fn where_nothing_can_be_locked_readers_go_on_with_a_warning_and_writers_refuse()
             assert_eq!(run.code, Some(FAILED), "{args:?}: {}", run.err);
             let line = run.err.lines().last().unwrap_or_default();
             assert!(line.contains("cannot lock ") && line.contains("write.lock"), "{line}");
-            assert!(line.contains("nobody writes without locks, unless an empty file .shared"));
+            assert!(line.contains("writing requires locks, unless an empty file .shared"));
         }
         lab.ensure_untouched(&before, &why);
     }
@@ -181,7 +181,7 @@ fn where_only_bytes_or_leases_cannot_be_locked_all_goes_on() {
         for (kinds, is_warned) in [("bytes", false), ("leases", true), ("bytes leases", true)] {
             let args = ["snapshot", "disk.img", "--track", "none"];
             let run = without(&lab, kinds, errno, &args).unwrap().done();
-            assert_eq!(run.err.contains("no lease is to be had"), is_warned, "{}", run.err);
+            assert_eq!(run.err.contains("cannot get a lease"), is_warned, "{}", run.err);
         }
         let rollback = ["rollback", "disk", "--to", "@1"];
         without(&lab, "bytes leases", errno, &rollback).unwrap().done();
@@ -202,7 +202,7 @@ fn a_repository_is_made_where_nothing_can_be_locked_if_it_is_said_to_be_shared()
     let snapshot = ["snapshot", "disk.img", "--track", "none"];
     let run = without(&lab, "flock bytes", libc::ENOLCK, &snapshot).unwrap();
     assert_eq!(run.code, Some(FAILED), "{}", run.err);
-    assert!(run.err.contains("nobody writes without locks"), "{}", run.err);
+    assert!(run.err.contains("writing requires locks"), "{}", run.err);
     lab.write("repo/.shared", b"");
     without(&lab, "flock bytes", libc::ENOLCK, &snapshot).unwrap().done();
     lab.done(&["verify"]);

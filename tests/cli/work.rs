@@ -169,7 +169,7 @@ fn an_image_that_nothing_pins_or_that_is_written_to_is_refused() {
     bytes[5] ^= 1;
     work.lab.write("vm.img", &bytes);
     let refused = work.lab.run(&["part", &work.plan, "2"]).failed(HOPELESS);
-    assert!(refused.contains("was written to since it was planned"), "{refused}");
+    assert!(refused.contains("was modified since it was planned"), "{refused}");
     assert_eq!(work.lab.run(&["join", &work.plan]).code, Some(FAILED), "not all is done");
     work.lab.done(&["plan", "drop", &work.plan[..8]]);
     assert_eq!(work.lab.done(&["plan", "list"]), "no plans\n");
@@ -201,7 +201,7 @@ fn a_plan_keeps_its_parent_and_holds_up_no_other_image() {
     work.lab.restores("vm@2", &second);
     // It is not taken twice.
     let again = work.lab.run(&["join", &work.plan]).text();
-    assert!(again.contains("vm@2  was joined before"), "{again}");
+    assert!(again.contains("vm@2  already joined"), "{again}");
     work.make_all_of("b");
     work.join();
     work.holds(&[(1, &first), (2, &second)]);
@@ -242,7 +242,7 @@ fn workers_restore_a_snapshot_together() {
     let kept = work.lab.run(&["delete", "vm@1"]).failed(FAILED);
     assert!(kept.contains(&format!("needed by plan {}", work.plan)), "{kept}");
     work.lab.run(&["prune", "vm", "--keep-last", "1"]);
-    assert!(work.lab.done(&["list", "vm"]).contains("1 is restored by plan "));
+    assert!(work.lab.done(&["list", "vm"]).contains("1 is being restored by plan "));
     assert_eq!(work.lab.json(&["list", "vm"]).as_array().unwrap().len(), 2);
     let shown = work.lab.done(&["plan", "list"]);
     assert!(shown.contains("vm@1 -> ") && shown.contains("; 1 of 4 tasks done"), "{shown}");
@@ -251,7 +251,7 @@ fn workers_restore_a_snapshot_together() {
     let held = std::fs::File::open(work.lab.path(&temporary(&work))).unwrap();
     held.lock_shared().unwrap();
     let busy = work.lab.run(&["join", &work.plan]).failed(BUSY);
-    assert!(busy.contains("somebody is still writing or joining"), "{busy}");
+    assert!(busy.contains("another process is still writing or joining"), "{busy}");
     assert!(!work.lab.exists("new.img"));
     held.unlock().unwrap();
     drop(held);
@@ -289,7 +289,7 @@ fn a_restore_of_which_something_is_wrong_gets_no_name() {
     let digest = xxhash_rust::xxh3::xxh3_128(other.as_bytes());
     work.lab.write(&report, format!("imgsnap-attempt 1 {digest:032x}\n{other}").as_bytes());
     let wrong = work.lab.run(&["join", &work.plan]).failed(DAMAGE);
-    assert!(wrong.contains("the image digest differs"), "{wrong}");
+    assert!(wrong.contains("image digest mismatch"), "{wrong}");
     // One that is damaged tells nothing.
     work.lab.write(&report, &text.as_bytes()[..40]);
     assert_eq!(work.lab.run(&["join", &work.plan]).code, Some(FAILED));
@@ -386,7 +386,7 @@ fn workers_verify_a_repository_together() {
     let findings = |text: &str| text.rsplit_once(" in ").unwrap().0.to_owned();
     let (joined, plain) = (joined.text(), plain.text());
     let (first, joined) = joined.split_once('\n').unwrap();
-    assert!(first.starts_with("what workers have proved since "), "{first}");
+    assert!(first.starts_with("what workers have verified since "), "{first}");
     assert_eq!(findings(joined), findings(&plain));
 }
 
@@ -398,7 +398,7 @@ fn a_worker_that_fails_is_told_of_until_its_task_is_done() {
     work.lab.write("vm.img", &bytes);
     work.lab.run(&["part", &work.plan, "2"]).failed(HOPELESS);
     let shown = work.lab.done(&["plan", "list"]);
-    assert!(shown.contains("task 2 FAILED on ") && shown.contains("was written to"), "{shown}");
+    assert!(shown.contains("task 2 FAILED on ") && shown.contains("was modified since"), "{shown}");
     let json = work.lab.json(&["plan", "show", &work.plan]);
     assert_eq!(integer(&json["failures"][0], "task"), 2, "{json}");
     work.lab.done(&["plan", "drop", &work.plan]);

@@ -389,7 +389,7 @@ fn an_image_that_is_away_keeps_its_pins() {
     std::fs::rename(&folder, &away).unwrap();
     let refused = lab.delete("template", 2).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Mismatch, "{refused}");
-    assert!(refused.to_string().contains("\"clone\" is not there"), "{refused}");
+    assert!(refused.to_string().contains("\"clone\" is missing"), "{refused}");
     assert!(refused.to_string().contains("repair(template)"), "{refused}");
     std::fs::rename(&away, &folder).unwrap();
     lab.check(&ALL);

@@ -43,7 +43,8 @@ fn catalogue() -> Vec<(&'static str, usize, Edit, ErrorKind, &'static str)> {
                 mend(f)
             },
             Unsupported,
-            "delta format version 2, this program knows 1; a later imgsnap wrote this; use that one",
+            "unsupported delta format version 2 (this program supports 1); it was written by a later \
+             imgsnap; use that version",
         ),
         (
             "unknown-feature",
@@ -53,9 +54,9 @@ fn catalogue() -> Vec<(&'static str, usize, Edit, ErrorKind, &'static str)> {
                 mend(f)
             },
             Unsupported,
-            "unknown feature bits 0x4; a later imgsnap wrote this; use that one",
+            "unknown feature bits 0x4; it was written by a later imgsnap; use that version",
         ),
-        ("header-checksum", 1, |f| f[50] ^= 1, Corrupt, "header: checksum differs"),
+        ("header-checksum", 1, |f| f[50] ^= 1, Corrupt, "header: checksum mismatch"),
         (
             "header-reserved",
             1,
@@ -84,7 +85,7 @@ fn catalogue() -> Vec<(&'static str, usize, Edit, ErrorKind, &'static str)> {
                 mend(f)
             },
             Corrupt,
-            "header: 0 blocks in a frame",
+            "header: invalid frame size of 0 blocks",
         ),
         (
             "huge-frame",
@@ -94,7 +95,7 @@ fn catalogue() -> Vec<(&'static str, usize, Edit, ErrorKind, &'static str)> {
                 mend(f)
             },
             Corrupt,
-            "header: 65552 blocks in a frame",
+            "header: invalid frame size of 65552 blocks",
         ),
         (
             "unknown-digest",
@@ -104,7 +105,7 @@ fn catalogue() -> Vec<(&'static str, usize, Edit, ErrorKind, &'static str)> {
                 mend(f)
             },
             Unsupported,
-            "unknown digest algorithm 9; a later imgsnap wrote this; use that one",
+            "unknown digest algorithm 9; it was written by a later imgsnap; use that version",
         ),
         (
             "cut-footer",
@@ -135,7 +136,7 @@ fn catalogue() -> Vec<(&'static str, usize, Edit, ErrorKind, &'static str)> {
                 mend(f)
             },
             Corrupt,
-            "the footer is of a file of",
+            "the footer belongs to a file of",
         ),
         (
             "empty-image",
@@ -146,7 +147,7 @@ fn catalogue() -> Vec<(&'static str, usize, Edit, ErrorKind, &'static str)> {
                 mend(f)
             },
             Corrupt,
-            "footer: an image of 0 bytes",
+            "footer: invalid image size of 0 bytes",
         ),
         (
             "endless-image",
@@ -157,7 +158,7 @@ fn catalogue() -> Vec<(&'static str, usize, Edit, ErrorKind, &'static str)> {
                 mend(f)
             },
             Corrupt,
-            "footer: an image of 18446744073709551615 bytes",
+            "footer: invalid image size of 18446744073709551615 bytes",
         ),
         (
             "number-zero",
@@ -201,15 +202,15 @@ fn catalogue() -> Vec<(&'static str, usize, Edit, ErrorKind, &'static str)> {
                 mend(f)
             },
             Corrupt,
-            "footer: a base with traces of a parent",
+            "footer: a base must not have a parent",
         ),
-        ("frame-bit", 1, |f| f[300] ^= 1, Corrupt, "frame at byte 256: checksum differs"),
+        ("frame-bit", 1, |f| f[300] ^= 1, Corrupt, "frame at byte 256: checksum mismatch"),
         (
             "frame-zeroed",
             1,
             |f| f[256..4000].fill(0),
             Corrupt,
-            "frame at byte 256: no record where one should be",
+            "frame at byte 256: expected a record",
         ),
         (
             "frame-moved",
@@ -219,7 +220,7 @@ fn catalogue() -> Vec<(&'static str, usize, Edit, ErrorKind, &'static str)> {
                 f[272..316].copy_from_slice(&moved)
             },
             Corrupt,
-            "frame at byte 256: checksum differs",
+            "frame at byte 256: checksum mismatch",
         ),
         (
             "page-bit",
@@ -229,7 +230,7 @@ fn catalogue() -> Vec<(&'static str, usize, Edit, ErrorKind, &'static str)> {
                 f[n] ^= 1
             },
             Corrupt,
-            "checksum differs",
+            "checksum mismatch",
         ),
         (
             "block-of-other-content",
@@ -251,7 +252,7 @@ fn catalogue() -> Vec<(&'static str, usize, Edit, ErrorKind, &'static str)> {
                 mend(f)
             },
             Corrupt,
-            "its parent is another snapshot than disk:0.delta",
+            "its parent is a different snapshot than disk:0.delta",
         ),
         (
             "other-image",
@@ -261,7 +262,7 @@ fn catalogue() -> Vec<(&'static str, usize, Edit, ErrorKind, &'static str)> {
                 mend(f)
             },
             Corrupt,
-            "its parent is of another image than disk:0.delta",
+            "its parent belongs to a different image than disk:0.delta",
         ),
         (
             "other-key",
@@ -271,7 +272,7 @@ fn catalogue() -> Vec<(&'static str, usize, Edit, ErrorKind, &'static str)> {
                 mend(f)
             },
             Corrupt,
-            "its parent has another block size, digest or key than disk:0.delta",
+            "its parent has a different block size, digest or key than disk:0.delta",
         ),
         (
             "parent-changed",
@@ -282,7 +283,7 @@ fn catalogue() -> Vec<(&'static str, usize, Edit, ErrorKind, &'static str)> {
                 mend(f)
             },
             Corrupt,
-            "its parent had another content than disk:0.delta",
+            "its parent had different content than disk:0.delta",
         ),
         (
             "image-digest",
@@ -293,28 +294,28 @@ fn catalogue() -> Vec<(&'static str, usize, Edit, ErrorKind, &'static str)> {
                 mend(f)
             },
             Corrupt,
-            "the image digest differs; run verify() to see what is damaged",
+            "image digest mismatch; run verify() to see what is damaged",
         ),
         (
             "count-too-small",
             3,
             |f| set_count(f, 2),
             Corrupt,
-            "page at byte 12560: the frames hold other blocks than the runs say",
+            "page at byte 12560: the frames do not match the blocks of the runs",
         ),
         (
             "count-too-large",
             3,
             |f| set_count(f, 4),
             Corrupt,
-            "page at byte 12560: the frames hold other blocks than the runs say",
+            "page at byte 12560: the frames do not match the blocks of the runs",
         ),
         (
             "count-of-zero",
             3,
             |f| set_count(f, 0),
             Corrupt,
-            "page at byte 12560: a frame of 0 blocks",
+            "page at byte 12560: invalid frame of 0 blocks",
         ),
         (
             "count-above-frame-blocks",
@@ -325,7 +326,7 @@ fn catalogue() -> Vec<(&'static str, usize, Edit, ErrorKind, &'static str)> {
                 relink_page(f)
             },
             Corrupt,
-            "page at byte 12560: a frame of 3 blocks",
+            "page at byte 12560: invalid frame of 3 blocks",
         ),
         (
             "counts-not-announced",
@@ -345,7 +346,7 @@ fn catalogue() -> Vec<(&'static str, usize, Edit, ErrorKind, &'static str)> {
                 relink_page(f)
             },
             Corrupt,
-            "page at byte 12560: the number of frames does not fit that of blocks",
+            "page at byte 12560: the number of frames does not fit the number of blocks",
         ),
         (
             "frame-of-other-count",
@@ -355,7 +356,7 @@ fn catalogue() -> Vec<(&'static str, usize, Edit, ErrorKind, &'static str)> {
                 relink_frame(f)
             },
             Corrupt,
-            "frame at byte 256: a frame of 2 blocks, its page says 3",
+            "frame at byte 256: the frame has 2 blocks, but its page says 3",
         ),
         (
             "base-image-with-frame",
@@ -365,7 +366,7 @@ fn catalogue() -> Vec<(&'static str, usize, Edit, ErrorKind, &'static str)> {
                 relink_page(f)
             },
             Corrupt,
-            "page at byte 256: the number of frames does not fit that of blocks",
+            "page at byte 256: the number of frames does not fit the number of blocks",
         ),
         (
             "endless-counts",
@@ -376,7 +377,7 @@ fn catalogue() -> Vec<(&'static str, usize, Edit, ErrorKind, &'static str)> {
                 mend(f)
             },
             Corrupt,
-            "footer: more than its file can hold",
+            "footer: the counts exceed what the file can hold",
         ),
         (
             "base-image-with-counts",

@@ -634,7 +634,7 @@ fn a_delta_in_a_base_image_is_refused() {
     })
     .unwrap();
     let error = open_chain(&[maker.files[0].clone(), bytes.clone()]).err().unwrap();
-    assert!(error.to_string().contains("a snapshot in a base image that is no base"), "{error}");
+    assert!(error.to_string().contains("a snapshot in a base image is not a base"), "{error}");
     assert!(naive_reader::parse(&bytes).is_err());
 }
 
@@ -765,7 +765,7 @@ fn bases_in_a_base_image_are_read_by_both_readers_and_written_again() {
     assert!(ours.unwrap() == tip && theirs.unwrap() == tip);
     let (ours, theirs) = both(&files[..1], &other);
     let error = ours.unwrap_err();
-    assert!(error.contains("block 6 (byte 24576) is not what it was"), "{error}");
+    assert!(error.contains("block 6 (byte 24576) has changed"), "{error}");
     assert!(theirs.unwrap_err().starts_with("M6: block 6"));
     // A shorter one has not the blocks at its end, a longer one not the last, which is cut.
     for (length, from) in [(9 * 4096 + 4, 9), (10 * 4096 + 200, 10)] {
@@ -776,7 +776,7 @@ fn bases_in_a_base_image_are_read_by_both_readers_and_written_again() {
         assert!(theirs.unwrap_err().starts_with(&format!("M6: block {from} ")), "{length}");
     }
     let error = restore_chain(&open_chain(&files).unwrap()).unwrap_err().to_string();
-    assert!(error.contains("it is not known where its base image is"), "{error}");
+    assert!(error.contains("the location of its base image, which holds its "), "{error}");
     assert!(naive_reader::restore(&files).unwrap_err().starts_with("M6"));
 }
 

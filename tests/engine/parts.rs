@@ -254,21 +254,21 @@ fn each_fault_of_a_layer_is_found_by_both_readers() {
     type Edit = fn(&mut Files, &[String]);
     let cases: [(&str, Edit, &str, &str); 16] = [
         ("part missing", |f, n| drop(f.parts.remove(&n[1])), "is missing", "P4"),
-        ("part of another place", |f, n| swap(f, n), "it is not the part", "L3"),
+        ("part of another place", |f, n| swap(f, n), "it is not the part that", "L3"),
         ("no part footer", |f, n| flip(f, &n[0], -511), "no valid part footer", "G1"),
         ("cut part", |f, n| f.parts.get_mut(&n[0]).unwrap().truncate(900), "no valid part", "G1"),
-        ("a block of it", |f, n| flip(f, &n[2], 280), "checksum differs", "K2"),
-        ("other terms", |f, n| put(f, &n[0], -480, &[1; 16]), "it is not the part", "L3"),
-        ("other range", |f, n| put(f, &n[0], -496, &[9]), "a part from block 9", "L3"),
+        ("a block of it", |f, n| flip(f, &n[2], 280), "checksum mismatch", "K2"),
+        ("other terms", |f, n| put(f, &n[0], -480, &[1; 16]), "it is not the part that", "L3"),
+        ("other range", |f, n| put(f, &n[0], -496, &[9]), "invalid part from block 9", "L3"),
         ("flag of its own", |f, n| put(f, &n[0], -360, &[2]), "terms before it", "L3"),
         ("part reserved", |f, n| put(f, &n[0], -300, &[1]), "reserved bytes", "C2"),
         ("too many parts", |f, _| table(f, 0, &[9]), "the page ends", "L2"),
-        ("no parts", |f, _| table(f, 0, &[0]), "a table of 0 parts", "L2"),
-        ("no grid", |f, _| table(f, 8, &[0]), "a grid of 0 blocks", "L2"),
+        ("no parts", |f, _| table(f, 0, &[0]), "invalid table of 0 parts", "L2"),
+        ("no grid", |f, _| table(f, 8, &[0]), "invalid part grid of 0 blocks", "L2"),
         ("other grid", |f, _| table(f, 8, &[3]), "not on their grid", "L2"),
         ("overlap", |f, _| table(f, 16 + 24, &[8]), "not in order", "L3"),
-        ("other digest", |f, _| table(f, 16 + 56, &[1; 16]), "not what its footer says", "L3"),
-        ("other count", |f, _| table(f, 16 + 72, &[1]), "not what its footer says", "L3"),
+        ("other digest", |f, _| table(f, 16 + 56, &[1; 16]), "does not match its footer", "L3"),
+        ("other count", |f, _| table(f, 16 + 72, &[1]), "does not match its footer", "L3"),
     ];
     for (what, edit, ours, theirs) in cases {
         let mut files = Files { parts: whole.parts.clone(), last: whole.last.clone() };

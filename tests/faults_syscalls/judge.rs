@@ -87,8 +87,8 @@ pub fn judge(lab: &Lab, verb: &Verb, done: &Done, fault: &Fault, hit: &Hit) -> V
     let is_mixed = is_between(verb, done, &now)?;
     if ending == Ending::Failed
         && is_mixed
-        && !err.contains("mixture")
-        && !err.contains("half written")
+        && !err.contains("partly rolled back")
+        && !err.contains("partly written")
     {
         return Err(format!("the image is a mixture, and nobody says so: {err}"));
     }

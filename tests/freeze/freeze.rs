@@ -352,7 +352,7 @@ fn a_guard_that_is_killed_is_noticed_and_we_thaw() {
     guards.iter().copied().for_each(kill_it);
     assert!(wait_until(|| window.guard() == GuardState::Lost));
     let error = window.freeze(&Context::silent()).unwrap_err();
-    assert!(error.to_string().contains("has killed the process that thaws"), "{error}");
+    assert!(error.to_string().contains("the process that thaws was killed"), "{error}");
     can_be_written(&mount);
     drop(window);
     assert_eq!(state_of(guards[0]), None, "its end is taken");
@@ -367,7 +367,7 @@ fn what_somebody_else_has_frozen_is_left_to_him() {
     let mut window = open(&mounts(&[&mount]), NEVER).unwrap();
     let error = window.freeze(&Context::silent()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Busy);
-    assert!(error.to_string().contains("somebody else has frozen it"), "{error}");
+    assert!(error.to_string().contains("is already frozen by another program"), "{error}");
     let writer = writer(&mount);
     is_held(&writer);
     drop(window);
@@ -405,7 +405,7 @@ fn what_is_written_to_meanwhile_may_not_lie_on_it() {
     }
     refused(&lab.path("other")).unwrap();
     let error = open(&mounts(&[&lab.path("mnt/lost+found")]), NEVER).map(drop).unwrap_err();
-    assert!(error.to_string().contains("is no mount point"), "{error}");
+    assert!(error.to_string().contains("is not a mount point"), "{error}");
     // What goes wrong would have to be said there.
     let log = File::create(lab.path("mnt/log")).unwrap();
     let mut helper = Command::new(std::env::current_exe().unwrap());
@@ -432,7 +432,7 @@ fn a_subvolume_is_the_file_system_that_it_is_of() {
         tool("btrfs", &["subvolume", "create", &format!("{mount}/{name}")]);
     }
     let error = open(&mounts(&[&lab.path("mnt/a")]), NEVER).map(drop).unwrap_err();
-    assert!(error.to_string().contains("is no mount point"), "{error}");
+    assert!(error.to_string().contains("is not a mount point"), "{error}");
     let forbidden = [PathBuf::from(lab.path("mnt/b/repo"))];
     let error = {
         let _alone = forking();
@@ -452,7 +452,7 @@ fn a_kind_that_cannot_be_frozen_is_named() {
     let mut window = open(&mounts(&[&lab.path("mnt")]), NEVER).unwrap();
     let error = window.freeze(&Context::silent()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unsupported);
-    assert!(error.to_string().contains("of this kind cannot be frozen"), "{error}");
+    assert!(error.to_string().contains("file systems of this type cannot be frozen"), "{error}");
 }
 
 /// What a monitor or an agent sees.

@@ -119,7 +119,7 @@ fn bad_sectors_end_a_snapshot_unless_they_are_to_be_skipped() {
     lab.run(&["restore", "vm@1", "--range", &touching, "-o", "-"]).fails(3);
     let restored = lab.run(&["restore", "vm@1", "--accept-unread", "-o", &out, "--json"]).done();
     assert_eq!(restored.json()["unread"], ranges);
-    restored.says("zeros where its image could not be read");
+    restored.says("zeros were written where the image is unread");
     assert!(get(&out, 0, BYTES) == with_zeros(&original, &BAD));
     // By a pipe, which is written in another order.
     let piped =
@@ -198,7 +198,7 @@ fn a_disk_that_gives_nothing_makes_no_snapshot() {
     std::fs::File::options().write(true).open(&disk.image).unwrap().set_len(2 * SECTOR).unwrap();
     need!(disk.spoil(&[0, SECTOR]));
     let refused = disk.lab.run(&["snapshot", &disk.image, "--skip-bad"]).fails(1);
-    refused.says("nothing of").says("can be read");
+    refused.says("nothing that was tried of").says("can be read");
     assert!(!disk.lab.has_repository());
 }
 

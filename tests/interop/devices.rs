@@ -74,7 +74,7 @@ fn loop_device_over_a_live_file_is_not_updated() {
     let kept = lab.path("kept");
     keep(&image, &kept);
     let run = lab.run(&["restore", "vm@1", "-o", &device.device, "--update"]);
-    run.fails(1).says("is the live file of \"vm\"");
+    run.fails(1).says("is already the live file of \"vm\"");
     same(&kept, &image);
 }
 
@@ -159,7 +159,7 @@ fn device_is_snapshotted_rolled_back_and_restored() {
         args.push("--trust-target");
         let again = lab.run(&args).done().json();
         assert_eq!(again["written_bytes"], 0, "{again}");
-        assert_eq!(again["not_trusted"], "it is no raw file, or a device");
+        assert_eq!(again["not_trusted"], "it is a device, or not a raw file");
     }
     lab.run(&["restore", "disk@2", "-o", &device.device, "--update"])
         .fails(1)
@@ -178,10 +178,10 @@ fn device_of_another_length_is_filled_in_part_or_refused() {
     let larger = need!(Loop::of_noise(&lab.path("larger"), 4 * MIB, 2));
     let tail = get(&larger.device, 3 * MIB, MIB);
     let run = lab.run(&["restore", "vm@1", "-o", &larger.device, "--force"]).done();
-    run.says("1.00 MiB were not touched");
+    run.says("1.00 MiB were not changed");
     let update = ["restore", "vm@1", "-o", &larger.device, "--update", "--json"];
     put(&larger.device, MIB, &text(7, 5000));
-    let done = lab.run(&update).done().says("1.00 MiB were not touched").json();
+    let done = lab.run(&update).done().says("1.00 MiB were not changed").json();
     assert_eq!((&done["read_bytes"], &done["written_bytes"]), (&(3 * MIB).into(), &8192.into()));
     same_start(&larger.device, &image, 3 * MIB);
     assert!(get(&larger.device, 3 * MIB, MIB) == tail);
@@ -331,13 +331,13 @@ fn a_device_that_is_written_to_while_it_is_read_gives_no_snapshot() {
     for through in [device.device.clone(), lab.path("disk")] {
         let name = ["snapshot", &device.device, "--name", "disk", "--verbose"];
         let mut started = lab.start(&name);
-        assert!(started.stop_when_it_says("scanned against"), "it was not to be stopped");
+        assert!(started.stop_when_it_says("scanning against"), "it was not to be stopped");
         put(&through, MIB, &noise(7, 4096));
         started.signal(nix::sys::signal::Signal::SIGCONT);
         // Not all of a line may have been taken away.
         let run = started.wait();
         assert_eq!(run.code(), Some(4), "{}", run.err);
-        run.says("was written to while it was read");
+        run.says("was written to while it was being read");
     }
     assert_eq!(lab.numbers("disk"), [1]);
     lab.run(&["snapshot", &device.device, "--name", "disk"]).done();
@@ -351,7 +351,7 @@ fn who_cannot_see_the_users_of_a_device_is_warned() {
     std::os::unix::fs::chown(&device.device, Some(65_534), None).unwrap();
     let run = lab.run(&["snapshot", &device.device, "--name", "disk"]);
     std::os::unix::fs::chown(&device.device, Some(0), None).unwrap();
-    run.done().says("who else has it open cannot be seen from here");
+    run.done().says("cannot check who else has it open");
 }
 
 /// Rule J7.
@@ -381,14 +381,14 @@ fn another_disk_under_the_same_path_is_not_rolled_back() {
     }
     same(&path, &before);
     let run = lab.run(&[&rollback[..], &["--force-device"]].concat()).done();
-    run.says("is another device");
+    run.says("is a different device");
     device.detach();
     // A snapshot of it is taken, and does not make it the one that is rolled back.
     need!(try_tool("losetup", &[&path, &other]));
     let device = Loop { device: path.clone() };
     let of = ["snapshot", &before, "--name", "disk", "--of", &path, "--force"];
     for snapshot in [snapshot, &of[..]] {
-        lab.run(snapshot).done().says("a rollback is refused until");
+        lab.run(snapshot).done().says("rollbacks are refused until you run");
         lab.run(&rollback).fails(1).says("the file of its loop device was");
     }
     device.detach();

@@ -177,7 +177,7 @@ fn each_kind_of_disk_is_taken_restored_and_rolled_back() {
             tool("qemu-img", &["check", "-q", "-f", kind.format, &disk]);
         } else {
             let line = failed(lab.run(&["rollback", name, "--to", "@1"]));
-            assert!(line.contains("not changed in place"), "{line}");
+            assert!(line.contains("cannot be changed in place"), "{line}");
         }
         // Converted, it is the next snapshot of the same disk.
         let converted = lab.path("converted.img");
@@ -276,7 +276,7 @@ fn an_export_is_taken_with_its_bitmap_and_rolled_back() {
     qemu_io("qcow2", &disk, &["write -P 5 3M 64k"]);
     let more = ["--bitmap", "since1", "--since", "@1", "--recheck", "0"];
     let line = failed(lab.run(&[&args[..4], &more, &["--full"]].concat()));
-    assert!(line.contains("no bitmap goes with it; leave --bitmap out"), "{line}");
+    assert!(line.contains("so a bitmap cannot be used; leave --bitmap out"), "{line}");
     let taken = lab.run(&[&args[..], &more].concat()).json();
     assert_eq!(
         (&taken["read_bytes"], &taken["changed_bytes"]),
@@ -317,7 +317,7 @@ fn a_server_that_cannot_flush_is_told_of_wherever_it_was_written_to() {
             let err = lab.run(args).done().err;
             let place = if args[0] == "rollback" { &uri } else { &target };
             let told =
-                format!("{place} cannot be told to make what was written durable (no flush)");
+                format!("{place} does not support flush: what was written may not be durable");
             assert_eq!(err.contains(&told), flags & 4 == 0, "{args:?}: {err}");
         }
     }
@@ -348,14 +348,14 @@ fn a_target_that_a_failed_restore_leaves_half_written_is_completed_by_the_same_c
             damaged[whole.len() - (256 << 10)] ^= 1;
             std::fs::write(&delta, damaged).unwrap();
             let again = args[..args.len() - 2].join(" ");
-            let told = format!("{target} is half written now: run \"imgsnap {again}\" again");
+            let told = format!("{target} is only partly written: run \"imgsnap {again}\" again");
             lab.run(&args).fails(3).says(&told);
             std::fs::write(&delta, &whole).unwrap();
             lab.run(&args).done();
         }
         // Nothing was written.
         let err = lab.run(&["restore", "vm@1", "-o", target]).fails(1).err;
-        assert!(!err.contains("half written"), "{err}");
+        assert!(!err.contains("partly written"), "{err}");
     }
     let part = get(&image, MIB, 7 * MIB);
     assert!(fake.image().starts_with(&part));
@@ -431,7 +431,7 @@ fn a_snapshot_is_restored_to_each_kind_of_target() {
     let uri = export.uri.clone();
     let line = failed(lab.run(&["restore", "vm@1", "-o", &uri, "--update"]));
     assert!(line.contains("does not seem to hold"), "{line}");
-    lab.run(&["restore", "vm@1", "-o", &uri, "--force"]).done().says("1.00 MiB were not touched");
+    lab.run(&["restore", "vm@1", "-o", &uri, "--force"]).done().says("1.00 MiB were not changed");
     let done = lab.run(&["restore", "vm@1", "-o", &uri, "--update", "--json"]).json();
     assert_eq!(done["written_bytes"], 0, "{done}");
     qemu_io("raw", &uri, &["write -P 7 64k 64k"]);
@@ -632,7 +632,7 @@ fn a_rollback_of_a_qcow2_that_is_killed_is_completed_by_the_same_command() {
     for wait in [0, 1, 3, 10] {
         qemu_io("qcow2", &disk, &["write -P 7 0 4M"]);
         let mut started = lab.start(&back);
-        if started.waits_for("from here on the image is a mixture") {
+        if started.waits_for("from now on the image may be only partly rolled back") {
             std::thread::sleep(std::time::Duration::from_millis(wait));
             started.signal(Signal::SIGKILL);
         }

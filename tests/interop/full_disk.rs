@@ -75,7 +75,7 @@ fn restore_to_a_full_disk_leaves_nothing_behind() {
     put(&image, MIB, &noise(1, 5 * MIB));
     lab.snapshot(&image);
     let out = lab.path("mnt/out");
-    let said = "has 4 MiB left; the restore needs 5 MiB";
+    let said = "has 4 MiB of free space; the restore needs 5 MiB";
     lab.run(&["restore", "vm@1", "-o", &out]).fails(1).says(said).says(&out);
     assert!(names_in(&lab.path("mnt")).is_empty(), "{:?}", names_in(&lab.path("mnt")));
     // What was to be replaced is still there.

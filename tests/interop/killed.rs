@@ -311,7 +311,7 @@ impl Trial {
         }
         // The next writer: it takes a label away that may not be there.
         let reference = format!("vm@{}", self.any_known());
-        self.lab.run(&["label", &reference]).done();
+        self.lab.run(&["label", &reference, "--remove"]).done();
         self.lab.is_tidy("vm");
     }
 }

@@ -37,7 +37,12 @@ fn what_a_domain_wrote_is_in_each_snapshot_and_its_checkpoint_finds_it() {
         let taken = next(&mut vm, byte, "increment");
         assert_eq!(how(&taken), ["bitmap", "none", "bitmap"], "{taken:#?}");
         assert_eq!(taken[0]["consistency"], "crash");
-        assert!(taken[1]["full_scan_reason"].as_str().unwrap().contains("raw has no checkpoints"));
+        assert!(
+            taken[1]["full_scan_reason"]
+                .as_str()
+                .unwrap()
+                .contains("raw images cannot have checkpoints")
+        );
     }
     // One disk, then all: what the others have is found by the checkpoint before.
     host.write(&mut vm, 0, 9, 3 * MIB, 70_000);
@@ -133,7 +138,7 @@ fn several_domains_are_taken_one_line_each_and_one_that_fails_stops_no_other() {
     assert_eq!(run.code(), Some(4));
     assert_eq!(names(&run), ["a1-vda@4", "b1-vda@3"]);
     run.says(
-        "libvirt:a2 is in a backup by another program; run the command again when that has ended",
+        "libvirt:a2 is being backed up by another program; run the command again when that has ended",
     );
     assert!(host.virsh(&["domjobinfo", "a2"]).contains("Backup"));
     host.virsh(&["domjobabort", "a2"]);
@@ -141,7 +146,7 @@ fn several_domains_are_taken_one_line_each_and_one_that_fails_stops_no_other() {
         (&["snapshot", "libvirt:no"][..], 1, "libvirt has no domain \"no\"; it has a1, a2, b1"),
         (&["snapshot", "libvirt:x*"], 1, "no domain matches \"x*\""),
         (&["snapshot", "libvirt:a1/sda"], 1, "libvirt:a1 has no disk \"sda\"; it has vda"),
-        (&["snapshot", "libvirt:"], 2, "names no domain"),
+        (&["snapshot", "libvirt:"], 2, "missing domain name after 'libvirt:'"),
         (&["snapshot", "libvirt:a1", "--dry-run"], 1, "leave --dry-run out"),
     ] {
         let run = host.run(args);
@@ -175,10 +180,11 @@ fn a_domain_is_rolled_back_while_it_is_off_and_made_anew_from_the_repository_alo
         run.says(says);
     };
     refused(
-        "libvirt:web runs, and has its disks open; shut it down, or let that be done with --shutdown",
+        "libvirt:web is running and has its disks open; shut it down, or have it shut down with \
+         --shutdown",
     );
     host.virsh(&["managedsave", "web"]);
-    refused("libvirt:web has saved memory, which belongs to its disks as they are");
+    refused("libvirt:web has saved memory, which belongs to the present state of its disks");
     host.run(&["snapshot", "libvirt:web"]).fails(4).says("libvirt:web has saved memory");
     host.virsh(&["managedsave-remove", "web"]);
     host.run(&back).done();
@@ -225,7 +231,7 @@ fn a_domain_is_rolled_back_while_it_is_off_and_made_anew_from_the_repository_alo
     }
     let run = make("copy");
     assert_eq!(run.code(), Some(1));
-    run.says("there is a domain \"copy\"; choose another name");
+    run.says("the domain \"copy\" already exists; choose another name");
     // The variables of its firmware go with it.
     let nvram = host.lab.path("vars.fd");
     std::fs::write(&nvram, "variables").unwrap();

@@ -133,7 +133,7 @@ fn whoever_is_killed_and_whatever_others_do_an_increment_is_what_a_full_read_giv
             let args = ["snapshot", &snapshot, "--json", "--scratch-dir", &place];
             let mut run = host.run(&args);
             // libvirt may lose a backup that it was about to begin: only a restart of the machine ends that.
-            let is_stuck = run.err.contains("a backup that libvirtd has lost");
+            let is_stuck = run.err.contains("a backup that libvirtd lost track of");
             if is_stuck {
                 println!("{what}: libvirt has lost a backup");
                 done(&host, &mut vm, Turn::Destroy, &mut overlays);

@@ -94,7 +94,7 @@ fn a_guest_is_frozen_by_its_agent_whoever_is_killed_and_a_copy_boots_beside_it()
         Some("frozen") => {}
         other => {
             assert_eq!(other, Some("crash"));
-            run.says("not frozen, as after a power cut");
+            run.says("not frozen, so crash-consistent only");
         }
     }
 }

@@ -342,7 +342,7 @@ fn a_machine_is_stopped_only_if_it_has_to_be_and_may_be_and_does_what_it_did() {
     let mut fleece = machine.prepare(all, options, &context).unwrap();
     let mut calls = 0;
     let error = fleece.insert(&mut count(&mut calls), &mut || (), &context).unwrap_err();
-    assert!(error.kind() == ErrorKind::Busy && error.to_string().contains("0 s are allowed"));
+    assert!(error.kind() == ErrorKind::Busy && error.to_string().contains("the limit is 0 s"));
     assert_eq!(calls, 0, "{error}");
     drop(fleece);
     vm.is_clean();

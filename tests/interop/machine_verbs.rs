@@ -167,7 +167,7 @@ fn a_rollback_that_is_killed_leaves_the_machine_stopped_and_the_next_one_ends_it
         vm.write(1, value, 0, 4 * MIB);
         let back = ["--verbose", "rollback", &uri, "--to", "@1", "--reset"];
         let mut started = lab.start(&back);
-        if started.waits_for("from here on the image is a mixture") {
+        if started.waits_for("from now on the image may be only partly rolled back") {
             std::thread::sleep(Duration::from_millis(wait));
             started.signal(Signal::SIGKILL);
         }
@@ -250,11 +250,11 @@ fn a_machine_without_its_disks_is_left_to_the_rollback_of_all_of_them() {
         vm.write(0, 1, 0, 4 * MIB);
         vm.write(1, 1, 0, 4 * MIB);
         let mut started = lab.start(&back);
-        assert!(started.waits_for("from here on the image is a mixture"));
+        assert!(started.waits_for("from now on the image may be only partly rolled back"));
         started.signal(Signal::SIGKILL);
         started.wait();
     }
-    lab.run(&["snapshot", &uri]).fails(4).says("has not got its disks back").says("--reset");
+    lab.run(&["snapshot", &uri]).fails(4).says("its disks are not reattached").says("--reset");
     let alone = ["rollback", NAMES[0], "--to", "@1", "--reset", "--alone"];
     lab.run(&alone).done().says("stays stopped, since a rollback of its disk vd1 was interrupted");
     assert_ne!(vm.status(), "running");
@@ -294,7 +294,7 @@ fn one_at_a_time_works_on_a_machine() {
     let vm = need!(Vm::start_with(&lab, &TWO[..1], vec![disk], &more));
     let machine = vm.machine();
     let uri = format!("qemu:{}", lab.path("other"));
-    lab.run(&["snapshot", &uri]).fails(4).says("another of its QMP sockets");
+    lab.run(&["snapshot", &uri]).fails(4).says("another QMP socket");
     drop(machine);
     lab.run(&["snapshot", &uri, "--max-stall", "60s"]).done();
 }

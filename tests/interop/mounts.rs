@@ -25,13 +25,14 @@ fn below_the_mount_point_of_a_disk_that_is_away_no_repository_is_made() {
     lab.snapshot(&image);
     // Its disk can go between two turns of a watch that has taken nothing yet, and come back.
     let missing = lab.path("missing.img");
+    std::os::unix::fs::symlink(lab.path("nowhere.img"), &missing).unwrap();
     let mut watch = lab.start(&["watch", &missing, "--every", "1h"]);
-    assert!(watch.waits_for("again in"), "it watches");
+    assert!(watch.waits_for("retrying in"), "it watches");
     mount.unmount();
     assert_eq!(below(&lab), 0);
     for args in [&["snapshot", &image, "-q"][..], &["list"], &["verify"]] {
         let run = lab.run(args).fails(1);
-        run.says("that this host has used there is missing").says("is the disk mounted?");
+        run.says("that this host has used there is missing").says("check that the disk is mounted");
     }
     assert_eq!(below(&lab), 0);
     // Another disk, which is empty; and on purpose.

@@ -249,7 +249,9 @@ fn skips_what_does_not_fit(mount: fn(&Lab) -> Result<Crowd, String>) -> Result<(
     let prune = ["prune", "vm", "--keep-last", "1", "--compact"];
     // Nothing is dropped for nothing.
     let refused = lab.run(&prune).fails(1).says("nothing was dropped: ");
-    refused.says("MiB left; merging 3 files of \"vm\" needs ").says("the newest one");
+    refused
+        .says("MiB of free space; merging 3 files of \"vm\" needs ")
+        .says("the newest of a chain");
     let dry = [&prune[..], &["--dry-run"]].concat();
     lab.run(&dry).fails(1).says("nothing would be dropped: ");
     holds(&lab, &[1, 2, 3]);
@@ -257,7 +259,8 @@ fn skips_what_does_not_fit(mount: fn(&Lab) -> Result<Crowd, String>) -> Result<(
         lab.run(&["delete", &format!("vm@{number}")]).done();
     }
     for round in 0..2 {
-        let run = lab.run(&prune).done().says("MiB left; merging 3 files of \"vm\" needs ");
+        let run =
+            lab.run(&prune).done().says("MiB of free space; merging 3 files of \"vm\" needs ");
         let run = run.says("the next prune tries again");
         assert_eq!(run.err.lines().count(), 1, "{}", run.err);
         assert!(String::from_utf8_lossy(&run.out).contains("held     2 files"), "{round}");
@@ -325,7 +328,7 @@ fn a_delete_works_on_a_disk_that_is_full_but_for_the_manifest() {
     let filler = fill(&lab.path("mnt"), 8 << 10);
     lab.run(&["delete", "vm@3"]).done();
     holds(&lab, &[1, 2]);
-    lab.run(&["delete", "vm@1", "--compact"]).done().says("MiB left; merging 2 files");
+    lab.run(&["delete", "vm@1", "--compact"]).done().says("MiB of free space; merging 2 files");
     holds(&lab, &[2]);
     std::fs::remove_file(filler).unwrap();
     lab.run(&["prune", "vm", "--keep-last", "1", "--compact"]).done();
@@ -342,7 +345,9 @@ fn exports_and_applies_onto_a_full_disk_leave_nothing_behind() {
     lab.run(&["export", "vm@3", "-o", &out]).fails(1).says("No space left on device");
     let full = lab.path("full.delta");
     lab.run(&["export", "vm@1", "-o", &full]).done();
-    lab.run(&["apply", &full, "-o", &out]).fails(1).says("has 1 MiB left; the image needs 8 MiB");
+    lab.run(&["apply", &full, "-o", &out])
+        .fails(1)
+        .says("has 1 MiB of free space; the image needs 8 MiB");
     assert_eq!(names_in(&lab.path("mnt")), before);
     // An import that does not fit leaves no image.
     lab.run(&["export", "vm@3", "-o", &lab.path("3.delta")]).done();

@@ -36,7 +36,7 @@ fn a_clone_of_a_file_or_a_device_over_it_is_recorded_as_its_origin() {
     let other = lab.path("mnt/other.img");
     make(&other, 2 * MIB);
     put(&other, MIB, &noise(5, MIB));
-    lab.run(&["snapshot", &other, "--of", &image]).fails(1).says("nothing tells that");
+    lab.run(&["snapshot", &other, "--of", &image]).fails(1).says("nothing shows that");
 }
 
 /// Metadata of a pool with blocks of 64 KiB: device 1, and device 2, in which four blocks are other ones.

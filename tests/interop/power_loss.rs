@@ -213,7 +213,7 @@ impl Machine {
             return;
         }
         let reference = format!("vm@{}", self.any_known());
-        self.lab.run(&["label", &reference]).done();
+        self.lab.run(&["label", &reference, "--remove"]).done();
         self.lab.is_tidy("vm");
         let top = names_in(&self.lab.repo);
         assert!(top.iter().all(|name| !name.ends_with(".tmp")), "{top:?}");
@@ -320,7 +320,7 @@ impl Machine {
             // Whatever was left of it, it can be taken in again.
             self.lab.run(&["import", &delivery, "--name", "guest"]).done();
         }
-        self.lab.run(&["label", "guest@1"]).done();
+        self.lab.run(&["label", "guest@1", "--remove"]).done();
         self.lab.is_tidy("guest");
     }
 

@@ -124,24 +124,29 @@ fn files_that_a_header_names_are_opened_only_if_that_is_allowed() {
             "nbd://host/x",
             "raw",
             ErrorKind::Unsupported,
-            "its backing file is no path: nbd://host/x; ",
+            "its backing file is not a path: nbd://host/x; ",
         ),
         (
             "json:{\"driver\":\"null-co\"}",
             "raw",
             ErrorKind::Unsupported,
-            "its backing file is no path: json:",
+            "its backing file is not a path: json:",
         ),
         (
             "base.img",
             "vmdk",
             ErrorKind::Unsupported,
-            "has the format \"vmdk\": base.img; raw and qcow2 ",
+            "has the unsupported format \"vmdk\": base.img; only raw and qcow2 ",
         ),
-        ("base.img", "qcow2", ErrorKind::InvalidInput, "base.img: it is no qcow2 image"),
+        ("base.img", "qcow2", ErrorKind::InvalidInput, "base.img: it is not a qcow2 image"),
         ("vm.qcow2", "qcow2", ErrorKind::Corrupt, "vm.qcow2 is its own backing file; "),
         ("./vm.qcow2", "raw", ErrorKind::Corrupt, "vm.qcow2 is its own backing file; "),
-        ("/dev/null", "raw", ErrorKind::InvalidInput, "/dev/null is no file and no block device"),
+        (
+            "/dev/null",
+            "raw",
+            ErrorKind::InvalidInput,
+            "/dev/null is neither a file nor a block device",
+        ),
         ("links", "raw", ErrorKind::InvalidInput, "links is a folder"),
     ] {
         create(backing, format);
@@ -157,8 +162,8 @@ fn files_that_a_header_names_are_opened_only_if_that_is_allowed() {
     put(&path, 0, &head);
     let error = refused(true);
     assert_eq!(error.kind(), ErrorKind::Unsupported);
-    let text = "it does not say which format its backing file has: base.img; say it with \"qemu-img rebase -u -b \
-                base.img -F FORMAT ";
+    let text = "it does not specify the format of its backing file: base.img; set it with \"qemu-img rebase \
+                -u -b base.img -F FORMAT ";
     assert!(error.to_string().contains(text), "{error}");
 }
 
@@ -238,7 +243,7 @@ fn a_file_that_is_cut_off_is_damaged() {
             Ok(_) => assert!(is_read, "{bytes}"),
             Err(e) => {
                 assert!(
-                    !is_read && e.to_string().contains(" lies behind its end: it is cut off; "),
+                    !is_read && e.to_string().contains(" lies beyond its end: it is truncated; "),
                     "{e}"
                 );
                 assert_eq!(e.kind(), ErrorKind::Corrupt);
@@ -392,15 +397,19 @@ fn bitmaps_that_cannot_be_relied_on_are_not_used() {
         (
             "not saved",
             ErrorKind::Unsupported,
-            "was in use when its machine ended, and is not complete",
+            "was in use when its machine ended, and is incomplete",
         ),
         (
             "long",
             ErrorKind::Corrupt,
-            "its bitmaps are malformed: a table of another length than the disk",
+            "its bitmaps are malformed: the table does not match the length of the disk",
         ),
-        ("outside", ErrorKind::Corrupt, "its bitmaps are malformed: they lead out of the file"),
-        ("many", ErrorKind::Corrupt, "its bitmaps are malformed: a directory that is cut off"),
+        (
+            "outside",
+            ErrorKind::Corrupt,
+            "its bitmaps are malformed: they extend beyond the end of the file",
+        ),
+        ("many", ErrorKind::Corrupt, "its bitmaps are malformed: the directory is truncated"),
         ("coarse", ErrorKind::Corrupt, "its bitmaps are malformed: an entry of the directory"),
     ] {
         let (extension, directory) = make();

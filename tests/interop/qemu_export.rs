@@ -174,9 +174,9 @@ fn what_is_no_image_or_refers_to_others_is_refused_with_one_line() {
     put_new(&hostile, b"# Disk DescriptorFile\nCID=1\nRW 10 FLAT \"/etc/passwd\" 0\n");
     for (path, name, kind, says) in [
         (&child, "vmdk", ErrorKind::Unsupported, "depends on a parent"),
-        (&hostile, "vmdk", ErrorKind::Unsupported, "no files in its folder"),
+        (&hostile, "vmdk", ErrorKind::Unsupported, "has extents that are not files in its folder"),
         (&garbage, "vhdx", ErrorKind::Io, "qemu-nbd cannot open"),
-        (&garbage, "qcow2", ErrorKind::InvalidInput, "is no qcow2 image"),
+        (&garbage, "qcow2", ErrorKind::InvalidInput, "is not a qcow2 image"),
         (&lab.path("none"), "vmdk", ErrorKind::NotFound, "cannot open"),
         (&lab.path("."), "vmdk", ErrorKind::InvalidInput, "neither a file nor a block device"),
     ] {

@@ -121,7 +121,11 @@ fn no_clone_is_kept_in_a_folder_of_a_third_user() {
         let mode = std::os::unix::fs::PermissionsExt::from_mode(mode);
         std::fs::set_permissions(&clones, mode).unwrap();
         let run = lab.run(&["snapshot", &image, "--full", "--track", "reflink"]).done();
-        assert!(run.err.contains("another user's, or others can change it"), "{}", run.err);
+        assert!(
+            run.err.contains("belongs to another user, or others can change it"),
+            "{}",
+            run.err
+        );
         assert_eq!(names_in(&clones), Vec::<String>::new());
         std::fs::remove_dir(&clones).unwrap();
     }
@@ -154,7 +158,7 @@ fn a_rollback_writes_to_the_file_that_was_recorded_and_to_no_other() {
     std::fs::rename(&image, &real).unwrap();
     symlink(&victim, &image).unwrap();
     let rollback = &["rollback", "vm", "--to", "@1"];
-    lab.run(rollback).fails(1).says("leads to");
+    lab.run(rollback).fails(1).says("now leads to");
     std::fs::remove_file(&image).unwrap();
     std::fs::hard_link(&victim, &image).unwrap();
     lab.run(rollback).fails(1).says("it was replaced by another file");
@@ -204,7 +208,7 @@ fn a_restore_replaces_nothing_that_a_link_of_another_user_leads_to() {
     // Their links are not followed, ours are.
     link_of_theirs(&victim, &target);
     let restore = &["restore", "vm@1", "-o", &target, "--force"];
-    lab.run(restore).fails(1).says("is a link that another user made");
+    lab.run(restore).fails(1).says("is a symbolic link of another user");
     symlink(format!("{theirs}/real.img"), format!("{ours}/link.img")).unwrap();
     make(&format!("{theirs}/real.img"), 1);
     lab.run(&["restore", "vm@1", "-o", &format!("{ours}/link.img"), "--force"]).done();
@@ -261,7 +265,7 @@ fn nothing_of_a_repository_is_read_or_made_through_a_link_in_it() {
         .unwrap();
     }
     // A link where a folder should be is told, and does not look like an image that is gone.
-    lab.run(&["list"]).fails(1).says("no link is followed in a repository");
+    lab.run(&["list"]).fails(1).says("links are not followed in a repository");
     std::fs::remove_file(&link).unwrap();
     let verified = lab.run(&["verify", "--json"]).done().json();
     assert_eq!(verified["damaged"], serde_json::json!([]));

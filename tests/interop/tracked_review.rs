@@ -289,7 +289,10 @@ fn numbers_in_a_manifest_that_are_too_large_are_shown_as_well_as_can_be() {
     (hint["recheck_blocks"], hint["named_bytes"]) = ((1u64 << 62).into(), u64::MAX.into());
     seal(&path, &value);
     let text = String::from_utf8(lab.run(&["show", "vm@2"]).done().out).unwrap();
-    assert!(text.contains("of what is called unchanged, all of it in 1 snapshot\n"), "{text}");
+    assert!(
+        text.contains("of what was reported unchanged, all of it within 1 snapshot\n"),
+        "{text}"
+    );
     let shown = lab.run(&["show", "vm@2", "--json"]).done().json();
     assert_eq!(shown["hint"]["recheck_blocks"], json!(1u64 << 62), "{shown}");
     assert_eq!(shown["hint"]["recheck_cycle"], 1, "{shown}");

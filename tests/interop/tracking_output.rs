@@ -70,7 +70,7 @@ fn a_snapshot_list_show_and_stats_tell_of_the_clone() {
     put(&image, 2 * MIB, &noise(2, MIB));
     let told = text(&lab, &["snapshot", &image]);
     let tracked = row(&told, "tracked");
-    assert!(tracked.starts_with("1.00 MiB   may have changed, by two clones"), "{told}");
+    assert!(tracked.starts_with("1.00 MiB   may have changed, according to two clones"), "{told}");
     let shown = json(&lab, &["show", "disk@2"]);
     let hint = &shown["hint"];
     assert_eq!((&hint["kind"], &hint["named_bytes"]), (&json!("extents"), &json!(MIB)), "{shown}");
@@ -78,10 +78,10 @@ fn a_snapshot_list_show_and_stats_tell_of_the_clone() {
     assert!(shown["clone_seconds"].as_f64().unwrap() > 0.0, "{shown}");
     assert_eq!(shown["clone_bytes"], json!(0), "it shares all with the image: {shown}");
     let found = row(&text(&lab, &["show", "disk@2"]), "found");
-    assert_eq!(found, "by clones of it and of disk@1: 1.00 MiB may have changed");
-    let proved = row(&text(&lab, &["show", "disk@2"]), "proved");
+    assert_eq!(found, "by comparing clones of it and of disk@1: 1.00 MiB may have changed");
+    let proved = row(&text(&lab, &["show", "disk@2"]), "verified");
     assert!(
-        proved.ends_with(" of what is called unchanged, all of it in 98 snapshots"),
+        proved.ends_with(" of what was reported unchanged, all of it within 98 snapshots"),
         "{proved}"
     );
     // What is written to from now on, the clone alone has.
@@ -93,14 +93,14 @@ fn a_snapshot_list_show_and_stats_tell_of_the_clone() {
     assert_eq!(of_clones, [&json!(0), &json!(2 * MIB)], "only the newest has a clone: {listed}");
     let list = text(&lab, &["list"]);
     assert!(
-        list.lines().next().unwrap().ends_with(" stored, 2.00 MiB held by its clone"),
+        list.lines().next().unwrap().ends_with(" stored, 2.00 MiB used by its clone"),
         "{list}"
     );
     let shown = text(&lab, &["show", "disk@2"]);
-    assert_eq!(row(&shown, "clone"), "2.00 MiB beside the image, to find what changes");
+    assert_eq!(row(&shown, "clone"), "2.00 MiB beside the image, used to find changes");
     assert!(!text(&lab, &["show", "disk@1"]).contains("\n  clone "));
     let stats = text(&lab, &["stats", "disk"]);
-    assert_eq!(row(&stats, "clone"), "2.00 MiB beside the image, to find what changes");
+    assert_eq!(row(&stats, "clone"), "2.00 MiB beside the image, used to find changes");
     let stats = &json(&lab, &["stats", "disk"])[0];
     assert_eq!(stats["clone_bytes"], json!(2 * MIB), "{stats}");
     assert_eq!((&stats["orphaned_clones"], &stats["foreign_clones"]), (&json!([]), &json!([])));
@@ -117,8 +117,8 @@ fn untrack_removes_the_clone_and_the_next_snapshot_reads_all_and_says_why() {
         settle(&lab, MIB);
         if number == 1 {
             let told = text(&lab, &["untrack", "disk"]);
-            let want = "removed 1 clone of \"disk\", 1.00 MiB freed; its next snapshot has nothing to \
-                        compare with\n";
+            let want = "removed 1 clone of \"disk\", 1.00 MiB freed; the next snapshot reads \
+                        the whole image\n";
             assert_eq!(told, want);
         } else {
             let removed = json(&lab, &["untrack", "disk"]);
@@ -135,7 +135,7 @@ fn untrack_removes_the_clone_and_the_next_snapshot_reads_all_and_says_why() {
         );
         assert_eq!(clones(&lab).len(), 1, "it is tracked again");
         let told = text(&lab, &["snapshot", &image, "--full-scan"]);
-        assert_eq!(row(&told, "tracked"), "no   all of it was read: as you asked");
+        assert_eq!(row(&told, "tracked"), "no   the whole image was read: as requested");
     }
     same(&image, &lab.restore("disk@latest"));
     lab.verify(5);
@@ -156,10 +156,10 @@ fn an_image_that_is_in_use_is_taken_as_it_is_and_that_is_told() {
     same(&image, &lab.restore("disk@2"));
     let told = text(&lab, &["snapshot", &image]);
     let in_use = row(&told, "in use");
-    assert!(in_use.starts_with(&format!("by {who}, whose writes waited ")), "{told}");
+    assert!(in_use.starts_with(&format!("by {who}, whose writes were held up for ")), "{told}");
     assert!(in_use.ends_with("; crash-consistent"), "{told}");
     let state = row(&text(&lab, &["show", "disk@3"]), "state");
-    assert_eq!(state, "in use when it was taken: as after a power failure (crash-consistent)");
+    assert_eq!(state, "taken while in use: crash-consistent, as after a power failure");
     assert!(!text(&lab, &["show", "disk@1"]).contains("\n  state "), "it was not in use");
     // Without clones it cannot be taken.
     lab.run(&["snapshot", &image, "--track", "none"]).fails(BUSY).says(&who);
@@ -218,12 +218,12 @@ fn clones_that_nobody_needs_and_those_of_others_are_told_apart() {
     assert_eq!(clones(&lab).len(), 3);
     let run = lab.run(&["list", "--verbose"]).done();
     let warning = format!(
-        "imgsnap: warning: {orphan} is a clone that no snapshot needs, and takes 0 B; the next snapshot of \
-         \"disk\" removes it, or \"imgsnap untrack disk\"\n"
+        "imgsnap: warning: {orphan} is a clone that no snapshot needs and occupies 0 B; the next snapshot of \
+         \"disk\" or \"imgsnap untrack disk\" removes it\n"
     );
     assert!(run.err.contains(&warning), "{}", run.err);
     assert!(
-        run.err.contains("imgsnap: 1 clone beside \"disk\" of other repositories, "),
+        run.err.contains("imgsnap: 1 clone of other repositories beside \"disk\", "),
         "{}",
         run.err
     );

@@ -18,6 +18,9 @@ mod bytes;
 mod figures;
 #[path = "../support/guest/mod.rs"]
 mod guest;
+#[path = "../support/json_lines.rs"]
+#[allow(dead_code, reason = "for another test program")]
+mod json_lines;
 mod judges;
 mod killed;
 #[path = "../interop/kit.rs"]
@@ -25,9 +28,6 @@ mod killed;
 mod kit;
 mod numbered;
 mod qmpbackup;
-#[path = "../support/json_lines.rs"]
-#[allow(dead_code, reason = "for another test program")]
-mod json_lines;
 #[path = "../support/random.rs"]
 mod random;
 mod rig;

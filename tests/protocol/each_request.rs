@@ -288,17 +288,19 @@ impl<'a> Scene<'a> {
             Wrong::Short if line.contains("it is not known whether") => true,
             // What this host has kept has no checksum, and the byte in its middle may be one of the path of the
             // image: that is another path then, which is refused.
-            Wrong::Flipped if line.contains("\"a\" is the name of ") => {
+            Wrong::Flipped if line.contains("\"a\" is already the name of ") => {
                 kind == ErrorKind::AlreadyExists
             }
             // ... or which inode it had.
-            Wrong::Flipped if line.contains("is not what the last snapshot of \"a\"") => {
+            Wrong::Flipped
+                if line.contains("the last snapshot of \"a\" was not taken of this ") =>
+            {
                 kind == ErrorKind::Mismatch
             }
             Wrong::Flipped if line.contains("cannot find ") => kind == ErrorKind::NotFound,
             // The byte may be the one that says which version a manifest has: what a later program writes is not
             // known, nor where its checksum lies.
-            Wrong::Flipped if line.contains("a later imgsnap wrote this") => {
+            Wrong::Flipped if line.contains("it was written by a later imgsnap") => {
                 kind == ErrorKind::Unsupported
             }
             Wrong::Flipped | Wrong::Short => kind == ErrorKind::Corrupt,

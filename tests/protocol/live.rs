@@ -236,7 +236,10 @@ impl Scene {
                     assert!(is_taken_right && is_right, "schedule {}", self.seed);
                 }
                 // Another file is in its place.
-                Err(e) if e.to_string().contains("is not what") && known.whole.contains(&now) => {
+                Err(e)
+                    if e.to_string().contains("was not taken of this")
+                        && known.whole.contains(&now) =>
+                {
                     let linked = repository.relink(
                         name,
                         &path,

@@ -18,7 +18,7 @@ const REFUSALS: [&str; 5] = [
     "is needed by",
     "was interrupted",
     "it is not known which file",
-    "is not what the last snapshot of",
+    "was not taken of this",
 ];
 
 impl Scene {
@@ -37,7 +37,8 @@ impl Scene {
         if !matches!(error.kind(), AlreadyExists | Busy | InvalidInput | NotFound | Unavailable) {
             self.fail(host, &format!("{verb}: {:?}: {line}", error.kind()));
         }
-        let is_gone = line.contains("while it was read") || line.contains(".delta does not exist");
+        let is_gone =
+            line.contains("while it was being read") || line.contains(".delta does not exist");
         if is_gone && self.turns.hours() - begun < MARKER_HOURS {
             self.fail(host, &format!("{verb} is disturbed: {line}"));
         }

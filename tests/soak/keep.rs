@@ -62,7 +62,7 @@ impl Worker<'_> {
         let label = (self.random.below(3) > 0).then_some(label);
         let reference = owned.reference(number);
         let mut args = vec!["label", &reference];
-        args.extend(label.as_deref());
+        args.push(label.as_deref().unwrap_or("--remove"));
         let is_done = self.try_run(&args).done_unless_faulted();
         let labels = &mut owned.known.get_mut(&number).unwrap().labels;
         labels.push(label.clone());
@@ -107,7 +107,7 @@ impl Worker<'_> {
             &["snapshot", &path, "--full"],
             &["delete", &reference, "--compact"],
             &["prune", &name, "--keep-last", "3"],
-            &["label", &reference],
+            &["label", &reference, "--remove"],
             &["rollback", &name, "--to", &to],
             &["rollback", &name, "--to", &to, "--no-save"],
         ];

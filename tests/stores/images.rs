@@ -41,7 +41,7 @@ fn an_image_in_a_bucket_is_read_and_written() {
     let id = planned["plan"].as_str().unwrap().to_owned();
     lab.done(&["restore", "disk@1", "-o", image, "--force"]);
     let line = lab.fails(&["part", &id, "1"]);
-    assert!(line.contains("was written to since it was planned"), "{line}");
+    assert!(line.contains("was modified since it was planned"), "{line}");
     let line = lab.fails(&["snapshot", "s3://imgsnap-test/images/none.img"]);
     assert!(line.contains("none.img"), "{line}");
 }

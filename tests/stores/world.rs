@@ -107,7 +107,7 @@ impl World {
     /// goes wrong can be survived always.
     pub fn end(&self, what: &str, some_fail: bool) {
         assert!(!some_fail || self.turns < MANY || self.failed > 0, "{what}: nothing went wrong");
-        assert!(self.lab.done(&["verify"]).contains("sound"));
+        assert!(self.lab.done(&["verify"]).contains("no damage found"));
         for (number, bytes) in &self.states {
             self.lab.ensure_is(&format!("disk@{number}"), bytes);
         }

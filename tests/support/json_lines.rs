@@ -3,9 +3,9 @@
 use serde_json::Value;
 
 const VERBS: [&str; 24] = [
-    "apply", "config", "delete", "diff", "export", "flatten", "heads", "import", "init", "join", "key",
-    "label", "list", "part", "plan", "protect", "prune", "repair", "requests", "restore", "rollback",
-    "show", "snapshot", "stats",
+    "apply", "config", "delete", "diff", "export", "flatten", "heads", "import", "init", "join",
+    "key", "label", "list", "part", "plan", "protect", "prune", "repair", "requests", "restore",
+    "rollback", "show", "snapshot", "stats",
 ];
 
 /// Of a verb that prints one for each of several things an array; of another one its only object.
@@ -25,7 +25,9 @@ pub fn parsed(what: &str, out: &[u8]) -> Value {
     let rest = at.map_or(&[][..], |at| &words[at..]);
     let is_each = match rest {
         ["plan", more @ ..] => more.contains(&"list"),
-        ["join", ..] => values.iter().all(|v| v.get("image").is_some() && v.get("target").is_none()),
+        ["join", ..] => {
+            values.iter().all(|v| v.get("image").is_some() && v.get("target").is_none())
+        }
         [verb, ..] => ["list", "stats", "prune"].contains(verb),
         [] => false,
     };

@@ -17,50 +17,50 @@ use std::time::Duration;
 
 #[derive(ClapArgs, Clone)]
 pub struct Snapshot {
-    /// The image: a file, a block device, nbd://HOST/EXPORT, or the disks of a machine, qemu:SOCKET[/DISK] or
-    /// libvirt:DOMAIN[/DISK]; several share the threads
+    /// Image: a file, a block device, nbd://HOST/EXPORT, or the disks of a virtual machine,
+    /// qemu:SOCKET[/DISK] or libvirt:DOMAIN[/DISK]; can be given several times
     #[arg(required_unless_present = "all", value_name = "IMAGE", value_hint = ValueHint::FilePath,
           value_parser = image_uri())]
     pub images: Vec<ImageUri>,
-    /// All domains of libvirt, several at a time (libvirt:* names them, too, and libvirt:web* some)
+    /// Snapshot all libvirt domains, like libvirt:* (libvirt:web* selects some)
     #[arg(long, conflicts_with_all = ["images", "name", "group"])]
     pub all: bool,
     /// Name of the image in the repository [default: its file name without extension]
     #[arg(short, long)]
     pub name: Option<String>,
-    /// Take all images as they are at one point in time, as a group of this name
+    /// Snapshot all images at the same point in time, as a group with this name
     #[arg(long, value_name = "GROUP", conflicts_with_all = ["base_image", "dry_run", "of"])]
     pub group: Option<String>,
-    /// A label for the snapshot
+    /// Label for the snapshot
     #[arg(short, long)]
     pub label: Option<String>,
-    /// Make a base that rests on no other snapshot
+    /// Create a base, which depends on no other snapshot
     #[arg(long, group = "against")]
     pub full: bool,
-    /// Take the base of the chain as the parent
+    /// Use the base of the chain as the parent
     #[arg(long, group = "against")]
     pub differential: bool,
-    /// Take this snapshot as the parent
+    /// Use this snapshot as the parent
     #[arg(long, group = "against", value_name = "REF")]
     pub parent: Option<String>,
-    /// Take this raw image as the base, without a copy: the image is a clone of it
+    /// Use this raw image, of which IMAGE is a clone, as the base, without copying it
     #[arg(long, value_name = "IMAGE", value_hint = ValueHint::FilePath, conflicts_with = "dry_run")]
     pub base_image: Option<PathBuf>,
     #[command(flatten)]
     pub elsewhere: Elsewhere,
-    /// Read all of the image, whatever is known of it
+    /// Read the whole image, ignoring hints about what changed
     #[arg(long)]
     pub full_scan: bool,
     #[command(flatten)]
     pub tracking: Tracking,
     #[command(flatten)]
     pub window: Window,
-    /// A list of what changed: "nbdinfo --map=qemu:dirty-bitmap:NAME --json", "rbd diff --format json",
-    /// of thin_delta, or lines of "offset length" in bytes
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, requires = "since")]
+    /// Read the changed ranges from a file, or - for stdin: "nbdinfo --map=qemu:dirty-bitmap:NAME --json",
+    /// "rbd diff --format json" or thin_delta, or lines of "offset length" in bytes
+    #[arg(long, value_name = "FILE|-", value_hint = ValueHint::FilePath, requires = "since")]
     #[arg(conflicts_with = "base_image", group = "told")]
     pub changed: Option<PathBuf>,
-    /// What changed, as this dirty bitmap says, which the NBD server of the image has, or its qcow2 file
+    /// Read the changed ranges from this dirty bitmap of the NBD export or qcow2 file
     #[arg(
         long,
         value_name = "NAME",
@@ -69,35 +69,35 @@ pub struct Snapshot {
         group = "told"
     )]
     pub bitmap: Option<String>,
-    /// The snapshot since which the list or bitmap tells: the parent or an ancestor of it
+    /// Snapshot at which the list or bitmap starts: the parent or one of its ancestors
     #[arg(long, value_name = "REF", requires = "told")]
     pub since: Option<String>,
-    /// The image is a snapshot of this file or device, which is what is recorded
+    /// Record this file or device, of which IMAGE is a snapshot (LVM, ZFS or clone), as the source
     #[arg(long, value_name = "ORIGIN", value_hint = ValueHint::FilePath, value_parser = image_uri())]
     #[arg(conflicts_with = "base_image")]
     pub of: Option<ImageUri>,
-    /// Take it as a snapshot of that although nothing tells that it is one
+    /// Accept --of even if nothing shows that the image is a snapshot of it
     #[arg(long, requires = "of")]
     pub force: bool,
-    /// Make no snapshot if the image is unchanged
+    /// Do not take a snapshot if the image is unchanged
     #[arg(long)]
     pub skip_unchanged: bool,
     #[command(flatten)]
     pub format: Format,
-    /// Store what can be read of a bad disk, and mark the rest as unread
+    /// Skip the parts of a bad disk that cannot be read, and mark them as unread
     #[arg(long)]
     pub skip_bad: bool,
-    /// Unit of comparison of a new base, a power of two from 4K to 1M [default: the repository's]
+    /// Block size of a new base, a power of two from 4K to 1M [default: the repository's]
     #[arg(long, value_name = "SIZE")]
     pub block_size: Option<BlockSize>,
-    /// Cut a new base, and what follows it, into parts of so much of the image, a power of two from 4K;
-    /// smaller images are one file [default: 8G]
+    /// Store a new base and its deltas in parts that each cover this much of the image, a power of two
+    /// from 4K; smaller images are stored in one file [default: 8G]
     #[arg(long, value_name = "SIZE")]
     pub part_size: Option<PartSize>,
-    /// lz4, zstd[:LEVEL] or none [default: the repository's]
+    /// Compression: lz4, zstd[:LEVEL] or none [default: the repository's]
     #[arg(long)]
     pub compression: Option<Compression>,
-    /// Change nothing, only tell
+    /// Dry run: change nothing, only report what would be done
     #[arg(long)]
     pub dry_run: bool,
     #[command(flatten)]
@@ -110,38 +110,38 @@ pub struct Snapshot {
 /// How it is found, without reading, what changed.
 #[derive(ClapArgs, Clone)]
 pub struct Tracking {
-    /// Find changes by clones of the image (XFS, btrfs): auto, reflink or none [default: auto]
-    #[arg(long, value_name = "HOW")]
+    /// Find changes by comparing clones (XFS, btrfs): auto, reflink or none [default: auto]
+    #[arg(help_heading = "Finding changes", long, value_name = "HOW")]
     pub track: Option<Track>,
-    /// Read this much of what is called unchanged, another part each time [default: 1% or 64 MiB]
-    #[arg(long, value_name = "P%")]
+    /// Recheck this much of what hints report as unchanged, in turn [default: 1% or 64 MiB]
+    #[arg(help_heading = "Finding changes", long, value_name = "P%")]
     pub recheck: Option<Recheck>,
-    /// How long writes of a running machine may wait while its image is cloned [default: 1s]
-    #[arg(long, value_name = "TIME", value_parser = parse_length)]
+    /// Longest time that cloning may hold up the writes of a running machine [default: 1s]
+    #[arg(help_heading = "Finding changes", long, value_name = "TIME", value_parser = parse_length)]
     pub max_stall: Option<Duration>,
 }
 
 /// What happens around the point in time of a snapshot.
 #[derive(ClapArgs, Clone)]
 pub struct Window {
-    /// Freeze for the moment of the snapshot: "agent" or agent:SOCKET, by the guest agent of the machine, or
-    /// a mount point of a file system that lies on the image; can be given several times
-    #[arg(long, value_name = "WHAT", value_hint = ValueHint::AnyPath, value_parser = frozen())]
+    /// Freeze file systems during the snapshot: "agent" or agent:SOCKET (through the guest agent), or the
+    /// mount point of a file system on the image; can be given several times
+    #[arg(help_heading = "Consistency", long, value_name = "WHAT", value_hint = ValueHint::AnyPath, value_parser = frozen())]
     pub freeze: Vec<Freeze>,
-    /// How long it may be frozen at the most [default: 10s]
-    #[arg(long, value_name = "TIME", value_parser = parse_length, requires = "freeze")]
+    /// Longest time that file systems may stay frozen [default: 10s]
+    #[arg(help_heading = "Consistency", long, value_name = "TIME", value_parser = parse_length, requires = "freeze")]
     pub freeze_limit: Option<Duration>,
-    /// Run this before, by sh -c; if it fails there is no snapshot
-    #[arg(long, value_name = "COMMAND", value_hint = ValueHint::CommandString)]
+    /// Run this command (with sh -c) before the snapshot; if it fails, take no snapshot
+    #[arg(help_heading = "Consistency", long, value_name = "COMMAND", value_hint = ValueHint::CommandString)]
     pub pre: Option<OsString>,
-    /// Run this after, by sh -c, also after a failure
-    #[arg(long, value_name = "COMMAND", value_hint = ValueHint::CommandString)]
+    /// Run this command (with sh -c) after the snapshot, even if it failed
+    #[arg(help_heading = "Consistency", long, value_name = "COMMAND", value_hint = ValueHint::CommandString)]
     pub post: Option<OsString>,
-    /// Take the disks of a machine one after the other, so that it is never stopped
-    #[arg(long)]
+    /// Snapshot the disks of a machine one after another, so that it is never stopped
+    #[arg(help_heading = "Consistency", long)]
     pub one_by_one: bool,
-    /// Where what a machine overwrites is kept while its disks are read [default: /var/tmp]
-    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    /// Folder for data that a machine overwrites while its disks are read [default: /var/tmp]
+    #[arg(help_heading = "Consistency", long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub scratch_dir: Option<PathBuf>,
 }
 
@@ -159,7 +159,7 @@ impl Window {
 
 #[derive(ClapArgs)]
 pub struct Watch {
-    /// Image files, devices, NBD exports, or machines
+    /// Image files, devices, NBD exports or machines to watch
     #[arg(required = true, value_name = "IMAGE", value_hint = ValueHint::FilePath,
           value_parser = image_uri())]
     pub images: Vec<ImageUri>,
@@ -169,7 +169,7 @@ pub struct Watch {
     /// Label each snapshot LABEL-DATE-TIME
     #[arg(short, long)]
     pub label: Option<String>,
-    /// How often, as in 30s, 5min, 1h or 1d
+    /// Interval between snapshots, such as 30s, 5min, 1h or 1d
     #[arg(long, value_name = "TIME", value_parser = parse_interval)]
     pub every: Duration,
     #[command(flatten)]
@@ -180,10 +180,10 @@ pub struct Watch {
     pub window: Window,
     #[command(flatten)]
     pub format: Format,
-    /// Store what can be read of a bad disk, and mark the rest as unread
+    /// Skip the parts of a bad disk that cannot be read, and mark them as unread
     #[arg(long)]
     pub skip_bad: bool,
-    /// lz4, zstd[:LEVEL] or none [default: the repository's]
+    /// Compression: lz4, zstd[:LEVEL] or none [default: the repository's]
     #[arg(long)]
     pub compression: Option<Compression>,
     #[command(flatten)]
@@ -198,13 +198,13 @@ fn frozen() -> impl TypedValueParser<Value = Freeze> {
 /// How the image file is to be read.
 #[derive(ClapArgs, Clone)]
 pub struct Format {
-    /// The format of the image, whatever it looks like, or was before: raw, qcow2, vmdk, vhdx, vdi or vhd
-    #[arg(long, value_name = "FORMAT", value_parser = parsed::<ImageFormat>)]
+    /// Format of the image, overriding the detected or recorded one: raw, qcow2, vmdk, vhdx, vdi or vhd
+    #[arg(help_heading = "Image format", long, value_name = "FORMAT", value_parser = parsed::<ImageFormat>)]
     pub format: Option<ImageFormat>,
-    /// Read a format through qemu-nbd that is not read natively
-    #[arg(long)]
+    /// Read formats that are not supported natively through qemu-nbd
+    #[arg(help_heading = "Image format", long)]
     pub via_qemu: bool,
-    /// Read the backing, data and extent files that an image names: whoever wrote it chose them
-    #[arg(long)]
+    /// Read the backing, data and extent files that an image names (only for images you trust)
+    #[arg(help_heading = "Image format", long)]
     pub backing_ok: bool,
 }

@@ -30,52 +30,53 @@ use std::time::Duration;
 
 /// Block-level incremental snapshots of disk images.
 ///
-/// A snapshot is named NAME@NUMBER, NAME@latest, NAME@head (the one that the live image last
-/// equalled), NAME@LABEL, or NAME@2026-11-20 or a longer time (the newest one at or before it).
+/// A snapshot is written NAME@NUMBER, NAME@latest, NAME@head (the one that the live image last
+/// equalled), NAME@LABEL or NAME@TIME, such as vm@2026-11-20 (the newest one at or before that time).
 #[derive(Parser)]
 #[command(name = "imgsnap", version, max_term_width = 100, arg_required_else_help = true)]
+#[command(next_help_heading = "Global options")]
 pub struct Args {
-    /// The repository; otherwise IMGSNAP_REPO, otherwise the user's data folder
+    /// Repository [default: IMGSNAP_REPO, or else the user's data folder]
     #[arg(short, long, global = true, value_name = "DIR|URL", value_hint = ValueHint::DirPath)]
     pub repo: Option<PathBuf>,
     /// Print results and errors as JSON, one object a line
     #[arg(long, global = true)]
     pub json: bool,
-    /// Print warnings and errors only; verbs that show something print that
+    /// Print warnings and errors only; commands that show something still print it
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     pub quiet: bool,
-    /// Say what is done
+    /// Print each step
     #[arg(short, long, global = true)]
     pub verbose: bool,
-    /// Wait so long for another imgsnap that works on the image, as in 30s or 5min [default: fail at once]
+    /// Wait this long for another imgsnap to finish with the image, such as 30s [default: fail at once]
     #[arg(long, global = true, value_name = "TIME", value_parser = parse_length)]
     pub lock_wait: Option<Duration>,
-    /// Threads that work [default: one for each core, at most 16]
+    /// Number of threads [default: one per core, at most 16]
     #[arg(long, global = true, value_name = "N", value_parser = parse_threads)]
     pub threads: Option<usize>,
-    /// Read images and the repository no faster, in bytes per second, as in 100M or 1.5GiB/s
+    /// Limit reads of images and the repository, in bytes per second, such as 100M or 1.5GiB/s
     #[arg(long, global = true, value_name = "RATE", value_parser = parsed::<ReadRate>)]
     pub limit_read: Option<ReadRate>,
-    /// Send no faster to a repository on a server
+    /// Limit uploads to servers, in bytes per second
     #[arg(long, global = true, value_name = "RATE", value_parser = parsed::<ReadRate>)]
     pub limit_upload: Option<ReadRate>,
-    /// Fetch no faster from a repository on a server
+    /// Limit downloads from servers, in bytes per second
     #[arg(long, global = true, value_name = "RATE", value_parser = parsed::<ReadRate>)]
     pub limit_download: Option<ReadRate>,
-    /// Keep the index of repositories on servers there; otherwise IMGSNAP_CACHE, otherwise the user's cache
-    /// folder
+    /// Folder for the cached index of repositories on servers [default: IMGSNAP_CACHE, or else the user's
+    /// cache folder]
     #[arg(long, global = true, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub cache_dir: Option<PathBuf>,
-    /// Keep no more than that of it [default: 4G]
+    /// Maximum size of the cache [default: 4G]
     #[arg(long, global = true, value_name = "SIZE", value_parser = parse_size)]
     pub cache_size: Option<u64>,
-    /// Keep none of it
+    /// Do not use the cache
     #[arg(long, global = true, conflicts_with_all = ["cache_dir", "cache_size"])]
     pub no_cache: bool,
-    /// The hypervisor whose domains libvirt:DOMAIN names, as in qemu:///session [default: libvirt's]
+    /// Hypervisor that libvirt:DOMAIN refers to, such as qemu:///session [default: libvirt's]
     #[arg(long, global = true, value_name = "URI")]
     pub connect: Option<String>,
-    /// Use IMAGE@COMMIT of an encrypted repository, or @NUMBER of its configuration, though this host has
+    /// Accept IMAGE@COMMIT, or configuration @NUMBER, of an encrypted repository although this host has
     /// seen a newer one
     #[arg(long, global = true, value_name = "STATE", value_parser = parsed::<AcceptedState>)]
     pub accept_older: Vec<AcceptedState>,
@@ -90,15 +91,15 @@ pub struct Args {
 /// What is served.
 #[derive(Subcommand)]
 pub enum Serve {
-    /// The folder of a repository, to a host that uses it as ssh://HOST/PATH: ssh starts this
+    /// Serve a repository folder to a host that uses it as ssh://HOST/PATH; started by ssh
     Store {
-        /// Over the standard input and output
+        /// Communicate over standard input and output
         #[arg(long, required = true)]
         stdio: bool,
-        /// Let the host add snapshots, and neither remove nor change anything
+        /// Let the client add snapshots, but not remove or change anything
         #[arg(long)]
         append_only: bool,
-        /// Only this folder, whichever the host names
+        /// Serve this folder only, and refuse all others
         #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
         path: Option<PathBuf>,
     },
@@ -106,31 +107,31 @@ pub enum Serve {
 
 #[derive(Subcommand)]
 pub enum Command {
-    /// Make a repository
+    /// Create a repository
     Init(Init),
-    /// Take a snapshot of an image file or block device, or of several
+    /// Take snapshots of image files, block devices or virtual machines
     #[command(visible_alias = "backup")]
     Snapshot(Snapshot),
-    /// Take snapshots of images again and again, until it is told to stop
+    /// Take snapshots of images at regular intervals until interrupted
     Watch(Watch),
-    /// Cut snapshots, a restore or a verification into tasks for several workers
+    /// Split snapshots, a restore or a verification into tasks for several workers
     Plan(Plan),
-    /// Do one task of a plan: store, restore or verify its part
+    /// Run one task of a plan: store, restore or verify its part
     Part {
-        /// The plan: its id, the beginning of it, or latest
+        /// Plan: its id, a prefix of the id, or latest
         plan: String,
-        /// The number of the task
+        /// Number of the task
         task: u32,
     },
-    /// Make a whole of what the workers of a plan have done
+    /// Combine the finished tasks of a plan into its result
     Join {
-        /// The plan: its id, the beginning of it, or latest
+        /// Plan: its id, a prefix of the id, or latest
         plan: String,
-        /// Of snapshots, only that of this image
+        /// Join only the snapshot of this image
         #[arg(long, value_name = "NAME")]
         image: Option<String>,
     },
-    /// Give others access to a repository
+    /// Serve a repository to other hosts
     Serve {
         #[command(subcommand)]
         verb: Serve,
@@ -138,93 +139,93 @@ pub enum Command {
     /// List images and their snapshots
     #[command(visible_alias = "ls")]
     List {
-        /// Only this image; libvirt:[DOMAIN] shows the domains of libvirt, and what protects them
+        /// List only this image; libvirt:[DOMAIN] lists libvirt domains and their newest snapshots
         name: Option<String>,
-        /// Only the newest N snapshots of each image
+        /// List only the newest N snapshots of each image
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
         last: Option<u64>,
     },
-    /// Show the newest commit of each image, to be compared with what another host is shown
+    /// Show the newest commit of each image, for comparison with other hosts
     Heads,
-    /// Show all that is known of a snapshot
+    /// Show the details of a snapshot
     Show {
-        /// NAME@WHICH
+        /// Snapshot, as NAME@WHICH
         #[arg(value_name = "REF", value_parser = parsed::<Reference>)]
         reference: Reference,
     },
     /// Show how much two snapshots or images differ, and where
     Diff {
-        /// A snapshot (NAME@WHICH) or an image file
+        /// Snapshot (NAME@WHICH) or image file
         #[arg(value_name = "REF|IMAGE")]
         before: OsString,
-        /// Another one
+        /// Snapshot or image file to compare it with
         #[arg(value_name = "REF|IMAGE")]
         after: OsString,
         #[command(flatten)]
         format: Format,
     },
-    /// Write a snapshot, or a part of it, to a file, a device or stdout
+    /// Write a snapshot, or part of it, to a file, a device or stdout
     Restore(Restore),
-    /// Bring the live image back to a snapshot, in place, writing only what differs
+    /// Return the live image to a snapshot in place, writing only what differs
     Rollback(Rollback),
-    /// Print a digest of a snapshot's content, to be compared with one that another program makes of an image
+    /// Print a digest of a snapshot's content, for comparison with the digest of an image file
     Hash {
-        /// NAME@WHICH
+        /// Snapshot, as NAME@WHICH
         #[arg(value_name = "REF", value_parser = parsed::<Reference>)]
         reference: Reference,
-        /// sha256, sha512, blake3 or xxh3 (128 bits)
+        /// Digest: sha256, sha512, blake3 or xxh3 (128 bits)
         #[arg(long, value_name = "NAME", default_value = "sha256", hide_default_value = false)]
         algorithm: ContentDigest,
     },
-    /// Check that what is stored gives back every image
+    /// Check that every snapshot can be restored
     #[command(visible_alias = "check")]
     Verify {
-        /// An image or a snapshot; otherwise everything
+        /// Image or snapshot to verify [default: everything]
         #[arg(value_name = "NAME|REF")]
         what: Option<String>,
-        /// Only the checksums of the stored bytes, not each block's digest and each image digest
+        /// Check only the checksums of the stored bytes, not block and image digests
         #[arg(long)]
         quick: bool,
     },
-    /// Show what snapshots cost, how much is added day by day, and where images change
+    /// Show the space used by snapshots, the growth by day, and where images change
     Stats {
-        /// Only this image, with all details
+        /// Show only this image, in detail
         name: Option<String>,
-        /// Write what monitoring needs of all images to a file, in OpenMetrics' text format, whole or not at all
+        /// Write metrics of all images to a file, atomically, in the OpenMetrics text format
         #[arg(long, value_name = "FILE", conflicts_with = "name", value_hint = ValueHint::FilePath)]
         metrics: Option<PathBuf>,
     },
-    /// Remove the clones by which the changes of an image are found; the next snapshot reads all of it
+    /// Remove the clones used to find changes; the next snapshot reads the whole image
     Untrack {
         /// The image
         name: String,
     },
-    /// Drop the snapshots that no rule keeps, and get their room back
+    /// Drop the snapshots that no retention rule keeps, and free their space
     Prune(Prune),
-    /// Remove a snapshot, and the others of its group; those that rest on them stay as they are
+    /// Delete a snapshot and the others of its group; snapshots that depend on them stay intact
     #[command(visible_alias = "rm")]
     Delete {
-        /// NAME@WHICH; several are removed one after the other
+        /// Snapshot, as NAME@WHICH; can be given several times
         #[arg(required = true, value_name = "REF", value_parser = parsed::<Reference>)]
         references: Vec<Reference>,
-        /// Only this snapshot, whatever was taken with it
+        /// Apply to this snapshot only, not to the others of its group
         #[arg(long)]
         alone: bool,
-        /// Merge its file into those that rest on it, even where that frees little
+        /// Merge its file into those that depend on it, even if that frees little space
         #[arg(long)]
         compact: bool,
     },
-    /// Make a snapshot a base that rests on no other, without reading the image
+    /// Turn a snapshot into a base, which depends on no other, without reading the image
     Flatten {
-        /// NAME@WHICH
+        /// Snapshot, as NAME@WHICH
         #[arg(value_name = "REF", value_parser = parsed::<Reference>)]
         reference: Reference,
     },
-    /// Write a snapshot to one self-contained delta file: all of it, or what changed since another
+    /// Export a snapshot to one delta file: all of it, or what changed since another snapshot
     Export(Export),
-    /// Take delta files into the repository, which can then continue their chain
+    /// Import delta files into the repository, which can then continue their chain
     Import {
-        /// Delta files, or - for one from stdin
+        /// Delta files, or - to read one from stdin
         #[arg(required = true, value_name = "FILE|-", value_hint = ValueHint::FilePath)]
         files: Vec<PathBuf>,
         /// Name of the image, if it is not in the repository yet
@@ -233,81 +234,81 @@ pub enum Command {
         #[command(flatten)]
         first_use: FirstUse,
     },
-    /// Make an image from delta files and the image that they begin from, without a repository
+    /// Build an image from delta files and the image that they start from, without a repository
     Apply(Apply),
-    /// Show the label of a snapshot, or give it one, or remove it
+    /// Show, set or remove the label of a snapshot
     Label {
-        /// NAME@WHICH
+        /// Snapshot, as NAME@WHICH
         #[arg(value_name = "REF", value_parser = parsed::<Reference>)]
         reference: Reference,
-        /// The new label; without it, the label is shown
+        /// New label; if omitted, the present label is shown
         label: Option<String>,
         /// Remove the label
         #[arg(long, conflicts_with = "label")]
         remove: bool,
     },
-    /// Keep a snapshot, and the others of its group, whatever prune, delete, remove or watch are told
+    /// Protect a snapshot and the others of its group from prune, delete, remove and watch
     Protect {
-        /// NAME@WHICH
+        /// Snapshot, as NAME@WHICH
         #[arg(value_name = "REF", value_parser = parsed::<Reference>)]
         reference: Reference,
-        /// Only this snapshot, whatever was taken with it
+        /// Apply to this snapshot only, not to the others of its group
         #[arg(long)]
         alone: bool,
-        /// It may be dropped again
+        /// Remove the protection
         #[arg(long)]
         off: bool,
     },
-    /// Remove an image with all its snapshots from the repository
+    /// Remove an image and all its snapshots from the repository
     Remove(Remove),
-    /// Rebuild a lost or damaged manifest; with --from, put damaged files right, too
+    /// Rebuild a lost or damaged manifest; with --from, also repair damaged files
     Repair {
-        /// The image; otherwise all
+        /// Image to repair [default: all]
         name: Option<String>,
-        /// Where to look for what is damaged: a repository, or an image; can be given several times
+        /// Repository or image from which to recover damaged data; can be given several times
         #[arg(long, value_name = "REPO|IMAGE", value_hint = ValueHint::AnyPath)]
         from: Vec<PathBuf>,
     },
-    /// Show or change what opens an encrypted repository
+    /// Show or change the keys of an encrypted repository
     Key {
         #[command(subcommand)]
         verb: Key,
     },
-    /// Show what hosts ask the owner of the repository to drop, and do it or not
+    /// Show, confirm or reject the requests of hosts to drop snapshots
     Requests {
         #[command(subcommand)]
         verb: Requests,
     },
-    /// Show or change the configuration: rules of prune, how snapshots are taken, what bases are made with
+    /// Show or change the configuration: retention rules, snapshot settings, defaults of new bases
     Config {
         #[command(subcommand)]
         verb: Config,
     },
-    /// Say where the live file of an image is now, or its base image
+    /// Set where the live file of an image, or its base image, is now
     Relink {
         /// The image
         name: String,
-        /// Its file or device
+        /// File or device in which the image is now
         #[arg(value_hint = ValueHint::FilePath, required_unless_present = "base_image",
               value_parser = image_uri())]
         image: Option<ImageUri>,
-        /// The base image of its chain, which is proved to be the same
+        /// Base image of its chain, which is verified
         #[arg(long, value_name = "IMAGE", value_hint = ValueHint::FilePath)]
         base_image: Option<PathBuf>,
-        /// raw, qcow2, vmdk, vhdx, vdi or vhd [default: as before, or raw if it looks so]
+        /// Format: raw, qcow2, vmdk, vhdx, vdi or vhd [default: as before, or raw if it looks raw]
         #[arg(long, value_name = "FORMAT", value_parser = parsed::<ImageFormat>)]
         format: Option<ImageFormat>,
     },
-    /// Measure every verb against the ceiling of this machine
+    /// Benchmark each operation against the limits of this machine
     Bench(Bench),
-    /// Print a completion script
+    /// Print a shell completion script
     Completions {
-        /// Which shell
+        /// Shell to complete for
         shell: clap_complete::Shell,
     },
     /// Write manual pages
     Man {
-        /// Into this folder
+        /// Folder to write them to
         #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
         folder: PathBuf,
     },
@@ -317,32 +318,32 @@ pub enum Command {
 pub struct Remove {
     /// The image
     pub name: String,
-    /// Do not ask; needed where there is no terminal to ask on
+    /// Do not ask for confirmation; required without a terminal
     #[arg(short, long)]
     pub yes: bool,
 }
 
 #[derive(ClapArgs)]
 pub struct Init {
-    /// Unit of comparison, a power of two from 4K to 1M [default: 4K]
+    /// Block size, a power of two from 4K to 1M [default: 4K]
     #[arg(long, value_name = "SIZE")]
     pub block_size: Option<BlockSize>,
-    /// xxh3 (fast, against accidents) or blake3 (collision resistant) [default: xxh3]
+    /// Digest: xxh3 (fast, detects accidental damage) or blake3 (collision-resistant) [default: xxh3]
     #[arg(long)]
     pub digest: Option<DigestAlgorithm>,
-    /// lz4, zstd[:LEVEL] or none [default: lz4]
+    /// Compression: lz4, zstd[:LEVEL] or none [default: lz4]
     #[arg(long)]
     pub compression: Option<Compression>,
-    /// Cut larger images into parts of so much of the image, a power of two from 4K [default: 8G]
+    /// Store larger images in parts that each cover this much, a power of two from 4K [default: 8G]
     #[arg(long, value_name = "SIZE")]
     pub part_size: Option<PartSize>,
-    /// This host alone will ever write to it: for servers that cannot keep two hosts apart
+    /// Let only this host write to it; for servers that cannot exclude concurrent writers
     #[arg(long)]
     pub single_writer: bool,
-    /// Encrypt it: a key is made, which opens with the passphrase or key file that is given
+    /// Encrypt it with a new key, which the given passphrase or key file unlocks
     #[arg(long)]
     pub encrypt: bool,
-    /// Make none: from now on, use the one that is there, where this host has used another one before
+    /// Accept the existing repository, where this host has used another one before; create none
     #[arg(long)]
     #[arg(conflicts_with_all = ["block_size", "digest", "compression", "part_size"])]
     #[arg(conflicts_with_all = ["single_writer", "encrypt"])]
@@ -352,7 +353,7 @@ pub struct Init {
 /// What becomes of a repository that is not there.
 #[derive(ClapArgs, Clone, Copy)]
 pub struct FirstUse {
-    /// Fail if there is no repository, and make none
+    /// Fail if the repository does not exist, instead of creating it
     #[arg(long)]
     pub must_exist: bool,
 }
@@ -364,36 +365,36 @@ fn image_uri() -> impl TypedValueParser<Value = ImageUri> {
 
 #[derive(ClapArgs)]
 pub struct Export {
-    /// NAME@WHICH
+    /// Snapshot, as NAME@WHICH
     #[arg(value_name = "REF", value_parser = parsed::<Reference>)]
     pub reference: Reference,
-    /// Only what differs from this snapshot, which may be a later one [default: all of it]
+    /// Export only what differs from this snapshot, which may be a later one [default: everything]
     #[arg(long, value_name = "REF")]
     pub since: Option<String>,
-    /// A new file, or - for stdout
+    /// File to create, or - for stdout
     #[arg(short, long, value_name = "FILE|-", value_hint = ValueHint::FilePath)]
     pub output: PathBuf,
-    /// Replace an existing file
+    /// Overwrite an existing file
     #[arg(short, long)]
     pub force: bool,
 }
 
 #[derive(ClapArgs)]
 pub struct Apply {
-    /// Delta files, from the oldest to the newest
+    /// Delta files, oldest first
     #[arg(required = true, value_name = "DELTA", value_hint = ValueHint::FilePath)]
     pub deltas: Vec<PathBuf>,
-    /// The image that the first one begins from; without, it must be a full one
+    /// Image that the first delta starts from; omit it if that delta is a full one
     #[arg(long, value_name = "IMAGE", value_hint = ValueHint::FilePath)]
     pub base: Option<PathBuf>,
-    /// Write the image that they give to a new file, or - for stdout
+    /// File to write the resulting image to, or - for stdout
     #[arg(short, long, value_name = "FILE|-", value_hint = ValueHint::FilePath)]
     #[arg(required_unless_present = "in_place", conflicts_with = "in_place")]
     pub output: Option<PathBuf>,
-    /// Change the base image itself, writing only the blocks that the deltas have
+    /// Change the base image in place, writing only the blocks in the deltas
     #[arg(long, requires = "base")]
     pub in_place: bool,
-    /// Replace an existing file
+    /// Overwrite an existing file
     #[arg(short, long)]
     pub force: bool,
 }
@@ -401,82 +402,82 @@ pub struct Apply {
 /// Which snapshots are kept.
 #[derive(ClapArgs)]
 pub struct Keep {
-    /// Keep the newest N
-    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    /// Keep the newest N snapshots
+    #[arg(help_heading = "Retention rules", long, value_name = "N", allow_hyphen_values = true)]
     pub keep_last: Option<Count>,
-    /// Keep one of each of the last N hours
-    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    /// Keep one snapshot for each of the last N hours
+    #[arg(help_heading = "Retention rules", long, value_name = "N", allow_hyphen_values = true)]
     pub keep_hourly: Option<Count>,
-    /// Keep one of each of the last N days
-    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    /// Keep one snapshot for each of the last N days
+    #[arg(help_heading = "Retention rules", long, value_name = "N", allow_hyphen_values = true)]
     pub keep_daily: Option<Count>,
-    /// Keep one of each of the last N weeks
-    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    /// Keep one snapshot for each of the last N weeks
+    #[arg(help_heading = "Retention rules", long, value_name = "N", allow_hyphen_values = true)]
     pub keep_weekly: Option<Count>,
-    /// Keep one of each of the last N months
-    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    /// Keep one snapshot for each of the last N months
+    #[arg(help_heading = "Retention rules", long, value_name = "N", allow_hyphen_values = true)]
     pub keep_monthly: Option<Count>,
-    /// Keep one of each of the last N years
-    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    /// Keep one snapshot for each of the last N years
+    #[arg(help_heading = "Retention rules", long, value_name = "N", allow_hyphen_values = true)]
     pub keep_yearly: Option<Count>,
-    /// Keep all that are at most so much older than the newest, as in 30d or 1y6mo
-    #[arg(long, value_name = "PERIOD")]
+    /// Keep all snapshots within this period of the newest one, such as 30d or 1y6mo
+    #[arg(help_heading = "Retention rules", long, value_name = "PERIOD")]
     pub keep_within: Option<Period>,
-    /// Keep all whose label fits, as in "pre-*"; can be given several times
-    #[arg(long, value_name = "GLOB")]
+    /// Keep all snapshots whose label matches, such as "pre-*"; can be given several times
+    #[arg(help_heading = "Retention rules", long, value_name = "GLOB")]
     pub keep_label: Vec<LabelGlob>,
 }
 
-/// N is a number from 1, or "unlimited". The newest snapshot of each of the last N periods that have
-/// any is kept; rules unite. Without rules, those in the configuration hold.
+/// N is a positive number or "unlimited". A rule keeps the newest snapshot of each of the last N periods
+/// that have any; a snapshot is kept if any rule keeps it. Without rules, the configured rules apply.
 #[derive(ClapArgs)]
 pub struct Prune {
     /// The image
     #[arg(required_unless_present = "all")]
     pub name: Option<String>,
-    /// All images
+    /// Prune all images
     #[arg(long, conflicts_with = "name")]
     pub all: bool,
     #[command(flatten)]
     pub keep: Keep,
-    /// Merge files even where that frees little
+    /// Merge files even if that frees little space
     #[arg(long)]
     pub compact: bool,
-    /// Change nothing, only tell what would be kept, and why
+    /// Dry run: change nothing, only report what would be kept, and why
     #[arg(long)]
     pub dry_run: bool,
 }
 
 #[derive(ClapArgs)]
 pub struct Rollback {
-    /// The image, by name or by the path of its live file
+    /// Image, by its name or the path of its live file
     #[arg(value_name = "IMAGE|NAME")]
     pub image: OsString,
-    /// Where to: NAME@WHICH, or @WHICH
+    /// Snapshot to return to, as NAME@WHICH or @WHICH
     #[arg(long, value_name = "REF")]
     pub to: String,
-    /// Do not take a snapshot of the present state first
+    /// Do not save the present state in a snapshot first
     #[arg(long)]
     pub no_save: bool,
-    /// Believe nothing: read the whole image before and after
+    /// Read the whole image before and after, without trusting hints
     #[arg(long)]
     pub prove: bool,
-    /// Write to the device even if it is not the one that the last snapshot was taken of
+    /// Write to the device even if the last snapshot was taken of a different one
     #[arg(long)]
     pub force_device: bool,
-    /// Change nothing, only tell
+    /// Dry run: change nothing, only report
     #[arg(long)]
     pub dry_run: bool,
-    /// Read the files that a qcow2 image is based on: whoever wrote its header chose them
+    /// Read the backing files that a qcow2 image names (only for images you trust)
     #[arg(long)]
     pub backing_ok: bool,
-    /// Only this image, not those that the snapshot was taken with
+    /// Roll back this image only, not the others of the snapshot's group
     #[arg(long)]
     pub alone: bool,
-    /// Of a machine (qemu:SOCKET): stop and reset it, write to its disks, and start it
+    /// For a machine (qemu:SOCKET): stop and reset it, write to its disks, and start it again
     #[arg(long, conflicts_with = "dry_run")]
     pub reset: bool,
-    /// Of a machine (libvirt:DOMAIN): shut it down, write to its disks, and start it
+    /// For a machine (libvirt:DOMAIN): shut it down, write to its disks, and start it again
     #[arg(long, conflicts_with = "dry_run")]
     pub shutdown: bool,
 }
@@ -488,7 +489,7 @@ fn parse_length(text: &str) -> Result<Duration, String> {
 
 fn parse_interval(text: &str) -> Result<Duration, String> {
     match parse_duration(text) {
-        Ok(every) if every < Duration::from_secs(1) => Err("it is less than a second".into()),
+        Ok(every) if every < Duration::from_secs(1) => Err("it must be at least one second".into()),
         other => other.map_err(|e| words::error(&e)),
     }
 }
@@ -499,5 +500,5 @@ fn parse_size(text: &str) -> Result<u64, String> {
 
 fn parse_threads(text: &str) -> Result<usize, String> {
     let threads = text.parse().ok().filter(|n| (1..=16).contains(n));
-    threads.ok_or_else(|| format!("\"{text}\" is not a number from 1 to 16"))
+    threads.ok_or_else(|| format!("invalid number \"{text}\": expected 1 to 16"))
 }

@@ -13,47 +13,47 @@ const PAGE_BYTES: u64 = 4096;
 
 #[derive(ClapArgs)]
 pub struct Bench {
-    /// Length of the image that is made, at least 16M
+    /// Size of the image to create, at least 16M
     #[arg(long, value_name = "SIZE", default_value = "4G", value_parser = parse_size)]
     size: u64,
-    /// Unit of comparison, a power of two from 4K to 1M [default: 4K]
+    /// Block size, a power of two from 4K to 1M [default: 4K]
     #[arg(long, value_name = "SIZE")]
     block_size: Option<BlockSize>,
     /// Share of the image that changes between two snapshots [default: 1%]
     #[arg(long, value_name = "PERCENT", value_parser = parse_change)]
     change: Option<f64>,
-    /// Which blocks change
+    /// Pattern of changed blocks
     #[arg(long, value_enum, default_value = "random")]
     pattern: Changes,
-    /// By how much LZ4 shortens the image that is made, about
+    /// Approximate reduction of the created image by LZ4
     #[arg(long, value_name = "PERCENT", default_value = "50%", value_parser = parse_share)]
     compressible: f64,
-    /// lz4, zstd[:LEVEL] or none
+    /// Compression: lz4, zstd[:LEVEL] or none
     #[arg(long, default_value = "lz4")]
     compression: Compression,
-    /// Where the scratch folder is made [default: the folder for temporary files]
+    /// Folder in which to create the scratch folder [default: the folder for temporary files]
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     dir: Option<PathBuf>,
-    /// Measure with a copy of this image instead
+    /// Use a copy of this image instead
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath,
           conflicts_with_all = ["size", "compressible"])]
     image: Option<PathBuf>,
-    /// How often each work is run, and its ceiling with it
+    /// Number of runs of each operation and of its ceiling
     #[arg(long, value_name = "N", default_value = "3", value_parser = parse_runs)]
     runs: usize,
-    /// Measure from the device too, with nothing in the page cache
+    /// Also measure with a cold page cache, reading from the device
     #[arg(long)]
     cold: bool,
-    /// Measure several times; this varies
+    /// Repeat the benchmark, varying this setting
     #[arg(long, value_enum, value_name = "WHAT")]
     sweep: Option<Varied>,
-    /// Deltas between the base and the incremental snapshot, that one included [default: 1]
+    /// Number of deltas after the base, including the measured snapshot [default: 1]
     #[arg(long, value_name = "N", value_parser = parse_chain)]
     chain: Option<usize>,
-    /// Write the result to a file as Markdown too
+    /// Also write the result to a Markdown file
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub export_markdown: Option<PathBuf>,
-    /// Draw the result to a file as SVG too
+    /// Also plot the result to an SVG file
     #[arg(long, value_name = "FILE.svg", value_hint = ValueHint::FilePath,
           value_parser = PathBufValueParser::new().try_map(svg_name))]
     pub plot: Option<PathBuf>,
@@ -61,11 +61,11 @@ pub struct Bench {
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Changes {
-    /// Single blocks anywhere
+    /// Single blocks at random positions
     Random,
-    /// Runs of 512 KiB anywhere
+    /// Runs of 512 KiB at random positions
     Clustered,
-    /// As in a virtual machine: rewritten files, a database, a log, freed blocks
+    /// Typical of a virtual machine: rewritten files, a database, a log, freed blocks
     Vm,
 }
 
@@ -73,7 +73,7 @@ enum Changes {
 enum Varied {
     /// 4K, 16K, 64K, 256K, 1M
     BlockSize,
-    /// 0.1, 1, 10 and 100 %
+    /// 0.1%, 1%, 10% and 100%
     Change,
     /// 1, 2, 4 and so on, up to --threads
     Threads,
@@ -90,7 +90,7 @@ impl Bench {
             Some(Varied::Chain) => self.chain.is_some().then_some("--chain"),
             Some(Varied::Threads) | None => None,
         };
-        let refuse = |option| format!("the sweep varies what {option} says; leave one of them out");
+        let refuse = |option| format!("--sweep already varies {option}; use only one of them");
         given.map_or(Ok(()), |option| Err(refuse(option)))
     }
 
@@ -126,8 +126,8 @@ impl Bench {
 
 fn parse_size(text: &str) -> Result<u64, String> {
     match parse_bytes(text).map_err(|e| e.to_string())? {
-        ..MIN_IMAGE_BYTES => Err("less than 16M".into()),
-        bytes if !bytes.is_multiple_of(PAGE_BYTES) => Err("not a multiple of 4K".into()),
+        ..MIN_IMAGE_BYTES => Err("must be at least 16M".into()),
+        bytes if !bytes.is_multiple_of(PAGE_BYTES) => Err("must be a multiple of 4K".into()),
         bytes => Ok(bytes),
     }
 }
@@ -140,20 +140,24 @@ fn parse_share(text: &str) -> Result<f64, String> {
     let is_plain = number.bytes().all(|b| b.is_ascii_digit() || b == b'.');
     let percent = number.parse::<f64>().ok().filter(|_| is_plain);
     let percent =
-        percent.ok_or_else(|| format!("\"{text}\" is not a percentage; write it like 1%"))?;
-    if percent > 100.0 { Err("more than 100 %".into()) } else { Ok(percent / 100.0) }
+        percent.ok_or_else(|| format!("invalid percentage \"{text}\"; write it like 1%"))?;
+    if percent > 100.0 {
+        Err("invalid percentage: expected 0 to 100".into())
+    } else {
+        Ok(percent / 100.0)
+    }
 }
 
 fn parse_change(text: &str) -> Result<f64, String> {
     match parse_share(text)? {
         share if share > 0.0 => Ok(share),
-        _ => Err("something has to change".into()),
+        _ => Err("must be more than 0%".into()),
     }
 }
 
 fn parse_number(text: &str, most: usize) -> Result<usize, String> {
     let number = text.parse().ok().filter(|n| (1..=most).contains(n));
-    number.ok_or_else(|| format!("\"{text}\" is not a number from 1 to {most}"))
+    number.ok_or_else(|| format!("invalid number \"{text}\": expected 1 to {most}"))
 }
 
 fn parse_runs(text: &str) -> Result<usize, String> {
@@ -166,7 +170,11 @@ fn parse_chain(text: &str) -> Result<usize, String> {
 
 fn svg_name(path: PathBuf) -> Result<PathBuf, String> {
     let is_svg = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("svg"));
-    if is_svg { Ok(path) } else { Err("only SVG is drawn; end the name with .svg".into()) }
+    if is_svg {
+        Ok(path)
+    } else {
+        Err("only SVG is supported: the file name must end with .svg".into())
+    }
 }
 
 #[cfg(test)]

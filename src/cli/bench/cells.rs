@@ -109,10 +109,10 @@ pub fn works(report: &Report) -> Table {
 pub fn points_legend(sweep: Sweep) -> Vec<&'static str> {
     let mut lines = vec![
         "DELTA, FRACTION: time of the incremental snapshot, and the fraction of its ceiling.",
-        "STORED, RATIO: bytes of its file, and their part of what changed.",
+        "STORED, RATIO: bytes of its file, and their share of the changed bytes.",
         "BASE, BASE SIZE: time of the first snapshot, and bytes of its file. RESTORE: time.",
     ];
-    let of_chain = "SCAN, TIMES: time of a scan, and how many times that of the first row it is.";
+    let of_chain = "SCAN, TIMES: time of a scan, and its ratio to that of the first row.";
     lines.extend((sweep == Sweep::Chain).then_some(of_chain));
     lines
 }

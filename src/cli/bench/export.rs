@@ -28,13 +28,16 @@ impl Export {
         let permissions = match std::fs::metadata(&path) {
             Ok(meta) if meta.is_file() => Some(meta.permissions()),
             Ok(_) => {
-                return Err(Error::new(ErrorKind::InvalidInput, format!("{place} is no file")));
+                return Err(Error::new(
+                    ErrorKind::InvalidInput,
+                    format!("{place} is not a regular file"),
+                ));
             }
             Err(e) if e.kind() == IoKind::NotFound => None,
             Err(e) => return Err(Error::os("write", place, e)),
         };
         let Some(name) = path.file_name() else {
-            let what = format!("{place} is no name of a file");
+            let what = format!("{place} is not a file name");
             return Err(Error::new(ErrorKind::InvalidInput, what));
         };
         let mut hidden = OsString::from(".");
@@ -110,10 +113,10 @@ mod tests {
         for (path, named) in [
             (at("nowhere/a.md"), "nowhere/a.md: No such file or directory"),
             (at("file/a.md"), "Not a directory"),
-            (folder.path().to_owned(), "is no file"),
-            ("/dev/null".into(), "/dev/null is no file"),
-            ("/".into(), "/ is no file"),
-            ("".into(), "is no name of a file"),
+            (folder.path().to_owned(), "is not a regular file"),
+            ("/dev/null".into(), "/dev/null is not a regular file"),
+            ("/".into(), "/ is not a regular file"),
+            ("".into(), "is not a file name"),
         ] {
             let error = Export::new(&path).err().unwrap().to_string();
             assert!(error.contains(named), "{error}");

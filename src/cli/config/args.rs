@@ -6,22 +6,22 @@ use clap::Subcommand;
 pub enum Config {
     /// Print the configuration
     Show,
-    /// Change the configuration in an editor: VISUAL, otherwise EDITOR, otherwise vi
+    /// Edit the configuration with $VISUAL, $EDITOR or vi
     ///
-    /// What is saved is checked. If there is a mistake in it nothing is changed, and the text is kept in a
-    /// file that is named.
+    /// The saved text is checked. If it is invalid, nothing is changed, and the text is kept in a file whose
+    /// name is printed.
     Edit,
-    /// Set one key, or take it away
+    /// Set or remove a configuration key
     ///
     /// For example: prune.keep_daily 7, images."db".prune.keep_label '["pre-*"]', snapshot.track none,
     /// new.block_size 64K.
     Set {
-        /// The key, with the tables that it is in
+        /// Key, including the tables that contain it
         key: String,
-        /// A value as in TOML; anything else is a string
+        /// TOML value; anything else is taken as a string
         #[arg(required_unless_present = "unset", allow_hyphen_values = true)]
         value: Option<String>,
-        /// Take the key, or the table, away
+        /// Remove the key or table
         #[arg(long, conflicts_with = "value")]
         unset: bool,
     },

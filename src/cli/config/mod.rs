@@ -9,6 +9,7 @@ use super::repo::Where;
 use super::{exit, repo};
 use args::Config;
 use editor::Edited;
+use imgsnap::base::duration::{Period, parse_duration};
 use imgsnap::base::error::{ErrorKind, Result, best_effort};
 use imgsnap::base::events::Context;
 use imgsnap::{Configuration, Repository};
@@ -45,6 +46,7 @@ pub fn run(place: &Where, verb: &Config, printer: &Printer, context: &Context) -
             tell(&was, &now, printer)?;
         }
         Config::Set { key, value, .. } => {
+            refuse_ambiguous(key, value.as_deref())?;
             let now = replace(&text::with(&was.text, key, value.as_deref())?)?;
             tell(&was, &now, printer)?;
         }
@@ -54,6 +56,15 @@ pub fn run(place: &Where, verb: &Config, printer: &Printer, context: &Context) -
         best_effort(repo::open(place, context));
     }
     Ok(exit::DONE)
+}
+
+/// A bare `m` is read in a configuration as earlier programs meant it, and is not written any more.
+fn refuse_ambiguous(key: &str, value: Option<&str>) -> Result<()> {
+    match (key.rsplit('.').next(), value) {
+        (Some("keep_within"), Some(value)) => value.parse::<Period>().map(drop),
+        (Some("max_stall"), Some(value)) => parse_duration(value).map(drop),
+        _ => Ok(()),
+    }
 }
 
 fn show(configuration: &Configuration, printer: &Printer) -> Result<()> {
@@ -76,7 +87,7 @@ fn tell(was: &Configuration, now: &Configuration, printer: &Printer) -> Result<(
         return printer.json(&json!({"number": number, "place": place, "changed": is_changed}));
     }
     if !is_changed {
-        return printer.line("the configuration is as it was");
+        return printer.line("the configuration is unchanged");
     }
-    printer.line(&format!("the configuration is in {} now", now.place))
+    printer.line(&format!("saved the configuration in {}", now.place))
 }

@@ -9,7 +9,7 @@ use toml_edit::{DocumentMut, Item, Key, Table, TableLike, Value};
 pub fn with(text: &str, key: &str, value: Option<&str>) -> Result<String> {
     let mut document: DocumentMut = text.parse().map_err(|e: toml_edit::TomlError| {
         let what = e.message().lines().next().unwrap_or_default();
-        Error::new(ErrorKind::InvalidInput, format!("the configuration is no TOML: {what}"))
+        Error::new(ErrorKind::InvalidInput, format!("the configuration is not valid TOML: {what}"))
             .hint(Message::from("correct it with ").then(Verb::Config.of("edit")))
     })?;
     let path = path(key)?;
@@ -34,7 +34,7 @@ fn path(key: &str) -> Result<Vec<Key>> {
 }
 
 fn not_a_key(key: &str) -> Error {
-    let what = format!("\"{}\" is not a key", key.escape_debug());
+    let what = format!("invalid key \"{}\"", key.escape_debug());
     Error::new(ErrorKind::InvalidInput, what)
         .hint("write it like prune.keep_daily or images.\"db\".prune.keep_last")
 }
@@ -136,8 +136,8 @@ mod tests {
     #[test]
     fn what_is_no_key_or_not_set_is_refused() {
         for (key, value, why) in [
-            ("", Some("1"), "\"\" is not a key"),
-            ("a..b", Some("1"), "\"a..b\" is not a key"),
+            ("", Some("1"), "invalid key \"\""),
+            ("a..b", Some("1"), "invalid key \"a..b\""),
             ("prune", Some("1"), "prune is a table"),
             ("id.x", Some("1"), "id is not a table"),
             ("prune.keep_last", None, "prune.keep_last is not set"),

@@ -6,12 +6,12 @@ use std::path::PathBuf;
 /// What opens the repository.
 #[derive(ClapArgs, Clone, Default)]
 pub struct KeyOptions {
-    /// Open an encrypted repository with a file: 32 bytes, 64 hexadecimal digits, or a recovery text;
-    /// otherwise IMGSNAP_KEY_FILE
+    /// Key file of an encrypted repository: 32 bytes, 64 hexadecimal digits, or a recovery text [default:
+    /// IMGSNAP_KEY_FILE]
     #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub key_file: Option<PathBuf>,
-    /// Open it with the passphrase in the first line of a file; otherwise IMGSNAP_PASSWORD_FILE or
-    /// IMGSNAP_PASSWORD
+    /// File whose first line is the passphrase of an encrypted repository [default: IMGSNAP_PASSWORD_FILE,
+    /// or else the passphrase in IMGSNAP_PASSWORD]
     #[arg(
         long,
         global = true,
@@ -41,11 +41,11 @@ pub struct KeyOptions {
 /// Who owns the repository.
 #[derive(ClapArgs, Clone, Default)]
 pub struct OwnerOptions {
-    /// The owner of the repository, as the owner has told you: only what that one signs may drop anything
+    /// Public key of the owner, as received from the owner; snapshots are dropped only with its signature
     // As it is: what it is not must not be said again, if it is the private one.
     #[arg(long, global = true, value_name = "KEY")]
     pub owner_key: Option<String>,
-    /// The private key of the owner, on the owner's host; otherwise IMGSNAP_OWNER_KEY_FILE
+    /// File with the owner's private key, on the owner's host [default: IMGSNAP_OWNER_KEY_FILE]
     #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub owner_key_file: Option<PathBuf>,
 }
@@ -53,10 +53,10 @@ pub struct OwnerOptions {
 /// What is to open it from now on.
 #[derive(ClapArgs, Clone)]
 pub struct NewKey {
-    /// A key file: 32 bytes, or 64 hexadecimal digits
+    /// New key file: 32 bytes or 64 hexadecimal digits
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub new_key_file: Option<PathBuf>,
-    /// The passphrase in the first line of a file; otherwise it is asked for
+    /// File whose first line is the new passphrase [default: prompt for it]
     #[arg(
         long,
         value_name = "FILE",
@@ -68,40 +68,40 @@ pub struct NewKey {
 
 #[derive(Subcommand)]
 pub enum Key {
-    /// List what opens the repository
+    /// List the key slots, which open the repository
     List,
-    /// Let another passphrase or key file open the repository, too
+    /// Add a passphrase or key file that opens the repository
     Add {
         #[command(flatten)]
         new: NewKey,
     },
-    /// Take away what opens the repository: a slot, by its id or the beginning of it
+    /// Remove a key slot, given by its id or a prefix of the id
     ///
-    /// Whoever has copied the slot and knows what opens it has the master key for ever: move to a new
-    /// repository then (docs/security.md).
+    /// Anyone who has a copy of the slot and its passphrase or key file keeps access to the master key: in
+    /// that case, move to a new repository (docs/security.md).
     Remove {
-        /// As list shows it
+        /// Id of the slot, as shown by "key list"
         slot: String,
     },
-    /// Put another passphrase or key file in the place of the one that is given
+    /// Replace the passphrase or key file in use with another one
     Change {
         #[command(flatten)]
         new: NewKey,
     },
-    /// Print the recovery text, which opens the repository without anything else
+    /// Print the recovery text, which is sufficient to open the repository
     Export {
         /// Write it to a new file instead
         #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
         output: Option<PathBuf>,
     },
-    /// Show the owner of a repository, or make one: who alone may drop snapshots
+    /// Show or set the owner of the repository, who alone may drop snapshots
     Owner {
         #[command(subcommand)]
         verb: Option<OwnerVerb>,
     },
-    /// Let a passphrase or key file open the repository, by its recovery text
+    /// Add a passphrase or key file by means of the recovery text
     Import {
-        /// A file with the recovery text
+        /// File that contains the recovery text
         #[arg(value_hint = ValueHint::FilePath)]
         recovery: PathBuf,
         #[command(flatten)]
@@ -111,15 +111,15 @@ pub enum Key {
 
 #[derive(Subcommand)]
 pub enum OwnerVerb {
-    /// Make the owner of a repository that has none: a new key in a new file, or the one in a file
+    /// Set the first owner of the repository: a new key in a new file, or the key in an existing file
     Create {
-        /// The file with the private key
+        /// File for the private key
         #[arg(value_hint = ValueHint::FilePath)]
         file: PathBuf,
     },
-    /// Name another owner, with the key of the one before
+    /// Change the owner; requires the key of the present owner
     Change {
-        /// The file with the new private key
+        /// File for the new private key
         #[arg(value_hint = ValueHint::FilePath)]
         file: PathBuf,
     },

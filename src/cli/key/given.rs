@@ -104,8 +104,8 @@ pub fn new(new: &NewKey) -> Result<Credential> {
         _ if terminal::is_there() => {
             terminal::ask_new("new passphrase: ").map(Credential::Passphrase)
         }
-        _ => Err(Error::new(ErrorKind::InvalidInput, "nobody is there to type a passphrase")
-            .hint("give it with --new-password-file or --new-key-file")),
+        _ => Err(Error::new(ErrorKind::InvalidInput, "there is no terminal to enter a passphrase")
+            .hint("use --new-password-file or --new-key-file")),
     }
 }
 
@@ -129,7 +129,10 @@ fn read_from(from: impl Read, place: &str) -> Result<Secret> {
     let is_long = bytes.len() as u64 > MAX_BYTES;
     let secret = Secret::new(bytes)?;
     match is_long {
-        true => Err(Error::new(ErrorKind::InvalidInput, format!("{place} is too long for a key"))),
+        true => Err(Error::new(
+            ErrorKind::InvalidInput,
+            format!("{place} is too long to be a key file"),
+        )),
         false => Ok(secret),
     }
 }
@@ -163,18 +166,19 @@ fn passphrase_in(path: &Path) -> Result<Credential> {
 }
 
 fn printed_by(command: &str) -> Result<Credential> {
-    let failed = |e| Error::io("cannot run the command for the passphrase", e);
+    let failed = |e| Error::io("cannot run the passphrase command", e);
     let mut child = Command::new("/bin/sh")
         .args(["-c", command])
         .stdout(Stdio::piped())
         .spawn()
         .map_err(failed)?;
-    let printed = child.stdout.take().map(|out| read_from(out, "what the command prints"));
+    let printed =
+        child.stdout.take().map(|out| read_from(out, "the output of the passphrase command"));
     let status = child.wait().map_err(failed)?;
     if !status.success() {
-        let what = format!("the command for the passphrase failed ({status})");
+        let what = format!("the passphrase command failed ({status})");
         return Err(Error::new(ErrorKind::InvalidInput, what));
     }
-    let nothing = || Error::new(ErrorKind::Internal, "the command prints nowhere");
-    first_line(&printed.ok_or_else(nothing)??, "what the command prints")
+    let nothing = || Error::new(ErrorKind::Internal, "the passphrase command has no output");
+    first_line(&printed.ok_or_else(nothing)??, "the output of the passphrase command")
 }

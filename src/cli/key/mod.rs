@@ -31,7 +31,7 @@ pub fn run(place: &Where, verb: &Key, printer: &Printer, context: &Context) -> R
         Key::Change { new } => {
             let repository = open()?;
             let slot = repository.change_key(&given::new(new)?)?;
-            let what = format!("the key slot {slot} is in the place of the one that was used");
+            let what = format!("the key slot {slot} replaces the one that was used");
             tell(&what, "added", &slot, printer)?;
         }
         Key::Remove { slot } => {
@@ -69,8 +69,8 @@ fn list(repository: &Repository, printer: &Printer) -> Result<()> {
         let KeySlot { id, derivation, is_used, is_listed, .. } = &slot;
         let made_of = derivation.map_or_else(|| "missing, or damaged".into(), |d| d.to_string());
         let note = match (is_used, is_listed) {
-            (true, _) => "  (opened by it)",
-            (_, false) => "  (not listed: it opens nothing)",
+            (true, _) => "  (in use)",
+            (_, false) => "  (not listed, so it opens nothing)",
             _ => "",
         };
         printer.line(&format!("{id}  {made_of}{note}"))?;

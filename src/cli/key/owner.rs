@@ -33,18 +33,18 @@ pub fn run(
             // One that was interrupted is finished.
             let is_it = |key| owner_key_in(file).is_ok_and(|signer| signer.key() == key);
             if let Some(owner) = repository.owner().filter(|owner| !is_it(owner.key)) {
-                let what = format!("{} has an owner: {}", repository.location(), owner.key);
+                let what = format!("{} already has an owner: {}", repository.location(), owner.key);
                 return Err(Error::new(ErrorKind::AlreadyExists, what)
-                    .hint("to name another one, use \"imgsnap key owner change\""));
+                    .hint("to change the owner, use \"imgsnap key owner change\""));
             }
             take(place, &repository, file, printer, context)?;
         }
         Some(OwnerVerb::Change { file }) => {
             let repository = repo::open_to_change(place, context)?;
             if repository.owner().is_none_or(|owner| !owner.is_ours) {
-                let what = "only the owner can name another one";
+                let what = "only the present owner can name a new one";
                 return Err(Error::new(ErrorKind::Auth, what)
-                    .hint("give the key of the owner now with --owner-key-file"));
+                    .hint("give the present owner's key with --owner-key-file"));
             }
             take(place, &repository, file, printer, context)?;
         }
@@ -99,7 +99,7 @@ fn take(
     printer.line(&format!("owner     {key}"))?;
     printer.line(&format!("key file  {}", file.shown()))?;
     printer.line(&format!("signed    {}", output::plural(signed.len() as u64, "image")))?;
-    printer.say("keep the file away from the hosts that take snapshots, and have a copy of it");
+    printer.say("keep the key file off the hosts that take snapshots, and make a copy of it");
     Ok(())
 }
 
@@ -108,7 +108,7 @@ fn tell_signed(signed: &[SignedImage], printer: &Printer) -> Result<()> {
         return signed.iter().try_for_each(|image| printer.json(&json!(image)));
     }
     signed.iter().try_for_each(|image| {
-        let what = if image.is_new { "signed" } else { "was signed already" };
+        let what = if image.is_new { "signed" } else { "already signed" };
         printer.line(&format!("{}  commit {}  {what}", image.name, image.commit))
     })
 }

@@ -77,7 +77,7 @@ pub fn ask(prompt: &str) -> Result<Secret> {
         count += 1;
     }
     if count == 0 {
-        return Err(Error::new(ErrorKind::InvalidInput, "no passphrase was typed"));
+        return Err(Error::new(ErrorKind::InvalidInput, "no passphrase was entered"));
     }
     Secret::copy(line.bytes().get(..count).unwrap_or_default())
 }
@@ -85,9 +85,9 @@ pub fn ask(prompt: &str) -> Result<Secret> {
 /// Asks for a new one, twice.
 pub fn ask_new(prompt: &str) -> Result<Secret> {
     let first = ask(prompt)?;
-    let second = ask("the same again: ")?;
+    let second = ask("repeat the passphrase: ")?;
     match first.bytes() == second.bytes() {
         true => Ok(first),
-        false => Err(Error::new(ErrorKind::InvalidInput, "the two passphrases differ")),
+        false => Err(Error::new(ErrorKind::InvalidInput, "the passphrases do not match")),
     }
 }

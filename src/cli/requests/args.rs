@@ -4,19 +4,19 @@ use clap::Subcommand;
 
 #[derive(Subcommand)]
 pub enum Requests {
-    /// List them, the oldest first
+    /// List requests, oldest first
     List,
-    /// Drop what a request names, with the owner key
+    /// Carry out a request; requires the owner key
     Confirm {
-        /// Its id, or the beginning of it, of eight digits at least
+        /// Id of the request, or a prefix of it (at least eight digits)
         request: String,
-        /// Also a request to remove an image with all its snapshots
+        /// Also confirm the removal of an image with all its snapshots
         #[arg(short, long)]
         yes: bool,
     },
-    /// Take a request away, and drop nothing
+    /// Reject a request, without dropping anything
     Reject {
-        /// Its id, or the beginning of it
+        /// Id of the request, or a prefix of it
         request: String,
     },
 }

@@ -26,7 +26,7 @@ pub fn run(
             let (request, confirmed) = repository.confirm_request(request, *yes, context)?;
             match confirmed {
                 Confirmed::Snapshots(deleted) if deleted.is_empty() => {
-                    let what = "nothing that it names is there any more";
+                    let what = "none of the requested snapshots exists any more";
                     match printer.is_json() {
                         true => printer.json(&json!({"name": request.image, "deleted": []}))?,
                         false => printer.line(&format!("{}: {what}", request.image))?,
@@ -89,7 +89,7 @@ fn list(repository: &Repository, printer: &Printer) -> Result<()> {
         Err(e) => vec![output::short(*id), String::new(), String::new(), e.message().to_owned()],
     };
     if requests.is_empty() {
-        printer.say("nobody asks for anything");
+        printer.say("no pending requests");
         return Ok(());
     }
     let rows: Vec<Vec<String>> = requests.iter().map(row).collect();

@@ -12,54 +12,54 @@ use uuid::Uuid;
 
 #[derive(ClapArgs)]
 pub struct Restore {
-    /// NAME@WHICH; or libvirt:DOMAIN@WHICH, with --define
+    /// Snapshot, as NAME@WHICH, or libvirt:DOMAIN@WHICH with --define
     #[arg(value_name = "REF", value_parser = snapshot)]
     pub reference: Reference,
-    /// Make a machine of libvirt from it, of this name, with new UUID and MAC addresses
+    /// Define a new libvirt machine of this name from it, with a new UUID and MAC addresses
     #[arg(long, value_name = "NAME", requires = "pool", conflicts_with = "output")]
     pub define: Option<String>,
-    /// The folder for the disks of the new machine
+    /// Folder for the disks of the new machine
     #[arg(long, value_name = "DIR", requires = "define", value_hint = ValueHint::DirPath)]
     pub pool: Option<PathBuf>,
-    /// The new machine keeps the UUID and the MAC addresses of the old one
+    /// Keep the UUID and the MAC addresses of the original machine
     #[arg(long, requires = "define")]
     pub same: bool,
-    /// Take the stored definition as it is, with the files, programs and devices of the host that it names
+    /// Trust the stored definition, including the host files, programs and devices that it names
     #[arg(long, requires = "define")]
     pub trust_xml: bool,
-    /// A new file (qcow2 if it ends so), a block device, nbd://HOST/EXPORT, or - for stdout; or a folder, for
-    /// all of the group of the snapshot, as DIR/NAME.img or NAME.qcow2
+    /// New file (qcow2 if its name ends in .qcow2), block device, nbd://HOST/EXPORT, - for stdout, or a
+    /// folder for the whole group, as DIR/NAME.img or DIR/NAME.qcow2
     #[arg(short, long, value_name = "FILE|DEVICE|NBD|-|DIR/", value_hint = ValueHint::FilePath)]
     #[arg(required_unless_present = "define", default_value = "-", hide_default_value = true)]
     pub output: PathBuf,
-    /// Replace an existing file; write to a device or an export
+    /// Overwrite an existing file, device or export
     #[arg(short, long)]
     pub force: bool,
-    /// The file, device or export exists, and holds some state of the image: write only what differs
+    /// Update an existing file, device or export that holds a state of the image, writing only what differs
     #[arg(long)]
     pub update: bool,
-    /// Do not read the file if this host has restored it and it is unchanged since
+    /// Do not read the file if this host restored it and it is unchanged since
     #[arg(long, requires = "update")]
     pub trust_target: bool,
-    /// Take blocks that are equal from this raw file or device, which may be in use
+    /// Copy equal blocks from this raw file or device, which may be in use
     #[arg(long, value_name = "FILE|DEVICE", value_hint = ValueHint::FilePath)]
     pub seed: Option<PathBuf>,
-    /// Only a part of the image, as in 1M+64K; it begins where the output begins
+    /// Restore only this range of the image, such as 1M+64K, to the start of the output
     #[arg(long, value_name = "OFFSET+LENGTH", value_parser = parse_range, conflicts_with = "update")]
     pub range: Option<ByteRange>,
     /// Write zeros where the image could not be read when the snapshot was taken
     #[arg(long)]
     pub accept_unread: bool,
-    /// The format of the file: raw or qcow2 [default: qcow2 if its name ends so, or it is one]
+    /// Format of the file: raw or qcow2 [default: qcow2 if its name or content says so]
     #[arg(long, value_name = "FORMAT", value_parser = parsed::<ImageFormat>)]
     pub format: Option<ImageFormat>,
     /// Compress the clusters of a new qcow2: zlib or zstd
     #[arg(long, value_name = "HOW", value_parser = parsed::<ClusterCompression>, conflicts_with = "update")]
     pub compress: Option<ClusterCompression>,
-    /// Fail unless the image has this commit, as "imgsnap heads" shows it, or one that follows it
+    /// Fail unless the image is at this commit, as shown by "imgsnap heads", or a later one
     #[arg(long, value_name = "COMMIT")]
     pub at_least: Option<Uuid>,
-    /// Read the files that a qcow2 is based on which is updated: whoever wrote its header chose them
+    /// Read the backing files of a qcow2 image that is updated (only for images you trust)
     #[arg(long, requires = "update")]
     pub backing_ok: bool,
 }
@@ -91,18 +91,18 @@ impl Restore {
                     .accept_unread(self.accept_unread)
                     .connect(connect.map(str::to_owned)),
             )),
-            (Some(_), ..) => refuse("a machine is restored as a new one: --define NAME --pool DIR"),
-            (None, ..) => refuse("--define is of a snapshot of a machine: libvirt:DOMAIN@WHICH"),
+            (Some(_), ..) => refuse("to restore a machine, use --define NAME --pool DIR"),
+            (None, ..) => refuse("--define requires a snapshot of a machine: libvirt:DOMAIN@WHICH"),
         }
     }
 }
 
 fn parse_range(text: &str) -> Result<ByteRange, String> {
-    let bad = || format!("\"{text}\" is not OFFSET+LENGTH, as in 1M+64K");
+    let bad = || format!("invalid range \"{text}\": write OFFSET+LENGTH, such as 1M+64K");
     let (offset, bytes) = text.split_once('+').ok_or_else(bad)?;
     let number = |text: &str| parse_bytes(text).map_err(|_| bad());
     match (number(offset)?, number(bytes)?) {
-        (_, 0) => Err("a range of 0 bytes".into()),
+        (_, 0) => Err("the range is empty (0 bytes)".into()),
         (offset, bytes) => Ok(ByteRange { offset, bytes }),
     }
 }

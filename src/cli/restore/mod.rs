@@ -58,7 +58,7 @@ pub fn run(
                 repository.restore(&request, RestoreTarget::Target(&mut target), context)?
             }
             other => {
-                let what = format!("{other} cannot be written to");
+                let what = format!("cannot write to {other}");
                 return Err(Error::new(ErrorKind::Unsupported, what));
             }
         }
@@ -66,7 +66,7 @@ pub fn run(
     note_others(&request, verb, &outcome, printer);
     if outcome.untouched_bytes > 0 {
         let (place, rest) = (verb.output.shown(), output::bytes(outcome.untouched_bytes));
-        printer.say(&format!("{place} is larger: its last {rest} were not touched"));
+        printer.say(&format!("{place} is larger than the image: its last {rest} were not changed"));
     }
     let name = format!("{}@{}", request.name, outcome.snapshot.number);
     let seconds = begun.elapsed().as_secs_f64();
@@ -207,7 +207,7 @@ fn describe_update(
     let place = output::shown(&verb.output);
     let read = match (update.trusted, &update.not_trusted) {
         (Some(number), _) => format!(
-            "nothing: it was {}@{number}, unchanged since it was restored",
+            "nothing: the file was still {}@{number}, as this host restored it",
             verb.reference.name
         ),
         (None, Some(why)) => format!("{} (not trusted: {why})", bytes(update.read_bytes)),
@@ -215,7 +215,7 @@ fn describe_update(
     };
     let proved = match restored.proved {
         true => "each block and the image digest",
-        false => "what was written; the rest was not read",
+        false => "what was written; the rest was not read back",
     };
     let mut lines = vec![
         format!("{name} -> {place}  {} in {}", bytes(restored.bytes), output::duration(seconds)),
@@ -230,6 +230,6 @@ fn describe_update(
             output::shown(seed)
         ));
     }
-    lines.push(format!("  proved   {proved}"));
+    lines.push(format!("  verified {proved}"));
     lines.join("\n")
 }

@@ -63,7 +63,7 @@ fn tell_part(
     engine: Option<&Engine>,
     printer: &Printer,
 ) -> Result<ExitCode> {
-    let before = "was done before".to_owned();
+    let before = "already done".to_owned();
     let (value, line) = match done {
         TaskDone::Part(made) => {
             let stored = output::bytes(made.file_bytes);
@@ -105,9 +105,9 @@ fn tell_part(
             let how = match sound {
                 None => before,
                 Some(sound) if sound == all => {
-                    format!("{} sound", output::plural(sound as u64, "file"))
+                    format!("{} intact", output::plural(sound as u64, "file"))
                 }
-                Some(sound) => format!("{sound} of {all} files sound; join tells what is wrong"),
+                Some(sound) => format!("{sound} of {all} files intact; join reports what is wrong"),
             };
             let is_before = sound.is_none();
             let value =
@@ -137,8 +137,7 @@ pub fn join(
             let (name, number, bytes) = (&of.image, of.number, of.image_bytes);
             let target = target_shown(&of);
             let bytes_text = output::bytes(bytes);
-            let what =
-                format!("{name}@{number} -> {target}  {bytes_text}; the image digest checked");
+            let what = format!("{name}@{number} -> {target}  {bytes_text}; image digest verified");
             let value = json!({
                 "state": "joined",
                 "image": name,
@@ -160,7 +159,7 @@ pub fn join(
             if !printer.is_json() {
                 let since = output::time(since);
                 printer
-                    .line(&format!("what workers have proved since {since} is not read again"))?;
+                    .line(&format!("what workers have verified since {since} is not read again"))?;
             }
 
             return verify::report(&verified, false, begun.elapsed().as_secs_f64(), printer);
@@ -177,7 +176,7 @@ pub fn join(
             Joined::Committed(snapshot) | Joined::AlreadyThere(snapshot) => {
                 if !printer.is_json() {
                     let before = if matches!(joined, Joined::AlreadyThere(_)) {
-                        "was joined before"
+                        "already joined"
                     } else {
                         "joined"
                     };

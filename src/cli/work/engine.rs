@@ -49,8 +49,9 @@ impl Engine {
         let is_hadoop = env::var_os(HADOOP_ATTEMPT).is_some();
         if is_hadoop || env::var_os(ATTEMPT).is_some() {
             let parent = nix::unistd::getppid();
-            let failed =
-                |e: nix::Error| Error::io("cannot ask for the end of the parent", e.into());
+            let failed = |e: nix::Error| {
+                Error::io("cannot watch for the end of the parent process", e.into())
+            };
             prctl::set_pdeathsig(Signal::SIGTERM).map_err(failed)?;
             // It may have ended before that was asked for.
             if nix::unistd::getppid() != parent {

@@ -23,16 +23,16 @@ use std::process::ExitCode;
 /// Fails for what is of one image only.
 pub fn check(verb: &Plan) -> std::result::Result<(), String> {
     if verb.images.len() > 1 && (verb.name.is_some() || verb.label.is_some()) {
-        return Err("--name and --label are of one image; plan it by itself".into());
+        return Err("--name and --label apply to one image only; plan it separately".into());
     }
     if verb.output.is_some() && verb.restore.is_none() {
-        return Err("-o is the file of a --restore".into());
+        return Err("-o requires --restore".into());
     }
     if verb.output.as_ref().is_some_and(|output| output.as_os_str() == "-") {
-        return Err("several workers cannot write to stdout; name a file".into());
+        return Err("several workers cannot write to stdout; give a file with -o".into());
     }
     if verb.source_held.as_ref().is_some_and(|why| why.trim().is_empty()) {
-        return Err("--source-held takes a reason".into());
+        return Err("--source-held requires a reason".into());
     }
     Ok(())
 }
@@ -90,7 +90,7 @@ pub fn plan(
             if printer.is_json() {
                 printer.json(&json!({ "plan": id, "dropped": true }))?;
             } else {
-                printer.line(&format!("plan {id} is given up"))?;
+                printer.line(&format!("dropped plan {id}"))?;
             }
             Ok(exit::DONE)
         }
@@ -182,7 +182,7 @@ fn describe_new(plan: &WorkPlan, printer: &Printer) -> Result<()> {
     let id = plan.plan;
     printer.line(&format!("plan {id}: {}", output::plural(plan.tasks().len() as u64, "task")))?;
     lines_of(plan).iter().try_for_each(|line| printer.line(&format!("  {line}")))?;
-    printer.line(&format!("each worker: imgsnap part {id} TASK   at the end: imgsnap join {id}"))
+    printer.line(&format!("on the workers: imgsnap part {id} TASK   then: imgsnap join {id}"))
 }
 
 /// What is planned: a line for each image.

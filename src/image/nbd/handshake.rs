@@ -63,8 +63,8 @@ pub fn agree(wire: &mut Wire, peer: &Peer, bitmap: Option<&str>) -> Result<Expor
         return Err(peer.violation("no NBD server answers"));
     }
     if hello.style.get() != OPTION_MAGIC {
-        let what = format!("{}: the server speaks the old NBD handshake only", peer.name);
-        return Err(Error::new(ErrorKind::Unsupported, what).hint("use a later server").into());
+        let what = format!("{}: the server supports only the old NBD handshake", peer.name);
+        return Err(Error::new(ErrorKind::Unsupported, what).hint("use a newer server").into());
     }
     let flags = hello.flags.get() & (greeting::FIXED_NEWSTYLE | greeting::NO_ZEROES);
     wire.write(peer, U32::new(u32::from(flags)).as_bytes(), &[])?;
@@ -199,8 +199,9 @@ impl Handshake<'_> {
             reply::UNSUPPORTED => return Ok(false),
             other => return Err(self.refusal(other)),
         }
-        let info =
-            told.0.ok_or_else(|| self.peer.violation("it does not tell how long the export is"))?;
+        let info = told
+            .0
+            .ok_or_else(|| self.peer.violation("it does not report the size of the export"))?;
         (export.bytes, export.flags) = (info.bytes.get(), info.flags.get());
         if let Some(sizes) = told.1 {
             (export.minimum, export.maximum) = (sizes.minimum.get(), sizes.maximum.get());
@@ -227,14 +228,18 @@ impl Handshake<'_> {
         let (kind, what, hint) = match reply {
             reply::UNKNOWN => {
                 let what = format!("there is no export {name}");
-                (ErrorKind::NotFound, what, "\"nbdinfo --list\" lists those of a server".into())
+                (
+                    ErrorKind::NotFound,
+                    what,
+                    "\"nbdinfo --list\" lists the exports of a server".into(),
+                )
             }
             reply::TLS_REQUIRED => {
                 let hint = "TLS is not supported; use a socket of this host, or a tunnel";
-                (ErrorKind::Unsupported, format!("{name}: the server asks for TLS"), hint.into())
+                (ErrorKind::Unsupported, format!("{name}: the server requires TLS"), hint.into())
             }
             reply::POLICY => {
-                let what = format!("{name}: the server does not allow it");
+                let what = format!("{name}: the server denies access");
                 (ErrorKind::Auth, what, "check its configuration".into())
             }
             reply::SHUTDOWN => {

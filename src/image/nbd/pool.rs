@@ -147,10 +147,10 @@ impl Pool {
         let what = match is.bytes == was.bytes {
             true => format!("{} changed while it was used", self.peer.name),
             false => {
-                format!("{} has {} bytes now, and had {}", self.peer.name, is.bytes, was.bytes)
+                format!("{} now has {} bytes instead of {}", self.peer.name, is.bytes, was.bytes)
             }
         };
-        let hint = message![Action::Retry, " when its server stays the same"];
+        let hint = message![Action::Retry, " when its server no longer changes"];
         Err(Error::new(ErrorKind::Busy, what).hint(hint).into())
     }
 }

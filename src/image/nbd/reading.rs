@@ -69,7 +69,7 @@ impl Connection {
             let index = flying.iter().position(|flight| flight.cookie == head.cookie());
             let found = index.and_then(|index| flying.get_mut(index).map(|flight| (index, flight)));
             let Some((index, flight)) = found else {
-                return Err(self.peer.violation("a reply to nothing that was asked"));
+                return Err(self.peer.violation("a reply without a request"));
             };
             let Some(piece) = pieces.get_mut(flight.piece) else { continue };
             self.take_bytes(&head, flight, piece, start, out)?;
@@ -146,7 +146,7 @@ impl Connection {
         loop {
             let head = self.head()?;
             if head.cookie() != cookie {
-                return Err(self.peer.violation("a reply to nothing that was asked"));
+                return Err(self.peer.violation("a reply without a request"));
             }
             match &head {
                 Head::Simple(reply) => error = Some(self.checked(errno(reply.error.get()))?),
@@ -156,7 +156,7 @@ impl Connection {
                         let found = self.status_in(chunk, context)?;
                         others += u32::from(found.is_none());
                         if others > 1 || (found.is_some() && extents.is_some()) {
-                            return Err(self.peer.violation("a metadata context told twice"));
+                            return Err(self.peer.violation("a metadata context reported twice"));
                         }
                         extents = extents.or(found);
                     }

@@ -57,7 +57,7 @@ impl FromStr for NbdUri {
         let export = String::from_utf8(percent_decoded(export.as_bytes())?)
             .map_err(|_| invalid("the name of the export is not UTF-8", usage))?;
         if export.len() > MAX_EXPORT_BYTES || export.contains('\0') {
-            return Err(invalid("no export has such a name", usage));
+            return Err(invalid("invalid export name", usage));
         }
         let place = match scheme {
             "nbd" if query.is_empty() => tcp(authority).ok_or_else(|| invalid("no host", usage))?,

@@ -58,7 +58,7 @@ impl Peer {
     /// The server does what the protocol does not allow.
     pub fn violation(&self, what: impl std::fmt::Display) -> Fault {
         let what = format!("{}: the server violates the NBD protocol: {what}", self.name);
-        let hint = "check what listens there, and its version";
+        let hint = "check which program listens there, and its version";
         Fault::Final(Error::new(ErrorKind::Io, what).hint(hint))
     }
 
@@ -75,7 +75,8 @@ impl Peer {
             return Ok(());
         }
         let seconds = begin.elapsed().as_secs_f32();
-        let what = format!("{}: {bytes} bytes have not passed in {seconds:.1} s", self.name);
+        let what =
+            format!("{}: {bytes} bytes were not transferred within {seconds:.1} s", self.name);
         Err(Fault::Final(self.unavailable(what)))
     }
 

@@ -59,7 +59,7 @@ impl Connection {
         let index = self.writes.iter().position(|write| write.cookie == head.cookie());
         let found = index.and_then(|index| Some((index, self.writes.get(index)?.range.start)));
         let Some((index, offset)) = found else {
-            return Err(self.peer.violation("a reply to nothing that was asked"));
+            return Err(self.peer.violation("a reply without a request"));
         };
         let error = self.plain_reply(&head)?;
         self.failed_write = self.failed_write.or(error.map(|error| (offset, error)));
@@ -92,7 +92,7 @@ impl Connection {
         loop {
             let head = self.head()?;
             if head.cookie() != cookie {
-                return Err(self.peer.violation("a reply to nothing that was asked"));
+                return Err(self.peer.violation("a reply without a request"));
             }
             error = error.or(self.plain_reply(&head)?);
             if head.is_last() {

@@ -75,9 +75,7 @@ impl BackingChain {
         let new = identity(next);
         if new.is_some() && files.any(|above| identity(&above.file) == new) {
             let what = format!("{} is its own backing file", next.name());
-            return Err(
-                Error::corrupt(what).hint("write the right one with \"qemu-img rebase -u\"")
-            );
+            return Err(Error::corrupt(what).hint("set the right one with \"qemu-img rebase -u\""));
         }
         if self.below.len() + 1 >= MAX_FILES {
             let what = format!("{} depends on more than {MAX_FILES} files", self.top.file.name());
@@ -115,7 +113,7 @@ fn not_allowed(file: &RawFile, what: &str, name: &Path) -> Error {
     let what =
         format!("{} depends on a {what} that its header names: {}", file.name(), name.shown());
     Error::new(ErrorKind::Unsupported, what).hint(message![
-        "whoever had the disk can have named any file of this host; if you trust them, use ",
+        "an image can name any file of this host; if you trust its origin, use ",
         Setting::BackingOk,
     ])
 }
@@ -130,13 +128,17 @@ fn is_raw(file: &RawFile, backing: &Backing) -> Result<bool> {
         Some("raw") => Ok(true),
         Some("qcow2") => Ok(false),
         Some(other) => refused(
-            format!("its backing file has the format \"{}\": {name}", other.escape_debug()),
-            "raw and qcow2 can be read: convert it with \"qemu-img convert -O qcow2\"".to_owned(),
+            format!(
+                "its backing file has the unsupported format \"{}\": {name}",
+                other.escape_debug()
+            ),
+            "only raw and qcow2 are supported: convert it with \"qemu-img convert -O qcow2\""
+                .to_owned(),
         ),
         // A guest that wrote to a raw file could make it look like any other, which names more files.
         None => refused(
-            format!("it does not say which format its backing file has: {name}"),
-            format!("say it with \"qemu-img rebase -u -b {name} -F FORMAT {}\"", file.name()),
+            format!("it does not specify the format of its backing file: {name}"),
+            format!("set it with \"qemu-img rebase -u -b {name} -F FORMAT {}\"", file.name()),
         ),
     }
 }
@@ -146,9 +148,9 @@ fn open(named_by: &RawFile, name: &Path, what: &str) -> Result<RawFile> {
     let bytes = name.as_os_str().as_bytes();
     let first = bytes.split(|byte| *byte == b'/').next().unwrap_or_default();
     if first.contains(&b':') {
-        let what = format!("{}: its {what} is no path: {}", named_by.name(), name.shown());
+        let what = format!("{}: its {what} is not a path: {}", named_by.name(), name.shown());
         return Err(Error::new(ErrorKind::Unsupported, what).hint(
-            "files and block devices are read; convert it with \"qemu-img convert -O qcow2\"",
+            "only files and block devices are supported; convert it with \"qemu-img convert -O qcow2\"",
         ));
     }
     let path = named_by.path().parent().unwrap_or(Path::new("")).join(name);

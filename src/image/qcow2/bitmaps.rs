@@ -87,13 +87,13 @@ impl<'a> Bitmaps<'a> {
         };
         let found = self.entries.iter().find(|entry| entry.bitmap.name == name);
         let entry = found.ok_or_else(|| {
-            refused(ErrorKind::NotFound, "is not there, or the file was not closed cleanly")
-                .hint("see what there is with \"qemu-img info\"")
+            refused(ErrorKind::NotFound, "does not exist, or the file was not closed cleanly")
+                .hint("list the bitmaps with \"qemu-img info\"")
         })?;
         if !entry.bitmap.is_saved {
             return Err(refused(
                 ErrorKind::Unsupported,
-                "was in use when its machine ended, and is not complete",
+                "was in use when its machine ended, and is incomplete",
             )
             .hint("remove it with \"qemu-img bitmap --remove\", and add a new one"));
         }
@@ -115,7 +115,7 @@ impl<'a> Bitmaps<'a> {
         let bits = disk_bytes.div_ceil(granularity);
         let bytes = bits.div_ceil(8);
         if bytes > MAX_BITMAP_BYTES || entry.table_entries != bytes.div_ceil(cluster) {
-            return Err(malformed("a table of another length than the disk"));
+            return Err(malformed("the table does not match the length of the disk"));
         }
         let table = self.read_at(entry.table_offset, 8 * entry.table_entries)?;
         let table = <[U64]>::ref_from_bytes(&table).unwrap_or_default();
@@ -192,7 +192,7 @@ impl Ranges {
 fn read_directory(file: &RawFile, directory: BitmapDirectory) -> Result<Vec<u8>> {
     match directory.bytes <= MAX_DIRECTORY_BYTES {
         true => read_at(file, directory.offset, directory.bytes),
-        false => Err(malformed(file, "a directory that is too long")),
+        false => Err(malformed(file, "the directory is too long")),
     }
 }
 
@@ -205,7 +205,7 @@ fn read_at(file: &RawFile, offset: u64, bytes: u64) -> Result<Vec<u8>> {
             Some(bad) => Err(bad),
             None => Ok(buffer),
         },
-        false => Err(malformed(file, "they lead out of the file")),
+        false => Err(malformed(file, "they extend beyond the end of the file")),
     }
 }
 
@@ -214,11 +214,11 @@ fn decode(mut rest: &[u8], count: u32) -> Result<Vec<Entry>, &'static str> {
     let mut names = BTreeSet::new();
     for _ in 0..count {
         let (fields, after) =
-            Fields::ref_from_prefix(rest).map_err(|_| "a directory that is cut off")?;
+            Fields::ref_from_prefix(rest).map_err(|_| "the directory is truncated")?;
         let name_bytes = usize::from(fields.name_bytes.get());
         let extra_bytes = fields.extra_bytes.get() as usize;
         let name_end = extra_bytes.saturating_add(name_bytes);
-        let name = after.get(extra_bytes..name_end).ok_or("a directory that is cut off")?;
+        let name = after.get(extra_bytes..name_end).ok_or("the directory is truncated")?;
         let whole = size_of::<Fields>().saturating_add(name_end).next_multiple_of(8);
         rest = rest.get(whole..).unwrap_or_default();
         let flags = fields.flags.get();
@@ -233,7 +233,7 @@ fn decode(mut rest: &[u8], count: u32) -> Result<Vec<Entry>, &'static str> {
             return Err("an entry of the directory");
         }
         if !names.insert(name) {
-            return Err("two of one name");
+            return Err("duplicate name");
         }
         let bitmap = Bitmap {
             name: String::from_utf8_lossy(name).into_owned(),

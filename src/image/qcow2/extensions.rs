@@ -45,7 +45,7 @@ impl<'a> Extensions<'a> {
                 break;
             }
             let bytes = bytes.get() as usize;
-            let data = after.get(..bytes).ok_or("an extension that leads out of it")?;
+            let data = after.get(..bytes).ok_or("an extension extends beyond its end")?;
             let slot = match kind.get() {
                 BACKING_FORMAT => Some(&mut found.backing_format),
                 DATA_FILE => Some(&mut found.data_file),
@@ -53,10 +53,10 @@ impl<'a> Extensions<'a> {
                 _ => None,
             };
             if slot.is_some_and(|slot| slot.replace(data).is_some()) {
-                return Err("an extension that stands twice");
+                return Err("duplicate extension");
             }
             if kind.get() == BITMAPS && found.bitmaps.replace(bitmaps(data)?).is_some() {
-                return Err("an extension that stands twice");
+                return Err("duplicate extension");
             }
             rest = after.get(bytes.next_multiple_of(8)..).unwrap_or_default();
         }

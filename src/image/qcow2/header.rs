@@ -109,16 +109,17 @@ impl Header {
     /// marked as corrupt, `Unsupported` for an encrypted one and for features that are not known. The message
     /// is to be put behind the name of the file.
     pub fn decode(head: &[u8], file_bytes: u64) -> Result<Self> {
-        let not_qcow2 = || Error::new(ErrorKind::InvalidInput, "it is no qcow2 image");
+        let not_qcow2 = || Error::new(ErrorKind::InvalidInput, "it is not a qcow2 image");
         if !head.starts_with(&MAGIC) {
             return Err(not_qcow2());
         }
-        let (fields, _) = Fields::ref_from_prefix(head).map_err(|_| malformed("it is cut off"))?;
+        let (fields, _) =
+            Fields::ref_from_prefix(head).map_err(|_| malformed("it is truncated"))?;
         let header_bytes = match fields.version.get() {
             2 => FIELDS_BYTES,
             3 => ALL_BYTES,
             version => {
-                let what = format!("it has version {version} of qcow2, and 2 and 3 are known");
+                let what = format!("unsupported qcow2 version {version} (2 and 3 are supported)");
                 return Err(Error::new(ErrorKind::Unsupported, what));
             }
         };
@@ -134,7 +135,7 @@ impl Header {
         if header_bytes == ALL_BYTES {
             let more = head.get(FIELDS_BYTES..ALL_BYTES);
             let more = more.and_then(|bytes| MoreFields::ref_from_bytes(bytes).ok());
-            let more = more.ok_or_else(|| malformed("it is cut off"))?;
+            let more = more.ok_or_else(|| malformed("it is truncated"))?;
             (features, autoclear) = (more.incompatible.get(), more.autoclear.get());
             extensions_at = more.header_bytes.get() as usize;
             if !(ALL_BYTES..=head.len()).contains(&extensions_at)
@@ -159,13 +160,13 @@ impl Header {
         refuse_features(features, &extensions)?;
         refuse_encrypted(fields.crypt_method.get())?;
         if (features & COMPRESSION != 0) != (compression != 0) {
-            return Err(malformed("compression that is marked and not named, or the other way"));
+            return Err(malformed("inconsistent compression fields"));
         }
         let compression = match compression {
             0 => Compression::Deflate,
             1 => Compression::Zstd,
             other => {
-                let what = format!("its compression (type {other}) is not known");
+                let what = format!("its compression type {other} is unknown");
                 return Err(Error::new(ErrorKind::Unsupported, what).hint(CONVERT));
             }
         };
@@ -176,7 +177,7 @@ impl Header {
         let name = |name: &[u8]| PathBuf::from(OsStr::from_bytes(name));
         let data_file = match (features & DATA_FILE != 0, extensions.data_file) {
             (true, None) => {
-                let what = "it has its data in another file, and does not say in which";
+                let what = "its data is in another file, which it does not name";
                 return Err(Error::new(ErrorKind::Unsupported, what).hint(CONVERT));
             }
             (true, Some(file)) => Some(name(file)),
@@ -215,7 +216,7 @@ const CONVERT: &str = "convert it with \"qemu-img convert -O qcow2\"";
 /// What no program writes that keeps to the format.
 pub(super) fn malformed(what: impl std::fmt::Display) -> Error {
     Error::corrupt(format!("its header is malformed: {what}"))
-        .hint("look at it with \"qemu-img check\", and take it from a copy")
+        .hint("check it with \"qemu-img check\", or use a copy of it")
 }
 
 fn backing_name<'a>(fields: &Fields, head: &'a [u8]) -> Result<Option<&'a [u8]>> {
@@ -237,13 +238,13 @@ fn refuse_encrypted(method: u32) -> Result<()> {
         _ => return Err(malformed(format!("encryption of type {method}"))),
     };
     Err(Error::new(ErrorKind::Unsupported, format!("it is encrypted ({how})"))
-        .hint("export it by qemu-nbd, which is given the key, and name that export"))
+        .hint("export it with qemu-nbd, which needs the key, and use that export"))
 }
 
 fn refuse_features(features: u64, extensions: &Extensions<'_>) -> Result<()> {
     if features & CORRUPT != 0 {
         return Err(Error::corrupt("it is marked as corrupt")
-            .hint("repair it with \"qemu-img check -r all\", on a copy at first"));
+            .hint("repair it with \"qemu-img check -r all\", on a copy first"));
     }
     let unknown = features & !KNOWN;
     if unknown == 0 {
@@ -254,7 +255,7 @@ fn refuse_features(features: u64, extensions: &Extensions<'_>) -> Result<()> {
         Some(name) => format!(" ({})", name.escape_debug()),
         None => String::new(),
     };
-    let what = format!("it needs a feature that is not known: bit {bit}{called}");
+    let what = format!("it needs an unknown feature: bit {bit}{called}");
     Err(Error::new(ErrorKind::Unsupported, what)
         .hint("convert it with the \"qemu-img convert\" of the version that made it"))
 }

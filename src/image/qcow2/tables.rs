@@ -205,14 +205,14 @@ impl Run {
 
 /// What was there once is not any more.
 pub(super) fn cut_off(file: &RawFile, what: String) -> Error {
-    Error::corrupt(format!("{what} lies behind its end: it is cut off"))
-        .hint("take it from a copy")
+    Error::corrupt(format!("{what} lies beyond its end: it is truncated"))
+        .hint("use a copy of it")
         .at(file.name())
 }
 
 /// What no program writes that keeps to the format.
 pub(super) fn damaged(file: &RawFile, what: String) -> Error {
     Error::corrupt(format!("its tables are damaged: {what}"))
-        .hint("look at it with \"qemu-img check\"")
+        .hint("check it with \"qemu-img check\"")
         .at(file.name())
 }

@@ -36,16 +36,16 @@ const FEATURES: &[u8] = b"\x68\x03\xf8\x57\0\0\0\x30\0\x07new \x1b[31m";
 const BITMAPS: &[u8] =
     b"\x23\x85\x28\x75\0\0\0\x18\0\0\0\x02\0\0\0\0\0\0\0\0\0\0\0\x40\0\0\0\0\0\x01\0\0";
 const TWO_BITMAPS: &[u8] = b"\x23\x85\x28\x75\0\0\0\x08\0\0\0\x02\0\0\0\0";
-const LOOK: &str = "; look at it with \"qemu-img check\", and take it from a copy";
+const LOOK: &str = "; check it with \"qemu-img check\", or use a copy of it";
 const CONVERT: &str = "; convert it with \"qemu-img convert -O qcow2\"";
 
 /// What is changed in the header, the kind of the error, and its text; `HEADER` and so on are filled in.
 type Case = (&'static [(usize, &'static [u8])], ErrorKind, &'static str);
 
 const REFUSED: &[Case] = &[
-    (&[(0, b"RAW!")], InvalidInput, "it is no qcow2 image"),
-    (&[(7, &[1])], Unsupported, "it has version 1 of qcow2, and 2 and 3 are known"),
-    (&[(7, &[4])], Unsupported, "it has version 4 of qcow2, and 2 and 3 are known"),
+    (&[(0, b"RAW!")], InvalidInput, "it is not a qcow2 image"),
+    (&[(7, &[1])], Unsupported, "unsupported qcow2 version 1 (2 and 3 are supported)"),
+    (&[(7, &[4])], Unsupported, "unsupported qcow2 version 4 (2 and 3 are supported)"),
     (&[(23, &[8])], Corrupt, "HEADER clusters of 2^8 bytesLOOK"),
     (&[(23, &[22])], Corrupt, "HEADER clusters of 2^22 bytesLOOK"),
     (&[(23, &[255])], Corrupt, "HEADER clusters of 2^255 bytesLOOK"),
@@ -55,31 +55,19 @@ const REFUSED: &[Case] = &[
     (
         &[(79, &[2])],
         Corrupt,
-        "it is marked as corrupt; repair it with \"qemu-img check -r all\", on a copy at first",
+        "it is marked as corrupt; repair it with \"qemu-img check -r all\", on a copy first",
     ),
-    (&[(77, &[1])], Unsupported, "it needs a feature that is not known: bit 16MADE"),
+    (&[(77, &[1])], Unsupported, "it needs an unknown feature: bit 16MADE"),
     (
         &[(79, &[0x80]), (112, FEATURES)],
         Unsupported,
-        "it needs a feature that is not known: bit 7 (new \\u{1b}[31m)MADE",
+        "it needs an unknown feature: bit 7 (new \\u{1b}[31m)MADE",
     ),
     (&[(79, &[16]), (23, &[13])], Corrupt, "HEADER subclusters of clusters of 2^13 bytesLOOK"),
-    (&[(79, &[8]), (104, &[2])], Unsupported, "its compression (type 2) is not knownCONVERT"),
-    (
-        &[(104, &[1])],
-        Corrupt,
-        "HEADER compression that is marked and not named, or the other wayLOOK",
-    ),
-    (
-        &[(79, &[8])],
-        Corrupt,
-        "HEADER compression that is marked and not named, or the other wayLOOK",
-    ),
-    (
-        &[(79, &[4])],
-        Unsupported,
-        "it has its data in another file, and does not say in whichCONVERT",
-    ),
+    (&[(79, &[8]), (104, &[2])], Unsupported, "its compression type 2 is unknownCONVERT"),
+    (&[(104, &[1])], Corrupt, "HEADER inconsistent compression fieldsLOOK"),
+    (&[(79, &[8])], Corrupt, "HEADER inconsistent compression fieldsLOOK"),
+    (&[(79, &[4])], Unsupported, "its data is in another file, which it does not nameCONVERT"),
     (&[(24, &[1])], Corrupt, "HEADER an L1 table of 1 entries for 72057594042122240 bytesLOOK"),
     (&[(36, &[1])], Corrupt, "HEADER an L1 table of 16777217 entries for 4194304 bytesLOOK"),
     (&[(39, &[0])], Corrupt, "HEADER an L1 table of 0 entries for 4194304 bytesLOOK"),
@@ -90,9 +78,9 @@ const REFUSED: &[Case] = &[
     (&[(103, &[105])], Corrupt, "HEADER it is 105 bytes longLOOK"),
     (&[(103, &[96])], Corrupt, "HEADER it is 96 bytes longLOOK"),
     (&[(100, &[255])], Corrupt, "HEADER it is 4278190192 bytes longLOOK"),
-    (&[(112, &[1, 1, 1, 1, 255])], Corrupt, "HEADER an extension that leads out of itLOOK"),
-    (&[(112, FORMAT), (128, FORMAT)], Corrupt, "HEADER an extension that stands twiceLOOK"),
-    (&[(112, BITMAPS), (144, BITMAPS)], Corrupt, "HEADER an extension that stands twiceLOOK"),
+    (&[(112, &[1, 1, 1, 1, 255])], Corrupt, "HEADER an extension extends beyond its endLOOK"),
+    (&[(112, FORMAT), (128, FORMAT)], Corrupt, "HEADER duplicate extensionLOOK"),
+    (&[(112, BITMAPS), (144, BITMAPS)], Corrupt, "HEADER duplicate extensionLOOK"),
     (&[(112, TWO_BITMAPS)], Corrupt, "HEADER where its bitmaps areLOOK"),
     (&[(15, &[200]), (18, &[4])], Corrupt, "HEADER the name of its backing fileLOOK"),
     (&[(8, &[255]), (19, &[4])], Corrupt, "HEADER the name of its backing fileLOOK"),
@@ -103,7 +91,7 @@ const REFUSED: &[Case] = &[
 #[test]
 fn what_cannot_be_read_is_refused_in_one_clear_line() {
     for (changes, kind, text) in REFUSED {
-        let key = "; export it by qemu-nbd, which is given the key, and name that export";
+        let key = "; export it with qemu-nbd, which needs the key, and use that export";
         let made = "; convert it with the \"qemu-img convert\" of the version that made it";
         let text = text.replace("HEADER", "its header is malformed:").replace("LOOK", LOOK);
         let text = text.replace("CONVERT", CONVERT).replace("KEY", key).replace("MADE", made);

@@ -41,11 +41,8 @@ pub fn check_references(
     };
     if is_differencing {
         let what = format!("{} is a differencing {format} image", path.shown());
-        return Err(Error::new(
-            ErrorKind::Unsupported,
-            format!("{what}, which QEMU does not read"),
-        )
-        .hint("merge it into its parent with the program that made it, and read that"));
+        return Err(Error::new(ErrorKind::Unsupported, format!("{what}, which QEMU cannot read"))
+            .hint("merge it into its parent with the program that made it, and use that"));
     }
     Ok(Vec::new())
 }
@@ -57,7 +54,7 @@ pub fn check_references(
 pub fn check_extent(file: &File, path: &Path) -> Result<()> {
     let seen = Seen { file, path, format: ImageFormat::of(file, 0) };
     if seen.read(0, 4)? == b"KDMV" && seen.has_descriptor_alone()? {
-        return Err(seen.refused("has a descriptor and no data"));
+        return Err(seen.refused("has a descriptor but no data"));
     }
     Ok(())
 }
@@ -82,7 +79,7 @@ impl Qcow2Needs {
         let head = seen.read(0, 104)?;
         let is_version = |version| head.starts_with(&[b'Q', b'F', b'I', 0xfb, 0, 0, 0, version]);
         if head.len() < 72 || !(is_version(2) || is_version(3)) {
-            let what = format!("{} is no qcow2 image", path.shown());
+            let what = format!("{} is not a qcow2 image", path.shown());
             return Err(Error::new(ErrorKind::InvalidInput, what));
         }
         let backing = head.get(8..16).is_some_and(|offset| offset.iter().any(|b| *b != 0));
@@ -120,9 +117,9 @@ impl Seen<'_> {
 
     fn refused(&self, why: &str) -> Error {
         let (place, format) = (self.path.shown(), self.format);
-        let what = format!("{place} {why}: such a {format} image is not read");
+        let what = format!("{place} {why}: such {format} images are not supported");
         Error::new(ErrorKind::Unsupported, what).hint(format!(
-            "if you trust whoever wrote it, convert it with \"qemu-img convert -f {} -O raw {place} \
+            "if you trust its origin, convert it with \"qemu-img convert -f {} -O raw {place} \
              NEW.img\"",
             format.qemu()
         ))
@@ -145,11 +142,11 @@ impl Seen<'_> {
             return if has_none {
                 Ok(Vec::new())
             } else {
-                Err(self.refused("has a descriptor alone"))
+                Err(self.refused("has only a descriptor"))
             };
         }
         if !names_are_plain(&text) {
-            return Err(self.refused("has extents that are no files in its folder"));
+            return Err(self.refused("has extents that are not files in its folder"));
         }
         let names = extents(&text);
         if names.len() > MAX_EXTENTS {
@@ -163,7 +160,7 @@ impl Seen<'_> {
                 Path::new(first).shown()
             );
             return Err(Error::new(ErrorKind::Unsupported, what)
-                .hint(message!["if you trust whoever wrote it, use ", Setting::BackingOk]));
+                .hint(message!["if you trust its origin, use ", Setting::BackingOk]));
         }
         let folder = crate::base::folder::parent(self.path);
         Ok(names.into_iter().map(|name| folder.join(name)).collect())

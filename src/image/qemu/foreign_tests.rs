@@ -63,7 +63,8 @@ fn what_could_lead_elsewhere_is_refused() {
     ] {
         let said = check("vmdk", &descriptor(extents), true).unwrap_err();
         assert!(
-            said.contains("no files in its folder") && said.contains("qemu-img convert -f vmdk")
+            said.contains("has extents that are not files in its folder")
+                && said.contains("qemu-img convert -f vmdk")
         );
     }
     let many: String = (0..2000).map(|n| format!("RW 1 FLAT \"{n}\" 0\n")).collect();
@@ -82,7 +83,7 @@ fn parents_are_refused() {
     let alone = sparse_vmdk(2048, "# Disk DescriptorFile\nparentCID=ffffffff\n");
     assert!(check("vmdk", &alone, false).unwrap().is_empty());
     let without = sparse_vmdk(0, "# Disk DescriptorFile\nRW 10 FLAT \"/etc/shadow\" 0\n");
-    assert!(check("vmdk", &without, true).unwrap_err().contains("a descriptor alone"));
+    assert!(check("vmdk", &without, true).unwrap_err().contains("has only a descriptor"));
     assert!(check_extent(&file_of(&without), Path::new("/vm/x-s001.vmdk")).is_err());
     check_extent(&file_of(&alone), Path::new("/vm/x-s001.vmdk")).unwrap();
 }

@@ -204,7 +204,7 @@ impl Server {
         let line = lines().rfind(|line| line.starts_with(&own)).or_else(|| lines().next_back());
         let mut line = match line {
             Some(line) => line.trim_start_matches(&own).to_owned(),
-            None => process.status().map_or("it says nothing".into(), |status| status.to_string()),
+            None => process.status().map_or("no message".into(), |status| status.to_string()),
         };
         for (name, shown) in &self.names {
             line = line.replace(name, shown);

@@ -66,13 +66,13 @@ impl PrivateFolder {
     /// As of [`Self::create_in`].
     pub fn create_as(parent: &Path, prefix: &str, mode: u32) -> Result<Self> {
         let place = parent.shown().to_string();
-        let failed = |e| Error::os("make a folder in", &place, e);
+        let failed = |e| Error::os("create a folder in", &place, e);
         let parent = resolve(parent)?;
         let bytes = parent.as_os_str().len() + prefix.len() + RANDOM + SOCKET.len() + 2;
         // The names in it go to QEMU as JSON, too.
         if bytes > MAX_SOCKET_BYTES || parent.to_str().is_none() {
             let what =
-                format!("a socket in {place} would have a path that is too long, or no UTF-8");
+                format!("the path of a socket in {place} would be too long, or is not UTF-8");
             return Err(Error::new(ErrorKind::LimitExceeded, what)
                 .hint("set TMPDIR to a folder with a shorter path"));
         }
@@ -134,7 +134,7 @@ impl PrivateFolder {
         let path = self.path.join(name);
         let to = format!("/proc/self/fd/{}", file.as_raw_fd());
         let linked = std::os::unix::fs::symlink(to, &path);
-        linked.map_err(|e| Error::os("make a link in", self.path.shown(), e))?;
+        linked.map_err(|e| Error::os("create a link in", self.path.shown(), e))?;
         Ok(path)
     }
 }

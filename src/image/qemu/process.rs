@@ -160,10 +160,10 @@ impl Process {
     pub fn end(&self, name: &str) -> Result<()> {
         self.signal(Signal::SIGTERM);
         let failed = |why: String| {
-            Error::new(ErrorKind::Unavailable, format!("{name} did not end in good order: {why}"))
+            Error::new(ErrorKind::Unavailable, format!("{name} did not end cleanly: {why}"))
         };
         if !self.await_end(PATIENCE) {
-            return Err(failed(format!("it still runs after {} s", PATIENCE.as_secs())));
+            return Err(failed(format!("it is still running after {} s", PATIENCE.as_secs())));
         }
         match self.status() {
             Some(status) if !status.success() => Err(failed(status.to_string())),

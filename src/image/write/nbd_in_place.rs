@@ -128,7 +128,7 @@ impl InPlace for NbdInPlace<'_> {
     fn check_free_space(&self, bytes: u64) -> Result<()> {
         if self.disk.image_bytes() < bytes {
             let what = format!(
-                "{} has {} bytes, the image {bytes}",
+                "{} has {} bytes, but the image has {bytes}",
                 self.disk.name(),
                 self.disk.image_bytes()
             );

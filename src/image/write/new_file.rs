@@ -66,10 +66,11 @@ impl NewFile {
         };
         let replaced = match folder.owned_in(&name) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => None,
-            Err(e) => return Err(failed("look at", e)),
+            Err(e) => return Err(failed("access", e)),
             Ok(_) if !replace => {
-                return Err(Error::new(ErrorKind::AlreadyExists, format!("{place} exists"))
-                    .hint(message!["choose another name, or ", Setting::Force, " to replace it"]));
+                return Err(Error::new(ErrorKind::AlreadyExists, format!("{place} exists")).hint(
+                    message!["choose another name, or use ", Setting::Force, " to replace it"],
+                ));
             }
             Ok(_) => {
                 let old =
@@ -187,7 +188,7 @@ impl NewFile {
     /// Before it has its name: nobody ever finds it with more access than it will have.
     fn set_attributes(&mut self) -> io::Result<()> {
         if let Some((old, _)) = &self.replaced {
-            let gone = || io::Error::other("it is no file any more");
+            let gone = || io::Error::other("it is no longer a file");
             let not_given = FileAttributes::of(old).ok_or_else(gone)?.give_to(&self.file)?;
             // What is replaced is not to become somebody else's.
             return match not_given.is_empty() {
@@ -224,7 +225,7 @@ fn shortened(name: &OsStr) -> &OsStr {
 }
 
 fn no_file(path: &Path) -> Error {
-    Error::new(ErrorKind::InvalidInput, format!("{} is no file", path.shown()))
+    Error::new(ErrorKind::InvalidInput, format!("{} is not a file", path.shown()))
 }
 
 /// True for a temporary name of a file: `.NAME.0123456789ab.tmp`.

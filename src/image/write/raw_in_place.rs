@@ -124,7 +124,7 @@ impl InPlace for RawInPlace<'_> {
         }
         if self.image.is_device() && self.image.image_bytes() < bytes {
             let what = format!(
-                "{} has {} bytes, the image {bytes}",
+                "{} has {} bytes, but the image has {bytes}",
                 self.image.path().shown(),
                 self.image.image_bytes()
             );

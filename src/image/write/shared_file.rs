@@ -94,7 +94,7 @@ impl Place<'_> {
                 TryLockError::WouldBlock => self.failed("lock", io::ErrorKind::WouldBlock.into()),
                 TryLockError::Error(e) => {
                     self.failed("lock", e).of_kind(ErrorKind::Unsupported).hint(
-                        "several can write a file only where they can lock it; restore it on one host",
+                        "several workers can write a file only if it can be locked; restore it on one host",
                     )
                 }
             })?;
@@ -103,7 +103,7 @@ impl Place<'_> {
             folder.sync().map_err(|e| self.failed("sync the folder of", e))
         };
         let made =
-            prepare().and_then(|()| MadeFile::of(&file).map_err(|e| self.failed("look at", e)));
+            prepare().and_then(|()| MadeFile::of(&file).map_err(|e| self.failed("access", e)));
         made.inspect_err(|_| best_effort(folder.remove(self.temporary)))
     }
 
@@ -129,7 +129,8 @@ impl Place<'_> {
         let open = self.open(0)?;
         match open.file.try_lock() {
             Err(TryLockError::WouldBlock) => {
-                let what = format!("somebody is still writing or joining {}", self.target.shown());
+                let what =
+                    format!("another process is still writing or joining {}", self.target.shown());
                 Err(Error::new(ErrorKind::Busy, what)
                     .hint(message!["wait until it has ended, and ", Action::Retry]))
             }
@@ -137,7 +138,7 @@ impl Place<'_> {
             Ok(()) if open.is_unnamed() => Ok(open),
             Ok(()) => {
                 // Where a file can only be renamed by a link, whoever did that may have been killed.
-                let this = MadeFile::of(&open.file).map_err(|e| self.failed("look at", e))?;
+                let this = MadeFile::of(&open.file).map_err(|e| self.failed("access", e))?;
                 if self.named().is_some_and(|named| this.is(&named)) {
                     let removed = open.folder.remove(self.temporary);
                     let removed = removed.and_then(|()| open.folder.sync());
@@ -154,8 +155,8 @@ impl Place<'_> {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(self.gone()),
             other => other.map_err(|e| self.failed("open", e))?,
         };
-        let meta = file.metadata().map_err(|e| self.failed("look at", e))?;
-        let found = MadeFile::of(&file).map_err(|e| self.failed("look at", e))?;
+        let meta = file.metadata().map_err(|e| self.failed("access", e))?;
+        let found = MadeFile::of(&file).map_err(|e| self.failed("access", e))?;
         let is_it = self.made.is_some_and(|made| made.is(&found));
         if meta.len() != self.bytes || !is_it {
             let what =
@@ -175,8 +176,7 @@ impl Place<'_> {
 
     fn gone(&self) -> Error {
         let place = self.target.with_file_name(self.temporary);
-        let what =
-            format!("{} is not there: it has its name already, or was removed", place.shown());
+        let what = format!("{} does not exist: it was already renamed, or removed", place.shown());
         Error::new(ErrorKind::NotFound, what)
     }
 

@@ -45,7 +45,7 @@ pub fn open_file(path: &Path, caches: &Caches) -> Result<Delta> {
     let absolute = std::path::absolute(path).map_err(|e| Error::os("open", path.shown(), e))?;
     let folder = absolute.parent().unwrap_or(Path::new("/")).to_owned();
     let name = absolute.file_name().ok_or_else(|| {
-        Error::new(ErrorKind::InvalidInput, format!("{} is no name of a file", path.shown()))
+        Error::new(ErrorKind::InvalidInput, format!("{} is not a file name", path.shown()))
     })?;
     // Each has a disk of its own, and all of them share what may be open.
     let store: Arc<dyn Store> =
@@ -57,7 +57,11 @@ pub fn open_file(path: &Path, caches: &Caches) -> Result<Delta> {
             ErrorKind::Unsupported,
             format!("{}: its blocks are in a base image", path.shown()),
         )
-        .hint(message!["use ", Verb::Export.call(), " to get a file that has them"])),
+        .hint(message![
+            "use ",
+            Verb::Export.call(),
+            " to create a file that contains them"
+        ])),
     }
 }
 
@@ -79,7 +83,7 @@ impl Patch {
         }
         check_links(&layers)?;
         let (Some(newest), Some(oldest)) = (layers.first().cloned(), layers.last()) else {
-            return Err(Error::new(ErrorKind::InvalidInput, "no delta file is named"));
+            return Err(Error::new(ErrorKind::InvalidInput, "no delta file was given"));
         };
         let from = oldest.footer().parent;
         let geometry = newest.geometry()?;
@@ -142,18 +146,18 @@ impl Patch {
             }
             (None, Some(from)) => {
                 return Err(Error::new(ErrorKind::Mismatch, self.begins_from(from))
-                    .hint(message!["name that image with ", Setting::Base]));
+                    .hint(message!["give that image with ", Setting::Base]));
             }
             (Some(_), None) => {
-                let what = "the first delta file is a full one and begins from no image";
+                let what = "the first delta file is a full one and needs no base image";
                 return Err(Error::new(ErrorKind::Mismatch, what)
                     .hint(message!["leave out ", Setting::Base]));
             }
         };
         if target.is_sequential() {
-            let what = "deltas onto a base image cannot be written to a pipe";
+            let what = "an image built on a base image cannot be written to a pipe";
             return Err(Error::new(ErrorKind::InvalidInput, what)
-                .hint(message!["name a file with ", Setting::Output]));
+                .hint(message!["give a file with ", Setting::Output]));
         }
         let mut written_bytes = 0;
         self.check_base(base, context, &mut |range, bytes| {
@@ -188,7 +192,7 @@ impl Patch {
         self.write_runs(context, &mut |_| Ok(0))?;
         let written = self.change(image, &mut disk, context);
         if let Err(error) = written {
-            let what = format!("{} is half written", image.name());
+            let what = format!("{} is only partly written", image.name());
             let hint = message![Action::Retry, " to complete it"];
             return Err(if disk.is_begun() { error.at(what).hint(hint) } else { error });
         }
@@ -219,7 +223,7 @@ impl Patch {
     fn begins_from(&self, from: Lineage) -> String {
         let oldest = self.layers.last().map(|delta| delta.location()).unwrap_or_default();
         let (bytes, digest) = (from.image_bytes, from.image_digest.to_hex());
-        format!("{oldest} begins from an image of {bytes} bytes with the image digest {digest}")
+        format!("{oldest} starts from an image of {bytes} bytes with the image digest {digest}")
     }
 
     /// Reads the base image and gives `kept` what of it stays, runs of blocks in ascending order. Fails
@@ -279,7 +283,7 @@ impl Patch {
             let what =
                 format!("{}; {} has {bytes} bytes and {have}", self.begins_from(from), base.name());
             return Err(Error::new(ErrorKind::Mismatch, what)
-                .hint("name the image that the delta was exported against"));
+                .hint("use the image that the delta was exported against"));
         }
         Ok(())
     }
@@ -396,8 +400,8 @@ fn check_follows(child: &Delta, parent: &Delta) -> Result<()> {
     let says = |bytes: u64, digest: ImageDigest| format!("{bytes} bytes and {}", digest.to_hex());
     let begins = match child.footer().parent {
         Some(from) if from.image_digest == ends.image_digest => return Ok(()),
-        Some(from) => format!("begins from {}", says(from.image_bytes, from.image_digest)),
-        None => "is a full one, which begins from no image".to_owned(),
+        Some(from) => format!("starts from {}", says(from.image_bytes, from.image_digest)),
+        None => "is a full one, which starts from no image".to_owned(),
     };
     let what = format!(
         "{} {begins}, but {} before it ends at {}",
@@ -405,6 +409,5 @@ fn check_follows(child: &Delta, parent: &Delta) -> Result<()> {
         parent.location(),
         says(ends.image_bytes, ends.image_digest)
     );
-    Err(Error::new(ErrorKind::Mismatch, what)
-        .hint("name the delta files from the oldest to the newest"))
+    Err(Error::new(ErrorKind::Mismatch, what).hint("give the delta files in order, oldest first"))
 }

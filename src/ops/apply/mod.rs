@@ -38,9 +38,9 @@ pub fn run(
     match target {
         ApplyTarget::InPlace => {
             let Some(base) = &request.base else {
-                let what = "nothing is to be changed: no image is named";
+                let what = "no image to change was given";
                 return Err(Error::new(ErrorKind::InvalidInput, what)
-                    .hint(message!["name one with ", Setting::Base]));
+                    .hint(message!["give one with ", Setting::Base]));
             };
             refuse(base)?;
             patch.write_in_place(&RawFile::open_to_write(base)?, context)

@@ -26,7 +26,7 @@ pub fn replace(store: &dyn Store, was: &Configuration, text: &str) -> Result<Con
     let id = Config::checked(text)?.id;
     // One that makes no sense has no id that could be kept.
     if Config::decode(&was.text).is_ok_and(|was| was.id != id) {
-        let what = "it is the identity of the repository, and stays";
+        let what = "it identifies the repository and cannot be changed";
         return Err(Error::new(ErrorKind::InvalidInput, what).at("id"));
     }
     let slots = Config::checked(text)?.slots().to_vec();
@@ -36,14 +36,14 @@ pub fn replace(store: &dyn Store, was: &Configuration, text: &str) -> Result<Con
         None => store.sealing().and_then(|s| s.slot()).is_none_or(|slot| slots.contains(&slot)),
     };
     if !is_same {
-        let what = "[keys] is not edited by hand";
+        let what = "[keys] cannot be edited by hand";
         let hint = message!["change it with ", Verb::Key.call()];
         return Err(Error::new(ErrorKind::InvalidInput, what).hint(hint));
     }
     let owner = |text: &str| Config::decode(text).ok().and_then(|config| config.owner());
     if owner(&was.text) != owner(text) {
         let hint = message!["change it with ", Verb::Key.of("owner")];
-        let what = "[owner] is not edited by hand";
+        let what = "[owner] cannot be edited by hand";
         return Err(Error::new(ErrorKind::InvalidInput, what).hint(hint));
     }
     if read(store)? != *was {

@@ -60,7 +60,7 @@ pub fn run(repository: &Repository, request: &DefineRequest, context: &Context) 
     let name = DomainName::new(&request.name, request.connect.as_deref())?;
     let hypervisor = Hypervisor::connect(request.connect.as_deref(), context)?;
     if hypervisor.domains(context)?.iter().any(|(known, _)| known.name == name.name) {
-        let what = format!("there is a domain \"{}\"", name.name);
+        let what = format!("the domain \"{}\" already exists", name.name);
         return Err(Error::new(ErrorKind::AlreadyExists, what).hint("choose another name"));
     }
     let pool = std::path::absolute(&request.pool)
@@ -68,9 +68,10 @@ pub fn run(repository: &Repository, request: &DefineRequest, context: &Context) 
     let stored = stored(repository, request, context)?;
     let xml = stored.text(XML)?;
     if request.same && hypervisor.has_uuid_of(&xml, context)? {
-        let what = "there is a domain with the UUID of the stored one";
-        return Err(Error::new(ErrorKind::AlreadyExists, what)
-            .hint("let the new one have an identity of its own"));
+        let what = "a domain with the UUID of the stored one already exists";
+        return Err(
+            Error::new(ErrorKind::AlreadyExists, what).hint("give the new one a UUID of its own")
+        );
     }
     let disks = planned(repository, request, &stored, &Definition::parse(&xml)?, &pool)?;
     let nvram =
@@ -130,7 +131,7 @@ impl Stored {
 
     fn text(&self, name: &str) -> Result<String> {
         let text = self.part(name).and_then(|bytes| String::from_utf8(bytes.to_vec()).ok());
-        text.ok_or_else(|| Error::corrupt("the stored definition of the machine is no text"))
+        text.ok_or_else(|| Error::corrupt("the stored definition of the machine is not text"))
     }
 }
 
@@ -170,16 +171,16 @@ fn stored(repository: &Repository, request: &DefineRequest, context: &Context) -
     if found.len() > 1 && !is_by_time {
         let places = found.iter().map(|(_, reader, s)| reader.manifest().place_of(s));
         let places = places.collect::<Vec<_>>().join(", ");
-        let what = format!("several snapshots of the domain \"{domain}\" are called so: {places}");
+        let what = format!("several snapshots of the domain \"{domain}\" match: {places}");
         return Err(Error::new(ErrorKind::InvalidInput, what)
-            .hint("name it by its time, as in libvirt:DOMAIN@2026-11-20T10:30"));
+            .hint("give its time, as in libvirt:DOMAIN@2026-11-20T10:30"));
     }
     // Which disk came first, and so has the parts, may have changed.
     let Some((name, reader, snapshot)) = found.into_iter().max_by_key(|(.., s)| s.time) else {
         let what = format!("there is no snapshot of the whole domain \"{domain}\"");
         let none = || {
             Error::new(ErrorKind::NotFound, what)
-                .hint(message![Verb::List.call(), " shows what there is"])
+                .hint(message![Verb::List.call(), " lists the snapshots"])
         };
         return Err(missing.or(unreadable).unwrap_or_else(none));
     };
@@ -202,7 +203,7 @@ fn stored(repository: &Repository, request: &DefineRequest, context: &Context) -
         let reader = read(repository, &image, context)?;
         let Some(target) = target_in(reader.manifest(), &request.domain) else {
             let what =
-                format!("\"{image}\" is not known any more as a disk of the domain \"{domain}\"");
+                format!("\"{image}\" is no longer known as a disk of the domain \"{domain}\"");
             return Err(Error::new(ErrorKind::Mismatch, what)
                 .hint(message!["restore the disks one by one with ", Verb::Restore.call()]));
         };
@@ -233,7 +234,7 @@ fn planned(
         let Some(known) = definition.disks.iter().find(|disk| disk.target == *target) else {
             let what = format!("the stored definition of the machine has no disk {target}");
             return Err(Error::new(ErrorKind::Mismatch, what).hint(message![
-                "it was plugged in for a while: choose another snapshot, or run ",
+                "it was attached only for a while: choose another snapshot, or run ",
                 Verb::Restore.of(image)
             ]));
         };

@@ -30,7 +30,7 @@ pub fn run(
     let snapshot = reader.find(&request.at)?.clone();
     let since = request.since.as_ref().map(|at| reader.find(at).cloned()).transpose()?;
     if since.as_ref().is_some_and(|since| since.id == snapshot.id) {
-        let what = "a snapshot does not differ from itself";
+        let what = "a snapshot cannot be exported relative to itself";
         return Err(Error::new(ErrorKind::InvalidInput, what));
     }
     let tip = reader.chain(repository, snapshot.id)?;
@@ -52,8 +52,8 @@ pub fn run(
         Some(parent) if !parent.is_comparable(&tip) => {
             context.warn(
                 WarningId::ExportUnrelated,
-                "the two snapshots rest on two bases: the delta is a snapshot of its own, and those \
-                 that are exported later do not follow it",
+                "the two snapshots depend on different bases: the delta starts a chain of its own, \
+                 which later exports do not continue",
             );
             // Under another key it has another image digest, so it must not be taken for the same.
             let identity = Identity { snapshot_id: Uuid::new_v4(), ..identity };

@@ -46,19 +46,19 @@ pub fn run(
     fill(input, &mut start, place)?;
     let header = Header::decode(&start).map_err(|e| e.at(place))?;
     if header.content() == Content::Parts {
-        let what = format!("{place}: its blocks are in part files, not in it");
+        let what = format!("{place}: its blocks are in separate part files");
         return Err(Error::new(ErrorKind::Unsupported, what).hint(message![
             "use ",
             Verb::Export.call(),
-            " to get a file that has them"
+            " to create a file that contains them"
         ]));
     }
     if header.layout() == FrameLayout::Absent {
-        let what = format!("{place}: its blocks are in a base image, not in it");
+        let what = format!("{place}: its blocks are in a base image");
         return Err(Error::new(ErrorKind::Unsupported, what).hint(message![
             "use ",
             Verb::Export.call(),
-            " to get a file that has them"
+            " to create a file that contains them"
         ]));
     }
     let (name, is_new_image) = name_for(repository, header.image_id, name, context)?;
@@ -102,12 +102,13 @@ fn name_for(
         let is_it = reader.manifest().image_id == image_id;
         match name {
             Some(name) if is_it && name != known => {
-                let what = format!("the image is \"{known}\" here, not \"{name}\"");
+                let what =
+                    format!("the image is called \"{known}\" in this repository, not \"{name}\"");
                 return Err(Error::new(ErrorKind::Mismatch, what)
                     .hint(message!["leave out ", Setting::Name]));
             }
             Some(name) if !is_it && name == known => {
-                let what = format!("\"{name}\" is another image");
+                let what = format!("\"{name}\" is a different image");
                 return Err(Error::new(ErrorKind::Mismatch, what)
                     .hint(message!["choose another name with ", Setting::Name]));
             }
@@ -144,9 +145,10 @@ fn import_into(
     if let Some(known) = writer.manifest.by_id(footer.snapshot_id) {
         return match known.image_digest == footer.image_digest {
             true => Ok((known.clone(), false)),
-            false => {
-                Err(refused(place, format!("{name}@{} is it, but has other content", known.number)))
-            }
+            false => Err(refused(
+                place,
+                format!("{name}@{} has the same id, but other content", known.number),
+            )),
         };
     }
     refuse_of_other(repository, &writer.manifest, &footer, place)?;
@@ -196,13 +198,15 @@ fn add(
     let snapshots = &writer.manifest.snapshots;
     let is_taken = |label: &String| snapshots.iter().any(|s| s.label.as_ref() == Some(label));
     let lost = match (&entry.label, &delta.footer().label) {
-        (Some(label), _) if is_taken(label) => Some((label.clone(), "another snapshot has it")),
-        (None, Some(label)) => Some((label.clone(), "it cannot be one")),
+        (Some(label), _) if is_taken(label) => {
+            Some((label.clone(), "another snapshot already has it"))
+        }
+        (None, Some(label)) => Some((label.clone(), "it is not a valid label")),
         _ => None,
     };
     if let Some((label, why)) = lost {
         let (number, label) = (entry.number, label.escape_debug());
-        let what = format!("{name}@{number} comes without its label \"{label}\": {why}");
+        let what = format!("{name}@{number} is imported without its label \"{label}\": {why}");
         context.warn(WarningId::LabelDropped, what);
         entry.label = None;
     }
@@ -239,9 +243,9 @@ fn refuse_of_other(
         let Ok(other) = manifest::load(repository.store.as_ref(), &name) else { continue };
         if let Some(below) = other.stored().into_iter().find(|s| s.id == parent) {
             let below = other.place_of(below);
-            let what = format!("it begins from {below}, a snapshot of another image");
+            let what = format!("it starts from {below}, a snapshot of another image");
             return Err(refused(place, what).hint(message![
-                "get a file that depends on nothing with ",
+                "create a file that depends on no other with ",
                 Verb::Export.call(),
                 ", without ",
                 Setting::Since
@@ -255,20 +259,22 @@ fn refuse_of_other(
 fn check_place(manifest: &Manifest, footer: &Footer, place: &str) -> Result<()> {
     let name = &manifest.name;
     if footer.number >= MAX_IMPORTED_NUMBER {
-        let what = format!("its number is {}, beyond all that are counted to", footer.number);
+        let what = format!("its number {} is too high", footer.number);
         return Err(refused(place, what));
     }
     let stored = manifest.stored();
     if let Some(parent) = footer.parent {
         let Some(parent) = stored.iter().find(|s| s.id == parent.parent_id) else {
-            let what =
-                format!("it begins from the snapshot {}, which is not here", parent.parent_id);
+            let what = format!(
+                "it starts from the snapshot {}, which is not in the repository",
+                parent.parent_id
+            );
             return Err(refused(place, what).hint("import that one first"));
         };
         if parent.number >= footer.number {
             let what = format!(
-                "it leads from {name}@{} back to {name}@{}, and what is in a repository only leads \
-                 forward",
+                "it leads from {name}@{} back to {name}@{}, but a repository stores only deltas \
+                 that lead forward",
                 parent.number, footer.number
             );
             return Err(refused(place, what).hint(message!["use it with ", Verb::Apply.call()]));
@@ -280,13 +286,13 @@ fn check_place(manifest: &Manifest, footer: &Footer, place: &str) -> Result<()> 
     }
     match stored.iter().find(|s| s.number == footer.number) {
         Some(other) if other.id == footer.snapshot_id => {
-            Err(refused(place, format!("{name}@{} was dropped here", other.number)))
+            Err(refused(place, format!("{name}@{} was dropped from this repository", other.number)))
         }
         Some(other) => Err(refused(
             place,
-            format!("it has the number of {name}@{}, which is another snapshot", other.number),
+            format!("it has the number of {name}@{}, which is a different snapshot", other.number),
         )
-        .hint("the image has had different histories; import it under another repository")),
+        .hint("the histories of the image differ; import it into another repository")),
         None => Ok(()),
     }
 }

@@ -90,11 +90,11 @@ pub(crate) fn remove(repository: &Repository, slot: &str) -> Result<SlotId> {
         listed.iter().filter(|id| id.to_string().starts_with(slot)).copied().collect();
     let [id] = found.as_slice() else {
         let what = match found.len() {
-            0 => format!("no key slot is called \"{}\"", slot.escape_debug()),
+            0 => format!("there is no key slot \"{}\"", slot.escape_debug()),
             count => format!("{count} key slots begin with \"{}\"", slot.escape_debug()),
         };
         return Err(Error::new(ErrorKind::NotFound, what)
-            .hint(message![Verb::Key.of("list"), " shows them"]));
+            .hint(message![Verb::Key.of("list"), " lists them"]));
     };
     // Of those that are listed, only what can be read opens anything.
     let usable = slots_in(repository.store.as_ref())?;
@@ -103,7 +103,7 @@ pub(crate) fn remove(repository: &Repository, slot: &str) -> Result<SlotId> {
         slots.retain(|other| other != id);
         match slots.iter().any(is_usable) {
             false => {
-                Err(Error::new(ErrorKind::InvalidInput, "it is the last key slot that opens it")
+                Err(Error::new(ErrorKind::InvalidInput, "the last key slot cannot be removed")
                     .hint("add another one first"))
             }
             true => Ok(()),

@@ -22,7 +22,7 @@ pub fn run(
     let snapshots = &writer.manifest.snapshots;
     let taken = snapshots.iter().find(|s| s.id != id && s.label.as_deref() == label);
     if let (Some(taken), Some(label)) = (taken, label) {
-        let what = format!("{name}@{} has the label \"{label}\"", taken.number);
+        let what = format!("{name}@{} already has the label \"{label}\"", taken.number);
         return Err(Error::new(ErrorKind::AlreadyExists, what).hint("choose another label"));
     }
     change_snapshot(repository, &mut writer, id, |snapshot| {

@@ -27,7 +27,7 @@ pub(crate) fn status(repository: &Repository) -> Option<OwnerStatus> {
 
 fn not_owned(repository: &Repository) -> Error {
     Error::new(ErrorKind::InvalidInput, format!("{} has no owner", repository.location()))
-        .hint(message!["make one with ", Verb::Key.of("owner create")])
+        .hint(message!["create one with ", Verb::Key.of("owner create")])
 }
 
 /// Makes a key the owner of a repository that has none, or in the place of the one that is.
@@ -48,7 +48,7 @@ pub(crate) fn take(
             None => {
                 let what = format!("{} is owned by {}", repository.location(), owner.key);
                 return Err(Error::new(ErrorKind::AlreadyExists, what)
-                    .hint("the owner before has to name the next one, with its own key"));
+                    .hint("the present owner has to name the next one, with its own key"));
             }
         },
     };

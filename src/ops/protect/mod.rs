@@ -58,7 +58,7 @@ pub fn run_group(
             Err(e) => {
                 let place = |done: &Protected| format!("{}@{}", done.name, done.snapshot.number);
                 let places: Vec<String> = done.iter().map(place).collect();
-                let what = if protect { "protected" } else { "not protected any more" };
+                let what = if protect { "protected" } else { "no longer protected" };
                 return Err(half_done(e, &places, what));
             }
         }

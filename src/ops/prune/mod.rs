@@ -38,11 +38,11 @@ pub fn run(
 ) -> Result<Pruned> {
     let policy = repository.policy(name)?;
     let rules = request.rules.clone().or(policy.rules).ok_or_else(|| {
-        let what = format!("nothing says which snapshots of \"{name}\" to keep");
+        let what = format!("there are no retention rules for \"{name}\"");
         Error::new(ErrorKind::InvalidInput, what).hint(message![
             "give rules such as ",
             Setting::KeepDaily.to(7),
-            ", or write them into the configuration with ",
+            ", or set them in the configuration with ",
             Verb::Config.of("edit"),
         ])
     })?;
@@ -90,8 +90,8 @@ pub fn run(
     let compaction = match compact(repository, &mut writer, &unneeded, when, context)? {
         // What is kept may be damaged as well.
         (_, Some(e)) if e.is_damage() => {
-            let what = format!("{name}: {dropped} dropped, but getting their space back failed");
-            return Err(e.at(what).or_hint("the next prune goes on with that"));
+            let what = format!("{name}: {dropped} dropped, but freeing their space failed");
+            return Err(e.at(what).or_hint("the next prune continues with that"));
         }
         compacted => or_warn(compacted, context),
     };
@@ -130,7 +130,7 @@ fn refuse_for_nothing(dropped: &HashSet<Uuid>, plan: &Compaction) -> Result<()> 
         return Ok(());
     };
     Err(Error::new(ErrorKind::LimitExceeded, reason.clone()).hint(
-        "free some space there; of the repository only what no other snapshot depends on, the newest one of \
-         a chain, is freed without",
+        "free some space there; without it, only snapshots that no other depends on, the newest of \
+         a chain, can be freed",
     ))
 }

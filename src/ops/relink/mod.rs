@@ -44,9 +44,9 @@ pub fn run(
     drop(opened);
     let other = name_of_source(repository, &image, context)?;
     if let Some(other) = other.filter(|other| other != name) {
-        let what = format!("{image} is the live file of \"{other}\"");
+        let what = format!("{image} is already the live file of \"{other}\"");
         return Err(Error::new(ErrorKind::AlreadyExists, what)
-            .hint("a rollback of one would destroy the other; name another file"));
+            .hint("a rollback of one would overwrite the other; use another file"));
     }
     let mut writer = write(repository, name, context)?;
     let looks = looks.unwrap_or(ImageFormat::RAW);
@@ -56,7 +56,7 @@ pub fn run(
     let known = writer.manifest.format().map(str::to_owned);
     let format = match format {
         Some(format) if !format.is_raw() && looks != format => {
-            let what = format!("{image} is no {format} image");
+            let what = format!("{image} is not a {format} image");
             return Err(Error::new(ErrorKind::Mismatch, what));
         }
         Some(format) => format.qemu().to_owned(),
@@ -154,7 +154,7 @@ pub fn base_image(
                 path.shown()
             ),
         };
-        return Err(Error::new(ErrorKind::Mismatch, what).hint("name the original"));
+        return Err(Error::new(ErrorKind::Mismatch, what).hint("give the original"));
     }
     make_durable(&source)?;
     let is_found = |s: &Snapshot| found.iter().any(|(id, _)| *id == s.id);

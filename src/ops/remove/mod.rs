@@ -39,9 +39,8 @@ pub fn run(repository: &Repository, name: &str, context: &Context) -> Result<Rem
     let emptied = |manifest: &Manifest| pinned.release(repository, manifest, context);
     if !remove_image(repository, writer, first, emptied)? {
         let place = repository.store.location(name);
-        let what = format!(
-            "{place} stays: there is something in it, or mounted on it, that imgsnap has not put there"
-        );
+        let what =
+            format!("{place} is kept: something not created by imgsnap is in it or mounted on it");
         context.warn(WarningId::FolderStays, what);
     }
     below.release(repository, None, context);

@@ -304,10 +304,10 @@ fn mend_blocks(
     context: &Context,
 ) -> Result<MendedBy> {
     if delta.base_image().is_some() {
-        let what = "its blocks are in a base image, and the same snapshot is nowhere else";
+        let what = "its blocks are in a base image, and no other copy of the snapshot was found";
         let name = &writer.manifest.name;
         let relink = Verb::Relink.of(name).asking(Setting::BaseImage);
-        let hint = message!["put the original back, or say with ", relink, " where it is"];
+        let hint = message!["put the original back, or set with ", relink, " where it is"];
         return Err(Error::new(ErrorKind::Unsupported, what).hint(hint));
     }
     let mut wanted = Wanted::of(delta, &damaged.lost.blocks)?;
@@ -347,7 +347,7 @@ fn mend_blocks(
         damaged.lost.blocks.iter().for_each(|range| lost.add(*range));
         let lost = lost.describe(snapshot.geometry()?);
         let what =
-            format!("{missing} of {blocks} damaged blocks were found nowhere (damaged: {lost})");
+            format!("{missing} of {blocks} damaged blocks could not be found (damaged: {lost})");
         return Err(Error::corrupt(what).at(delta.location()));
     }
     let found = wanted.found(context);
@@ -436,7 +436,7 @@ fn unchecked(manifest: &Manifest, snapshot: &Snapshot, error: Error) -> Error {
     }
     let place = format!("{}@{} could not be checked", manifest.name, snapshot.number);
     error.at(place).or_hint(
-        "no file was mended; if the disk has lost that one for good, move it out of the folder first",
+        "no file was repaired; if that one is lost for good, move it out of the folder first",
     )
 }
 
@@ -452,7 +452,7 @@ fn passed(attempt: Result<MendedBy>, place: &str, context: &Context) -> Result<O
         Ok(mended) => Ok(Some(mended)),
         Err(e) if is_final(&e) => Err(e),
         Err(e) => {
-            context.note(message![format!("{place}: not that way: "), e]);
+            context.note(message![format!("{place}: not repaired that way: "), e]);
             Ok(None)
         }
     }

@@ -289,7 +289,7 @@ fn adopt(
                 next.snapshots.push(snapshot.clone());
             }
             Err(e) if e.kind() == ErrorKind::Corrupt => {
-                context.note(message![format!("{}: not taken in: ", snapshot.file), e]);
+                context.note(message![format!("{}: not included: ", snapshot.file), e]);
             }
             Err(e) => return Err(with_retry_hint(e)),
         }
@@ -326,7 +326,7 @@ fn open_all(
         });
     }
     // Which snapshot they are of is written nowhere, and is not guessed.
-    let alone = "a part of a snapshot, and no file is there that names it";
+    let alone = "a part of a snapshot that no file refers to";
     unused.extend(parts.into_iter().map(|file| (file, alone.into())));
     unused.sort_by(|(a, _), (b, _)| a.cmp(b));
     Ok(candidates)
@@ -460,7 +460,7 @@ fn with_retry_hint(error: Error) -> Error {
     match error.kind() {
         ErrorKind::Io => error.or_hint(message![
             Action::Retry,
-            "; if the disk has lost that file for good, move it out of the folder first"
+            "; if that file is lost for good, move it out of the folder first"
         ]),
         _ => error,
     }

@@ -88,11 +88,11 @@ pub(crate) fn collect(
         let mut linked = None;
         let wrong = match below {
             _ if chains.contains_key(&footer.snapshot_id) => {
-                Some("another file is of the same snapshot".into())
+                Some("another file belongs to the same snapshot".into())
             }
             None if parent.is_some() => Some("its parent is missing".into()),
             _ if delta.header().image_id != manifest.image_id => {
-                Some("it is of another image".into())
+                Some("it belongs to another image".into())
             }
             _ if footer.number < manifest.next_number => Some("another file has its number".into()),
             below => match Chain::link_onto(vec![delta.clone()], below) {

@@ -51,24 +51,24 @@ pub(crate) fn examine(
     if request.snapshots.is_none() && !may_remove {
         let what = "the request is to remove an image with all its snapshots";
         return Err(Error::new(ErrorKind::InvalidInput, what)
-            .hint(message!["to do so, give ", Setting::Yes]));
+            .hint(message!["to confirm it, use ", Setting::Yes]));
     }
     let name = request.image.as_str();
     let reader = read(repository, name, context)?;
     let manifest = reader.manifest();
     if manifest.image_id != request.image_id {
-        let what = format!("\"{name}\" is another image by now than the one of the request");
+        let what = format!("\"{name}\" is no longer the image of the request");
         return Err(Error::new(ErrorKind::Mismatch, what).hint(reject(id)));
     }
     if let Some((snapshot, why)) = wrong_time(manifest, Timestamp::now()) {
         let place = manifest.place_of(snapshot);
         let what = format!("{place} was taken at {}, {why}", snapshot.time);
         return Err(Error::new(ErrorKind::Mismatch, what).hint(message![
-            "a clock was wrong, or somebody forged it, so that rules drop others: look at ",
+            "a clock was wrong, or the time was forged so that rules drop others: check ",
             Verb::List.of(name),
-            ", delete what is right with ",
+            ", delete what should be deleted with ",
             Verb::Delete.call(),
-            ", and take the request away with ",
+            ", and reject the request with ",
             reject(id),
         ]));
     }
@@ -78,7 +78,10 @@ pub(crate) fn examine(
     // It is listed by its numbers.
     let is_other = |s: &Snapshot| asked.iter().any(|a| (a.number == s.number) != (a.id == s.id));
     if let Some(other) = manifest.snapshots.iter().find(|s| is_other(s)) {
-        let what = format!("the request names {} with the id of another", manifest.place_of(other));
+        let what = format!(
+            "the request gives {} with the id of another snapshot",
+            manifest.place_of(other)
+        );
         return Err(Error::new(ErrorKind::Mismatch, what).hint(reject(id)));
     }
     let asked: HashSet<Uuid> = asked.iter().map(|asked| asked.id).collect();
@@ -105,7 +108,7 @@ fn wrong_time(manifest: &Manifest, now: Timestamp) -> Option<(&Snapshot, &'stati
             return Some((snapshot, "which is in the future"));
         }
         if snapshot.time < last {
-            return Some((snapshot, "before the one with the number before"));
+            return Some((snapshot, "before the snapshot with the previous number"));
         }
         last = snapshot.time;
     }

@@ -57,7 +57,7 @@ pub fn run(
     let there = if is_new { parent(folder) } else { folder };
     check_free_space_for_all(&chains, free_space_in(there).ok(), folder.shown().as_ref())?;
     if is_new {
-        std::fs::create_dir(folder).map_err(|e| Error::os("make", folder.shown(), e))?;
+        std::fs::create_dir(folder).map_err(|e| Error::os("create", folder.shown(), e))?;
     }
     let mut members: Vec<RestoredMember> = Vec::new();
     for Planned { request, path, opened } in planned {
@@ -81,9 +81,9 @@ fn refuse_single(request: &RestoreRequest) -> Result<()> {
     let Some((_, setting)) = given.into_iter().find(|(is_given, _)| *is_given) else {
         return Ok(());
     };
-    let what = "into a folder, snapshots are restored as a whole, to new files";
+    let what = "a restore to a folder writes whole snapshots to new files";
     Err(Error::new(ErrorKind::InvalidInput, what).hint(message![
-        "name a file with ",
+        "give a file with ",
         Setting::Output,
         ", or leave ",
         setting,
@@ -96,14 +96,14 @@ fn check_folder(repository: &Repository, folder: &Path) -> Result<bool> {
     match std::fs::metadata(folder) {
         Ok(meta) if meta.is_dir() => Ok(false),
         Ok(_) => {
-            let what = format!("{} is no folder", folder.shown());
+            let what = format!("{} is not a folder", folder.shown());
             Err(Error::new(ErrorKind::InvalidInput, what))
         }
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
             refuse_target(repository, folder)?;
             Ok(true)
         }
-        Err(e) => Err(Error::os("look at", folder.shown(), e)),
+        Err(e) => Err(Error::os("access", folder.shown(), e)),
     }
 }
 
@@ -149,7 +149,7 @@ fn check_target(
     }
     let what = format!("{} exists", path.shown());
     Err(Error::new(ErrorKind::AlreadyExists, what).hint(message![
-        "choose another folder, or ",
+        "choose another folder, or use ",
         Setting::Force,
         " to replace what is there"
     ]))

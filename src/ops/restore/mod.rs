@@ -241,7 +241,9 @@ impl Task<'_> {
         warn_of_attributes(&place, target.not_given(), context);
         if target.image_bytes() != bytes {
             let more = target.image_bytes() - bytes;
-            context.note(format!("{place} is of whole sectors: {more} zeros are at its end"));
+            context.note(format!(
+                "{place} consists of whole sectors: {more} zeros were added at its end"
+            ));
         }
         drop(target);
         self.note_live_file(repository, path, context);
@@ -263,7 +265,7 @@ impl Task<'_> {
         if self.request.force {
             return Ok(());
         }
-        let what = format!("{what}: what is on it would be lost");
+        let what = format!("{what}: its contents would be lost");
         Err(Error::new(ErrorKind::AlreadyExists, what).hint(message![
             "use ",
             Setting::Force,
@@ -325,7 +327,7 @@ fn accept(
     }
     context.warn(
         WarningId::UnreadBlocks,
-        format!("{name}@{number}: zeros where its image could not be read: {what}"),
+        format!("{name}@{number}: zeros were written where the image is unread: {what}"),
     );
     Ok(chain.with_unread_as_zeros())
 }

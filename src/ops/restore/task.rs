@@ -87,7 +87,7 @@ impl Task<'_> {
             again = again.with(Setting::Format, format.qemu());
         }
         error.hint(message![
-            format!("{} is half written now: run ", disk.name()),
+            format!("{} is only partly written: run ", disk.name()),
             again,
             " again to complete it"
         ])

@@ -136,7 +136,7 @@ impl Task<'_> {
         }
         let what = format!("{} looks like a qcow2 image", path.shown());
         Err(Error::new(ErrorKind::InvalidInput, what).hint(message![
-            "say whether it is one with ",
+            "choose its format with ",
             Setting::Format.to("qcow2"),
             " or ",
             Setting::Format.to("raw"),
@@ -166,14 +166,16 @@ impl Task<'_> {
         target: Option<&RawFile>,
         reader: &Reader,
     ) -> std::result::Result<(Chain, u64), Message> {
-        let (note, target) = note.zip(target).ok_or("it is no raw file, or a device")?;
+        let (note, target) = note.zip(target).ok_or("it is a device, or not a raw file")?;
         let id = note.snapshot(target, self.image_id)?;
         let snapshot = reader.manifest().by_id(id);
         let snapshot = snapshot.ok_or("the snapshot that it was restored from has been dropped")?;
         let chain = reader.chain(self.repository, id)?;
         match chain.is_comparable(self.chain) {
             true => Ok((chain, snapshot.number)),
-            false => Err(format!("{} is of another chain", self.reference_to(snapshot)).into()),
+            false => {
+                Err(format!("{} belongs to another chain", self.reference_to(snapshot)).into())
+            }
         }
     }
 
@@ -220,15 +222,15 @@ impl Task<'_> {
         let what = match samples.compared {
             0 => format!("{reference} has no data to compare {name} with"),
             compared => format!(
-                "{name} does not seem to hold a state of \"{}\": of {compared} sampled blocks {} are \
-                 those of {reference}",
+                "{name} does not seem to hold a state of \"{}\": of {compared} sampled blocks, {} match \
+                 {reference}",
                 self.request.name, samples.matched
             ),
         };
         Err(Error::new(ErrorKind::Mismatch, what).hint(message![
             "use ",
             Setting::Force,
-            " to write over it all the same"
+            " to overwrite it anyway"
         ]))
     }
 }

@@ -34,14 +34,15 @@ pub(super) fn run(
     let is_dry_run = !is_all(|request| !request.dry_run);
     let is_running = domain.state(context)? != DomainState::Off;
     if is_running && (is_dry_run || !is_all(|request| request.shutdown)) {
-        let what = format!("{uri} runs, and has its disks open");
+        let what = format!("{uri} is running and has its disks open");
         return Err(Error::new(ErrorKind::Busy, what)
-            .hint(message!["shut it down, or let that be done with ", Setting::Shutdown]));
+            .hint(message!["shut it down, or have it shut down with ", Setting::Shutdown]));
     }
     if domain.has_managed_save(context)? {
-        let what = format!("{uri} has saved memory, which belongs to its disks as they are");
+        let what =
+            format!("{uri} has saved memory, which belongs to the present state of its disks");
         return Err(Error::new(ErrorKind::Busy, what).hint(message![
-            "start it, or throw the memory away (virsh managedsave-remove), and ",
+            "start it, or discard the memory (virsh managedsave-remove), and ",
             Action::Retry
         ]));
     }
@@ -73,7 +74,7 @@ pub(super) fn run(
     if is_running {
         domain.recover(context)?;
         if let Err(error) = domain.shut_down(context) {
-            let what = format!("{uri} was asked to shut down, and may do so yet");
+            let what = format!("{uri} was asked to shut down, and may still do so");
             context.warn(WarningId::MachineStopped, what);
             return Err(error);
         }
@@ -91,11 +92,11 @@ pub(super) fn run(
     }
     let outcome = roll_back(repository, medium, let_go, context);
     if outcome.is_err() && is_under_way(repository, &names) {
-        return outcome.map_err(|error| error.at(format!("{uri} is shut off, and has to stay so")));
+        return outcome.map_err(|error| error.at(format!("{uri} is shut off and must stay so")));
     }
     if is_running && let Err(error) = domain.start() {
         let why = error.without_advice();
-        let what = format!("{uri} was shut down, and cannot be started again: {why}");
+        let what = format!("{uri} was shut down, but cannot be started again: {why}");
         context.warn(WarningId::MachineStopped, what);
     }
     outcome
@@ -108,9 +109,9 @@ fn disks_of(domain: &Domain, members: &[Member], all: &[DomainDisk]) -> Result<V
         let place = source_of(&request.name, &writer.head)?;
         let name = place.machine().and_then(|machine| machine.disk.as_deref()).unwrap_or_default();
         let Some(disk) = all.iter().find(|disk| disk.target == name) else {
-            let what = format!("{} has no disk \"{}\" any more", domain.uri(), name.escape_debug());
+            let what = format!("{} no longer has a disk \"{}\"", domain.uri(), name.escape_debug());
             return Err(Error::new(ErrorKind::NotFound, what)
-                .hint("restore the snapshot to a file, and give that to the machine"));
+                .hint("restore the snapshot to a file, and attach that to the machine"));
         };
         found.push(disk.clone());
     }

@@ -125,7 +125,7 @@ fn take_back(subjects: &mut [Subject<'_>]) {
 
 fn gathered(outcomes: Vec<RollbackOutcome>) -> Result<RollbackOutcome> {
     let mut outcomes = outcomes.into_iter();
-    let none = || Error::new(ErrorKind::Internal, "nothing was rolled back");
+    let none = || Error::new(ErrorKind::Internal, "no image was rolled back");
     let first = outcomes.next().ok_or_else(none)?;
     Ok(RollbackOutcome { others: outcomes.collect(), ..first })
 }

@@ -69,7 +69,10 @@ pub(super) fn end_rollback(
     record_live_file(writer, disk, context);
     record_head(repository, writer, id, stat, context);
     record_intent(repository, writer, None).map_err(|e| {
-        let what = format!("{}: all was written, but not that the rollback is done", disk.name());
+        let what = format!(
+            "{}: all was written, but the end of the rollback was not recorded",
+            disk.name()
+        );
         let again = Verb::Rollback.of(&writer.manifest.name).asking(Setting::To);
         e.at(what).or_hint(message!["run ", again, " again"])
     })?;

@@ -39,7 +39,7 @@ pub(super) fn open_live(
             if let Some(format) = manifest.format().filter(|f| *f == ImageFormat::QCOW2.qemu()) {
                 restore = restore.with(Setting::Format, format);
             }
-            e.hint(message!["run ", restore, " to make it anew"])
+            e.hint(message!["run ", restore, " to create it again"])
         }
         _ => e,
     })?;
@@ -65,7 +65,7 @@ pub(super) fn check_length(disk: &Disk, medium: &dyn Medium, target: &Chain) -> 
     let (have, want) = (disk.source().image_bytes(), target.geometry().image_bytes);
     let in_place = disk.in_place(medium)?;
     if in_place.has_fixed_length() && have - padding_bytes(disk, target) != want {
-        let what = format!("{} has {have} bytes, the snapshot {want}", disk.name());
+        let what = format!("{} has {have} bytes, but the snapshot has {want}", disk.name());
         let hint = match disk.format() == ImageFormat::QCOW2 {
             true => {
                 "the disk in a qcow2 image keeps its length: take a snapshot of it, resize it with \

@@ -39,7 +39,7 @@ pub(super) fn machine_of(members: &[Member]) -> Result<Option<MachinePlace>> {
     match places.first().cloned() {
         Some(first) if places.iter().all(|place| *place == first) => Ok(first),
         _ => {
-            let what = "the images of the group are not all of one machine any more";
+            let what = "the images of the group no longer all belong to one machine";
             Err(Error::new(ErrorKind::InvalidInput, what)
                 .hint(message!["roll them back one by one, with ", Setting::Alone]))
         }
@@ -58,7 +58,7 @@ pub(super) fn run(
     let names: Vec<String> = members.iter().map(|member| member.request.name.clone()).collect();
     let is_all = |wanted: fn(&RollbackRequest) -> bool| members.iter().all(|m| wanted(&m.request));
     if !is_all(|request| !request.dry_run) {
-        let what = "a machine is stopped and reset before it is known what differs on its disks";
+        let what = "a dry run is not possible: what differs is known only after a machine is reset";
         return Err(Error::new(ErrorKind::InvalidInput, what).hint(message![
             "leave ",
             Setting::DryRun,
@@ -69,7 +69,7 @@ pub(super) fn run(
     if !is_all(|request| request.reset) {
         let what = format!("{uri} has its disks open");
         return Err(Error::new(ErrorKind::Busy, what).hint(message![
-            "let it be reset with ",
+            "have it reset with ",
             Setting::Reset,
             ", or shut it down and roll its image files back"
         ]));
@@ -144,7 +144,7 @@ pub(super) fn run(
             if !away.is_empty() {
                 let what = format!(
                     "{uri} stays stopped, since a rollback of its disk {} was interrupted: roll that \
-                     back, too, or start the machine anew",
+                     back, too, or restart the machine",
                     away.join(", ")
                 );
                 context.warn(WarningId::MachineStopped, what);
@@ -157,7 +157,7 @@ pub(super) fn run(
             Ok(outcome)
         }
         (Ok(_), Err(error)) => {
-            let what = format!("{uri}: all was written, but its disks cannot be given back");
+            let what = format!("{uri}: all was written, but its disks cannot be reattached");
             Err(error.at(what))
         }
         (Err(error), attached) => {
@@ -178,7 +178,7 @@ fn is_off(error: Error, names: &[String]) -> Error {
     let relink = relink.asking(Setting::Image);
     match error.kind() {
         ErrorKind::NotFound | ErrorKind::Unavailable => error.hint(message![
-            "start it first (QEMU with -S will do), or say where its image file lies with ",
+            "start it first (QEMU with -S will do), or set where its image file is with ",
             relink,
             " and roll that back while the machine is off",
         ]),
@@ -198,7 +198,7 @@ pub(super) fn check_whole(members: &[Member], missing: &[&str]) -> Result<()> {
         missing.join(", ")
     );
     Err(Error::new(ErrorKind::Mismatch, what).hint(message![
-        "name a snapshot of all of its disks, or roll this disk back by the name of its image: ",
+        "choose a snapshot of all its disks, or roll this disk back by the name of its image: ",
         Verb::Rollback.of(name).asking(Setting::To).with(Setting::Reset, ""),
     ]))
 }
@@ -215,9 +215,9 @@ fn disks_of(
         let place = source_of(&request.name, &writer.head)?;
         let name = place.machine().and_then(|machine| machine.disk.as_deref()).unwrap_or_default();
         let Some(disk) = disks.iter().find(|disk| disk.is_called(name)) else {
-            let what = format!("{uri} has no disk \"{}\" any more", name.escape_debug());
+            let what = format!("{uri} no longer has a disk \"{}\"", name.escape_debug());
             return Err(Error::new(ErrorKind::NotFound, what)
-                .hint("restore the snapshot to a file, and give that to the machine"));
+                .hint("restore the snapshot to a file, and attach that to the machine"));
         };
         found.push(disk.clone());
     }
@@ -238,7 +238,8 @@ pub(super) fn check(
         return Ok(());
     }
     let place = manifest.place_of(target);
-    let what = format!("the disk \"{disk}\" has {bytes} bytes, {place} has {}", target.image_bytes);
+    let what =
+        format!("the disk \"{disk}\" has {bytes} bytes, but {place} has {}", target.image_bytes);
     Err(Error::new(ErrorKind::Mismatch, what)
         .hint("a disk of a machine keeps its length: restore to a file"))
 }

@@ -267,7 +267,7 @@ impl<'a> Subject<'a> {
             needed_bytes = Some(found.written_bytes);
         }
         if !has_free_space(self.disk(), needed_bytes) {
-            self.context.note("little room: the clones of the image go first");
+            self.context.note("little free space: removing the clones of the image first");
             let (manifest, head) = (&self.writer.manifest, &self.writer.head);
             remove_all_clones(self.repository, manifest, head, &self.context);
             if plan.hint.is_some() {
@@ -335,7 +335,8 @@ impl<'a> Subject<'a> {
     /// # Errors
     /// With whether anything was written.
     pub(super) fn write(&mut self) -> Result<(), (Error, bool)> {
-        self.context.note("the intent is noted; from here on the image is a mixture");
+        self.context
+            .note("the rollback is recorded; from now on the image may be only partly rolled back");
         let (live, chain) = (&self.live.disk, &self.chain);
         let mut disk = live.in_place(self.medium).map_err(|e| (e, false))?;
         let padding = padding_bytes(live, chain);
@@ -361,7 +362,7 @@ impl<'a> Subject<'a> {
     pub(super) fn half_written(&self, error: Error) -> Error {
         let name = &self.writer.manifest.name;
         let saved = self.outcome.saved;
-        let saved = saved.map_or(String::new(), |n| format!(" (the state before is {name}@{n})"));
+        let saved = saved.map_or(String::new(), |n| format!(" (the previous state is {name}@{n})"));
         let to = format!("{name}@{}", self.target.number);
         let mut again = Verb::Rollback.of(name).with(Setting::To, to);
         let RollbackRequest { alone, reset, shutdown, .. } = self.request;
@@ -370,7 +371,11 @@ impl<'a> Subject<'a> {
         for (_, setting) in given.iter().filter(|s| s.0) {
             again = again.with(*setting, "");
         }
-        error.hint(message![format!("the image is a mixture now{saved}: run "), again, " again"])
+        error.hint(message![
+            format!("the image is only partly rolled back{saved}: run "),
+            again,
+            " again"
+        ])
     }
 
     /// All was written: proves that if it is wanted, says so, and tidies up.
@@ -387,9 +392,8 @@ impl<'a> Subject<'a> {
             let disk =
                 open_disk(&self.opened_by, &place, &request, &target, let_go.as_ref(), &context)?;
             let bytes = disk.source().image_bytes() - padding_bytes(&disk, &chain);
-            prove(&Prefix::new(disk.source(), bytes), &chain, &context).map_err(|e| {
-                e.hint("all was written, but it is not proved; run the rollback again")
-            })?;
+            prove(&Prefix::new(disk.source(), bytes), &chain, &context)
+                .map_err(|e| e.hint("all was written, but not verified; run the rollback again"))?;
             end_rollback(repository, &mut writer, target.id, &disk, &context)?;
             close(disk, &context);
         } else {

@@ -106,7 +106,7 @@ pub(super) fn dry_run_all(
     context.warn(
         WarningId::MissedChanges,
         format!(
-            "{place}: {blocks} blocks that should have been unchanged had changed; all of it is read"
+            "{place}: {blocks} blocks that should have been unchanged had changed; reading the whole image"
         ),
     );
     let plan = DiffPlan::whole();

@@ -17,7 +17,7 @@ pub(super) enum Object<'a> {
 }
 
 fn none(name: &str) -> Error {
-    let what = format!("\"{}\" is no object of a repository", name.escape_debug());
+    let what = format!("\"{}\" is not an object of a repository", name.escape_debug());
     Error::new(ErrorKind::Auth, what)
 }
 

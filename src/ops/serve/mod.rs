@@ -31,7 +31,7 @@ pub fn serve_store(
     output: impl Write + Send,
 ) -> Result<()> {
     let output = Output(Mutex::new(output));
-    let failed = |e| Error::io("cannot read what is asked", e);
+    let failed = |e| Error::io("cannot read the request", e);
     let Some((first, _)) = read_message::<Request>(&mut input).map_err(failed)? else {
         return Ok(());
     };
@@ -121,15 +121,16 @@ fn begin(request: &ServeRequest, ask: &Ask) -> Result<Session> {
         return Err(Error::new(ErrorKind::InvalidInput, "no greeting"));
     };
     if *version != PROTOCOL {
-        let what = format!("version {version} of the protocol, this program knows {PROTOCOL}");
-        return Err(
-            Error::new(ErrorKind::Unsupported, what).hint("install the same imgsnap on both")
-        );
+        let what =
+            format!("unsupported protocol version {version} (this program supports {PROTOCOL})");
+        return Err(Error::new(ErrorKind::Unsupported, what)
+            .hint("install the same version of imgsnap on both hosts"));
     }
     let asked = PathBuf::from(path);
     let path = match &request.path {
         Some(only) if !is_same(only, &asked) => {
-            let what = format!("this key is for {}, and not for {}", only.shown(), asked.shown());
+            let what =
+                format!("this key gives access to {} only, not to {}", only.shown(), asked.shown());
             return Err(Error::new(ErrorKind::Auth, what));
         }
         Some(only) => std::path::absolute(only).map_err(|e| Error::os("use", only.shown(), e))?,

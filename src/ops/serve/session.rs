@@ -84,7 +84,7 @@ impl Session {
         let object = allowed::object(name)?;
         // They are made by who takes the lock, or writes.
         if let Object::Of(_, ImageFile::Lock | ImageFile::Temporary) = object {
-            return Err(Error::new(ErrorKind::Auth, format!("{name} is not put")));
+            return Err(Error::new(ErrorKind::Auth, format!("{name} must not be uploaded")));
         }
         let is_denied = over || matches!(object, Object::Config | Object::Of(_, ImageFile::Head));
         if self.append_only && is_denied {
@@ -143,7 +143,7 @@ impl Session {
         let bytes = self.store.read_whole(&file, 2 * MAX_MANIFEST_BYTES)?;
         match key_of(&bytes) {
             Some(_) => Ok(()),
-            None => Err(add_only(&format!("{image}: what rules is not encrypted"))),
+            None => Err(add_only(&format!("{image}: its current manifest is not encrypted"))),
         }
     }
 
@@ -207,7 +207,7 @@ impl Session {
                 Ok(())
             }
             Sink::Memory(_) => {
-                Err(Error::new(ErrorKind::LimitExceeded, "a manifest that is too long"))
+                Err(Error::new(ErrorKind::LimitExceeded, "the manifest is too long"))
             }
             Sink::Nothing => return Ok(()),
         };
@@ -352,5 +352,5 @@ fn check_length(bytes: u64) -> Result<usize> {
 }
 
 fn unknown() -> Error {
-    Error::new(ErrorKind::InvalidInput, "a request that makes no sense here")
+    Error::new(ErrorKind::InvalidInput, "unexpected request")
 }

@@ -85,9 +85,9 @@ pub(super) fn open_window(
         match freeze {
             Freeze::Agent(socket) if socket.is_none() => socket.clone_from(&socket_of),
             Freeze::Mount(place) if !images.iter().any(|image| is_on(place, image)) => {
-                let what = format!("{} lies on none of the images", place.shown());
+                let what = format!("{} is not on any of the images", place.shown());
                 return Err(Error::new(ErrorKind::InvalidInput, what)
-                    .hint("freeze a file system that lies on an image"));
+                    .hint("freeze only a file system that is on an image"));
             }
             Freeze::Agent(_) | Freeze::Mount(_) => {}
         }
@@ -115,7 +115,7 @@ pub(super) fn thaw(
 ) -> Vec<bool> {
     let FreezeOutcome { frozen, why_not, stuck, guard } = window.thaw();
     if guard == GuardState::Lost {
-        let what = "somebody killed the process that thaws when imgsnap cannot; it was not needed";
+        let what = "the process that thaws if imgsnap cannot was killed; it was not needed";
         context.warn(WarningId::GuardLost, what);
     }
     if let Some(why) = why_not {

@@ -68,13 +68,13 @@ fn stage_base_image(
     }
     let name = writer.manifest.name.clone();
     if !writer.manifest.snapshots.is_empty() && request.parent != ParentChoice::Full {
-        let what = format!("\"{name}\" has snapshots already, and so a base");
+        let what = format!("\"{name}\" already has snapshots, and thus a base");
         return Err(Error::new(ErrorKind::InvalidInput, what)
-            .hint(message!["begin a new chain on the base image with ", Setting::Full]));
+            .hint(message!["start a new chain on the base image with ", Setting::Full]));
     }
     if request.changed.is_some() {
         let (told, setting) = request.told_by();
-        let what = format!("{} begins a chain: no {told} tells since when", path.shown());
+        let what = format!("{} starts a chain, so a {told} cannot be used with it", path.shown());
         return Err(
             Error::new(ErrorKind::InvalidInput, what).hint(message!["leave ", setting, " out"])
         );
@@ -108,7 +108,7 @@ fn stage_base_image(
     let taken = prepared
         .take(&base_image, Scope::Whole, context, &mut |bytes: &[u8]| upload.write(bytes))?;
     if taken.written.footer.counts.unread_blocks > 0 {
-        let what = format!("{place} cannot be read as a whole, so it can be no base image");
+        let what = format!("{place} cannot be read completely, so it cannot be a base image");
         return Err(Error::new(ErrorKind::Io, what));
     }
     context.check()?;

@@ -33,7 +33,7 @@ pub(crate) fn snapshot_on_other(
     let pinned = match pin(repository, other, &writer.manifest, context) {
         // It was not asked for by name: a base of its own costs space alone.
         Err(e) if request.find_base && e.kind() == ErrorKind::Busy => {
-            context.warn(WarningId::SourceUnusable, message![e, "; a base is taken"]);
+            context.warn(WarningId::SourceUnusable, message![e, "; taking a base instead"]);
             return take_into(repository, writer, live, request, false, context);
         }
         pinned => pinned?,
@@ -59,10 +59,10 @@ pub(crate) fn planned(
     let place = of.place();
     if other.name == *name {
         let what = format!("{place} is a snapshot of \"{name}\" itself");
-        return Err(refuse(what).hint(message!["name it with ", Setting::Parent]));
+        return Err(refuse(what).hint(message!["select it with ", Setting::Parent]));
     }
     if request.base_image.is_some() {
-        let what = "a chain begins from a base image, or from another image's snapshot";
+        let what = "a chain starts at either a base image or a snapshot of another image";
         return Err(refuse(what.into()).hint(message![
             "leave ",
             Setting::BaseImage,
@@ -77,12 +77,12 @@ pub(crate) fn planned(
         _ => false,
     };
     if !begins_anew {
-        let what = format!("\"{name}\" has snapshots already, and so a base");
-        return Err(refuse(what).hint(message!["begin another chain with ", Setting::Full]));
+        let what = format!("\"{name}\" already has snapshots, and thus a base");
+        return Err(refuse(what).hint(message!["start another chain with ", Setting::Full]));
     }
     if request.changed.is_some() {
         let (told, setting) = request.told_by();
-        let what = format!("{place} is of another image: no {told} tells what changed since");
+        let what = format!("{place} belongs to another image, so a {told} cannot be used with it");
         return Err(refuse(what).hint(message!["leave ", setting, " out"]));
     }
     Ok(SnapshotRequest {

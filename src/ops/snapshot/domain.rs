@@ -82,19 +82,19 @@ fn check_ready(domain: &Domain, state: DomainState, context: &Context) -> Result
     if state == DomainState::Off {
         if domain.has_managed_save(context)? {
             let what = format!(
-                "{} has saved memory, which goes on with its disks as they are: they are no state of \
-                 their own",
+                "{} has saved memory that belongs to its disks: without it, they are no consistent \
+                 state",
                 domain.uri()
             );
             return Err(Error::new(ErrorKind::Busy, what).hint(message![
-                "start it, or throw the memory away (virsh managedsave-remove), and ",
+                "start it, or discard the memory (virsh managedsave-remove), and ",
                 Action::Retry
             ]));
         }
         return Ok(());
     }
     if domain.recover(context)? {
-        context.note(format!("{}: the backup of an earlier run was ended", domain.uri()));
+        context.note(format!("{}: a backup left by an earlier run was ended", domain.uri()));
     }
     Ok(())
 }
@@ -209,7 +209,8 @@ impl Machine {
         let images: Vec<&ImageUri> = self.requests.iter().map(|(named, _)| &named.image).collect();
         let is_agent_alone = around.freeze == [Freeze::Agent(None)];
         let not_frozen = |why: String| {
-            let what = format!("{}: not frozen, as after a power cut: {why}", self.domain.uri());
+            let what =
+                format!("{}: not frozen, so crash-consistent only: {why}", self.domain.uri());
             context.warn(WarningId::NotFrozen, what);
         };
         if is_agent_alone && !self.definition.has_agent {

@@ -96,7 +96,7 @@ fn refuse_single(request: &SnapshotRequest) -> Result<()> {
     match given.into_iter().find(|(is_given, _)| *is_given) {
         None => Ok(()),
         Some((_, setting)) => {
-            let what = "images of a group are taken as they are";
+            let what = "this option cannot be used for a group";
             Err(Error::new(ErrorKind::InvalidInput, what).hint(message![
                 "leave ",
                 setting,
@@ -169,7 +169,7 @@ fn begin_all<'a>(
         lives.iter().zip(&frozen).filter(|((live, _), frozen)| live.user.is_some() && !**frozen);
     if moves.count() > 1 {
         begun.iter_mut().for_each(Begun::was_apart);
-        let what = "images of the group were written to, and were taken one after the other";
+        let what = "images of the group were written to, but taken one after another";
         context.warn(WarningId::GroupApart, message![what, "; freeze them with ", Setting::Freeze]);
     }
     Ok(begun)
@@ -232,7 +232,7 @@ fn half_done(error: Error, outcomes: &[SnapshotOutcome], is_left_out: bool) -> E
     }
     let place = |done: &SnapshotOutcome| format!("{}@{}", done.name, done.snapshot.number);
     let places: Vec<_> = outcomes.iter().map(place).collect();
-    let which = if places.len() == 1 { "stands" } else { "stand" };
+    let which = if places.len() == 1 { "is kept" } else { "are kept" };
     error.or_hint(format!("{} {which}, and the group is incomplete", places.join(", ")))
 }
 

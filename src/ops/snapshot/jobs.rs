@@ -62,7 +62,7 @@ pub fn grouped(
     }
     let names: Result<Vec<String>> = requests.iter().map(SnapshotRequest::image_name).collect();
     let Some(first) = requests.first() else {
-        return Err(Error::new(ErrorKind::InvalidInput, "no image is named"));
+        return Err(Error::new(ErrorKind::InvalidInput, "no image was given"));
     };
     hooked(first, &names?, name, context, || at_one_time(repository, name, requests, context))
 }

@@ -48,8 +48,7 @@ pub(super) fn run(
     name.map_or(Ok(()), check_group_name)?;
     let mut machine = Machine::connect(socket, context)?;
     if machine.is_detached()? {
-        let what =
-            format!("a rollback of {uri} was interrupted, and it has not got its disks back");
+        let what = format!("a rollback of {uri} was interrupted, and its disks are not reattached");
         let again = Verb::Rollback.of(uri.clone().whole()).asking(Setting::To);
         return Err(Error::new(ErrorKind::Busy, what).hint(message![
             "run ",
@@ -59,13 +58,11 @@ pub(super) fn run(
     }
     match machine.wake() {
         Ok(false) => {}
-        Ok(true) => {
-            context.note(format!("{uri}: an interrupted rollback had stopped it, it goes on"))
-        }
+        Ok(true) => context.note(format!("{uri}: an interrupted rollback had stopped it; resumed")),
         Err(e) => context.warn(WarningId::MachineNotCleared, e),
     }
     if machine.recover(context)? {
-        context.note(format!("{uri}: what an earlier run had left was taken away"));
+        context.note(format!("{uri}: removed what an earlier run had left"));
     }
     let is_called = |disk: &MachineDisk, name: &str| disk.is_called(name);
     let disks = chosen(machine.disks()?, &uri, is_called, |disk| disk.name.clone())?;

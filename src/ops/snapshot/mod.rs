@@ -61,7 +61,7 @@ pub fn run(
     let live = open_live(&read_from, policy, request, context)?;
     if let Some(of) = &request.of {
         let Some(origin) = of.file() else {
-            let what = format!("{of}: only files and devices have snapshots that stand for them");
+            let what = format!("{of}: the origin of a snapshot must be a file or a device");
             return Err(Error::new(ErrorKind::Unsupported, what));
         };
         check_origin(&live, origin, request.force, context)?;
@@ -164,7 +164,7 @@ fn named(repository: &Repository, request: &SnapshotRequest) -> Result<Named> {
     for path in [&read_from, &image].into_iter().filter_map(ImageUri::file) {
         if CloneFolder::holds(path) {
             let what = format!("{} is a clone that is kept to find changes", path.shown());
-            return Err(Error::new(ErrorKind::InvalidInput, what).hint("name the image itself"));
+            return Err(Error::new(ErrorKind::InvalidInput, what).hint("use the image itself"));
         }
         refuse_inside(repository, path)?;
     }
@@ -246,9 +246,9 @@ fn check_source(manifest: &Manifest, head: &Head, image: &ImageUri) -> Result<()
     let relink = Verb::Relink.of(name).with(Setting::Image, image);
     match (&head.source, &head.elsewhere) {
         (Some(source), _) if source != image => {
-            let what = format!("\"{name}\" is the name of {source}");
+            let what = format!("\"{name}\" is already the name of {source}");
             Err(Error::new(ErrorKind::AlreadyExists, what).hint(message![
-                "give this image another one with ",
+                "give this image another name with ",
                 Setting::Name,
                 ", or, if the file was moved, run ",
                 relink,
@@ -256,16 +256,17 @@ fn check_source(manifest: &Manifest, head: &Head, image: &ImageUri) -> Result<()
         }
         (None, Some(host)) => {
             let place = manifest.source.as_ref().map_or("an image".into(), ToString::to_string);
-            let what = format!("\"{name}\" is the name of {place} on another host, {}", host.name);
+            let what =
+                format!("\"{name}\" is already the name of {place} on another host, {}", host.name);
             Err(Error::new(ErrorKind::AlreadyExists, what).hint(message![
-                "give this image another one with ",
+                "give this image another name with ",
                 Setting::Name,
                 ", or, if it was moved to this host, run ",
                 relink,
             ]))
         }
         (None, None) => {
-            let what = format!("it is not known which file \"{name}\" is the name of");
+            let what = format!("it is not known which file \"{name}\" refers to");
             Err(Error::new(ErrorKind::Mismatch, what).hint(message!["run ", relink, " first"]))
         }
         _ => Ok(()),

@@ -31,7 +31,7 @@ pub(super) fn refuse_of_file(request: &SnapshotRequest) -> Result<()> {
     let Some((_, setting)) = given.into_iter().find(|(is_given, _)| *is_given) else {
         return Ok(());
     };
-    let what = "the disks of a machine are as the machine says";
+    let what = "this option cannot be used for a machine";
     Err(Error::new(ErrorKind::InvalidInput, what).hint(message!["leave ", setting, " out"]))
 }
 

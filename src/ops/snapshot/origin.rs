@@ -62,12 +62,12 @@ pub(crate) fn check_origin(
         return Ok(());
     }
     if force {
-        context.note(format!("{place} is taken as a snapshot of {of}, as you asked: {found}"));
+        context.note(format!("{place} is taken as a snapshot of {of}, as requested: {found}"));
         return Ok(());
     }
-    let what = format!("nothing tells that {place} is a snapshot of {of}: {found}");
+    let what = format!("nothing shows that {place} is a snapshot of {of}: {found}");
     Err(Error::new(ErrorKind::Mismatch, what)
-        .hint(message!["name the origin; if that is it, use ", Setting::Force]))
+        .hint(message!["check the origin; if it is correct, use ", Setting::Force]))
 }
 
 fn is_same(one: &File, other: &File) -> bool {

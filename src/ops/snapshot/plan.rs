@@ -265,18 +265,18 @@ fn listed(
     list.check_length(live.disk.source().image_bytes(), since.image_bytes)?;
     let (name, (told, setting)) = (&manifest.name, request.told_by());
     let Some(parent) = against else {
-        let what = format!("a new base of \"{name}\" rests on no snapshot: no {told} goes with it");
+        let what = format!("a new base of \"{name}\" has no parent, so a {told} cannot be used");
         return Err(Error::new(ErrorKind::Mismatch, what).hint(message!["leave ", setting, " out"]));
     };
     let lineage = manifest.lineage(id_of(parent))?;
     if lineage.iter().all(|s| s.id != since.id) {
         let number = parent.tip().footer().number;
         let what = format!(
-            "{name}@{} is no ancestor of the parent {name}@{number}: the {told} says nothing of it",
+            "the {told} starts at {name}@{}, which is no ancestor of the parent {name}@{number}",
             since.number
         );
         return Err(Error::new(ErrorKind::Mismatch, what).hint(message![
-            "name an ancestor with ",
+            "choose an ancestor with ",
             Setting::Since,
             ", or leave ",
             setting,
@@ -296,10 +296,13 @@ fn known_at(
     let (since, list) = told.changes.clone()?;
     let parent = against.ok_or(None)?;
     let chain = open_chain(repository, manifest, since).map_err(|e| {
-        Some(format!("the tables of the snapshot of its bitmap fail: {}", e.without_advice()))
+        Some(format!(
+            "cannot read the tables of the snapshot of its bitmap: {}",
+            e.without_advice()
+        ))
     })?;
     if !parent.is_comparable(&chain) {
-        return Err(Some("its bitmap tells since a snapshot of another chain".into()));
+        return Err(Some("its bitmap starts at a snapshot of another chain".into()));
     }
     Ok((chain, list, HintKind::Bitmap))
 }
@@ -317,10 +320,10 @@ fn recorded(
     let place = manifest.place_of(newest);
     let chain = open_chain(repository, manifest, newest.id).map_err(|e| {
         let why = e.without_advice();
-        format!("the tables of {place}, of which there is a clone, fail: {why}")
+        format!("cannot read the tables of {place}, of which there is a clone: {why}")
     })?;
     if against.is_some_and(|against| !against.is_comparable(&chain)) {
-        return Err(format!("there is a clone of {place} only, whose chain is another one"));
+        return Err(format!("the only clone is of {place}, which belongs to another chain"));
     }
     let record = TrackerRecord::Clone(kept.clone());
     Ok((Recorded { id: newest.id, place, image_bytes: newest.image_bytes, record }, chain))
@@ -332,10 +335,10 @@ pub(crate) fn distrust_reason(manifest: &Manifest) -> Option<String> {
     let newest = manifest.next_number.saturating_sub(1);
     match manifest.stored().last() {
         Some(last) if last.number < newest => {
-            Some(format!("it is not known any more what {name}@{newest} had found out"))
+            Some(format!("it is no longer known whether {name}@{newest} found missed changes"))
         }
         Some(last) if last.missed_blocks() > 0 => {
-            Some(format!("what was known at {name}@{newest} had missed changes"))
+            Some(format!("the hint of {name}@{newest} had missed changes"))
         }
         _ => None,
     }
@@ -349,7 +352,7 @@ fn forced_scan_reason(
     context: &Context,
 ) -> Result<Option<String>> {
     if request.full_scan {
-        return Ok(Some("as you asked".into()));
+        return Ok(Some("as requested".into()));
     }
     if let Some(why) = distrust_reason(manifest) {
         return Ok(Some(why));
@@ -357,5 +360,5 @@ fn forced_scan_reason(
     let name = &manifest.name;
     let unread = parent.unread(parent.geometry().blocks(), context)?;
     let number = parent.tip().footer().number;
-    Ok((!unread.is_empty()).then(|| format!("parts of {name}@{number} were never read")))
+    Ok((!unread.is_empty()).then(|| format!("parts of {name}@{number} are unread")))
 }

@@ -40,7 +40,8 @@ pub(crate) fn prepare(
     if let Some(label) = &request.label
         && manifest.snapshots.iter().any(|s| s.label.as_ref() == Some(label))
     {
-        let what = format!("\"{}\" has a snapshot with the label \"{label}\"", manifest.name);
+        let what =
+            format!("\"{}\" already has a snapshot with the label \"{label}\"", manifest.name);
         return Err(Error::new(ErrorKind::AlreadyExists, what).hint("choose another label"));
     }
     let base_of = request.pinned.clone();
@@ -157,9 +158,9 @@ fn part_size_of(
     let has = cut.or(base.and_then(|base| base.part_size)).unwrap_or(PartSize::USUAL);
     let Some(wanted) = request.part_size.filter(|wanted| *wanted != has) else { return Ok(has) };
     let name = &manifest.name;
-    let what = format!("the chain of \"{name}\" is cut into parts of {has}, not of {wanted}");
+    let what = format!("the chain of \"{name}\" has parts of {has}, not of {wanted}");
     Err(Error::new(ErrorKind::InvalidInput, what).hint(message![
-        "begin a new one with ",
+        "start a new one with ",
         Setting::Full,
         ", or leave ",
         Setting::PartSize,
@@ -173,7 +174,7 @@ fn refuse_too_deep(of: &BaseOf, below: &Chain) -> Result<()> {
         return Ok(());
     }
     let what = format!(
-        "the chain of {} leads through {MAX_IMAGES} images, the most there are",
+        "the chain of {} already leads through {MAX_IMAGES} images, the maximum",
         of.place()
     );
     Err(Error::new(ErrorKind::LimitExceeded, what).hint(message![
@@ -235,16 +236,16 @@ impl Prepared {
         let nanoseconds = u32::try_from(self.time.subsec_nanosecond());
         self.plan.identity.time_nanoseconds = nanoseconds.unwrap_or(0);
         let how = match (&self.plan.parent, scan_plan.kind(), scan_plan.full_scan_reason()) {
-            (Parent::None(_), ..) => "all of it is stored".to_owned(),
+            (Parent::None(_), ..) => "storing the whole image".to_owned(),
             (_, Some(HintKind::Times), _) => {
                 "its file is unchanged since the head was noted".to_owned()
             }
-            (_, Some(HintKind::Extents), _) => "what two clones do not share is read".to_owned(),
-            (_, Some(HintKind::List), _) => "what the list names is read".to_owned(),
-            (_, Some(HintKind::Bitmap), _) => "what the bitmap names is read".to_owned(),
-            (Parent::Tip(_), None, Some(why)) => format!("all of it is read: {why}"),
+            (_, Some(HintKind::Extents), _) => "reading what two clones do not share".to_owned(),
+            (_, Some(HintKind::List), _) => "reading what the list names".to_owned(),
+            (_, Some(HintKind::Bitmap), _) => "reading what the bitmap names".to_owned(),
+            (Parent::Tip(_), None, Some(why)) => format!("reading the whole image: {why}"),
             (Parent::Tip(chain), None, None) => {
-                format!("scanned against the tables of a chain of {}", chain.layers().len())
+                format!("scanning against the tables of a chain of {}", chain.layers().len())
             }
         };
         let (name, number) = (&search.manifest.name, self.plan.identity.number);
@@ -412,7 +413,7 @@ fn refuse_other_block_size(name: &str, chain: &Chain, wanted: Option<BlockSize>)
     let Some(wanted) = wanted.filter(|wanted| *wanted != has) else { return Ok(()) };
     let what = format!("the chain of \"{name}\" has blocks of {has}, not of {wanted}");
     Err(Error::new(ErrorKind::InvalidInput, what).hint(message![
-        "begin a new one with ",
+        "start a new one with ",
         Setting::Full,
         ", or leave ",
         Setting::BlockSize,
@@ -446,7 +447,7 @@ fn refuse_last_number(manifest: &Manifest) -> Result<()> {
     let what = format!("no number is left for a snapshot of \"{name}\"");
     let repair = Verb::Repair.of(name);
     Err(Error::new(ErrorKind::LimitExceeded, what)
-        .hint(message![repair, " gives lower ones to those that were imported"]))
+        .hint(message![repair, " gives imported snapshots lower numbers"]))
 }
 
 fn choose_parent(manifest: &Manifest, head: &Head, choice: &ParentChoice) -> Result<Option<Uuid>> {

@@ -228,7 +228,10 @@ impl ReadSnapshot<'_> {
             // are parts of what was interrupted that were not taken.
             writer.release_reader_lock();
             if let Err(error) = collect_garbage(repository, &mut writer.manifest, context) {
-                context.warn(WarningId::CleanupDelayed, message![error, "; the next one does it"]);
+                context.warn(
+                    WarningId::CleanupDelayed,
+                    message![error, "; the next snapshot tries again"],
+                );
             }
         }
         note_head(repository, writer, snapshot.id, stat, request, context);
@@ -351,7 +354,7 @@ fn attributes_of(disk: &Disk, context: &Context) -> Option<FileAttributes> {
 /// A disk that gives nothing at all is no disk with bad sectors.
 pub(crate) fn check_some_was_read(disk: &Disk, taken: &Taken) -> Result<()> {
     if taken.scanned.read_bytes == 0 && !taken.counted.unread.is_empty() {
-        let what = format!("nothing of {} that was looked at can be read", disk.name());
+        let what = format!("nothing that was tried of {} can be read", disk.name());
         return Err(Error::new(ErrorKind::Io, what).hint("check its disk, and its cables"));
     }
     Ok(())
@@ -364,7 +367,7 @@ fn warn_of_unread(name: &str, snapshot: &Snapshot, unread: &NamedBlocks, context
         let number = snapshot.number;
         let what = format!(
             "{name}@{number} is incomplete, because its image could not be read as a whole: {}; the next \
-             snapshot reads all of it again",
+             snapshot reads the whole image again",
             unread.describe(geometry)
         );
         context.warn(WarningId::UnreadBlocks, what);
@@ -378,7 +381,7 @@ fn warn_of_missed(name: &str, snapshot: &Snapshot, missed: Missed, context: &Con
     let what = if blocks == 1 { "1 block" } else { &format!("{blocks} blocks") };
     let what = format!(
         "{name}@{number}: {what} that should have been unchanged had changed (first at byte {at}); \
-         stored all the same, and the next snapshot reads all of the image"
+         stored nevertheless; the next snapshot reads the whole image"
     );
     context.warn(WarningId::MissedChanges, what);
 }
@@ -395,6 +398,9 @@ pub(crate) fn policy_for(
 /// Tells of such a slip, once for each verb.
 pub(crate) fn warn_of_policy(repository: &Repository, name: &str, context: &Context) {
     if let Err(e) = repository.snapshot_policy(name) {
-        context.warn(WarningId::PolicyInvalid, message![e, "; until then the usual settings hold"]);
+        context.warn(
+            WarningId::PolicyInvalid,
+            message![e, "; until then, the default settings apply"],
+        );
     }
 }

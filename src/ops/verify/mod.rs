@@ -121,7 +121,7 @@ impl Run<'_> {
             }
             // What depends on it was read before, and keeps it.
             Err(e) if matches!(wanted, Wanted::Id(_)) && e.kind() == ErrorKind::NotFound => {
-                let what = format!("there is no image \"{name}\", on which others depend");
+                let what = format!("the image \"{name}\", on which others depend, is missing");
                 let hint = "put its folder back from a copy";
                 tell_image(name, Error::corrupt(what).hint(hint), verified);
                 return Ok(());
@@ -324,7 +324,7 @@ impl ImageCheck<'_> {
                 Ok(sound) => {
                     for (snapshot, _) in own.iter().zip(sound).filter(|(_, sound)| !sound) {
                         let place = self.known.open.get(&snapshot.id).map(|delta| delta.location());
-                        let error = Error::corrupt("the image digest differs");
+                        let error = Error::corrupt("image digest mismatch");
                         let error = error.at(place.unwrap_or_default());
                         let kind = DamageKind::ImageDigest;
                         self.found(snapshot, kind, error, Lost::All, verified)?;

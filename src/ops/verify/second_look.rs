@@ -39,7 +39,7 @@ pub(super) fn verified(
         ),
         Ok(()) => {
             if again.damaged.len() < verified.damaged.len() {
-                let what = "something was damaged on the way, and is not where it is stored";
+                let what = "data was damaged in transit, but not where it is stored";
                 context.warn(WarningId::DamagedOnTheWay, format!("{name}: {what}"));
             }
             (*known, *verified) = (known_again, again);

@@ -53,7 +53,7 @@ pub fn run(
     // It would never work.
     request.images.iter().try_for_each(|of| of.image_name().map(drop))?;
     if request.every.is_zero() {
-        let what = "snapshots cannot be taken without a pause";
+        let what = "the interval between snapshots must not be zero";
         return Err(Error::new(ErrorKind::InvalidInput, what));
     }
     let now = Instant::now();

@@ -66,7 +66,7 @@ pub fn join(
 ) -> Result<PlanJoined> {
     plan.refuse_expired()?;
     if let (Some(only), false) = (only, matches!(plan.work, Work::Images(_))) {
-        let what = format!("the plan is of no snapshots, and has no image \"{only}\"");
+        let what = format!("the plan takes no snapshots, and has no image \"{only}\"");
         return Err(Error::new(ErrorKind::InvalidInput, what));
     }
     Ok(match &plan.work {

@@ -124,7 +124,7 @@ struct WireNew {
 const SINGLE_WRITER: &str = "single_writer";
 
 fn read_single_writer(table: &Table) -> Result<Option<String>> {
-    let wrong = || invalid("it is no id of a host").at(SINGLE_WRITER).at("[store]");
+    let wrong = || invalid("it is not the id of a host").at(SINGLE_WRITER).at("[store]");
     let Some(value) = table.get(SINGLE_WRITER) else { return Ok(None) };
     value.as_str().map(|id| Some(id.to_owned())).ok_or_else(wrong)
 }
@@ -211,7 +211,7 @@ impl Config {
     /// `Corrupt` for a text that makes no sense.
     pub(crate) fn text_with_slots(text: &str, slots: &[SlotId]) -> Result<String> {
         let mut document: toml_edit::DocumentMut =
-            text.parse().map_err(|_| Error::corrupt("the configuration makes no sense"))?;
+            text.parse().map_err(|_| Error::corrupt("the configuration is invalid"))?;
         let slots: toml_edit::Array = slots.iter().map(SlotId::to_string).collect();
         let keys = document.entry("keys").or_insert_with(toml_edit::table);
         keys["slots"] = toml_edit::value(slots);
@@ -290,7 +290,7 @@ impl Config {
             let config = Self::decode(&ruling.text)?;
             // Any folder may have a file of that name.
             if ruling.number.is_none() && object::version_in(&ruling.text).is_none() {
-                return Err(Error::corrupt("it has no version").hint(correct()));
+                return Err(Error::corrupt("it does not have a version").hint(correct()));
             }
             Ok(Self { number: ruling.number, ..config })
         };
@@ -306,7 +306,7 @@ impl Config {
             let config = Self::decode(text)?;
             if let Some(stranger) = &config.stranger_in_new {
                 let place = stranger.escape_debug();
-                return Err(invalid("there is no such key").at(place).at("[new]"));
+                return Err(invalid("unknown key").at(place).at("[new]"));
             }
             let names = config.named_images();
             names.iter().try_for_each(|name| check_name(name).map_err(|e| e.at("[images]")))?;
@@ -328,7 +328,7 @@ impl Config {
         let wire: Wire =
             toml::from_str(text).map_err(|e| invalid_toml(text, &e).hint(correct()))?;
         if wire.version.is_some_and(|version| version != VERSION) {
-            let what = format!("it is not {VERSION}");
+            let what = format!("expected {VERSION}");
             return Err(Error::corrupt(what).at("version").hint(correct()));
         }
         let mut defaults = Defaults::default();
@@ -399,11 +399,11 @@ impl Config {
     /// `InvalidInput` if `[store]` is wrong, or it is less than a day or more than a year.
     pub(crate) fn grace(&self) -> Result<Option<Duration>> {
         let read = |table: &Table| {
-            let wrong = || invalid("it is no length of time from 1d to 365d").at("grace");
+            let wrong = || invalid("expected a duration from 1d to 365d").at("grace");
             if let Some(key) =
                 table.keys().find(|key| !["grace", SINGLE_WRITER].contains(&key.as_str()))
             {
-                return Err(invalid("there is no such key").at(key.escape_debug()));
+                return Err(invalid("unknown key").at(key.escape_debug()));
             }
             read_single_writer(table)?;
             let Some(value) = table.get("grace") else { return Ok(None) };
@@ -444,9 +444,9 @@ impl Config {
         read: fn(&Table) -> Result<T>,
     ) -> Result<(Option<T>, Option<T>)> {
         let both = || {
-            // A rule in a table that nobody reads would be one that is missing.
-            if let Some(stranger) = self.stranger.as_ref().filter(|_| key == "prune") {
-                return Err(invalid("there is no such table or key").at(stranger.escape_debug()));
+            // A setting in a table that nobody reads would be one that is missing.
+            if let Some(stranger) = &self.stranger {
+                return Err(invalid("unknown table or key").at(stranger.escape_debug()));
             }
             let read = |value: Option<&Value>, place: &str| {
                 let table = table_at(value, place)?;
@@ -458,7 +458,7 @@ impl Config {
             let image = table_at(images.and_then(|t| t.get(name)), &format!("[{place}]"))?;
             let is_known = |key: &str| matches!(key, "prune" | "snapshot");
             if let Some(key) = image.and_then(|table| table.keys().find(|key| !is_known(key))) {
-                return Err(invalid("there is no such key").at(key.escape_debug()).at(&place));
+                return Err(invalid("unknown key").at(key.escape_debug()).at(&place));
             }
             let own = read(image.and_then(|t| t.get(key)), &format!("[{place}.{key}]"))?;
             Ok((own, common))

@@ -88,7 +88,7 @@ pub(crate) fn ruling(store: &dyn Store) -> Result<Ruling> {
         return Ok(ruling);
     }
     if store.owner().is_some() {
-        let what = format!("{} has no configuration that its owner has signed", store.location(""));
+        let what = format!("{} has no configuration signed by its owner", store.location(""));
         return Err(Error::corrupt(what).hint(repair()));
     }
     match read_unnumbered(store) {
@@ -204,16 +204,17 @@ pub(crate) fn read_unnumbered(store: &dyn Store) -> Result<String> {
     // Nothing but comments is what is left of one that was cut off.
     let is_said = |line: &str| !line.trim().is_empty() && !line.trim_start().starts_with('#');
     if text.contains('\0') || !text.lines().any(is_said) {
-        let lost = Error::corrupt("it is empty, or no text").at(store.location(MARKER));
+        let lost = Error::corrupt("it is empty or not text").at(store.location(MARKER));
         return Err(lost.hint(repair()));
     }
     match version_in(text) {
         Some(MARKED) => Err(none_in(store)),
         Some(MARKED_SEALED) => Err(is_sealed(&store.location(""))),
         Some(later @ MARKED..) => {
-            let what = format!("repository version {later}, this program knows {MARKED_SEALED}");
+            let what =
+                format!("unsupported repository version {later} (supported: {MARKED_SEALED})");
             Err(Error::new(ErrorKind::Unsupported, what)
-                .hint("a later imgsnap made it; use that one")
+                .hint("it was created by a later imgsnap; use that version")
                 .at(store.location(MARKER)))
         }
         _ => Ok(text.to_owned()),
@@ -225,7 +226,7 @@ fn none_in(store: &dyn Store) -> Error {
     let place = store.location("");
     match names_in(store) {
         Ok(names) if !names.is_empty() => {
-            let what = format!("{place} has images, and its configuration is missing");
+            let what = format!("{place} has images, but its configuration is missing");
             return Error::corrupt(what).hint(repair());
         }
         // What is not answered now may be one. Where others let nobody look in is none of ours.
@@ -233,9 +234,9 @@ fn none_in(store: &dyn Store) -> Error {
         Ok(_) | Err(_) => {}
     }
     Error::new(ErrorKind::NotFound, format!("{place} is not a repository")).hint(message![
-        "name one with ",
+        "choose one with ",
         Setting::Repo,
-        ", or make one with ",
+        ", or create one with ",
         Verb::Init.call(),
     ])
 }
@@ -281,7 +282,7 @@ pub(crate) fn commit(store: &dyn Store, number: Option<u64>, text: &str) -> Resu
     let from = number.or(taken.last().copied()).unwrap_or(0);
     let free = (from..u64::MAX).map(|last| last + 1).find(|n| !taken.contains(n));
     let Some(next) = free else {
-        return Err(Error::corrupt("there is no number for another configuration"));
+        return Err(Error::corrupt("no number is left for another configuration"));
     };
     put(store, next, text).or_else(|e| match e.kind() {
         ErrorKind::AlreadyExists => Err(changed(store)),
@@ -303,7 +304,7 @@ pub(crate) fn finish(store: &dyn Store, number: u64) -> Result<()> {
 /// What to say to the one of two writers who is the second.
 pub(crate) fn changed(store: &dyn Store) -> Error {
     let place = store.location("");
-    let what = format!("somebody else changed the configuration of {place} at the same time");
+    let what = format!("another process changed the configuration of {place} meanwhile");
     Error::new(ErrorKind::Busy, what).hint(Action::Retry)
 }
 
@@ -320,7 +321,7 @@ pub(crate) fn put(store: &dyn Store, number: u64, text: &str) -> Result<()> {
         None => to_checked("config", VERSION, text),
     };
     if bytes.len() as u64 > MAX_BYTES {
-        let what = format!("a configuration of more than {MAX_BYTES} bytes");
+        let what = format!("the configuration is longer than {MAX_BYTES} bytes");
         return Err(Error::new(ErrorKind::LimitExceeded, what));
     }
     store.put_if_absent(&config_file(number), &bytes)

@@ -79,13 +79,13 @@ pub(crate) fn text_with_owner(
     key: OwnerKey,
     change: Option<OwnerChange>,
 ) -> Result<String> {
-    let wrong = || Error::corrupt("the configuration makes no sense");
+    let wrong = || Error::corrupt("the configuration is invalid");
     let mut document: toml_edit::DocumentMut = text.parse().map_err(|_| wrong())?;
     let changes = stated_in(text).map(|(_, owner)| owner.changes).unwrap_or_default();
     // Whoever knows one that comes twice does not know where it is.
     if changes.iter().any(|before| before.from == key || before.to == key) {
-        let what = "that key was an owner of the repository before";
-        return Err(Error::new(ErrorKind::InvalidInput, what).hint("name one that was not"));
+        let what = "that key has been an owner of the repository before";
+        return Err(Error::new(ErrorKind::InvalidInput, what).hint("use a new key"));
     }
     let owner = OwnerTable { key, changes: changes.into_iter().chain(change).collect() };
     let written = toml::to_string(&owner).map_err(|_| wrong())?;

@@ -17,7 +17,7 @@ fn config_comes_back_and_bad_ones_are_refused() {
     // What an older program wrote is taken over as it is.
     assert!(Config::checked(&format!("version = 1\n{text}")).is_ok());
     for (bad, why) in [
-        ("version = 2", "version: it is not 1"),
+        ("version = 2", "version: expected 1"),
         ("\n\nversion = \"x\"", "line 3: invalid type"),
         ("a = 1\n[new\n", "line 2: "),
         ("new = 7", "line 1: invalid type"),
@@ -34,16 +34,16 @@ fn config_comes_back_and_bad_ones_are_refused() {
 fn what_is_to_be_written_is_checked_in_all_tables() {
     let text = Config::new(Defaults::default()).encode().unwrap();
     for (more, why) in [
-        ("digset = 1", "[new]: digset: there is no such key"),
-        ("[prun]", "prun: there is no such table or key"),
-        ("[prune]\nkeep_last = 0", "[prune]: keep_last: it is neither"),
-        ("[snapshot]\nrecheck = 101", "[snapshot]: recheck: it is no number"),
-        ("[images.vm.prune]\nkeep = 1", "[images.\"vm\".prune]: keep: there is no such key"),
-        ("[images.vm.snapshot]\ntrack = 1", "[images.\"vm\".snapshot]: track: it is no string"),
-        ("[images.vm]\nx = 1", "images.\"vm\": x: there is no such key"),
-        ("[images.\"vm@1\".prune]", "[images]: \"vm@1\" cannot be the name of an image"),
-        ("images = 7", "[new]: images: there is no such key"),
-        ("[[images]]", "[images]: it is no table"),
+        ("digset = 1", "[new]: digset: unknown key"),
+        ("[prun]", "prun: unknown table or key"),
+        ("[prune]\nkeep_last = 0", "[prune]: keep_last: expected a positive integer"),
+        ("[snapshot]\nrecheck = 101", "[snapshot]: recheck: invalid percentage"),
+        ("[images.vm.prune]\nkeep = 1", "[images.\"vm\".prune]: keep: unknown key"),
+        ("[images.vm.snapshot]\ntrack = 1", "[images.\"vm\".snapshot]: track: expected a string"),
+        ("[images.vm]\nx = 1", "images.\"vm\": x: unknown key"),
+        ("[images.\"vm@1\".prune]", "[images]: invalid image name \"vm@1\""),
+        ("images = 7", "[new]: images: unknown key"),
+        ("[[images]]", "[images]: expected a table"),
         ("[prune", "line 9: unclosed table"),
     ] {
         let error = Config::checked(&format!("{text}{more}\n")).err().unwrap();
@@ -177,11 +177,11 @@ fn how_snapshots_are_taken_is_said_key_by_key() {
     assert_eq!(policy("vm"), SnapshotPolicy { track: Track::Reflink, max_stall, ..common });
     assert_eq!(with("").snapshot_policy("vm").unwrap(), SnapshotPolicy::default());
     for (text, why) in [
-        ("track = \"on\"", "[snapshot]: track: \"on\" is no way to track"),
-        ("track = 1", "[snapshot]: track: it is no string"),
-        ("recheck = 101", "[snapshot]: recheck: it is no number from 0 to 100"),
+        ("track = \"on\"", "[snapshot]: track: unknown tracking method \"on\""),
+        ("track = 1", "[snapshot]: track: expected a string"),
+        ("recheck = 101", "[snapshot]: recheck: invalid percentage: expected 0 to 100"),
         ("max_stall = \"soon\"", "[snapshot]: max_stall: invalid duration \"soon\""),
-        ("max_stal = \"1s\"", "[snapshot]: max_stal: there is no such key"),
+        ("max_stal = \"1s\"", "[snapshot]: max_stal: unknown key"),
     ] {
         let error = with(&format!("[snapshot]\n{text}")).snapshot_policy("vm").unwrap_err();
         assert!(error.to_string().starts_with(why), "{error}");
@@ -207,27 +207,27 @@ fn how_long_what_is_dropped_stays_is_from_a_day_to_a_year() {
 #[test]
 fn a_mistake_in_the_rules_is_named_and_concerns_them_alone() {
     for (text, place) in [
-        ("[prune]\nkeep_dialy = 7", "[prune]: keep_dialy: there is no such key"),
-        ("[prune]\n\"a\\nb\" = 7", "[prune]: a\\nb: there is no such key"),
-        ("[images.vm.prune]\ngarbige = 7", "[images.\"vm\".prune]: garbige: there is no such key"),
-        ("[prune]\nkeep_last = 0", "[prune]: keep_last: it is neither an integer from 1"),
-        ("[prune]\nkeep_last = -1", "[prune]: keep_last: it is neither an integer from 1"),
-        ("[prune]\nkeep_last = \"7\"", "[prune]: keep_last: it is neither an integer from 1"),
-        ("[prune]\nkeep_daily = 1.5", "[prune]: keep_daily: it is neither an integer from 1"),
-        ("[prune]\nkeep_within = 30", "[prune]: keep_within: it is no string"),
+        ("[prune]\nkeep_dialy = 7", "[prune]: keep_dialy: unknown key"),
+        ("[prune]\n\"a\\nb\" = 7", "[prune]: a\\nb: unknown key"),
+        ("[images.vm.prune]\ngarbige = 7", "[images.\"vm\".prune]: garbige: unknown key"),
+        ("[prune]\nkeep_last = 0", "[prune]: keep_last: expected a positive integer"),
+        ("[prune]\nkeep_last = -1", "[prune]: keep_last: expected a positive integer"),
+        ("[prune]\nkeep_last = \"7\"", "[prune]: keep_last: expected a positive integer"),
+        ("[prune]\nkeep_daily = 1.5", "[prune]: keep_daily: expected a positive integer"),
+        ("[prune]\nkeep_within = 30", "[prune]: keep_within: expected a string"),
         ("[prune]\nkeep_within = \"30\"", "[prune]: keep_within: invalid duration \"30\""),
-        ("[prune]\nkeep_label = [7]", "[prune]: keep_label: it is no string"),
-        ("[prune]\nkeep_label = \"[\"", "[prune]: keep_label: \"[\" is not a pattern"),
-        ("[prune]\ngarbage = 101", "[prune]: garbage: it is no number from 0 to 100"),
-        ("[prune]\ngarbage = nan", "[prune]: garbage: it is no number from 0 to 100"),
-        ("[prune]\ngarbage = -0.5", "[prune]: garbage: it is no number from 0 to 100"),
-        ("[prune]\ngarbage = \"5\"", "[prune]: garbage: it is no number from 0 to 100"),
-        ("[[prune]]\nkeep_last = 7", "[prune]: it is no table"),
-        ("[images.vm]\nkeep_last = 7", "images.\"vm\": keep_last: there is no such key"),
-        ("[prun]\nkeep_last = 7", "prun: there is no such table or key"),
-        ("[[images]]", "[images]: it is no table"),
-        ("[images]\nvm = 7", "[images.\"vm\"]: it is no table"),
-        ("[images.vm]\nprune = 7", "[images.\"vm\".prune]: it is no table"),
+        ("[prune]\nkeep_label = [7]", "[prune]: keep_label: expected a string"),
+        ("[prune]\nkeep_label = \"[\"", "[prune]: keep_label: invalid label pattern \"[\""),
+        ("[prune]\ngarbage = 101", "[prune]: garbage: invalid percentage: expected 0 to 100"),
+        ("[prune]\ngarbage = nan", "[prune]: garbage: invalid percentage: expected 0 to 100"),
+        ("[prune]\ngarbage = -0.5", "[prune]: garbage: invalid percentage: expected 0 to 100"),
+        ("[prune]\ngarbage = \"5\"", "[prune]: garbage: invalid percentage: expected 0 to 100"),
+        ("[[prune]]\nkeep_last = 7", "[prune]: expected a table"),
+        ("[images.vm]\nkeep_last = 7", "images.\"vm\": keep_last: unknown key"),
+        ("[prun]\nkeep_last = 7", "prun: unknown table or key"),
+        ("[[images]]", "[images]: expected a table"),
+        ("[images]\nvm = 7", "[images.\"vm\"]: expected a table"),
+        ("[images.vm]\nprune = 7", "[images.\"vm\".prune]: expected a table"),
     ] {
         let config = with(text);
         assert_eq!(config.defaults(), Defaults::default());
@@ -255,7 +255,7 @@ fn a_repository_with_a_mistake_in_the_rules_opens_and_names_the_file() {
     let repository = Repository::open_in(store(), host()).unwrap();
     assert!(repository.names().unwrap().is_empty());
     let line = repository.policy("vm").unwrap_err().to_string();
-    let why = "[prune]: keep_lats: there is no such key; correct it with config(edit)";
+    let why = "[prune]: keep_lats: unknown key; correct it with config(edit)";
     let file = folder.path().join("config.000002");
     assert_eq!(line, format!("{}: {why}", file.shown()));
 }

@@ -27,8 +27,10 @@ pub(crate) fn check_adds_only(
         None if next.rollback.is_none() => Ok(()),
         more => {
             let more = more.unwrap_or_else(|| "roll an image back".into());
-            let what =
-                format!("\"{}\": who may only add must not {more}", next.name.escape_debug());
+            let what = format!(
+                "\"{}\": with append-only access, a host must not {more}",
+                next.name.escape_debug()
+            );
             Err(Error::new(ErrorKind::Auth, what))
         }
     }
@@ -71,7 +73,7 @@ fn more_than_adds(
     let Some(ruling) = ruling else {
         let is_first = next.sequence == 1 && next.swept == 0 && next.condemned.is_empty();
         let is_first = is_first && is_empty;
-        return if is_first { Ok(None) } else { more("begin an image in its middle") };
+        return if is_first { Ok(None) } else { more("start an image at a later commit") };
     };
     let mut expected = ruling.clone();
     expected.succeed()?;
@@ -79,7 +81,7 @@ fn more_than_adds(
         return Err(changed_meanwhile(&next.name));
     }
     if next.ancestors != expected.ancestors {
-        return more("say otherwise what an image comes from");
+        return more("change the ancestors of an image");
     }
     // Of what is condemned already, some may be gone.
     if next.condemned.iter().any(|object| !ruling.condemned.contains(object)) {
@@ -87,16 +89,16 @@ fn more_than_adds(
     }
     // After an image that was removed another one of its name begins.
     if ruling.forgotten {
-        return if is_empty { Ok(None) } else { more("bring an image back that was removed") };
+        return if is_empty { Ok(None) } else { more("bring back an image that was removed") };
     }
     if next.image_id != ruling.image_id || next.name != ruling.name {
-        return more("put another image in the place of one");
+        return more("replace an image with another one");
     }
     let numbers = next.snapshots.iter().map(|s| s.number);
     let numbers = numbers.chain(next.pending.iter().map(|pending| pending.number));
     let used = numbers.max().unwrap_or(0).saturating_add(1);
     if !(ruling.next_number..=used.max(ruling.next_number)).contains(&next.next_number) {
-        return more("give numbers as it likes");
+        return more("choose arbitrary snapshot numbers");
     }
     if next.dropped != ruling.dropped || next.kept != ruling.kept || next.unused != ruling.unused {
         return more("drop or merge snapshots");
@@ -112,14 +114,14 @@ fn more_than_adds(
     let added = next.snapshots.len().saturating_sub(ruling.snapshots.len()) + next.pending.len();
     let most = ruling.next_number.saturating_add(added as u64).max(MAX_IMPORTED_NUMBER);
     if next.next_number > most {
-        return more("give numbers as it likes");
+        return more("choose arbitrary snapshot numbers");
     }
     let is_reserved = |s: &Snapshot| ruling.pending.iter().any(|p| p.number == s.number);
     let is_new = |s: &&Snapshot| ruling.by_id(s.id).is_none();
     let is_free = |s: &Snapshot| s.number >= ruling.next_number || is_reserved(s);
     match next.snapshots.iter().filter(is_new).all(is_free) {
         true => Ok(None),
-        false => more("give a number again"),
+        false => more("reuse a snapshot number"),
     }
 }
 
@@ -137,31 +139,31 @@ fn more_than_a_host_may(ruling: &Manifest, next: &Manifest) -> Option<String> {
         && is_same_or_new(ruling.format.as_ref(), next.format.as_ref())
         && ruling.live == next.live;
     if !are_same {
-        return Some("say otherwise what an image is".into());
+        return Some("change where an image is or how it is read".into());
     }
     let gone = ruling.condemned.iter().filter(|object| !next.condemned.contains(object));
     let most = gone.map(|object| object.sequence).fold(ruling.swept, u64::max);
     if !(ruling.swept..=most).contains(&next.swept) {
-        return Some("say what others have deleted".into());
+        return Some("change the record of deleted objects".into());
     }
     let is_kept = |pending| next.pending.contains(pending) || next.by_id(pending.id).is_some();
     let now = jiff::Timestamp::now();
     let are_kept = ruling.pending.iter().all(|pending| pending.expires <= now || is_kept(pending));
-    (!are_kept).then(|| "give up what others have begun".into())
+    (!are_kept).then(|| "discard what others have begun".into())
 }
 
 /// What it does more than add where the owner has not signed it: what was condemned, and what is protected,
 /// stays as it is.
 fn more_than_without_owner(ruling: &Manifest, next: &Manifest) -> Option<String> {
     if next.condemned != ruling.condemned || next.swept != ruling.swept {
-        return Some("say what is condemned".into());
+        return Some("change what is condemned".into());
     }
     if ruling.forgotten {
         return None;
     }
     let has_new_base = next.snapshots.iter().any(|s| s.is_base() && ruling.by_id(s.id).is_none());
     if next.format != ruling.format && ruling.format().is_some() && !has_new_base {
-        return Some("say otherwise how an image is read".into());
+        return Some("change how an image is read".into());
     }
     let is_changed =
         |was: &&Snapshot| next.by_id(was.id).is_some_and(|s| s.protected != was.protected);

@@ -49,14 +49,14 @@ impl Manifest {
         let base_images = self.stored().into_iter().filter_map(|s| s.base_image.as_deref());
         let source = self.source.as_ref().and_then(ImageUri::file);
         if let Some(path) = source.into_iter().chain(base_images).find(is_relative) {
-            return Some(format!("{path:?} is no absolute path"));
+            return Some(format!("{path:?} is not an absolute path"));
         }
         let (mut ids, mut labels, mut last) = (HashMap::new(), HashSet::new(), 0);
         let mut files = HashSet::new();
         for snapshot in self.stored() {
             let number = snapshot.number;
             if number <= last || number >= self.next_number || number >= MAX_NUMBER {
-                let what = format!("number {number} stands twice, or is not below the next one");
+                let what = format!("number {number} occurs twice, or is not below the next one");
                 return Some(what);
             }
             last = number;
@@ -64,21 +64,21 @@ impl Manifest {
                 return Some(format!("the parent of {number} is missing or newer"));
             }
             if ids.insert(snapshot.id, number).is_some() {
-                return Some(format!("the id of {number} stands twice"));
+                return Some(format!("the id of {number} occurs twice"));
             }
             if let Some(label) = &snapshot.label
                 && !labels.insert(label)
             {
-                return Some(format!("the label {label:?} stands twice"));
+                return Some(format!("the label {label:?} occurs twice"));
             }
             if !snapshot.files().all(|file| files.insert(file)) {
-                return Some(format!("the file of {number} stands twice"));
+                return Some(format!("the file of {number} occurs twice"));
             }
             if let Some(wrong) = wrong_in(snapshot) {
                 return Some(format!("{wrong} of {number}"));
             }
         }
-        self.sizes_add_up().is_none().then(|| "its sizes are beyond all disks".into())
+        self.sizes_add_up().is_none().then(|| "its sizes are impossibly large".into())
     }
 
     /// What is wrong with what its snapshots have to do with others.
@@ -95,7 +95,7 @@ impl Manifest {
             })
         };
         if self.stored().iter().any(is_wrong) {
-            return Some("a chain that begins from another image does not begin there");
+            return Some("a chain that starts from another image does not start there");
         }
         let attachments = || self.snapshots.iter().flat_map(|s| &s.attachments);
         let is_attachment = |a: &Attachment| {
@@ -106,12 +106,12 @@ impl Manifest {
         let mut names: HashSet<(Uuid, &str)> = HashSet::new();
         let mut all = self.snapshots.iter().flat_map(|s| s.attachments.iter().map(|a| (s.id, a)));
         if !are_names || !all.all(|(id, a)| names.insert((id, &a.name))) {
-            return Some("the name of an attachment stands twice, or it is none");
+            return Some("the name of an attachment occurs twice, or is invalid");
         }
         let mut ids: HashSet<Uuid> = self.stored().into_iter().map(|s| s.id).collect();
         let mut numbers: HashSet<u64> = self.stored().into_iter().map(|s| s.number).collect();
         if self.pending.len() > MAX_PENDING {
-            return Some("so many snapshots are not taken at once");
+            return Some("too many snapshots are being taken at once");
         }
         let listed: HashSet<Uuid> = self.snapshots.iter().map(|s| s.id).collect();
         let are_pending = self.pending.iter().all(|pending| {
@@ -135,7 +135,7 @@ impl Manifest {
             self.stored().into_iter().flat_map(Snapshot::files).map(String::as_str).collect();
         let attached = attachments().map(|attachment| &attachment.object);
         let mut objects = attached.chain(self.pending.iter().flat_map(|pending| &pending.objects));
-        (!objects.all(|object| files.insert(object))).then_some("one object is named twice")
+        (!objects.all(|object| files.insert(object))).then_some("one object occurs twice")
     }
 
     /// What the files hold, packed and not: if that can be added up here, then everywhere.

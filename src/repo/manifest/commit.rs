@@ -39,7 +39,7 @@ impl<'de> Deserialize<'de> for ManifestDigest {
     fn deserialize<D: Deserializer<'de>>(from: D) -> std::result::Result<Self, D::Error> {
         let text = String::deserialize(from)?;
         let hash = blake3::Hash::from_hex(&text).ok().filter(|hash| *hash.to_hex() == *text);
-        let wrong = "a digest of a manifest has 64 lower case hex digits";
+        let wrong = "invalid manifest digest: expected 64 lower-case hexadecimal digits";
         hash.map(|hash| Self(hash.into())).ok_or_else(|| serde::de::Error::custom(wrong))
     }
 }
@@ -74,7 +74,7 @@ pub(crate) struct Read {
 
 /// What to say of an image that somebody else changes at the same time.
 pub(crate) fn changed_meanwhile(name: &str) -> Error {
-    let what = format!("somebody else changed \"{name}\" at the same time");
+    let what = format!("another process changed \"{name}\" meanwhile");
     Error::new(ErrorKind::Busy, what).hint(Action::Retry)
 }
 

@@ -126,7 +126,7 @@ pub fn check_name(name: &str) -> Result<()> {
     let bad = |c: char| c.is_control() || c.is_whitespace() || c == '/' || c == '@';
     let is_bad = name.len() > 128 || name.starts_with(['.', '-']) || name.contains(bad);
     if name.is_empty() || is_bad || top::is_of_repository(name) {
-        let what = format!("\"{}\" cannot be the name of an image", name.escape_debug());
+        let what = format!("invalid image name \"{}\"", name.escape_debug());
         return Err(Error::new(ErrorKind::InvalidInput, what).hint(message![
             "choose one with ",
             Setting::Name,

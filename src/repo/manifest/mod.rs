@@ -125,7 +125,7 @@ const LOAD_TRIES: usize = 16;
 
 fn no_image(name: &str) -> Error {
     Error::new(ErrorKind::NotFound, format!("no image \"{name}\" in the repository"))
-        .hint(message![Verb::List.call(), " shows what there is"])
+        .hint(message![Verb::List.call(), " lists the images"])
 }
 
 /// Reads the last manifest that counts, whatever is damaged after it, where there is an owner.
@@ -163,8 +163,10 @@ fn read_numbered(store: &dyn Store, name: &str, sequence: u64) -> Result<Manifes
     let bytes = store.read_whole(&file, MAX_MANIFEST_BYTES)?;
     let manifest = Manifest::decode(&bytes).map_err(|e| e.at(store.location(&file)))?;
     if manifest.sequence != sequence || manifest.name != name {
-        let what = format!("{}: the manifest of another image", store.location(&file));
-        return Err(Error::corrupt(what).hint("the file was renamed or copied; put it back"));
+        let what = format!("{}: this manifest belongs to another image", store.location(&file));
+        return Err(
+            Error::corrupt(what).hint("the file was renamed or copied; put the right one back")
+        );
     }
     Ok(manifest)
 }
@@ -243,7 +245,8 @@ fn put_until_decided(store: &dyn Store, next: &Manifest, file: &str, bytes: &[u8
     let what = format!("it is not known whether \"{}\" was changed", next.name);
     let error = error.unwrap_or_else(|| Error::new(ErrorKind::Unavailable, "no answer"));
     let error = Error::new(ErrorKind::Unavailable, format!("{what}: {}", error.without_advice()));
-    Err(error.hint(message![Verb::List.of(&next.name), " shows it when the store answers again"]))
+    Err(error
+        .hint(message![Verb::List.of(&next.name), " shows it when the store can be reached again"]))
 }
 
 /// True for an answer that says that nothing was put, and nothing will be.

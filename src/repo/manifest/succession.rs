@@ -147,7 +147,7 @@ impl Manifest {
             return Ok(());
         }
         let what =
-            format!("\"{}\" is not known to have commit {wanted}, nor to follow it", self.name);
+            format!("\"{}\" is not known to be at commit {wanted} or a later one", self.name);
         Err(Error::new(ErrorKind::Mismatch, what))
     }
 
@@ -165,7 +165,7 @@ impl Manifest {
     /// Makes it the one that follows the commit that it was read from.
     pub(super) fn succeed(&mut self) -> Result<()> {
         let last =
-            || Error::corrupt(format!("{}: there is no number for another commit", self.name));
+            || Error::corrupt(format!("{}: no number is left for another commit", self.name));
         let sequence = self.last_number().checked_add(1).ok_or_else(last)?;
         self.ancestors = self.all_ancestors();
         self.ancestors.retain(|ancestor| is_remembered(ancestor.sequence, sequence));
@@ -239,7 +239,7 @@ impl Manifest {
         }
         let condemned = |c: &Condemned| (1..=self.sequence).contains(&c.sequence);
         if self.forgotten && !self.stored().is_empty() {
-            return Some("it was removed, and has snapshots");
+            return Some("it was removed, but has snapshots");
         }
         if !self.condemned.iter().all(condemned) || self.swept > self.sequence {
             return Some("something is condemned by a later manifest");
@@ -254,9 +254,10 @@ impl Manifest {
         match self.needs.iter().find(|need| !KNOWN_NEEDS.contains(&need.as_str())) {
             None => Ok(()),
             Some(need) => {
-                let what = format!("the manifest needs {need:?}, which this program does not know");
+                let what =
+                    format!("the manifest needs {need:?}, which this program does not support");
                 Err(Error::new(ErrorKind::Unsupported, what)
-                    .hint("a later imgsnap wrote this; use that one"))
+                    .hint("it was written by a later imgsnap; use that version"))
             }
         }
     }

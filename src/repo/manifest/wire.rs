@@ -36,7 +36,7 @@ pub(crate) fn some_id<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Uuid>
 
 fn parse_id<E: Error>(text: &str) -> Result<Uuid, E> {
     let id = Uuid::parse_str(text).ok().filter(|id| id.to_string() == text);
-    id.ok_or_else(|| E::custom("an id has 32 lower case hex digits, 8-4-4-4-12"))
+    id.ok_or_else(|| E::custom("invalid id: expected 32 lower-case hexadecimal digits, 8-4-4-4-12"))
 }
 
 /// What is only a hint, and of a shape that we do not know, is none: a later version may know more.

@@ -62,11 +62,11 @@ impl FromStr for LabelGlob {
     type Err = Error;
     fn from_str(text: &str) -> Result<Self> {
         let bad = |why: &str| {
-            let what = format!("\"{}\" is not a pattern for labels: {why}", text.escape_debug());
+            let what = format!("invalid label pattern \"{}\": {why}", text.escape_debug());
             Error::new(ErrorKind::InvalidInput, what).hint("write it like pre-* or v[0-9]")
         };
         if text.is_empty() {
-            return Err(bad("it fits none"));
+            return Err(bad("it matches no label"));
         }
         Pattern::new(text).map(Self).map_err(|e| bad(e.msg))
     }

@@ -43,7 +43,7 @@ struct Block {
 /// `Unsupported` for what is not in HDFS; `Unavailable` if the NameNode does not answer.
 pub fn hosts_of(webhdfs: &str, url: &RemoteUrl, ranges: &[Range<u64>]) -> Result<Vec<Vec<String>>> {
     if url.kind != RemoteKind::Hdfs {
-        let what = format!("{url} is not in HDFS, where hosts hold blocks");
+        let what = format!("{url} is not in HDFS, so no host holds its blocks");
         return Err(Error::new(ErrorKind::Unsupported, what));
     }
     let end = ranges.iter().map(|range| range.end).max().unwrap_or(0);
@@ -88,10 +88,10 @@ async fn get(url: &str) -> Result<String> {
     while let Some(piece) = answer.chunk().await.map_err(failed)? {
         text.extend_from_slice(&piece);
         if text.len() > MAX_BYTES {
-            return Err(Error::new(ErrorKind::LimitExceeded, "the answer has no end"));
+            return Err(Error::new(ErrorKind::LimitExceeded, "the answer is too long"));
         }
     }
-    String::from_utf8(text).map_err(|_| Error::new(ErrorKind::Unavailable, "no text"))
+    String::from_utf8(text).map_err(|_| Error::new(ErrorKind::Unavailable, "not text"))
 }
 
 #[cfg(test)]

@@ -21,9 +21,8 @@ pub(super) fn connect(url: &RemoteUrl) -> Result<Arc<dyn Requests>> {
         RemoteKind::Hdfs => Ok(Arc::new(super::hdfs::Hdfs::new(url)?)),
         kind => {
             let scheme = kind.scheme();
-            let what = format!("this build has no {scheme}:// repositories: {url}");
-            Err(Error::new(ErrorKind::Unsupported, what)
-                .hint("build it with the features that it has by default"))
+            let what = format!("this build does not support {scheme}:// repositories: {url}");
+            Err(Error::new(ErrorKind::Unsupported, what).hint("build it with the default features"))
         }
     }
 }

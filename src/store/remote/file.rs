@@ -24,8 +24,8 @@ pub(super) fn split(url: &RemoteUrl) -> Result<(RemoteUrl, String)> {
     let (folder, name) = url.path.rsplit_once('/').unwrap_or(("", &url.path));
     if name.is_empty() || url.kind == RemoteKind::Ssh {
         let what = match url.kind {
-            RemoteKind::Ssh => format!("{url}: images of other hosts are not read by ssh"),
-            _ => format!("{url} names no file"),
+            RemoteKind::Ssh => format!("{url}: images on other hosts cannot be read over ssh"),
+            _ => format!("{url} does not name a file"),
         };
         return Err(Error::new(ErrorKind::Unsupported, what));
     }
@@ -83,7 +83,7 @@ impl RemoteFile {
     }
 
     fn changed(&self) -> Error {
-        let what = format!("{} was changed while it was read", self.url);
+        let what = format!("{} was changed while it was being read", self.url);
         Error::new(ErrorKind::Busy, what).hint(Action::Retry)
     }
 }

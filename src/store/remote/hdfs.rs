@@ -27,8 +27,8 @@ const FIRST_BYTES: usize = 4 << 20;
 /// How long it is tried to begin a file: a DataNode that has died is given out for ten minutes by default.
 const PATIENCE: Duration = Duration::from_secs(11 * 60);
 const PAUSE: Duration = Duration::from_millis(500);
-/// How long a NameNode in safe mode is waited for: when it starts, that ends by itself. Less than all attempts at a
-/// request take.
+/// How long a NameNode in safe mode is waited for: when it starts, that ends by itself. Less than what all
+/// attempts at a request take.
 const SAFE_MODE: Duration = Duration::from_secs(35);
 /// How many files are kept open for reading: it takes a request to open one.
 const OPEN_FILES: usize = 256;
@@ -277,7 +277,7 @@ impl Requests for Hdfs {
         })?;
         if read.len() != buffer.len() {
             let what =
-                format!("cannot read {}/{name}: an answer of another length", self.folder.url);
+                format!("cannot read {}/{name}: unexpected length of the answer", self.folder.url);
             return Err(Error::new(ErrorKind::Unavailable, what));
         }
         buffer.copy_from_slice(&read);
@@ -290,7 +290,7 @@ impl Requests for Hdfs {
         let bytes = self.folder.reader(name)?.file_length() as u64;
         if bytes > limit {
             let what =
-                format!("{}/{name} has {bytes} bytes, which cannot be right", self.folder.url);
+                format!("{}/{name} has an impossible size of {bytes} bytes", self.folder.url);
             return Err(Error::corrupt(what));
         }
         let mut whole = vec![0; bytes as usize];
@@ -324,7 +324,7 @@ impl Requests for Hdfs {
 
     fn create_folder(&self, folder: &str) -> Result<()> {
         let made = wait(self.folder.client.mkdirs(&self.folder.path(folder), 0o700, false));
-        made.map_err(|e| self.folder.error("make the folder", folder, e))
+        made.map_err(|e| self.folder.error("create the folder", folder, e))
     }
 
     fn remove_folder(&self, folder: &str) -> Result<bool> {
@@ -470,7 +470,7 @@ impl Drop for HdfsUpload {
 fn failed(doing: &str, place: &str, error: HdfsError) -> Error {
     let (kind, why) = match error {
         HdfsError::FileNotFound(_) => (ErrorKind::NotFound, "No such file or directory".into()),
-        HdfsError::AlreadyExists(_) => (ErrorKind::AlreadyExists, "it exists".into()),
+        HdfsError::AlreadyExists(_) => (ErrorKind::AlreadyExists, "it already exists".into()),
         HdfsError::RPCError(class, message) | HdfsError::FatalRPCError(class, message) => {
             let message = message.lines().next().unwrap_or_default().to_owned();
             let is = |name: &str| class.ends_with(name);
@@ -502,8 +502,8 @@ fn failed(doing: &str, place: &str, error: HdfsError) -> Error {
     };
     let error = Error::new(kind, format!("cannot {doing} {place}: {why}"));
     match kind {
-        ErrorKind::Auth => error.hint("check who asks (HADOOP_USER_NAME, kinit), and the owner"),
-        ErrorKind::Unavailable => error.hint("is the server there? Then try again"),
+        ErrorKind::Auth => error.hint("check the user (HADOOP_USER_NAME, kinit) and the owner"),
+        ErrorKind::Unavailable => error.hint("check that the server can be reached, and try again"),
         _ => error,
     }
 }

@@ -128,7 +128,7 @@ pub struct Version {
 }
 
 pub(super) fn not_shared(place: &str) -> Error {
-    let what = format!("several hosts cannot write {place} at once: only S3 can do that");
+    let what = format!("several hosts cannot write {place} at once: only S3 supports that");
     Error::new(ErrorKind::Unsupported, what).hint("restore it on one host")
 }
 

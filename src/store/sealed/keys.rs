@@ -44,7 +44,9 @@ impl std::str::FromStr for KeyId {
     fn from_str(text: &str) -> Result<Self> {
         let bytes = data_encoding::HEXLOWER.decode(text.as_bytes()).ok();
         let id = bytes.and_then(|bytes| bytes.try_into().ok()).map(Self);
-        id.ok_or_else(|| Error::corrupt("the id of a key has 32 lower case hex digits"))
+        id.ok_or_else(|| {
+            Error::corrupt("invalid key id: expected 32 lower-case hexadecimal digits")
+        })
     }
 }
 
@@ -109,7 +111,7 @@ impl MasterKey {
     pub(super) fn of(secret: Secret) -> Result<Self> {
         match secret.bytes().len() {
             KEY_BYTES => Ok(Self(secret)),
-            _ => Err(Error::new(ErrorKind::InvalidInput, "a master key has 32 bytes")),
+            _ => Err(Error::new(ErrorKind::InvalidInput, "a master key must have 32 bytes")),
         }
     }
 

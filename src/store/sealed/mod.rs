@@ -313,7 +313,7 @@ impl Store for SealedStore {
             .map_err(|refusal| self.refused(name, refusal))?;
         if bytes.len() as u64 > limit {
             let what =
-                format!("{} has {} bytes, which cannot be right", self.location(name), bytes.len());
+                format!("{} has {} bytes, an impossible size", self.location(name), bytes.len());
             return Err(Error::corrupt(what));
         }
         Ok(bytes)
@@ -404,7 +404,7 @@ impl Store for SealedStore {
 
 /// What to say to the second of two who make a repository at the same time, each with a key of its own.
 fn made_meanwhile(place: &str) -> Error {
-    let what = format!("somebody else made the repository {place} at the same time");
+    let what = format!("another process created the repository {place} meanwhile");
     Error::new(ErrorKind::Busy, what).hint(Action::Retry)
 }
 

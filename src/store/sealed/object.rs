@@ -89,13 +89,12 @@ impl Refusal {
     pub fn error(self) -> Error {
         match self {
             Self::NotSealed => {
-                Error::corrupt("it is not sealed, and all else in the repository is")
+                Error::corrupt("it is not encrypted, but everything else in the repository is")
             }
-            Self::Later => {
-                Error::new(ErrorKind::Unsupported, "a later imgsnap sealed it").hint("use that one")
-            }
-            Self::OtherKey(id) => Error::corrupt(format!("it is sealed with another key, {id}")),
-            Self::Changed => Error::corrupt("it is not what was sealed there"),
+            Self::Later => Error::new(ErrorKind::Unsupported, "a later imgsnap encrypted it")
+                .hint("use that version"),
+            Self::OtherKey(id) => Error::corrupt(format!("it is encrypted with another key, {id}")),
+            Self::Changed => Error::corrupt("it is not what was stored there"),
             Self::Internal => broken(()),
         }
     }

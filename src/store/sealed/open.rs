@@ -81,8 +81,10 @@ impl KeyRing {
             (_, None) => return Ok(inner),
             (Found::Nothing, Some(given)) => return self.create_with(inner, given),
             (Found::Plain, Some(_)) => {
-                let what = format!("{place} is not encrypted, and a key is given for it");
-                return Err(key_error(what).hint("is it the right one? Use it without a key"));
+                let what = format!("{place} is not encrypted, but a key was given for it");
+                return Err(
+                    key_error(what).hint("check that it is the right one, or use it without a key")
+                );
             }
         };
         if let Some(open) = key.and_then(|key| self.remembered(key)) {
@@ -148,7 +150,7 @@ fn give_key() -> crate::base::message::Message {
 
 /// What to say to who has no key.
 pub(crate) fn is_sealed(place: &str) -> Error {
-    let what = format!("{place} is encrypted, and no key is given for it");
+    let what = format!("{place} is encrypted, but no key was given for it");
     key_error(what).hint(give_key())
 }
 
@@ -217,7 +219,7 @@ fn unlock(
         let sealing = of_recovery(text)?;
         return match key {
             Some(key) if key != sealing.key_id => Err(key_error(format!(
-                "the recovery text has the key {}, and {place} is sealed with {key}",
+                "the recovery text has the key {}, but {place} is encrypted with {key}",
                 sealing.key_id
             ))),
             _ => Ok(sealing),
@@ -256,6 +258,6 @@ fn unlock(
         0 => String::new(),
         count => format!(", and {count} cannot be read"),
     };
-    let what = format!("{what} opens no key slot of {place} ({tried} tried{damaged})");
+    let what = format!("{what} does not open any key slot of {place} ({tried} tried{damaged})");
     Err(key_error(what).hint("a recovery text, given as the key file, opens it without any slot"))
 }

@@ -61,7 +61,7 @@ pub(super) fn to_text(
 /// `Key` if it was not copied as it is.
 pub(super) fn read(given: &Secret) -> Result<Recovery> {
     let wrong = || {
-        Error::new(ErrorKind::Key, "the recovery text was not copied as it is")
+        Error::new(ErrorKind::Key, "the recovery text was not copied correctly")
             .hint("compare it with the original, digit by digit")
     };
     let text = std::str::from_utf8(given.bytes()).map_err(|_| wrong())?;

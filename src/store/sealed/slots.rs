@@ -69,7 +69,7 @@ impl Derivation {
             && (1..=64).contains(&passes)
             && (1..=16).contains(&lanes)
             && work <= 1 << 20;
-        let what = || Error::corrupt(format!("a key slot that costs too much: {self}"));
+        let what = || Error::corrupt(format!("the key slot needs too much memory or time: {self}"));
         if is_sane { Ok(()) } else { Err(what()) }
     }
 
@@ -100,7 +100,9 @@ impl Derivation {
         let mut key = vec![0; KEY_BYTES];
         Argon2::new(Algorithm::Argon2id, Version::V0x13, params)
             .hash_password_into(given.bytes(), salt, &mut key)
-            .map_err(|_| Error::new(ErrorKind::LimitExceeded, "no memory to open a key slot"))?;
+            .map_err(|_| {
+                Error::new(ErrorKind::LimitExceeded, "not enough memory to open a key slot")
+            })?;
         Secret::new(key)
     }
 }
@@ -283,8 +285,8 @@ impl Slot {
 fn new_file_key(given: &Secret) -> Result<Secret> {
     let is_typed = |byte: &u8| byte.is_ascii_graphic() || *byte == b' ';
     if given.bytes().len() == KEY_BYTES && given.bytes().iter().all(is_typed) {
-        let what = "the key file has a text of 32 characters, and no random bytes";
-        return Err(Error::new(ErrorKind::Key, what).hint("give a passphrase as one"));
+        let what = "the key file has a text of 32 characters instead of random bytes";
+        return Err(Error::new(ErrorKind::Key, what).hint("use it as a passphrase instead"));
     }
     file_key(given)
 }
@@ -298,7 +300,7 @@ fn file_key(given: &Secret) -> Result<Secret> {
     let digits = data_encoding::HEXLOWER_PERMISSIVE.decode(bytes.trim_ascii());
     match digits {
         Ok(bytes) if bytes.len() == KEY_BYTES => Secret::new(bytes),
-        _ => Err(Error::new(ErrorKind::Key, "the key file is none")
-            .hint("it has 32 random bytes, or 64 hexadecimal digits")),
+        _ => Err(Error::new(ErrorKind::Key, "invalid key file")
+            .hint("it must have 32 random bytes or 64 hexadecimal digits")),
     }
 }

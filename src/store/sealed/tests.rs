@@ -264,7 +264,7 @@ fn one_that_is_not_sealed_and_one_without_a_key_are_told() {
     let slot = &vectors()["slots"][0];
     let store = store_with(text(&slot["slot"]), &slot["text"]);
     let refused = KeyRing::new(Nobody).open(store).err().unwrap();
-    assert!(refused.to_string().contains("no key is given"), "{refused}");
+    assert!(refused.to_string().contains("no key was given"), "{refused}");
 }
 
 #[test]

@@ -58,7 +58,7 @@ impl SshStore {
     fn put(&self, ask: Ask, bytes: &[u8]) -> Result<()> {
         self.transfer.send(bytes.len() as u64)?;
         if bytes.len() > MAX_BODY_BYTES {
-            let what = format!("{}: an object of {} bytes", self.place, bytes.len());
+            let what = format!("{}: an object of {} bytes is too large", self.place, bytes.len());
             return Err(Error::new(ErrorKind::LimitExceeded, what));
         }
         self.connection()?.ask(ask, bytes).map(drop)
@@ -76,8 +76,9 @@ impl SshStore {
 
     /// What to say of an answer to another question.
     fn odd(&self, told: &Told) -> Error {
-        let what = format!("{}: an answer that makes no sense: {told:?}", self.place);
-        Error::new(ErrorKind::Unsupported, what).hint("are both programs of the same version?")
+        let what = format!("{}: unexpected answer: {told:?}", self.place);
+        Error::new(ErrorKind::Unsupported, what)
+            .hint("check that both hosts have the same imgsnap version")
     }
 }
 

@@ -217,11 +217,11 @@ impl Shared {
         let kind = if is_denied { ErrorKind::Auth } else { ErrorKind::Unavailable };
         let error = Error::new(kind, format!("{host}: {why}"));
         match () {
-            () if is_denied => error.hint("try it with ssh alone"),
+            () if is_denied => error.hint("try to log in with ssh alone"),
             () if why.contains("not found") => {
-                error.hint("imgsnap must be installed there, or IMGSNAP_SSH_PROGRAM name it")
+                error.hint("install imgsnap there, or set IMGSNAP_SSH_PROGRAM to its path")
             }
-            () => error.hint("is the host there? Then try again"),
+            () => error.hint("check that the host can be reached, and try again"),
         }
     }
 

@@ -230,7 +230,7 @@ pub struct Outgoing<'a, T> {
 /// `InvalidInput` if it is too long.
 pub fn write_message<T: Serialize>(out: &mut impl Write, message: &Outgoing<T>) -> io::Result<()> {
     let head = serde_json::to_vec(message.head)?;
-    let too_long = || io::Error::new(io::ErrorKind::InvalidInput, "a message that is too long");
+    let too_long = || io::Error::new(io::ErrorKind::InvalidInput, "the message is too long");
     let (head_bytes, body_bytes) = (u32::try_from(head.len()), u32::try_from(message.body.len()));
     let head_bytes = head_bytes.map_err(|_| too_long())?;
     let body_bytes = body_bytes.map_err(|_| too_long())?;

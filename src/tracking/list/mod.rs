@@ -57,7 +57,7 @@ impl ChangeList {
     /// # Errors
     /// `InvalidInput` that says which line or entry is wrong.
     pub fn parse(bytes: &[u8]) -> Result<Self> {
-        let text = std::str::from_utf8(bytes).map_err(|_| invalid("it is no text"))?;
+        let text = std::str::from_utf8(bytes).map_err(|_| invalid("it is not text"))?;
         if text.trim().is_empty() {
             // As a program that failed leaves it.
             return Err(invalid("it is empty").hint("a list of no changes is []"));
@@ -84,15 +84,15 @@ impl ChangeList {
         let sectors = image_bytes.next_multiple_of(512);
         let wrong = match (self.map_bytes, self.last_offset) {
             (Some(bytes), _) if bytes != image_bytes && bytes != sectors => {
-                format!("the map is of {bytes} bytes")
+                format!("the map covers {bytes} bytes")
             }
             (None, Some(offset)) if offset >= image_bytes.max(before_bytes) => {
                 format!("the list names a change at byte {offset}")
             }
             _ => return Ok(()),
         };
-        let what = format!("{wrong}, and the image has {image_bytes}: it is of another image");
-        Err(Error::new(ErrorKind::Mismatch, what).hint("hand over the one of this image"))
+        let what = format!("{wrong}, but the image has {image_bytes}: it belongs to another image");
+        Err(Error::new(ErrorKind::Mismatch, what).hint("use the one of this image"))
     }
 
     /// Of ranges in any order.
@@ -146,7 +146,7 @@ fn from_json(text: &str) -> Result<(Vec<ByteRange>, Option<u64>)> {
         return Err(wrong);
     }
     read.map_err(|e| {
-        invalid(format!("line {}: it is no list of changes: {e}", e.line())).hint(KNOWN)
+        invalid(format!("line {}: it is not a list of changes: {e}", e.line())).hint(KNOWN)
     })?;
     let map_bytes = entries.is_map.filter(|is_map| *is_map).map(|_| entries.covered);
     Ok((entries.ranges, map_bytes))
@@ -190,18 +190,18 @@ impl Entries {
         let at = |what: &str| invalid(format!("entry {index}: {what}"));
         if entry.start.is_some() || entry.depth.is_some() {
             return Err(at(
-                "it is of \"qemu-img map\", which tells of what is stored, not of changes",
+                "it is from \"qemu-img map\", which shows what is stored, not what changed",
             )
-            .hint("ask for a dirty bitmap: nbdinfo --map=qemu:dirty-bitmap:NAME --json"));
+            .hint("use a dirty bitmap: nbdinfo --map=qemu:dirty-bitmap:NAME --json"));
         }
         let offset = entry.offset.ok_or_else(|| at("it has no \"offset\"").hint(KNOWN))?;
-        let changed =
-            range(offset, entry.length).ok_or_else(|| at("offset and length lead beyond 2^64"))?;
+        let changed = range(offset, entry.length)
+            .ok_or_else(|| at("offset and length extend beyond 2^64"))?;
         let is_of_map = entry.description.is_some() || entry.kind.is_some();
         if !*self.is_map.get_or_insert(is_of_map) {
             // Without `exists` it is some list of ranges: what else can they be than changed.
             if is_of_map {
-                return Err(at("it is not like those before it").hint(KNOWN));
+                return Err(at("it differs in form from those before it").hint(KNOWN));
             }
             if !matches!(entry.exists, None | Some(Value::Bool(_) | Value::String(_))) {
                 return Err(at("\"exists\" is neither true nor false").hint(KNOWN));
@@ -215,7 +215,7 @@ impl Entries {
             other => {
                 let what = other.unwrap_or("nothing").escape_debug();
                 return Err(at(&format!("it says \"{what}\", neither \"dirty\" nor \"clean\""))
-                    .hint("ask for a dirty bitmap: nbdinfo --map=qemu:dirty-bitmap:NAME --json"));
+                    .hint("use a dirty bitmap: nbdinfo --map=qemu:dirty-bitmap:NAME --json"));
             }
         }
         // What a map leaves out is not called clean.
@@ -228,13 +228,13 @@ impl Entries {
     }
 }
 
-const KNOWN: &str = "known are \"nbdinfo --map --json\", \"rbd diff --format json\", thin_delta, \
+const KNOWN: &str = "supported are \"nbdinfo --map --json\", \"rbd diff --format json\", thin_delta, \
                      and lines of \"offset length\"";
 
 fn from_lines(text: &str) -> Result<Vec<ByteRange>> {
     let mut ranges = Vec::new();
     if !text.ends_with('\n') {
-        return Err(invalid("its last line has no end: it is not whole"));
+        return Err(invalid("its last line is incomplete"));
     }
     for (number, line) in (1..).zip(text.lines()) {
         let line = line.split('#').next().unwrap_or_default();
@@ -248,7 +248,7 @@ fn from_lines(text: &str) -> Result<Vec<ByteRange>> {
             _ => None,
         };
         ranges.push(found.ok_or_else(|| {
-            invalid(format!("line {number}: it is not \"offset length\" in bytes")).hint(KNOWN)
+            invalid(format!("line {number}: expected \"offset length\" in bytes")).hint(KNOWN)
         })?);
     }
     Ok(ranges)
@@ -310,7 +310,7 @@ mod tests {
         assert!(refused(allocation).starts_with("entry 1: it says \"data\""));
         let bare = r#"[{"offset":0,"length":4096,"type":1}]"#;
         assert!(refused(bare).starts_with("entry 1: it says \"nothing\""));
-        assert!(refused("0 4096\n4096\n").starts_with("line 2: it is not \"offset length\""));
+        assert!(refused("0 4096\n4096\n").starts_with("line 2: expected \"offset length\""));
         for bad in [
             "{}",
             "[1]",
@@ -320,13 +320,13 @@ mod tests {
             "-1 2\n",
             "1 +2\n",
         ] {
-            assert!(refused(bad).contains("known are"), "{bad}");
+            assert!(refused(bad).contains("supported are"), "{bad}");
         }
         let beyond = format!("0 1\n{} 1\n", u64::MAX);
         assert!(refused(&beyond).starts_with("line 2"));
         assert!(ChangeList::parse(&[0xff, 0xfe]).is_err());
         let mixed = r#"[{"offset":0,"length":1},{"offset":1,"length":1,"description":"clean"}]"#;
-        assert!(refused(mixed).starts_with("entry 2: it is not like those before it"));
+        assert!(refused(mixed).starts_with("entry 2: it differs in form from those before it"));
     }
 
     #[test]
@@ -337,8 +337,8 @@ mod tests {
                 "{text:?}"
             );
         }
-        assert!(refused("0 4096\n4096 40").starts_with("its last line has no end"));
-        assert!(refused(r#"[{"offset":0,"length":1},"#).contains("known are"));
+        assert!(refused("0 4096\n4096 40").starts_with("its last line is incomplete"));
+        assert!(refused(r#"[{"offset":0,"length":1},"#).contains("supported are"));
     }
 
     #[test]
@@ -376,7 +376,7 @@ mod tests {
     fn what_qemu_img_map_prints_is_no_list_of_changes() {
         let map = r#"[{"start":0,"length":65536,"depth":0,"present":true,"zero":false,
                        "data":true,"offset":327680}]"#;
-        assert!(refused(map).starts_with("entry 1: it is of \"qemu-img map\""));
+        assert!(refused(map).starts_with("entry 1: it is from \"qemu-img map\""));
         let hole = r#"[{"start":0,"length":65536,"depth":0,"present":false,"data":false}]"#;
         assert!(refused(hole).contains("qemu-img map"));
         assert!(refused(r#"[{"length":1}]"#).starts_with("entry 1: it has no \"offset\""));

@@ -32,7 +32,7 @@ pub(super) fn parse(text: &str) -> Result<Vec<ByteRange>> {
         let at = reader.buffer_position();
         let invalid = |what: &str| {
             let what = format!("byte {at}: {what}");
-            Error::new(ErrorKind::InvalidInput, what).hint("hand over what thin_delta prints")
+            Error::new(ErrorKind::InvalidInput, what).hint("use the output of thin_delta")
         };
         match reader.read_event() {
             Ok(Event::Start(tag)) => found.open(&tag).map_err(invalid)?,
@@ -42,7 +42,7 @@ pub(super) fn parse(text: &str) -> Result<Vec<ByteRange>> {
             }
             Ok(Event::End(tag)) => found.close(tag.name().as_ref()),
             Ok(Event::Eof) if found.is_whole => return Ok(found.ranges),
-            Ok(Event::Eof) => return Err(invalid("it is not whole")),
+            Ok(Event::Eof) => return Err(invalid("it is incomplete")),
             Ok(Event::DocType(_)) => return Err(invalid("a document type is not expected")),
             Ok(_) => {}
             // What the parser says quotes the text, which may hold anything.
@@ -95,7 +95,7 @@ impl Found {
         let range = begin.checked_mul(block_bytes).zip(length.checked_mul(block_bytes));
         let range = range.filter(|(offset, bytes)| offset.checked_add(*bytes).is_some());
         let range = range.map(|(offset, bytes)| ByteRange { offset, bytes });
-        let range = range.ok_or("begin and length lead beyond 2^64 bytes")?;
+        let range = range.ok_or("begin and length extend beyond 2^64 bytes")?;
         self.ranges.extend((self.is_different == Some(true)).then_some(range));
         Ok(())
     }

@@ -35,7 +35,10 @@ fn a_rollback_after_one_whose_sync_failed_writes_again_what_was_lost() {
         failing.fail_and_lose_at(operation, loses);
         world.show(&failing);
         let error = rollback.run(&world, &failing, &seen).err().unwrap().to_string();
-        assert!(error.contains("cannot sync") && error.contains("a mixture now"), "{error}");
+        assert!(
+            error.contains("cannot sync") && error.contains("the image is only partly rolled back"),
+            "{error}"
+        );
         assert!(*failing.image() == first, "it is read as it was written");
         let again = failing.survivor();
         world.show(&again);

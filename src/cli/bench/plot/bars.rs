@@ -20,7 +20,7 @@ const ROOM: f64 = 1.18;
 pub fn draw(report: &Report, text: &mut String) -> Drawn {
     let rows: Vec<&Row> = report.points.iter().flat_map(|point| &point.rows).collect();
     let bars = ROW * rows.len().max(1) as i32;
-    let title = "imgsnap bench: each work, and (the fraction) of its ceiling that it reaches";
+    let title = "imgsnap bench: each operation, and (the fraction) of its ceiling that it reaches";
     let canvas = sheet(report, title, HEAD + LEGEND + bars + AXIS + MARGIN, text)?;
     legend(report, &canvas)?;
     let plot = canvas.margin(HEAD + LEGEND, MARGIN, NAMES, MARGIN);

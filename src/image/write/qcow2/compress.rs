@@ -34,7 +34,7 @@ impl FromStr for ClusterCompression {
     fn from_str(text: &str) -> Result<Self> {
         let named = Self::ALL.iter().find(|compression| compression.name() == text);
         named.copied().ok_or_else(|| {
-            let what = format!("\"{text}\" is not a compression of qcow2");
+            let what = format!("unknown qcow2 compression \"{text}\"");
             Error::new(ErrorKind::InvalidInput, what).hint("use zlib or zstd")
         })
     }

@@ -54,7 +54,7 @@ impl HostFile {
         }
         let first = self.next;
         if (first + count) << self.layout.cluster_bits > MAX_HOST_BYTES {
-            let what = format!("{} would have more than 512 TiB", self.file.name());
+            let what = format!("{} would exceed 512 TiB", self.file.name());
             return Err(Error::new(ErrorKind::LimitExceeded, what).hint("write a raw image"));
         }
         self.count(first, count);

@@ -25,7 +25,7 @@ pub const COMPRESSED: u64 = 1 << 62;
 
 /// What happens to who writes outside of the image, or a compressed cluster again.
 pub fn fault() -> Error {
-    Error::new(ErrorKind::Internal, "a cluster was written twice; this is a fault of imgsnap")
+    Error::new(ErrorKind::Internal, "a cluster was written twice; this is a bug in imgsnap")
 }
 
 /// The sizes of an image and of what it is made of.

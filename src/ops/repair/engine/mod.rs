@@ -47,7 +47,7 @@ pub struct Plan<'a> {
 pub fn mend(plan: &Plan<'_>, context: &Context, out: &mut dyn LayerOutput) -> Result<Written> {
     let (old, footer) = (plan.delta.header(), plan.delta.footer());
     if old.layout() == FrameLayout::Absent {
-        let what = "its blocks are in a base image, and are mended there";
+        let what = "its blocks are in a base image, and are repaired there";
         return Err(Error::new(ErrorKind::Unsupported, what));
     }
     let frame_bytes = if footer.parent.is_none() { BASE_FRAME_BYTES } else { DELTA_FRAME_BYTES };

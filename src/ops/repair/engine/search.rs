@@ -238,7 +238,7 @@ impl Found {
     /// # Errors
     /// `Corrupt` if it was not found, or is not what it was any more.
     pub fn block(&self, digest: &Digest, hasher: &Hasher) -> Result<Vec<u8>> {
-        let gone = || Error::corrupt("a damaged block was found nowhere");
+        let gone = || Error::corrupt("a damaged block could not be found");
         let place = self.places.get(digest).and_then(Option::as_ref).ok_or_else(gone)?;
         let bytes = match place {
             Place::Stored(delta, block) => {

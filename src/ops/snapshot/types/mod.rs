@@ -198,10 +198,12 @@ pub fn name_of(image: &ImageUri) -> Result<String> {
         Error::new(ErrorKind::InvalidInput, what).hint(message!["choose one with ", Setting::Name])
     };
     if image.file().is_none() && stem.is_none() {
-        return Err(refused(format!("{image} gives no name to the image")));
+        return Err(refused(format!("cannot derive a name for the image from {image}")));
     }
     let no_text = || {
-        refused(format!("the file name of {image} is not UTF-8, and gives no name to the image"))
+        refused(format!(
+            "cannot derive a name for the image: the file name of {image} is not UTF-8"
+        ))
     };
     let stem = stem.unwrap_or_default().to_str().ok_or_else(no_text)?;
     let is_replaced = |c: char| c.is_whitespace() || "@/".contains(c);

@@ -60,7 +60,7 @@ pub fn plan(
         let place = manifest.place_of(&snapshot);
         let what = format!("{place}: {what} could not be read when it was taken");
         return Err(Error::corrupt(what).hint(message![
-            "restore it by ",
+            "restore it with ",
             Verb::Restore.of(place),
             " with ",
             Setting::AcceptUnread
@@ -134,7 +134,7 @@ fn place_of<'a>(planned: &'a PlannedRestore, target: &'a Path) -> Place<'a> {
 
 fn target_of(planned: &PlannedRestore) -> Result<&Path> {
     planned.target.as_deref().ok_or_else(|| {
-        Error::new(ErrorKind::Unsupported, "the plan says not where the file is to be")
+        Error::new(ErrorKind::Unsupported, "the plan does not say where to write the file")
     })
 }
 
@@ -178,7 +178,7 @@ pub fn part(
 fn refuse_other(chain: &Chain, planned: &PlannedRestore) -> Result<()> {
     match chain.geometry() == geometry_of(planned)? {
         true => Ok(()),
-        false => Err(Error::corrupt("the plan is of another image than the snapshot")),
+        false => Err(Error::corrupt("the plan and the snapshot belong to different images")),
     }
 }
 
@@ -187,8 +187,8 @@ fn geometry_of(planned: &PlannedRestore) -> Result<Geometry> {
     Geometry::new(block_size, planned.image_bytes)
 }
 
-/// What each task that is done adds to the image digest, and which pieces it has sent. Of two attempts the last
-/// one counts, whose pieces have taken the place of the others on the server.
+/// What each task that is done adds to the image digest, and which pieces it has sent. Of two attempts the
+/// last one counts, whose pieces have taken the place of the others on the server.
 fn restored(repository: &Repository, plan: Uuid) -> Result<BTreeMap<u32, SentRange>> {
     let attempts = Attempt::all(repository.store.as_ref(), plan)?;
     let of = |attempt: Attempt| match attempt.outcome {
@@ -359,7 +359,7 @@ pub(super) fn give_up(
         // It is no reason to keep the snapshot.
         Err(e) => {
             let left = match (&planned.object, &planned.target) {
-                (Some(object), _) => format!("; give up the upload {} yourself", object.upload),
+                (Some(object), _) => format!("; abort the upload {} by hand", object.upload),
                 (None, target) => {
                     let target = target.clone().unwrap_or_default();
                     let place = target.with_file_name(&planned.temporary);

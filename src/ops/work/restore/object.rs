@@ -34,7 +34,7 @@ pub(super) fn begin(
     context: &Context,
 ) -> Result<PlannedObject> {
     if geometry.image_bytes == 0 {
-        let what = format!("{url}: there is nothing to be cut of an empty image");
+        let what = format!("{url}: an empty image cannot be split into tasks");
         return Err(Error::new(ErrorKind::Unsupported, what).hint("restore it on one host"));
     }
     let object = SharedObject::at(url, context.transfer())?;
@@ -93,8 +93,9 @@ pub(super) fn all_pieces(
     let piece_blocks = planned.object.as_ref().map_or(0, |object| object.piece_blocks);
     match geometry.block_count().div_ceil(piece_blocks.max(1)) == pieces.len() as u64 {
         true => Ok(pieces),
-        false => Err(Error::corrupt("the workers have not sent as many pieces as there are")
-            .hint("make a new plan")),
+        false => {
+            Err(Error::corrupt("the workers have not sent all pieces").hint("make a new plan"))
+        }
     }
 }
 

@@ -227,7 +227,7 @@ fn commit(
         refuse_over(next, planned, plan)?;
         let is_taken = |s: &Snapshot| s.label.is_some() && s.label == snapshot.label;
         if next.snapshots.iter().any(is_taken) {
-            let what = format!("\"{}\" has a snapshot with that label by now", next.name);
+            let what = format!("\"{}\" now has a snapshot with that label", next.name);
             return Err(Error::new(ErrorKind::AlreadyExists, what));
         }
         if next.rollback.is_some() {

@@ -160,7 +160,7 @@ pub(in crate::ops::work) fn parts_of(
                 Err(e) if e.is_unread() => return Err(e),
                 // Another attempt may be whole.
                 Err(e) => {
-                    context.note(format!("{path} counts for nothing: {e}"));
+                    context.note(format!("{path} is ignored: {e}"));
                     continue;
                 }
                 Ok(opened) => opened,

@@ -93,7 +93,7 @@ use crate::store::hosts_of as hosts;
 
 #[cfg(not(all(feature = "objects", feature = "hdfs")))]
 fn hosts(_: &str, url: &RemoteUrl, _: &[Range<u64>]) -> Result<Vec<Vec<String>>> {
-    let what = format!("this build does not ask on which hosts {url} is");
+    let what = format!("this build cannot ask on which hosts {url} is");
     Err(Error::new(ErrorKind::Unsupported, what))
 }
 
@@ -206,10 +206,10 @@ fn nothing_keeps(live: &LiveImage) -> Error {
         Some(user) => {
             format!("{} is open for writing by {user}, and cannot be cloned", live.disk.name())
         }
-        None => format!("nothing keeps {} as it is while it is read in parts", live.disk.name()),
+        None => format!("nothing keeps {} unchanged while it is read in parts", live.disk.name()),
     };
     Error::new(ErrorKind::InvalidInput, what).hint(message![
-        "take it from a read-only snapshot of its file system, or say why nobody writes to it with ",
+        "use a read-only snapshot of its file system, or say why nobody writes to it with ",
         Setting::SourceHeld,
     ])
 }

@@ -25,7 +25,7 @@ pub(super) fn open_held(path: &Path) -> Result<RawFile> {
 /// `Mismatch` if it was written to since.
 pub(super) fn open_planned(planned: &PlannedImage, context: &Context) -> Result<Disk> {
     let unknown = || {
-        let what = format!("the plan of \"{}\" says not what is read", planned.name);
+        let what = format!("the plan of \"{}\" does not say what to read", planned.name);
         Error::new(ErrorKind::Unsupported, what)
     };
     let image = planned.source.as_ref().ok_or_else(unknown)?;
@@ -70,7 +70,7 @@ pub(super) fn make_clone(
 ) -> Result<(RawFile, CloneStat)> {
     let container = live.disk.container().filter(|image| !image.is_device());
     let no_file = || {
-        let what = format!("{} is no file that could be cloned", live.disk.name());
+        let what = format!("{} is not a file that can be cloned", live.disk.name());
         Error::new(ErrorKind::Unsupported, what)
     };
     let image = container.ok_or_else(no_file)?;

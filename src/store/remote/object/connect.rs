@@ -127,7 +127,7 @@ fn variable(name: &str) -> Option<String> {
 
 fn unusable(url: &RemoteUrl, error: object_store::Error) -> Error {
     Error::new(ErrorKind::InvalidInput, format!("{url}: {}", said(&error)))
-        .hint("check the variables that say where it is and who asks (docs/stores.md)")
+        .hint("check the variables for its endpoint and credentials (docs/stores.md)")
 }
 
 /// Credentials that a program prints (docs.aws.amazon.com, "Sourcing credentials with an external process").
@@ -184,7 +184,7 @@ impl CredentialProvider for ByProcess {
         let command = self.command.clone();
         let run = tokio::task::spawn_blocking(move || Self::run(&command));
         let printed = tokio::time::timeout(PROCESS, run).await;
-        let printed = printed.map_err(|_| failed("it does not end".into()))?;
+        let printed = printed.map_err(|_| failed("it does not finish".into()))?;
         let printed = printed.map_err(|e| failed(e.to_string()))?.map_err(failed)?;
         // A minute early: requests take their time.
         let left = printed.expiration.map(|until| {

@@ -12,7 +12,7 @@ pub(super) fn failed(doing: &str, place: &str, error: object_store::Error) -> Er
         }
         Of::NotFound { .. } => (ErrorKind::NotFound, "No such object".into()),
         Of::AlreadyExists { .. } | Of::Precondition { .. } => {
-            (ErrorKind::AlreadyExists, "it exists".into())
+            (ErrorKind::AlreadyExists, "it already exists".into())
         }
         Of::PermissionDenied { source, .. } | Of::Unauthenticated { source, .. } => {
             (ErrorKind::Auth, said(source.as_ref()))
@@ -29,8 +29,8 @@ pub(super) fn failed(doing: &str, place: &str, error: object_store::Error) -> Er
     };
     let error = Error::new(kind, format!("cannot {doing} {place}: {why}"));
     match kind {
-        ErrorKind::Auth => error.hint("check the credentials, and what they may do there"),
-        ErrorKind::Unavailable => error.hint("is the server there? Then try again"),
+        ErrorKind::Auth => error.hint("check the credentials and their permissions"),
+        ErrorKind::Unavailable => error.hint("check that the server can be reached, and try again"),
         _ => error,
     }
 }
@@ -53,7 +53,7 @@ pub(super) fn said(error: &(dyn std::error::Error + 'static)) -> String {
     };
     let code = within("Code");
     if code.as_deref() == Some("NoSuchBucket") {
-        return "there is no such bucket".into();
+        return "no such bucket".into();
     }
     if let Some(message) = within("Message").filter(|message| !message.is_empty()).or(code) {
         return message;

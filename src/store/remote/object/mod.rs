@@ -102,7 +102,8 @@ impl Objects {
         match filled {
             Some(0) => Ok(()),
             _ => {
-                let what = format!("cannot read {}/{name}: an answer of another length", self.url);
+                let what =
+                    format!("cannot read {}/{name}: unexpected length of the answer", self.url);
                 Err(Error::new(ErrorKind::Unavailable, what))
             }
         }
@@ -180,7 +181,7 @@ impl Requests for Objects {
         let got = self.get(name, GetOptions { range, if_match, ..GetOptions::default() })?;
         // Not every server heeds what is asked.
         if got.meta.size != version.bytes || got.meta.e_tag != version.tag {
-            let what = format!("{}/{name} is another one", self.url);
+            let what = format!("{}/{name} has changed", self.url);
             return Err(Error::new(ErrorKind::AlreadyExists, what));
         }
         self.fill(name, got, buffer)
@@ -213,7 +214,7 @@ impl Requests for Objects {
         let got = self.get(name, GetOptions::default())?;
         if got.meta.size > limit {
             let bytes = got.meta.size;
-            let what = format!("{}/{name} has {bytes} bytes, which cannot be right", self.url);
+            let what = format!("{}/{name} has an impossible size of {bytes} bytes", self.url);
             return Err(Error::corrupt(what));
         }
         let mut bytes = vec![0; got.meta.size as usize];

@@ -59,7 +59,7 @@ impl SharedUpload {
                 if head.is_ok_and(|there| there.size == bytes) {
                     return Ok(());
                 }
-                let what = format!("{}: its upload was given up", self.place);
+                let what = format!("{}: its upload was aborted", self.place);
                 Err(Error::new(ErrorKind::NotFound, what).hint("make a new plan"))
             }
             other => other.map(drop).map_err(|e| self.error(e)),
@@ -70,7 +70,7 @@ impl SharedUpload {
     pub fn abort(&self, id: &str) -> Result<()> {
         match runtime()?.block_on(self.s3.abort_multipart(&self.key, &id.to_owned())) {
             Err(object_store::Error::NotFound { .. }) => Ok(()),
-            other => other.map_err(|e| failed("give up the upload of", &self.place, e)),
+            other => other.map_err(|e| failed("abort the upload of", &self.place, e)),
         }
     }
 }

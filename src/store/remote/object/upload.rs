@@ -143,7 +143,8 @@ impl ObjectUpload {
                 Err(object_store::Error::NotFound { .. }) => {
                     let head = runtime()?.block_on(self.bucket.store.head(&self.key));
                     if !head.is_ok_and(|there| there.size == self.sent_bytes) {
-                        let what = format!("{}: its upload was given up by others", self.place);
+                        let what =
+                            format!("{}: its upload was aborted by another process", self.place);
                         return Err(Error::new(ErrorKind::Unavailable, what));
                     }
                 }
