@@ -106,3 +106,20 @@ flips:
 # Histories in which the power goes, as many as that, at full speed
 power-loss histories="100000":
     IMGSNAP_HISTORIES={{histories}} cargo test --release --test engine -- --nocapture whatever_is_lost
+
+# The Debian package, in target/debian (packaging/README.md)
+package *args:
+    packaging/build.sh {{args}}
+
+# The same, installed, used, upgraded, removed and purged in a clean root (root, debootstrap, a mirror)
+package-try:
+    packaging/try.sh
+
+# The units for systemd, as systemd-analyze sees them
+units:
+    packaging/check.sh
+
+# One program for every Linux on x86-64, without libraries, in target/x86_64-unknown-linux-musl/release (musl-tools)
+static:
+    rustup target add x86_64-unknown-linux-musl
+    cargo build --release --locked --target x86_64-unknown-linux-musl

@@ -6,11 +6,12 @@
 //! made, and refuses those of others.
 
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::sys::{Onto, rename_in};
 use crate::base::uri::Shown;
 use nix::dir::{Dir, Type};
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, OpenHow, RenameFlags, ResolveFlag};
-use nix::fcntl::{openat, openat2, renameat2};
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, OpenHow, ResolveFlag};
+use nix::fcntl::{openat, openat2};
 use nix::sys::stat::{Mode, fstat, fstatat, mkdirat};
 use nix::unistd::{UnlinkatFlags, linkat, unlinkat};
 use std::ffi::{OsStr, OsString};
@@ -119,13 +120,13 @@ impl Folder {
     /// Renames a file in it, replacing another one.
     pub fn rename_over(&self, from: impl AsRef<Path>, to: impl AsRef<Path>) -> io::Result<()> {
         let (from, to) = (from.as_ref(), to.as_ref());
-        Ok(renameat2(&self.fd, from, &self.fd, to, RenameFlags::empty())?)
+        Ok(rename_in(&self.fd, from, to, Onto::Anything)?)
     }
 
     /// Renames a file in it, without replacing another one.
     pub fn rename_new(&self, from: impl AsRef<Path>, to: impl AsRef<Path>) -> io::Result<()> {
         let (from, to) = (from.as_ref(), to.as_ref());
-        match renameat2(&self.fd, from, &self.fd, to, RenameFlags::RENAME_NOREPLACE) {
+        match rename_in(&self.fd, from, to, Onto::Nothing) {
             // A file system that cannot: a hard link does not replace either.
             Err(Errno::EINVAL | Errno::ENOSYS) => {
                 linkat(&self.fd, from, &self.fd, to, AtFlags::empty())?;

@@ -25,10 +25,12 @@ mod attributes;
 mod child;
 mod freeze;
 pub mod guard;
+mod rename;
 
 pub use attributes::{attribute, attribute_names, remove_attribute, set_attribute};
 pub use child::bind_child;
 pub use freeze::{freeze_file_system, thaw_file_system};
+pub use rename::{Onto, rename_in};
 
 use std::fs::File;
 use std::io;

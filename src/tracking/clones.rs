@@ -14,7 +14,7 @@ use crate::base::sys::{attribute, set_attribute, set_no_copy_on_write};
 use crate::base::uri::Shown;
 use crate::tracking::reflink::{clone_into, own_bytes};
 use nix::fcntl::OFlag;
-use nix::sys::statfs::{BTRFS_SUPER_MAGIC, XFS_SUPER_MAGIC, fstatfs};
+use nix::sys::statfs::{BTRFS_SUPER_MAGIC, FsType, fstatfs};
 use serde::{Deserialize, Serialize};
 use std::ffi::CStr;
 use std::fs::File;
@@ -159,6 +159,8 @@ pub fn reopen(clone: &File, path: &Path) -> Result<File> {
 /// True on file systems of which it is known that two extents with one address are one. Others clone, too,
 /// but tell something else: SMB the offset in the file, bcachefs an address on one of several devices.
 pub fn has_physical_addresses(file: &File) -> bool {
+    /// From linux/magic.h; `nix` has it for one C library only.
+    const XFS_SUPER_MAGIC: FsType = FsType(0x5846_5342);
     let kind = fstatfs(file).map(|stat| stat.filesystem_type());
     kind.is_ok_and(|kind| [XFS_SUPER_MAGIC, BTRFS_SUPER_MAGIC].contains(&kind))
 }
