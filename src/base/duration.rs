@@ -1,4 +1,5 @@
-//! Lengths of time as people write them, the same everywhere: `90s`, `5min`, `36h`, `30d`, `2w`, `6mo`, `1y6mo`.
+//! Lengths of time as people write them, the same everywhere: `90s`, `5min`, `36h`, `30d`, `2w`, `6mo`,
+//! `1y6mo`.
 
 use crate::base::error::{Error, ErrorKind, Result};
 use jiff::tz::TimeZone;

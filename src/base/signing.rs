@@ -1,6 +1,7 @@
 //! Signatures of an owner: Ed25519 (RFC 8032) over fields, each with its length before it.
 
 use crate::base::error::{Error, ErrorKind, Result};
+use crate::base::message::{Verb, message};
 use crate::base::secret::{Secret, fill_random};
 use aws_lc_rs::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
 use data_encoding::HEXLOWER;
@@ -127,8 +128,11 @@ impl OwnerSigner {
     /// `Key` for another text.
     pub fn read(text: &Secret) -> Result<Self> {
         let wrong = || {
-            Error::new(ErrorKind::Key, "the file does not contain an owner key")
-                .hint("use the file that \"imgsnap key owner create\" wrote")
+            Error::new(ErrorKind::Key, "the file does not contain an owner key").hint(message![
+                "use the file that ",
+                Verb::Key.of("owner create"),
+                " wrote"
+            ])
         };
         let text = std::str::from_utf8(text.bytes()).map_err(|_| wrong())?;
         if text.lines().next() != Some(TITLE) {

@@ -105,8 +105,7 @@ fn decided(
     if is_new() {
         return now;
     }
-    let what =
-        format!("the last snapshot of \"{name}\" was not taken of this {place}: {difference}");
+    let what = format!("the last snapshot of \"{name}\" was not taken of {place}: {difference}");
     let relink = Verb::Relink.of(name).with(Setting::Image, place);
     context.warn(
         WarningId::OtherImage,
@@ -159,8 +158,7 @@ pub(crate) fn refuse_other(
         context.warn(WarningId::OtherImage, what);
         return Ok(());
     }
-    let what =
-        format!("the last snapshot of \"{name}\" was not taken of this {place}: {difference}");
+    let what = format!("the last snapshot of \"{name}\" was not taken of {place}: {difference}");
     let relink = Verb::Relink.of(name).with(Setting::Image, place);
     let advice = message!["to write to it anyway, use ", relink];
     Err(Error::new(ErrorKind::Mismatch, what).hint(match image.is_device() {

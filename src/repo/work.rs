@@ -218,6 +218,16 @@ pub struct PlannedTask {
     pub data_bytes: u64,
 }
 
+impl PlannedRestore {
+    /// Of the image.
+    ///
+    /// # Errors
+    /// `InvalidInput` if no image can have it.
+    pub(crate) fn geometry(&self) -> Result<Geometry> {
+        Geometry::new(BlockSize::new(self.block_bytes)?, self.image_bytes)
+    }
+}
+
 impl PlannedTask {
     /// Its range.
     pub fn blocks(&self) -> BlockRange {

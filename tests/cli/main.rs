@@ -17,6 +17,7 @@ mod config;
 mod configuration;
 mod delete;
 mod diff;
+mod documents;
 mod encryption;
 mod flatten;
 mod format;

@@ -292,9 +292,7 @@ impl<'a> Scene<'a> {
                 kind == ErrorKind::AlreadyExists
             }
             // ... or which inode it had.
-            Wrong::Flipped
-                if line.contains("the last snapshot of \"a\" was not taken of this ") =>
-            {
+            Wrong::Flipped if line.contains("the last snapshot of \"a\" was not taken of ") => {
                 kind == ErrorKind::Mismatch
             }
             Wrong::Flipped if line.contains("cannot find ") => kind == ErrorKind::NotFound,

@@ -237,8 +237,7 @@ impl Scene {
                 }
                 // Another file is in its place.
                 Err(e)
-                    if e.to_string().contains("was not taken of this")
-                        && known.whole.contains(&now) =>
+                    if e.to_string().contains("was not taken of") && known.whole.contains(&now) =>
                 {
                     let linked = repository.relink(
                         name,

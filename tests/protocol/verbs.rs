@@ -18,7 +18,7 @@ const REFUSALS: [&str; 5] = [
     "is needed by",
     "was interrupted",
     "it is not known which file",
-    "was not taken of this",
+    "was not taken of",
 ];
 
 impl Scene {

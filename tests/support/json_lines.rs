@@ -1,5 +1,7 @@
 //! What `--json` prints: one object a line.
 
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that fails says where")]
+
 use serde_json::Value;
 
 const VERBS: [&str; 24] = [

@@ -111,13 +111,16 @@ pub struct Snapshot {
 #[derive(ClapArgs, Clone)]
 pub struct Tracking {
     /// Find changes by comparing clones (XFS, btrfs): auto, reflink or none [default: auto]
-    #[arg(help_heading = "Finding changes", long, value_name = "HOW")]
+    #[arg(help_heading = "Finding changes")]
+    #[arg(long, value_name = "HOW")]
     pub track: Option<Track>,
     /// Recheck this much of what hints report as unchanged, in turn [default: 1% or 64 MiB]
-    #[arg(help_heading = "Finding changes", long, value_name = "P%")]
+    #[arg(help_heading = "Finding changes")]
+    #[arg(long, value_name = "P%")]
     pub recheck: Option<Recheck>,
     /// Longest time that cloning may hold up the writes of a running machine [default: 1s]
-    #[arg(help_heading = "Finding changes", long, value_name = "TIME", value_parser = parse_length)]
+    #[arg(help_heading = "Finding changes")]
+    #[arg(long, value_name = "TIME", value_parser = parse_length)]
     pub max_stall: Option<Duration>,
 }
 
@@ -126,22 +129,28 @@ pub struct Tracking {
 pub struct Window {
     /// Freeze file systems during the snapshot: "agent" or agent:SOCKET (through the guest agent), or the
     /// mount point of a file system on the image; can be given several times
-    #[arg(help_heading = "Consistency", long, value_name = "WHAT", value_hint = ValueHint::AnyPath, value_parser = frozen())]
+    #[arg(help_heading = "Consistency")]
+    #[arg(long, value_name = "WHAT", value_hint = ValueHint::AnyPath, value_parser = frozen())]
     pub freeze: Vec<Freeze>,
     /// Longest time that file systems may stay frozen [default: 10s]
-    #[arg(help_heading = "Consistency", long, value_name = "TIME", value_parser = parse_length, requires = "freeze")]
+    #[arg(help_heading = "Consistency")]
+    #[arg(long, value_name = "TIME", value_parser = parse_length, requires = "freeze")]
     pub freeze_limit: Option<Duration>,
     /// Run this command (with sh -c) before the snapshot; if it fails, take no snapshot
-    #[arg(help_heading = "Consistency", long, value_name = "COMMAND", value_hint = ValueHint::CommandString)]
+    #[arg(help_heading = "Consistency")]
+    #[arg(long, value_name = "COMMAND", value_hint = ValueHint::CommandString)]
     pub pre: Option<OsString>,
     /// Run this command (with sh -c) after the snapshot, even if it failed
-    #[arg(help_heading = "Consistency", long, value_name = "COMMAND", value_hint = ValueHint::CommandString)]
+    #[arg(help_heading = "Consistency")]
+    #[arg(long, value_name = "COMMAND", value_hint = ValueHint::CommandString)]
     pub post: Option<OsString>,
     /// Snapshot the disks of a machine one after another, so that it is never stopped
-    #[arg(help_heading = "Consistency", long)]
+    #[arg(help_heading = "Consistency")]
+    #[arg(long)]
     pub one_by_one: bool,
     /// Folder for data that a machine overwrites while its disks are read [default: /var/tmp]
-    #[arg(help_heading = "Consistency", long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    #[arg(help_heading = "Consistency")]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub scratch_dir: Option<PathBuf>,
 }
 
@@ -199,12 +208,15 @@ fn frozen() -> impl TypedValueParser<Value = Freeze> {
 #[derive(ClapArgs, Clone)]
 pub struct Format {
     /// Format of the image, overriding the detected or recorded one: raw, qcow2, vmdk, vhdx, vdi or vhd
-    #[arg(help_heading = "Image format", long, value_name = "FORMAT", value_parser = parsed::<ImageFormat>)]
+    #[arg(help_heading = "Image format")]
+    #[arg(long, value_name = "FORMAT", value_parser = parsed::<ImageFormat>)]
     pub format: Option<ImageFormat>,
     /// Read formats that are not supported natively through qemu-nbd
-    #[arg(help_heading = "Image format", long)]
+    #[arg(help_heading = "Image format")]
+    #[arg(long)]
     pub via_qemu: bool,
     /// Read the backing, data and extent files that an image names (only for images you trust)
-    #[arg(help_heading = "Image format", long)]
+    #[arg(help_heading = "Image format")]
+    #[arg(long)]
     pub backing_ok: bool,
 }

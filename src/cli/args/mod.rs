@@ -1,9 +1,11 @@
 //! What can be typed.
 
 mod images;
+mod retention;
 mod work;
 
 pub use images::{Format, Snapshot, Watch};
+pub use retention::{Keep, Prune};
 pub use work::{Plan, PlanVerb};
 
 use super::bench::args::Bench;
@@ -23,7 +25,6 @@ use imgsnap::base::units::{BlockSize, PartSize, parse_bytes};
 use imgsnap::codec::Compression;
 use imgsnap::image::{ImageFormat, ImageUri, parse_image};
 use imgsnap::repo::accepted::AcceptedState;
-use imgsnap::repo::retention::{Count, LabelGlob, Period};
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -397,55 +398,6 @@ pub struct Apply {
     /// Overwrite an existing file
     #[arg(short, long)]
     pub force: bool,
-}
-
-/// Which snapshots are kept.
-#[derive(ClapArgs)]
-pub struct Keep {
-    /// Keep the newest N snapshots
-    #[arg(help_heading = "Retention rules", long, value_name = "N", allow_hyphen_values = true)]
-    pub keep_last: Option<Count>,
-    /// Keep one snapshot for each of the last N hours
-    #[arg(help_heading = "Retention rules", long, value_name = "N", allow_hyphen_values = true)]
-    pub keep_hourly: Option<Count>,
-    /// Keep one snapshot for each of the last N days
-    #[arg(help_heading = "Retention rules", long, value_name = "N", allow_hyphen_values = true)]
-    pub keep_daily: Option<Count>,
-    /// Keep one snapshot for each of the last N weeks
-    #[arg(help_heading = "Retention rules", long, value_name = "N", allow_hyphen_values = true)]
-    pub keep_weekly: Option<Count>,
-    /// Keep one snapshot for each of the last N months
-    #[arg(help_heading = "Retention rules", long, value_name = "N", allow_hyphen_values = true)]
-    pub keep_monthly: Option<Count>,
-    /// Keep one snapshot for each of the last N years
-    #[arg(help_heading = "Retention rules", long, value_name = "N", allow_hyphen_values = true)]
-    pub keep_yearly: Option<Count>,
-    /// Keep all snapshots within this period of the newest one, such as 30d or 1y6mo
-    #[arg(help_heading = "Retention rules", long, value_name = "PERIOD")]
-    pub keep_within: Option<Period>,
-    /// Keep all snapshots whose label matches, such as "pre-*"; can be given several times
-    #[arg(help_heading = "Retention rules", long, value_name = "GLOB")]
-    pub keep_label: Vec<LabelGlob>,
-}
-
-/// N is a positive number or "unlimited". A rule keeps the newest snapshot of each of the last N periods
-/// that have any; a snapshot is kept if any rule keeps it. Without rules, the configured rules apply.
-#[derive(ClapArgs)]
-pub struct Prune {
-    /// The image
-    #[arg(required_unless_present = "all")]
-    pub name: Option<String>,
-    /// Prune all images
-    #[arg(long, conflicts_with = "name")]
-    pub all: bool,
-    #[command(flatten)]
-    pub keep: Keep,
-    /// Merge files even if that frees little space
-    #[arg(long)]
-    pub compact: bool,
-    /// Dry run: change nothing, only report what would be kept, and why
-    #[arg(long)]
-    pub dry_run: bool,
 }
 
 #[derive(ClapArgs)]

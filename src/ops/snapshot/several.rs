@@ -12,7 +12,8 @@ use std::fs::File;
 use std::io::{Seek, SeekFrom};
 
 /// Images that are worked on at a time. Each has at least two of everything that is in flight: four
-/// stay within the memory that is promised (docs/guarantees.md, "Guarantees"), and more would only take turns.
+/// stay within the memory that is promised (docs/guarantees.md, "Guarantees"), and more would only take
+/// turns.
 const AT_ONCE: u64 = 4;
 
 /// Takes a snapshot of each image, some at a time. What became of each, and of each disk of a machine, is

@@ -354,7 +354,7 @@ fn attributes_of(disk: &Disk, context: &Context) -> Option<FileAttributes> {
 /// A disk that gives nothing at all is no disk with bad sectors.
 pub(crate) fn check_some_was_read(disk: &Disk, taken: &Taken) -> Result<()> {
     if taken.scanned.read_bytes == 0 && !taken.counted.unread.is_empty() {
-        let what = format!("nothing that was tried of {} can be read", disk.name());
+        let what = format!("no block of {} that was tried can be read", disk.name());
         return Err(Error::new(ErrorKind::Io, what).hint("check its disk, and its cables"));
     }
     Ok(())

@@ -17,7 +17,7 @@ use crate::base::events::{Context, WarningId};
 use crate::base::folder::resolve_new;
 use crate::base::free_space::free_space_at;
 use crate::base::message::{Setting, Verb, message};
-use crate::base::units::{Geometry, PartSize};
+use crate::base::units::PartSize;
 use crate::base::uri::Shown;
 use crate::chain::Chain;
 use crate::image::FileAttributes;
@@ -163,7 +163,7 @@ pub fn part(
     let (outcome, data_bytes) = match &planned.object {
         Some(object) => object::send(&chain, object, &task, context)?,
         None => {
-            let offset = geometry_of(planned)?.offset(task.first_block);
+            let offset = planned.geometry()?.offset(task.first_block);
             let mut file = place_of(planned, target_of(planned)?).open_range(offset)?;
             let (terms, bytes) = restore_blocks(&chain, task.blocks(), &mut file, context)?;
             (Outcome::Restored(terms), bytes)
@@ -176,15 +176,10 @@ pub fn part(
 
 /// Fails for a plan of an image of another shape.
 fn refuse_other(chain: &Chain, planned: &PlannedRestore) -> Result<()> {
-    match chain.geometry() == geometry_of(planned)? {
+    match chain.geometry() == planned.geometry()? {
         true => Ok(()),
         false => Err(Error::corrupt("the plan and the snapshot belong to different images")),
     }
-}
-
-fn geometry_of(planned: &PlannedRestore) -> Result<Geometry> {
-    let block_size = crate::base::units::BlockSize::new(planned.block_bytes)?;
-    Geometry::new(block_size, planned.image_bytes)
 }
 
 /// What each task that is done adds to the image digest, and which pieces it has sent. Of two attempts the

@@ -1,6 +1,5 @@
 //! A restore to an object on a server: one upload, of which each worker sends some pieces.
 
-use super::geometry_of;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::events::Context;
 use crate::base::units::Geometry;
@@ -89,7 +88,7 @@ pub(super) fn all_pieces(
     tasks.sort_by_key(|task| task.first_block);
     let of = |task: &&PlannedTask| sent.get(&task.task).map(|range| range.pieces.as_slice());
     let pieces: Vec<String> = tasks.iter().filter_map(of).flatten().cloned().collect();
-    let geometry = geometry_of(planned)?;
+    let geometry = planned.geometry()?;
     let piece_blocks = planned.object.as_ref().map_or(0, |object| object.piece_blocks);
     match geometry.block_count().div_ceil(piece_blocks.max(1)) == pieces.len() as u64 {
         true => Ok(pieces),
