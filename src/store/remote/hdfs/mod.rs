@@ -4,11 +4,15 @@
 //! DataNode is survived, but a new block that is given to one that has just died fails. The first one is
 //! tried again under another name.
 
+mod errors;
+
 use super::requests::{PutMode, Requests, Version, is_unique};
+
 use super::runtime::runtime;
 use crate::base::error::{Error, ErrorKind, Result, best_effort};
 use crate::store::url::RemoteUrl;
 use crate::store::{Listed, Upload};
+use errors::SafeMode;
 use hdfs_native::client::FileStatus;
 use hdfs_native::file::{FileReader, FileWriter};
 use hdfs_native::{Client, ClientBuilder, HdfsError, WriteOptions};
@@ -16,7 +20,7 @@ use jiff::Timestamp;
 use quick_cache::sync::Cache;
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::time::timeout;
 
@@ -27,9 +31,6 @@ const FIRST_BYTES: usize = 4 << 20;
 /// How long it is tried to begin a file: a DataNode that has died is given out for ten minutes by default.
 const PATIENCE: Duration = Duration::from_secs(11 * 60);
 const PAUSE: Duration = Duration::from_millis(500);
-/// How long a NameNode in safe mode is waited for: when it starts, that ends by itself. Less than what all
-/// attempts at a request take.
-const SAFE_MODE: Duration = Duration::from_secs(35);
 /// How many files are kept open for reading: it takes a request to open one.
 const OPEN_FILES: usize = 256;
 
@@ -49,28 +50,6 @@ struct Folder {
     url: String,
     readers: Arc<Cache<String, Arc<FileReader>>>,
     safe_mode: Arc<SafeMode>,
-}
-
-/// A NameNode that takes no changes: for some time after its start, or for as long as an administrator wants.
-#[derive(Default)]
-struct SafeMode {
-    /// When it was seen first, and last.
-    seen: Mutex<Option<(Instant, Instant)>>,
-}
-
-impl SafeMode {
-    /// True if it is no use to wait any longer.
-    fn stays(&self) -> bool {
-        let now = Instant::now();
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        let first = match *seen {
-            // Somebody asks every ten seconds at least.
-            Some((first, last)) if now - last < SAFE_MODE / 2 => first,
-            _ => now,
-        };
-        *seen = Some((first, now));
-        now - first > SAFE_MODE
-    }
 }
 
 impl Hdfs {
@@ -113,18 +92,7 @@ impl Folder {
     fn error(&self, doing: &str, name: &str, error: HdfsError) -> Error {
         let slash = if name.is_empty() { "" } else { "/" };
         let place = format!("{}{slash}{name}", self.url);
-        match &error {
-            HdfsError::RPCError(class, _) | HdfsError::FatalRPCError(class, _)
-                if class.ends_with("SafeModeException") && self.safe_mode.stays() =>
-            {
-                // As a file system that is mounted read-only: what only reads goes on.
-                let why = io::ErrorKind::ReadOnlyFilesystem;
-                let refused = io::Error::new(why, "the NameNode is in safe mode");
-                Error::os(doing, place, refused)
-                    .hint("try again when it has left that (hdfs dfsadmin -safemode get)")
-            }
-            _ => failed(doing, &place, error),
-        }
+        self.safe_mode.error(doing, &place, error)
     }
 
     fn reader(&self, name: &str) -> Result<Arc<FileReader>> {
@@ -463,47 +431,5 @@ impl Drop for HdfsUpload {
             let path = self.folder.path(&temporary);
             best_effort(wait(self.folder.client.delete(&path, false)));
         }
-    }
-}
-
-/// What an error of HDFS means.
-fn failed(doing: &str, place: &str, error: HdfsError) -> Error {
-    let (kind, why) = match error {
-        HdfsError::FileNotFound(_) => (ErrorKind::NotFound, "No such file or directory".into()),
-        HdfsError::AlreadyExists(_) => (ErrorKind::AlreadyExists, "it already exists".into()),
-        HdfsError::RPCError(class, message) | HdfsError::FatalRPCError(class, message) => {
-            let message = message.lines().next().unwrap_or_default().to_owned();
-            let is = |name: &str| class.ends_with(name);
-            if is("QuotaExceededException") {
-                let full = io::Error::from(io::ErrorKind::QuotaExceeded);
-                return Error::os(doing, place, full);
-            }
-            let kind = match () {
-                () if is("AccessControlException") => ErrorKind::Auth,
-                () if is("SafeModeException") || is("StandbyException") => ErrorKind::Unavailable,
-                // Which DataNodes there are changes.
-                () if message.contains("could only be written to") => ErrorKind::Unavailable,
-                () if is("FileNotFoundException") => ErrorKind::NotFound,
-                () => ErrorKind::Io,
-            };
-            (kind, message)
-        }
-        HdfsError::IOError(e) => (ErrorKind::Unavailable, e.to_string()),
-        HdfsError::SASLError(_) | HdfsError::GSSAPIError(..) | HdfsError::NoSASLMechanism => {
-            (ErrorKind::Auth, error.to_string())
-        }
-        HdfsError::InvalidPath(_) | HdfsError::IsADirectoryError(_) => {
-            (ErrorKind::Io, error.to_string())
-        }
-        HdfsError::UnsupportedFeature(_) | HdfsError::UnsupportedErasureCodingPolicy(_) => {
-            (ErrorKind::Unsupported, error.to_string())
-        }
-        other => (ErrorKind::Unavailable, other.to_string()),
-    };
-    let error = Error::new(kind, format!("cannot {doing} {place}: {why}"));
-    match kind {
-        ErrorKind::Auth => error.hint("check the user (HADOOP_USER_NAME, kinit) and the owner"),
-        ErrorKind::Unavailable => error.hint("check that the server can be reached, and try again"),
-        _ => error,
     }
 }
