@@ -107,8 +107,9 @@ fn describe(before: &str, after: &str, d: &Difference) -> String {
     let region = longer.div_ceil(MAP_REGIONS as u64).max(1);
     let shares: Vec<f64> = d.map.iter().map(|bytes| *bytes as f64 / region as f64).collect();
     format!(
-        "{text}\n  map        one cell represents {}\n{}",
+        "{text}\n  map        one cell represents {}\n  legend     {}\n{}",
         output::bytes(region),
+        output::MAP_LEGEND,
         output::map(&shares)
     )
 }

@@ -250,7 +250,8 @@ fn describe(listing: &Listing, last: usize) -> String {
         .collect();
     let headings =
         [">#", "TIME", "AGE", "FROM", ">IMAGE", ">CHANGED", ">STORED", ">RATIO", "LABEL"];
-    format!("{title}\n{}", output::table(&headings, &rows))
+    let least = ["AGE", "RATIO", "IMAGE", "FROM", "CHANGED"];
+    format!("{title}\n{}", output::fitted_table(&headings, &rows, &least))
 }
 
 /// A snapshot that is not finished, for programs.

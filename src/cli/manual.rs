@@ -231,14 +231,14 @@ pub const EXAMPLES: [(&str, [(&str, &str); 2]); 32] = [
         "key",
         [
             ("imgsnap key list", "show what opens the repository"),
-            ("imgsnap key export recovery.txt", "write a recovery text, to be printed and kept"),
+            ("imgsnap key export", "print the recovery text, to be kept on paper"),
         ],
     ),
     (
         "requests",
         [
             ("imgsnap requests list", "show what hosts ask the owner to drop"),
-            ("imgsnap requests confirm --yes", "drop it"),
+            ("imgsnap requests confirm e4dc", "drop what a request asks for"),
         ],
     ),
     (

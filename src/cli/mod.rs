@@ -69,6 +69,7 @@ pub fn run() -> ExitCode {
     let silent = args.quiet && !shows(&args.command);
     let printer = Printer::new(args.json, (args.quiet, silent), args.verbose);
     let outcome = stop_flag(&args.command).and_then(|stop| dispatch(&args, &printer, stop));
+    let outcome = outcome.map_err(|e| with_advice(&args.command, e));
     match outcome {
         Ok(code) => code,
         // Whoever reads our output has seen enough.
@@ -98,6 +99,29 @@ fn stop_flag(command: &Command) -> Result<Arc<AtomicBool>> {
     signal_hook::flag::register(libc::SIGXFSZ, too_long)
         .map_err(|e| Error::io("cannot handle signals", e))?;
     Ok(stop)
+}
+
+/// What a command knows of an error, beside what the library says.
+fn with_advice(command: &Command, error: Error) -> Error {
+    let (name, reads) = match command {
+        Command::Restore(verb) => (Some(&verb.reference.name), false),
+        Command::Export(verb) => (Some(&verb.reference.name), false),
+        Command::Flatten { reference } => (Some(&reference.name), false),
+        Command::Hash { reference, .. } => (Some(&reference.name), true),
+        Command::List { .. } | Command::Show { .. } | Command::Diff { .. } => (None, true),
+        Command::Verify { .. } | Command::Stats { .. } | Command::Heads => (None, true),
+        _ => (None, false),
+    };
+    match name {
+        Some(name) if error.is_damage() => {
+            let from = format!("\"imgsnap repair {name} --from REPO|IMAGE\"");
+            error.or_hint(format!("run \"imgsnap verify {name}\", then {from}"))
+        }
+        _ if reads && error.kind() == imgsnap::base::error::ErrorKind::Interrupted => {
+            error.or_hint("nothing was changed")
+        }
+        _ => error,
+    }
 }
 
 fn dispatch(args: &Args, printer: &Printer, stop: Arc<AtomicBool>) -> Result<ExitCode> {

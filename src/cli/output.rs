@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use std::ffi::OsStr;
 use std::io::IsTerminal;
 use std::path::Path;
+use terminal_size::terminal_size;
 use uuid::Uuid;
 
 /// Fails if stdout is a terminal: `what` is for a file or a pipe.
@@ -180,6 +181,31 @@ pub fn table(headings: &[&str], rows: &[Vec<String>]) -> String {
     lines.join("\n")
 }
 
+/// The same, without some columns where a terminal has no place for all: the first of `least` goes first.
+pub fn fitted_table(headings: &[&str], rows: &[Vec<String>], least: &[&str]) -> String {
+    let size = std::io::stdout().is_terminal().then(terminal_size).flatten();
+    fitted(headings, rows, least, size.map(|(width, _)| width.0.into()))
+}
+
+fn fitted(headings: &[&str], rows: &[Vec<String>], least: &[&str], width: Option<usize>) -> String {
+    let text = table(headings, rows);
+    let longest = text.lines().map(|line| line.chars().count()).max().unwrap_or(0);
+    let ([first, rest @ ..], Some(true)) = (least, width.map(|width| longest > width)) else {
+        return text;
+    };
+    let is_kept = |heading: &&str| heading.trim_start_matches('>') != *first;
+    let kept = |row: &Vec<String>| {
+        let cells = row.iter().zip(headings).filter(|(_, heading)| is_kept(heading));
+        cells.map(|(cell, _)| cell.clone()).collect::<Vec<String>>()
+    };
+    let rows: Vec<Vec<String>> = rows.iter().map(kept).collect();
+    let headings: Vec<&str> = headings.iter().copied().filter(is_kept).collect();
+    fitted(&headings, &rows, rest, width)
+}
+
+/// What the characters of [`map`] mean.
+pub const MAP_LEGEND: &str = "· below 4 %  ░ 16 %  ▒ 36 %  ▓ 64 %  █ above";
+
 /// A disk as rows of characters, darker where more changed. `shares` are from 0 to 1.
 pub fn map(shares: &[f64]) -> String {
     const SHADES: [char; 6] = ['·', '░', '▒', '▓', '█', '█'];
@@ -208,6 +234,22 @@ pub fn asked(to: &str, request: Uuid) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_table_leaves_out_what_is_needed_least() {
+        let rows = vec![vec!["1".into(), "12 min ago".into(), "base".into(), "a label".into()]];
+        let headings = [">#", "AGE", "FROM", "LABEL"];
+        for (width, want) in [
+            (None, "  #  AGE         FROM  LABEL\n  1  12 min ago  base  a label"),
+            (Some(30), "  #  AGE         FROM  LABEL\n  1  12 min ago  base  a label"),
+            (Some(29), "  #  FROM  LABEL\n  1  base  a label"),
+            (Some(15), "  #  LABEL\n  1  a label"),
+            // What is left is wider than that all the same.
+            (Some(5), "  #  LABEL\n  1  a label"),
+        ] {
+            assert_eq!(fitted(&headings, &rows, &["AGE", "FROM"], width), want, "{width:?}");
+        }
+    }
 
     #[test]
     fn bytes_have_three_digits() {

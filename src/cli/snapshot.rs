@@ -295,10 +295,12 @@ fn describe(taken: &SnapshotOutcome, verb: &Verb) -> String {
         read => format!("{} read, {took}, {}", output::bytes(read), output::rate(read, seconds)),
     };
     let blocks = output::plural(s.changed_blocks, "block");
+    // In a base nothing has changed yet.
+    let (noun, of) = if s.is_base() { ("data", "the data") } else { ("changed", "what changed") };
     let rows = [
         ("image", output::bytes(s.image_bytes), read),
         (
-            "changed",
+            noun,
             output::bytes(s.changed_bytes),
             format!(
                 "{blocks} of {}, {}",
@@ -311,7 +313,7 @@ fn describe(taken: &SnapshotOutcome, verb: &Verb) -> String {
             output::bytes(s.file_bytes),
             match s.changed_bytes {
                 0 => String::new(),
-                changed => format!("{} of what changed", output::percent(s.file_bytes, changed)),
+                changed => format!("{} of {of}", output::percent(s.file_bytes, changed)),
             },
         ),
     ];

@@ -256,9 +256,10 @@ fn regions(stats: &Stats) -> String {
         })
         .collect();
     format!(
-        "{}\n  one cell represents {}; most changed:\n{}",
+        "{}\n  one cell represents {}: {}\n  most changed:\n{}",
         output::map(&shares),
         output::bytes(stats.cell_bytes),
+        output::MAP_LEGEND,
         output::table(&[">AT", ">CHANGED", ">OF ALL"], &rows)
     )
 }

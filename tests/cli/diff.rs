@@ -90,9 +90,10 @@ fn people_see_how_much_and_where() {
     assert_eq!(lines[2], "  extents    3, 5.33 KiB on average");
     assert_eq!(lines[3], "  largest    8.00 KiB at 40.0 KiB");
     assert_eq!(lines[4], "  map        one cell represents 1.00 KiB");
+    assert_eq!(lines[5], "  legend     · below 4 %  ░ 16 %  ▒ 36 %  ▓ 64 %  █ above");
     // 256 cells of a KiB in four rows: the first four, two blocks in the first row, the last four.
     let rows: Vec<&str> =
-        lines[5..].iter().map(|l| l.trim_start_matches("  |").trim_end_matches('|')).collect();
+        lines[6..].iter().map(|l| l.trim_start_matches("  |").trim_end_matches('|')).collect();
     assert_eq!(rows.len(), 4, "{text}");
     let dark: Vec<usize> = rows
         .iter()

@@ -19,6 +19,7 @@ mod delete;
 mod diff;
 mod documents;
 mod encryption;
+mod everyday;
 mod flatten;
 mod format;
 mod group;

@@ -169,7 +169,7 @@ impl Worker<'_> {
             order.start(worker.world).end(worker.world, &mut worker.pace).done()
         };
         let mut args = vec!["label", &reference];
-        args.extend(owned.known[&number].labels[0].as_deref());
+        args.push(owned.known[&number].labels[0].as_deref().unwrap_or("--remove"));
         run(&args, self);
         self.is_tidy(owned);
         drop(alone);
