@@ -12,6 +12,20 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 pub const HEADER_BYTES: usize = 256;
 /// The first eight bytes.
 pub const MAGIC: [u8; 8] = *b"IMGSNAP\n";
+
+/// Fails for a file that somebody gives, and that does not begin as a delta file does: a mistake, no damage.
+///
+/// # Errors
+/// `InvalidInput` with `place`.
+pub fn refuse_foreign(first: &[u8], place: &str) -> Result<()> {
+    match first.starts_with(&MAGIC) {
+        true => Ok(()),
+        false => {
+            let error = Error::new(ErrorKind::InvalidInput, format!("{place} is not a delta file"));
+            Err(error.hint("use one that \"export\" wrote"))
+        }
+    }
+}
 /// The version that this program writes.
 pub const VERSION: u32 = 1;
 /// The most bytes that a decoded frame may have, unless a single block is larger (FORMAT.md H7).

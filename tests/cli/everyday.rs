@@ -49,7 +49,7 @@ fn a_snapshot_is_named_by_its_distance_its_age_or_its_id() {
     lab.done(&["label", "disk@1", "beef"]);
     assert_eq!(number(&lab, "disk@beef"), 1);
     for (reference, said) in [
-        ("disk@latest~4", "there are not so many snapshots before disk@4"),
+        ("disk@latest~4", "there are fewer snapshots than that before disk@4"),
         ("disk@1d", "\"disk\" has no snapshot at or before 20"),
         ("disk@0123abcd", "no snapshot of \"disk\" has the label \"0123abcd\""),
     ] {
@@ -139,6 +139,24 @@ fn what_goes_wrong_is_an_object_for_programs() {
             (Some(told), Some(advice)) => assert!(told.contains(advice), "{told}"),
             (told, advice) => assert_eq!(told, advice, "{args:?}"),
         }
+    }
+}
+
+/// Damage (3) is what was right once.
+#[test]
+fn a_mistake_is_no_damage() {
+    let (lab, _) = Lab::with_snapshots(1);
+    for bytes in [&b"# a text"[..], &[0; 4096], b"", b"IMG"] {
+        lab.write("x.delta", bytes);
+        for args in [&["import", "x.delta"][..], &["apply", "x.delta", "-o", "y"]] {
+            let line = lab.fails(FAILED, args);
+            assert!(line.ends_with("is not a delta file; use one that \"export\" wrote"), "{line}");
+        }
+    }
+    lab.done(&["export", "disk@1", "-o", "real.delta"]);
+    lab.flip("real.delta", 100);
+    for args in [&["import", "real.delta"][..], &["apply", "real.delta", "-o", "y"]] {
+        assert_eq!(lab.run(args).code, Some(crate::support::DAMAGE), "{args:?}");
     }
 }
 

@@ -74,7 +74,7 @@ fn loop_device_over_a_live_file_is_not_updated() {
     let kept = lab.path("kept");
     keep(&image, &kept);
     let run = lab.run(&["restore", "vm@1", "-o", &device.device, "--update"]);
-    run.fails(1).says("is already the live file of \"vm\"");
+    run.fails(1).says("is the live file of \"vm\"");
     same(&kept, &image);
 }
 

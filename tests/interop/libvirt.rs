@@ -112,7 +112,7 @@ fn several_domains_are_taken_one_line_each_and_one_that_fails_stops_no_other() {
         let text = String::from_utf8(run.out.clone()).unwrap();
         let json =
             text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
-        json.map(|json| json["ref"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+        json.filter_map(|json| Some(json["ref"].as_str()?.to_owned())).collect::<Vec<_>>()
     };
     let run = host.run(&["snapshot", "libvirt:a*", "--json", "--scratch-dir", &scratch]).done();
     assert_eq!(names(&run), ["a1-vda@1", "a2-vda@1"]);

@@ -176,7 +176,8 @@ fn what_a_host_knows_is_right_though_its_disk_is_full() {
     fill(&state, 0);
     run(&["rollback", "vm", "--to", "@1", "--no-save"]).done();
     same(&image, &lab.path("1"));
-    let list = run(&["list", "vm", "--json"]).done().json();
+    let list = run(&["list", "vm", "--json"]).done();
+    let list = crate::json_lines::parsed("list", &list.out);
     let head: Vec<bool> = (0..4).map(|at| list[at]["head"].as_bool().unwrap()).collect();
     assert_eq!(head, [true, false, false, false], "{list}");
     // Nor is a change stored again and again.

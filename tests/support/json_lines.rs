@@ -30,6 +30,8 @@ pub fn parsed(what: &str, out: &[u8]) -> Value {
         ["join", ..] => {
             values.iter().all(|v| v.get("image").is_some() && v.get("target").is_none())
         }
+        // A domain and its disks.
+        ["list", domain, ..] if domain.starts_with("libvirt:") => false,
         [verb, ..] => ["list", "stats", "prune"].contains(verb),
         [] => false,
     };

@@ -17,6 +17,7 @@ use crate::base::uri::Shown;
 use crate::chain::{Chain, ChainCursor, IndexChunk, State, check_links};
 use crate::delta::{Caches, Delta};
 use crate::format::Lineage;
+use crate::format::header::refuse_foreign;
 use crate::image::write::{InPlace, RawInPlace, Target};
 use crate::image::{Intent, RawFile, Source};
 use crate::ops::apply::types::Applied;
@@ -24,6 +25,8 @@ use crate::scan::{BadMedium, Change, Changes, Index, Scope, scan};
 use crate::store::{LocalStore, OsDisk, Store};
 use crate::view::restore;
 use crate::view::{BATCH_BYTES, BatchBuilder, Decoded, Order, decode_batch, write_decoded};
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -47,6 +50,13 @@ pub fn open_file(path: &Path, caches: &Caches) -> Result<Delta> {
     let name = absolute.file_name().ok_or_else(|| {
         Error::new(ErrorKind::InvalidInput, format!("{} is not a file name", path.shown()))
     })?;
+    // Whatever else it is, whoever opens it says.
+    if absolute.is_file() {
+        let mut first = Vec::new();
+        let read = File::open(&absolute).and_then(|file| file.take(8).read_to_end(&mut first));
+        read.map_err(|e| Error::os("open", path.shown(), e))?;
+        refuse_foreign(&first, &path.shown())?;
+    }
     // Each has a disk of its own, and all of them share what may be open.
     let store: Arc<dyn Store> =
         Arc::new(LocalStore::new(Arc::new(OsDisk::of_file(folder, name.into()))));

@@ -8,7 +8,7 @@ use crate::base::message::{Setting, Verb, message};
 use crate::chain::{Chain, Fork};
 use crate::delta::{Delta, Depth, scrub};
 use crate::format::footer::FOOTER_BYTES;
-use crate::format::header::HEADER_BYTES;
+use crate::format::header::{HEADER_BYTES, MAGIC, refuse_foreign};
 use crate::format::{Content, Footer, FrameLayout, Header};
 use crate::merge;
 use crate::ops::import::types::Imported;
@@ -43,7 +43,15 @@ pub fn run(
     context: &Context,
 ) -> Result<Imported> {
     let mut start = [0; HEADER_BYTES];
-    fill(input, &mut start, place)?;
+    let (magic, rest) = start.split_at_mut(MAGIC.len());
+    // One that is shorter is not one either.
+    if let Err(e) = fill(input, magic, place)
+        && e.kind() != ErrorKind::Corrupt
+    {
+        return Err(e);
+    }
+    refuse_foreign(magic, place)?;
+    fill(input, rest, place)?;
     let header = Header::decode(&start).map_err(|e| e.at(place))?;
     if header.content() == Content::Parts {
         let what = format!("{place}: its blocks are in separate part files");
