@@ -18,7 +18,8 @@ pub const MAGIC: [u8; 8] = *b"IMGSNAP\n";
 /// # Errors
 /// `InvalidInput` with `place`.
 pub fn refuse_foreign(first: &[u8], place: &str) -> Result<()> {
-    match first.starts_with(&MAGIC) {
+    // Of what is cut off, what is there is right.
+    match first.starts_with(&MAGIC) || MAGIC.starts_with(first) {
         true => Ok(()),
         false => {
             let error = Error::new(ErrorKind::InvalidInput, format!("{place} is not a delta file"));

@@ -146,7 +146,7 @@ fn what_goes_wrong_is_an_object_for_programs() {
 #[test]
 fn a_mistake_is_no_damage() {
     let (lab, _) = Lab::with_snapshots(1);
-    for bytes in [&b"# a text"[..], &[0; 4096], b"", b"IMG"] {
+    for bytes in [&b"# a text"[..], &[0; 4096]] {
         lab.write("x.delta", bytes);
         for args in [&["import", "x.delta"][..], &["apply", "x.delta", "-o", "y"]] {
             let line = lab.fails(FAILED, args);

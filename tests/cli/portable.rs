@@ -406,7 +406,7 @@ fn what_is_no_delta_is_refused_and_named() {
     lab.write("noise", &noise(1, 100_000));
     for file in ["text", "noise", "disk.img"] {
         for args in [&["apply", file, "-o", "out"][..], &["import", file]] {
-            let line = lab.fails(DAMAGE, args);
+            let line = lab.fails(FAILED, args);
             assert!(line.contains(file), "{args:?}: {line}");
         }
     }

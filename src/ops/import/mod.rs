@@ -43,15 +43,11 @@ pub fn run(
     context: &Context,
 ) -> Result<Imported> {
     let mut start = [0; HEADER_BYTES];
-    let (magic, rest) = start.split_at_mut(MAGIC.len());
-    // One that is shorter is not one either.
-    if let Err(e) = fill(input, magic, place)
-        && e.kind() != ErrorKind::Corrupt
-    {
-        return Err(e);
-    }
-    refuse_foreign(magic, place)?;
-    fill(input, rest, place)?;
+    let mut first = Vec::new();
+    let read = (&mut *input).take(MAGIC.len() as u64).read_to_end(&mut first);
+    read.map_err(|e| Error::os("read", place, e))?;
+    refuse_foreign(&first, place)?;
+    fill(&mut first.chain(&mut *input), &mut start, place)?;
     let header = Header::decode(&start).map_err(|e| e.at(place))?;
     if header.content() == Content::Parts {
         let what = format!("{place}: its blocks are in separate part files");
