@@ -4,13 +4,12 @@ use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::message::{Setting, message};
 use crate::base::transfer::Transfer;
 use crate::image::write::Target;
-use crate::image::write::sent::Sent;
-use crate::image::write::stream::Stream;
+use crate::image::write::sent::SentStream;
 use crate::store::{RemoteUrl, Upload, create_remote, is_remote_there};
 
 /// An object that is being written.
 pub struct NewObject {
-    stream: Stream<Sent<dyn Upload>>,
+    stream: SentStream<dyn Upload>,
     url: RemoteUrl,
     transfer: Transfer,
     may_replace: bool,
@@ -34,21 +33,19 @@ impl NewObject {
         if !may_replace && is_remote_there(url, transfer)? {
             return Err(exists(url));
         }
-        let sent = Sent::new(create_remote(url, transfer)?, |upload, bytes| upload.write(bytes));
-        let stream = Stream::new(sent, &url.to_string());
+        let upload = create_remote(url, transfer)?;
+        let stream = SentStream::new(upload, |upload, bytes| upload.write(bytes), &url.to_string());
         Ok(Self { stream, url: url.clone(), transfer: transfer.clone(), may_replace })
     }
 }
 
 impl Target for NewObject {
     fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
-        let written = self.stream.write(offset, bytes);
-        written.map_err(|e| self.stream.inner().told(e))
+        self.stream.write(offset, bytes)
     }
 
     fn zero(&mut self, offset: u64, bytes: u64) -> Result<()> {
-        let written = self.stream.zero(offset, bytes);
-        written.map_err(|e| self.stream.inner().told(e))
+        self.stream.zero(offset, bytes)
     }
 
     fn advance_watermark(&mut self, _: u64) -> Result<()> {
@@ -60,7 +57,7 @@ impl Target for NewObject {
     }
 
     fn finish(&mut self) -> Result<()> {
-        let Some(upload) = self.stream.inner().take() else { return Ok(()) };
+        let Some(upload) = self.stream.take() else { return Ok(()) };
         // Not every server looks itself when the parts of an object are put together.
         if !self.may_replace && is_remote_there(&self.url, &self.transfer)? {
             return Err(exists(&self.url));

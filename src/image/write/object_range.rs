@@ -2,21 +2,20 @@
 
 use crate::base::error::Result;
 use crate::image::write::Target;
-use crate::image::write::sent::Sent;
-use crate::image::write::stream::Stream;
+use crate::image::write::sent::SentStream;
 use crate::store::RangeUpload;
 
 /// A range that is being sent, in ascending order.
 pub struct ObjectRange {
-    stream: Stream<Sent<dyn RangeUpload>>,
+    stream: SentStream<dyn RangeUpload>,
     pieces: Vec<String>,
 }
 
 impl ObjectRange {
     /// Of an upload, called `name` in messages.
     pub fn new(upload: Box<dyn RangeUpload>, name: &str) -> Self {
-        let sent = Sent::new(upload, |upload, bytes| upload.write(bytes));
-        Self { stream: Stream::new(sent, name), pieces: Vec::new() }
+        let stream = SentStream::new(upload, |upload, bytes| upload.write(bytes), name);
+        Self { stream, pieces: Vec::new() }
     }
 
     /// What the server calls its pieces, once it is finished.
@@ -27,13 +26,11 @@ impl ObjectRange {
 
 impl Target for ObjectRange {
     fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
-        let written = self.stream.write(offset, bytes);
-        written.map_err(|e| self.stream.inner().told(e))
+        self.stream.write(offset, bytes)
     }
 
     fn zero(&mut self, offset: u64, bytes: u64) -> Result<()> {
-        let written = self.stream.zero(offset, bytes);
-        written.map_err(|e| self.stream.inner().told(e))
+        self.stream.zero(offset, bytes)
     }
 
     fn advance_watermark(&mut self, _: u64) -> Result<()> {
@@ -45,7 +42,7 @@ impl Target for ObjectRange {
     }
 
     fn finish(&mut self) -> Result<()> {
-        if let Some(upload) = self.stream.inner().take() {
+        if let Some(upload) = self.stream.take() {
             self.pieces = upload.finish()?;
         }
         Ok(())

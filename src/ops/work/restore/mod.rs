@@ -234,18 +234,18 @@ pub fn join(
         refuse_over(read(repository, &planned.image, context)?.manifest(), planned, plan.plan)?;
         return Ok(RestoreJoined::Unfinished(missing));
     }
+    let was_told_before = planned.object.is_some() && was_told(repository, plan)?;
     match &planned.object {
         // A join was killed between the last request and the end of the plan.
         Some(object)
-            if !is_kept_still(repository, plan, planned, context)?
-                && was_told(repository, plan)?
+            if was_told_before
+                && !is_kept_still(repository, plan, planned, context)?
                 && object::is_there(object, planned.image_bytes, context)? => {}
         Some(object) => {
             let pieces = object::all_pieces(planned, &restored)?;
             prove_ranges(repository, plan, planned, &restored, context)?;
-            let was_begun = was_told(repository, plan)?;
             tell_named(repository, plan)?;
-            object::complete(object, &pieces, planned.image_bytes, was_begun, context)?;
+            object::complete(object, &pieces, planned.image_bytes, was_told_before, context)?;
         }
         None => name_file(repository, plan, planned, &restored, context)?,
     }
