@@ -1,6 +1,7 @@
 //! `imgsnap diff`
 
 use super::args::Format;
+use super::page::Page;
 use super::printer::Printer;
 use super::repo::Where;
 use super::{exit, output, repo};
@@ -58,7 +59,7 @@ pub fn run(
             "from_tables": difference.from_tables,
         }))?;
     } else {
-        printer.line(&describe(&before, &after, &difference))?;
+        printer.page(&describe(&before, &after, &difference))?;
     }
     Ok(exit::DONE)
 }
@@ -78,7 +79,7 @@ fn side(has_repository: bool, text: &OsStr, format: &Format) -> Result<DiffSide>
     }
 }
 
-fn describe(before: &str, after: &str, d: &Difference) -> String {
+fn describe(before: &str, after: &str, d: &Difference) -> Page {
     let longer = d.image_bytes.0.max(d.image_bytes.1);
     let mut text = format!("{before} -> {after}");
     if d.image_bytes.0 != d.image_bytes.1 {
@@ -86,10 +87,11 @@ fn describe(before: &str, after: &str, d: &Difference) -> String {
         text.push_str(&format!("\n  image      {from} -> {to}"));
     }
     if d.changed_blocks == 0 && d.image_bytes.0 != d.image_bytes.1 {
-        return format!("{text}\n  changed    only the length: the additional bytes are zero");
+        let what = "only the length: the additional bytes are zero";
+        return Page::new(format!("{text}\n  changed    {what}"));
     }
     if d.changed_blocks == 0 {
-        return format!("{text}\n  identical  {} compared", output::bytes(longer));
+        return Page::new(format!("{text}\n  identical  {} compared", output::bytes(longer)));
     }
     text.push_str(&format!(
         "\n  changed    {}, {} of {} ({} of the image)\n  extents    {}, {} on average",
@@ -106,10 +108,6 @@ fn describe(before: &str, after: &str, d: &Difference) -> String {
     }
     let region = longer.div_ceil(MAP_REGIONS as u64).max(1);
     let shares: Vec<f64> = d.map.iter().map(|bytes| *bytes as f64 / region as f64).collect();
-    format!(
-        "{text}\n  map        one cell represents {}\n  legend     {}\n{}",
-        output::bytes(region),
-        output::MAP_LEGEND,
-        output::map(&shares)
-    )
+    Page::new(format!("{text}\n  map        one character per {}", output::bytes(region)))
+        .map(shares)
 }

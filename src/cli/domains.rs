@@ -1,6 +1,7 @@
 //! Machines of libvirt, as the command line names them.
 
 use super::args::{Args, Command};
+use super::page::{Page, Table};
 use super::printer::Printer;
 use super::{exit, output};
 use imgsnap::base::error::{Error, ErrorKind, Result};
@@ -108,7 +109,8 @@ pub fn list(
     }
     if !rows.is_empty() {
         let head = ["DOMAIN", "STATE", "DISK", "NEWEST", "AGE", ""];
-        printer.line(&output::table(&head, &rows))?;
+        let table = Table::new(&head, &rows).leaving_out(&["AGE", "STATE"]);
+        printer.page(&Page::default().table(table))?;
     }
     Ok(exit::DONE)
 }

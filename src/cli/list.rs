@@ -1,5 +1,6 @@
 //! `imgsnap list`, and snapshots as JSON
 
+use super::page::{Page, Table};
 use super::printer::Printer;
 use super::{exit, output, repo, words};
 use imgsnap::base::error::{ErrorKind, Result};
@@ -45,6 +46,7 @@ pub fn snapshot_json(name: &str, s: &Snapshot, parent_number: Option<u64>) -> Va
         "format": s.format,
         "consistency": s.consistency,
         "held": s.held,
+        "before_rollback": s.before_rollback,
         "protected": s.protected,
         "attributes": s.attributes.as_ref().map(attributes_json),
         "hint": s.hint.map(|hint| hint_json(s, &hint)),
@@ -142,8 +144,8 @@ pub fn list(
                 printer.json(&pending_json(name, pending))?;
             }
         } else {
-            let gap = if index == 0 { "" } else { "\n" };
-            printer.line(&format!("{gap}{}", describe(&listing, last)))?;
+            let page = if index == 0 { Page::default() } else { Page::new("") };
+            printer.page(&describe(page, &listing, last))?;
         }
     }
     Ok(damage.unwrap_or(exit::DONE))
@@ -215,7 +217,7 @@ pub fn warn_of_clones(name: &str, clones: &Clones, printer: &Printer) {
     }
 }
 
-fn describe(listing: &Listing, last: usize) -> String {
+fn describe(page: Page, listing: &Listing, last: usize) -> Page {
     let manifest = &listing.manifest;
     let stored: u64 = manifest.stored().iter().map(|s| s.file_bytes).sum();
     let dropped: u64 = manifest.dropped.iter().map(|s| s.file_bytes).sum();
@@ -237,9 +239,9 @@ fn describe(listing: &Listing, last: usize) -> String {
         output::plural(manifest.snapshots.len() as u64, "snapshot"),
         output::bytes(stored)
     );
-    let title = format!("{title}{}", pending_lines(manifest));
+    let page = page.text(format!("{title}{}", pending_lines(manifest)));
     if manifest.snapshots.is_empty() {
-        return title;
+        return page;
     }
     let rows: Vec<Vec<String>> = manifest
         .snapshots
@@ -250,8 +252,8 @@ fn describe(listing: &Listing, last: usize) -> String {
         .collect();
     let headings =
         [">#", "TIME", "AGE", "FROM", ">IMAGE", ">CHANGED", ">STORED", ">RATIO", "LABEL"];
-    let least = ["AGE", "RATIO", "IMAGE", "FROM", "CHANGED"];
-    format!("{title}\n{}", output::fitted_table(&headings, &rows, &least))
+    let least = &["AGE", "RATIO", "IMAGE", "FROM", "CHANGED", "STORED"];
+    page.table(Table::new(&headings, &rows).leaving_out(least))
 }
 
 /// A snapshot that is not finished, for programs.
@@ -322,6 +324,10 @@ fn row(listing: &Listing, s: &Snapshot, group: Option<&Members>) -> Vec<String> 
         Consistency::Frozen => Some("(frozen)".to_owned()),
         _ => None,
     });
+    notes.extend(s.before_rollback.map(|target| match manifest.by_id(target) {
+        Some(target) => format!("(before rollback to @{})", target.number),
+        None => "(before rollback)".to_owned(),
+    }));
     notes.extend(s.protected.then(|| "(protected)".to_owned()));
     notes.extend(is_head.then(|| "(head)".to_owned()));
     notes.extend((s.unread_blocks > 0).then(|| "(incomplete: unread blocks)".to_owned()));

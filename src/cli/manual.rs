@@ -275,7 +275,7 @@ const EXIT_STATUS: [(&str, &str); 8] = [
     ("130", "Interrupted by a signal."),
 ];
 
-const ENVIRONMENT: [(&str, &str); 9] = [
+const ENVIRONMENT: [(&str, &str); 10] = [
     ("IMGSNAP_REPO", "The repository, unless --repo names it."),
     ("IMGSNAP_STATE", "Folder for what this host remembers."),
     ("IMGSNAP_CACHE", "Folder for the index of repositories on servers."),
@@ -285,6 +285,7 @@ const ENVIRONMENT: [(&str, &str); 9] = [
     ("IMGSNAP_OWNER_KEY_FILE", "File with the owner's private key."),
     ("IMGSNAP_SSH", "The ssh program, with options."),
     ("IMGSNAP_SSH_PROGRAM", "Path of imgsnap on the other host."),
+    ("NO_COLOR, CLICOLOR_FORCE", "No colors; colors also where the output is no terminal."),
 ];
 
 fn examples(verb: &str) -> Option<&'static [(&'static str, &'static str); 2]> {

@@ -16,6 +16,7 @@ mod list;
 mod manual;
 mod metrics;
 mod output;
+mod page;
 mod printer;
 mod prune;
 mod remove;
@@ -24,6 +25,7 @@ mod repo;
 mod requests;
 mod restore;
 mod rollback;
+mod screen;
 mod serve;
 mod show;
 mod snapshot;
@@ -41,7 +43,7 @@ use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches};
 use imgsnap::base::error::{Error, Result};
 use imgsnap::base::events::Context;
-use printer::Printer;
+use printer::{Printer, Told};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -67,7 +69,8 @@ pub fn run() -> ExitCode {
         return usage::tell(&Args::command().error(ErrorKind::ArgumentConflict, message));
     }
     let silent = args.quiet && !shows(&args.command);
-    let printer = Printer::new(args.json, (args.quiet, silent), args.verbose);
+    let Args { json, quiet, verbose, color: colours, .. } = args;
+    let printer = Printer::new(Told { json, quiet, silent, verbose, colours });
     let outcome = stop_flag(&args.command).and_then(|stop| dispatch(&args, &printer, stop));
     let outcome = outcome.map_err(|e| with_advice(&args.command, e));
     match outcome {

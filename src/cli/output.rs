@@ -9,7 +9,6 @@ use serde_json::{Value, json};
 use std::ffi::OsStr;
 use std::io::IsTerminal;
 use std::path::Path;
-use terminal_size::terminal_size;
 use uuid::Uuid;
 
 /// Fails if stdout is a terminal: `what` is for a file or a pipe.
@@ -156,70 +155,6 @@ pub fn age(time: Timestamp) -> String {
     }
 }
 
-/// Rows under headings; columns as wide as they need to be. `>` before a heading: to the right.
-pub fn table(headings: &[&str], rows: &[Vec<String>]) -> String {
-    let mut widths: Vec<usize> =
-        headings.iter().map(|h| h.trim_start_matches('>').chars().count()).collect();
-    for row in rows {
-        for (width, cell) in widths.iter_mut().zip(row) {
-            *width = (*width).max(cell.chars().count());
-        }
-    }
-    let line = |cells: Vec<&str>| {
-        let mut text = String::new();
-        for ((cell, width), heading) in cells.iter().zip(&widths).zip(headings) {
-            let padding = " ".repeat(width.saturating_sub(cell.chars().count()));
-            let to_right = heading.starts_with('>');
-            let (before, after) =
-                if to_right { (padding.as_str(), "") } else { ("", padding.as_str()) };
-            text.push_str(&format!("  {before}{cell}{after}"));
-        }
-        text.trim_end().to_owned()
-    };
-    let mut lines = vec![line(headings.iter().map(|h| h.trim_start_matches('>')).collect())];
-    lines.extend(rows.iter().map(|row| line(row.iter().map(String::as_str).collect())));
-    lines.join("\n")
-}
-
-/// The same, without some columns where a terminal has no place for all: the first of `least` goes first.
-pub fn fitted_table(headings: &[&str], rows: &[Vec<String>], least: &[&str]) -> String {
-    let size = std::io::stdout().is_terminal().then(terminal_size).flatten();
-    fitted(headings, rows, least, size.map(|(width, _)| width.0.into()))
-}
-
-fn fitted(headings: &[&str], rows: &[Vec<String>], least: &[&str], width: Option<usize>) -> String {
-    let text = table(headings, rows);
-    let longest = text.lines().map(|line| line.chars().count()).max().unwrap_or(0);
-    let ([first, rest @ ..], Some(true)) = (least, width.map(|width| longest > width)) else {
-        return text;
-    };
-    let is_kept = |heading: &&str| heading.trim_start_matches('>') != *first;
-    let kept = |row: &Vec<String>| {
-        let cells = row.iter().zip(headings).filter(|(_, heading)| is_kept(heading));
-        cells.map(|(cell, _)| cell.clone()).collect::<Vec<String>>()
-    };
-    let rows: Vec<Vec<String>> = rows.iter().map(kept).collect();
-    let headings: Vec<&str> = headings.iter().copied().filter(is_kept).collect();
-    fitted(&headings, &rows, rest, width)
-}
-
-/// What the characters of [`map`] mean.
-pub const MAP_LEGEND: &str = "· below 4 %  ░ 16 %  ▒ 36 %  ▓ 64 %  █ above";
-
-/// A disk as rows of characters, darker where more changed. `shares` are from 0 to 1.
-pub fn map(shares: &[f64]) -> String {
-    const SHADES: [char; 6] = ['·', '░', '▒', '▓', '█', '█'];
-    let shade = |share: &f64| match *share {
-        s if s <= 0.0 => ' ',
-        s => *SHADES.get((s.sqrt() * 5.0) as usize).unwrap_or(&'█'),
-    };
-    let rows = shares.chunks(64).map(|row| {
-        let cells: String = row.iter().map(shade).collect();
-        format!("  |{cells}|")
-    });
-    rows.collect::<Vec<_>>().join("\n")
-}
-
 /// As much of an id as tells it from others.
 pub fn short(id: Uuid) -> String {
     id.to_string().chars().take(8).collect()
@@ -234,22 +169,6 @@ pub fn asked(to: &str, request: Uuid) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_table_leaves_out_what_is_needed_least() {
-        let rows = vec![vec!["1".into(), "12 min ago".into(), "base".into(), "a label".into()]];
-        let headings = [">#", "AGE", "FROM", "LABEL"];
-        for (width, want) in [
-            (None, "  #  AGE         FROM  LABEL\n  1  12 min ago  base  a label"),
-            (Some(30), "  #  AGE         FROM  LABEL\n  1  12 min ago  base  a label"),
-            (Some(29), "  #  FROM  LABEL\n  1  base  a label"),
-            (Some(15), "  #  LABEL\n  1  a label"),
-            // What is left is wider than that all the same.
-            (Some(5), "  #  LABEL\n  1  a label"),
-        ] {
-            assert_eq!(fitted(&headings, &rows, &["AGE", "FROM"], width), want, "{width:?}");
-        }
-    }
 
     #[test]
     fn bytes_have_three_digits() {
@@ -313,11 +232,5 @@ mod tests {
         let bytes = <OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(b"/a b/\xff%");
         assert_eq!(path(Path::new(bytes)), "file:///a%20b/%FF%25");
         assert_eq!(path(Path::new("a b/%.img")), "a b/%.img");
-    }
-
-    #[test]
-    fn tables_are_aligned() {
-        let rows = vec![vec!["1".into(), "x".into()], vec!["10".into(), "yy".into()]];
-        assert_eq!(table(&[">#", "NAME"], &rows), "   #  NAME\n   1  x\n  10  yy");
     }
 }

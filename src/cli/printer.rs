@@ -1,13 +1,14 @@
 //! Where text goes: results to stdout, everything else to stderr; quiet, verbose, JSON and bars in
 //! one value.
 
+use super::page::{Page, harmless};
+use super::screen::{Colours, ERROR, Screen, WARNING};
 use super::{exit, output, words};
 use imgsnap::base::error::{Error, Result, best_effort};
 use imgsnap::base::events::{Event, Observer, Phase};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
-use std::borrow::Cow;
-use std::io::{IsTerminal, Write};
+use std::io::{IsTerminal, Write, stderr, stdout};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -15,30 +16,45 @@ use std::sync::{Arc, Mutex};
 const WORTH_TELLING: u64 = 1 << 20;
 
 /// How the user wants to be told.
-pub struct Printer {
-    json: bool,
-    quiet: bool,
+pub struct Told {
+    /// Results for programs.
+    pub json: bool,
+    /// Warnings and errors only.
+    pub quiet: bool,
     /// Results for people are not printed.
-    silent: bool,
+    pub silent: bool,
+    /// Each step.
+    pub verbose: bool,
+    /// When there are colours.
+    pub colours: Colours,
+}
+
+/// Prints what is to be told.
+pub struct Printer {
+    told: Told,
+    /// What stdout shows.
+    screen: Screen,
     bars: Arc<Bars>,
 }
 
 impl Printer {
-    /// `silent`: of the results for people, none.
-    pub fn new(json: bool, (quiet, silent): (bool, bool), verbose: bool) -> Self {
+    /// For stdout and stderr as they are.
+    pub fn new(told: Told) -> Self {
         let bars = Arc::new(Bars {
-            quiet,
-            verbose,
+            quiet: told.quiet,
+            verbose: told.verbose,
+            screen: Screen::of(&stderr(), told.colours),
             bar: Mutex::new(ProgressBar::hidden()),
             sent: AtomicU64::new(0),
             fetched: AtomicU64::new(0),
         });
-        Self { json, quiet, silent, bars }
+        let screen = Screen::of(&stdout(), told.colours);
+        Self { told, screen, bars }
     }
 
     /// True if results are to be JSON.
     pub fn is_json(&self) -> bool {
-        self.json
+        self.told.json
     }
 
     /// Is told of its work by the library.
@@ -48,10 +64,15 @@ impl Printer {
 
     /// A result for people.
     pub fn line(&self, text: &str) -> Result<()> {
-        if self.silent {
+        self.page(&Page::new(text))
+    }
+
+    /// A result for people that has tables.
+    pub fn page(&self, page: &Page) -> Result<()> {
+        if self.told.silent {
             return Ok(());
         }
-        self.bytes(format!("{}\n", harmless(text, true)).as_bytes())
+        self.bytes(page.render(self.screen).as_bytes())
     }
 
     /// A result for programs.
@@ -62,7 +83,7 @@ impl Printer {
     /// A result as it is.
     pub fn bytes(&self, bytes: &[u8]) -> Result<()> {
         let written = self.bars.bar().suspend(|| {
-            let mut out = std::io::stdout().lock();
+            let mut out = stdout().lock();
             out.write_all(bytes).and_then(|()| out.flush())
         });
         written.map_err(|e| Error::io("cannot write to stdout", e))
@@ -70,14 +91,14 @@ impl Printer {
 
     /// Something that happened by the way.
     pub fn say(&self, text: &str) {
-        if !self.quiet {
+        if !self.told.quiet {
             self.tell(text);
         }
     }
 
     /// The same, also to who wants quiet.
     pub fn tell(&self, text: &str) {
-        self.bars.bar().suspend(|| to_stderr(&format!("imgsnap: {text}")));
+        self.bars.print("", text);
     }
 
     /// Something that the user should know, though the work goes on.
@@ -92,7 +113,7 @@ impl Printer {
 
     /// What went wrong, and is tried again.
     pub fn failure(&self, text: &str) {
-        self.bars.bar().suspend(|| to_stderr(&format!("imgsnap: error: {text}")));
+        self.bars.print(&self.bars.screen.styled(ERROR, "error: "), text);
     }
 
     /// An error, for people and for programs.
@@ -103,36 +124,23 @@ impl Printer {
     /// The same where it means another exit code.
     pub fn error_with(&self, error: &Error, exit_code: u8) {
         self.failure(&words::error(error));
-        if self.json {
+        if self.told.json {
             let advice = error.advice().map(words::message);
-            let told = json!({"error": {
+            let value = json!({"error": {
                 "kind": error.kind().name(),
                 "message": error.without_advice(),
                 "advice": advice,
                 "exit_code": exit_code,
             }});
-            best_effort(self.json(&told));
+            best_effort(self.json(&value));
         }
     }
 }
 
-/// Names, labels and paths come from files that others may have made: what would move the cursor of a
-/// terminal, or more, is shown instead.
-fn harmless(text: &str, has_lines: bool) -> Cow<'_, str> {
-    let is_bad = |c: char| c.is_control() && !(has_lines && c == '\n');
-    if !text.contains(is_bad) {
-        return text.into();
-    }
-    let mut shown = String::with_capacity(text.len());
-    for c in text.chars() {
-        if is_bad(c) { shown.extend(c.escape_debug()) } else { shown.push(c) }
-    }
-    shown.into()
-}
-
 /// What is wrong with what was typed: there is no printer yet.
 pub fn wrong_usage(message: &str, advice: &str, is_json: bool) {
-    to_stderr(&format!("imgsnap: error: {message}; {advice}"));
+    let prefix = Screen::of(&stderr(), Colours::Auto).styled(ERROR, "error: ");
+    to_stderr(&prefix, &format!("{message}; {advice}"));
     if is_json {
         let told = json!({"error": {
             "kind": "usage",
@@ -140,18 +148,20 @@ pub fn wrong_usage(message: &str, advice: &str, is_json: bool) {
             "advice": advice,
             "exit_code": exit::USAGE,
         }});
-        best_effort(writeln!(std::io::stdout().lock(), "{told}"));
+        best_effort(writeln!(stdout().lock(), "{told}"));
     }
 }
 
-fn to_stderr(line: &str) {
+fn to_stderr(prefix: &str, line: &str) {
     // There is nobody left to tell.
-    best_effort(writeln!(std::io::stderr().lock(), "{}", harmless(line, false)));
+    best_effort(writeln!(stderr().lock(), "imgsnap: {prefix}{}", harmless(line)));
 }
 
 struct Bars {
     quiet: bool,
     verbose: bool,
+    /// What stderr shows.
+    screen: Screen,
     bar: Mutex<ProgressBar>,
     sent: AtomicU64,
     fetched: AtomicU64,
@@ -190,14 +200,10 @@ impl Observer for Bars {
 
 impl Bars {
     fn begin(&self, phase: Phase, total_bytes: u64) {
-        if self.quiet || !std::io::stderr().is_terminal() {
+        if self.quiet || !stderr().is_terminal() {
             return;
         }
-        let template =
-            "{prefix:>9} [{wide_bar}] {percent:>3} %  {binary_bytes_per_sec}  {eta} left{msg}";
-        let style = ProgressStyle::with_template(template)
-            .unwrap_or_else(|_| ProgressStyle::default_bar())
-            .progress_chars("=> ");
+        let style = bar_style(self.screen.columns);
         let target = ProgressDrawTarget::stderr_with_hz(10);
         let bar = ProgressBar::with_draw_target(Some(total_bytes), target);
         bar.set_style(style);
@@ -217,24 +223,52 @@ impl Bars {
     }
 
     fn warn(&self, message: &str) {
-        self.bar().suspend(|| to_stderr(&format!("imgsnap: warning: {message}")));
+        self.print(&self.screen.styled(WARNING, "warning: "), message);
+    }
+
+    /// A line above the bar.
+    fn print(&self, prefix: &str, message: &str) {
+        self.bar().suspend(|| to_stderr(prefix, message));
     }
 
     fn note(&self, message: &str) {
         if self.verbose {
-            self.bar().suspend(|| to_stderr(&format!("imgsnap: {message}")));
+            self.print("", message);
         }
     }
 }
 
+/// A bar, and beside it what fits.
+fn bar_style(columns: Option<usize>) -> ProgressStyle {
+    let template = match columns.unwrap_or(80) {
+        0..50 => "{prefix:>9} {percent:>3} %  {eta} left",
+        50..72 => "{prefix:>9} [{wide_bar}] {percent:>3} %  {eta} left",
+        _ => "{prefix:>9} [{wide_bar}] {percent:>3} %  {binary_bytes_per_sec}  {eta} left{msg}",
+    };
+    let style = ProgressStyle::with_template(template);
+    style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> ")
+}
+
 #[cfg(test)]
 mod tests {
-    use super::harmless;
+    use super::*;
+    use indicatif::{InMemoryTerm, TermLike};
 
     #[test]
-    fn what_a_terminal_would_obey_is_shown() {
-        assert_eq!(harmless("vm@1  größe\n", true), "vm@1  größe\n");
-        assert_eq!(harmless("a\u{1b}[2Jb\rc\td\ne", true), r"a\u{1b}[2Jb\rc\td".to_owned() + "\ne");
-        assert_eq!(harmless("\u{9b}31m\n\u{7f}", false), r"\u{9b}31m\n\u{7f}");
+    fn progress_fits_on_one_line() {
+        for columns in [40, 50, 72, 80, 120] {
+            let term = InMemoryTerm::new(3, columns);
+            let target = ProgressDrawTarget::term_like(Box::new(term.clone()));
+            let bar = ProgressBar::with_draw_target(Some(100 << 30), target);
+            bar.set_style(bar_style(Some(term.width().into())));
+            bar.set_prefix("comparing");
+            bar.set_message(", 1023 MiB fetched");
+            bar.inc(99 << 30);
+            bar.force_draw();
+            let shown = term.contents();
+            assert!(shown.starts_with("comparing ") && !shown.contains('\n'), "{columns}: {shown}");
+            assert!(shown.contains(" 99 %  "), "{columns}: {shown}");
+            assert_eq!(shown.contains('['), columns >= 50, "{shown}");
+        }
     }
 }

@@ -1,10 +1,12 @@
 //! `imgsnap prune`, `delete` and `flatten`
 
 use super::args::{Keep, Prune};
+use super::page::{Page, Table};
 use super::printer::Printer;
 use super::{exit, list, output, repo};
 use imgsnap::base::error::{ErrorKind, Result};
 use imgsnap::base::events::Context;
+use imgsnap::repo::manifest::Snapshot;
 use imgsnap::repo::retention::Rules;
 use imgsnap::{At, Compaction, Deleted, PruneRequest, Pruned, Reference, Repository};
 use serde_json::{Value, json};
@@ -34,7 +36,7 @@ pub fn run(
                 warn_of_free_space(&pruned.compaction, printer);
                 warn_of_clock(&pruned, printer);
                 tell_corrected(&pruned, printer);
-                printer.line(&describe(&pruned, verb.dry_run))?;
+                printer.page(&describe(&pruned, verb.dry_run))?;
             }
             // It has just been removed.
             Err(e) if verb.all && e.kind() == ErrorKind::NotFound => {}
@@ -125,7 +127,7 @@ fn compaction_json(compaction: &Compaction) -> Value {
 
 fn to_json(pruned: &Pruned, dry_run: bool) -> Value {
     let name = &pruned.name;
-    let effective = |s: &imgsnap::repo::manifest::Snapshot| {
+    let effective = |s: &Snapshot| {
         let corrected = pruned.corrected.iter().find(|(number, _)| *number == s.number);
         corrected.map_or(s.time, |(_, time)| *time)
     };
@@ -163,34 +165,42 @@ fn to_json(pruned: &Pruned, dry_run: bool) -> Value {
     value
 }
 
-fn describe(pruned: &Pruned, dry_run: bool) -> String {
+fn describe(pruned: &Pruned, dry_run: bool) -> Page {
     let kept = pruned.decisions.iter().filter(|(_, keep)| !keep.is_empty()).count() as u64;
     let dropped = pruned.decisions.len() as u64 - kept;
     if let Some(request) = pruned.requested {
         let dropped = output::plural(dropped, "snapshot");
-        return output::asked(&format!("drop {dropped} of {}", pruned.name), request);
+        return Page::new(output::asked(&format!("drop {dropped} of {}", pruned.name), request));
     }
     let would = if dry_run { "  (dry run: nothing was changed)" } else { "" };
-    let mut text = format!(
+    let mut page = Page::new(format!(
         "{}  {} kept, {} dropped{would}",
         pruned.name,
         output::plural(kept, "snapshot"),
         output::count(dropped)
-    );
+    ));
     if dry_run && !pruned.decisions.is_empty() {
-        let row = |(s, keep): &(imgsnap::repo::manifest::Snapshot, Vec<String>)| {
+        let row = |(s, keep): &(Snapshot, Vec<String>)| {
             let fate = if keep.is_empty() { "drop" } else { "keep" };
             let label = s.label.clone().unwrap_or_default();
             vec![s.number.to_string(), output::time(s.time), fate.into(), keep.join(", "), label]
         };
         let rows: Vec<Vec<String>> = pruned.decisions.iter().map(row).collect();
-        text.push('\n');
-        text.push_str(&output::table(&[">#", "TIME", "FATE", "BECAUSE", "LABEL"], &rows));
+        let headings = [">#", "TIME", "FATE", "BECAUSE", "LABEL"];
+        page = page.table(Table::new(&headings, &rows).leaving_out(&["TIME"]));
     }
-    for line in lines(&pruned.compaction, dry_run) {
-        text.push_str(&format!("\n  {line}"));
-    }
-    text
+    let dropped = dropped_with_labels(pruned).filter(|_| !dry_run);
+    let dropped =
+        dropped.map(|(s, label)| format!("dropped  {}@{}  {label}", pruned.name, s.number));
+    let lines = dropped.chain(lines(&pruned.compaction, dry_run));
+    lines.fold(page, |page, line| page.text(format!("  {line}")))
+}
+
+/// Snapshots that rules dropped, or would, though they have a label.
+pub fn dropped_with_labels(pruned: &Pruned) -> impl Iterator<Item = (&Snapshot, &str)> {
+    let dropped = pruned.decisions.iter().filter(|(_, keep)| keep.is_empty());
+    let dropped = dropped.filter(|_| pruned.requested.is_none());
+    dropped.filter_map(|(s, _)| s.label.as_deref().map(|label| (s, label)))
 }
 
 /// What became of the space, or would.

@@ -118,6 +118,12 @@ pub fn run(
     if let Some(attributes) = &s.attributes {
         rows.insert(8, ("file mode", attributes_text(attributes)));
     }
+    if let Some(target) = s.before_rollback {
+        let target = manifest
+            .by_id(target)
+            .map_or("a snapshot that is gone".into(), |target| refs(&[target.number]));
+        rows.insert(1, ("saved", format!("the state before a rollback to {target}")));
+    }
     if s.protected {
         rows.insert(1, ("protected", "yes: it cannot be dropped".into()));
     }

@@ -1,5 +1,6 @@
 //! `imgsnap stats`
 
+use super::page::{Page, Table};
 use super::printer::Printer;
 use super::{exit, list, output, repo};
 use imgsnap::base::error::{ErrorKind, Result};
@@ -41,11 +42,11 @@ pub fn run(
     if printer.is_json() {
         all.iter().try_for_each(|stats| printer.json(&to_json(stats)))?;
     } else if let (Some(_), [stats]) = (name, all.as_slice()) {
-        printer.line(&describe(stats))?;
+        printer.page(&describe(stats))?;
     } else if names.is_empty() {
         printer.line(&format!("no images in {} yet", repository.location()))?;
     } else {
-        printer.line(&overview(&all))?;
+        printer.page(&overview(&all))?;
     }
     Ok(failed.map_or(exit::DONE, exit::code))
 }
@@ -103,7 +104,7 @@ fn clone_json(clone: &CloneUse) -> Value {
     json!({"path": output::path(&clone.path), "bytes": clone.own_bytes})
 }
 
-fn overview(all: &[Stats]) -> String {
+fn overview(all: &[Stats]) -> Page {
     let row = |stats: &Stats| {
         let latest = stats.manifest.latest();
         vec![
@@ -129,15 +130,13 @@ fn overview(all: &[Stats]) -> String {
         "NEWEST",
     ];
     let stored: u64 = all.iter().map(Stats::stored_bytes).sum();
-    format!(
-        "{}, {} stored\n{}",
-        output::plural(all.len() as u64, "image"),
-        output::bytes(stored),
-        output::table(&headings, &rows)
-    )
+    let title =
+        format!("{}, {} stored", output::plural(all.len() as u64, "image"), output::bytes(stored));
+    let least = &["DROPPED", "COMPRESSED", "GARBAGE", "IMAGE", "NEWEST", "SNAPSHOTS"];
+    Page::new(title).table(Table::new(&headings, &rows).leaving_out(least))
 }
 
-fn describe(stats: &Stats) -> String {
+fn describe(stats: &Stats) -> Page {
     let manifest = &stats.manifest;
     // Sparse images may be longer together than any disk.
     let images = manifest.snapshots.iter().map(|s| s.image_bytes).fold(0, u64::saturating_add);
@@ -182,20 +181,18 @@ fn describe(stats: &Stats) -> String {
         text.push_str(&format!("\n  {noun:<10} {value}"));
     }
     if manifest.snapshots.is_empty() {
-        return text;
+        return Page::new(text);
     }
-    text.push_str("\n\nsnapshots, and the space that dropping each would free\n");
-    text.push_str(&snapshots(stats));
-    text.push_str("\n\ngrowth by day\n");
-    text.push_str(&days(stats));
-    if stats.heat.iter().any(|bytes| *bytes > 0) {
-        text.push_str("\n\nwhere the image changes\n");
-        text.push_str(&regions(stats));
+    text.push_str("\n\nsnapshots, and the space that dropping each would free");
+    let page = Page::new(text).table(snapshots(stats)).text("\ngrowth by day");
+    let page = days(page, stats);
+    match stats.heat.iter().any(|bytes| *bytes > 0) {
+        true => regions(page.text("\nwhere the image changes"), stats),
+        false => page,
     }
-    text
 }
 
-fn snapshots(stats: &Stats) -> String {
+fn snapshots(stats: &Stats) -> Table {
     let row = |cost: &imgsnap::Cost| {
         let s = &cost.snapshot;
         vec![
@@ -208,7 +205,8 @@ fn snapshots(stats: &Stats) -> String {
         ]
     };
     let rows: Vec<Vec<String>> = stats.costs.iter().map(row).collect();
-    output::table(&[">#", "TIME", ">CHANGED", ">STORED", ">FREES", "LABEL"], &rows)
+    let headings = [">#", "TIME", ">CHANGED", ">STORED", ">FREES", "LABEL"];
+    Table::new(&headings, &rows).leaving_out(&["CHANGED", "STORED", "TIME"])
 }
 
 /// Its label, and on what it depends in other images.
@@ -218,7 +216,7 @@ fn notes_of(s: &Snapshot) -> String {
     notes.join(" ")
 }
 
-fn days(stats: &Stats) -> String {
+fn days(page: Page, stats: &Stats) -> Page {
     let row = |day: &imgsnap::Day| {
         vec![
             day.date.to_string(),
@@ -229,14 +227,14 @@ fn days(stats: &Stats) -> String {
     };
     let skipped = stats.days.len().saturating_sub(MAX_DAYS);
     let rows: Vec<Vec<String>> = stats.days.iter().skip(skipped).map(row).collect();
-    let table = output::table(&["DAY", ">SNAPSHOTS", ">CHANGED", ">STORED"], &rows);
+    let page = page.table(Table::new(&["DAY", ">SNAPSHOTS", ">CHANGED", ">STORED"], &rows));
     match skipped {
-        0 => table,
-        days => format!("{table}\n  ({} before: see --json)", output::plural(days as u64, "day")),
+        0 => page,
+        days => page.text(format!("  ({} before: see --json)", output::plural(days as u64, "day"))),
     }
 }
 
-fn regions(stats: &Stats) -> String {
+fn regions(page: Page, stats: &Stats) -> Page {
     let most = stats.heat.iter().max().copied().unwrap_or(0).max(1);
     let shares: Vec<f64> = stats.heat.iter().map(|bytes| *bytes as f64 / most as f64).collect();
     let mut hottest: Vec<(u64, u64)> =
@@ -255,11 +253,8 @@ fn regions(stats: &Stats) -> String {
             ]
         })
         .collect();
-    format!(
-        "{}\n  one cell represents {}: {}\n  most changed:\n{}",
-        output::map(&shares),
-        output::bytes(stats.cell_bytes),
-        output::MAP_LEGEND,
-        output::table(&[">AT", ">CHANGED", ">OF ALL"], &rows)
-    )
+    page.text(format!("  map        one character per {}", output::bytes(stats.cell_bytes)))
+        .map(shares)
+        .text("  most changed:")
+        .table(Table::new(&[">AT", ">CHANGED", ">OF ALL"], &rows))
 }

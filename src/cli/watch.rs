@@ -138,20 +138,31 @@ fn describe(watched: &Watched, done: &SnapshotOutcome) -> String {
     }
     let dropped = match &watched.pruned {
         Some(Ok(pruned)) if pruned.requested.is_some() => ", asked the owner to drop some".into(),
-        Some(Ok(pruned)) if dropped_by(pruned) > 0 => format!(", {} dropped", dropped_by(pruned)),
+        Some(Ok(pruned)) if dropped_by(pruned) > 0 => dropped_text(pruned, s.label.as_deref()),
         _ => String::new(),
     };
     let window = watched.rpo_seconds.map_or(String::new(), |seconds| {
         format!(", {} after the previous one", output::duration(seconds))
     });
     let in_use = if s.consistency.is_in_use() { ", in use" } else { "" };
+    let what = if s.is_base() { "data" } else { "changed" };
     format!(
-        "{}@{}  {} changed, {} stored in {took}{window}{dropped}{in_use}",
+        "{}@{}  {} {what}, {} stored in {took}{window}{dropped}{in_use}",
         done.name,
         s.number,
         output::bytes(s.changed_bytes),
         output::bytes(s.file_bytes)
     )
+}
+
+/// How many, and those with a label that not every snapshot gets.
+fn dropped_text(pruned: &Pruned, usual: Option<&str>) -> String {
+    let unusual = prune::dropped_with_labels(pruned).filter(|(_, label)| Some(*label) != usual);
+    let labels = unusual.map(|(s, label)| format!("@{} {label}", s.number)).collect::<Vec<_>>();
+    match labels.as_slice() {
+        [] => format!(", {} dropped", dropped_by(pruned)),
+        some => format!(", {} dropped ({})", dropped_by(pruned), some.join(", ")),
+    }
 }
 
 fn dropped_by(pruned: &Pruned) -> usize {

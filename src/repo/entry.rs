@@ -47,6 +47,7 @@ pub(crate) fn entry(delta: &Arc<Delta>, file: String, layers: &[Arc<Delta>]) -> 
         format: None,
         held: None,
         source_version: None,
+        before_rollback: None,
         protected: false,
         pins: Vec::new(),
         group: None,

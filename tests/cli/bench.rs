@@ -85,6 +85,8 @@ fn help_is_exactly_this() {
       -q, --quiet                   Print warnings and errors only; commands that show something still
                                     print it
       -v, --verbose                 Print each step
+          --color <WHEN>            Use colors: auto, always or never [default: auto, as NO_COLOR and
+                                    CLICOLOR_FORCE say]
           --lock-wait <TIME>        Wait this long for another imgsnap to finish with the image, such as
                                     30s [default: fail at once]
           --threads <N>             Number of threads [default: one per core, at most 16]

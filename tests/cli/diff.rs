@@ -89,7 +89,7 @@ fn people_see_how_much_and_where() {
     assert_eq!(lines[1], "  changed    16.0 KiB, 4 blocks of 4.00 KiB (6.2 % of the image)");
     assert_eq!(lines[2], "  extents    3, 5.33 KiB on average");
     assert_eq!(lines[3], "  largest    8.00 KiB at 40.0 KiB");
-    assert_eq!(lines[4], "  map        one cell represents 1.00 KiB");
+    assert_eq!(lines[4], "  map        one character per 1.00 KiB");
     assert_eq!(lines[5], "  legend     · below 4 %  ░ 16 %  ▒ 36 %  ▓ 64 %  █ above");
     // 256 cells of a KiB in four rows: the first four, two blocks in the first row, the last four.
     let rows: Vec<&str> =

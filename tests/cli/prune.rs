@@ -87,6 +87,10 @@ fn keep_label_keeps_what_fits_one_of_the_patterns() {
     lab.restores("disk@pre-update", &states[0]);
     let line = lab.fails(FAILED, &["show", "disk@xpre-"]);
     assert!(line.starts_with("no snapshot of \"disk\" has the label \"xpre-\""), "{line}");
+    // What has a label is not dropped without a word.
+    let text = lab.done(&["prune", "disk", "--keep-label", "v*", "--keep-last", "1"]);
+    assert!(text.contains("\n  dropped  disk@1  pre-update\n"), "{text}");
+    assert!(!text.contains("disk@4"), "{text}");
 }
 
 #[test]

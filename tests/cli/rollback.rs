@@ -81,6 +81,25 @@ fn what_was_not_yet_saved_is_saved_first() {
     lab.restores("disk@3", &bytes);
     lab.done(&["rollback", "disk", "--to", "@3"]);
     same(&lab.read("disk.img"), &bytes, "back to what was saved");
+    // It is marked, and stays so while its target is there, and when manifests are rebuilt.
+    let marks = |lab: &Lab| {
+        let listed = lab.json(&["list", "disk"]);
+        let of = |s: &Value| s["before_rollback"].as_str().map(str::to_owned);
+        listed.as_array().unwrap().iter().map(of).collect::<Vec<_>>()
+    };
+    let target = string(&lab.json(&["show", "disk@1"]), "id").to_owned();
+    let target = [None, None, Some(target)];
+    assert_eq!(marks(&lab), target);
+    lab.done(&["repair", "disk"]);
+    assert_eq!(marks(&lab), target);
+    let mark = |what: &str, text: String| {
+        assert!(text.contains(what), "{what}: {text}");
+    };
+    mark("(before rollback to @1)", lab.done(&["list", "disk"]));
+    mark("the state before a rollback to disk@1", lab.done(&["show", "disk@3"]));
+    lab.done(&["delete", "disk@1"]);
+    mark("(before rollback)", lab.done(&["list", "disk"]));
+    mark("the state before a rollback to a snapshot that is gone", lab.done(&["show", "disk@3"]));
 }
 
 #[test]

@@ -109,6 +109,9 @@ fn help_is_exactly_this() {
       -v, --verbose
               Print each step
 
+          --color <WHEN>
+              Use colors: auto, always or never [default: auto, as NO_COLOR and CLICOLOR_FORCE say]
+
           --lock-wait <TIME>
               Wait this long for another imgsnap to finish with the image, such as 30s [default: fail at
               once]

@@ -21,7 +21,7 @@ fn the_first_snapshot_is_taken_at_once_and_each_turn_has_its_line() {
     let watch = Watcher::start(&lab, &["disk.img", "--every", "1s"]);
     let first = watch.line(0, |line| line.contains("disk@1 "));
     let text = after_time(&first);
-    assert!(text.starts_with("disk@1  ") && text.contains(" changed, "), "{first}");
+    assert!(text.starts_with("disk@1  ") && text.contains(" data, "), "{first}");
     assert!(text.contains(" stored in ") && text.contains("; next in "), "{first}");
     assert!(!text.contains("after the previous one"), "{first}");
     let unchanged = watch.line(1, |line| line.contains("unchanged"));

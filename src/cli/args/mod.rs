@@ -14,6 +14,7 @@ use super::hash::ContentDigest;
 use super::key::args::{Key, KeyOptions, OwnerOptions};
 use super::requests::args::Requests;
 use super::restore::args::Restore;
+use super::screen::Colours;
 use super::words::{self, parsed};
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueHint};
@@ -49,6 +50,10 @@ pub struct Args {
     /// Print each step
     #[arg(short, long, global = true)]
     pub verbose: bool,
+    /// Use colors: auto, always or never [default: auto, as NO_COLOR and CLICOLOR_FORCE say]
+    #[arg(long, global = true, value_name = "WHEN", default_value_t, value_enum)]
+    #[arg(hide_possible_values = true, hide_default_value = true)]
+    pub color: Colours,
     /// Wait this long for another imgsnap to finish with the image, such as 30s [default: fail at once]
     #[arg(long, global = true, value_name = "TIME", value_parser = parse_length)]
     pub lock_wait: Option<Duration>,

@@ -29,7 +29,7 @@ pub fn run(verb: &Bench, printer: &Printer, context: &Context) -> Result<ExitCod
     let printed = if printer.is_json() {
         printer.json(&json::render(&report))
     } else {
-        printer.line(&table::render(&report))
+        printer.page(&table::render(&report))
     };
     let exported = markdown.map_or(Ok(()), |file| file.write(&markdown::render(&report)));
     let drawn = plot.map_or(Ok(()), |file| file.write(&plot::render(&report)?));

@@ -1,19 +1,17 @@
 //! The result as a terminal shows it, in 100 columns.
 
-use super::{cells, output};
+use super::super::page::{Page, Table};
+use super::cells;
 use imgsnap::bench::{Report, Work};
 
-/// All of it, without a line break at the end.
-pub fn render(report: &Report) -> String {
+/// All of it.
+pub fn render(report: &Report) -> Page {
     let [processor, system] = cells::machine(report);
-    let mut parts = vec![
-        [
-            format!("  image     {}", cells::image(report)),
-            format!("  settings  {}", cells::settings(report)),
-            format!("  machine   {processor}"),
-            format!("            {system}"),
-        ]
-        .join("\n"),
+    let head = [
+        format!("  image     {}", cells::image(report)),
+        format!("  settings  {}", cells::settings(report)),
+        format!("  machine   {processor}"),
+        format!("            {system}\n"),
     ];
     let (table, legend, works) = match report.sweep {
         Some(sweep) => {
@@ -22,26 +20,32 @@ pub fn render(report: &Report) -> String {
         }
         None => (cells::works(report), vec![cells::WORKS_LEGEND], &Work::ALL[..]),
     };
-    parts.push(output::table(&table.headings, &table.rows));
     let ceilings = cells::ceilings(report, works);
     let ceilings: Vec<_> = ceilings.into_iter().map(|(w, c)| vec![w, c.to_owned()]).collect();
-    parts.push(output::table(&["CEILING OF", "IS THE TIME OF"], &ceilings));
-    let legend: Vec<String> = legend.iter().map(|line| format!("  {line}")).collect();
-    parts.push(legend.join("\n"));
-    parts.join("\n\n")
+    let legend: Vec<String> = legend.iter().map(|line| format!("\n  {line}")).collect();
+    Page::new(head.join("\n"))
+        .table(Table::new(&table.headings, &table.rows))
+        .text("")
+        .table(Table::new(&["CEILING OF", "IS THE TIME OF"], &ceilings))
+        .text(legend.concat())
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::super::screen::Screen;
     use super::super::sample;
     use super::*;
     use imgsnap::bench::{Cache, Sweep};
 
     const SWEEPS: [Sweep; 4] = [Sweep::BlockSize, Sweep::Change, Sweep::Threads, Sweep::Chain];
 
+    fn text(report: &Report) -> String {
+        render(report).render(Screen { is_utf8: true, ..Screen::default() })
+    }
+
     /// Without what stands below the table.
     fn upper(report: &Report) -> String {
-        let text = render(report);
+        let text = text(report);
         let (upper, lower) = text.split_once("\n\n  CEILING OF").unwrap();
         assert!(lower.contains(Work::Incremental.ceiling()), "{lower}");
         assert_eq!(lower.contains(Work::Verify.ceiling()), report.sweep.is_none(), "{lower}");
@@ -91,7 +95,7 @@ mod tests {
         for (seconds, written_bytes) in [(0.001_23, 9 << 20), (1234.5, 99 << 30)] {
             for report in &mut reports {
                 widen(report, seconds, written_bytes);
-                for line in render(report).lines() {
+                for line in text(report).lines() {
                     assert!(line.chars().count() <= 100, "{}: {line}", line.chars().count());
                 }
             }
@@ -118,7 +122,7 @@ mod tests {
 
     #[test]
     fn columns_stand_under_their_headings() {
-        let text = render(&sample::report(true));
+        let text = text(&sample::report(true));
         let lines: Vec<&str> = text.lines().collect();
         let top = lines.iter().position(|line| line.trim_start().starts_with("WORK")).unwrap();
         let end = lines[top].find("FRACTION").unwrap() + "FRACTION".len();

@@ -2,6 +2,7 @@
 
 pub mod args;
 
+use super::page::{Page, Table};
 use super::printer::Printer;
 use super::repo::{self, Where};
 use super::{exit, output, prune, remove};
@@ -93,5 +94,6 @@ fn list(repository: &Repository, printer: &Printer) -> Result<()> {
         return Ok(());
     }
     let rows: Vec<Vec<String>> = requests.iter().map(row).collect();
-    printer.line(&output::table(&["REQUEST", "TIME", "HOST", "TO"], &rows))
+    let table = Table::new(&["REQUEST", "TIME", "HOST", "TO"], &rows);
+    printer.page(&Page::default().table(table.leaving_out(&["TIME", "HOST"])))
 }

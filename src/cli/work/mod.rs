@@ -7,6 +7,7 @@ pub use done::{join, part};
 pub use engine::Engine;
 
 use super::args::{Plan, PlanVerb};
+use super::page::{Page, Table};
 use super::printer::Printer;
 use super::{exit, output, snapshot, words};
 use imgsnap::base::error::{Error, ErrorKind, Result};
@@ -81,7 +82,7 @@ pub fn plan(
                 printer.json(&progress_json(&plan))?;
             } else {
                 printer.line(&describe(&plan))?;
-                printer.line(&tasks_table(&plan))?;
+                printer.page(&Page::default().table(tasks_table(&plan)))?;
             }
             Ok(exit::DONE)
         }
@@ -375,7 +376,7 @@ fn describe(progress: &PlanProgress) -> String {
     text
 }
 
-fn tasks_table(progress: &PlanProgress) -> String {
+fn tasks_table(progress: &PlanProgress) -> Table {
     let of = |value: &Value, key: &str| value.get(key).cloned().unwrap_or_default();
     let row = |(task, value): (u32, Value)| {
         let bytes = match of(&value, "data_bytes").as_u64() {
@@ -391,5 +392,5 @@ fn tasks_table(progress: &PlanProgress) -> String {
         vec![task.to_string(), image, what, output::bytes(bytes), done.to_owned()]
     };
     let rows: Vec<Vec<String>> = tasks_of(&progress.plan).into_iter().map(row).collect();
-    output::table(&[">TASK", "IMAGE", "RANGE", ">DATA", ""], &rows)
+    Table::new(&[">TASK", "IMAGE", "RANGE", ">DATA", ""], &rows).leaving_out(&["DATA", "RANGE"])
 }

@@ -170,6 +170,7 @@ pub(crate) fn remember(
             snapshot.format = known.format.clone();
             snapshot.part_size = known.part_size;
             snapshot.held = known.held.clone();
+            snapshot.before_rollback = known.before_rollback;
             snapshot.protected = known.protected;
             snapshot.pins = known.pins.clone();
             snapshot.group = known.group.clone();

@@ -97,8 +97,14 @@ pub(super) fn run(
     let mut equal: Vec<Option<Uuid>> = vec![None; members.len()];
     let machine = match is_saved && !is_half_written && !is_resumed {
         true => {
+            let target = |Member { writer, request }: &Member| {
+                reference::find(&writer.manifest, &writer.head, &request.to).map(|s| s.id)
+            };
+            let targets = members.iter().map(target).collect::<Result<Vec<Uuid>>>();
             let mut writers: Vec<_> = members.iter_mut().map(|member| &mut member.writer).collect();
-            let saved = save_disks(repository, machine, &mut writers, &disks, context);
+            let saved = targets.and_then(|targets| {
+                save_disks(repository, machine, &mut writers, &disks, &targets, context)
+            });
             match saved {
                 Ok((machine, ids)) => {
                     equal = ids.into_iter().map(Some).collect();

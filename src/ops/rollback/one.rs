@@ -237,6 +237,7 @@ impl<'a> Subject<'a> {
         let request = SnapshotRequest {
             full_scan: !trust_hints,
             skip_unchanged: true,
+            before_rollback: Some(self.target.id),
             track: Some(rollback_policy(self.repository, name).track),
             ..SnapshotRequest::default()
         };

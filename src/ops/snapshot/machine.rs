@@ -177,13 +177,15 @@ pub(crate) fn save_disks(
     machine: Machine,
     writers: &mut [&mut Writer],
     disks: &[MachineDisk],
+    targets: &[Uuid],
     context: &Context,
 ) -> Result<(Machine, Vec<Uuid>)> {
     let mut requests = Vec::new();
-    for writer in writers.iter() {
+    for (writer, target) in writers.iter().zip(targets) {
         let name = writer.manifest.name.clone();
         let image = source_of(&name, &writer.head)?.clone();
-        let request = SnapshotRequest::new(image.clone()).skip_unchanged(true);
+        let mut request = SnapshotRequest::new(image.clone()).skip_unchanged(true);
+        request.before_rollback = Some(*target);
         requests.push((Named { read_from: image.clone(), image, name }, request));
     }
     let disks = disks.to_vec();

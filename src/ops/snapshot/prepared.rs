@@ -109,6 +109,7 @@ pub(crate) fn prepare(
         turn,
         scan_plan,
         format: None,
+        before_rollback: request.before_rollback,
         group: request.moment.as_ref().and_then(|moment| moment.group.clone()),
         part_size: Some(part_size).filter(|size| *size != PartSize::USUAL),
     })
@@ -199,6 +200,8 @@ pub(crate) struct Prepared {
     pub(crate) scan_plan: ScanPlan,
     /// How the disk lies in the image, if it begins a chain.
     format: Option<String>,
+    /// The snapshot that the image is about to be rolled back to.
+    before_rollback: Option<Uuid>,
     /// What is taken with it.
     group: Option<Group>,
     /// On which grid it is cut, if not on the usual one.
@@ -359,6 +362,7 @@ impl Prepared {
             format: self.format.clone(),
             held: None,
             source_version: None,
+            before_rollback: self.before_rollback,
             protected: false,
             pins: Vec::new(),
             group: self.group.clone(),

@@ -185,6 +185,9 @@ pub struct Snapshot {
     /// What tells the content of the image on its server from another one, if workers took it there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source_version: Option<String>,
+    /// The snapshot that was about to be rolled back to when this one saved the state before.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "or_none")]
+    pub before_rollback: Option<Uuid>,
     /// Nothing drops it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub protected: bool,

@@ -19,6 +19,7 @@ pub(crate) use moment::Moment;
 use serde::Serialize;
 use std::path::PathBuf;
 use std::time::Duration;
+use uuid::Uuid;
 
 /// Against what a snapshot is taken.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -88,6 +89,8 @@ pub struct SnapshotRequest {
     pub find_base: bool,
     /// What happens around the point in time.
     pub window: Window,
+    /// It saves the state before a rollback to this snapshot of the image.
+    pub(crate) before_rollback: Option<Uuid>,
     /// The same, once it is pinned.
     pub(crate) pinned: Option<BaseOf>,
     /// What is known of it as one of several.
