@@ -1,5 +1,6 @@
 //! The commands in the README and in the guides: those in blocks called `console` are run, in their order, in a
-//! folder with an image. What they print is an example.
+//! folder with an image. What they print is an example. That the parser accepts all others is a test of
+//! `src/cli/documented.rs`.
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that fails says where")]
 
