@@ -6,6 +6,8 @@ mod args;
 mod bench;
 mod config;
 mod diff;
+#[cfg(test)]
+mod documented;
 mod domains;
 mod elsewhere;
 mod exit;
@@ -56,14 +58,7 @@ pub fn run() -> ExitCode {
         Ok(args) => args,
         Err(e) => return usage::tell(&remove::not_forget(e)),
     };
-    let checked = match &args.command {
-        Command::Bench(verb) => verb.check(),
-        Command::Snapshot(verb) => snapshot::check(verb),
-        Command::Watch(verb) => watch::check(verb),
-        Command::Remove(verb) => remove::check(verb),
-        Command::Plan(verb) => work::check(verb),
-        _ => Ok(()),
-    };
+    let checked = check(&args);
     let checked = checked.and_then(|()| domains::connect(&mut args).map_err(|e| words::error(&e)));
     if let Err(message) = checked {
         return usage::tell(&Args::command().error(ErrorKind::ArgumentConflict, message));
@@ -81,6 +76,18 @@ pub fn run() -> ExitCode {
             printer.error(&e);
             exit::code(e.kind())
         }
+    }
+}
+
+/// What clap cannot judge.
+fn check(args: &Args) -> Result<(), String> {
+    match &args.command {
+        Command::Bench(verb) => verb.check(),
+        Command::Snapshot(verb) => snapshot::check(verb),
+        Command::Watch(verb) => watch::check(verb),
+        Command::Remove(verb) => remove::check(verb),
+        Command::Plan(verb) => work::check(verb),
+        _ => Ok(()),
     }
 }
 
