@@ -1,4 +1,4 @@
-//! The last 512 bytes of a delta file (FORMAT.md section 2.2): without them it is not a snapshot.
+//! The last 512 bytes of a delta file (FORMAT.md section 2.2), without which it is not a snapshot.
 
 use super::header::{Content, HEADER_BYTES};
 use super::table::{Run, RunKind};
@@ -12,14 +12,14 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// Length of the footer in bytes.
 pub const FOOTER_BYTES: usize = 512;
-/// Its first eight bytes.
+/// The first eight bytes of the footer.
 pub const FOOTER_MAGIC: [u8; 8] = *b"PANSGMI\n";
-/// One past the highest number of a snapshot.
+/// One past the highest snapshot number.
 pub const MAX_NUMBER: u64 = 1 << 48;
-/// The longest label in bytes.
+/// Maximum length of a label in bytes.
 pub const MAX_LABEL_BYTES: usize = 128;
 
-/// The footer on the wire.
+/// The footer as stored.
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 #[expect(missing_docs, reason = "FORMAT.md section 2.2 documents each field")]
@@ -55,24 +55,24 @@ pub struct FooterWire {
 const _: () = assert!(size_of::<FooterWire>() == FOOTER_BYTES);
 const _: () = assert!(std::mem::offset_of!(FooterWire, checksum) == FOOTER_BYTES - 4);
 
-/// What a snapshot comes from.
+/// The parent of a snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Lineage {
     /// The parent snapshot.
     pub parent_id: Uuid,
-    /// Length of the image there.
+    /// Length of the image at the parent.
     pub image_bytes: u64,
-    /// Its image digest there.
+    /// Image digest at the parent.
     pub image_digest: ImageDigest,
 }
 
 impl Lineage {
-    /// Of a base, on the wire.
+    /// The stored form of a base, which has no parent.
     pub const NONE: Self =
         Self { parent_id: Uuid::nil(), image_bytes: 0, image_digest: ImageDigest(0) };
 }
 
-/// How many of what a delta file holds.
+/// Numbers of blocks, records and bytes in a delta file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Counts {
     /// Blocks in data runs.
@@ -83,7 +83,7 @@ pub struct Counts {
     pub unread_blocks: u64,
     /// FRAM records.
     pub frames: u64,
-    /// Their bytes.
+    /// Total length of the FRAM records in bytes.
     pub frame_bytes: u64,
     /// TABL records.
     pub tables: u64,
@@ -102,7 +102,7 @@ impl Counts {
         *counter += run.blocks.count;
     }
 
-    /// Adds what another file holds.
+    /// Adds the counts of another file.
     pub fn add(&mut self, other: &Self) {
         self.data_blocks += other.data_blocks;
         self.zero_blocks += other.zero_blocks;
@@ -114,7 +114,7 @@ impl Counts {
     }
 }
 
-/// Where the root page is.
+/// Location of the root page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RootRef {
     /// Offset of its record.
@@ -130,9 +130,9 @@ pub struct RootRef {
 pub struct Footer {
     /// Length of the whole file.
     pub file_bytes: u64,
-    /// Identity of the snapshot.
+    /// Id of the snapshot.
     pub snapshot_id: Uuid,
-    /// Its parent; none in a base.
+    /// The parent; `None` in a base.
     pub parent: Option<Lineage>,
     /// Number of the snapshot in its image, from 1.
     pub number: u64,
@@ -142,20 +142,20 @@ pub struct Footer {
     pub image_digest: ImageDigest,
     /// Digest of the file before the footer.
     pub content_digest: Digest,
-    /// How many of what.
+    /// What the file holds.
     pub counts: Counts,
-    /// The root page; none if the file has no entries.
+    /// The root page; `None` if the file has no entries.
     pub root: Option<RootRef>,
-    /// When the snapshot was taken: seconds since 1970 UTC.
+    /// When the snapshot was taken: seconds since 1970-01-01T00:00:00Z.
     pub time_seconds: i64,
-    /// And nanoseconds.
+    /// Nanoseconds to be added to `time_seconds`.
     pub time_nanoseconds: u32,
-    /// The label it was taken with.
+    /// The label with which it was taken.
     pub label: Option<String>,
 }
 
 impl Footer {
-    /// The bytes of the footer. The label must have at most [`MAX_LABEL_BYTES`].
+    /// Encodes the footer. The label must have at most [`MAX_LABEL_BYTES`] bytes.
     pub fn encode(&self) -> [u8; FOOTER_BYTES] {
         let parent = self.parent.unwrap_or(Lineage::NONE);
         let root = self.root.unwrap_or(RootRef { offset: 0, record_bytes: 0, checksum: 0 });
@@ -195,8 +195,8 @@ impl Footer {
         zerocopy::transmute!(wire)
     }
 
-    /// Checks and decodes the footer of a file of `file_bytes` bytes. What a layer file counts is held
-    /// against its table of parts by whoever reads that.
+    /// Checks and decodes the footer of a file of `file_bytes` bytes. The counts of a layer file are not
+    /// checked here: they are compared with the table of parts when that is read.
     pub fn decode(bytes: &[u8; FOOTER_BYTES], file_bytes: u64, content: Content) -> Result<Self> {
         let wire: &FooterWire = zerocopy::transmute_ref!(bytes);
         let (covered, _) = bytes.split_at(FOOTER_BYTES - 4);
@@ -253,8 +253,8 @@ fn decode_parent(wire: &FooterWire) -> Result<Option<Lineage>> {
     Ok(Some(Lineage { parent_id, image_bytes, image_digest }))
 }
 
-/// Whoever calculates with them does so before a record was read: they are refused if no file of this
-/// length can have so many.
+/// The counts are used in calculations before any record is read, so they are refused if they exceed what a
+/// file of this length can hold.
 fn decode_counts(wire: &FooterWire, file_bytes: u64, content: Content) -> Result<Counts> {
     let counts = Counts {
         data_blocks: wire.data_blocks.get(),
@@ -271,7 +271,7 @@ fn decode_counts(wire: &FooterWire, file_bytes: u64, content: Content) -> Result
     }
 }
 
-/// Refuses more than a file of that length can hold.
+/// Refuses counts that exceed what a file of `file_bytes` bytes can hold.
 pub(super) fn check_counts(counts: Counts, file_bytes: u64) -> Result<Counts> {
     let records = [counts.frames, counts.frame_bytes, counts.tables, counts.indexes];
     let fits = counts.data_blocks <= file_bytes / size_of::<Digest>() as u64
@@ -293,7 +293,7 @@ fn decode_root(wire: &FooterWire, file_bytes: u64) -> Result<Option<RootRef>> {
     decode_root_of(root, wire.table_count.get() == 0, file_bytes)
 }
 
-/// The root of a file of that length; none if it has no records.
+/// The root of a file of `file_bytes` bytes; `None` if it has no records.
 pub(super) fn decode_root_of(
     root: RootRef,
     is_empty: bool,
@@ -307,7 +307,7 @@ pub(super) fn decode_root_of(
         }
         return Ok(None);
     }
-    // The root is the last record: this also binds the footer to the length of the file.
+    // The root must be the last record. This also ties the footer to the length of the file.
     let ends = offset.checked_add(record_bytes.into());
     if is_empty || offset < HEADER_BYTES as u64 || ends != Some(records_end) {
         return Err(Error::corrupt("footer: the root page is not the last record"));

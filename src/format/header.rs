@@ -10,15 +10,15 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// Length of the header in bytes.
 pub const HEADER_BYTES: usize = 256;
-/// The first eight bytes.
+/// The first eight bytes of a delta file.
 pub const MAGIC: [u8; 8] = *b"IMGSNAP\n";
 
-/// Fails for a file that somebody gives, and that does not begin as a delta file does: a mistake, no damage.
+/// Fails if a file given by the user does not begin like a delta file: that is a mistake, not damage.
 ///
 /// # Errors
-/// `InvalidInput` with `place`.
+/// `InvalidInput`, with `place`.
 pub fn refuse_foreign(first: &[u8], place: &str) -> Result<()> {
-    // Of what is cut off, what is there is right.
+    // A truncated file is damaged, not foreign, if the bytes that it has are right.
     match first.starts_with(&MAGIC) || MAGIC.starts_with(first) {
         true => Ok(()),
         false => {
@@ -27,12 +27,12 @@ pub fn refuse_foreign(first: &[u8], place: &str) -> Result<()> {
         }
     }
 }
-/// The version that this program writes.
+/// The format version that this program writes.
 pub const VERSION: u32 = 1;
-/// The most bytes that a decoded frame may have, unless a single block is larger (FORMAT.md H7).
+/// Maximum length of a decoded frame in bytes, unless a single block is larger (FORMAT.md H7).
 pub const MAX_FRAME_BYTES: u32 = 256 << 10;
 
-/// The header on the wire.
+/// The header as stored.
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 #[expect(missing_docs, reason = "FORMAT.md section 2.1 documents each field")]
@@ -56,48 +56,48 @@ pub struct HeaderWire {
 const _: () = assert!(size_of::<HeaderWire>() == HEADER_BYTES);
 const _: () = assert!(std::mem::offset_of!(HeaderWire, checksum) == HEADER_BYTES - 4);
 
-/// Incompatible feature: the pages say how many blocks each of their frames has (FORMAT.md H3).
+/// Incompatible feature *frame counts*: pages give the number of blocks in each frame (FORMAT.md H3).
 pub const FRAME_COUNTS: u64 = 1 << 0;
-/// Incompatible feature: the blocks are not in this file but in a base image (FORMAT.md H3).
+/// Incompatible feature *base image*: the blocks are in a base image, not in this file (FORMAT.md H3).
 pub const BASE_IMAGE: u64 = 1 << 1;
-/// Incompatible feature: the file names the parts in which the entries of its snapshot are (FORMAT.md H3).
+/// Incompatible feature *parts*: the file names the part files that hold its entries (FORMAT.md H3).
 pub const PARTS: u64 = 1 << 3;
 
 /// The three sets of feature bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Features {
-    /// Known, or the file is refused.
+    /// A file with an unknown bit is refused.
     pub incompatible: u64,
-    /// Known, or nothing is built on the file.
+    /// A file with an unknown bit can be read, but must not become the ancestor of a new snapshot.
     pub read_compatible: u64,
-    /// Ignored where unknown.
+    /// Unknown bits are ignored.
     pub compatible: u64,
 }
 
 impl Features {
-    /// With these incompatible features alone.
+    /// Features with these incompatible bits and no others.
     pub fn incompatible(bits: u64) -> Self {
         Self { incompatible: bits, ..Self::default() }
     }
 }
 
-/// How the data blocks of a page are spread over its frames (FORMAT.md T3).
+/// How the data blocks of a page are distributed over its frames (FORMAT.md T3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FrameLayout {
-    /// Each frame has this many blocks, but the last one of a page.
+    /// Each frame has this many blocks, except the last one of a page, which may have fewer.
     Even(u32),
-    /// The page says how many each has; this many at most.
+    /// The page gives the number of blocks in each frame, which is at most this.
     Counted(u32),
     /// There are no frames: the blocks are in a base image.
     Absent,
 }
 
-/// In what the entries of a snapshot are.
+/// Where the entries of a snapshot are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Content {
     /// In records of the file.
     Records,
-    /// In part files, which it names: it counts what they hold.
+    /// In part files, which the file names and whose counts it sums up.
     Parts,
 }
 
@@ -106,13 +106,13 @@ pub enum Content {
 pub struct Header {
     /// Feature bits.
     pub features: Features,
-    /// Identity of this file.
+    /// Id of this file.
     pub file_id: Uuid,
-    /// Identity of the image.
+    /// Id of the image.
     pub image_id: Uuid,
     /// Block size of the chain.
     pub block_size: BlockSize,
-    /// The most blocks in a frame of this file.
+    /// Maximum number of blocks in a frame of this file.
     pub frame_blocks: u32,
     /// Digest algorithm of the chain.
     pub algorithm: DigestAlgorithm,
@@ -121,12 +121,12 @@ pub struct Header {
 }
 
 impl Header {
-    /// The most blocks in a frame of up to `frame_bytes` bytes, at least 1.
+    /// Number of blocks that fit in a frame of `frame_bytes` bytes, at least 1.
     pub fn frame_blocks_for(block_size: BlockSize, frame_bytes: u32) -> u32 {
         (frame_bytes / block_size.bytes()).max(1)
     }
 
-    /// How blocks are spread over frames in this file.
+    /// How blocks are distributed over frames in this file.
     pub fn layout(&self) -> FrameLayout {
         match self.features.incompatible {
             bits if bits & BASE_IMAGE != 0 => FrameLayout::Absent,
@@ -135,17 +135,17 @@ impl Header {
         }
     }
 
-    /// In what the entries of the snapshot are.
+    /// Where the entries of the snapshot are.
     pub fn content(&self) -> Content {
         if self.features.incompatible & PARTS == 0 { Content::Records } else { Content::Parts }
     }
 
-    /// The most bytes that a decoded frame has.
+    /// Maximum length of a decoded frame in bytes.
     pub fn frame_memory(&self) -> u64 {
         u64::from(self.frame_blocks) * u64::from(self.block_size.bytes())
     }
 
-    /// The bytes of the header.
+    /// Encodes the header.
     pub fn encode(&self) -> [u8; HEADER_BYTES] {
         let mut wire = HeaderWire {
             magic: MAGIC,
@@ -174,13 +174,13 @@ impl Header {
     /// Checks and decodes a header.
     ///
     /// # Errors
-    /// `Corrupt` if the bytes are not a header, `Unsupported` if they are one of a later version.
+    /// `Corrupt` if the bytes are not a header, `Unsupported` if they are the header of a later version.
     pub fn decode(bytes: &[u8; HEADER_BYTES]) -> Result<Self> {
         let wire: &HeaderWire = zerocopy::transmute_ref!(bytes);
         if wire.magic != MAGIC {
             return Err(Error::corrupt("not a delta file (its first bytes are not IMGSNAP)"));
         }
-        // First: what is damaged must not pass for a later version.
+        // Before the version is read: a damaged header must not be mistaken for a later version.
         let (covered, _) = bytes.split_at(HEADER_BYTES - 4);
         if wire.checksum.get() != crc32(covered) {
             return Err(Error::corrupt("header: checksum mismatch"));

@@ -1,4 +1,4 @@
-//! An index page: bounds and places of its children (FORMAT.md section 3.4).
+//! An index page: the bounds and locations of its children (FORMAT.md section 3.4).
 
 use super::{MAX_BLOCKS, take, take_one};
 use crate::base::error::{Error, Result};
@@ -6,10 +6,10 @@ use crate::base::units::BlockRange;
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-/// The most entries of a page.
+/// Maximum number of entries of a page.
 pub const MAX_INDEX_ENTRIES: u32 = 4096;
 
-/// The head of an index page on the wire.
+/// The head of an index page as stored.
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 #[expect(missing_docs, reason = "FORMAT.md section 3.4 documents each field")]
@@ -18,7 +18,7 @@ pub struct IndexWire {
     pub reserved: U32,
 }
 
-/// An entry on the wire.
+/// An entry as stored.
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 #[expect(missing_docs, reason = "FORMAT.md section 3.4 documents each field")]
@@ -33,10 +33,10 @@ pub struct ChildWire {
 const _: () = assert!(size_of::<IndexWire>() == 8);
 const _: () = assert!(size_of::<ChildWire>() == 32);
 
-/// Bounds and place of a page.
+/// Bounds and location of a page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ChildRef {
-    /// What it covers.
+    /// The blocks that the page covers.
     pub blocks: BlockRange,
     /// Offset of its record.
     pub offset: u64,
@@ -49,18 +49,18 @@ pub struct ChildRef {
 /// An index page, checked.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct IndexPage {
-    /// Ascending, not overlapping, at least one.
+    /// In ascending order, not overlapping, at least one.
     pub children: Vec<ChildRef>,
 }
 
 impl IndexPage {
-    /// First block and end of what the page covers.
+    /// The range of blocks that the page covers.
     pub fn bounds(&self) -> BlockRange {
         let first = self.children.first().map_or(0, |c| c.blocks.first);
         BlockRange::between(first, self.children.last().map_or(0, |c| c.blocks.end()))
     }
 
-    /// The payload of the page.
+    /// Encodes the payload of the page.
     pub fn encode(&self) -> Vec<u8> {
         let count = U32::new(self.children.len() as u32);
         let mut bytes = IndexWire { entry_count: count, reserved: U32::ZERO }.as_bytes().to_vec();
@@ -77,7 +77,7 @@ impl IndexPage {
         bytes
     }
 
-    /// Checks and decodes the payload of the page whose record is at `offset` of its file.
+    /// Checks and decodes the payload of the page whose record is at `offset` in its file.
     pub fn decode(mut payload: &[u8], offset: u64) -> Result<Self> {
         let bytes = &mut payload;
         let head: &IndexWire = take_one(bytes, "head")?;

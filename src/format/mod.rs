@@ -1,13 +1,13 @@
-//! The delta file's bytes, as FORMAT.md specifies them: bytes in, checked types out, and back. No
-//! I/O.
+//! The bytes of a delta file, as specified by FORMAT.md: decoders from bytes to checked types, and encoders
+//! back. No I/O.
 //!
 //! ```text
 //! header | FRAM FRAM .. TABL | FRAM .. TABL | .. INDX .. | footer
 //! ```
 //!
-//! Everything that is read is hostile: each decoder checks every length and count before it
-//! calculates with it or allocates, and never panics. Each module keeps a structure of the wire,
-//! its decoder and its encoder side by side.
+//! All input is treated as hostile: a decoder checks every length and count before it calculates with it or
+//! allocates memory for it, and never panics. Each module keeps a stored structure, its decoder and its
+//! encoder side by side.
 
 pub mod footer;
 pub mod header;
@@ -29,12 +29,12 @@ use zerocopy::FromBytes;
 /// One past the highest block that a table can name (FORMAT.md T1).
 pub const MAX_BLOCKS: u64 = 1 << 50;
 
-/// CRC-32 of some bytes (FORMAT.md K1).
+/// The CRC-32 of `bytes` (FORMAT.md K1).
 fn crc32(bytes: &[u8]) -> u32 {
     crc32fast::hash(bytes)
 }
 
-/// Takes `count` items of type `T` from the front of `bytes`; what is left stays in `bytes`.
+/// Takes `count` items of type `T` from the front of `bytes` and leaves the rest in `bytes`.
 fn take<'a, T>(bytes: &mut &'a [u8], count: usize, what: &str) -> Result<&'a [T]>
 where
     T: zerocopy::FromBytes + zerocopy::KnownLayout + zerocopy::Immutable + zerocopy::Unaligned,

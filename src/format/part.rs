@@ -1,8 +1,8 @@
 //! A part file and the table of parts in a layer file (FORMAT.md sections 2.3 and 3.5).
 //!
 //! ```text
-//! part file    header | FRAM FRAM .. TABL | .. INDX .. | part footer   a range of blocks, of no snapshot yet
-//! layer file   header | PART | footer                                  which parts make a snapshot
+//! part file    header | FRAM FRAM .. TABL | .. INDX .. | part footer   a range of blocks
+//! layer file   header | PART | footer                                  the parts of a snapshot
 //! ```
 
 use super::footer::{Counts, FOOTER_BYTES, RootRef, check_counts, decode_root_of};
@@ -16,12 +16,12 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// The first eight bytes of the footer of a part file.
 pub const PART_MAGIC: [u8; 8] = *b"TRAPGMI\n";
-/// The most parts of a layer.
+/// Maximum number of parts of a layer.
 pub const MAX_PARTS: usize = 8192;
-/// The most bytes of a part file, so that sums of them are no matter.
+/// Maximum length of a part file in bytes, so that sums of lengths cannot overflow.
 const MAX_PART_BYTES: u64 = 1 << 50;
 
-/// How many of what a file holds, on the wire.
+/// [`Counts`] as stored.
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned, Clone, Copy)]
 #[repr(C)]
 #[expect(missing_docs, reason = "FORMAT.md section 2.3 documents each field")]
@@ -48,7 +48,7 @@ impl CountsWire {
         }
     }
 
-    /// Checked against what a file of that length can hold.
+    /// Decodes the counts, and refuses those that exceed what a file of `file_bytes` bytes can hold.
     fn decode(&self, file_bytes: u64) -> Result<Counts> {
         let counts = Counts {
             data_blocks: self.data_blocks.get(),
@@ -63,7 +63,7 @@ impl CountsWire {
     }
 }
 
-/// The footer of a part file on the wire.
+/// The footer of a part file as stored.
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 #[expect(missing_docs, reason = "FORMAT.md section 2.3 documents each field")]
@@ -87,12 +87,12 @@ pub struct PartFooterWire {
 const _: () = assert!(size_of::<PartFooterWire>() == FOOTER_BYTES);
 const _: () = assert!(std::mem::offset_of!(PartFooterWire, checksum) == FOOTER_BYTES - 4);
 
-/// What a part changes in the sum of the terms of its range (FORMAT.md D2).
+/// The effect of a part on the sum of the terms of its range (FORMAT.md D2, G3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct PartTerms {
-    /// The sum after it, less the sum before it.
+    /// The sum with the part minus the sum at the parent.
     pub difference: u128,
-    /// The sum before it, if all of the range was examined: proof of the parent's index.
+    /// The sum at the parent, if all of the range was compared. It verifies the index of the parent.
     pub before: Option<u128>,
 }
 
@@ -101,20 +101,20 @@ pub struct PartTerms {
 pub struct PartFooter {
     /// Length of the whole file.
     pub file_bytes: u64,
-    /// Which blocks it has: none of its runs goes beyond.
+    /// The range of the part, beyond which none of its runs extends.
     pub blocks: BlockRange,
-    /// What it changes.
+    /// Its effect on the sum of the terms.
     pub terms: PartTerms,
     /// Digest of the file before the footer.
     pub content_digest: Digest,
-    /// How many of what.
+    /// What the file holds.
     pub counts: Counts,
-    /// The root page; none if nothing has changed in its range.
+    /// The root page; `None` if nothing has changed in its range.
     pub root: Option<RootRef>,
 }
 
 impl PartFooter {
-    /// The bytes of the footer.
+    /// Encodes the footer.
     pub fn encode(&self) -> [u8; FOOTER_BYTES] {
         let root = self.root.unwrap_or(RootRef { offset: 0, record_bytes: 0, checksum: 0 });
         let mut wire = PartFooterWire {
@@ -141,7 +141,7 @@ impl PartFooter {
     /// Checks and decodes the footer of a file of `file_bytes` bytes.
     ///
     /// # Errors
-    /// `Corrupt` if they are none.
+    /// `Corrupt` if the bytes are not a part footer of such a file.
     pub fn decode(bytes: &[u8; FOOTER_BYTES], file_bytes: u64) -> Result<Self> {
         let wire: &PartFooterWire = zerocopy::transmute_ref!(bytes);
         let (covered, _) = bytes.split_at(FOOTER_BYTES - 4);
@@ -185,7 +185,7 @@ fn range_of(first: u64, end: u64) -> Result<BlockRange> {
     Ok(BlockRange::between(first, end))
 }
 
-/// The head of a table of parts on the wire.
+/// The head of a table of parts as stored.
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 #[expect(missing_docs, reason = "FORMAT.md section 3.5 documents each field")]
@@ -195,7 +195,7 @@ pub struct PartsWire {
     pub cell_blocks: U64,
 }
 
-/// An entry of a table of parts on the wire.
+/// An entry of a table of parts as stored.
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 #[expect(missing_docs, reason = "FORMAT.md section 3.5 documents each field")]
@@ -215,9 +215,9 @@ const _: () = assert!(size_of::<PartWire>() == 128);
 /// A part of a layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PartEntry {
-    /// Names its object: `UUID.delta`.
+    /// The UUID in the name of its object, `UUID.delta`.
     pub object: Uuid,
-    /// Its range.
+    /// Its range of blocks.
     pub blocks: BlockRange,
     /// Length of its file.
     pub file_bytes: u64,
@@ -225,12 +225,12 @@ pub struct PartEntry {
     pub footer_digest: Digest,
     /// What it adds to the sum of the terms.
     pub term_difference: u128,
-    /// How many of what it holds.
+    /// What it holds.
     pub counts: Counts,
 }
 
 impl PartEntry {
-    /// Of a part file.
+    /// The entry for a part file.
     pub fn of(object: Uuid, footer: &PartFooter, footer_digest: Digest) -> Self {
         Self {
             object,
@@ -242,13 +242,13 @@ impl PartEntry {
         }
     }
 
-    /// What its object is called in the folder of its image.
+    /// The name of its object in the folder of its image.
     pub fn object_name(&self) -> String {
         part_name(self.object)
     }
 }
 
-/// What the object of a part is called.
+/// The name of the object of a part.
 pub fn part_name(object: Uuid) -> String {
     format!("{object}.delta")
 }
@@ -256,31 +256,31 @@ pub fn part_name(object: Uuid) -> String {
 /// The parts of a layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PartTable {
-    /// Ranges begin and end at multiples of so many blocks; the last one may end at [`MAX_BLOCKS`].
+    /// Ranges begin and end at multiples of this; the last one may end at [`MAX_BLOCKS`].
     pub cell_blocks: u64,
-    /// Ascending, not overlapping, at least one.
+    /// In ascending order, not overlapping, at least one.
     pub parts: Vec<PartEntry>,
 }
 
 impl PartTable {
-    /// The sums over all parts.
+    /// The sums of the counts of all parts.
     pub fn counts(&self) -> Counts {
         let mut sum = Counts::default();
         self.parts.iter().for_each(|part| sum.add(&part.counts));
         sum
     }
 
-    /// Bytes of all part files.
+    /// Total length of all part files in bytes.
     pub fn part_bytes(&self) -> u64 {
         self.parts.iter().map(|part| part.file_bytes).sum()
     }
 
-    /// What all of them add to the sum of the terms.
+    /// What all parts together add to the sum of the terms.
     pub fn term_difference(&self) -> u128 {
         self.parts.iter().fold(0u128, |sum, part| sum.wrapping_add(part.term_difference))
     }
 
-    /// The payload of its record.
+    /// Encodes the payload of the PART record.
     pub fn encode(&self) -> Vec<u8> {
         let head = PartsWire {
             part_count: U32::new(self.parts.len() as u32),
@@ -303,10 +303,10 @@ impl PartTable {
         bytes
     }
 
-    /// Checks and decodes the payload of its record.
+    /// Checks and decodes the payload of a PART record.
     ///
     /// # Errors
-    /// `Corrupt` if it is none.
+    /// `Corrupt` if it is not a valid table of parts.
     pub fn decode(mut payload: &[u8]) -> Result<Self> {
         let bytes = &mut payload;
         let head: &PartsWire = take_one(bytes, "head")?;

@@ -1,5 +1,5 @@
-//! The 16 bytes before each frame and page (FORMAT.md section 3.1), and the checksum that ties a
-//! record to its place.
+//! The 16-byte header of each record (FORMAT.md section 3.1), and the checksum that ties a record to its
+//! offset and file.
 
 use crate::base::error::{Error, Result};
 use crate::codec::Codec;
@@ -9,12 +9,12 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// Length of a record header in bytes.
 pub const RECORD_HEAD_BYTES: usize = 16;
-/// The longest payload in bytes (FORMAT.md R1).
+/// Maximum length of a payload in bytes (FORMAT.md R1).
 pub const MAX_PAYLOAD_BYTES: u32 = 1280 << 10;
 /// The highest level of an index page (FORMAT.md R4).
 pub const MAX_LEVEL: u32 = 15;
 
-/// A record header on the wire.
+/// A record header as stored.
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned, Clone, Copy)]
 #[repr(C)]
 #[expect(missing_docs, reason = "FORMAT.md section 3.1 documents each field")]
@@ -27,19 +27,19 @@ pub struct RecordWire {
 
 const _: () = assert!(size_of::<RecordWire>() == RECORD_HEAD_BYTES);
 
-/// What a record is.
+/// The kind of a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RecordKind {
     /// Encoded blocks.
     Frame {
-        /// How they are encoded.
+        /// The encoding.
         codec: Codec,
-        /// How many, at least 1.
+        /// Number of blocks, at least 1.
         block_count: u16,
     },
-    /// Entries of the table.
+    /// A table page.
     Table,
-    /// An index page over tables (level 1) or over index pages.
+    /// An index page over table pages (level 1) or over other index pages.
     Index {
         /// 1 to [`MAX_LEVEL`].
         level: u32,
@@ -48,19 +48,19 @@ pub enum RecordKind {
     Parts,
 }
 
-/// A record header, checked but for the checksum over the payload.
+/// A record header, checked except for the checksum.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RecordHead {
-    /// What the record is.
+    /// The kind of the record.
     pub kind: RecordKind,
     /// Length of its payload in bytes.
     pub payload_bytes: u32,
-    /// CRC-32 over place, header and payload.
+    /// CRC-32 over file id, offset, header and payload (FORMAT.md K2).
     pub checksum: u32,
 }
 
 impl RecordHead {
-    /// Makes the header for a payload at an offset of a file, checksum included.
+    /// The header for a payload at `offset` in a file, checksum included.
     pub fn seal(kind: RecordKind, file_id: Uuid, offset: u64, payload: &[u8]) -> Self {
         let mut head = Self { kind, payload_bytes: payload.len() as u32, checksum: 0 };
         head.checksum = head.checksum_over(file_id, offset, payload);
@@ -72,7 +72,7 @@ impl RecordHead {
         self.payload_bytes + RECORD_HEAD_BYTES as u32
     }
 
-    /// The bytes of the header.
+    /// Encodes the header.
     pub fn encode(&self) -> [u8; RECORD_HEAD_BYTES] {
         let (tag, detail) = match self.kind {
             RecordKind::Frame { codec, block_count } => {
@@ -117,7 +117,7 @@ impl RecordHead {
         Ok(Self { kind, payload_bytes, checksum: wire.checksum.get() })
     }
 
-    /// Checks the checksum against the place and the payload.
+    /// Checks that the checksum is that of `payload` at `offset` in this file.
     pub fn verify(&self, file_id: Uuid, offset: u64, payload: &[u8]) -> Result<()> {
         if payload.len() != self.payload_bytes as usize
             || self.checksum != self.checksum_over(file_id, offset, payload)

@@ -1,5 +1,5 @@
-//! A table page: the entries of one segment, where its frames are, and the digest of each data
-//! block (FORMAT.md section 3.3).
+//! A table page: the entries of one segment, the locations of its frames, and the digest of each data block
+//! (FORMAT.md section 3.3).
 
 use super::{FrameLayout, MAX_BLOCKS, take, take_one};
 use crate::base::digest::Digest;
@@ -8,14 +8,14 @@ use crate::base::units::BlockRange;
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-/// The most runs, and the most data blocks, of a page.
+/// Maximum number of runs, and of data blocks, of a page.
 pub const MAX_PAGE_ITEMS: u32 = 4096;
-/// Blocks that are treated as one frame where there are none.
+/// Number of blocks that are treated as one frame where there are no frames.
 const PIECE_BLOCKS: u32 = 16;
-/// The most blocks of one run.
+/// Maximum number of blocks of a run.
 pub const MAX_RUN_BLOCKS: u64 = (1 << 30) - 1;
 
-/// The head of a table page on the wire.
+/// The head of a table page as stored.
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 #[expect(missing_docs, reason = "FORMAT.md section 3.3 documents each field")]
@@ -28,7 +28,7 @@ pub struct TableWire {
     pub reserved: U32,
 }
 
-/// A run on the wire.
+/// A run as stored.
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 #[expect(missing_docs, reason = "FORMAT.md section 3.3 documents each field")]
@@ -37,7 +37,7 @@ pub struct RunWire {
     pub kind_count: U32,
 }
 
-/// A frame entry on the wire.
+/// A frame entry as stored.
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 #[expect(missing_docs, reason = "FORMAT.md section 3.3 documents each field")]
@@ -51,29 +51,30 @@ const _: () = assert!(size_of::<TableWire>() == 32);
 const _: () = assert!(size_of::<RunWire>() == 8);
 const _: () = assert!(size_of::<FrameWire>() == 16);
 
-/// What the blocks of a run are.
+/// The kind of the blocks of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RunKind {
     /// Stored in frames.
     Data,
     /// All zeros.
     Zero,
-    /// Could not be read.
+    /// Could not be read when the snapshot was taken.
     Unread,
 }
 
 /// A run of blocks of one kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Run {
-    /// Which blocks.
+    /// The blocks of the run.
     pub blocks: BlockRange,
-    /// What they are.
+    /// Their kind.
     pub kind: RunKind,
-    /// Data: ordinal within the page of the first one. Otherwise the number of data blocks before.
+    /// Ordinal of its first block among the data blocks of the page; for other kinds than data, the number of
+    /// data blocks before it.
     pub ordinal: u32,
 }
 
-/// Where a frame is.
+/// Location of a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FrameRef {
     /// Offset of its record.
@@ -87,25 +88,25 @@ pub struct FrameRef {
 /// A table page, checked.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct TablePage {
-    /// Ascending, not overlapping, at least one.
+    /// In ascending order, not overlapping, at least one.
     pub runs: Vec<Run>,
-    /// The frames that hold the data blocks; none if these are in a base image.
+    /// The frames that hold the data blocks; empty if these are in a base image.
     pub frames: Vec<FrameRef>,
     /// For each frame, one past the ordinal of its last block.
     pub ends: Vec<u32>,
-    /// One for each data block, by ordinal.
+    /// The digest of each data block, by ordinal.
     pub digests: Vec<Digest>,
 }
 
 impl TablePage {
-    /// First block and end of what the page covers.
+    /// The range of blocks that the page covers.
     pub fn bounds(&self) -> BlockRange {
         let first = self.runs.first().map_or(0, |r| r.blocks.first);
         BlockRange::between(first, self.runs.last().map_or(0, |r| r.blocks.end()))
     }
 
-    /// The frame that holds the data block with an ordinal: its index, and the ordinals in it. Where
-    /// there are no frames, a piece of convenient length stands for one.
+    /// The frame that holds the data block with `ordinal`: its index, and the ordinals in it. If there are
+    /// no frames, pieces of 16 blocks take their place.
     pub fn frame_of(&self, ordinal: u32) -> (u32, std::ops::Range<u32>) {
         if self.ends.is_empty() {
             let index = ordinal / PIECE_BLOCKS;
@@ -123,14 +124,14 @@ impl TablePage {
         end_of(index.checked_sub(1)).unwrap_or(0)..end_of(Some(index)).unwrap_or(0)
     }
 
-    /// About how much memory it takes, in bytes.
+    /// Approximate memory use in bytes.
     pub fn memory_bytes(&self) -> u64 {
         (self.runs.len() * size_of::<Run>()
             + self.frames.len() * (size_of::<FrameRef>() + size_of::<u32>())
             + self.digests.len() * size_of::<Digest>()) as u64
     }
 
-    /// The payload of the page.
+    /// Encodes the payload of the page.
     pub fn encode(&self, layout: FrameLayout) -> Vec<u8> {
         let bounds = self.bounds();
         let head = TableWire {
@@ -172,7 +173,7 @@ impl TablePage {
         bytes
     }
 
-    /// Checks and decodes the payload of the page whose record is at `offset` of its file.
+    /// Checks and decodes the payload of the page whose record is at `offset` in its file.
     pub fn decode(mut payload: &[u8], offset: u64, layout: FrameLayout) -> Result<Self> {
         let bytes = &mut payload;
         let head: &TableWire = take_one(bytes, "head")?;
@@ -241,7 +242,7 @@ fn decode_runs(head: &TableWire, wires: &[RunWire]) -> Result<Vec<Run>> {
         runs.push(Run { blocks: BlockRange { first, count: count.into() }, kind, ordinal });
         end = first + u64::from(count);
         if kind == RunKind::Data {
-            // No overflow: a sum of at most 4096 counts below 2^30 could; so compare each time.
+            // A sum of 4096 counts below 2^30 would overflow, so the limit is checked for each run.
             ordinal = ordinal.saturating_add(count);
             if ordinal > head.data_count.get() {
                 return Err(Error::corrupt("there are more blocks in runs than digests"));
@@ -254,7 +255,7 @@ fn decode_runs(head: &TableWire, wires: &[RunWire]) -> Result<Vec<Run>> {
     Ok(runs)
 }
 
-/// Where each frame ends, from how many blocks each has.
+/// Converts the number of blocks in each frame to the ordinal at which it ends.
 fn decode_counts(counts: &[U16], most: u32, data_count: u32) -> Result<Vec<u32>> {
     let mut end = 0;
     let mut ends = Vec::with_capacity(counts.len());

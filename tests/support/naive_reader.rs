@@ -1889,7 +1889,7 @@ fn path_of(text: &str) -> Result<PathBuf, String> {
     if text.starts_with('/') {
         return Ok(PathBuf::from(text));
     }
-    let bad = || format!("C5: {text:?} is no path");
+    let bad = || format!("C6: {text:?} is no path");
     let encoded = text.strip_prefix("file://").filter(|path| path.starts_with('/'));
     let mut bytes = encoded.ok_or_else(bad)?.bytes();
     let mut path = Vec::new();
