@@ -17,8 +17,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// What a clone costs for each extent of the image, in seconds, until one was timed (DESIGN.md, "What is
-/// known without reading").
+/// What a clone costs for each extent of the image, in seconds, until one was timed (DESIGN.md, "Change
+/// tracking").
 const CLONE_SECONDS: f64 = 12e-6;
 
 /// And to compare the maps of two clones.

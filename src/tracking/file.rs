@@ -1,5 +1,5 @@
 //! What is known of an image file without reading it: by its times, that nothing changed; by two clones of
-//! it, what changed (DESIGN.md, "What is known without reading").
+//! it, what changed (DESIGN.md, "Change tracking").
 //!
 //! ```text
 //! image -> clone now --\

@@ -7,7 +7,7 @@
 //! may differ                     8..12                                     22..24
 //! ```
 //!
-//! Why that is so, and for how long, stands in DESIGN.md ("What is known without reading"): both
+//! Why that is so, and for how long, stands in DESIGN.md ("Change tracking"): both
 //! clones must be there, written to by nobody, while their maps are read. A map that was kept proves
 //! nothing.
 
