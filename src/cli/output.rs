@@ -118,14 +118,19 @@ pub fn seconds(seconds: f64) -> String {
     }
 }
 
-/// Seconds, and minutes where there are many.
+/// A duration in one unit, or in two where it is long.
 pub fn duration(seconds: f64) -> String {
-    if seconds < 0.0995 {
-        format!("{:.0} ms", seconds * 1000.0)
-    } else if seconds < 100.0 {
-        format!("{seconds:.2} s")
-    } else {
-        format!("{:.0} min {:02.0} s", (seconds / 60.0).floor(), seconds % 60.0)
+    let whole = seconds.round().max(0.0) as u64;
+    let two = |unit: u64, name: &str, part: u64, part_name: &str| {
+        let rest = (whole + part / 2) / part * part;
+        format!("{} {name} {:02} {part_name}", rest / unit, rest % unit / part)
+    };
+    match seconds {
+        ..0.0995 => format!("{:.0} ms", seconds * 1000.0),
+        ..99.995 => format!("{seconds:.2} s"),
+        _ if whole < 7200 => two(60, "min", 1, "s"),
+        _ if whole < 2 * 86_400 => two(3600, "h", 60, "min"),
+        _ => two(86_400, "days", 3600, "h"),
     }
 }
 
@@ -218,6 +223,24 @@ mod tests {
             (digits(0.123), digits(9.996), digits(1250.0)),
             ("0.12".into(), "10.0".into(), "1250".into())
         );
+    }
+
+    #[test]
+    fn durations_have_one_unit_or_two() {
+        for (value, text) in [
+            (0.0, "0 ms"),
+            (0.099, "99 ms"),
+            (0.0999, "0.10 s"),
+            (99.99, "99.99 s"),
+            (99.996, "1 min 40 s"),
+            (3599.9, "60 min 00 s"),
+            (7199.0, "119 min 59 s"),
+            (7200.0, "2 h 00 min"),
+            (86_399.0, "24 h 00 min"),
+            (180_000.0, "2 days 02 h"),
+        ] {
+            assert_eq!(duration(value), text);
+        }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use super::screen::{HEADING, Screen};
 use std::borrow::Cow;
 use textwrap::core::display_width;
-use textwrap::{Options, WordSplitter, wrap};
+use textwrap::{Options, WordSeparator, WordSplitter, wrap};
 
 /// The last column of a table is broken into lines of at least so many columns; before that, others are
 /// left out.
@@ -33,6 +33,16 @@ impl Page {
     pub fn text(mut self, text: impl Into<String>) -> Self {
         self.0.push(Piece::Text(text.into()));
         self
+    }
+
+    /// Adds lines with a label and a value each.
+    pub fn rows<L: AsRef<str>>(self, rows: &[(L, String)]) -> Self {
+        let width = rows.iter().map(|(label, _)| label.as_ref().len()).max().unwrap_or(0);
+        let line = |(label, value): &(L, String)| format!("  {:<width$}  {value}", label.as_ref());
+        match rows {
+            [] => self,
+            rows => self.text(rows.iter().map(line).collect::<Vec<String>>().join("\n")),
+        }
     }
 
     /// Adds a table.
@@ -82,8 +92,40 @@ fn wrapped(line: &str, columns: Option<usize>) -> Vec<Cow<'_, str>> {
         .initial_indent(first)
         .subsequent_indent(&below)
         .break_words(false)
+        .word_separator(WordSeparator::AsciiSpace)
         .word_splitter(WordSplitter::NoHyphenation);
-    wrap(rest, options).into_iter().map(|line| line.into_owned().into()).collect()
+    let rest = kept_together(rest, columns.saturating_sub(below.len()));
+    wrap(&rest, options).into_iter().map(|line| line.replace(GLUE, " ").into()).collect()
+}
+
+/// Stands for a space at which a line is not broken.
+const GLUE: char = '\u{a0}';
+
+/// A number stays with its unit, and what stands between double spaces is one thing, unless it is long.
+fn kept_together(text: &str, columns: usize) -> String {
+    let things: Vec<&str> = text.split("  ").collect();
+    let is_number = |word: &str| {
+        let digits = word.trim_start_matches(['(', '<', '>']);
+        digits.starts_with(|c: char| c.is_ascii_digit())
+            && digits.ends_with(|c: char| c.is_ascii_digit())
+            && digits.chars().all(|c| c.is_ascii_digit() || c == '.' || c == ',')
+    };
+    let with_units = |thing: &str| {
+        let mut glued = String::new();
+        for word in thing.split_inclusive(' ') {
+            glued.push_str(word);
+            if word.ends_with(' ') && is_number(word.trim_end()) {
+                glued.pop();
+                glued.push(GLUE);
+            }
+        }
+        glued
+    };
+    let glued = |thing: &&str| match things.len() > 1 && display_width(thing) <= columns / 2 {
+        true => thing.replace(' ', &GLUE.to_string()),
+        false => with_units(thing),
+    };
+    things.iter().map(glued).collect::<Vec<String>>().join("  ")
 }
 
 /// Where the value of a line such as `  stored   12.0 MiB` begins; otherwise where its text does.
@@ -91,10 +133,13 @@ fn hanging_indent(line: &str) -> usize {
     let start = leading(line);
     let value = line.get(start..).and_then(|text| {
         let gap = text.find("  ")?;
-        let spaces = text.get(gap..)?.chars().take_while(|c| *c == ' ').count();
-        text.is_ascii().then_some(start + gap + spaces)
+        Some(start + gap + leading(text.get(gap..)?))
     });
-    value.filter(|indent| start > 0 && *indent <= MAX_INDENT).unwrap_or(start)
+    let is_label = |indent: &usize| {
+        let label = line.get(..*indent);
+        start > 0 && *indent <= MAX_INDENT && label.is_some_and(str::is_ascii)
+    };
+    value.filter(is_label).unwrap_or(start)
 }
 
 fn leading(line: &str) -> usize {
@@ -348,6 +393,17 @@ mod tests {
             path.render(screen(Some(20))),
             "vm\n  /a/path/that/is/longer/than/that\n  3 snapshots\n"
         );
+        // What stands between double spaces is one thing, and a number is never without its unit.
+        for (line, want) in [
+            ("vm  /tmp/vm.img  3 snapshots  (x)", "vm  /tmp/vm.img\n  3 snapshots  (x)\n"),
+            (
+                "  image  1.00 MiB  all read in 1.25 s",
+                "  image  1.00 MiB\n         all read in\n         1.25 s\n",
+            ),
+            ("checked 1,024 blocks in 1.25 s now", "checked 1,024 blocks\n  in 1.25 s now\n"),
+        ] {
+            assert_eq!(Page::new(line).render(screen(Some(20))), want);
+        }
     }
 
     #[test]

@@ -113,7 +113,7 @@ impl Printer {
 
     /// What went wrong, and is tried again.
     pub fn failure(&self, text: &str) {
-        self.bars.print(&self.bars.screen.styled(ERROR, "error: "), text);
+        self.bars.print(&self.bars.screen.prefix(ERROR, "error:"), text);
     }
 
     /// An error, for people and for programs.
@@ -139,7 +139,7 @@ impl Printer {
 
 /// What is wrong with what was typed: there is no printer yet.
 pub fn wrong_usage(message: &str, advice: &str, is_json: bool) {
-    let prefix = Screen::of(&stderr(), Colours::Auto).styled(ERROR, "error: ");
+    let prefix = Screen::of(&stderr(), Colours::Auto).prefix(ERROR, "error:");
     to_stderr(&prefix, &format!("{message}; {advice}"));
     if is_json {
         let told = json!({"error": {
@@ -153,8 +153,9 @@ pub fn wrong_usage(message: &str, advice: &str, is_json: bool) {
 }
 
 fn to_stderr(prefix: &str, line: &str) {
-    // There is nobody left to tell.
-    best_effort(writeln!(stderr().lock(), "imgsnap: {prefix}{}", harmless(line)));
+    // In one piece: others write there, too. If it fails, there is nobody left to tell.
+    let line = format!("imgsnap: {prefix}{}\n", harmless(line));
+    best_effort(stderr().lock().write_all(line.as_bytes()));
 }
 
 struct Bars {
@@ -223,7 +224,7 @@ impl Bars {
     }
 
     fn warn(&self, message: &str) {
-        self.print(&self.screen.styled(WARNING, "warning: "), message);
+        self.print(&self.screen.prefix(WARNING, "warning:"), message);
     }
 
     /// A line above the bar.

@@ -2,6 +2,7 @@
 
 use super::args::Rollback;
 use super::domains::machine_of;
+use super::page::Page;
 use super::printer::Printer;
 use super::{exit, output, repo};
 use imgsnap::base::error::Result;
@@ -37,7 +38,7 @@ pub fn run(
         if printer.is_json() {
             printer.json(&json(done, seconds))?;
         } else {
-            printer.line(&describe(&done.name, done, seconds))?;
+            printer.page(&describe(done, verb.no_save, seconds))?;
         }
     }
     Ok(exit::DONE)
@@ -67,7 +68,8 @@ fn json(done: &RollbackOutcome, seconds: f64) -> Value {
     })
 }
 
-fn describe(name: &str, done: &RollbackOutcome, seconds: f64) -> String {
+fn describe(done: &RollbackOutcome, no_save: bool, seconds: f64) -> Page {
+    let name = &done.name;
     let image = output::image(&done.image);
     let to = format!("{name}@{}", done.number);
     let written = output::bytes(done.work.written_bytes);
@@ -82,26 +84,21 @@ fn describe(name: &str, done: &RollbackOutcome, seconds: f64) -> String {
         "from the tables alone: the file is unchanged since the last snapshot or rollback".into()
     };
     if done.dry_run {
-        return [
-            format!("{image} would be rolled back to {to}  (dry run: nothing was changed)"),
-            format!("  write    {written}"),
-            format!("  found    {found}"),
-        ]
-        .join("\n");
+        let title = format!("{image} would be rolled back to {to}  (dry run: nothing was changed)");
+        return Page::new(title).rows(&[("write", written), ("found", found)]);
     }
     let resumed = if done.resumed { ", finishing an interrupted rollback" } else { "" };
     let saved = match done.saved {
         Some(number) => format!("the previous state, as {name}@{number}"),
+        None if no_save => "nothing (--no-save)".into(),
         None => "nothing".into(),
     };
     let proved =
         if done.proved { "yes, by a full scan" } else { "not by a full scan (use --prove)" };
-    [
-        format!("rolled back {image} to {to}{resumed}"),
-        format!("  written  {written} in {}", output::duration(seconds)),
-        format!("  found    {found}"),
-        format!("  saved    {saved}"),
-        format!("  verified {proved}"),
-    ]
-    .join("\n")
+    Page::new(format!("rolled back {image} to {to}{resumed}")).rows(&[
+        ("written", format!("{written} in {}", output::duration(seconds))),
+        ("found", found),
+        ("saved", saved),
+        ("verified", proved.to_owned()),
+    ])
 }

@@ -54,6 +54,11 @@ impl Screen {
         }
     }
 
+    /// A word in a style, and a space.
+    pub fn prefix(self, style: Style, word: &str) -> String {
+        format!("{} ", self.styled(style, word))
+    }
+
     /// Text in a style.
     pub fn styled(self, style: Style, text: &str) -> String {
         if self.has_colours { format!("{style}{text}{style:#}") } else { text.to_owned() }

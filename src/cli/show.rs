@@ -1,6 +1,7 @@
 //! `imgsnap show`
 
 use super::list::{clone_of, clone_text, insert_group, needed_by, recheck_cycle, snapshot_json};
+use super::page::Page;
 use super::printer::Printer;
 use super::{exit, output};
 use imgsnap::base::error::Result;
@@ -147,11 +148,7 @@ pub fn run(
         rows.insert(3, ("format", format!("the disk in a {format} image")));
     }
     rows.extend(clone.map(|clone| ("clone", clone_text(clone))));
-    let mut text = format!("{name}@{}", s.number);
-    for (noun, value) in rows {
-        text.push_str(&format!("\n  {noun:<9} {value}"));
-    }
-    printer.line(&text)?;
+    printer.page(&Page::new(format!("{name}@{}", s.number)).rows(&rows))?;
     Ok(exit::DONE)
 }
 

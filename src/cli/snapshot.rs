@@ -261,9 +261,12 @@ fn brief(taken: &SnapshotOutcome) -> String {
         return format!("{name}  unchanged, no snapshot was taken");
     }
     let (changed, stored) = (output::bytes(s.changed_bytes), output::bytes(s.file_bytes));
-    let since = taken.parent_number.map_or("all of".to_owned(), |n| format!("since @{n}, of"));
     let (image, took) = (output::bytes(s.image_bytes), output::duration(s.seconds.unwrap_or(0.0)));
-    format!("{name}  {changed} changed {since} {image}; {stored} stored in {took}")
+    let what = match taken.parent_number {
+        Some(number) => format!("{changed} of {image} changed since @{number}"),
+        None => format!("{changed} of data in {image}"),
+    };
+    format!("{name}  {what}; {stored} stored in {took}")
 }
 
 fn describe(taken: &SnapshotOutcome, verb: &Verb) -> String {

@@ -140,7 +140,7 @@ fn describe(stats: &Stats) -> Page {
     let manifest = &stats.manifest;
     // Sparse images may be longer together than any disk.
     let images = manifest.snapshots.iter().map(|s| s.image_bytes).fold(0, u64::saturating_add);
-    let mut text = format!(
+    let title = format!(
         "{}  {}, {} stored for {} of images",
         manifest.name,
         output::plural(manifest.snapshots.len() as u64, "snapshot"),
@@ -177,14 +177,12 @@ fn describe(stats: &Stats) -> Page {
         format!("{} of dropped files that may still be read", output::bytes(stats.condemned_bytes));
     rows.extend((stats.condemned_bytes > 0).then_some(("to free", condemned)));
     rows.extend((!foreign.is_empty()).then_some(("others", others)));
-    for (noun, value) in rows {
-        text.push_str(&format!("\n  {noun:<10} {value}"));
-    }
+    let page = Page::new(title).rows(&rows);
     if manifest.snapshots.is_empty() {
-        return Page::new(text);
+        return page;
     }
-    text.push_str("\n\nsnapshots, and the space that dropping each would free");
-    let page = Page::new(text).table(snapshots(stats)).text("\ngrowth by day");
+    let page = page.text("\nsnapshots, and the space that dropping each would free");
+    let page = page.table(snapshots(stats)).text("\ngrowth by day");
     let page = days(page, stats);
     match stats.heat.iter().any(|bytes| *bytes > 0) {
         true => regions(page.text("\nwhere the image changes"), stats),
@@ -227,7 +225,8 @@ fn days(page: Page, stats: &Stats) -> Page {
     };
     let skipped = stats.days.len().saturating_sub(MAX_DAYS);
     let rows: Vec<Vec<String>> = stats.days.iter().skip(skipped).map(row).collect();
-    let page = page.table(Table::new(&["DAY", ">SNAPSHOTS", ">CHANGED", ">STORED"], &rows));
+    let table = Table::new(&["DAY", ">SNAPSHOTS", ">CHANGED", ">STORED"], &rows);
+    let page = page.table(table.leaving_out(&["SNAPSHOTS"]));
     match skipped {
         0 => page,
         days => page.text(format!("  ({} before: see --json)", output::plural(days as u64, "day"))),

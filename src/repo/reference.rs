@@ -173,18 +173,19 @@ fn last_moment(text: &str, zone: &TimeZone) -> Result<Timestamp, jiff::Error> {
 /// Checks a label: it must not look like anything else that may stand after the @.
 pub fn check_label(label: &str) -> Result<()> {
     let what = if label.is_empty() {
-        "is empty".to_owned()
+        "it is empty".to_owned()
     } else if label.len() > MAX_LABEL_BYTES {
-        format!("is longer than {MAX_LABEL_BYTES} bytes")
+        format!("it is longer than {MAX_LABEL_BYTES} bytes")
     } else if label.chars().any(|c| c.is_control() || c.is_whitespace() || c == '@') {
-        "has white space, control characters or an @".to_owned()
+        "white space, control characters and @ are not allowed".to_owned()
     } else if !matches!(label.parse(), Ok(At::Label(_))) {
-        "looks like a number, a time or a keyword".to_owned()
+        "it would be read as a number, a time or a keyword".to_owned()
     } else {
         return Ok(());
     };
     let label = label.escape_debug();
-    Err(Error::new(ErrorKind::InvalidInput, format!("the label \"{label}\" {what}")))
+    let what = format!("invalid label \"{label}\": {what}");
+    Err(Error::new(ErrorKind::InvalidInput, what).hint("write it like before-upgrade"))
 }
 
 /// Finds the snapshot that is meant.

@@ -106,7 +106,7 @@ fn what_is_remembered_of_a_file_is_shown() {
     let wanted = json!({ "uid": uid, "gid": gid, "mode": "0640", "xattrs": [] });
     assert_eq!(shown["attributes"], wanted);
     let text = lab.done(&["show", "disk@1"]);
-    let line = format!("\n  file mode 0640, user {uid}, group {gid}\n");
+    let line = format!("\n  file mode  0640, user {uid}, group {gid}\n");
     assert!(text.contains(&line), "{text}");
     // A merge does not lose it; a repair without any manifest cannot know it.
     lab.write("disk.img", &disk(2, 64 * KIB));

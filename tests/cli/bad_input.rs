@@ -391,22 +391,22 @@ fn a_label_that_looks_like_something_else_is_refused() {
     let (lab, _) = Lab::with_snapshots(1);
     let long = "x".repeat(129);
     for (label, said) in [
-        ("12", "looks like a number, a time or a keyword"),
-        ("0", "looks like a number, a time or a keyword"),
-        ("latest", "looks like a number, a time or a keyword"),
-        ("head", "looks like a number, a time or a keyword"),
-        ("2026-11-20", "looks like a number, a time or a keyword"),
-        ("2026-11-20T10:30", "looks like a number, a time or a keyword"),
-        ("2026-xx", "looks like a number, a time or a keyword"),
-        ("", "is empty"),
-        ("two words", "has white space, control characters or an @"),
-        ("tab\there", "has white space, control characters or an @"),
-        ("line\nfeed", "has white space, control characters or an @"),
-        ("a@b", "has white space, control characters or an @"),
-        (&long, "is longer than 128 bytes"),
+        ("12", "it would be read as a number, a time or a keyword"),
+        ("0", "it would be read as a number, a time or a keyword"),
+        ("latest", "it would be read as a number, a time or a keyword"),
+        ("head", "it would be read as a number, a time or a keyword"),
+        ("2026-11-20", "it would be read as a number, a time or a keyword"),
+        ("2026-11-20T10:30", "it would be read as a number, a time or a keyword"),
+        ("2026-xx", "it would be read as a number, a time or a keyword"),
+        ("", "it is empty"),
+        ("two words", "white space, control characters and @ are not allowed"),
+        ("tab\there", "white space, control characters and @ are not allowed"),
+        ("line\nfeed", "white space, control characters and @ are not allowed"),
+        ("a@b", "white space, control characters and @ are not allowed"),
+        (&long, "it is longer than 128 bytes"),
     ] {
         let line = lab.fails(FAILED, &["label", "disk@1", label]);
-        assert!(line.starts_with("the label \"") && line.contains(said), "{label}: {line}");
+        assert!(line.starts_with("invalid label \"") && line.contains(said), "{label}: {line}");
         let line = lab.fails(FAILED, &["snapshot", "disk.img", &format!("--label={label}")]);
         assert!(line.contains(said), "{label}: {line}");
         lab.fails(FAILED, &["snapshot", "disk.img", "--dry-run", &format!("--label={label}")]);

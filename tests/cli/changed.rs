@@ -140,14 +140,14 @@ fn people_read_how_much_the_list_named_and_what_else_was_looked_at() {
     let want = "  tracked   8.00 KiB   may have changed, according to the list; 44.0 KiB of the rest was also read";
     assert_eq!(text.lines().last(), Some(want), "{text}");
     let shown = lab.done(&["show", "disk@2"]);
-    let want = "  found     by a list of changes since disk@1: 8.00 KiB may have changed\n  \
-                verified  44.0 KiB of what was reported unchanged, all of it within 94 snapshots\n";
+    let want = "  found      by a list of changes since disk@1: 8.00 KiB may have changed\n  \
+                verified   44.0 KiB of what was reported unchanged, all of it within 94 snapshots\n";
     assert!(shown.contains(want), "{shown}");
     let text = lab.done(&args(&lab, "[]", "@2", &["--recheck", "0"]));
     let want = "  tracked        0 B   may have changed, according to the list";
     assert_eq!(text.lines().last(), Some(want), "{text}");
     let shown = lab.done(&["show", "disk@3"]);
-    assert!(shown.contains("  verified  none of what was reported unchanged\n"), "{shown}");
+    assert!(shown.contains("  verified   none of what was reported unchanged\n"), "{shown}");
     lab.restores("disk@3", &bytes);
 }
 

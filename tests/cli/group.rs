@@ -45,9 +45,9 @@ fn list_and_show_tell_what_belongs_together_and_what_is_missing() {
     assert!(list.contains("(group nightly) (head)"), "{list}");
     assert!(!lab.done(&["list", "c"]).contains("group"));
     for (reference, said) in [
-        ("a@1", Some("group     nightly: a@1, b (incomplete: b is missing)\n")),
-        ("a@2", Some("group     nightly: a@2, b@2\n")),
-        ("b@2", Some("group     nightly: a@2, b@2\n")),
+        ("a@1", Some("group      nightly: a@1, b (incomplete: b is missing)\n")),
+        ("a@2", Some("group      nightly: a@2, b@2\n")),
+        ("b@2", Some("group      nightly: a@2, b@2\n")),
         ("c@1", None),
     ] {
         let text = lab.done(&["show", reference]);

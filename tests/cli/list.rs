@@ -127,17 +127,17 @@ fn show_tells_all_that_is_known() {
         "{shown}"
     );
     let text = lab.done(&["show", "disk@2"]);
-    assert!(text.starts_with("disk@2\n  label     middle\n  time      "), "{text}");
+    assert!(text.starts_with("disk@2\n  label      middle\n  time       "), "{text}");
     for line in [
-        "  parent    disk@1",
-        "  children  disk@3",
-        "  head      no",
-        "  image     512 KiB (524,288 bytes)",
-        "  changed   12.0 KiB in 3 blocks of 4.00 KiB (3 stored, 0 became zero)",
+        "  parent     disk@1",
+        "  children   disk@3",
+        "  head       no",
+        "  image      512 KiB (524,288 bytes)",
+        "  changed    12.0 KiB in 3 blocks of 4.00 KiB (3 stored, 0 became zero)",
     ] {
         assert!(text.lines().any(|l| l == line), "no \"{line}\" in:\n{text}");
     }
-    let id = format!("  id        {}", string(&shown, "id"));
+    let id = format!("  id         {}", string(&shown, "id"));
     assert!(text.lines().any(|l| l == id), "{text}");
 }
 
@@ -146,10 +146,10 @@ fn show_of_a_base_says_that_it_is_one() {
     let (lab, _) = Lab::with_snapshots(1);
     let text = lab.done(&["show", "disk@1"]);
     for line in [
-        "  label     none",
-        "  parent    none: this is a base",
-        "  children  none",
-        "  head      yes: the live image last equalled this snapshot",
+        "  label      none",
+        "  parent     none: this is a base",
+        "  children   none",
+        "  head       yes: the live image last equalled this snapshot",
     ] {
         assert!(text.lines().any(|l| l == line), "no \"{line}\" in:\n{text}");
     }

@@ -22,6 +22,7 @@ mod encryption;
 mod everyday;
 mod flatten;
 mod format;
+mod golden;
 mod group;
 mod honest;
 mod hostile;

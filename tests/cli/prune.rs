@@ -348,7 +348,7 @@ fn a_branch_point_is_held_until_it_has_one_child() {
     lab.holds("disk", &of(&states, &[3, 4, 5, 6]));
     let listed = lab.done(&["list", "disk"]);
     assert_eq!(listed.matches("(@2)").count(), 3, "{listed}");
-    assert!(lab.done(&["show", "disk@3"]).contains("  parent    disk@2 (dropped)\n"));
+    assert!(lab.done(&["show", "disk@3"]).contains("  parent     disk@2 (dropped)\n"));
 
     keep(&["b2", "b3", "b4"]);
     assert_eq!(lab.dropped("disk"), [2]);

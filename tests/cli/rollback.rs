@@ -124,7 +124,7 @@ fn no_save_saves_nothing() {
     same(&lab.read("disk.img"), &states[0], "disk@1");
     assert_eq!(lab.json(&["list"]).as_array().unwrap().len(), 2);
     let text = lab.done(&["rollback", "disk", "--to", "@2", "--no-save"]);
-    assert!(text.contains("  saved    nothing\n"), "{text}");
+    assert!(text.contains("  saved     nothing (--no-save)\n"), "{text}");
 }
 
 #[test]
@@ -164,22 +164,22 @@ fn a_believed_image_is_rolled_back_without_a_scan_and_prove_scans() {
     let text = lab.done(&["rollback", "disk", "--to", "@1"]);
     assert!(
         text.starts_with(&format!(
-            "rolled back {} to disk@1\n  written  12.0 KiB in ",
+            "rolled back {} to disk@1\n  written   12.0 KiB in ",
             lab.at("disk.img")
         )),
         "{text}"
     );
     if !scans {
-        assert!(text.contains("  found    from the tables alone: "), "{text}");
-        assert!(text.ends_with("  verified not by a full scan (use --prove)\n"), "{text}");
+        assert!(text.contains("  found     from the tables alone: "), "{text}");
+        assert!(text.ends_with("  verified  not by a full scan (use --prove)\n"), "{text}");
     }
     let done = lab.json(&["rollback", "disk", "--to", "@3", "--prove"]);
     assert_eq!((&done["scanned"], &done["proved"]), (&json!(true), &json!(true)), "{done}");
     assert!(integer(&done, "read_bytes") > 0, "{done}");
     same(&lab.read("disk.img"), &states[2], "disk@3");
     let text = lab.done(&["rollback", "disk", "--to", "@1", "--prove"]);
-    assert!(text.contains("  found    by a scan of the image ("), "{text}");
-    assert!(text.ends_with("  verified yes, by a full scan\n"), "{text}");
+    assert!(text.contains("  found     by a scan of the image ("), "{text}");
+    assert!(text.ends_with("  verified  yes, by a full scan\n"), "{text}");
 }
 
 #[test]

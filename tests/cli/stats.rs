@@ -226,9 +226,9 @@ fn people_see_an_overview_of_all_images_or_the_details_of_one() {
     let text = lab.done(&["stats", "db"]);
     assert!(text.starts_with("db  2 snapshots, "), "{text}");
     for part in [
-        "\n  compressed ",
-        "\n  dropped    none\n",
-        "\n  garbage    about 0 B, not freed yet\n",
+        "\n  compressed  ",
+        "\n  dropped     none\n",
+        "\n  garbage     about 0 B, not freed yet\n",
         "\n\nsnapshots, and the space that dropping each would free\n",
         "\n\ngrowth by day\n",
         "\n\nwhere the image changes\n",

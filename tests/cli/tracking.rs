@@ -68,8 +68,8 @@ fn a_change_that_a_list_does_not_name_is_found_within_the_cycle_and_told() {
     assert_eq!(run.err, warning);
     lab.restores("disk@4", &bytes);
     let shown = lab.done(&["show", "disk@4"]);
-    let found = "  found     by a list of changes since disk@3: 0 B may have changed\n  \
-                 verified  1.00 MiB of what was reported unchanged, all of it within 4 \
+    let found = "  found      by a list of changes since disk@3: 0 B may have changed\n  \
+                 verified   1.00 MiB of what was reported unchanged, all of it within 4 \
                  snapshots; 2 blocks had changed nevertheless\n";
     assert!(shown.contains(found), "{shown}");
     assert_eq!(lab.json(&["verify"])["damaged"], json!([]));
@@ -113,7 +113,7 @@ fn people_read_why_all_was_read() {
         "  tracked         no   the whole image was read: the hint of disk@2 had missed changes";
     assert_eq!(text.lines().last(), Some(want), "{text}");
     let shown = lab.done(&["show", "disk@3"]);
-    assert!(shown.contains("\n  found     by reading the whole image\n"), "{shown}");
+    assert!(shown.contains("\n  found      by reading the whole image\n"), "{shown}");
 }
 
 #[test]
@@ -242,7 +242,7 @@ fn times_that_lie_are_found_out_by_the_recheck_too() {
     assert_eq!(integer(&taken, "changed_blocks"), 0, "{taken}");
     assert_eq!(integer(&taken, "read_bytes"), bytes.len() as u64 / 4, "{taken}");
     let shown = lab.done(&["show", "disk@3"]);
-    assert!(shown.contains("\n  found     its file was not written to since disk@1\n"), "{shown}");
+    assert!(shown.contains("\n  found      its file was not written to since disk@1\n"), "{shown}");
     let run = lab.run(&["snapshot", "disk.img", "--recheck", "25%", "--json"]).done();
     let taken = run.json();
     assert_eq!((string(&taken["hint"], "kind"), missed(&taken)), ("times", 1), "{taken}");
@@ -465,7 +465,7 @@ fn untrack_of_an_image_without_clones_says_so() {
     let removed = lab.json(&["untrack", "disk"]);
     assert_eq!(removed, json!({"name": "disk", "clones": 0, "freed_bytes": 0}));
     let stats = lab.done(&["stats", "disk"]);
-    assert!(stats.lines().any(|line| line == "  clone      none"), "{stats}");
+    assert!(stats.lines().any(|line| line == "  clone       none"), "{stats}");
     let stats = &lab.json(&["stats", "disk"])[0];
     assert_eq!(integer(stats, "clone_bytes"), 0, "{stats}");
     assert_eq!((&stats["orphaned_clones"], &stats["foreign_clones"]), (&json!([]), &json!([])));

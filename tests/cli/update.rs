@@ -49,10 +49,10 @@ fn only_what_differs_is_written_and_all_of_it_is_proved() {
     assert_eq!(differing(&states[1], &states[2]), 3 * BLOCK as u64);
     let text = lab.done(&["restore", "disk@3", "-o", "out.img", "--update"]);
     assert!(text.starts_with("disk@3 -> out.img  512 KiB in "), "{text}");
-    for line in ["\n  written  12.0 KiB\n", "\n  matched  500 KiB\n", "\n  read     512 KiB\n"] {
+    for line in ["\n  written   12.0 KiB\n", "\n  matched   500 KiB\n", "\n  read      512 KiB\n"] {
         assert!(text.contains(line), "{text}");
     }
-    assert!(text.ends_with("\n  verified each block and the image digest\n"), "{text}");
+    assert!(text.ends_with("\n  verified  each block and the image digest\n"), "{text}");
 }
 
 #[test]
@@ -273,9 +273,9 @@ fn a_target_that_was_restored_and_is_unchanged_need_not_be_read() {
     is_trusted(&trust(4), "disk@2");
     is_trusted(&trust(4), "disk@4");
     let text = lab.done(&["restore", "disk@1", "-o", "out.img", "--update", "--trust-target"]);
-    let what = "\n  read     nothing: the file was still disk@4, as this host restored it\n";
+    let what = "\n  read      nothing: the file was still disk@4, as this host restored it\n";
     assert!(text.contains(what), "{text}");
-    assert!(text.ends_with("  verified what was written; the rest was not read back\n"), "{text}");
+    assert!(text.ends_with("  verified  what was written; the rest was not read back\n"), "{text}");
 
     // Whatever was changed meanwhile is found.
     lab.write("out.img", &[&b"x"[..], &states[0][1..]].concat());
@@ -420,7 +420,7 @@ fn what_a_seed_has_is_not_decoded() {
     assert_eq!(integer(&done, "seed_bytes"), from_seed);
     let text =
         lab.done(&["restore", "disk@1", "-o", "target.img", "--update", "--seed", "old.img"]);
-    assert!(text.contains("\n  seed     0 B from old.img\n"), "{text}");
+    assert!(text.contains("\n  seed      0 B from old.img\n"), "{text}");
 }
 
 #[test]

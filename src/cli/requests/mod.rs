@@ -90,8 +90,7 @@ fn list(repository: &Repository, printer: &Printer) -> Result<()> {
         Err(e) => vec![output::short(*id), String::new(), String::new(), e.message().to_owned()],
     };
     if requests.is_empty() {
-        printer.say("no pending requests");
-        return Ok(());
+        return printer.line("no requests");
     }
     let rows: Vec<Vec<String>> = requests.iter().map(row).collect();
     let table = Table::new(&["REQUEST", "TIME", "HOST", "TO"], &rows);

@@ -2,6 +2,7 @@
 
 pub mod args;
 
+use super::page::Page;
 use super::printer::Printer;
 use super::{exit, output};
 use args::Restore;
@@ -70,15 +71,14 @@ pub fn run(
     }
     let name = format!("{}@{}", request.name, outcome.snapshot.number);
     let seconds = begun.elapsed().as_secs_f64();
-    let line = || match &outcome.update {
-        Some(update) => describe_update(&name, verb, &outcome, update, seconds),
-        None => describe(&name, &verb.output, verb, &outcome, seconds),
-    };
+    let line = || describe(&name, &verb.output, verb, &outcome, seconds);
     if to_stdout {
         // Stdout is the image.
         printer.say(&line());
     } else if printer.is_json() {
         printer.json(&json(&request.name, &verb.output, &outcome, seconds)?)?;
+    } else if let Some(update) = &outcome.update {
+        printer.page(&describe_update(&name, verb, &outcome, update, seconds))?;
     } else {
         printer.line(&line())?;
     }
@@ -202,7 +202,7 @@ fn describe_update(
     outcome: &RestoreOutcome,
     update: &UpdateOutcome,
     seconds: f64,
-) -> String {
+) -> Page {
     let (restored, bytes) = (outcome.restored, output::bytes);
     let place = output::shown(&verb.output);
     let read = match (update.trusted, &update.not_trusted) {
@@ -217,19 +217,16 @@ fn describe_update(
         true => "each block and the image digest",
         false => "what was written; the rest was not read back",
     };
-    let mut lines = vec![
-        format!("{name} -> {place}  {} in {}", bytes(restored.bytes), output::duration(seconds)),
-        format!("  written  {}", bytes(update.written_bytes)),
-        format!("  matched  {}", bytes(update.matched_bytes)),
-        format!("  read     {read}"),
+    let took = output::duration(seconds);
+    let mut rows = vec![
+        ("written", bytes(update.written_bytes)),
+        ("matched", bytes(update.matched_bytes)),
+        ("read", read),
     ];
     if let Some(seed) = &verb.seed {
-        lines.push(format!(
-            "  seed     {} from {}",
-            bytes(restored.seed_bytes),
-            output::shown(seed)
-        ));
+        let from = output::shown(seed);
+        rows.push(("seed", format!("{} from {from}", bytes(restored.seed_bytes))));
     }
-    lines.push(format!("  verified {proved}"));
-    lines.join("\n")
+    rows.push(("verified", proved.to_owned()));
+    Page::new(format!("{name} -> {place}  {} in {took}", bytes(restored.bytes))).rows(&rows)
 }

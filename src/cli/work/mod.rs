@@ -181,9 +181,12 @@ fn insert(value: &mut Value, key: &str, what: Value) {
 
 fn describe_new(plan: &WorkPlan, printer: &Printer) -> Result<()> {
     let id = plan.plan;
-    printer.line(&format!("plan {id}: {}", output::plural(plan.tasks().len() as u64, "task")))?;
-    lines_of(plan).iter().try_for_each(|line| printer.line(&format!("  {line}")))?;
-    printer.line(&format!("on the workers: imgsnap part {id} TASK   then: imgsnap join {id}"))
+    let title = format!("plan {id}  {}", output::plural(plan.tasks().len() as u64, "task"));
+    let lines = lines_of(plan).into_iter().map(|line| format!("\n  {line}")).collect::<String>();
+    printer.page(&Page::new(title + &lines).rows(&[
+        ("workers", format!("imgsnap part {id} TASK")),
+        ("then", format!("imgsnap join {id}")),
+    ]))
 }
 
 /// What is planned: a line for each image.
