@@ -4,6 +4,7 @@
 mod admin;
 mod args;
 mod bench;
+mod completion;
 mod config;
 mod diff;
 #[cfg(test)]
@@ -52,6 +53,9 @@ use std::sync::atomic::AtomicBool;
 
 /// Parses, runs, reports; the only place that decides on the exit code.
 pub fn run() -> ExitCode {
+    if let Some(code) = completion::answer() {
+        return code;
+    }
     imgsnap::base::free_space::raise_open_files();
     let parsed = manual::command().try_get_matches();
     let mut args = match parsed.and_then(|matches| Args::from_arg_matches(&matches)) {
@@ -231,12 +235,7 @@ fn dispatch(args: &Args, printer: &Printer, stop: Arc<AtomicBool>) -> Result<Exi
             admin::relink(&open_to_change()?, name, image, base_image, printer, &context)
         }
         Command::Bench(verb) => bench::run(verb, printer, &context),
-        Command::Completions { shell } => {
-            let mut script = Vec::new();
-            clap_complete::generate(*shell, &mut Args::command(), "imgsnap", &mut script);
-            printer.bytes(&script)?;
-            Ok(exit::DONE)
-        }
+        Command::Completions { shell } => completion::script(*shell, printer),
         Command::Man { folder } => manual::write(folder),
     }
 }

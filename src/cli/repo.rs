@@ -15,7 +15,7 @@ use imgsnap::repo::accepted::AcceptedState;
 use imgsnap::repo::first_use;
 use imgsnap::repo::host::{HostState, OwnerGiven};
 use imgsnap::repo::owner::watched;
-use imgsnap::store::sealed::KeyRing;
+use imgsnap::store::sealed::{KeyRing, KeySource};
 use imgsnap::store::{Above, CachePlace, Location, Store, StoreOptions, locate};
 use imgsnap::tracking::clone_into;
 use imgsnap::{At, Defaults, Reference, Repository, SnapshotRequest, Track};
@@ -66,6 +66,13 @@ impl Where {
         let options = StoreOptions { transfer, cache, all_images, keys, seals };
         let (accepted, owner) = (args.accept_older.clone(), owner_of(&args.owner)?);
         Ok(Self { repo: args.repo.clone(), options, accepted, owner })
+    }
+
+    /// One that is only looked at, with keys that need nobody.
+    pub fn to_look(repo: Option<PathBuf>, keys: impl KeySource + 'static) -> Self {
+        let keys = Some(Arc::new(KeyRing::new(keys)));
+        let options = StoreOptions { keys, ..StoreOptions::default() };
+        Self { repo, options, accepted: Vec::new(), owner: OwnerGiven::default() }
     }
 
     /// The same with one more state that is right.
@@ -165,6 +172,19 @@ pub fn open(place: &Where, context: &Context) -> Result<Repository> {
     // Also of one in which nothing is, so that no image is opened.
     repository.warn_of_place(context);
     Ok(repository)
+}
+
+/// Opens the repository if it is in a folder.
+///
+/// # Errors
+/// `Unsupported` if it is on a server.
+pub fn open_folder(place: &Where) -> Result<Repository> {
+    match place.place()?.location {
+        Location::Folder(_) => open_at(place, &Context::silent()),
+        Location::Remote(_) => {
+            Err(Error::new(ErrorKind::Unsupported, "the repository is on a server"))
+        }
+    }
 }
 
 fn open_at(place: &Where, context: &Context) -> Result<Repository> {

@@ -58,11 +58,8 @@ fn forget_says_what_to_use_instead_and_is_not_shown() {
     }
     lab.done(&["man", "pages"]);
     assert!(!lab.exists("pages/imgsnap-forget.1"));
-    let shown =
-        ["bash", "elvish", "fish", "powershell", "zsh"].map(|s| lab.done(&["completions", s]));
-    for shown in shown.into_iter().chain([lab.done(&["--help"])]) {
-        assert!(!shown.contains("forget"), "{shown}");
-    }
+    let help = lab.done(&["--help"]);
+    assert!(!help.contains("forget"), "{help}");
 }
 
 #[test]

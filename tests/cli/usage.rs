@@ -2,8 +2,9 @@
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that fails says where")]
 
-use crate::support::{DONE, FAILED, Lab, Run, USAGE, no_fork};
+use crate::support::{DONE, FAILED, KIB, Lab, Run, USAGE, disk, no_fork, noise};
 use std::fs::File;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 const VERBS: [&str; 28] = [
@@ -320,31 +321,82 @@ fn no_progress_bar_is_drawn_where_there_is_no_terminal() {
     }
 }
 
-#[test]
-fn completions_know_every_verb_in_every_shell() {
-    let lab = Lab::bare();
-    for shell in ["bash", "elvish", "fish", "powershell", "zsh"] {
-        let script = lab.done(&["completions", shell]);
-        let options =
-            ["skip-unchanged", "differential", "export-markdown", "keep-within", "in-place"];
-        for word in VERBS.into_iter().chain(options) {
-            assert!(script.contains(word), "{shell}: no {word}");
-        }
-    }
-    assert!(!lab.exists("repo"), "completions need no repository");
+/// What is offered for the last of these words, by the way that a shell asks.
+fn offered(lab: &Lab, words: &[&str]) -> Vec<String> {
+    let mut command = lab.command(&[&["--", "imgsnap"], words].concat());
+    command.env("IMGSNAP_COMPLETE", "bash").env("_CLAP_COMPLETE_INDEX", words.len().to_string());
+    Run::of(&mut command).done().text().lines().map(str::to_owned).collect()
 }
 
 #[test]
-fn completions_for_bash_are_a_script_that_bash_accepts() {
+fn completions_are_verbs_options_values_and_names() {
+    let (lab, _) = Lab::with_snapshots(2);
+    lab.done(&["label", "disk@1", "fresh"]);
+    lab.write("web.img", &disk(1, 64 * KIB));
+    lab.done(&["snapshot", "web.img"]);
+    for verb in VERBS {
+        assert_eq!(offered(&lab, &[verb]).first().map(String::as_str), Some(verb));
+    }
+    assert_eq!(offered(&lab, &["forg"]), [""; 0]);
+    let of_disk = ["disk@latest", "disk@2", "disk@1", "disk@fresh"];
+    for (words, want) in [
+        (&["list", ""][..], &["disk", "web", "--last"][..]),
+        (&["show", "d"], &of_disk),
+        (&["show", "disk@"], &of_disk),
+        (&["delete", "disk@1", "disk@f"], &["disk@fresh"]),
+        (&["verify", "w"], &["web", "web@latest", "web@1"]),
+        (&["rollback", "d"], &["disk", "disk.img"]),
+        (&["diff", "web@1", "w"], &["web@latest", "web@1", "web.img"]),
+        (&["snapshot", "--track", ""], &["auto", "reflink", "none"]),
+        (&["snapshot", "disk.img", "--skip-u"], &["--skip-unchanged"]),
+        // Global options are offered by name.
+        (&["show", "--lock"], &["--lock-wait"]),
+        (&["--repo", "nowhere", "show", "d"], &[]),
+        (&["--repo=s3://bucket/x", "show", "d"], &[]),
+    ] {
+        let found = offered(&lab, words);
+        let found: Vec<&str> = found.iter().map(String::as_str).take(want.len().max(1)).collect();
+        assert_eq!(found, want, "{words:?}");
+    }
+    // Nobody is asked for a passphrase, and none is needed where there is a key file.
+    lab.write("key", &noise(7, 32));
+    lab.set_mode("key", 0o600);
+    let (key, sealed) = (lab.at("key"), lab.at("sealed"));
+    let in_sealed = ["--repo", &sealed, "--key-file", &key];
+    lab.done(&[&in_sealed[..], &["init", "--encrypt"]].concat());
+    lab.done(&[&in_sealed[..], &["snapshot", "web.img"]].concat());
+    assert_eq!(offered(&lab, &["--repo", &sealed, "list", "w"]), [""; 0]);
+    assert_eq!(offered(&lab, &[&in_sealed[..], &["list", "w"]].concat()), ["web"]);
+}
+
+#[test]
+fn completions_are_scripts_that_shells_accept() {
     let lab = Lab::bare();
-    lab.write("imgsnap.bash", lab.done(&["completions", "bash"]).as_bytes());
-    let try_it = ". ./imgsnap.bash && complete -p imgsnap && COMP_WORDS=(imgsnap roll) \
-                  COMP_CWORD=1 && _imgsnap imgsnap roll imgsnap && echo \"${COMPREPLY[@]}\"";
-    let mut bash = Command::new("bash");
-    bash.args(["--norc", "-c", try_it]).current_dir(lab.path(""));
-    let run = Run::of(&mut bash);
-    assert_eq!(run.code, Some(DONE), "{}", run.err);
-    assert_eq!(run.text().lines().last(), Some("rollback"), "{}", run.text());
+    let program = Path::new(env!("CARGO_BIN_EXE_imgsnap")).parent().unwrap();
+    let path = format!("{}:{}", program.display(), std::env::var("PATH").unwrap());
+    let ask_bash = ". ./bash && complete -p imgsnap && COMP_WORDS=(imgsnap roll) COMP_CWORD=1 && \
+                    _clap_complete_imgsnap imgsnap roll imgsnap && echo \"${COMPREPLY[@]}\"";
+    for (shell, args) in [
+        ("bash", &["--norc", "-c", ask_bash][..]),
+        ("zsh", &["-n", "./zsh"]),
+        ("fish", &["--no-execute", "./fish"]),
+        ("elvish", &[]),
+        ("powershell", &[]),
+    ] {
+        lab.write(shell, lab.done(&["completions", shell]).as_bytes());
+        assert!(!lab.exists("repo"), "completions need no repository");
+        let is_there = std::env::split_paths(&path).any(|folder| folder.join(shell).exists());
+        if args.is_empty() || !is_there {
+            continue;
+        }
+        let mut command = Command::new(shell);
+        command.args(args).env("PATH", &path).current_dir(lab.path(""));
+        let run = Run::of(&mut command);
+        assert_eq!(run.code, Some(DONE), "{shell}: {}", run.err);
+        if shell == "bash" {
+            assert_eq!(run.text().lines().last(), Some("rollback"), "{}", run.text());
+        }
+    }
 }
 
 #[test]

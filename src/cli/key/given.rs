@@ -12,7 +12,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
 
@@ -93,6 +93,24 @@ impl KeySource for Given {
 
     fn can_ask(&self) -> bool {
         terminal::is_there()
+    }
+}
+
+/// A key file, and nothing that takes time or asks.
+pub struct FileOnly(Option<PathBuf>);
+
+impl FileOnly {
+    /// The file, or that of the environment.
+    pub fn new(file: Option<PathBuf>) -> Self {
+        let named = std::env::var_os("IMGSNAP_KEY_FILE").filter(|file| !file.is_empty());
+        Self(file.or_else(|| named.map(PathBuf::from)))
+    }
+}
+
+impl KeySource for FileOnly {
+    fn given(&self) -> Result<Option<Credential>> {
+        keep_out_of_core_dumps();
+        self.0.as_deref().map(key_file_of).transpose()
     }
 }
 
