@@ -109,7 +109,7 @@ fn opened(place: &str, bytes: &[u8]) {
     let store = Arc::new(LocalStore::new(Arc::new(disk)));
     let host = HostState::in_store(store.clone(), "host");
     let Some(repository) = one_line(Repository::open_in(store, host)) else { return };
-    repository.defaults();
+    one_line(repository.defaults());
     for name in ["vm", "db"] {
         one_line(repository.policy(name));
         one_line(repository.snapshot_policy(name));

@@ -36,7 +36,7 @@ pub fn run(place: &Where, verb: &Init, printer: &Printer) -> Result<ExitCode> {
 }
 
 fn tell(repository: &Repository, what: &str, printer: &Printer) -> Result<ExitCode> {
-    let defaults = repository.defaults();
+    let defaults = repository.defaults()?;
     if printer.is_json() {
         printer.json(&json!({
             "repository": repository.location(),

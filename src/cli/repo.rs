@@ -292,7 +292,7 @@ pub fn open_or_make(
     let repository = opened?;
     if repository.is_new() {
         // Also where it is to be quiet: it may not be where it was meant to be.
-        let defaults = repository.defaults();
+        let defaults = repository.defaults()?;
         let what = if repository.is_sealed() { "an encrypted repository" } else { "a repository" };
         printer.tell(&format!("created {what} in {} ({defaults})", location.shown()));
     }

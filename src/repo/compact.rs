@@ -314,7 +314,7 @@ pub(crate) fn rewrite_as(
     let plan = Plan {
         identity: Identity { number: number.unwrap_or(footer.number), ..Identity::of(&footer) },
         file_id: Uuid::new_v4(),
-        compression: repository.defaults().compression,
+        compression: repository.compression(),
         cell_blocks: grid_of(fork.own()),
         kept,
         fork,

@@ -3,6 +3,7 @@
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::events::Context;
 use crate::base::message::{Setting, message};
+use crate::codec::Compression;
 use crate::delta::{Caches, Traffic};
 use crate::repo::config::{Config, Defaults, object};
 use crate::repo::host::HostState;
@@ -80,8 +81,8 @@ impl Repository {
         let why_not = match Self::open_in(store.clone(), host.clone()) {
             Err(e) => e,
             Ok(there) => {
-                let defaults = there.defaults();
-                let what = format!("{place} is already a repository (new bases: {defaults})");
+                let new = there.defaults().map_or(String::new(), |d| format!(" (new bases: {d})"));
+                let what = format!("{place} is already a repository{new}");
                 return Err(Error::new(ErrorKind::AlreadyExists, what)
                     .hint(message!["choose another folder with ", Setting::Repo]));
             }
@@ -262,8 +263,16 @@ impl Repository {
     }
 
     /// With what new bases are made.
-    pub fn defaults(&self) -> Defaults {
-        self.config.defaults()
+    ///
+    /// # Errors
+    /// `InvalidInput` if the table for it in the configuration is wrong. Nothing else fails then.
+    pub fn defaults(&self) -> Result<Defaults> {
+        self.config.defaults().map_err(|e| e.at(self.place_of_config()))
+    }
+
+    /// With what files are compressed that are no new base: as new bases, or in the usual way.
+    pub(crate) fn compression(&self) -> Compression {
+        self.config.defaults().map_or_else(|_| Compression::default(), |d| d.compression)
     }
 
     /// What `prune` keeps of an image.

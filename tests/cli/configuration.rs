@@ -88,10 +88,10 @@ fn what_makes_no_sense_is_not_set() {
         (&["prune.keep_last", "soon"], "[prune]: keep_last: expected a positive integer"),
         (&["prun.keep_last", "7"], "prun: unknown table or key"),
         (&["new.block_size", "5000"], "[new]: block_size: block size 5000 is not a power of two"),
-        (&["new.block_size", "5K"], "line 6: invalid type: string"),
+        (&["new.block_size", "5K"], "[new]: block_size: expected a number of bytes"),
         (&["new.digest", "md5"], "[new]: digest: "),
         (&["new.dogest", "xxh3"], "[new]: dogest: unknown key"),
-        (&["new.digest", "--unset"], "line 5: missing field `digest`"),
+        (&["new.digest", "--unset"], "[new]: digest: missing"),
         (&["images.vm.prune.keep_daily", "x"], "[images.\"vm\".prune]: keep_daily: "),
         (&["images.vm.track", "none"], "images.\"vm\": track: unknown key"),
         (&["images.\"a@1\".prune.keep_last", "1"], "[images]: invalid image name \"a@1\""),
@@ -114,6 +114,37 @@ fn what_makes_no_sense_is_not_set() {
     }
     for args in [&["set", "prune.keep_last"][..], &["set", "a", "1", "--unset"], &["set"], &[]] {
         lab.run(&[&["config"], args].concat()).misused();
+    }
+}
+
+/// `config set` refuses it; another program may have written it.
+#[test]
+fn a_wrong_value_for_new_bases_concerns_new_bases_alone() {
+    let (lab, states) = Lab::with_snapshots(2);
+    let text = lab.done(&["config", "show"]);
+    for (right, wrong, why) in [
+        ("4096", "\"x\"", "[new]: block_size: expected a number of bytes, such as 4096"),
+        ("xxh3", "md5", "[new]: digest: unknown digest \"md5\""),
+        ("digest", "dogest", "[new]: dogest: unknown key"),
+    ] {
+        lab.write("repo/config.000001", &config::sealed(&text.replace(right, wrong)));
+        for args in
+            [&["list"][..], &["show", "disk@1"], &["verify"], &["stats"], &["hash", "disk@1"]]
+        {
+            assert_eq!(lab.run(args).done().err, "", "{args:?}");
+        }
+        lab.restores("disk@1", &states[0]);
+        lab.done(&["prune", "disk", "--keep-last", "2"]);
+        let delta = lab.run(&["snapshot", "disk.img"]).done();
+        assert!(
+            delta.err.contains(why) && delta.err.contains("no base can be taken"),
+            "{}",
+            delta.err
+        );
+        let base = lab.run(&["snapshot", "disk.img", "--full"]);
+        let line = base.err.lines().last().unwrap_or_default();
+        assert!(base.code == Some(FAILED) && line.contains(why), "{}", base.err);
+        lab.done(&["delete", "disk@latest"]);
     }
 }
 

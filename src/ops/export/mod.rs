@@ -46,7 +46,7 @@ pub fn run(
         time_seconds: footer.time_seconds,
         time_nanoseconds: footer.time_nanoseconds,
     };
-    let (file_id, compression) = (Uuid::new_v4(), repository.defaults().compression);
+    let (file_id, compression) = (Uuid::new_v4(), repository.compression());
     let written = match parent {
         // Two bases have two keys: what differs is found by reading the one as if it were an image.
         Some(parent) if !parent.is_comparable(&tip) => {

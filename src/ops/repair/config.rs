@@ -56,7 +56,7 @@ pub fn restore_config(store: &Arc<dyn Store>) -> Result<Option<RestoredConfig>> 
     };
     let last = numbers.first().copied().filter(|_| store.owner().is_none());
     let number = object::commit(store, last, &text)?;
-    let defaults = Config::load(store)?.defaults();
+    let defaults = Config::load(store)?.defaults().unwrap_or_default();
     Ok(Some(RestoredConfig { number, origin, defaults }))
 }
 

@@ -283,7 +283,7 @@ fn merge_from(
     if tip.image_digest() != snapshot.image_digest {
         return Err(Error::corrupt(format!("{} is another image", tip.tip().location())));
     }
-    let compression = repository.defaults().compression;
+    let compression = repository.compression();
     replace_file(repository, writer, snapshot, tip.tip(), context, |file_id, mut out| {
         let identity = Identity::of(tip.tip().footer());
         let fork = Fork::new(tip.clone(), parent)?;
@@ -351,7 +351,7 @@ fn mend_blocks(
         return Err(Error::corrupt(what).at(delta.location()));
     }
     let found = wanted.found(context);
-    let compression: Compression = repository.defaults().compression;
+    let compression: Compression = repository.compression();
     replace_file(repository, writer, snapshot, delta, context, |file_id, mut out| {
         let delta = delta.clone();
         let plan = engine::Plan { delta, found: &found, file_id, compression };

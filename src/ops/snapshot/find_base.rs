@@ -53,7 +53,7 @@ pub(crate) fn find_base(
     if !request.find_base || !begins(repository, name, request)? {
         return Ok(None);
     }
-    let usual = repository.defaults().block_size;
+    let usual = repository.defaults()?.block_size;
     let known = manifest::load(repository.store.as_ref(), name).ok();
     let block_size = match &known {
         Some(manifest) => block_size_of(manifest, request, usual),

@@ -64,7 +64,7 @@ pub(crate) fn prepare(
             Parent::Tip(chain)
         }
         None => {
-            let defaults = repository.defaults();
+            let defaults = repository.defaults()?;
             Parent::None(ChainParameters {
                 block_size: block_size_of(manifest, request, defaults.block_size),
                 algorithm: defaults.digest,
@@ -74,7 +74,7 @@ pub(crate) fn prepare(
     };
     let (parent, resumed) = resume(repository, manifest, request, parent);
     let block_size = parent.parameters().block_size;
-    let usual = repository.defaults().part_size;
+    let usual = repository.defaults().unwrap_or_default().part_size;
     let part_size = part_size_of(manifest, &parent, request, usual)?;
     let now = Timestamp::now();
     let plan = Plan {
@@ -92,7 +92,7 @@ pub(crate) fn prepare(
         },
         file_id: Uuid::new_v4(),
         image_id: manifest.image_id,
-        compression: request.compression.unwrap_or(repository.defaults().compression),
+        compression: request.compression.unwrap_or_else(|| repository.compression()),
         is_by_reference: false,
         bad_medium: if request.skip_bad { BadMedium::Skip } else { BadMedium::Fail },
         cell_blocks: Some(part_size.blocks(block_size)),

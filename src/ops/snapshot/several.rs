@@ -64,7 +64,7 @@ pub(crate) fn at_once(
     requests: &[SnapshotRequest],
     context: &Context,
 ) -> usize {
-    let defaults = repository.defaults();
+    let defaults = repository.defaults().unwrap_or_default();
     let compressing = requests.iter().map(|request| {
         let block_bytes = request.block_size.unwrap_or(defaults.block_size).bytes().into();
         let compression = request.compression.unwrap_or(defaults.compression);

@@ -397,6 +397,9 @@ pub(crate) fn policy_for(
 
 /// Tells of such a slip, once for each verb.
 pub(crate) fn warn_of_policy(repository: &Repository, name: &str, context: &Context) {
+    if let Err(e) = repository.defaults() {
+        context.warn(WarningId::PolicyInvalid, message![e, "; until then, no base can be taken"]);
+    }
     if let Err(e) = repository.snapshot_policy(name) {
         context.warn(
             WarningId::PolicyInvalid,

@@ -1,21 +1,19 @@
 //! The configuration: identity, the defaults for new bases, and the tables of the policies (FORMAT.md P1).
 
+mod defaults;
 pub(crate) mod object;
 pub(crate) mod owner;
 
-use crate::base::digest::DigestAlgorithm;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::message::{Message, Verb, message};
 use crate::base::signing::OwnerKey;
-use crate::base::units::{BlockSize, PartSize};
-use crate::codec::Compression;
 use crate::repo::manifest::check_name;
 use crate::repo::policy::{Policy, PruneTable, SnapshotPolicy, SnapshotTable, invalid, table_at};
 use crate::store::Store;
 use crate::store::sealed::{Sealing, SlotId};
+pub use defaults::Defaults;
 use owner::OwnerTable;
 use serde::{Deserialize, Serialize};
-use std::fmt;
 use std::time::Duration;
 use toml::{Table, Value};
 use uuid::Uuid;
@@ -23,47 +21,13 @@ use uuid::Uuid;
 /// What the text of older programs begins with, and may stay when it is taken over.
 const VERSION: u32 = 1;
 
-/// With what a new base is made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Defaults {
-    /// Unit of comparison.
-    pub block_size: BlockSize,
-    /// Digest of blocks.
-    pub digest: DigestAlgorithm,
-    /// Compression; of deltas, too.
-    pub compression: Compression,
-    /// On which grid images are cut into parts; smaller ones are one file.
-    pub part_size: PartSize,
-}
-
-impl Default for Defaults {
-    fn default() -> Self {
-        Self {
-            block_size: BlockSize::DEFAULT,
-            digest: DigestAlgorithm::default(),
-            compression: Compression::default(),
-            part_size: PartSize::USUAL,
-        }
-    }
-}
-
-impl fmt::Display for Defaults {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} blocks, {}, {}", self.block_size, self.digest, self.compression)?;
-        match self.part_size {
-            PartSize::USUAL => Ok(()),
-            size => write!(f, ", {size} parts"),
-        }
-    }
-}
-
 pub(crate) struct Config {
     /// The object that it stands in; none if that is what an older program wrote.
     number: Option<u64>,
     pub(crate) id: Uuid,
-    defaults: Defaults,
-    /// `[prune]`, `[snapshot]` and `[images]` as they stand: a mistake in them concerns these verbs
-    /// alone, so they are examined only when they are asked for.
+    /// `[new]`, `[prune]`, `[snapshot]` and `[images]` as they stand: a mistake in them concerns the verbs
+    /// alone that use them, so they are examined only when they are asked for.
+    new: Option<Value>,
     prune: Option<Value>,
     snapshot: Option<Value>,
     images: Option<Value>,
@@ -74,9 +38,8 @@ pub(crate) struct Config {
     owner: Option<OwnerTable>,
     /// As it was read.
     text: String,
-    /// A name that is none of a table or key here, and one that is none in `[new]`.
+    /// A name that is none of a table or key here.
     stranger: Option<String>,
-    stranger_in_new: Option<String>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -84,7 +47,7 @@ struct Wire {
     #[serde(skip_serializing)]
     version: Option<u32>,
     id: Option<Uuid>,
-    new: Option<WireNew>,
+    new: Option<Value>,
     #[serde(skip_serializing)]
     prune: Option<Value>,
     #[serde(skip_serializing)]
@@ -107,17 +70,6 @@ struct Wire {
 #[serde(deny_unknown_fields)]
 struct WireKeys {
     slots: Vec<SlotId>,
-}
-
-#[derive(Serialize, Deserialize)]
-struct WireNew {
-    block_size: u32,
-    digest: String,
-    compression: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    part_size: Option<u64>,
-    #[serde(flatten, skip_serializing)]
-    others: Table,
 }
 
 /// The key in `[store]` that names the host that alone writes.
@@ -157,7 +109,7 @@ impl Config {
         Self {
             number: Some(1),
             id,
-            defaults,
+            new: Some(Value::Table(defaults.table())),
             prune,
             snapshot,
             images,
@@ -166,7 +118,6 @@ impl Config {
             owner: None,
             text: String::new(),
             stranger: None,
-            stranger_in_new: None,
         }
     }
 
@@ -247,23 +198,23 @@ impl Config {
         }
     }
 
-    pub(crate) fn defaults(&self) -> Defaults {
-        self.defaults
+    /// With what a new base is made.
+    ///
+    /// # Errors
+    /// `InvalidInput` if `[new]` is wrong.
+    pub(crate) fn defaults(&self) -> Result<Defaults> {
+        let read = || match table_at(self.new.as_ref(), "[new]")? {
+            Some(table) => Defaults::read(table).map_err(|e| e.at("[new]")),
+            None => Ok(Defaults::default()),
+        };
+        read().map_err(|e: Error| e.or_hint(correct()))
     }
 
     pub(crate) fn encode(&self) -> Result<String> {
-        let Defaults { block_size, digest, compression, part_size } = self.defaults;
-        let new = WireNew {
-            block_size: block_size.bytes(),
-            digest: digest.to_string(),
-            compression: compression.to_string(),
-            part_size: Some(part_size).filter(|s| *s != PartSize::USUAL).map(PartSize::bytes),
-            others: Table::new(),
-        };
         let wire = Wire {
             version: None,
             id: Some(self.id),
-            new: Some(new),
+            new: self.new.clone(),
             prune: None,
             snapshot: None,
             images: None,
@@ -304,10 +255,7 @@ impl Config {
     pub(crate) fn checked(text: &str) -> Result<Self> {
         let check = || {
             let config = Self::decode(text)?;
-            if let Some(stranger) = &config.stranger_in_new {
-                let place = stranger.escape_debug();
-                return Err(invalid("unknown key").at(place).at("[new]"));
-            }
+            config.defaults()?;
             let names = config.named_images();
             names.iter().try_for_each(|name| check_name(name).map_err(|e| e.at("[images]")))?;
             for name in names.iter().map(String::as_str).chain([""]) {
@@ -320,7 +268,7 @@ impl Config {
         check().map_err(|e: Error| Error::new(ErrorKind::InvalidInput, e.message()))
     }
 
-    /// Reads a text. A mistake in the tables of the policies is found by whoever asks for them.
+    /// Reads a text. A mistake in the tables of settings is found by whoever asks for them.
     ///
     /// # Errors
     /// `Corrupt`, with the line or the key.
@@ -331,26 +279,11 @@ impl Config {
             let what = format!("expected {VERSION}");
             return Err(Error::corrupt(what).at("version").hint(correct()));
         }
-        let mut defaults = Defaults::default();
-        let mut stranger_in_new = None;
-        if let Some(new) = wire.new {
-            let at = |key| move |e: Error| e.at(key).at("[new]").or_hint(correct());
-            defaults = Defaults {
-                block_size: BlockSize::new(new.block_size).map_err(at("block_size"))?,
-                digest: new.digest.parse().map_err(at("digest"))?,
-                compression: new.compression.parse().map_err(at("compression"))?,
-                part_size: match new.part_size {
-                    None => PartSize::USUAL,
-                    Some(bytes) => PartSize::new(bytes).map_err(at("part_size"))?,
-                },
-            };
-            stranger_in_new = new.others.keys().next().cloned();
-        }
-        let Wire { prune, snapshot, images, store, keys, owner, others, .. } = wire;
+        let Wire { new, prune, snapshot, images, store, keys, owner, others, .. } = wire;
         Ok(Self {
             number: None,
             id: wire.id.unwrap_or_default(),
-            defaults,
+            new,
             prune,
             snapshot,
             images,
@@ -359,7 +292,6 @@ impl Config {
             owner,
             text: text.to_owned(),
             stranger: others.keys().next().cloned(),
-            stranger_in_new,
         })
     }
 

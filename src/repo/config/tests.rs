@@ -13,20 +13,29 @@ use std::time::Duration;
 #[test]
 fn config_comes_back_and_bad_ones_are_refused() {
     let text = Config::new(Defaults::default()).encode().unwrap();
-    assert_eq!(Config::decode(&text).unwrap().defaults(), Defaults::default());
+    assert_eq!(Config::decode(&text).unwrap().defaults().unwrap(), Defaults::default());
     // What an older program wrote is taken over as it is.
     assert!(Config::checked(&format!("version = 1\n{text}")).is_ok());
     for (bad, why) in [
         ("version = 2", "version: expected 1"),
         ("\n\nversion = \"x\"", "line 3: invalid type"),
         ("a = 1\n[new\n", "line 2: "),
-        ("new = 7", "line 1: invalid type"),
+    ] {
+        let error = Config::decode(bad).err().unwrap().to_string();
+        assert!(error.starts_with(why), "{bad}: {error}");
+    }
+    // Whoever makes no base does not need them.
+    for (bad, why) in [
+        ("new = 7", "[new]: expected a table"),
+        (&text.replace("4096", "\"x\""), "[new]: block_size: expected a number of bytes"),
         (&text.replace("4096", "5000"), "[new]: block_size: block size 5000 is not"),
         (&text.replace("xxh3", "md5"), "[new]: digest: "),
         (&text.replace("lz4", "gzip"), "[new]: compression: "),
     ] {
-        let error = Config::decode(bad).err().unwrap().to_string();
-        assert!(error.starts_with(why), "{bad}: {error}");
+        for error in [Config::decode(bad).unwrap().defaults().err(), Config::checked(bad).err()] {
+            let error = error.unwrap().to_string();
+            assert!(error.starts_with(why), "{bad}: {error}");
+        }
     }
 }
 
@@ -230,7 +239,7 @@ fn a_mistake_in_the_rules_is_named_and_concerns_them_alone() {
         ("[images.vm]\nprune = 7", "[images.\"vm\".prune]: expected a table"),
     ] {
         let config = with(text);
-        assert_eq!(config.defaults(), Defaults::default());
+        assert_eq!(config.defaults().unwrap(), Defaults::default());
         let error = config.policy("vm").unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidInput);
         let line = error.to_string();
