@@ -205,8 +205,11 @@ impl Error {
     /// What, where and why.
     pub fn without_advice(&self) -> String {
         let Some(source) = &self.0.source else { return self.0.message.clone() };
+        let text = match source.downcast_ref::<io::Error>().and_then(errno_of_kind) {
+            Some(number) => io::Error::from_raw_os_error(number).to_string(),
+            None => source.to_string(),
+        };
         // "No such file or directory (os error 2)": the number helps nobody.
-        let text = source.to_string();
         format!("{}: {}", self.0.message, text.split(" (os error").next().unwrap_or_default())
     }
 
@@ -314,6 +317,27 @@ pub fn best_effort<T, E>(outcome: std::result::Result<T, E>) {
     drop(outcome);
 }
 
+/// What the system calls an error that was made here: the standard library has words of its own for them.
+fn errno_of_kind(error: &io::Error) -> Option<i32> {
+    if error.raw_os_error().is_some() || error.get_ref().is_some() {
+        return None;
+    }
+    Some(match error.kind() {
+        io::ErrorKind::NotFound => libc::ENOENT,
+        io::ErrorKind::PermissionDenied => libc::EACCES,
+        io::ErrorKind::AlreadyExists => libc::EEXIST,
+        io::ErrorKind::StorageFull => libc::ENOSPC,
+        io::ErrorKind::QuotaExceeded => libc::EDQUOT,
+        io::ErrorKind::FileTooLarge => libc::EFBIG,
+        io::ErrorKind::ResourceBusy => libc::EBUSY,
+        io::ErrorKind::WouldBlock => libc::EAGAIN,
+        io::ErrorKind::BrokenPipe => libc::EPIPE,
+        io::ErrorKind::TimedOut => libc::ETIMEDOUT,
+        io::ErrorKind::InvalidInput => libc::EINVAL,
+        _ => return None,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -323,6 +347,9 @@ mod tests {
         let error = Error::io("cannot open /x", io::Error::from_raw_os_error(2)).hint("look again");
         assert_eq!(error.to_string(), "cannot open /x: No such file or directory; look again");
         assert_eq!(error.kind(), ErrorKind::NotFound);
+        // An error that was made here reads as one of the system.
+        let error = Error::io("cannot open /x", io::ErrorKind::NotFound.into());
+        assert_eq!(error.to_string(), "cannot open /x: No such file or directory");
     }
 
     #[test]
