@@ -292,9 +292,16 @@ fn examples(verb: &str) -> Option<&'static [(&'static str, &'static str); 2]> {
     EXAMPLES.iter().find(|(of, _)| *of == verb).map(|(_, examples)| examples)
 }
 
+/// Global options that `-h` shows, too.
+const USUAL: [&str; 4] = ["repo", "json", "quiet", "verbose"];
+
 /// All that can be typed, with examples at the end of each verb's help.
 pub fn command() -> Command {
-    EXAMPLES.iter().fold(Args::command(), |command, (verb, examples)| {
+    let command = Args::command().mut_args(|arg| {
+        let is_rare = arg.is_global_set() && !USUAL.contains(&arg.get_id().as_str());
+        arg.hide_short_help(is_rare)
+    });
+    EXAMPLES.iter().fold(command, |command, (verb, examples)| {
         let lines = examples.iter().map(|(typed, why)| format!("  {typed}\n      {why}"));
         let text = format!("Examples:\n{}", lines.collect::<Vec<String>>().join("\n"));
         command.mut_subcommand(verb, |verb| verb.after_help(text))

@@ -69,7 +69,8 @@ pub fn run() -> ExitCode {
     }
     let silent = args.quiet && !shows(&args.command);
     let Args { json, quiet, verbose, color: colours, .. } = args;
-    let printer = Printer::new(Told { json, quiet, silent, verbose, colours });
+    let is_piped = matches!(&args.command, Command::Export(verb) if verb.output.as_os_str() == "-");
+    let printer = Printer::new(Told { json, quiet, silent, verbose, colours, is_piped });
     let outcome = stop_flag(&args.command).and_then(|stop| dispatch(&args, &printer, stop));
     let outcome = outcome.map_err(|e| with_advice(&args.command, e));
     match outcome {
@@ -90,6 +91,7 @@ fn check(args: &Args) -> Result<(), String> {
         Command::Snapshot(verb) => snapshot::check(verb),
         Command::Watch(verb) => watch::check(verb),
         Command::Remove(verb) => remove::check(verb),
+        Command::Rollback(verb) => rollback::check(verb),
         Command::Plan(verb) => work::check(verb),
         _ => Ok(()),
     }
@@ -127,6 +129,9 @@ fn with_advice(command: &Command, error: Error) -> Error {
         _ => (None, false),
     };
     match name {
+        _ if error.is_damage() && matches!(command, Command::Snapshot(_) | Command::Watch(_)) => {
+            error.or_hint("run \"imgsnap verify\", or take a snapshot with --full, a new base")
+        }
         Some(name) if error.is_damage() => {
             let from = format!("\"imgsnap repair {name} --from REPO|IMAGE\"");
             error.or_hint(format!("run \"imgsnap verify {name}\", then {from}"))

@@ -134,6 +134,15 @@ pub fn duration(seconds: f64) -> String {
     }
 }
 
+/// How long something will take, about.
+pub fn time_left(seconds: u64) -> String {
+    match seconds {
+        ..100 => format!("{seconds} s"),
+        100..7200 => format!("{} min", seconds / 60),
+        _ => format!("{} h", seconds / 3600),
+    }
+}
+
 /// Throughput.
 pub fn rate(amount: u64, seconds: f64) -> String {
     format!("{}/s", bytes((amount as f64 / seconds.max(1e-6)) as u64))

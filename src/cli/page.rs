@@ -10,7 +10,7 @@ use textwrap::{Options, WordSeparator, WordSplitter, wrap};
 const LAST_COLUMNS: usize = 20;
 /// A continued line stands below the value of a line such as `  stored   12.0 MiB`, if that begins no
 /// further to the right.
-const MAX_INDENT: usize = 16;
+const MAX_INDENT: usize = 20;
 
 /// Lines, tables and maps, in their order.
 #[derive(Debug, Default)]
@@ -96,6 +96,21 @@ fn wrapped(line: &str, columns: Option<usize>) -> Vec<Cow<'_, str>> {
         .word_splitter(WordSplitter::NoHyphenation);
     let rest = kept_together(rest, columns.saturating_sub(below.len()));
     wrap(&rest, options).into_iter().map(|line| line.replace(GLUE, " ").into()).collect()
+}
+
+/// A message as lines that fit: a command in quotes stays whole.
+pub fn message_lines(message: &str, columns: Option<usize>) -> Vec<String> {
+    let Some(columns) = columns.filter(|columns| display_width(message) > *columns) else {
+        return vec![message.to_owned()];
+    };
+    let pieces = message.split('"').enumerate().map(|(index, piece)| {
+        match index % 2 == 1 && display_width(piece) <= columns / 2 {
+            true => piece.replace(' ', &GLUE.to_string()),
+            false => piece.to_owned(),
+        }
+    });
+    let glued = pieces.collect::<Vec<String>>().join("\"");
+    wrapped(&glued, Some(columns)).into_iter().map(|line| line.replace(GLUE, " ")).collect()
 }
 
 /// Stands for a space at which a line is not broken.
@@ -388,6 +403,12 @@ mod tests {
         ] {
             assert_eq!(Page::new("  found    from the tables alone").render(screen(columns)), want);
         }
+        let message = "error: no image \"x\"; \"imgsnap list\" lists the images";
+        assert_eq!(message_lines(message, None), [message]);
+        assert_eq!(
+            message_lines(message, Some(26)),
+            ["error: no image \"x\";", "  \"imgsnap list\" lists the", "  images"]
+        );
         let path = Page::new("vm  /a/path/that/is/longer/than/that  3 snapshots");
         assert_eq!(
             path.render(screen(Some(20))),

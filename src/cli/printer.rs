@@ -1,12 +1,12 @@
 //! Where text goes: results to stdout, everything else to stderr; quiet, verbose, JSON and bars in
 //! one value.
 
-use super::page::{Page, harmless};
-use super::screen::{Colours, ERROR, Screen, WARNING};
+use super::page::{Page, harmless, message_lines};
+use super::screen::{Colours, ERROR, Screen, Style, WARNING};
 use super::{exit, output, words};
 use imgsnap::base::error::{Error, Result, best_effort};
 use imgsnap::base::events::{Event, Observer, Phase};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use serde_json::json;
 use std::io::{IsTerminal, Write, stderr, stdout};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -27,6 +27,8 @@ pub struct Told {
     pub verbose: bool,
     /// When there are colours.
     pub colours: Colours,
+    /// Stdout is read by a program that may draw a bar of its own.
+    pub is_piped: bool,
 }
 
 /// Prints what is to be told.
@@ -42,6 +44,7 @@ impl Printer {
     pub fn new(told: Told) -> Self {
         let bars = Arc::new(Bars {
             quiet: told.quiet,
+            is_piped: told.is_piped,
             verbose: told.verbose,
             screen: Screen::of(&stderr(), told.colours),
             bar: Mutex::new(ProgressBar::hidden()),
@@ -98,7 +101,7 @@ impl Printer {
 
     /// The same, also to who wants quiet.
     pub fn tell(&self, text: &str) {
-        self.bars.print("", text);
+        self.bars.print(None, text);
     }
 
     /// Something that the user should know, though the work goes on.
@@ -113,7 +116,7 @@ impl Printer {
 
     /// What went wrong, and is tried again.
     pub fn failure(&self, text: &str) {
-        self.bars.print(&self.bars.screen.prefix(ERROR, "error:"), text);
+        self.bars.print(Some(("error:", ERROR)), text);
     }
 
     /// An error, for people and for programs.
@@ -139,8 +142,8 @@ impl Printer {
 
 /// What is wrong with what was typed: there is no printer yet.
 pub fn wrong_usage(message: &str, advice: &str, is_json: bool) {
-    let prefix = Screen::of(&stderr(), Colours::Auto).prefix(ERROR, "error:");
-    to_stderr(&prefix, &format!("{message}; {advice}"));
+    let screen = Screen::of(&stderr(), Colours::Auto);
+    to_stderr(screen, Some(("error:", ERROR)), &format!("{message}; {advice}"));
     if is_json {
         let told = json!({"error": {
             "kind": "usage",
@@ -152,14 +155,22 @@ pub fn wrong_usage(message: &str, advice: &str, is_json: bool) {
     }
 }
 
-fn to_stderr(prefix: &str, line: &str) {
+/// A message, and the word before it that has a style.
+fn to_stderr(screen: Screen, word: Option<(&str, Style)>, message: &str) {
+    let before = word.map_or(String::new(), |(word, _)| format!("{word} "));
+    let line = format!("imgsnap: {before}{}", harmless(message));
+    let mut text = message_lines(&line, screen.columns).join("\n");
+    text.push('\n');
+    if let Some((word, style)) = word {
+        text = text.replacen(word, &screen.styled(style, word), 1);
+    }
     // In one piece: others write there, too. If it fails, there is nobody left to tell.
-    let line = format!("imgsnap: {prefix}{}\n", harmless(line));
-    best_effort(stderr().lock().write_all(line.as_bytes()));
+    best_effort(stderr().lock().write_all(text.as_bytes()));
 }
 
 struct Bars {
     quiet: bool,
+    is_piped: bool,
     verbose: bool,
     /// What stderr shows.
     screen: Screen,
@@ -201,7 +212,7 @@ impl Observer for Bars {
 
 impl Bars {
     fn begin(&self, phase: Phase, total_bytes: u64) {
-        if self.quiet || !stderr().is_terminal() {
+        if self.quiet || self.is_piped || !stderr().is_terminal() {
             return;
         }
         let style = bar_style(self.screen.columns);
@@ -224,17 +235,17 @@ impl Bars {
     }
 
     fn warn(&self, message: &str) {
-        self.print(&self.screen.prefix(WARNING, "warning:"), message);
+        self.print(Some(("warning:", WARNING)), message);
     }
 
     /// A line above the bar.
-    fn print(&self, prefix: &str, message: &str) {
-        self.bar().suspend(|| to_stderr(prefix, message));
+    fn print(&self, word: Option<(&str, Style)>, message: &str) {
+        self.bar().suspend(|| to_stderr(self.screen, word, message));
     }
 
     fn note(&self, message: &str) {
         if self.verbose {
-            self.print("", message);
+            self.print(None, message);
         }
     }
 }
@@ -244,10 +255,19 @@ fn bar_style(columns: Option<usize>) -> ProgressStyle {
     let template = match columns.unwrap_or(80) {
         0..50 => "{prefix:>9} {percent:>3} %  {eta} left",
         50..72 => "{prefix:>9} [{wide_bar}] {percent:>3} %  {eta} left",
-        _ => "{prefix:>9} [{wide_bar}] {percent:>3} %  {binary_bytes_per_sec}  {eta} left{msg}",
+        _ => "{prefix:>9} [{wide_bar}] {percent:>3} %  {rate}  {eta} left{msg}",
+    };
+    let rate = |state: &ProgressState, to: &mut dyn std::fmt::Write| {
+        best_effort(write!(to, "{}/s", output::bytes(state.per_sec() as u64)));
+    };
+    let left = |state: &ProgressState, to: &mut dyn std::fmt::Write| match state.pos() {
+        // Nothing is known yet.
+        0 => best_effort(write!(to, "-")),
+        _ => best_effort(write!(to, "{}", output::time_left(state.eta().as_secs()))),
     };
     let style = ProgressStyle::with_template(template);
-    style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> ")
+    let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
+    style.with_key("rate", rate).with_key("eta", left).progress_chars("=> ")
 }
 
 #[cfg(test)]

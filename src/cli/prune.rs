@@ -189,11 +189,30 @@ fn describe(pruned: &Pruned, dry_run: bool) -> Page {
         let headings = [">#", "TIME", "FATE", "BECAUSE", "LABEL"];
         page = page.table(Table::new(&headings, &rows).leaving_out(&["TIME"]));
     }
-    let dropped = dropped_with_labels(pruned).filter(|_| !dry_run);
-    let dropped =
-        dropped.map(|(s, label)| format!("dropped  {}@{}  {label}", pruned.name, s.number));
-    let lines = dropped.chain(lines(&pruned.compaction, dry_run));
+    let named = if dry_run { Vec::new() } else { dropped_lines(pruned) };
+    let lines = named.into_iter().chain(lines(&pruned.compaction, dry_run));
     lines.fold(page, |page, line| page.text(format!("  {line}")))
+}
+
+/// So many of those without a label are named.
+const MOST_NAMED: usize = 12;
+
+/// What rules dropped: first what has a label, one by one.
+fn dropped_lines(pruned: &Pruned) -> Vec<String> {
+    let labelled = dropped_with_labels(pruned);
+    let mut lines: Vec<String> = labelled
+        .map(|(s, label)| format!("dropped  {}@{}  {label}", pruned.name, s.number))
+        .collect();
+    let others = pruned.decisions.iter().filter(|(s, keep)| keep.is_empty() && s.label.is_none());
+    let others: Vec<String> =
+        others.map(|(s, _)| format!("{}@{}", pruned.name, s.number)).collect();
+    let named = others.iter().take(MOST_NAMED).cloned().collect::<Vec<String>>().join(", ");
+    match others.len().saturating_sub(MOST_NAMED) as u64 {
+        _ if others.is_empty() => {}
+        0 => lines.push(format!("dropped  {named}")),
+        more => lines.push(format!("dropped  {named} and {} more", output::count(more))),
+    }
+    lines
 }
 
 /// Snapshots that rules dropped, or would, though they have a label.

@@ -172,7 +172,11 @@ fn print(
                 let blocks = output::plural(*blocks, "damaged block");
                 format!("{what}  repaired: {blocks} recovered, its file was rewritten")
             }
-            Err(error) => format!("DAMAGED  {what} was not repaired: {}", words::error(error)),
+            Err(error) => {
+                let why = words::error(error);
+                let why = why.strip_prefix(&format!("{what}: ")).unwrap_or(&why);
+                format!("DAMAGED  {what} was not repaired: {why}")
+            }
         })?;
     }
     if mended.iter().any(|file| file.outcome.is_err()) {

@@ -8,9 +8,10 @@ use super::{exit, output, repo};
 use imgsnap::base::error::Result;
 use imgsnap::base::events::Context;
 use imgsnap::tracking::HintKind;
-use imgsnap::{Repository, RollbackOutcome, RollbackRequest};
+use imgsnap::{At, Reference, Repository, RollbackOutcome, RollbackRequest};
 use serde_json::{Value, json};
 use std::ffi::OsStr;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -21,8 +22,8 @@ pub fn run(
     context: &Context,
 ) -> Result<ExitCode> {
     let begun = Instant::now();
-    let name = repository.image_named(&verb.image, context)?;
-    let request = RollbackRequest::new(name.clone(), repo::at_of(&name, &verb.to)?)
+    let (name, at) = target(repository, verb, context)?;
+    let request = RollbackRequest::new(name, at)
         .save(!verb.no_save)
         .prove(verb.prove)
         .dry_run(verb.dry_run)
@@ -42,6 +43,29 @@ pub fn run(
         }
     }
     Ok(exit::DONE)
+}
+
+const NO_TARGET: &str = "missing snapshot: write NAME@WHICH, or use --to";
+
+/// What clap cannot judge: there is a snapshot.
+pub fn check(verb: &Rollback) -> std::result::Result<(), String> {
+    let has_target = verb.to.is_some() || verb.image.as_encoded_bytes().contains(&b'@');
+    if has_target { Ok(()) } else { Err(NO_TARGET.into()) }
+}
+
+/// The image, and the snapshot that it is to become.
+fn target(repository: &Repository, verb: &Rollback, context: &Context) -> Result<(String, At)> {
+    if let Some(to) = &verb.to {
+        let name = repository.image_named(&verb.image, context)?;
+        let at = repo::at_of(&name, to)?;
+        return Ok((name, at));
+    }
+    // Without --to, a file may have such a name.
+    let reference = verb.image.to_str().filter(|text| !Path::new(text).exists());
+    match reference.map(str::parse::<Reference>) {
+        Some(Ok(Reference { name, at })) => Ok((name, at)),
+        _ => Err(exit::usage(NO_TARGET)),
+    }
 }
 
 /// True if a machine is named, and none of its disks.
@@ -85,7 +109,15 @@ fn describe(done: &RollbackOutcome, no_save: bool, seconds: f64) -> Page {
     };
     if done.dry_run {
         let title = format!("{image} would be rolled back to {to}  (dry run: nothing was changed)");
-        return Page::new(title).rows(&[("write", written), ("found", found)]);
+        let saved = match no_save {
+            true => "nothing (--no-save)",
+            false => "the present state, unless a snapshot holds it",
+        };
+        return Page::new(title).rows(&[
+            ("write", written),
+            ("found", found),
+            ("save", saved.to_owned()),
+        ]);
     }
     let resumed = if done.resumed { ", finishing an interrupted rollback" } else { "" };
     let saved = match done.saved {

@@ -2,7 +2,8 @@
 
 use anstream::stream::RawStream;
 use anstream::{AutoStream, ColorChoice};
-use anstyle::{AnsiColor, Style};
+use anstyle::AnsiColor;
+pub use anstyle::Style;
 use clap::ValueEnum;
 use std::os::fd::AsFd;
 use terminal_size::terminal_size_of;
@@ -52,11 +53,6 @@ impl Screen {
             has_colours,
             is_utf8: !is_terminal || has_utf8_locale(|name| std::env::var(name).ok()),
         }
-    }
-
-    /// A word in a style, and a space.
-    pub fn prefix(self, style: Style, word: &str) -> String {
-        format!("{} ", self.styled(style, word))
     }
 
     /// Text in a style.

@@ -51,6 +51,12 @@ fn advice(kind: ErrorKind, typed: &[String]) -> String {
         (Some("prune"), ErrorKind::MissingRequiredArgument) => {
             "give the name of an image, or --all for all images".to_owned()
         }
+        (Some("init"), ErrorKind::UnknownArgument) => {
+            "name the place with --repo, as in \"imgsnap --repo DIR init\"".to_owned()
+        }
+        (Some("restore"), ErrorKind::UnknownArgument) if !typed.iter().any(|word| word == "-o") => {
+            "name the target with -o, as in \"imgsnap restore vm@latest -o vm.img\"".to_owned()
+        }
         (Some(verb), _) => format!("see \"imgsnap {verb} --help\""),
         (None, _) => "see \"imgsnap --help\"".to_owned(),
     }

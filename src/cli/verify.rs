@@ -83,7 +83,11 @@ pub fn report(
         let depth = if quick {
             "checksums of stored bytes checked (omit --quick to check each block)".to_owned()
         } else {
-            format!("{} and every image digest checked", output::plural(verified.blocks, "block"))
+            let blocks = output::plural(verified.blocks, "block");
+            match verified.damaged.is_empty() && verified.unchecked.is_empty() {
+                true => format!("{blocks} and every image digest checked"),
+                false => format!("{blocks} checked"),
+            }
         };
         let verdict = match (verified.damaged.len() as u64, verified.unchecked.len() as u64) {
             (0, 0) => "no damage found".to_owned(),
@@ -127,7 +131,12 @@ const MAX_PRINTED: usize = 20;
 fn print_damage(verified: &Verified, quick: bool, printer: &Printer) -> Result<()> {
     for of_file in verified.damaged.chunk_by(|a, b| a.snapshot == b.snapshot) {
         for damage in of_file.iter().take(MAX_PRINTED) {
-            printer.line(&format!("DAMAGED  {}", words::message(&damage.message)))?;
+            let what = words::message(&damage.message);
+            let of = match what.starts_with(&damage.snapshot) {
+                true => String::new(),
+                false => format!("{}  ", damage.snapshot),
+            };
+            printer.line(&format!("DAMAGED  {of}{what}"))?;
         }
         let more = of_file.len().saturating_sub(MAX_PRINTED) as u64;
         if more > 0 {

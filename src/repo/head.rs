@@ -234,11 +234,17 @@ fn of_host(
         is_lost && context.is_heard() && repository.host.is_news(manifest.image_id)
     };
     if let Some(newest) = record.newest.filter(is_lost) {
-        let what = format!(
-            "\"{}\" is in an older state: this host has seen commit {}, but it is now at {}; if this is \
-             an old copy of the repository, snapshots are missing",
-            manifest.name, newest.sequence, manifest.sequence
-        );
+        let (name, seen, now) = (&manifest.name, newest.sequence, manifest.sequence);
+        let what = match seen > now {
+            true => format!(
+                "\"{name}\" is in an older state: this host has seen commit {seen}, but it is now at \
+                 {now}; if this is an old copy of the repository, snapshots are missing"
+            ),
+            false => format!(
+                "\"{name}\" is not what this host has seen: commit {seen} is not in its history; if this \
+                 is another copy of the repository, the two have different snapshots"
+            ),
+        };
         context.warn(WarningId::TurnedBack, what);
     }
     Ok(Some(Head {

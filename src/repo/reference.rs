@@ -93,7 +93,13 @@ impl FromStr for Reference {
         let shown = text.escape_debug();
         let Some((name, at)) = text.split_once('@') else {
             let what = format!("\"{shown}\" does not name a snapshot");
-            return Err(Error::new(ErrorKind::InvalidInput, what).hint(USAGE));
+            let error = Error::new(ErrorKind::InvalidInput, what);
+            return Err(match crate::repo::manifest::check_name(text) {
+                Ok(()) => error.hint(format!(
+                    "write {text}@latest, {text}@NUMBER, {text}@LABEL, {text}@2026-11-20 or {text}@1h (ago)"
+                )),
+                Err(_) => error.hint(USAGE),
+            });
         };
         if name.is_empty() {
             let what = format!("missing image name before '@' in \"{shown}\"");

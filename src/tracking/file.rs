@@ -112,15 +112,20 @@ impl<'a> FileTracker<'a> {
             let what = format!("{place} is in use by {user}");
             if error.kind() != ErrorKind::Unsupported {
                 let what = format!("{what} and could not be cloned: {}", error.without_advice());
-                let retry = message!["shut ", user.to_string(), " down, and ", Action::Retry];
+                let retry = message![how_to_end(user), ", and ", Action::Retry];
                 return Err(Error::new(ErrorKind::Busy, what).hint(retry));
             }
             let type_name = filesystem_type(image.path());
             let type_name = type_name.as_deref().unwrap_or("its file system");
-            return Err(Error::new(ErrorKind::Busy, format!("{what} and {type_name} cannot clone it"))
-                .hint(format!(
-                    "shut {user} down, take it through QEMU or libvirt, or keep the image on XFS or btrfs"
-                )));
+            return Err(Error::new(
+                ErrorKind::Busy,
+                format!("{what} and {type_name} cannot clone it"),
+            )
+            .hint(format!(
+                "{}, take a snapshot of its machine (libvirt:DOMAIN or qemu:SOCKET), or keep the \
+                     image on XFS or btrfs",
+                how_to_end(user)
+            )));
         }
         if is_forced {
             return Err(error.or_hint(message![
@@ -237,4 +242,11 @@ fn check_stall(
         Setting::MaxStall.to(enough),
         ", or shut the virtual machine down and defragment the image",
     ]))
+}
+/// What ends the use of an image: whoever has no process of ours to show may be a mount.
+fn how_to_end(user: &str) -> String {
+    match user.ends_with(')') {
+        true => format!("shut {user} down"),
+        false => "unmount it, or shut down what uses it".to_owned(),
+    }
 }

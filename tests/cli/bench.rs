@@ -80,39 +80,10 @@ fn help_is_exactly_this() {
       -h, --help                       Print help (see more with '--help')
 
     Global options:
-      -r, --repo <DIR|URL>          Repository [default: IMGSNAP_REPO, or else the user's data folder]
-          --json                    Print results and errors as JSON, one object a line
-      -q, --quiet                   Print warnings and errors only; commands that show something still
-                                    print it
-      -v, --verbose                 Print each step
-          --color <WHEN>            Use colors: auto, always or never [default: auto, as NO_COLOR and
-                                    CLICOLOR_FORCE say]
-          --lock-wait <TIME>        Wait this long for another imgsnap to finish with the image, such as
-                                    30s [default: fail at once]
-          --threads <N>             Number of threads [default: one per core, at most 16]
-          --limit-read <RATE>       Limit reads of images and the repository, in bytes per second, such
-                                    as 100M or 1.5GiB/s
-          --limit-upload <RATE>     Limit uploads to servers, in bytes per second
-          --limit-download <RATE>   Limit downloads from servers, in bytes per second
-          --cache-dir <DIR>         Folder for the cached index of repositories on servers [default:
-                                    IMGSNAP_CACHE, or else the user's cache folder]
-          --cache-size <SIZE>       Maximum size of the cache [default: 4G]
-          --no-cache                Do not use the cache
-          --connect <URI>           Hypervisor that libvirt:DOMAIN refers to, such as qemu:///session
-                                    [default: libvirt's]
-          --accept-older <STATE>    Accept IMAGE@COMMIT, or configuration @NUMBER, of an encrypted
-                                    repository although this host has seen a newer one
-          --key-file <FILE>         Key file of an encrypted repository: 32 bytes, 64 hexadecimal
-                                    digits, or a recovery text [default: IMGSNAP_KEY_FILE]
-          --password-file <FILE>    File whose first line is the passphrase of an encrypted repository
-                                    [default: IMGSNAP_PASSWORD_FILE, or else the passphrase in
-                                    IMGSNAP_PASSWORD]
-          --password-fd <FD>        Read the passphrase from a file descriptor
-          --password-command <CMD>  Run a command that prints the passphrase
-          --owner-key <KEY>         Public key of the owner, as received from the owner; snapshots are
-                                    dropped only with its signature
-          --owner-key-file <FILE>   File with the owner's private key, on the owner's host [default:
-                                    IMGSNAP_OWNER_KEY_FILE]
+      -r, --repo <DIR|URL>  Repository [default: IMGSNAP_REPO, or else the user's data folder]
+          --json            Print results and errors as JSON, one object a line
+      -q, --quiet           Print warnings and errors only; commands that show something still print it
+      -v, --verbose         Print each step
 
     Examples:
       imgsnap bench --size 8G

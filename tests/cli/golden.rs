@@ -77,6 +77,9 @@ const STEPS: &[(&str, u64, &str)] = &[
     ("rollback", 74, "imgsnap rollback vm --to @1"),
     ("rollback", 75, "imgsnap rollback vm --to @2 --no-save"),
     ("rollback", 75, "imgsnap list vm"),
+    ("rollback", 75, "imgsnap restore vm@latest -o left.img"),
+    ("rollback", 75, "imgsnap rollback vm@2 --dry-run"),
+    ("rollback", 75, "imgsnap rollback vm"),
     ("verify", 75, "imgsnap verify"),
     ("verify", 75, "imgsnap verify vm --quick"),
     ("stats", 75, "imgsnap stats"),
@@ -132,13 +135,15 @@ const STEPS: &[(&str, u64, &str)] = &[
     ("usage", 77, "imgsnap lst"),
     ("usage", 77, "imgsnap list --jsn"),
     ("usage", 77, "imgsnap restore"),
+    ("usage", 77, "imgsnap restore vm@1 out.img"),
+    ("usage", 77, "imgsnap init ./r"),
     ("usage", 77, "imgsnap snapshot vm.img --recheck 200%"),
     ("usage", 77, "imgsnap watch vm.img --every 5m"),
     ("usage", 77, "imgsnap lst --json"),
     ("usage", 77, "imgsnap serve store"),
     ("usage", 77, "imgsnap --version"),
     ("help", 77, "imgsnap --help"),
-    ("help", 77, "imgsnap prune --help"),
+    ("help", 77, "imgsnap prune -h"),
 ];
 
 /// Where the output goes.
@@ -200,6 +205,7 @@ impl<'a> Stage<'a> {
         command
             .env("HOME", self.folder.path())
             .env("IMGSNAP_REPO", self.folder.path().join("repo"));
+        command.env("IMGSNAP_STATE", self.folder.path().join("state"));
         command.env("LD_PRELOAD", self.clock).env("IMGSNAP_CLOCK", clock);
         command.envs(self.stream.environment.iter().copied()).stdin(Stdio::null());
         command
@@ -307,8 +313,7 @@ fn shown(bytes: &[u8], columns: u16) -> String {
 /// configuration, and a word.
 fn fits(line: &str, columns: usize) -> bool {
     let line = Regex::new("<[a-z]+( Idx[^>]*)?>|<>").unwrap().replace_all(line, "");
-    let is_long_by_nature =
-        ["imgsnap: ", "{", "# ", "id = "].iter().any(|start| line.starts_with(start));
+    let is_long_by_nature = ["{", "# ", "id = "].iter().any(|start| line.starts_with(start));
     line.chars().count() <= columns || is_long_by_nature || line.split_whitespace().count() <= 2
 }
 

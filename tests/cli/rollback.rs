@@ -41,6 +41,17 @@ fn the_image_is_named_by_name_or_by_path() {
 }
 
 #[test]
+fn a_reference_alone_says_what_and_where_to() {
+    let (lab, states) = Lab::with_snapshots(2);
+    lab.done(&["rollback", "disk@1"]);
+    same(&lab.read("disk.img"), &states[0], "disk@1");
+    assert!(lab.run(&["rollback", "disk"]).misused().contains("missing snapshot"));
+    // A file of that name is meant as a file.
+    lab.write("disk@2", &states[1]);
+    lab.fails(FAILED, &["rollback", "disk@2"]);
+}
+
+#[test]
 fn every_reference_is_taken() {
     let (lab, states) = Lab::with_snapshots(3);
     lab.done(&["label", "disk@2", "good"]);

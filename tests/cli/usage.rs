@@ -52,10 +52,6 @@ fn help_is_exactly_this() {
       init         Create a repository
       snapshot     Take snapshots of image files, block devices or virtual machines [alias: backup]
       watch        Take snapshots of images at regular intervals until interrupted
-      plan         Split snapshots, a restore or a verification into tasks for several workers
-      part         Run one task of a plan: store, restore or verify its part
-      join         Combine the finished tasks of a plan into its result
-      serve        Serve a repository to other hosts
       list         List images and their snapshots [alias: ls]
       heads        Show the newest commit of each image, for comparison with other hosts
       show         Show the details of a snapshot
@@ -85,6 +81,10 @@ fn help_is_exactly_this() {
       config       Show or change the configuration: retention rules, snapshot settings, defaults of new
                    bases
       relink       Set where the live file of an image, or its base image, is now
+      plan         Split snapshots, a restore or a verification into tasks for several workers
+      part         Run one task of a plan: store, restore or verify its part
+      join         Combine the finished tasks of a plan into its result
+      serve        Serve a repository to other hosts
       bench        Benchmark each operation against the limits of this machine
       completions  Print a shell completion script
       man          Write manual pages

@@ -120,28 +120,6 @@ pub enum Command {
     Snapshot(Snapshot),
     /// Take snapshots of images at regular intervals until interrupted
     Watch(Watch),
-    /// Split snapshots, a restore or a verification into tasks for several workers
-    Plan(Plan),
-    /// Run one task of a plan: store, restore or verify its part
-    Part {
-        /// Plan: its id, a prefix of the id, or latest
-        plan: String,
-        /// Number of the task
-        task: u32,
-    },
-    /// Combine the finished tasks of a plan into its result
-    Join {
-        /// Plan: its id, a prefix of the id, or latest
-        plan: String,
-        /// Join only the snapshot of this image
-        #[arg(long, value_name = "NAME")]
-        image: Option<String>,
-    },
-    /// Serve a repository to other hosts
-    Serve {
-        #[command(subcommand)]
-        verb: Serve,
-    },
     /// List images and their snapshots
     #[command(visible_alias = "ls")]
     List {
@@ -305,6 +283,28 @@ pub enum Command {
         #[arg(long, value_name = "FORMAT", value_parser = parsed::<ImageFormat>)]
         format: Option<ImageFormat>,
     },
+    /// Split snapshots, a restore or a verification into tasks for several workers
+    Plan(Plan),
+    /// Run one task of a plan: store, restore or verify its part
+    Part {
+        /// Plan: its id, a prefix of the id, or latest
+        plan: String,
+        /// Number of the task
+        task: u32,
+    },
+    /// Combine the finished tasks of a plan into its result
+    Join {
+        /// Plan: its id, a prefix of the id, or latest
+        plan: String,
+        /// Join only the snapshot of this image
+        #[arg(long, value_name = "NAME")]
+        image: Option<String>,
+    },
+    /// Serve a repository to other hosts
+    Serve {
+        #[command(subcommand)]
+        verb: Serve,
+    },
     /// Benchmark each operation against the limits of this machine
     Bench(Bench),
     /// Print a shell completion script
@@ -407,12 +407,12 @@ pub struct Apply {
 
 #[derive(ClapArgs)]
 pub struct Rollback {
-    /// Image, by its name or the path of its live file
+    /// Image, by its name or the path of its live file; or NAME@WHICH instead of --to
     #[arg(value_name = "IMAGE|NAME")]
     pub image: OsString,
     /// Snapshot to return to, as NAME@WHICH or @WHICH
-    #[arg(long, value_name = "REF")]
-    pub to: String,
+    #[arg(long, value_name = "REF", required = false)]
+    pub to: Option<String>,
     /// Do not save the present state in a snapshot first
     #[arg(long)]
     pub no_save: bool,

@@ -6,6 +6,7 @@ use super::page::Page;
 use super::printer::Printer;
 use super::{exit, output};
 use args::Restore;
+use imgsnap::At;
 use imgsnap::base::error::{Error, ErrorKind, Result};
 use imgsnap::base::events::Context;
 use imgsnap::base::uri::Shown;
@@ -65,6 +66,7 @@ pub fn run(
         }
     };
     note_others(&request, verb, &outcome, printer);
+    warn_of_rollback(&request, &outcome, printer);
     if outcome.untouched_bytes > 0 {
         let (place, rest) = (verb.output.shown(), output::bytes(outcome.untouched_bytes));
         printer.say(&format!("{place} is larger than the image: its last {rest} were not changed"));
@@ -107,6 +109,9 @@ fn into_folder(
     let seconds = begun.elapsed().as_secs_f64();
     for member in &done.members {
         let (name, path, outcome) = (&member.name, &member.path, &member.outcome);
+        if *name == request.name {
+            warn_of_rollback(request, outcome, printer);
+        }
         if printer.is_json() {
             printer.json(&json(name, path, outcome, seconds)?)?;
         } else {
@@ -115,6 +120,18 @@ fn into_folder(
         }
     }
     Ok(exit::DONE)
+}
+
+/// The newest snapshot may be what somebody wanted to leave.
+fn warn_of_rollback(request: &RestoreRequest, outcome: &RestoreOutcome, printer: &Printer) {
+    let is_exact = matches!(request.at, At::Number(_) | At::Id(_) | At::Label(_) | At::Head);
+    if outcome.snapshot.before_rollback.is_some() && !is_exact {
+        let (name, number) = (&request.name, outcome.snapshot.number);
+        printer.warn(&format!(
+            "{name}@{number} is the state that a rollback saved before it changed the image; \
+             \"imgsnap list {name}\" shows the others"
+        ));
+    }
 }
 
 /// A file of one disk is not all of a machine.

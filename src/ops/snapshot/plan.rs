@@ -335,7 +335,7 @@ pub(crate) fn distrust_reason(manifest: &Manifest) -> Option<String> {
     let newest = manifest.next_number.saturating_sub(1);
     match manifest.stored().last() {
         Some(last) if last.number < newest => {
-            Some(format!("it is no longer known whether {name}@{newest} found missed changes"))
+            Some(format!("{name}@{newest} is gone, and with it what its recheck found"))
         }
         Some(last) if last.missed_blocks() > 0 => {
             Some(format!("the hint of {name}@{newest} had missed changes"))
