@@ -131,7 +131,16 @@ const STEPS: &[(&str, u64, &str)] = &[
     ("key", 77, "imgsnap --repo sealed --key-file key init --encrypt"),
     ("key", 77, "imgsnap --repo sealed --key-file key key list"),
     ("key", 77, "imgsnap --repo sealed list"),
+    ("", 77, "head -c 32 /dev/zero | tr '\\0' k > new-key; chmod 600 new-key"),
+    ("key", 77, "imgsnap --repo sealed --key-file key key add --new-key-file new-key"),
     ("key", 77, "imgsnap requests list"),
+    ("", 77, "imgsnap --repo owned snapshot moved.img --quiet --name vm"),
+    ("", 77, "imgsnap --repo owned snapshot moved.img --quiet --name vm --full"),
+    ("owner", 77, "imgsnap --repo owned key owner create owner.key"),
+    ("owner", 77, "imgsnap --repo owned key owner"),
+    ("owner", 77, "imgsnap --repo owned delete vm@1"),
+    ("owner", 77, "imgsnap --repo owned prune vm --keep-last 1"),
+    ("owner", 77, "imgsnap --repo owned requests confirm 1234"),
     ("usage", 77, "imgsnap lst"),
     ("usage", 77, "imgsnap list --jsn"),
     ("usage", 77, "imgsnap restore"),
@@ -238,6 +247,7 @@ impl<'a> Stage<'a> {
         let random = self.folder.path().to_str().unwrap().rsplit('-').next().unwrap();
         let mut text = text.replace(random, "XXXXXX");
         for pattern in [
+            r"\b[0-9a-f]{72}\b",
             r"\b[0-9a-f]{64}\b",
             r"\b[0-9a-f]{32}\b",
             r"\b[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\b",

@@ -92,7 +92,7 @@ fn what_was_not_yet_saved_is_saved_first() {
     lab.restores("disk@3", &bytes);
     lab.done(&["rollback", "disk", "--to", "@3"]);
     same(&lab.read("disk.img"), &bytes, "back to what was saved");
-    // It is marked, and stays so while its target is there, and when manifests are rebuilt.
+    // J23: it is marked, and stays so while its target is there, and when manifests are rebuilt.
     let marks = |lab: &Lab| {
         let listed = lab.json(&["list", "disk"]);
         let of = |s: &Value| s["before_rollback"].as_str().map(str::to_owned);

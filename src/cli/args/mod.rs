@@ -126,7 +126,7 @@ pub enum Command {
         /// List only this image; libvirt:[DOMAIN] lists libvirt domains and their newest snapshots
         name: Option<String>,
         /// List only the newest N snapshots of each image
-        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+        #[arg(long, value_name = "N", value_parser = parse_count)]
         last: Option<u64>,
     },
     /// Show the newest commit of each image, for comparison with other hosts
@@ -453,6 +453,11 @@ fn parse_interval(text: &str) -> Result<Duration, String> {
 
 fn parse_size(text: &str) -> Result<u64, String> {
     parse_bytes(text).map_err(|e| words::error(&e))
+}
+
+fn parse_count(text: &str) -> Result<u64, String> {
+    let count = text.parse().ok().filter(|count| *count > 0);
+    count.ok_or_else(|| format!("invalid number \"{text}\": expected a positive integer"))
 }
 
 fn parse_threads(text: &str) -> Result<usize, String> {
