@@ -139,9 +139,7 @@ fn with_advice(command: &Command, error: Error) -> Error {
         _ if error.kind() == imgsnap::base::error::ErrorKind::Interrupted => match command {
             _ if reads => error.or_hint("nothing was changed"),
             // Of several images or disks, some may have been stored.
-            Command::Snapshot(verb)
-                if matches!(verb.images.as_slice(), [image] if image.file().is_some()) =>
-            {
+            Command::Snapshot(verb) if matches!(verb.images.as_slice(), [image] if image.file().is_some()) => {
                 error.or_hint("no snapshot was taken")
             }
             Command::Export(verb) if verb.output.as_os_str() != "-" => {
