@@ -319,7 +319,9 @@ pub fn best_effort<T, E>(outcome: std::result::Result<T, E>) {
 
 /// What the system calls an error that was made here: the standard library has words of its own for them.
 fn errno_of_kind(error: &io::Error) -> Option<i32> {
-    if error.raw_os_error().is_some() || error.get_ref().is_some() {
+    // Some have a text of their own.
+    let has_text = error.get_ref().is_some() || error.to_string() != error.kind().to_string();
+    if error.raw_os_error().is_some() || has_text {
         return None;
     }
     Some(match error.kind() {

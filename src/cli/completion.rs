@@ -16,7 +16,7 @@ use imgsnap::base::error::{Error, ErrorKind, Result};
 use imgsnap::base::events::Context;
 use imgsnap::repo::manifest::Manifest;
 use std::ffi::{OsStr, OsString};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// Set by the script of a shell when it asks.
@@ -82,7 +82,7 @@ fn with_values(arg: Arg) -> Arg {
         ("track", _) => arg.add(values(&["auto", "reflink", "none"])),
         (_, "REF") => arg.add(ArgValueCompleter::new(references)),
         (_, "NAME|REF") => arg.add(ArgValueCompleter::new(names_and_references)),
-        (_, "IMAGE|NAME") => arg.add(ArgValueCompleter::new(names_and_paths)),
+        (_, "IMAGE|NAME") => arg.add(ArgValueCompleter::new(names_references_and_paths)),
         (_, "REF|IMAGE") => arg.add(ArgValueCompleter::new(references_and_paths)),
         _ => arg,
     }
@@ -112,8 +112,11 @@ fn names_and_references(current: &OsStr) -> Candidates {
     names(current).into_iter().chain(references(current)).collect()
 }
 
-fn names_and_paths(current: &OsStr) -> Candidates {
-    names(current).into_iter().chain(PathCompleter::any().complete(current)).collect()
+/// A name first: which of its snapshots is asked for once it has an `@`.
+fn names_references_and_paths(current: &OsStr) -> Candidates {
+    let is_reference = current.to_str().is_some_and(|typed| typed.contains('@'));
+    let found = if is_reference { references(current) } else { names(current) };
+    found.into_iter().chain(PathCompleter::any().complete(current)).collect()
 }
 
 fn references_and_paths(current: &OsStr) -> Candidates {
@@ -171,11 +174,22 @@ fn value_of(words: &[OsString], long: &str, short: Option<&str>) -> Option<PathB
     words.iter().enumerate().find_map(|(index, word)| {
         let text = word.to_str()?;
         if text == long || Some(text) == short {
-            return words.get(index + 1).map(PathBuf::from);
+            // Bash makes three words of `--repo=PLACE`.
+            let after = words.get(index + 1).filter(|word| *word != "=").or(words.get(index + 2));
+            return after.map(|word| in_home(Path::new(word)));
         }
         let after = |start: &str| text.strip_prefix(start).filter(|value| !value.is_empty());
-        after(&joined).or_else(|| after(short?)).map(PathBuf::from)
+        after(&joined).or_else(|| after(short?)).map(|value| in_home(Path::new(value)))
     })
+}
+
+/// What the shell would make of `~/`.
+fn in_home(path: &Path) -> PathBuf {
+    let home = std::env::var_os("HOME").map(PathBuf::from);
+    match (path.strip_prefix("~"), home) {
+        (Ok(inside), Some(home)) => home.join(inside),
+        _ => path.to_owned(),
+    }
 }
 
 #[cfg(test)]
@@ -191,6 +205,7 @@ mod tests {
             (&["imgsnap", "-r", "x"], Some("x")),
             (&["imgsnap", "-rx", "show"], Some("x")),
             (&["imgsnap", "--repo"], None),
+            (&["imgsnap", "--repo", "=", "x", "show"], Some("x")),
         ] {
             let words: Vec<OsString> = words.iter().map(OsString::from).collect();
             let found = value_of(&words, "--repo", Some("-r"));

@@ -36,15 +36,16 @@ pub fn run(place: &Where, verb: &Init, printer: &Printer) -> Result<ExitCode> {
 }
 
 fn tell(repository: &Repository, what: &str, printer: &Printer) -> Result<ExitCode> {
-    let defaults = repository.defaults()?;
+    // What it is used with is told by whoever takes a base.
+    let defaults = repository.defaults().ok();
     if printer.is_json() {
         printer.json(&json!({
             "repository": repository.location(),
             "id": repository.id(),
-            "block_bytes": defaults.block_size.bytes(),
-            "digest": defaults.digest.to_string(),
-            "compression": defaults.compression.to_string(),
-            "part_bytes": defaults.part_size.bytes(),
+            "block_bytes": defaults.map(|d| d.block_size.bytes()),
+            "digest": defaults.map(|d| d.digest.to_string()),
+            "compression": defaults.map(|d| d.compression.to_string()),
+            "part_bytes": defaults.map(|d| d.part_size.bytes()),
         }))?;
     } else {
         printer.line(what)?;

@@ -117,6 +117,10 @@ fn stop_flag(command: &Command) -> Result<Arc<AtomicBool>> {
     Ok(stop)
 }
 
+fn is_one_file(verb: &args::Snapshot) -> bool {
+    matches!(verb.images.as_slice(), [image] if image.file().is_some())
+}
+
 /// What a command knows of an error, beside what the library says.
 fn with_advice(command: &Command, error: Error) -> Error {
     let (name, reads) = match command {
@@ -129,9 +133,9 @@ fn with_advice(command: &Command, error: Error) -> Error {
         _ => (None, false),
     };
     match name {
-        _ if error.is_damage() && matches!(command, Command::Snapshot(_) | Command::Watch(_)) => {
-            error.or_hint("run \"imgsnap verify\", or take a snapshot with --full, a new base")
-        }
+        _ if error.is_damage() && matches!(command, Command::Snapshot(_)) => error.or_hint(
+            "if the repository is damaged (\"imgsnap verify\"), --full takes a base that does not need it",
+        ),
         Some(name) if error.is_damage() => {
             let from = format!("\"imgsnap repair {name} --from REPO|IMAGE\"");
             error.or_hint(format!("run \"imgsnap verify {name}\", then {from}"))
@@ -139,9 +143,7 @@ fn with_advice(command: &Command, error: Error) -> Error {
         _ if error.kind() == imgsnap::base::error::ErrorKind::Interrupted => match command {
             _ if reads => error.or_hint("nothing was changed"),
             // Of several images or disks, some may have been stored.
-            Command::Snapshot(verb) if matches!(verb.images.as_slice(), [image] if image.file().is_some()) => {
-                error.or_hint("no snapshot was taken")
-            }
+            Command::Snapshot(verb) if is_one_file(verb) => error.or_hint("no snapshot was taken"),
             Command::Export(verb) if verb.output.as_os_str() != "-" => {
                 error.or_hint("no file was written")
             }

@@ -76,7 +76,7 @@ impl Page {
                 Piece::Map(shares) => map(shares, screen).iter().for_each(|line| push(line)),
             }
         }
-        if screen.is_utf8 { text } else { text.replace('µ', "u") }
+        if screen.is_utf8 { text } else { text.replace(" µs", " us") }
     }
 }
 
@@ -113,8 +113,8 @@ pub fn message_lines(message: &str, columns: Option<usize>) -> Vec<String> {
     wrapped(&glued, Some(columns)).into_iter().map(|line| line.replace(GLUE, " ")).collect()
 }
 
-/// Stands for a space at which a line is not broken.
-const GLUE: char = '\u{a0}';
+/// Stands for a space at which a line is not broken: a character that no text has.
+const GLUE: char = '\u{fdd0}';
 
 /// A number stays with its unit, and what stands between double spaces is one thing, unless it is long.
 fn kept_together(text: &str, columns: usize) -> String {

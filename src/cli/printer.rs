@@ -141,8 +141,8 @@ impl Printer {
 }
 
 /// What is wrong with what was typed: there is no printer yet.
-pub fn wrong_usage(message: &str, advice: &str, is_json: bool) {
-    let screen = Screen::of(&stderr(), Colours::Auto);
+pub fn wrong_usage(message: &str, advice: &str, is_json: bool, colours: Colours) {
+    let screen = Screen::of(&stderr(), colours);
     to_stderr(screen, Some(("error:", ERROR)), &format!("{message}; {advice}"));
     if is_json {
         let told = json!({"error": {

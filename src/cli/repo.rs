@@ -32,6 +32,8 @@ pub struct Where {
     options: StoreOptions,
     accepted: Vec<AcceptedState>,
     owner: OwnerGiven,
+    /// Nothing of it is remembered.
+    only_looks: bool,
 }
 
 /// Where a repository is, or may be made.
@@ -65,14 +67,15 @@ impl Where {
         let keys = Some(Arc::new(KeyRing::new(Given::new(args.keys.clone(), seals))));
         let options = StoreOptions { transfer, cache, all_images, keys, seals };
         let (accepted, owner) = (args.accept_older.clone(), owner_of(&args.owner)?);
-        Ok(Self { repo: args.repo.clone(), options, accepted, owner })
+        Ok(Self { repo: args.repo.clone(), options, accepted, owner, only_looks: false })
     }
 
     /// One that is only looked at, with keys that need nobody.
     pub fn to_look(repo: Option<PathBuf>, keys: impl KeySource + 'static) -> Self {
         let keys = Some(Arc::new(KeyRing::new(keys)));
         let options = StoreOptions { keys, ..StoreOptions::default() };
-        Self { repo, options, accepted: Vec::new(), owner: OwnerGiven::default() }
+        let (accepted, owner) = (Vec::new(), OwnerGiven::default());
+        Self { repo, options, accepted, owner, only_looks: true }
     }
 
     /// The same with one more state that is right.
@@ -102,7 +105,8 @@ impl Where {
     /// This host, which uses it.
     fn host(&self) -> HostState {
         let host = HostState::of_this_host().accepting(&self.accepted);
-        host.owned_by(self.owner.clone())
+        let host = host.owned_by(self.owner.clone());
+        if self.only_looks { host.only_looking() } else { host }
     }
 
     /// The store. It is looked at only if it is encrypted or has an owner.

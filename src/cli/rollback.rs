@@ -60,12 +60,12 @@ fn target(repository: &Repository, verb: &Rollback, context: &Context) -> Result
         let at = repo::at_of(&name, to)?;
         return Ok((name, at));
     }
-    // Without --to, a file may have such a name.
-    let reference = verb.image.to_str().filter(|text| !Path::new(text).exists());
-    match reference.map(str::parse::<Reference>) {
-        Some(Ok(Reference { name, at })) => Ok((name, at)),
-        _ => Err(exit::usage(NO_TARGET)),
+    let Some(text) = verb.image.to_str() else { return Err(exit::usage(NO_TARGET)) };
+    if Path::new(text).exists() {
+        return Err(exit::usage(format!("{text} is a file: give the snapshot with --to")));
     }
+    let Reference { name, at } = text.parse()?;
+    Ok((name, at))
 }
 
 /// True if a machine is named, and none of its disks.
@@ -107,19 +107,20 @@ fn describe(done: &RollbackOutcome, no_save: bool, seconds: f64) -> Page {
     } else {
         "from the tables alone: the file is unchanged since the last snapshot or rollback".into()
     };
-    if done.dry_run {
-        let title = format!("{image} would be rolled back to {to}  (dry run: nothing was changed)");
-        let saved = match no_save {
-            true => "nothing (--no-save)",
-            false => "the present state, unless a snapshot holds it",
-        };
-        return Page::new(title).rows(&[
-            ("write", written),
-            ("found", found),
-            ("save", saved.to_owned()),
-        ]);
-    }
     let resumed = if done.resumed { ", finishing an interrupted rollback" } else { "" };
+    if done.dry_run {
+        let title = format!("{image} would be rolled back to {to}{resumed}");
+        let title = format!("{title}  (dry run: nothing was changed)");
+        let saved = match done.saved {
+            Some(number) if done.resumed => {
+                format!("nothing more: {name}@{number} is the state before")
+            }
+            None if done.resumed => "nothing".to_owned(),
+            _ if no_save => "nothing (--no-save)".to_owned(),
+            _ => "the present state, unless a snapshot holds it".to_owned(),
+        };
+        return Page::new(title).rows(&[("write", written), ("found", found), ("save", saved)]);
+    }
     let saved = match done.saved {
         Some(number) => format!("the previous state, as {name}@{number}"),
         None if no_save => "nothing (--no-save)".into(),

@@ -1,6 +1,7 @@
 //! What the parser says: as one line, like every other error.
 
 use super::args::Args;
+use super::screen::Colours;
 use super::{exit, printer};
 use clap::CommandFactory;
 use clap::error::{Error, ErrorKind};
@@ -24,7 +25,10 @@ pub fn tell(error: &Error) -> ExitCode {
     let typed: Vec<String> =
         std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
     let is_json = typed.iter().take_while(|word| *word != "--").any(|word| word == "--json");
-    printer::wrong_usage(&message(error), &advice(error.kind(), &typed), is_json);
+    let is_plain = typed.iter().any(|word| word == "--color=never")
+        || typed.windows(2).any(|pair| pair == ["--color", "never"]);
+    let colours = if is_plain { Colours::Never } else { Colours::Auto };
+    printer::wrong_usage(&message(error), &advice(error.kind(), &typed), is_json, colours);
     ExitCode::from(exit::USAGE)
 }
 

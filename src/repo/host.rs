@@ -51,6 +51,8 @@ pub struct HostState {
     accepted: Arc<[AcceptedState]>,
     /// What was said of the owner of the repository.
     owner: OwnerGiven,
+    /// Nothing is kept.
+    only_looks: bool,
 }
 
 /// What is said of the owner of a repository, by who uses it.
@@ -99,7 +101,8 @@ impl HostState {
 
     fn in_store_of(store: Option<Arc<dyn Store>>, folder: Option<PathBuf>) -> Self {
         let (told, accepted) = (Arc::default(), Arc::default());
-        Self { host: this_host(), store, folder, told, accepted, owner: OwnerGiven::default() }
+        let (owner, only_looks) = (OwnerGiven::default(), false);
+        Self { host: this_host(), store, folder, told, accepted, owner, only_looks }
     }
 
     /// The same for which these states of repositories are right.
@@ -112,6 +115,12 @@ impl HostState {
     #[must_use]
     pub fn owned_by(self, owner: OwnerGiven) -> Self {
         Self { owner, ..self }
+    }
+
+    /// The same that remembers nothing of what it sees: who only completes a word has used nothing.
+    #[must_use]
+    pub fn only_looking(self) -> Self {
+        Self { only_looks: true, ..self }
     }
 
     pub(crate) fn owner(&self) -> &OwnerGiven {
@@ -210,6 +219,9 @@ impl HostState {
 
     /// Writes a record in a folder, durably, in the place of the one that is there.
     pub(crate) fn save_file(&self, name: &str, record: &impl Serialize) -> Result<()> {
+        if self.only_looks {
+            return Ok(());
+        }
         let store = self.store.as_ref().ok_or_else(nowhere)?;
         let bytes = serde_json::to_vec_pretty(record).map_err(|e| {
             Error::new(ErrorKind::InvalidInput, format!("cannot write the host state: {e}"))
@@ -227,7 +239,7 @@ impl HostState {
 
     /// Removes a record from a folder, durably, if it is there.
     pub(crate) fn remove_file(&self, folder: &str, name: &str) -> Result<()> {
-        let Some(store) = &self.store else { return Ok(()) };
+        let Some(store) = self.store.as_ref().filter(|_| !self.only_looks) else { return Ok(()) };
         let removed = store.remove(name).and_then(|()| store.sync_dir(folder));
         match removed {
             Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
@@ -252,7 +264,7 @@ impl HostState {
 
     /// Removes what saves that were killed have left in a folder, unless somebody may still be at it.
     pub(crate) fn tidy_folder(&self, folder: &str) {
-        let Some(store) = &self.store else { return };
+        let Some(store) = self.store.as_ref().filter(|_| !self.only_looks) else { return };
         let old = Timestamp::now().saturating_sub(OLD).unwrap_or_default();
         let listed = store.list_timed(folder).unwrap_or_default();
         let left = listed.iter().filter(|l| temporary_of(&l.name).is_some() && l.time < old);

@@ -272,7 +272,7 @@ impl Repository {
 
     /// With what files are compressed that are no new base: as new bases, or in the usual way.
     pub(crate) fn compression(&self) -> Compression {
-        self.config.defaults().map_or_else(|_| Compression::default(), |d| d.compression)
+        self.config.compression()
     }
 
     /// What `prune` keeps of an image.

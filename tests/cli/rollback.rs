@@ -48,7 +48,10 @@ fn a_reference_alone_says_what_and_where_to() {
     assert!(lab.run(&["rollback", "disk"]).misused().contains("missing snapshot"));
     // A file of that name is meant as a file.
     lab.write("disk@2", &states[1]);
-    lab.fails(FAILED, &["rollback", "disk@2"]);
+    let line = lab.fails(FAILED, &["rollback", "disk@2"]);
+    assert!(line.contains("disk@2 is a file: give the snapshot with --to"), "{line}");
+    let line = lab.fails(FAILED, &["rollback", "disk@2026-13-45"]);
+    assert!(line.contains("invalid time"), "{line}");
 }
 
 #[test]

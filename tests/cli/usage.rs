@@ -324,6 +324,8 @@ fn no_progress_bar_is_drawn_where_there_is_no_terminal() {
 /// What is offered for the last of these words, by the way that a shell asks.
 fn offered(lab: &Lab, words: &[&str]) -> Vec<String> {
     let mut command = lab.command(&[&["--", "imgsnap"], words].concat());
+    // Whoever types has used nothing yet, so nothing is remembered.
+    command.env("IMGSNAP_STATE", lab.path("state-of-completion"));
     command.env("IMGSNAP_COMPLETE", "bash").env("_CLAP_COMPLETE_INDEX", words.len().to_string());
     Run::of(&mut command).done().text().lines().map(str::to_owned).collect()
 }
@@ -346,6 +348,7 @@ fn completions_are_verbs_options_values_and_names() {
         (&["delete", "disk@1", "disk@f"], &["disk@fresh"]),
         (&["verify", "w"], &["web", "web@latest", "web@1"]),
         (&["rollback", "d"], &["disk", "disk.img"]),
+        (&["rollback", "disk@f"], &["disk@fresh"]),
         (&["diff", "web@1", "w"], &["web@latest", "web@1", "web.img"]),
         (&["snapshot", "--track", ""], &["auto", "reflink", "none"]),
         (&["snapshot", "disk.img", "--skip-u"], &["--skip-unchanged"]),
@@ -367,6 +370,8 @@ fn completions_are_verbs_options_values_and_names() {
     lab.done(&[&in_sealed[..], &["snapshot", "web.img"]].concat());
     assert_eq!(offered(&lab, &["--repo", &sealed, "list", "w"]), [""; 0]);
     assert_eq!(offered(&lab, &[&in_sealed[..], &["list", "w"]].concat()), ["web"]);
+    assert_eq!(offered(&lab, &[&in_sealed[..], &["show", "web@1"]].concat()), ["web@1"]);
+    assert!(!lab.exists("state-of-completion"));
 }
 
 #[test]

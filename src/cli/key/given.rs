@@ -110,7 +110,9 @@ impl FileOnly {
 impl KeySource for FileOnly {
     fn given(&self) -> Result<Option<Credential>> {
         keep_out_of_core_dumps();
-        self.0.as_deref().map(key_file_of).transpose()
+        // A pipe would be waited for.
+        let file = self.0.as_deref().filter(|path| path.is_file());
+        file.map(key_file_of).transpose()
     }
 }
 

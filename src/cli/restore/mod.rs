@@ -128,8 +128,7 @@ fn warn_of_rollback(request: &RestoreRequest, outcome: &RestoreOutcome, printer:
     if outcome.snapshot.before_rollback.is_some() && !is_exact {
         let (name, number) = (&request.name, outcome.snapshot.number);
         printer.warn(&format!(
-            "{name}@{number} is the state that a rollback saved before it changed the image; \
-             \"imgsnap list {name}\" shows the others"
+            "{name}@{number} was saved before a rollback; \"imgsnap list {name}\" shows the others"
         ));
     }
 }

@@ -68,6 +68,11 @@ impl Defaults {
         })
     }
 
+    /// The compression alone, whatever else the table has.
+    pub(super) fn compression_in(table: &Table) -> Option<Compression> {
+        table.get("compression")?.as_str()?.parse().ok()
+    }
+
     /// The table that says so.
     pub(super) fn table(&self) -> Table {
         let Self { block_size, digest, compression, part_size } = self;

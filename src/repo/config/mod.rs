@@ -7,6 +7,7 @@ pub(crate) mod owner;
 use crate::base::error::{Error, ErrorKind, Result};
 use crate::base::message::{Message, Verb, message};
 use crate::base::signing::OwnerKey;
+use crate::codec::Compression;
 use crate::repo::manifest::check_name;
 use crate::repo::policy::{Policy, PruneTable, SnapshotPolicy, SnapshotTable, invalid, table_at};
 use crate::store::Store;
@@ -208,6 +209,12 @@ impl Config {
             None => Ok(Defaults::default()),
         };
         read().map_err(|e: Error| e.or_hint(correct()))
+    }
+
+    /// With what files are compressed that are no new base: as new bases, or in the usual way.
+    pub(crate) fn compression(&self) -> Compression {
+        let table = self.new.as_ref().and_then(Value::as_table);
+        table.and_then(Defaults::compression_in).unwrap_or_default()
     }
 
     pub(crate) fn encode(&self) -> Result<String> {

@@ -24,7 +24,9 @@ fn config_comes_back_and_bad_ones_are_refused() {
         let error = Config::decode(bad).err().unwrap().to_string();
         assert!(error.starts_with(why), "{bad}: {error}");
     }
-    // Whoever makes no base does not need them.
+    // Whoever makes no base does not need them, and a right one counts beside a wrong one.
+    let wrong = text.replace("4096", "5000").replace("lz4", "none");
+    assert_eq!(Config::decode(&wrong).unwrap().compression(), Compression::None);
     for (bad, why) in [
         ("new = 7", "[new]: expected a table"),
         (&text.replace("4096", "\"x\""), "[new]: block_size: expected a number of bytes"),
