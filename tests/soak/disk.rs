@@ -46,8 +46,9 @@ impl Worker<'_> {
             order.start(self.world).end(self.world, &mut self.pace)
         };
         if !run.is_done() {
-            let is_clear =
-                run.err.contains("No space left on device") || run.err.contains("left; ");
+            let is_clear = ["No space left on device", "left; ", " of free space; "]
+                .iter()
+                .any(|said| run.err.contains(said));
             assert!(is_clear && run.code == Some(1), "{}: {:?}: {}", run.what, run.code, run.err);
             self.world.count("faults full-disk", 1);
         }
