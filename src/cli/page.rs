@@ -110,7 +110,7 @@ pub fn message_lines(message: &str, columns: Option<usize>) -> Vec<String> {
         }
     });
     let glued = pieces.collect::<Vec<String>>().join("\"");
-    wrapped(&glued, Some(columns)).into_iter().map(|line| line.replace(GLUE, " ")).collect()
+    wrapped(&glued, Some(columns)).into_iter().map(Cow::into_owned).collect()
 }
 
 /// Stands for a space at which a line is not broken: a character that no text has.

@@ -203,9 +203,8 @@ fn dropped_lines(pruned: &Pruned) -> Vec<String> {
     let mut lines: Vec<String> = labelled
         .map(|(s, label)| format!("dropped  {}@{}  {label}", pruned.name, s.number))
         .collect();
-    let others = pruned.decisions.iter().filter(|(s, keep)| keep.is_empty() && s.label.is_none());
-    let others: Vec<String> =
-        others.map(|(s, _)| format!("{}@{}", pruned.name, s.number)).collect();
+    let others = dropped(pruned).filter(|s| s.label.is_none());
+    let others: Vec<String> = others.map(|s| format!("{}@{}", pruned.name, s.number)).collect();
     let named = others.iter().take(MOST_NAMED).cloned().collect::<Vec<String>>().join(", ");
     match others.len().saturating_sub(MOST_NAMED) as u64 {
         _ if others.is_empty() => {}
@@ -215,11 +214,16 @@ fn dropped_lines(pruned: &Pruned) -> Vec<String> {
     lines
 }
 
-/// Snapshots that rules dropped, or would, though they have a label.
+/// Snapshots that rules dropped, or would.
+pub fn dropped(pruned: &Pruned) -> impl Iterator<Item = &Snapshot> {
+    // Those that the owner was asked to drop are there.
+    let dropped = pruned.decisions.iter().filter(|_| pruned.requested.is_none());
+    dropped.filter(|(_, keep)| keep.is_empty()).map(|(s, _)| s)
+}
+
+/// Those of them that have a label.
 pub fn dropped_with_labels(pruned: &Pruned) -> impl Iterator<Item = (&Snapshot, &str)> {
-    let dropped = pruned.decisions.iter().filter(|(_, keep)| keep.is_empty());
-    let dropped = dropped.filter(|_| pruned.requested.is_none());
-    dropped.filter_map(|(s, _)| s.label.as_deref().map(|label| (s, label)))
+    dropped(pruned).filter_map(|s| s.label.as_deref().map(|label| (s, label)))
 }
 
 /// What became of the space, or would.

@@ -166,8 +166,7 @@ fn dropped_text(pruned: &Pruned, usual: Option<&str>) -> String {
 }
 
 fn dropped_by(pruned: &Pruned) -> usize {
-    let dropped = pruned.decisions.iter().filter(|(_, keep)| keep.is_empty());
-    if pruned.requested.is_some() { 0 } else { dropped.count() }
+    prune::dropped(pruned).count()
 }
 
 fn to_json(watched: &Watched) -> Value {

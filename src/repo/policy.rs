@@ -140,7 +140,7 @@ pub(crate) fn table_at<'a>(value: Option<&'a Value>, place: &str) -> Result<Opti
     value.map(table).transpose().map_err(|e| e.at(place))
 }
 
-fn text(value: &Value) -> Result<&str> {
+pub(crate) fn text(value: &Value) -> Result<&str> {
     value.as_str().ok_or_else(|| invalid("expected a string"))
 }
 

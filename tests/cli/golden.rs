@@ -6,7 +6,8 @@
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that fails says where")]
 
-use crate::support::{disk, noise, skipped, spawn, trusts_times};
+use crate::support::{build_shim, disk, has_cc, no_fork, noise, skipped, spawn, trusts_times};
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::pty::{Winsize, openpty};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -18,7 +19,7 @@ use std::io::Read;
 use std::num::NonZero;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use tempfile::TempDir;
 
@@ -190,6 +191,7 @@ impl<'a> Stage<'a> {
     fn new(clock: &'a Path, stream: &'a Stream) -> Self {
         let mut folder = tempfile::Builder::new();
         let folder = folder.prefix("imgsnap-output-").rand_bytes(6).tempdir_in("/tmp").unwrap();
+        let _calm = no_fork();
         for (name, bytes) in [
             ("vm.img", [disk(1, 1 << 20), vec![0; 3 << 20]].concat()),
             ("data.img", noise(2, 1 << 20)),
@@ -222,6 +224,8 @@ impl<'a> Stage<'a> {
 
     /// What a command prints, as it is shown.
     fn output(&self, hours: u64, line: &str) -> String {
+        // No other program inherits them: there is an end only once nobody can write.
+        let calm = no_fork();
         let (from, to) = match self.stream.columns {
             Some(columns) => {
                 let size = Winsize { ws_row: 50, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
@@ -230,6 +234,10 @@ impl<'a> Stage<'a> {
             }
             None => nix::unistd::pipe().unwrap(),
         };
+        for end in [&from, &to] {
+            fcntl(end, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).unwrap();
+        }
+        drop(calm);
         let mut command = self.command(hours, line);
         command.stdout(to.try_clone().unwrap()).stderr(to);
         let mut child = spawn(&mut command);
@@ -346,24 +354,14 @@ fn pages(clock: &Path, stream: &Stream) -> Vec<(&'static str, &'static str, Stri
     outputs
 }
 
-fn built_clock(folder: &Path) -> Option<PathBuf> {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cli/clock.c");
-    let clock = folder.join("clock.so");
-    let mut cc = Command::new("cc");
-    cc.args(["-shared", "-fPIC", "-O1", "-o"]).arg(&clock).arg(source);
-    spawn_if_there(&mut cc)?.then_some(clock)
-}
-
-fn spawn_if_there(command: &mut Command) -> Option<bool> {
-    Some(command.status().ok()?.success())
-}
-
 #[test]
 fn all_output_is_exactly_this() {
     let folder = tempfile::tempdir().unwrap();
-    let Some(clock) = built_clock(folder.path()) else {
-        return skipped("golden", "no cc here");
-    };
+    let clock = folder.path().join("clock.so");
+    if !has_cc("golden") {
+        return;
+    }
+    assert!(build_shim("clock.c", &clock));
     if !trusts_times(Path::new("/tmp")) {
         return skipped("golden", "the times of files in /tmp are not trusted, which is then told");
     }
@@ -389,13 +387,14 @@ fn all_output_is_exactly_this() {
         }
     }
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/output");
-    if std::env::var_os("IMGSNAP_BLESS").is_some() {
+    let is_blessing = std::env::var_os("IMGSNAP_BLESS").is_some();
+    if is_blessing {
         std::fs::remove_dir_all(&fixtures).ok();
         std::fs::create_dir_all(&fixtures).unwrap();
     }
     for (page, text) in texts {
         let path = fixtures.join(format!("{page}.txt"));
-        if std::env::var_os("IMGSNAP_BLESS").is_some() {
+        if is_blessing {
             std::fs::write(&path, &text).unwrap();
         }
         let golden = std::fs::read_to_string(&path).unwrap_or_default();

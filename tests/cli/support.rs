@@ -60,6 +60,26 @@ pub fn spawn(command: &mut Command) -> Child {
     command.spawn().unwrap()
 }
 
+/// True if there is a C compiler; otherwise says that a test is skipped.
+pub fn has_cc(test: &str) -> bool {
+    let mut trial = Command::new("sh");
+    let is_there = spawn(trial.args(["-c", "command -v cc > /dev/null"])).wait();
+    let is_there = is_there.is_ok_and(|status| status.success());
+    if !is_there {
+        skipped(test, "no cc here");
+    }
+    is_there
+}
+
+/// Builds what stands before the C library, from a source beside the tests; false if that fails.
+#[must_use]
+pub fn build_shim(source: &str, shim: &Path) -> bool {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cli").join(source);
+    let mut cc = Command::new("cc");
+    cc.args(["-shared", "-fPIC", "-o"]).arg(shim).arg(source);
+    spawn(&mut cc).wait().is_ok_and(|status| status.success())
+}
+
 /// A folder to work in, removed at the end. Its repository is `repo`, and need not be there yet.
 pub struct Lab {
     folder: TempDir,

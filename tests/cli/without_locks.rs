@@ -1,7 +1,7 @@
 //! A repository that is used without locks (FORMAT.md P10): as on a network file system, on which `.shared` is put
 //! first.
 
-use crate::support::{FAILED, Lab, Run, integer, noise, skipped, spawn};
+use crate::support::{FAILED, Lab, Run, build_shim, has_cc, integer, noise, spawn};
 use std::process::{Command, Stdio};
 
 /// A repository on which nobody relies on locks.
@@ -87,31 +87,16 @@ fn without(lab: &Lab, kinds: &str, errno: i32, args: &[&str]) -> Option<Run> {
 fn command_without(lab: &Lab, kinds: &str, errno: i32, args: &[&str]) -> Option<Command> {
     let shim = lab.path("no_locks.so");
     if !shim.exists() {
-        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/cli/no_locks.c");
-        let mut cc = Command::new("cc");
-        cc.args(["-shared", "-fPIC", "-o"]).arg(&shim).arg(source);
-        if !spawn(&mut cc).wait().is_ok_and(|status| status.success()) {
-            return None;
-        }
+        build_shim("no_locks.c", &shim).then_some(())?;
     }
     let mut command = lab.command(args);
     command.env("LD_PRELOAD", &shim).env("IMGSNAP_NO_LOCKS", format!("{errno} {kinds}"));
     Some(command)
 }
 
-fn has_cc() -> bool {
-    let mut trial = Command::new("sh");
-    let is_there = spawn(trial.args(["-c", "command -v cc > /dev/null"])).wait();
-    let is_there = is_there.is_ok_and(|status| status.success());
-    if !is_there {
-        skipped("without_locks", "no cc here");
-    }
-    is_there
-}
-
 #[test]
 fn where_nothing_can_be_locked_readers_go_on_with_a_warning_and_writers_refuse() {
-    if !has_cc() {
+    if !has_cc("without_locks") {
         return;
     }
     let (lab, states) = Lab::with_snapshots(2);
@@ -170,7 +155,7 @@ fn where_nothing_can_be_locked_readers_go_on_with_a_warning_and_writers_refuse()
 
 #[test]
 fn where_only_bytes_or_leases_cannot_be_locked_all_goes_on() {
-    if !has_cc() {
+    if !has_cc("without_locks") {
         return;
     }
     for errno in ERRNOS {
@@ -194,7 +179,7 @@ fn where_only_bytes_or_leases_cannot_be_locked_all_goes_on() {
 /// A first use knows of no lock either: what is put decides.
 #[test]
 fn a_repository_is_made_where_nothing_can_be_locked_if_it_is_said_to_be_shared() {
-    if !has_cc() {
+    if !has_cc("without_locks") {
         return;
     }
     let lab = Lab::bare();
@@ -211,7 +196,7 @@ fn a_repository_is_made_where_nothing_can_be_locked_if_it_is_said_to_be_shared()
 /// The locks of a host say nothing of another one: who loses the race takes nothing of the winner's back.
 #[test]
 fn first_uses_by_several_hosts_at_once_all_find_what_the_first_has_made() {
-    if !has_cc() {
+    if !has_cc("without_locks") {
         return;
     }
     let lab = Lab::new();

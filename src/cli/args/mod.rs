@@ -411,7 +411,7 @@ pub struct Rollback {
     #[arg(value_name = "IMAGE|NAME")]
     pub image: OsString,
     /// Snapshot to return to, as NAME@WHICH or @WHICH
-    #[arg(long, value_name = "REF", required = false)]
+    #[arg(long, value_name = "REF")]
     pub to: Option<String>,
     /// Do not save the present state in a snapshot first
     #[arg(long)]

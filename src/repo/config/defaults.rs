@@ -4,7 +4,7 @@ use crate::base::digest::DigestAlgorithm;
 use crate::base::error::{Error, Result};
 use crate::base::units::{BlockSize, PartSize};
 use crate::codec::Compression;
-use crate::repo::policy::invalid;
+use crate::repo::policy::{invalid, text};
 use std::fmt;
 use toml::{Table, Value};
 
@@ -97,8 +97,4 @@ fn given<'a>(table: &'a Table, key: &str) -> Result<&'a Value> {
 fn bytes(value: &Value) -> Result<u64> {
     let bytes = value.as_integer().and_then(|bytes| u64::try_from(bytes).ok());
     bytes.ok_or_else(|| invalid("expected a number of bytes, such as 4096"))
-}
-
-fn text(value: &Value) -> Result<&str> {
-    value.as_str().ok_or_else(|| invalid("expected a string"))
 }
